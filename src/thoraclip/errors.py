@@ -1,0 +1,87 @@
+"""What can go wrong, as one tree.
+
+Every error that a user can mend is a `ThoraclipError`. Its message is one line: the file, the value, the rule, the
+remedy. The command line prints that line and ends with exit code 2; nothing else in the package catches it.
+
+    ThoraclipError
+     +- ConfigError        a setting is unknown or out of range
+     +- InputError         a file or folder that was named is missing, empty or of the wrong kind
+     +- ManifestError      a table does not follow its schema
+     |   +- LeakError      one patient or picture on both sides of a split
+     +- ImageError         a file cannot be decoded, or its range is not what it declares
+     +- ModelError         a model cannot be found, or its weights are incomplete
+     +- MismatchError      two artefacts do not belong together (labels, encoder, preprocessing)
+     +- ParityError        the exported model does not reproduce the original
+     +- MissingExtraError  an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "ImageError",
+    "InputError",
+    "LeakError",
+    "ManifestError",
+    "MismatchError",
+    "MissingExtraError",
+    "ModelError",
+    "ParityError",
+    "ThoraclipError",
+    "did_you_mean",
+]
+
+
+class ThoraclipError(Exception):
+    """Base of all errors that the user can mend."""
+
+
+class ConfigError(ThoraclipError):
+    """A setting is unknown or out of range."""
+
+
+class InputError(ThoraclipError):
+    """A file or folder that was named is missing, empty or of the wrong kind."""
+
+
+class ManifestError(ThoraclipError):
+    """A table does not follow its schema."""
+
+
+class LeakError(ManifestError):
+    """One patient or picture stands on both sides of a split."""
+
+
+class ImageError(ThoraclipError):
+    """A file cannot be decoded, or its range is not what it declares."""
+
+
+class ModelError(ThoraclipError):
+    """A model cannot be found, or its weights are incomplete."""
+
+
+class MismatchError(ThoraclipError):
+    """Two artefacts do not belong together."""
+
+
+class ParityError(ThoraclipError):
+    """The exported model does not reproduce the original."""
+
+
+class MissingExtraError(ThoraclipError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"'{package}' is not installed; mend it with: pip install 'thoraclip[{extra}]'")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known name, else `; known: a, b, c`."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{next(n for n in names if n.lower() == near[0])}'?"
+    return f"; known: {', '.join(names)}"
