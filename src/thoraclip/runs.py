@@ -1,0 +1,152 @@
+"""A run folder: resolved config, provenance, metrics, and files that appear whole or not at all.
+
+Nothing in a run folder depends on the clock or on where the folder lies, so that a run that was killed and continued
+is the same, byte for byte, as one that was not. Durations are printed, not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from thoraclip.errors import InputError
+
+__all__ = ["RunFolder", "atomic_open", "canonical_json", "digest", "provenance", "write_json", "write_text"]
+
+_REPORTED_PACKAGES = (
+    "thoraclip", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pyarrow", "pillow", "pydicom",
+)  # fmt: skip
+
+
+@contextmanager
+def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Write to a temporary neighbour and rename it over `path` only when the block ends without an error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+    temporary = Path(name)
+    try:
+        encoding = None if "b" in mode else "utf-8"
+        with os.fdopen(handle, mode, encoding=encoding, newline=None if "b" in mode else "\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with atomic_open(path, "w") as stream:
+        stream.write(text)
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write readable JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON-able value, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def provenance(*, seed: int | None = None, inputs: Mapping[str, str] | None = None) -> dict[str, object]:
+    """What a reader needs to repeat a run: versions, platform, commit of the package, seed, hashes of the inputs.
+
+    Args:
+        seed: the one seed of the run; `None` when nothing is random.
+        inputs: name -> SHA-256 (or fingerprint) of every artefact that was read.
+    """
+    versions = {}
+    for name in _REPORTED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+        "commit": _package_commit(),
+        "seed": seed,
+        "inputs": dict(sorted((inputs or {}).items())),
+    }
+
+
+def _package_commit() -> str | None:
+    """Commit of the checkout that the package was imported from; `None` for an installed wheel."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One folder of one run.
+
+    `config.toml` is written first, `done.json` last: it holds the fingerprint of everything that the result depends
+    on, so a later call can tell whether the run is there and still valid.
+    """
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Path of a file inside the folder."""
+        return self.path / name
+
+    def is_done(self, fingerprint: str) -> bool:
+        """True when the run ended, with this very fingerprint."""
+        try:
+            return bool(json.loads(self.file("done.json").read_text(encoding="utf-8"))["fingerprint"] == fingerprint)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def start(self, config_toml: str, provenance: Mapping[str, object]) -> None:
+        """Create the folder and write what is known before the work; an earlier end mark is taken away."""
+        self.file("done.json").unlink(missing_ok=True)
+        write_text(self.file("config.toml"), config_toml)
+        write_json(self.file("provenance.json"), dict(provenance))
+
+    def write_metrics(self, rows: list[Mapping[str, object]]) -> None:
+        """Write `metrics.jsonl`, one JSON object a line."""
+        write_text(self.file("metrics.jsonl"), "".join(canonical_json(row) + "\n" for row in rows))
+
+    def finish(self, fingerprint: str) -> None:
+        """Mark the run as complete."""
+        write_json(self.file("done.json"), {"schema": 1, "fingerprint": fingerprint})
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total); the command line draws it."""
+
+
+def is_terminal() -> bool:
+    """True when a person watches standard error."""
+    return sys.stderr.isatty()

@@ -1,0 +1,61 @@
+"""Parquet with a schema number, written whole or not at all and always the same bytes for the same table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thoraclip.errors import InputError, ManifestError
+from thoraclip.runs import atomic_open, canonical_json
+
+__all__ = ["file_sha256", "read_table", "write_table"]
+
+_KEY = b"thoraclip"
+
+
+def write_table(path: Path, table: pa.Table, *, kind: str, schema: int, meta: Mapping[str, object] | None = None) -> None:
+    """Write `table` as Parquet with its kind, schema number and metadata in the file's header."""
+    header = {"kind": kind, "schema": schema, "meta": dict(meta or {})}
+    table = table.replace_schema_metadata({_KEY: canonical_json(header).encode()})
+    with atomic_open(path) as stream:
+        pq.write_table(table, stream, compression="zstd", store_schema=True)
+
+
+def read_table(path: Path, *, kind: str, newest_schema: int) -> tuple[pa.Table, dict[str, object]]:
+    """Read a table of one kind; returns the table and its metadata.
+
+    Raises:
+        InputError: the file is missing.
+        ManifestError: not Parquet, another kind of table, or written by a newer version.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such {kind} file; name an existing one (.parquet)")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path}: not a readable Parquet file ({_first_line(error)}); write it again") from error
+    header = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    if header.get("kind") != kind:
+        found = header.get("kind") or "table that this package did not write"
+        raise ManifestError(f"{path}: holds a {found}, not a {kind}; name a {kind} file")
+    if int(header["schema"]) > newest_schema:
+        raise ManifestError(
+            f"{path}: schema {header['schema']} is newer than {newest_schema}, the newest this version reads; "
+            "upgrade thoraclip"
+        )
+    return table.replace_schema_metadata(None), dict(header["meta"])
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
