@@ -1,0 +1,30 @@
+"""Adapters from a folder on disk to candidate rows, one per layout.
+
+An adapter only lists: it opens no picture. `data.index` reads the pictures, sets the unreadable ones aside and
+builds the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from thoraclip.data.layouts.covid_qu_ex import find_covid_qu_ex
+from thoraclip.data.layouts.csv import find_csv
+from thoraclip.data.layouts.folders import find_folders
+from thoraclip.data.layouts.listing import CsvColumns, Listing, split_name
+from thoraclip.errors import ConfigError, did_you_mean
+
+__all__ = ["LAYOUTS", "CsvColumns", "Listing", "find_layout", "split_name"]
+
+LAYOUTS: Mapping[str, Callable[..., Listing]] = {
+    "covid-qu-ex": find_covid_qu_ex,
+    "csv": find_csv,
+    "folders": find_folders,
+}
+
+
+def find_layout(name: str) -> Callable[..., Listing]:
+    """The adapter of a layout; raises ConfigError for an unknown name."""
+    if name not in LAYOUTS:
+        raise ConfigError(f"unknown layout '{name}'{did_you_mean(name, LAYOUTS)}")
+    return LAYOUTS[name]

@@ -1,0 +1,111 @@
+"""A CSV file that lists the images under a root, with any names of columns."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from thoraclip.data.layouts.listing import CsvColumns, Listing, require_folder, split_name
+from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
+
+__all__ = ["find_csv"]
+
+_UNKNOWN = {"", "na", "n/a", "nan", "none", "null", "unknown"}
+
+
+def find_csv(root: Path, *, csv_file: Path | None = None, columns: CsvColumns | None = None, **_: object) -> Listing:
+    """List the rows of a CSV file; paths and masks are relative to `root`, other columns are kept as text.
+
+    Raises:
+        InputError: no such folder or file.
+        ConfigError: `csv_file` was not given, or a named column is not in it.
+        ManifestError: an unknown split word, or a multi-label value (`A|B`).
+    """
+    require_folder(root)
+    if csv_file is None:
+        raise ConfigError("layout 'csv' needs the table: --csv FILE")
+    if not csv_file.is_file():
+        raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
+    columns = columns or CsvColumns()
+    listing = Listing()
+    with csv_file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        header = reader.fieldnames or []
+        chosen = _chosen_columns(columns, header, csv_file)
+        try:
+            for line, record in enumerate(reader, start=2):
+                _add_row(listing, root, record, chosen, where=f"{csv_file}:{line}")
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ManifestError(f"{csv_file}: not a readable CSV file ({error}); mend the file") from error
+    return listing
+
+
+def _chosen_columns(columns: CsvColumns, header: Any, csv_file: Path) -> dict[str, str]:
+    """Manifest column -> CSV column: the named ones, and those that already bear the manifest's name."""
+    chosen = {}
+    for field in fields(columns):
+        name = getattr(columns, field.name)
+        if name is None and field.name in header:
+            name = field.name
+        if name is None:
+            continue
+        if name not in header:
+            flag = field.name.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
+            raise ConfigError(f"{csv_file}: no column '{name}' for '{field.name}'{did_you_mean(name, header)} (--{flag}-column NAME)")
+        chosen[field.name] = name
+    return chosen
+
+
+def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[str, str], *, where: str) -> None:
+    values = {name: _known(record.get(column)) for name, column in chosen.items()}
+    path = values["path"]
+    if path is None:
+        listing.set_aside.append((where, "no path in this row"))
+        return
+    if Path(path).is_absolute():
+        if not Path(path).is_relative_to(root.resolve()):
+            raise ManifestError(f"{where}: path '{path}' lies outside {root}; give the folder above it as ROOT")
+        path = Path(path).relative_to(root.resolve()).as_posix()
+    row: dict[str, Any] = {k: v for k, v in record.items() if k is not None and k not in chosen.values()}
+    row = {(f"csv_{k}" if k in {"sha256", "phash", "width", "height", "mode", "format", "fold"} else k): v or None for k, v in row.items()}
+    row |= values | {"path": path, "image_id": values.get("image_id") or path}
+    row["label"] = _single_label(values["label"], where)
+    row["split"] = _split(values.get("split"), where)
+    row["age_years"] = _age(listing, values.get("age_years"), where)
+    for name in ("lung_mask", "infection_mask"):
+        if row.get(name) and not (root / row[name]).is_file():
+            listing.notes.append(f"no mask: {row[name]} is missing ({where})")
+            row[name] = None
+    listing.rows.append(row)
+
+
+def _known(value: str | None) -> str | None:
+    return None if value is None or value.strip().lower() in _UNKNOWN else value.strip()
+
+
+def _single_label(label: str | None, where: str) -> str | None:
+    if label is not None and "|" in label:
+        raise ManifestError(f"{where}: label '{label}' names several classes; only single-label data are supported: keep one per image")
+    return label
+
+
+def _split(word: str | None, where: str) -> str | None:
+    if word is None:
+        return None
+    split = split_name(word)
+    if split is None:
+        raise ManifestError(f"{where}: split '{word}' is unknown; use train, val or test")
+    return split
+
+
+def _age(listing: Listing, text: str | None, where: str) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"0*(\d{1,3}(?:\.\d+)?)\s*[Yy]?", text)  # DICOM writes 045Y
+    if match is None:
+        listing.notes.append(f"age '{text}' is not a number of years; taken as unknown ({where})")
+        return None
+    return float(match.group(1))

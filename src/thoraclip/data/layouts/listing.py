@@ -1,0 +1,96 @@
+"""What every layout adapter returns, and the words that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thoraclip.errors import InputError
+from thoraclip.imaging import IMAGE_SUFFIXES
+
+__all__ = ["CsvColumns", "Listing", "image_files", "is_image_name", "relative", "require_folder", "split_name", "sub_folders"]
+
+_SPLIT_WORDS = {
+    "train": "train", "training": "train", "tr": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvColumns:
+    """Names of the columns of a CSV file that feed the manifest's columns; `None` where the file has none."""
+
+    path: str = "path"
+    label: str = "label"
+    image_id: str | None = None
+    split: str | None = None
+    patient: str | None = None
+    source: str | None = None
+    view: str | None = None
+    sex: str | None = None
+    age_years: str | None = None
+    lung_mask: str | None = None
+    infection_mask: str | None = None
+
+
+@dataclass
+class Listing:
+    """Candidates found under a root; everything that was seen stands in one of the lists.
+
+    Args:
+        rows: manifest fields known without opening the picture (`image_id`, `path`, `label`, `split`, masks, ...).
+        set_aside: (path, reason) of pictures that are known to be unusable already.
+        unknown_folders: folders that the layout does not explain, with the number of files below them.
+        other_files: files that are not pictures.
+        notes: repeats, joins and conflicts, one line each.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    set_aside: list[tuple[str, str]] = field(default_factory=list)
+    unknown_folders: list[tuple[str, int]] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def require_folder(root: Path) -> None:
+    """Raise InputError unless `root` is a folder."""
+    if not root.exists():
+        raise InputError(f"{root}: no such folder; name the folder that holds the images")
+    if not root.is_dir():
+        raise InputError(f"{root}: not a folder; name the folder that holds the images")
+
+
+def split_name(word: str | None) -> str | None:
+    """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
+    return _SPLIT_WORDS.get(word.strip().lower()) if word else None
+
+
+def sub_folders(folder: Path) -> list[Path]:
+    """Visible sub-folders, sorted by name."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def image_files(folder: Path, *, recursive: bool = False) -> tuple[list[Path], list[Path]]:
+    """(pictures, other files) of a folder, sorted; told apart by name, and by content where there is no ending."""
+    pattern = "**/*" if recursive else "*"
+    files = sorted(f for f in folder.glob(pattern) if f.is_file() and not f.name.startswith("."))
+    pictures = [f for f in files if is_image_name(f)]
+    chosen = set(pictures)
+    return pictures, [f for f in files if f not in chosen]
+
+
+def is_image_name(path: Path) -> bool:
+    """True for a picture's ending, and for a file without ending that begins like DICOM."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():  # DICOM files are often named by a UID: 1.2.840.113619
+        return False
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def relative(path: Path, root: Path) -> str:
+    """POSIX path below the root."""
+    return path.relative_to(root).as_posix()

@@ -1,0 +1,160 @@
+"""What is chosen for a phantom before anything is drawn: patient, exposure, confounders, finding; and its caption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from thoraclip.data.phantom_body import Body, Pose
+from thoraclip.data.phantom_lines import DEVICES
+
+__all__ = ["CLASSES", "PLANTED", "SHORTCUTS", "choose_attributes", "choose_pose", "describe"]
+
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+SHORTCUTS = ("marker", "border", "exposure", "device", "texture")
+
+PLANTED: dict[str, dict[str, object]] = {
+    "marker": {"COVID-19": "AP PORTABLE", "Non-COVID": "R", "Normal": "L"},
+    "border": {"COVID-19": "wide", "Non-COVID": "narrow", "Normal": "none"},
+    "exposure": {"COVID-19": "under", "Non-COVID": "normal", "Normal": "over"},
+    "device": {"COVID-19": ("ECG leads",), "Non-COVID": ("central venous line",), "Normal": ()},
+    "texture": {"COVID-19": "grainy", "Non-COVID": "standard", "Normal": "smooth"},
+}
+"""The confounder's value that a planted shortcut ties to each class."""
+
+_ATTRIBUTE = {"marker": "marker", "border": "border", "exposure": "exposure", "device": "devices", "texture": "texture"}
+
+
+def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
+    return str(rng.choice(list(weights), p=list(weights.values())))
+
+
+def choose_attributes(
+    label: str, body: Body, *, rng: np.random.Generator, difficulty: float, shortcut: str = "",
+    shortcut_strength: float = 0.0,
+) -> dict[str, object]:
+    """Choose an image's attributes; apart from a planted shortcut and the finding, nothing looks at `label`.
+
+    The number of draws does not depend on the label, so a clean set is independent of the class by construction.
+
+    Args:
+        label: one of `CLASSES`.
+        body: the patient.
+        rng: the image's generator; `draw_phantom` goes on with it.
+        difficulty: only noted.
+        shortcut: "" or one of `SHORTCUTS`.
+        shortcut_strength: probability that the class determines the confounder, 0..1.
+    """
+    view = _pick(rng, {"PA": 0.55, "AP": 0.45})
+    portable = view == "AP"
+    marker = _pick(rng, {"AP PORTABLE": 0.40, "L": 0.22, "R": 0.23, "": 0.15} if portable else {"L": 0.42, "R": 0.33, "": 0.25})
+    chance = (0.45, 0.28, 0.16, 0.06) if portable else (0.05, 0.04, 0.0, 0.05)
+    held = rng.uniform(size=len(DEVICES))
+    attributes: dict[str, object] = {
+        "view": view, "sex": body.sex, "age_years": body.age_years, "build": body.build,
+        "exposure": _pick(rng, {"under": 0.25, "normal": 0.5, "over": 0.25}),
+        "texture": _pick(rng, {"smooth": 0.3, "standard": 0.4, "grainy": 0.3}),
+        "rotation_degrees": round(float(np.clip(rng.normal(0, 3.5 if portable else 1.5), -9, 9)), 1),
+        "turn": round(float(np.clip(rng.normal(0, 0.6 if portable else 0.3), -1.4, 1.4)), 2),
+        "inspiration": round(float(np.clip(rng.normal(0, 1), -2, 2)), 2),
+        "devices": tuple(name for name, p, u in zip(DEVICES, chance, held, strict=True) if u < p),
+        "marker": marker,
+        "border": _pick(rng, {"none": 0.5, "narrow": 0.3, "wide": 0.2}),
+        "difficulty": difficulty, "shortcut": shortcut, "shortcut_strength": shortcut_strength,
+    }
+    planted = bool(rng.uniform() < shortcut_strength) and bool(shortcut)
+    attributes["shortcut_planted"] = planted
+    if planted:
+        attributes[_ATTRIBUTE[shortcut]] = PLANTED[shortcut][label]
+    return attributes | _choose_finding(label, rng)
+
+
+def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, object]:
+    """Side (the patient's own), zone and severity (thickness relative to the typical lesion, 0.45..2.2) of the finding."""
+    side = _pick(rng, {"right": 0.5, "left": 0.5})
+    zone = _pick(rng, {"upper": 0.27, "middle": 0.25, "lower": 0.48})
+    severity = round(float(np.exp(np.clip(rng.normal(0, 0.33), -0.8, 0.8))), 3)
+    if label == "COVID-19":
+        side, zone = "both", "peripheral"
+    elif label == "Normal":
+        side, zone, severity = "", "", 0.0
+    return {"finding_side": side, "finding_zone": zone, "finding_severity": severity}
+
+
+def choose_pose(attributes: dict[str, object], rng: np.random.Generator) -> Pose:
+    """Turn the chosen attributes into the geometry of one exposure."""
+    return Pose(
+        rotation_degrees=float(str(attributes["rotation_degrees"])), turn=float(str(attributes["turn"])),
+        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)), shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
+        zoom=float(rng.uniform(0.90, 1.10)), breath=0.035 * float(str(attributes["inspiration"])),
+        supine=attributes["view"] == "AP",
+    )
+
+
+_VIEWS = {
+    "PA": ("posteroanterior chest radiograph", "PA chest X-ray", "upright PA view of the chest", "frontal PA chest film"),
+    "AP": ("anteroposterior chest radiograph", "AP chest X-ray", "supine AP view of the chest", "bedside AP chest film"),
+}
+_BUILDS = {
+    "slim": ("a slim patient", "a thin patient", "a patient of slight build"),
+    "average": ("a patient of average build", "an average-sized patient", "a patient of medium build"),
+    "large": ("a large patient", "a heavy patient", "a patient of large build"),
+}
+_EXPOSURES = {
+    "under": ("underexposed, rather bright", "pale and underexposed", "a little underpenetrated"),
+    "normal": ("well exposed", "properly exposed", "with good exposure"),
+    "over": ("overexposed, rather dark", "dark and overexposed", "a little overpenetrated"),
+}
+_DEVICES = {
+    "ECG leads": ("ECG leads", "monitoring electrodes and wires", "electrocardiogram leads"),
+    "central venous line": ("a central venous line", "a central catheter", "a venous catheter"),
+    "endotracheal tube": ("an endotracheal tube", "a breathing tube", "a tracheal tube"),
+    "pacemaker": ("a pacemaker", "a pacemaker box with its wire", "an implanted pacemaker"),
+}
+_BORDERS = {
+    "none": ("", "full field", "no black border"),
+    "narrow": ("a narrow black border", "a thin dark frame"),
+    "wide": ("a wide black border", "a broad dark frame"),
+}
+_TEXTURES = {
+    "smooth": ("", "smooth image", "little noise"), "standard": ("", ""), "grainy": ("", "grainy image", "visible noise"),
+}
+
+
+def describe(attributes: dict[str, object], rng: np.random.Generator) -> str:
+    """Caption view, build, exposure, devices, markers, border and rotation in varied words; never the disease.
+
+    Args:
+        attributes: as in `Phantom.attributes`; its finding and label are not read.
+        rng: chooses among synonyms and orders.
+
+    Returns:
+        One sentence of 10 to 45 words, such as "AP chest X-ray of a slim patient, well exposed, with ECG leads."
+    """
+
+    def say(words: Sequence[str]) -> str:
+        return str(rng.choice(words))
+
+    sex = {"F": ("woman", "female"), "M": ("man", "male")}[str(attributes["sex"])]
+    who = say(_BUILDS[str(attributes["build"])])
+    if rng.uniform() < 0.4:
+        who = f"{who}, {attributes['age_years']} year old {say(sex)}"
+    parts = [say(_EXPOSURES[str(attributes["exposure"])])]
+    devices = attributes["devices"]
+    names = [say(_DEVICES[str(name)]) for name in devices] if isinstance(devices, (tuple, list)) else []
+    parts.append("with " + " and ".join(names) if names else say(["no lines or tubes", "without devices", "no devices"]))
+    marker = str(attributes["marker"])
+    if marker:
+        parts.append(say([f"marked {marker}", f"{marker} marker", f"letters {marker} in the corner"]))
+    else:
+        parts.append(say(["", "no marker", "without a side marker"]))
+    angle = float(str(attributes["rotation_degrees"]))
+    way = "clockwise" if angle > 0 else "counterclockwise"
+    parts.append(say([f"rotated {way}", f"tilted {way}"]) if math.fabs(angle) > 2.5 else say(["", "straight", "not rotated"]))
+    parts += [say(_BORDERS[str(attributes["border"])]), say(_TEXTURES[str(attributes["texture"])])]
+    order = rng.permutation(len(parts))
+    said = ", ".join(parts[i] for i in order if parts[i])
+    text = f"{say(_VIEWS[str(attributes['view'])])} of {who}, {said}."
+    return text[0].upper() + text[1:]

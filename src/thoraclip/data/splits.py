@@ -1,0 +1,103 @@
+"""Folds and train/val/test parts: stratified by class, grouped by patient, a pure function of the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.errors import ConfigError, ManifestError
+from thoraclip.tables.manifest import SPLITS, Manifest
+
+__all__ = ["assign_groups", "hold_out", "patient_groups", "split_folds", "split_fractions"]
+
+
+def patient_groups(manifest: Manifest) -> list[str]:
+    """One key per image: its patient, or the image itself where the patient is unknown."""
+    pairs = zip(manifest.column("patient"), manifest.column("image_id"), strict=True)
+    return [f"patient:{patient}" if patient is not None else f"image:{image}" for patient, image in pairs]
+
+
+def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
+    """A new manifest with `fold` in 0..folds-1 for every labelled image and no split.
+
+    Raises:
+        ConfigError: fewer than two folds.
+        ManifestError: a class with fewer patients than folds.
+    """
+    if folds < 2:
+        raise ConfigError(f"folds = {folds}: two or more are needed")
+    part = _parts(manifest, [1 / folds] * folds, seed)
+    known = [label is not None for label in manifest.column("label")]
+    fold = [int(p) if k else None for p, k in zip(part, known, strict=True)]
+    return manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest)).with_columns(fold=fold)
+
+
+def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int) -> Manifest:
+    """A new manifest with `split` train, val and test by the given fractions, and no fold.
+
+    Raises:
+        ConfigError: not three positive fractions that sum to 1.
+        ManifestError: a class with fewer patients than parts.
+    """
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed")
+    part = _parts(manifest, fractions, seed)
+    known = [label is not None for label in manifest.column("label")]
+    split = [SPLITS[p] if k else None for p, k in zip(part, known, strict=True)]
+    return manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest)).with_columns(split=split)
+
+
+def hold_out(targets: npt.NDArray[np.int64], groups: Sequence[str], *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """bool[N]: True for the images of a stratified, grouped part of about `fraction` of all."""
+    return assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1
+
+
+def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
+    labels = manifest.label_set()
+    targets, groups = manifest.targets(labels), patient_groups(manifest)
+    for index, name in enumerate(labels.names):
+        patients = len({group for group, target in zip(groups, targets, strict=True) if target == index})
+        if patients < len(weights):
+            raise ManifestError(
+                f"class '{name}' has {patients} patients (or images of unknown patients) for {len(weights)} parts; "
+                "add images, drop the class or ask for fewer parts"
+            )
+    return assign_groups(targets, groups, weights, seed=seed)
+
+
+def assign_groups(
+    targets: npt.NDArray[np.int64], groups: Sequence[str], weights: Sequence[float], *, seed: int
+) -> npt.NDArray[np.int64]:
+    """Assign whole groups to parts so that each class is spread in the proportion of `weights`.
+
+    Greedy, as in scikit-learn's StratifiedGroupKFold but for unequal parts too: groups are shuffled, then taken largest
+    first, each to the part whose remaining need for the group's classes is greatest.
+
+    Args:
+        targets: i64[N], class index; -1 (unknown) counts as one more class.
+        groups: N keys; equal keys stay together.
+        weights: share of each part, summing to 1.
+        seed: decides the shuffle; the result does not depend on the order of the images.
+
+    Returns:
+        i64[N], the part of each image.
+    """
+    names = sorted(set(groups))
+    number = {name: i for i, name in enumerate(names)}
+    member = np.array([number[group] for group in groups], dtype=np.int64)
+    classes = int(targets.max(initial=0)) + 2
+    counts = np.zeros((len(names), classes))
+    np.add.at(counts, (member, targets % classes), 1)
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    totals = np.maximum(counts.sum(axis=0), 1)
+    need = np.outer(np.asarray(weights), counts.sum(axis=0))
+    part = np.zeros(len(names), dtype=np.int64)
+    for group in order:
+        wanted = need @ (counts[group] / totals)
+        part[group] = int(np.argmax(wanted))
+        need[part[group]] -= counts[group]
+    assigned: npt.NDArray[np.int64] = part[member]
+    return assigned

@@ -1,0 +1,1 @@
+"""Judgement of predictions: metrics with intervals, paired comparisons, and the report. Never sees a model."""

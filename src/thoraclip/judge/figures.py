@@ -1,0 +1,178 @@
+"""Figures of the report as SVG text, drawn from `report.json` alone.
+
+Matplotlib's object-oriented interface: no pyplot, no global state. The same report gives the same bytes. Colours are
+those of Okabe & Ito (2008), told apart with every common colour vision; a white background keeps them readable
+in print and on a dark page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from thoraclip.judge.reading import MAIN_METRIC
+from thoraclip.judge.results import MAJORITY
+
+__all__ = ["confusion_figure", "forest_figure", "reliability_figure", "roc_figure", "shorten"]
+
+Entry = Mapping[str, Any]
+
+_INK, _SOFT, _LINE, _ACCENT = "#1b2733", "#5b6875", "#d5dbe1", "#0072b2"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b2733")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+_STYLE = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.0, "text.parse_math": False,
+    "text.color": _INK, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "xtick.color": _SOFT, "ytick.color": _SOFT, "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK, "figure.facecolor": "white", "svg.fonttype": "none",
+}  # fmt: skip
+_FONT_STACK = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
+
+
+def shorten(text: str, length: int = 30) -> str:
+    """One line of at most `length` characters, ending in an ellipsis where something is missing."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "\u2026"
+
+
+def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -> str:
+    """The main metric of every method with its interval; filled marks cannot be told apart from the best.
+
+    Args:
+        methods: entries of the report, top row first.
+        best: name of the best method.
+        tied: names of those that cannot be told apart from it.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(7.6, 0.62 + 0.36 * len(methods))
+        axes = figure.add_subplot()
+        for row, entry in enumerate(methods):
+            _forest_row(axes, row, entry, leading=entry["name"] == best or entry["name"] in tied)
+        axes.set_yticks(range(len(methods)), [shorten(m["name"], 38) for m in methods])
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.set_xlabel("macro F1 (%), 95 % interval")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=_LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, "forest")
+
+
+def _forest_row(axes: Axes, row: int, entry: Entry, *, leading: bool) -> None:
+    found = entry["metrics"][MAIN_METRIC]
+    value, low, high = (None if found[k] is None else 100 * found[k] for k in ("value", "low", "high"))
+    colour = _SOFT if entry["name"] == MAJORITY else _ACCENT
+    if low is not None:
+        axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.plot([value], [row], "o", markersize=7, color=colour, markerfacecolor=colour if leading else "white",
+              markeredgewidth=1.6)  # fmt: skip
+    axes.annotate(f"{value:.1f}", (value if high is None else high, row), xytext=(6, 0), textcoords="offset points",
+                  va="center", fontsize=8.5, color=_INK)  # fmt: skip
+
+
+def confusion_figure(entry: Entry, classes: Sequence[str]) -> str:
+    """Counts of one method; colour is the share of the row (the true class)."""
+    cells = np.asarray(entry["confusion"], dtype=np.float64)
+    sums = cells.sum(axis=1, keepdims=True)
+    shares = np.divide(cells, sums, out=np.zeros_like(cells), where=sums > 0)
+    names, size = [shorten(name, 14) for name in classes], len(classes)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(1.5 + 0.62 * size, 1.15 + 0.5 * size)
+        axes = figure.add_subplot()
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+        for true in range(size):
+            for predicted in range(size):
+                dark = shares[true, predicted] > 0.55
+                axes.text(predicted + 0.5, true + 0.5, f"{cells[true, predicted]:.0f}", ha="center", va="center",
+                          color="white" if dark else _INK, fontsize=9)  # fmt: skip
+        places = np.arange(size) + 0.5
+        axes.set_yticks(places, names)
+        axes.set_xticks(places, names, rotation=30, ha="right", rotation_mode="anchor")
+        axes.tick_params(length=0)
+        axes.set_ylim(size, 0)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return _svg(figure, f"confusion {entry['name']}")
+
+
+def reliability_figure(entry: Entry) -> str:
+    """Accuracy against confidence in equal-mass bins with Wilson intervals; on the diagonal is calibrated."""
+    bins = entry["calibration"]
+    confidence, accuracy = (np.array([b[k] for b in bins]) * 100 for k in ("confidence", "accuracy"))
+    errors = np.array([[b["accuracy"] - b["low"], b["high"] - b["accuracy"]] for b in bins]).T * 100
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(3.0, 2.75)
+        axes = figure.add_subplot()
+        axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
+        axes.errorbar(confidence, accuracy, yerr=np.maximum(errors, 0), fmt="o", markersize=4, color=_ACCENT,
+                      elinewidth=1.1, ecolor="#8fb8d4", markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+        _percent_axes(axes, "score of the predicted class (%)", "right (%)")
+        return _svg(figure, f"reliability {entry['name']}")
+
+
+def roc_figure(methods: Sequence[Entry], label: str) -> str:
+    """ROC curves of one class against the rest, one line per method (the majority row has none)."""
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(3.6, 3.4)
+        axes = figure.add_subplot()
+        axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
+        drawn = [m for m in methods if m["name"] != MAJORITY and m["roc"][label] is not None]
+        for number, entry in enumerate(drawn):
+            curve, area = entry["roc"][label], entry["per_class"][label]["auroc"]["value"]
+            axes.plot(
+                np.array(curve["fpr"]) * 100, np.array(curve["tpr"]) * 100, linewidth=1.6,
+                color=_COLOURS[number % len(_COLOURS)], linestyle=_DASHES[number % len(_DASHES)],
+                label=f"{shorten(entry['name'], 20)} {100 * area:.1f}",
+            )  # fmt: skip
+        _percent_axes(axes, "false positive rate (%)", "sensitivity (%)")
+        axes.set_title(shorten(f"{label} against the rest", 42))
+        if drawn:
+            axes.legend(loc="lower right", fontsize=7.2, frameon=False, handlelength=2.4, borderaxespad=0.2)
+        return _svg(figure, f"roc {label}")
+
+
+def _percent_axes(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(-2, 102), ylim=(-2, 102), xlabel=x, ylabel=y, aspect="equal")
+    axes.set_xticks(range(0, 101, 25))
+    axes.set_yticks(range(0, 101, 25))
+    axes.grid(color=_LINE, linewidth=0.5)
+    axes.set_axisbelow(True)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches that makes room for its labels."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """The figure as an SVG element to put into HTML; `salt` keeps the ids of several figures apart."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    prefix = "f" + format(abs(_stable(salt)), "x")
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(href="#|url\(#)', lambda m: f"{m.group(1)}{prefix}-", text)
+    return text.replace("'DejaVu Sans'", _FONT_STACK).strip()
+
+
+def _stable(text: str) -> int:
+    """A number that depends on the text only (Python's `hash` differs from run to run)."""
+    import zlib
+
+    return zlib.crc32(text.encode())

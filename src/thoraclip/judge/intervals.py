@@ -1,0 +1,110 @@
+"""95 % intervals from the resamples of `resampling`.
+
+Coverage was measured by simulation (three classes, n from 200 to 2,000; the script's twin is in the tests):
+    percentile intervals cover 93 to 96 % for everything that a confusion matrix or a ranking decides;
+    for the calibration error they fail (0 % for a calibrated model, since the estimate and even more its resamples
+    are biased upward), and get `_calibration_interval`.
+A metric that every resample gives the same perfect value gets a Clopper-Pearson bound instead of a point: 50 of 50
+right is not "exactly 100 %".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["LEVEL", "Estimate", "estimate"]
+
+Floats = npt.NDArray[np.float64]
+
+LEVEL = 0.95
+"""Nominal coverage of every interval."""
+
+_PROPORTIONS = frozenset({"accuracy", "recall", "specificity"})
+"""Shares of a fixed number of images: the Clopper-Pearson bound is exact for them, also at 0."""
+
+_LOSSES = frozenset({"log_loss", "brier", "ece"})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval; what does not exist is `None`, and `reason` says why."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+    def as_json(self) -> dict[str, float | str | None]:
+        """value, low, high, and reason where there is one."""
+        entry: dict[str, float | str | None] = {"value": self.value, "low": self.low, "high": self.high}
+        return entry if self.reason is None else {**entry, "reason": self.reason}
+
+
+def estimate(
+    name: str,
+    value: float | None,
+    replicates: Floats | None,
+    *,
+    trials: int,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    noise: Floats | None = None,
+) -> Estimate:
+    """Value with interval; the value always lies inside.
+
+    Args:
+        name: of the metric.
+        value: on all images; `None` where it does not exist.
+        replicates: f64[R], NaN where it does not exist in a resample; `None` when nothing can be resampled.
+        trials: independent groups behind the value, for the bound of a perfect score: for a macro mean those of the
+            rarest class (then the bound is conservative).
+        bounds: smallest and largest possible value.
+        noise: f64[R] for the calibration error, see `_calibration_interval`.
+    """
+    if value is None:
+        return Estimate(None, reason="needs images of the class and of another one")
+    if replicates is None:
+        return Estimate(value, reason="one patient or image only: nothing to resample")
+    known = replicates[np.isfinite(replicates)]
+    if len(known) < len(replicates) / 2:
+        return Estimate(value, reason="does not exist in most resamples: too few images of a class")
+    if np.ptp(known) < 1e-12 and trials > 0:
+        return _degenerate(name, value, trials)
+    low, high = _percentile(known) if noise is None else _calibration_interval(value, known, noise)
+    return Estimate(value, max(bounds[0], min(low, value)), min(bounds[1], max(high, value)))
+
+
+def _percentile(replicates: Floats) -> tuple[float, float]:
+    """Percentile interval (Efron & Tibshirani 1993, section 13.3)."""
+    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _calibration_interval(value: float, replicates: Floats, noise: Floats) -> tuple[float, float]:
+    """Interval of a distance |g| whose estimate is biased upward (here g = gaps of the calibration bins).
+
+    low = 2 value - q_97.5 (the basic interval: it reflects, and so removes, the bias), or 0 when `value` is no
+    larger than the 97.5 % point of |g* - g|, the distance that sampling alone gives (after Broecker & Smith 2007,
+    Weather and Forecasting 22:651); high = value + (q_97.5 - q_2.5) / 2, not reflected.
+    Simulated coverage: 90 to 98 % for n of 200 to 2,000 and true errors of 0 to 0.26.
+    """
+    low, high = _percentile(replicates)
+    by_chance = value <= float(np.quantile(noise, (1 + LEVEL) / 2))
+    return (0.0 if by_chance else 2 * value - high), value + (high - low) / 2
+
+
+def _degenerate(name: str, value: float, trials: int) -> Estimate:
+    """Every resample gives the same value: bound a perfect one, and do not pretend to know the others.
+
+    Clopper & Pearson 1934 (Biometrika 26:404): all of t right excludes, at 2.5 %, success rates below 0.025^(1/t).
+    """
+    bound = ((1 - LEVEL) / 2) ** (1 / trials)
+    if value > 1 - 1e-12 and name not in _LOSSES:
+        return Estimate(value, bound, 1.0)
+    if value == 0 and name in _PROPORTIONS:
+        return Estimate(0.0, 0.0, 1 - bound)
+    if value == 0:
+        return Estimate(0.0, reason="0 in every resample: the images cannot say how uncertain this is")
+    return Estimate(value, value, value)

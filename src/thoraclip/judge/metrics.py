@@ -1,0 +1,211 @@
+"""Point values of every metric; scikit-learn computes them where it has them.
+
+Conventions, here and in `intervals`:
+    the predicted class is the first of the largest scores (`argmax`);
+    precision of a class that is never predicted, and recall of a class without images, count as 0;
+    AUROC and average precision of a class that has no image (or has all of them) do not exist: `None`, never 0.5;
+    their macro means run over the classes that have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from sklearn import metrics as sk
+
+from thoraclip.judge import calibration
+
+__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "per_class"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One set of scores next to the truth.
+
+    Args:
+        target: i64[N] in [0, C), N >= 1.
+        scores: f64[N, C], not negative; rows are scaled to sum to 1 (a table may be off by rounding).
+    """
+
+    target: Ints
+    scores: Floats
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", self.scores / self.scores.sum(axis=1, keepdims=True))
+
+    @property
+    def class_count(self) -> int:
+        """C."""
+        return int(self.scores.shape[1])
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """i64[N]: the first of the largest scores."""
+        return np.asarray(self.scores.argmax(axis=1), dtype=np.int64)
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """f64[N]: the largest score."""
+        return np.asarray(self.scores.max(axis=1), dtype=np.float64)
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """bool[N]: the predicted class is the true one."""
+        return np.asarray(self.predicted == self.target, dtype=np.bool_)
+
+    @cached_property
+    def rankable(self) -> tuple[int, ...]:
+        """Classes that have at least one image, but not all of them."""
+        counts = np.bincount(self.target, minlength=self.class_count)
+        return tuple(int(c) for c in np.flatnonzero((counts > 0) & (counts < len(self.target))))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a reader must know about a headline metric.
+
+    Args:
+        title: as printed.
+        point: the value of a table, `None` where it does not exist.
+        higher_is_better: direction.
+        bounds: smallest and largest possible value.
+    """
+
+    title: str
+    point: Callable[[Scored], float | None]
+    higher_is_better: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+def confusion(scored: Scored) -> Ints:
+    """i64[C, C]: rows are the true class, columns the predicted one."""
+    labels = range(scored.class_count)
+    return np.asarray(sk.confusion_matrix(scored.target, scored.predicted, labels=list(labels)), dtype=np.int64)
+
+
+def _accuracy(scored: Scored) -> float:
+    return float(sk.accuracy_score(scored.target, scored.predicted))
+
+
+def _balanced_accuracy(scored: Scored) -> float:
+    """Mean recall of the classes that have images (as scikit-learn's `balanced_accuracy_score`)."""
+    present = np.unique(scored.target)
+    return float(sk.recall_score(scored.target, scored.predicted, labels=present, average="macro", zero_division=0))
+
+
+def _averaged(part: int, average: str) -> Callable[[Scored], float]:
+    def point(scored: Scored) -> float:
+        labels = list(range(scored.class_count))
+        parts = sk.precision_recall_fscore_support(
+            scored.target, scored.predicted, labels=labels, average=average, zero_division=0
+        )
+        return float(parts[part])
+
+    return point
+
+
+def _mcc(scored: Scored) -> float:
+    """Matthews correlation, its R_K form for several classes (Gorodkin 2004); 0 for a constant prediction."""
+    return float(sk.matthews_corrcoef(scored.target, scored.predicted))
+
+
+def _macro(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _ranking(scored: Scored, score: Callable[..., float]) -> list[float | None]:
+    return [
+        float(score(scored.target == c, scored.scores[:, c])) if c in scored.rankable else None
+        for c in range(scored.class_count)
+    ]
+
+
+def _auroc(scored: Scored) -> float | None:
+    """Macro one-vs-rest area under the ROC curve."""
+    return _macro(_ranking(scored, sk.roc_auc_score))
+
+
+def _average_precision(scored: Scored) -> float | None:
+    """Macro one-vs-rest average precision: sum_k (recall_k - recall_{k-1}) precision_k over the thresholds."""
+    return _macro(_ranking(scored, sk.average_precision_score))
+
+
+def _log_loss(scored: Scored) -> float:
+    """Mean of -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
+    return float(sk.log_loss(scored.target, scored.scores, labels=list(range(scored.class_count))))
+
+
+def brier_terms(scored: Scored) -> Floats:
+    """f64[N]: sum over the classes of (p - y)^2, in [0, 2] (Brier 1950; not halved, also for two classes)."""
+    truth = np.eye(scored.class_count)[scored.target]
+    return np.asarray(((scored.scores - truth) ** 2).sum(axis=1), dtype=np.float64)
+
+
+def _brier(scored: Scored) -> float:
+    return float(brier_terms(scored).mean())
+
+
+def _ece(scored: Scored) -> float:
+    return calibration.ece(scored.confidence, scored.correct)
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", _accuracy),
+    "balanced_accuracy": Metric("balanced accuracy", _balanced_accuracy),
+    "macro_f1": Metric("macro F1", _averaged(2, "macro")),
+    "macro_precision": Metric("macro precision", _averaged(0, "macro")),
+    "macro_recall": Metric("macro recall", _averaged(1, "macro")),
+    "weighted_f1": Metric("weighted F1", _averaged(2, "weighted")),
+    "weighted_precision": Metric("weighted precision", _averaged(0, "weighted")),
+    "weighted_recall": Metric("weighted recall", _averaged(1, "weighted")),
+    "auroc": Metric("AUROC, macro one-vs-rest", _auroc),
+    "average_precision": Metric("average precision, macro one-vs-rest", _average_precision),
+    "mcc": Metric("Matthews correlation", _mcc, bounds=(-1.0, 1.0)),
+    "log_loss": Metric("log loss (nats)", _log_loss, higher_is_better=False, bounds=(0.0, float("inf"))),
+    "brier": Metric("Brier score (0 to 2)", _brier, higher_is_better=False, bounds=(0.0, 2.0)),
+    "ece": Metric("expected calibration error", _ece, higher_is_better=False),
+}
+"""Headline metrics. Each has a weighted twin in `intervals`; a test holds the two together."""
+
+PER_CLASS = ("precision", "recall", "specificity", "f1", "auroc", "average_precision")
+"""Metrics of one class against the rest."""
+
+
+def headline(scored: Scored) -> dict[str, float | None]:
+    """Every headline metric of one table, in the order of `METRICS`."""
+    return {name: metric.point(scored) for name, metric in METRICS.items()}
+
+
+def per_class(scored: Scored) -> dict[str, list[float | None]]:
+    """Every metric of `PER_CLASS`, one value per class; `None` where the value does not exist.
+
+    Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
+    """
+    labels = list(range(scored.class_count))
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        scored.target, scored.predicted, labels=labels, average=None, zero_division=0
+    )
+    present = np.bincount(scored.target, minlength=scored.class_count) > 0
+    return {
+        "precision": [float(v) for v in precision],
+        "recall": [float(v) if here else None for v, here in zip(recall, present, strict=True)],
+        "specificity": [_specificity(scored, c) for c in labels],
+        "f1": [float(v) if here else None for v, here in zip(f1, present, strict=True)],
+        "auroc": _ranking(scored, sk.roc_auc_score),
+        "average_precision": _ranking(scored, sk.average_precision_score),
+    }
+
+
+def _specificity(scored: Scored, c: int) -> float | None:
+    others = scored.target != c
+    if not others.any():
+        return None
+    return float(sk.recall_score(others, scored.predicted != c, zero_division=0))

@@ -1,0 +1,152 @@
+"""The reading: what the numbers say, in plain words, computed from the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from thoraclip.judge.results import MAJORITY
+
+__all__ = ["ALPHA", "MAIN_METRIC", "points", "reading", "share", "verdict"]
+
+MAIN_METRIC = "macro_f1"
+"""Decides which method is best: every class counts the same, and so do both kinds of error."""
+
+ALPHA = 0.05
+"""A Holm-corrected p below it is called a difference."""
+
+_FEW_GROUPS = 30
+_MINUS = "\u2212"
+
+
+def share(value: float | None) -> str:
+    """0.8132 -> `81.3`; `None` -> a dash."""
+    return "\u2013" if value is None else f"{100 * value:.1f}".replace("-", _MINUS)
+
+
+def points(value: float | None) -> str:
+    """A difference of shares with its sign: 0.031 -> `+3.1`."""
+    return "\u2013" if value is None else f"{100 * value:+.1f}".replace("-", _MINUS)
+
+
+def probability(p: float | None) -> str:
+    """`p = 0.012`, `p < 0.001`."""
+    if p is None:
+        return "p not known"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Who is best by macro F1, and who cannot be told apart from it.
+
+    Args:
+        methods: entries of the report, the majority row among them.
+        comparisons: entries of the report.
+
+    Returns:
+        metric, best, runner_up (`None` for a single method), tied (names whose Holm-corrected p against the best is
+        0.05 or more, or unknown), beats_majority. On equal values the method named first is best.
+    """
+    real = [m for m in methods if m["name"] != MAJORITY]
+    ranked = sorted(real, key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
+    best = ranked[0]["name"]
+    tied = [m["name"] for m in ranked[1:] if not _differs(versus(comparisons, best, m["name"]))]
+    against = versus(comparisons, best, MAJORITY)
+    return {
+        "metric": MAIN_METRIC,
+        "best": best,
+        "runner_up": ranked[1]["name"] if len(ranked) > 1 else None,
+        "tied": tied,
+        "beats_majority": _differs(against) and against["difference"] > 0,
+    }
+
+
+def versus(
+    comparisons: Sequence[Mapping[str, Any]], a: str, b: str, metric: str = MAIN_METRIC
+) -> dict[str, Any]:
+    """The comparison of two methods, turned so that the difference is a - b."""
+    found = next(c for c in comparisons if c["metric"] == metric and {c["a"], c["b"]} == {a, b})
+    if found["a"] == a:
+        return dict(found)
+    low, high = found["low"], found["high"]
+    turned = {"difference": -found["difference"], "low": None if high is None else -high}
+    return {**found, "a": a, "b": b, **turned, "high": None if low is None else -low}
+
+
+def _differs(comparison: Mapping[str, Any]) -> bool:
+    p = comparison["p_holm"]
+    return p is not None and p < ALPHA
+
+
+def reading(report: Mapping[str, Any]) -> list[str]:
+    """Sentences for the top of the report: the winner, its lead, whether the lead is real, and what limits it."""
+    found = report["verdict"]
+    if found is None:
+        return ["No method gave predictions, so there is nothing to compare. The errors stand in the table below."]
+    images = f"{report['sample']['n']:,} images"
+    sentences = [_winner(report, images), *_lead(report, images), _against_majority(report)]
+    return [*sentences, *_limits(report)]
+
+
+def _winner(report: Mapping[str, Any], images: str) -> str:
+    found = report["verdict"]
+    entry = next(m for m in report["methods"] if m["name"] == found["best"])
+    estimate, sample = entry["metrics"][MAIN_METRIC], report["sample"]
+    of_patients = f" of {sample['groups']:,} patients" if sample["unit"] == "patient" else ""
+    alone = "is the only method" if found["runner_up"] is None else "has the highest macro F1"
+    return (
+        f"{found['best']} {alone}: macro F1 {share(estimate['value'])} %{_between(estimate)}, "
+        f"accuracy {share(entry['metrics']['accuracy']['value'])} %, on {images}{of_patients}."
+    )
+
+
+def _between(entry: Mapping[str, Any], text: Any = share) -> str:
+    return "" if entry["low"] is None else f" [{text(entry['low'])}, {text(entry['high'])}]"
+
+
+def _lead(report: Mapping[str, Any], images: str) -> list[str]:
+    found = report["verdict"]
+    if found["runner_up"] is None:
+        return []
+    lead = versus(report["comparisons"], found["best"], found["runner_up"])
+    size = (
+        f"It leads the runner-up, {found['runner_up']}, by {points(lead['difference']).lstrip('+')} points"
+        f"{_between(lead, points)} ({probability(lead['p_holm'])} after Holm's correction)"
+    )
+    if found["runner_up"] not in found["tied"]:
+        rest = [f"It cannot be told apart from {_listed(found['tied'])}."] if found["tied"] else []
+        return [f"{size}: a real difference on these {images}.", *rest]
+    others = [name for name in found["tied"] if name != found["runner_up"]]
+    more = f" Nor can it be told apart from {_listed(others)}." if others else ""
+    return [f"{size}: the two cannot be told apart on these {images}.{more}"]
+
+
+def _against_majority(report: Mapping[str, Any]) -> str:
+    found = report["verdict"]
+    against = versus(report["comparisons"], found["best"], MAJORITY)
+    size = f"by {points(against['difference']).lstrip('+')} points{_between(against, points)}"
+    if found["beats_majority"]:
+        return f"It beats always answering the commonest class (the row \u201c{MAJORITY}\u201d) {size} of macro F1."
+    return (
+        f"No method can be shown to beat always answering the commonest class (the row \u201c{MAJORITY}\u201d): "
+        f"the best one differs from it {size} of macro F1."
+    )
+
+
+def _limits(report: Mapping[str, Any]) -> list[str]:
+    sample = report["sample"]
+    sentences = []
+    absent = [name for name, count in sample["images_per_class"].items() if count == 0]
+    if absent:
+        sentences.append(f"No image here is of the class {_listed(absent)}: macro averages count it as 0.")
+    if sample["groups"] == 1:
+        sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
+    elif sample["groups"] < _FEW_GROUPS:
+        sentences.append(f"Only {sample['groups']} {sample['unit']}s: the intervals are rough and may be too narrow.")
+    if report["failed"]:
+        sentences.append(f"Failed, and so not compared: {_listed([entry['name'] for entry in report['failed']])}.")
+    return sentences
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

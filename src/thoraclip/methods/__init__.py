@@ -1,0 +1,50 @@
+"""The methods: each a verb that reads a manifest and writes predictions.
+
+`METHODS` is the one list of them; the command line, the study and the docs follow from it. A method is a module with
+`Config` (a frozen dataclass) and `run(config, context) -> Predictions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from thoraclip.errors import ConfigError, did_you_mean
+
+__all__ = ["METHODS", "Method", "find_method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of the registry.
+
+    Args:
+        module: where `Config` and `run` are.
+        summary: one line for the help.
+        is_seeded: True where the result depends on the seed; a study repeats only such methods.
+    """
+
+    module: str
+    summary: str
+    is_seeded: bool
+
+    @property
+    def config_type(self) -> type[Any]:
+        """The method's config class."""
+        kind: type[Any] = import_module(self.module).Config
+        return kind
+
+
+METHODS: Mapping[str, Method] = {
+    "zeroshot": Method("thoraclip.methods.zeroshot", "Classify by the nearest class prompts, without training.", False),
+    "probe": Method("thoraclip.methods.probe", "Fit a linear classifier on frozen image features.", True),
+}
+
+
+def find_method(kind: str) -> Method:
+    """The method of a kind; raises ConfigError for an unknown one."""
+    if kind not in METHODS:
+        raise ConfigError(f"unknown method '{kind}'{did_you_mean(kind, METHODS)}")
+    return METHODS[kind]

@@ -1,0 +1,144 @@
+"""`embed`: run a frozen encoder over a manifest once and keep its features on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from thoraclip.data.batches import pixel_batches
+from thoraclip.errors import ConfigError, MismatchError
+from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
+from thoraclip.runs import Progress, digest, write_json
+from thoraclip.tables.embeddings import ARRAYS, Embeddings, embeddings_fingerprint, finish_embeddings, is_valid, read_embeddings
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["EncoderConfig", "cached_embeddings", "embed", "load_encoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which encoder makes the features, and how."""
+
+    model: str = "tiny-clip"
+    """Hub id, local folder in Transformers format, or the shipped tiny-clip."""
+    adapter: str = ""
+    """PEFT adapter folder, merged into the model; empty for none."""
+    embeddings: str = ""
+    """Folder of finished embeddings to use instead of running the encoder."""
+    geometry: str = "squash"
+    """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    precision: str = "auto"
+    """fp32, bf16, or auto: bf16 where the device computes in it."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the scores; empty for the manifest's, sorted."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed")
+
+
+def load_encoder(config: EncoderConfig) -> DualEncoder:
+    """The encoder that a config names; the last one loaded is kept, so methods in a row share it."""
+    return _load(config.model, config.adapter, config.geometry, config.precision)
+
+
+@lru_cache(maxsize=1)
+def _load(model: str, adapter: str, geometry: str, precision: str) -> DualEncoder:
+    return load_dual_encoder(model, adapter=adapter, geometry=geometry, precision=precision)
+
+
+def cached_embeddings(
+    config: EncoderConfig, manifest: Manifest, cache: Path, *, encoder: DualEncoder | None = None, progress: Progress | None = None
+) -> Embeddings:
+    """The features of a manifest: from the folder that the config names, from the cache, or made now.
+
+    Raises:
+        MismatchError: the named folder belongs to another manifest, encoder or preprocessing.
+    """
+    encoder = encoder or load_encoder(config)
+    if not config.embeddings:
+        key = digest([encoder.description, encoder.preprocess.as_dict()])[:12]
+        return embed(manifest, encoder, cache / key, batch_size=config.batch_size, progress=progress)
+    found = read_embeddings(Path(config.embeddings))
+    if dict(found.encoder) != encoder.description:
+        raise MismatchError(f"{config.embeddings}: made by another encoder or precision than model '{config.model}'; embed again")
+    if dict(found.preprocess) != encoder.preprocess.as_dict():
+        raise MismatchError(
+            f"{config.embeddings}: made with geometry '{found.preprocess.get('geometry')}' and another preprocessing "
+            f"than '{config.geometry}'; embed again or set geometry"
+        )
+    return found
+
+
+def embed(
+    manifest: Manifest, encoder: DualEncoder, out: Path, *, batch_size: int = 64, progress: Progress | None = None
+) -> Embeddings:
+    """Write the features of every image of a manifest to a folder; a valid one is re-used, a begun one continued.
+
+    Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count in
+    `progress.json` says so: the files end up the same, byte for byte.
+
+    Args:
+        manifest: N images.
+        encoder: gives pooled f32[N, D] and projected f32[N, P].
+        out: the folder; see `tables.embeddings`.
+        batch_size: images per forward pass.
+    """
+    spec = encoder.preprocess
+    fingerprint = embeddings_fingerprint(manifest, encoder.description, spec.as_dict())
+    if is_valid(out, fingerprint):
+        return read_embeddings(out)
+    (out / "embeddings.json").unlink(missing_ok=True)
+    token = digest([fingerprint, batch_size])
+    done = _rows_done(out, token)
+    _write_rows(manifest, encoder, out, token, start=done, batch_size=batch_size, progress=progress)
+    for name in ARRAYS:
+        part = out / f"{name}.npy.part"
+        if part.exists():
+            part.replace(out / f"{name}.npy")
+    finish_embeddings(out, manifest, encoder=encoder.description, preprocess=spec.as_dict(), fingerprint=fingerprint)
+    (out / "progress.json").unlink(missing_ok=True)
+    return read_embeddings(out)
+
+
+def _rows_done(out: Path, token: str) -> int:
+    """Rows that an earlier, interrupted pass of the very same work has on disk; 0 for any other."""
+    try:
+        state = json.loads((out / "progress.json").read_text(encoding="utf-8"))
+        return int(state["rows"]) if state["token"] == token else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _write_rows(
+    manifest: Manifest, encoder: DualEncoder, out: Path, token: str, *, start: int, batch_size: int, progress: Progress | None
+) -> None:
+    total = len(manifest)
+    if start >= total:  # everything was written; only the renaming was left
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    arrays: list[np.memmap] | None = None  # type: ignore[type-arg]
+    for first, pixels in pixel_batches(manifest, encoder.preprocess, batch_size=batch_size, start=start):
+        features = encoder.encode_images(pixels)
+        if arrays is None:
+            arrays = [_open(out / f"{name}.npy.part", (total, f.shape[1]), start) for name, f in zip(ARRAYS, features, strict=True)]
+        for array, feature in zip(arrays, features, strict=True):
+            array[first : first + len(feature)] = feature
+            array.flush()
+        done = min(first + batch_size, total)
+        write_json(out / "progress.json", {"token": token, "rows": done})
+        if progress:
+            progress(done, total)
+
+
+def _open(path: Path, shape: tuple[int, int], start: int) -> np.memmap:  # type: ignore[type-arg]
+    return open_memmap(path, mode="r+" if start else "w+", dtype=np.float32, shape=None if start else shape)
+
+

@@ -1,0 +1,118 @@
+"""`probe`: a linear classifier on the frozen vision tower's features.
+
+Features are read once from the embedding cache; the penalty (or, for AdamW, the epoch) is chosen by validation log-loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.labels import LabelSet
+from thoraclip.methods.embed import EncoderConfig, cached_embeddings
+from thoraclip.methods.running import Context, Part, parts, predictions_of
+from thoraclip.models.heads import LinearHead, fit_adamw, fit_lbfgs, log_loss, write_head
+from thoraclip.tables.predictions import Predictions
+
+__all__ = ["Config", "run"]
+
+_SOLVERS = ("lbfgs", "adamw")
+_FEATURES = ("pooled", "projected")
+_WEIGHTINGS = ("none", "balanced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(EncoderConfig):
+    """What one probe needs."""
+
+    features: str = "pooled"
+    """pooled (the vision tower's output before projection) or projected (the space shared with text)."""
+    solver: str = "lbfgs"
+    """lbfgs (penalised logistic regression on standardised features) or adamw (the reference study's softmax layer)."""
+    l2_min: float = 1e-4
+    """lbfgs: weakest penalty of the log grid, on the mean log-loss."""
+    l2_max: float = 10.0
+    """lbfgs: strongest penalty of the log grid."""
+    l2_steps: int = 11
+    """lbfgs: number of penalties in the grid."""
+    refit: bool = True
+    """Fit again on training plus validation images once the penalty (or epoch) is chosen."""
+    class_weight: str = "none"
+    """none or balanced: whether rare classes weigh more in the loss."""
+    val_fraction: float = 0.2
+    """Share of the training images held out by patient where the manifest names no validation split."""
+    epochs: int = 30
+    """adamw: passes over the training features."""
+    learning_rate: float = 1e-3
+    """adamw: step size."""
+    train_batch_size: int = 80
+    """adamw: images per step."""
+    seed: int = 0
+    """Decides the held-out part, and adamw's initial weights and batches."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("features", _FEATURES), ("solver", _SOLVERS), ("class_weight", _WEIGHTINGS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
+        if not 0 < self.l2_min <= self.l2_max or self.l2_steps < 1:
+            raise ConfigError(f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1")
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
+        if self.epochs < 1 or self.learning_rate <= 0 or self.train_batch_size < 1:
+            raise ConfigError(
+                f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, train_batch_size = {self.train_batch_size}: "
+                "all must be positive"
+            )
+
+
+def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+    """Fit one head per fold (or one for the split), predict the test images, pool."""
+    manifest = context.manifest
+    labels = manifest.label_set(config.classes)
+    embedded = cached_embeddings(config, manifest, context.cache, progress=context.progress)
+    features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
+    targets = manifest.targets(labels)
+    rows, scores, metrics = [], [], []
+    for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed):
+        head, facts = _fit(config, features, targets, labels, part)
+        metrics.append({"fold": part.fold, **facts})
+        write_head(context.folder.file("head.safetensors" if part.fold is None else f"head-fold-{part.fold}.safetensors"), head)
+        rows.append(part.test)
+        scores.append(head.predict(features[part.test]))
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    predictions = predictions_of(manifest, labels, np.concatenate(rows)[order], np.concatenate(scores)[order])
+    return predictions, {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])}, list(metrics)
+
+
+def _fit(
+    config: Config, features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], labels: LabelSet, part: Part
+) -> tuple[LinearHead, dict[str, object]]:
+    """Choose by validation log-loss, then fit again on training plus validation if asked."""
+    grid = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist()
+
+    def heads(rows: npt.NDArray[np.int64], upto: int | None = None) -> list[LinearHead]:
+        """One head per candidate; with `upto`, the last one is that candidate."""
+        x, y = features[rows], targets[rows]
+        if config.solver == "lbfgs":
+            chosen = grid if upto is None else [grid[upto]]
+            return fit_lbfgs(x, y, labels, l2=chosen, weighting=config.class_weight)
+        return fit_adamw(
+            x, y, labels, epochs=config.epochs if upto is None else upto + 1, batch_size=config.train_batch_size,
+            learning_rate=config.learning_rate, weighting=config.class_weight, seed=config.seed,
+        )  # fmt: skip
+
+    candidates = heads(part.train)
+    losses = [log_loss(head.predict(features[part.val]), targets[part.val]) for head in candidates]
+    best = int(np.argmin(losses))
+    head = heads(np.sort(np.concatenate([part.train, part.val])), best)[-1] if config.refit else candidates[best]
+    chosen: dict[str, object] = {"l2": grid[best]} if config.solver == "lbfgs" else {"epoch": best + 1}
+    edge = best in {0, len(candidates) - 1} and len(candidates) > 1
+    facts = {"train": len(part.train), "val": len(part.val), "test": len(part.test), "val_log_loss": losses[best], "at_edge_of_grid": edge}
+    return head, chosen | facts

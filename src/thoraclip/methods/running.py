@@ -1,0 +1,139 @@
+"""What every method's run shares: where it runs, which rows it may train on, and skipping what is already done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.config import config_toml
+from thoraclip.data.splits import hold_out, patient_groups
+from thoraclip.errors import ManifestError
+from thoraclip.labels import LabelSet
+from thoraclip.methods import find_method
+from thoraclip.runs import Progress, RunFolder, digest, provenance, write_json
+from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
+
+__all__ = ["Context", "Part", "parts", "run_method"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where one run happens.
+
+    Args:
+        manifest: the images.
+        folder: the run's own folder.
+        cache: folder for embeddings, shared by the runs of a study.
+        progress: draws (done, total); `None` for silence.
+    """
+
+    manifest: Manifest
+    folder: RunFolder
+    cache: Path
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One round of training and scoring.
+
+    Args:
+        fold: number of the held-out fold; `None` with a train/val/test split.
+        train, val, test: i64 rows of the manifest, disjoint, all labelled.
+    """
+
+    fold: int | None
+    train: Rows
+    val: Rows
+    test: Rows
+
+
+def parts(manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: int) -> Iterator[Part]:
+    """The rounds that a manifest asks for: one per fold, or one for its split.
+
+    Where no validation split is given, a stratified part of the training images is held out by patient.
+
+    Raises:
+        ManifestError: neither folds nor a split, an empty part, or a class without a training or validation image.
+    """
+    targets, groups = manifest.targets(labels), patient_groups(manifest)
+    known = targets >= 0
+    folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
+    split = np.array([s or "" for s in manifest.column("split")])
+    rounds: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
+    if (folds >= 0).any():
+        for fold in sorted(set(folds[folds >= 0].tolist())):
+            rounds.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
+    else:
+        rounds.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
+    for fold, train, val, test in rounds:
+        for name, rows in (("training", train), ("test", test)):
+            if not rows.any():
+                raise ManifestError(f"manifest: no {name} image; split it first: thoraclip split MANIFEST --folds 5 --out FILE")
+        if not val.any():
+            rows = np.flatnonzero(train)
+            held = rows[hold_out(targets[rows], [groups[row] for row in rows], fraction=val_fraction, seed=seed)]
+            val[held], train[held] = True, False
+        for index, label in enumerate(labels.names):
+            for name, rows in (("training", train), ("validation", val)):
+                if not (rows & (targets == index)).any():
+                    where = "" if fold is None else f" of fold {fold}"
+                    raise ManifestError(f"class '{label}' has no {name} image{where}; add images or split again")
+        yield Part(fold, np.flatnonzero(train), np.flatnonzero(val), np.flatnonzero(test))
+
+
+def predictions_of(manifest: Manifest, labels: LabelSet, rows: Rows, scores: npt.NDArray[np.float64]) -> Predictions:
+    """A predictions table for some rows of a manifest; pooled folds are the test split."""
+
+    def pick(name: str) -> tuple[Any, ...]:
+        column = manifest.column(name)
+        return tuple(column[row] for row in rows)
+
+    fold = pick("fold")
+    split = tuple("test" if f is not None else s for f, s in zip(fold, pick("split"), strict=True))
+    return Predictions(
+        labels=labels, image_id=pick("image_id"), target=manifest.targets(labels)[rows], scores=scores,
+        split=split, fold=fold, patient=pick("patient"),
+    )  # fmt: skip
+
+
+def run_method(
+    kind: str, config: Any, manifest: Manifest, out: Path, *, cache: Path | None = None, progress: Progress | None = None
+) -> tuple[Predictions, Mapping[str, Any]]:
+    """Run one method into a folder, or read the result when the same run is already there and complete.
+
+    Args:
+        kind: a name in `METHODS`.
+        config: an instance of the method's `Config`.
+        manifest: the images, split.
+        out: the run folder.
+        cache: folder for embeddings; inside `out` when not given.
+
+    Returns:
+        The predictions, and the method's details (JSON-able).
+    """
+    folder = RunFolder(out)
+    text = f"kind = \"{kind}\"\n" + config_toml(config)
+    facts = provenance(seed=getattr(config, "seed", None), inputs={"manifest": manifest.fingerprint})
+    fingerprint = digest({"schema": 1, "config": text, "manifest": manifest.fingerprint, "versions": facts["versions"]})
+    if not folder.is_done(fingerprint):
+        folder.start(text, facts)
+        method = import_module(find_method(kind).module)
+        context = Context(manifest, folder, cache or out / "embeddings", progress)
+        predictions, details, metrics = method.run(config, context)
+        write_predictions(folder.file("predictions.parquet"), predictions)
+        write_json(folder.file("details.json"), details)
+        folder.write_metrics(metrics)
+        folder.finish(fingerprint)
+    details = json.loads(folder.file("details.json").read_text(encoding="utf-8"))
+    return read_predictions(folder.file("predictions.parquet")), details

@@ -1,0 +1,1 @@
+"""Models that turn pixels and texts into features, and features into scores."""

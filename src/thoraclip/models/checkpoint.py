@@ -1,0 +1,209 @@
+"""Find a checkpoint (Hub id, local folder, shipped), load it whole, and read what its image processor says.
+
+Only safetensors are read, and no code from a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from thoraclip.errors import ModelError, did_you_mean
+from thoraclip.imaging import Preprocess
+
+__all__ = ["SHIPPED", "Checkpoint", "find_checkpoint", "load_adapter", "load_model", "load_tokenizer", "read_preprocess"]
+
+SHIPPED = ("tiny-clip",)
+_PILLOW_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model is and what it says of itself.
+
+    Args:
+        name: as the user named it.
+        location: a local folder, or the Hub id.
+        is_local: True for a folder: then the network is never asked.
+        config: the Transformers configuration.
+    """
+
+    name: str
+    location: str
+    is_local: bool
+    config: Any
+
+    def error(self, text: str) -> ModelError:
+        """A ModelError that names this model."""
+        return ModelError(f"model '{self.name}': {text}")
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Find a model by Hub id, local folder or shipped name, and read its configuration.
+
+    Raises:
+        ModelError: no such model, with what was tried and the remedy.
+    """
+    from transformers import AutoConfig
+
+    location, is_local = _locate(name)
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(location, local_files_only=is_local, trust_remote_code=False)
+    except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
+        if is_local:
+            raise ModelError(f"model '{name}': {location} holds no readable config.json ({_first_line(error)})") from error
+        raise ModelError(
+            f"model '{name}': neither a local folder, a shipped model ({', '.join(SHIPPED)}), nor found on the Hub "
+            f"({_first_line(error)}); check the spelling, or download it and give the folder"
+        ) from error
+    return Checkpoint(name, location, is_local, config)
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    if name in SHIPPED:
+        return str(resources.files("thoraclip") / "models" / "assets" / name), True
+    if Path(name).is_dir():
+        return name, True
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+        raise ModelError(
+            f"model '{name}': no such folder, and neither a shipped model{did_you_mean(name, SHIPPED)} "
+            "nor a Hub id (owner/name); check the spelling"
+        )
+    return name, False
+
+
+def load_model(checkpoint: Checkpoint) -> nn.Module:
+    """Load all weights in fp32; a missing, unexpected or misshapen one is an error (Transformers only prints it).
+
+    Raises:
+        ModelError: no safetensors, or the weights do not fit the architecture.
+    """
+    import torch
+    from transformers import AutoModel
+
+    try:
+        with _quiet():
+            network, info = AutoModel.from_pretrained(
+                checkpoint.location, config=checkpoint.config, local_files_only=checkpoint.is_local, trust_remote_code=False,
+                use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+            )  # fmt: skip
+    except Exception as error:  # OSError, safetensors and runtime errors
+        raise checkpoint.error(f"weights cannot be loaded ({_first_line(error)}); a model.safetensors is needed") from error
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))  # a buffer of old files
+    misshapen = sorted(str(key[0]) for key in info["mismatched_keys"])
+    for what, names in (("are missing", missing), ("are not part of the architecture", unexpected), ("have another shape", misshapen)):
+        if names:
+            raise checkpoint.error(f"{len(names)} weights {what}, first '{names[0]}'; the checkpoint is incomplete or of another type")
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def load_adapter(checkpoint: Checkpoint, network: nn.Module, adapter: str) -> nn.Module:
+    """Merge a PEFT adapter folder into the weights.
+
+    Raises:
+        ModelError: no adapter there, or it fits another model.
+    """
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ModelError(f"adapter '{adapter}': no adapter_config.json there; name a PEFT adapter folder")
+    from peft import PeftModel
+
+    try:
+        with _quiet():
+            tuned = PeftModel.from_pretrained(network, adapter)
+            merged: nn.Module = tuned.merge_and_unload(safe_merge=True)
+    except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
+        raise ModelError(f"adapter '{adapter}': does not fit model '{checkpoint.name}' ({_first_line(error)})") from error
+    return merged
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer; raises ModelError when it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(
+                checkpoint.location, local_files_only=checkpoint.is_local, trust_remote_code=False
+            )
+    except Exception as error:  # OSError, ValueError, KeyError
+        raise checkpoint.error(f"its tokenizer cannot be loaded ({_first_line(error)}); a tokenizer.json is needed") from error
+
+
+def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
+    """Size, mean, std and resampling from `preprocessor_config.json`; the geometry is the caller's.
+
+    Raises:
+        ModelError: the file is missing or says something that `imaging` does not do.
+    """
+    path = _preprocessor_file(checkpoint)
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        sides = dict(_sides(content.get("size")))
+        crop = _sides(content["crop_size"]) if content.get("do_center_crop") and "crop_size" in content else {}
+        size = int(crop.get("height") or sides.get("height") or sides["shortest_edge"])
+        short = int(sides.get("shortest_edge") or size)
+        return Preprocess(
+            size=size,
+            geometry=geometry,
+            short_side=max(short, size) if geometry == "crop" else None,
+            resample=_PILLOW_RESAMPLE[int(content.get("resample", 3))],
+            mean=tuple(content["image_mean"]),
+            std=tuple(content["image_std"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        size = getattr(checkpoint.config.vision_config, "image_size", None)
+        raise checkpoint.error(f"{path.name} is not understood ({error!r}); expected size, image_mean and image_std for {size}") from error
+
+
+def _sides(value: Any) -> Mapping[str, Any]:
+    return {"height": value, "width": value} if isinstance(value, int) else (value or {})
+
+
+def _preprocessor_file(checkpoint: Checkpoint) -> Path:
+    if checkpoint.is_local:
+        path = Path(checkpoint.location) / "preprocessor_config.json"
+        if not path.is_file():
+            raise checkpoint.error("preprocessor_config.json is missing; save the image processor beside the weights")
+        return path
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(checkpoint.location, "preprocessor_config.json")
+    except OSError as error:
+        raise checkpoint.error(f"preprocessor_config.json cannot be had ({_first_line(error)})") from error
+    return Path(str(found))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' own prints and bars stay off while loading: what they say is checked here and raised."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

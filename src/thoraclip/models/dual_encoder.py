@@ -1,0 +1,201 @@
+"""One door to everything that is a dual encoder: CLIP, SigLIP, SigLIP 2 and vision-text-dual-encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.imaging import Preprocess
+from thoraclip.models.checkpoint import find_checkpoint, load_adapter, load_model, load_tokenizer, read_preprocess
+
+__all__ = ["PRECISIONS", "DualEncoder", "load_dual_encoder", "resolve_precision"]
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Traits of one Transformers model type.
+
+    Args:
+        padding: how its text tower was trained to see short texts.
+        patchified: True where the vision tower takes patches, not pictures (SigLIP 2 NaFlex).
+    """
+
+    padding: str
+    patchified: bool = False
+
+
+_FAMILIES: Mapping[str, _Family] = {
+    "clip": _Family("longest"),
+    "siglip": _Family("max_length"),
+    "siglip2": _Family("max_length", patchified=True),
+    "vision-text-dual-encoder": _Family("longest"),
+}
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """An image tower and a text tower that share one space.
+
+    Args:
+        name: the model as the user named it.
+        model: the Transformers model, in eval mode, fp32.
+        tokenizer: its tokenizer.
+        family: traits of the model type.
+        preprocess: how pixels must be made.
+        device: where the weights are.
+        precision: `fp32` or `bf16` (autocast).
+        fingerprint: SHA-256 over all weights, the adapter's included.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    family: _Family
+    preprocess: Preprocess
+    device: torch.device
+    precision: str
+    fingerprint: str
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What identifies the features that this encoder makes, wherever its files lie."""
+        return {"weights": self.fingerprint, "precision": self.precision}
+
+    @property
+    def logit_scale(self) -> float:
+        """Inverse temperature that multiplies cosines before the softmax (or sigmoid)."""
+        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator,union-attr]
+
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """f32[B, 3, H, W] -> (pooled [B, D] before the projection, projected [B, P], not normalised), with gradient."""
+        pooled = self.model.vision_model(**self._vision_inputs(pixels)).pooler_output  # type: ignore[operator]
+        projection = getattr(self.model, "visual_projection", None)  # SigLIP has none: its pooled output is the shared space
+        return pooled, pooled if projection is None else projection(pooled)
+
+    def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Tokens [B, L] -> projected [B, P], not normalised, with gradient."""
+        features: Tensor = self.model.get_text_features(**tokens).pooler_output  # type: ignore[operator]
+        return features
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts -> tensors [B, L], padded as the text tower was trained and cut at its longest length."""
+        config = self.model.config.text_config  # type: ignore[union-attr]
+        limit = int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
+        tokens = self.tokenizer(list(texts), padding=self.family.padding, truncation=True, max_length=limit, return_tensors="pt")
+        return {name: value.to(self.device) for name, value in tokens.items()}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision as a context."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """f32[B, 3, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors)."""
+        with self.autocast():
+            pooled, projected = self.image_features(torch.from_numpy(pixels).to(self.device))
+        return pooled.float().cpu().numpy(), _unit(projected).cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Texts -> f32[N, P], unit vectors; always fp32, since there are few."""
+        vectors: npt.NDArray[np.float32] = _unit(self.text_features(self.tokenize(texts))).cpu().numpy()
+        return vectors
+
+    def _vision_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        config = self.model.config.vision_config  # type: ignore[union-attr]
+        if not self.family.patchified:
+            native = getattr(config, "image_size", None)
+            resized = native is not None and native != pixels.shape[-1] and config.model_type != "dinov2"
+            return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if resized else {})  # type: ignore[dict-item]
+        patch, (batch, channels, height, width) = config.patch_size, pixels.shape
+        rows, columns = height // patch, width // patch
+        grid = pixels.reshape(batch, channels, rows, patch, columns, patch)
+        patches = grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch * patch * channels)
+        return {
+            "pixel_values": patches,
+            "attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
+            "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=pixels.device),
+        }
+
+
+def _unit(features: Tensor) -> Tensor:
+    return nn.functional.normalize(features.float(), dim=-1)
+
+
+def load_dual_encoder(
+    model: str, *, adapter: str = "", geometry: str = "squash", precision: str = "auto", device: str = ""
+) -> DualEncoder:
+    """Load a dual encoder; every weight that the architecture has must be in the checkpoint, and none besides.
+
+    Args:
+        model: a Hub id, a local folder in Transformers format, or `tiny-clip`.
+        adapter: a PEFT adapter folder, merged into the weights; empty for none.
+        geometry: `squash`, `crop` or `pad`; replaces the geometry of the checkpoint's own image processor.
+        precision: `fp32`, `bf16`, or `auto` (bf16 where the device computes in it).
+        device: as PyTorch names it; empty picks CUDA, then MPS, then the CPU.
+
+    Raises:
+        ModelError: not found, not a dual encoder, weights missing or unexpected, adapter of another model.
+        ConfigError: unknown geometry or precision.
+    """
+    checkpoint = find_checkpoint(model)
+    model_type = str(checkpoint.config.model_type)
+    if model_type not in _FAMILIES:
+        raise checkpoint.error(f"type '{model_type}' is not a dual encoder{did_you_mean(model_type, _FAMILIES)}")
+    target = torch.device(device) if device else _best_device()
+    network = load_model(checkpoint)
+    if adapter:
+        network = load_adapter(checkpoint, network, adapter)
+    return DualEncoder(
+        name=model if not adapter else f"{model} + adapter",
+        model=network.float().eval().to(target),
+        tokenizer=load_tokenizer(checkpoint),
+        family=_FAMILIES[model_type],
+        preprocess=read_preprocess(checkpoint, geometry=geometry),
+        device=target,
+        precision=resolve_precision(precision, target),
+        fingerprint=_fingerprint(network),
+    )
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` -> `bf16` where the device has bf16 arithmetic, else `fp32`; raises ConfigError for an unknown name."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # no public name for this question yet
+    return "fp32"
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """SHA-256 over name, shape and fp32 bytes of every weight, in order of name."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
+        hasher.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+

@@ -1,0 +1,178 @@
+"""Linear heads on frozen features; fitted here, stored as safetensors, applied with numpy alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from thoraclip.errors import InputError, ManifestError
+from thoraclip.labels import LabelSet
+from thoraclip.runs import atomic_open
+
+__all__ = ["LinearHead", "Standardiser", "class_weights", "fit_adamw", "fit_lbfgs", "log_loss", "read_head", "write_head"]
+
+Features = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Feature-wise (x - mean) / scale, fitted on training features only."""
+
+    mean: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, features: Features) -> Standardiser:
+        """Mean and standard deviation of f32[N, D]; a constant feature keeps scale 1."""
+        scale = features.std(axis=0, dtype=np.float64)
+        scale[scale < 1e-6] = 1.0
+        return cls(features.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32))
+
+    def apply(self, features: Features) -> Features:
+        """f32[N, D] -> f32[N, D]."""
+        return (features - self.mean) / self.scale
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Softmax classifier on standardised features: softmax(W z + b), z = (x - mean) / scale.
+
+    Args:
+        labels: C classes, in the order of the scores.
+        standardiser: how features are brought to zero mean and unit scale.
+        weight: f32[C, D].
+        bias: f32[C].
+    """
+
+    labels: LabelSet
+    standardiser: Standardiser
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+    def predict(self, features: Features) -> npt.NDArray[np.float64]:
+        """f32[N, D], as the encoder gives them -> f64[N, C], each row sums to 1."""
+        return softmax(self.standardiser.apply(features).astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias)
+
+
+def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Row-wise softmax of f64[N, C]."""
+    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores: npt.NDArray[np.float64] = exponential / exponential.sum(axis=1, keepdims=True)
+    return scores
+
+
+def log_loss(scores: npt.NDArray[np.float64], targets: Targets) -> float:
+    """Mean negative log score of the true class, in nats; scores below 1e-15 count as 1e-15."""
+    return float(-np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-15)).mean())
+
+
+def class_weights(targets: Targets, classes: int, kind: str) -> npt.NDArray[np.float64]:
+    """f64[C]: ones for `none`; N / (C n_c) for `balanced` (King & Zeng 2001, as in scikit-learn)."""
+    if kind == "none":
+        return np.ones(classes)
+    counts = np.bincount(targets, minlength=classes)
+    return len(targets) / (classes * np.maximum(counts, 1))
+
+
+def fit_lbfgs(features: Features, targets: Targets, labels: LabelSet, *, l2: Sequence[float], weighting: str) -> list[LinearHead]:
+    """Multinomial logistic regression by L-BFGS, one head per penalty.
+
+    Minimises mean log-loss + l2/2 ||W||^2 (the bias is free), which is scikit-learn's objective with C = 1 / (l2 N).
+    Penalties are fitted from strong to weak, each from the solution before it.
+
+    Args:
+        features: f32[N, D], as the encoder gives them.
+        targets: i64[N]; every class must occur.
+        l2: penalties, positive.
+        weighting: `none` or `balanced`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    standardiser = Standardiser.fit(features)
+    z = standardiser.apply(features).astype(np.float64)
+    weights = class_weights(targets, len(labels), weighting)[targets]
+    weights *= len(targets) / weights.sum()
+    model = LogisticRegression(max_iter=500, tol=1e-6, warm_start=True)
+    heads: dict[float, LinearHead] = {}
+    for penalty in sorted(set(l2), reverse=True):
+        model.C = 1.0 / (penalty * len(targets))
+        model.fit(z, targets, sample_weight=weights)
+        weight, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
+        if len(labels) == 2:  # scikit-learn keeps one row for two classes: sigmoid(t) = softmax(-t/2, t/2)
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        heads[penalty] = LinearHead(labels, standardiser, weight, bias)
+    return [heads[penalty] for penalty in l2]
+
+
+def fit_adamw(
+    features: Features,
+    targets: Targets,
+    labels: LabelSet,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weighting: str,
+    seed: int,
+) -> list[LinearHead]:
+    """The reference study's recipe: a softmax layer on the raw features, trained with AdamW; one head per epoch.
+
+    Features are not standardised and no penalty is chosen; the last partial batch of an epoch is dropped.
+
+    Args:
+        features: f32[N, D]; targets: i64[N].
+        epochs, batch_size, learning_rate: of AdamW (weight decay 0.01, PyTorch's default).
+        weighting: `none` or `balanced`.
+        seed: decides the initial weights and the order of the batches.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.from_numpy(np.array(features)), torch.from_numpy(targets)
+    bound = features.shape[1] ** -0.5
+    weight = ((torch.rand(len(labels), features.shape[1], generator=generator) * 2 - 1) * bound).requires_grad_()
+    bias = torch.zeros(len(labels), requires_grad=True)
+    loss_weights = torch.from_numpy(class_weights(targets, len(labels), weighting)).float()
+    optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate)
+    identity = Standardiser(np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32))
+    heads = []
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator)
+        full = len(order) - len(order) % batch_size if len(order) >= batch_size else len(order)
+        for rows in order[:full].split(batch_size):
+            loss = torch.nn.functional.cross_entropy(x[rows] @ weight.T + bias, y[rows], weight=loss_weights)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        heads.append(LinearHead(labels, identity, weight.detach().numpy().copy(), bias.detach().numpy().copy()))
+    return heads
+
+
+def write_head(path: Path, head: LinearHead) -> None:
+    """Write one head as safetensors; the class names stand in the file's metadata."""
+    arrays = {"mean": head.standardiser.mean, "scale": head.standardiser.scale, "weight": head.weight, "bias": head.bias}
+    metadata = {"schema": "1", "kind": "linear-head", "labels": json.dumps(list(head.labels.names), ensure_ascii=False)}
+    with atomic_open(path) as stream:
+        stream.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
+
+
+def read_head(path: Path) -> LinearHead:
+    """Read a head; raises InputError when the file is missing and ManifestError when it is not a head."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such head; name a head.safetensors of a probe run")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        labels = LabelSet(tuple(json.loads(metadata["labels"])))
+        return LinearHead(labels, Standardiser(arrays["mean"], arrays["scale"]), arrays["weight"], arrays["bias"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ManifestError(f"{path}: not a linear head ({error!r}); run the probe again") from error

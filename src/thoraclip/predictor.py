@@ -1,0 +1,32 @@
+"""What every classifier can do, whatever made it."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.imaging import Preprocess
+from thoraclip.labels import LabelSet
+
+__all__ = ["Predictor"]
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Pixels in, one score per class out."""
+
+    @property
+    def labels(self) -> LabelSet:
+        """The classes, in the order of the scores."""
+        ...
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How grey pixels become this predictor's input."""
+        ...
+
+    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """f32[B, 3, H, W] made by `preprocess` -> f32[B, C], each row sums to 1."""
+        ...

@@ -1,0 +1,185 @@
+"""Manifest: one row per image, with what is known of it; unknown is null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
+from thoraclip.labels import LabelSet
+from thoraclip.runs import digest
+from thoraclip.tables.store import read_table, write_table
+
+__all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "write_manifest"]
+
+_SCHEMA = 1
+SPLITS = ("train", "val", "test")
+
+COLUMNS: Mapping[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "path": pa.string(),
+    "sha256": pa.string(),
+    "phash": pa.string(),
+    "label": pa.string(),
+    "split": pa.string(),
+    "fold": pa.int32(),
+    "patient": pa.string(),
+    "source": pa.string(),
+    "view": pa.string(),
+    "sex": pa.string(),
+    "age_years": pa.float32(),
+    "lung_mask": pa.string(),
+    "infection_mask": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "mode": pa.string(),
+    "format": pa.string(),
+}
+"""The columns of every manifest and their types; paths are relative to the manifest's root. Extra columns are kept."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked table of images.
+
+    Args:
+        table: the columns of `COLUMNS`, then any others; ids are unique and not null.
+        root: the folder that `path` and the mask columns are relative to.
+
+    Raises:
+        ManifestError: no row, a repeated or missing id, or an unknown split name.
+        LeakError: one patient in two splits or two folds.
+    """
+
+    table: pa.Table
+    root: Path
+
+    def __post_init__(self) -> None:
+        ids = self.column("image_id")
+        if not ids:
+            raise ManifestError("manifest: no rows; a manifest holds one row per image")
+        if None in ids or len(set(ids)) != len(ids):
+            raise ManifestError("manifest: image_id is missing or repeated; every image has one id of its own")
+        for split in sorted({s for s in self.column("split") if s is not None}):
+            if split not in SPLITS:
+                raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
+        for column in ("split", "fold"):
+            _refuse_shared_patients(self.column("patient"), self.column(column), column)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path) -> Manifest:
+        """Build from one mapping per image; absent columns are null, extra ones are kept after the known ones."""
+        extra = sorted({name for row in rows for name in row} - set(COLUMNS))
+        columns: dict[str, pa.Array] = {}
+        for name, kind in COLUMNS.items():
+            columns[name] = pa.array([row.get(name) for row in rows], kind)
+        for name in extra:
+            columns[name] = pa.array([row.get(name) for row in rows], pa.string())
+        return cls(pa.table(columns), root)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def column(self, name: str) -> list[Any]:
+        """One column as a list; raises ManifestError for a name that is not there."""
+        if name not in self.table.column_names:
+            raise ManifestError(f"manifest: no column '{name}'{did_you_mean(name, self.table.column_names)}")
+        return list(self.table[name].to_pylist())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that a result can depend on: ids, contents, labels, splits, folds, patients."""
+        return digest([self.column(name) for name in ("image_id", "sha256", "label", "split", "fold", "patient")])
+
+    @property
+    def content_fingerprint(self) -> str:
+        """SHA-256 over ids and picture contents alone: what an embedding depends on."""
+        return digest([self.column("image_id"), self.column("sha256")])
+
+    def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
+        """The classes: as given, or the distinct labels sorted by name.
+
+        Raises:
+            ManifestError: a given class has no image, or a label is not among the given classes.
+        """
+        found = [label for label in self.column("label") if label is not None]
+        labels = LabelSet(tuple(classes)) if classes else LabelSet.of(found)
+        for name in labels.names:
+            if name not in found:
+                raise ManifestError(f"class '{name}' has no image{did_you_mean(name, set(found))}; add images or drop the class")
+        for name in sorted(set(found)):
+            labels.index(name)
+        return labels
+
+    def targets(self, labels: LabelSet) -> npt.NDArray[np.int64]:
+        """i64[N]: index of each image's class, -1 where the label is unknown."""
+        return np.array([-1 if name is None else labels.index(name) for name in self.column("label")], dtype=np.int64)
+
+    def paths(self) -> list[Path]:
+        """Absolute path of every picture."""
+        return [self.root / path for path in self.column("path")]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Manifest:
+        """The given rows, in the given order, as a new manifest."""
+        return Manifest(self.table.take(pa.array(rows)), self.root)
+
+    def with_columns(self, **values: Sequence[Any]) -> Manifest:
+        """A new manifest with some columns replaced or added (added ones are text)."""
+        table = self.table
+        for name, column in values.items():
+            array = pa.array(column, COLUMNS.get(name, pa.string()))
+            position = table.schema.get_field_index(name)
+            table = table.append_column(name, array) if position < 0 else table.set_column(position, name, array)
+        return Manifest(table, self.root)
+
+
+def _refuse_shared_patients(patients: list[Any], parts: list[Any], column: str) -> None:
+    first: dict[str, Any] = {}
+    shared = set()
+    for patient, part in zip(patients, parts, strict=True):
+        if patient is not None and part is not None and first.setdefault(patient, part) != part:
+            shared.add(patient)
+    if shared:
+        raise LeakError(
+            f"manifest: patient '{min(shared)}' stands in two {column}s ({len(shared)} such patients); "
+            "split again by patient: thoraclip split"
+        )
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write Parquet; the root is stored so that the file can lie anywhere on the same machine."""
+    write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest.
+
+    Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
+
+    Raises:
+        InputError: the file is missing, or its pictures are in neither place.
+        ManifestError: not a manifest; see `Manifest`.
+    """
+    table, meta = read_table(path, kind="manifest", newest_schema=_SCHEMA)
+    for name, kind in COLUMNS.items():
+        if name not in table.column_names:
+            raise ManifestError(f"{path}: column '{name}' is missing; write the manifest with: thoraclip index")
+        if table.schema.field(name).type != kind:
+            raise ManifestError(f"{path}: column '{name}' is {table.schema.field(name).type}, expected {kind}")
+    try:
+        for root in (Path(str(meta.get("root", "."))), path.resolve().parent):
+            manifest = Manifest(table, root)
+            if manifest.paths()[0].exists():
+                return manifest
+    except ManifestError as error:
+        raise type(error)(f"{path}: {error}") from error
+    raise InputError(
+        f"{path}: its pictures are neither under {meta.get('root')} nor beside the manifest; "
+        "put them back, or index the folder again: thoraclip index"
+    )

@@ -1,0 +1,246 @@
+"""Phantoms: the same bytes for ever, no shortcut unless planted, lesions where the class says."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thoraclip.data.phantom import (
+    CLASSES,
+    PLANTED,
+    SHORTCUTS,
+    PhantomConfig,
+    describe,
+    draw_phantom,
+    lesion_contrast,
+    parse_shortcut,
+    plan_phantoms,
+    write_phantoms,
+)
+from thoraclip.data.phantom_attributes import choose_attributes
+from thoraclip.data.phantom_body import shape_body
+from thoraclip.errors import ConfigError, InputError
+
+SMALL = PhantomConfig(images=18, size=64, seed=3, infection_fraction=0.5)
+
+
+def hashes(root: Path) -> dict[str, str]:
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()}
+
+
+def choose(label: str, count: int, **extra: object) -> list[dict[str, object]]:
+    rng = np.random.default_rng(11)
+    return [choose_attributes(label, shape_body(rng), rng=rng, difficulty=0.5, **extra) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantoms") / "set"
+    return root, write_phantoms(root, SMALL, workers=1)
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    with (folder[0] / "phantoms.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {c: [draw_phantom(c, rng=np.random.default_rng([k, i]), size=96) for i in range(12)] for k, c in enumerate(CLASSES)}
+
+
+def test_bytes_do_not_depend_on_the_workers(folder, tmp_path):
+    write_phantoms(tmp_path / "again", SMALL, workers=2)
+    assert hashes(tmp_path / "again") == hashes(folder[0])
+
+
+def test_resume_restores_the_same_bytes(folder):
+    root, _ = folder
+    before = hashes(root)
+    lost = sorted(root.rglob("*.png"))[::7]
+    for path in lost:
+        path.unlink()
+    summary = write_phantoms(root, SMALL, workers=1)
+    assert summary.written == len(lost)
+    assert summary.written + summary.skipped == len(list(root.rglob("*.png")))
+    assert hashes(root) == before
+
+
+def test_layout_counts_and_twins(folder, rows):
+    root, summary = folder
+    assert len(rows) == summary.images == 18
+    assert [r["path"] for r in rows] == sorted(r["path"] for r in rows)
+    assert {c: sum(r["label"] == c for r in rows) for c in CLASSES} == dict.fromkeys(CLASSES, 6)
+    assert sum(sum(split.values()) for split in summary.counts.values()) == 18
+    names = {"COVID-19": r"covid_\d+\.png", "Non-COVID": r"non_COVID \(\d+\)\.png", "Normal": r"Normal \(\d+\)\.png"}
+    infected = [r for r in rows if r["infection_mask"]]
+    assert 0 < len(infected) < 18
+    for row in rows:
+        assert re.fullmatch(names[row["label"]], Path(row["path"]).name)
+        assert row["path"].split("/")[2:4] == [row["split"], row["label"]]
+        assert (root / row["path"]).is_file() and (root / row["lung_mask"]).is_file()
+    for row in infected:
+        twin = root / row["infection_mask"].replace("/infection masks/", "/images/")
+        assert twin.read_bytes() == (root / row["path"]).read_bytes()
+        mask = np.asarray(Image.open(root / row["infection_mask"]))
+        assert set(np.unique(mask)) <= {0, 255}
+        assert mask.any() == (row["label"] != "Normal")
+
+
+def test_every_png_says_that_it_is_synthetic(folder):
+    root, _ = folder
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            assert image.mode == "L" and image.size == (64, 64)
+            assert image.text["Synthetic"] == "yes" and image.text["Software"] == "thoraclip phantom"
+            assert image.text["Seed"] == "3" and "research" in image.text["Comment"]
+    assert "SYNTHETIC" in (root / "README.txt").read_text(encoding="utf-8")
+
+
+def test_patients_never_cross_splits_and_share_a_class():
+    tasks = plan_phantoms(PhantomConfig(images=301, images_per_patient=2.0))
+    split, label, held = {}, {}, {}
+    for task in tasks:
+        assert split.setdefault(task.patient, task.split) == task.split
+        assert label.setdefault(task.patient, task.label) == task.label
+        held[task.patient] = held.get(task.patient, 0) + 1
+    assert set(held.values()) == {1, 2, 3}
+    assert len({(t.label, t.stem) for t in tasks}) == len(tasks) == 301
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_lesions_stay_in_the_lungs_on_the_right_sides(drawn, label):
+    for phantom in drawn[label]:
+        lung, infection = phantom.lung_mask > 0, phantom.infection_mask > 0
+        assert phantom.pixels.dtype == np.uint8 and phantom.pixels.shape == (96, 96)
+        assert 0.10 < lung.mean() < 0.55
+        assert not (infection & ~lung).any()
+        if label == "Normal":
+            assert not infection.any()
+            continue
+        assert infection.any()
+        columns = np.flatnonzero(infection.any(axis=0))
+        middle = np.flatnonzero(lung.any(axis=0)).mean()
+        left, right = columns.min() < middle, columns.max() > middle
+        assert (left and right) if label == "COVID-19" else (left != right)
+        if label == "Non-COVID":  # the patient's right is at the viewer's left
+            assert phantom.attributes["finding_side"] == ("right" if left else "left")
+
+
+def test_a_lesion_attenuates_and_difficulty_one_hides_it():
+    def at(difficulty: float) -> np.ndarray:
+        return draw_phantom("COVID-19", rng=np.random.default_rng(4), size=96, difficulty=difficulty).pixels.astype(float)
+
+    mask = draw_phantom("COVID-19", rng=np.random.default_rng(4), size=96).infection_mask > 0
+    gain = [(at(d) - at(1.0))[mask].mean() for d in (0.0, 0.5, 0.9, 1.0)]
+    assert gain[0] > gain[1] > gain[2] > 0 == gain[3]
+    assert gain[1] > 8
+    assert [lesion_contrast(d) for d in (0, 1)] == [1, 0]
+
+
+def test_a_clean_set_is_independent_of_the_class():
+    """Pearson's chi2 of every attribute against the class stays below its 99.9 % quantile (Wilson-Hilferty)."""
+    rng = np.random.default_rng(5)
+    pool = {c: [choose_attributes(c, shape_body(rng), rng=rng, difficulty=0.5) for _ in range(400)] for c in CLASSES}
+    for name in ("view", "sex", "build", "exposure", "texture", "devices", "marker", "border"):
+        levels = sorted({a[name] for attributes in pool.values() for a in attributes})
+        seen = np.array([[sum(a[name] == level for a in pool[c]) for level in levels] for c in CLASSES], float)
+        expected = seen.sum(1, keepdims=True) * seen.sum(0) / seen.sum()
+        freedom = 2 * (len(levels) - 1)
+        bound = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+        assert ((seen - expected) ** 2 / expected).sum() < bound, name
+
+
+def test_equal_chance_gives_equal_attributes_for_every_class():
+    seen = []
+    for label in CLASSES:
+        rng = np.random.default_rng(8)
+        attributes = choose_attributes(label, shape_body(rng), rng=rng, difficulty=0.5)
+        seen.append({k: v for k, v in attributes.items() if not k.startswith("finding")})
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("kind", SHORTCUTS)
+def test_a_planted_shortcut_has_its_strength(kind):
+    name = {"device": "devices"}.get(kind, kind)
+    for label in CLASSES:
+        chosen = choose(label, 500, shortcut=kind, shortcut_strength=0.8)
+        free = np.mean([a[name] == PLANTED[kind][label] for a in choose(label, 500)])
+        assert np.mean([a["shortcut_planted"] for a in chosen]) == pytest.approx(0.8, abs=0.06)
+        agree = np.mean([a[name] == PLANTED[kind][label] for a in chosen])
+        assert agree == pytest.approx(0.8 + 0.2 * free, abs=0.06)
+
+
+def test_a_planted_border_is_in_the_pixels():
+    for seed in range(5):
+        drawn = [
+            draw_phantom(c, rng=np.random.default_rng(seed), size=96, shortcut="border", shortcut_strength=1.0).pixels
+            for c in CLASSES
+        ]
+        black = [int((p.max(axis=1) < 8).sum()) for p in drawn]  # rows without a lit pixel; no marker lies in the last
+        assert [int(p[-1].max()) < 8 for p in drawn] == [True, True, False]
+        assert black[0] > black[1] > black[2] == 0
+
+
+def test_captions_vary_and_never_name_the_disease():
+    rng = np.random.default_rng(0)
+    captions = [describe(a, rng) for label in CLASSES for a in choose(label, 150)]
+    told = re.compile(r"covid|pneumon|infect|opaci|consolid|ground|lesion|disease|healthy|\bnormal\b|patch|finding", re.I)
+    assert not [c for c in captions if told.search(c)]
+    assert len(set(captions)) > 400
+    assert max(len(c.split()) for c in captions) < 60
+
+
+def test_bad_folders_are_refused(folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        write_phantoms(tmp_path, SMALL)
+    with pytest.raises(InputError, match="is a file"):
+        write_phantoms(tmp_path / "notes.txt", SMALL)
+    with pytest.raises(InputError, match=r"another config \(seed 3, now 4\)"):
+        write_phantoms(folder[0], PhantomConfig(images=18, size=64, seed=4, infection_fraction=0.5))
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images": 2}, "images=2"),
+        ({"size": 8}, "size=8"),
+        ({"difficulty": 1.5}, "difficulty=1.5"),
+        ({"shortcut": "boarder", "shortcut_strength": 0.5}, "did you mean 'border'"),
+        ({"shortcut_strength": 0.5}, "needs a shortcut"),
+        ({"fractions": (0.6, 0.2, 0.3)}, "sum to 1"),
+        ({"images_per_patient": 4.0}, "images_per_patient=4.0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        PhantomConfig(**settings)
+
+
+def test_shortcut_texts():
+    assert parse_shortcut("border=0.9") == ("border", 0.9)
+    assert parse_shortcut("") == ("", 0.0)
+    for text, message in [
+        ("border", "KIND=STRENGTH"), ("bordr=1", "did you mean 'border'"), ("border=high", "not a number"),
+        ("border=2", "between 0 and 1"), ("border=nan", "between 0 and 1"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            parse_shortcut(text)
+    with pytest.raises(ConfigError, match="did you mean 'Normal'"):
+        draw_phantom("normal", rng=np.random.default_rng(0))
+
+
+def test_progress_reaches_the_end(tmp_path):
+    seen: list[tuple[int, int]] = []
+    write_phantoms(tmp_path / "p", PhantomConfig(images=9, size=32), workers=1, progress=lambda *at: seen.append(at))
+    assert seen[-1] == (9, 9)
