@@ -74,10 +74,15 @@ def draw_set(seed: int, count: int) -> tuple[np.ndarray, list[dict]]:
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer in CLIP's form: lower case, word ends marked, start and end tokens; any text encodes."""
     tokenizer = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>",
@@ -96,7 +101,11 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = CLIPConfig(
         projection_dim=128,
         text_config={
@@ -111,7 +120,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
     return CLIPModel(config)
 
 
-def train(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict], *, steps: int, batch_size: int) -> float:
+def train(
+    model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict], *, steps: int, batch_size: int
+) -> float:
     """Symmetric InfoNCE, fresh wording of the captions for every batch; returns the last hundred steps' mean loss."""
     rng = np.random.default_rng(TRAIN_SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
@@ -122,12 +133,16 @@ def train(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict
         if len(order) < batch_size:
             order = rng.permutation(len(pixels)).tolist()
         rows = [order.pop() for _ in range(batch_size)]
-        texts = tokenizer([describe(attributes[i], rng) for i in rows], padding=True, truncation=True, return_tensors="pt")
+        texts = tokenizer(
+            [describe(attributes[i], rng) for i in rows], padding=True, truncation=True, return_tensors="pt"
+        )
         shift = rng.integers(-5, 6, 2)
         images = torch.from_numpy(normalise(np.roll(pixels[rows], tuple(shift), axis=(1, 2)), SPEC))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             image = model.get_image_features(pixel_values=images).pooler_output
-            text = model.get_text_features(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]).pooler_output
+            text = model.get_text_features(
+                input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]
+            ).pooler_output
         image, text = (nn.functional.normalize(x.float(), dim=-1) for x in (image, text))
         logits = model.logit_scale.exp() * image @ text.T
         target = torch.arange(batch_size)
@@ -150,7 +165,10 @@ def train(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict
 def answer(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict]) -> dict[str, dict[str, float]]:
     """Zero-shot accuracy and balanced accuracy per question, on phantoms that training never saw."""
     features = torch.cat(
-        [model.get_image_features(pixel_values=torch.from_numpy(normalise(chunk, SPEC))).pooler_output for chunk in np.array_split(pixels, 16)]
+        [
+            model.get_image_features(pixel_values=torch.from_numpy(normalise(chunk, SPEC))).pooler_output
+            for chunk in np.array_split(pixels, 16)
+        ]
     )
     features = nn.functional.normalize(features, dim=-1)
     results = {}
@@ -158,7 +176,9 @@ def answer(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dic
         vectors = []
         for prompts in answers.values():
             tokens = tokenizer(prompts, padding=True, return_tensors="pt")
-            text = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+            text = model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            ).pooler_output
             vectors.append(nn.functional.normalize(nn.functional.normalize(text, dim=-1).mean(0), dim=-1))
         names = list(answers)
         truth = [true_answer(question, a) for a in attributes]
@@ -166,7 +186,11 @@ def answer(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dic
         predicted = (features[rows] @ torch.stack(vectors).T).argmax(1).numpy()
         target = np.array([names.index(truth[i]) for i in rows])
         recall = [float((predicted[target == c] == c).mean()) for c in sorted(set(target))]
-        results[question] = {"images": len(rows), "accuracy": float((predicted == target).mean()), "balanced_accuracy": float(np.mean(recall))}
+        results[question] = {
+            "images": len(rows),
+            "accuracy": float((predicted == target).mean()),
+            "balanced_accuracy": float(np.mean(recall)),
+        }
     return results
 
 
@@ -179,8 +203,13 @@ def true_answer(question: str, attributes: dict) -> str:
     return str(attributes[question])
 
 
-def write_card(out: Path, *, images: int, steps: int, batch_size: int, loss: float, parameters: int, results: dict) -> None:
-    rows = "\n".join(f"| {q} | {len(QUESTIONS[q])} | {r['images']} | {r['accuracy']:.3f} | {r['balanced_accuracy']:.3f} |" for q, r in results.items())
+def write_card(
+    out: Path, *, images: int, steps: int, batch_size: int, loss: float, parameters: int, results: dict
+) -> None:
+    rows = "\n".join(
+        f"| {q} | {len(QUESTIONS[q])} | {r['images']} | {r['accuracy']:.3f} | {r['balanced_accuracy']:.3f} |"
+        for q, r in results.items()
+    )
     (out / "README.md").write_text(
         f"""---
 license: apache-2.0

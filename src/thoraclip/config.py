@@ -64,10 +64,12 @@ def build_config(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     Raises:
         ConfigError: names of unknown settings, all at once; a value of the wrong type; a rule of `cls` itself.
     """
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     unknown = [name for name in values if name not in hints]
     if unknown:
-        raise ConfigError("; ".join(f"{where}: unknown setting '{name}'{did_you_mean(name, hints)}" for name in unknown))
+        raise ConfigError(
+            "; ".join(f"{where}: unknown setting '{name}'{did_you_mean(name, hints)}" for name in unknown)
+        )
     converted = {name: _convert(value, hints[name], where, name) for name, value in values.items()}
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     for field in fields:
@@ -117,7 +119,7 @@ def field_help(cls: type[Any]) -> dict[str, str]:
             is_field = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
             is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             if is_field and is_text:
-                texts[node.target.id] = " ".join(str(following.value.value).split())  # type: ignore[union-attr,attr-defined]
+                texts[node.target.id] = " ".join(str(following.value.value).split())  # type: ignore[attr-defined]
     return texts
 
 

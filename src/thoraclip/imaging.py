@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 
@@ -88,18 +88,22 @@ def _decode_picture(data: bytes, where: str) -> Radiograph:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{where}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph")
+                raise ImageError(
+                    f"{where}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph"
+                )
             mode, kind = image.mode, image.format or "?"
             image.load()
             image = ImageOps.exif_transpose(image)
             grey = _to_grey(image)
     except ImageError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
-    except Exception as error:  # Pillow raises many kinds on damaged files (OSError, SyntaxError, struct.error, zlib.error)
+    except (
+        Exception
+    ) as error:  # Pillow raises many kinds on damaged files (OSError, SyntaxError, struct.error, zlib.error)
         raise ImageError(f"{where}: damaged picture ({_first_line(error)})") from error
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, "JPEG" if kind == "MPO" else kind)
 
@@ -139,7 +143,9 @@ def _decode_dicom(data: bytes, where: str) -> Radiograph:
         raise ImageError(f"{where}: a DICOM header without pixel data")
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames != 1 or int(dataset.get("SamplesPerPixel", 1)) != 1:
-        raise ImageError(f"{where}: {frames} frames of {dataset.get('SamplesPerPixel')} samples; one grey frame is expected")
+        raise ImageError(
+            f"{where}: {frames} frames of {dataset.get('SamplesPerPixel')} samples; one grey frame is expected"
+        )
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric not in {"MONOCHROME1", "MONOCHROME2"}:
         raise ImageError(f"{where}: photometric interpretation '{photometric}'; MONOCHROME1 or MONOCHROME2 is expected")
@@ -194,7 +200,9 @@ class Preprocess:
         if self.resample not in _RESAMPLE:
             raise ConfigError(f"unknown resample '{self.resample}'{did_you_mean(self.resample, _RESAMPLE)}")
         if self.size < 1 or (self.short_side is not None and self.short_side < self.size):
-            raise ConfigError(f"size {self.size}, short_side {self.short_side}: size >= 1 and short_side >= size are needed")
+            raise ConfigError(
+                f"size {self.size}, short_side {self.short_side}: size >= 1 and short_side >= size are needed"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean}, std {self.std}: three channels with positive std are needed")
 
@@ -252,16 +260,22 @@ def check_pixels(pixels: npt.NDArray[Any], spec: Preprocess) -> None:
     """
     expected = (3, spec.size, spec.size)
     if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected:
-        raise ImageError(f"pixels {pixels.dtype}{list(pixels.shape)}: expected float32 [B, 3, {spec.size}, {spec.size}]")
+        raise ImageError(
+            f"pixels {pixels.dtype}{list(pixels.shape)}: expected float32 [B, 3, {spec.size}, {spec.size}]"
+        )
     mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
     std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
     unit = pixels * std + mean
     low, high = float(unit.min()), float(unit.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < -1e-3 or high > 1 + 1e-3:
-        raise ImageError(f"pixels run from {low:.3g} to {high:.3g} after undoing the normalisation; expected [0, 1]: normalise once")
+        raise ImageError(
+            f"pixels run from {low:.3g} to {high:.3g} after undoing the normalisation; expected [0, 1]: normalise once"
+        )
     spread = float(np.abs(unit - unit[:, :1]).max())
     if spread > 2e-3:
-        raise ImageError(f"channels differ by {spread:.3g} after undoing the normalisation; a radiograph is grey: normalise once")
+        raise ImageError(
+            f"channels differ by {spread:.3g} after undoing the normalisation; a radiograph is grey: normalise once"
+        )
     contrast = float(unit[:, 0].std(axis=(1, 2)).max())
     if contrast < 0.01:
         raise ImageError(

@@ -32,7 +32,9 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
-            raise ManifestError(f"classes {list(self.names)}: a classifier needs two classes or more; add labelled images")
+            raise ManifestError(
+                f"classes {list(self.names)}: a classifier needs two classes or more; add labelled images"
+            )
         if any(not name.strip() for name in self.names):
             raise ManifestError(f"classes {list(self.names)}: a class name is empty; name every class")
         if len(set(self.names)) != len(self.names):
@@ -101,7 +103,9 @@ def load_prompts(name_or_file: str) -> PromptSet:
     if name_or_file.endswith(".toml"):
         path = Path(name_or_file)
         if not path.is_file():
-            raise InputError(f"{path}: no such prompt file; name a TOML file or one of: {', '.join(shipped_prompt_sets())}")
+            raise InputError(
+                f"{path}: no such prompt file; name a TOML file or one of: {', '.join(shipped_prompt_sets())}"
+            )
         text = path.read_text(encoding="utf-8")
     elif name_or_file in shipped_prompt_sets():
         text = (resources.files("thoraclip") / "prompts" / f"{name_or_file}.toml").read_text(encoding="utf-8")

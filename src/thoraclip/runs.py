@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,22 @@ from typing import IO, Any
 
 from thoraclip.errors import InputError
 
-__all__ = ["RunFolder", "atomic_open", "canonical_json", "digest", "provenance", "write_json", "write_text"]
+__all__ = [
+    "Progress",
+    "RunFolder",
+    "atomic_open",
+    "canonical_json",
+    "digest",
+    "file_sha256",
+    "folder_digest",
+    "provenance",
+    "sweep",
+    "write_json",
+    "write_text",
+]
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total); the command line draws it."""
 
 _REPORTED_PACKAGES = (
     "thoraclip", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pyarrow", "pillow", "pydicom",
@@ -51,6 +65,13 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder and below it."""
+    if folder.is_dir():
+        for leftover in folder.rglob(".*.part"):
+            leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with atomic_open(path, "w") as stream:
@@ -70,6 +91,18 @@ def write_json(path: Path, value: object) -> None:
 def digest(value: object) -> str:
     """SHA-256 of a JSON-able value, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files in a folder; of a file, over its content."""
+    files = [folder] if folder.is_file() else sorted(f for f in folder.rglob("*") if f.is_file())
+    return digest([[f.relative_to(folder).as_posix(), file_sha256(f)] for f in files])
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def provenance(*, seed: int | None = None, inputs: Mapping[str, str] | None = None) -> dict[str, object]:
@@ -101,7 +134,9 @@ def _package_commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
@@ -141,12 +176,3 @@ class RunFolder:
     def finish(self, fingerprint: str) -> None:
         """Mark the run as complete."""
         write_json(self.file("done.json"), {"schema": 1, "fingerprint": fingerprint})
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total); the command line draws it."""
-
-
-def is_terminal() -> bool:
-    """True when a person watches standard error."""
-    return sys.stderr.isatty()

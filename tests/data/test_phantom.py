@@ -31,7 +31,9 @@ SMALL = PhantomConfig(images=18, size=64, seed=3, infection_fraction=0.5)
 
 
 def hashes(root: Path) -> dict[str, str]:
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()
+    }
 
 
 def choose(label: str, count: int, **extra: object) -> list[dict[str, object]]:
@@ -53,7 +55,10 @@ def rows(folder):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return {c: [draw_phantom(c, rng=np.random.default_rng([k, i]), size=96) for i in range(12)] for k, c in enumerate(CLASSES)}
+    return {
+        c: [draw_phantom(c, rng=np.random.default_rng([k, i]), size=96) for i in range(12)]
+        for k, c in enumerate(CLASSES)
+    }
 
 
 def test_bytes_do_not_depend_on_the_workers(folder, tmp_path):
@@ -136,7 +141,9 @@ def test_lesions_stay_in_the_lungs_on_the_right_sides(drawn, label):
 
 def test_a_lesion_attenuates_and_difficulty_one_hides_it():
     def at(difficulty: float) -> np.ndarray:
-        return draw_phantom("COVID-19", rng=np.random.default_rng(4), size=96, difficulty=difficulty).pixels.astype(float)
+        return draw_phantom("COVID-19", rng=np.random.default_rng(4), size=96, difficulty=difficulty).pixels.astype(
+            float
+        )
 
     mask = draw_phantom("COVID-19", rng=np.random.default_rng(4), size=96).infection_mask > 0
     gain = [(at(d) - at(1.0))[mask].mean() for d in (0.0, 0.5, 0.9, 1.0)]
@@ -192,7 +199,9 @@ def test_a_planted_border_is_in_the_pixels():
 def test_captions_vary_and_never_name_the_disease():
     rng = np.random.default_rng(0)
     captions = [describe(a, rng) for label in CLASSES for a in choose(label, 150)]
-    told = re.compile(r"covid|pneumon|infect|opaci|consolid|ground|lesion|disease|healthy|\bnormal\b|patch|finding", re.I)
+    told = re.compile(
+        r"covid|pneumon|infect|opaci|consolid|ground|lesion|disease|healthy|\bnormal\b|patch|finding", re.I
+    )
     assert not [c for c in captions if told.search(c)]
     assert len(set(captions)) > 400
     assert max(len(c.split()) for c in captions) < 60
@@ -231,8 +240,11 @@ def test_shortcut_texts():
     assert parse_shortcut("border=0.9") == ("border", 0.9)
     assert parse_shortcut("") == ("", 0.0)
     for text, message in [
-        ("border", "KIND=STRENGTH"), ("bordr=1", "did you mean 'border'"), ("border=high", "not a number"),
-        ("border=2", "between 0 and 1"), ("border=nan", "between 0 and 1"),
+        ("border", "KIND=STRENGTH"),
+        ("bordr=1", "did you mean 'border'"),
+        ("border=high", "not a number"),
+        ("border=2", "between 0 and 1"),
+        ("border=nan", "between 0 and 1"),
     ]:
         with pytest.raises(ConfigError, match=message):
             parse_shortcut(text)

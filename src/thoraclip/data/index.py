@@ -42,7 +42,12 @@ class IndexResult:
 
 
 def index(
-    root: Path, *, layout: str, csv_file: Path | None = None, columns: CsvColumns | None = None, progress: Progress | None = None
+    root: Path,
+    *,
+    layout: str,
+    csv_file: Path | None = None,
+    columns: CsvColumns | None = None,
+    progress: Progress | None = None,
 ) -> IndexResult:
     """Read every picture of a layout: SHA-256, perceptual hash, size, mode and format.
 
@@ -59,7 +64,9 @@ def index(
     """
     listing = find_layout(layout)(root, csv_file=csv_file, columns=columns)
     if not listing.rows:
-        raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the folder that holds the images")
+        raise InputError(
+            f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the folder that holds the images"
+        )
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for done, (row, facts) in enumerate(_read_all(pool, root, listing), start=1):
@@ -85,7 +92,9 @@ def index(
     )
 
 
-def _read_all(pool: ThreadPoolExecutor, root: Path, listing: Listing) -> Iterator[tuple[dict[str, Any], dict[str, Any] | str]]:
+def _read_all(
+    pool: ThreadPoolExecutor, root: Path, listing: Listing
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | str]]:
     results = pool.map(lambda row: _read(root / row["path"]), listing.rows)
     yield from zip(listing.rows, results, strict=True)
 

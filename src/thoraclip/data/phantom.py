@@ -88,7 +88,9 @@ class PhantomConfig:
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}: must not be negative")
         if self.shortcut_strength and not self.shortcut:
-            raise ConfigError(f"shortcut_strength={self.shortcut_strength}: needs a shortcut; one of {', '.join(SHORTCUTS)}")
+            raise ConfigError(
+                f"shortcut_strength={self.shortcut_strength}: needs a shortcut; one of {', '.join(SHORTCUTS)}"
+            )
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ConfigError(f"fractions={self.fractions}: must be three shares that sum to 1, as in (0.6, 0.2, 0.2)")
         if not 1 <= self.images_per_patient <= 3:
@@ -129,7 +131,9 @@ def parse_shortcut(text: str) -> tuple[str, float]:
     try:
         strength = float(number)
     except ValueError:
-        raise ConfigError(f"shortcut '{text}': '{number}' is not a number; give a strength in 0..1, as in {kind}=0.9") from None
+        raise ConfigError(
+            f"shortcut '{text}': '{number}' is not a number; give a strength in 0..1, as in {kind}=0.9"
+        ) from None
     if not 0 <= strength <= 1:
         raise ConfigError(f"shortcut '{text}': strength must lie between 0 and 1, as in {kind}=0.9")
     return kind, strength
@@ -162,7 +166,10 @@ def plan_phantoms(config: PhantomConfig) -> list[Task]:
 
 
 def write_phantoms(
-    root: Path, config: PhantomConfig, *, workers: int | None = None,
+    root: Path,
+    config: PhantomConfig,
+    *,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PhantomSummary:
     """Write a folder of phantoms, or finish one that was begun with the same config.

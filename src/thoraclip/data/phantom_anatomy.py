@@ -16,6 +16,7 @@ from thoraclip.data.phantom_body import Body, Floats, Pose, project
 
 __all__ = ["Anatomy", "draw_body", "resize"]
 
+
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
     """Maps of one posed body, each f32[size, size]; `soft` and `bone` in cm, `lung` cm of air, the others as said."""
@@ -215,8 +216,14 @@ def _shoulder_blades(pose: Pose, size: int) -> Floats:
         def place(*xy: tuple[float, float], sign: int = sign) -> list[tuple[float, float]]:
             return [(float(p[0]), float(p[1])) for p in project(np.array(xy) * [sign, 1], pose, size) * 2 + 0.5]
 
-        blade = place((0.76 - inward, -0.66), (0.97, -0.56), (0.93 - inward / 2, -0.38), (0.80 - inward, 0.02),
-                      (0.745 - inward, -0.02), (0.73 - inward, -0.40))
+        blade = place(
+            (0.76 - inward, -0.66),
+            (0.97, -0.56),
+            (0.93 - inward / 2, -0.38),
+            (0.80 - inward, 0.02),
+            (0.745 - inward, -0.02),
+            (0.73 - inward, -0.40),
+        )
         pen.polygon(blade, fill=48)
         pen.line(blade[2:] + blade[:1], fill=84, width=thick, joint="curve")
         pen.line(place((0.75 - inward, -0.56), (0.93, -0.68), (1.04, -0.70)), fill=120, width=2 * thick, joint="curve")
@@ -243,4 +250,8 @@ def _stomach(body: Body, pose: Pose, x: Floats, y: Floats) -> Floats:
     if body.bubble < 0.15:
         return np.zeros_like(x)
     centre = float(dome_height(body, pose, np.array([0.36]))[0]) + 0.05 + 0.09 * body.bubble
-    return 5 * body.bubble * _root(((x - 0.36) / (0.10 + 0.1 * body.bubble)) ** 2 + ((y - centre) / (0.09 * body.bubble)) ** 2)
+    return (
+        5
+        * body.bubble
+        * _root(((x - 0.36) / (0.10 + 0.1 * body.bubble)) ** 2 + ((y - centre) / (0.09 * body.bubble)) ** 2)
+    )

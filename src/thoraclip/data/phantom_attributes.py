@@ -32,7 +32,12 @@ def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
 
 
 def choose_attributes(
-    label: str, body: Body, *, rng: np.random.Generator, difficulty: float, shortcut: str = "",
+    label: str,
+    body: Body,
+    *,
+    rng: np.random.Generator,
+    difficulty: float,
+    shortcut: str = "",
     shortcut_strength: float = 0.0,
 ) -> dict[str, object]:
     """Choose an image's attributes; apart from a planted shortcut and the finding, nothing looks at `label`.
@@ -49,11 +54,16 @@ def choose_attributes(
     """
     view = _pick(rng, {"PA": 0.55, "AP": 0.45})
     portable = view == "AP"
-    marker = _pick(rng, {"AP PORTABLE": 0.40, "L": 0.22, "R": 0.23, "": 0.15} if portable else {"L": 0.42, "R": 0.33, "": 0.25})
+    marker = _pick(
+        rng, {"AP PORTABLE": 0.40, "L": 0.22, "R": 0.23, "": 0.15} if portable else {"L": 0.42, "R": 0.33, "": 0.25}
+    )
     chance = (0.45, 0.28, 0.16, 0.06) if portable else (0.05, 0.04, 0.0, 0.05)
     held = rng.uniform(size=len(DEVICES))
     attributes: dict[str, object] = {
-        "view": view, "sex": body.sex, "age_years": body.age_years, "build": body.build,
+        "view": view,
+        "sex": body.sex,
+        "age_years": body.age_years,
+        "build": body.build,
         "exposure": _pick(rng, {"under": 0.25, "normal": 0.5, "over": 0.25}),
         "texture": _pick(rng, {"smooth": 0.3, "standard": 0.4, "grainy": 0.3}),
         "rotation_degrees": round(float(np.clip(rng.normal(0, 3.5 if portable else 1.5), -9, 9)), 1),
@@ -62,7 +72,9 @@ def choose_attributes(
         "devices": tuple(name for name, p, u in zip(DEVICES, chance, held, strict=True) if u < p),
         "marker": marker,
         "border": _pick(rng, {"none": 0.5, "narrow": 0.3, "wide": 0.2}),
-        "difficulty": difficulty, "shortcut": shortcut, "shortcut_strength": shortcut_strength,
+        "difficulty": difficulty,
+        "shortcut": shortcut,
+        "shortcut_strength": shortcut_strength,
     }
     planted = bool(rng.uniform() < shortcut_strength) and bool(shortcut)
     attributes["shortcut_planted"] = planted
@@ -86,16 +98,29 @@ def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, object]:
 def choose_pose(attributes: dict[str, object], rng: np.random.Generator) -> Pose:
     """Turn the chosen attributes into the geometry of one exposure."""
     return Pose(
-        rotation_degrees=float(str(attributes["rotation_degrees"])), turn=float(str(attributes["turn"])),
-        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)), shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
-        zoom=float(rng.uniform(0.90, 1.10)), breath=0.035 * float(str(attributes["inspiration"])),
+        rotation_degrees=float(str(attributes["rotation_degrees"])),
+        turn=float(str(attributes["turn"])),
+        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)),
+        shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
+        zoom=float(rng.uniform(0.90, 1.10)),
+        breath=0.035 * float(str(attributes["inspiration"])),
         supine=attributes["view"] == "AP",
     )
 
 
 _VIEWS = {
-    "PA": ("posteroanterior chest radiograph", "PA chest X-ray", "upright PA view of the chest", "frontal PA chest film"),
-    "AP": ("anteroposterior chest radiograph", "AP chest X-ray", "supine AP view of the chest", "bedside AP chest film"),
+    "PA": (
+        "posteroanterior chest radiograph",
+        "PA chest X-ray",
+        "upright PA view of the chest",
+        "frontal PA chest film",
+    ),
+    "AP": (
+        "anteroposterior chest radiograph",
+        "AP chest X-ray",
+        "supine AP view of the chest",
+        "bedside AP chest film",
+    ),
 }
 _BUILDS = {
     "slim": ("a slim patient", "a thin patient", "a patient of slight build"),
@@ -119,7 +144,9 @@ _BORDERS = {
     "wide": ("a wide black border", "a broad dark frame"),
 }
 _TEXTURES = {
-    "smooth": ("", "smooth image", "little noise"), "standard": ("", ""), "grainy": ("", "grainy image", "visible noise"),
+    "smooth": ("", "smooth image", "little noise"),
+    "standard": ("", ""),
+    "grainy": ("", "grainy image", "visible noise"),
 }
 
 
@@ -144,7 +171,9 @@ def describe(attributes: dict[str, object], rng: np.random.Generator) -> str:
     parts = [say(_EXPOSURES[str(attributes["exposure"])])]
     devices = attributes["devices"]
     names = [say(_DEVICES[str(name)]) for name in devices] if isinstance(devices, (tuple, list)) else []
-    parts.append("with " + " and ".join(names) if names else say(["no lines or tubes", "without devices", "no devices"]))
+    parts.append(
+        "with " + " and ".join(names) if names else say(["no lines or tubes", "without devices", "no devices"])
+    )
     marker = str(attributes["marker"])
     if marker:
         parts.append(say([f"marked {marker}", f"{marker} marker", f"letters {marker} in the corner"]))
@@ -152,7 +181,9 @@ def describe(attributes: dict[str, object], rng: np.random.Generator) -> str:
         parts.append(say(["", "no marker", "without a side marker"]))
     angle = float(str(attributes["rotation_degrees"]))
     way = "clockwise" if angle > 0 else "counterclockwise"
-    parts.append(say([f"rotated {way}", f"tilted {way}"]) if math.fabs(angle) > 2.5 else say(["", "straight", "not rotated"]))
+    parts.append(
+        say([f"rotated {way}", f"tilted {way}"]) if math.fabs(angle) > 2.5 else say(["", "straight", "not rotated"])
+    )
     parts += [say(_BORDERS[str(attributes["border"])]), say(_TEXTURES[str(attributes["texture"])])]
     order = rng.permutation(len(parts))
     said = ", ".join(parts[i] for i in order if parts[i])

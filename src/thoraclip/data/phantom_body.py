@@ -73,12 +73,26 @@ def shape_body(rng: np.random.Generator) -> Body:
         return float(mean + spread * np.clip(rng.standard_normal(), -2, 2))
 
     return Body(
-        build=build, sex=sex, age_years=age, depth_cm=_DEPTH_CM[build] * near(1, 0.04), wall=_WALL[build] * near(1, 0.12),
-        cage=near(0.745 if sex == "M" else 0.71, 0.025), apex=near(-0.76, 0.03), spacing=near(0.150, 0.007),
-        drop=near(0.20, 0.03), rib_phase=float(rng.uniform()), rib_shift=tuple(rng.normal(0, 0.04, 24).tolist()),
-        heart=near(1.0 + 0.002 * (age - 54), 0.07), tilt=near(0.62, 0.08), knob=near(0.075 + 0.0005 * (age - 54), 0.01),
-        curve=near(0, 0.012), dome=near(0.50, 0.04), breast=max(0.0, near(2.2, 0.7)) if sex == "F" else 0.0,
-        bubble=max(0.0, near(0.6, 0.5)), clavicle=near(0.0, 0.02), hilum=near(1.0, 0.15),
+        build=build,
+        sex=sex,
+        age_years=age,
+        depth_cm=_DEPTH_CM[build] * near(1, 0.04),
+        wall=_WALL[build] * near(1, 0.12),
+        cage=near(0.745 if sex == "M" else 0.71, 0.025),
+        apex=near(-0.76, 0.03),
+        spacing=near(0.150, 0.007),
+        drop=near(0.20, 0.03),
+        rib_phase=float(rng.uniform()),
+        rib_shift=tuple(rng.normal(0, 0.04, 24).tolist()),
+        heart=near(1.0 + 0.002 * (age - 54), 0.07),
+        tilt=near(0.62, 0.08),
+        knob=near(0.075 + 0.0005 * (age - 54), 0.01),
+        curve=near(0, 0.012),
+        dome=near(0.50, 0.04),
+        breast=max(0.0, near(2.2, 0.7)) if sex == "F" else 0.0,
+        bubble=max(0.0, near(0.6, 0.5)),
+        clavicle=near(0.0, 0.02),
+        hilum=near(1.0, 0.15),
         tree_seed=int(rng.integers(2**31)),
     )
 

@@ -68,8 +68,14 @@ def check_choices(*, size: int, difficulty: float, shortcut: str, shortcut_stren
 
 
 def draw_phantom(
-    label: str, *, rng: np.random.Generator, size: int = 256, difficulty: float = 0.5,
-    shortcut: str = "", shortcut_strength: float = 0.0, body: Body | None = None,
+    label: str,
+    *,
+    rng: np.random.Generator,
+    size: int = 256,
+    difficulty: float = 0.5,
+    shortcut: str = "",
+    shortcut_strength: float = 0.0,
+    body: Body | None = None,
 ) -> Phantom:
     """Draw one frontal chest radiograph of a class.
 
@@ -113,7 +119,9 @@ def draw_phantom(
     draw_border(pixels, str(attributes["border"]), rng)
     draw_marker(pixels, str(attributes["marker"]), rng)
     mask = anatomy.field & (opacity > NOTICEABLE)
-    return Phantom(pixels=pixels, lung_mask=_mask(anatomy.field), infection_mask=_mask(mask), label=label, attributes=attributes)
+    return Phantom(
+        pixels=pixels, lung_mask=_mask(anatomy.field), infection_mask=_mask(mask), label=label, attributes=attributes
+    )
 
 
 def _mask(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -134,12 +142,12 @@ def _parenchyma(anatomy: Anatomy, tree: Floats, rng: np.random.Generator) -> Flo
     air = np.clip(anatomy.lung / 5, 0, 1)
     vessels = 2.6 * tree * np.clip(1.25 - 0.8 * anatomy.reach, 0.15, 1)
     haze = float(np.abs(rng.normal(0, 0.40))) * np.clip(anatomy.level * 1.6 - 0.6, 0, 1)
-    return np.asarray((vessels + 0.17 * _cloud(size, rng, (16, 32, 64, 96)) + 0.28 * _cloud(size, rng, (3, 6)) + 0.3 + haze) * air)
+    return np.asarray(
+        (vessels + 0.17 * _cloud(size, rng, (16, 32, 64, 96)) + 0.28 * _cloud(size, rng, (3, 6)) + 0.3 + haze) * air
+    )
 
 
-def _seeds(
-    anatomy: Anatomy, weight: Floats, sides: list[int], rng: np.random.Generator
-) -> list[tuple[float, float]]:
+def _seeds(anatomy: Anatomy, weight: Floats, sides: list[int], rng: np.random.Generator) -> list[tuple[float, float]]:
     """Draw one centre (x, y) per side (-1, +1) from the lung field with density `weight`."""
     centres = []
     for side in sides:

@@ -26,8 +26,25 @@ LUNG_TREE = "Lung Segmentation Data/Lung Segmentation Data"
 INFECTION_TREE = "Infection Segmentation Data/Infection Segmentation Data"
 
 COLUMNS = (
-    "path", "lung_mask", "infection_mask", "label", "split", "patient", "view", "sex", "age_years", "build", "exposure",
-    "texture", "rotation_degrees", "devices", "marker", "border", "shortcut_planted", "finding_side", "finding_zone",
+    "path",
+    "lung_mask",
+    "infection_mask",
+    "label",
+    "split",
+    "patient",
+    "view",
+    "sex",
+    "age_years",
+    "build",
+    "exposure",
+    "texture",
+    "rotation_degrees",
+    "devices",
+    "marker",
+    "border",
+    "shortcut_planted",
+    "finding_side",
+    "finding_zone",
     "caption",
 )
 """Columns of phantoms.csv; `infection_mask` is empty for an image that stands in the lung tree only."""
@@ -87,8 +104,13 @@ def claim_folder(root: Path, settings: dict[str, object]) -> None:
             raise InputError(f"{note}: is not a phantom config; name a new or empty folder") from None
         if schema != SCHEMA or before != wanted:
             keys = sorted(k for k in {*wanted, *before} if wanted.get(k) != before.get(k))
-            what = ", ".join(f"{k} {before.get(k)!r}, now {wanted.get(k)!r}" for k in keys) or f"schema {schema}, now {SCHEMA}"
-            raise InputError(f"{root}: holds phantoms of another config ({what}); name a new folder or repeat that config")
+            what = (
+                ", ".join(f"{k} {before.get(k)!r}, now {wanted.get(k)!r}" for k in keys)
+                or f"schema {schema}, now {SCHEMA}"
+            )
+            raise InputError(
+                f"{root}: holds phantoms of another config ({what}); name a new folder or repeat that config"
+            )
         return
     if root.is_dir() and any(root.iterdir()):
         raise InputError(f"{root}: is not empty and not a phantom folder; name a new or empty folder")
@@ -130,11 +152,15 @@ def _row(task: Task, attributes: dict[str, object], caption: str) -> dict[str, o
     devices = attributes["devices"]
     return {
         **attributes,
-        "path": task.path(LUNG_TREE, "images"), "lung_mask": task.path(LUNG_TREE, "lung masks"),
+        "path": task.path(LUNG_TREE, "images"),
+        "lung_mask": task.path(LUNG_TREE, "lung masks"),
         "infection_mask": task.path(INFECTION_TREE, "infection masks") if task.infection else "",
-        "label": task.label, "split": task.split, "patient": f"phantom-{task.patient:05d}",
+        "label": task.label,
+        "split": task.split,
+        "patient": f"phantom-{task.patient:05d}",
         "devices": ";".join(devices) if isinstance(devices, tuple) else "",
-        "shortcut_planted": str(attributes["shortcut_planted"]).lower(), "caption": caption,
+        "shortcut_planted": str(attributes["shortcut_planted"]).lower(),
+        "caption": caption,
     }
 
 
@@ -159,7 +185,9 @@ def _encode(pixels: NDArray[np.uint8], seed: int) -> bytes:
     notice.add_text("Synthetic", "yes")
     notice.add_text("Software", "thoraclip phantom")
     notice.add_text("Seed", str(seed))
-    notice.add_text("Comment", "Synthetic chest radiograph for research and software tests; not a patient, not for diagnosis.")
+    notice.add_text(
+        "Comment", "Synthetic chest radiograph for research and software tests; not a patient, not for diagnosis."
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=notice, compress_level=3)
     return buffer.getvalue()

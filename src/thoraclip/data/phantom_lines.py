@@ -139,11 +139,18 @@ def _pacemaker(pen: _Pen, rng: np.random.Generator) -> None:
     """A generator under the left clavicle with a ventricular lead."""
     x, y = 0.55 + float(rng.normal(0, 0.03)), -0.40 + float(rng.normal(0, 0.03))
     end = (0.22 + float(rng.normal(0, 0.03)), 0.40 + float(rng.normal(0, 0.03)))
-    pen.curve([(x - 0.05, y - 0.09), (0.36, -0.60), (0.12, -0.48), (-0.07, -0.20), (-0.05, 0.22), end], fill=190, width=0.012)
+    pen.curve(
+        [(x - 0.05, y - 0.09), (0.36, -0.60), (0.12, -0.48), (-0.07, -0.20), (-0.05, 0.22), end], fill=190, width=0.012
+    )
     pen.disc(*end, 0.012, 255)
     angle = np.linspace(0, 2 * np.pi, 40)
-    wave = np.stack([np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.6 * 0.095,
-                     np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.6 * 0.080], axis=1)
+    wave = np.stack(
+        [
+            np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.6 * 0.095,
+            np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.6 * 0.080,
+        ],
+        axis=1,
+    )
     pen.pen.polygon(pen.place(wave + np.array([x, y])), fill=245)
     pen.pen.polygon(pen.place(wave * [0.7, 0.4] + np.array([x, y - 0.035])), fill=185)
 

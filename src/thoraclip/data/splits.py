@@ -10,7 +10,7 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.manifest import SPLITS, Manifest
 
-__all__ = ["assign_groups", "hold_out", "patient_groups", "split_folds", "split_fractions"]
+__all__ = ["assign_groups", "hold_out", "parse_fractions", "patient_groups", "split_folds", "split_fractions"]
 
 
 def patient_groups(manifest: Manifest) -> list[str]:
@@ -42,16 +42,21 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
         ManifestError: a class with fewer patients than parts.
     """
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed")
+        raise ConfigError(
+            f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed"
+        )
     part = _parts(manifest, fractions, seed)
     known = [label is not None for label in manifest.column("label")]
     split = [SPLITS[p] if k else None for p, k in zip(part, known, strict=True)]
     return manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest)).with_columns(split=split)
 
 
-def hold_out(targets: npt.NDArray[np.int64], groups: Sequence[str], *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def hold_out(
+    targets: npt.NDArray[np.int64], groups: Sequence[str], *, fraction: float, seed: int
+) -> npt.NDArray[np.bool_]:
     """bool[N]: True for the images of a stratified, grouped part of about `fraction` of all."""
-    return assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1
+    held: npt.NDArray[np.bool_] = assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1
+    return held
 
 
 def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
@@ -101,3 +106,11 @@ def assign_groups(
         need[part[group]] -= counts[group]
     assigned: npt.NDArray[np.int64] = part[member]
     return assigned
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+    """`"0.7,0.1,0.2"` -> three numbers; raises ConfigError for anything that is not numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--fractions '{text}': expected three numbers, as in 0.7,0.1,0.2") from error

@@ -39,8 +39,8 @@ class Contestant:
 
 
 def resamples_needed(methods: int) -> int:
-    """Resamples that let the smallest Holm-corrected p of all pairs reach 0.01: 2 m / (R + 1) <= 0.01, m pairs."""
-    return 200 * (methods * (methods - 1) // 2)
+    """Resamples that let the smallest Holm-corrected p of all m pairs reach 0.002: 2 m / (R + 1) <= 0.002."""
+    return 1000 * (methods * (methods - 1) // 2)
 
 
 def compare(contestants: Sequence[Contestant], *, intervals: bool, independent: bool) -> list[dict[str, Any]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -28,7 +30,7 @@ Entry = Mapping[str, Any]
 _INK, _SOFT, _LINE, _ACCENT = "#1b2733", "#5b6875", "#d5dbe1", "#0072b2"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b2733")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.0, "text.parse_math": False,
     "text.color": _INK, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK, "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5, "axes.titleweight": "bold",
@@ -36,6 +38,15 @@ _STYLE = {
     "ytick.labelcolor": _INK, "figure.facecolor": "white", "svg.fonttype": "none",
 }  # fmt: skip
 _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our settings on top of Matplotlib's defaults, whatever the user's matplotlibrc says; undone at the end."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def shorten(text: str, length: int = 30) -> str:
@@ -52,12 +63,12 @@ def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -
         best: name of the best method.
         tied: names of those that cannot be told apart from it.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(7.6, 0.62 + 0.36 * len(methods))
+    with _style():
+        figure = _figure(9.4, 0.62 + 0.34 * len(methods))
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
             _forest_row(axes, row, entry, leading=entry["name"] == best or entry["name"] in tied)
-        axes.set_yticks(range(len(methods)), [shorten(m["name"], 38) for m in methods])
+        axes.set_yticks(range(len(methods)), [shorten(m["name"], 48) for m in methods])
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.set_xlabel("macro F1 (%), 95 % interval")
         axes.tick_params(axis="y", length=0)
@@ -69,13 +80,13 @@ def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -
 
 def _forest_row(axes: Axes, row: int, entry: Entry, *, leading: bool) -> None:
     found = entry["metrics"][MAIN_METRIC]
-    value, low, high = (None if found[k] is None else 100 * found[k] for k in ("value", "low", "high"))
+    value = 100 * found["value"]
+    low, high = (value if found[k] is None else 100 * found[k] for k in ("low", "high"))
     colour = _SOFT if entry["name"] == MAJORITY else _ACCENT
-    if low is not None:
-        axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
     axes.plot([value], [row], "o", markersize=7, color=colour, markerfacecolor=colour if leading else "white",
               markeredgewidth=1.6)  # fmt: skip
-    axes.annotate(f"{value:.1f}", (value if high is None else high, row), xytext=(6, 0), textcoords="offset points",
+    axes.annotate(f"{value:.1f}", (high, row), xytext=(6, 0), textcoords="offset points",
                   va="center", fontsize=8.5, color=_INK)  # fmt: skip
 
 
@@ -84,9 +95,9 @@ def confusion_figure(entry: Entry, classes: Sequence[str]) -> str:
     cells = np.asarray(entry["confusion"], dtype=np.float64)
     sums = cells.sum(axis=1, keepdims=True)
     shares = np.divide(cells, sums, out=np.zeros_like(cells), where=sums > 0)
-    names, size = [shorten(name, 14) for name in classes], len(classes)
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(1.5 + 0.62 * size, 1.15 + 0.5 * size)
+    names, size = [shorten(name, 20) for name in classes], len(classes)
+    with _style():
+        figure = _figure(1.45 + 0.5 * size, 1.1 + 0.42 * size)
         axes = figure.add_subplot()
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
         for true in range(size):
@@ -111,8 +122,8 @@ def reliability_figure(entry: Entry) -> str:
     bins = entry["calibration"]
     confidence, accuracy = (np.array([b[k] for b in bins]) * 100 for k in ("confidence", "accuracy"))
     errors = np.array([[b["accuracy"] - b["low"], b["high"] - b["accuracy"]] for b in bins]).T * 100
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(3.0, 2.75)
+    with _style():
+        figure = _figure(2.95, 2.7)
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
         axes.errorbar(confidence, accuracy, yerr=np.maximum(errors, 0), fmt="o", markersize=4, color=_ACCENT,
@@ -123,8 +134,8 @@ def reliability_figure(entry: Entry) -> str:
 
 def roc_figure(methods: Sequence[Entry], label: str) -> str:
     """ROC curves of one class against the rest, one line per method (the majority row has none)."""
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(3.6, 3.4)
+    with _style():
+        figure = _figure(3.4, 3.25 + 0.16 * sum(m["name"] != MAJORITY for m in methods))
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
         drawn = [m for m in methods if m["name"] != MAJORITY and m["roc"][label] is not None]
@@ -133,12 +144,12 @@ def roc_figure(methods: Sequence[Entry], label: str) -> str:
             axes.plot(
                 np.array(curve["fpr"]) * 100, np.array(curve["tpr"]) * 100, linewidth=1.6,
                 color=_COLOURS[number % len(_COLOURS)], linestyle=_DASHES[number % len(_DASHES)],
-                label=f"{shorten(entry['name'], 20)} {100 * area:.1f}",
+                label=f"{100 * area:.1f}  {shorten(entry['name'], 42)}",
             )  # fmt: skip
         _percent_axes(axes, "false positive rate (%)", "sensitivity (%)")
         axes.set_title(shorten(f"{label} against the rest", 42))
         if drawn:
-            axes.legend(loc="lower right", fontsize=7.2, frameon=False, handlelength=2.4, borderaxespad=0.2)
+            figure.legend(loc="outside lower left", fontsize=7.5, frameon=False, handlelength=2.6)
         return _svg(figure, f"roc {label}")
 
 
@@ -165,14 +176,7 @@ def _svg(figure: Figure, salt: str) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    prefix = "f" + format(abs(_stable(salt)), "x")
+    prefix = f"f{zlib.crc32(salt.encode()):x}"
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'(href="#|url\(#)', lambda m: f"{m.group(1)}{prefix}-", text)
     return text.replace("'DejaVu Sans'", _FONT_STACK).strip()
-
-
-def _stable(text: str) -> int:
-    """A number that depends on the text only (Python's `hash` differs from run to run)."""
-    import zlib
-
-    return zlib.crc32(text.encode())

@@ -93,10 +93,10 @@ def _winner(report: Mapping[str, Any], images: str) -> str:
     entry = next(m for m in report["methods"] if m["name"] == found["best"])
     estimate, sample = entry["metrics"][MAIN_METRIC], report["sample"]
     of_patients = f" of {sample['groups']:,} patients" if sample["unit"] == "patient" else ""
-    alone = "is the only method" if found["runner_up"] is None else "has the highest macro F1"
+    has = "is the only method; its macro F1 is" if found["runner_up"] is None else "has the highest macro F1,"
     return (
-        f"{found['best']} {alone}: macro F1 {share(estimate['value'])} %{_between(estimate)}, "
-        f"accuracy {share(entry['metrics']['accuracy']['value'])} %, on {images}{of_patients}."
+        f"{found['best']} {has} {share(estimate['value'])} %{_between(estimate)}, and an accuracy of "
+        f"{share(entry['metrics']['accuracy']['value'])} % on {images}{of_patients}."
     )
 
 
@@ -124,12 +124,12 @@ def _lead(report: Mapping[str, Any], images: str) -> list[str]:
 def _against_majority(report: Mapping[str, Any]) -> str:
     found = report["verdict"]
     against = versus(report["comparisons"], found["best"], MAJORITY)
-    size = f"by {points(against['difference']).lstrip('+')} points{_between(against, points)}"
+    size = f"by {points(against['difference']).lstrip('+')} points of macro F1{_between(against, points)}"
     if found["beats_majority"]:
-        return f"It beats always answering the commonest class (the row \u201c{MAJORITY}\u201d) {size} of macro F1."
+        return f"It beats always answering the commonest class (the row \u201c{MAJORITY}\u201d) {size}."
     return (
         f"No method can be shown to beat always answering the commonest class (the row \u201c{MAJORITY}\u201d): "
-        f"the best one differs from it {size} of macro F1."
+        f"the best one differs from it {size}."
     )
 
 

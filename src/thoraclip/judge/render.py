@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from thoraclip import imaging
 from thoraclip.errors import ImageError, InputError
 from thoraclip.judge import figures
 from thoraclip.judge.metrics import METRICS
@@ -44,9 +45,7 @@ _THUMBNAIL_PX = 128
 
 def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
     """Grey pixels u8[H, W] of any image that the package reads."""
-    from thoraclip import imaging
-
-    return np.asarray(imaging.decode(path).pixels, dtype=np.uint8)
+    return imaging.decode(path).pixels
 
 
 def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load) -> str:

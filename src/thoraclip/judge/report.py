@@ -24,6 +24,9 @@ from thoraclip.runs import write_json, write_text
 __all__ = ["MethodResult", "judge", "write_report"]
 
 _SCHEMA = 1
+_PUBLISHED: dict[str, object] = dict.fromkeys(
+    ("name", "accuracy", "macro_f1", "macro_precision", "macro_recall", "source", "note")
+)
 _MAJORITY_ABOUT: dict[str, Any] = {
     "seeds": [],
     "settings": {},
@@ -77,7 +80,7 @@ def judge(
     ]
     if len(report["failed"]) < len(methods):
         report |= _judged(methods, resamples, seed)
-    report |= {"published": published, "dataset": dataset or {}, "provenance": provenance or {}}
+    report |= {"published": [_PUBLISHED | dict(entry) for entry in published], "dataset": dataset or {}, "provenance": provenance or {}}
     report["reading"] = reading(report)
     return dict(plain(report))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from thoraclip.judge import calibration
 from thoraclip.judge.metrics import METRICS, Scored, brier_terms
@@ -80,9 +81,11 @@ def replicate(
     """
     prepared = [_Prepared(table, confusion_only=confusion_only) for table in tables]
     chunks: list[list[Replicates]] = [[] for _ in tables]
-    for weights in resample_weights(groups, resamples=resamples, seed=seed):
-        for parts, table in zip(chunks, prepared, strict=True):
-            parts.append(table.metrics(weights))
+    # The products are small: BLAS threads would only wait for each other (ten times slower beside another job).
+    with threadpool_limits(limits=1, user_api="blas"):
+        for weights in resample_weights(groups, resamples=resamples, seed=seed):
+            for parts, table in zip(chunks, prepared, strict=True):
+                parts.append(table.metrics(weights))
     return [_join(parts) for parts in chunks]
 
 
@@ -102,7 +105,9 @@ def _join(parts: Sequence[Replicates]) -> Replicates:
 
 def _ratio(above: Floats, below: Floats, empty: float = 0.0) -> Floats:
     """above / below, and `empty` where below is 0."""
-    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, empty), where=below > 0)
+    out: Floats = np.full(np.broadcast(above, below).shape, empty)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
 
 
 def _mean_of_known(values: Floats) -> Floats:

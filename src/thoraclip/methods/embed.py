@@ -12,9 +12,17 @@ from numpy.lib.format import open_memmap
 
 from thoraclip.data.batches import pixel_batches
 from thoraclip.errors import ConfigError, MismatchError
+from thoraclip.models.checkpoint import locate
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
-from thoraclip.runs import Progress, digest, write_json
-from thoraclip.tables.embeddings import ARRAYS, Embeddings, embeddings_fingerprint, finish_embeddings, is_valid, read_embeddings
+from thoraclip.runs import Progress, digest, folder_digest, sweep, write_json
+from thoraclip.tables.embeddings import (
+    ARRAYS,
+    Embeddings,
+    embeddings_fingerprint,
+    finish_embeddings,
+    is_valid,
+    read_embeddings,
+)
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["EncoderConfig", "cached_embeddings", "embed", "load_encoder"]
@@ -43,6 +51,15 @@ class EncoderConfig:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed")
 
+    def inputs(self) -> dict[str, str]:
+        """Hashes of the artefacts that the config names, so that a run is repeated when one of them changes."""
+        location, is_local = locate(self.model)
+        hashes = {"model": folder_digest(Path(location)) if is_local else f"Hub: {location}"}
+        named = {"adapter": self.adapter, "embeddings": self.embeddings and f"{self.embeddings}/embeddings.json"}
+        return hashes | {
+            name: folder_digest(Path(path)) for name, path in named.items() if path and Path(path).exists()
+        }
+
 
 def load_encoder(config: EncoderConfig) -> DualEncoder:
     """The encoder that a config names; the last one loaded is kept, so methods in a row share it."""
@@ -55,7 +72,12 @@ def _load(model: str, adapter: str, geometry: str, precision: str) -> DualEncode
 
 
 def cached_embeddings(
-    config: EncoderConfig, manifest: Manifest, cache: Path, *, encoder: DualEncoder | None = None, progress: Progress | None = None
+    config: EncoderConfig,
+    manifest: Manifest,
+    cache: Path,
+    *,
+    encoder: DualEncoder | None = None,
+    progress: Progress | None = None,
 ) -> Embeddings:
     """The features of a manifest: from the folder that the config names, from the cache, or made now.
 
@@ -68,7 +90,9 @@ def cached_embeddings(
         return embed(manifest, encoder, cache / key, batch_size=config.batch_size, progress=progress)
     found = read_embeddings(Path(config.embeddings))
     if dict(found.encoder) != encoder.description:
-        raise MismatchError(f"{config.embeddings}: made by another encoder or precision than model '{config.model}'; embed again")
+        raise MismatchError(
+            f"{config.embeddings}: made by another encoder or precision than model '{config.model}'; embed again"
+        )
     if dict(found.preprocess) != encoder.preprocess.as_dict():
         raise MismatchError(
             f"{config.embeddings}: made with geometry '{found.preprocess.get('geometry')}' and another preprocessing "
@@ -95,6 +119,7 @@ def embed(
     fingerprint = embeddings_fingerprint(manifest, encoder.description, spec.as_dict())
     if is_valid(out, fingerprint):
         return read_embeddings(out)
+    sweep(out)
     (out / "embeddings.json").unlink(missing_ok=True)
     token = digest([fingerprint, batch_size])
     done = _rows_done(out, token)
@@ -118,17 +143,27 @@ def _rows_done(out: Path, token: str) -> int:
 
 
 def _write_rows(
-    manifest: Manifest, encoder: DualEncoder, out: Path, token: str, *, start: int, batch_size: int, progress: Progress | None
+    manifest: Manifest,
+    encoder: DualEncoder,
+    out: Path,
+    token: str,
+    *,
+    start: int,
+    batch_size: int,
+    progress: Progress | None,
 ) -> None:
     total = len(manifest)
     if start >= total:  # everything was written; only the renaming was left
         return
     out.mkdir(parents=True, exist_ok=True)
-    arrays: list[np.memmap] | None = None  # type: ignore[type-arg]
+    arrays: list[np.memmap] | None = None
     for first, pixels in pixel_batches(manifest, encoder.preprocess, batch_size=batch_size, start=start):
         features = encoder.encode_images(pixels)
         if arrays is None:
-            arrays = [_open(out / f"{name}.npy.part", (total, f.shape[1]), start) for name, f in zip(ARRAYS, features, strict=True)]
+            arrays = [
+                _open(out / f"{name}.npy.part", (total, f.shape[1]), start)
+                for name, f in zip(ARRAYS, features, strict=True)
+            ]
         for array, feature in zip(arrays, features, strict=True):
             array[first : first + len(feature)] = feature
             array.flush()
@@ -138,7 +173,5 @@ def _write_rows(
             progress(done, total)
 
 
-def _open(path: Path, shape: tuple[int, int], start: int) -> np.memmap:  # type: ignore[type-arg]
+def _open(path: Path, shape: tuple[int, int], start: int) -> np.memmap:
     return open_memmap(path, mode="r+" if start else "w+", dtype=np.float32, shape=None if start else shape)
-
-

@@ -62,7 +62,9 @@ class Config(EncoderConfig):
             if value not in known:
                 raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
         if not 0 < self.l2_min <= self.l2_max or self.l2_steps < 1:
-            raise ConfigError(f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1")
+            raise ConfigError(
+                f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1"
+            )
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
         if self.epochs < 1 or self.learning_rate <= 0 or self.train_batch_size < 1:
@@ -83,12 +85,18 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed):
         head, facts = _fit(config, features, targets, labels, part)
         metrics.append({"fold": part.fold, **facts})
-        write_head(context.folder.file("head.safetensors" if part.fold is None else f"head-fold-{part.fold}.safetensors"), head)
+        write_head(
+            context.folder.file("head.safetensors" if part.fold is None else f"head-fold-{part.fold}.safetensors"), head
+        )
         rows.append(part.test)
         scores.append(head.predict(features[part.test]))
     order = np.argsort(np.concatenate(rows), kind="stable")
     predictions = predictions_of(manifest, labels, np.concatenate(rows)[order], np.concatenate(scores)[order])
-    return predictions, {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])}, list(metrics)
+    return (
+        predictions,
+        {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])},
+        list(metrics),
+    )
 
 
 def _fit(
@@ -114,5 +122,11 @@ def _fit(
     head = heads(np.sort(np.concatenate([part.train, part.val])), best)[-1] if config.refit else candidates[best]
     chosen: dict[str, object] = {"l2": grid[best]} if config.solver == "lbfgs" else {"epoch": best + 1}
     edge = best in {0, len(candidates) - 1} and len(candidates) > 1
-    facts = {"train": len(part.train), "val": len(part.val), "test": len(part.test), "val_log_loss": losses[best], "at_edge_of_grid": edge}
+    facts = {
+        "train": len(part.train),
+        "val": len(part.val),
+        "test": len(part.test),
+        "val_log_loss": losses[best],
+        "at_edge_of_grid": edge,
+    }
     return head, chosen | facts

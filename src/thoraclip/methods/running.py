@@ -17,11 +17,11 @@ from thoraclip.data.splits import hold_out, patient_groups
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
-from thoraclip.runs import Progress, RunFolder, digest, provenance, write_json
+from thoraclip.runs import Progress, RunFolder, digest, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
-__all__ = ["Context", "Part", "parts", "run_method"]
+__all__ = ["Context", "Part", "is_done", "parts", "predictions_of", "run_method"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -79,10 +79,12 @@ def parts(manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: in
     for fold, train, val, test in rounds:
         for name, rows in (("training", train), ("test", test)):
             if not rows.any():
-                raise ManifestError(f"manifest: no {name} image; split it first: thoraclip split MANIFEST --folds 5 --out FILE")
+                raise ManifestError(
+                    f"manifest: no {name} image; split it first: thoraclip split MANIFEST --folds 5 --out FILE"
+                )
         if not val.any():
-            rows = np.flatnonzero(train)
-            held = rows[hold_out(targets[rows], [groups[row] for row in rows], fraction=val_fraction, seed=seed)]
+            pool = np.flatnonzero(train)
+            held = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
             val[held], train[held] = True, False
         for index, label in enumerate(labels.names):
             for name, rows in (("training", train), ("validation", val)):
@@ -108,7 +110,13 @@ def predictions_of(manifest: Manifest, labels: LabelSet, rows: Rows, scores: npt
 
 
 def run_method(
-    kind: str, config: Any, manifest: Manifest, out: Path, *, cache: Path | None = None, progress: Progress | None = None
+    kind: str,
+    config: Any,
+    manifest: Manifest,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Predictions, Mapping[str, Any]]:
     """Run one method into a folder, or read the result when the same run is already there and complete.
 
@@ -122,12 +130,11 @@ def run_method(
     Returns:
         The predictions, and the method's details (JSON-able).
     """
+    sweep(out)
     folder = RunFolder(out)
-    text = f"kind = \"{kind}\"\n" + config_toml(config)
-    facts = provenance(seed=getattr(config, "seed", None), inputs={"manifest": manifest.fingerprint})
-    fingerprint = digest({"schema": 1, "config": text, "manifest": manifest.fingerprint, "versions": facts["versions"]})
+    facts, fingerprint = _identity(kind, config, manifest)
     if not folder.is_done(fingerprint):
-        folder.start(text, facts)
+        folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
         method = import_module(find_method(kind).module)
         context = Context(manifest, folder, cache or out / "embeddings", progress)
         predictions, details, metrics = method.run(config, context)
@@ -137,3 +144,16 @@ def run_method(
         folder.finish(fingerprint)
     details = json.loads(folder.file("details.json").read_text(encoding="utf-8"))
     return read_predictions(folder.file("predictions.parquet")), details
+
+
+def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:
+    """True when `run_method` would only read what is there."""
+    return RunFolder(out).is_done(_identity(kind, config, manifest)[1])
+
+
+def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str]:
+    """Provenance of a run, and the fingerprint of all that its result depends on."""
+    inputs = {"manifest": manifest.fingerprint, **config.inputs()}
+    facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
+    parts = {"schema": 1, "kind": kind, "config": config_toml(config), "inputs": inputs}
+    return facts, digest(parts | {"versions": facts["versions"]})

@@ -17,6 +17,7 @@ from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.embed import EncoderConfig, cached_embeddings, load_encoder
 from thoraclip.methods.running import Context, predictions_of
 from thoraclip.models.heads import log_loss, softmax
+from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Config", "class_vectors", "run"]
@@ -28,6 +29,11 @@ class Config(EncoderConfig):
 
     prompts: str = "chest-xray-ensemble"
     """A shipped prompt set, or a TOML file of your own."""
+
+    def inputs(self) -> dict[str, str]:
+        """The encoder's artefacts, and the prompts as they read."""
+        prompts = load_prompts(self.prompts)
+        return super().inputs() | {"prompts": digest([prompts.templates, dict(prompts.classes), dict(prompts.prompts)])}
 
 
 def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
@@ -57,7 +63,8 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
 def class_vectors(prompt_vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     """Per class f64[K_c, P] unit vectors -> f64[C, P], the unit vector of their mean."""
     means = np.stack([vectors.mean(axis=0) for vectors in prompt_vectors])
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float64] = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return unit
 
 
 def _per_prompt(
@@ -81,7 +88,9 @@ def _per_prompt(
             {
                 "prompts": {name: t[k % len(t)] for name, t in zip(labels.names, texts, strict=True)},
                 "accuracy": float(accuracy_score(judged.target, predicted)),
-                "macro_f1": float(f1_score(judged.target, predicted, labels=range(len(labels)), average="macro", zero_division=0)),
+                "macro_f1": float(
+                    f1_score(judged.target, predicted, labels=range(len(labels)), average="macro", zero_division=0)
+                ),
             }
         )
     return spread

@@ -18,7 +18,16 @@ from torch import nn
 from thoraclip.errors import ModelError, did_you_mean
 from thoraclip.imaging import Preprocess
 
-__all__ = ["SHIPPED", "Checkpoint", "find_checkpoint", "load_adapter", "load_model", "load_tokenizer", "read_preprocess"]
+__all__ = [
+    "SHIPPED",
+    "Checkpoint",
+    "find_checkpoint",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "read_preprocess",
+]
 
 SHIPPED = ("tiny-clip",)
 _PILLOW_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -53,13 +62,15 @@ def find_checkpoint(name: str) -> Checkpoint:
     """
     from transformers import AutoConfig
 
-    location, is_local = _locate(name)
+    location, is_local = locate(name)
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(location, local_files_only=is_local, trust_remote_code=False)
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
         if is_local:
-            raise ModelError(f"model '{name}': {location} holds no readable config.json ({_first_line(error)})") from error
+            raise ModelError(
+                f"model '{name}': {location} holds no readable config.json ({_first_line(error)})"
+            ) from error
         raise ModelError(
             f"model '{name}': neither a local folder, a shipped model ({', '.join(SHIPPED)}), nor found on the Hub "
             f"({_first_line(error)}); check the spelling, or download it and give the folder"
@@ -67,7 +78,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(name, location, is_local, config)
 
 
-def _locate(name: str) -> tuple[str, bool]:
+def locate(name: str) -> tuple[str, bool]:
+    """(folder, True) for a shipped or local model, (Hub id, False) for a name like owner/name; else ModelError."""
     if name in SHIPPED:
         return str(resources.files("thoraclip") / "models" / "assets" / name), True
     if Path(name).is_dir():
@@ -97,13 +109,23 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
                 use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             )  # fmt: skip
     except Exception as error:  # OSError, safetensors and runtime errors
-        raise checkpoint.error(f"weights cannot be loaded ({_first_line(error)}); a model.safetensors is needed") from error
+        raise checkpoint.error(
+            f"weights cannot be loaded ({_first_line(error)}); a model.safetensors is needed"
+        ) from error
     missing = sorted(info["missing_keys"])
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))  # a buffer of old files
+    unexpected = sorted(
+        key for key in info["unexpected_keys"] if not key.endswith("position_ids")
+    )  # a buffer of old files
     misshapen = sorted(str(key[0]) for key in info["mismatched_keys"])
-    for what, names in (("are missing", missing), ("are not part of the architecture", unexpected), ("have another shape", misshapen)):
+    for what, names in (
+        ("are missing", missing),
+        ("are not part of the architecture", unexpected),
+        ("have another shape", misshapen),
+    ):
         if names:
-            raise checkpoint.error(f"{len(names)} weights {what}, first '{names[0]}'; the checkpoint is incomplete or of another type")
+            raise checkpoint.error(
+                f"{len(names)} weights {what}, first '{names[0]}'; the checkpoint is incomplete or of another type"
+            )
     assert isinstance(network, nn.Module)
     return network
 
@@ -123,7 +145,9 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, adapter: str) -> nn
             tuned = PeftModel.from_pretrained(network, adapter)
             merged: nn.Module = tuned.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
-        raise ModelError(f"adapter '{adapter}': does not fit model '{checkpoint.name}' ({_first_line(error)})") from error
+        raise ModelError(
+            f"adapter '{adapter}': does not fit model '{checkpoint.name}' ({_first_line(error)})"
+        ) from error
     return merged
 
 
@@ -137,7 +161,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
                 checkpoint.location, local_files_only=checkpoint.is_local, trust_remote_code=False
             )
     except Exception as error:  # OSError, ValueError, KeyError
-        raise checkpoint.error(f"its tokenizer cannot be loaded ({_first_line(error)}); a tokenizer.json is needed") from error
+        raise checkpoint.error(
+            f"its tokenizer cannot be loaded ({_first_line(error)}); a tokenizer.json is needed"
+        ) from error
 
 
 def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
@@ -162,8 +188,10 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
             std=tuple(content["image_std"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        size = getattr(checkpoint.config.vision_config, "image_size", None)
-        raise checkpoint.error(f"{path.name} is not understood ({error!r}); expected size, image_mean and image_std for {size}") from error
+        native = getattr(checkpoint.config.vision_config, "image_size", None)
+        raise checkpoint.error(
+            f"{path.name} is not understood ({error!r}); expected size, image_mean and image_std for {native}"
+        ) from error
 
 
 def _sides(value: Any) -> Mapping[str, Any]:
@@ -193,7 +221,7 @@ def _quiet() -> Iterator[None]:
 
     level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()
     try:
         yield

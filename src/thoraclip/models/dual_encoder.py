@@ -59,7 +59,7 @@ class DualEncoder:
     """
 
     name: str
-    model: nn.Module
+    model: Any
     tokenizer: Any
     family: _Family
     preprocess: Preprocess
@@ -75,24 +75,28 @@ class DualEncoder:
     @property
     def logit_scale(self) -> float:
         """Inverse temperature that multiplies cosines before the softmax (or sigmoid)."""
-        return float(self.model.logit_scale.detach().exp())  # type: ignore[operator,union-attr]
+        return float(self.model.logit_scale.detach().exp())
 
     def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """f32[B, 3, H, W] -> (pooled [B, D] before the projection, projected [B, P], not normalised), with gradient."""
-        pooled = self.model.vision_model(**self._vision_inputs(pixels)).pooler_output  # type: ignore[operator]
-        projection = getattr(self.model, "visual_projection", None)  # SigLIP has none: its pooled output is the shared space
+        pooled = self.model.vision_model(**self._vision_inputs(pixels)).pooler_output
+        projection = getattr(
+            self.model, "visual_projection", None
+        )  # SigLIP has none: its pooled output is the shared space
         return pooled, pooled if projection is None else projection(pooled)
 
     def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Tokens [B, L] -> projected [B, P], not normalised, with gradient."""
-        features: Tensor = self.model.get_text_features(**tokens).pooler_output  # type: ignore[operator]
+        features: Tensor = self.model.get_text_features(**tokens).pooler_output
         return features
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Texts -> tensors [B, L], padded as the text tower was trained and cut at its longest length."""
-        config = self.model.config.text_config  # type: ignore[union-attr]
+        config = self.model.config.text_config
         limit = int(min(self.tokenizer.model_max_length, config.max_position_embeddings))
-        tokens = self.tokenizer(list(texts), padding=self.family.padding, truncation=True, max_length=limit, return_tensors="pt")
+        tokens = self.tokenizer(
+            list(texts), padding=self.family.padding, truncation=True, max_length=limit, return_tensors="pt"
+        )
         return {name: value.to(self.device) for name, value in tokens.items()}
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -114,12 +118,12 @@ class DualEncoder:
         vectors: npt.NDArray[np.float32] = _unit(self.text_features(self.tokenize(texts))).cpu().numpy()
         return vectors
 
-    def _vision_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
-        config = self.model.config.vision_config  # type: ignore[union-attr]
+    def _vision_inputs(self, pixels: Tensor) -> dict[str, Any]:
+        config = self.model.config.vision_config
         if not self.family.patchified:
             native = getattr(config, "image_size", None)
             resized = native is not None and native != pixels.shape[-1] and config.model_type != "dinov2"
-            return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if resized else {})  # type: ignore[dict-item]
+            return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if resized else {})
         patch, (batch, channels, height, width) = config.patch_size, pixels.shape
         rows, columns = height // patch, width // patch
         grid = pixels.reshape(batch, channels, rows, patch, columns, patch)
@@ -197,5 +201,3 @@ def _fingerprint(network: nn.Module) -> str:
         hasher.update(f"{name}{tuple(tensor.shape)}".encode())
         hasher.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return hasher.hexdigest()
-
-

@@ -16,7 +16,16 @@ from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open
 
-__all__ = ["LinearHead", "Standardiser", "class_weights", "fit_adamw", "fit_lbfgs", "log_loss", "read_head", "write_head"]
+__all__ = [
+    "LinearHead",
+    "Standardiser",
+    "class_weights",
+    "fit_adamw",
+    "fit_lbfgs",
+    "log_loss",
+    "read_head",
+    "write_head",
+]
 
 Features = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64]
@@ -59,7 +68,9 @@ class LinearHead:
 
     def predict(self, features: Features) -> npt.NDArray[np.float64]:
         """f32[N, D], as the encoder gives them -> f64[N, C], each row sums to 1."""
-        return softmax(self.standardiser.apply(features).astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias)
+        return softmax(
+            self.standardiser.apply(features).astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        )
 
 
 def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -82,7 +93,9 @@ def class_weights(targets: Targets, classes: int, kind: str) -> npt.NDArray[np.f
     return len(targets) / (classes * np.maximum(counts, 1))
 
 
-def fit_lbfgs(features: Features, targets: Targets, labels: LabelSet, *, l2: Sequence[float], weighting: str) -> list[LinearHead]:
+def fit_lbfgs(
+    features: Features, targets: Targets, labels: LabelSet, *, l2: Sequence[float], weighting: str
+) -> list[LinearHead]:
     """Multinomial logistic regression by L-BFGS, one head per penalty.
 
     Minimises mean log-loss + l2/2 ||W||^2 (the bias is free), which is scikit-learn's objective with C = 1 / (l2 N).
@@ -147,10 +160,10 @@ def fit_adamw(
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
         full = len(order) - len(order) % batch_size if len(order) >= batch_size else len(order)
-        for rows in order[:full].split(batch_size):
+        for rows in torch.split(order[:full], batch_size):
             loss = torch.nn.functional.cross_entropy(x[rows] @ weight.T + bias, y[rows], weight=loss_weights)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         heads.append(LinearHead(labels, identity, weight.detach().numpy().copy(), bias.detach().numpy().copy()))
     return heads
@@ -158,7 +171,12 @@ def fit_adamw(
 
 def write_head(path: Path, head: LinearHead) -> None:
     """Write one head as safetensors; the class names stand in the file's metadata."""
-    arrays = {"mean": head.standardiser.mean, "scale": head.standardiser.scale, "weight": head.weight, "bias": head.bias}
+    arrays = {
+        "mean": head.standardiser.mean,
+        "scale": head.standardiser.scale,
+        "weight": head.weight,
+        "bias": head.bias,
+    }
     metadata = {"schema": "1", "kind": "linear-head", "labels": json.dumps(list(head.labels.names), ensure_ascii=False)}
     with atomic_open(path) as stream:
         stream.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))

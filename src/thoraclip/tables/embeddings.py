@@ -106,7 +106,9 @@ def read_embeddings(folder: Path) -> Embeddings:
     """
     note = folder / "embeddings.json"
     if not note.is_file():
-        raise InputError(f"{folder}: no finished embeddings; make them with: thoraclip embed MANIFEST --model MODEL --out {folder}")
+        raise InputError(
+            f"{folder}: no finished embeddings; make them with: thoraclip embed MANIFEST --model MODEL --out {folder}"
+        )
     content = json.loads(note.read_text(encoding="utf-8"))
     if content["schema"] > _SCHEMA:
         raise ManifestError(f"{folder}: schema {content['schema']} is newer than {_SCHEMA}; upgrade thoraclip")

@@ -112,7 +112,9 @@ class Manifest:
         labels = LabelSet(tuple(classes)) if classes else LabelSet.of(found)
         for name in labels.names:
             if name not in found:
-                raise ManifestError(f"class '{name}' has no image{did_you_mean(name, set(found))}; add images or drop the class")
+                raise ManifestError(
+                    f"class '{name}' has no image{did_you_mean(name, set(found))}; add images or drop the class"
+                )
         for name in sorted(set(found)):
             labels.index(name)
         return labels

@@ -53,7 +53,9 @@ class Predictions:
         n = len(self.image_id)
         for name in ("target", "scores", "split", "fold", "patient"):
             if len(getattr(self, name)) != n:
-                raise ManifestError(f"predictions: {len(getattr(self, name))} values of '{name}' for {n} images; give one each")
+                raise ManifestError(
+                    f"predictions: {len(getattr(self, name))} values of '{name}' for {n} images; give one each"
+                )
         if self.scores.shape != (n, len(self.labels)):
             raise ManifestError(f"predictions: scores of shape {self.scores.shape}, expected {(n, len(self.labels))}")
         _check_ids(self.image_id)
@@ -84,7 +86,9 @@ class Predictions:
         in_test = np.array([not named or split == "test" for split in self.split], dtype=bool)
         rows = np.flatnonzero(known & in_test)
         if not len(rows):
-            raise ManifestError("predictions: no labelled row in split 'test'; add labels, or leave the split column out")
+            raise ManifestError(
+                "predictions: no labelled row in split 'test'; add labels, or leave the split column out"
+            )
         return self.take(rows)
 
     def groups(self) -> npt.NDArray[np.int64]:
@@ -157,12 +161,16 @@ def _from_table(table: pa.Table) -> Predictions:
             raise ManifestError(f"column '{needed}' is missing; found: {', '.join(names)}")
     score_columns = [name for name in names if name.startswith(_SCORE)]
     if len(score_columns) < 2:
-        raise ManifestError(f"needs a column {_SCORE}<class> for each of two classes or more; found: {', '.join(names)}")
+        raise ManifestError(
+            f"needs a column {_SCORE}<class> for each of two classes or more; found: {', '.join(names)}"
+        )
     labels = LabelSet(tuple(name.removeprefix(_SCORE) for name in score_columns))
     given = table["label"].to_pylist()
     missing = sorted({label for label in given if label is not None and label not in labels.names})
     if missing:
-        raise ManifestError(f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; add its scores")
+        raise ManifestError(
+            f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; add its scores"
+        )
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
@@ -185,7 +193,9 @@ def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
     try:
         return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise ManifestError(f"column '{name}' holds a value that is not a number; scores are numbers in [0, 1]") from error
+        raise ManifestError(
+            f"column '{name}' holds a value that is not a number; scores are numbers in [0, 1]"
+        ) from error
 
 
 def _folds(values: tuple[Any, ...]) -> tuple[int | None, ...]:
@@ -200,16 +210,22 @@ def _check_ids(ids: tuple[str, ...]) -> None:
         return
     seen: set[str] = set()
     repeated = sorted({i for i in ids if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
-    raise ManifestError(f"image_id '{repeated[0]}' stands in more than one row ({len(repeated)} such ids); one row per image")
+    raise ManifestError(
+        f"image_id '{repeated[0]}' stands in more than one row ({len(repeated)} such ids); one row per image"
+    )
 
 
 def _check_scores(scores: npt.NDArray[np.float64], ids: tuple[str, ...]) -> None:
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
-        raise ManifestError(f"image '{ids[int(np.argmax(bad))]}': a score is missing or not finite ({int(bad.sum())} such rows)")
+        raise ManifestError(
+            f"image '{ids[int(np.argmax(bad))]}': a score is missing or not finite ({int(bad.sum())} such rows)"
+        )
     bad = (scores < 0).any(axis=1)
     if bad.any():
-        raise ManifestError(f"image '{ids[int(np.argmax(bad))]}': a score is negative ({int(bad.sum())} such rows); scores are probabilities")
+        raise ManifestError(
+            f"image '{ids[int(np.argmax(bad))]}': a score is negative ({int(bad.sum())} such rows); scores are probabilities"
+        )
     sums = scores.sum(axis=1)
     bad = np.abs(sums - 1) > _SUM_TOLERANCE
     if bad.any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,14 @@ import pyarrow.parquet as pq
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.runs import atomic_open, canonical_json
 
-__all__ = ["file_sha256", "read_table", "write_table"]
+__all__ = ["read_table", "write_table"]
 
 _KEY = b"thoraclip"
 
 
-def write_table(path: Path, table: pa.Table, *, kind: str, schema: int, meta: Mapping[str, object] | None = None) -> None:
+def write_table(
+    path: Path, table: pa.Table, *, kind: str, schema: int, meta: Mapping[str, object] | None = None
+) -> None:
     """Write `table` as Parquet with its kind, schema number and metadata in the file's header."""
     header = {"kind": kind, "schema": schema, "meta": dict(meta or {})}
     table = table.replace_schema_metadata({_KEY: canonical_json(header).encode()})
@@ -49,12 +50,6 @@ def read_table(path: Path, *, kind: str, newest_schema: int) -> tuple[pa.Table, 
             "upgrade thoraclip"
         )
     return table.replace_schema_metadata(None), dict(header["meta"])
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

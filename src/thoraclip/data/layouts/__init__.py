@@ -7,14 +7,15 @@ builds the manifest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from thoraclip.data.layouts.covid_qu_ex import find_covid_qu_ex
 from thoraclip.data.layouts.csv import find_csv
 from thoraclip.data.layouts.folders import find_folders
-from thoraclip.data.layouts.listing import CsvColumns, Listing, split_name
+from thoraclip.data.layouts.listing import CsvColumns, Listing, require_folder, split_name
 from thoraclip.errors import ConfigError, did_you_mean
 
-__all__ = ["LAYOUTS", "CsvColumns", "Listing", "find_layout", "split_name"]
+__all__ = ["LAYOUTS", "CsvColumns", "Listing", "detect_layout", "find_layout", "split_name"]
 
 LAYOUTS: Mapping[str, Callable[..., Listing]] = {
     "covid-qu-ex": find_covid_qu_ex,
@@ -28,3 +29,14 @@ def find_layout(name: str) -> Callable[..., Listing]:
     if name not in LAYOUTS:
         raise ConfigError(f"unknown layout '{name}'{did_you_mean(name, LAYOUTS)}")
     return LAYOUTS[name]
+
+
+def detect_layout(root: Path) -> str:
+    """`covid-qu-ex` when a `lung masks` or `infection masks` folder stands somewhere below, else `folders`.
+
+    Raises:
+        InputError: no such folder.
+    """
+    require_folder(root)
+    masks = ("lung masks", "infection masks")
+    return "covid-qu-ex" if any(f.is_dir() and f.name.lower() in masks for f in root.rglob("* masks")) else "folders"

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, image_files, relative, require_folder, split_name, sub_folders
+from thoraclip.data.layouts.listing import (
+    Listing,
+    all_files,
+    image_files,
+    relative,
+    require_folder,
+    split_name,
+    sub_folders,
+)
 from thoraclip.errors import InputError, ManifestError
 
 __all__ = ["find_covid_qu_ex"]
@@ -46,7 +54,9 @@ def find_covid_qu_ex(root: Path, **_: object) -> Listing:
     found: list[_ClassFolder] = []
     _walk(root, root, None, listing, found)
     if not found:
-        raise InputError(f"{root}: no COVID-QU-Ex folder (<class>/images) below it; for one folder per class use --layout folders")
+        raise InputError(
+            f"{root}: no COVID-QU-Ex folder (<class>/images) below it; for one folder per class use --layout folders"
+        )
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for place in sorted(found, key=lambda p: (p.is_infection_tree, str(p.folder))):
         _add_images(listing, root, place, by_name)
@@ -65,12 +75,13 @@ def _walk(folder: Path, root: Path, split: str | None, listing: Listing, found: 
             if child.name.lower() not in _PARTS:
                 listing.unknown_folders.append(_count(child, root))
         return 1
-    counts = {child: _walk(child, root, split_name(child.name) or split, listing, found) for child in sub_folders(folder)}
+    counts = {
+        child: _walk(child, root, split_name(child.name) or split, listing, found) for child in sub_folders(folder)
+    }
     total = sum(counts.values())
     if total or folder == root:
         listing.unknown_folders += [_count(child, root) for child, count in counts.items() if not count]
-        for file in sum(image_files(folder), []):
-            listing.other_files.append(relative(file, root))
+        listing.other_files += [relative(file, root) for file in all_files(folder)]
     return total
 
 
@@ -82,7 +93,9 @@ def _part(folder: Path, name: str) -> Path | None:
     return next((child for child in sub_folders(folder) if child.name.lower() == name), None)
 
 
-def _add_images(listing: Listing, root: Path, place: _ClassFolder, by_name: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+def _add_images(
+    listing: Listing, root: Path, place: _ClassFolder, by_name: dict[tuple[str, str], list[dict[str, Any]]]
+) -> None:
     images = _part(place.folder, "images")
     pictures, others = image_files(images) if images else ([], [])
     listing.other_files += [relative(file, root) for file in others]
@@ -97,10 +110,14 @@ def _add_images(listing: Listing, root: Path, place: _ClassFolder, by_name: dict
             "infection_mask": _mask(listing, root, place.folder, "infection masks", file.name),
         }
         earlier = by_name.setdefault((place.label, file.name), [])
-        twin = next((r for r in _nearest(earlier, place.split) if filecmp.cmp(root / r["path"], file, shallow=False)), None)
+        twin = next(
+            (r for r in _nearest(earlier, place.split) if filecmp.cmp(root / r["path"], file, shallow=False)), None
+        )
         if twin is None:
             if earlier:
-                listing.notes.append(f"same class and name but another picture: {earlier[0]['path']} and {row['path']}; both kept")
+                listing.notes.append(
+                    f"same class and name but another picture: {earlier[0]['path']} and {row['path']}; both kept"
+                )
             earlier.append(row)
             listing.rows.append(row)
         else:
@@ -115,7 +132,9 @@ def _join(listing: Listing, row: dict[str, Any], again: dict[str, Any], *, is_in
     for name in ("lung_mask", "infection_mask"):
         row[name] = row[name] or again[name]
     if row["split"] != again["split"]:
-        listing.notes.append(f"in two splits: {row['path']} ({row['split']}) and {again['path']} ({again['split']}); '{row['split']}' kept")
+        listing.notes.append(
+            f"in two splits: {row['path']} ({row['split']}) and {again['path']} ({again['split']}); '{row['split']}' kept"
+        )
     elif not is_infection_tree:
         listing.notes.append(f"repeated: {again['path']} is {row['path']}; one row kept")
 
@@ -132,6 +151,9 @@ def _mask(listing: Listing, root: Path, folder: Path, part: str, name: str) -> s
 
 def _name_rows(listing: Listing) -> None:
     """`Train/COVID-19/covid_1.png`, and the whole path where two rows would share that id."""
-    short = ["/".join(p for p in ((r["split"] or "").capitalize(), r["label"], Path(r["path"]).name) if p) for r in listing.rows]
+    short = [
+        "/".join(p for p in ((r["split"] or "").capitalize(), r["label"], Path(r["path"]).name) if p)
+        for r in listing.rows
+    ]
     for row, name in zip(listing.rows, short, strict=True):
         row["image_id"] = name if short.count(name) == 1 else row["path"]

@@ -54,7 +54,9 @@ def _chosen_columns(columns: CsvColumns, header: Any, csv_file: Path) -> dict[st
             continue
         if name not in header:
             flag = field.name.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
-            raise ConfigError(f"{csv_file}: no column '{name}' for '{field.name}'{did_you_mean(name, header)} (--{flag}-column NAME)")
+            raise ConfigError(
+                f"{csv_file}: no column '{name}' for '{field.name}'{did_you_mean(name, header)} (--{flag}-column NAME)"
+            )
         chosen[field.name] = name
     return chosen
 
@@ -70,7 +72,10 @@ def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[
             raise ManifestError(f"{where}: path '{path}' lies outside {root}; give the folder above it as ROOT")
         path = Path(path).relative_to(root.resolve()).as_posix()
     row: dict[str, Any] = {k: v for k, v in record.items() if k is not None and k not in chosen.values()}
-    row = {(f"csv_{k}" if k in {"sha256", "phash", "width", "height", "mode", "format", "fold"} else k): v or None for k, v in row.items()}
+    row = {
+        (f"csv_{k}" if k in {"sha256", "phash", "width", "height", "mode", "format", "fold"} else k): v or None
+        for k, v in row.items()
+    }
     row |= values | {"path": path, "image_id": values.get("image_id") or path}
     row["label"] = _single_label(values["label"], where)
     row["split"] = _split(values.get("split"), where)
@@ -88,7 +93,9 @@ def _known(value: str | None) -> str | None:
 
 def _single_label(label: str | None, where: str) -> str | None:
     if label is not None and "|" in label:
-        raise ManifestError(f"{where}: label '{label}' names several classes; only single-label data are supported: keep one per image")
+        raise ManifestError(
+            f"{where}: label '{label}' names several classes; only single-label data are supported: keep one per image"
+        )
     return label
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thoraclip.data.layouts.listing import Listing, image_files, relative, require_folder, split_name, sub_folders
+from thoraclip.data.layouts.listing import (
+    Listing,
+    all_files,
+    image_files,
+    relative,
+    require_folder,
+    split_name,
+    sub_folders,
+)
 from thoraclip.errors import ManifestError
 
 __all__ = ["find_folders"]
@@ -24,13 +32,13 @@ def find_folders(root: Path, **_: object) -> Listing:
     if len({split_name(folder.name) for folder in splits}) >= 2:
         listing.unknown_folders += [_unknown(folder, root) for folder in tops if folder not in splits]
         classes = [(split_name(s.name), folder) for s in splits for folder in sub_folders(s)]
-        loose = [f for s in splits for f in sum(image_files(s), [])]
+        loose = [f for s in splits for f in all_files(s)]
     else:
         classes = [(None, folder) for folder in tops]
         loose = []
     for split, folder in classes:
         _add_class(listing, root, folder, split)
-    for file in sorted(loose + sum(image_files(root), [])):
+    for file in sorted(loose + all_files(root)):
         listing.set_aside.append((relative(file, root), "outside any class folder"))
     return listing
 
@@ -42,7 +50,9 @@ def _unknown(folder: Path, root: Path) -> tuple[str, int]:
 def _add_class(listing: Listing, root: Path, folder: Path, split: str | None) -> None:
     pictures, others = image_files(folder, recursive=True)
     if not pictures:
-        raise ManifestError(f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove the folder")
+        raise ManifestError(
+            f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove the folder"
+        )
     for file in pictures:
         path = relative(file, root)
         listing.rows.append({"image_id": path, "path": path, "label": folder.name, "split": split})

@@ -9,7 +9,17 @@ from typing import Any
 from thoraclip.errors import InputError
 from thoraclip.imaging import IMAGE_SUFFIXES
 
-__all__ = ["CsvColumns", "Listing", "image_files", "is_image_name", "relative", "require_folder", "split_name", "sub_folders"]
+__all__ = [
+    "CsvColumns",
+    "Listing",
+    "all_files",
+    "image_files",
+    "is_image_name",
+    "relative",
+    "require_folder",
+    "split_name",
+    "sub_folders",
+]
 
 _SPLIT_WORDS = {
     "train": "train", "training": "train", "tr": "train",
@@ -79,6 +89,11 @@ def image_files(folder: Path, *, recursive: bool = False) -> tuple[list[Path], l
     pictures = [f for f in files if is_image_name(f)]
     chosen = set(pictures)
     return pictures, [f for f in files if f not in chosen]
+
+
+def all_files(folder: Path) -> list[Path]:
+    """Visible files directly in a folder, sorted."""
+    return sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
 
 
 def is_image_name(path: Path) -> bool:

@@ -1,0 +1,88 @@
+"""The command `thoraclip`: panels, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from thoraclip.cli import data, judgement, methods, start
+from thoraclip.errors import MissingExtraError, ThoraclipError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="thoraclip",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Chest X-ray classifiers from CLIP and from supervision, compared so that the comparison can be believed. "
+    "[bold]Research use only, not for diagnosis.[/bold]",
+)
+for panel in (start, data, methods, judgement):
+    panel.register(app)
+
+_EXTRA_OF = {
+    "accelerate": "study", "jinja2": "study", "matplotlib": "study", "peft": "study", "pyarrow": "study",
+    "safetensors": "study", "sklearn": "study", "torch": "study", "transformers": "study", "huggingface_hub": "study",
+}  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"thoraclip {installed('thoraclip')}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with 0 done, 1 a check found something, 2 the user can mend it, 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="thoraclip")
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to go on", 130)
+    except ThoraclipError as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRA_OF:
+            raise
+        return _fail(str(MissingExtraError(package, _EXTRA_OF[package])), 2)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  the reader of the pipe is gone; nothing is left to say
+        return 0
+    except typer.Abort:
+        return _fail("interrupted; run the same command again to go on", 130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # only the usage errors of the command line's own library have it
+            raise
+        return _usage_error(error)
+
+
+def _usage_error(error: Exception) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(str(error))
+        return 0
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "thoraclip"
+    text = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    return _fail(f"{text} (see {command} --help)", 2)
+
+
+def _fail(text: str, code: int) -> int:
+    typer.echo(f"error: {' '.join(text.split())}" if code == 2 else text, err=True)
+    return code

@@ -1,0 +1,94 @@
+"""What the commands print: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+
+__all__ = ["announce", "print_table", "progress_bar"]
+
+_PLAIN_SECONDS = 10.0
+"""Where no person watches, one line in this many seconds."""
+
+
+def announce(text: str) -> None:
+    """One line on standard error."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback for (done, total): a Rich bar with rate and time left, or plain lines when not a terminal."""
+    if not sys.stderr.isatty():
+        yield _PlainProgress(what)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task: TaskID | None = None
+        began = (0.0, 0)
+
+        def update(done: int, total: int) -> None:
+            nonlocal task, began
+            if task is None or done < bars.tasks[-1].completed or total != bars.tasks[-1].total:
+                if task is not None:
+                    bars.update(task, visible=False)
+                task, began = bars.add_task(what, total=total, completed=done, rate=""), (time.monotonic(), done)
+            passed = time.monotonic() - began[0]
+            rate = f"{(done - began[1]) / passed:.0f}/s" if passed > 0.5 else ""
+            bars.update(task, completed=done, rate=rate)
+
+        yield update
+
+
+class _PlainProgress:
+    """A line at the end of each stage, and one in a while on the way."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._began = self._last = time.monotonic()
+        self._previous = self._first = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < self._previous:
+            self._began, self._last, self._first = now, now, done
+        self._previous = done
+        if done >= total or now - self._last >= _PLAIN_SECONDS:
+            self._last = now
+            rate = (done - self._first) / max(now - self._began, 1e-9)
+            left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+            announce(f"{self._what}: {done}/{total}, {rate:.0f}/s{left}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> None:
+    """A table on standard output, drawn to the width of the terminal; columns of `numbers` are set to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number and numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[_plain(cell) for cell in row])
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def _plain(cell: str) -> str:
+    return cell.replace("[", r"\[")

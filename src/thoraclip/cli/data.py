@@ -1,0 +1,148 @@
+"""Panel Data: index, split, phantom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thoraclip.cli.console import announce, print_table, progress_bar
+
+__all__ = ["register"]
+
+_PANEL = "Data"
+_Column = Annotated[
+    str | None, typer.Option(help="CSV column; default: the column of the same name, if any.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this panel's commands."""
+    for command in (index, split, phantom):
+        app.command(rich_help_panel=_PANEL)(command)
+
+
+def index(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that holds the images.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Manifest to write (.parquet).", show_default=False)],
+    layout: Annotated[
+        str, typer.Option(help="covid-qu-ex, folders or csv; default: found out.", show_default=False)
+    ] = "",
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Table of images, for layout csv.", show_default=False)
+    ] = None,
+    path_column: Annotated[str, typer.Option(help="CSV column with the path below ROOT.")] = "path",
+    label_column: Annotated[str, typer.Option(help="CSV column with the class.")] = "label",
+    id_column: _Column = None,
+    split_column: _Column = None,
+    patient_column: _Column = None,
+    source_column: _Column = None,
+    view_column: _Column = None,
+    sex_column: _Column = None,
+    age_column: _Column = None,
+    mask_column: Annotated[
+        str | None, typer.Option(help="CSV column with the lung mask's path.", show_default=False)
+    ] = None,
+    infection_mask_column: _Column = None,
+) -> None:
+    """Read a folder of images into a manifest; what cannot be used is listed, never dropped."""
+    from thoraclip.data.index import index as build
+    from thoraclip.data.index import write_index_report
+    from thoraclip.data.layouts import CsvColumns, detect_layout
+    from thoraclip.tables.manifest import write_manifest
+
+    columns = CsvColumns(
+        path=path_column, label=label_column, image_id=id_column, split=split_column, patient=patient_column,
+        source=source_column, view=view_column, sex=sex_column, age_years=age_column, lung_mask=mask_column,
+        infection_mask=infection_mask_column,
+    )  # fmt: skip
+    layout = layout or ("csv" if csv else detect_layout(root))
+    with progress_bar("indexing") as progress:
+        result = build(root, layout=layout, csv_file=csv, columns=columns, progress=progress)
+    write_manifest(out, result.manifest)
+    report = out.with_suffix(".index.json")
+    write_index_report(report, result)
+    _print_counts(result.manifest)
+    _list("unreadable pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
+    _list("unknown folders left out", [f"{path} ({count} files)" for path, count in result.unknown_folders])
+    _list("files that are not pictures", result.other_files)
+    _list("groups of identical pictures", [" = ".join(group["image_ids"]) for group in result.repeats])
+    _list("notes", result.notes)
+    announce(f"{len(result.manifest)} images -> {out}; everything else is listed in {report}")
+
+
+def split(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest to split.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Manifest to write (.parquet).", show_default=False)],
+    folds: Annotated[int | None, typer.Option(help="Number of folds.", show_default=False)] = None,
+    fractions: Annotated[
+        str | None, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares, as in 0.7,0.1,0.2.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the shuffle.")] = 0,
+) -> None:
+    """Split a manifest into folds or train/val/test, stratified by class, whole patients together."""
+    from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
+    from thoraclip.errors import ConfigError
+    from thoraclip.tables.manifest import read_manifest, write_manifest
+
+    if (folds is None) == (fractions is None):
+        raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
+    images = read_manifest(manifest)
+    if folds is not None:
+        done = split_folds(images, folds=folds, seed=seed)
+    else:
+        done = split_fractions(images, fractions=parse_fractions(fractions or ""), seed=seed)
+    write_manifest(out, done)
+    _print_counts(done)
+
+
+def phantom(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.", show_default=False)],
+    images: Annotated[int, typer.Option(help="Number of radiographs.")] = 600,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="The set's only seed.")] = 0,
+    difficulty: Annotated[float, typer.Option(help="0 easy to 1 impossible.")] = 0.5,
+    shortcut: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND=STRENGTH",
+            help="Confounder tied to the class: marker, border, exposure, device or texture.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Draw synthetic chest radiographs in the COVID-QU-Ex layout, with lung and infection masks."""
+    from thoraclip.data.phantom import PhantomConfig, parse_shortcut, write_phantoms
+
+    kind, strength = parse_shortcut(shortcut)
+    config = PhantomConfig(
+        images=images, size=size, seed=seed, difficulty=difficulty, shortcut=kind, shortcut_strength=strength
+    )
+    with progress_bar("drawing") as progress:
+        summary = write_phantoms(folder, config, progress=progress)
+    announce(f"{summary.images} phantoms of {summary.patients} patients -> {summary.root}")
+
+
+def _print_counts(manifest: object) -> None:
+    from collections import Counter
+
+    from thoraclip.tables.manifest import Manifest
+
+    assert isinstance(manifest, Manifest)
+    labels, splits, folds = (manifest.column(name) for name in ("label", "split", "fold"))
+    part = [f"fold {f}" if f is not None else (s or "no split") for s, f in zip(splits, folds, strict=True)]
+    counts = Counter(zip([label or "unknown" for label in labels], part, strict=True))
+    order = {"train": "0", "val": "1", "test": "2"}
+    parts = sorted(set(part), key=lambda p: order.get(p, p))
+    rows = [[label, *[str(counts[label, p]) for p in parts]] for label in sorted({name for name, _ in counts})]
+    print_table(["class", *parts], rows)
+
+
+def _list(what: str, lines: list[str], most: int = 10) -> None:
+    if lines:
+        announce(f"{len(lines)} {what}:")
+        for line in lines[:most]:
+            announce(f"  {line}")
+        if len(lines) > most:
+            announce(f"  ... and {len(lines) - most} more")

@@ -1,0 +1,103 @@
+"""Panel Judgement: report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thoraclip.cli.console import print_table
+
+__all__ = ["print_report", "register"]
+
+_PANEL = "Judgement"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this panel's commands."""
+    app.command(rich_help_panel=_PANEL)(report)
+
+
+def report(
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PREDICTIONS...", help="Files (.parquet, .csv) or run folders; anyone's.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.json, .md and .html.", show_default=False)],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Where the pictures are, for thumbnails.", show_default=False)
+    ] = None,
+    thumbnails: Annotated[bool, typer.Option(help="Show misclassified images in the page.")] = True,
+    title: Annotated[str, typer.Option(help="Headline.")] = "Chest X-ray classification report",
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+) -> None:
+    """Judge predictions: metrics with 95 % intervals, paired comparisons, one page to look at."""
+    from thoraclip.judge.report import MethodResult, judge, write_report
+    from thoraclip.runs import file_sha256, provenance
+    from thoraclip.tables.manifest import read_manifest
+    from thoraclip.tables.predictions import read_predictions
+
+    names = _names(predictions)
+    methods = [
+        MethodResult(name=name, kind="predictions", predictions=(read_predictions(file),))
+        for name, file in names.items()
+    ]
+    inputs = {name: file_sha256(_file(path)) for name, path in names.items()}
+    content = judge(
+        methods, title=title, resamples=resamples, seed=seed, provenance=provenance(seed=seed, inputs=inputs)
+    )
+    images = read_manifest(manifest) if manifest else None
+    paths = dict(zip(images.column("image_id"), images.paths(), strict=True)) if images else None
+    write_report(content, out, image_paths=paths, thumbnails=thumbnails)
+    print_report(content, out)
+
+
+def _file(path: Path) -> Path:
+    return path / "predictions.parquet" if path.is_dir() else path
+
+
+def _names(files: list[Path]) -> dict[str, Path]:
+    """A name for each file: its stem, or its folder's name where the stem says nothing; made unique."""
+    names: dict[str, Path] = {}
+    for file in files:
+        path = _file(file)
+        stem = path.resolve().parent.name if path.stem == "predictions" else path.stem
+        name = next(
+            n
+            for n in (stem, *(f"{stem} ({i})" for i in range(2, len(files) + 2)))
+            if n not in names and n != "majority"
+        )
+        names[name] = file
+    return names
+
+
+def print_report(content: dict[str, Any], out: Path) -> None:
+    """The main table on standard output, and where the page is."""
+    metrics = {
+        "accuracy": "accuracy",
+        "macro_f1": "macro F1",
+        "macro_precision": "precision",
+        "macro_recall": "recall",
+        "auroc": "AUROC",
+        "ece": "ECE",
+    }
+    rows = []
+    for method in content["methods"]:
+        values = method.get("metrics") or {}
+        cells = [_cell(values.get(name)) for name in metrics] if values else ["failed", *[""] * (len(metrics) - 1)]
+        rows.append([method["name"], *cells])
+    print_table(["method", *metrics.values()], rows, title=f"{content.get('title', 'Report')}: %, with 95 % intervals")
+    for sentence in content.get("reading", {}).get("sentences", []):
+        typer.echo(sentence)
+    typer.echo(f"Research use only, not for diagnosis. Page: {out / 'report.html'}")
+
+
+def _cell(metric: dict[str, Any] | None) -> str:
+    if metric is None or metric.get("value") is None:
+        return "-"
+    text = f"{100 * metric['value']:.1f}"
+    return text if metric.get("low") is None else f"{text} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"

@@ -1,0 +1,99 @@
+"""Panel Methods: embed, and one command per entry of the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thoraclip.cli.console import announce, print_table, progress_bar
+from thoraclip.cli.options import ConfigFile, ManifestFile, OutFolder, Settings
+from thoraclip.methods import METHODS
+
+__all__ = ["register"]
+
+_PANEL = "Methods"
+
+
+def register(app: typer.Typer) -> None:
+    """Add `embed` and every method of the registry."""
+    app.command(rich_help_panel=_PANEL)(embed)
+    for kind, method in METHODS.items():
+        text = f"{method.summary}\n\nIts settings, with defaults and help: [bold]thoraclip {kind} --settings[/bold]"
+        app.command(kind, rich_help_panel=_PANEL, help=text, short_help=method.summary)(_command(kind))
+
+
+def embed(
+    manifest: ManifestFile,
+    model: Annotated[str, typer.Option(help="Hub id, local folder, or tiny-clip.", show_default=False)],
+    out: OutFolder,
+    adapter: Annotated[str, typer.Option(help="PEFT adapter folder.", show_default=False)] = "",
+    geometry: Annotated[str, typer.Option(help="squash, crop or pad.")] = "squash",
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "auto",
+) -> None:
+    """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted."""
+    from thoraclip.methods.embed import EncoderConfig, load_encoder
+    from thoraclip.methods.embed import embed as run
+    from thoraclip.tables.manifest import read_manifest
+
+    images = read_manifest(manifest)
+    config = EncoderConfig(model=model, adapter=adapter, geometry=geometry, batch_size=batch_size, precision=precision)
+    encoder = load_encoder(config)
+    with progress_bar("embedding") as progress:
+        done = run(images, encoder, out, batch_size=batch_size, progress=progress)
+    announce(
+        f"{len(done.image_id)} images, pooled {done.pooled.shape[1]} + projected {done.projected.shape[1]} numbers each, "
+        f"geometry {geometry}, {encoder.precision} -> {out}"
+    )
+
+
+def _command(kind: str) -> Any:
+    def command(
+        manifest: Annotated[
+            Path | None, typer.Argument(metavar="MANIFEST", help="Split manifest.", show_default=False)
+        ] = None,
+        out: Annotated[Path | None, typer.Option("--out", help="Run folder to write to.", show_default=False)] = None,
+        config: ConfigFile = None,
+        settings: Settings = None,
+        list_settings: Annotated[bool, typer.Option("--settings", help="List the settings and exit.")] = False,
+    ) -> None:
+        if list_settings:
+            _print_settings(kind)
+            return
+        _run(kind, manifest, out, config, settings or [])
+
+    return command
+
+
+def _run(kind: str, manifest: Path | None, out: Path | None, config: Path | None, settings: list[str]) -> None:
+    from thoraclip.config import build_config, parse_settings, read_toml
+    from thoraclip.errors import ConfigError
+    from thoraclip.methods.running import run_method
+    from thoraclip.tables.manifest import read_manifest
+
+    if manifest is None or out is None:
+        raise ConfigError(f"give a manifest and a folder: thoraclip {kind} MANIFEST --out DIR")
+    values = read_toml(config) if config else {}
+    if values.pop("kind", kind) != kind:
+        raise ConfigError(f"{config}: holds settings of another method than '{kind}'")
+    where = str(config) if config else "--set"
+    built = build_config(METHODS[kind].config_type, {**values, **parse_settings(settings)}, where=where)
+    images = read_manifest(manifest)
+    with progress_bar("embedding") as progress:
+        predictions, _ = run_method(kind, built, images, out, progress=progress)
+    announce(
+        f"{len(predictions)} predictions -> {out / 'predictions.parquet'}; judge them: thoraclip report {out} --out DIR"
+    )
+
+
+def _print_settings(kind: str) -> None:
+    import dataclasses
+
+    from thoraclip.config import field_help, toml_value
+
+    config = METHODS[kind].config_type
+    texts = field_help(config)  # type: ignore[arg-type]
+    rows = [[f.name, toml_value(f.default), texts.get(f.name, "")] for f in dataclasses.fields(config)]
+    print_table(["setting", "default", "what it does"], rows, title=f"Settings of {kind}", numbers=False)

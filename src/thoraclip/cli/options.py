@@ -1,0 +1,23 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["ConfigFile", "ManifestFile", "OutFolder", "Settings"]
+
+ManifestFile = Annotated[
+    Path,
+    typer.Argument(metavar="MANIFEST", help="Manifest written by [bold]thoraclip index[/bold].", show_default=False),
+]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="One setting; may be repeated; wins over --config.", show_default=False
+    ),
+]
