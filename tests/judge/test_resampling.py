@@ -1,4 +1,4 @@
-"""Weighted metrics against the same metric on the repeated rows; the resamples themselves."""
+"""Weighted metrics against the same metrics of the physically repeated rows; the resamples themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,99 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics_tables import tables
+from sklearn import metrics as sk
 
+from thoraclip.judge.calibration import equal_mass_bins
 from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, headline, per_class
 from thoraclip.judge.resampling import replicate, resample_weights, weighted_metrics
+
+
+def _table(rng: np.random.Generator, *, ties: bool) -> Scored:
+    classes, n = int(rng.integers(2, 7)), int(rng.integers(1, 40))
+    scores = rng.dirichlet(np.ones(classes), size=n)
+    if ties:
+        scores = np.round(scores * 4) + 0.25
+    return Scored(rng.integers(0, rng.integers(1, classes + 1), n), scores)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_weights_mean_repeated_rows(seed: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    scored = _table(rng, ties=ties)
+    weights = rng.integers(0, 4, size=(len(scored.target), 2)).astype(np.float64)
+    weights[rng.integers(len(weights)), weights.sum(axis=0) == 0] = 1
+    found = weighted_metrics(scored, weights)
+    assert tuple(found.headline) == tuple(METRICS) and set(found.per_class) == set(PER_CLASS)
+    for r in range(2):
+        rows = np.repeat(np.arange(len(weights)), weights[:, r].astype(int))
+        repeated = Scored(scored.target[rows], scored.scores[rows])
+        for name, value in headline(repeated).items():
+            if name != "ece":
+                assert _same(found.headline[name][r], value), name
+        for name, values in per_class(repeated).items():
+            for c, value in enumerate(values):
+                assert _same(found.per_class[name][r, c], value), (name, c)
+
+
+def _same(found: float, expected: float | None) -> bool:
+    return bool(np.isnan(found)) if expected is None else found == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_weights_equal_scikit_learns_sample_weight(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scored, weights = _table(rng, ties=True), None
+    weights = rng.random((len(scored.target), 1)) + 0.01
+    found, options = weighted_metrics(scored, weights), {"sample_weight": weights[:, 0]}
+    labels = list(range(scored.class_count))
+    f1 = sk.f1_score(scored.target, scored.predicted, labels=labels, average="macro", zero_division=0, **options)
+    assert found.headline["macro_f1"][0] == pytest.approx(f1)
+    loss = sk.log_loss(scored.target, scored.scores, labels=labels, **options)
+    assert found.headline["log_loss"][0] == pytest.approx(loss)
+    for c in scored.rankable:
+        truth, score = scored.target == c, scored.scores[:, c]
+        assert found.per_class["auroc"][0, c] == pytest.approx(sk.roc_auc_score(truth, score, **options))
+        area = sk.average_precision_score(truth, score, **options)
+        assert found.per_class["average_precision"][0, c] == pytest.approx(area)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_ece_of_a_resample_keeps_the_bins_of_the_sample(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scored = _table(rng, ties=False)
+    weights = rng.integers(1, 4, size=(len(scored.target), 1)).astype(np.float64)
+    member, w = equal_mass_bins(scored.confidence), weights[:, 0]
+    gaps = [abs(sum(w[i] * (scored.correct[i] - scored.confidence[i]) for i in np.flatnonzero(member == b))) for b in range(15)]
+    found = weighted_metrics(scored, weights)
+    assert found.headline["ece"][0] == pytest.approx(sum(gaps) / w.sum())
+    once = weighted_metrics(scored, np.ones_like(weights))
+    assert once.headline["ece"][0] == pytest.approx(headline(scored)["ece"], abs=1e-12)
+    assert once.noise["ece"][0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("cells", [1, 130, 1_000, 10**6])
+def test_the_chunk_size_never_changes_the_resamples(cells: int) -> None:
+    groups = np.arange(30) // 2
+    whole = np.concatenate(list(resample_weights(groups, resamples=50, seed=7)), axis=1)
+    chunked = np.concatenate(list(resample_weights(groups, resamples=50, seed=7, cells=cells)), axis=1)
+    shorter = np.concatenate(list(resample_weights(groups, resamples=20, seed=7, cells=cells)), axis=1)
+    assert (whole == chunked).all() and (whole[:, :20] == shorter).all()
+
+
+def test_a_group_is_drawn_as_a_whole_and_as_many_as_there_are() -> None:
+    groups = np.array([0, 1, 0, 2, 1, 0])
+    weights = next(resample_weights(groups, resamples=400, seed=0))
+    assert (weights[0] == weights[2]).all() and (weights[1] == weights[4]).all()
+    assert (weights[[0, 1, 3]].sum(axis=0) == 3).all()
+    assert weights[0].mean() == pytest.approx(1, abs=0.15)
+
+
+def test_confusion_only_gives_the_same_numbers_for_less() -> None:
+    scored = _table(np.random.default_rng(5), ties=False)
+    groups = np.arange(len(scored.target))
+    (full,), (part,) = (replicate([scored], groups, resamples=30, seed=1, confusion_only=only) for only in (False, True))
+    assert "auroc" not in part.headline
+    assert all(np.allclose(part.headline[name], full.headline[name]) for name in part.headline)

@@ -91,7 +91,7 @@ def print_report(content: dict[str, Any], out: Path) -> None:
         cells = [_cell(values.get(name)) for name in metrics] if values else ["failed", *[""] * (len(metrics) - 1)]
         rows.append([method["name"], *cells])
     print_table(["method", *metrics.values()], rows, title=f"{content.get('title', 'Report')}: %, with 95 % intervals")
-    for sentence in content.get("reading", {}).get("sentences", []):
+    for sentence in content["reading"]:
         typer.echo(sentence)
     typer.echo(f"Research use only, not for diagnosis. Page: {out / 'report.html'}")
 

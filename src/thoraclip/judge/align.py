@@ -78,7 +78,8 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
     original = next(m for m in methods if m.name == first_name).predictions[0]
     unlabelled = int((original.target < 0).sum())
     return Aligned(
-        labels=first.labels, image_id=first.image_id, target=first.target, groups=replace(first, patient=tuple(patients)).groups(),
+        labels=first.labels, image_id=first.image_id, target=first.target,
+        groups=replace(first, patient=tuple(patients)).groups(),
         unit="patient" if any(p is not None for p in patients) else "image", scored=scored,
         splits=tuple(sorted({s for s in first.split if s is not None})),
         folds=tuple(sorted({f for f in first.fold if f is not None})),

@@ -33,8 +33,8 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.0, "text.parse_math": False,
     "text.color": _INK, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "xtick.color": _SOFT, "ytick.color": _SOFT, "xtick.labelcolor": _INK,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.color": _SOFT, "ytick.color": _SOFT,
+    "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK, "figure.facecolor": "white", "svg.fonttype": "none",
 }  # fmt: skip
 _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
@@ -135,7 +135,7 @@ def reliability_figure(entry: Entry) -> str:
 def roc_figure(methods: Sequence[Entry], label: str) -> str:
     """ROC curves of one class against the rest, one line per method (the majority row has none)."""
     with _style():
-        figure = _figure(3.4, 3.25 + 0.16 * sum(m["name"] != MAJORITY for m in methods))
+        figure = _figure(3.4, 3.2 + 0.17 * sum(m["name"] != MAJORITY for m in methods))
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
         drawn = [m for m in methods if m["name"] != MAJORITY and m["roc"][label] is not None]
@@ -147,9 +147,8 @@ def roc_figure(methods: Sequence[Entry], label: str) -> str:
                 label=f"{100 * area:.1f}  {shorten(entry['name'], 42)}",
             )  # fmt: skip
         _percent_axes(axes, "false positive rate (%)", "sensitivity (%)")
-        axes.set_title(shorten(f"{label} against the rest", 42))
         if drawn:
-            figure.legend(loc="outside lower left", fontsize=7.5, frameon=False, handlelength=2.6)
+            figure.legend(loc="outside lower left", fontsize=7.5, frameon=False, handlelength=2.6, borderpad=0.8)
         return _svg(figure, f"roc {label}")
 
 

@@ -1,9 +1,11 @@
 """95 % intervals from the resamples of `resampling`.
 
-Coverage was measured by simulation (three classes, n from 200 to 2,000; the script's twin is in the tests):
-    percentile intervals cover 93 to 96 % for everything that a confusion matrix or a ranking decides;
-    for the calibration error they fail (0 % for a calibrated model, since the estimate and even more its resamples
-    are biased upward), and get `_calibration_interval`.
+Coverage was measured by simulation (three classes, 500 to 1,000 sets; a smaller twin is in the tests):
+    percentile intervals cover 92 to 96 % at n of 200 to 1,124 and an accuracy of 0.71, whatever the metric;
+    near the ceiling (accuracy 0.987) accuracy and F1 are covered 93 to 99 %, AUROC and average precision only 82 to
+    88 %: few images decide them, so read an AUROC above 0.99 with more doubt than its interval shows;
+    for the calibration error percentiles fail (0 % for a calibrated model, since the estimate and even more its
+    resamples are biased upward); it gets `_calibration_interval`, which covers 94 to 97 %.
 A metric that every resample gives the same perfect value gets a Clopper-Pearson bound instead of a point: 50 of 50
 right is not "exactly 100 %".
 """
@@ -88,7 +90,8 @@ def _calibration_interval(value: float, replicates: Floats, noise: Floats) -> tu
     low = 2 value - q_97.5 (the basic interval: it reflects, and so removes, the bias), or 0 when `value` is no
     larger than the 97.5 % point of |g* - g|, the distance that sampling alone gives (after Broecker & Smith 2007,
     Weather and Forecasting 22:651); high = value + (q_97.5 - q_2.5) / 2, not reflected.
-    Simulated coverage: 90 to 98 % for n of 200 to 2,000 and true errors of 0 to 0.26.
+    Simulated coverage: 94 to 97 % for n of 200 to 1,124 and true errors of 0, 0.08 and 0.13; about 90 % for errors
+    that are barely larger than what sampling alone gives.
     """
     low, high = _percentile(replicates)
     by_chance = value <= float(np.quantile(noise, (1 + LEVEL) / 2))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,9 @@ class Scored:
     scores: Floats
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scores", self.scores / self.scores.sum(axis=1, keepdims=True))
+        sums = self.scores.sum(axis=1, keepdims=True)
+        # Rows that are right are left alone: a division could break ties between images.
+        object.__setattr__(self, "scores", self.scores / np.where(np.abs(sums - 1) > 1e-9, sums, 1.0))
 
     @property
     def class_count(self) -> int:
@@ -65,6 +68,33 @@ class Scored:
         """Classes that have at least one image, but not all of them."""
         counts = np.bincount(self.target, minlength=self.class_count)
         return tuple(int(c) for c in np.flatnonzero((counts > 0) & (counts < len(self.target))))
+
+    @cached_property
+    def averages(self) -> dict[str | None, tuple[Any, ...]]:
+        """Precision, recall and F1: `macro` and `weighted` means, and per class under `None`."""
+        labels = list(range(self.class_count))
+        return {
+            average: sk.precision_recall_fscore_support(
+                self.target, self.predicted, labels=labels, average=average, zero_division=0
+            )
+            for average in ("macro", "weighted", None)
+        }
+
+    @cached_property
+    def auroc(self) -> list[float | None]:
+        """Area under the ROC curve of each class against the rest."""
+        return self._ranked(sk.roc_auc_score)
+
+    @cached_property
+    def average_precision(self) -> list[float | None]:
+        """Average precision of each class: sum_k (recall_k - recall_{k-1}) precision_k over the thresholds."""
+        return self._ranked(sk.average_precision_score)
+
+    def _ranked(self, score: Callable[..., float]) -> list[float | None]:
+        return [
+            float(score(self.target == c, self.scores[:, c])) if c in self.rankable else None
+            for c in range(self.class_count)
+        ]
 
 
 @dataclass(frozen=True)
@@ -101,41 +131,19 @@ def _balanced_accuracy(scored: Scored) -> float:
 
 
 def _averaged(part: int, average: str) -> Callable[[Scored], float]:
-    def point(scored: Scored) -> float:
-        labels = list(range(scored.class_count))
-        parts = sk.precision_recall_fscore_support(
-            scored.target, scored.predicted, labels=labels, average=average, zero_division=0
-        )
-        return float(parts[part])
-
-    return point
+    return lambda scored: float(scored.averages[average][part])
 
 
 def _mcc(scored: Scored) -> float:
     """Matthews correlation, its R_K form for several classes (Gorodkin 2004); 0 for a constant prediction."""
+    if len(np.union1d(scored.target, scored.predicted)) == 1:
+        return 0.0                                     # scikit-learn says the same, with a warning
     return float(sk.matthews_corrcoef(scored.target, scored.predicted))
 
 
 def _macro(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _ranking(scored: Scored, score: Callable[..., float]) -> list[float | None]:
-    return [
-        float(score(scored.target == c, scored.scores[:, c])) if c in scored.rankable else None
-        for c in range(scored.class_count)
-    ]
-
-
-def _auroc(scored: Scored) -> float | None:
-    """Macro one-vs-rest area under the ROC curve."""
-    return _macro(_ranking(scored, sk.roc_auc_score))
-
-
-def _average_precision(scored: Scored) -> float | None:
-    """Macro one-vs-rest average precision: sum_k (recall_k - recall_{k-1}) precision_k over the thresholds."""
-    return _macro(_ranking(scored, sk.average_precision_score))
 
 
 def _log_loss(scored: Scored) -> float:
@@ -166,8 +174,10 @@ METRICS: dict[str, Metric] = {
     "weighted_f1": Metric("weighted F1", _averaged(2, "weighted")),
     "weighted_precision": Metric("weighted precision", _averaged(0, "weighted")),
     "weighted_recall": Metric("weighted recall", _averaged(1, "weighted")),
-    "auroc": Metric("AUROC, macro one-vs-rest", _auroc),
-    "average_precision": Metric("average precision, macro one-vs-rest", _average_precision),
+    "auroc": Metric("AUROC, macro one-vs-rest", lambda scored: _macro(scored.auroc)),
+    "average_precision": Metric(
+        "average precision, macro one-vs-rest", lambda scored: _macro(scored.average_precision)
+    ),
     "mcc": Metric("Matthews correlation", _mcc, bounds=(-1.0, 1.0)),
     "log_loss": Metric("log loss (nats)", _log_loss, higher_is_better=False, bounds=(0.0, float("inf"))),
     "brier": Metric("Brier score (0 to 2)", _brier, higher_is_better=False, bounds=(0.0, 2.0)),
@@ -190,17 +200,15 @@ def per_class(scored: Scored) -> dict[str, list[float | None]]:
     Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
     """
     labels = list(range(scored.class_count))
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        scored.target, scored.predicted, labels=labels, average=None, zero_division=0
-    )
+    precision, recall, f1, _ = scored.averages[None]
     present = np.bincount(scored.target, minlength=scored.class_count) > 0
     return {
         "precision": [float(v) for v in precision],
         "recall": [float(v) if here else None for v, here in zip(recall, present, strict=True)],
         "specificity": [_specificity(scored, c) for c in labels],
         "f1": [float(v) if here else None for v, here in zip(f1, present, strict=True)],
-        "auroc": _ranking(scored, sk.roc_auc_score),
-        "average_precision": _ranking(scored, sk.average_precision_score),
+        "auroc": scored.auroc,
+        "average_precision": scored.average_precision,
     }
 
 

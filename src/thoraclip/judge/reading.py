@@ -45,19 +45,20 @@ def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[
 
     Returns:
         metric, best, runner_up (`None` for a single method), tied (names whose Holm-corrected p against the best is
-        0.05 or more, or unknown), beats_majority. On equal values the method named first is best.
+        0.05 or more, or unknown), beats_majority (in accuracy too: guessing at random already beats a constant
+        answer in macro F1). On equal values the method named first is best.
     """
     real = [m for m in methods if m["name"] != MAJORITY]
     ranked = sorted(real, key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
     best = ranked[0]["name"]
     tied = [m["name"] for m in ranked[1:] if not _differs(versus(comparisons, best, m["name"]))]
-    against = versus(comparisons, best, MAJORITY)
+    against = [versus(comparisons, best, MAJORITY, metric) for metric in (MAIN_METRIC, "accuracy")]
     return {
         "metric": MAIN_METRIC,
         "best": best,
         "runner_up": ranked[1]["name"] if len(ranked) > 1 else None,
         "tied": tied,
-        "beats_majority": _differs(against) and against["difference"] > 0,
+        "beats_majority": all(_differs(one) and one["difference"] > 0 for one in against),
     }
 
 
@@ -110,7 +111,7 @@ def _lead(report: Mapping[str, Any], images: str) -> list[str]:
         return []
     lead = versus(report["comparisons"], found["best"], found["runner_up"])
     size = (
-        f"It leads the runner-up, {found['runner_up']}, by {points(lead['difference']).lstrip('+')} points"
+        f"It leads the runner-up, {found['runner_up']}, by {_points(lead)}"
         f"{_between(lead, points)} ({probability(lead['p_holm'])} after Holm's correction)"
     )
     if found["runner_up"] not in found["tied"]:
@@ -123,14 +124,21 @@ def _lead(report: Mapping[str, Any], images: str) -> list[str]:
 
 def _against_majority(report: Mapping[str, Any]) -> str:
     found = report["verdict"]
-    against = versus(report["comparisons"], found["best"], MAJORITY)
-    size = f"by {points(against['difference']).lstrip('+')} points of macro F1{_between(against, points)}"
+    f1, accuracy = (versus(report["comparisons"], found["best"], MAJORITY, m) for m in (MAIN_METRIC, "accuracy"))
+    constant = f"always answering the commonest class (the row \u201c{MAJORITY}\u201d)"
     if found["beats_majority"]:
-        return f"It beats always answering the commonest class (the row \u201c{MAJORITY}\u201d) {size}."
+        return (
+            f"It beats {constant} by {_points(accuracy)} of accuracy{_between(accuracy, points)} and "
+            f"{_points(f1)} of macro F1{_between(f1, points)}."
+        )
     return (
-        f"No method can be shown to beat always answering the commonest class (the row \u201c{MAJORITY}\u201d): "
-        f"the best one differs from it {size}."
+        f"No method can be shown to beat {constant}: the accuracy of {found['best']} differs from it by "
+        f"{_points(accuracy)}{_between(accuracy, points)}. A higher macro F1 than that row's comes with mere guessing."
     )
+
+
+def _points(comparison: Mapping[str, Any]) -> str:
+    return f"{points(comparison['difference']).lstrip('+')} points"
 
 
 def _limits(report: Mapping[str, Any]) -> list[str]:

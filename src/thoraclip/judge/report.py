@@ -80,7 +80,8 @@ def judge(
     ]
     if len(report["failed"]) < len(methods):
         report |= _judged(methods, resamples, seed)
-    report |= {"published": [_PUBLISHED | dict(entry) for entry in published], "dataset": dataset or {}, "provenance": provenance or {}}
+    report["published"] = [_PUBLISHED | dict(entry) for entry in published]
+    report |= {"dataset": dataset or {}, "provenance": provenance or {}}
     report["reading"] = reading(report)
     return dict(plain(report))
 
@@ -187,7 +188,7 @@ def _check_published(published: Sequence[Mapping[str, object]]) -> None:
             value = entry.get(name)
             if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
                 raise ConfigError(
-                    f"published '{entry.get('name')}': {name} = {value!r}; give a fraction between 0 and 1, such as 0.924"
+                    f"published '{entry.get('name')}': {name} = {value!r}; give a fraction in [0, 1], such as 0.924"
                 )
 
 

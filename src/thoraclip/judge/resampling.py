@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController
 
 from thoraclip.judge import calibration
 from thoraclip.judge.metrics import METRICS, Scored, brier_terms
@@ -82,7 +84,7 @@ def replicate(
     prepared = [_Prepared(table, confusion_only=confusion_only) for table in tables]
     chunks: list[list[Replicates]] = [[] for _ in tables]
     # The products are small: BLAS threads would only wait for each other (ten times slower beside another job).
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _threads().limit(limits=1, user_api="blas"):
         for weights in resample_weights(groups, resamples=resamples, seed=seed):
             for parts, table in zip(chunks, prepared, strict=True):
                 parts.append(table.metrics(weights))
@@ -92,6 +94,12 @@ def replicate(
 def weighted_metrics(scored: Scored, weights: Floats) -> Replicates:
     """All metrics of one table under given weights, f64[N, R], each column with a positive sum."""
     return _Prepared(scored, confusion_only=False).metrics(weights)
+
+
+@cache
+def _threads() -> Any:
+    """Finding the loaded BLAS libraries takes milliseconds, so it is done once."""
+    return ThreadpoolController()
 
 
 def _join(parts: Sequence[Replicates]) -> Replicates:
@@ -221,7 +229,7 @@ class _Ranking:
         pairs = np.einsum("pr,pr->r", w_pos, beaten + half_ties)
         auroc = _ratio(pairs, true[-1] * false[-1], np.nan)
         recalled = true[-1] - (true[:-1] if self.distinct else true[self.first])
-        precision = np.divide(recalled, recalled + (false[-1] - beaten), out=np.zeros_like(recalled), where=recalled > 0)
+        precision = _ratio(recalled, recalled + (false[-1] - beaten))
         area = _ratio(np.einsum("pr,pr->r", w_pos, precision), true[-1], np.nan)
         return np.stack([auroc, np.where(false[-1] > 0, area, np.nan)])
 

@@ -108,6 +108,7 @@ def fit_lbfgs(
         weighting: `none` or `balanced`.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     standardiser = Standardiser.fit(features)
     z = standardiser.apply(features).astype(np.float64)
@@ -117,7 +118,8 @@ def fit_lbfgs(
     heads: dict[float, LinearHead] = {}
     for penalty in sorted(set(l2), reverse=True):
         model.C = 1.0 / (penalty * len(targets))
-        model.fit(z, targets, sample_weight=weights)
+        with threadpool_limits(1):  # such small products gain nothing from threads, and sums keep one order everywhere
+            model.fit(z, targets, sample_weight=weights)
         weight, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
         if len(labels) == 2:  # scikit-learn keeps one row for two classes: sigmoid(t) = softmax(-t/2, t/2)
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

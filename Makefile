@@ -1,0 +1,57 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+#   PYTHON=python3.12 make test     another interpreter
+#   TORCH=cpu make demo             on Linux: the small CPU build of PyTorch instead of the CUDA one
+#   TORCH=cuda make demo            PyTorch's CUDA build, where the default is another
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?=
+TORCH_INDEX_cpu := --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_INDEX_cuda := --extra-index-url https://download.pytorch.org/whl/cu130
+ifneq ($(TORCH),)
+ifeq ($(TORCH_INDEX_$(TORCH)),)
+$(error TORCH=$(TORCH): use cpu or cuda, or leave it out)
+endif
+endif
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_INDEX_$(TORCH))
+
+.PHONY: demo test lint format docs build clean
+
+demo: $(VENV)/.study  ## everything offline: phantoms, shipped model, report
+	$(BIN)/thoraclip demo --out demo-out
+
+test: $(VENV)/.dev  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.dev  ## formatter, linter, types, floors
+	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix src tests scripts benchmarks
+	$(BIN)/ruff format src tests scripts benchmarks
+
+docs: $(VENV)/.docs  ## the site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) demo-out site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.study: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[study]'
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.study
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[docs]'
+	touch $@ $(VENV)/.study

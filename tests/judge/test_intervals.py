@@ -1,0 +1,90 @@
+"""Coverage by simulation, and the edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from thoraclip.judge import calibration
+from thoraclip.judge.intervals import estimate
+from thoraclip.judge.metrics import METRICS, Scored
+from thoraclip.judge.resampling import replicate, weighted_metrics
+
+RESAMPLES, N = 400, 200
+
+
+def _draw(rng: np.random.Generator, n: int, sharpness: float) -> tuple[Scored, npt.NDArray[np.float64]]:
+    """Three classes of unequal size; `sharpness` 1 is perfectly calibrated. Also the true class probabilities."""
+    logits = 1.6 * rng.normal(size=(n, 3)) + np.array([0.6, 0.0, -0.5])
+    truth = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    target = (truth.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    return Scored(target, np.exp(sharpness * (logits - logits.max(axis=1, keepdims=True)))), truth
+
+
+def _true_ece(rng: np.random.Generator, sharpness: float) -> float:
+    scored, truth = _draw(rng, 300_000, sharpness)
+    member = calibration.equal_mass_bins(scored.confidence)
+    chance = truth[np.arange(len(truth)), scored.predicted]
+    return float(np.abs(np.bincount(member, weights=chance - scored.confidence)).sum() / len(truth))
+
+
+@pytest.mark.parametrize(("sharpness", "sets"), [(1.0, 500), (2.0, 200)])
+def test_coverage(sharpness: float, sets: int) -> None:
+    """93 to 97 % over 500 sets; a wider band over 200 sets of an overconfident model."""
+    rng = np.random.default_rng(20)
+    large, _ = _draw(rng, 300_000, sharpness)
+    truth = {name: METRICS[name].point(large) for name in ("accuracy", "macro_f1", "auroc", "log_loss")}
+    truth["ece"] = _true_ece(rng, sharpness)
+    covered = dict.fromkeys(truth, 0)
+    for number in range(sets):
+        scored, _ = _draw(rng, N, sharpness)
+        values = weighted_metrics(scored, np.ones((N, 1))).headline
+        (drawn,) = replicate([scored], np.arange(N), resamples=RESAMPLES, seed=number)
+        for name in truth:
+            found = estimate(name, float(values[name][0]), drawn.headline[name], trials=10,
+                             bounds=METRICS[name].bounds, noise=drawn.noise.get(name))  # fmt: skip
+            assert found.low <= found.value <= found.high
+            covered[name] += found.low <= truth[name] <= found.high
+    share = {name: count / sets for name, count in covered.items()}
+    slack = 0.0 if sets >= 500 else 0.03
+    assert all(0.93 - slack <= share[name] <= 0.97 + slack for name in ("accuracy", "macro_f1", "auroc")), share
+    assert all(0.90 - slack <= share[name] <= 0.99 for name in ("log_loss", "ece")), share
+
+
+def test_images_of_one_patient_must_be_resampled_together() -> None:
+    """80 patients with 4 images each that mostly are right or wrong together."""
+    rng, truth, sets = np.random.default_rng(3), 0.8, 300
+    patient, covered = np.repeat(np.arange(80), 4), {"patient": 0, "image": 0}
+    for number in range(sets):
+        mood = rng.beta(truth, 1 - truth, size=80)
+        right = rng.random(320) < mood[patient]
+        scored = Scored(np.zeros(320, dtype=np.int64), np.where(right[:, None], [0.9, 0.1], [0.2, 0.8]))
+        for unit, groups in (("patient", patient), ("image", np.arange(320))):
+            (drawn,) = replicate([scored], groups, resamples=RESAMPLES, seed=number, confusion_only=True)
+            found = estimate("accuracy", float(right.mean()), drawn.headline["accuracy"], trials=80)
+            covered[unit] += found.low <= truth <= found.high
+    assert 0.92 <= covered["patient"] / sets <= 0.97, covered
+    assert covered["image"] / sets < 0.85, covered
+
+
+def test_a_perfect_score_gets_the_exact_bound() -> None:
+    found = estimate("accuracy", 1.0, np.ones(200), trials=50)
+    assert (found.value, found.high) == (1.0, 1.0) and found.low == pytest.approx(0.9288783, abs=1e-6)
+    nothing = estimate("recall", 0.0, np.zeros(200), trials=50)
+    assert nothing.high == pytest.approx(1 - 0.9288783, abs=1e-6)
+    unknown = estimate("precision", 0.0, np.zeros(200), trials=50)
+    assert unknown.low is None and unknown.reason is not None
+
+
+def test_what_does_not_exist_is_null_with_a_reason() -> None:
+    assert estimate("auroc", None, None, trials=5).as_json()["value"] is None
+    alone = estimate("accuracy", 0.5, None, trials=1).as_json()
+    assert alone["value"] == 0.5 and alone["low"] is None and "nothing to resample" in str(alone["reason"])
+    rare = estimate("auroc", 0.7, np.array([np.nan, np.nan, 0.7]), trials=1)
+    assert rare.low is None and rare.reason is not None
+
+
+def test_the_value_lies_inside_the_interval() -> None:
+    found = estimate("macro_f1", 0.9, np.linspace(0.5, 0.8, 100), trials=5)
+    assert found.high == 0.9 and found.low is not None and found.low < 0.6

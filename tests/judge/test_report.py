@@ -1,0 +1,198 @@
+"""The report: schema, joining, refusals, the reading, several seeds, one group."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
+from thoraclip.judge.report import MethodResult, judge, write_report
+from thoraclip.labels import LabelSet
+from thoraclip.tables.predictions import Predictions
+
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+
+
+def predictions(
+    n: int = 120, *, signal: float = 2.0, seed: int = 0, classes: tuple[str, ...] = CLASSES, prefix: str = "img",
+    patients: int | None = None, targets: Any = None,
+) -> Predictions:  # fmt: skip
+    truth = np.arange(n) % len(classes) if targets is None else np.asarray(targets)
+    logits = np.random.default_rng(seed).normal(size=(n, len(classes)))
+    logits[np.arange(n), truth] += signal
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    owner = tuple(None if patients is None else f"p{i % patients}" for i in range(n))
+    ids = tuple(f"{prefix}{i:04d}" for i in range(n))
+    return Predictions(LabelSet(classes), ids, truth.astype(np.int64), scores, (None,) * n, (None,) * n, owner)
+
+
+def method(name: str, *tables: Predictions, **more: Any) -> MethodResult:
+    return MethodResult(name=name, kind="probe", predictions=tables, **more)
+
+
+def report(*methods: MethodResult, resamples: int = 200, **more: Any) -> dict[str, Any]:
+    return judge(methods, title="a study", resamples=resamples, **more)
+
+
+def entry(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(m for m in found["methods"] if m["name"] == name)
+
+
+def test_schema_of_the_design() -> None:
+    found = report(method("a", predictions()), method("b", predictions(signal=0.1, seed=1)), published=[{"name": "theirs"}])
+    assert found["schema"] == 1 and found["classes"] == list(CLASSES)
+    assert {"methods", "comparisons", "published", "provenance", "reading", "dataset"} <= set(found)
+    for one in found["methods"]:
+        assert {"name", "kind", "n", "metrics", "per_class", "confusion"} <= set(one)
+        for metric in ("accuracy", "macro_f1", "macro_precision", "macro_recall", "auroc", "ece"):
+            assert {"value", "low", "high"} <= set(one["metrics"][metric])
+        assert set(one["per_class"]) == set(CLASSES) and len(one["confusion"]) == 3
+        assert np.sum(one["confusion"]) == one["n"] == 120
+    for row in found["comparisons"]:
+        assert {"a", "b", "metric", "difference", "low", "high", "p", "p_holm"} <= set(row)
+    assert len(found["comparisons"]) == 2 * 3
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_majority_row_is_always_there() -> None:
+    found = report(method("a", predictions(targets=[0] * 60 + [1] * 40 + [2] * 20)))
+    row = entry(found, "majority")
+    assert found["methods"][-1] is row and row["kind"] == "majority"
+    assert row["metrics"]["accuracy"]["value"] == 0.5 and row["metrics"]["ece"]["value"] == pytest.approx(0)
+    assert row["metrics"]["macro_recall"] == {"value": pytest.approx(1 / 3), "low": pytest.approx(1 / 3), "high": pytest.approx(1 / 3)}
+    with pytest.raises(ConfigError, match="majority"):
+        method("majority", predictions())
+
+
+def test_the_order_of_rows_and_columns_plays_no_part() -> None:
+    table, other = predictions(), predictions(signal=1.0, seed=1)
+    rows = np.random.default_rng(1).permutation(len(other))
+    shuffled = other.take(rows)
+    turned = Predictions(
+        LabelSet(tuple(CLASSES[k] for k in (1, 2, 0))), shuffled.image_id, (shuffled.target + 2) % 3,
+        shuffled.scores[:, [1, 2, 0]],
+        shuffled.split, shuffled.fold, shuffled.patient,
+    )  # fmt: skip
+    assert report(method("a", table), method("b", other)) == report(method("a", table), method("b", turned))
+    assert report(method("b", other)) == report(method("b", shuffled))
+
+
+def test_other_images_are_refused() -> None:
+    with pytest.raises(MismatchError, match=r"2 ids differ, such as 'img0120' \(in 'b' only\)"):
+        report(method("a", predictions()), method("b", predictions(122)))
+
+
+def test_other_truths_classes_and_patients_are_refused() -> None:
+    with pytest.raises(MismatchError, match="true class of 119 images: 'img0001'"):
+        report(method("a", predictions()), method("b", predictions(targets=[0] * 2 + [0, 1, 2] * 39 + [0])))
+    with pytest.raises(MismatchError, match="same task"):
+        report(method("a", predictions()), method("b", predictions(classes=("COVID-19", "Non-COVID", "healthy"))))
+    with pytest.raises(MismatchError, match="patient"):
+        report(method("a", predictions(patients=7)), method("b", predictions(patients=9)))
+
+
+def test_other_refusals() -> None:
+    with pytest.raises(InputError, match="no method"):
+        report()
+    with pytest.raises(ConfigError, match="resamples = 10"):
+        report(method("a", predictions()), resamples=10)
+    with pytest.raises(ConfigError, match="two methods are called 'a'"):
+        report(method("a", predictions()), method("a", predictions()))
+    with pytest.raises(ConfigError, match=r"accuracy = 92\.44; give a fraction"):
+        report(method("a", predictions()), published=[{"name": "theirs", "accuracy": 92.44}])
+    with pytest.raises(ConfigError, match="not both"):
+        MethodResult(name="a", kind="probe")
+    with pytest.raises(ConfigError, match="2 seeds for 1 predictions"):
+        method("a", predictions(), seeds=(0, 1))
+    with pytest.raises(ManifestError, match="method 'a': predictions: no labelled row"):
+        report(method("a", predictions(targets=[-1] * 120)))
+
+
+def test_the_reading_names_a_real_winner() -> None:
+    found = report(method("weak", predictions(600, signal=0.5)), method("strong", predictions(600, signal=3, seed=1)))
+    text = " ".join(found["reading"])
+    assert found["verdict"] == {
+        "metric": "macro_f1", "best": "strong", "runner_up": "weak", "tied": [], "beats_majority": True,
+    }  # fmt: skip
+    assert text.startswith("strong has the highest macro F1") and "a real difference on these 600 images" in text
+    assert "It beats always answering the commonest class (the row \u201cmajority\u201d) by" in text
+
+
+def test_the_reading_does_not_invent_a_winner() -> None:
+    found = report(method("a", predictions(signal=0, seed=1)), method("b", predictions(signal=0, seed=2)))
+    text = " ".join(found["reading"])
+    assert found["verdict"]["tied"] == [found["verdict"]["runner_up"]] and not found["verdict"]["beats_majority"]
+    assert "cannot be told apart on these 120 images" in text and "No method can be shown to beat" in text
+
+
+def test_several_seeds_are_averaged() -> None:
+    tables = [predictions(seed=s) for s in range(3)]
+    found = report(method("a", *tables, seeds=(0, 1, 2)), method("b", predictions(seed=9)))
+    accuracy = entry(found, "a")["metrics"]["accuracy"]
+    each = [float((t.scores.argmax(axis=1) == t.target).mean()) for t in tables]
+    assert accuracy["per_seed"] == pytest.approx(each) and accuracy["value"] == pytest.approx(np.mean(each))
+    assert accuracy["seed_sd"] == pytest.approx(np.std(each, ddof=1))
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+    assert all(row["mcnemar_p"] is None for row in found["comparisons"] if "a" in (row["a"], row["b"]))
+    assert any(row["mcnemar_p"] is not None for row in found["comparisons"])
+
+
+def test_patients_are_the_unit_where_known() -> None:
+    found = report(method("a", predictions()), method("b", predictions(patients=40, seed=1)))
+    assert found["sample"]["unit"] == "patient" and found["sample"]["groups"] == 40
+    assert all(row["mcnemar_p"] is None for row in found["comparisons"])
+    assert report(method("a", predictions()))["sample"]["unit"] == "image"
+
+
+def test_one_patient_has_no_interval() -> None:
+    found = report(method("a", predictions(patients=1)))
+    accuracy = entry(found, "a")["metrics"]["accuracy"]
+    assert accuracy["low"] is None and "nothing to resample" in accuracy["reason"]
+    assert found["comparisons"][0]["p"] is None and not found["verdict"]["beats_majority"]
+    assert any("one patient" in sentence for sentence in found["reading"])
+
+
+def test_two_classes_a_missing_class_and_a_perfect_method(tmp_path: Path) -> None:
+    two = report(method("a", predictions(classes=("no", "yes"), signal=60)))
+    metrics = entry(two, "a")["metrics"]
+    assert metrics["accuracy"]["value"] == 1 and 0.96 < metrics["accuracy"]["low"] < 1
+    missing = report(method("a", predictions(targets=[0, 1] * 60)))
+    assert entry(missing, "a")["per_class"]["Normal"]["auroc"]["value"] is None
+    assert any("No image here is of the class Normal" in sentence for sentence in missing["reading"])
+    for number, found in enumerate((two, missing)):
+        write_report(found, tmp_path / str(number))
+
+
+def test_rows_that_do_not_count_are_counted() -> None:
+    table = predictions(targets=[-1] * 3 + [0, 1, 2] * 39)
+    split = tuple("train" if i % 4 == 0 else "test" for i in range(120))
+    table = Predictions(table.labels, table.image_id, table.target, table.scores, split, (1,) * 120, table.patient)
+    sample = report(method("a", table))["sample"]
+    assert sample["dropped"] == {"unlabelled": 3, "other_splits": 29} and sample["n"] == 88
+    assert sample["splits"] == ["test"] and sample["folds"] == [1]
+
+
+def test_failed_methods_are_listed(tmp_path: Path) -> None:
+    broken = MethodResult(name="broken", kind="baseline", failed="out of memory")
+    found = report(broken, method("a", predictions()))
+    assert found["failed"][0]["error"] == "out of memory" and "broken" in " ".join(found["reading"])
+    nothing = report(broken)
+    assert nothing["methods"] == [] and nothing["verdict"] is None
+    write_report(nothing, tmp_path)
+    assert "out of memory" in (tmp_path / "report.html").read_text()
+
+
+def test_details_are_made_plain() -> None:
+    details = {"per_prompt": [{"prompt": "x", "accuracy": np.float32(0.5)}], "nan": float("nan"), "shape": (1, np.int64(2))}
+    found = entry(report(method("a", predictions(), details=details)), "a")["details"]
+    assert found == {"per_prompt": [{"prompt": "x", "accuracy": 0.5}], "nan": None, "shape": [1, 2]}
+
+
+def test_same_input_same_report() -> None:
+    first, second = (report(method("a", predictions()), method("b", predictions(seed=1))) for _ in range(2))
+    assert first == second
+    assert first != report(method("a", predictions()), method("b", predictions(seed=1)), seed=1)
