@@ -6,7 +6,6 @@ Training, embedding, export and serving all pass through `preprocess`, so there 
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,25 +79,25 @@ def decode(source: Path | bytes) -> Radiograph:
         raise ImageError(f"{where}: cannot be read ({error.strerror})") from error
     if not data:
         raise ImageError(f"{where}: the file is empty")
-    is_dicom = data[128:132] == b"DICM" or (isinstance(source, Path) and source.suffix.lower() in {".dcm", ".dicom"})
+    # by content alone, so that a path and its bytes decode alike; old DICOM files start with group 2 or 8 at once
+    is_dicom = data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00"}
     return _decode_dicom(data, where) if is_dicom else _decode_picture(data, where)
 
 
 def _decode_picture(data: bytes, where: str) -> Radiograph:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    f"{where}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph"
-                )
-            mode, kind = image.mode, image.format or "?"
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            grey = _to_grey(image)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(
+                f"{where}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph"
+            )
+        mode, kind = image.mode, image.format or "?"
+        image.load()
+        grey = _to_grey(ImageOps.exif_transpose(image))
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
+        raise ImageError(f"{where}: more than {MAX_PIXELS:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
     except (
@@ -135,27 +134,25 @@ def _decode_dicom(data: bytes, where: str) -> Radiograph:
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    try:
+    try:  # pydicom reads an element when it is asked for, so any of these lines may find the damage
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-    except Exception as error:  # pydicom raises many kinds on damaged files
+        has_pixels = "PixelData" in dataset
+        frames, samples = (int(dataset.get(name) or 1) for name in ("NumberOfFrames", "SamplesPerPixel"))
+        photometric = str(dataset.get("PhotometricInterpretation", ""))
+        pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
+    except Exception as error:  # of many kinds
         raise ImageError(f"{where}: damaged DICOM ({_first_line(error)})") from error
-    if "PixelData" not in dataset:
+    if not has_pixels:
         raise ImageError(f"{where}: a DICOM header without pixel data")
-    frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    if frames != 1 or int(dataset.get("SamplesPerPixel", 1)) != 1:
-        raise ImageError(
-            f"{where}: {frames} frames of {dataset.get('SamplesPerPixel')} samples; one grey frame is expected"
-        )
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if frames != 1 or samples != 1:
+        raise ImageError(f"{where}: {frames} frames of {samples} samples; one grey frame is expected")
     if photometric not in {"MONOCHROME1", "MONOCHROME2"}:
         raise ImageError(f"{where}: photometric interpretation '{photometric}'; MONOCHROME1 or MONOCHROME2 is expected")
-    if int(dataset.get("Rows", 0)) * int(dataset.get("Columns", 0)) > MAX_PIXELS:
+    if pixels > MAX_PIXELS:
         raise ImageError(f"{where}: more than {MAX_PIXELS:,} pixels; not a radiograph")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = apply_modality_lut(dataset.pixel_array, dataset)
-            values = np.asarray(apply_voi_lut(values, dataset), dtype=np.float64)
+        values = apply_modality_lut(dataset.pixel_array, dataset)
+        values = np.asarray(apply_voi_lut(values, dataset), dtype=np.float64)
     except Exception as error:  # decoders raise many kinds
         raise ImageError(f"{where}: DICOM pixels cannot be decoded ({_first_line(error)})") from error
     low, high = float(values.min()), float(values.max())
@@ -212,16 +209,23 @@ class Preprocess:
 
 
 def fit(pixels: Grey, spec: Preprocess) -> Grey:
-    """Bring u8[H, W] to u8[size, size] by the spec's geometry."""
+    """Bring u8[H, W] to u8[size, size] by the spec's geometry.
+
+    Raises:
+        ImageError: geometry `crop` would blow a strip up to more than 100 megapixels.
+    """
     image = Image.fromarray(pixels)
     resample = _RESAMPLE[spec.resample]
     if spec.geometry == "squash":
         return np.asarray(image.resize((spec.size, spec.size), resample))
     if spec.geometry == "crop":
         short = spec.short_side or spec.size
-        scale = short / min(image.size)
-        # int() and the floor of the half difference as in Transformers' image processors
-        width, height = (short if side == min(image.size) else int(side * scale) for side in image.size)
+        # whole numbers, and the floor of the half difference, as in Transformers' image processors
+        width, height = (short * side // min(image.size) for side in image.size)
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                f"{image.width} x {image.height} pixels: too long a strip for geometry 'crop'; use squash or pad"
+            )
         image = image.resize((width, height), resample)
         left, top = (width - spec.size) // 2, (height - spec.size) // 2
         return np.asarray(image.crop((left, top, left + spec.size, top + spec.size)))
@@ -259,7 +263,7 @@ def check_pixels(pixels: npt.NDArray[Any], spec: Preprocess) -> None:
         ImageError: names the value and the rule that it breaks.
     """
     expected = (3, spec.size, spec.size)
-    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected:
+    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
         raise ImageError(
             f"pixels {pixels.dtype}{list(pixels.shape)}: expected float32 [B, 3, {spec.size}, {spec.size}]"
         )

@@ -106,7 +106,7 @@ def load_prompts(name_or_file: str) -> PromptSet:
             raise InputError(
                 f"{path}: no such prompt file; name a TOML file or one of: {', '.join(shipped_prompt_sets())}"
             )
-        text = path.read_text(encoding="utf-8")
+        text = _read_utf8(path)
     elif name_or_file in shipped_prompt_sets():
         text = (resources.files("thoraclip") / "prompts" / f"{name_or_file}.toml").read_text(encoding="utf-8")
     else:
@@ -118,6 +118,13 @@ def load_prompts(name_or_file: str) -> PromptSet:
     return _parse_prompts(name_or_file, content)
 
 
+def _read_utf8(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+
+
 def _parse_prompts(where: str, content: Mapping[str, object]) -> PromptSet:
     for key in content:
         if key not in {"description", "templates", "classes", "prompts"}:
@@ -125,7 +132,7 @@ def _parse_prompts(where: str, content: Mapping[str, object]) -> PromptSet:
             raise ConfigError(f"{where}: unknown setting '{key}'{did_you_mean(key, known)}")
     templates = _texts(where, "templates", content.get("templates", ["a chest X-ray showing {}."]))
     for template in templates:
-        if template.count("{}") != 1 or "{" in template.replace("{}", ""):
+        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise ConfigError(f"{where}: template '{template}' must hold exactly one '{{}}', where the class name goes")
     tables: dict[str, dict[str, tuple[str, ...]]] = {}
     for key in ("classes", "prompts"):

@@ -46,6 +46,8 @@ _REPORTED_PACKAGES = (
 @contextmanager
 def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Write to a temporary neighbour and rename it over `path` only when the block ends without an error."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, and a file is to be written; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -69,7 +71,8 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder and below it."""
     if folder.is_dir():
         for leftover in folder.rglob(".*.part"):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -61,7 +61,7 @@ def study(
     with progress_bar("images") as progress:
         content = run_study(config, methods, out, announce=announce, progress=progress)
     print_report(content, out)
-    if any(method.get("failed") for method in content["methods"]):
+    if content["failed"]:
         raise typer.Exit(1)
 
 

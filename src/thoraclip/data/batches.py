@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import InputError, MismatchError
+from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, check_pixels, decode, fit, normalise
 from thoraclip.tables.manifest import Manifest
 
@@ -71,4 +71,7 @@ def _load(path: Path, sha256: str | None, spec: Preprocess) -> npt.NDArray[np.ui
         raise InputError(f"{path}: cannot be read any more ({error.strerror}); put it back or index again") from error
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise MismatchError(f"{path}: its content changed since it was indexed; index the folder again")
-    return fit(decode(data).pixels, spec)
+    try:
+        return fit(decode(data).pixels, spec)
+    except ImageError as error:
+        raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error

@@ -23,8 +23,8 @@ def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
     """A new manifest with `fold` in 0..folds-1 for every labelled image and no split.
 
     Raises:
-        ConfigError: fewer than two folds.
-        ManifestError: a class with fewer patients than folds.
+        ConfigError: fewer than two folds, or a negative seed.
+        ManifestError: a class with too few patients to stand in every fold.
     """
     if folds < 2:
         raise ConfigError(f"folds = {folds}: two or more are needed")
@@ -38,10 +38,10 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
     """A new manifest with `split` train, val and test by the given fractions, and no fold.
 
     Raises:
-        ConfigError: not three positive fractions that sum to 1.
-        ManifestError: a class with fewer patients than parts.
+        ConfigError: not three positive fractions that sum to 1, or a negative seed.
+        ManifestError: a class with too few patients to stand in every part.
     """
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or not all(f > 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(
             f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed"
         )
@@ -69,7 +69,15 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArr
                 f"class '{name}' has {patients} patients (or images of unknown patients) for {len(weights)} parts; "
                 "add images, drop the class or ask for fewer parts"
             )
-    return assign_groups(targets, groups, weights, seed=seed)
+    part = assign_groups(targets, groups, weights, seed=seed)
+    for index, name in enumerate(labels.names):
+        empty = set(range(len(weights))) - set(part[targets == index].tolist())
+        if empty:
+            raise ManifestError(
+                f"class '{name}' has too few patients to stand in each of {len(weights)} parts; "
+                "add images, drop the class, or ask for fewer or more equal parts"
+            )
+    return part
 
 
 def assign_groups(
@@ -88,7 +96,12 @@ def assign_groups(
 
     Returns:
         i64[N], the part of each image.
+
+    Raises:
+        ConfigError: a negative seed.
     """
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}: must not be negative")
     names = sorted(set(groups))
     number = {name: i for i, name in enumerate(names)}
     member = np.array([number[group] for group in groups], dtype=np.int64)

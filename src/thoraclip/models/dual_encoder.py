@@ -130,7 +130,7 @@ class DualEncoder:
         patches = grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch * patch * channels)
         return {
             "pixel_values": patches,
-            "attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
+            "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
             "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=pixels.device),
         }
 

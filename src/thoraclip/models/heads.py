@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
-from thoraclip.runs import atomic_open
+from thoraclip.runs import atomic_open, canonical_json
 
 __all__ = [
     "LinearHead",
@@ -179,7 +179,8 @@ def write_head(path: Path, head: LinearHead) -> None:
         "weight": head.weight,
         "bias": head.bias,
     }
-    metadata = {"schema": "1", "kind": "linear-head", "labels": json.dumps(list(head.labels.names), ensure_ascii=False)}
+    about = {"schema": 1, "kind": "linear-head", "labels": list(head.labels.names)}
+    metadata = {"thoraclip": canonical_json(about)}  # one key: safetensors writes several in any order
     with atomic_open(path) as stream:
         stream.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
 
@@ -192,7 +193,7 @@ def read_head(path: Path) -> LinearHead:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        labels = LabelSet(tuple(json.loads(metadata["labels"])))
+        labels = LabelSet(tuple(json.loads(metadata["thoraclip"])["labels"]))
         return LinearHead(labels, Standardiser(arrays["mean"], arrays["scale"]), arrays["weight"], arrays["bias"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ManifestError(f"{path}: not a linear head ({error!r}); run the probe again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,14 @@ class Manifest:
         ids = self.column("image_id")
         if not ids:
             raise ManifestError("manifest: no rows; a manifest holds one row per image")
-        if None in ids or len(set(ids)) != len(ids):
-            raise ManifestError("manifest: image_id is missing or repeated; every image has one id of its own")
+        if None in ids:
+            raise ManifestError(f"manifest: row {ids.index(None) + 1} has no image_id; every image has one of its own")
+        if len(set(ids)) != len(ids):
+            repeated = [i for i, count in Counter(ids).items() if count > 1]
+            raise ManifestError(
+                f"manifest: image_id '{repeated[0]}' is repeated ({len(repeated)} such ids); "
+                "every image has one of its own"
+            )
         for split in sorted({s for s in self.column("split") if s is not None}):
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")

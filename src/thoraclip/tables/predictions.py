@@ -156,6 +156,9 @@ def _read_csv(path: Path) -> pa.Table:
 
 def _from_table(table: pa.Table) -> Predictions:
     names = table.column_names
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ManifestError(f"column '{twice}' stands there twice; keep one")
     for needed in ("image_id", "label"):
         if needed not in names:
             raise ManifestError(f"column '{needed}' is missing; found: {', '.join(names)}")
@@ -180,7 +183,7 @@ def _from_table(table: pa.Table) -> Predictions:
 
     return Predictions(
         labels=labels,
-        image_id=tuple(str(i) for i in table["image_id"].to_pylist()),
+        image_id=_ids(table["image_id"].to_pylist()),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
         scores=np.stack([_numbers(table, name) for name in score_columns], axis=1),
         split=optional("split"),
@@ -198,11 +201,17 @@ def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
         ) from error
 
 
+def _ids(values: Sequence[Any]) -> tuple[str, ...]:
+    if None in values:
+        raise ManifestError(f"row {values.index(None) + 1} has no image_id; give each image one")
+    return tuple(str(value) for value in values)
+
+
 def _folds(values: tuple[Any, ...]) -> tuple[int | None, ...]:
-    try:
-        return tuple(None if value is None else int(value) for value in values)
-    except ValueError as error:
-        raise ManifestError(f"column 'fold' holds a value that is not a whole number ({error})") from error
+    for value in values:
+        if value is not None and (not isinstance(value, int | float) or value != value // 1):
+            raise ManifestError(f"column 'fold' holds '{value}'; folds are whole numbers")
+    return tuple(None if value is None else int(value) for value in values)
 
 
 def _check_ids(ids: tuple[str, ...]) -> None:

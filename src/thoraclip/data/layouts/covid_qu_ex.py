@@ -7,6 +7,7 @@ differ: the first folder is doubled or not, the first class is `COVID-19` or `CO
 from __future__ import annotations
 
 import filecmp
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,5 +156,6 @@ def _name_rows(listing: Listing) -> None:
         "/".join(p for p in ((r["split"] or "").capitalize(), r["label"], Path(r["path"]).name) if p)
         for r in listing.rows
     ]
+    count = Counter(short)
     for row, name in zip(listing.rows, short, strict=True):
-        row["image_id"] = name if short.count(name) == 1 else row["path"]
+        row["image_id"] = name if count[name] == 1 else row["path"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from thoraclip.data.layouts.listing import CsvColumns, Listing, require_folder, split_name
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
+from thoraclip.tables.manifest import COLUMNS
 
 __all__ = ["find_csv"]
 
@@ -33,9 +34,8 @@ def find_csv(root: Path, *, csv_file: Path | None = None, columns: CsvColumns | 
     listing = Listing()
     with csv_file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
-        header = reader.fieldnames or []
-        chosen = _chosen_columns(columns, header, csv_file)
         try:
+            chosen = _chosen_columns(columns, reader.fieldnames or [], csv_file)
             for line, record in enumerate(reader, start=2):
                 _add_row(listing, root, record, chosen, where=f"{csv_file}:{line}")
         except (csv.Error, UnicodeDecodeError) as error:
@@ -62,6 +62,9 @@ def _chosen_columns(columns: CsvColumns, header: Any, csv_file: Path) -> dict[st
 
 
 def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[str, str], *, where: str) -> None:
+    surplus = [cell for cell in record.pop(None, []) if cell.strip()]  # type: ignore[call-overload]
+    if surplus:
+        raise ManifestError(f"{where}: more cells than columns, from '{surplus[0]}' on; put quotes around commas")
     values = {name: _known(record.get(column)) for name, column in chosen.items()}
     path = values["path"]
     if path is None:
@@ -71,10 +74,8 @@ def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[
         if not Path(path).is_relative_to(root.resolve()):
             raise ManifestError(f"{where}: path '{path}' lies outside {root}; give the folder above it as ROOT")
         path = Path(path).relative_to(root.resolve()).as_posix()
-    row: dict[str, Any] = {k: v for k, v in record.items() if k is not None and k not in chosen.values()}
-    row = {
-        (f"csv_{k}" if k in {"sha256", "phash", "width", "height", "mode", "format", "fold"} else k): v or None
-        for k, v in row.items()
+    row: dict[str, Any] = {
+        (f"csv_{k}" if k in COLUMNS else k): v or None for k, v in record.items() if k not in chosen.values()
     }
     row |= values | {"path": path, "image_id": values.get("image_id") or path}
     row["label"] = _single_label(values["label"], where)

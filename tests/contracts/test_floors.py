@@ -1,0 +1,75 @@
+"""Floors are linted, and the torch-free rooms really run without torch."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import thoraclip
+
+PACKAGE = Path(thoraclip.__file__).parent
+REPOSITORY = PACKAGE.parents[1]
+TORCH_FREE = ("tables", "judge", "imaging", "data", "config", "labels", "errors", "runs", "predictor", "cli")
+BLOCKED = ("torch", "transformers", "peft", "accelerate")
+
+
+def modules() -> list[str]:
+    found = [name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], prefix="thoraclip.")]
+    return sorted(name for name in found if name.split(".")[1] in TORCH_FREE)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_linter_finds_nothing() -> None:
+    script = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([str(script)], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_torch_free_room_has_modules() -> None:
+    assert len(modules()) > 30
+    assert {name.split(".")[1] for name in modules()} == set(TORCH_FREE)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_torch_free_module_imports_with_torch_blocked(name: str) -> None:
+    block = "; ".join(f"sys.modules[{b!r}] = None" for b in BLOCKED)
+    done = python(f"import sys; {block}; import {name}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_block_works() -> None:
+    done = python("import sys; sys.modules['torch'] = None; import thoraclip.models.dual_encoder")
+    assert done.returncode != 0
+    assert "torch" in done.stderr
+
+
+@pytest.mark.parametrize("code", ["import thoraclip", "import thoraclip.cli.app", "from thoraclip.cli.app import run; run(['--help'])"])
+def test_the_door_and_the_help_load_nothing_heavy(code: str) -> None:
+    heavy = ("torch", "transformers", "pyarrow", "sklearn", "matplotlib", "numpy", "PIL", "pydicom")
+    done = python(f"import sys\n{code}\nprint([m for m in {heavy!r} if m in sys.modules])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_importing_is_silent_and_changes_nothing() -> None:
+    code = (
+        "import os, warnings, logging\n"
+        "before = dict(os.environ), list(warnings.filters), list(logging.root.handlers)\n"
+        "import thoraclip\n"
+        "for name in thoraclip.__all__: getattr(thoraclip, name)\n"
+        "assert before[2] == list(logging.root.handlers)\n"
+        "new = {k for k in os.environ if os.environ[k] != before[0].get(k)}\n"
+        "assert not {k for k in new if 'THORACLIP' in k or 'HF_' in k or 'TOKENIZERS' in k}, new\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr == ""

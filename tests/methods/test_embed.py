@@ -1,0 +1,140 @@
+"""Embeddings: right rows, re-used when valid, the same bytes after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
+from thoraclip.imaging import Preprocess, decode, preprocess
+from thoraclip.methods import embed as module
+from thoraclip.methods.embed import EncoderConfig, cached_embeddings, embed
+from thoraclip.tables.embeddings import read_embeddings
+from thoraclip.tables.manifest import Manifest
+
+
+class FakeEncoder:
+    """A cheap stand-in with the encoder's surface; counts its calls and can die on one."""
+
+    def __init__(self, *, dies_at: int | None = None, weights: str = "w") -> None:
+        self.preprocess = Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+        self.description = {"weights": weights, "precision": "fp32"}
+        self.calls: list[int] = []
+        self._dies_at = dies_at
+
+    def encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._dies_at is not None and len(self.calls) == self._dies_at:
+            raise KeyboardInterrupt
+        self.calls.append(len(pixels))
+        pooled = pixels[:, 0].reshape(len(pixels), 16, 16).mean(axis=2)
+        return pooled, pooled[:, :4] / np.linalg.norm(pooled[:, :4], axis=1, keepdims=True)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_rows_are_the_pictures_own_features(manifest: Manifest, tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    done = embed(manifest, encoder, tmp_path / "e", batch_size=5)
+    assert done.image_id == tuple(manifest.column("image_id"))
+    for row, path in enumerate(manifest.paths()):
+        alone = preprocess(decode(path), encoder.preprocess)[None]
+        np.testing.assert_allclose(done.pooled[row], encoder.encode_images(alone)[0][0], rtol=1e-6)
+
+
+def test_a_valid_folder_is_used_again(manifest: Manifest, tmp_path: Path) -> None:
+    embed(manifest, FakeEncoder(), tmp_path / "e")
+    again = FakeEncoder()
+    embed(manifest, again, tmp_path / "e")
+    assert again.calls == []
+
+
+def test_another_encoder_or_other_images_are_embedded_anew(manifest: Manifest, tmp_path: Path) -> None:
+    embed(manifest, FakeEncoder(), tmp_path / "e")
+    other = FakeEncoder(weights="another")
+    embed(manifest, other, tmp_path / "e")
+    fewer = FakeEncoder(weights="another")
+    part = manifest.take(np.arange(4))
+    assert embed(part, fewer, tmp_path / "e").image_id == tuple(part.column("image_id"))
+    assert sum(other.calls) == len(manifest)
+    assert sum(fewer.calls) == 4
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 3])
+def test_an_interrupted_pass_goes_on_and_ends_with_the_same_bytes(dies_at: int, manifest: Manifest, tmp_path: Path) -> None:
+    embed(manifest, FakeEncoder(), tmp_path / "whole", batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        embed(manifest, FakeEncoder(dies_at=dies_at), tmp_path / "broken", batch_size=4)
+    with pytest.raises(InputError, match="no finished embeddings"):
+        read_embeddings(tmp_path / "broken")
+    rest = FakeEncoder()
+    embed(manifest, rest, tmp_path / "broken", batch_size=4)
+    assert sum(rest.calls) == len(manifest) - 4 * dies_at, "finished batches are not run again"
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+def test_a_pass_begun_with_other_settings_is_not_continued(manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        embed(manifest, FakeEncoder(dies_at=2), tmp_path / "e", batch_size=4)
+    anew = FakeEncoder()
+    embed(manifest, anew, tmp_path / "e", batch_size=3)
+    assert sum(anew.calls) == len(manifest)
+
+
+def test_a_death_between_the_last_batch_and_the_renaming_is_mended(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(manifest, FakeEncoder(), tmp_path / "whole")
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "finish_embeddings", die)
+    with pytest.raises(KeyboardInterrupt):
+        embed(manifest, FakeEncoder(), tmp_path / "broken")
+    monkeypatch.undo()
+    rest = FakeEncoder()
+    embed(manifest, rest, tmp_path / "broken")
+    assert rest.calls == []
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+def test_progress_reaches_the_total(manifest: Manifest, tmp_path: Path) -> None:
+    seen: list[Sequence[int]] = []
+    embed(manifest, FakeEncoder(), tmp_path / "e", batch_size=7, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(manifest), len(manifest))
+    assert [s[0] for s in seen] == sorted({s[0] for s in seen})
+
+
+def test_pictures_normalised_twice_are_refused(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference study's fault, planted: what comes out of one normalisation goes through another."""
+    from thoraclip.data import batches
+
+    once = batches.normalise
+    monkeypatch.setattr(batches, "normalise", lambda grey, spec: (once(grey, spec) / 255 - 0.5) / np.float32(0.5))
+    with pytest.raises(ImageError, match="normalise once|normalised twice"):
+        embed(manifest, FakeEncoder(), tmp_path / "e")
+    assert not (tmp_path / "e" / "embeddings.json").exists()
+
+
+def test_named_embeddings_must_belong_to_encoder_and_geometry(manifest: Manifest, tmp_path: Path) -> None:
+    embed(manifest, FakeEncoder(), tmp_path / "e")
+    config = EncoderConfig(embeddings=str(tmp_path / "e"))
+    assert cached_embeddings(config, manifest, tmp_path, encoder=FakeEncoder()).image_id == tuple(manifest.column("image_id"))
+    with pytest.raises(MismatchError, match="another encoder"):
+        cached_embeddings(config, manifest, tmp_path, encoder=FakeEncoder(weights="x"))
+    content = json.loads((tmp_path / "e" / "embeddings.json").read_text())
+    content["preprocess"]["geometry"] = "crop"
+    (tmp_path / "e" / "embeddings.json").write_text(json.dumps(content))
+    with pytest.raises(MismatchError, match="geometry 'crop'"):
+        cached_embeddings(config, manifest, tmp_path, encoder=FakeEncoder())
+
+
+def test_batch_size_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match="batch_size = 0"):
+        EncoderConfig(batch_size=0)

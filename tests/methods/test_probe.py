@@ -1,0 +1,134 @@
+"""Probe: nested choice, no test image ever used, folds pooled, splits obeyed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from thoraclip.data.splits import patient_groups, split_fractions
+from thoraclip.errors import ConfigError, ManifestError
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.probe import Config
+from thoraclip.methods.running import parts, run_method
+from thoraclip.models.heads import read_head
+from thoraclip.tables.manifest import Manifest
+
+
+def test_folds_are_pooled_and_every_image_is_scored_once(manifest: Manifest, tmp_path: Path) -> None:
+    predictions, details = run_method("probe", Config(), manifest, tmp_path / "run")
+    assert predictions.image_id == tuple(manifest.column("image_id"))
+    assert set(predictions.split) == {"test"}
+    assert predictions.fold == tuple(manifest.column("fold"))
+    assert [c["fold"] for c in details["chosen"]] == sorted(set(manifest.column("fold")))
+    assert (predictions.scores.argmax(axis=1) == predictions.target).mean() > 0.8, "three brightness patterns are easy"
+
+
+def test_each_fold_is_scored_by_the_head_that_never_saw_it(manifest: Manifest, tmp_path: Path) -> None:
+    config = Config()
+    predictions, _ = run_method("probe", config, manifest, tmp_path / "run")
+    features = cached_embeddings(config, manifest, tmp_path / "run" / "embeddings").pooled
+    fold = np.array(manifest.column("fold"))
+    for number in sorted(set(fold)):
+        head = read_head(tmp_path / "run" / f"head-fold-{number}.safetensors")
+        rows = np.flatnonzero(fold == number)
+        np.testing.assert_allclose(predictions.scores[rows], head.predict(np.asarray(features[rows])), atol=1e-12)
+        train = features[np.flatnonzero(fold != number)]
+        np.testing.assert_allclose(head.standardiser.mean, train.mean(axis=0), atol=1e-5)
+
+
+def test_refit_head_is_scikit_learns_on_training_and_validation(manifest: Manifest, tmp_path: Path) -> None:
+    config = Config(l2_min=0.1, l2_max=0.1, l2_steps=1)
+    run_method("probe", config, manifest, tmp_path / "run")
+    features = np.asarray(cached_embeddings(config, manifest, tmp_path / "run" / "embeddings").pooled, dtype=np.float64)
+    labels, fold = manifest.label_set(), np.array(manifest.column("fold"))
+    train, targets = fold != 0, manifest.targets(manifest.label_set())
+    scale = features[train].std(axis=0)
+    scale[scale < 1e-6] = 1
+    z = (features - features[train].mean(axis=0)) / scale
+    oracle = LogisticRegression(C=1 / (0.1 * train.sum()), max_iter=5000, tol=1e-10).fit(z[train], targets[train])
+    head = read_head(tmp_path / "run" / "head-fold-0.safetensors")
+    assert head.labels == labels
+    np.testing.assert_allclose(head.predict(features[~train].astype(np.float32)), oracle.predict_proba(z[~train]), atol=2e-3)
+
+
+def test_parts_never_overlap_and_keep_patients_whole(manifest: Manifest) -> None:
+    labels, groups = manifest.label_set(), np.array(patient_groups(manifest))
+    for part in parts(manifest, labels, val_fraction=0.3, seed=0):
+        rows = [set(part.train.tolist()), set(part.val.tolist()), set(part.test.tolist())]
+        assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])
+        people = [set(groups[list(r)]) for r in rows]
+        assert not (people[0] & people[1] or people[0] & people[2] or people[1] & people[2])
+
+
+def test_labels_of_the_test_images_do_not_reach_the_scores(manifest: Manifest, tmp_path: Path) -> None:
+    """Shuffle the labels of one fold: its own scores may not move."""
+    labels, fold = manifest.column("label"), manifest.column("fold")
+    held = [i for i, f in enumerate(fold) if f == 0]
+    turned = list(labels)
+    for a, b in zip(held, held[::-1], strict=True):
+        turned[a] = labels[b]
+    first, _ = run_method("probe", Config(), manifest, tmp_path / "a")
+    second, _ = run_method("probe", Config(), manifest.with_columns(label=turned), tmp_path / "b")
+    np.testing.assert_array_equal(first.scores[held], second.scores[held])
+    assert np.abs(first.scores - second.scores).max() > 0, "the other folds train on them"
+
+
+def test_a_split_is_obeyed_and_its_validation_part_used(manifest: Manifest, tmp_path: Path) -> None:
+    split = split_fractions(manifest, fractions=(0.5, 0.2, 0.3), seed=0)
+    predictions, details = run_method("probe", Config(), split, tmp_path / "run")
+    wanted = {i for i, s in zip(split.column("image_id"), split.column("split"), strict=True) if s == "test"}
+    assert set(predictions.image_id) == wanted
+    assert details["chosen"][0]["val"] == split.column("split").count("val")
+    assert (tmp_path / "run" / "head.safetensors").is_file()
+
+
+def test_a_manifest_without_parts_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    bare = manifest.with_columns(fold=[None] * len(manifest))
+    with pytest.raises(ManifestError, match="no training image; split it first: thoraclip split"):
+        run_method("probe", Config(), bare, tmp_path / "run")
+
+
+def test_a_class_that_is_missing_from_training_is_named(manifest: Manifest, tmp_path: Path) -> None:
+    labels = manifest.column("label")
+    rare = labels[0]
+    split = ["test" if label == rare else ("train" if i % 3 else "test") for i, label in enumerate(labels)]
+    lopsided = manifest.with_columns(fold=[None] * len(manifest), patient=[None] * len(manifest)).with_columns(split=split)
+    with pytest.raises(ManifestError, match=f"class '{rare}' has no training image"):
+        run_method("probe", Config(), lopsided, tmp_path / "run")
+
+
+def test_the_reference_recipe_runs_and_says_which_epoch(manifest: Manifest, tmp_path: Path) -> None:
+    predictions, details = run_method("probe", Config(solver="adamw", epochs=5, train_batch_size=4), manifest, tmp_path / "run")
+    assert all(1 <= c["epoch"] <= 5 for c in details["chosen"])
+    assert len(predictions) == len(manifest)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["fold"] for line in lines] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "lbfsg"}, "unknown solver 'lbfsg'; did you mean 'lbfgs'"),
+        ({"features": "poled"}, "unknown features 'poled'; did you mean 'pooled'"),
+        ({"class_weight": "balance"}, "unknown class_weight 'balance'; did you mean 'balanced'"),
+        ({"l2_min": 2.0, "l2_max": 1.0}, "l2_min <= l2_max"),
+        ({"val_fraction": 1.0}, "val_fraction = 1.0"),
+        ({"epochs": 0}, "epochs = 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**settings)  # type: ignore[arg-type]
+
+
+def test_the_same_seed_gives_the_same_bytes(manifest: Manifest, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_method("probe", Config(seed=5), manifest, tmp_path / name)
+    names = [f.name for f in (tmp_path / "a").iterdir() if f.is_file()]
+    assert "predictions.parquet" in names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

@@ -1,0 +1,198 @@
+"""The main job: settings, skipping, failing methods, seeds, and the same bytes whatever happened on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thoraclip.errors import ConfigError, InputError, ThoraclipError
+from thoraclip.methods import METHODS
+from thoraclip.study import plan_study, read_study, run_study
+from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
+
+STUDY = """
+manifest = "m.parquet"
+resamples = 200
+[[methods]]
+name = "zero-shot"
+kind = "zeroshot"
+[[methods]]
+name = "probe, L-BFGS"
+kind = "probe"
+l2_steps = 3
+"""
+
+
+@pytest.fixture
+def study_file(manifest: Manifest, tmp_path: Path) -> Path:
+    write_manifest(tmp_path / "m.parquet", manifest)
+    (tmp_path / "s.toml").write_text(STUDY)
+    return tmp_path / "s.toml"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_a_study_writes_what_the_contract_names(study_file: Path, tmp_path: Path) -> None:
+    report = run_study(*read_study(study_file, {}), tmp_path / "out")
+    names = set(files(tmp_path / "out"))
+    assert {"config.toml", "provenance.json", "metrics.jsonl", "predictions.parquet", "report.json", "report.md", "report.html"} <= names
+    assert {"runs/zero-shot/predictions.parquet", "runs/probe-l-bfgs/head-fold-0.safetensors"} <= names
+    assert [m["name"] for m in report["methods"]].count("majority") == 1
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+    for method in report["methods"]:
+        assert method["n"] == 24
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "squash" in page, "the geometry is printed in every report"
+    assert "not for diagnosis" in page
+
+
+def test_what_is_done_is_not_run_again(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_study(*read_study(study_file, {}), tmp_path / "out")
+    before = files(tmp_path / "out")
+    from thoraclip.methods import probe, zeroshot
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("ran again")
+
+    monkeypatch.setattr(probe, "run", refuse)
+    monkeypatch.setattr(zeroshot, "run", refuse)
+    run_study(*read_study(study_file, {}), tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("dies_in", ["zeroshot", "probe", "judge"])
+def test_an_interrupted_study_ends_with_the_same_bytes(
+    dies_in: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_study(*read_study(study_file, {}), tmp_path / "whole")
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    target = {"zeroshot": "thoraclip.methods.zeroshot.class_vectors", "probe": "thoraclip.methods.probe.write_head"}
+    monkeypatch.setattr(target.get(dies_in, "thoraclip.study.write_report"), die)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(*read_study(study_file, {}), tmp_path / "broken")
+    monkeypatch.undo()
+    (tmp_path / "broken" / "runs" / ".report.json.abc.part").write_text("left by a killed process")
+    run_study(*read_study(study_file, {}), tmp_path / "broken")
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+def test_a_failed_method_does_not_lose_the_others(study_file: Path, tmp_path: Path) -> None:
+    study_file.write_text(STUDY + '[[methods]]\nname = "broken"\nkind = "probe"\nembeddings = "nowhere"\n')
+    lines: list[str] = []
+    report = run_study(*read_study(study_file, {}), tmp_path / "out", announce=lines.append)
+    assert [m["name"] for m in report["failed"]] == ["broken"]
+    assert "no finished embeddings" in report["failed"][0]["error"]
+    assert {m["name"] for m in report["methods"]} == {"zero-shot", "probe, L-BFGS", "majority"}
+    assert any("broken failed" in line for line in lines)
+
+
+def test_when_every_method_fails_the_study_does(study_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ThoraclipError, match="no such folder"):
+        run_study(*read_study(study_file, {"model": "./nowhere"}), tmp_path / "out")
+
+
+def test_seeds_repeat_only_what_is_seeded(study_file: Path, tmp_path: Path) -> None:
+    config, methods = read_study(study_file, {"seeds": [0, 1]})
+    report = run_study(config, methods, tmp_path / "out")
+    runs = {f.parent.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out" / "runs").rglob("done.json")}
+    assert runs == {"runs/zero-shot", "runs/probe-l-bfgs/seed-0", "runs/probe-l-bfgs/seed-1"}
+    probe = next(m for m in report["methods"] if m["name"].startswith("probe"))
+    assert len(probe["metrics"]["accuracy"]["per_seed"]) == 2
+
+
+def test_settings_reach_the_methods_that_know_them(study_file: Path) -> None:
+    config, methods = read_study(study_file, {"geometry": "pad", "l2_steps": 7, "prompts": "pairs"})
+    assert config.geometry == "pad"
+    assert [m.config.geometry for m in methods] == ["pad", "pad"]
+    assert methods[0].config.prompts == "pairs"
+    assert methods[1].config.l2_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('manifest = "m.parquet"\ngeometri = "pad"\nmodle = "x"', "unknown setting 'geometri'; did you mean 'geometry'.*unknown setting 'modle'"),
+        ('manifest = "m.parquet"\n[[methods]]\nkind = "prob"', "unknown method 'prob'; did you mean 'probe'"),
+        ('manifest = "m.parquet"\n[[methods]]\nname = "x"', "method 1 has no 'kind'"),
+        ('manifest = "m.parquet"\n[[methods]]\nkind = "probe"\nsolvr = "adamw"', "method 'probe': unknown setting 'solvr'; did you mean 'solver'"),
+        ('manifest = "m.parquet"\n[[methods]]\nkind = "probe"\n[[methods]]\nkind = "probe"', "'probe' stands twice"),
+        ('manifest = "m.parquet"\nfolder = "x"', "either 'manifest' or 'folder'"),
+        ('folder = "x"\nlayout = "folder"', "unknown layout 'folder'; did you mean 'folders'"),
+        ('manifest = "m.parquet"\nseeds = [1, 1]', r"seeds = \[1, 1\]"),
+        ('manifest = "m.parquet"\nmethods = 3', "one \\[\\[methods\\]\\] table or more"),
+        ("manifest = m.parquet", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_study_file_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_study(tmp_path / "s.toml", {})
+
+
+def test_an_unknown_set_value_is_named(study_file: Path) -> None:
+    with pytest.raises(ConfigError, match="--set: unknown setting 'l2_stps'; did you mean 'l2_steps'"):
+        read_study(study_file, {"l2_stps": 3})
+
+
+def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such settings file"):
+        read_study(tmp_path / "s.toml", {})
+
+
+def test_a_bare_folder_is_indexed_split_and_run(class_folder: Path, tmp_path: Path) -> None:
+    config, methods = read_study(class_folder, {"folds": 2, "resamples": 100})
+    assert {m.kind for m in methods} == set(METHODS)
+    run_study(config, methods, tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert set(manifest.column("fold")) == {0, 1}
+    assert (tmp_path / "out" / "manifest.index.json").is_file()
+
+
+def test_images_without_a_part_are_left_out_and_counted(manifest: Manifest, tmp_path: Path) -> None:
+    labels = manifest.column("label")
+    split: list[str | None] = [("train", "train", "val", "test")[i % 4] for i in range(len(labels))]
+    split[3] = None
+    mixed = manifest.with_columns(fold=[None] * len(labels), patient=[None] * len(labels)).with_columns(split=split)
+    write_manifest(tmp_path / "m.parquet", mixed)
+    (tmp_path / "s.toml").write_text(STUDY)
+    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    assert report["dataset"]["left_out"] == {"without split": 1}
+    assert {m["n"] for m in report["methods"]} == {split.count("test")}
+
+
+def test_the_plan_tells_what_is_done(study_file: Path, tmp_path: Path) -> None:
+    config, methods = read_study(study_file, {})
+    before = plan_study(config, methods, tmp_path / "out")
+    assert [r["done"] for r in before["runs"]] == [False, False]
+    assert before["images"] == 24
+    assert not (tmp_path / "out").exists()
+    run_study(config, methods, tmp_path / "out")
+    assert [r["done"] for r in plan_study(config, methods, tmp_path / "out")["runs"]] == [True, True]
+    changed = plan_study(*read_study(study_file, {"l2_steps": 4}), tmp_path / "out")
+    assert [r["done"] for r in changed["runs"]] == [True, False]
+
+
+def test_the_resolved_config_is_a_study_file(study_file: Path, tmp_path: Path) -> None:
+    config, methods = read_study(study_file, {"seeds": [0, 1]})
+    run_study(config, methods, tmp_path / "out")
+    again, same = read_study(tmp_path / "out" / "config.toml", {})
+    assert (again, same) == (config, methods)
+
+
+def test_results_do_not_depend_on_the_order_of_the_rows(manifest: Manifest, tmp_path: Path) -> None:
+    from thoraclip.methods.running import run_method
+
+    order = np.random.default_rng(0).permutation(len(manifest))
+    config = METHODS["probe"].config_type(precision="fp32")
+    first, _ = run_method("probe", config, manifest, tmp_path / "a")
+    second, _ = run_method("probe", config, manifest.take(order), tmp_path / "b")
+    scores = dict(zip(second.image_id, second.scores, strict=True))
+    np.testing.assert_allclose(first.scores, [scores[i] for i in first.image_id], atol=1e-3)

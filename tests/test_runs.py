@@ -1,0 +1,175 @@
+"""Files appear whole or not at all, and nothing in a run folder depends on the clock or the place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thoraclip.errors import InputError
+from thoraclip.runs import (
+    RunFolder,
+    atomic_open,
+    canonical_json,
+    digest,
+    file_sha256,
+    folder_digest,
+    provenance,
+    sweep,
+    write_json,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*"))
+
+
+class Killed(BaseException):
+    """Not an Exception: what KeyboardInterrupt and SystemExit are."""
+
+
+@pytest.mark.parametrize("kind", [ValueError, Killed])
+def test_an_error_inside_leaves_neither_file_nor_part(tmp_path: Path, kind: type[BaseException]) -> None:
+    with pytest.raises(kind), atomic_open(tmp_path / "a.bin") as stream:
+        stream.write(b"half")
+        assert names(tmp_path) and not (tmp_path / "a.bin").exists()
+        raise kind
+    assert names(tmp_path) == []
+
+
+def test_an_error_inside_keeps_the_earlier_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ValueError), atomic_open(tmp_path / "a.txt", "w") as stream:
+        stream.write("new")
+        raise ValueError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_finished_file_is_whole_readable_by_others_and_in_a_new_folder(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "é\n")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "é\n".encode()
+    assert stat.S_IMODE((tmp_path / "new" / "a.txt").stat().st_mode) == 0o644
+    assert names(tmp_path / "new") == ["a.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"file/a\.txt: cannot be written \(.+\); choose another --out"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="folder: is a folder, and a file is to be written"):
+        write_text(tmp_path / "folder", "x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_sweep_takes_only_leftovers(tmp_path: Path) -> None:
+    keep = ["a.part", ".hidden", "sub/b.txt", ".folder.part/c.txt"]
+    for name in [*keep, ".a.txt.x1.part", "sub/.b.y2.part"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    sweep(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(keep)
+    sweep(tmp_path / "nowhere")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.dictionaries(st.text(max_size=4), json_values, max_size=4))
+def test_equal_values_have_equal_json_whatever_their_order(value: dict[str, object]) -> None:
+    turned = dict(reversed(list(value.items())))
+    assert canonical_json(turned) == canonical_json(value)
+    assert json.loads(canonical_json(value)) == value
+
+
+def test_digest_is_sha256_of_the_canonical_json() -> None:
+    assert digest({"b": 1, "a": [None, "é"]}) == hashlib.sha256('{"a":[null,"é"],"b":1}'.encode()).hexdigest()
+    assert digest([["a"], ["b"]]) != digest([["a", "b"], []])
+    with pytest.raises(ValueError):
+        digest(float("nan"))
+
+
+def test_folder_digest_sees_names_and_contents_not_the_place(tmp_path: Path) -> None:
+    for root in ("one", "two"):
+        write_text(tmp_path / root / "sub" / "a.txt", "x")
+        write_text(tmp_path / root / "b.txt", "y")
+    before = folder_digest(tmp_path / "one")
+    assert before == folder_digest(tmp_path / "two")
+    write_text(tmp_path / "two" / "b.txt", "z")
+    changed = folder_digest(tmp_path / "two")
+    (tmp_path / "one" / "b.txt").rename(tmp_path / "one" / "c.txt")
+    assert len({before, changed, folder_digest(tmp_path / "one")}) == 3
+
+
+def test_file_digests(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b")
+
+
+def test_provenance_has_no_clock_and_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = provenance(seed=3, inputs={"b": "2", "a": "1"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert provenance(seed=3, inputs={"a": "1", "b": "2"}) == first
+    assert set(first) == {"python", "platform", "versions", "commit", "seed", "inputs"}
+    assert list(first["inputs"]) == ["a", "b"]  # type: ignore[call-overload]
+    assert first["seed"] == 3 and "numpy" in first["versions"]  # type: ignore[operator]
+    text = json.dumps(first)
+    assert str(Path.cwd()) not in text and str(Path(__file__).parents[1]) not in text
+
+
+def test_provenance_names_the_commit_of_a_checkout() -> None:
+    commit = provenance()["commit"]
+    if not (Path(__file__).parents[1] / ".git").exists():
+        pytest.skip("not a checkout")
+    assert isinstance(commit, str) and len(commit) == 40
+
+
+def test_a_run_is_done_only_with_its_own_fingerprint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.is_done("f1")
+    folder.start("seed = 0\n", {"seed": 0})
+    assert not folder.is_done("f1")
+    folder.finish("f1")
+    assert folder.is_done("f1") and not folder.is_done("f2")
+    assert names(folder.path) == ["config.toml", "done.json", "provenance.json"]
+
+
+def test_a_new_start_takes_the_end_mark_away(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start("", {})
+    folder.finish("f1")
+    folder.start("", {})
+    assert not folder.is_done("f1")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', "null", "\udcff"])
+def test_a_damaged_end_mark_is_no_end_mark(tmp_path: Path, content: str) -> None:
+    (tmp_path / "done.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert not RunFolder(tmp_path).is_done("f1")
+
+
+def test_metrics_are_one_object_a_line_and_never_nan(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_metrics([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
+    assert folder.file("metrics.jsonl").read_text() == '{"loss":0.5,"step":1}\n{"loss":0.25,"step":2}\n'
+    with pytest.raises(ValueError):
+        folder.write_metrics([{"loss": float("nan")}])
+    with pytest.raises(ValueError):
+        write_json(folder.file("x.json"), float("inf"))
+    assert names(tmp_path) == ["metrics.jsonl"]
