@@ -24,9 +24,9 @@ def test_equal_sets_are_one_key() -> None:
 
 def test_unknown_is_not_negative() -> None:
     labels = LabelSet.of(["Normal", None, "COVID-19"])
-    assert None not in labels.names
-    with pytest.raises(ManifestError, match="label 'None' is not one of the classes"):
-        labels.index(None)  # type: ignore[arg-type]
+    assert labels.names == ("COVID-19", "Normal")
+    with pytest.raises(ManifestError, match="label 'unknown' is not one of the classes; known: COVID-19, Normal"):
+        labels.index("unknown")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def decode(source: Path | bytes) -> Radiograph:
         raise ImageError(f"{where}: cannot be read ({error.strerror})") from error
     if not data:
         raise ImageError(f"{where}: the file is empty")
-    # by content alone, so that a path and its bytes decode alike; old DICOM files start with group 2 or 8 at once
+    # by content alone, so that a path and its bytes decode alike; files without the preamble start with group 2 or 8
     is_dicom = data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00"}
     return _decode_dicom(data, where) if is_dicom else _decode_picture(data, where)
 

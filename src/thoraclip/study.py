@@ -360,9 +360,15 @@ def _study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
     return text
 
 
-def demo_study(phantoms: Path) -> tuple[StudyConfig, list[MethodEntry]]:
-    """The study of `thoraclip demo`: the shipped encoder on phantoms, zero-shot and probed in two ways."""
-    config = StudyConfig(folder=str(phantoms), layout="covid-qu-ex", title="ThoraCLIP demo on synthetic radiographs")
+def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[MethodEntry]]:
+    """The study of `thoraclip demo`: the shipped encoder on a folder of phantoms, zero-shot and probed in two ways.
+
+    Args:
+        phantoms: written by `data.phantom.write_phantoms`; its table names the patients, so intervals are by patient.
+        manifest_file: where their manifest is written.
+    """
+    write_manifest(manifest_file, index(phantoms, layout="csv", csv_file=phantoms / "phantoms.csv").manifest)
+    config = StudyConfig(manifest=str(manifest_file), title="ThoraCLIP demo on synthetic radiographs")
     entries = [
         {"name": "zero-shot, ensemble", "kind": "zeroshot", "prompts": "chest-xray-ensemble"},
         {"name": "zero-shot, reference prompts", "kind": "zeroshot", "prompts": "reference"},

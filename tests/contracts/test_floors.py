@@ -45,6 +45,23 @@ def test_a_torch_free_module_imports_with_torch_blocked(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_judge_works_without_torch(tmp_path: Path) -> None:
+    """Not only imported: a report is written while every way to torch is shut."""
+    (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n" + "".join(f"{i},{'ab'[i % 2]},0.{i % 9}5,{0.95 - i % 9 / 10:.2f}\n" for i in range(40)))
+    code = (
+        "import sys, importlib.abc\n"
+        "class Wall(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name.split('.')[0] in {BLOCKED!r}: raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Wall())\n"
+        "from thoraclip.cli.app import run\n"
+        f"sys.exit(run(['report', {str(tmp_path / 'p.csv')!r}, '--resamples', '200', '--out', {str(tmp_path / 'r')!r}]))\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
 def test_the_block_works() -> None:
     done = python("import sys; sys.modules['torch'] = None; import thoraclip.models.dual_encoder")
     assert done.returncode != 0

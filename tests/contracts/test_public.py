@@ -98,3 +98,10 @@ def test_no_forbidden_package_is_asked_for() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     for name in ("torchvision", "torchaudio", "timm", "open_clip", "open-clip", "monai", "pylibjpeg-libjpeg"):
         assert f'"{name}' not in text
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    import runpy
+
+    page = runpy.run_path(str(REPOSITORY / "scripts" / "write_settings.py"))["page"]()
+    assert (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8") == page, "run: python scripts/write_settings.py"

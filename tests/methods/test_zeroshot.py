@@ -48,7 +48,7 @@ def test_every_row_is_predicted_and_the_spread_over_prompts_is_reported(manifest
     predictions, details = run_method("zeroshot", Config(), manifest, tmp_path / "run")
     assert predictions.image_id == tuple(manifest.column("image_id"))
     assert set(predictions.split) == {"test"}
-    assert len(details["per_prompt"]) == 6
+    assert len(details["per_prompt"]) == 12, "six templates, two names a class"
     for row in details["per_prompt"]:
         assert set(row) == {"prompts", "accuracy", "macro_f1"}
         assert 0 <= row["accuracy"] <= 1

@@ -11,9 +11,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.checkpoints import FAMILIES, SIDE, save_checkpoint
 from transformers import AutoModel, AutoTokenizer
 
-from tests.checkpoints import FAMILIES, SIDE, save_checkpoint
 from thoraclip.errors import ConfigError, ModelError
 from thoraclip.imaging import Preprocess, preprocess
 from thoraclip.models.dual_encoder import load_dual_encoder, resolve_precision

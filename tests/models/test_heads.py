@@ -11,7 +11,16 @@ from scipy.special import log_softmax, softmax
 
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
-from thoraclip.models.heads import LinearHead, Standardiser, class_weights, fit_adamw, fit_lbfgs, log_loss, read_head, write_head
+from thoraclip.models.heads import (
+    LinearHead,
+    Standardiser,
+    class_weights,
+    fit_adamw,
+    fit_lbfgs,
+    log_loss,
+    read_head,
+    write_head,
+)
 
 LABELS = LabelSet(("a", "b", "c"))
 

@@ -34,7 +34,7 @@ def demo(
     with progress_bar("drawing phantoms") as progress:
         summary = write_phantoms(out / "phantoms", PhantomConfig(images=images, seed=seed), progress=progress)
     announce(f"{summary.images} phantoms of {summary.patients} patients")
-    config, methods = demo_study(summary.root)
+    config, methods = demo_study(summary.root, out / "phantoms.parquet")
     with progress_bar("images") as progress:
         content = run_study(config, methods, out, announce=announce, progress=progress)
     print_report(content, out)

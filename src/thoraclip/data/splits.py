@@ -117,8 +117,26 @@ def assign_groups(
         wanted = need @ (counts[group] / totals)
         part[group] = int(np.argmax(wanted))
         need[part[group]] -= counts[group]
+    _fill_empty(part, counts[order], order, len(weights))
     assigned: npt.NDArray[np.int64] = part[member]
     return assigned
+
+
+def _fill_empty(
+    part: npt.NDArray[np.int64], counts: npt.NDArray[np.float64], order: npt.NDArray[np.int64], parts: int
+) -> None:
+    """Give every part a group of every class, where a part that has several can spare one; the last-taken moves first."""
+    held = np.zeros((parts, counts.shape[1]), dtype=np.int64)  # groups of each class in each part
+    np.add.at(held, part[order], counts > 0)
+    for label in range(counts.shape[1]):
+        for empty in np.flatnonzero(held[:, label] == 0):
+            for row in reversed(range(len(order))):
+                has, donor = counts[row] > 0, part[order[row]]
+                if has[label] and (held[donor][has] > 1).all():
+                    part[order[row]] = empty
+                    held[donor] -= has
+                    held[empty] += has
+                    break
 
 
 def parse_fractions(text: str) -> tuple[float, ...]:

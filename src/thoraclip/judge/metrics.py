@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics as sk
 
 from thoraclip.judge import calibration
 
@@ -24,6 +23,13 @@ __all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", 
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+
+def _sk() -> Any:
+    """scikit-learn's metrics, imported when first needed: importing the judge stays light."""
+    from sklearn import metrics
+
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Scored:
         """Precision, recall and F1: `macro` and `weighted` means, and per class under `None`."""
         labels = list(range(self.class_count))
         return {
-            average: sk.precision_recall_fscore_support(
+            average: _sk().precision_recall_fscore_support(
                 self.target, self.predicted, labels=labels, average=average, zero_division=0
             )
             for average in ("macro", "weighted", None)
@@ -83,12 +89,12 @@ class Scored:
     @cached_property
     def auroc(self) -> list[float | None]:
         """Area under the ROC curve of each class against the rest."""
-        return self._ranked(sk.roc_auc_score)
+        return self._ranked(_sk().roc_auc_score)
 
     @cached_property
     def average_precision(self) -> list[float | None]:
         """Average precision of each class: sum_k (recall_k - recall_{k-1}) precision_k over the thresholds."""
-        return self._ranked(sk.average_precision_score)
+        return self._ranked(_sk().average_precision_score)
 
     def _ranked(self, score: Callable[..., float]) -> list[float | None]:
         return [
@@ -117,17 +123,17 @@ class Metric:
 def confusion(scored: Scored) -> Ints:
     """i64[C, C]: rows are the true class, columns the predicted one."""
     labels = range(scored.class_count)
-    return np.asarray(sk.confusion_matrix(scored.target, scored.predicted, labels=list(labels)), dtype=np.int64)
+    return np.asarray(_sk().confusion_matrix(scored.target, scored.predicted, labels=list(labels)), dtype=np.int64)
 
 
 def _accuracy(scored: Scored) -> float:
-    return float(sk.accuracy_score(scored.target, scored.predicted))
+    return float(_sk().accuracy_score(scored.target, scored.predicted))
 
 
 def _balanced_accuracy(scored: Scored) -> float:
     """Mean recall of the classes that have images (as scikit-learn's `balanced_accuracy_score`)."""
     present = np.unique(scored.target)
-    return float(sk.recall_score(scored.target, scored.predicted, labels=present, average="macro", zero_division=0))
+    return float(_sk().recall_score(scored.target, scored.predicted, labels=present, average="macro", zero_division=0))
 
 
 def _averaged(part: int, average: str) -> Callable[[Scored], float]:
@@ -138,7 +144,7 @@ def _mcc(scored: Scored) -> float:
     """Matthews correlation, its R_K form for several classes (Gorodkin 2004); 0 for a constant prediction."""
     if len(np.union1d(scored.target, scored.predicted)) == 1:
         return 0.0                                     # scikit-learn says the same, with a warning
-    return float(sk.matthews_corrcoef(scored.target, scored.predicted))
+    return float(_sk().matthews_corrcoef(scored.target, scored.predicted))
 
 
 def _macro(values: list[float | None]) -> float | None:
@@ -148,7 +154,7 @@ def _macro(values: list[float | None]) -> float | None:
 
 def _log_loss(scored: Scored) -> float:
     """Mean of -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
-    return float(sk.log_loss(scored.target, scored.scores, labels=list(range(scored.class_count))))
+    return float(_sk().log_loss(scored.target, scored.scores, labels=list(range(scored.class_count))))
 
 
 def brier_terms(scored: Scored) -> Floats:
@@ -216,4 +222,4 @@ def _specificity(scored: Scored, c: int) -> float | None:
     others = scored.target != c
     if not others.any():
         return None
-    return float(sk.recall_score(others, scored.predicted != c, zero_division=0))
+    return float(_sk().recall_score(others, scored.predicted != c, zero_division=0))

@@ -221,7 +221,7 @@ def _quiet() -> Iterator[None]:
 
     level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def fit_lbfgs(
         l2: penalties, positive.
         weighting: `none` or `balanced`.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
@@ -114,11 +116,12 @@ def fit_lbfgs(
     z = standardiser.apply(features).astype(np.float64)
     weights = class_weights(targets, len(labels), weighting)[targets]
     weights *= len(targets) / weights.sum()
-    model = LogisticRegression(max_iter=500, tol=1e-6, warm_start=True)
+    model = LogisticRegression(max_iter=2000, tol=1e-6, warm_start=True)
     heads: dict[float, LinearHead] = {}
     for penalty in sorted(set(l2), reverse=True):
         model.C = 1.0 / (penalty * len(targets))
-        with threadpool_limits(1):  # such small products gain nothing from threads, and sums keep one order everywhere
+        with threadpool_limits(1), warnings.catch_warnings():  # such small products gain nothing from threads, and sums keep one order everywhere
+            warnings.simplefilter("ignore", ConvergenceWarning)  # separable data under a weak penalty: validation judges it
             model.fit(z, targets, sample_weight=weights)
         weight, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
         if len(labels) == 2:  # scikit-learn keeps one row for two classes: sigmoid(t) = softmax(-t/2, t/2)

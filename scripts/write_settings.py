@@ -1,0 +1,40 @@
+"""Write docs/settings.md from the code: every setting of the study and of each method, with default and help.
+
+    python scripts/write_settings.py            # a test fails when the page is out of date
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from thoraclip.config import field_help, toml_value
+from thoraclip.methods import METHODS
+from thoraclip.study import StudyConfig
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+
+
+def table(config: type) -> str:
+    texts = field_help(config)
+    rows = [f"| `{f.name}` | `{toml_value(f.default)}` | {texts[f.name].replace('|', chr(92) + '|')} |" for f in dataclasses.fields(config)]
+    return "\n".join(["| setting | default | what it does |", "|---|---|---|", *rows])
+
+
+def page() -> str:
+    parts = [
+        "# Settings",
+        "Written by `scripts/write_settings.py` from the code. Settings stand in a TOML file (`--config`, or the study file) or behind "
+        "`--set NAME=VALUE`; an unknown name is an error that names the nearest known one.",
+        "## Study",
+        "These stand at the top of a study file; `[[methods]]` tables follow, each with `name`, `kind` and the method's own settings.",
+        table(StudyConfig),
+    ]
+    for kind, method in METHODS.items():
+        parts += [f"## {kind}", method.summary, table(method.config_type)]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")

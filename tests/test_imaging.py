@@ -1,0 +1,553 @@
+"""Every kind of file to 8-bit grey or to an error, and grey to the encoder's numbers."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from scipy.fft import dctn
+
+from thoraclip import imaging
+from thoraclip.errors import ConfigError, ImageError
+from thoraclip.imaging import (
+    GEOMETRIES,
+    Preprocess,
+    Radiograph,
+    check_pixels,
+    decode,
+    fit,
+    normalise,
+    perceptual_hash,
+    preprocess,
+)
+
+Array = npt.NDArray[Any]
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def dicom(pixels: Array, *, bits: int | None = None, **tags: Any) -> bytes:
+    """An uncompressed DICOM file of `pixels`; `tags` override or add elements, `None` empties one."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = SecondaryCaptureImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
+    ds.Rows, ds.Columns = pixels.shape[:2]
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.BitsAllocated = 8 * pixels.dtype.itemsize
+    ds.BitsStored = bits or ds.BitsAllocated
+    ds.HighBit = ds.BitsStored - 1
+    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
+    ds.PixelData = pixels.tobytes()
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, ds, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def stretched(values: Array) -> Array:
+    """f64: the smallest value becomes 0, the largest 255."""
+    values = values.astype(float)
+    return (values - values.min()) * 255 / (values.max() - values.min())
+
+
+def refused(source: Path | bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode(source)
+
+
+# pictures
+
+
+def test_eight_bit_grey_is_taken_as_it_is() -> None:
+    found = decode(encoded(Image.fromarray(RAMP)))
+    np.testing.assert_array_equal(found.pixels, RAMP)
+    assert found.pixels.dtype == np.uint8 and found.pixels.flags.writeable
+    assert (found.width, found.height, found.mode, found.format) == (16, 16, "L", "PNG")
+
+
+def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
+    png, dcm = encoded(Image.fromarray(RAMP)), dicom(RAMP)
+    for name, data in {"a.png": png, "b.dcm": dcm, "png-named.dcm": png, "c": dcm, "no-preamble.dcm": dcm[132:]}.items():
+        (tmp_path / name).write_bytes(data)
+        np.testing.assert_array_equal(decode(tmp_path / name).pixels, decode(data).pixels)
+        np.testing.assert_array_equal(decode(data).pixels, RAMP)
+
+
+def test_a_bare_dicom_data_set_is_refused_as_such(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
+    del dataset.file_meta
+    pydicom.dcmwrite(tmp_path / "bare.dcm", dataset, implicit_vr=True, little_endian=True)
+    refused(tmp_path / "bare.dcm", r"bare\.dcm: DICOM pixels cannot be decoded \(.*Transfer Syntax")
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 15, 16])
+def test_deep_png_is_scaled_by_the_bits_that_it_uses(bits: int) -> None:
+    samples = np.linspace(0, 2**bits - 1, 256).astype(np.uint16).reshape(16, 16)
+    found = decode(encoded(Image.fromarray(samples)))
+    assert found.mode == "I;16"
+    np.testing.assert_array_equal(found.pixels, np.round(samples * 255.0 / (2**bits - 1)))
+    assert found.pixels.max() == 255
+
+
+def test_deep_png_is_not_stretched_below_eight_bits() -> None:
+    found = decode(encoded(Image.fromarray(np.full((4, 4), 7, np.uint16))))
+    assert (found.pixels == 7).all()
+
+
+def test_grey_in_three_channels_is_the_same_grey() -> None:
+    found = decode(encoded(Image.fromarray(np.stack([RAMP] * 3, axis=-1))))
+    np.testing.assert_array_equal(found.pixels, RAMP)
+    assert found.mode == "RGB"
+
+
+def test_colour_becomes_luma() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    found = decode(encoded(Image.fromarray(rgb)))
+    luma = rgb @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert np.abs(found.pixels - luma).max() <= 0.51
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_laid_over_black(mode: str) -> None:
+    alpha = np.tile(np.array([0, 64, 128, 255], np.uint8), (16, 4))
+    channels = [RAMP] * (len(mode) - 1) + [alpha]
+    found = decode(encoded(Image.fromarray(np.stack(channels, axis=-1), mode=None)))
+    assert found.mode == mode
+    assert np.abs(found.pixels - RAMP.astype(float) * alpha / 255).max() <= 1
+
+
+def palette_image() -> Image.Image:
+    image = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8), mode=None).convert("P")
+    image.putpalette([10, 10, 10, 200, 200, 200, 255, 0, 0, 77, 77, 77])
+    return image
+
+
+def test_palette_is_looked_up() -> None:
+    found = decode(encoded(palette_image()))
+    assert found.mode == "P"
+    np.testing.assert_array_equal(found.pixels, [[10, 200], [76, 77]])  # red's luma is 0.299 * 255
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255, 255])])
+def test_a_transparent_palette_entry_is_black(transparency: int | bytes) -> None:
+    found = decode(encoded(palette_image(), transparency=transparency))
+    np.testing.assert_array_equal(found.pixels, [[10, 0], [76, 77]])
+
+
+def test_a_transparent_grey_value_is_black() -> None:
+    found = decode(encoded(Image.fromarray(RAMP), transparency=200))
+    np.testing.assert_array_equal(found.pixels, np.where(RAMP == 200, 0, RAMP))
+
+
+def test_one_bit() -> None:
+    bits = RAMP % 3 == 0
+    found = decode(encoded(Image.fromarray(bits)))
+    assert found.mode == "1"
+    np.testing.assert_array_equal(found.pixels, bits * np.uint8(255))
+
+
+def test_cmyk_jpeg_is_not_inverted(picture: Callable[..., Array]) -> None:
+    grey = picture(64, 64)
+    rgb = Image.fromarray(np.stack([grey] * 3, axis=-1))
+    found = decode(encoded(rgb.convert("CMYK"), "JPEG", quality=95))
+    assert (found.mode, found.format) == ("CMYK", "JPEG")
+    assert np.abs(found.pixels.astype(int) - grey).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(1, lambda a: a), (3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a)), (2, lambda a: a[:, ::-1])],
+)  # fmt: skip
+def test_exif_orientation_is_applied(
+    picture: Callable[..., Array], kind: str, orientation: int, turn: Callable[[Array], Array]
+) -> None:
+    grey, exif = picture(40, 64), Image.Exif()
+    exif[0x0112] = orientation
+    plain = decode(encoded(Image.fromarray(grey), kind)).pixels
+    found = decode(encoded(Image.fromarray(grey), kind, exif=exif))
+    np.testing.assert_array_equal(found.pixels, turn(plain))
+    assert (found.height, found.width) == found.pixels.shape
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_truncated_picture_is_refused(picture: Callable[..., Array], tmp_path: Path, kind: str, share: float) -> None:
+    data = encoded(Image.fromarray(picture(96, 96)), kind)
+    (tmp_path / "cut").write_bytes(data[: int(share * len(data))])
+    refused(tmp_path / "cut", r"cut: damaged picture \(.+\)")
+
+
+def test_what_is_no_picture_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello, I am not a picture", encoding="utf-8")
+    refused(tmp_path / "text.png", r"text\.png: not a PNG, JPEG or DICOM picture")
+    (tmp_path / "text.dcm").write_text("hello, I am not a picture", encoding="utf-8")
+    refused(tmp_path / "text.dcm", r"text\.dcm: not a PNG, JPEG or DICOM picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    refused(tmp_path / "empty.png", r"empty\.png: the file is empty")
+    refused(tmp_path / "gone.png", r"gone\.png: cannot be read \(No such file")
+    refused(tmp_path, "cannot be read")
+    refused(encoded(Image.fromarray(RAMP), "BMP"), "not a PNG, JPEG or DICOM picture")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10_001, 20_000, 60_000])
+def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", burst)
+    refused(bomb(side, side), r"more than 100,000,000.*not a radiograph")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_damaged_file_is_decoded_or_refused_never_a_crash(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["png", "jpeg", "dicom"]))
+    whole = {"png": encoded(Image.fromarray(RAMP)), "jpeg": encoded(Image.fromarray(RAMP), "JPEG"), "dicom": dicom(RAMP)}
+    damaged = bytearray(whole[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(132 if kind == "dicom" else 0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert decode(bytes(damaged)).pixels.dtype == np.uint8
+        except ImageError as error:
+            assert str(error).startswith("image: ") and "\n" not in str(error)
+
+
+def test_decoding_leaves_the_warning_filters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They belong to the process: with `catch_warnings` in a thread, the last one out restores another's filters."""
+    seen: list[Any] = []
+
+    def spy(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *a: (seen.append(list(warnings.filters)), original(*a))[1]
+
+    monkeypatch.setattr(imaging, "_to_grey", spy(imaging._to_grey))
+    monkeypatch.setattr("pydicom.pixels.apply_voi_lut", spy(pydicom.pixels.apply_voi_lut))
+    decode(encoded(Image.fromarray(RAMP)))
+    decode(dicom(RAMP))
+    assert seen == [list(warnings.filters)] * 2
+
+
+# DICOM
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("<u2", 12), ("<u2", 16), ("<i2", 16)])
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_dicom_without_window_runs_from_black_to_white(dtype: str, bits: int, photometric: str) -> None:
+    low = -(2 ** (bits - 1)) if dtype == "<i2" else 0
+    values = (low + np.linspace(5, 2**bits - 7, 256)).astype(dtype).reshape(16, 16)
+    found = decode(dicom(values, bits=bits, PhotometricInterpretation=photometric))
+    expected = stretched(values) if photometric == "MONOCHROME2" else 255 - stretched(values)
+    assert np.abs(found.pixels - expected).max() <= 0.51
+    assert (found.mode, found.format, found.width) == (photometric, "DICOM", 16)
+
+
+def windowed(x: Array, centre: float, width: float) -> Array:
+    """DICOM PS3.3, C.11.2.1.2.1, function LINEAR, onto 0..1."""
+    return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_dicom_window_lies_in_rescaled_units(photometric: str) -> None:
+    values = np.linspace(0, 4000, 256).astype("<u2").reshape(16, 16)
+    tags = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 1500, "WindowWidth": 2000}
+    found = decode(dicom(values, bits=12, PhotometricInterpretation=photometric, **tags))
+    expected = windowed(2.0 * values - 1000, 1500, 2000) * 255
+    expected = expected if photometric == "MONOCHROME2" else 255 - expected
+    assert np.abs(found.pixels - expected).max() <= 0.51
+    assert (expected == 0).sum() > 20 and (expected == 255).sum() > 20
+
+
+def test_dicom_takes_the_first_of_several_windows() -> None:
+    values = np.linspace(0, 4000, 256).astype("<u2").reshape(16, 16)
+    found = decode(dicom(values, bits=12, WindowCenter=[1000, 3000], WindowWidth=[500, 500]))
+    assert np.abs(found.pixels - windowed(values.astype(float), 1000, 500) * 255).max() <= 0.51
+
+
+def test_a_blank_dicom_is_black() -> None:
+    assert (decode(dicom(np.full((4, 4), 9, np.uint8))).pixels == 0).all()
+
+
+def test_dicom_that_is_not_one_grey_frame_is_refused() -> None:
+    two = np.stack([RAMP, RAMP])
+    refused(dicom(RAMP, NumberOfFrames=2, PixelData=two.tobytes()), "2 frames of 1 samples; one grey frame is expected")
+    rgb = np.stack([RAMP] * 3, axis=-1)
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    refused(dicom(rgb, **tags), "1 frames of 3 samples; one grey frame is expected")
+    refused(dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "photometric interpretation 'PALETTE COLOR'")
+
+
+def test_dicom_without_pixels_is_refused() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
+    del dataset.PixelData
+    stream = io.BytesIO()
+    dataset.save_as(stream)
+    refused(stream.getvalue(), "a DICOM header without pixel data")
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"Rows": None}, "DICOM pixels cannot be decoded"),
+        ({"WindowCenter": 10, "WindowWidth": 0}, r"DICOM pixels cannot be decoded \(.*Window Width"),
+        ({"PixelData": b"12"}, "DICOM pixels cannot be decoded"),
+        ({"Rows": 20_000, "Columns": 20_000}, "more than 100,000,000 pixels; not a radiograph"),
+    ],
+)
+def test_damaged_dicom_is_refused(tags: dict[str, Any], message: str) -> None:
+    refused(dicom(RAMP, **tags), message)
+
+
+@pytest.mark.filterwarnings("ignore:A value of 'None'")
+def test_an_empty_count_of_frames_or_samples_is_one() -> None:
+    np.testing.assert_array_equal(decode(dicom(RAMP, NumberOfFrames=None, SamplesPerPixel=1)).pixels, RAMP)
+    refused(dicom(RAMP, SamplesPerPixel=None), "DICOM pixels cannot be decoded")  # pydicom itself wants the number
+
+
+def test_dicom_with_an_unreadable_element_is_refused() -> None:
+    data = dicom(RAMP)
+    at = data.index(b"\x28\x00\x10\x00US")  # Rows
+    refused(data[: at + 4] + b"ZZ" + data[at + 6 :], "damaged DICOM")
+
+
+# Preprocess and geometry
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"geometry": "squish"}, "unknown geometry 'squish'; did you mean 'squash'"),
+        ({"resample": "cubic"}, "unknown resample 'cubic'; did you mean 'bicubic'"),
+        ({"size": 0}, "size 0, short_side None: size >= 1"),
+        ({"size": 224, "short_side": 200}, "size 224, short_side 200: size >= 1 and short_side >= size"),
+        ({"std": (1.0, 0.0, 1.0)}, r"std \(1.0, 0.0, 1.0\): three channels with positive std"),
+        ({"mean": (0.5,)}, r"mean \(0.5,\)"),
+    ],
+)
+def test_a_bad_spec_is_refused_with_the_value(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Preprocess(**wrong)
+
+
+def test_a_spec_reads_back_from_its_dict() -> None:
+    spec = Preprocess(size=32, geometry="crop", short_side=40, mean=(0.1, 0.2, 0.3))
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.as_dict().items()}
+    assert Preprocess(**stored) == spec
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 90), st.integers(1, 90), st.sampled_from(GEOMETRIES), st.integers(1, 40), st.sampled_from([0, 5]),
+    st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
+)  # fmt: skip
+def test_every_geometry_gives_a_square_and_keeps_a_flat_picture_flat(
+    height: int, width: int, geometry: str, size: int, more: int, resample: str
+) -> None:
+    spec = Preprocess(size=size, geometry=geometry, short_side=size + more, resample=resample)
+    out = fit(np.full((height, width), 100, np.uint8), spec)
+    assert out.shape == (size, size) and out.dtype == np.uint8
+    if geometry == "pad":
+        assert set(np.unique(out)) <= {0, 100} and 100 in out
+    else:
+        assert (out == 100).all()
+
+
+def test_squash_takes_both_sides_to_the_size(picture: Callable[..., Array]) -> None:
+    wide = picture(30, 60)
+    np.testing.assert_array_equal(fit(wide, Preprocess(size=30, resample="nearest"))[:, 0::2].shape, (30, 15))
+    stripes = np.repeat(np.arange(10, dtype=np.uint8) * 20, 3)[None].repeat(8, axis=0)  # 8 x 30
+    out = fit(stripes, Preprocess(size=10, resample="nearest"))
+    np.testing.assert_array_equal(out, np.tile(np.arange(10) * 20, (10, 1)))
+
+
+def test_crop_takes_the_middle() -> None:
+    ramp = np.tile(np.arange(0, 200, 10, dtype=np.uint8), (10, 1))  # 10 x 20
+    out = fit(ramp, Preprocess(size=10, geometry="crop", resample="nearest"))
+    np.testing.assert_array_equal(out, ramp[:, 5:15])
+    inner = fit(ramp, Preprocess(size=6, geometry="crop", short_side=10, resample="nearest"))
+    np.testing.assert_array_equal(inner, ramp[2:8, 7:13])
+
+
+def test_pad_keeps_the_aspect_and_adds_black() -> None:
+    ramp = np.tile(np.arange(10, 210, 10, dtype=np.uint8), (10, 1))  # 10 x 20
+    out = fit(ramp, Preprocess(size=20, geometry="pad", resample="nearest"))
+    np.testing.assert_array_equal(out[5:15], ramp)
+    assert (out[:5] == 0).all() and (out[15:] == 0).all()
+
+
+def test_a_long_strip_is_not_blown_up() -> None:
+    strip = np.zeros((1, 100_000), np.uint8)
+    with pytest.raises(ImageError, match="100000 x 1 pixels: too long a strip for geometry 'crop'; use squash or pad"):
+        fit(strip, Preprocess(geometry="crop"))
+    assert fit(strip, Preprocess()).shape == fit(strip, Preprocess(geometry="pad")).shape == (224, 224)
+
+
+def test_normalise_is_the_formula_channel_by_channel() -> None:
+    spec = Preprocess(size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    out = normalise(RAMP, spec)
+    assert out.dtype == np.float32 and out.shape == (3, 16, 16)
+    for channel in range(3):
+        exact = (RAMP / 255.0 - spec.mean[channel]) / spec.std[channel]
+        np.testing.assert_allclose(out[channel], exact, atol=1e-6)
+    np.testing.assert_array_equal(normalise(np.stack([RAMP, RAMP.T]), spec)[1], normalise(RAMP.T, spec))
+
+
+def test_preprocess_takes_a_radiograph_or_its_pixels(picture: Callable[..., Array]) -> None:
+    grey = picture(50, 40)
+    spec = Preprocess(size=32)
+    np.testing.assert_array_equal(
+        preprocess(Radiograph(grey, 40, 50, "L", "PNG"), spec), normalise(fit(grey, spec), spec)
+    )
+    np.testing.assert_array_equal(preprocess(grey, spec), normalise(fit(grey, spec), spec))
+
+
+# the gate
+
+CLIP = Preprocess(size=48)
+IMAGENET = Preprocess(size=48, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SIGLIP = Preprocess(size=48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+every_family = pytest.mark.parametrize("spec", [CLIP, IMAGENET, SIGLIP], ids=["clip", "imagenet", "siglip"])
+
+
+@pytest.fixture(scope="module")
+def greys(picture: Callable[..., Array]) -> Array:
+    """u8[4, 48, 48]"""
+    return np.stack([picture(48, 48, seed=s, patch=0.1 * s) for s in range(4)])
+
+
+def again(pixels: Array, spec: Preprocess) -> npt.NDArray[np.float32]:
+    """The normalisation applied to [B, 3, H, W] as if it were in [0, 1]."""
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
+    return ((pixels - mean) / std).astype(np.float32)
+
+
+def closed(pixels: Array, spec: Preprocess, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        check_pixels(pixels, spec)
+
+
+@every_family
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_gate_lets_right_pixels_through(picture: Callable[..., Array], spec: Preprocess, geometry: str) -> None:
+    spec = replace(spec, geometry=geometry)
+    check_pixels(np.stack([preprocess(picture(70, 55, seed=s), spec) for s in range(3)]), spec)
+    check_pixels(normalise(RAMP[None].repeat(3, 1).repeat(3, 2), spec), spec)  # black and white are both in range
+    one_blank = np.stack([np.zeros((48, 48), np.uint8), picture(48, 48)])
+    check_pixels(normalise(one_blank, spec), spec)
+
+
+@every_family
+def test_the_gate_refuses_a_second_normalisation(greys: Array, spec: Preprocess) -> None:
+    once = normalise(greys, spec)
+    closed(again(once, spec), spec, "normalise once")
+    closed(again(once / 255, spec), spec, "normalise once|normalised twice")  # floats taken for 0..255
+    closed(again(again(greys[:, None].repeat(3, 1) / 255 / 255, spec), spec), spec, "normalise once|normalised twice")
+
+
+@every_family
+def test_the_gate_refuses_a_second_scaling(greys: Array, spec: Preprocess) -> None:
+    closed(again(greys[:, None].repeat(3, 1) / 255**2, spec), spec, r"contrast 0\.\d+ .*scaled or normalised twice")
+
+
+@every_family
+def test_the_gate_refuses_pixels_that_were_never_scaled(greys: Array, spec: Preprocess) -> None:
+    closed(again(greys[:, None].repeat(3, 1), spec), spec, r"run from .* to .*; expected \[0, 1\]")
+    closed(greys[:, None].repeat(3, 1).astype(np.float32), spec, r"expected \[0, 1\]")
+
+
+@pytest.mark.parametrize("spec", [CLIP, IMAGENET], ids=["clip", "imagenet"])
+def test_the_gate_refuses_exchanged_channels_and_no_normalisation(greys: Array, spec: Preprocess) -> None:
+    """With SigLIP's equal constants neither can be seen: grey is grey in any order, and [0, 1] lies inside [-1, 1]."""
+    turned = normalise(greys, replace(spec, mean=spec.mean[::-1], std=spec.std[::-1]))
+    closed(turned, spec, "channels differ by 0.0|expected")
+    closed((greys[:, None].repeat(3, 1) / 255).astype(np.float32), spec, "channels differ by 0.0|expected")
+
+
+def test_the_gate_refuses_colour_and_another_familys_constants(greys: Array) -> None:
+    colour = normalise(greys, CLIP)
+    colour[:, 0] = colour[:, 0, ::-1]
+    closed(colour, CLIP, "channels differ by")
+    closed(normalise(greys, SIGLIP), CLIP, "expected|channels differ")
+
+
+@every_family
+def test_the_gate_refuses_wrong_type_shape_and_blank_batches(greys: Array, spec: Preprocess) -> None:
+    right = normalise(greys, spec)
+    closed(right.astype(np.float64), spec, r"pixels float64\[4, 3, 48, 48\]: expected float32 \[B, 3, 48, 48\]")
+    closed(right.astype(np.float16), spec, "pixels float16")
+    closed(right[0], spec, r"pixels float32\[3, 48, 48\]")
+    closed(right[:, :1], spec, r"pixels float32\[4, 1, 48, 48\]")
+    closed(right[:, :, :40], spec, r"pixels float32\[4, 3, 40, 48\]")
+    closed(right.transpose(0, 2, 3, 1), spec, r"pixels float32\[4, 48, 48, 3\]")
+    closed(right[:0], spec, r"pixels float32\[0, 3, 48, 48\]")
+    closed(normalise(np.full((2, 48, 48), 90, np.uint8), spec), spec, r"contrast \S+ .*every picture is blank")
+    broken = right.copy()
+    broken[1, 2, 3, 4] = np.nan
+    closed(broken, spec, "run from nan to nan")
+
+
+# perceptual hash
+
+
+def distance(a: Array, b: Array) -> int:
+    return (int(perceptual_hash(a), 16) ^ int(perceptual_hash(b), 16)).bit_count()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_hash_is_that_of_scipys_dct(picture: Callable[..., Array], seed: int) -> None:
+    grey = picture(90, 70, seed=seed)
+    small = np.asarray(Image.fromarray(grey).resize((32, 32), Image.Resampling.LANCZOS), np.float64)
+    low = dctn(small, type=2)[:8, :8].ravel()
+    bits = "".join("1" if v > np.median(low) else "0" for v in low)
+    assert perceptual_hash(grey) == f"{int(bits, 2):016x}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_hash_survives_resizing_and_contrast(picture: Callable[..., Array], seed: int) -> None:
+    grey = picture(256, 200, seed=seed)
+    smaller = np.asarray(Image.fromarray(grey).resize((150, 190), Image.Resampling.BICUBIC))
+    assert distance(grey, smaller) <= 3
+    assert distance(grey, np.round(30 + 0.7 * grey).astype(np.uint8)) <= 3
+    assert len(perceptual_hash(grey)) == 16
+
+
+def test_the_hash_tells_pictures_apart(picture: Callable[..., Array]) -> None:
+    greys = [picture(64, 64, seed=s) for s in range(8)]
+    assert len({perceptual_hash(g) for g in greys}) == 8
+    assert distance(greys[0], greys[0][:, ::-1]) > 10 and distance(greys[0], greys[0].T) > 10
