@@ -56,10 +56,14 @@ def main() -> None:
     print(f"model {arguments.model}, {n} images, medians of 3 after a warm-up, one run")
     print(f"encoding fp32              {n / fp32:8.0f} images/s   1.00")
     print(f"encoding bf16              {n / bf16:8.0f} images/s   {fp32 / bf16:.2f} x fp32")
-    print(f"decoding and resizing      {n / feeding:8.0f} images/s   {feeding / min(fp32, bf16):.2f} x the faster encoding's time")
+    print(
+        f"decoding and resizing      {n / feeding:8.0f} images/s   {feeding / min(fp32, bf16):.2f} x the faster encoding's time"
+    )
     print(f"probe, 11 penalties        {probe:8.2f} s")
     again = arguments.epochs * fp32
-    print(f"{arguments.epochs} epochs of re-encoding    {again:8.2f} s          {again / (fp32 + probe):.1f} x the time of encoding once and probing")
+    print(
+        f"{arguments.epochs} epochs of re-encoding    {again:8.2f} s          {again / (fp32 + probe):.1f} x the time of encoding once and probing"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write docs/settings.md from the code: every setting of the study and of each method, with default and help.
 
-    python scripts/write_settings.py            # a test fails when the page is out of date
+python scripts/write_settings.py            # a test fails when the page is out of date
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
 def table(config: type) -> str:
     texts = field_help(config)
-    rows = [f"| `{f.name}` | `{toml_value(f.default)}` | {texts[f.name].replace('|', chr(92) + '|')} |" for f in dataclasses.fields(config)]
+    rows = [
+        f"| `{f.name}` | `{toml_value(f.default)}` | {texts[f.name].replace('|', chr(92) + '|')} |"
+        for f in dataclasses.fields(config)
+    ]
     return "\n".join(["| setting | default | what it does |", "|---|---|---|", *rows])
 
 

@@ -28,7 +28,13 @@ _TEXT = {
     "vocab_size": 768, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
 }  # fmt: skip
-_VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+}
 FAMILIES = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
 
 
@@ -38,7 +44,9 @@ def save_checkpoint(family: str, folder: Path, *, seed: int = 0) -> Path:
     _model(family).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
-    size = {"shortest_edge": SIDE} if family in {"clip", "vision-text-dual-encoder"} else {"height": SIDE, "width": SIDE}
+    size = (
+        {"shortest_edge": SIDE} if family in {"clip", "vision-text-dual-encoder"} else {"height": SIDE, "width": SIDE}
+    )
     content = {"size": size, "resample": 3, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.3, 0.2]}
     if "shortest_edge" in size:
         content |= {"do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}}
@@ -48,11 +56,15 @@ def save_checkpoint(family: str, folder: Path, *, seed: int = 0) -> Path:
 
 def _model(family: str) -> torch.nn.Module:
     if family == "clip":
-        return CLIPModel(CLIPConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": SIDE}, projection_dim=12))
+        return CLIPModel(
+            CLIPConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": SIDE}, projection_dim=12)
+        )
     if family == "siglip":
         return SiglipModel(SiglipConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": SIDE}))
     if family == "siglip2":
         return Siglip2Model(Siglip2Config(text_config=_TEXT, vision_config={**_VISION, "num_patches": 16}))
-    vision = Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8))
+    vision = Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8)
+    )
     text = {k: v for k, v in _TEXT.items() if not k.endswith("_token_id")}
     return VisionTextDualEncoderModel(vision_model=vision, text_model=BertModel(BertConfig(**text, pad_token_id=1)))

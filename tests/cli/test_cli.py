@@ -28,7 +28,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run what must fail; returns its one line."""
     code = run(arguments)
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if not line.startswith(("indexing:", "images:", "[", "judging"))]
+    lines = [
+        line for line in captured.err.splitlines() if not line.startswith(("indexing:", "images:", "[", "judging"))
+    ]
     assert code == 2, captured.err
     assert len(lines) == 1, captured.err
     assert lines[0].startswith("error: ")
@@ -70,7 +72,9 @@ def test_a_manifest_knows_its_folds_after_split(manifest_file: Path, tmp_path: P
     assert set(manifest.column("fold")) == {None}
 
 
-def test_the_demo_runs_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_runs_offline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert run(["demo", "--images", "60", "--out", str(tmp_path / "demo")]) == 0
     assert {"report.json", "report.md", "report.html"} <= {f.name for f in (tmp_path / "demo").iterdir()}
@@ -93,7 +97,9 @@ def test_anyones_csv_is_judged(tmp_path: Path) -> None:
     assert report["methods"][0]["name"] == "mine"
 
 
-def test_unreadable_pictures_are_set_aside_and_the_rest_goes_on(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_pictures_are_set_aside_and_the_rest_goes_on(
+    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = sorted(f for f in class_folder.iterdir() if f.is_dir())[0]
     (first / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     (first / "empty.jpg").write_bytes(b"")
@@ -122,7 +128,17 @@ def kill_when(process: subprocess.Popen[bytes], reached: object, *, seconds: flo
 
 
 def test_embed_killed_twice_ends_with_the_same_bytes(manifest_file: Path, tmp_path: Path) -> None:
-    arguments = ["embed", str(manifest_file), "--model", "tiny-clip", "--batch-size", "1", "--precision", "fp32", "--out"]
+    arguments = [
+        "embed",
+        str(manifest_file),
+        "--model",
+        "tiny-clip",
+        "--batch-size",
+        "1",
+        "--precision",
+        "fp32",
+        "--out",
+    ]
     assert run([*arguments, str(tmp_path / "whole")]) == 0
     progress = tmp_path / "broken" / "progress.json"
 
@@ -157,7 +173,9 @@ def test_study_killed_at_several_stages_ends_with_the_same_bytes(manifest_file: 
 
 
 def test_python_dash_m_works() -> None:
-    done = subprocess.run([sys.executable, "-m", "thoraclip", "--version"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "thoraclip", "--version"], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 0
     assert done.stdout.startswith("thoraclip ")
 
@@ -173,15 +191,21 @@ class TestMistakes:
 
     def test_folder_without_images(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "empty").mkdir()
-        line = refused(["index", str(tmp_path / "empty"), "--layout", "folders", "--out", str(tmp_path / "m.parquet")], capsys)
+        line = refused(
+            ["index", str(tmp_path / "empty"), "--layout", "folders", "--out", str(tmp_path / "m.parquet")], capsys
+        )
         assert "no PNG, JPEG or DICOM picture" in line
         assert not (tmp_path / "m.parquet").exists()
 
     def test_empty_class(self, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (class_folder / "rare").mkdir()
-        assert "class 'rare' holds no" in refused(["index", str(class_folder), "--out", str(tmp_path / "m.parquet")], capsys)
+        assert "class 'rare' holds no" in refused(
+            ["index", str(class_folder), "--out", str(tmp_path / "m.parquet")], capsys
+        )
 
-    def test_class_of_unreadable_pictures(self, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_class_of_unreadable_pictures(
+        self, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (class_folder / "rare").mkdir()
         (class_folder / "rare" / "a.png").write_bytes(b"no picture")
         line = refused(["index", str(class_folder), "--out", str(tmp_path / "m.parquet")], capsys)
@@ -192,7 +216,16 @@ class TestMistakes:
         assert "unknown layout 'folder'; did you mean 'folders'?" in refused(arguments, capsys)
 
     def test_unknown_setting(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = ["probe", str(manifest_file), "--out", str(tmp_path / "r"), "--set", "bacth_size=3", "--set", "sede=1"]
+        arguments = [
+            "probe",
+            str(manifest_file),
+            "--out",
+            str(tmp_path / "r"),
+            "--set",
+            "bacth_size=3",
+            "--set",
+            "sede=1",
+        ]
         line = refused(arguments, capsys)
         assert "unknown setting 'bacth_size'; did you mean 'batch_size'?" in line
         assert "unknown setting 'sede'; did you mean 'seed'?" in line
@@ -203,7 +236,9 @@ class TestMistakes:
         assert "did you mean 'tiny-clip'?" in refused(arguments, capsys)
         assert not (tmp_path / "e").exists()
 
-    def test_hub_model_out_of_reach(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_hub_model_out_of_reach(
+        self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import huggingface_hub.constants
 
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -219,10 +254,14 @@ class TestMistakes:
         weights = load_file(folder / "model.safetensors")
         del weights["text_projection.weight"]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        line = refused(["zeroshot", str(manifest_file), "--out", str(tmp_path / "z"), "--set", f"model={folder}"], capsys)
+        line = refused(
+            ["zeroshot", str(manifest_file), "--out", str(tmp_path / "z"), "--set", f"model={folder}"], capsys
+        )
         assert "1 weights are missing, first 'text_projection.weight'" in line
 
-    def test_embeddings_of_another_data_set(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_embeddings_of_another_data_set(
+        self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         for name in ("one", "two"):
             (tmp_path / "other" / name).mkdir(parents=True)
             for i in range(4):
@@ -242,22 +281,30 @@ class TestMistakes:
 
     def test_a_file_that_is_no_manifest(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "m.parquet").write_text("hello")
-        line = refused(["split", str(tmp_path / "m.parquet"), "--folds", "3", "--out", str(tmp_path / "o.parquet")], capsys)
+        line = refused(
+            ["split", str(tmp_path / "m.parquet"), "--folds", "3", "--out", str(tmp_path / "o.parquet")], capsys
+        )
         assert "not a readable Parquet file" in line
 
     def test_predictions_with_a_missing_class(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,c,0.5,0.5\n")
-        assert "class 'c' stands in 'label' but has no column 'score_c'" in refused(["report", str(tmp_path / "p.csv"), "--out", str(tmp_path / "r")], capsys)
+        assert "class 'c' stands in 'label' but has no column 'score_c'" in refused(
+            ["report", str(tmp_path / "p.csv"), "--out", str(tmp_path / "r")], capsys
+        )
         assert not (tmp_path / "r").exists()
 
     def test_predictions_that_do_not_sum_to_one(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,b,0.5,0.9\n")
-        assert "image '2': scores sum to 1.4, not 1" in refused(["report", str(tmp_path / "p.csv"), "--out", str(tmp_path / "r")], capsys)
+        assert "image '2': scores sum to 1.4, not 1" in refused(
+            ["report", str(tmp_path / "p.csv"), "--out", str(tmp_path / "r")], capsys
+        )
 
     def test_predictions_of_other_images(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,b,0.5,0.5\n")
         (tmp_path / "q.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n3,b,0.5,0.5\n")
-        line = refused(["report", str(tmp_path / "p.csv"), str(tmp_path / "q.csv"), "--out", str(tmp_path / "r")], capsys)
+        line = refused(
+            ["report", str(tmp_path / "p.csv"), str(tmp_path / "q.csv"), "--out", str(tmp_path / "r")], capsys
+        )
         assert "'p'" in line or "'q'" in line
 
     def test_missing_extra(self, class_folder: Path, tmp_path: Path) -> None:

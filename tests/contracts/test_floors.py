@@ -47,7 +47,10 @@ def test_a_torch_free_module_imports_with_torch_blocked(name: str) -> None:
 
 def test_the_judge_works_without_torch(tmp_path: Path) -> None:
     """Not only imported: a report is written while every way to torch is shut."""
-    (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n" + "".join(f"{i},{'ab'[i % 2]},0.{i % 9}5,{0.95 - i % 9 / 10:.2f}\n" for i in range(40)))
+    (tmp_path / "p.csv").write_text(
+        "image_id,label,score_a,score_b\n"
+        + "".join(f"{i},{'ab'[i % 2]},0.{i % 9}5,{0.95 - i % 9 / 10:.2f}\n" for i in range(40))
+    )
     code = (
         "import sys, importlib.abc\n"
         "class Wall(importlib.abc.MetaPathFinder):\n"
@@ -68,7 +71,9 @@ def test_the_block_works() -> None:
     assert "torch" in done.stderr
 
 
-@pytest.mark.parametrize("code", ["import thoraclip", "import thoraclip.cli.app", "from thoraclip.cli.app import run; run(['--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import thoraclip", "import thoraclip.cli.app", "from thoraclip.cli.app import run; run(['--help'])"]
+)
 def test_the_door_and_the_help_load_nothing_heavy(code: str) -> None:
     heavy = ("torch", "transformers", "pyarrow", "sklearn", "matplotlib", "numpy", "PIL", "pydicom")
     done = python(f"import sys\n{code}\nprint([m for m in {heavy!r} if m in sys.modules])")
@@ -86,7 +91,9 @@ def test_importing_is_silent_and_changes_nothing() -> None:
         "new = {k for k in os.environ if os.environ[k] != before[0].get(k)}\n"
         "assert not {k for k in new if 'THORACLIP' in k or 'HF_' in k or 'TOKENIZERS' in k}, new\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ)
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr == ""

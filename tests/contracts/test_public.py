@@ -78,7 +78,9 @@ def test_the_help_names_every_command_under_its_panel(capsys: pytest.CaptureFixt
 
 
 def test_the_docs_name_every_command_layout_and_setting() -> None:
-    text = "\n".join(p.read_text(encoding="utf-8") for p in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
+    text = "\n".join(
+        p.read_text(encoding="utf-8") for p in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    )
     for name in (*COMMANDS, *LAYOUTS, *shipped_prompt_sets()):
         assert name in text, name
     for method in METHODS.values():
@@ -87,9 +89,15 @@ def test_the_docs_name_every_command_layout_and_setting() -> None:
 
 
 def test_constraints_pin_what_the_core_and_the_study_need() -> None:
-    pins = {line.split("==")[0].lower() for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line}
+    pins = {
+        line.split("==")[0].lower()
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = project["dependencies"] + [r for e in ("study", "dev", "docs") for r in project["optional-dependencies"][e]]
+    needed = project["dependencies"] + [
+        r for e in ("study", "dev", "docs") for r in project["optional-dependencies"][e]
+    ]
     names = {re.split(r"[\[>=<]", r)[0].lower() for r in needed} - {"thoraclip"}
     assert names <= pins
 
@@ -104,4 +112,6 @@ def test_the_page_of_settings_is_up_to_date() -> None:
     import runpy
 
     page = runpy.run_path(str(REPOSITORY / "scripts" / "write_settings.py"))["page"]()
-    assert (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8") == page, "run: python scripts/write_settings.py"
+    assert (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8") == page, (
+        "run: python scripts/write_settings.py"
+    )

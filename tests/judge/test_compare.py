@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,12 +21,28 @@ def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> N
     a, b = (np.array(column) for column in zip(*pairs, strict=True))
     only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
     expected = binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
-    assert mcnemar_p(a, b) == pytest.approx(expected)
+    assert mcnemar_p(a, b, np.arange(len(a))) == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=30))
+def test_mcnemar_with_patients_is_the_sign_flip_test(rows: list[tuple[bool, bool, int]]) -> None:
+    """Against the enumeration of all signs."""
+    a, b, groups = (np.array(column) for column in zip(*rows, strict=True))
+    lead = [int(a[groups == g].sum()) - int(b[groups == g].sum()) for g in range(7)]
+    sums = [sum(s * d for s, d in zip(signs, lead, strict=True)) for signs in itertools.product((-1, 1), repeat=7)]
+    assert mcnemar_p(a, b, groups) == pytest.approx(np.mean([abs(s) >= abs(sum(lead)) for s in sums]))
+
+
+def test_copies_of_one_patient_prove_nothing() -> None:
+    a, b = np.ones(40, dtype=bool), np.zeros(40, dtype=bool)
+    assert mcnemar_p(a, b, np.arange(40)) < 1e-9
+    assert mcnemar_p(a, b, np.zeros(40, dtype=np.int64)) == 1
 
 
 def test_mcnemar_by_hand() -> None:
     a, b = np.array([True] * 5 + [False] + [True] * 9), np.array([False] * 5 + [True] + [True] * 9)
-    assert mcnemar_p(a, b) == pytest.approx(2 * (1 + 6) / 2**6)        # 5 against 1
+    assert mcnemar_p(a, b, np.arange(15)) == pytest.approx(2 * (1 + 6) / 2**6)  # 5 against 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -43,7 +61,9 @@ def test_bootstrap_p_by_hand() -> None:
 
 
 def _values(table: Scored) -> dict[str, float]:
-    return {name: float(row[0]) for name, row in weighted_metrics(table, np.ones((len(table.target), 1))).headline.items()}
+    return {
+        name: float(row[0]) for name, row in weighted_metrics(table, np.ones((len(table.target), 1))).headline.items()
+    }
 
 
 def _contestants(rng: np.random.Generator, n: int, chances: list[float]) -> list[Contestant]:
@@ -60,7 +80,7 @@ def _contestants(rng: np.random.Generator, n: int, chances: list[float]) -> list
 
 
 def test_families_signs_and_pairs() -> None:
-    rows = compare(_contestants(np.random.default_rng(0), 300, [0.9, 0.88, 0.5]), intervals=True, independent=True)
+    rows = compare(_contestants(np.random.default_rng(0), 300, [0.9, 0.88, 0.5]), intervals=True, groups=np.arange(300))
     assert [(r["metric"], r["a"], r["b"]) for r in rows[:3]] == [
         ("accuracy", "m0", "m1"), ("accuracy", "m0", "m2"), ("accuracy", "m1", "m2"),
     ]  # fmt: skip
@@ -75,17 +95,16 @@ def test_families_signs_and_pairs() -> None:
 def test_false_alarms_are_as_rare_as_promised() -> None:
     rng, alarms = np.random.default_rng(4), 0
     for _ in range(200):
-        rows = compare(_contestants(rng, 150, [0.8, 0.8]), intervals=True, independent=True)
+        rows = compare(_contestants(rng, 150, [0.8, 0.8]), intervals=True, groups=np.arange(150))
         alarms += rows[0]["p"] < 0.05
     assert alarms / 200 < 0.09
 
 
 def test_what_cannot_be_tested_is_null() -> None:
     pair = _contestants(np.random.default_rng(0), 50, [0.9, 0.6])
-    assert all(row["p"] is None and row["low"] is None for row in compare(pair, intervals=False, independent=True))
-    assert compare(pair, intervals=True, independent=False)[0]["mcnemar_p"] is None
+    assert all(row["p"] is None and row["low"] is None for row in compare(pair, intervals=False, groups=np.arange(50)))
     seeds = [pair[0], Contestant("s", pair[1].values, pair[1].replicates, None)]
-    assert compare(seeds, intervals=True, independent=True)[0]["mcnemar_p_holm"] is None
+    assert compare(seeds, intervals=True, groups=np.arange(50))[0]["mcnemar_p_holm"] is None
 
 
 def test_enough_resamples_for_the_smallest_corrected_p() -> None:

@@ -58,7 +58,11 @@ def test_scores_equal_the_definitions(scored: Scored) -> None:
 
 def _pairwise_auroc(scored: Scored, c: int) -> float | None:
     """Mann-Whitney by counting every pair."""
-    wins = [(p > q) + (p == q) / 2 for p in scored.scores[scored.target == c, c] for q in scored.scores[scored.target != c, c]]
+    wins = [
+        (p > q) + (p == q) / 2
+        for p in scored.scores[scored.target == c, c]
+        for q in scored.scores[scored.target != c, c]
+    ]
     return sum(wins) / len(wins) if wins else None
 
 
@@ -126,6 +130,6 @@ def test_equal_mass_bins_are_equal_and_do_not_split_ties() -> None:
 
 
 def test_wilson_by_hand() -> None:
-    low, high = wilson(8, 10)                          # Newcombe 1998, Stat. Med. 17:857, method 3
+    low, high = wilson(8, 10)  # Newcombe 1998, Stat. Med. 17:857, method 3
     assert (low, high) == (pytest.approx(0.4901625, abs=1e-6), pytest.approx(0.9433178, abs=1e-6))
     assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1

@@ -29,7 +29,9 @@ def _study() -> dict[str, Any]:
     tables = [rng.dirichlet(np.ones(3), size=n) + np.eye(3)[truth] * k for k in (0.2, 0.9)]
     ids = tuple(f"<i>{i}</i>.png" for i in range(n))
     made = [
-        Predictions(LabelSet(NASTY), ids, truth, s / s.sum(axis=1, keepdims=True), (None,) * n, (None,) * n, (None,) * n)
+        Predictions(
+            LabelSet(NASTY), ids, truth, s / s.sum(axis=1, keepdims=True), (None,) * n, (None,) * n, (None,) * n
+        )
         for s in tables
     ]
     first = MethodResult(
@@ -99,7 +101,15 @@ def test_the_page_is_well_formed_escaped_and_asks_for_nothing(study: dict[str, A
                 assert (value or "").startswith(("#", "data:image/jpeg;base64,")), (tag, name, value)
     style = "".join(re.findall(r"<style.*?</style>", (tmp_path / "report.html").read_text(), flags=re.DOTALL))
     assert "@import" not in style and "url(" not in style
-    for text in (*NASTY, 'probe <img src="x">', "Research use only, not for diagnosis.", "<pub>", "<oops>", "<p>", "T <i>"):
+    for text in (
+        *NASTY,
+        'probe <img src="x">',
+        "Research use only, not for diagnosis.",
+        "<pub>",
+        "<oops>",
+        "<p>",
+        "T <i>",
+    ):
         assert text in reader.text, text
     ids = [a["id"] for _, a in reader.tags if "id" in a]
     assert len(ids) == len(set(ids))
@@ -111,14 +121,18 @@ def test_it_can_be_read_without_eyes(study: dict[str, Any], tmp_path: Path) -> N
     assert dict(tags)["html"] == {"lang": "en"}
     assert all(a.get("alt") for tag, a in tags if tag == "img")
     assert all(a.get("scope") for tag, a in tags if tag == "th")
-    assert sum(tag == "svg" for tag, _ in tags) == sum(a.get("role") == "img" and bool(a.get("aria-label")) for _, a in tags)
+    assert sum(tag == "svg" for tag, _ in tags) == sum(
+        a.get("role") == "img" and bool(a.get("aria-label")) for _, a in tags
+    )
 
 
 def test_thumbnails(study: dict[str, Any], tmp_path: Path) -> None:
     for name, options in {"with": {}, "without": {"thumbnails": False}}.items():
         write_report(study, tmp_path / name, image_paths=_paths(study), load=_pixels, **options)
     write_report(study, tmp_path / "unknown", load=_pixels)
-    images = {name: sum(tag == "img" for tag, _ in _read(tmp_path / name).tags) for name in ("with", "without", "unknown")}
+    images = {
+        name: sum(tag == "img" for tag, _ in _read(tmp_path / name).tags) for name in ("with", "without", "unknown")
+    }
     assert images == {"with": len(_paths(study)) - 1, "without": 0, "unknown": 0}
     assert "cannot be decoded <x>" in _read(tmp_path / "with").text
 

@@ -71,7 +71,10 @@ def test_ece_of_a_resample_keeps_the_bins_of_the_sample(seed: int) -> None:
     scored = _table(rng, ties=False)
     weights = rng.integers(1, 4, size=(len(scored.target), 1)).astype(np.float64)
     member, w = equal_mass_bins(scored.confidence), weights[:, 0]
-    gaps = [abs(sum(w[i] * (scored.correct[i] - scored.confidence[i]) for i in np.flatnonzero(member == b))) for b in range(15)]
+    gaps = [
+        abs(sum(w[i] * (scored.correct[i] - scored.confidence[i]) for i in np.flatnonzero(member == b)))
+        for b in range(15)
+    ]
     found = weighted_metrics(scored, weights)
     assert found.headline["ece"][0] == pytest.approx(sum(gaps) / w.sum())
     once = weighted_metrics(scored, np.ones_like(weights))
@@ -99,6 +102,8 @@ def test_a_group_is_drawn_as_a_whole_and_as_many_as_there_are() -> None:
 def test_confusion_only_gives_the_same_numbers_for_less() -> None:
     scored = _table(np.random.default_rng(5), ties=False)
     groups = np.arange(len(scored.target))
-    (full,), (part,) = (replicate([scored], groups, resamples=30, seed=1, confusion_only=only) for only in (False, True))
+    (full,), (part,) = (
+        replicate([scored], groups, resamples=30, seed=1, confusion_only=only) for only in (False, True)
+    )
     assert "auroc" not in part.headline
     assert all(np.allclose(part.headline[name], full.headline[name]) for name in part.headline)

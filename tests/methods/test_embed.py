@@ -66,7 +66,9 @@ def test_another_encoder_or_other_images_are_embedded_anew(manifest: Manifest, t
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 3])
-def test_an_interrupted_pass_goes_on_and_ends_with_the_same_bytes(dies_at: int, manifest: Manifest, tmp_path: Path) -> None:
+def test_an_interrupted_pass_goes_on_and_ends_with_the_same_bytes(
+    dies_at: int, manifest: Manifest, tmp_path: Path
+) -> None:
     embed(manifest, FakeEncoder(), tmp_path / "whole", batch_size=4)
     with pytest.raises(KeyboardInterrupt):
         embed(manifest, FakeEncoder(dies_at=dies_at), tmp_path / "broken", batch_size=4)
@@ -106,12 +108,16 @@ def test_a_death_between_the_last_batch_and_the_renaming_is_mended(
 
 def test_progress_reaches_the_total(manifest: Manifest, tmp_path: Path) -> None:
     seen: list[Sequence[int]] = []
-    embed(manifest, FakeEncoder(), tmp_path / "e", batch_size=7, progress=lambda done, total: seen.append((done, total)))
+    embed(
+        manifest, FakeEncoder(), tmp_path / "e", batch_size=7, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen[-1] == (len(manifest), len(manifest))
     assert [s[0] for s in seen] == sorted({s[0] for s in seen})
 
 
-def test_pictures_normalised_twice_are_refused(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_normalised_twice_are_refused(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reference study's fault, planted: what comes out of one normalisation goes through another."""
     from thoraclip.data import batches
 
@@ -125,7 +131,9 @@ def test_pictures_normalised_twice_are_refused(manifest: Manifest, tmp_path: Pat
 def test_named_embeddings_must_belong_to_encoder_and_geometry(manifest: Manifest, tmp_path: Path) -> None:
     embed(manifest, FakeEncoder(), tmp_path / "e")
     config = EncoderConfig(embeddings=str(tmp_path / "e"))
-    assert cached_embeddings(config, manifest, tmp_path, encoder=FakeEncoder()).image_id == tuple(manifest.column("image_id"))
+    assert cached_embeddings(config, manifest, tmp_path, encoder=FakeEncoder()).image_id == tuple(
+        manifest.column("image_id")
+    )
     with pytest.raises(MismatchError, match="another encoder"):
         cached_embeddings(config, manifest, tmp_path, encoder=FakeEncoder(weights="x"))
     content = json.loads((tmp_path / "e" / "embeddings.json").read_text())

@@ -52,7 +52,9 @@ def test_refit_head_is_scikit_learns_on_training_and_validation(manifest: Manife
     oracle = LogisticRegression(C=1 / (0.1 * train.sum()), max_iter=5000, tol=1e-10).fit(z[train], targets[train])
     head = read_head(tmp_path / "run" / "head-fold-0.safetensors")
     assert head.labels == labels
-    np.testing.assert_allclose(head.predict(features[~train].astype(np.float32)), oracle.predict_proba(z[~train]), atol=2e-3)
+    np.testing.assert_allclose(
+        head.predict(features[~train].astype(np.float32)), oracle.predict_proba(z[~train]), atol=2e-3
+    )
 
 
 def test_parts_never_overlap_and_keep_patients_whole(manifest: Manifest) -> None:
@@ -96,13 +98,17 @@ def test_a_class_that_is_missing_from_training_is_named(manifest: Manifest, tmp_
     labels = manifest.column("label")
     rare = labels[0]
     split = ["test" if label == rare else ("train" if i % 3 else "test") for i, label in enumerate(labels)]
-    lopsided = manifest.with_columns(fold=[None] * len(manifest), patient=[None] * len(manifest)).with_columns(split=split)
+    lopsided = manifest.with_columns(fold=[None] * len(manifest), patient=[None] * len(manifest)).with_columns(
+        split=split
+    )
     with pytest.raises(ManifestError, match=f"class '{rare}' has no training image"):
         run_method("probe", Config(), lopsided, tmp_path / "run")
 
 
 def test_the_reference_recipe_runs_and_says_which_epoch(manifest: Manifest, tmp_path: Path) -> None:
-    predictions, details = run_method("probe", Config(solver="adamw", epochs=5, train_batch_size=4), manifest, tmp_path / "run")
+    predictions, details = run_method(
+        "probe", Config(solver="adamw", epochs=5, train_batch_size=4), manifest, tmp_path / "run"
+    )
     assert all(1 <= c["epoch"] <= 5 for c in details["chosen"])
     assert len(predictions) == len(manifest)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -28,7 +28,12 @@ def test_scores_are_the_softmax_of_scaled_cosines(manifest: Manifest, tmp_path: 
     from thoraclip.imaging import decode, preprocess
 
     names = predictions.labels.names
-    texts = {n: ["a bright picture", "pale", "white everywhere"] if n == "bright" else [f"an X-ray with {n}.", f"{n} on a film."] for n in names}
+    texts = {
+        n: ["a bright picture", "pale", "white everywhere"]
+        if n == "bright"
+        else [f"an X-ray with {n}.", f"{n} on a film."]
+        for n in names
+    }
     assert details["prompts"] == texts
     for row in (0, 7, len(predictions) - 1):
         image = encoder.encode_images(preprocess(decode(manifest.paths()[row]), encoder.preprocess)[None])[1][0]

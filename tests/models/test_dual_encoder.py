@@ -37,7 +37,12 @@ def reference_inputs(family: str, pixels: np.ndarray) -> dict[str, torch.Tensor]
     if family != "siglip2":
         return {"pixel_values": torch.from_numpy(pixels)}
     patches = [
-        [image[:, r : r + 8, c : c + 8].transpose(1, 2, 0).ravel() for r in range(0, SIDE, 8) for c in range(0, SIDE, 8)] for image in pixels
+        [
+            image[:, r : r + 8, c : c + 8].transpose(1, 2, 0).ravel()
+            for r in range(0, SIDE, 8)
+            for c in range(0, SIDE, 8)
+        ]
+        for image in pixels
     ]
     return {
         "pixel_values": torch.from_numpy(np.array(patches)),
@@ -63,12 +68,17 @@ def test_features_equal_the_model_called_by_hand(family: str, checkpoints: dict[
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_equal_the_model_called_by_hand(family: str, checkpoints: dict[str, Path]) -> None:
     encoder = load_dual_encoder(str(checkpoints[family]), precision="fp32", device="cpu")
-    texts = ["AP chest X-ray.", "PA chest X-ray of a slim patient, well exposed, with ECG leads and a pacemaker and a tube."]
+    texts = [
+        "AP chest X-ray.",
+        "PA chest X-ray of a slim patient, well exposed, with ECG leads and a pacemaker and a tube.",
+    ]
     padding = "max_length" if family.startswith("siglip") else True
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[family])
     tokens = tokenizer(texts, padding=padding, truncation=True, max_length=24, return_tensors="pt")
     with torch.inference_mode():
-        expected = AutoModel.from_pretrained(checkpoints[family]).eval().get_text_features(**tokens).pooler_output.numpy()
+        expected = (
+            AutoModel.from_pretrained(checkpoints[family]).eval().get_text_features(**tokens).pooler_output.numpy()
+        )
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode_texts(texts), expected, atol=1e-6)
 
@@ -121,7 +131,9 @@ def test_misshapen_weights_are_an_error(checkpoints: dict[str, Path], tmp_path: 
         ("config.json", "no readable config.json"),
     ],
 )
-def test_incomplete_folders_are_an_error(removed: str, message: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_incomplete_folders_are_an_error(
+    removed: str, message: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     broken = Path(shutil.copytree(checkpoints["clip"], tmp_path / "broken"))
     (broken / removed).unlink()
     with pytest.raises(ModelError, match=message):
@@ -135,7 +147,9 @@ def test_another_model_type_is_refused(checkpoints: dict[str, Path], tmp_path: P
         load_dual_encoder(str(other))
 
 
-@pytest.mark.parametrize(("name", "message"), [("tiny-clop", "did you mean 'tiny-clip'"), ("./nowhere/at/all", "no such folder")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("tiny-clop", "did you mean 'tiny-clip'"), ("./nowhere/at/all", "no such folder")]
+)
 def test_unknown_models_are_named(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_dual_encoder(name)
@@ -163,7 +177,9 @@ def test_a_peft_adapter_is_merged(checkpoints: dict[str, Path], pixels: np.ndarr
         expected = tuned.get_image_features(pixel_values=torch.from_numpy(pixels)).pooler_output.numpy()
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     stock = load_dual_encoder(str(checkpoints["clip"]), precision="fp32", device="cpu")
-    adapted = load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"), precision="fp32", device="cpu")
+    adapted = load_dual_encoder(
+        str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"), precision="fp32", device="cpu"
+    )
     np.testing.assert_allclose(adapted.encode_images(pixels)[1], expected, atol=1e-5)
     assert np.abs(stock.encode_images(pixels)[1] - expected).max() > 1e-3
     assert stock.fingerprint != adapted.fingerprint

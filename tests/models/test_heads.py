@@ -75,7 +75,9 @@ def test_balanced_weights_are_scikit_learns() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
     targets = np.array([0, 0, 0, 1, 2, 2])
-    np.testing.assert_allclose(class_weights(targets, 3, "balanced"), compute_class_weight("balanced", classes=np.arange(3), y=targets))
+    np.testing.assert_allclose(
+        class_weights(targets, 3, "balanced"), compute_class_weight("balanced", classes=np.arange(3), y=targets)
+    )
     np.testing.assert_allclose(class_weights(targets, 3, "none"), 1)
 
 
@@ -101,7 +103,9 @@ def test_adamw_learns_is_seeded_and_gives_a_head_per_epoch() -> None:
 
 def test_adamw_trains_on_fewer_images_than_a_batch() -> None:
     features, targets = toy(n=9)
-    heads = fit_adamw(features, targets, LABELS, epochs=2, batch_size=80, learning_rate=0.1, weighting="balanced", seed=0)
+    heads = fit_adamw(
+        features, targets, LABELS, epochs=2, batch_size=80, learning_rate=0.1, weighting="balanced", seed=0
+    )
     assert np.abs(heads[1].weight - heads[0].weight).max() > 0
 
 
@@ -127,6 +131,8 @@ def test_files_that_are_no_heads_are_refused(tmp_path: Path) -> None:
 
 def test_scores_sum_to_one_for_huge_logits() -> None:
     identity = Standardiser(np.zeros(2, np.float32), np.ones(2, np.float32))
-    head = LinearHead(LabelSet(("a", "b")), identity, np.full((2, 2), 1e6, np.float32) * [[1], [-1]], np.zeros(2, np.float32))
+    head = LinearHead(
+        LabelSet(("a", "b")), identity, np.full((2, 2), 1e6, np.float32) * [[1], [-1]], np.zeros(2, np.float32)
+    )
     scores = head.predict(np.ones((3, 2), np.float32))
     np.testing.assert_allclose(scores, [[1, 0]] * 3)

@@ -40,7 +40,15 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_study_writes_what_the_contract_names(study_file: Path, tmp_path: Path) -> None:
     report = run_study(*read_study(study_file, {}), tmp_path / "out")
     names = set(files(tmp_path / "out"))
-    assert {"config.toml", "provenance.json", "metrics.jsonl", "predictions.parquet", "report.json", "report.md", "report.html"} <= names
+    assert {
+        "config.toml",
+        "provenance.json",
+        "metrics.jsonl",
+        "predictions.parquet",
+        "report.json",
+        "report.md",
+        "report.html",
+    } <= names
     assert {"runs/zero-shot/predictions.parquet", "runs/probe-l-bfgs/head-fold-0.safetensors"} <= names
     assert [m["name"] for m in report["methods"]].count("majority") == 1
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
@@ -119,10 +127,16 @@ def test_settings_reach_the_methods_that_know_them(study_file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('manifest = "m.parquet"\ngeometri = "pad"\nmodle = "x"', "unknown setting 'geometri'; did you mean 'geometry'.*unknown setting 'modle'"),
+        (
+            'manifest = "m.parquet"\ngeometri = "pad"\nmodle = "x"',
+            "unknown setting 'geometri'; did you mean 'geometry'.*unknown setting 'modle'",
+        ),
         ('manifest = "m.parquet"\n[[methods]]\nkind = "prob"', "unknown method 'prob'; did you mean 'probe'"),
         ('manifest = "m.parquet"\n[[methods]]\nname = "x"', "method 1 has no 'kind'"),
-        ('manifest = "m.parquet"\n[[methods]]\nkind = "probe"\nsolvr = "adamw"', "method 'probe': unknown setting 'solvr'; did you mean 'solver'"),
+        (
+            'manifest = "m.parquet"\n[[methods]]\nkind = "probe"\nsolvr = "adamw"',
+            "method 'probe': unknown setting 'solvr'; did you mean 'solver'",
+        ),
         ('manifest = "m.parquet"\n[[methods]]\nkind = "probe"\n[[methods]]\nkind = "probe"', "'probe' stands twice"),
         ('manifest = "m.parquet"\nfolder = "x"', "either 'manifest' or 'folder'"),
         ('folder = "x"\nlayout = "folder"', "unknown layout 'folder'; did you mean 'folders'"),

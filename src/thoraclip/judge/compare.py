@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr  # type: ignore[import-untyped]
+from scipy.special import gammaln  # type: ignore[import-untyped]
 
 from thoraclip.judge.intervals import LEVEL
 
 __all__ = ["COMPARED", "Contestant", "bootstrap_p", "compare", "holm", "mcnemar_p", "resamples_needed"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 COMPARED = ("accuracy", "macro_f1")
 """Metrics whose differences are tested."""
@@ -43,13 +44,13 @@ def resamples_needed(methods: int) -> int:
     return 1000 * (methods * (methods - 1) // 2)
 
 
-def compare(contestants: Sequence[Contestant], *, intervals: bool, independent: bool) -> list[dict[str, Any]]:
+def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints) -> list[dict[str, Any]]:
     """Difference a - b of every pair, for every metric of `COMPARED`.
 
     Args:
         contestants: in the order of the report.
         intervals: False when the images cannot be resampled (one group): then no interval and no bootstrap p.
-        independent: every image is a group of its own; McNemar's test supposes so and is left out otherwise.
+        groups: i64[N], the patient (or the image itself) of each image: what is independent of what.
 
     Returns:
         One mapping per metric and pair: a, b, metric, difference, low, high, p, p_holm, mcnemar_p, mcnemar_p_holm.
@@ -58,7 +59,7 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, independent: 
     """
     rows: list[dict[str, Any]] = []
     for metric in COMPARED:
-        family = [_pair(a, b, metric, intervals, independent) for a, b in combinations(contestants, 2)]
+        family = [_pair(a, b, metric, intervals, groups) for a, b in combinations(contestants, 2)]
         for name in ("p", "mcnemar_p"):
             known = [row for row in family if row[name] is not None]
             for row, corrected in zip(known, holm([row[name] for row in known]), strict=True):
@@ -67,7 +68,7 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, independent: 
     return rows
 
 
-def _pair(a: Contestant, b: Contestant, metric: str, intervals: bool, independent: bool) -> dict[str, Any]:
+def _pair(a: Contestant, b: Contestant, metric: str, intervals: bool, groups: Ints) -> dict[str, Any]:
     difference = a.values[metric] - b.values[metric]
     row: dict[str, Any] = {"a": a.name, "b": b.name, "metric": metric, "difference": difference}
     row |= dict.fromkeys(("low", "high", "p", "p_holm", "mcnemar_p", "mcnemar_p_holm"))
@@ -75,8 +76,8 @@ def _pair(a: Contestant, b: Contestant, metric: str, intervals: bool, independen
         drawn = a.replicates[metric] - b.replicates[metric]
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         row |= {"low": min(float(low), difference), "high": max(float(high), difference), "p": bootstrap_p(drawn)}
-    if metric == "accuracy" and independent and a.correct is not None and b.correct is not None:
-        row["mcnemar_p"] = mcnemar_p(a.correct, b.correct)
+    if metric == "accuracy" and a.correct is not None and b.correct is not None:
+        row["mcnemar_p"] = mcnemar_p(a.correct, b.correct, groups)
     return row
 
 
@@ -93,20 +94,30 @@ def bootstrap_p(differences: Floats) -> float:
     return min(1.0, 2 * (1 + min(below, above)) / (len(differences) + 1))
 
 
-def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) -> float:
     """Exact two-sided McNemar test that two methods are right equally often (McNemar 1947, Psychometrika 12:153).
 
-    With n images on which exactly one of the two is right, k of them the rarer way round:
-    p = min(1, 2 P(X <= k)), X ~ Binomial(n, 1/2); 1 when n = 0.
+    Let d_k be how many more of group k's images the first method has right. If the methods are alike, the sign of each
+    d_k is a coin's (Fisher's randomisation test for pairs, "The Design of Experiments" 1935, section 21), so
+    p = P(|sum s_k |d_k|| >= |sum d_k|) over all signs s_k. With every image a group of its own this is the exact
+    binomial McNemar test; with several images a patient it stays valid, as the patients are what is independent.
 
     Args:
         a: bool[N], whether the first method is right.
         b: bool[N], the same for the second, image by image.
+        groups: i64[N], number of each image's group.
     """
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_a + only_b == 0:
-        return 1.0
-    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    lead = np.zeros(int(groups.max(initial=-1)) + 1, dtype=np.int64)
+    np.add.at(lead, groups, a.astype(np.int64) - b.astype(np.int64))
+    chance = np.ones(1)  # of the sum being -reach, ..., reach
+    for size, count in zip(*np.unique(np.abs(lead[lead != 0]), return_counts=True), strict=True):
+        heads = np.arange(count + 1)
+        log_pmf = gammaln(count + 1) - gammaln(heads + 1) - gammaln(count - heads + 1) - count * np.log(2)
+        step = np.zeros(2 * size * count + 1)
+        step[2 * size * heads] = np.exp(log_pmf)
+        chance = np.convolve(chance, step)
+    reach = len(chance) // 2
+    return min(1.0, float(chance[np.abs(np.arange(-reach, reach + 1)) >= abs(int(lead.sum()))].sum()))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -143,7 +143,7 @@ def _averaged(part: int, average: str) -> Callable[[Scored], float]:
 def _mcc(scored: Scored) -> float:
     """Matthews correlation, its R_K form for several classes (Gorodkin 2004); 0 for a constant prediction."""
     if len(np.union1d(scored.target, scored.predicted)) == 1:
-        return 0.0                                     # scikit-learn says the same, with a warning
+        return 0.0  # scikit-learn says the same, with a warning
     return float(_sk().matthews_corrcoef(scored.target, scored.predicted))
 
 

@@ -62,9 +62,7 @@ def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[
     }
 
 
-def versus(
-    comparisons: Sequence[Mapping[str, Any]], a: str, b: str, metric: str = MAIN_METRIC
-) -> dict[str, Any]:
+def versus(comparisons: Sequence[Mapping[str, Any]], a: str, b: str, metric: str = MAIN_METRIC) -> dict[str, Any]:
     """The comparison of two methods, turned so that the difference is a - b."""
     found = next(c for c in comparisons if c["metric"] == metric and {c["a"], c["b"]} == {a, b})
     if found["a"] == a:

@@ -123,8 +123,7 @@ def _judged(methods: Sequence[MethodResult], resamples: int, seed: int) -> dict[
     if resampled and enough > resamples:
         replicates = _replicates(scored, aligned, enough, seed, confusion_only=True)
     contestants = [_contestant(entry, scored[entry["name"]], replicates.get(entry["name"])) for entry in entries]
-    independent = aligned.group_count == len(aligned.image_id)
-    comparisons = compare(contestants, intervals=resampled, independent=independent)
+    comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
     return {
         "classes": list(aligned.labels.names),
         "verdict": verdict(entries, comparisons),
@@ -154,9 +153,7 @@ def _replicates(
 ) -> dict[str, list[Replicates]]:
     """Method -> one entry per seed, all over the same resamples."""
     tables = [table for seeds in scored.values() for table in seeds]
-    drawn = iter(
-        replicate(tables, aligned.groups, resamples=resamples, seed=seed, confusion_only=confusion_only)
-    )
+    drawn = iter(replicate(tables, aligned.groups, resamples=resamples, seed=seed, confusion_only=confusion_only))
     return {name: [next(drawn) for _ in seeds] for name, seeds in scored.items()}
 
 

@@ -60,7 +60,7 @@ def resample_weights(groups: Ints, *, resamples: int, seed: int, cells: int = _C
     width = max(1, cells // len(groups))
     for start in range(0, resamples, width):
         r = min(width, resamples - start)
-        drawn = generator.integers(0, count, size=(r, count))                       # [r, G]
+        drawn = generator.integers(0, count, size=(r, count))  # [r, G]
         flat = drawn * r + np.arange(r)[:, None]
         weights = np.bincount(flat.ravel(), minlength=count * r).reshape(count, r).astype(np.float64)
         yield weights if one_each else weights[groups]
@@ -164,7 +164,7 @@ class _Prepared:
     def __init__(self, scored: Scored, *, confusion_only: bool) -> None:
         n, c = scored.scores.shape
         self.classes = c
-        columns = [np.eye(c * c)[scored.target * c + scored.predicted]]             # [N, C*C]
+        columns = [np.eye(c * c)[scored.target * c + scored.predicted]]  # [N, C*C]
         self.curves: list[_Ranking | None] = []
         self.scored = not confusion_only
         if self.scored:
@@ -175,17 +175,17 @@ class _Prepared:
             self.gaps = gaps.mean(axis=0)
             columns += [-np.log(chance)[:, None], brier_terms(scored)[:, None], gaps]
             self.curves = [_Ranking(scored, k) if k in scored.rankable else None for k in range(c)]
-        self.columns = np.ascontiguousarray(np.concatenate(columns, axis=1).T)      # [K, N]
+        self.columns = np.ascontiguousarray(np.concatenate(columns, axis=1).T)  # [K, N]
 
     def metrics(self, weights: Floats) -> Replicates:
         """Metrics under f64[N, r] weights."""
-        sums, c2 = (self.columns @ weights).T, self.classes**2                      # [r, K]
+        sums, c2 = (self.columns @ weights).T, self.classes**2  # [r, K]
         found = from_confusion(sums[:, :c2].reshape(-1, self.classes, self.classes))
         if not self.scored:
             return found
         total = sums[:, :c2].sum(axis=1)
         ranked = [curve.areas(weights) if curve else np.full((2, len(total)), np.nan) for curve in self.curves]
-        auroc, precision = np.stack(ranked, axis=2)                                 # each [r, C]
+        auroc, precision = np.stack(ranked, axis=2)  # each [r, C]
         gaps = sums[:, c2 + 2 :] / total[:, None]
         headline = {
             **found.headline,
@@ -221,8 +221,8 @@ class _Ranking:
         AUROC = sum_p w_p (W_neg(s < s_p) + W_neg(s = s_p) / 2) / (W_pos W_neg), the Mann-Whitney form.
         AP = sum_p w_p precision(s >= s_p) / W_pos, equal scores being one threshold.
         """
-        w_pos = weights[self.positive]                                              # [P, r], ascending scores
-        false = _cumulative(weights[self.negative])                                 # [Q + 1, r]
+        w_pos = weights[self.positive]  # [P, r], ascending scores
+        false = _cumulative(weights[self.negative])  # [Q + 1, r]
         true = _cumulative(w_pos)
         beaten = false[self.below]
         half_ties = 0.5 * (false[self.up_to] - beaten) if self.tied else 0.0

@@ -120,8 +120,13 @@ def fit_lbfgs(
     heads: dict[float, LinearHead] = {}
     for penalty in sorted(set(l2), reverse=True):
         model.C = 1.0 / (penalty * len(targets))
-        with threadpool_limits(1), warnings.catch_warnings():  # such small products gain nothing from threads, and sums keep one order everywhere
-            warnings.simplefilter("ignore", ConvergenceWarning)  # separable data under a weak penalty: validation judges it
+        with (
+            threadpool_limits(1),
+            warnings.catch_warnings(),
+        ):  # such small products gain nothing from threads, and sums keep one order everywhere
+            warnings.simplefilter(
+                "ignore", ConvergenceWarning
+            )  # separable data under a weak penalty: validation judges it
             model.fit(z, targets, sample_weight=weights)
         weight, bias = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
         if len(labels) == 2:  # scikit-learn keeps one row for two classes: sigmoid(t) = softmax(-t/2, t/2)

@@ -1,0 +1,118 @@
+"""Embeddings join by id and content, and an unfinished folder is no embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.tables.embeddings import embeddings_fingerprint, finish_embeddings, is_valid, read_embeddings
+from thoraclip.tables.manifest import Manifest
+
+ENCODER, SPEC = {"model": "tiny"}, {"size": 32}
+
+
+@pytest.fixture
+def folder(manifest: Manifest, tmp_path: Path) -> Path:
+    """A finished folder for `manifest`; row i of `pooled` is filled with i."""
+    place = tmp_path / "embeddings"
+    place.mkdir()
+    n = len(manifest)
+    np.save(place / "pooled.npy", np.arange(n, dtype=np.float32)[:, None].repeat(5, 1))
+    np.save(place / "projected.npy", np.ones((n, 3), np.float32))
+    fingerprint = embeddings_fingerprint(manifest, ENCODER, SPEC)
+    finish_embeddings(place, manifest, encoder=ENCODER, preprocess=SPEC, fingerprint=fingerprint)
+    return place
+
+
+def test_what_is_written_is_read(folder: Path, manifest: Manifest) -> None:
+    found = read_embeddings(folder)
+    assert list(found.image_id) == manifest.column("image_id") and list(found.sha256) == manifest.column("sha256")
+    assert found.pooled.shape == (24, 5) and found.projected.shape == (24, 3)
+    assert (found.encoder, found.preprocess) == (ENCODER, SPEC)
+    assert found.fingerprint == embeddings_fingerprint(manifest, ENCODER, SPEC)
+    assert isinstance(found.pooled.base, np.memmap)
+
+
+def test_rows_are_joined_by_key_not_by_position(folder: Path, manifest: Manifest) -> None:
+    order = np.random.default_rng(0).permutation(len(manifest))[:10]
+    found = read_embeddings(folder)
+    np.testing.assert_array_equal(found.rows_for(manifest.take(order)), order)
+    np.testing.assert_array_equal(found.pooled[found.rows_for(manifest.take(order))][:, 0], order)
+
+
+def test_another_manifest_is_refused(folder: Path, manifest: Manifest) -> None:
+    ids = ["stranger", *manifest.column("image_id")[1:]]
+    with pytest.raises(MismatchError, match="1 of 24 images of the manifest are not in them, first 'stranger'"):
+        read_embeddings(folder).rows_for(manifest.with_columns(image_id=ids))
+
+
+def test_changed_pictures_are_refused(folder: Path, manifest: Manifest) -> None:
+    hashes = ["0" * 64, "1" * 64, *manifest.column("sha256")[2:]]
+    first = manifest.column("image_id")[0]
+    with pytest.raises(MismatchError, match=f"2 images differ in content from the manifest's, first '{first}'"):
+        read_embeddings(folder).rows_for(manifest.with_columns(sha256=hashes))
+
+
+def test_the_fingerprint_follows_pictures_encoder_and_preprocessing_not_labels(manifest: Manifest) -> None:
+    base = embeddings_fingerprint(manifest, ENCODER, SPEC)
+    assert embeddings_fingerprint(manifest.with_columns(label=["x"] * 24, fold=[None] * 24), ENCODER, SPEC) == base
+    changed: list[tuple[Any, Any, Any]] = [
+        (manifest.take(np.arange(23)), ENCODER, SPEC),
+        (manifest.take(np.arange(24)[::-1].copy()), ENCODER, SPEC),
+        (manifest, {"model": "other"}, SPEC),
+        (manifest, ENCODER, {"size": 64}),
+    ]
+    assert len({base, *(embeddings_fingerprint(*c) for c in changed)}) == 5
+
+
+def test_validity(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
+    fingerprint = embeddings_fingerprint(manifest, ENCODER, SPEC)
+    assert is_valid(folder, fingerprint) and not is_valid(folder, "other") and not is_valid(tmp_path, fingerprint)
+    (folder / "embeddings.json").write_text("{")
+    assert not is_valid(folder, fingerprint)
+    (folder / "embeddings.json").write_text(json.dumps({"schema": 0, "fingerprint": fingerprint}))
+    assert not is_valid(folder, fingerprint)
+
+
+def test_an_unfinished_folder_is_refused_with_the_command(folder: Path) -> None:
+    (folder / "embeddings.json").unlink()
+    with pytest.raises(InputError) as caught:
+        read_embeddings(folder)
+    assert f"{folder}: no finished embeddings; make them with: thoraclip embed" in str(caught.value)
+
+
+def test_a_newer_schema_is_refused(folder: Path) -> None:
+    note = json.loads((folder / "embeddings.json").read_text())
+    (folder / "embeddings.json").write_text(json.dumps(note | {"schema": 9}))
+    with pytest.raises(ManifestError, match="schema 9 is newer than 1; upgrade thoraclip"):
+        read_embeddings(folder)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((23, 5), np.float32), r"pooled\.npy: float32\[23, 5\], expected float32 of 24 rows"),
+        (np.zeros((24, 5), np.float64), r"pooled\.npy: float64\[24, 5\], expected float32"),
+        (np.zeros(24, np.float32), r"pooled\.npy: float32\[24\]"),
+        (np.array([{}] * 24), r"pooled\.npy: not a readable array"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_index_are_refused(folder: Path, array: Any, message: str) -> None:
+    np.save(folder / "pooled.npy", array, allow_pickle=True)
+    with pytest.raises(ManifestError, match=message):
+        read_embeddings(folder)
+
+
+def test_a_missing_or_cut_array_is_refused(folder: Path) -> None:
+    path = folder / "projected.npy"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ManifestError, match=r"projected\.npy: not a readable array .*delete the folder and embed again"):
+        read_embeddings(folder)
+    path.unlink()
+    with pytest.raises(ManifestError, match=r"projected\.npy: not a readable array"):
+        read_embeddings(folder)
