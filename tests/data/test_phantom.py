@@ -23,8 +23,8 @@ from thoraclip.data.phantom import (
     plan_phantoms,
     write_phantoms,
 )
-from thoraclip.data.phantom_attributes import choose_attributes
-from thoraclip.data.phantom_body import shape_body
+from thoraclip.data.phantom.attributes import choose_attributes
+from thoraclip.data.phantom.body import shape_body
 from thoraclip.errors import ConfigError, InputError
 
 SMALL = PhantomConfig(images=18, size=64, seed=3, infection_fraction=0.5)

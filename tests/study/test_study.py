@@ -83,7 +83,7 @@ def test_an_interrupted_study_ends_with_the_same_bytes(
         raise KeyboardInterrupt
 
     target = {"zeroshot": "thoraclip.methods.zeroshot.class_vectors", "probe": "thoraclip.methods.probe.write_head"}
-    monkeypatch.setattr(target.get(dies_in, "thoraclip.study.write_report"), die)
+    monkeypatch.setattr(target.get(dies_in, "thoraclip.study.running.write_report"), die)
     with pytest.raises(KeyboardInterrupt):
         run_study(*read_study(study_file, {}), tmp_path / "broken")
     monkeypatch.undo()

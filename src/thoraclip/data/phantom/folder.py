@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from thoraclip.data.phantom_attributes import choose_attributes, describe
-from thoraclip.data.phantom_body import shape_body
-from thoraclip.data.phantom_drawing import draw_phantom
+from thoraclip.data.phantom.attributes import choose_attributes, describe
+from thoraclip.data.phantom.body import shape_body
+from thoraclip.data.phantom.drawing import draw_phantom
 from thoraclip.errors import InputError
 
 __all__ = ["COLUMNS", "SCHEMA", "Task", "claim_folder", "draw_files", "write_index"]

@@ -1,6 +1,6 @@
 """The analytic chest behind the phantoms: thickness maps in centimetres, integrated along the beam.
 
-Lengths in the image plane are in the half fields of `phantom_body`; thicknesses along the beam are in cm.
+Lengths in the image plane are in the half fields of `phantom.body`; thicknesses along the beam are in cm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from thoraclip.data.phantom_body import Body, Floats, Pose, project
+from thoraclip.data.phantom.body import Body, Floats, Pose, project
 
 __all__ = ["Anatomy", "draw_body", "resize"]
 

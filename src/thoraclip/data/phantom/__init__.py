@@ -2,7 +2,7 @@
 
 Nothing here is a patient. The images exist so that every pipeline, audit and test can run offline, and so that a shortcut
 can be planted where its strength is known. An image is drawn by integrating attenuation through an analytic chest
-(`phantom_anatomy`, `phantom_drawing`); what is chosen before drawing is in `phantom_attributes`.
+(`phantom.anatomy`, `phantom.drawing`); what is chosen before drawing is in `phantom.attributes`.
 
 A clean set has no shortcut: view, build, exposure, texture, devices, marker, border, rotation, sex and age are drawn
 without looking at the class. `shortcut="border", shortcut_strength=s` plants one: with probability s, for each image by
@@ -30,9 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thoraclip.data.phantom_attributes import CLASSES, PLANTED, SHORTCUTS, describe
-from thoraclip.data.phantom_drawing import Phantom, check_choices, draw_phantom, lesion_contrast
-from thoraclip.data.phantom_folder import Task, claim_folder, draw_files, write_index
+from thoraclip.data.phantom.attributes import CLASSES, PLANTED, SHORTCUTS, describe
+from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom, lesion_contrast
+from thoraclip.data.phantom.folder import Task, claim_folder, draw_files, write_index
 from thoraclip.errors import ConfigError, did_you_mean
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What is drawn with a pen on the phantoms: lung vessels, lines and devices, burned-in markers, collimation borders.
 
-Coordinates are those of `phantom_body`; pens draw at twice the image size and are reduced, which smooths the edges.
+Coordinates are those of `phantom.body`; pens draw at twice the image size and are reduced, which smooths the edges.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from thoraclip.data.phantom_body import Body, Floats, Pose, project
+from thoraclip.data.phantom.body import Body, Floats, Pose, project
 
 __all__ = ["BORDERS", "DEVICES", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
 

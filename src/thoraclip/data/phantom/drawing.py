@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from thoraclip.data.phantom_anatomy import Anatomy, draw_body, resize
-from thoraclip.data.phantom_attributes import CLASSES, SHORTCUTS, choose_attributes, choose_pose
-from thoraclip.data.phantom_body import Body, Floats, Pose, shape_body
-from thoraclip.data.phantom_lines import draw_border, draw_devices, draw_marker, draw_tree
+from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
+from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, choose_pose
+from thoraclip.data.phantom.body import Body, Floats, Pose, shape_body
+from thoraclip.data.phantom.lines import draw_border, draw_devices, draw_marker, draw_tree
 from thoraclip.errors import ConfigError, did_you_mean
 
 __all__ = ["Phantom", "check_choices", "draw_phantom", "lesion_contrast"]

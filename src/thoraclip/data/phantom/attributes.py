@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thoraclip.data.phantom_body import Body, Pose
-from thoraclip.data.phantom_lines import DEVICES
+from thoraclip.data.phantom.body import Body, Pose
+from thoraclip.data.phantom.lines import DEVICES
 
 __all__ = ["CLASSES", "PLANTED", "SHORTCUTS", "choose_attributes", "choose_pose", "describe"]
 

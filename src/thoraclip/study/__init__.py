@@ -1,0 +1,10 @@
+"""The main job: a list of methods on one manifest -> predictions -> one report.
+
+Data flow: settings -> manifest (given, or indexed and split here) -> one run folder per method and seed -> judge ->
+`report.json`, from which the pages are drawn. A run that is complete and still valid is read, not repeated.
+"""
+
+from thoraclip.study.running import demo_study, plan_study, run_study
+from thoraclip.study.settings import MethodEntry, StudyConfig, read_study
+
+__all__ = ["MethodEntry", "StudyConfig", "demo_study", "plan_study", "read_study", "run_study"]
