@@ -40,7 +40,9 @@ def write_class_folder(root: Path) -> Path:
     for number, label in enumerate(CLASSES):
         (root / label).mkdir(parents=True)
         for i in range(PER_CLASS):
-            pixels = draw_picture(48, 40, seed=100 * number + i, lungs=(0.25, 0.4, 0.15)[number], patch=0.4 - 0.2 * number)
+            pixels = draw_picture(
+                48, 40, seed=100 * number + i, lungs=(0.25, 0.4, 0.15)[number], patch=0.4 - 0.2 * number
+            )
             Image.fromarray(pixels).save(root / label / f"{i}.png")
     return root
 

@@ -85,7 +85,9 @@ def test_the_configs_own_rule_gets_the_file_in_front() -> None:
 
 
 def test_values_are_converted() -> None:
-    built = build_config(Config, {"model": "m", "learning_rate": 1, "classes": ["a", "b"], "weights": [1, 2.5]}, where="x")
+    built = build_config(
+        Config, {"model": "m", "learning_rate": 1, "classes": ["a", "b"], "weights": [1, 2.5]}, where="x"
+    )
     assert built == Config(model="m", learning_rate=1.0, classes=("a", "b"), weights=(1.0, 2.5))
     assert type(built.learning_rate) is float and type(built.weights[0]) is float  # type: ignore[index]
     assert build_config(Config, {"model": "m", "steps": None}, where="x").steps is None
@@ -121,7 +123,9 @@ def test_a_settings_file_that_is_missing_or_broken(tmp_path: Path) -> None:
         read_toml(tmp_path / "latin.toml")
 
 
-any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(["\x7f", '"\\', "\r\n", "\x00"])
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    ["\x7f", '"\\', "\r\n", "\x00"]
+)
 finite = st.floats(allow_nan=False, allow_infinity=True, min_value=0)
 
 

@@ -101,7 +101,13 @@ def test_eight_bit_grey_is_taken_as_it_is() -> None:
 
 def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
     png, dcm = encoded(Image.fromarray(RAMP)), dicom(RAMP)
-    for name, data in {"a.png": png, "b.dcm": dcm, "png-named.dcm": png, "c": dcm, "no-preamble.dcm": dcm[132:]}.items():
+    for name, data in {
+        "a.png": png,
+        "b.dcm": dcm,
+        "png-named.dcm": png,
+        "c": dcm,
+        "no-preamble.dcm": dcm[132:],
+    }.items():
         (tmp_path / name).write_bytes(data)
         np.testing.assert_array_equal(decode(tmp_path / name).pixels, decode(data).pixels)
         np.testing.assert_array_equal(decode(data).pixels, RAMP)
@@ -238,10 +244,16 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
 @given(st.data())
 def test_a_damaged_file_is_decoded_or_refused_never_a_crash(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["png", "jpeg", "dicom"]))
-    whole = {"png": encoded(Image.fromarray(RAMP)), "jpeg": encoded(Image.fromarray(RAMP), "JPEG"), "dicom": dicom(RAMP)}
+    whole = {
+        "png": encoded(Image.fromarray(RAMP)),
+        "jpeg": encoded(Image.fromarray(RAMP), "JPEG"),
+        "dicom": dicom(RAMP),
+    }
     damaged = bytearray(whole[kind])
     for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(132 if kind == "dicom" else 0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        damaged[data.draw(st.integers(132 if kind == "dicom" else 0, len(damaged) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

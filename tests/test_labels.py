@@ -53,7 +53,9 @@ def test_the_shipped_sets_are_counted() -> None:
 
 
 @pytest.mark.parametrize("name", shipped_prompt_sets())
-@pytest.mark.parametrize("label", ["COVID-19", "COVID", "Non-COVID", "Normal", "Pneumonia", "Tuberculosis", "肺炎", "{}"])
+@pytest.mark.parametrize(
+    "label", ["COVID-19", "COVID", "Non-COVID", "Normal", "Pneumonia", "Tuberculosis", "肺炎", "{}"]
+)
 def test_every_class_has_prompts_in_every_shipped_set(name: str, label: str) -> None:
     prompts = load_prompts(name)
     texts = prompts.for_class(label)

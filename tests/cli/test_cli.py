@@ -97,6 +97,15 @@ def test_anyones_csv_is_judged(tmp_path: Path) -> None:
     assert report["methods"][0]["name"] == "mine"
 
 
+def test_patients_are_looked_up_in_the_manifest(manifest: Manifest, manifest_file: Path, tmp_path: Path) -> None:
+    rows = "".join(f"{i},{label},0.4,0.3,0.3\n" for i, label in manifest.by_id("label").items())
+    header = "image_id,label," + ",".join(f"score_{name}" for name in manifest.label_set().names)
+    (tmp_path / "p.csv").write_text(f"{header}\n{rows}")
+    for extra, unit in (([], "image"), (["--manifest", str(manifest_file)], "patient")):
+        assert run(["report", str(tmp_path / "p.csv"), *extra, "--resamples", "100", "--out", str(tmp_path / unit)]) == 0
+        assert json.loads((tmp_path / unit / "report.json").read_text())["sample"]["unit"] == unit
+
+
 def test_unreadable_pictures_are_set_aside_and_the_rest_goes_on(
     class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

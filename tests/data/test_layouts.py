@@ -12,6 +12,7 @@ from thoraclip.data.layouts import LAYOUTS, CsvColumns, Listing, detect_layout, 
 from thoraclip.data.layouts.listing import is_image_name
 from thoraclip.errors import ConfigError, InputError, ManifestError
 
+JOINED = "joined: 1 pictures of the infection tree repeat the lung tree's; one row each"
 LUNG, INFECTION = "Lung Segmentation Data", "Infection Segmentation Data"
 
 
@@ -59,7 +60,7 @@ def test_the_infection_tree_joins_into_one_row_an_image(tmp_path: Path) -> None:
     assert covid["lung_mask"] == f"{LUNG}/{LUNG}/Train/COVID-19/lung masks/covid_1.png"
     assert covid["infection_mask"] == f"{INFECTION}/Train/COVID-19/infection masks/covid_1.png"
     assert [row["infection_mask"] for row in listing.rows].count(None) == 5
-    assert listing.notes == []
+    assert listing.notes == [JOINED]
 
 
 @pytest.mark.parametrize("alias", ["COVID", "covid", "Covid-19", "COVID19"])
@@ -87,8 +88,11 @@ def test_same_name_but_other_bytes_are_both_kept(tmp_path: Path) -> None:
 def test_a_split_conflict_is_noted_and_the_lung_tree_wins(tmp_path: Path) -> None:
     put(qu_ex(tmp_path), f"{INFECTION}/Val/Normal/images/Normal (1).png", content=b"TrainNormalimages")
     listing = found(tmp_path, "covid-qu-ex")
-    lung, infection = f"{LUNG}/{LUNG}/Train/Normal/images/Normal (1).png", f"{INFECTION}/Val/Normal/images/Normal (1).png"
-    assert listing.notes == [f"in two splits: {lung} (train) and {infection} (val); 'train' kept"]
+    lung, infection = (
+        f"{LUNG}/{LUNG}/Train/Normal/images/Normal (1).png",
+        f"{INFECTION}/Val/Normal/images/Normal (1).png",
+    )
+    assert sorted(listing.notes) == [f"in two splits: {lung} (train) and {infection} (val); 'train' kept", JOINED]
     assert len(listing.rows) == 6 and not any(r["split"] == "val" for r in listing.rows)
 
 
@@ -102,7 +106,7 @@ def test_a_missing_mask_is_noted_and_null(tmp_path: Path) -> None:
     mask = f"{LUNG}/Train/Normal/lung masks/Normal (1).png"
     (qu_ex(tmp_path, LUNG) / mask).unlink()
     listing = found(tmp_path, "covid-qu-ex")
-    assert listing.notes == [f"no mask: {mask} is missing"]
+    assert sorted(listing.notes) == [JOINED, f"no mask: {mask} is missing"]
     assert next(r for r in listing.rows if r["image_id"] == "Train/Normal/Normal (1).png")["lung_mask"] is None
 
 
@@ -116,7 +120,11 @@ def test_unknown_folders_and_other_files_are_listed(tmp_path: Path) -> None:
     assert sorted(listing.unknown_folders) == [
         (f"{LUNG}/Train/Normal/edge maps", 1), (f"{LUNG}/Train/Tuberculosis", 1), ("extra", 2),
     ]  # fmt: skip
-    assert sorted(listing.other_files) == [f"{LUNG}/Train/Normal/images/Thumbs.db", f"{LUNG}/Train/log.txt", "README.txt"]
+    assert sorted(listing.other_files) == [
+        f"{LUNG}/Train/Normal/images/Thumbs.db",
+        f"{LUNG}/Train/log.txt",
+        "README.txt",
+    ]
     assert len(listing.rows) == 6
 
 
@@ -276,7 +284,10 @@ def test_short_rows_are_unknown_and_trailing_commas_are_nothing(tmp_path: Path) 
     [
         ("path,label\n1.png,A|B\n", "table.csv:2: label 'A|B' names several classes; only single-label data"),
         ("path,label,split\n1.png,A,later\n", "table.csv:2: split 'later' is unknown; use train, val or test"),
-        ("path,label,note\n1.png,A,x, y\n", "table.csv:2: more cells than columns, from ' y' on; put quotes around commas"),
+        (
+            "path,label,note\n1.png,A,x, y\n",
+            "table.csv:2: more cells than columns, from ' y' on; put quotes around commas",
+        ),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:

@@ -111,7 +111,9 @@ def test_arrays_that_do_not_fit_the_index_are_refused(folder: Path, array: Any, 
 def test_a_missing_or_cut_array_is_refused(folder: Path) -> None:
     path = folder / "projected.npy"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ManifestError, match=r"projected\.npy: not a readable array .*delete the folder and embed again"):
+    with pytest.raises(
+        ManifestError, match=r"projected\.npy: not a readable array .*delete the folder and embed again"
+    ):
         read_embeddings(folder)
     path.unlink()
     with pytest.raises(ManifestError, match=r"projected\.npy: not a readable array"):

@@ -122,6 +122,12 @@ def test_take_and_with_columns_return_new_tables() -> None:
     assert changed.table.column_names == made.table.column_names
 
 
+def test_columns_by_id() -> None:
+    made = rows(label=["a", None])
+    assert made.by_id("label") == {"i0": "a", "i1": None}
+    assert made.paths_by_id() == {"i0": Path("/data/0.png"), "i1": Path("/data/1.png")}
+
+
 def test_round_trip_and_the_same_bytes_each_time(manifest: Manifest, tmp_path: Path) -> None:
     manifest = manifest.with_columns(hospital=["x"] * len(manifest))
     for name in ("a.parquet", "b.parquet"):

@@ -111,7 +111,10 @@ def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
     [
         ("label,score_a,score_b\na,0.5,0.5\n", "column 'image_id' is missing; found: label, score_a, score_b"),
         ("image_id,score_a,score_b\n1,0.5,0.5\n", "column 'label' is missing"),
-        ("image_id,label\n1,a\n", "needs a column score_<class> for each of two classes or more; found: image_id, label"),
+        (
+            "image_id,label\n1,a\n",
+            "needs a column score_<class> for each of two classes or more; found: image_id, label",
+        ),
         ("image_id,label,score_a\n1,a,1\n", "needs a column score_<class>"),
         ("image_id,label,score_a,score_b\n1,c,0.5,0.5\n", "class 'c' stands in 'label' but has no column 'score_c'"),
         ("image_id,label,score_a,score_b\n1,a,0.5,0.4\n", "image '1': scores sum to 0.9, not 1 (1 such rows)"),
@@ -190,7 +193,12 @@ def test_judged_are_the_labelled_rows_of_the_test_split() -> None:
 def test_take_keeps_rows_together() -> None:
     rows = table(patient=("p", "q", "r"), fold=(0, 1, 2), split=("train", "val", "test"))
     taken = rows.take(np.array([2, 0]))
-    assert (taken.image_id, taken.patient, taken.fold, taken.split) == (("i2", "i0"), ("r", "p"), (2, 0), ("test", "train"))
+    assert (taken.image_id, taken.patient, taken.fold, taken.split) == (
+        ("i2", "i0"),
+        ("r", "p"),
+        (2, 0),
+        ("test", "train"),
+    )
     np.testing.assert_array_equal(taken.scores, rows.scores[[2, 0]])
     np.testing.assert_array_equal(taken.target, [-1, 0])
 
@@ -199,3 +207,8 @@ def test_an_unknown_patient_is_a_group_of_its_own() -> None:
     scores = [[0.5, 0.5]] * 5
     rows = table(scores, target=np.zeros(5, np.int64), patient=("x", None, "x", None, "i1"))
     assert rows.groups().tolist() == [0, 1, 0, 2, 3]
+
+
+def test_unknown_patients_are_filled_in_by_id_and_known_ones_kept() -> None:
+    filled = table(patient=("x", None, None)).with_patients({"i2": "z", "i0": "other", "i9": "q"})
+    assert filled.patient == ("x", None, "z")

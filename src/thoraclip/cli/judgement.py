@@ -28,7 +28,8 @@ def report(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for report.json, .md and .html.", show_default=False)],
     manifest: Annotated[
-        Path | None, typer.Option(help="Where the pictures are, for thumbnails.", show_default=False)
+        Path | None,
+        typer.Option(help="Where pictures (for thumbnails) and patients are looked up.", show_default=False),
     ] = None,
     thumbnails: Annotated[bool, typer.Option(help="Show misclassified images in the page.")] = True,
     title: Annotated[str, typer.Option(help="Headline.")] = "Chest X-ray classification report",
@@ -42,16 +43,15 @@ def report(
     from thoraclip.tables.predictions import read_predictions
 
     names = _names(predictions)
+    images = read_manifest(manifest) if manifest else None
+    patients, paths = (images.by_id("patient"), images.paths_by_id()) if images else ({}, None)
     methods = [
-        MethodResult(name=name, kind="predictions", predictions=(read_predictions(file),))
+        MethodResult(name=name, kind="predictions", predictions=(read_predictions(file).with_patients(patients),))
         for name, file in names.items()
     ]
     inputs = {name: file_sha256(_file(path)) for name, path in names.items()}
-    content = judge(
-        methods, title=title, resamples=resamples, seed=seed, provenance=provenance(seed=seed, inputs=inputs)
-    )
-    images = read_manifest(manifest) if manifest else None
-    paths = dict(zip(images.column("image_id"), images.paths(), strict=True)) if images else None
+    facts = provenance(seed=seed, inputs=inputs)
+    content = judge(methods, title=title, resamples=resamples, seed=seed, provenance=facts)
     write_report(content, out, image_paths=paths, thumbnails=thumbnails)
     print_report(content, out)
 

@@ -11,7 +11,7 @@ from typing import Any
 from thoraclip.config import toml_value
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
-from thoraclip.data.splits import patient_groups, split_folds
+from thoraclip.data.splits import split_folds
 from thoraclip.errors import ManifestError, ThoraclipError
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.methods.running import is_done, run_method
@@ -97,8 +97,7 @@ def run_study(
         dataset=_describe(manifest, omitted), provenance=facts,
     )  # fmt: skip
     _write_best(out, results, report)
-    paths = dict(zip(manifest.column("image_id"), manifest.paths(), strict=True))
-    write_report(report, out, image_paths=paths, thumbnails=config.thumbnails)
+    write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
     return report
 
 
@@ -176,19 +175,18 @@ def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str,
 
 def _describe(manifest: Manifest, omitted: Mapping[str, int]) -> dict[str, Any]:
     """Facts of the data set for the report."""
-    labels = Counter(label for label in manifest.column("label") if label is not None)
     folds = {f for f in manifest.column("fold") if f is not None}
     splits = Counter(s for s in manifest.column("split") if s is not None)
-    if not labels:
+    if all(label is None for label in manifest.column("label")):
         raise ManifestError("manifest: no labelled image; a study needs labels to judge by")
-    return {
-        "images": len(manifest),
-        "classes": dict(sorted(labels.items())),
-        "patients": len(set(patient_groups(manifest))),
-        "patients_known": sum(p is not None for p in manifest.column("patient")),
+    known = sum(p is not None for p in manifest.column("patient"))
+    facts: dict[str, Any] = {
+        "images_in_the_manifest": len(manifest),
+        "images_of_known_patients": known,
         "parts": f"{len(folds)} folds, pooled" if folds else ", ".join(f"{n} {c}" for n, c in sorted(splits.items())),
-        "left_out": {reason: count for reason, count in omitted.items() if count},
     }
+    left_out = {reason: count for reason, count in omitted.items() if count}
+    return facts | ({"left_out": left_out} if left_out else {})
 
 
 def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[MethodEntry]]:

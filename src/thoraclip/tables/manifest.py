@@ -134,6 +134,14 @@ class Manifest:
         """Absolute path of every picture."""
         return [self.root / path for path in self.column("path")]
 
+    def by_id(self, name: str) -> dict[str, Any]:
+        """One column as image id -> value."""
+        return dict(zip(self.column("image_id"), self.column(name), strict=True))
+
+    def paths_by_id(self) -> dict[str, Path]:
+        """Image id -> absolute path of the picture."""
+        return dict(zip(self.column("image_id"), self.paths(), strict=True))
+
     def take(self, rows: npt.NDArray[np.int64]) -> Manifest:
         """The given rows, in the given order, as a new manifest."""
         return Manifest(self.table.take(pa.array(rows)), self.root)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,11 @@ class Predictions:
                 "predictions: no labelled row in split 'test'; add labels, or leave the split column out"
             )
         return self.take(rows)
+
+    def with_patients(self, patients: Mapping[str, str | None]) -> Predictions:
+        """Unknown patients filled in from image id -> patient; a known one is kept."""
+        filled = [p if p is not None else patients.get(i) for p, i in zip(self.patient, self.image_id, strict=True)]
+        return replace(self, patient=tuple(filled))
 
     def groups(self) -> npt.NDArray[np.int64]:
         """i64[N]: the patient's number; an image of an unknown patient is a group of its own."""

@@ -61,6 +61,10 @@ def find_covid_qu_ex(root: Path, **_: object) -> Listing:
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for place in sorted(found, key=lambda p: (p.is_infection_tree, str(p.folder))):
         _add_images(listing, root, place, by_name)
+    if listing.joined:
+        listing.notes.append(
+            f"joined: {listing.joined} pictures of the infection tree repeat the lung tree's; one row each"
+        )
     _name_rows(listing)
     return listing
 
@@ -75,6 +79,8 @@ def _walk(folder: Path, root: Path, split: str | None, listing: Listing, found: 
         for child in sub_folders(folder):
             if child.name.lower() not in _PARTS:
                 listing.unknown_folders.append(_count(child, root))
+        listing.unknown_folders += [_count(child, root) for child in sub_folders(images)]
+        listing.other_files += [relative(file, root) for file in all_files(folder)]
         return 1
     counts = {
         child: _walk(child, root, split_name(child.name) or split, listing, found) for child in sub_folders(folder)
@@ -136,7 +142,9 @@ def _join(listing: Listing, row: dict[str, Any], again: dict[str, Any], *, is_in
         listing.notes.append(
             f"in two splits: {row['path']} ({row['split']}) and {again['path']} ({again['split']}); '{row['split']}' kept"
         )
-    elif not is_infection_tree:
+    elif is_infection_tree:
+        listing.joined += 1
+    else:
         listing.notes.append(f"repeated: {again['path']} is {row['path']}; one row kept")
 
 

@@ -55,6 +55,7 @@ class Listing:
         unknown_folders: folders that the layout does not explain, with the number of files below them.
         other_files: files that are not pictures.
         notes: repeats, joins and conflicts, one line each.
+        joined: pictures of a second tree that are rows of the first.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Listing:
     unknown_folders: list[tuple[str, int]] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    joined: int = 0
 
 
 def require_folder(root: Path) -> None:

@@ -1,0 +1,94 @@
+"""The real material in shared/: DICOM files, COVID-QU-Ex's own folders, and 1,124 radiographs with a table."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from thoraclip.data.index import IndexResult, index
+from thoraclip.data.layouts import CsvColumns, detect_layout
+from thoraclip.data.splits import split_folds
+from thoraclip.errors import ImageError
+from thoraclip.imaging import decode, perceptual_hash
+
+NIH = "nih_dx_1.3.6.1.4.1.11129.5.5.110503645592756492463169821050252582267888.dcm"
+
+
+def test_a_computed_radiograph_of_15_bits_is_bright_where_it_is_dense(shared: Path) -> None:
+    found = decode(shared / "data" / "dicom" / "RG1_J2KI.dcm")
+    assert (found.mode, found.format, found.width, found.height) == ("MONOCHROME1", "DICOM", 1841, 1955)
+    assert found.pixels.min() == 0 and found.pixels.max() == 255
+    stored = pydicom.dcmread(shared / "data" / "dicom" / "RG1_J2KI.dcm").pixel_array
+    assert np.corrcoef(found.pixels.ravel(), stored.ravel())[0, 1] < -0.95
+    assert len(np.unique(found.pixels)) > 200
+
+
+def test_a_digital_radiograph_of_8_bits(shared: Path) -> None:
+    path = shared / "data" / "dicom" / NIH
+    found, stored = decode(path), pydicom.dcmread(path).pixel_array.astype(int)
+    assert (found.mode, found.width, found.height) == ("MONOCHROME2", 1024, 1024)
+    assert np.abs(found.pixels - stored * (255 / stored.max())).max() <= 0.51  # no window: 0..252 becomes 0..255
+    assert (stored.min(), stored.max()) == (0, 252)
+
+
+def test_a_header_without_pixels_is_refused(shared: Path) -> None:
+    with pytest.raises(ImageError, match=r"chest32x32\.dcm: a DICOM header without pixel data"):
+        decode(shared / "data" / "dicom" / "pydicom_chrJapMulti_chest32x32.dcm")
+
+
+def test_covid_qu_ex_sample(shared: Path) -> None:
+    root = shared / "data" / "covid-qu-ex-sample"
+    assert detect_layout(root) == "covid-qu-ex"
+    result = index(root, layout="covid-qu-ex")
+    manifest = result.manifest
+    assert Counter(manifest.column("label")) == {"COVID-19": 6, "Non-COVID": 6, "Normal": 6}
+    assert Counter(manifest.column("split")) == {"test": 12, None: 6}
+    assert sum(mask is not None for mask in manifest.column("infection_mask")) == 12
+    assert None not in manifest.column("lung_mask")
+    assert sum(count for path, count in result.unknown_folders if path.startswith("lung_only_examples")) == 9
+    assert result.set_aside == [] and result.repeats == [] and result.other_files == ["manifest.csv"]
+    masks = [decode(root / mask) for mask in manifest.column("lung_mask")]
+    assert all((m.width, m.height) == (256, 256) and set(np.unique(m.pixels)) <= {0, 255} for m in masks)
+
+
+@pytest.fixture(scope="module")
+def talo(shared: Path) -> IndexResult:
+    columns = CsvColumns(
+        path="rel_path", patient="patient_id", age_years="age", source="source_repo", lung_mask="mask_path"
+    )
+    root = shared / "data" / "covid3-talo"
+    return index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns)
+
+
+def test_covid3_talo(talo: IndexResult) -> None:
+    manifest = talo.manifest
+    assert Counter(manifest.column("label")) == {"covid": 124, "normal": 500, "pneumonia": 500}
+    assert talo.set_aside == []
+    assert len(talo.repeats) == 1 and len(talo.repeats[0]["image_ids"]) == 2
+    assert set(manifest.column("mode")) == {"L"} and set(manifest.column("format")) == {"JPEG"}
+    assert min(map(min, zip(manifest.column("width"), manifest.column("height"), strict=True))) == 256
+    classes_of = defaultdict(set)
+    for patient, label in zip(manifest.column("patient"), manifest.column("label"), strict=True):
+        if patient is not None:
+            classes_of[patient].add(label)
+    assert sum(len(classes) > 1 for classes in classes_of.values()) == 21
+
+
+def test_patients_of_two_classes_never_cross_folds(talo: IndexResult) -> None:
+    done = split_folds(talo.manifest, folds=5, seed=0)  # the manifest itself refuses a leak
+    counts = Counter(zip(done.column("label"), done.column("fold"), strict=True))
+    for label, total in {"covid": 124, "normal": 500, "pneumonia": 500}.items():
+        assert max(abs(counts[label, fold] - total / 5) for fold in range(5)) <= 5
+
+
+def test_the_hash_finds_the_two_true_pairs(talo: IndexResult) -> None:
+    """FIELD.md, section 7: exactly two pairs lie within 3 bits."""
+    hashes = np.array([int(h, 16) for h in talo.manifest.column("phash")], dtype=np.uint64)
+    apart = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    assert np.triu(apart <= 3, k=1).sum() == 2
+    path = talo.manifest.paths()[0]
+    assert perceptual_hash(decode(path).pixels) == talo.manifest.column("phash")[0]
