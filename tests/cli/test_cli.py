@@ -102,7 +102,9 @@ def test_patients_are_looked_up_in_the_manifest(manifest: Manifest, manifest_fil
     header = "image_id,label," + ",".join(f"score_{name}" for name in manifest.label_set().names)
     (tmp_path / "p.csv").write_text(f"{header}\n{rows}")
     for extra, unit in (([], "image"), (["--manifest", str(manifest_file)], "patient")):
-        assert run(["report", str(tmp_path / "p.csv"), *extra, "--resamples", "100", "--out", str(tmp_path / unit)]) == 0
+        assert (
+            run(["report", str(tmp_path / "p.csv"), *extra, "--resamples", "100", "--out", str(tmp_path / unit)]) == 0
+        )
         assert json.loads((tmp_path / unit / "report.json").read_text())["sample"]["unit"] == unit
 
 

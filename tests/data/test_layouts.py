@@ -114,13 +114,15 @@ def test_unknown_folders_and_other_files_are_listed(tmp_path: Path) -> None:
     put(
         qu_ex(tmp_path, LUNG), "extra/a.png", "extra/deep/b.png", "README.txt", f"{LUNG}/Train/Normal/edge maps/x.png",
         f"{LUNG}/Train/Normal/images/Thumbs.db", f"{LUNG}/Train/Tuberculosis/images/t.png", f"{LUNG}/Train/log.txt",
-        f"{LUNG}/Train/Normal/images/.hidden.png",
+        f"{LUNG}/Train/Normal/images/.hidden.png", f"{LUNG}/Train/Normal/beside.png", f"{LUNG}/Train/Normal/images/sub/y.png",
     )  # fmt: skip
     listing = found(tmp_path, "covid-qu-ex")
     assert sorted(listing.unknown_folders) == [
-        (f"{LUNG}/Train/Normal/edge maps", 1), (f"{LUNG}/Train/Tuberculosis", 1), ("extra", 2),
+        (f"{LUNG}/Train/Normal/edge maps", 1), (f"{LUNG}/Train/Normal/images/sub", 1), (f"{LUNG}/Train/Tuberculosis", 1),
+        ("extra", 2),
     ]  # fmt: skip
     assert sorted(listing.other_files) == [
+        f"{LUNG}/Train/Normal/beside.png",
         f"{LUNG}/Train/Normal/images/Thumbs.db",
         f"{LUNG}/Train/log.txt",
         "README.txt",

@@ -11,9 +11,37 @@ from thoraclip.cli.app import run
 def test_probe_on_real_radiographs_under_patient_folds(shared: Path, tmp_path: Path) -> None:
     """Probe on frozen DINOv2 features: 0.798 to 0.810 accuracy by hand over six seeds; the towers are not aligned."""
     data = shared / "data" / "covid3-talo"
-    columns = ["--path-column", "rel_path", "--label-column", "label", "--patient-column", "patient_id", "--view-column", "view"]
-    columns += ["--sex-column", "sex", "--age-column", "age", "--mask-column", "mask_path", "--source-column", "source_repo"]
-    index = ["index", str(data), "--layout", "csv", "--csv", str(data / "manifest.csv"), *columns, "--out", str(tmp_path / "m.parquet")]
+    columns = [
+        "--path-column",
+        "rel_path",
+        "--label-column",
+        "label",
+        "--patient-column",
+        "patient_id",
+        "--view-column",
+        "view",
+    ]
+    columns += [
+        "--sex-column",
+        "sex",
+        "--age-column",
+        "age",
+        "--mask-column",
+        "mask_path",
+        "--source-column",
+        "source_repo",
+    ]
+    index = [
+        "index",
+        str(data),
+        "--layout",
+        "csv",
+        "--csv",
+        str(data / "manifest.csv"),
+        *columns,
+        "--out",
+        str(tmp_path / "m.parquet"),
+    ]
     assert run(index) == 0
     assert run(["split", str(tmp_path / "m.parquet"), "--folds", "5", "--out", str(tmp_path / "folds.parquet")]) == 0
     (tmp_path / "study.toml").write_text(

@@ -168,7 +168,7 @@ def test_a_file_that_is_no_manifest_is_refused(manifest: Manifest, tmp_path: Pat
     with pytest.raises(ManifestError, match="schema 2 is newer than 1"):
         read_manifest(path)
     write_table(path, manifest.table, kind="embeddings", schema=1)
-    with pytest.raises(ManifestError, match="holds a embeddings, not a manifest"):
+    with pytest.raises(ManifestError, match="holds embeddings, not manifest"):
         read_manifest(path)
 
 

@@ -156,13 +156,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_another_kind_of_table_and_a_newer_schema_are_refused(tmp_path: Path) -> None:
     plain = pa.table({"image_id": ["1"]})
     write_table(tmp_path / "m.parquet", plain, kind="manifest", schema=1)
-    with pytest.raises(ManifestError, match="holds a manifest, not a predictions"):
+    with pytest.raises(ManifestError, match="holds manifest, not predictions"):
         read_predictions(tmp_path / "m.parquet")
     write_table(tmp_path / "n.parquet", plain, kind="predictions", schema=99)
     with pytest.raises(ManifestError, match="schema 99 is newer than 1, .*; upgrade thoraclip"):
         read_predictions(tmp_path / "n.parquet")
     pq.write_table(plain, tmp_path / "o.parquet")
-    with pytest.raises(ManifestError, match="holds a table that this package did not write"):
+    with pytest.raises(ManifestError, match="column 'label' is missing"):
         read_predictions(tmp_path / "o.parquet")
 
 

@@ -109,8 +109,12 @@ def read_embeddings(folder: Path) -> Embeddings:
         raise InputError(
             f"{folder}: no finished embeddings; make them with: thoraclip embed MANIFEST --model MODEL --out {folder}"
         )
-    content = json.loads(note.read_text(encoding="utf-8"))
-    if content["schema"] > _SCHEMA:
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+        newer = int(content["schema"]) > _SCHEMA
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{note}: not readable ({error!r}); delete the folder and embed again") from error
+    if newer:
         raise ManifestError(f"{folder}: schema {content['schema']} is newer than {_SCHEMA}; upgrade thoraclip")
     table, _ = read_table(folder / "index.parquet", kind="embeddings", newest_schema=_SCHEMA)
     arrays = [_map(folder / f"{name}.npy", table.num_rows) for name in ARRAYS]

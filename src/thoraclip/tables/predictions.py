@@ -125,7 +125,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read `.parquet` that this package wrote, or anyone's `.csv`.
+    """Read `.parquet` or `.csv`, ours or anyone's.
 
     Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are optional.
 
@@ -139,7 +139,7 @@ def read_predictions(path: Path) -> Predictions:
     if path.suffix == ".csv":
         table = _read_csv(path)
     elif path.suffix == ".parquet":
-        table, _ = read_table(path, kind="predictions", newest_schema=_SCHEMA)
+        table, _ = read_table(path, kind="predictions", newest_schema=_SCHEMA, foreign=True)
     else:
         raise InputError(f"{path}: predictions end in .parquet or .csv; rename or convert the file")
     try:

@@ -27,8 +27,16 @@ def write_table(
         pq.write_table(table, stream, compression="zstd", store_schema=True)
 
 
-def read_table(path: Path, *, kind: str, newest_schema: int) -> tuple[pa.Table, dict[str, object]]:
+def read_table(
+    path: Path, *, kind: str, newest_schema: int, foreign: bool = False
+) -> tuple[pa.Table, dict[str, object]]:
     """Read a table of one kind; returns the table and its metadata.
+
+    Args:
+        path: the file.
+        kind: what it must hold.
+        newest_schema: the newest that this version reads.
+        foreign: also take a table without our header, whose columns the caller checks.
 
     Raises:
         InputError: the file is missing.
@@ -41,9 +49,11 @@ def read_table(path: Path, *, kind: str, newest_schema: int) -> tuple[pa.Table, 
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path}: not a readable Parquet file ({_first_line(error)}); write it again") from error
     header = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    if foreign and not header:
+        return table.replace_schema_metadata(None), {}
     if header.get("kind") != kind:
-        found = header.get("kind") or "table that this package did not write"
-        raise ManifestError(f"{path}: holds a {found}, not a {kind}; name a {kind} file")
+        found = header.get("kind") or "a table that this package did not write"
+        raise ManifestError(f"{path}: holds {found}, not {kind}; name a file of {kind}")
     if int(header["schema"]) > newest_schema:
         raise ManifestError(
             f"{path}: schema {header['schema']} is newer than {newest_schema}, the newest this version reads; "
