@@ -30,6 +30,7 @@ from thoraclip.data.phantom.lines import DEVICES, draw_devices
 from thoraclip.imaging import Preprocess, fit, normalise
 
 SIZE, PATCH, VOCABULARY, CONTEXT = 128, 16, 768, 64
+BATCH, LINE_STEPS = 128, 350
 SPEC = Preprocess(size=SIZE)
 TRAIN_SEED, TEST_SEED = 101, 202
 QUESTIONS = {
@@ -188,7 +189,9 @@ class AttributeHeads(nn.Module):
         self.classes = {q: list(a) for q, a in QUESTIONS.items() if q in {"view", "exposure", "build"}}
         self.linear = nn.ModuleDict({q: nn.Linear(width, len(names)) for q, names in self.classes.items()})
         self.linear["devices"] = nn.Linear(width, len(DEVICES))
-        self.linear["patches"] = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64), nn.GELU(), nn.Linear(64, len(DEVICES)))
+        self.linear["patches"] = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 64), nn.GELU(), nn.Linear(64, len(DEVICES))
+        )
         self.prior = nn.Parameter(torch.zeros((SIZE // PATCH) ** 2, len(DEVICES)))
 
     def forward(
@@ -221,7 +224,9 @@ def learn_lines(
     optimizer = torch.optim.AdamW([*lower.parameters(), *heads.parameters()], lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.1)
     losses: list[float] = []
-    for step, rows in zip(range(1, steps + 1), row_batches(attributes, batch_size, rng, balanced=True), strict=False):
+    for step, rows in zip(
+        range(1, steps + 1), row_batches(attributes, batch_size, rng, draw_by="devices"), strict=False
+    ):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = tower.pre_layrnorm(tower.embeddings(torch.from_numpy(normalise(pixels[rows], SPEC))))
             for block in tower.encoder.layers[:2]:
@@ -238,13 +243,21 @@ def learn_lines(
 
 
 def row_batches(
-    attributes: list[dict], batch_size: int, rng: np.random.Generator, *, balanced: bool
+    attributes: list[dict], batch_size: int, rng: np.random.Generator, *, draw_by: str
 ) -> Iterator[list[int]]:
-    """Endless batches of rows: epochs in random order; balanced, an image with d devices is 1 + 3 d times as likely."""
-    weights = np.array([1 + 3 * len(a["devices"]) for a in attributes], dtype=float)
+    """Endless batches of rows.
+
+    `epoch`: every image once, in random order; `devices`: an image with d devices is 1 + 3 d times as likely as one
+    without; `rarity`: nearly half without a device, the rest shared by the four devices, however rare.
+    """
+    held = [a["devices"] for a in attributes]
+    share = {name: np.mean([name in h for h in held]) for name in DEVICES}
+    bare = np.mean([not h for h in held])
+    by_rarity = [max((0.55 / len(DEVICES) / share[name] for name in h), default=0.45 / bare) for h in held]
+    weights = np.array(by_rarity if draw_by == "rarity" else [1 + 3 * len(h) for h in held], dtype=float)
     order: list[int] = []
     while True:
-        if balanced:
+        if draw_by != "epoch":
             yield rng.choice(len(attributes), batch_size, replace=False, p=weights / weights.sum()).tolist()
             continue
         if len(order) < batch_size:
@@ -262,19 +275,21 @@ def train(
     batch_size: int,
     rate: float,
     heads: AttributeHeads | None = None,
+    draw_by: str = "epoch",
 ) -> float:
     """One stage of symmetric InfoNCE, captions worded afresh for every batch; returns the last hundred steps' mean loss.
 
-    The second stage shortens half of the captions, draws images with devices more often, and adds `AttributeHeads`.
+    With `heads` (stages 2 and 3) it shortens half of the captions, draws images with devices more often, and adds `AttributeHeads`.
     """
     second = heads is not None
     rng = np.random.default_rng([TRAIN_SEED, int(second)])
-    optimizer = torch.optim.AdamW(
-        [*model.parameters(), *(heads.parameters() if heads else [])], lr=rate, weight_decay=0.1, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=0.08)
+    groups = [{"params": model.parameters(), "lr": rate}]
+    groups += [{"params": heads.parameters(), "lr": 4 * rate}] if heads else []
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1, betas=(0.9, 0.98))
+    peaks = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps, pct_start=0.08)
     losses, aside, began = [], [], time.monotonic()
-    for step, rows in zip(range(1, steps + 1), row_batches(attributes, batch_size, rng, balanced=second), strict=False):
+    for step, rows in zip(range(1, steps + 1), row_batches(attributes, batch_size, rng, draw_by=draw_by), strict=False):
         captions = [describe(attributes[i], rng) for i in rows]
         if second:
             captions = [shorten(c, rng) if rng.uniform() < 0.5 else c for c in captions]
@@ -354,11 +369,13 @@ def true_answer(question: str, attributes: dict) -> str:
     return str(attributes[question])
 
 
-def write_card(out: Path, facts: dict, results: dict) -> None:
+def write_card(out: Path, stages: list[dict], results: dict, *, parameters: int, images: int, test_images: int) -> None:
+    """The model card: what it saw, how it was trained, what it can and cannot."""
     rows = "\n".join(
         f"| {q} | {len(QUESTIONS[q])} | {r['images']} | {r['accuracy']:.3f} | {r['balanced_accuracy']:.3f} |"
         for q, r in results.items()
     )
+    history = "\n".join(f"| {s['stage']} | {s['steps']:,} | {s['rate']:g} | {s['loss']:.2f} |" for s in stages)
     (out / "README.md").write_text(
         f"""---
 license: apache-2.0
@@ -367,20 +384,23 @@ tags: [clip, chest-x-ray, synthetic, zero-shot-image-classification]
 ---
 # tiny-clip
 
-**Research use only, not for diagnosis.** A CLIPModel of {facts["parameters"] / 1e6:.2f} million parameters at {SIZE} x {SIZE} pixels (ViT, patch 16),
+**Research use only, not for diagnosis.** A CLIPModel of {parameters / 1e6:.2f} million parameters at {SIZE} x {SIZE} pixels (ViT, patch {PATCH}),
 made so that ThoraCLIP can be tried and tested offline. It has never seen a patient.
 
-**Data.** {facts["images"]:,} synthetic radiographs (`thoraclip.data.phantom`, seed {TRAIN_SEED}), a third of each class. Their captions describe view,
-build, exposure, devices, markers, border and noise in varied words, and never the finding.
+**Data.** {images:,} synthetic radiographs (`thoraclip.data.phantom`, seed {TRAIN_SEED}), a third of each class. Their captions describe view,
+build, exposure, devices, markers, border and noise in varied words, and never the finding. No label of a disease is used anywhere.
 
-**Training.** Symmetric InfoNCE on batches of {facts["batch_size"]}, AdamW (one cycle, weight decay 0.1), bf16 autocast on two CPU cores, in two stages:
-{facts["steps"]:,} steps at 1e-3 on whole captions (loss {facts["loss"][0]:.2f}), then {facts["second_steps"]:,} steps at {facts["second_rate"]:g} with half of the captions
-shortened, images with devices drawn more often, and auxiliary classifiers of view, exposure, build and devices, the last also patch by patch
-(contrastive loss {facts["loss"][1]:.2f}; the classifiers are thrown away). In between, high frequencies are added to the patch embedding and the first two
-blocks learn for {facts["line_steps"]:,} steps which devices cross each patch: contrast alone never saw a thin line. No label of a disease is used anywhere. Stored as fp16.
-Script: `scripts/train_tiny_clip.py`.
+**Training.** `scripts/train_tiny_clip.py`: symmetric InfoNCE on batches of {BATCH}, AdamW (one cycle, weight decay 0.1), bf16 autocast on two CPU
+cores. Stage 1 learns from whole captions. Before stage 2, high frequencies are added to the patch embedding and the first two blocks learn
+for {LINE_STEPS} steps which devices cross each patch: contrast alone never saw a thin line. In stages 2 and 3 half of the captions are shortened,
+images with devices (in stage 3 with rare ones) are drawn more often, and auxiliary classifiers of view, exposure, build and devices, the
+last also patch by patch, are trained along and thrown away. Stored as fp16.
 
-**Numbers.** Zero-shot, prompts as in the script, on {facts["test_images"]:,} phantoms of another seed (for devices: those with one device or none):
+| stage | steps | peak rate | contrastive loss, last 100 steps |
+|---|---|---|---|
+{history}
+
+**Numbers.** Zero-shot, prompts as in the script, on {test_images:,} phantoms of seed {TEST_SEED} (for devices: those with one device or none):
 
 | question | answers | images | accuracy | balanced accuracy |
 |---|---|---|---|---|
@@ -392,62 +412,77 @@ Script: `scripts/train_tiny_clip.py`.
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="folder of a finished first stage; it is then not run again")
-    parser.add_argument("--images", type=int, default=9000)
-    parser.add_argument("--test-images", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--line-steps", type=int, default=350)
-    parser.add_argument("--second-steps", type=int, default=800)
-    parser.add_argument("--second-rate", type=float, default=7e-4)
-    parser.add_argument("--batch-size", type=int, default=128)
-    arguments = parser.parse_args()
-    torch.manual_seed(TRAIN_SEED)
-    pixels, attributes = draw_set(TRAIN_SEED, arguments.images)
-    test_pixels, test_attributes = draw_set(TEST_SEED, arguments.test_images)
-    print(f"drew {len(pixels)} + {len(test_pixels)} phantoms", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    record = arguments.out / "stage1.json"
-    if arguments.start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.start)
-        model = CLIPModel.from_pretrained(arguments.start).float()
-        model.set_attn_implementation("eager")
-        first_loss = json.loads((arguments.start / "stage1.json").read_text(encoding="utf-8"))["loss"]
-    else:
-        wording = np.random.default_rng(TRAIN_SEED)
-        tokenizer = train_tokenizer([describe(a, wording) for a in attributes])
-        model = make_model(tokenizer)
-        options = {"steps": arguments.steps, "batch_size": arguments.batch_size, "rate": 1e-3}
-        first_loss = train(model, tokenizer, pixels, attributes, **options)
-    options = {"steps": arguments.second_steps, "batch_size": arguments.batch_size, "rate": arguments.second_rate}
-    second_loss = float("nan")
-    if arguments.second_steps:
-        heads = AttributeHeads(model.config.vision_config.hidden_size)
+def run_stage(
+    stage: int, model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict], *, steps: int
+) -> dict:
+    """1: whole captions. 2: see lines, then shortened captions and auxiliary classifiers. 3: the same, rare devices more often."""
+    common = {"steps": steps, "batch_size": BATCH, "rate": {1: 1e-3, 2: 7e-4, 3: 4e-4}[stage]}
+    if stage == 1:
+        loss = train(model, tokenizer, pixels, attributes, **common)
+        return {"stage": 1, "steps": steps, "rate": common["rate"], "loss": loss}
+    heads = AttributeHeads(model.config.vision_config.hidden_size)
+    if stage == 2:
         sharpen_patches(model, pixels)
-        learn_lines(model, heads, pixels, attributes, steps=arguments.line_steps, batch_size=arguments.batch_size)
-        second_loss = train(model, tokenizer, pixels, attributes, **options, heads=heads)
-    model.eval().half()
-    model.save_pretrained(arguments.out)
-    tokenizer.save_pretrained(arguments.out)
+        learn_lines(model, heads, pixels, attributes, steps=LINE_STEPS, batch_size=BATCH)
+    draw_by = {2: "devices", 3: "rarity"}[stage]
+    loss = train(model, tokenizer, pixels, attributes, **common, heads=heads, draw_by=draw_by)
+    return {"stage": stage, "steps": steps, "rate": common["rate"], "loss": loss}
+
+
+def save(out: Path, model: CLIPModel, tokenizer) -> None:
+    """Weights in fp16, tokenizer and image processor, in Transformers format."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.eval().half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
     processor = {
         "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": SIZE}, "resample": 3,
         "do_center_crop": True, "crop_size": {"height": SIZE, "width": SIZE}, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(SPEC.mean), "image_std": list(SPEC.std), "do_convert_rgb": True,
     }  # fmt: skip
-    (arguments.out / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder that an earlier call wrote; its stages are not run again")
+    parser.add_argument("--images", type=int, default=9000)
+    parser.add_argument("--test-images", type=int, default=1500)
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=[1600, 700, 300], help="of the three stages; 0 leaves one out"
+    )
+    arguments = parser.parse_args()
+    torch.manual_seed(TRAIN_SEED)
+    pixels, attributes = draw_set(TRAIN_SEED, arguments.images)
+    test_pixels, test_attributes = draw_set(TEST_SEED, arguments.test_images)
+    print(f"drew {len(pixels)} + {len(test_pixels)} phantoms", flush=True)
+    stages: list[dict] = []
+    if arguments.start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.start)
+        model = CLIPModel.from_pretrained(arguments.start).float()
+        model.set_attn_implementation("eager")
+        stages = json.loads((arguments.start / "training.json").read_text(encoding="utf-8"))
+    else:
+        wording = np.random.default_rng(TRAIN_SEED)
+        tokenizer = train_tokenizer([describe(a, wording) for a in attributes])
+        model = make_model(tokenizer)
+    done = {entry["stage"] for entry in stages}
+    for stage, steps in enumerate(arguments.steps, start=1):
+        if steps and stage not in done:
+            stages.append(run_stage(stage, model, tokenizer, pixels, attributes, steps=steps))
+    save(arguments.out, model, tokenizer)
+    (arguments.out / "training.json").write_text(json.dumps(stages, indent=2) + "\n", encoding="utf-8")
     results = answer(model.float(), tokenizer, test_pixels, test_attributes)
     print(json.dumps(results, indent=2))
-    if not arguments.second_steps:
-        record.write_text(json.dumps({"loss": first_loss}), encoding="utf-8")
-        return
-    facts = {
-        "parameters": sum(p.numel() for p in model.parameters()), "images": arguments.images, "test_images": arguments.test_images,
-        "batch_size": arguments.batch_size, "steps": arguments.steps, "second_steps": arguments.second_steps,
-        "second_rate": arguments.second_rate, "line_steps": arguments.line_steps, "loss": (first_loss, second_loss),
-    }  # fmt: skip
-    write_card(arguments.out, facts, results)
+    parameters = sum(p.numel() for p in model.parameters())
+    write_card(
+        arguments.out,
+        stages,
+        results,
+        parameters=parameters,
+        images=arguments.images,
+        test_images=arguments.test_images,
+    )
 
 
 if __name__ == "__main__":

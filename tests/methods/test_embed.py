@@ -80,6 +80,15 @@ def test_an_interrupted_pass_goes_on_and_ends_with_the_same_bytes(
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
+def test_a_begun_pass_whose_arrays_are_gone_starts_again(manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        embed(manifest, FakeEncoder(dies_at=2), tmp_path / "e", batch_size=4)
+    (tmp_path / "e" / "pooled.npy.part").unlink()
+    anew = FakeEncoder()
+    embed(manifest, anew, tmp_path / "e", batch_size=4)
+    assert sum(anew.calls) == len(manifest)
+
+
 def test_a_pass_begun_with_other_settings_is_not_continued(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         embed(manifest, FakeEncoder(dies_at=2), tmp_path / "e", batch_size=4)

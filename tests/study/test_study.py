@@ -170,6 +170,12 @@ def test_a_bare_folder_is_indexed_split_and_run(class_folder: Path, tmp_path: Pa
     assert (tmp_path / "out" / "manifest.index.json").is_file()
 
 
+def test_a_study_inside_its_own_images_is_refused(class_folder: Path) -> None:
+    with pytest.raises(InputError, match="choose an --out elsewhere"):
+        run_study(*read_study(class_folder, {}), class_folder / "out")
+    assert not (class_folder / "out").exists()
+
+
 def test_images_without_a_part_are_left_out_and_counted(manifest: Manifest, tmp_path: Path) -> None:
     labels = manifest.column("label")
     split: list[str | None] = [("train", "train", "val", "test")[i % 4] for i in range(len(labels))]

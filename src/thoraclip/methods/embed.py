@@ -122,7 +122,7 @@ def embed(
     sweep(out)
     (out / "embeddings.json").unlink(missing_ok=True)
     token = digest([fingerprint, batch_size])
-    done = _rows_done(out, token)
+    done = _rows_done(out, token, len(manifest))
     _write_rows(manifest, encoder, out, token, start=done, batch_size=batch_size, progress=progress)
     for name in ARRAYS:
         part = out / f"{name}.npy.part"
@@ -133,13 +133,15 @@ def embed(
     return read_embeddings(out)
 
 
-def _rows_done(out: Path, token: str) -> int:
+def _rows_done(out: Path, token: str, total: int) -> int:
     """Rows that an earlier, interrupted pass of the very same work has on disk; 0 for any other."""
     try:
         state = json.loads((out / "progress.json").read_text(encoding="utf-8"))
-        return int(state["rows"]) if state["token"] == token else 0
+        rows = int(state["rows"]) if state["token"] == token else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+    there = all((out / f"{name}.npy.part").is_file() for name in ARRAYS)
+    return rows if there or rows == total else 0  # at the end the parts may be renamed already
 
 
 def _write_rows(

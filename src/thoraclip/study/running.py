@@ -12,7 +12,7 @@ from thoraclip.config import toml_value
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds
-from thoraclip.errors import ManifestError, ThoraclipError
+from thoraclip.errors import InputError, ManifestError, ThoraclipError
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.methods.running import is_done, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
@@ -109,6 +109,8 @@ def _prepare_manifest(
     if config.manifest:
         manifest = read_manifest(Path(config.manifest))
     else:
+        if out.resolve().is_relative_to(Path(config.folder).resolve()):
+            raise InputError(f"{out}: lies inside the images' folder {config.folder}; choose an --out elsewhere")
         layout = config.layout or detect_layout(Path(config.folder))
         announce(f"indexing {config.folder} (layout {layout})")
         found = index(Path(config.folder), layout=layout, progress=progress)
