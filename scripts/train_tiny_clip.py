@@ -279,10 +279,10 @@ def train(
 ) -> float:
     """One stage of symmetric InfoNCE, captions worded afresh for every batch; returns the last hundred steps' mean loss.
 
-    With `heads` (stages 2 and 3) it shortens half of the captions, draws images with devices more often, and adds `AttributeHeads`.
+    With `heads` (stages 2 to 4) it shortens half of the captions and adds `AttributeHeads`; `draw_by` as in `row_batches`.
     """
     second = heads is not None
-    rng = np.random.default_rng([TRAIN_SEED, int(second)])
+    rng = np.random.default_rng([TRAIN_SEED, int(second), round(rate * 1e5)])
     groups = [{"params": model.parameters(), "lr": rate}]
     groups += [{"params": heads.parameters(), "lr": 4 * rate}] if heads else []
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1, betas=(0.9, 0.98))
@@ -392,8 +392,8 @@ build, exposure, devices, markers, border and noise in varied words, and never t
 
 **Training.** `scripts/train_tiny_clip.py`: symmetric InfoNCE on batches of {BATCH}, AdamW (one cycle, weight decay 0.1), bf16 autocast on two CPU
 cores. Stage 1 learns from whole captions. Before stage 2, high frequencies are added to the patch embedding and the first two blocks learn
-for {LINE_STEPS} steps which devices cross each patch: contrast alone never saw a thin line. In stages 2 and 3 half of the captions are shortened,
-images with devices (in stage 3 with rare ones) are drawn more often, and auxiliary classifiers of view, exposure, build and devices, the
+for {LINE_STEPS} steps which devices cross each patch: contrast alone never saw a thin line. In stages 2 to 4 half of the captions are shortened
+and, in 2 and 3, images with devices (in 3 with rare ones) drawn more often; auxiliary classifiers of view, exposure, build and devices, the
 last also patch by patch, are trained along and thrown away. Stored as fp16.
 
 | stage | steps | peak rate | contrastive loss, last 100 steps |
@@ -415,8 +415,8 @@ last also patch by patch, are trained along and thrown away. Stored as fp16.
 def run_stage(
     stage: int, model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict], *, steps: int
 ) -> dict:
-    """1: whole captions. 2: see lines, then shortened captions and auxiliary classifiers. 3: the same, rare devices more often."""
-    common = {"steps": steps, "batch_size": BATCH, "rate": {1: 1e-3, 2: 7e-4, 3: 4e-4}[stage]}
+    """1: whole captions. 2: see lines, then shortened captions and auxiliary classifiers. 3: the same, rare devices more often. 4: the same, as often as they are."""
+    common = {"steps": steps, "batch_size": BATCH, "rate": {1: 1e-3, 2: 7e-4, 3: 4e-4, 4: 3e-4}[stage]}
     if stage == 1:
         loss = train(model, tokenizer, pixels, attributes, **common)
         return {"stage": 1, "steps": steps, "rate": common["rate"], "loss": loss}
@@ -424,7 +424,7 @@ def run_stage(
     if stage == 2:
         sharpen_patches(model, pixels)
         learn_lines(model, heads, pixels, attributes, steps=LINE_STEPS, batch_size=BATCH)
-    draw_by = {2: "devices", 3: "rarity"}[stage]
+    draw_by = {2: "devices", 3: "rarity", 4: "epoch"}[stage]
     loss = train(model, tokenizer, pixels, attributes, **common, heads=heads, draw_by=draw_by)
     return {"stage": stage, "steps": steps, "rate": common["rate"], "loss": loss}
 
@@ -449,7 +449,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=9000)
     parser.add_argument("--test-images", type=int, default=1500)
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[1600, 700, 300], help="of the three stages; 0 leaves one out"
+        "--steps", type=int, nargs=4, default=[1600, 700, 300, 300], help="of the four stages; 0 leaves one out"
     )
     arguments = parser.parse_args()
     torch.manual_seed(TRAIN_SEED)

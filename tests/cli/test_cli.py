@@ -57,9 +57,13 @@ def test_from_a_folder_to_a_page(class_folder: Path, tmp_path: Path, capsys: pyt
     report = json.loads((out / "report.json").read_text())
     assert report["schema"] == 1
     assert {m["name"] for m in report["methods"]} == {"zeroshot", "probe", "majority"}
-    assert "data:image" in (out / "report.html").read_text()
-    assert run(["report", *runs, "--manifest", s, "--no-thumbnails", "--resamples", "200", "--out", str(out)]) == 0
-    assert "data:image" not in (out / "report.html").read_text()
+    for option, shown in (
+        ("--thumbnails", True),
+        ("--no-thumbnails", False),
+    ):  # zero-shot alone: it is surely wrong somewhere
+        arguments = ["report", runs[0], "--manifest", s, option, "--resamples", "200", "--out", str(tmp_path / option)]
+        assert run(arguments) == 0
+        assert ("data:image" in (tmp_path / option / "report.html").read_text()) is shown
     captured = capsys.readouterr()
     assert "macro F1" in captured.out
     assert "not for diagnosis" in captured.out
