@@ -61,6 +61,9 @@ QUESTIONS = {
         "Normal": ["a chest X-ray showing no abnormality."],
     },
 }
+QUESTIONS |= {
+    f"{name} or none": {"none": QUESTIONS["devices"]["none"], name: QUESTIONS["devices"][name]} for name in DEVICES
+}
 
 
 def draw(task: tuple[int, int]) -> tuple[np.ndarray, dict]:
@@ -363,7 +366,9 @@ def answer(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dic
 def true_answer(question: str, attributes: dict) -> str:
     if question == "disease":
         return str(attributes["label"])
-    if question == "devices":  # one device or none: with two, either name is a right answer
+    if question == "devices" or question.endswith(
+        " or none"
+    ):  # one device or none: with two, either name is a right answer
         devices = attributes["devices"]
         return "none" if not devices else devices[0] if len(devices) == 1 else "several"
     return str(attributes[question])

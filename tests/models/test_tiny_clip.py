@@ -11,6 +11,7 @@ import pytest
 from tests.checkpoints import TINY
 
 import thoraclip
+from thoraclip.data.phantom.lines import DEVICES
 from thoraclip.imaging import fit
 from thoraclip.models.dual_encoder import load_dual_encoder
 
@@ -37,8 +38,14 @@ def answers(script: ModuleType) -> dict[str, float]:
 
 
 def test_what_its_captions_describe_is_known_zero_shot(answers: dict[str, float]) -> None:
+    """Balanced accuracy; the card has the same on 1,500 phantoms. The tube over the spine is the hard one at 128 pixels."""
     assert answers["view"] >= 0.9
-    assert answers["devices"] >= 0.85, "0.9 on the card's 1,500 phantoms; this sample has few of the rare devices"
+    assert answers["exposure"] >= 0.9
+    assert answers["build"] >= 0.85
+    each = [answers[f"{name} or none"] for name in DEVICES]
+    assert np.mean(each) >= 0.9
+    assert min(each) >= 0.75
+    assert answers["devices"] >= 0.8
 
 
 def test_what_its_captions_never_name_is_not(answers: dict[str, float]) -> None:
