@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("demo-out"),
-    images: Annotated[int, typer.Option(min=60, help="Phantoms to draw.")] = 600,
+    images: Annotated[int, typer.Option(min=60, help="Phantoms to draw.")] = 900,
     seed: Annotated[int, typer.Option(help="Of the phantoms.")] = 0,
 ) -> None:
     """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot and with probes, judge, show the page."""
@@ -32,7 +32,9 @@ def demo(
     from thoraclip.study import demo_study, run_study
 
     with progress_bar("drawing phantoms") as progress:
-        summary = write_phantoms(out / "phantoms", PhantomConfig(images=images, seed=seed), progress=progress)
+        summary = write_phantoms(
+            out / "phantoms", PhantomConfig(images=images, seed=seed, difficulty=0.0), progress=progress
+        )
     announce(f"{summary.images} phantoms of {summary.patients} patients")
     config, methods = demo_study(summary.root, out / "phantoms.parquet")
     with progress_bar("images") as progress:

@@ -195,10 +195,11 @@ def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[M
     """The study of `thoraclip demo`: the shipped encoder on a folder of phantoms, zero-shot and probed in two ways.
 
     Args:
-        phantoms: written by `data.phantom.write_phantoms`; its table names the patients, so intervals are by patient.
+        phantoms: written by `data.phantom.write_phantoms`; its table names the patients: five folds keep them whole.
         manifest_file: where their manifest is written.
     """
-    write_manifest(manifest_file, index(phantoms, layout="csv", csv_file=phantoms / "phantoms.csv").manifest)
+    found = index(phantoms, layout="csv", csv_file=phantoms / "phantoms.csv").manifest
+    write_manifest(manifest_file, split_folds(found, folds=5, seed=0))
     config = StudyConfig(manifest=str(manifest_file), title="ThoraCLIP demo on synthetic radiographs")
     entries = [
         {"name": "zero-shot, ensemble", "kind": "zeroshot", "prompts": "chest-xray-ensemble"},
