@@ -326,7 +326,7 @@ def train(
         if step % 50 == 0:
             speed = step * batch_size / (time.monotonic() - began)
             said = f"loss {np.mean(losses[-50:]):.3f}  auxiliary {np.mean(aside[-50:], axis=0).round(3).tolist()}"
-            print(f"stage {1 + second}, step {step}/{steps}  {said}  {speed:.0f} pairs/s", flush=True)
+            print(f"step {step}/{steps}  {said}  {speed:.0f} pairs/s", flush=True)
     return float(np.mean(losses[-100:]))
 
 

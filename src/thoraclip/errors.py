@@ -32,6 +32,7 @@ __all__ = [
     "ParityError",
     "ThoraclipError",
     "did_you_mean",
+    "first_line",
 ]
 
 
@@ -76,6 +77,12 @@ class MissingExtraError(ThoraclipError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"'{package}' is not installed; mend it with: pip install 'thoraclip[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, cut to its first line and 200 characters; its type's name when it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

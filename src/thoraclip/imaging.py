@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from thoraclip.errors import ConfigError, ImageError, did_you_mean
+from thoraclip.errors import ConfigError, ImageError, did_you_mean, first_line
 
 __all__ = [
     "GEOMETRIES",
@@ -103,7 +103,7 @@ def _decode_picture(data: bytes, where: str) -> Radiograph:
     except (
         Exception
     ) as error:  # Pillow raises many kinds on damaged files (OSError, SyntaxError, struct.error, zlib.error)
-        raise ImageError(f"{where}: damaged picture ({_first_line(error)})") from error
+        raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, "JPEG" if kind == "MPO" else kind)
 
 
@@ -141,7 +141,7 @@ def _decode_dicom(data: bytes, where: str) -> Radiograph:
         photometric = str(dataset.get("PhotometricInterpretation", ""))
         pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0)
     except Exception as error:  # of many kinds
-        raise ImageError(f"{where}: damaged DICOM ({_first_line(error)})") from error
+        raise ImageError(f"{where}: damaged DICOM ({first_line(error)})") from error
     if not has_pixels:
         raise ImageError(f"{where}: a DICOM header without pixel data")
     if frames != 1 or samples != 1:
@@ -154,18 +154,13 @@ def _decode_dicom(data: bytes, where: str) -> Radiograph:
         values = apply_modality_lut(dataset.pixel_array, dataset)
         values = np.asarray(apply_voi_lut(values, dataset), dtype=np.float64)
     except Exception as error:  # decoders raise many kinds
-        raise ImageError(f"{where}: DICOM pixels cannot be decoded ({_first_line(error)})") from error
+        raise ImageError(f"{where}: DICOM pixels cannot be decoded ({first_line(error)})") from error
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
     if photometric == "MONOCHROME1":
         scaled = 255.0 - scaled
     grey = np.round(scaled).astype(np.uint8)
     return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM")
-
-
-def _first_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:160] if text else type(error).__name__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from thoraclip.errors import ModelError, did_you_mean
+from thoraclip.errors import ModelError, did_you_mean, first_line
 from thoraclip.imaging import Preprocess
 
 __all__ = [
@@ -69,11 +69,11 @@ def find_checkpoint(name: str) -> Checkpoint:
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
         if is_local:
             raise ModelError(
-                f"model '{name}': {location} holds no readable config.json ({_first_line(error)})"
+                f"model '{name}': {location} holds no readable config.json ({first_line(error)})"
             ) from error
         raise ModelError(
             f"model '{name}': neither a local folder, a shipped model ({', '.join(SHIPPED)}), nor found on the Hub "
-            f"({_first_line(error)}); check the spelling, or download it and give the folder"
+            f"({first_line(error)}); check the spelling, or download it and give the folder"
         ) from error
     return Checkpoint(name, location, is_local, config)
 
@@ -110,7 +110,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
             )  # fmt: skip
     except Exception as error:  # OSError, safetensors and runtime errors
         raise checkpoint.error(
-            f"weights cannot be loaded ({_first_line(error)}); a model.safetensors is needed"
+            f"weights cannot be loaded ({first_line(error)}); a model.safetensors is needed"
         ) from error
     missing = sorted(info["missing_keys"])
     unexpected = sorted(
@@ -146,7 +146,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, adapter: str) -> nn
             merged: nn.Module = tuned.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
         raise ModelError(
-            f"adapter '{adapter}': does not fit model '{checkpoint.name}' ({_first_line(error)})"
+            f"adapter '{adapter}': does not fit model '{checkpoint.name}' ({first_line(error)})"
         ) from error
     return merged
 
@@ -162,7 +162,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             )
     except Exception as error:  # OSError, ValueError, KeyError
         raise checkpoint.error(
-            f"its tokenizer cannot be loaded ({_first_line(error)}); a tokenizer.json is needed"
+            f"its tokenizer cannot be loaded ({first_line(error)}); a tokenizer.json is needed"
         ) from error
 
 
@@ -209,7 +209,7 @@ def _preprocessor_file(checkpoint: Checkpoint) -> Path:
     try:
         found = cached_file(checkpoint.location, "preprocessor_config.json")
     except OSError as error:
-        raise checkpoint.error(f"preprocessor_config.json cannot be had ({_first_line(error)})") from error
+        raise checkpoint.error(f"preprocessor_config.json cannot be had ({first_line(error)})") from error
     return Path(str(found))
 
 
@@ -230,8 +230,3 @@ def _quiet() -> Iterator[None]:
         hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from thoraclip.errors import InputError, ManifestError
+from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.labels import LabelSet
+from thoraclip.runs import atomic_open
 from thoraclip.tables.store import read_table, write_table
 
 __all__ = ["Predictions", "read_predictions", "write_predictions"]
@@ -116,8 +117,6 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     columns["patient"] = pa.array(predictions.patient, pa.string())
     table = pa.table(columns)
     if path.suffix == ".csv":
-        from thoraclip.runs import atomic_open
-
         with atomic_open(path) as stream:
             pacsv.write_csv(table, stream)
     else:
@@ -156,7 +155,7 @@ def _read_csv(path: Path) -> pa.Table:
     try:
         return pacsv.read_csv(path, convert_options=options)
     except pa.ArrowException as error:
-        raise ManifestError(f"{path}: not a readable CSV file ({str(error).splitlines()[0]}); mend the file") from error
+        raise ManifestError(f"{path}: not a readable CSV file ({first_line(error)}); mend the file") from error
 
 
 def _from_table(table: pa.Table) -> Predictions:

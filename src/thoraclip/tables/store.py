@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thoraclip.errors import InputError, ManifestError
+from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.runs import atomic_open, canonical_json
 
 __all__ = ["read_table", "write_table"]
@@ -47,7 +47,7 @@ def read_table(
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: not a readable Parquet file ({_first_line(error)}); write it again") from error
+        raise ManifestError(f"{path}: not a readable Parquet file ({first_line(error)}); write it again") from error
     header = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
     if foreign and not header:
         return table.replace_schema_metadata(None), {}
@@ -60,7 +60,3 @@ def read_table(
             "upgrade thoraclip"
         )
     return table.replace_schema_metadata(None), dict(header["meta"])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
