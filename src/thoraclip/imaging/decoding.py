@@ -1,0 +1,134 @@
+"""PNG, JPEG and DICOM to 8-bit grey, or to one reason why not; nothing in a file can crash, hang or flood the process."""
+
+from __future__ import annotations
+
+import io
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from thoraclip.errors import ImageError, first_line
+from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom
+
+__all__ = ["DECODING", "IMAGE_SUFFIXES", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes"]
+
+Grey = npt.NDArray[np.uint8]
+
+DECODING = 2
+"""Number of the rules by which files become grey; what was kept under another number is made again."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+MAX_BYTES = 512 * 1024**2
+"""Larger files are not read: 100 megapixels of 16 bits take 200 MB."""
+_MAX_SCANS = 100
+"""A progressive JPEG has about ten scans; with thousands, a small file keeps the decoder busy for hours."""
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One decoded picture.
+
+    Args:
+        pixels: u8[H, W], bright is dense (MONOCHROME1 is inverted).
+        width, height: in pixels, as displayed.
+        mode: Pillow's mode of the file (`L`, `RGB`, `I;16`, ...) or DICOM's photometric interpretation.
+        format: `PNG`, `JPEG` or `DICOM`.
+        header: what a DICOM file says of the patient and the exposure; `None` for other formats.
+    """
+
+    pixels: Grey
+    width: int
+    height: int
+    mode: str
+    format: str
+    header: DicomHeader | None = None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        ImageError: missing, unreadable, a device or a pipe, or larger than 512 MiB.
+    """
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ImageError(f"{path}: cannot be read (not a regular file)")
+        if facts.st_size > MAX_BYTES:
+            raise ImageError(f"{path}: {facts.st_size:,} bytes is more than {MAX_BYTES:,}; not a radiograph")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode(source: Path | bytes) -> Radiograph:
+    """Decode a file, or the bytes of one, to 8-bit grey.
+
+    RGB, CMYK and palettes become luma (ITU-R 601-2, Pillow's `L`); alpha is laid over black. Samples deeper than 8 bits
+    are scaled by the smallest whole bit depth that holds their largest value, since 16-bit files often carry 10 to 12.
+    DICOM is shown as its look-up tables say; see `imaging.dicom`.
+
+    Raises:
+        ImageError: not a PNG, JPEG or DICOM, damaged, larger than 100 megapixels, or not one grey radiograph.
+    """
+    where = str(source) if isinstance(source, Path) else "image"
+    data = read_bytes(source) if isinstance(source, Path) else source
+    if not data:
+        raise ImageError(f"{where}: the file is empty")
+    if is_dicom(data):
+        grey, photometric, header = decode_dicom(data, where)
+        return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header)
+    return _decode_picture(data, where)
+
+
+def _decode_picture(data: bytes, where: str) -> Radiograph:
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(
+                f"{where}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph"
+            )
+        mode, kind = image.mode, image.format or "?"
+        if kind != "PNG" and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
+            raise ImageError(f"{where}: a JPEG of {scans:,} scans; more than {_MAX_SCANS} are not decoded")
+        image.load()
+        grey = _to_grey(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
+        raise ImageError(f"{where}: more than {MAX_PIXELS:,} pixels; not a radiograph ({error})") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
+    except (
+        Exception
+    ) as error:  # Pillow raises many kinds on damaged files (OSError, SyntaxError, struct.error, zlib.error)
+        raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
+    return Radiograph(grey, grey.shape[1], grey.shape[0], mode, "JPEG" if kind == "MPO" else kind)
+
+
+def _to_grey(image: Image.Image) -> Grey:
+    if image.mode in {"I", "F"} or image.mode.startswith("I;"):
+        return _scale_by_depth(np.asarray(image))
+    if image.mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    if image.mode != "L":
+        image = image.convert("RGB").convert("L")
+    return np.array(image, dtype=np.uint8)
+
+
+def _scale_by_depth(samples: npt.NDArray[Any]) -> Grey:
+    """Scale by 2^bits - 1, the smallest of 8..16 bits that holds the largest value."""
+    low, high = float(samples.min()), float(samples.max())
+    if not 0 <= low <= high <= 65535:
+        raise ImageError(f"samples run from {low:g} to {high:g}; expected whole numbers in 0..65535")
+    bits = max(8, int(high).bit_length())
+    table = np.round(np.arange(2**bits) * (255.0 / (2**bits - 1))).astype(np.uint8)
+    grey: Grey = table[samples.astype(np.uint16)]  # a table: 100 megapixels as floats would take 800 MB
+    return grey

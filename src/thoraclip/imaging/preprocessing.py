@@ -1,0 +1,146 @@
+"""From 8-bit grey to the numbers that an encoder takes; one specification for training, embedding, export and serving."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from thoraclip.errors import ConfigError, ImageError, did_you_mean
+from thoraclip.imaging.decoding import MAX_PIXELS, Grey, Radiograph
+
+__all__ = ["GEOMETRIES", "Pixels", "Preprocess", "check_pixels", "fit", "normalise", "preprocess"]
+
+Pixels = npt.NDArray[np.float32]
+
+GEOMETRIES = ("squash", "crop", "pad")
+
+_RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How grey pixels become an encoder's input; equal specs give equal numbers.
+
+    Args:
+        size: side of the square input, in pixels.
+        geometry: `squash` (both sides to `size`; the aspect ratio cannot be read off the picture), `crop` (short side to
+            `short_side`, centre `size` x `size`), `pad` (long side to `size`, black bars).
+        short_side: used by `crop`; `size` or larger.
+        resample: `nearest`, `bilinear`, `bicubic` or `lanczos` (Pillow's, antialiased).
+        mean, std: per channel, in units of [0, 1] pixels.
+
+    Raises:
+        ConfigError: a value is unknown or out of range.
+    """
+
+    size: int = 224
+    geometry: str = "squash"
+    short_side: int | None = None
+    resample: str = "bicubic"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        if self.geometry not in GEOMETRIES:
+            raise ConfigError(f"unknown geometry '{self.geometry}'{did_you_mean(self.geometry, GEOMETRIES)}")
+        if self.resample not in _RESAMPLE:
+            raise ConfigError(f"unknown resample '{self.resample}'{did_you_mean(self.resample, _RESAMPLE)}")
+        if self.size < 1 or (self.short_side is not None and self.short_side < self.size):
+            raise ConfigError(
+                f"size {self.size}, short_side {self.short_side}: size >= 1 and short_side >= size are needed"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean}, std {self.std}: three channels with positive std are needed")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, for files and fingerprints."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def fit(pixels: Grey, spec: Preprocess) -> Grey:
+    """Bring u8[H, W] to u8[size, size] by the spec's geometry.
+
+    Raises:
+        ImageError: geometry `crop` would blow a strip up to more than 100 megapixels.
+    """
+    image = Image.fromarray(pixels)
+    resample = _RESAMPLE[spec.resample]
+    if spec.geometry == "squash":
+        return np.asarray(image.resize((spec.size, spec.size), resample))
+    if spec.geometry == "crop":
+        short = spec.short_side or spec.size
+        # whole numbers, and the floor of the half difference, as in Transformers' image processors
+        width, height = (short * side // min(image.size) for side in image.size)
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                f"{image.width} x {image.height} pixels: too long a strip for geometry 'crop'; use squash or pad"
+            )
+        image = image.resize((width, height), resample)
+        left, top = (width - spec.size) // 2, (height - spec.size) // 2
+        return np.asarray(image.crop((left, top, left + spec.size, top + spec.size)))
+    scale = spec.size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    canvas = Image.new("L", (spec.size, spec.size), 0)
+    canvas.paste(image.resize((width, height), resample), ((spec.size - width) // 2, (spec.size - height) // 2))
+    return np.asarray(canvas)
+
+
+def normalise(grey: Grey, spec: Preprocess) -> Pixels:
+    """u8[..., H, W] -> f32[..., 3, H, W]: (grey / 255 - mean) / std, the same grey in three channels."""
+    unit = grey[..., None, :, :].astype(np.float32) * np.float32(1 / 255)
+    mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
+    std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
+    return (unit - mean) / std
+
+
+def preprocess(radiograph: Radiograph | Grey, spec: Preprocess) -> Pixels:
+    """Grey picture -> f32[3, size, size], the input of an encoder with this spec."""
+    pixels = radiograph.pixels if isinstance(radiograph, Radiograph) else radiograph
+    return normalise(fit(pixels, spec), spec)
+
+
+def check_pixels(pixels: npt.NDArray[Any], spec: Preprocess) -> None:
+    """The gate at every encoder's door; called on the first batch.
+
+    The normalisation is undone; what comes out must be grey, lie in [0, 1], and hold contrast. Pixels that were
+    normalised twice fail: they leave [0, 1], or their channels part, or 1.7 % of their contrast is left.
+
+    Args:
+        pixels: f32[B, 3, size, size].
+
+    Raises:
+        ImageError: names the value and the rule that it breaks.
+    """
+    expected = (3, spec.size, spec.size)
+    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
+        raise ImageError(
+            f"pixels {pixels.dtype}{list(pixels.shape)}: expected float32 [B, 3, {spec.size}, {spec.size}]"
+        )
+    mean = np.asarray(spec.mean, dtype=np.float32)[:, None, None]
+    std = np.asarray(spec.std, dtype=np.float32)[:, None, None]
+    unit = pixels * std + mean
+    low, high = float(unit.min()), float(unit.max())
+    if not (np.isfinite(low) and np.isfinite(high)) or low < -1e-3 or high > 1 + 1e-3:
+        raise ImageError(
+            f"pixels run from {low:.3g} to {high:.3g} after undoing the normalisation; expected [0, 1]: normalise once"
+        )
+    spread = float(np.abs(unit - unit[:, :1]).max())
+    if spread > 2e-3:
+        raise ImageError(
+            f"channels differ by {spread:.3g} after undoing the normalisation; a radiograph is grey: normalise once"
+        )
+    contrast = float(unit[:, 0].std(axis=(1, 2)).max())
+    if contrast < 0.01:
+        raise ImageError(
+            f"contrast {contrast:.3g} (standard deviation in [0, 1]) in a whole batch is below 0.01; "
+            "the pixels were scaled or normalised twice, or every picture is blank"
+        )
