@@ -1,34 +1,47 @@
-"""Batches: manifest order, the same batches after a resumed start, and files that are still what was indexed."""
+"""Batches come in order, resume at the same rows, and are the same bytes with and without a pixel cache."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from thoraclip.data.batches import pixel_batches
+from thoraclip.data import batches as module
+from thoraclip.data.batches import grey_batches, in_batches, pixel_cache
 from thoraclip.errors import ImageError, InputError, MismatchError
-from thoraclip.imaging import Preprocess, decode, preprocess
+from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.pixels import read_pixels
 
 SPEC = Preprocess(size=16)
 
 
-def test_pixels_come_in_manifest_order_whatever_the_batch_size(manifest: Manifest) -> None:
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_pictures_come_in_manifest_order_whatever_the_batch_size(
+    manifest: Manifest, tmp_path: Path, is_cached: bool
+) -> None:
     order = np.random.default_rng(0).permutation(len(manifest))
     shuffled = manifest.take(order)
-    expected = np.stack([preprocess(decode(path), SPEC) for path in shuffled.paths()])
+    expected = np.stack([fit(decode(path).pixels, SPEC) for path in shuffled.paths()])
     for batch_size in (1, 5, 24, 100):
-        batches = list(pixel_batches(shuffled, SPEC, batch_size=batch_size))
-        assert [first for first, _ in batches] == list(range(0, 24, batch_size))
-        assert all(len(pixels) <= batch_size and pixels.dtype == np.float32 for _, pixels in batches)
-        np.testing.assert_array_equal(np.concatenate([pixels for _, pixels in batches]), expected)
+        found = list(grey_batches(shuffled, SPEC, batch_size=batch_size, pixels=tmp_path if is_cached else None))
+        assert [first for first, _ in found] == list(range(0, 24, batch_size))
+        assert all(len(greys) <= batch_size and greys.dtype == np.uint8 for _, greys in found)
+        np.testing.assert_array_equal(np.concatenate([greys for _, greys in found]), expected)
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
 @pytest.mark.parametrize("start", [0, 5, 7, 20, 23])
-def test_a_resumed_pass_sees_the_same_batches(manifest: Manifest, start: int) -> None:
-    whole = list(pixel_batches(manifest, SPEC, batch_size=5))
-    resumed = list(pixel_batches(manifest, SPEC, batch_size=5, start=start))
+def test_a_resumed_pass_sees_the_same_batches(manifest: Manifest, tmp_path: Path, start: int, is_cached: bool) -> None:
+    whole = list(grey_batches(manifest, SPEC, batch_size=5))
+    resumed = list(grey_batches(manifest, SPEC, batch_size=5, start=start, pixels=tmp_path if is_cached else None))
     kept = [batch for batch in whole if batch[0] + 5 > start]
     assert [first for first, _ in resumed] == [first for first, _ in kept]
     for (_, a), (_, b) in zip(resumed, kept, strict=True):
@@ -36,45 +49,146 @@ def test_a_resumed_pass_sees_the_same_batches(manifest: Manifest, start: int) ->
 
 
 def test_a_pass_that_is_done_has_no_batches(manifest: Manifest) -> None:
-    assert list(pixel_batches(manifest, SPEC, batch_size=6, start=24)) == []
+    assert list(grey_batches(manifest, SPEC, batch_size=6, start=24)) == []
 
 
 def test_a_changed_picture_is_refused_with_its_path(manifest: Manifest) -> None:
     path = manifest.paths()[20]
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(path)
-    batches = pixel_batches(manifest, SPEC, batch_size=8)
-    assert [next(batches)[0], next(batches)[0]] == [0, 8]
+    found = grey_batches(manifest, SPEC, batch_size=8)
+    assert [next(found)[0], next(found)[0]] == [0, 8]
     with pytest.raises(MismatchError, match=f"{path}: its content changed since it was indexed"):
-        next(batches)
+        next(found)
 
 
 def test_a_picture_that_is_gone_is_refused_with_its_path(manifest: Manifest) -> None:
     path = manifest.paths()[3]
     path.unlink()
     with pytest.raises(InputError, match=rf"{path}: cannot be read any more \(No such file"):
-        next(pixel_batches(manifest, SPEC, batch_size=8))
+        next(grey_batches(manifest, SPEC, batch_size=8))
 
 
 def test_a_picture_without_a_recorded_hash_is_not_compared_but_must_decode(manifest: Manifest) -> None:
     manifest = manifest.with_columns(sha256=[None] * len(manifest))
-    assert len(list(pixel_batches(manifest, SPEC, batch_size=24))) == 1
+    assert len(list(grey_batches(manifest, SPEC, batch_size=24))) == 1
     path = manifest.paths()[0]
     path.write_text("no picture")
     with pytest.raises(ImageError, match=f"^{path}: not a PNG, JPEG or DICOM picture"):
-        next(pixel_batches(manifest, SPEC, batch_size=8))
-
-
-def test_a_blank_first_batch_is_refused(manifest: Manifest) -> None:
-    for path in manifest.paths()[:8]:
-        Image.fromarray(np.full((9, 9), 77, np.uint8)).save(path)
-    manifest = manifest.with_columns(sha256=[None] * len(manifest))
-    with pytest.raises(ImageError, match="every picture is blank"):
-        next(pixel_batches(manifest, SPEC, batch_size=8))
+        next(grey_batches(manifest, SPEC, batch_size=8))
 
 
 def test_an_abandoned_pass_leaves_no_work_behind(manifest: Manifest) -> None:
-    batches = pixel_batches(manifest, SPEC, batch_size=2)
-    next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    found = grey_batches(manifest, SPEC, batch_size=2)
+    next(found)
+    found.close()  # type: ignore[attr-defined]
     with pytest.raises(StopIteration):
-        next(batches)
+        next(found)
+
+
+def test_work_is_done_in_order_for_every_row_and_never_far_ahead() -> None:
+    begun: list[int] = []
+
+    def work(row: int) -> int:
+        begun.append(row)
+        return row * row
+
+    results = in_batches(work, 103, batch_size=10, start=20)
+    assert next(results) == (20, [row * row for row in range(20, 30)])
+    assert max(begun) < 60, "three batches ahead at the most"
+    assert [first for first, _ in results] == list(range(30, 103, 10))
+    assert sorted(begun) == list(range(20, 103))
+    assert list(in_batches(work, 0, batch_size=4)) == []
+
+
+# the pixel cache
+
+
+def test_a_warm_cache_needs_no_picture(manifest: Manifest, tmp_path: Path) -> None:
+    cold = pixel_cache(manifest, SPEC, tmp_path)
+    for path in manifest.paths():
+        path.unlink()
+    warm = pixel_cache(manifest, SPEC, tmp_path)
+    assert warm.image_id == tuple(manifest.column("image_id"))
+    assert warm.facts["geometry"] == {"size": 16, "geometry": "squash", "short_side": None, "resample": "bicubic"}
+    np.testing.assert_array_equal(warm.pixels, cold.pixels)
+    assert isinstance(warm.pixels.base, np.memmap)
+
+
+def test_mean_and_std_share_a_cache_and_geometry_and_images_do_not(manifest: Manifest, tmp_path: Path) -> None:
+    pixel_cache(manifest, SPEC, tmp_path / "c")
+    pixel_cache(manifest, Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3), tmp_path / "c")
+    assert len(list((tmp_path / "c").iterdir())) == 1
+    pixel_cache(manifest, Preprocess(size=16, geometry="pad"), tmp_path / "c")
+    pixel_cache(manifest, Preprocess(size=17), tmp_path / "c")
+    pixel_cache(manifest.take(np.arange(9)), SPEC, tmp_path / "c")
+    pixel_cache(manifest.with_columns(label=["x"] * 24), SPEC, tmp_path / "c")
+    assert len(list((tmp_path / "c").iterdir())) == 4
+
+
+def test_other_rules_of_decoding_make_another_cache(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixel_cache(manifest, SPEC, tmp_path / "c")
+    monkeypatch.setattr("thoraclip.tables.pixels.DECODING", 10_000)
+    pixel_cache(manifest, SPEC, tmp_path / "c")
+    assert len(list((tmp_path / "c").iterdir())) == 2
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 3, 5])
+def test_a_killed_cache_goes_on_and_ends_with_the_same_bytes(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: int
+) -> None:
+    monkeypatch.setattr(module, "_CACHE_BATCH", 5)
+    pixel_cache(manifest, SPEC, tmp_path / "whole")
+    calls = 0
+
+    def die(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > dies_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        if dies_after < 5:
+            pixel_cache(manifest, SPEC, tmp_path / "broken", progress=die)
+        else:
+            die_at_end(manifest, tmp_path, monkeypatch)
+    folder = next((tmp_path / "broken").iterdir())
+    with pytest.raises(InputError, match="no finished pixels"):
+        read_pixels(folder)
+    rows = json.loads((folder / "progress.json").read_text())["rows"]
+    assert rows == min(5 * (dies_after + 1), 24)
+    read: list[str] = []
+    original = module.read_indexed
+    monkeypatch.setattr(module, "read_indexed", lambda path, sha: (read.append(path.name), original(path, sha))[1])
+    pixel_cache(manifest, SPEC, tmp_path / "broken")
+    assert len(read) == 24 - rows, "what is on disk is not decoded again"
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+def die_at_end(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies between the last batch and the renaming."""
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ArrayWriter, "finish", die)
+        pixel_cache(manifest, SPEC, tmp_path / "broken")
+
+
+def test_a_full_disk_is_told_before_the_work(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage)
+    with pytest.raises(InputError, match=r"needs 0\.0 GB and the disk has 0\.0 GB left; name a folder on another disk"):
+        pixel_cache(manifest, SPEC, tmp_path)
+
+
+def test_a_cache_of_changed_pictures_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    cache = pixel_cache(manifest, SPEC, tmp_path)
+    with pytest.raises(MismatchError, match="pixels: 1 images differ in content"):
+        cache.rows_for(manifest.with_columns(sha256=["0" * 64, *manifest.column("sha256")[1:]]))

@@ -105,14 +105,14 @@ def test_the_order_in_which_threads_finish_does_not_matter(class_folder: Path, m
     plain = index(class_folder, layout="folders")
     read, last_first = module._read, threading.Event()
 
-    def held_up(path: Path) -> object:
+    def held_up(path: Path, pseudonyms: object) -> object:
         if path.name == "0.png" and path.parent.name == "COVID-19":
             last_first.wait(timeout=5)  # the first picture is read after the second
         elif path.name == "1.png":
             last_first.set()
-        return read(path)
+        return read(path, pseudonyms)
 
-    monkeypatch.setattr("thoraclip.data.index.os.cpu_count", lambda: 4)
+    monkeypatch.setattr("thoraclip.data.batches.os.cpu_count", lambda: 4)
     monkeypatch.setattr(module, "_read", held_up)
     again = index(class_folder, layout="folders")
     assert again.manifest.table.equals(plain.manifest.table)
@@ -122,7 +122,7 @@ def test_the_order_in_which_threads_finish_does_not_matter(class_folder: Path, m
 def test_progress_reaches_the_total(class_folder: Path) -> None:
     calls: list[tuple[int, int]] = []
     index(class_folder, layout="folders", progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(k, 24) for k in range(1, 25)]
+    assert calls[-1] == (24, 24) and calls == sorted(set(calls))
 
 
 def test_names_with_spaces_and_other_scripts(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from thoraclip.data.splits import (
     assign_groups,
     hold_out,
     parse_fractions,
-    patient_groups,
+    independent_groups,
     split_folds,
     split_fractions,
 )
@@ -163,7 +163,7 @@ def test_unlabelled_images_get_no_part_even_beside_a_labelled_one() -> None:
 
 def test_an_unknown_patient_is_a_patient_of_its_own_and_ids_never_meet() -> None:
     manifest = made(["a", "b", "a", "b"], ["p", "p", None, "i002"])
-    groups = patient_groups(manifest)
+    groups = independent_groups(manifest)
     assert groups[0] == groups[1] and len(set(groups)) == 3
 
 

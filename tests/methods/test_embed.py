@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
-from thoraclip.imaging import Preprocess, decode, preprocess
+from thoraclip.imaging import Preprocess, decode, normalise, preprocess
 from thoraclip.methods import embed as module
 from thoraclip.methods.embed import EncoderConfig, cached_embeddings, embed
+from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.tables.embeddings import read_embeddings
 from thoraclip.tables.manifest import Manifest
 
@@ -25,6 +27,10 @@ class FakeEncoder:
         self.description = {"weights": weights, "precision": "fp32"}
         self.calls: list[int] = []
         self._dies_at = dies_at
+
+    def encode_greys(self, greys: np.ndarray, *, check: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        assert check == (not self.calls), "the gate looks at the first batch"
+        return self.encode_images(normalise(greys, self.preprocess))
 
     def encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self._dies_at is not None and len(self.calls) == self._dies_at:
@@ -105,7 +111,7 @@ def test_a_death_between_the_last_batch_and_the_renaming_is_mended(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "finish_embeddings", die)
+    monkeypatch.setattr(module.ArrayWriter, "finish", die)
     with pytest.raises(KeyboardInterrupt):
         embed(manifest, FakeEncoder(), tmp_path / "broken")
     monkeypatch.undo()
@@ -128,13 +134,33 @@ def test_pictures_normalised_twice_are_refused(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference study's fault, planted: what comes out of one normalisation goes through another."""
-    from thoraclip.data import batches
-
-    once = batches.normalise
-    monkeypatch.setattr(batches, "normalise", lambda grey, spec: (once(grey, spec) / 255 - 0.5) / np.float32(0.5))
+    encoder = load_dual_encoder("tiny-clip", precision="fp32")
+    once = DualEncoder.expand
+    monkeypatch.setattr(DualEncoder, "expand", lambda self, greys: (once(self, greys) / 255 - 0.5) / 0.5)
     with pytest.raises(ImageError, match="normalise once|normalised twice"):
-        embed(manifest, FakeEncoder(), tmp_path / "e")
+        embed(manifest, encoder, tmp_path / "e")
     assert not (tmp_path / "e" / "embeddings.json").exists()
+
+
+def test_blank_pictures_are_refused_at_the_door(manifest: Manifest, tmp_path: Path) -> None:
+    for path in manifest.paths()[:8]:
+        Image.fromarray(np.full((9, 9), 77, np.uint8)).save(path)
+    blank = manifest.with_columns(sha256=[None] * len(manifest))
+    with pytest.raises(ImageError, match="every picture is blank"):
+        embed(blank, load_dual_encoder("tiny-clip", precision="fp32"), tmp_path / "e", batch_size=8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_pixel_cache_changes_no_bit(manifest: Manifest, tmp_path: Path, precision: str) -> None:
+    encoder = load_dual_encoder("tiny-clip", precision=precision)
+    direct = embed(manifest, encoder, tmp_path / "direct", batch_size=5)
+    cached = embed(manifest, encoder, tmp_path / "cached", batch_size=5, pixels=tmp_path / "pixels")
+    for path in manifest.paths():
+        path.unlink()  # a warm cache needs no picture
+    warm = embed(manifest, encoder, tmp_path / "warm", batch_size=5, pixels=tmp_path / "pixels")
+    for name in ("pooled", "projected"):
+        expected = getattr(direct, name).tobytes()
+        assert getattr(cached, name).tobytes() == getattr(warm, name).tobytes() == expected
 
 
 def test_named_embeddings_must_belong_to_encoder_and_geometry(manifest: Manifest, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from thoraclip.data.splits import patient_groups, split_fractions
+from thoraclip.data.splits import independent_groups, split_fractions
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.methods.embed import cached_embeddings
 from thoraclip.methods.probe import Config
@@ -58,7 +58,7 @@ def test_refit_head_is_scikit_learns_on_training_and_validation(manifest: Manife
 
 
 def test_parts_never_overlap_and_keep_patients_whole(manifest: Manifest) -> None:
-    labels, groups = manifest.label_set(), np.array(patient_groups(manifest))
+    labels, groups = manifest.label_set(), np.array(independent_groups(manifest))
     for part in parts(manifest, labels, val_fraction=0.3, seed=0):
         rows = [set(part.train.tolist()), set(part.val.tolist()), set(part.test.tolist())]
         assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.tables.embeddings import embeddings_fingerprint, finish_embeddings, is_valid, read_embeddings
+from thoraclip.tables.arrays import finish_arrays, is_valid
+from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, read_embeddings
 from thoraclip.tables.manifest import Manifest
 
 ENCODER, SPEC = {"model": "tiny"}, {"size": 32}
@@ -25,7 +26,8 @@ def folder(manifest: Manifest, tmp_path: Path) -> Path:
     np.save(place / "pooled.npy", np.arange(n, dtype=np.float32)[:, None].repeat(5, 1))
     np.save(place / "projected.npy", np.ones((n, 3), np.float32))
     fingerprint = embeddings_fingerprint(manifest, ENCODER, SPEC)
-    finish_embeddings(place, manifest, encoder=ENCODER, preprocess=SPEC, fingerprint=fingerprint)
+    facts = {"encoder": ENCODER, "preprocess": SPEC}
+    finish_arrays(place, EMBEDDINGS, manifest, facts=facts, fingerprint=fingerprint)
     return place
 
 
@@ -72,11 +74,15 @@ def test_the_fingerprint_follows_pictures_encoder_and_preprocessing_not_labels(m
 
 def test_validity(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
     fingerprint = embeddings_fingerprint(manifest, ENCODER, SPEC)
-    assert is_valid(folder, fingerprint) and not is_valid(folder, "other") and not is_valid(tmp_path, fingerprint)
+    assert (
+        is_valid(folder, EMBEDDINGS, fingerprint)
+        and not is_valid(folder, EMBEDDINGS, "other")
+        and not is_valid(tmp_path, EMBEDDINGS, fingerprint)
+    )
     (folder / "embeddings.json").write_text("{")
-    assert not is_valid(folder, fingerprint)
+    assert not is_valid(folder, EMBEDDINGS, fingerprint)
     (folder / "embeddings.json").write_text(json.dumps({"schema": 0, "fingerprint": fingerprint}))
-    assert not is_valid(folder, fingerprint)
+    assert not is_valid(folder, EMBEDDINGS, fingerprint)
 
 
 def test_an_unfinished_folder_is_refused_with_the_command(folder: Path) -> None:
@@ -112,7 +118,7 @@ def test_a_missing_or_cut_array_is_refused(folder: Path) -> None:
     path = folder / "projected.npy"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(
-        ManifestError, match=r"projected\.npy: not a readable array .*delete the folder and embed again"
+        ManifestError, match=r"projected\.npy: not a readable array .*delete the folder and run thoraclip embed"
     ):
         read_embeddings(folder)
     path.unlink()

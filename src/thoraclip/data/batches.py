@@ -1,77 +1,170 @@
-"""Manifest -> batches of pixels, decoded ahead of the encoder by a pool of threads."""
+"""Manifest -> batches of grey pictures: from the pixel cache, or decoded ahead by a pool of threads.
+
+manifest --decode, fit--> u8[B, size, size] --+--> encoder (expands grey at its own door)
+                                              +--> pixel cache on disk --> u8[B, size, size] for every later pass
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ImageError, InputError, MismatchError
-from thoraclip.imaging import Preprocess, check_pixels, decode, fit, normalise
+from thoraclip.imaging import Preprocess, decode, fit, read_bytes
+from thoraclip.runs import Progress, digest
+from thoraclip.tables.arrays import ArrayWriter, is_valid
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.pixels import PIXELS, PixelCache, geometry_of, pixels_fingerprint, read_pixels
 
-__all__ = ["pixel_batches"]
+__all__ = ["grey_batches", "in_batches", "pixel_cache", "read_indexed"]
+
+T = TypeVar("T")
+Greys = npt.NDArray[np.uint8]
 
 _AHEAD = 3
 """Batches decoded ahead; more only costs memory."""
+_CACHE_BATCH = 256
 
 
-def pixel_batches(
-    manifest: Manifest, spec: Preprocess, *, batch_size: int, start: int = 0
-) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Yield (row of the first image, f32[B, 3, size, size]) in manifest order, beginning at row `start`.
+def grey_batches(
+    manifest: Manifest,
+    spec: Preprocess,
+    *,
+    batch_size: int,
+    start: int = 0,
+    pixels: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Greys]]:
+    """Yield (row of the first image, u8[B, size, size]) in manifest order, beginning at row `start`.
 
-    Batch boundaries are multiples of `batch_size` from row 0, so a resumed pass sees the same batches.
+    Batch boundaries are multiples of `batch_size` from row 0, so a resumed pass sees the same batches. With and without
+    a pixel cache the batches are equal, bit for bit.
+
+    Args:
+        manifest: N images.
+        spec: geometry and size.
+        batch_size: images per batch.
+        start: first row that is wanted.
+        pixels: folder of pixel caches; the right one in it is used, and made first where it is not there.
+        progress: draws the making of the cache.
 
     Raises:
-        ImageError: a picture cannot be decoded, or the first batch fails `check_pixels`.
-        InputError: a picture is gone.
+        ImageError: a picture cannot be decoded.
+        InputError: a picture is gone, or the disk is too full for the cache.
         MismatchError: a picture's content is not the one that was indexed.
     """
-    paths, hashes = manifest.paths(), manifest.column("sha256")
-    starts = range(start - start % batch_size, len(paths), batch_size)
+    first_row = start - start % batch_size
+    if pixels is None:
+        paths, hashes = manifest.paths(), manifest.column("sha256")
+        load = _loader(paths, hashes, spec)
+        for first, pictures in in_batches(load, len(paths), batch_size=batch_size, start=first_row):
+            yield first, np.stack(pictures)
+        return
+    cached = pixel_cache(manifest, spec, pixels, progress=progress).pixels
+    for first in range(first_row, len(manifest), batch_size):
+        yield first, np.array(cached[first : first + batch_size])
+
+
+def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> PixelCache:
+    """The decoded pictures of a manifest at one geometry: found in `root`, or written there, in parallel, now.
+
+    A killed pass goes on where it stopped and ends with the same bytes.
+
+    Args:
+        manifest: N images.
+        spec: geometry and size; mean and std do not matter.
+        root: folder that holds a folder for each set of images and geometry.
+        progress: called with (done, total).
+
+    Raises:
+        InputError: the disk has no room for it.
+    """
+    fingerprint = pixels_fingerprint(manifest, spec)
+    folder = root / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
+    if is_valid(folder, PIXELS, fingerprint):
+        return read_pixels(folder)
+    total = len(manifest)
+    writer = ArrayWriter(folder, PIXELS, total=total, token=digest([fingerprint, _CACHE_BATCH]))
+    _require_room(folder, (total - writer.rows) * spec.size**2)
+    if writer.rows < total:  # otherwise only the renaming was left
+        for _, greys in grey_batches(manifest, spec, batch_size=_CACHE_BATCH, start=writer.rows):
+            writer.append({"pixels": greys})
+            if progress:
+                progress(writer.rows, total)
+    return PixelCache(**vars(writer.finish(manifest, facts={"geometry": geometry_of(spec)}, fingerprint=fingerprint)))
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > 0.95 * free:
+        raise InputError(
+            f"{folder}: the pixel cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
+            "name a folder on another disk with --pixels, or go without it"
+        )
+
+
+def in_batches(
+    work: Callable[[int], T], total: int, *, batch_size: int, start: int = 0
+) -> Iterator[tuple[int, Sequence[T]]]:
+    """Yield (first row, results of `work(row)` for one batch of rows), computed ahead by as many threads as there are cores.
+
+    Args:
+        work: called with each row from `start` to `total` - 1.
+        total: rows in all.
+        batch_size: rows per batch.
+        start: first row.
+    """
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-
-        def submit(first: int) -> list[Future[npt.NDArray[np.uint8]]]:
-            rows = range(first, min(first + batch_size, len(paths)))
-            return [pool.submit(_load, paths[row], hashes[row], spec) for row in rows]
-
-        waiting: deque[tuple[int, list[Future[npt.NDArray[np.uint8]]]]] = deque()
-        upcoming = iter(starts)
+        waiting: deque[tuple[int, list[Future[T]]]] = deque()
         try:
-            for first in upcoming:
-                waiting.append((first, submit(first)))
-                if len(waiting) >= _AHEAD:
-                    break
-            checked = False
+            for first in range(start, total, batch_size):
+                rows = range(first, min(first + batch_size, total))
+                waiting.append((first, [pool.submit(work, row) for row in rows]))
+                if len(waiting) > _AHEAD:
+                    yield _collect(waiting)
             while waiting:
-                first, futures = waiting.popleft()
-                pixels = normalise(np.stack([future.result() for future in futures]), spec)
-                following = next(upcoming, None)
-                if following is not None:
-                    waiting.append((following, submit(following)))
-                if not checked:
-                    check_pixels(pixels, spec)
-                    checked = True
-                yield first, pixels
+                yield _collect(waiting)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(path: Path, sha256: str | None, spec: Preprocess) -> npt.NDArray[np.uint8]:
+def _collect(waiting: deque[tuple[int, list[Future[T]]]]) -> tuple[int, list[T]]:
+    first, futures = waiting.popleft()
+    return first, [future.result() for future in futures]
+
+
+def _loader(paths: Sequence[Path], hashes: Sequence[str | None], spec: Preprocess) -> Callable[[int], Greys]:
+    def load(row: int) -> Greys:
+        data = read_indexed(paths[row], hashes[row])
+        try:
+            return fit(decode(data).pixels, spec)
+        except ImageError as error:
+            raise ImageError(f"{paths[row]}: {str(error).removeprefix('image: ')}") from error
+
+    return load
+
+
+def read_indexed(path: Path, sha256: str | None) -> bytes:
+    """The bytes of a picture of a manifest.
+
+    Raises:
+        InputError: it is gone.
+        MismatchError: its content is not the one that was indexed.
+    """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read any more ({error.strerror}); put it back or index again") from error
+        data = read_bytes(path)
+    except ImageError as error:
+        reason = str(error).removeprefix(f"{path}: ").removeprefix("cannot be read ")
+        raise InputError(f"{path}: cannot be read any more {reason}; put it back or index again") from error
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise MismatchError(f"{path}: its content changed since it was indexed; index the folder again")
-    try:
-        return fit(decode(data).pixels, spec)
-    except ImageError as error:
-        raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
+    return data

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from thoraclip.data.batches import in_batches
+from thoraclip.data.deidentify import local_salt, pseudonym
+from thoraclip.data.facts import FactStore
 from thoraclip.data.layouts import CsvColumns, Listing, find_layout
 from thoraclip.errors import ImageError, InputError, ManifestError
-from thoraclip.imaging import decode, perceptual_hash
+from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.runs import Progress, write_json
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["IndexResult", "index", "write_index_report"]
+
+_BATCH = 64
+_PRIVATE = ("read", "salt", "reason")
+"""Facts that are no columns of a manifest."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,13 @@ class IndexResult:
     """A manifest and what did not get into it.
 
     Args:
-        manifest: the readable images, sorted by id.
+        manifest: the readable images, sorted by id; it may leak, as the files' own split may.
         set_aside: (path, reason) of every picture that cannot be used.
         unknown_folders: (folder, number of files) that the layout does not explain.
         other_files: files that are not pictures.
         notes: joins, conflicts, missing masks.
         repeats: groups of image ids with the same bytes, and whether their labels or splits differ.
+        read: files that were read; the others had not changed.
     """
 
     manifest: Manifest
@@ -39,6 +45,7 @@ class IndexResult:
     other_files: list[str]
     notes: list[str]
     repeats: list[dict[str, Any]] = field(default_factory=list)
+    read: int = 0
 
 
 def index(
@@ -47,14 +54,20 @@ def index(
     layout: str,
     csv_file: Path | None = None,
     columns: CsvColumns | None = None,
+    facts: Path | None = None,
+    fresh: bool = False,
+    salt: Path | None = None,
     progress: Progress | None = None,
 ) -> IndexResult:
-    """Read every picture of a layout: SHA-256, perceptual hash, size, mode and format.
+    """Read every picture of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM also patient, view, sex, age.
 
     Args:
         root: the folder.
         layout: a name in `LAYOUTS`.
         csv_file, columns: for layout `csv`.
+        facts: file that keeps what was read; files that did not change since are not read again.
+        fresh: read every file again.
+        salt: file with the secret under which patient ids of DICOM files are hashed; see `deidentify.local_salt`.
         progress: called with (done, total).
 
     Raises:
@@ -62,25 +75,23 @@ def index(
         ConfigError: unknown layout or column.
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
-    listing = find_layout(layout)(root, csv_file=csv_file, columns=columns)
-    if not listing.rows:
-        raise InputError(
-            f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the folder that holds the images"
-        )
-    rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for done, (row, facts) in enumerate(_read_all(pool, root, listing), start=1):
-            if isinstance(facts, str):
-                listing.set_aside.append((row["path"], facts))
-            else:
-                rows.append(row | facts)
-            if progress:
-                progress(done, len(listing.rows))
+    find = find_layout(layout)
+    store = FactStore(root, facts, fresh=fresh)
+    try:
+        listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
+        if not listing.rows:
+            raise InputError(
+                f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the folder that holds the images"
+            )
+        rows = _read_all(store, listing, _Pseudonyms(salt), progress)
+        store.settle()
+    finally:
+        store.close()
     if not rows:
         raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
     rows.sort(key=lambda row: row["image_id"])
     _refuse_empty_classes(root, listing, rows)
-    manifest = Manifest.from_rows(rows, root.resolve())
+    manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
     manifest.label_set()
     return IndexResult(
         manifest=manifest,
@@ -89,27 +100,66 @@ def index(
         other_files=sorted(listing.other_files),
         notes=sorted(listing.notes),
         repeats=_repeats(rows),
+        read=store.read,
     )
 
 
+class _Pseudonyms:
+    """Patient id -> pseudonym; the secret is asked for when the first id is met, and never before."""
+
+    def __init__(self, salt: Path | None) -> None:
+        self._file, self._lock = salt, threading.Lock()
+        self._secret: bytes | None = None
+
+    @property
+    def secret(self) -> bytes:
+        with self._lock:
+            self._secret = self._secret or local_salt(self._file)
+            return self._secret
+
+    @property
+    def tag(self) -> str:
+        """Names the secret without telling it, so that ids hashed under another one are hashed again."""
+        return pseudonym("", self.secret)
+
+    def __call__(self, patient_id: str) -> str:
+        return pseudonym(patient_id, self.secret)
+
+
 def _read_all(
-    pool: ThreadPoolExecutor, root: Path, listing: Listing
-) -> Iterator[tuple[dict[str, Any], dict[str, Any] | str]]:
-    results = pool.map(lambda row: _read(root / row["path"]), listing.rows)
-    yield from zip(listing.rows, results, strict=True)
+    store: FactStore, listing: Listing, pseudonyms: _Pseudonyms, progress: Progress | None
+) -> list[dict[str, Any]]:
+    """Rows of the readable pictures; the others are set aside in the listing."""
+    paths = [str(row["path"]) for row in listing.rows]
+
+    def read(row: int) -> dict[str, Any]:
+        found = store.get(paths[row], lambda file: _read(file, pseudonyms), needs="read")
+        if "salt" in found and found["salt"] != pseudonyms.tag:
+            found = store.get(paths[row], lambda file: _read(file, pseudonyms), needs="another salt")
+        return found
+
+    rows: list[dict[str, Any]] = []
+    for first, batch in in_batches(read, len(paths), batch_size=_BATCH):
+        for row, found in zip(listing.rows[first : first + len(batch)], batch, strict=True):
+            if "reason" in found:
+                listing.set_aside.append((row["path"], found["reason"]))
+                continue
+            known = {name: value for name, value in row.items() if value is not None}
+            rows.append(row | {k: v for k, v in found.items() if k not in _PRIVATE} | known)
+        if progress:
+            progress(first + len(batch), len(paths))
+    return rows
 
 
-def _read(path: Path) -> dict[str, Any] | str:
+def _read(path: Path, pseudonyms: _Pseudonyms) -> dict[str, Any]:
     """Facts of one picture, or the reason why it cannot be used."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    try:
+        data = read_bytes(path)
         radiograph = decode(data)
     except ImageError as error:
-        return str(error).removeprefix("image: ")
-    return {
+        return {"read": True, "reason": str(error).removeprefix(f"{path}: ").removeprefix("image: ")}
+    facts: dict[str, Any] = {
+        "read": True,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(radiograph.pixels),
         "width": radiograph.width,
@@ -117,6 +167,13 @@ def _read(path: Path) -> dict[str, Any] | str:
         "mode": radiograph.mode,
         "format": radiograph.format,
     }
+    header = radiograph.header
+    if header is None:
+        return facts
+    facts |= {name: getattr(header, name) for name in ("view", "sex", "age_years", "body_part")}
+    if header.patient_id is not None:
+        facts |= {"patient": pseudonyms(header.patient_id), "salt": pseudonyms.tag}
+    return facts
 
 
 def _refuse_empty_classes(root: Path, listing: Listing, rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,8 @@
-"""Folds and train/val/test parts: stratified by class, grouped by patient, a pure function of the seed."""
+"""Folds and train/val/test parts: stratified by class, whole patients and copies together, a pure function of the seed."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,13 +11,39 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.manifest import SPLITS, Manifest
 
-__all__ = ["assign_groups", "hold_out", "parse_fractions", "patient_groups", "split_folds", "split_fractions"]
+__all__ = ["assign_groups", "hold_out", "independent_groups", "parse_fractions", "split_folds", "split_fractions"]
 
 
-def patient_groups(manifest: Manifest) -> list[str]:
-    """One key per image: its patient, or the image itself where the patient is unknown."""
-    pairs = zip(manifest.column("patient"), manifest.column("image_id"), strict=True)
-    return [f"patient:{patient}" if patient is not None else f"image:{image}" for patient, image in pairs]
+def independent_groups(manifest: Manifest) -> list[str]:
+    """One key per image; images of different keys share neither patient nor picture.
+
+    Joined are images of one patient, of the same bytes, and of one `duplicate_cluster` where the manifest has that
+    column. An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
+    """
+    ids = [f"image:{image}" for image in manifest.column("image_id")]
+    shared = [("patient", "patient"), ("sha256", "bytes"), ("duplicate_cluster", "cluster")]
+    parent = {key: key for key in ids}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for column, prefix in shared:
+        values = manifest.column(column) if column in manifest.table.column_names else []
+        counts = Counter(value for value in values if value is not None)
+        for key, value in zip(ids, values, strict=False):
+            if value is not None and (column == "patient" or counts[value] > 1):
+                other = f"{prefix}:{value}"
+                a, b = sorted((root(key), root(parent.setdefault(other, other))), key=_rank)
+                parent[b] = a
+    return [root(key) for key in ids]
+
+
+def _rank(key: str) -> tuple[bool, str]:
+    """Patients first, so that a group is named by its first patient, where it has one."""
+    return not key.startswith("patient:"), key
 
 
 def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
@@ -31,7 +58,11 @@ def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
     part = _parts(manifest, [1 / folds] * folds, seed)
     known = [label is not None for label in manifest.column("label")]
     fold = [int(p) if k else None for p, k in zip(part, known, strict=True)]
-    return manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest)).with_columns(fold=fold)
+    return (
+        manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest))
+        .with_columns(fold=fold)
+        .strict()
+    )
 
 
 def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int) -> Manifest:
@@ -48,7 +79,11 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
     part = _parts(manifest, fractions, seed)
     known = [label is not None for label in manifest.column("label")]
     split = [SPLITS[p] if k else None for p, k in zip(part, known, strict=True)]
-    return manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest)).with_columns(split=split)
+    return (
+        manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest))
+        .with_columns(split=split)
+        .strict()
+    )
 
 
 def hold_out(
@@ -61,7 +96,7 @@ def hold_out(
 
 def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
     labels = manifest.label_set()
-    targets, groups = manifest.targets(labels), patient_groups(manifest)
+    targets, groups = manifest.targets(labels), independent_groups(manifest)
     for index, name in enumerate(labels.names):
         patients = len({group for group, target in zip(groups, targets, strict=True) if target == index})
         if patients < len(weights):

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from numpy.lib.format import open_memmap
-
-from thoraclip.data.batches import pixel_batches
+from thoraclip.data.batches import grey_batches
 from thoraclip.errors import ConfigError, MismatchError
 from thoraclip.models.checkpoint import locate
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
-from thoraclip.runs import Progress, digest, folder_digest, sweep, write_json
-from thoraclip.tables.embeddings import (
-    ARRAYS,
-    Embeddings,
-    embeddings_fingerprint,
-    finish_embeddings,
-    is_valid,
-    read_embeddings,
-)
+from thoraclip.runs import Progress, digest, folder_digest
+from thoraclip.tables.arrays import ArrayWriter, is_valid
+from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["EncoderConfig", "cached_embeddings", "embed", "load_encoder"]
@@ -77,9 +67,10 @@ def cached_embeddings(
     cache: Path,
     *,
     encoder: DualEncoder | None = None,
+    pixels: Path | None = None,
     progress: Progress | None = None,
 ) -> Embeddings:
-    """The features of a manifest: from the folder that the config names, from the cache, or made now.
+    """The features of a manifest: from the folder that the config names, from the cache, or made now (see `embed`).
 
     Raises:
         MismatchError: the named folder belongs to another manifest, encoder or preprocessing.
@@ -87,7 +78,7 @@ def cached_embeddings(
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
         key = digest([encoder.description, encoder.preprocess.as_dict()])[:12]
-        return embed(manifest, encoder, cache / key, batch_size=config.batch_size, progress=progress)
+        return embed(manifest, encoder, cache / key, batch_size=config.batch_size, pixels=pixels, progress=progress)
     found = read_embeddings(Path(config.embeddings))
     if dict(found.encoder) != encoder.description:
         raise MismatchError(
@@ -102,78 +93,41 @@ def cached_embeddings(
 
 
 def embed(
-    manifest: Manifest, encoder: DualEncoder, out: Path, *, batch_size: int = 64, progress: Progress | None = None
+    manifest: Manifest,
+    encoder: DualEncoder,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    pixels: Path | None = None,
+    progress: Progress | None = None,
 ) -> Embeddings:
     """Write the features of every image of a manifest to a folder; a valid one is re-used, a begun one continued.
 
     Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count in
-    `progress.json` says so: the files end up the same, byte for byte.
+    `progress.json` says so: the files end up the same, byte for byte, with and without a pixel cache.
 
     Args:
         manifest: N images.
         encoder: gives pooled f32[N, D] and projected f32[N, P].
         out: the folder; see `tables.embeddings`.
         batch_size: images per forward pass.
+        pixels: folder of pixel caches; decoded pictures are kept there and read from there.
+        progress: called with (done, total).
     """
     spec = encoder.preprocess
     fingerprint = embeddings_fingerprint(manifest, encoder.description, spec.as_dict())
-    if is_valid(out, fingerprint):
+    if is_valid(out, EMBEDDINGS, fingerprint):
         return read_embeddings(out)
-    sweep(out)
-    (out / "embeddings.json").unlink(missing_ok=True)
-    token = digest([fingerprint, batch_size])
-    done = _rows_done(out, token, len(manifest))
-    _write_rows(manifest, encoder, out, token, start=done, batch_size=batch_size, progress=progress)
-    for name in ARRAYS:
-        part = out / f"{name}.npy.part"
-        if part.exists():
-            part.replace(out / f"{name}.npy")
-    finish_embeddings(out, manifest, encoder=encoder.description, preprocess=spec.as_dict(), fingerprint=fingerprint)
-    (out / "progress.json").unlink(missing_ok=True)
-    return read_embeddings(out)
-
-
-def _rows_done(out: Path, token: str, total: int) -> int:
-    """Rows that an earlier, interrupted pass of the very same work has on disk; 0 for any other."""
-    try:
-        state = json.loads((out / "progress.json").read_text(encoding="utf-8"))
-        rows = int(state["rows"]) if state["token"] == token else 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    there = all((out / f"{name}.npy.part").is_file() for name in ARRAYS)
-    return rows if there or rows == total else 0  # at the end the parts may be renamed already
-
-
-def _write_rows(
-    manifest: Manifest,
-    encoder: DualEncoder,
-    out: Path,
-    token: str,
-    *,
-    start: int,
-    batch_size: int,
-    progress: Progress | None,
-) -> None:
     total = len(manifest)
-    if start >= total:  # everything was written; only the renaming was left
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    arrays: list[np.memmap] | None = None
-    for first, pixels in pixel_batches(manifest, encoder.preprocess, batch_size=batch_size, start=start):
-        features = encoder.encode_images(pixels)
-        if arrays is None:
-            arrays = [
-                _open(out / f"{name}.npy.part", (total, f.shape[1]), start)
-                for name, f in zip(ARRAYS, features, strict=True)
-            ]
-        for array, feature in zip(arrays, features, strict=True):
-            array[first : first + len(feature)] = feature
-            array.flush()
-        done = min(first + batch_size, total)
-        write_json(out / "progress.json", {"token": token, "rows": done})
-        if progress:
-            progress(done, total)
-
-
-def _open(path: Path, shape: tuple[int, int], start: int) -> np.memmap:
-    return open_memmap(path, mode="r+" if start else "w+", dtype=np.float32, shape=None if start else shape)
+    writer = ArrayWriter(out, EMBEDDINGS, total=total, token=digest([fingerprint, batch_size]))
+    if writer.rows < total:  # otherwise only the renaming was left
+        batches = grey_batches(
+            manifest, spec, batch_size=batch_size, start=writer.rows, pixels=pixels, progress=progress
+        )
+        for number, (_, greys) in enumerate(batches):
+            pooled, projected = encoder.encode_greys(greys, check=number == 0)
+            writer.append({"pooled": pooled, "projected": projected})
+            if progress:
+                progress(writer.rows, total)
+    facts = {"encoder": encoder.description, "preprocess": spec.as_dict()}
+    return Embeddings(**vars(writer.finish(manifest, facts=facts, fingerprint=fingerprint)))

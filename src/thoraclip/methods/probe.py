@@ -78,7 +78,7 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     """Fit one head per fold (or one for the split), predict the test images, pool."""
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
-    embedded = cached_embeddings(config, manifest, context.cache, progress=context.progress)
+    embedded = cached_embeddings(config, manifest, context.cache, pixels=context.pixels, progress=context.progress)
     features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
     targets = manifest.targets(labels)
     rows, scores, metrics = [], [], []

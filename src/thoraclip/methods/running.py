@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import config_toml
-from thoraclip.data.splits import hold_out, patient_groups
+from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
@@ -34,12 +34,14 @@ class Context:
         manifest: the images.
         folder: the run's own folder.
         cache: folder for embeddings, shared by the runs of a study.
+        pixels: folder for decoded pictures, shared by the runs of a study; `None` keeps none.
         progress: draws (done, total); `None` for silence.
     """
 
     manifest: Manifest
     folder: RunFolder
     cache: Path
+    pixels: Path | None = None
     progress: Progress | None = None
 
 
@@ -66,7 +68,7 @@ def parts(manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: in
     Raises:
         ManifestError: neither folds nor a split, an empty part, or a class without a training or validation image.
     """
-    targets, groups = manifest.targets(labels), patient_groups(manifest)
+    targets, groups = manifest.targets(labels), independent_groups(manifest)
     known = targets >= 0
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
@@ -116,6 +118,7 @@ def run_method(
     out: Path,
     *,
     cache: Path | None = None,
+    pixels: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Predictions, Mapping[str, Any]]:
     """Run one method into a folder, or read the result when the same run is already there and complete.
@@ -126,6 +129,8 @@ def run_method(
         manifest: the images, split.
         out: the run folder.
         cache: folder for embeddings; inside `out` when not given.
+        pixels: folder for decoded pictures; `None` keeps none.
+        progress: draws (done, total).
 
     Returns:
         The predictions, and the method's details (JSON-able).
@@ -136,7 +141,7 @@ def run_method(
     if not folder.is_done(fingerprint):
         folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
         method = import_module(find_method(kind).module)
-        context = Context(manifest, folder, cache or out / "embeddings", progress)
+        context = Context(manifest, folder, cache or out / "embeddings", pixels, progress)
         predictions, details, metrics = method.run(config, context)
         write_predictions(folder.file("predictions.parquet"), predictions)
         write_json(folder.file("details.json"), details)

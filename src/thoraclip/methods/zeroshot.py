@@ -43,7 +43,9 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     encoder = load_encoder(config)
     prompts = load_prompts(config.prompts)
     texts = [prompts.for_class(name) for name in labels.names]
-    embedded = cached_embeddings(config, manifest, context.cache, encoder=encoder, progress=context.progress)
+    embedded = cached_embeddings(
+        config, manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress
+    )
     images = np.asarray(embedded.projected[embedded.rows_for(manifest)], dtype=np.float64)
     prompt_vectors = [encoder.encode_texts(t).astype(np.float64) for t in texts]
 

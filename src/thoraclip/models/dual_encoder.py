@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.imaging import Preprocess
+from thoraclip.imaging import Preprocess, check_pixels
 from thoraclip.models.checkpoint import find_checkpoint, load_adapter, load_model, load_tokenizer, read_preprocess
 
 __all__ = ["PRECISIONS", "DualEncoder", "load_dual_encoder", "resolve_precision"]
@@ -105,11 +105,36 @@ class DualEncoder:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    @torch.inference_mode()
+    def expand(self, greys: npt.NDArray[np.uint8]) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
+        mean, std = (
+            torch.tensor(v, device=self.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std)
+        )
+        unit = torch.from_numpy(greys).to(self.device)[:, None].float() * np.float32(1 / 255).item()
+        return (unit - mean) / std
+
+    def encode_greys(
+        self, greys: npt.NDArray[np.uint8], *, check: bool = False
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors).
+
+        Args:
+            greys: made by `imaging.fit` with this encoder's spec.
+            check: look at what enters the model with `imaging.check_pixels`; for the first batch.
+        """
+        pixels = self.expand(greys)
+        if check:
+            check_pixels(pixels.cpu().numpy(), self.preprocess)
+        return self._encode(pixels)
+
     def encode_images(self, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """f32[B, 3, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors)."""
+        return self._encode(torch.from_numpy(pixels).to(self.device))
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         with self.autocast():
-            pooled, projected = self.image_features(torch.from_numpy(pixels).to(self.device))
+            pooled, projected = self.image_features(pixels)
         return pooled.float().cpu().numpy(), _unit(projected).cpu().numpy()
 
     @torch.inference_mode()

@@ -79,10 +79,11 @@ def run_study(
     write_text(out / "config.toml", study_toml(config, methods))
     write_json(out / "provenance.json", facts)
     results, errors = [], []
+    pixels = out / "pixels" if config.pixel_cache else None
     for number, method in enumerate(methods, start=1):
         announce(f"[{number}/{len(methods)}] {method.name}")
         try:
-            results.append(_run_entry(method, manifest, out, progress))
+            results.append(_run_entry(method, manifest, out, pixels, progress))
         except ThoraclipError as error:
             announce(f"[{number}/{len(methods)}] {method.name} failed: {error}")
             errors.append(error)
@@ -113,7 +114,7 @@ def _prepare_manifest(
             raise InputError(f"{out}: lies inside the images' folder {config.folder}; choose an --out elsewhere")
         layout = config.layout or detect_layout(Path(config.folder))
         announce(f"indexing {config.folder} (layout {layout})")
-        found = index(Path(config.folder), layout=layout, progress=progress)
+        found = index(Path(config.folder), layout=layout, facts=out / "manifest.facts.jsonl", progress=progress)
         write_index_report(out / "manifest.index.json", found)
         manifest, set_aside = found.manifest, len(found.set_aside)
         if set_aside:
@@ -130,16 +131,24 @@ def _with_parts(config: StudyConfig, manifest: Manifest) -> Manifest:
     has_folds = any(f is not None for f in manifest.column("fold"))
     has_split = any(s is not None for s in manifest.column("split"))
     if has_folds or has_split:
-        return manifest
+        return manifest.strict()
     return split_folds(manifest, folds=config.folds, seed=config.seeds[0])
 
 
-def _run_entry(method: MethodEntry, manifest: Manifest, out: Path, progress: Progress | None) -> MethodResult:
+def _run_entry(
+    method: MethodEntry, manifest: Manifest, out: Path, pixels: Path | None, progress: Progress | None
+) -> MethodResult:
     predictions: list[Predictions] = []
     details: Mapping[str, Any] = {}
     for _, config, folder in method.runs():
         found, extra = run_method(
-            method.kind, config, manifest, out / "runs" / folder, cache=out / "embeddings", progress=progress
+            method.kind,
+            config,
+            manifest,
+            out / "runs" / folder,
+            cache=out / "embeddings",
+            pixels=pixels,
+            progress=progress,
         )
         predictions.append(found)
         details = details or extra

@@ -55,6 +55,8 @@ class StudyConfig:
     """Patient folds that are made when the images have neither split nor folds."""
     seeds: tuple[int, ...] = (0,)
     """Every method that depends on a seed runs once for each."""
+    pixel_cache: bool = True
+    """Whether decoded pictures are kept in the study folder (a byte a pixel), so that all methods decode each one once."""
     resamples: int = 2000
     """Bootstrap resamples behind every interval."""
     thumbnails: bool = True

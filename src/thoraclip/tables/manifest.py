@@ -52,14 +52,16 @@ class Manifest:
     Args:
         table: the columns of `COLUMNS`, then any others; ids are unique and not null.
         root: the folder that `path` and the mask columns are relative to.
+        may_leak: True lets one patient stand in two splits or folds: for reporting and mending it, never for training.
 
     Raises:
         ManifestError: no row, a repeated or missing id, or an unknown split name.
-        LeakError: one patient in two splits or two folds.
+        LeakError: one patient in two splits or two folds, unless `may_leak`.
     """
 
     table: pa.Table
     root: Path
+    may_leak: bool = False
 
     def __post_init__(self) -> None:
         ids = self.column("image_id")
@@ -76,11 +78,20 @@ class Manifest:
         for split in sorted({s for s in self.column("split") if s is not None}):
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
+        if not self.may_leak:
+            self._refuse_leaks()
+
+    def _refuse_leaks(self) -> None:
         for column in ("split", "fold"):
-            _refuse_shared_patients(self.column("patient"), self.column(column), column)
+            shared = self.patients_in_two(column)
+            if shared:
+                raise LeakError(
+                    f"manifest: patient '{next(iter(shared))}' stands in two {column}s ({len(shared)} such patients); "
+                    "split again by patient: thoraclip split"
+                )
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path) -> Manifest:
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path, *, may_leak: bool = False) -> Manifest:
         """Build from one mapping per image; absent columns are null, extra ones are kept after the known ones."""
         extra = sorted({name for row in rows for name in row} - set(COLUMNS))
         columns: dict[str, pa.Array] = {}
@@ -88,7 +99,7 @@ class Manifest:
             columns[name] = pa.array([row.get(name) for row in rows], kind)
         for name in extra:
             columns[name] = pa.array([row.get(name) for row in rows], pa.string())
-        return cls(pa.table(columns), root)
+        return cls(pa.table(columns), root, may_leak)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -144,7 +155,7 @@ class Manifest:
 
     def take(self, rows: npt.NDArray[np.int64]) -> Manifest:
         """The given rows, in the given order, as a new manifest."""
-        return Manifest(self.table.take(pa.array(rows)), self.root)
+        return Manifest(self.table.take(pa.array(rows)), self.root, self.may_leak)
 
     def with_columns(self, **values: Sequence[Any]) -> Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
@@ -153,20 +164,19 @@ class Manifest:
             array = pa.array(column, COLUMNS.get(name, pa.string()))
             position = table.schema.get_field_index(name)
             table = table.append_column(name, array) if position < 0 else table.set_column(position, name, array)
-        return Manifest(table, self.root)
+        return Manifest(table, self.root, self.may_leak)
 
+    def strict(self) -> Manifest:
+        """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""
+        return Manifest(self.table, self.root)
 
-def _refuse_shared_patients(patients: list[Any], parts: list[Any], column: str) -> None:
-    first: dict[str, Any] = {}
-    shared = set()
-    for patient, part in zip(patients, parts, strict=True):
-        if patient is not None and part is not None and first.setdefault(patient, part) != part:
-            shared.add(patient)
-    if shared:
-        raise LeakError(
-            f"manifest: patient '{min(shared)}' stands in two {column}s ({len(shared)} such patients); "
-            "split again by patient: thoraclip split"
-        )
+    def patients_in_two(self, column: str) -> dict[str, tuple[str, ...]]:
+        """Patients with more than one known value of a column (`split`, `fold`, `label`) -> those values, both sorted."""
+        values: dict[str, set[str]] = {}
+        for patient, value in zip(self.column("patient"), self.column(column), strict=True):
+            if patient is not None and value is not None:
+                values.setdefault(patient, set()).add(str(value))
+        return {patient: tuple(sorted(found)) for patient, found in sorted(values.items()) if len(found) > 1}
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -174,13 +184,17 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, *, may_leak: bool = False) -> Manifest:
     """Read a manifest.
 
     Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
 
+    Args:
+        path: the file.
+        may_leak: see `Manifest`.
+
     Raises:
-        InputError: the file is missing, or its pictures are in neither place.
+        InputError: the file is missing, or none of its pictures is in either place.
         ManifestError: not a manifest; see `Manifest`.
     """
     table, meta = read_table(path, kind="manifest", newest_schema=_SCHEMA)
@@ -191,8 +205,8 @@ def read_manifest(path: Path) -> Manifest:
             raise ManifestError(f"{path}: column '{name}' is {table.schema.field(name).type}, expected {kind}")
     try:
         for root in (Path(str(meta.get("root", "."))), path.resolve().parent):
-            manifest = Manifest(table, root)
-            if manifest.paths()[0].exists():
+            manifest = Manifest(table, root, may_leak)
+            if any(picture.exists() for picture in manifest.paths()):
                 return manifest
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from error

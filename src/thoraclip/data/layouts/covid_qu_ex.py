@@ -6,8 +6,8 @@ differ: the first folder is doubled or not, the first class is `COVID-19` or `CO
 
 from __future__ import annotations
 
-import filecmp
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from thoraclip.data.layouts.listing import (
     sub_folders,
 )
 from thoraclip.errors import InputError, ManifestError
+from thoraclip.runs import file_sha256
 
 __all__ = ["find_covid_qu_ex"]
 
@@ -43,8 +44,12 @@ class _ClassFolder:
     is_infection_tree: bool
 
 
-def find_covid_qu_ex(root: Path, **_: object) -> Listing:
+def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256, **_: object) -> Listing:
     """List the lung and infection trees under `root`, joined by class and file name where the bytes agree.
+
+    Args:
+        root: the folder.
+        sha256: of a file; asked only where two files bear the same name.
 
     Raises:
         InputError: no such folder, or no `<class>/images` below it.
@@ -60,7 +65,7 @@ def find_covid_qu_ex(root: Path, **_: object) -> Listing:
         )
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for place in sorted(found, key=lambda p: (p.is_infection_tree, str(p.folder))):
-        _add_images(listing, root, place, by_name)
+        _add_images(listing, root, place, by_name, sha256)
     if listing.joined:
         listing.notes.append(
             f"joined: {listing.joined} pictures of the infection tree repeat the lung tree's; one row each"
@@ -101,7 +106,11 @@ def _part(folder: Path, name: str) -> Path | None:
 
 
 def _add_images(
-    listing: Listing, root: Path, place: _ClassFolder, by_name: dict[tuple[str, str], list[dict[str, Any]]]
+    listing: Listing,
+    root: Path,
+    place: _ClassFolder,
+    by_name: dict[tuple[str, str], list[dict[str, Any]]],
+    sha256: Callable[[Path], str],
 ) -> None:
     images = _part(place.folder, "images")
     pictures, others = image_files(images) if images else ([], [])
@@ -117,9 +126,7 @@ def _add_images(
             "infection_mask": _mask(listing, root, place.folder, "infection masks", file.name),
         }
         earlier = by_name.setdefault((place.label, file.name), [])
-        twin = next(
-            (r for r in _nearest(earlier, place.split) if filecmp.cmp(root / r["path"], file, shallow=False)), None
-        )
+        twin = next((r for r in _nearest(earlier, place.split) if sha256(root / r["path"]) == sha256(file)), None)
         if twin is None:
             if earlier:
                 listing.notes.append(

@@ -1,0 +1,143 @@
+"""What was read of each file, kept beside the manifest so that an unchanged file is not read again.
+
+JSON lines: a header with the rules that the facts follow, then `[path, size, mtime_ns, ctime_ns, facts]` a file, added as
+files are read, so that a killed pass goes on where it stopped. At the end the lines are written anew, sorted.
+A file counts as unchanged while its size and both of its times are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from thoraclip.imaging import DECODING
+from thoraclip.runs import canonical_json, write_text
+
+__all__ = ["FactStore"]
+
+Facts = dict[str, Any]
+_SCHEMA = 1
+_READERS = ("pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
+"""What a file's facts depend on besides our own rules: another version may decode differently, or decode more."""
+
+
+class FactStore:
+    """Facts of files under a root, by path and stamp.
+
+    Args:
+        root: the folder that paths are relative to.
+        file: where the facts are kept; `None` keeps them for this process alone.
+        fresh: True forgets what was read before.
+    """
+
+    def __init__(self, root: Path, file: Path | None = None, *, fresh: bool = False) -> None:
+        self._root, self._file, self._lock = root, file, threading.Lock()
+        self._known: dict[str, tuple[list[int], Facts]] = {} if fresh or file is None else _load(file)
+        self._stream: IO[str] | None = None
+        self._begun = bool(self._known)
+        self._asked: set[str] = set()
+        self.read = 0
+
+    def get(self, path: str, make: Callable[[Path], Facts], *, needs: str) -> Facts:
+        """Facts of one file: the kept ones where the file is unchanged and they hold `needs`, else what `make` says.
+
+        Args:
+            path: relative to the root.
+            make: reads the file.
+            needs: a key that the kept facts must have.
+        """
+        stamp = _stamp(self._root / path)
+        if stamp is not None:
+            self._asked.add(path)
+        known = self._known.get(path)
+        if known is not None and stamp is not None and known[0] == stamp and needs in known[1]:
+            return known[1]
+        facts = make(self._root / path)
+        with self._lock:
+            self.read += 1
+            if stamp is not None:
+                self._known[path] = (stamp, facts)
+                self._add(path, stamp, facts)
+        return facts
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of a file's bytes, read only where it changed."""
+
+        def make(file: Path) -> Facts:
+            with file.open("rb") as stream:
+                return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+        return str(self.get(path.relative_to(self._root).as_posix(), make, needs="sha256")["sha256"])
+
+    def _add(self, path: str, stamp: list[int], facts: Facts) -> None:
+        if self._file is None:
+            return
+        if self._stream is None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._file.open("a" if self._begun else "w", encoding="utf-8", newline="\n")
+            self._stream.write(("\n" if self._begun else "") + _header() + "\n")  # a torn line ends here
+        self._stream.write(canonical_json([path, *stamp, facts]) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Stop adding; everything that was read is kept."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def settle(self) -> None:
+        """After a whole pass: write the facts of the files that it asked for, sorted; files that are gone are forgotten."""
+        self.close()
+        if self._file is not None:
+            lines = [
+                canonical_json([path, *self._known[path][0], self._known[path][1]]) for path in sorted(self._asked)
+            ]
+            write_text(self._file, "\n".join([_header(), *lines]) + "\n")
+
+
+def _header() -> str:
+    """The rules that facts follow; facts under other rules are not used."""
+    return canonical_json(
+        {"schema": _SCHEMA, "decoding": DECODING, "versions": {name: _version(name) for name in _READERS}}
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _load(file: Path) -> dict[str, tuple[list[int], Facts]]:
+    """The facts of a file whose header is today's; a torn or foreign line is passed over."""
+    known: dict[str, tuple[list[int], Facts]] = {}
+    header, valid = _header(), False
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return known
+    for line in lines:
+        if line.startswith("{"):
+            valid = line == header
+            continue
+        try:
+            path, size, mtime, ctime, facts = json.loads(line)
+        except ValueError:
+            continue
+        if valid and isinstance(path, str) and isinstance(facts, dict):
+            known[path] = ([size, mtime, ctime], facts)
+    return known
