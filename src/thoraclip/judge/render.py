@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
-from PIL import Image
 
 from thoraclip import imaging
 from thoraclip.errors import ImageError, InputError
@@ -20,6 +17,7 @@ from thoraclip.judge import figures
 from thoraclip.judge.metrics import METRICS
 from thoraclip.judge.reading import points, probability, share, versus
 from thoraclip.judge.results import MAJORITY
+from thoraclip.pages import environment, inline_thumbnail
 
 __all__ = ["Load", "html_page", "load_pixels", "markdown_page"]
 
@@ -68,13 +66,9 @@ def markdown_page(report: Mapping[str, Any]) -> str:
 
 
 def _environment(*, html: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("thoraclip.judge"), autoescape=html, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters |= {"share": share, "points": points, "p": probability, "md": _markdown, "show": _show}
-    environment.tests["table"] = _is_table
-    return environment
+    found = environment("thoraclip.judge", html=html)
+    found.filters |= {"share": share, "points": points, "p": probability}
+    return found
 
 
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +78,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     names = sorted({key for m in settings for key in m["settings"]} - {"model", "geometry"})
     pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
     return {
-        "report": report, "verdict": verdict, "ordered": ordered, "majority": MAJORITY,
+        "report": report, "title": report["title"], "reading": report["reading"], "verdict": verdict, "ordered": ordered, "majority": MAJORITY,
         "best": next((m for m in ordered if verdict and m["name"] == verdict["best"]), None),
         "columns": _COLUMNS, "more_columns": _MORE_COLUMNS, "class_columns": _CLASS_COLUMNS, "metrics": METRICS,
         "not_shares": _NOT_SHARES, "published_columns": _PUBLISHED, "pairs": pairs,
@@ -129,36 +123,4 @@ def _picture(path: Path, load: Load) -> dict[str, Any]:
         pixels = load(path)
     except (ImageError, InputError, OSError) as error:
         return {"picture": None, "error": str(error)}
-    image = Image.fromarray(pixels)
-    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=82)
-    return {"picture": base64.b64encode(stream.getvalue()).decode("ascii"), "error": None}
-
-
-def _is_table(value: object) -> bool:
-    """True for a list of mappings, which is shown as a table."""
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
-
-
-def _show(value: object) -> str:
-    """A JSON value in a table cell."""
-    if value is None:
-        return "\u2013"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, list):
-        return ", ".join(_show(item) for item in value)
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_show(item)}" for key, item in value.items())
-    return str(value)
-
-
-def _markdown(text: object) -> str:
-    """Text that Markdown shows as it is, also inside a table cell."""
-    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|#~$" else c for c in line)
+    return {"picture": inline_thumbnail(pixels, _THUMBNAIL_PX), "error": None}

@@ -1,0 +1,204 @@
+"""Everything that a manifest says of its images, counted once and JSON-able."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from thoraclip.data.card.cautions import cautions
+from thoraclip.data.card.counting import crossed, groups, ordered, spread, told_by
+from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
+
+__all__ = ["data_facts"]
+
+_SCHEMA = 1
+_CLUSTERS = "duplicate_cluster"
+_ADULT_YEARS = 18
+_AGE_GROUPS = (18, 40, 60)
+_MOST_SOURCES = 5
+
+
+def data_facts(manifest: Manifest) -> dict[str, Any]:
+    """Count what the manifest holds, per class; unknown values are counted, never guessed.
+
+    Returns:
+        A JSON-able mapping; `null` stands for what is unknown, also among labels and values. `cautions` holds the
+        sentences drawn from the counts (see `cautions`).
+    """
+    column = manifest.column
+    labels = column("label")
+    counts = Counter(labels)
+    facts: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "images": len(manifest),
+        "classes": [{"label": c, "images": counts[c]} for c in ordered(labels) if c is not None],
+        "unlabelled": counts[None],
+        "splits": _parts(column("split"), labels, SPLITS),
+        "folds": _parts(column("fold"), labels, ordered(column("fold"))),
+        "patients": _patients(column("patient"), labels),
+        "sources": crossed(column("source"), labels) | {"sealed": _sealed(column("source"), labels)},
+        "views": crossed(column("view"), labels),
+        "sexes": crossed(column("sex"), labels),
+        "ages": _ages(_known_ages(manifest), labels),
+        "formats": crossed(column("format"), labels),
+        "modes": crossed(column("mode"), labels),
+        "sizes": _sizes(manifest),
+        "masks": _masks(manifest),
+        "duplicates": _duplicates(manifest, "sha256"),
+        "clusters": _duplicates(manifest, _CLUSTERS) if _CLUSTERS in manifest.table.column_names else None,
+        "told": _told(manifest),
+        "columns": _columns(manifest),
+        "fingerprints": {"manifest": manifest.fingerprint, "content": manifest.content_fingerprint},
+    }
+    return facts | {"cautions": cautions(facts)}
+
+
+def _rows_of(labels: Sequence[str | None]) -> list[tuple[str | None, list[int]]]:
+    """Every label, sorted, null last, with its row numbers."""
+    rows: dict[str | None, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows[label].append(row)
+    return [(label, rows[label]) for label in ordered(labels)]
+
+
+def _parts(parts: list[Any], labels: list[Any], order: Sequence[Any]) -> dict[str, Any] | None:
+    """Images per class (rows) and split or fold (columns, null last); `None` where no image has one."""
+    found = set(parts)
+    if found == {None}:
+        return None
+    names = [p for p in order if p is not None and p in found] + ([None] if None in found else [])
+    cells = Counter(zip(labels, parts, strict=True))
+    return {
+        "columns": names,
+        "rows": [{"label": c, "counts": [cells[c, name] for name in names]} for c in ordered(labels)],
+    }
+
+
+def _patients(patients: list[Any], labels: list[Any]) -> dict[str, Any]:
+    images = Counter(p for p in patients if p is not None)
+    classes: dict[str, set[str]] = defaultdict(set)
+    for patient, label in zip(patients, labels, strict=True):
+        if patient is not None and label is not None:
+            classes[patient].add(label)
+    several = {p: tuple(sorted(c)) for p, c in classes.items() if len(c) > 1}
+    per_class = []
+    for label, rows in _rows_of(labels):
+        known = [patients[r] for r in rows if patients[r] is not None]
+        per_class.append({"label": label, "images": len(rows), "known": len(known), "patients": len(set(known))})
+    return {
+        "known": images.total(),
+        "unknown": len(patients) - images.total(),
+        "patients": len(images),
+        "images_per_patient": spread([float(n) for n in images.values()]),
+        "per_class": per_class,
+        "several_labels": {
+            "patients": len(several),
+            "images": sum(images[p] for p in several),
+            "sets": [{"labels": list(s), "patients": n} for s, n in sorted(Counter(several.values()).items())],
+        },
+    }
+
+
+def _sealed(sources: list[Any], labels: list[Any]) -> list[dict[str, Any]]:
+    """Classes of which every known source holds no other class, in sources of two images or more on average."""
+    of_class: dict[str, Counter[str]] = defaultdict(Counter)
+    for source, label in zip(sources, labels, strict=True):
+        if source is not None and label is not None:
+            of_class[label][source] += 1
+    sizes = Counter(labels)
+    found = []
+    for label in sorted(of_class):
+        own = of_class[label]
+        others = {s for other, of in of_class.items() if other != label for s in of}
+        if others and not others & set(own) and own.total() >= 2 * len(own):
+            names = [s for s, _ in sorted(own.items(), key=lambda item: (-item[1], item[0]))]
+            found.append({
+                "label": label, "images": sizes[label], "known": own.total(), "sources": len(names),
+                "names": names[:_MOST_SOURCES],
+            })  # fmt: skip
+    return found
+
+
+def _known_ages(manifest: Manifest) -> list[float | None]:
+    """Ages in years; not-a-number is unknown."""
+    return [None if age is None or age != age else float(age) for age in manifest.column("age_years")]
+
+
+def _ages(ages: list[float | None], labels: list[Any]) -> list[dict[str, Any]]:
+    found = []
+    for label, rows in _rows_of(labels):
+        known = [age for r in rows if (age := ages[r]) is not None]
+        found.append({
+            "label": label, "images": len(rows), "known": len(known), "years": spread(known),
+            "minors": sum(age < _ADULT_YEARS for age in known),
+        })  # fmt: skip
+    return found
+
+
+def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
+    widths, heights = manifest.column("width"), manifest.column("height")
+    found = []
+    for label, rows in _rows_of(manifest.column("label")):
+        known = [(widths[r], heights[r]) for r in rows if widths[r] and heights[r]]
+        found.append({
+            "label": label, "images": len(rows), "known": len(known), "distinct": len(set(known)),
+            "width": spread([w for w, _ in known]), "height": spread([h for _, h in known]),
+            "aspect_ratio": spread([w / h for w, h in known]),
+        })  # fmt: skip
+    return found
+
+
+def _masks(manifest: Manifest) -> list[dict[str, Any]]:
+    lungs, infections = manifest.column("lung_mask"), manifest.column("infection_mask")
+    return [
+        {
+            "label": label, "images": len(rows),
+            "lung": sum(lungs[r] is not None for r in rows),
+            "infection": sum(infections[r] is not None for r in rows),
+        }
+        for label, rows in _rows_of(manifest.column("label"))
+    ]  # fmt: skip
+
+
+def _duplicates(manifest: Manifest, name: str) -> dict[str, int]:
+    keys = manifest.column(name)
+    parts = {part: manifest.column(column) for part, column in (("labels", "label"), ("splits", "split"))}
+    found = groups(keys, **parts, folds=manifest.column("fold"))
+    return found | {"unknown": sum(key is None for key in keys)}
+
+
+def _told(manifest: Manifest) -> list[dict[str, Any]]:
+    """What one attribute alone tells of the class; see `told_by`."""
+    column = manifest.column
+    sizes = [(w, h) if w and h else None for w, h in zip(column("width"), column("height"), strict=True)]
+    ages = [None if a is None else sum(a >= edge for edge in _AGE_GROUPS) for a in _known_ages(manifest)]
+    attributes: dict[str, list[Any]] = {
+        "source": column("source"),
+        "view": column("view"),
+        "sex": column("sex"),
+        "age group": ages,
+        "format": column("format"),
+        "mode": column("mode"),
+        "size": sizes,
+        "aspect ratio": [None if s is None else round(s[0] / s[1], 1) for s in sizes],
+    }
+    labels = column("label")
+    return [
+        {"attribute": name, "known": sum(v is not None for v in values), "balanced_accuracy": told_by(values, labels)}
+        for name, values in attributes.items()
+    ]
+
+
+def _columns(manifest: Manifest) -> list[dict[str, Any]]:
+    """Every column, its type and on how many images it is known."""
+    table = manifest.table
+    return [
+        {
+            "name": name,
+            "type": str(table.schema.field(name).type),
+            "extra": name not in COLUMNS,
+            "known": table.num_rows - int(table[name].null_count),
+        }
+        for name in table.column_names
+    ]

@@ -1,0 +1,79 @@
+"""What every page shares: one look (`templates/base.html.j2`), one way to show values, pictures inside the page.
+
+Pages are self-contained: inline style, figures and pictures, no script, no request. A room's template extends
+`base.html.j2`, which needs `title` and `reading` (sentences) and has the blocks `main` and `footer`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+__all__ = ["environment", "escape_markdown", "inline_jpeg", "inline_thumbnail", "show"]
+
+
+def environment(package: str, *, html: bool) -> Environment:
+    """Jinja's environment for the templates of a package, with the shared ones behind them.
+
+    Args:
+        package: such as `thoraclip.judge`; its templates lie in `templates/`.
+        html: escape what is put into the page.
+    """
+    found = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("thoraclip.pages")]), autoescape=html,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    found.filters |= {"md": escape_markdown, "show": show}
+    found.tests["table"] = _is_table
+    return found
+
+
+def inline_thumbnail(pixels: npt.NDArray[np.uint8], side: int) -> str:
+    """Grey or colour pixels u8[H, W] or u8[H, W, 3] as a JPEG in base64, the longer side at most `side` pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return inline_jpeg(image)
+
+
+def inline_jpeg(image: Image.Image) -> str:
+    """A picture as a JPEG in base64."""
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=82)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _is_table(value: object) -> bool:
+    """True for a list of mappings, which is shown as a table."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def show(value: object) -> str:
+    """A JSON value in a table cell."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, list):
+        return ", ".join(show(item) for item in value)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {show(item)}" for key, item in value.items())
+    return str(value)
+
+
+def escape_markdown(text: object) -> str:
+    """Text that Markdown shows as it is, on one line, also inside a table cell or at the start of a line."""
+    line = "".join(c for c in " ".join(str(text).split()) if c.isprintable())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = "".join(f"\\{c}" if c in "\\`*_[]|#~$" else c for c in line)
+    return re.sub(r"^([-+=]|\d+(?=[.)](?: |$)))", lambda m: f"{m[1]}\\" if m[1].isdigit() else f"\\{m[1]}", line)
