@@ -29,6 +29,7 @@ __all__ = [
     "digest",
     "file_sha256",
     "folder_digest",
+    "make_folder",
     "provenance",
     "sweep",
     "write_json",
@@ -65,6 +66,14 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; raises InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def sweep(folder: Path) -> None:

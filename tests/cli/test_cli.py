@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from thoraclip.cli.app import run
+from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions
 
@@ -185,6 +186,73 @@ def test_study_killed_at_several_stages_ends_with_the_same_bytes(manifest_file: 
     assert not (broken / "report.html").exists()
     assert run([*arguments, str(broken)]) == 0
     assert files(broken) == files(tmp_path / "whole")
+
+
+def test_index_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    root = write_phantoms(tmp_path / "p", PhantomConfig(images=300, size=128, infection_fraction=0.5)).root
+    arguments = ["index", str(root), "--layout", "covid-qu-ex", "--out"]
+    assert run([*arguments, str(tmp_path / "whole" / "m.parquet")]) == 0
+    facts = tmp_path / "broken" / "m.facts.jsonl"
+
+    def lines() -> int:
+        return len(facts.read_bytes().splitlines()) if facts.exists() else 0
+
+    for reach in (20, 120, 240):
+        kill_when(spawn(*arguments, str(tmp_path / "broken" / "m.parquet")), lambda reach=reach: lines() >= reach)
+    assert not (tmp_path / "broken" / "m.parquet").exists()
+    assert run([*arguments, str(tmp_path / "broken" / "m.parquet")]) == 0
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+def test_check_split_and_card(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user finds a copy on both sides of the split, splits again with the copies together, and describes the data."""
+    for split, labels in (("train", range(5)), ("test", range(5, 8))):
+        for label in ("COVID-19", "Non-COVID", "Normal"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for i in labels:
+                picture = Image.open(class_folder / label / f"{i}.png").resize((96, 96))
+                picture.save(tmp_path / "data" / split / label / f"{i}.png")
+    copy = Image.open(tmp_path / "data" / "train" / "Normal" / "0.png").resize((80, 80))
+    copy.save(tmp_path / "data" / "test" / "Normal" / "copy.jpg")
+    m, s, c = str(tmp_path / "m.parquet"), str(tmp_path / "s.parquet"), tmp_path / "check"
+    assert run(["index", str(tmp_path / "data"), "--out", m]) == 0
+    capsys.readouterr()
+    assert run(["check", m]) == 0, "without --strict a leak is only told"
+    told = capsys.readouterr().out
+    assert "leak: 1 picture in two parts of the split (2 images), first test/Normal/copy.jpg = " in told
+    assert run(["check", m, "--strict", "--out", str(c)]) == 1
+    assert {f.name for f in c.iterdir()} == {"check.json", "check.md", "check.html", "inspection"}
+    assert run(["split", m, "--folds", "3", "--duplicates", str(c), "--out", s]) == 0
+    fold = read_manifest(Path(s)).by_id("fold")
+    assert fold["test/Normal/copy.jpg"] == fold["train/Normal/0.png"]
+    capsys.readouterr()
+    assert run(["check", s, "--strict"]) == 0
+    assert "no leak found" in capsys.readouterr().out
+    card = [
+        "card",
+        s,
+        "--check",
+        str(c),
+        "--set",
+        "name=Small set",
+        "--set",
+        "licence=CC0-1.0",
+        "--out",
+        str(tmp_path / "k"),
+    ]
+    assert run(card) == 0
+    assert "Small set" in (tmp_path / "k" / "data-card.md").read_text()
+    assert json.loads((tmp_path / "k" / "croissant.json").read_text())["name"] == "Small set"
+
+
+def test_decoded_pictures_are_shared_between_commands(manifest_file: Path, tmp_path: Path) -> None:
+    pixels = ["--pixels", str(tmp_path / "pixels")]
+    assert run(["embed", str(manifest_file), "--model", "tiny-clip", "--out", str(tmp_path / "e"), *pixels]) == 0
+    for path in read_manifest(manifest_file).paths()[1:]:
+        path.unlink()
+    assert run(["zeroshot", str(manifest_file), "--out", str(tmp_path / "z"), *pixels]) == 0
+    assert run(["probe", str(manifest_file), "--out", str(tmp_path / "q"), "--set", "l2_steps=3", *pixels]) == 0
+    assert len(list((tmp_path / "pixels").iterdir())) == 1
 
 
 def test_python_dash_m_works() -> None:

@@ -19,7 +19,7 @@ from thoraclip.study import StudyConfig, read_study
 
 REPOSITORY = Path(thoraclip.__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.toml"))
-COMMANDS = ("demo", "study", "index", "split", "phantom", "embed", "zeroshot", "probe", "report")
+COMMANDS = ("demo", "study", "index", "check", "split", "card", "phantom", "embed", "zeroshot", "probe", "report")
 
 
 def test_the_door_is_sorted_complete_and_opens() -> None:
@@ -96,7 +96,7 @@ def test_constraints_pin_what_the_core_and_the_study_need() -> None:
     }
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = project["dependencies"] + [
-        r for e in ("study", "dev", "docs") for r in project["optional-dependencies"][e]
+        r for e in ("dicom", "study", "dev", "docs") for r in project["optional-dependencies"][e]
     ]
     names = {re.split(r"[\[>=<]", r)[0].lower() for r in needed} - {"thoraclip"}
     assert names <= pins

@@ -7,16 +7,23 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from thoraclip.data import index as module
+from thoraclip.data.deidentify import local_salt, pseudonym
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import CsvColumns
-from thoraclip.errors import ConfigError, InputError, ManifestError
+from thoraclip.data.phantom import PhantomConfig, write_phantoms
+from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError
 from thoraclip.imaging import decode, perceptual_hash
+from thoraclip.tables.manifest import read_manifest, write_manifest
 
 
 def test_the_facts_of_every_picture(class_folder: Path) -> None:
@@ -149,3 +156,117 @@ def test_the_report_holds_all_that_is_not_in_the_manifest(class_folder: Path, tm
     ]
     assert report["other_files"] == ["Normal/notes.txt"] and len(report["repeats"]) == 1
     assert report["splits"] == {"None": 24} and report["unknown_folders"] == report["notes"] == []
+
+
+# DICOM and what is read again
+
+
+def radiograph(path: Path, **tags: Any) -> None:
+    """A DICOM file with a picture of its own and the given elements."""
+    pixels = np.random.default_rng(len(path.name)).integers(0, 4096, (16, 12), dtype=np.uint16)
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = SecondaryCaptureImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
+    ds.PixelData = pixels.tobytes()
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pydicom.dcmwrite(path, ds, enforce_file_format=True)
+
+
+@pytest.fixture
+def dicoms(tmp_path: Path) -> Path:
+    root = tmp_path / "dicoms"
+    radiograph(root / "train" / "A" / "1.dcm", PatientID="Jane Roe", Modality="CR", ViewPosition="PA", PatientSex="F",
+               PatientAge="063Y", BodyPartExamined="CHEST")  # fmt: skip
+    radiograph(root / "test" / "A" / "22.dcm", PatientID="Jane Roe", Modality="DX", PatientAge="006M")
+    radiograph(root / "test" / "B" / "333.dcm", PatientID="other", Modality="CR")
+    radiograph(root / "train" / "B" / "4444.dcm", Modality="CR")
+    radiograph(root / "train" / "B" / "ct.dcm", Modality="CT")
+    return root
+
+
+def test_a_dicom_header_fills_the_manifest_and_the_id_is_hashed(dicoms: Path, tmp_path: Path) -> None:
+    facts = tmp_path / "f.jsonl"
+    result = index(dicoms, layout="folders", salt=tmp_path / "salt", facts=facts)
+    rows = {row["path"]: row for row in result.manifest.table.to_pylist()}
+    jane, again, other, nobody = (
+        rows[p] for p in ("train/A/1.dcm", "test/A/22.dcm", "test/B/333.dcm", "train/B/4444.dcm")
+    )
+    assert (jane["view"], jane["sex"], jane["age_years"], jane["body_part"]) == ("PA", "F", 63.0, "CHEST")
+    assert again["age_years"] == 0.5 and again["view"] is None and again["sex"] is None
+    assert jane["patient"] == again["patient"] == pseudonym("Jane Roe", local_salt(tmp_path / "salt"))
+    assert other["patient"] != jane["patient"] and nobody["patient"] is None
+    assert result.set_aside == [("train/B/ct.dcm", "DICOM modality 'CT'; a radiograph (CR, DX or RG) is expected")]
+    assert "Roe" not in facts.read_text() and "Roe" not in str(result)
+    assert local_salt(tmp_path / "salt").hex() not in facts.read_text()
+
+
+def test_a_leaky_split_is_indexed_so_that_it_can_be_told_and_mended(dicoms: Path, tmp_path: Path) -> None:
+    manifest = index(dicoms, layout="folders", salt=tmp_path / "salt").manifest
+    assert list(manifest.patients_in_two("split").values()) == [("test", "train")]
+    write_manifest(tmp_path / "m.parquet", manifest)
+    with pytest.raises(LeakError, match="stands in two splits .*split again by patient: thoraclip split"):
+        read_manifest(tmp_path / "m.parquet")
+    leaky = read_manifest(tmp_path / "m.parquet", may_leak=True)
+    assert leaky.column("patient") == manifest.column("patient")
+    with pytest.raises(LeakError):
+        leaky.strict()
+
+
+def test_the_table_wins_over_the_header(dicoms: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "path,label,patient,sex,view\ntrain/A/1.dcm,a,p1,,AP\ntest/A/22.dcm,a,,,\ntest/B/333.dcm,b,p3,M,\n"
+    )
+    found = index(dicoms, layout="csv", csv_file=tmp_path / "t.csv", salt=tmp_path / "salt").manifest
+    rows = {row["path"]: row for row in found.table.to_pylist()}
+    assert (rows["train/A/1.dcm"]["patient"], rows["train/A/1.dcm"]["view"]) == ("p1", "AP")
+    assert rows["train/A/1.dcm"]["sex"] == "F" and rows["test/B/333.dcm"]["sex"] == "M"
+    assert rows["test/A/22.dcm"]["patient"].startswith("dicom-")
+
+
+def test_no_secret_is_made_where_no_patient_is_named(class_folder: Path, tmp_path: Path) -> None:
+    index(class_folder, layout="folders", salt=tmp_path / "salt")
+    assert not (tmp_path / "salt").exists()
+
+
+def test_another_secret_hashes_the_ids_anew(dicoms: Path, tmp_path: Path) -> None:
+    facts = tmp_path / "f.jsonl"
+    first = index(dicoms, layout="folders", salt=tmp_path / "one", facts=facts)
+    second = index(dicoms, layout="folders", salt=tmp_path / "two", facts=facts)
+    assert (first.read, second.read) == (5, 3), "only the files that name a patient are read again"
+    assert set(first.manifest.column("patient")) & set(second.manifest.column("patient")) == {None}
+    assert index(dicoms, layout="folders", salt=tmp_path / "two", facts=facts).read == 0
+
+
+def test_a_second_index_reads_only_what_changed(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (class_folder / "Normal" / "broken.png").write_text("no picture")
+    first = index(class_folder, layout="folders", facts=tmp_path / "f")
+    assert first.read == 25
+    opened: list[str] = []
+    original = module.read_bytes
+    monkeypatch.setattr(module, "read_bytes", lambda path: (opened.append(path.name), original(path))[1])
+    second = index(class_folder, layout="folders", facts=tmp_path / "f")
+    assert opened == [] and second.read == 0
+    assert second.manifest.table.equals(first.manifest.table) and second.set_aside == first.set_aside
+    Image.fromarray(np.eye(9, dtype=np.uint8) * 255).save(class_folder / "Normal" / "5.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(class_folder / "Normal" / "broken.png")
+    third = index(class_folder, layout="folders", facts=tmp_path / "f")
+    assert sorted(opened) == ["5.png", "broken.png"] and third.set_aside == []
+    assert third.manifest.table.equals(index(class_folder, layout="folders").manifest.table)
+
+
+def test_copies_in_the_infection_tree_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_phantoms(tmp_path / "p", PhantomConfig(images=9, size=64, infection_fraction=1.0)).root
+    first = index(root, layout="covid-qu-ex", facts=tmp_path / "f")
+    assert len(first.manifest) == 9 and any(note.startswith("joined: 9 ") for note in first.notes)
+    monkeypatch.setattr(module, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr("thoraclip.data.facts.hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
+    assert index(root, layout="covid-qu-ex", facts=tmp_path / "f").read == 0

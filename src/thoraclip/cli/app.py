@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    # what pydicom warns of is either mended or told as a picture's reason; the reader of a table has no use for it
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="thoraclip")
         return code if isinstance(code, int) else 0

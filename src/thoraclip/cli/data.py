@@ -1,13 +1,14 @@
-"""Panel Data: index, split, phantom."""
+"""Panel Data: index, check, split, card, phantom."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from thoraclip.cli.console import announce, print_table, progress_bar
+from thoraclip.cli.options import ConfigFile, Settings
 
 __all__ = ["register"]
 
@@ -19,7 +20,7 @@ _Column = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this panel's commands."""
-    for command in (index, split, phantom):
+    for command in (index, check, split, card, phantom):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -45,8 +46,15 @@ def index(
         str | None, typer.Option(help="CSV column with the lung mask's path.", show_default=False)
     ] = None,
     infection_mask_column: _Column = None,
+    salt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Secret under which DICOM patient ids are hashed; default: this user's own.", show_default=False
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Read every file again, changed or not.")] = False,
 ) -> None:
-    """Read a folder of images into a manifest; what cannot be used is listed, never dropped."""
+    """Read a folder of images into a manifest; what cannot be used is listed, never dropped. A second time, only what changed is read."""
     from thoraclip.data.index import index as build
     from thoraclip.data.index import write_index_report
     from thoraclip.data.layouts import CsvColumns, detect_layout
@@ -59,7 +67,10 @@ def index(
     )  # fmt: skip
     layout = layout or ("csv" if csv else detect_layout(root))
     with progress_bar("indexing") as progress:
-        result = build(root, layout=layout, csv_file=csv, columns=columns, progress=progress)
+        result = build(
+            root, layout=layout, csv_file=csv, columns=columns, facts=out.with_suffix(".facts.jsonl"), fresh=fresh,
+            salt=salt, progress=progress,
+        )  # fmt: skip
     write_manifest(out, result.manifest)
     report = out.with_suffix(".index.json")
     write_index_report(report, result)
@@ -69,7 +80,40 @@ def index(
     _list("files that are not pictures", result.other_files)
     _list("groups of identical pictures", [" = ".join(group["image_ids"]) for group in result.repeats])
     _list("notes", result.notes)
-    announce(f"{len(result.manifest)} images -> {out}; everything else is listed in {report}")
+    _list(
+        "patients in two parts of the split; split again before training",
+        [f"{patient} ({', '.join(parts)})" for patient, parts in result.manifest.patients_in_two("split").items()],
+    )
+    announce(
+        f"{len(result.manifest)} images ({result.read} files read) -> {out}; everything else is listed in {report}"
+    )
+
+
+def check(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest to check.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for check.json, .md and .html.", show_default=False)
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 1 when there is a leak.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the folds behind the class differences.")] = 0,
+) -> None:
+    """Find leaks, copies, contradictions, burned-in text, and what tells the classes apart without anatomy."""
+    import tempfile
+
+    from thoraclip.data.check import check as run
+    from thoraclip.data.check import write_check
+    from thoraclip.tables.manifest import read_manifest
+
+    images = read_manifest(manifest, may_leak=True)
+    with tempfile.TemporaryDirectory() as temporary, progress_bar("checking") as progress:
+        content = run(images, out / "inspection" if out else Path(temporary), seed=seed, progress=progress)
+    if out:
+        write_check(content, images, out)
+    _print_check(content)
+    if out:
+        announce(f"page: {out / 'check.html'}")
+    if strict and content["leaks"]:
+        raise typer.Exit(1)
 
 
 def split(
@@ -80,15 +124,22 @@ def split(
         str | None, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares, as in 0.7,0.1,0.2.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the shuffle.")] = 0,
+    duplicates: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECK_DIR", help="Keep near duplicates that a check found together.", show_default=False),
+    ] = None,
 ) -> None:
-    """Split a manifest into folds or train/val/test, stratified by class, whole patients together."""
+    """Split a manifest into folds or train/val/test, stratified by class, whole patients and identical files together."""
+    from thoraclip.data.check import read_clusters
     from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
     from thoraclip.errors import ConfigError
     from thoraclip.tables.manifest import read_manifest, write_manifest
 
     if (folds is None) == (fractions is None):
         raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
-    images = read_manifest(manifest)
+    images = read_manifest(manifest, may_leak=True)
+    if duplicates is not None:
+        images = read_clusters(images, duplicates)
     if folds is not None:
         done = split_folds(images, folds=folds, seed=seed)
     else:
@@ -122,6 +173,45 @@ def phantom(
     with progress_bar("drawing") as progress:
         summary = write_phantoms(folder, config, progress=progress)
     announce(f"{summary.images} phantoms of {summary.patients} patients -> {summary.root}")
+
+
+def card(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest to describe.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for data-card.md and croissant.json.", show_default=False)],
+    settings: Settings = None,
+    config: ConfigFile = None,
+    checked: Annotated[
+        Path | None, typer.Option("--check", metavar="CHECK_DIR", help="List what a check found.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a data card and a Croissant record; name, licence, url, citation, ... come from --set or --config."""
+    from thoraclip.config import build_config, parse_settings, read_toml
+    from thoraclip.data.card import CardSettings, write_card
+    from thoraclip.data.check import read_check
+    from thoraclip.tables.manifest import read_manifest
+
+    values = (read_toml(config) if config else {}) | parse_settings(settings or [])
+    said = build_config(CardSettings, values, where=str(config or "--set"))
+    images = read_manifest(manifest, may_leak=True)
+    write_card(manifest, images, said, out, check=read_check(checked, images) if checked else None)
+    announce(f"{out / 'data-card.md'}, {out / 'croissant.json'}")
+
+
+def _print_check(content: dict[str, Any]) -> None:
+    counts = content["counts"]
+    print_table(["class", *counts["parts"]], [[label, *map(str, row)] for label, row in counts["classes"].items()])
+    rows = []
+    for row in content["differences"][:8]:
+        told = row["alone"]
+        text = f"{100 * told['value']:.0f} [{100 * told['low']:.0f}, {100 * told['high']:.0f}]" if told else "-"
+        rows.append([row["name"].replace("_", " "), text, row["description"]])
+    if rows:
+        print_table(["names the class", "%", "what it is"], rows, numbers=False)
+    for what in ("leaks", "warnings"):
+        for sentence in content[what]:
+            typer.echo(f"{what.removesuffix('s')}: {sentence}")
+    if not content["leaks"]:
+        typer.echo("no leak found")
 
 
 def _print_counts(manifest: object) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from thoraclip.cli.console import announce, print_table, progress_bar
-from thoraclip.cli.options import ConfigFile, ManifestFile, OutFolder, Settings
+from thoraclip.cli.options import ConfigFile, ManifestFile, OutFolder, PixelFolder, Settings
 from thoraclip.methods import METHODS
 
 __all__ = ["register"]
@@ -32,6 +32,7 @@ def embed(
     geometry: Annotated[str, typer.Option(help="squash, crop or pad.")] = "squash",
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "auto",
+    pixels: PixelFolder = None,
 ) -> None:
     """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted."""
     from thoraclip.methods.embed import EncoderConfig, load_encoder
@@ -42,7 +43,7 @@ def embed(
     config = EncoderConfig(model=model, adapter=adapter, geometry=geometry, batch_size=batch_size, precision=precision)
     encoder = load_encoder(config)
     with progress_bar("embedding") as progress:
-        done = run(images, encoder, out, batch_size=batch_size, progress=progress)
+        done = run(images, encoder, out, batch_size=batch_size, pixels=pixels, progress=progress)
     announce(
         f"{len(done.image_id)} images, pooled {done.pooled.shape[1]} + projected {done.projected.shape[1]} numbers each, "
         f"geometry {geometry}, {encoder.precision} -> {out}"
@@ -57,17 +58,25 @@ def _command(kind: str) -> Any:
         out: Annotated[Path | None, typer.Option("--out", help="Run folder to write to.", show_default=False)] = None,
         config: ConfigFile = None,
         settings: Settings = None,
+        pixels: PixelFolder = None,
         list_settings: Annotated[bool, typer.Option("--settings", help="List the settings and exit.")] = False,
     ) -> None:
         if list_settings:
             _print_settings(kind)
             return
-        _run(kind, manifest, out, config, settings or [])
+        _run(kind, manifest, out, config, settings or [], pixels)
 
     return command
 
 
-def _run(kind: str, manifest: Path | None, out: Path | None, config: Path | None, settings: list[str]) -> None:
+def _run(
+    kind: str,
+    manifest: Path | None,
+    out: Path | None,
+    config: Path | None,
+    settings: list[str],
+    pixels: Path | None,
+) -> None:
     from thoraclip.config import build_config, parse_settings, read_toml
     from thoraclip.errors import ConfigError
     from thoraclip.methods.running import run_method
@@ -82,7 +91,7 @@ def _run(kind: str, manifest: Path | None, out: Path | None, config: Path | None
     built = build_config(METHODS[kind].config_type, {**values, **parse_settings(settings)}, where=where)
     images = read_manifest(manifest)
     with progress_bar("embedding") as progress:
-        predictions, _ = run_method(kind, built, images, out, progress=progress)
+        predictions, _ = run_method(kind, built, images, out, pixels=pixels, progress=progress)
     announce(
         f"{len(predictions)} predictions -> {out / 'predictions.parquet'}; judge them: thoraclip report {out} --out DIR"
     )

@@ -7,13 +7,21 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ConfigFile", "ManifestFile", "OutFolder", "Settings"]
+__all__ = ["ConfigFile", "ManifestFile", "OutFolder", "PixelFolder", "Settings"]
 
 ManifestFile = Annotated[
     Path,
     typer.Argument(metavar="MANIFEST", help="Manifest written by [bold]thoraclip index[/bold].", show_default=False),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)]
+PixelFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--pixels",
+        help="Folder that keeps decoded pictures, so that each is decoded once for all methods.",
+        show_default=False,
+    ),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.", show_default=False)]
 Settings = Annotated[
     list[str] | None,

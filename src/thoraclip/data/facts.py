@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from thoraclip.imaging import DECODING
-from thoraclip.runs import canonical_json, write_text
+from thoraclip.runs import canonical_json, make_folder, write_text
 
 __all__ = ["FactStore"]
 
@@ -78,7 +78,7 @@ class FactStore:
         if self._file is None:
             return
         if self._stream is None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._file.parent)
             self._stream = self._file.open("a" if self._begun else "w", encoding="utf-8", newline="\n")
             self._stream.write(("\n" if self._begun else "") + _header() + "\n")  # a torn line ends here
         self._stream.write(canonical_json([path, *stamp, facts]) + "\n")
@@ -136,7 +136,7 @@ def _load(file: Path) -> dict[str, tuple[list[int], Facts]]:
             continue
         try:
             path, size, mtime, ctime, facts = json.loads(line)
-        except ValueError:
+        except (ValueError, TypeError):
             continue
         if valid and isinstance(path, str) and isinstance(facts, dict):
             known[path] = ([size, mtime, ctime], facts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.config import toml_value
+from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds
@@ -25,12 +26,9 @@ __all__ = ["demo_study", "plan_study", "run_study"]
 
 def plan_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) -> dict[str, Any]:
     """What `run_study` would do, without doing it: every run, on how many images, and whether it is there already."""
-    manifest = read_manifest(Path(config.manifest)) if config.manifest else None
-    kept = out / "manifest.parquet"
-    if manifest is None and kept.is_file():
-        manifest = read_manifest(kept)
-    if manifest is not None:
-        manifest = _with_parts(config, manifest)
+    given = read_manifest(Path(config.manifest)) if config.manifest else None
+    manifest = given if given and _has_parts(given) else _kept_manifest(out, given)
+    known = manifest or given
     runs = [
         {
             "name": method.name,
@@ -43,10 +41,24 @@ def plan_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) -
     ]
     return {
         "schema": 1,
-        "images": None if manifest is None else len(manifest),
+        "images": None if known is None else len(known),
         "source": config.manifest or config.folder,
         "runs": runs,
     }
+
+
+def _has_parts(manifest: Manifest) -> bool:
+    return any(part is not None for name in ("split", "fold") for part in manifest.column(name))
+
+
+def _kept_manifest(out: Path, given: Manifest | None) -> Manifest | None:
+    """The split manifest that an earlier run of the study left, where it holds the given images under the given labels."""
+    file = out / "manifest.parquet"
+    found = read_manifest(file) if file.is_file() else None
+    if found is None or given is None:
+        return found
+    same = found.content_fingerprint == given.content_fingerprint and found.column("label") == given.column("label")
+    return found if same else None
 
 
 def run_study(
@@ -119,7 +131,7 @@ def _prepare_manifest(
         manifest, set_aside = found.manifest, len(found.set_aside)
         if set_aside:
             announce(f"{set_aside} unreadable pictures set aside, see {out / 'manifest.index.json'}")
-    manifest = _with_parts(config, manifest)
+    manifest = _with_parts(config, manifest, out, progress)
     labels, split, fold = (manifest.column(n) for n in ("label", "split", "fold"))
     unlabelled = sum(label is None for label in labels)
     unassigned = sum(s is None and f is None for s, f in zip(split, fold, strict=True)) - unlabelled
@@ -127,11 +139,12 @@ def _prepare_manifest(
     return manifest, {"unreadable": set_aside, "unlabelled": unlabelled, "without split": max(unassigned, 0)}
 
 
-def _with_parts(config: StudyConfig, manifest: Manifest) -> Manifest:
-    has_folds = any(f is not None for f in manifest.column("fold"))
-    has_split = any(s is not None for s in manifest.column("split"))
-    if has_folds or has_split:
+def _with_parts(config: StudyConfig, manifest: Manifest, out: Path, progress: Progress | None) -> Manifest:
+    """The manifest's own split or folds, or folds of whole patients (and whole groups of copies)."""
+    if _has_parts(manifest):
         return manifest.strict()
+    if config.group_duplicates:
+        manifest = duplicate_clusters(manifest, out / "inspection", progress=progress)
     return split_folds(manifest, folds=config.folds, seed=config.seeds[0])
 
 

@@ -53,6 +53,8 @@ class StudyConfig:
     """none or balanced, for methods that train."""
     folds: int = 5
     """Patient folds that are made when the images have neither split nor folds."""
+    group_duplicates: bool = True
+    """Whether folds that the study makes keep near duplicates together; every picture is looked at once for it."""
     seeds: tuple[int, ...] = (0,)
     """Every method that depends on a seed runs once for each."""
     pixel_cache: bool = True

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.lib.format import open_memmap
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import sweep, write_json
+from thoraclip.runs import make_folder, sweep, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import read_table, write_table
 
@@ -157,11 +157,14 @@ class ArrayWriter:
         kind: which arrays.
         total: rows in all.
         token: equal for equal work cut into equal blocks; the rows of any other work are thrown away.
+
+    Raises:
+        InputError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, kind: ArrayKind, *, total: int, token: str) -> None:
         sweep(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         (folder / f"{kind.name}.json").unlink(missing_ok=True)
         self._folder, self._kind, self._total, self._token = folder, kind, total, token
         self._arrays: dict[str, Any] = {}

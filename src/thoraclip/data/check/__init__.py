@@ -1,0 +1,120 @@
+"""`check`: can this data set be trained and judged on? Leaks, copies, contradictions, and what tells the classes apart.
+
+    manifest --inspect--> statistics, thumbnails --find_duplicates--> pairs --+
+        |                       +--class_differences, marks-------------------+--> check.json -> check.md, check.html
+        +--counts, patients---------------------------------------------------+
+
+A *leak* is a patient or a picture on both sides of a split; everything else is a warning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thoraclip.data.check import findings
+from thoraclip.data.check.inspection import Inspection, inspect
+from thoraclip.data.check.reading import leaks, warnings
+from thoraclip.data.duplicates import find_duplicates
+from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.runs import Progress, provenance, write_json, write_text
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["check", "duplicate_clusters", "inspect", "read_check", "read_clusters", "write_check"]
+
+_SCHEMA = 1
+
+
+def check(manifest: Manifest, work: Path, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+    """Look at every picture and at the table; returns the content of `check.json`.
+
+    Args:
+        manifest: N images; it may leak.
+        work: folder that keeps the measurements, so that a second check only reads them.
+        seed: of the folds behind the class differences.
+        progress: called with (done, total) of each stage.
+    """
+    seen = inspect(manifest, work, progress=progress)
+    pairs = find_duplicates(seen.thumbnails, _distinct(manifest, seen), progress=progress)
+    paths, ids = manifest.column("path"), manifest.column("image_id")
+    content: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "manifest": manifest.content_fingerprint,
+        "images": len(manifest),
+        "counts": findings.counts(manifest),
+        "tallies": findings.tallies(manifest),
+        "unreadable": [
+            {"image_id": ids[row], "path": paths[row], "reason": reason}
+            for row, reason in sorted(seen.unreadable.items())
+        ],
+        "patients": findings.patients(manifest),
+        "duplicates": findings.duplicates(manifest, pairs),
+        "marks": findings.marks(manifest, seen),
+        "differences": findings.differences(manifest, seen, seed=seed),
+    }
+    content |= {"leaks": leaks(content), "warnings": warnings(content, manifest)}
+    return content | {"provenance": provenance(seed=seed, inputs={"manifest": manifest.fingerprint})}
+
+
+def _distinct(manifest: Manifest, seen: Inspection) -> list[str]:
+    """SHA-256 of every picture; a mark of its own where the picture cannot be used, so that it is nobody's copy."""
+    hashes = manifest.column("sha256")
+    return [hashes[row] if hashes[row] and row not in seen.unreadable else f"row {row}" for row in range(len(manifest))]
+
+
+def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | None = None) -> Manifest:
+    """The manifest with a column `duplicate_cluster`, the same for images that show the same picture (see `check`)."""
+    seen = inspect(manifest, work, progress=progress)
+    pairs = find_duplicates(seen.thumbnails, _distinct(manifest, seen), progress=progress)
+    return _with_clusters(manifest, findings.duplicates(manifest, pairs)["groups"])
+
+
+def read_check(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The content of a folder's `check.json`, made on these very images.
+
+    Raises:
+        InputError: no check there.
+        ManifestError: not the content of a check.
+        MismatchError: made on other images.
+    """
+    file = folder / "check.json" if folder.is_dir() else folder
+    if not file.is_file():
+        raise InputError(f"{folder}: no check.json there; make it with: thoraclip check MANIFEST --out {folder}")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        schema, made_on = int(content["schema"]), content["manifest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{file}: not a check ({error!r}); make it again with: thoraclip check") from error
+    if schema > _SCHEMA:
+        raise ManifestError(f"{file}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
+    if made_on != manifest.content_fingerprint:
+        raise MismatchError(f"{file}: made on other images than this manifest's; run thoraclip check on this one")
+    return content
+
+
+def read_clusters(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with a column `duplicate_cluster`, from the groups of a check; raises as `read_check` does."""
+    return _with_clusters(manifest, read_check(folder, manifest)["duplicates"]["groups"])
+
+
+def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> Manifest:
+    """Each image of a group gets the group's smallest image id."""
+    names = {image: min(group["image_id"]) for group in groups for image in group["image_id"]}
+    return manifest.with_columns(duplicate_cluster=[names.get(image) for image in manifest.column("image_id")])
+
+
+def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
+    """Write `check.json`, and `check.md` and `check.html` drawn from it (the page with the pairs side by side).
+
+    Raises:
+        InputError: `out` is a file.
+    """
+    from thoraclip.data.check.page import html_page, markdown_page
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
+    write_json(out / "check.json", dict(content))
+    write_text(out / "check.md", markdown_page(content))
+    write_text(out / "check.html", html_page(content, manifest))

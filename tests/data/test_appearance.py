@@ -1,0 +1,290 @@
+"""Per-image statistics against slow oracles and planted pictures; marks on drawn pictures, phantoms and real X-rays."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from thoraclip.data.appearance import STATISTICS, Box, describe, find_marks
+from thoraclip.data.phantom import PhantomConfig, write_phantoms
+from thoraclip.errors import ImageError
+
+Grey = npt.NDArray[np.uint8]
+
+any_picture = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
+
+
+def noise(height: int, width: int, low: int = 40, high: int = 216, seed: int = 0) -> Grey:
+    return np.random.default_rng(seed).integers(low, high, (height, width)).astype(np.uint8)
+
+
+def mean_and_spread(values: list[int]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+
+
+def slow_levels(pixels: Grey) -> dict[str, float]:
+    """Pixel by pixel, in plain Python."""
+    height, width = pixels.shape
+    down, across = max(1, round(0.04 * height)), max(1, round(0.04 * width))
+    side = max(1, round(0.08 * min(height, width)))
+    inside, ring, corner = [], [], []
+    for y in range(height):
+        for x in range(width):
+            value = int(pixels[y, x])
+            inside.append(value)
+            if y < down or y >= height - down or x < across or x >= width - across:
+                ring.append(value)
+            if (y < side or y >= height - side) and (x < side or x >= width - side):
+                corner.append(value)
+    mean, spread = mean_and_spread(inside)
+    ring_mean, ring_spread = mean_and_spread(ring)
+    return {
+        "aspect_ratio": width / height,
+        "megapixels": width * height / 1e6,
+        "brightness": mean,
+        "contrast": spread,
+        "black": sum(v <= 2 for v in inside) / len(inside),
+        "white": sum(v >= 253 for v in inside) / len(inside),
+        "border_brightness": ring_mean,
+        "border_contrast": ring_spread,
+        "corner_brightness": sum(corner) / len(corner),
+        "grey_levels": len(set(inside)),
+    }
+
+
+def slow_laplacian(values: npt.NDArray[np.float64]) -> float:
+    height, width = values.shape
+    squares = [
+        (values[y - 1, x] + values[y + 1, x] + values[y, x - 1] + values[y, x + 1] - 4 * values[y, x]) ** 2
+        for y in range(1, height - 1)
+        for x in range(1, width - 1)
+    ]
+    return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
+
+
+def slow_blockiness(pixels: Grey) -> float:
+    edge, other = [], []
+    for lines in (pixels.astype(int), pixels.T.astype(int)):
+        for x in range(1, lines.shape[1]):
+            step = sum(min(16, abs(line[x] - line[x - 1])) for line in lines) / len(lines)
+            (edge if x % 8 == 0 else other).append(step)
+    if not edge or not other or sum(other) == 0:
+        return 1.0
+    return (sum(edge) / len(edge)) / (sum(other) / len(other))
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 47), (33, 90), (1, 7), (9, 1), (2, 2)])
+def test_statistics_are_those_of_a_slow_oracle(height: int, width: int) -> None:
+    pixels = noise(height, width, 0, 256, seed=height)
+    found = describe(pixels)
+    for name, value in slow_levels(pixels).items():
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    assert found["sharpness"] == pytest.approx(slow_laplacian(pixels.astype(float)), rel=1e-4)
+    assert found["blockiness"] == pytest.approx(slow_blockiness(pixels), rel=1e-6)
+    even = pixels[: height // 2 * 2, : width // 2 * 2].astype(float)
+    half = even.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+    coarse = slow_laplacian(half) if min(half.shape, default=0) > 2 else 0.0
+    assert found["fine_detail"] == pytest.approx(
+        slow_laplacian(pixels.astype(float)) / coarse if coarse else 0.0, rel=1e-4
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_picture)
+def test_any_picture_has_finite_statistics_in_their_order(pixels: Grey) -> None:
+    found = describe(pixels)
+    assert list(found) == list(STATISTICS)
+    assert all(type(value) is float and math.isfinite(value) and value >= 0 for value in found.values())
+    assert all(found[name] <= 1 for name in ("black", "white", "bar_top", "bar_left", "mark_area"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (300, 200)])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_constant_picture_is_all_bar_and_nothing_else(shape: tuple[int, int], level: int) -> None:
+    found = describe(np.full(shape, level, np.uint8))
+    assert found["brightness"] == found["border_brightness"] == found["corner_brightness"] == level
+    assert [found[f"bar_{side}"] for side in ("top", "bottom", "left", "right")] == [1.0] * 4
+    assert (found["black"], found["white"]) == (float(level == 0), float(level == 255))
+    assert found["grey_levels"] == found["blockiness"] == 1
+    assert found["contrast"] == found["sharpness"] == found["fine_detail"] == found["mark_count"] == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.sampled_from([0, 3, 255]))
+def test_a_bar_counts_by_its_rows(top: int, bottom: int, left: int, right: int, level: int) -> None:
+    inner = noise(70, 60)
+    pixels = np.pad(inner, ((top, bottom), (left, right)), constant_values=level)
+    height, width = pixels.shape
+    found = describe(pixels)
+    assert found["bar_top"] == pytest.approx(top / height)
+    assert found["bar_bottom"] == pytest.approx(bottom / height)
+    assert found["bar_left"] == pytest.approx(left / width)
+    assert found["bar_right"] == pytest.approx(right / width)
+
+
+def test_a_bar_in_a_large_picture_is_exact_to_the_row() -> None:
+    pixels = np.pad(noise(1000, 1300), ((37, 0), (0, 0)))
+    assert describe(pixels)["bar_top"] == pytest.approx(37 / 1037)
+
+
+def test_a_dark_but_uneven_edge_is_no_bar() -> None:
+    assert describe(noise(80, 80, 0, 40))["bar_top"] == 0
+
+
+def test_sharpness_falls_with_blur_and_hardly_depends_on_the_resolution() -> None:
+    sharp = Image.fromarray(noise(256, 256))
+    blurred = sharp.filter(ImageFilter.GaussianBlur(2))
+    assert describe(np.asarray(blurred))["sharpness"] < 0.2 * describe(np.asarray(sharp))["sharpness"]
+    large = np.asarray(sharp.resize((1024, 1024), Image.Resampling.NEAREST))
+    assert describe(large)["sharpness"] == pytest.approx(describe(np.asarray(sharp))["sharpness"], rel=0.02)
+
+
+def test_an_enlarged_picture_lacks_fine_detail() -> None:
+    small = Image.fromarray(noise(300, 300))
+    large = np.asarray(small.resize((600, 600), Image.Resampling.BICUBIC))
+    assert describe(large)["fine_detail"] < 0.6 * describe(np.asarray(small))["fine_detail"]
+
+
+def test_jpeg_compression_shows_as_blocks(picture: Callable[..., Grey]) -> None:
+    pixels = picture(256, 256, seed=1) // 2 + noise(256, 256, 0, 10)
+    found = [describe(pixels)["blockiness"]]
+    for quality in (60, 10):
+        packed = io.BytesIO()
+        Image.fromarray(pixels).save(packed, "JPEG", quality=quality)
+        found.append(describe(np.asarray(Image.open(packed)))["blockiness"])
+    assert found[0] == pytest.approx(1, abs=0.05)
+    assert 1.2 < found[1] < found[2]
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)]
+)
+def test_other_arrays_are_refused(pixels: npt.NDArray[np.generic]) -> None:
+    for function in (describe, find_marks):
+        with pytest.raises(ImageError, match=r"pixels are (float32|uint8)\[.*u8\[H, W\]"):
+            function(pixels)  # type: ignore[operator]
+
+
+def write(pixels: Grey, text: str, at: tuple[int, int], size: int, fill: int) -> tuple[Grey, tuple[int, ...]]:
+    """Draw text; returns the picture and the text's left, top, right, bottom."""
+    image = Image.fromarray(pixels)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    pen.text(at, text, fill=fill, font=font)
+    return np.asarray(image), tuple(int(v) for v in pen.textbbox(at, text, font=font))
+
+
+def overlap(box: Box, where: tuple[int, ...]) -> float:
+    """Share of the text's box that lies inside the mark's."""
+    left, top, right, bottom = where
+    wide = min(right, box.left + box.width) - max(left, box.left)
+    high = min(bottom, box.top + box.height) - max(top, box.top)
+    return max(0, wide) * max(0, high) / ((right - left) * (bottom - top))
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+@pytest.mark.parametrize(
+    ("text", "size", "at"),
+    [
+        ("R", 14, (12, 12)),
+        ("L", 22, (225, 10)),
+        ("AP PORTABLE", 11, (150, 12)),
+        ("L", 14, (15, 150)),
+        ("12.03.2020", 11, (20, 235)),
+    ],
+)
+def test_bright_print_near_the_rim_is_found(
+    picture: Callable[..., Grey], text: str, size: int, at: tuple[int, int], scale: int
+) -> None:
+    base = picture(256 * scale, 256 * scale, seed=3) // 2
+    assert find_marks(base) == []
+    pixels, where = write(base, text, (at[0] * scale, at[1] * scale), size * scale, 250)
+    boxes = find_marks(pixels)
+    assert sum(overlap(box, where) for box in boxes) > 0.5
+    assert all(0.5 <= box.score <= 1 for box in boxes)
+    left, top, right, bottom = where
+    assert sum(box.width * box.height for box in boxes) < 2 * (right - left) * (bottom - top)
+    found = describe(pixels)
+    assert found["mark_count"] == len(boxes)
+    assert found["mark_area"] == pytest.approx(sum(b.width * b.height for b in boxes) / pixels.size)
+    assert all(box.left + box.width <= pixels.shape[1] and box.top + box.height <= pixels.shape[0] for box in boxes)
+
+
+def test_black_print_on_bright_ground_is_found() -> None:
+    pixels, where = write(np.full((256, 256), 200, np.uint8), "R", (20, 20), 18, 0)
+    (box,) = find_marks(pixels)
+    assert overlap(box, where) > 0.4
+
+
+def blank(draw: Callable[[ImageDraw.ImageDraw], None], ground: int = 60) -> Grey:
+    image = Image.new("L", (256, 256), ground)
+    draw(ImageDraw.Draw(image))
+    return np.asarray(image)
+
+
+NO_MARKS: dict[str, Grey] = {
+    "a catheter": blank(lambda pen: pen.line([(20, 0), (90, 120), (150, 250)], fill=240, width=2)),
+    "a short wire": blank(lambda pen: pen.line([(15, 20), (50, 45)], fill=240, width=3)),
+    "a steep line": blank(lambda pen: pen.line([(30, 20), (30, 60)], fill=255, width=3)),
+    "a flat band": blank(lambda pen: pen.line([(20, 200), (80, 205)], fill=240, width=5)),
+    "an electrode amid the chest": blank(lambda pen: pen.ellipse([118, 118, 132, 132], outline=180, width=3)),
+    "a bright collimation edge": blank(lambda pen: pen.rectangle([0, 0, 255, 18], fill=255)),
+    "a frame": blank(lambda pen: pen.rectangle([12, 12, 243, 243], outline=255, width=3)),
+    "a saturated corner": blank(lambda pen: pen.polygon([(180, 0), (255, 0), (255, 90)], fill=255)),
+    "a large disc": blank(lambda pen: pen.ellipse([190, 20, 240, 70], fill=255)),
+    "smooth blobs": np.asarray(
+        Image.fromarray(noise(16, 16, 0, 256, seed=4)).resize((256, 256), Image.Resampling.BICUBIC)
+    ),
+    "fine noise": noise(256, 256, 90, 130),
+    "nothing": np.full((256, 256), 255, np.uint8),
+    "a tiny picture": noise(20, 500),
+}
+
+
+@pytest.mark.parametrize("name", NO_MARKS)
+def test_what_is_no_print_is_left_alone(name: str) -> None:
+    assert find_marks(NO_MARKS[name]) == []
+
+
+def test_boxes_follow_the_picture_and_not_the_run(picture: Callable[..., Grey]) -> None:
+    pixels, _ = write(picture(256, 300, seed=5) // 2, "R", (14, 30), 16, 255)
+    pixels, _ = write(pixels, "AP", (250, 12), 12, 255)
+    boxes = find_marks(pixels)
+    assert boxes == find_marks(pixels.copy())
+    assert [box.top for box in boxes] == sorted(box.top for box in boxes)
+    mirrored = find_marks(np.ascontiguousarray(pixels[:, ::-1]))
+    assert len(mirrored) == len(boxes)
+
+
+def test_marks_of_phantoms_are_found_and_unmarked_phantoms_left_alone(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "phantoms", PhantomConfig(images=90, size=256, seed=11), workers=1)
+    with (tmp_path / "phantoms" / "phantoms.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    drawn = np.array([bool(row["marker"]) for row in rows])
+    found = np.array([bool(find_marks(np.asarray(Image.open(tmp_path / "phantoms" / row["path"])))) for row in rows])
+    assert (found & drawn).sum() / drawn.sum() >= 0.9
+    assert (found & drawn).sum() / found.sum() >= 0.9
+
+
+SEEN_WITH = ("00001285_001", "00003249_002", "00008715_000", "00004533_020", "00001301_039", "lancet-case2a")
+SEEN_WITHOUT = ("31BA3780-2323-493F-8AED-62081B9C383B", "covid-19-pneumonia-28", "kjr-21-e24-g001-l-a")
+
+
+def test_marks_of_real_pictures_that_were_looked_at(shared: Path) -> None:
+    paths = {path.stem: path for path in (shared / "data" / "covid3-talo").rglob("*.jpg")}
+    if not set(SEEN_WITH) <= set(paths):
+        pytest.skip("covid3-talo absent")
+    for name in SEEN_WITH + SEEN_WITHOUT:
+        marks = find_marks(np.asarray(Image.open(paths[name]).convert("L")))
+        assert bool(marks) == (name in SEEN_WITH), name

@@ -1,0 +1,279 @@
+"""Check: planted leaks, copies and contradictions are found and said; a clean set passes; nothing is lost on the way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from tests.conftest import draw_picture
+
+from thoraclip.data.check import (
+    check,
+    duplicate_clusters,
+    inspect,
+    read_check,
+    read_clusters,
+    write_check,
+)
+from thoraclip.data.check import inspection as module
+from thoraclip.data.check.inspection import MEASURED
+from thoraclip.data.index import index
+from thoraclip.data.splits import independent_groups, split_folds
+from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.tables.manifest import Manifest
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def picture(seed: int, label: str) -> npt.NDArray[np.uint8]:
+    """One of each seed: body, ribs of its own and noise, 160 x 160."""
+    rng = np.random.default_rng(seed)
+    grey = draw_picture(160, 160, seed=seed).astype(float)
+    y, x = np.mgrid[:160, :160] / 160
+    for _ in range(14):
+        cx, cy, sx, sy = rng.uniform(0.1, 0.9, 2).tolist() + rng.uniform(0.02, 0.12, 2).tolist()
+        grey += rng.uniform(-60, 60) * np.exp(-(((x - cx) / sx) ** 2 + ((y - cy) / sy) ** 2))
+    return np.clip(grey * 0.8 + 20, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 pictures in train and test of three classes; copies: one identical, one recompressed, both across the split."""
+    root = tmp_path_factory.mktemp("check") / "images"
+    seed = 0
+    for split, n in (("train", 8), ("test", 4)):
+        for label in ("covid", "normal", "pneumonia"):
+            (root / split / label).mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(picture(seed, label)).save(root / split / label / f"{i}.png")
+                seed += 1
+    (root / "test" / "covid" / "3.png").write_bytes((root / "train" / "covid" / "0.png").read_bytes())
+    again = Image.open(root / "train" / "normal" / "1.png").resize((120, 120), Image.Resampling.BICUBIC)
+    again.save(root / "test" / "pneumonia" / "3.jpg", quality=70)
+    (root / "test" / "pneumonia" / "3.png").unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def manifest(root: Path) -> Manifest:
+    found = index(root, layout="folders").manifest
+    patients = [f"p{row // 2:02d}-{split}" for row, split in enumerate(found.column("split"))]
+    return found.with_columns(patient=patients)
+
+
+@pytest.fixture(scope="module")
+def content(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return check(manifest, tmp_path_factory.mktemp("work"))
+
+
+def test_copies_across_the_split_are_leaks(content: dict[str, Any]) -> None:
+    pairs = content["duplicates"]["pairs"]
+    assert [(p["image_id"], p["kind"], p["across_part"], p["across_label"]) for p in pairs] == [
+        (["test/pneumonia/3.jpg", "train/normal/1.png"], "near", True, True),
+        (["test/covid/3.png", "train/covid/0.png"], "identical", True, False),
+    ], "a contradiction of labels stands first"
+    assert content["leaks"] == [
+        "2 pictures in two parts of the split (4 images), first test/covid/3.png = train/covid/0.png; "
+        "keep copies together: thoraclip split --duplicates"
+    ]
+    assert any(w.startswith("1 picture under two labels, first test/pneumonia/3.jpg = ") for w in content["warnings"])
+    assert any(w.startswith("2 pictures under two patients") for w in content["warnings"])
+
+
+def test_counts_sizes_modes_and_formats(content: dict[str, Any]) -> None:
+    assert content["counts"] == {
+        "parts": ["train", "test"], "classes": {"covid": [8, 4], "normal": [8, 4], "pneumonia": [8, 4]},
+    }  # fmt: skip
+    assert content["tallies"]["size"]["pneumonia"] == {"160 x 160": 11, "120 x 120": 1}
+    assert content["tallies"]["format"] == {
+        "covid": {"PNG": 12},
+        "normal": {"PNG": 12},
+        "pneumonia": {"PNG": 11, "JPEG": 1},
+    }
+    assert content["tallies"]["mode"]["covid"] == {"L": 12}
+    assert content["images"] == 36 and content["unreadable"] == []
+
+
+def test_the_differences_are_measured_for_every_column(content: dict[str, Any]) -> None:
+    names = [row["name"] for row in content["differences"]]
+    assert names[0] == "all of these together"
+    assert set(names) == {names[0], *MEASURED, "age_years", "view", "sex", "source", "format", "mode"}
+    row = next(row for row in content["differences"] if row["name"] == "megapixels")
+    assert row["per_class"]["covid"] == {
+        "n": 12,
+        "median": pytest.approx(0.0256),
+        "q1": pytest.approx(0.0256),
+        "q3": pytest.approx(0.0256),
+    }
+
+
+def test_patients_in_two_parts_and_under_two_labels(manifest: Manifest, tmp_path: Path) -> None:
+    patients = manifest.column("patient")
+    first_train = manifest.column("split").index("train")
+    torn = Manifest(manifest.table, manifest.root, may_leak=True)
+    torn = torn.with_columns(patient=["same" if row in (0, first_train) else p for row, p in enumerate(patients)])
+    found = check(torn, tmp_path)
+    assert found["patients"]["in_two_splits"] == [{"patient": "same", "values": ["test", "train"], "images": 2}]
+    assert found["leaks"][0] == (
+        "1 patient in two parts of the split, first 'same' (test, train); split again by patient: thoraclip split"
+    )
+    with_labels = manifest.with_columns(patient=["p"] * 12 + [None] * 24, split=[None] * 36)
+    found = check(with_labels, tmp_path)
+    assert found["patients"]["under_two_labels"] == [
+        {"patient": "p", "values": ["covid", "normal", "pneumonia"], "images": 12}
+    ]
+    assert found["patients"]["images_of_unknown_patients"] == 24
+    assert found["leaks"] == [], "without a split nothing leaks"
+
+
+def test_a_clean_set_has_no_leak(manifest: Manifest, tmp_path: Path) -> None:
+    clean = manifest.take(
+        np.array([row for row, i in enumerate(manifest.column("image_id")) if "test/" not in i or "/3." not in i])
+    )
+    found = check(clean, tmp_path)
+    assert found["leaks"] == [] and found["duplicates"] == {"pairs": [], "groups": []}
+    write_check(found, clean, tmp_path / "out")
+    assert "No leak found" in (tmp_path / "out" / "check.html").read_text()
+
+
+def test_copies_stay_together_in_a_split(manifest: Manifest, content: dict[str, Any], tmp_path: Path) -> None:
+    write_check(content, manifest, tmp_path)
+    joined = read_clusters(manifest, tmp_path)
+    assert joined.table.equals(duplicate_clusters(manifest, tmp_path / "work").table)
+    cluster = joined.by_id("duplicate_cluster")
+    assert {i: c for i, c in cluster.items() if c} == {
+        "test/covid/3.png": "test/covid/3.png", "train/covid/0.png": "test/covid/3.png",
+        "test/pneumonia/3.jpg": "test/pneumonia/3.jpg", "train/normal/1.png": "test/pneumonia/3.jpg",
+    }  # fmt: skip
+    for seed in range(5):
+        fold = split_folds(joined, folds=3, seed=seed).by_id("fold")
+        assert fold["test/pneumonia/3.jpg"] == fold["train/normal/1.png"]
+        assert fold["test/covid/3.png"] == fold["train/covid/0.png"]
+    plain = dict(zip(manifest.column("image_id"), independent_groups(manifest), strict=True))
+    assert plain["test/covid/3.png"] == plain["train/covid/0.png"], "identical files need no check"
+    assert plain["test/pneumonia/3.jpg"] != plain["train/normal/1.png"]
+
+
+def test_a_check_of_other_images_is_refused(manifest: Manifest, content: dict[str, Any], tmp_path: Path) -> None:
+    write_check(content, manifest, tmp_path)
+    with pytest.raises(MismatchError, match=r"check\.json: made on other images than this manifest's"):
+        read_clusters(manifest.take(np.arange(30)), tmp_path)
+    with pytest.raises(InputError, match=r"no check\.json there; make it with: thoraclip check"):
+        read_check(tmp_path / "nowhere", manifest)
+    (tmp_path / "check.json").write_text("{}")
+    with pytest.raises(ManifestError, match="not a check"):
+        read_check(tmp_path, manifest)
+    (tmp_path / "check.json").write_text(json.dumps(content | {"schema": 9}))
+    with pytest.raises(ManifestError, match="schema 9 is newer than 1; upgrade thoraclip"):
+        read_check(tmp_path, manifest)
+
+
+def copied(manifest: Manifest, root: Path) -> Manifest:
+    """The same images elsewhere, so that a test may break them."""
+    for path, target in zip(manifest.paths(), manifest.column("path"), strict=True):
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        (root / target).write_bytes(path.read_bytes())
+    return Manifest(manifest.table, root)
+
+
+def test_pictures_that_cannot_be_used_are_listed_and_the_rest_goes_on(manifest: Manifest, tmp_path: Path) -> None:
+    mine = copied(manifest, tmp_path / "mine")
+    (mine.root / "train/normal/2.png").unlink()
+    whole = (mine.root / "train/normal/4.png").read_bytes()
+    (mine.root / "train/normal/4.png").write_bytes(b"x")
+    found = check(mine, tmp_path / "work")
+    reasons = {row["path"]: row["reason"] for row in found["unreadable"]}
+    assert set(reasons) == {"train/normal/2.png", "train/normal/4.png"}
+    assert re.match(r"cannot be read any more \(No such file", reasons["train/normal/2.png"])
+    assert reasons["train/normal/4.png"] == "its content changed since it was indexed; index the folder again"
+    assert len(found["duplicates"]["pairs"]) == 2, "two black thumbnails are no copies of each other"
+    assert found["warnings"][0].startswith("2 pictures cannot be used, first train/normal/2.png")
+    assert json.dumps(found, allow_nan=False)
+    (mine.root / "train/normal/4.png").write_bytes(whole)
+    again = check(mine, tmp_path / "work")
+    assert [row["path"] for row in again["unreadable"]] == ["train/normal/2.png"], "a mended picture is measured"
+    write_check(again, mine, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dies_after", [1, 3])
+def test_a_killed_inspection_goes_on_and_ends_with_the_same_bytes(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: int
+) -> None:
+    monkeypatch.setattr(module, "_BATCH", 5)
+    inspect(manifest, tmp_path / "whole")
+
+    def die(done: int, total: int) -> None:
+        if done >= 5 * dies_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inspect(manifest, tmp_path / "broken", progress=die)
+    looked: list[str] = []
+    original = module.read_indexed
+    monkeypatch.setattr(module, "read_indexed", lambda path, sha: (looked.append(path.name), original(path, sha))[1])
+    inspect(manifest, tmp_path / "broken")
+    assert len(looked) == 36 - 5 * dies_after
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+    looked.clear()
+    inspect(manifest, tmp_path / "broken")
+    assert looked == [], "a finished inspection is only read"
+
+
+def test_the_pages(manifest: Manifest, content: dict[str, Any], tmp_path: Path) -> None:
+    write_check(content, manifest, tmp_path)
+    stored = json.loads((tmp_path / "check.json").read_text())
+    assert stored == json.loads(json.dumps(content)) and stored["schema"] == 1
+    page, text = ((tmp_path / name).read_text() for name in ("check.html", "check.md"))
+    for shown in (page, text):
+        assert "Research use only, not for diagnosis." in shown
+        assert "test/pneumonia/3.jpg" in shown and "border contrast" in shown
+        assert "1 kind of leak" in shown
+    assert page.count("data:image/jpeg;base64,") >= 4 and "http" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+    assert "test / train" in page, "the pair that crosses the split says so"
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    for first, second in itertools.pairwise(lines):
+        if second.startswith("| ---"):
+            assert first.count("|") == second.count("|")
+
+
+def test_hostile_names_stay_text(manifest: Manifest, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>|`*"
+    ids = manifest.column("image_id")
+    named = manifest.with_columns(
+        image_id=[f"{i}{evil}" for i in ids], patient=[evil, evil, *manifest.column("patient")[2:]],
+        label=[evil if label == "covid" else label for label in manifest.column("label")],
+    )  # fmt: skip
+    write_check(check(named, tmp_path / "work"), named, tmp_path)
+    assert "<script>" not in (tmp_path / "check.html").read_text()
+    assert "<script>" not in (tmp_path / "check.md").read_text()
+
+
+def test_the_same_check_gives_the_same_bytes(manifest: Manifest, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_check(check(manifest, tmp_path / name / "inspection"), manifest, tmp_path / name)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_unlabelled_pictures_are_checked_too(manifest: Manifest, tmp_path: Path) -> None:
+    bare = manifest.with_columns(label=[None] * 36, patient=[None] * 36)
+    found = check(bare, tmp_path)
+    assert found["differences"] == [] and len(found["duplicates"]["pairs"]) == 2
+    assert "36 images without a label; they are neither trained on nor judged" in found["warnings"]
+    assert any(w.startswith("patients are not known") for w in found["warnings"])
+    write_check(found, bare, tmp_path / "out")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(manifest: Manifest, content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file, and a folder is to be written"):
+        write_check(content, manifest, tmp_path / "file")

@@ -1,0 +1,50 @@
+"""A patient's id leaves the machine only under a secret that does not."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import stat
+from pathlib import Path
+
+import pytest
+
+from thoraclip.data.deidentify import local_salt, pseudonym, salt_file
+from thoraclip.errors import InputError
+
+
+def test_the_secret_is_made_once_for_this_user_alone(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "salt"
+    salt = local_salt(file)
+    assert len(salt) == 32 and local_salt(file) == salt
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert local_salt(tmp_path / "other") != salt
+
+
+def test_the_default_lies_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert local_salt() == local_salt(tmp_path / ".thoraclip" / "patient-salt")
+    assert salt_file().is_file()
+
+
+def test_a_pseudonym_is_the_cut_hmac() -> None:
+    expected = hmac.new(b"s" * 32, b"P 1", hashlib.sha256).hexdigest()
+    assert pseudonym("P 1", b"s" * 32) == f"dicom-{expected[:16]}"
+    assert len({pseudonym(f"{i}", b"s" * 32) for i in range(10_000)}) == 10_000
+    assert pseudonym("P 1", b"t" * 32) != pseudonym("P 1", b"s" * 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("not hex", "holds no patient salt"), ("", "of 0 bytes is too short"), ("abcd", "of 2 bytes is too short")],
+)
+def test_a_bad_secret_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "salt").write_text(text)
+    with pytest.raises(InputError, match=message):
+        local_salt(tmp_path / "salt")
+
+
+def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot be kept .*name another --salt"):
+        local_salt(tmp_path / "file" / "salt")

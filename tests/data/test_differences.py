@@ -1,0 +1,278 @@
+"""What tells the classes apart: planted confounders are found, noise is not, and groups never leak."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
+
+from thoraclip.data import differences
+from thoraclip.data.appearance import STATISTICS, describe
+from thoraclip.data.differences import TOGETHER, Categories, Difference, Quartiles, class_differences
+from thoraclip.errors import ConfigError
+
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+
+
+def made_up(patients: int = 150, images: int = 2, seed: int = 0) -> tuple[npt.NDArray[np.int64], list[str], list[str]]:
+    """Target, labels and patients: every patient has one class and the same number of images."""
+    patient = np.repeat(np.arange(patients), images)
+    target = np.random.default_rng(seed).permutation(np.arange(patients) % 3)[patient]
+    return target, [CLASSES[t] for t in target], [f"p{p}" for p in patient]
+
+
+def by_name(rows: list[Difference]) -> dict[str, Difference]:
+    return {row.name: row for row in rows}
+
+
+def value(row: Difference) -> float:
+    assert row.alone is not None
+    return row.alone.value
+
+
+def test_planted_confounders_stand_at_the_top_and_noise_at_chance() -> None:
+    target, labels, groups = made_up()
+    rng = np.random.default_rng(1)
+    numeric = {
+        "planted": target + rng.normal(0, 0.1, len(target)),
+        "weak": target + rng.normal(0, 2.0, len(target)),
+        "noise": rng.normal(size=len(target)),
+        "constant": np.ones(len(target)),
+    }
+    views = np.array(["AP", "PA", "supine"])[target]
+    swapped = np.where(rng.uniform(size=len(target)) < 0.03, "AP", views)
+    categorical = {"view": swapped.tolist(), "sex": rng.choice(["F", "M"], len(target)).tolist()}
+    rows = class_differences(labels, groups, numeric, categorical, seed=0, descriptions={"planted": "mm"})
+    assert [row.name for row in rows[:2]] == [TOGETHER, "planted"]
+    assert rows[2].name == "view" and rows[3].name == "weak"
+    assert all(value(row) > 0.9 for row in rows[:3])
+    found = by_name(rows)
+    assert found["planted"].description == "mm" and found["planted"].kind == "numeric"
+    for name in ("noise", "constant", "sex"):
+        alone = found[name].alone
+        assert alone is not None
+        assert alone.low - 0.03 <= 1 / 3 <= alone.high + 0.03, name
+    for row in rows:
+        assert row.alone is not None and row.reason == ""
+        assert row.alone.low <= row.alone.value <= row.alone.high
+        assert row.alone.chance == pytest.approx(1 / 3)
+    values = [value(row) for row in rows[1:]]
+    assert values == sorted(values, reverse=True)
+
+
+def test_noise_covers_chance_in_most_draws() -> None:
+    target, labels, groups = made_up(patients=90)
+    rng = np.random.default_rng(2)
+    numeric = {f"n{k:02d}": rng.normal(size=len(target)) for k in range(40)}
+    rows = class_differences(labels, groups, numeric, {}, seed=0)
+    inside = [row.alone is not None and row.alone.low <= 1 / 3 <= row.alone.high for row in rows[1:]]
+    assert sum(inside) >= 34  # 38 are expected; a Binomial(40, 0.95) falls below 34 once in 300
+    assert np.mean([value(row) for row in rows[1:]]) == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_a_column_that_memorises_patients_does_not_score() -> None:
+    """Each patient's own number names the class of the images that were seen, and nothing of an unseen patient."""
+    _, labels, groups = made_up(patients=60, images=8)
+    number = np.random.default_rng(3).permutation(60)[np.arange(60).repeat(8)]
+    patient = [f"id {group}" for group in groups]
+    rows = by_name(class_differences(labels, groups, {"number": number}, {"patient": patient}, seed=0))
+    assert value(rows[TOGETHER]) < 0.5
+    assert value(rows["number"]) < 0.5
+    assert value(rows["patient"]) < 0.5
+    alone = by_name(class_differences(labels, [str(i) for i in range(len(labels))], {"number": number}, {}, seed=0))
+    assert value(alone[TOGETHER]) > 0.9  # without the groups it does
+
+
+def test_unknown_is_a_value_of_its_own() -> None:
+    target, labels, groups = made_up()
+    rng = np.random.default_rng(4)
+    age = np.where(target == 0, np.nan, rng.normal(50, 10, len(target)))
+    infinite = np.where(target == 0, np.inf, 1.0)
+    view = [None if t == 0 else "PA" for t in target]
+    numeric = {"age_years": age, "infinite": infinite, "never": np.full(len(target), np.nan)}
+    rows = by_name(class_differences(labels, groups, numeric, {"view": view, "nothing": [None] * len(target)}, seed=0))
+    for name in ("age_years", "infinite", "view"):
+        assert value(rows[name]) > 0.6, name  # one class of three is named, the others guessed: 2/3
+        assert rows[name].known == {"COVID-19": 0.0, "Non-COVID": 1.0, "Normal": 1.0}
+    assert rows["age_years"].per_class["COVID-19"] == Quartiles(0, None, None, None)
+    assert rows["view"].per_class["COVID-19"] == Categories(0, {})
+    assert value(rows["never"]) == pytest.approx(1 / 3, abs=0.05)
+    assert value(rows["nothing"]) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_the_shown_numbers_are_those_of_the_class() -> None:
+    target, labels, groups = made_up(patients=60)
+    numbers = np.arange(len(target), dtype=float)
+    numbers[:5] = np.nan
+    words = [f"w{i % 7}" if i % 11 else None for i in range(len(target))]
+    rows = by_name(class_differences(labels, groups, {"numbers": numbers}, {"words": words}, seed=0))
+    for index, label in enumerate(CLASSES):
+        own = sorted(v for v, t in zip(numbers, target, strict=True) if t == index and v == v)
+        shown = rows["numbers"].per_class[label]
+        assert isinstance(shown, Quartiles) and shown.n == len(own)
+        assert shown.median == pytest.approx(float(np.median(own)))
+        assert shown.q1 == pytest.approx(float(np.quantile(own, 0.25)))
+        assert shown.q3 == pytest.approx(float(np.quantile(own, 0.75)))
+        said = [w for w, t in zip(words, target, strict=True) if t == index and w is not None]
+        shares = rows["words"].per_class[label]
+        assert isinstance(shares, Categories) and shares.n == len(said) and len(shares.shares) == 5
+        for word, share in shares.shares.items():
+            assert share == pytest.approx(said.count(word) / len(said))
+        assert rows["words"].known[label] == pytest.approx(len(said) / labels.count(label))
+
+
+def test_many_sources_of_one_class_each_are_told_apart() -> None:
+    target, labels, groups = made_up(patients=360, images=1)
+    source = [f"hospital {t}-{i % 5}" for i, t in enumerate(target)]
+    assert value(class_differences(labels, groups, {}, {"source": source}, seed=0)[1]) == 1.0
+
+
+def test_a_rare_class_is_not_given_up() -> None:
+    target = np.repeat([0, 1], [570, 30])
+    numbers = target + np.random.default_rng(9).normal(0, 0.8, len(target))
+    labels, groups = [f"c{t}" for t in target], [str(i) for i in range(len(target))]
+    assert value(class_differences(labels, groups, {"x": numbers}, {}, seed=0)[1]) > 0.65
+
+
+def test_rare_values_count_as_one_and_unknown_is_none_of_them() -> None:
+    words = [f"w{i:02d}" for i in range(25) for _ in range(25 - i)] + [None]
+    table = differences._one_hot(words)
+    kept = table.any(axis=0)
+    assert (table.sum(axis=1) == 1).all()
+    assert kept.sum() == differences.MAX_VALUES + 2
+    assert sorted(table.sum(axis=0)[kept].tolist())[0] == 1  # the unknown one
+    assert table[-2].argmax() == table[words.index("w20")].argmax() != table[-1].argmax()
+
+
+def test_accuracy_and_interval_are_those_of_a_slow_bootstrap() -> None:
+    rng = np.random.default_rng(5)
+    group = np.repeat(np.arange(40), rng.integers(1, 6, 40))
+    target = rng.integers(0, 3, len(group))
+    predicted = np.where(rng.uniform(size=len(group)) < 0.5, target, rng.integers(0, 3, len(group)))
+    weights = differences._resamples(40, seed=7)
+    found = differences._accuracy(target, predicted, group, weights, 3)
+    slow = []
+    for row in weights:
+        images = np.repeat(np.arange(len(group)), row[group].astype(int))
+        if len(set(target[images])) == 3:
+            slow.append(balanced_accuracy_score(target[images], predicted[images]))
+    assert (weights.sum(axis=1) == 40).all()
+    assert found.value == pytest.approx(balanced_accuracy_score(target, predicted))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), rel=1e-5)
+
+
+def test_every_fold_is_predicted_by_a_tree_that_did_not_see_it() -> None:
+    target, _, groups = made_up(patients=40)
+    fold = differences.assign_groups(target, groups, [0.2] * 5, seed=0)
+    table = np.random.default_rng(6).normal(size=(len(target), 1))
+    predicted = differences._predict(table, target, fold, classes=3, kind="numeric", seed=0)
+    changed = target.copy()
+    changed[fold == 2] = (changed[fold == 2] + 1) % 3
+    again = differences._predict(table, changed, fold, classes=3, kind="numeric", seed=0)
+    assert (again[fold == 2] == predicted[fold == 2]).all()
+    assert (again != predicted).any()
+
+
+def test_fewer_rows_are_fitted_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, labels, groups = made_up(patients=600)
+    numeric = {"planted": target + np.random.default_rng(7).normal(0, 0.1, len(target))}
+    monkeypatch.setattr(differences, "MAX_ROWS", 90)
+    rows = class_differences(labels, groups, numeric, {}, seed=0)
+    assert value(rows[1]) > 0.9
+    drawn = differences._draw(np.arange(len(target)), target, 3, np.random.default_rng(0))
+    assert len(set(drawn.tolist())) == 90 and np.bincount(target[drawn]).tolist() == [30, 30, 30]
+
+
+def test_the_same_seed_gives_the_same_table_for_any_order_of_columns() -> None:
+    target, labels, groups = made_up(patients=60)
+    rng = np.random.default_rng(8)
+    numeric = {"a": rng.normal(size=len(target)), "b": target + rng.normal(size=len(target))}
+    categorical = {"c": rng.choice(["x", "y"], len(target)).tolist()}
+    rows = class_differences(labels, groups, numeric, categorical, seed=3)
+    assert rows == class_differences(labels, groups, numeric, categorical, seed=3)
+    turned = class_differences(labels, groups, dict(reversed(numeric.items())), categorical, seed=3)
+    assert rows[1:] == turned[1:]
+    assert rows != class_differences(labels, groups, numeric, categorical, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("patients", "images", "drop", "reason"),
+    [
+        (9, 1, 0, "class 'COVID-19' has 3 images of 3 groups; 10 images of 5 groups are needed"),
+        (12, 9, 0, "class 'COVID-19' has 36 images of 4 groups; 10 images of 5 groups are needed"),
+        (60, 1, 2, "only one class, 'COVID-19'"),
+    ],
+)
+def test_too_few_images_are_described_but_not_measured(patients: int, images: int, drop: int, reason: str) -> None:
+    target, labels, groups = made_up(patients, images)
+    kept = [i for i, t in enumerate(target) if t < 3 - drop]
+    rows = class_differences(
+        [labels[i] for i in kept],
+        [groups[i] for i in kept],
+        {"z": np.arange(len(kept)), "a": np.arange(len(kept))},
+        {"k": ["w"] * len(kept)},
+        seed=0,
+    )
+    assert [row.name for row in rows] == [TOGETHER, "a", "k", "z"]
+    assert all(row.alone is None and row.reason == reason for row in rows)
+    assert rows[1].per_class["COVID-19"].n > 0
+
+
+def test_as_dict_is_json() -> None:
+    target, labels, groups = made_up(patients=30)
+    rows = class_differences(labels, groups, {"x": target.astype(float)}, {"view": ["PA", None] * 30}, seed=0)
+    back: list[dict[str, Any]] = json.loads(json.dumps([row.as_dict() for row in rows], allow_nan=False))
+    assert back[0]["name"] == TOGETHER and back[0]["kind"] == "together" and back[0]["per_class"] == {}
+    assert back[1]["alone"].keys() == {"value", "low", "high", "chance"}
+    assert {"n", "median", "q1", "q3"} == back[1]["per_class"]["Normal"].keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"numeric": {"x": [1.0, 2.0]}}, "'x' has 2 values for 30 images"),
+        ({"groups": ["p"]}, "'groups' has 1 values for 30 images"),
+        ({"categorical": {"x": ["v"] * 30}}, "column 'x' is given twice"),
+        ({"numeric": {TOGETHER: [0.0] * 30}}, f"column '{TOGETHER}' is given twice"),
+        ({"numeric": {}}, "30 images in 0 columns"),
+        ({"labels": [], "groups": [], "numeric": {"x": []}}, "0 images in 1 columns"),
+        ({"seed": -1}, "seed = -1: must not be negative"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {
+        "labels": ["a", "b", "c"] * 10,
+        "groups": [str(i) for i in range(30)],
+        "numeric": {"x": np.zeros(30)},
+        "categorical": {},
+        "seed": 0,
+    }
+    with pytest.raises(ConfigError) as caught:
+        class_differences(**(given | change))
+    assert message in str(caught.value)
+
+
+def test_the_known_differences_of_a_real_collection_are_found(shared: Path) -> None:
+    """COVID pictures of covid3-talo come from papers, the others from one hospital: frame and border give them away."""
+    folder = shared / "data" / "covid3-talo"
+    if not folder.is_dir():
+        pytest.skip("covid3-talo absent")
+    with (folder / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rows = [row for i, row in enumerate(rows) if row["label"] == "covid" or i % 3 == 0]
+    described = [describe(np.asarray(Image.open(folder / row["rel_path"]).convert("L"))) for row in rows]
+    numeric = {name: [values[name] for values in described] for name in STATISTICS}
+    categorical = {"view": [row["view"] or None for row in rows]}
+    labels, groups = [row["label"] for row in rows], [row["patient_id"] for row in rows]
+    found = by_name(class_differences(labels, groups, numeric, categorical, seed=0, descriptions=STATISTICS))
+    for name in ("aspect_ratio", "border_contrast"):
+        alone = found[name].alone
+        assert alone is not None and alone.low > 0.40, name
+    assert value(found[TOGETHER]) > 0.7
