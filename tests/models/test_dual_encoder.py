@@ -15,7 +15,7 @@ from tests.checkpoints import FAMILIES, SIDE, save_checkpoint
 from transformers import AutoModel, AutoTokenizer
 
 from thoraclip.errors import ConfigError, ModelError
-from thoraclip.imaging import Preprocess, preprocess
+from thoraclip.imaging import Preprocess, normalise, preprocess
 from thoraclip.models.dual_encoder import load_dual_encoder, resolve_precision
 
 
@@ -49,6 +49,17 @@ def reference_inputs(family: str, pixels: np.ndarray) -> dict[str, torch.Tensor]
         "pixel_attention_mask": torch.ones(len(pixels), 16, dtype=torch.long),
         "spatial_shapes": torch.tensor([[4, 4]] * len(pixels)),
     }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grey_is_expanded_at_the_door_to_the_very_same_bits(family: str, checkpoints: dict[str, Path]) -> None:
+    encoder = load_dual_encoder(str(checkpoints[family]), precision="fp32", device="cpu")
+    greys = np.arange(SIDE * SIDE * 3, dtype=np.uint8).reshape(3, SIDE, SIDE)  # every level stands in it
+    expected = normalise(greys, encoder.preprocess)
+    assert encoder.expand(greys).numpy().tobytes() == expected.tobytes()
+    assert encoder.expand(torch.from_numpy(greys)).numpy().tobytes() == expected.tobytes()
+    for a, b in zip(encoder.encode_greys(greys, check=True), encoder.encode_images(expected), strict=True):
+        assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -105,12 +105,13 @@ class DualEncoder:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def expand(self, greys: npt.NDArray[np.uint8]) -> Tensor:
+    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
         mean, std = (
             torch.tensor(v, device=self.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std)
         )
-        unit = torch.from_numpy(greys).to(self.device)[:, None].float() * np.float32(1 / 255).item()
+        bytes_ = torch.from_numpy(greys) if isinstance(greys, np.ndarray) else greys
+        unit = bytes_.to(self.device)[:, None].float() * np.float32(1 / 255).item()
         return (unit - mean) / std
 
     def encode_greys(

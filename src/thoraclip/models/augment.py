@@ -1,0 +1,137 @@
+"""Augmentation of whole batches of grey pictures, on the device that trains.
+
+What is drawn for an image is a pure function of (seed, step, sample): the batch that it stands in, the number of
+processes and a resumed run change nothing. A vertical flip is never drawn: no radiograph hangs upside down. Mirroring is
+off unless asked for: it puts the heart on the right and turns every side marker around, so that it teaches dextrocardia;
+for findings without a side it doubles the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thoraclip.errors import ConfigError
+
+__all__ = ["Augmentation", "augment"]
+
+_CHUNK = 256
+"""Pictures that are floating point at the same time."""
+_NUMBERS = 9
+"""Uniform numbers that one picture takes; new ones are added at the end, so that old draws stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How far a picture is changed; every value is drawn uniformly between minus and plus its setting."""
+
+    rotate_degrees: float = 7.0
+    """Turn, in degrees."""
+    shift: float = 0.05
+    """Move along each side, as a share of it."""
+    zoom: float = 0.1
+    """Enlarge or reduce, as a share."""
+    brightness: float = 0.1
+    """Add to the grey, as a share of its range."""
+    contrast: float = 0.2
+    """Stretch about the picture's own mean, as a share."""
+    gamma: float = 0.2
+    """Exponent of the grey in 0..1, as its natural logarithm."""
+    noise: float = 0.01
+    """Standard deviation of added Gaussian noise at the most, as a share of the range."""
+    mirror: float = 0.0
+    """Probability of exchanging left and right."""
+
+    def __post_init__(self) -> None:
+        for name, high in (
+            ("zoom", 0.9),
+            ("shift", 1.0),
+            ("mirror", 1.0),
+            ("contrast", 1.0),
+            ("rotate_degrees", 180.0),
+        ):
+            if not 0 <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} = {getattr(self, name)}: a number between 0 and {high:g} is needed")
+        for name in ("brightness", "gamma", "noise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
+
+
+def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, samples: Sequence[int]) -> Tensor:
+    """Turn, move, zoom and mirror in one bilinear resampling (black comes in), then change the grey.
+
+    Args:
+        greys: u8[B, H, W] on any device.
+        config: how far.
+        seed: of the run.
+        step: number of the optimiser's step (or epoch): other numbers are drawn at another one.
+        samples: B numbers that name the images, such as their rows of the manifest.
+
+    Returns:
+        u8[B, H, W] on the same device.
+    """
+    if len(samples) != len(greys):
+        raise ConfigError(f"{len(samples)} samples for {len(greys)} pictures; one each is needed")
+    drawn = torch.from_numpy(_draw(seed, step, samples)).to(greys.device)
+    parts = range(0, len(greys), _CHUNK)
+    done = [
+        _augment(greys[at : at + _CHUNK], drawn[at : at + _CHUNK], config, seed, step, samples[at : at + _CHUNK])
+        for at in parts
+    ]
+    return torch.cat(done) if done else greys
+
+
+def _draw(seed: int, step: int, samples: Sequence[int]) -> np.ndarray:
+    """f32[B, 9] in -1..1, each row from the counter-based generator Philox (Salmon et al. 2011, doi:10.1145/2063384.2063405)."""
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, sample])).uniform(-1, 1, _NUMBERS)
+        for sample in samples
+    ]
+    return np.array(rows, dtype=np.float32).reshape(-1, _NUMBERS)
+
+
+def _augment(
+    greys: Tensor, drawn: Tensor, config: Augmentation, seed: int, step: int, samples: Sequence[int]
+) -> Tensor:
+    unit = greys[:, None].float() / 255
+    if config.rotate_degrees or config.shift or config.zoom or config.mirror:
+        grid = nn.functional.affine_grid(_warps(drawn, config, greys.shape), list(unit.shape), align_corners=False)
+        unit = nn.functional.grid_sample(unit, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    change = drawn[:, 5:, None, None, None]
+    if config.gamma:
+        unit = unit.clamp(0, 1) ** torch.exp(config.gamma * change[:, 0])
+    mean = unit.mean(dim=(1, 2, 3), keepdim=True)
+    unit = (unit - mean) * (1 + config.contrast * change[:, 1]) + mean + config.brightness * change[:, 2]
+    if config.noise:
+        unit = unit + config.noise * change[:, 3].abs() * _noise(unit, seed, step, samples)
+    return (unit[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _warps(drawn: Tensor, config: Augmentation, shape: torch.Size) -> Tensor:
+    """f32[B, 2, 3]: from places of the new picture to places of the old, both in -1..1."""
+    angle = torch.deg2rad(config.rotate_degrees * drawn[:, 0])
+    scale = 1 / (1 + config.zoom * drawn[:, 1])
+    side = torch.where(drawn[:, 4] < 2 * config.mirror - 1, -1.0, 1.0)
+    ratio = shape[1] / shape[2]  # height over width: a turn is a turn in pixels, not in shares
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    rows = [
+        torch.stack([cos * side, -sin * ratio, 2 * config.shift * drawn[:, 2]], dim=1),
+        torch.stack([sin * side / ratio, cos, 2 * config.shift * drawn[:, 3]], dim=1),
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def _noise(unit: Tensor, seed: int, step: int, samples: Sequence[int]) -> Tensor:
+    """f32[B, 1, H, W] of standard normal numbers, each picture's own."""
+    shape = unit.shape[1:]
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 1, sample])).standard_normal(
+            shape, dtype=np.float32
+        )
+        for sample in samples
+    ]
+    return torch.from_numpy(np.stack(rows)).to(unit.device)

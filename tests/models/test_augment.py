@@ -1,0 +1,166 @@
+"""Augmentation: exact where nothing is asked, right where it can be counted, and blind to batch, order and process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import draw_picture
+
+from thoraclip.errors import ConfigError
+from thoraclip.models import augment as module
+from thoraclip.models.augment import Augmentation, augment
+
+NOTHING = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma", "noise", "mirror"), 0.0)
+
+
+@pytest.fixture
+def greys() -> torch.Tensor:
+    return torch.from_numpy(np.stack([draw_picture(48, 48, seed=s) for s in range(6)]))
+
+
+def only(**values: float) -> Augmentation:
+    return Augmentation(**{**NOTHING, **values})
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, **numbers: float) -> None:
+    """Fix what is drawn: turn, zoom, x, y, mirror, gamma, contrast, brightness, noise."""
+    names = ("turn", "zoom", "x", "y", "mirror", "gamma", "contrast", "brightness", "noise")
+    row = np.array([numbers.get(name, 0.0) for name in names], dtype=np.float32)
+    monkeypatch.setattr(module, "_draw", lambda seed, step, samples: np.tile(row, (len(samples), 1)))
+
+
+def test_nothing_asked_nothing_changed(greys: torch.Tensor) -> None:
+    assert torch.equal(augment(greys, only(), seed=0, step=0, samples=range(6)), greys)
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch(greys: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, samples = Augmentation(mirror=0.5, noise=0.05), [7, 3, 11, 0, 5, 2]
+    whole = augment(greys, config, seed=1, step=4, samples=samples)
+    for row, sample in enumerate(samples):
+        assert torch.equal(augment(greys[row : row + 1], config, seed=1, step=4, samples=[sample])[0], whole[row])
+    order = [4, 0, 5, 1, 3, 2]
+    assert torch.equal(augment(greys[order], config, seed=1, step=4, samples=[samples[i] for i in order]), whole[order])
+    monkeypatch.setattr(module, "_CHUNK", 4)
+    assert torch.equal(augment(greys, config, seed=1, step=4, samples=samples), whole)
+
+
+def test_seed_step_and_sample_each_change_the_draw(greys: torch.Tensor) -> None:
+    one = greys[:1]
+    results = [
+        augment(one, Augmentation(), seed=a, step=b, samples=[c])
+        for a, b, c in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    for i, first in enumerate(results):
+        for second in results[i + 1 :]:
+            assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("x", "y"), [(1.0, 0.0), (0.0, 1.0), (-1.0, 1.0)])
+def test_a_move_by_whole_pixels_is_a_slice(
+    greys: torch.Tensor, monkeypatch: pytest.MonkeyPatch, x: float, y: float
+) -> None:
+    drawn(monkeypatch, x=x, y=y)
+    found = augment(greys, only(shift=0.125), seed=0, step=0, samples=range(6))
+    expected, k = torch.zeros_like(greys), 6  # 0.125 of 48
+    for row in range(48):
+        for column in range(48):
+            r, c = row + int(y) * k, column + int(x) * k
+            if 0 <= r < 48 and 0 <= c < 48:
+                expected[:, row, column] = greys[:, r, c]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (32, 48)])
+def test_a_turn_is_a_turn_in_pixels(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+    """Against a pixel-by-pixel bilinear rotation about the centre."""
+    grey = torch.from_numpy(draw_picture(*shape, seed=1))[None]
+    drawn(monkeypatch, turn=0.5)
+    found = augment(grey, only(rotate_degrees=20), seed=0, step=0, samples=[0])[0].numpy().astype(float)
+    angle, (height, width) = np.deg2rad(10), shape
+    padded = np.pad(grey[0].numpy().astype(float), 40)
+    for row in range(0, height, 5):
+        for column in range(0, width, 5):
+            u, v = column + 0.5 - width / 2, row + 0.5 - height / 2
+            x = np.cos(angle) * u - np.sin(angle) * v + width / 2 - 0.5 + 40
+            y = np.sin(angle) * u + np.cos(angle) * v + height / 2 - 0.5 + 40
+            i, j, a, b = int(np.floor(y)), int(np.floor(x)), y % 1, x % 1
+            value = (
+                (1 - a) * ((1 - b) * padded[i, j] + b * padded[i, j + 1])
+                + a * ((1 - b) * padded[i + 1, j] + b * padded[i + 1, j + 1])
+            )  # fmt: skip
+            assert abs(found[row, column] - value) <= 0.51 + 1e-3
+
+
+def test_mirroring_exchanges_left_and_right_and_never_top_and_bottom(greys: torch.Tensor) -> None:
+    many = greys.repeat(50, 1, 1)
+    found = augment(many, only(mirror=0.3), seed=0, step=0, samples=range(300))
+    turned = (found == many.flip(2)).all(dim=(1, 2))
+    kept = (found == many).all(dim=(1, 2))
+    assert (turned ^ kept).all()
+    assert 60 <= int(turned.sum()) <= 120
+    assert not augment(many, only(), seed=0, step=0, samples=range(300)).ne(many).any()
+
+
+def test_grey_changes_follow_their_formulas(greys: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = greys.numpy().astype(np.float64) / 255
+    mean = unit.mean(axis=(1, 2), keepdims=True)
+    for name, number, expected in (
+        ("brightness", 0.5, unit + 0.1),
+        ("contrast", -0.5, (unit - mean) * 0.9 + mean),
+        ("gamma", 1.0, unit ** np.exp(0.2)),
+    ):
+        drawn(monkeypatch, **{name: number})
+        found = augment(greys, only(**{name: 0.2}), seed=0, step=0, samples=range(6)).numpy()
+        assert np.abs(found - np.clip(expected, 0, 1) * 255).max() <= 0.51, name
+
+
+def test_noise_has_the_spread_that_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn(monkeypatch, noise=-0.5)
+    flat = torch.full((4, 64, 64), 128, dtype=torch.uint8)
+    found = augment(flat, only(noise=0.1), seed=0, step=0, samples=range(4)).numpy().astype(float)
+    assert abs(found.std() / 255 - 0.05) < 0.002 and abs(found.mean() - 128) < 1
+    assert np.abs(np.corrcoef(found.reshape(4, -1)) - np.eye(4)).max() < 0.1, "every picture has noise of its own"
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {
+            "rotate_degrees": st.floats(0, 180), "shift": st.floats(0, 1), "zoom": st.floats(0, 0.9),
+            "brightness": st.floats(0, 2), "contrast": st.floats(0, 1), "gamma": st.floats(0, 2),
+            "noise": st.floats(0, 1), "mirror": st.floats(0, 1),
+        }
+    ),
+    st.integers(0, 2**40), st.integers(0, 2**40), st.integers(1, 9), st.integers(1, 9),
+)  # fmt: skip
+def test_any_setting_gives_pictures_of_the_same_shape(
+    values: dict[str, float], seed: int, step: int, height: int, width: int
+) -> None:
+    grey = torch.randint(0, 256, (2, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = augment(grey, Augmentation(**values), seed=seed, step=step, samples=[0, 1])
+    assert found.dtype == torch.uint8 and found.shape == grey.shape
+    assert torch.equal(found, augment(grey, Augmentation(**values), seed=seed, step=step, samples=[0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"zoom": 1.0}, "zoom = 1.0: a number between 0 and 0.9"),
+        ({"mirror": -0.1}, "mirror = -0.1"),
+        ({"rotate_degrees": 200.0}, "rotate_degrees = 200.0: a number between 0 and 180"),
+        ({"noise": -1.0}, "noise = -1.0: must not be negative"),
+    ],
+)
+def test_bad_settings_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Augmentation(**values)
+
+
+def test_a_sample_for_each_picture(greys: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match="5 samples for 6 pictures"):
+        augment(greys, Augmentation(), seed=0, step=0, samples=range(5))
+    empty = greys[:0]
+    assert augment(empty, Augmentation(), seed=0, step=0, samples=[]).shape == (0, 48, 48)
