@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thoraclip.data.batches import pixel_cache
+    from thoraclip.data.card import CardSettings, write_card
+    from thoraclip.data.check import check, write_check
     from thoraclip.data.index import index
     from thoraclip.data.phantom import PhantomConfig, write_phantoms
     from thoraclip.data.splits import split_folds, split_fractions
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from thoraclip.labels import LabelSet, load_prompts
     from thoraclip.methods.embed import embed
     from thoraclip.methods.running import run_method
+    from thoraclip.models.augment import Augmentation, augment
     from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
     from thoraclip.predictor import Predictor
     from thoraclip.study import read_study, run_study
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
 _HOME = {
+    "Augmentation": "models.augment",
+    "CardSettings": "data.card",
     "DualEncoder": "models.dual_encoder",
     "Embeddings": "tables.embeddings",
     "LabelSet": "labels",
@@ -37,12 +43,15 @@ _HOME = {
     "Predictor": "predictor",
     "Preprocess": "imaging",
     "ThoraclipError": "errors",
+    "augment": "models.augment",
+    "check": "data.check",
     "decode": "imaging",
     "embed": "methods.embed",
     "index": "data.index",
     "judge": "judge.report",
     "load_dual_encoder": "models.dual_encoder",
     "load_prompts": "labels",
+    "pixel_cache": "data.batches",
     "preprocess": "imaging",
     "read_embeddings": "tables.embeddings",
     "read_manifest": "tables.manifest",
@@ -52,6 +61,8 @@ _HOME = {
     "run_study": "study",
     "split_folds": "data.splits",
     "split_fractions": "data.splits",
+    "write_card": "data.card",
+    "write_check": "data.check",
     "write_manifest": "tables.manifest",
     "write_phantoms": "data.phantom",
     "write_predictions": "tables.predictions",
@@ -59,6 +70,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Augmentation",
+    "CardSettings",
     "DualEncoder",
     "Embeddings",
     "LabelSet",
@@ -69,12 +82,15 @@ __all__ = [
     "Predictor",
     "Preprocess",
     "ThoraclipError",
+    "augment",
+    "check",
     "decode",
     "embed",
     "index",
     "judge",
     "load_dual_encoder",
     "load_prompts",
+    "pixel_cache",
     "preprocess",
     "read_embeddings",
     "read_manifest",
@@ -84,6 +100,8 @@ __all__ = [
     "run_study",
     "split_folds",
     "split_fractions",
+    "write_card",
+    "write_check",
     "write_manifest",
     "write_phantoms",
     "write_predictions",
