@@ -236,7 +236,7 @@ def test_the_pages(manifest: Manifest, content: dict[str, Any], tmp_path: Path) 
     for shown in (page, text):
         assert "Research use only, not for diagnosis." in shown
         assert "test/pneumonia/3.jpg" in shown and "border contrast" in shown
-        assert "1 kind of leak" in shown
+        assert "This split leaks" in shown
     assert page.count("data:image/jpeg;base64,") >= 4 and "http" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
     assert "test / train" in page, "the pair that crosses the split says so"

@@ -16,8 +16,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from thoraclip.data.splits import (
     assign_groups,
     hold_out,
-    parse_fractions,
     independent_groups,
+    parse_fractions,
     split_folds,
     split_fractions,
 )

@@ -9,10 +9,14 @@ from thoraclip.errors import ImageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["check_frame", "frame_size"]
+__all__ = ["MAX_SCANS", "check_frame", "frame_size"]
 
 _MAX_RUN = 64
 """PackBits turns two bytes into at most 128."""
+_MAX_UNPACKED = 256 * 1024**2
+"""Run-length frames that could become larger are measured first."""
+MAX_SCANS = 100
+"""A progressive JPEG has about ten scans; with thousands, a small file keeps the decoder busy for hours."""
 
 
 def check_frame(dataset: Dataset) -> None:
@@ -31,11 +35,28 @@ def check_frame(dataset: Dataset) -> None:
         needed = columns * rows * int(dataset.BitsAllocated) // 8
         if len(frame) > 2 * needed + 1024:
             raise ImageError(f"a run-length frame of {len(frame):,} bytes for {needed:,} bytes of pixels")
+        if len(frame) * _MAX_RUN > _MAX_UNPACKED and _unpacks_beyond(frame, 2 * needed + 1024):
+            raise ImageError(f"a run-length frame that unpacks to more than the {needed:,} bytes of its pixels")
         return
+    if frame[:2] == b"\xff\xd8" and (scans := frame.count(b"\xff\xda")) > MAX_SCANS:
+        raise ImageError(f"a JPEG of {scans:,} scans; more than {MAX_SCANS} are not decoded")
     found = frame_size(frame)
     if found != (columns, rows, 1):
         text = "no size" if found is None else f"{found[0]} x {found[1]} pixels of {found[2]} components"
         raise ImageError(f"the compressed frame says {text}, the header {columns} x {rows} of one")
+
+
+def _unpacks_beyond(frame: bytes, limit: int) -> bool:
+    """True where PackBits (PS3.5 G.3) would turn the frame's segments into more than `limit` bytes."""
+    offsets = [int.from_bytes(frame[at : at + 4], "little") for at in range(4, 64, 4)]
+    starts = sorted({offset for offset in offsets[: frame[0]] if 64 <= offset < len(frame)})
+    size = 0
+    for at, end in zip(starts, [*starts[1:], len(frame)], strict=True):
+        while at < end and size <= limit:
+            control = frame[at]
+            size += control + 1 if control < 128 else 257 - control if control > 128 else 0
+            at += control + 2 if control < 128 else 2 if control > 128 else 1
+    return size > limit
 
 
 def frame_size(frame: bytes) -> tuple[int, int, int] | None:

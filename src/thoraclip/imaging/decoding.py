@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
+from thoraclip.imaging.codestream import MAX_SCANS
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom
 
 __all__ = ["DECODING", "IMAGE_SUFFIXES", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes"]
@@ -24,8 +25,6 @@ DECODING = 2
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_BYTES = 512 * 1024**2
 """Larger files are not read: 100 megapixels of 16 bits take 200 MB."""
-_MAX_SCANS = 100
-"""A progressive JPEG has about ten scans; with thousands, a small file keeps the decoder busy for hours."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def decode(source: Path | bytes) -> Radiograph:
 
     RGB, CMYK and palettes become luma (ITU-R 601-2, Pillow's `L`); alpha is laid over black. Samples deeper than 8 bits
     are scaled by the smallest whole bit depth that holds their largest value, since 16-bit files often carry 10 to 12.
-    DICOM is shown as its look-up tables say; see `imaging.dicom`.
+    DICOM is shown as its look-up tables say; see `imaging.display`.
 
     Raises:
         ImageError: not a PNG, JPEG or DICOM, damaged, larger than 100 megapixels, or not one grey radiograph.
@@ -93,8 +92,8 @@ def _decode_picture(data: bytes, where: str) -> Radiograph:
                 f"{where}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph"
             )
         mode, kind = image.mode, image.format or "?"
-        if kind != "PNG" and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
-            raise ImageError(f"{where}: a JPEG of {scans:,} scans; more than {_MAX_SCANS} are not decoded")
+        if kind != "PNG" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+            raise ImageError(f"{where}: a JPEG of {scans:,} scans; more than {MAX_SCANS} are not decoded")
         image.load()
         grey = _to_grey(ImageOps.exif_transpose(image))
     except ImageError:
@@ -130,5 +129,7 @@ def _scale_by_depth(samples: npt.NDArray[Any]) -> Grey:
         raise ImageError(f"samples run from {low:g} to {high:g}; expected whole numbers in 0..65535")
     bits = max(8, int(high).bit_length())
     table = np.round(np.arange(2**bits) * (255.0 / (2**bits - 1))).astype(np.uint8)
-    grey: Grey = table[samples.astype(np.uint16)]  # a table: 100 megapixels as floats would take 800 MB
+    grey = np.empty(samples.shape, dtype=np.uint8)
+    for row, line in enumerate(samples):  # one by one: an index, or floats, of 100 megapixels would take 800 MB
+        grey[row] = table[line.astype(np.uint16)]
     return grey

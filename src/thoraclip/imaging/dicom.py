@@ -1,15 +1,6 @@
-"""One grey DICOM radiograph to 8-bit grey, as its own look-up tables say it is to be shown.
+"""One grey DICOM radiograph: what the file is, what it says of the patient, and its stored values, or one reason why not.
 
-Every step from a stored value to a grey level looks at that value alone, so all of them are computed once on the ramp of
-the stored values that occur (at most 65,536) and looked up for the pixels:
-
-    stored -> modality LUT or rescale -> VOI LUT or window -> 0..255 -> MONOCHROME1 inverted -> padding black
-
-PS3.3 C.11.1 (modality), C.11.2 (VOI), C.7.6.3.1.2 (photometric interpretation), C.7.5.1.1.2 (padding);
-https://dicom.nema.org/medical/dicom/current/output/html/part03.html
-
-What several readers agree on where the standard leaves it open: without a window, or with one that shows nothing, 8-bit
-pixels are taken as they are, and deeper ones from the smallest to the largest value that is not padding.
+`imaging.display` turns the stored values into grey.
 """
 
 from __future__ import annotations
@@ -25,6 +16,7 @@ import numpy.typing as npt
 
 from thoraclip.errors import ImageError, MissingExtraError, first_line
 from thoraclip.imaging.codestream import check_frame
+from thoraclip.imaging.display import display
 from thoraclip.imaging.isolated import decode_apart
 
 if TYPE_CHECKING:
@@ -43,8 +35,11 @@ MODALITIES = {
 """Modalities that can hold a radiograph; any other one is refused."""
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_PLUGINS = ("pylibjpeg", "pillow", "pydicom")
-"""Decoders that survive damaged data, in order of trust. GDCM does not: it runs in a process of its own."""
+_PLUGINS = ("pylibjpeg", "pillow", "pydicom", "gdcm")
+"""Decoders in order of trust; the first one that is installed decodes."""
+_DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"}
+"""JPEG by Pillow and run lengths by pydicom survive hostile data. OpenJPEG, which takes gigabytes for a few hundred bytes,
+and GDCM, which crashes, run in a process of their own."""
 _VIEWS = {
     "postero-anterior": "PA", "antero-posterior": "AP", "left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL",
 }  # fmt: skip
@@ -90,7 +85,7 @@ def decode_dicom(data: bytes, where: str) -> tuple[npt.NDArray[np.uint8], str, D
     except Exception as error:  # of many kinds
         raise ImageError(f"{where}: damaged DICOM ({first_line(error)})") from error
     try:
-        grey = _display(_stored_values(dataset, data), dataset)
+        grey = display(_stored_values(dataset, data), dataset)
     except MissingExtraError as error:
         raise ImageError(f"{where}: {error}") from error
     except Exception as error:  # decoders raise many kinds
@@ -105,6 +100,8 @@ def _parse(data: bytes) -> Dataset:
     if _DEFLATED.encode() in data[:1024]:
         _refuse_inflation(data)
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+    if "PixelData" not in dataset and b"\xe0\x7f\x10\x00O" in data:  # pydicom drops compressed pixels that do not end
+        raise ImageError("damaged DICOM (it ends before its pixels do)")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         guess = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -156,6 +153,9 @@ def _refuse_unfit(dataset: Dataset) -> str:
     allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
     if allocated not in {8, 16} or not 1 < stored <= allocated:
         raise ImageError(f"{stored} bits stored in {allocated}; 8 to 16 bits are expected")
+    high = dataset.get("HighBit")
+    if high is not None and int(high) != stored - 1:
+        raise ImageError(f"{stored} bits stored, the highest at place {int(high)}; {stored - 1} is expected")
     return photometric
 
 
@@ -203,137 +203,21 @@ def _days(date: str | None) -> int | None:
 
 
 def _stored_values(dataset: Dataset, data: bytes) -> npt.NDArray[np.integer[Any]]:
-    """The stored values, i or u 8 or 16[H, W], by the first decoder that can."""
+    """The stored values, i or u 8 or 16[H, W], by the most trusted decoder that is installed."""
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed or syntax == _DEFLATED:
         return np.asarray(pixel_array(dataset))
     check_frame(dataset)
-    decoder = get_decoder(syntax)
-    failures = []
-    for plugin in [name for name in _PLUGINS if name in decoder.available_plugins]:
-        try:
-            return np.asarray(pixel_array(dataset, decoding_plugin=plugin))
-        except Exception as error:  # the next one may be able to
-            failures.append(
-                str(error).strip().splitlines()[-1].strip()[:200] if str(error).strip() else type(error).__name__
-            )
-    if "gdcm" in decoder.available_plugins and not failures:
-        return decode_apart(data)
-    if failures:
-        raise ImageError(failures[0])
-    raise MissingExtraError(f"a decoder for {syntax.name}", "dicom")
-
-
-def _display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Grey levels u8[H, W] of the stored values; see the module's text."""
-    if stored.ndim != 2 or not stored.size:
-        raise ImageError(f"pixels of shape {stored.shape}; one grey frame is expected")
-    low, high = int(stored.min()), int(stored.max())
-    ramp = np.arange(low, high + 1)
-    padding = _padding(ramp, dataset)
-    shown = np.bincount((stored.astype(np.int32) - low).ravel(), minlength=len(ramp)).astype(bool) & ~padding
-    grey = _grey_levels(ramp, shown, dataset)
-    if str(dataset.PhotometricInterpretation).strip() == "MONOCHROME1":
-        grey = 255.0 - grey
-    table = np.round(np.clip(grey, 0, 255)).astype(np.uint8)
-    table[padding] = 0
-    return table[stored.astype(np.int32) - low]
-
-
-def _padding(ramp: npt.NDArray[np.int64], dataset: Dataset) -> npt.NDArray[np.bool_]:
-    """True for stored values that mark pixels outside the picture."""
-    first = dataset.get("PixelPaddingValue")
-    if first is None or first == "":
-        return np.zeros(len(ramp), dtype=bool)
-    last = dataset.get("PixelPaddingRangeLimit")
-    ends = [int(v) for v in (first, first if last in (None, "") else last)]
-    if int(dataset.PixelRepresentation):  # files say US where the rule is SS: 63,536 and -2,000 are the same 16 bits
-        half = 2 ** (int(dataset.BitsAllocated) - 1)
-        ends = [v - 2 * half if v >= half else v for v in ends]
-    ends.sort()
-    found: npt.NDArray[np.bool_] = (ramp >= ends[0]) & (ramp <= ends[1])
-    return found
-
-
-def _grey_levels(
-    ramp: npt.NDArray[np.int64], shown: npt.NDArray[np.bool_], dataset: Dataset
-) -> npt.NDArray[np.float64]:
-    """f64 levels 0..255 of each stored value of the ramp, before inversion.
-
-    Args:
-        ramp: the stored values.
-        shown: which of them occur in the picture.
-        dataset: holds the look-up tables.
-    """
-    values = _modality_values(ramp, dataset)
-    if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return np.asarray(_look_up(values, dataset, "VOILUTSequence") * (255.0 / (2**bits - 1)))
-    if not shown.any():
-        return np.zeros(len(ramp))
-    low, high = float(values[shown].min()), float(values[shown].max())
-    windowed = _window(values, dataset)
-    if windowed is not None and (low == high or np.ptp(windowed[shown]) > 0):
-        return windowed
-    is_plain = not dataset.get("ModalityLUTSequence") and np.array_equal(values, ramp)
-    if is_plain and int(dataset.BitsStored) <= 8:  # as a PNG of the same pixels
-        bits = int(dataset.BitsStored)
-        least = -(2 ** (bits - 1)) if int(dataset.PixelRepresentation) else 0
-        return np.asarray((values - least) * (255.0 / (2**bits - 1)))
-    return np.asarray((values - low) * (255.0 / (high - low))) if high > low else np.zeros(len(ramp))
-
-
-def _modality_values(ramp: npt.NDArray[np.int64], dataset: Dataset) -> npt.NDArray[np.float64]:
-    """What the stored values measure, by table or by slope and intercept (PS3.3 C.11.1); a slope of 0 counts as missing."""
-    if dataset.get("ModalityLUTSequence"):
-        return _look_up(ramp.astype(np.float64), dataset, "ModalityLUTSequence")
-    slope, intercept = (_first_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
-    values: npt.NDArray[np.float64] = ramp.astype(np.float64) * (slope or 1.0) + (intercept or 0.0)
-    return values
-
-
-def _look_up(values: npt.NDArray[np.float64], dataset: Dataset, sequence: str) -> npt.NDArray[np.float64]:
-    """The entries of a sequence's first table (PS3.3 C.11.1.1 and C.11.2.1.1); beyond its ends, the first and the last.
-
-    Not pydicom's: 3.0 wraps the index at 256 where entries have 8 bits, and does not read two entries in a word.
-    """
-    item = dataset[sequence].value[0]
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
-    count = count % 2**16 or 2**16  # by a signed descriptor more than 32,767 entries are a negative number
-    data = item.LUTData
-    if not isinstance(data, bytes):
-        data = np.atleast_1d(np.asarray(data, dtype=np.int64)).astype("<u2").tobytes()
-    elif not dataset.file_meta.TransferSyntaxUID.is_little_endian:
-        data = np.frombuffer(data, ">u2").astype("<u2").tobytes()
-    is_packed = bits <= 8 and len(data) < 2 * count
-    entries = np.frombuffer(data, "u1" if is_packed else "<u2", count=count)
-    return entries[np.clip(np.round(values) - first, 0, count - 1).astype(np.int64)].astype(np.float64)
-
-
-def _window(values: npt.NDArray[np.float64], dataset: Dataset) -> npt.NDArray[np.float64] | None:
-    """The first window, by its function, onto 0..255 (PS3.3 C.11.2.1.2 and C.11.2.1.3); `None` without a valid one."""
-    centre, width = (_first_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
-        return None
-    if function == "SIGMOID":
-        return 255.0 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    elif function != "LINEAR_EXACT":
-        raise ImageError(f"VOI LUT function '{function}'; LINEAR, LINEAR_EXACT or SIGMOID is expected")
-    if width == 0:
-        return np.where(values > centre, 255.0, 0.0)
-    return np.clip((values - centre) / width + 0.5, 0, 1) * 255.0
-
-
-def _first_number(value: Any) -> float | None:
-    from pydicom.multival import MultiValue
-
-    first = value[0] if isinstance(value, MultiValue | list | tuple) and len(value) else value
-    if first is None or first == "" or isinstance(first, MultiValue | list | tuple):
-        return None
-    number = float(first)
-    return number if np.isfinite(number) else None
+    available = get_decoder(syntax).available_plugins
+    plugin = next((name for name in _PLUGINS if name in available), None)
+    if plugin is None:
+        raise MissingExtraError(f"a decoder for {syntax.name}", "dicom")
+    if plugin == "gdcm" or syntax not in _DECODED_HERE:
+        return decode_apart(data, plugin)
+    try:
+        return np.asarray(pixel_array(dataset, decoding_plugin=plugin))
+    except Exception as error:  # of many kinds; the last line holds the plugin's own words
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ImageError(lines[-1].strip()[:200]) from error

@@ -1,20 +1,24 @@
-"""GDCM in a process of its own, since damaged data make it abort the whole process or never come back.
+"""Decoders that damaged data crash (GDCM) or bloat (OpenJPEG), in a process of their own that has a limit.
 
-It is the decoder of lossless JPEG and JPEG-LS. Each thread keeps one helper; a helper that dies or takes too long is
-replaced, and the picture is refused. Run as `python -m thoraclip.imaging.isolated` it is the helper: whole DICOM files
-come in on standard input, arrays go out on standard output, each after its length.
+They are those of lossless JPEG, JPEG-LS and JPEG 2000. As many helpers live as threads decode at the same time; one that
+dies or takes too long is replaced, and the picture is refused. `serve` is the helper: a plugin's name and a whole DICOM
+file come in on standard input, an array goes out on standard output, each after its length.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -28,42 +32,89 @@ _SECONDS = 60.0
 _MEMORY = 4 * 1024**3
 """Address space of a helper in bytes, where the platform can limit it."""
 _LENGTH = struct.Struct("<Q")
-_helpers = threading.local()
+_idle: list[subprocess.Popen[bytes]] = []
+"""Helpers that wait for work; whoever takes one has it alone until it is put back."""
 
 
-def decode_apart(data: bytes) -> npt.NDArray[np.integer[Any]]:
-    """Stored values of a DICOM file's only frame, decoded by GDCM in another process.
+def decode_apart(data: bytes, plugin: str) -> npt.NDArray[np.integer[Any]]:
+    """Stored values of a DICOM file's only frame, decoded by a plugin of pydicom in another process.
+
+    A helper that another file has left in disorder may die of this one: a crash counts only in a fresh helper.
 
     Raises:
-        ImageError: GDCM refused the data, crashed, or took more than a minute.
+        ImageError: the decoder refused the data, crashed, or took more than 4 GiB or a minute.
     """
-    helper = getattr(_helpers, "process", None)
-    if helper is None or helper.poll() is not None:
-        helper = _helpers.process = _start()
+    begin = time.monotonic()
+    while True:
+        helper, is_fresh = _take()
+        try:
+            facts, values = _ask(helper, plugin, data)
+            break
+        except (OSError, EOFError) as error:
+            if is_fresh or time.monotonic() - begin > _SECONDS:
+                text = f"the decoder crashed or took more than {_SECONDS:.0f} s on damaged data"
+                raise ImageError(text) from error
+    if "error" in facts:
+        raise ImageError(facts["error"])
+    return np.frombuffer(values, dtype=facts["dtype"]).reshape(facts["shape"])
+
+
+def _take() -> tuple[subprocess.Popen[bytes], bool]:
+    """(a helper, whether it has not decoded anything yet)"""
+    while True:
+        try:
+            helper = _idle.pop()
+        except IndexError:
+            return _start(), True
+        if helper.poll() is None:
+            return helper, False
+        _stop(helper)
+
+
+def _ask(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The helper's answer; it goes back among the idle ones, or, after any exception, is stopped."""
     late = threading.Timer(_SECONDS, helper.kill)
+    late.daemon = True
     late.start()
     try:
+        _send(helper.stdin, plugin.encode())
         _send(helper.stdin, data)
         facts = json.loads(_receive(helper.stdout))
-        if "error" in facts:
-            raise ImageError(facts["error"])
-        values = np.frombuffer(_receive(helper.stdout), dtype=facts["dtype"])
-        return values.reshape(facts["shape"])
-    except (OSError, EOFError) as error:
+        values = b"" if "error" in facts else _receive(helper.stdout)
+    except BaseException:
         _stop(helper)
-        raise ImageError(f"the decoder crashed or took more than {_SECONDS:.0f} s on damaged data") from error
+        raise
     finally:
         late.cancel()
+    _idle.append(helper)
+    return facts, values
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # -c, not -m: the parent package is imported by the helper alone, and no warning about double import is printed
-    code = "from thoraclip.imaging.isolated import serve; serve()"
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    _clean_up_later()
+    # -P and -c, not -m: nothing in the working directory is imported, and the parent package is imported once. One thread:
+    # the work space that OpenBLAS keeps for each core would count as memory.
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.append({root!r}); from thoraclip.imaging.isolated import serve; serve()"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
-    atexit.register(_stop, process)
-    return process
+
+
+@functools.cache
+def _clean_up_later() -> None:
+    atexit.register(_stop_idle)
+    if hasattr(os, "register_at_fork"):  # a forked process must not talk through its parent's pipes
+        os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _stop_idle() -> None:
+    while _idle:
+        _stop(_idle.pop())
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -96,8 +147,6 @@ def _receive(stream: IO[bytes] | None) -> bytes:
 
 def serve() -> None:
     """The helper's loop: decode what comes in until the pipe is closed."""
-    import os
-
     import pydicom
     from pydicom.pixels import pixel_array
 
@@ -106,16 +155,19 @@ def serve() -> None:
     os.dup2(2, 1)
     while True:
         try:
-            data = _receive(sys.stdin.buffer)
+            plugin, data = _receive(sys.stdin.buffer).decode(), _receive(sys.stdin.buffer)
         except EOFError:
             return
         try:
             values = np.ascontiguousarray(
-                pixel_array(pydicom.dcmread(io.BytesIO(data), force=True), decoding_plugin="gdcm")
+                pixel_array(pydicom.dcmread(io.BytesIO(data), force=True), decoding_plugin=plugin)
             )
         except Exception as error:  # of many kinds
             lines = str(error).strip().splitlines()
-            _send(answers, json.dumps({"error": lines[-1].strip() if lines else type(error).__name__}).encode())
+            text = lines[-1].strip() if lines else type(error).__name__
+            if "'NoneType' object has no attribute 'encode'" in text:  # how pydicom shows that GDCM gave up
+                text = "GDCM cannot decode the frame; it is damaged"
+            _send(answers, json.dumps({"error": text}).encode())
             continue
         _send(answers, json.dumps({"dtype": values.dtype.str, "shape": values.shape}).encode())
         _send(answers, values.tobytes())

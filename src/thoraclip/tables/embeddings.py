@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.imaging import DECODING
 from thoraclip.runs import digest
 from thoraclip.tables.arrays import ArrayKind, ImageArrays, read_arrays
 from thoraclip.tables.manifest import Manifest
@@ -55,8 +56,8 @@ class Embeddings(ImageArrays):
 
 
 def embeddings_fingerprint(manifest: Manifest, encoder: Mapping[str, Any], preprocess: Mapping[str, Any]) -> str:
-    """SHA-256 over what the arrays depend on: the images' contents and order, the encoder, the preprocessing."""
-    return digest([manifest.content_fingerprint, dict(encoder), dict(preprocess)])
+    """SHA-256 over what the arrays depend on: the images' contents and order, the encoder, the preprocessing, the decoding."""
+    return digest([manifest.content_fingerprint, dict(encoder), dict(preprocess), DECODING])
 
 
 def read_embeddings(folder: Path) -> Embeddings:

@@ -29,11 +29,8 @@ def reading(content: Mapping[str, Any]) -> list[str]:
 
 
 def _headline(content: Mapping[str, Any]) -> str:
-    found = content["leaks"]
-    if found:
-        return (
-            f"{len(found)} kind{'s' * (len(found) > 1)} of leak: what is measured on this split is too good to be true."
-        )
+    if content["leaks"]:
+        return "This split leaks: what is measured on it is too good to be true."
     parts = content["counts"]["parts"]
     if parts == ["no split"]:
         return "There is no split yet, so nothing can leak; split it with: thoraclip split."
@@ -104,7 +101,7 @@ def _of_copies(content: Mapping[str, Any]) -> list[str]:
         identical = sum(pair["kind"] == "identical" for pair in content["duplicates"]["pairs"])
         images = sum(len(g["image_id"]) for g in groups)
         sentences.append(
-            f"{_count(len(groups), 'picture')} more than once ({images} images; {identical} pairs of identical files, "
+            f"{_count(len(groups), 'picture')} more than once ({images} images; {_count(identical, 'pair')} of identical files, "
             f"{len(content['duplicates']['pairs']) - identical} of near duplicates), first {_equal(groups[0])}"
         )
     for name, what in (("label", "under two labels"), ("patient", "under two patients")):

@@ -1,9 +1,7 @@
-"""Every kind of file to 8-bit grey or to an error, and grey to the encoder's numbers."""
+"""Pictures to 8-bit grey or to an error, and grey to the encoder's numbers; DICOM has its own files."""
 
 from __future__ import annotations
 
-import io
-import struct
 import warnings
 import zlib
 from collections.abc import Callable
@@ -13,16 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from scipy.fft import dctn
+from tests.imaging.files import Array, chunk, dicom, encoded, png
 
-from thoraclip import imaging
 from thoraclip.errors import ConfigError, ImageError
 from thoraclip.imaging import (
     GEOMETRIES,
@@ -30,58 +25,20 @@ from thoraclip.imaging import (
     Radiograph,
     check_pixels,
     decode,
+    decoding,
     fit,
     normalise,
     perceptual_hash,
     preprocess,
 )
+from thoraclip.imaging import dicom as dicom_module
 
-Array = npt.NDArray[Any]
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be large."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-
-
-def dicom(pixels: Array, *, bits: int | None = None, **tags: Any) -> bytes:
-    """An uncompressed DICOM file of `pixels`; `tags` override or add elements, `None` empties one."""
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = SecondaryCaptureImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
-    ds.Rows, ds.Columns = pixels.shape[:2]
-    ds.SamplesPerPixel = 1
-    ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.BitsAllocated = 8 * pixels.dtype.itemsize
-    ds.BitsStored = bits or ds.BitsAllocated
-    ds.HighBit = ds.BitsStored - 1
-    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-    ds.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(ds, name, value)
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, ds, enforce_file_format=True)
-    return stream.getvalue()
-
-
-def stretched(values: Array) -> Array:
-    """f64: the smallest value becomes 0, the largest 255."""
-    values = values.astype(float)
-    return (values - values.min()) * 255 / (values.max() - values.min())
+    return png((width, height, 8, 0), chunk(b"IDAT", zlib.compress(b"\0")))
 
 
 def refused(source: Path | bytes, message: str) -> None:
@@ -100,24 +57,17 @@ def test_eight_bit_grey_is_taken_as_it_is() -> None:
 
 
 def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
-    png, dcm = encoded(Image.fromarray(RAMP)), dicom(RAMP)
+    grey, dcm = encoded(Image.fromarray(RAMP)), dicom(RAMP)
     for name, data in {
-        "a.png": png,
+        "a.png": grey,
         "b.dcm": dcm,
-        "png-named.dcm": png,
+        "png-named.dcm": grey,
         "c": dcm,
         "no-preamble.dcm": dcm[132:],
     }.items():
         (tmp_path / name).write_bytes(data)
         np.testing.assert_array_equal(decode(tmp_path / name).pixels, decode(data).pixels)
         np.testing.assert_array_equal(decode(data).pixels, RAMP)
-
-
-def test_a_bare_dicom_data_set_is_refused_as_such(tmp_path: Path) -> None:
-    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
-    del dataset.file_meta
-    pydicom.dcmwrite(tmp_path / "bare.dcm", dataset, implicit_vr=True, little_endian=True)
-    refused(tmp_path / "bare.dcm", r"bare\.dcm: DICOM pixels cannot be decoded \(.*Transfer Syntax")
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 15, 16])
@@ -269,93 +219,11 @@ def test_decoding_leaves_the_warning_filters_alone(monkeypatch: pytest.MonkeyPat
     def spy(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *a: (seen.append(list(warnings.filters)), original(*a))[1]
 
-    monkeypatch.setattr(imaging, "_to_grey", spy(imaging._to_grey))
-    monkeypatch.setattr("pydicom.pixels.apply_voi_lut", spy(pydicom.pixels.apply_voi_lut))
+    monkeypatch.setattr(decoding, "_to_grey", spy(decoding._to_grey))
+    monkeypatch.setattr("thoraclip.imaging.dicom.display", spy(dicom_module.display))
     decode(encoded(Image.fromarray(RAMP)))
     decode(dicom(RAMP))
     assert seen == [list(warnings.filters)] * 2
-
-
-# DICOM
-
-
-@pytest.mark.parametrize(("dtype", "bits"), [("u1", 8), ("<u2", 12), ("<u2", 16), ("<i2", 16)])
-@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
-def test_dicom_without_window_runs_from_black_to_white(dtype: str, bits: int, photometric: str) -> None:
-    low = -(2 ** (bits - 1)) if dtype == "<i2" else 0
-    values = (low + np.linspace(5, 2**bits - 7, 256)).astype(dtype).reshape(16, 16)
-    found = decode(dicom(values, bits=bits, PhotometricInterpretation=photometric))
-    expected = stretched(values) if photometric == "MONOCHROME2" else 255 - stretched(values)
-    assert np.abs(found.pixels - expected).max() <= 0.51
-    assert (found.mode, found.format, found.width) == (photometric, "DICOM", 16)
-
-
-def windowed(x: Array, centre: float, width: float) -> Array:
-    """DICOM PS3.3, C.11.2.1.2.1, function LINEAR, onto 0..1."""
-    return np.clip((x - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-
-
-@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
-def test_dicom_window_lies_in_rescaled_units(photometric: str) -> None:
-    values = np.linspace(0, 4000, 256).astype("<u2").reshape(16, 16)
-    tags = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 1500, "WindowWidth": 2000}
-    found = decode(dicom(values, bits=12, PhotometricInterpretation=photometric, **tags))
-    expected = windowed(2.0 * values - 1000, 1500, 2000) * 255
-    expected = expected if photometric == "MONOCHROME2" else 255 - expected
-    assert np.abs(found.pixels - expected).max() <= 0.51
-    assert (expected == 0).sum() > 20 and (expected == 255).sum() > 20
-
-
-def test_dicom_takes_the_first_of_several_windows() -> None:
-    values = np.linspace(0, 4000, 256).astype("<u2").reshape(16, 16)
-    found = decode(dicom(values, bits=12, WindowCenter=[1000, 3000], WindowWidth=[500, 500]))
-    assert np.abs(found.pixels - windowed(values.astype(float), 1000, 500) * 255).max() <= 0.51
-
-
-def test_a_blank_dicom_is_black() -> None:
-    assert (decode(dicom(np.full((4, 4), 9, np.uint8))).pixels == 0).all()
-
-
-def test_dicom_that_is_not_one_grey_frame_is_refused() -> None:
-    two = np.stack([RAMP, RAMP])
-    refused(dicom(RAMP, NumberOfFrames=2, PixelData=two.tobytes()), "2 frames of 1 samples; one grey frame is expected")
-    rgb = np.stack([RAMP] * 3, axis=-1)
-    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
-    refused(dicom(rgb, **tags), "1 frames of 3 samples; one grey frame is expected")
-    refused(dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "photometric interpretation 'PALETTE COLOR'")
-
-
-def test_dicom_without_pixels_is_refused() -> None:
-    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
-    del dataset.PixelData
-    stream = io.BytesIO()
-    dataset.save_as(stream)
-    refused(stream.getvalue(), "a DICOM header without pixel data")
-
-
-@pytest.mark.parametrize(
-    ("tags", "message"),
-    [
-        ({"Rows": None}, "DICOM pixels cannot be decoded"),
-        ({"WindowCenter": 10, "WindowWidth": 0}, r"DICOM pixels cannot be decoded \(.*Window Width"),
-        ({"PixelData": b"12"}, "DICOM pixels cannot be decoded"),
-        ({"Rows": 20_000, "Columns": 20_000}, "more than 100,000,000 pixels; not a radiograph"),
-    ],
-)
-def test_damaged_dicom_is_refused(tags: dict[str, Any], message: str) -> None:
-    refused(dicom(RAMP, **tags), message)
-
-
-@pytest.mark.filterwarnings("ignore:A value of 'None'")
-def test_an_empty_count_of_frames_or_samples_is_one() -> None:
-    np.testing.assert_array_equal(decode(dicom(RAMP, NumberOfFrames=None, SamplesPerPixel=1)).pixels, RAMP)
-    refused(dicom(RAMP, SamplesPerPixel=None), "DICOM pixels cannot be decoded")  # pydicom itself wants the number
-
-
-def test_dicom_with_an_unreadable_element_is_refused() -> None:
-    data = dicom(RAMP)
-    at = data.index(b"\x28\x00\x10\x00US")  # Rows
-    refused(data[: at + 4] + b"ZZ" + data[at + 6 :], "damaged DICOM")
 
 
 # Preprocess and geometry

@@ -1,0 +1,138 @@
+"""Do two pictures agree in their fine detail, once one is laid over the other?"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.data.duplicates.hashing import THUMBNAIL_SIDE, WARPS, coordinates, equalise
+
+__all__ = ["CORRELATION", "confirm"]
+
+Grey = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Matrices = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+CORRELATION, COARSE_CORRELATION = 0.95, 0.88
+"""Agreement after alignment from which a pair counts, and what it must reach at half the side to be aligned further.
+Measured: 99 % of copies reach 0.97 or more (0.954 after JPEG of quality 20 to 59; 0.94 at half the side after a crop);
+736 pairs of exams of one patient reach 0.927 at most, half of them 0.44; proposed pairs of strangers 0.90 at most."""
+
+
+@lru_cache(maxsize=4)
+def _blur(side: int, sigma: float) -> Floats:
+    """f32[side, side]: Gaussian smoothing along one axis, rows summing to 1."""
+    place = np.arange(side)
+    kernel = np.exp(-((place[:, None] - place) ** 2) / (2 * sigma**2))
+    return np.asarray(kernel / kernel.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _smooth(pictures: Floats, kernel: Floats) -> Floats:
+    """Along rows, then along columns; one large matrix product each, since small ones make BLAS threads wait."""
+    for _ in range(2):
+        pictures = (pictures.reshape(-1, len(kernel)) @ kernel.T).reshape(pictures.shape).transpose(0, 2, 1)
+    return pictures
+
+
+def _detail(thumbnails: Grey) -> Floats:
+    """u8[N, S, S] -> f32[N, S, S]: the equalised picture between 0.7 and 3 thumbnail pixels (difference of Gaussians)."""
+    grey = equalise(thumbnails)
+    fine, coarse = (_smooth(grey, _blur(THUMBNAIL_SIDE, sigma)) for sigma in (0.7, 3.0))
+    return np.ascontiguousarray(fine - coarse)
+
+
+def _sample(pictures: Floats, warps: Matrices) -> tuple[Floats, Mask]:
+    """f32[N, side^2], bool[N, side^2]: bilinear values at the warped pixel centres, and which lie inside."""
+    count, side = pictures.shape[:2]
+    x, y = coordinates(side)
+    rows = warps.astype(np.float32)
+    u, v = ((r[:, :1] * x + r[:, 1:2] * y + r[:, 2:] + 1) * (side / 2) - 0.5 for r in (rows[:, 0], rows[:, 1]))
+    inside = (u >= 0) & (u <= side - 1) & (v >= 0) & (v <= side - 1)
+    column, row = (np.clip(p.astype(np.int32), 0, side - 2) for p in (u, v))
+    u, v = u - column, v - row
+    corner = row * side + column + np.arange(count, dtype=np.int32)[:, None] * (side * side)
+    flat = pictures.reshape(-1)
+    upper, lower = flat[corner], flat[corner + side]
+    upper += (flat[corner + 1] - upper) * u
+    lower += (flat[corner + side + 1] - lower) * u
+    return upper + (lower - upper) * v, inside
+
+
+def _unit(values: Floats, mask: Mask) -> Floats:
+    """Each row without its mean, of length 1, 0 outside the mask."""
+    mean = (values * mask).sum(axis=1, keepdims=True) / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    centred = (values - mean) * mask
+    return np.asarray(centred / (np.linalg.norm(centred, axis=1, keepdims=True) + np.float32(1e-6)))
+
+
+def _align(first: Floats, second: Floats, warps: Matrices, *, steps: int) -> tuple[Matrices, Matrices]:
+    """The best correlation over an affine warp, by inverse-compositional Gauss-Newton steps.
+
+    Baker & Matthews 2004 (doi:10.1023/B:VISI.0000011205.11775.fd), on intensities brought to mean 0 and length 1 as in
+    Evangelidis & Psarakis 2008 (doi:10.1109/TPAMI.2008.113).
+
+    Args:
+        first, second: detail, f32[N, side, side].
+        warps: f64[N, 3, 3], where to start; from coordinates of `second` (-1..1) to those of `first`.
+
+    Returns:
+        Correlations f64[N] within both frames less a twelfth of the side at each edge, where crops, fillings and the
+        detail filter differ (-1 where under 60 % of the frame is left), and their warps f64[N, 3, 3].
+    """
+    count, side = second.shape[:2]
+    x, y = coordinates(side)
+    inner = np.maximum(abs(x), abs(y)) < 1 - 2 / 12
+    template = second.reshape(count, -1)
+    across, down = (np.gradient(second, 2 / side, axis=axis).reshape(count, -1) for axis in (2, 1))
+    slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=1) * inner
+    slopes /= (
+        np.linalg.norm((template - template[:, inner].mean(1, keepdims=True)) * inner, axis=1)[:, None, None] + 1e-6
+    )
+    hessian = (slopes @ slopes.transpose(0, 2, 1)).astype(np.float64)
+    hessian += np.trace(hessian, axis1=1, axis2=2)[:, None, None] * np.eye(6) * 2e-4 + 1e-9 * np.eye(6)
+    inverse = np.linalg.inv(hessian)
+    warp, found, best = warps.copy(), warps.copy(), np.full(count, -1.0)
+    for step in range(steps + 1):
+        values, mask = _sample(first, warp)
+        mask &= inner
+        values, target = _unit(values, mask), _unit(template, mask)
+        correlation = np.where(mask.mean(axis=1) < 0.6, -1.0, (values * target).sum(axis=1))
+        better = correlation > best
+        best[better], found[better] = correlation[better], warp[better]
+        if step < steps:
+            error = values / np.maximum(correlation, 0.2)[:, None].astype(np.float32) - target
+            update = (inverse @ (slopes @ (error * mask)[:, :, None]))[:, :, 0]
+            change = np.tile(np.eye(3), (count, 1, 1))
+            change[:, :2] += np.clip(update.reshape(count, 2, 3), -0.1, 0.1)
+            warp = warp @ np.linalg.inv(change)
+    return best, found
+
+
+def confirm(thumbnails: Grey, pairs: Indices) -> tuple[Matrices, Matrices]:
+    """Align proposed pairs, at half the side and, where that looks promising, at the full one.
+
+    Args:
+        pairs: i64[K, >=4] of (source, target, warp, mirrored); target, mirrored or not, looks like warped source.
+
+    Returns:
+        Correlations f64[K] and warps f64[K, 3, 3] from target to source.
+    """
+    used, where = np.unique(pairs[:, :2], return_inverse=True)
+    detail = _detail(np.asarray(thumbnails[used]))
+    where = where.reshape(-1, 2)
+    warps = np.tile(np.eye(3), (len(pairs), 1, 1))
+    warps[:, :2] = WARPS[pairs[:, 2]]
+    source, target = detail[where[:, 0]], detail[where[:, 1]]
+    target = np.where(pairs[:, 3].astype(bool)[:, None, None], target[:, :, ::-1], target)
+    half = (len(pairs), THUMBNAIL_SIDE // 2, 2, THUMBNAIL_SIDE // 2, 2)
+    small, small_target = (picture.reshape(half).mean(axis=(2, 4)) for picture in (source, target))
+    correlation, warps = _align(small, small_target, warps, steps=8)
+    good = np.flatnonzero(correlation >= COARSE_CORRELATION)
+    correlation[correlation < COARSE_CORRELATION] = -1.0
+    if len(good):
+        correlation[good], warps[good] = _align(source[good], target[good], warps[good], steps=4)
+    return correlation, warps

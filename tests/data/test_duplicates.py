@@ -1,0 +1,366 @@
+"""Duplicate pictures: the join against all-with-all, planted copies found, strangers and blank pictures left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.ndimage
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from thoraclip.data import duplicates
+from thoraclip.data.duplicates import (
+    THUMBNAIL_SIDE,
+    WARPS,
+    DuplicatePair,
+    alignment,
+    clusters,
+    find_duplicates,
+    hamming,
+    hamming_pairs,
+    hashing,
+    near_hashes,
+    thumbnail,
+)
+from thoraclip.data.phantom import CLASSES, draw_phantom
+from thoraclip.data.phantom.body import shape_body
+from thoraclip.errors import ConfigError, ImageError, MismatchError
+from thoraclip.imaging import decode
+
+Grey = npt.NDArray[np.uint8]
+
+
+def digest(pixels: Grey) -> str:
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def search(pictures: list[Grey]) -> list[DuplicatePair]:
+    return find_duplicates(np.stack([thumbnail(p) for p in pictures]), [digest(p) for p in pictures])
+
+
+def ends(pairs: list[DuplicatePair]) -> list[tuple[int, int]]:
+    return [(pair.first, pair.second) for pair in pairs]
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> list[Grey]:
+    """24 radiographs of 24 phantom patients, u8[160, 160]."""
+    return [
+        draw_phantom(CLASSES[i % 3], rng=np.random.default_rng([5, i]), size=160, difficulty=0.5).pixels
+        for i in range(24)
+    ]
+
+
+# --- the join ---
+
+
+def brute_force(hashes: list[int], others: list[int] | None, radius: int) -> list[list[int]]:
+    return [
+        [i, j]
+        for i, a in enumerate(hashes)
+        for j, b in enumerate(hashes if others is None else others)
+        if (others is not None or i < j) and (a ^ b).bit_count() <= radius
+    ]
+
+
+@st.composite
+def clumped(draw: st.DrawFn) -> list[int]:
+    """Hashes around a few centres, some equal, so that every distance occurs."""
+    word = st.integers(0, 2**64 - 1)
+    centres = draw(st.lists(word, min_size=1, max_size=3))
+    flips = st.lists(st.integers(0, 63), max_size=10)
+    members = draw(st.lists(st.tuples(st.sampled_from(centres), flips), max_size=30))
+    return [centre ^ sum(1 << bit for bit in set(bits)) for centre, bits in members]
+
+
+@settings(deadline=None, max_examples=60)
+@given(hashes=clumped(), others=st.none() | clumped(), radius=st.integers(0, 64) | st.integers(0, 8))
+def test_the_join_finds_what_comparing_all_with_all_finds(
+    hashes: list[int], others: list[int] | None, radius: int
+) -> None:
+    second = None if others is None else np.array(others, dtype=np.uint64)
+    found = hamming_pairs(np.array(hashes, dtype=np.uint64), second, radius=radius)
+    assert found.dtype == np.int64 and found.shape[1:] == (2,)
+    assert found.tolist() == brute_force(hashes, others, radius)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 5, 8])
+def test_the_join_is_exact_for_thousands(radius: int) -> None:
+    rng = np.random.default_rng(radius)
+    hashes = rng.integers(0, 2**64, 3000, dtype=np.uint64)
+    hashes[1000:2000] = hashes[:1000]  # then up to ten bits of each copy change
+    for _ in range(10):
+        flips = np.uint64(1) << rng.integers(0, 64, 1000, dtype=np.uint64)
+        hashes[1000:2000] ^= np.where(rng.random(1000) < 0.4, flips, np.uint64(0))
+    hashes[2000:] &= np.uint64(0xFFFF)  # 48 bits in common
+    distance = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    expected = np.argwhere(np.triu(distance <= radius, 1))
+    assert len(expected) > 10
+    assert np.array_equal(hamming_pairs(hashes, radius=radius), expected)
+
+
+def test_small_blocks_give_the_same_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = np.repeat(np.arange(20, dtype=np.uint64), 30)
+    whole = hamming_pairs(hashes, radius=2)
+    monkeypatch.setattr(hamming, "ROOM", 7)
+    assert np.array_equal(hamming_pairs(hashes, radius=2), whole)
+
+
+@pytest.mark.parametrize("radius", [-1, 65])
+def test_a_radius_outside_the_hash_is_refused(radius: int) -> None:
+    with pytest.raises(ConfigError, match=f"radius = {radius}: must lie between 0 and 64 bits"):
+        hamming_pairs(np.zeros(3, dtype=np.uint64), radius=radius)
+
+
+# --- the hashes ---
+
+
+def test_a_hash_is_the_signs_of_the_warped_pictures_cosines(phantoms: list[Grey]) -> None:
+    small = thumbnail(phantoms[0])
+    ranks = np.array([(small < g).sum() + (small == g).sum() / 2 for g in range(256)])[small] * 2 / small.size - 1
+    picture = ranks.reshape(32, 3, 32, 3).mean(axis=(1, 3))
+    place = (np.arange(32) + 0.5) / 32
+    edge = np.minimum(np.minimum(place, 1 - place) / 0.15, 1)
+    window = np.outer(np.sin(np.pi * edge / 2) ** 2, np.sin(np.pi * edge / 2) ** 2)
+    frequencies = sorted((u * u + v * v, u, v) for u in range(20) for v in range(20) if u * u + v * v >= 4)[:256]
+    found = near_hashes(small[None])
+    assert found.shape == (1, 75, 4) and found.dtype == np.uint64
+    for number in (0, 7, 33, 74):
+        x, y = np.meshgrid(2 * place - 1, 2 * place - 1)
+        u, v = np.einsum("ij,jyx->iyx", WARPS[number], np.stack([x, y, np.ones_like(x)]))
+        where = [(v + 1) * 16 - 0.5, (u + 1) * 16 - 0.5]
+        warped = scipy.ndimage.map_coordinates(picture, where, order=1, mode="nearest")
+        centred = window * (warped - (warped * window).sum() / window.sum())
+        values = [
+            (centred * np.outer(np.cos(np.pi * v * place), np.cos(np.pi * u * place))).sum() for _, u, v in frequencies
+        ]
+        bits = [int(b) for word in found[0, number] for b in f"{int(word):064b}"]
+        clear = np.abs(values) > 1e-3
+        assert clear.sum() > 240
+        assert np.array_equal(np.array(bits)[clear], (np.array(values) > 0)[clear])
+
+
+def test_the_mirrored_hash_needs_no_mirrored_picture(phantoms: list[Grey]) -> None:
+    thumbnails = np.stack([thumbnail(p) for p in phantoms])
+    mirrored = near_hashes(np.ascontiguousarray(thumbnails[:, :, ::-1]))[:, 0]
+    differing = np.bitwise_count(hashing.mirror(near_hashes(thumbnails)[:, 0]) ^ mirrored).sum(axis=1)
+    assert differing.max() <= 1  # a cosine may be zero but for rounding
+
+
+def test_detail_is_a_difference_of_gaussians(phantoms: list[Grey]) -> None:
+    small = thumbnail(phantoms[0])
+    grey = hashing.equalise(small[None])[0].astype(float)
+    fine, coarse = (scipy.ndimage.gaussian_filter(grey, sigma, truncate=8, mode="constant") for sigma in (0.7, 3.0))
+    inner = (slice(24, -24), slice(24, -24))  # the edges are weighted otherwise
+    assert np.allclose(alignment._detail(small[None])[0][inner], (fine - coarse)[inner], atol=1e-4)
+
+
+def test_a_thumbnail_is_the_whole_picture(phantoms: list[Grey]) -> None:
+    small = thumbnail(phantoms[0])
+    assert small.shape == (THUMBNAIL_SIDE, THUMBNAIL_SIDE) and small.dtype == np.uint8
+    assert abs(small.mean() - phantoms[0].mean()) < 1
+
+
+# --- planted copies ---
+
+
+def jpeg(pixels: Grey) -> Grey:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=50)
+    return np.asarray(Image.open(file))
+
+
+def resized(width: int, height: int) -> Callable[[Grey], Grey]:
+    return lambda p: np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def turned(degrees: float) -> Callable[[Grey], Grey]:
+    return lambda p: np.asarray(Image.fromarray(p).rotate(degrees, Image.Resampling.BICUBIC))
+
+
+COPIES: dict[str, Callable[[Grey], Grey]] = {
+    "smaller": resized(110, 110),
+    "other aspect": resized(200, 140),
+    "jpeg": jpeg,
+    "contrast": lambda p: np.round(p * 0.6 + 30).astype(np.uint8),
+    "gamma": lambda p: np.round(255 * (p / 255) ** 1.5).astype(np.uint8),
+    "centre": lambda p: p[4:-4, 4:-4],
+    "every side": lambda p: p[8:-8, 8:-8],
+    "left": lambda p: p[:, 8:],
+    "right": lambda p: p[:, :-8],
+    "top": lambda p: p[8:],
+    "bottom": lambda p: p[:-8],
+    "turned left": turned(2),
+    "turned right": turned(-2),
+    "mirrored": lambda p: p[:, ::-1],
+    "mirrored and turned": lambda p: turned(2)(np.ascontiguousarray(p[:, ::-1])),
+    "cropped and jpeg": lambda p: jpeg(np.ascontiguousarray(p[:, 8:])),
+    "turned and gamma": lambda p: np.round(255 * (turned(-2)(p) / 255) ** 0.7).astype(np.uint8),
+    "left and top": lambda p: p[8:, 8:],
+}
+
+
+@pytest.mark.parametrize("change", COPIES)
+def test_planted_copies_are_found_and_nothing_else(phantoms: list[Grey], change: str) -> None:
+    copies = [np.ascontiguousarray(COPIES[change](p)) for p in phantoms]
+    found = search([*phantoms, *copies])
+    assert ends(found) == [(i, 24 + i) for i in range(24)]
+    assert {pair.kind for pair in found} == {"near"}
+    assert all(0.95 <= pair.correlation <= 1 for pair in found)
+    assert {pair.mirrored for pair in found} == {"mirrored" in change}
+
+
+def test_copies_of_the_drawn_pictures_are_found(picture: Callable[..., Grey]) -> None:
+    pictures = [picture(300, 240, seed=seed) for seed in range(12)]
+    copies = [jpeg(np.ascontiguousarray(p[7:-7, 6:-6])) for p in pictures]
+    assert ends(search([*pictures, *copies])) == [(i, 12 + i) for i in range(12)]
+
+
+def test_the_alignment_is_told_in_plain_terms(phantoms: list[Grey]) -> None:
+    turned_one, cropped_one = search([phantoms[0], turned(2)(phantoms[0]), phantoms[1], phantoms[1][8:-8, 8:-8]])
+    assert abs(turned_one.rotation_degrees - 2) < 0.2 and abs(turned_one.scale - 1) < 0.01
+    assert abs(cropped_one.scale - 1 / 0.9) < 0.01 and abs(cropped_one.rotation_degrees) < 0.2
+    swapped_turn, swapped_crop = search(
+        [turned(2)(phantoms[0]), phantoms[0], np.ascontiguousarray(phantoms[1][8:-8, 8:-8]), phantoms[1]]
+    )
+    assert abs(swapped_turn.rotation_degrees + 2) < 0.2 and abs(swapped_crop.scale - 0.9) < 0.01
+
+
+def test_other_exams_of_the_same_patients_are_other_pictures() -> None:
+    bodies = [shape_body(np.random.default_rng([8, i])) for i in range(8)]
+    exams = [
+        draw_phantom("Normal", rng=np.random.default_rng([9, i]), size=160, body=bodies[i // 3]).pixels
+        for i in range(24)
+    ]
+    assert search(exams) == []
+
+
+# --- what must stay bounded, and the edges ---
+
+
+def test_thousands_of_blank_pictures_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "confirm", lambda *_: pytest.fail("aligned a blank picture"))
+    blank = np.zeros((5000, THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
+    blank[::2, 0, 0] = 1
+    blank[::3, 8:24, 8:24] = np.random.default_rng(0).integers(0, 256, (16, 16))  # the same label on each
+    assert find_duplicates(blank, [f"{i:04x}" for i in range(5000)]) == []
+
+
+def test_identical_files_are_a_star(phantoms: list[Grey]) -> None:
+    blank = np.zeros((64, 64), dtype=np.uint8)
+    found = search([blank, phantoms[0], blank, phantoms[1], phantoms[0], phantoms[0], blank])
+    assert ends(found) == [(0, 2), (0, 6), (1, 4), (1, 5)]
+    assert {(pair.kind, pair.distance, pair.correlation) for pair in found} == {("identical", 0, 1.0)}
+
+
+def test_a_copy_of_identical_files_is_paired_with_the_first(phantoms: list[Grey]) -> None:
+    copy = jpeg(phantoms[0])
+    found = search([copy, phantoms[0], phantoms[0]])
+    assert [(p.first, p.second, p.kind) for p in found] == [(0, 1, "near"), (1, 2, "identical")]
+
+
+def test_many_copies_of_one_picture_are_one_cluster_for_few_alignments(
+    phantoms: list[Grey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned = 0
+
+    def count(thumbnails: Grey, pairs: npt.NDArray[np.int64]):
+        nonlocal aligned
+        aligned += len(pairs)
+        return confirm(thumbnails, pairs)
+
+    confirm = duplicates.confirm
+    monkeypatch.setattr(duplicates, "confirm", count)
+    rng = np.random.default_rng(0)
+    base = thumbnail(phantoms[3]).astype(int)
+    copies = [np.clip(base + rng.integers(-1, 2, base.shape), 0, 255).astype(np.uint8) for _ in range(300)]
+    found = find_duplicates(np.stack(copies), [digest(c) for c in copies])
+    assert clusters(300, found).max() == 0
+    assert aligned < 12 * 300
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_none_and_one(phantoms: list[Grey], count: int) -> None:
+    thumbnails = np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
+    if count:
+        thumbnails[0] = thumbnail(phantoms[0])
+    assert find_duplicates(thumbnails, ["0a"] * count) == []
+
+
+def test_order_and_repetition_do_not_matter(phantoms: list[Grey], tmp_path: Path) -> None:
+    changes = list(COPIES.values())
+    copies = [np.ascontiguousarray(changes[i % len(changes)](p)) for i, p in enumerate(phantoms)]
+    pictures = [*phantoms, *copies]
+    thumbnails, names = np.stack([thumbnail(p) for p in pictures]), [digest(p) for p in pictures]
+    found = find_duplicates(thumbnails, names)
+    assert found == sorted(found, key=lambda pair: (pair.first, pair.second)) == find_duplicates(thumbnails, names)
+    turn = np.random.default_rng(1).permutation(len(pictures))
+    again = find_duplicates(thumbnails[turn], [names[i] for i in turn])
+
+    def facts(pair: DuplicatePair, old: list[int]) -> tuple[object, ...]:
+        return (*sorted((old[pair.first], old[pair.second])), pair.kind, pair.distance, pair.correlation, pair.mirrored)
+
+    assert sorted(facts(p, turn.tolist()) for p in again) == sorted(facts(p, list(range(len(pictures)))) for p in found)
+    np.save(tmp_path / "thumbnails.npy", thumbnails)
+    assert find_duplicates(np.load(tmp_path / "thumbnails.npy", mmap_mode="r"), names) == found
+
+
+def test_progress_counts_to_its_end(phantoms: list[Grey]) -> None:
+    seen: list[tuple[int, int]] = []
+    thumbnails = np.stack([thumbnail(p) for p in phantoms])
+    find_duplicates(thumbnails, [digest(p) for p in phantoms], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, seen[-1][1]) for i in range(seen[-1][1])]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"thumbnails uint8\[2, 64, 64\]: expected uint8 \[N, 96, 96\]"):
+        find_duplicates(np.zeros((2, 64, 64), dtype=np.uint8), ["a", "b"])
+    with pytest.raises(ImageError, match=r"thumbnails float32"):
+        find_duplicates(np.zeros((2, 96, 96), dtype=np.float32), ["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(MismatchError, match="1 SHA-256 for 2 thumbnails"):
+        find_duplicates(np.zeros((2, 96, 96), dtype=np.uint8), ["a"])
+
+
+# --- clusters ---
+
+
+@settings(deadline=None, max_examples=100)
+@given(count=st.integers(1, 30), data=st.data())
+def test_clusters_are_the_connected_components(count: int, data: st.DataObject) -> None:
+    node = st.integers(0, count - 1)
+    pairs = np.array(data.draw(st.lists(st.tuples(node, node), max_size=40)), dtype=np.int64).reshape(-1, 2)
+    graph = scipy.sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    expected = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    found = clusters(count, pairs)
+    assert len(set(zip(found.tolist(), expected.tolist(), strict=True))) == len(set(found.tolist()))
+    assert len(set(found.tolist())) == len(set(expected.tolist()))
+    first_seen = list(dict.fromkeys(found.tolist()))
+    assert first_seen == list(range(len(first_seen)))
+
+
+def test_clusters_take_pairs_as_they_are_found() -> None:
+    pairs = [DuplicatePair(1, 3, "identical"), DuplicatePair(0, 2, "near"), DuplicatePair(3, 4, "near")]
+    assert clusters(6, pairs).tolist() == [0, 1, 0, 1, 1, 2]
+    assert clusters(3, []).tolist() == [0, 1, 2] and clusters(0, []).tolist() == []
+
+
+# --- real radiographs ---
+
+
+def test_exactly_two_pairs_in_1124_real_radiographs(shared: Path) -> None:
+    root = shared / "data" / "covid3-talo"
+    files = sorted(path for part in ("covid", "normal", "pneumonia") for path in (root / part).iterdir())
+    thumbnails = np.stack([thumbnail(decode(file).pixels) for file in files])
+    found = find_duplicates(thumbnails, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    assert [(pair.kind, files[pair.first].stem, files[pair.second].stem) for pair in found] == [
+        ("near", "E63574A7-4188-4C8D-8D17-9D67A18A1AFA", "F4341CE7-73C9-45C6-99C8-8567A5484B63"),
+        ("identical", "00002658_001", "00002658_002"),
+    ]

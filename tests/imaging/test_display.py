@@ -1,0 +1,416 @@
+"""Stored values to grey levels, against an oracle that looks at one pixel at a time and shares no code with the package."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pydicom
+import pydicom.pixels
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from tests.imaging.files import Array, bare, data_set, dicom, written
+
+from thoraclip.imaging import decode
+
+HALF = 0.5 + 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One item of a LUT sequence: (count, first, bits) and the entries."""
+
+    first: int
+    bits: int
+    entries: list[int]
+
+    def item(self, *, vr: str = "US", signed: bool = False) -> Dataset:
+        item = Dataset()
+        item.add_new("LUTDescriptor", "SS" if signed else "US", [len(self.entries) % 65536, self.first, self.bits])
+        data: Any = self.entries
+        if vr == "OW":
+            data = np.array(self.entries, "<u2").tobytes()
+        elif vr == "packed":  # two entries of 8 bits in a word
+            data, vr = bytes(self.entries) + b"\0" * (len(self.entries) % 2), "OW"
+        item.add_new("LUTData", vr, data)
+        return item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Display:
+    """What a DICOM file says of its pixels."""
+
+    bits: int = 12
+    photometric: str = "MONOCHROME2"
+    slope: float | None = None
+    intercept: float | None = None
+    modality: Table | None = None
+    voi: Table | None = None
+    centre: float | None = None
+    width: float | None = None
+    function: str | None = None
+    padding: tuple[int, int | None] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def tags(self, *, vr: str = "US", signed: bool = False) -> dict[str, Any]:
+        named = {
+            "PhotometricInterpretation": self.photometric, "RescaleSlope": self.slope, "RescaleIntercept": self.intercept,
+            "WindowCenter": self.centre, "WindowWidth": self.width, "VOILUTFunction": self.function,
+        }  # fmt: skip
+        tags = {name: value for name, value in named.items() if value is not None} | self.more
+        if self.modality:
+            tags["ModalityLUTSequence"] = [self.modality.item(vr=vr, signed=signed)]
+        if self.voi:
+            tags["VOILUTSequence"] = [self.voi.item(vr=vr, signed=signed or self.voi.first < 0)]
+        return tags
+
+
+def file_of(values: Array, say: Display, **how: Any) -> bytes:
+    ds = data_set(values, bits=say.bits, **say.tags(**how))
+    if say.padding:
+        vr = "SS" if values.dtype.kind == "i" else "US"
+        for name, value in zip(("PixelPaddingValue", "PixelPaddingRangeLimit"), say.padding, strict=True):
+            if value is not None:
+                ds.add_new(name, vr, value)
+    return written(ds)
+
+
+# the oracle
+
+
+def table_value(table: Table, x: float) -> int:
+    """PS3.3 C.11.1.1.1 and C.11.2.1.1: below the first mapped value the first entry, beyond the last the last one."""
+    index = round(x) - table.first
+    return table.entries[0] if index < 0 else table.entries[-1] if index >= len(table.entries) else table.entries[index]
+
+
+def measured(say: Display, stored: int) -> float:
+    """PS3.3 C.11.1"""
+    if say.modality:
+        return table_value(say.modality, stored)
+    return stored * (1 if say.slope is None else say.slope) + (0 if say.intercept is None else say.intercept)
+
+
+def window_value(say: Display, x: float) -> float:
+    """PS3.3 C.11.2.1.2 and C.11.2.1.3, with y from 0 to 255"""
+    c, w = say.centre, say.width
+    assert c is not None and w is not None
+    if say.function == "SIGMOID":
+        return 255 / (1 + math.exp(min(700, max(-700, -4 * (x - c) / w))))
+    if say.function == "LINEAR_EXACT":
+        if x <= c - w / 2:
+            return 0.0
+        return 255.0 if x > c + w / 2 else ((x - c) / w + 0.5) * 255
+    if x <= c - 0.5 - (w - 1) / 2:
+        return 0.0
+    return 255.0 if x > c - 0.5 + (w - 1) / 2 else ((x - (c - 0.5)) / (w - 1) + 0.5) * 255
+
+
+def oracle(values: Array, say: Display) -> Array:
+    """f64[H, W] in 0..255, unrounded."""
+    rows = values.astype(int).tolist()
+
+    def is_padding(stored: int) -> bool:
+        if say.padding is None:
+            return False
+        one, other = say.padding[0], say.padding[0] if say.padding[1] is None else say.padding[1]
+        return min(one, other) <= stored <= max(one, other)
+
+    inside = [measured(say, v) for row in rows for v in row if not is_padding(v)]
+    low, high = (min(inside), max(inside)) if inside else (0, 0)
+    can_window = say.width is not None and say.centre is not None and say.voi is None
+    can_window = can_window and say.width >= (1 if say.function in (None, "LINEAR") else 1e-6)
+    if can_window and low != high and len({window_value(say, x) for x in inside}) == 1:
+        can_window = False  # it shows nothing
+    is_plain = say.modality is None and all(measured(say, v) == v for row in rows for v in row)
+
+    def level(stored: int) -> float:
+        if is_padding(stored):
+            return 0.0
+        x = measured(say, stored)
+        if say.voi:
+            y = table_value(say.voi, x) * 255 / (2**say.voi.bits - 1)
+        elif can_window:
+            y = window_value(say, x)
+        elif is_plain and say.bits <= 8:
+            y = (x + (2 ** (say.bits - 1) if values.dtype.kind == "i" else 0)) * 255 / (2**say.bits - 1)
+        else:
+            y = (x - low) * 255 / (high - low) if high > low else 0.0
+        y = min(255.0, max(0.0, y))
+        return 255 - y if say.photometric == "MONOCHROME1" else y
+
+    return np.array([[level(v) for v in row] for row in rows])
+
+
+def check(values: Array, say: Display, **how: Any) -> Array:
+    found = decode(file_of(values, say, **how)).pixels
+    expected = oracle(values, say)
+    assert np.abs(found - expected).max() <= HALF, say
+    return expected
+
+
+def ramp(bits: int, *, signed: bool = False, low: float = 0.0, high: float = 1.0) -> Array:
+    """256 values over a share of what the bits can hold."""
+    span = 2**bits - 1
+    values = np.linspace(low * span, high * span, 256).round().astype(np.int64) - (2 ** (bits - 1) if signed else 0)
+    return values.reshape(16, 16).astype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
+
+
+both = pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+
+# by hand
+
+
+@both
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_without_a_window(bits: int, signed: bool, photometric: str) -> None:
+    """8 bits as they are; deeper ones from black to white."""
+    say = Display(bits=bits, photometric=photometric)
+    expected = check(ramp(bits, signed=signed, low=0.2, high=0.7), say)
+    assert (expected.min(), expected.max()) == (
+        (0, 255) if bits > 8 else (51, 178) if photometric == "MONOCHROME2" else (77, 204)
+    )
+
+
+@both
+def test_a_rescale_moves_the_window(photometric: str) -> None:
+    say = Display(photometric=photometric, slope=2, intercept=-1000, centre=1500, width=2000)
+    expected = check(ramp(12), say)
+    assert (expected == 0).sum() > 20 and (expected == 255).sum() > 20
+
+
+@both
+def test_a_negative_slope_turns_the_picture(photometric: str) -> None:
+    plain, turned = (Display(photometric=photometric, slope=s, intercept=i) for s, i in ((1, 0), (-1, 4095)))
+    assert np.abs(check(ramp(12), plain) + check(ramp(12), turned) - 255).max() < 1e-9
+    check(ramp(12), Display(photometric=photometric, slope=-0.5, intercept=100, centre=-900, width=700))
+
+
+def test_slope_or_intercept_alone_or_empty() -> None:
+    check(ramp(12), Display(slope=3, centre=6000, width=3000))
+    check(ramp(12), Display(intercept=-500, centre=1000, width=800))
+    empty = decode(dicom(ramp(12), bits=12, RescaleSlope=None, RescaleIntercept=None)).pixels
+    assert np.abs(empty - oracle(ramp(12), Display())).max() <= HALF
+
+
+@pytest.mark.parametrize(("bits", "vr"), [(8, "US"), (8, "OW"), (8, "packed"), (16, "US"), (16, "OW")])
+def test_modality_table(bits: int, vr: str) -> None:
+    entries = [int((2**bits - 1) * (i / 1023) ** 2) for i in range(1023)]
+    check(ramp(12), Display(modality=Table(first=800, bits=bits, entries=entries)), vr=vr)
+
+
+@pytest.mark.parametrize("vr", ["US", "OW"])
+def test_modality_table_whose_first_value_is_negative(vr: str) -> None:
+    table = Table(first=-1500, bits=16, entries=[7 * i % 60_000 for i in range(3000)])
+    check(ramp(12, signed=True), Display(modality=table, centre=20_000, width=30_000), vr=vr, signed=True)
+
+
+@both
+@pytest.mark.parametrize(
+    ("bits", "vr"), [(8, "packed"), *((bits, vr) for bits in (8, 10, 12, 14, 16) for vr in ("US", "OW"))]
+)
+def test_voi_table(bits: int, vr: str, photometric: str) -> None:
+    """Above 256 entries of 8 bits an index in 8 bits would wrap."""
+    entries = [round((2**bits - 1) / (1 + math.exp((1500 - i) / 300))) for i in range(3000)]
+    say = Display(photometric=photometric, voi=Table(first=400, bits=bits, entries=entries), centre=10, width=5)
+    expected = check(ramp(12), say, vr=vr)
+    assert len(np.unique(expected.round())) > 60
+
+
+def test_voi_table_after_a_rescale_below_zero() -> None:
+    table = Table(first=-1000, bits=12, entries=list(range(0, 4096, 2)))
+    check(ramp(12), Display(slope=1, intercept=-1024, voi=table), vr="OW")
+
+
+def test_a_table_of_65536_entries() -> None:
+    table = Table(first=0, bits=16, entries=[65_535 - i for i in range(65_536)])
+    check(ramp(16), Display(bits=16, voi=table), vr="OW")
+    table = Table(first=-32_768, bits=16, entries=list(range(40_000)))
+    check(ramp(16, signed=True), Display(bits=16, voi=table), vr="OW", signed=True)
+
+
+def test_tables_in_big_endian_and_in_implicit_files() -> None:
+    table = Table(first=0, bits=12, entries=list(range(4095, -1, -1)))
+    expected = oracle(ramp(12), Display(voi=table))
+    ds = data_set(ramp(12), bits=12, VOILUTSequence=[table.item(vr="US")])
+    for implicit, little in ((True, True), (False, True), (False, False)):
+        assert np.abs(decode(bare(ds, implicit=implicit, little=little)).pixels - expected).max() <= HALF
+    item = table.item(vr="OW")
+    item.LUTData = np.frombuffer(item.LUTData, "<u2").astype(">u2").tobytes()
+    ds = data_set(ramp(12), bits=12, VOILUTSequence=[item])
+    assert np.abs(decode(bare(ds, implicit=False, little=False)).pixels - expected).max() <= HALF
+
+
+def test_a_table_shorter_than_it_says_is_refused() -> None:
+    item = Table(first=0, bits=12, entries=list(range(100))).item(vr="OW")
+    item.LUTDescriptor = [200, 0, 12]
+    with pytest.raises(Exception, match="image: DICOM pixels cannot be decoded"):
+        decode(dicom(ramp(12), bits=12, VOILUTSequence=[item]))
+
+
+@both
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(
+    ("centre", "width"), [(2048, 4096), (1000, 500), (1000.5, 1), (3000, 2), (0, 4096), (2047.25, 333.3)]
+)
+def test_windows(centre: float, width: float, function: str | None, photometric: str) -> None:
+    check(ramp(12), Display(photometric=photometric, centre=centre, width=width, function=function))
+
+
+def test_the_first_of_several_windows_is_taken() -> None:
+    found = decode(dicom(ramp(12), bits=12, WindowCenter=[1000, 3000], WindowWidth=[500, 700])).pixels
+    assert np.abs(found - oracle(ramp(12), Display(centre=1000, width=500))).max() <= HALF
+
+
+@pytest.mark.filterwarnings("ignore:Value length")
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"WindowCenter": 10, "WindowWidth": 0},
+        {"WindowCenter": 10, "WindowWidth": -5},
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowCenter": 10, "WindowWidth": None},
+        {"WindowCenter": None, "WindowWidth": 10},
+        {"WindowCenter": 10},
+        {"WindowCenter": 10, "WindowWidth": 0.5},  # LINEAR wants 1 or more
+        {"WindowCenter": 10, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 10, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
+        {"WindowCenter": 60_000, "WindowWidth": 100},  # all black
+        {"WindowCenter": -60_000, "WindowWidth": 100},  # all white
+    ],
+)
+def test_no_window_or_one_that_shows_nothing_counts_as_missing(window: dict[str, Any]) -> None:
+    for bits in (8, 12):
+        values = ramp(bits, low=0.3, high=0.6)
+        found = decode(dicom(values, bits=bits, **window)).pixels
+        assert np.abs(found - oracle(values, Display(bits=bits))).max() <= HALF
+
+
+@both
+@pytest.mark.parametrize("window", [{}, {"centre": 2000, "width": 3000}])
+@pytest.mark.parametrize("padding", [(0, None), (4095, None), (0, 300), (4095, 3900), (300, 0)])
+def test_padding_is_black_and_does_not_count(
+    padding: tuple[int, int | None], window: dict[str, float], photometric: str
+) -> None:
+    values = ramp(12, low=0.2, high=0.8)
+    values[:3], values[0, :4] = padding[0], padding[1] if padding[1] is not None else padding[0]
+    say = Display(photometric=photometric, padding=padding, **window)
+    expected = check(values, say)
+    assert (expected[:3] == 0).all()
+    if not window:
+        assert (expected[3:].min(), expected[3:].max()) == (0, 255)
+
+
+def test_padding_of_signed_pixels() -> None:
+    values = ramp(16, signed=True, low=0.3, high=0.6)
+    values[:2] = -32_768
+    check(values, Display(bits=16, padding=(-32_768, None)))
+    check(values, Display(bits=16, padding=(-32_768, -30_000), slope=2, intercept=7))
+
+
+def test_padding_written_as_an_unsigned_number_of_signed_pixels() -> None:
+    """Files say US where the rule is SS; 63,536 and -2,000 are the same 16 bits."""
+    values = ramp(16, signed=True, low=0.45, high=0.6)
+    values[:2] = -2000
+    ds = data_set(values)
+    ds.add_new("PixelPaddingValue", "US", 63_536)
+    expected = oracle(values, Display(bits=16, padding=(-2000, None)))
+    assert np.abs(decode(written(ds)).pixels - expected).max() <= HALF
+
+
+def test_a_picture_that_is_all_padding_is_black() -> None:
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        assert (check(np.full((4, 4), 9, "u2"), Display(photometric=photometric, padding=(9, None))) == 0).all()
+
+
+@both
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [10, 12, 15])
+def test_unused_high_bits_are_not_part_of_a_value(bits: int, signed: bool, photometric: str) -> None:
+    """Old files keep an overlay there."""
+    values = ramp(bits, signed=signed)
+    garbage = np.random.default_rng(0).integers(0, 2 ** (16 - bits), values.shape) << bits
+    dirty = ((values.astype(np.int64) & (2**bits - 1)) | garbage).astype("u2").view(values.dtype)
+    say = Display(bits=bits, photometric=photometric, centre=None if signed else 500, width=None if signed else 700)
+    found = decode(file_of(dirty, say)).pixels
+    assert np.abs(found - oracle(values, say)).max() <= HALF
+
+
+def test_8_bits_in_words_of_16() -> None:
+    check(ramp(8).astype("u2"), Display(bits=8))
+    check(ramp(6).astype("u1"), Display(bits=6))
+
+
+# against pydicom
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (2, -1000), (0.5, 3)])
+def test_windows_are_those_of_pydicom(slope: float, intercept: float, function: str) -> None:
+    say = Display(slope=slope, intercept=intercept, centre=900, width=1200, function=function)
+    data = file_of(ramp(12), say)
+    ds = pydicom.dcmread(io.BytesIO(data))
+    low, high = intercept, 4095 * slope + intercept  # pydicom's output range: that of the rescaled values
+    y = pydicom.pixels.apply_voi_lut(pydicom.pixels.apply_modality_lut(ds.pixel_array, ds), ds)
+    assert np.abs(decode(data).pixels - (y - low) * 255 / (high - low)).max() <= HALF
+
+
+def test_tables_are_those_of_pydicom() -> None:
+    say = Display(
+        modality=Table(first=100, bits=16, entries=[i * i // 300 for i in range(3500)]),
+        voi=Table(first=500, bits=12, entries=[i // 8 for i in range(4095 * 8)]),
+    )
+    data = file_of(ramp(12), say, vr="OW")
+    ds = pydicom.dcmread(io.BytesIO(data))
+    y = pydicom.pixels.apply_voi_lut(pydicom.pixels.apply_modality_lut(ds.pixel_array, ds), ds)
+    assert np.abs(decode(data).pixels - y * (255 / 4095)).max() <= HALF
+
+
+# everything at once
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> tuple[Array, Display, str]:
+    bits = draw(st.sampled_from([8, 10, 12, 14, 15, 16]))
+    signed = draw(st.booleans())
+    low = -(2 ** (bits - 1)) if signed else 0
+    stored = st.integers(low, low + 2**bits - 1)
+    sides = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    flat = draw(st.lists(stored, min_size=sides[0] * sides[1], max_size=sides[0] * sides[1]))
+    values = np.array(flat).reshape(sides).astype(f"{'i' if signed else 'u'}{1 if bits == 8 else 2}")
+    say: dict[str, Any] = {"bits": bits, "photometric": draw(st.sampled_from(["MONOCHROME1", "MONOCHROME2"]))}
+
+    def table(depths: list[int], first: st.SearchStrategy[int]) -> Table:
+        depth, count = draw(st.sampled_from(depths)), draw(st.integers(2, 600))
+        step = draw(st.integers(1, 5000))
+        return Table(first=draw(first), bits=depth, entries=[i * step % 2**depth for i in range(count)])
+
+    kind = draw(st.sampled_from(["plain", "rescale", "table"]))
+    if kind == "rescale":
+        say |= {"slope": draw(st.sampled_from([-3, -1, 1, 2, 0.25])), "intercept": draw(st.integers(-2000, 2000))}
+    elif kind == "table":
+        say["modality"] = table([8, 16], stored.map(lambda v: max(low, v // 2)))
+    shown = draw(st.sampled_from(["nothing", "window", "window", "table"]))
+    if shown == "window":
+        function = draw(st.sampled_from([None, "LINEAR", "LINEAR_EXACT", "SIGMOID"]))
+        say |= {"function": function, "centre": draw(st.integers(-3000, 60_000)), "width": draw(st.integers(1, 70_000))}
+        if function == "SIGMOID":  # far from its centre every level differs by less than a double can hold
+            say["width"] = max(say["width"], 10_000)
+    elif shown == "table" and say.get("slope") != 0.25:  # a table wants whole numbers
+        say["voi"] = table([8, 10, 12, 16], st.integers(0, 30_000))
+    if draw(st.booleans()):
+        say["padding"] = draw(stored), draw(st.none() | stored)
+    return values, Display(**say), draw(st.sampled_from(["US", "OW"]))
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(pictures())
+def test_any_picture_is_that_of_the_oracle(picture: tuple[Array, Display, str]) -> None:
+    values, say, vr = picture
+    check(values, say, vr=vr, signed=values.dtype.kind == "i" and say.modality is not None)

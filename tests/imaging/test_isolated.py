@@ -1,0 +1,212 @@
+"""The decoder in a process of its own: it survives what kills it, and leaves no process behind."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.encaps import get_frame
+from tests.imaging.files import LOSSLESS, Array, data_set, dicom, encapsulated, waves
+
+from thoraclip.errors import ImageError
+from thoraclip.imaging import decode, isolated
+
+psutil = pytest.importorskip("psutil")
+pytest.importorskip("gdcm")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and zombies")
+
+NAMES = ("JPEG lossless", "JPEG-LS", "JPEG 2000 lossless")
+
+
+def compressed(name: str = "JPEG lossless SV1", bits: int = 12) -> bytes:
+    return LOSSLESS[name](data_set(waves(bits), bits=bits))
+
+
+def plain(bits: int = 12) -> Array:
+    return decode(dicom(waves(bits), bits=bits)).pixels
+
+
+def crasher() -> bytes:
+    """A lossless JPEG that says 17 bits a sample, where the standard ends at 16; GDCM aborts on it."""
+    ds = pydicom.dcmread(io.BytesIO(compressed(bits=8)))
+    frame = bytearray(get_frame(ds.PixelData, 0, number_of_frames=1))
+    assert frame[2:4] == b"\xff\xc3"
+    frame[6] = 17
+    return encapsulated(data_set(waves(8)), ds.file_meta.TransferSyntaxUID, bytes(frame))
+
+
+def helpers() -> list[int]:
+    """Child processes of this one that run the helper, zombies among them."""
+    return [
+        child.pid
+        for child in psutil.Process().children()
+        if child.status() == psutil.STATUS_ZOMBIE or any("isolated" in word for word in child.cmdline())
+    ]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    isolated._stop_idle()
+    yield
+    isolated._stop_idle()
+    assert helpers() == []
+
+
+def test_one_helper_decodes_many_files() -> None:
+    decode(compressed())
+    (pid,) = helpers()
+    for name in NAMES * 20:
+        np.testing.assert_array_equal(decode(compressed(name)).pixels, plain())
+    assert helpers() == [pid]
+
+
+def test_a_damaged_file_is_refused_by_a_helper_that_goes_on() -> None:
+    data = compressed()
+    decode(data)
+    before = helpers()
+    ds = pydicom.dcmread(io.BytesIO(data))
+    frame = get_frame(ds.PixelData, 0, number_of_frames=1)
+    broken = encapsulated(data_set(waves(12), bits=12), ds.file_meta.TransferSyntaxUID, frame[:30] + b"\xff\x00" * 200)
+    with pytest.raises(
+        ImageError, match=r"^image: DICOM pixels cannot be decoded \(GDCM cannot decode the frame; it is"
+    ):
+        decode(broken)
+    np.testing.assert_array_equal(decode(data).pixels, plain())
+    assert helpers() == before
+
+
+def test_a_killed_helper_is_replaced_unnoticed() -> None:
+    decode(compressed())
+    (pid,) = helpers()
+    os.kill(pid, signal.SIGKILL)
+    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+    assert pid not in helpers() and len(helpers()) == 1
+
+
+def test_a_file_that_crashes_the_decoder_is_refused_and_the_next_one_read() -> None:
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"the decoder crashed or took more than 60 s on damaged data\)$"):
+            decode(crasher())
+        assert helpers() == []
+        np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+
+
+def test_a_crash_counts_only_in_a_fresh_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier file may have left the decoder in disorder; whether a file is read must not depend on that."""
+    decode(compressed())
+    (pid,) = helpers()
+    ask = isolated._ask
+
+    def spoilt(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> object:
+        if helper.pid == pid:
+            helper.kill()
+        return ask(helper, plugin, data)
+
+    monkeypatch.setattr(isolated, "_ask", spoilt)
+    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+
+
+def test_threads_share_a_few_helpers_and_leave_none_behind() -> None:
+    files = {name: compressed(name) for name in NAMES}
+    expected = plain()
+    for _ in range(3):  # each pool has threads of its own
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(lambda i: decode(files[NAMES[i % 3]]).pixels, range(24)):
+                np.testing.assert_array_equal(found, expected)
+        assert 1 <= len(helpers()) <= 4
+
+
+def test_crashes_in_one_thread_do_not_touch_another() -> None:
+    data, bad, expected = compressed(), crasher(), plain()
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(decode, bad if i % 4 == 0 else data) for i in range(8)]
+    for i, job in enumerate(jobs):
+        if i % 4 == 0:
+            assert isinstance(job.exception(), ImageError)
+        else:
+            np.testing.assert_array_equal(job.result().pixels, expected)
+
+
+def test_a_helper_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by a signal, a process hangs as one in an endless loop does."""
+    decode(compressed())
+    (pid,) = helpers()
+    monkeypatch.setattr(isolated, "_SECONDS", 0.3)
+    os.kill(pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    with pytest.raises(ImageError, match="the decoder crashed or took more than 0 s"):
+        decode(compressed())
+    assert time.monotonic() - begin < 3 and not psutil.pid_exists(pid)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+
+
+def test_no_timer_is_left_behind() -> None:
+    for _ in range(5):
+        decode(compressed())
+    time.sleep(0.05)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
+def _in_child(data: bytes, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    results.put((len(isolated._idle), int(decode(data).pixels.astype(int).sum())))
+
+
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    decode(compressed())
+    (pid,) = helpers()
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=_in_child, args=(compressed(), results))
+    child.start()
+    assert results.get(timeout=30) == (0, int(plain().astype(int).sum()))
+    child.join()
+    assert helpers() == [pid]
+    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+
+
+@pytest.mark.parametrize("end", ["pass", "os._exit(0)", "os.kill(os.getpid(), 9)", "raise SystemExit(3)"])
+def test_helpers_end_with_their_parent(end: str, tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(compressed())
+    (tmp_path / "dl.py").write_text("raise SystemExit('imported from the working directory')")
+    code = f"""
+        import os
+        from pathlib import Path
+        from thoraclip.imaging import decode, isolated
+        decode(Path("a.dcm"))
+        print(isolated._idle[0].pid, flush=True)
+        {end}
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    pid = int(done.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"helper {pid} outlived its parent")
+
+
+def test_an_interrupt_stops_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    decode(compressed())
+    monkeypatch.setattr(isolated, "_receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode(compressed())
+    assert helpers() == [] and isolated._idle == []
