@@ -228,9 +228,11 @@ def test_check_split_and_card(class_folder: Path, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert run(["check", s, "--strict"]) == 0
     assert "no leak found" in capsys.readouterr().out
+    other = refused(["card", s, "--check", str(c), "--out", str(tmp_path / "k")], capsys)
+    assert "made on another split, or other labels or patients; run thoraclip check again" in other
     card = [
         "card",
-        s,
+        m,
         "--check",
         str(c),
         "--set",

@@ -371,3 +371,13 @@ def test_covid3_talo(shared: Path) -> None:
     assert "1 group of identical files, 2 images in all" in card
     assert Counter(c["kind"] for c in facts["cautions"])["bias"] >= 3
     assert "aspect ratio 56.3 %" in card and "All images name one source" in card
+
+
+def test_a_leaking_split_is_said_first(manifest: Manifest) -> None:
+    leaky = Manifest(manifest.table, manifest.root, may_leak=True)
+    leaky = leaky.with_columns(patient=["p"] * 4 + [None] * 20, split=["train", "test"] * 12, fold=[None] * 24)
+    facts = data_facts(leaky)
+    assert facts["patients"]["in_two_parts"] == 1
+    assert facts["cautions"][0]["text"].startswith("1 patient stands in two splits or folds")
+    assert "**In two splits or folds: 1.**" in data_card(facts, CardSettings())
+    assert "No known patient stands in two splits" in data_card(data_facts(manifest), CardSettings())

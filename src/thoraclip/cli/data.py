@@ -193,7 +193,7 @@ def card(
     values = (read_toml(config) if config else {}) | parse_settings(settings or [])
     said = build_config(CardSettings, values, where=str(config or "--set"))
     images = read_manifest(manifest, may_leak=True)
-    write_card(manifest, images, said, out, check=read_check(checked, images) if checked else None)
+    write_card(manifest, images, said, out, check=read_check(checked, images, whole=True) if checked else None)
     announce(f"{out / 'data-card.md'}, {out / 'croissant.json'}")
 
 

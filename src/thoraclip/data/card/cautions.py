@@ -18,7 +18,7 @@ _IMBALANCE = 3.0
 def cautions(facts: Facts) -> list[dict[str, str]]:
     """What to know before training: a list of {kind, text}, the gravest first; see `data_facts` for the counts."""
     found: list[tuple[Kind, str]] = []
-    for rule in (_sealed, _told, _sources, _duplicates, _patients, _masks, _parts, _labels, _ages):
+    for rule in (_leaks, _sealed, _told, _sources, _duplicates, _patients, _masks, _parts, _labels, _ages):
         found.extend(rule(facts))
     return [{"kind": kind, "text": text} for kind, text in found]
 
@@ -42,6 +42,17 @@ def counted(number: int, noun: str) -> str:
 def _listed(names: list[str], total: int) -> str:
     more = f" and {total - len(names):,} more" if total > len(names) else ""
     return ", ".join(f"'{name}'" for name in names) + more
+
+
+def _leaks(facts: Facts) -> Iterator[tuple[Kind, str]]:
+    leaking = facts["patients"]["in_two_parts"]
+    if leaking:
+        stand = "patient stands" if leaking == 1 else "patients stand"
+        yield (
+            "limitation",
+            f"{leaking:,} {stand} in two splits or folds: what is measured on this split is too good to be true. "
+            "Split again by patient (thoraclip split).",
+        )
 
 
 def _sealed(facts: Facts) -> Iterator[tuple[Kind, str]]:

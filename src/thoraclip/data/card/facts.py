@@ -36,7 +36,8 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
         "unlabelled": counts[None],
         "splits": _parts(column("split"), labels, SPLITS),
         "folds": _parts(column("fold"), labels, ordered(column("fold"))),
-        "patients": _patients(column("patient"), labels),
+        "patients": _patients(column("patient"), labels)
+        | {"in_two_parts": len(manifest.patients_in_two("split") | manifest.patients_in_two("fold"))},
         "sources": crossed(column("source"), labels) | {"sealed": _sealed(column("source"), labels)},
         "views": crossed(column("view"), labels),
         "sexes": crossed(column("sex"), labels),

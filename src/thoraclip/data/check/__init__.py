@@ -71,13 +71,18 @@ def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | N
     return _with_clusters(manifest, findings.duplicates(manifest, pairs)["groups"])
 
 
-def read_check(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def read_check(folder: Path, manifest: Manifest, *, whole: bool = False) -> dict[str, Any]:
     """The content of a folder's `check.json`, made on these very images.
+
+    Args:
+        folder: where `check` wrote.
+        manifest: the images.
+        whole: labels, patients and split must be the same too.
 
     Raises:
         InputError: no check there.
         ManifestError: not the content of a check.
-        MismatchError: made on other images.
+        MismatchError: made on other images, or (with `whole`) another split of them.
     """
     file = folder / "check.json" if folder.is_dir() else folder
     if not file.is_file():
@@ -91,6 +96,8 @@ def read_check(folder: Path, manifest: Manifest) -> dict[str, Any]:
         raise ManifestError(f"{file}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
     if made_on != manifest.content_fingerprint:
         raise MismatchError(f"{file}: made on other images than this manifest's; run thoraclip check on this one")
+    if whole and content["provenance"]["inputs"]["manifest"] != manifest.fingerprint:
+        raise MismatchError(f"{file}: made on another split, or other labels or patients; run thoraclip check again")
     return content
 
 
