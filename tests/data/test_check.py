@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from tests.conftest import draw_picture
 
+from thoraclip.data import check as package
 from thoraclip.data.check import (
     check,
     duplicate_clusters,
@@ -226,6 +227,26 @@ def test_a_killed_inspection_goes_on_and_ends_with_the_same_bytes(
     looked.clear()
     inspect(manifest, tmp_path / "broken")
     assert looked == [], "a finished inspection is only read"
+
+
+def test_a_second_check_searches_for_copies_again_only_where_the_pictures_changed(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = check(manifest, tmp_path)
+    searched: list[int] = []
+    original = package.find_duplicates
+
+    def count(thumbnails: npt.NDArray[np.uint8], *rest: Any, **options: Any) -> Any:
+        searched.append(len(thumbnails))
+        return original(thumbnails, *rest, **options)
+
+    monkeypatch.setattr(package, "find_duplicates", count)
+    assert check(manifest, tmp_path) == first and searched == []
+    check(manifest.take(np.arange(30)), tmp_path)
+    assert searched == [30]
+    (tmp_path / "pairs.json").write_text("{")
+    check(manifest.take(np.arange(30)), tmp_path)
+    assert searched == [30, 30]
 
 
 def test_the_pages(manifest: Manifest, content: dict[str, Any], tmp_path: Path) -> None:

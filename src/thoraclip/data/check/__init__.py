@@ -9,22 +9,27 @@ A *leak* is a patient or a picture on both sides of a split; everything else is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from thoraclip.data.check import findings
 from thoraclip.data.check.inspection import Inspection, inspect
 from thoraclip.data.check.reading import leaks, warnings
-from thoraclip.data.duplicates import find_duplicates
+from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, find_duplicates
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import Progress, provenance, write_json, write_text
+from thoraclip.imaging import DECODING
+from thoraclip.runs import Progress, digest, provenance, write_json, write_text
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["check", "duplicate_clusters", "inspect", "read_check", "read_clusters", "write_check"]
 
 _SCHEMA = 1
+_RULES = 1
+"""Number of the rules by which duplicates are found; what was found under another number is found again."""
 
 
 def check(manifest: Manifest, work: Path, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def check(manifest: Manifest, work: Path, *, seed: int = 0, progress: Progress |
         progress: called with (done, total) of each stage.
     """
     seen = inspect(manifest, work, progress=progress)
-    pairs = find_duplicates(seen.thumbnails, _distinct(manifest, seen), progress=progress)
+    pairs = _pairs(manifest, seen, work, progress)
     paths, ids = manifest.column("path"), manifest.column("image_id")
     content: dict[str, Any] = {
         "schema": _SCHEMA,
@@ -58,6 +63,19 @@ def check(manifest: Manifest, work: Path, *, seed: int = 0, progress: Progress |
     return content | {"provenance": provenance(seed=seed, inputs={"manifest": manifest.fingerprint})}
 
 
+def _pairs(manifest: Manifest, seen: Inspection, work: Path, progress: Progress | None) -> list[DuplicatePair]:
+    """The pairs of duplicates, kept beside the measurements; found again where anything that they depend on changed."""
+    file = work / "pairs.json"
+    fingerprint = digest([manifest.content_fingerprint, sorted(seen.unreadable), THUMBNAIL_SIDE, DECODING, _RULES])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["fingerprint"] == fingerprint:
+            return [DuplicatePair(**pair) for pair in kept["pairs"]]
+    pairs = find_duplicates(seen.thumbnails, _distinct(manifest, seen), progress=progress)
+    write_json(file, {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in pairs]})
+    return pairs
+
+
 def _distinct(manifest: Manifest, seen: Inspection) -> list[str]:
     """SHA-256 of every picture; a mark of its own where the picture cannot be used, so that it is nobody's copy."""
     hashes = manifest.column("sha256")
@@ -67,7 +85,7 @@ def _distinct(manifest: Manifest, seen: Inspection) -> list[str]:
 def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | None = None) -> Manifest:
     """The manifest with a column `duplicate_cluster`, the same for images that show the same picture (see `check`)."""
     seen = inspect(manifest, work, progress=progress)
-    pairs = find_duplicates(seen.thumbnails, _distinct(manifest, seen), progress=progress)
+    pairs = _pairs(manifest, seen, work, progress)
     return _with_clusters(manifest, findings.duplicates(manifest, pairs)["groups"])
 
 
