@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from thoraclip.data import batches
+from thoraclip.data.index import index
 from thoraclip.errors import ConfigError, InputError, ThoraclipError
 from thoraclip.methods import METHODS
 from thoraclip.study import plan_study, read_study, run_study
@@ -216,3 +219,66 @@ def test_results_do_not_depend_on_the_order_of_the_rows(manifest: Manifest, tmp_
     second, _ = run_method("probe", config, manifest.take(order), tmp_path / "b")
     scores = dict(zip(second.image_id, second.scores, strict=True))
     np.testing.assert_allclose(first.scores, [scores[i] for i in first.image_id], atol=1e-3)
+
+
+def without_parts(manifest: Manifest, tmp_path: Path) -> Path:
+    """A study of images without split or folds, one of which stands there twice, recompressed, under another patient."""
+    first = manifest.paths()[0]
+    copy = Image.open(first).resize((60, 72))
+    copy.save(manifest.root / "Normal" / "copy.jpg", quality=80)
+    found = index(manifest.root, layout="folders").manifest
+    write_manifest(tmp_path / "m.parquet", found.with_columns(patient=[f"p{row}" for row in range(len(found))]))
+    (tmp_path / "s.toml").write_text(STUDY)
+    return tmp_path / "s.toml"
+
+
+@pytest.mark.parametrize("is_grouped", [True, False])
+def test_folds_that_the_study_makes_keep_copies_together(manifest: Manifest, tmp_path: Path, is_grouped: bool) -> None:
+    study = without_parts(manifest, tmp_path)
+    told: list[str] = []
+    settings = {"group_duplicates": is_grouped, "folds": 3}
+    run_study(*read_study(study, settings), tmp_path / "out", announce=told.append)
+    done = read_manifest(tmp_path / "out" / "manifest.parquet")
+    cluster = done.by_id("duplicate_cluster") if is_grouped else {}
+    assert {i for i, c in cluster.items() if c} == ({"COVID-19/0.png", "Normal/copy.jpg"} if is_grouped else set())
+    if is_grouped:
+        fold = done.by_id("fold")
+        assert fold["COVID-19/0.png"] == fold["Normal/copy.jpg"]
+        assert "pictures that stand there more than once: 1, in 2 images; kept together" in told
+    else:
+        assert not (tmp_path / "out" / "inspection").exists()
+
+
+def test_a_dry_run_looks_at_no_picture(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = without_parts(manifest, tmp_path)
+    config, methods = read_study(study, {"folds": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr("thoraclip.study.running.duplicate_clusters", lambda *_, **__: pytest.fail("looked"))
+        plan = plan_study(config, methods, tmp_path / "out")
+        assert plan["images"] == 25 and [run["done"] for run in plan["runs"]] == [False, False]
+    run_study(config, methods, tmp_path / "out")
+    monkeypatch.setattr("thoraclip.study.running.duplicate_clusters", lambda *_, **__: pytest.fail("looked"))
+    assert [run["done"] for run in plan_study(config, methods, tmp_path / "out")["runs"]] == [True, True]
+    relabelled = read_manifest(tmp_path / "m.parquet")
+    labels = ["Normal", *relabelled.column("label")[1:]]
+    write_manifest(tmp_path / "m.parquet", relabelled.with_columns(label=labels))
+    assert [run["done"] for run in plan_study(config, methods, tmp_path / "out")["runs"]] == [False, False]
+
+
+def test_a_study_decodes_each_picture_once(
+    study_file: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    original = batches.read_indexed
+    monkeypatch.setattr(batches, "read_indexed", lambda path, sha: (decoded.append(path.name), original(path, sha))[1])
+    text = STUDY + '[[methods]]\nname = "other precision"\nkind = "zeroshot"\nprecision = "bf16"\n'
+    study_file.write_text(text.replace("resamples = 200", 'resamples = 200\nprecision = "fp32"'))
+    run_study(*read_study(study_file, {}), tmp_path / "out")
+    assert len(decoded) == len(manifest)
+    decoded.clear()
+    run_study(*read_study(study_file, {"pixel_cache": False}), tmp_path / "direct")
+    assert len(decoded) == 2 * len(manifest)
+    assert not (tmp_path / "direct" / "pixels").exists()
+    for name in ("zero-shot", "probe-l-bfgs", "other-precision"):
+        kept, direct = (files(tmp_path / out / "runs" / name)["predictions.parquet"] for out in ("out", "direct"))
+        assert kept == direct

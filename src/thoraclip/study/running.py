@@ -131,7 +131,7 @@ def _prepare_manifest(
         manifest, set_aside = found.manifest, len(found.set_aside)
         if set_aside:
             announce(f"{set_aside} unreadable pictures set aside, see {out / 'manifest.index.json'}")
-    manifest = _with_parts(config, manifest, out, progress)
+    manifest = _with_parts(config, manifest, out, announce, progress)
     labels, split, fold = (manifest.column(n) for n in ("label", "split", "fold"))
     unlabelled = sum(label is None for label in labels)
     unassigned = sum(s is None and f is None for s, f in zip(split, fold, strict=True)) - unlabelled
@@ -139,12 +139,18 @@ def _prepare_manifest(
     return manifest, {"unreadable": set_aside, "unlabelled": unlabelled, "without split": max(unassigned, 0)}
 
 
-def _with_parts(config: StudyConfig, manifest: Manifest, out: Path, progress: Progress | None) -> Manifest:
+def _with_parts(
+    config: StudyConfig, manifest: Manifest, out: Path, announce: Callable[[str], None], progress: Progress | None
+) -> Manifest:
     """The manifest's own split or folds, or folds of whole patients (and whole groups of copies)."""
     if _has_parts(manifest):
         return manifest.strict()
     if config.group_duplicates:
+        announce("looking for near duplicates, so that none stands in two folds")
         manifest = duplicate_clusters(manifest, out / "inspection", progress=progress)
+        copies = Counter(name for name in manifest.column("duplicate_cluster") if name is not None)
+        if copies:
+            announce(f"pictures that stand there more than once: {len(copies)}, in {copies.total()} images; kept together")
     return split_folds(manifest, folds=config.folds, seed=config.seeds[0])
 
 
