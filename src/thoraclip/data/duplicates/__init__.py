@@ -51,8 +51,6 @@ NEAREST, GROUP = 32, 16
 which a group of linked pictures is not searched for more pairs within it."""
 _BLOCK = 128
 """Pictures or pairs per block. Memory only."""
-_WAITING = 4 * ROOM
-"""Pairs that wait to be aligned at the most."""
 _ROUND = 16
 """Blocks that are aligned, side by side, before it is looked at which pictures are linked by now."""
 
@@ -88,7 +86,7 @@ def find_duplicates(
 
     A group of identical files is a star: its first image is paired with each other one, and alone is searched further.
     Within a group of more than 16 pictures that are linked already, no further pairs are looked for: their cluster is
-    found, not every pair in it. Each picture is aligned with its 32 nearest others at most at a time.
+    found, not every pair in it. Each picture waits for alignment with its 32 nearest others at most.
 
     Args:
         thumbnails: u8[N, S, S] of `thumbnail`; a memory map will do.
@@ -163,10 +161,7 @@ class _Search:
                 fixed = np.full(len(rows), warp)
                 waiting.append(np.column_stack([source, target, fixed, mirrored, distance])[near])
                 if sum(map(len, waiting[1:])) > ROOM:
-                    waiting = [_best(np.concatenate(waiting), len(self.order))]
-                    if len(waiting[0]) > _WAITING:
-                        self._settle(waiting[0])
-                        waiting = [waiting[0][:0]]
+                    waiting = [_nearest(_best(np.concatenate(waiting), len(self.order)))]
             yield done
         self._settle(_best(np.concatenate(waiting), len(self.order)))
 
