@@ -185,7 +185,7 @@ def cost_curve(largest: int, radius: int) -> None:
 
 
 def alignment_rate(thumbnails: Grey, pairs: int = 2_000) -> None:
-    from thoraclip.data.duplicates.alignment import confirm
+    from thoraclip.data.duplicates.alignment import confirm, half_detail
 
     rng = np.random.default_rng(0)
     for kind in ("strangers", "copies"):
@@ -193,8 +193,10 @@ def alignment_rate(thumbnails: Grey, pairs: int = 2_000) -> None:
         rows[:, 0] = rng.integers(0, len(thumbnails), pairs)
         rows[:, 1] = rng.integers(0, len(thumbnails), pairs) if kind == "strangers" else rows[:, 0]
         began = time.perf_counter()
+        halves = half_detail(thumbnails)
         for begin in range(0, pairs, 128):
-            confirm(thumbnails, rows[begin : begin + 128])
+            block = rows[begin : begin + 128]
+            confirm(thumbnails, block, halves, block[:, :2])
         print(f"alignment, {kind:12s}{pairs / (time.perf_counter() - began):8.0f} pairs/s")
 
 

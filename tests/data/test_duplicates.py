@@ -272,10 +272,10 @@ def test_many_copies_of_one_picture_are_one_cluster_for_few_alignments(
 ) -> None:
     aligned = 0
 
-    def count(thumbnails: Grey, pairs: npt.NDArray[np.int64]):
+    def count(thumbnails: Grey, pairs: npt.NDArray[np.int64], *rest: npt.NDArray[np.generic]):
         nonlocal aligned
         aligned += len(pairs)
-        return confirm(thumbnails, pairs)
+        return confirm(thumbnails, pairs, *rest)
 
     confirm = duplicates.confirm
     monkeypatch.setattr(duplicates, "confirm", count)

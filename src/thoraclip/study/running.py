@@ -150,7 +150,9 @@ def _with_parts(
         manifest = duplicate_clusters(manifest, out / "inspection", progress=progress)
         copies = Counter(name for name in manifest.column("duplicate_cluster") if name is not None)
         if copies:
-            announce(f"pictures that stand there more than once: {len(copies)}, in {copies.total()} images; kept together")
+            announce(
+                f"pictures that stand there more than once: {len(copies)}, in {copies.total()} images; kept together"
+            )
     return split_folds(manifest, folds=config.folds, seed=config.seeds[0])
 
 

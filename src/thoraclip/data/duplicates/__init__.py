@@ -16,11 +16,13 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.data.duplicates.alignment import CORRELATION, confirm
+from thoraclip.data.duplicates.alignment import CORRELATION, confirm, half_detail
 from thoraclip.data.duplicates.hamming import ROOM, HashIndex, hamming_pairs
 from thoraclip.data.duplicates.hashing import BITS, THUMBNAIL_SIDE, WARPS, is_blank, mirror, near_hashes, thumbnail
 from thoraclip.errors import ImageError, MismatchError
@@ -49,7 +51,7 @@ changed in one way 99.8 % or more stay within both, of copies changed in two way
 NEAREST, GROUP = 32, 16
 """Bounds where thousands of pictures resemble each other: alignments tried for one picture at a time, and the size above
 which a group of linked pictures is not searched for more pairs within it."""
-_BLOCK = 128
+_BLOCK = 256
 """Pictures or pairs per block. Memory only."""
 _ROUND = 16
 """Blocks that are aligned, side by side, before it is looked at which pictures are linked by now."""
@@ -185,20 +187,40 @@ class _Search:
         """
         waiting = _nearest(waiting[self._is_news(waiting)])
         self.tried = _best(np.concatenate([self.tried, waiting]), len(self.order))
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        used = np.unique(waiting[:, :2])
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool, TemporaryFile() as file:
+            halves = self._halves(used, file, pool)
+
+            def confirmed(block: Indices) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+                places = np.searchsorted(used, block[:, :2])
+                pairs = np.column_stack([self.order[block[:, :2]], block[:, 2:]])
+                return confirm(self.thumbnails, pairs, halves, places)
+
             for begin in range(0, len(waiting), _ROUND * _BLOCK):
                 part = waiting[begin : begin + _ROUND * _BLOCK]
                 part = part[~self._linked(part[:, 0], part[:, 1])]
                 blocks = [part[at : at + _BLOCK] for at in range(0, len(part), _BLOCK)]
-                for block, (correlations, warps) in zip(blocks, pool.map(self._confirm, blocks), strict=True):
+                for block, (correlations, warps) in zip(blocks, pool.map(confirmed, blocks), strict=True):
                     good = correlations >= CORRELATION
                     self.pairs = np.concatenate([self.pairs, block[good]])
                     self.correlations = np.concatenate([self.correlations, correlations[good]])
                     self.warps = np.concatenate([self.warps, warps[good]])
                 self.group = clusters(len(self.order), self.pairs)
 
-    def _confirm(self, block: Indices) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        return confirm(self.thumbnails, np.column_stack([self.order[block[:, :2]], block[:, 2:]]))
+    def _halves(self, used: Indices, file: IO[bytes], pool: ThreadPoolExecutor) -> npt.NDArray[np.float16]:
+        """f16[M, S/2, S/2]: the half-size detail of the pictures that wait, in a file that is mapped into memory."""
+        side = THUMBNAIL_SIDE // 2
+        if not len(used):
+            return np.zeros((0, side, side), dtype=np.float16)
+        halves = np.memmap(file, dtype=np.float16, mode="w+", shape=(len(used), side, side))
+
+        def fill(begin: int) -> None:
+            rows = self.order[used[begin : begin + _BLOCK]]
+            halves[begin : begin + _BLOCK] = half_detail(np.asarray(self.thumbnails[rows]))
+
+        for _ in pool.map(fill, range(0, len(used), _BLOCK)):
+            pass
+        return halves
 
     def _is_news(self, waiting: Indices) -> Mask:
         """bool[K]: not confirmed, and not aligned yet from as near or nearer."""

@@ -9,13 +9,14 @@ import numpy.typing as npt
 
 from thoraclip.data.duplicates.hashing import THUMBNAIL_SIDE, WARPS, coordinates, equalise
 
-__all__ = ["CORRELATION", "confirm"]
+__all__ = ["CORRELATION", "confirm", "half_detail"]
 
 Grey = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Matrices = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Halves = npt.NDArray[np.float16]
 
 CORRELATION, COARSE_CORRELATION, GLIMPSE = 0.95, 0.88, 0.78
 """Agreement after alignment from which a pair counts, what it must reach at half the side to be aligned further, and what it
@@ -113,34 +114,41 @@ def _align(first: Floats, second: Floats, warps: Matrices, *, steps: int) -> tup
     return best, found
 
 
-def confirm(thumbnails: Grey, pairs: Indices) -> tuple[Matrices, Matrices]:
+def half_detail(thumbnails: Grey) -> Halves:
+    """u8[N, S, S] -> f16[N, S/2, S/2]: the fine detail at half the side, small enough to be kept for every picture."""
+    half = THUMBNAIL_SIDE // 2
+    return np.asarray(_detail(thumbnails).reshape(-1, half, 2, half, 2).mean(axis=(2, 4)), dtype=np.float16)
+
+
+def confirm(thumbnails: Grey, pairs: Indices, halves: Halves, places: Indices) -> tuple[Matrices, Matrices]:
     """Align proposed pairs: a few steps at half the side, more where that looks promising, then at the full side.
 
     Args:
+        thumbnails: u8[N, S, S].
         pairs: i64[K, >=4] of (source, target, warp, mirrored); target, mirrored or not, looks like warped source.
+        halves: f16[M, S/2, S/2] of `half_detail`.
+        places: i64[K, 2], the rows of `halves` that belong to source and target.
 
     Returns:
-        Correlations f64[K] and warps f64[K, 3, 3] from target to source.
+        Correlations f64[K], -1 where the pair fell out on the way, and warps f64[K, 3, 3] from target to source.
     """
-    used, where = np.unique(pairs[:, :2], return_inverse=True)
-    detail = _detail(np.asarray(thumbnails[used]))
-    where = where.reshape(-1, 2)
     warps = np.tile(np.eye(3), (len(pairs), 1, 1))
     warps[:, :2] = WARPS[pairs[:, 2]]
-    source, target = detail[where[:, 0]], detail[where[:, 1]]
-    target = np.where(pairs[:, 3].astype(bool)[:, None, None], target[:, :, ::-1], target)
-    half = (len(pairs), THUMBNAIL_SIDE // 2, 2, THUMBNAIL_SIDE // 2, 2)
-    small, small_target = (picture.reshape(half).mean(axis=(2, 4)) for picture in (source, target))
+    mirrored = pairs[:, 3].astype(bool)
+    small, small_target = (halves[places[:, end]].astype(np.float32) for end in (0, 1))
+    small_target = _mirrored_where(mirrored, small_target)
     correlation, left = np.full(len(pairs), -1.0), np.arange(len(pairs))
-    stages = (
-        (small, small_target, 2, GLIMPSE),
-        (small, small_target, 6, COARSE_CORRELATION),
-        (source, target, 4, -1.0),
-    )
-    for first, second, steps, needed in stages:
-        if not len(left):
-            break
-        found, warps[left] = _align(first[left], second[left], warps[left], steps=steps)
-        correlation[left] = found if needed < 0 else -1.0
+    for steps, needed in ((2, GLIMPSE), (6, COARSE_CORRELATION)):
+        found, warps[left] = _align(small[left], small_target[left], warps[left], steps=steps)
         left = left[found >= needed]
+        if not len(left):
+            return correlation, warps
+    used, where = np.unique(pairs[left, :2], return_inverse=True)
+    detail, where = _detail(np.asarray(thumbnails[used])), where.reshape(-1, 2)
+    target = _mirrored_where(mirrored[left], detail[where[:, 1]])
+    correlation[left], warps[left] = _align(detail[where[:, 0]], target, warps[left], steps=4)
     return correlation, warps
+
+
+def _mirrored_where(mirrored: Mask, pictures: Floats) -> Floats:
+    return np.where(mirrored[:, None, None], pictures[:, :, ::-1], pictures)
