@@ -51,7 +51,7 @@ changed in one way 99.8 % or more stay within both, of copies changed in two way
 NEAREST, GROUP = 32, 16
 """Bounds where thousands of pictures resemble each other: alignments tried for one picture at a time, and the size above
 which a group of linked pictures is not searched for more pairs within it."""
-_BLOCK = 256
+_BLOCK = 128
 """Pictures or pairs per block. Memory only."""
 _ROUND = 16
 """Blocks that are aligned, side by side, before it is looked at which pictures are linked by now."""
