@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from thoraclip.config import field_help, toml_value
+from thoraclip.data.card import CardSettings
 from thoraclip.methods import METHODS
 from thoraclip.study import StudyConfig
 
@@ -35,6 +36,11 @@ def page() -> str:
     ]
     for kind, method in METHODS.items():
         parts += [f"## {kind}", method.summary, table(method.config_type)]
+    parts += [
+        "## card",
+        'What `thoraclip card` takes; what is left out is "not stated" on the card.',
+        table(CardSettings),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -73,7 +73,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
+        reason = f"{file} is a file, not a folder" if file else error.strerror
+        raise InputError(f"{folder}: cannot be written ({reason}); name another folder") from error
 
 
 def sweep(folder: Path) -> None:

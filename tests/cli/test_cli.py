@@ -121,7 +121,7 @@ def test_unreadable_pictures_are_set_aside_and_the_rest_goes_on(
     (first / "empty.jpg").write_bytes(b"")
     assert run(["index", str(class_folder), "--layout", "folders", "--out", str(tmp_path / "m.parquet")]) == 0
     err = capsys.readouterr().err
-    assert "2 unreadable pictures set aside" in err
+    assert "pictures set aside: 2" in err
     assert f"{first.name}/broken.png: damaged" in err or f"{first.name}/broken.png: not a PNG" in err
     report = json.loads((tmp_path / "m.index.json").read_text())
     assert [s["path"] for s in report["set_aside"]] == [f"{first.name}/broken.png", f"{first.name}/empty.jpg"]

@@ -84,7 +84,7 @@ def test_copies_across_the_split_are_leaks(content: dict[str, Any]) -> None:
     ], "a contradiction of labels stands first"
     assert content["leaks"] == [
         "2 pictures in two parts of the split (4 images), first test/covid/3.png = train/covid/0.png; "
-        "keep copies together: thoraclip split --duplicates"
+        "keep copies together: thoraclip split MANIFEST --duplicates CHECK_DIR"
     ]
     assert any(w.startswith("1 picture under two labels, first test/pneumonia/3.jpg = ") for w in content["warnings"])
     assert any(w.startswith("2 pictures under two patients") for w in content["warnings"])

@@ -13,18 +13,19 @@ from thoraclip.data.deidentify import local_salt, pseudonym, salt_file
 from thoraclip.errors import InputError
 
 
-def test_the_secret_is_made_once_for_this_user_alone(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "salt"
-    salt = local_salt(file)
-    assert len(salt) == 32 and local_salt(file) == salt
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert local_salt(tmp_path / "other") != salt
+def test_the_secret_is_made_once_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "one")
+    salt = local_salt()
+    assert len(salt) == 32 and local_salt() == salt == local_salt(tmp_path / "one" / ".thoraclip" / "patient-salt")
+    assert stat.S_IMODE(salt_file().stat().st_mode) == 0o600
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "two")
+    assert local_salt() != salt
 
 
-def test_the_default_lies_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert local_salt() == local_salt(tmp_path / ".thoraclip" / "patient-salt")
-    assert salt_file().is_file()
+def test_a_misspelt_file_makes_no_new_secret(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nosuch: no such salt file; name an existing one .*patient-salt"):
+        local_salt(tmp_path / "nosuch")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pseudonym_is_the_cut_hmac() -> None:
@@ -44,7 +45,8 @@ def test_a_bad_secret_is_refused(tmp_path: Path, text: str, message: str) -> Non
         local_salt(tmp_path / "salt")
 
 
-def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+def test_an_unwritable_home_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "file")
     with pytest.raises(InputError, match="cannot be kept .*name another --salt"):
-        local_salt(tmp_path / "file" / "salt")
+        local_salt()

@@ -181,6 +181,8 @@ def radiograph(path: Path, **tags: Any) -> None:
 
 @pytest.fixture
 def dicoms(tmp_path: Path) -> Path:
+    for number, name in enumerate(("salt", "one", "two")):
+        (tmp_path / name).write_text(f"{number:064x}")
     root = tmp_path / "dicoms"
     radiograph(root / "train" / "A" / "1.dcm", PatientID="Jane Roe", Modality="CR", ViewPosition="PA", PatientSex="F",
                PatientAge="063Y", BodyPartExamined="CHEST")  # fmt: skip
@@ -230,9 +232,12 @@ def test_the_table_wins_over_the_header(dicoms: Path, tmp_path: Path) -> None:
     assert rows["test/A/22.dcm"]["patient"].startswith("dicom-")
 
 
-def test_no_secret_is_made_where_no_patient_is_named(class_folder: Path, tmp_path: Path) -> None:
-    index(class_folder, layout="folders", salt=tmp_path / "salt")
-    assert not (tmp_path / "salt").exists()
+def test_no_secret_is_made_where_no_patient_is_named(
+    class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    index(class_folder, layout="folders")
+    assert not (tmp_path / "home").exists()
 
 
 def test_another_secret_hashes_the_ids_anew(dicoms: Path, tmp_path: Path) -> None:

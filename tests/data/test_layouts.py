@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from thoraclip.data.layouts import LAYOUTS, CsvColumns, Listing, detect_layout, find_layout, split_name
+from thoraclip.data.layouts.csv import find_csv
 from thoraclip.data.layouts.listing import is_image_name
 from thoraclip.errors import ConfigError, InputError, ManifestError
 
@@ -172,9 +174,41 @@ def test_one_folder_with_a_splits_name_is_a_class(tmp_path: Path) -> None:
 def test_loose_files_are_listed(tmp_path: Path) -> None:
     put(tmp_path, "train/A/1.png", "test/A/2.png", "train/loose.png", "top.png", "list.csv")
     outside = "outside any class folder"
-    assert found(tmp_path, "folders").set_aside == [
-        ("list.csv", outside), ("top.png", outside), ("train/loose.png", outside),
+    listing = found(tmp_path, "folders")
+    assert listing.set_aside == [("top.png", outside), ("train/loose.png", outside)]
+    assert listing.other_files == ["list.csv"]
+
+
+def test_masks_are_no_class_and_hidden_folders_are_not_searched(tmp_path: Path) -> None:
+    put(tmp_path, "A/1.png", "B/2.png", "lung_masks/1.png", "A/.thumbs/1.png")
+    listing = found(tmp_path, "folders")
+    assert [row["path"] for row in listing.rows] == ["A/1.png", "B/2.png"]
+    assert listing.unknown_folders == [("lung_masks", 1)]
+
+
+def test_pipes_and_dangling_links_are_told(tmp_path: Path) -> None:
+    put(tmp_path, "A/1.png", "B/2.png")
+    (tmp_path / "A" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "B" / "pipe.png")
+    os.mkfifo(tmp_path / "B" / "pipe")
+    listing = found(tmp_path, "folders")
+    assert [row["path"] for row in listing.rows] == ["A/1.png", "A/gone.png", "B/2.png", "B/pipe.png"]
+    assert listing.other_files == ["B/pipe"]
+
+
+def test_common_names_of_columns_are_taken_and_values_put_in_order(tmp_path: Path) -> None:
+    put(tmp_path, "1.png", "2.png", "3.png")
+    (tmp_path / "t.csv").write_text(
+        "path,label,patient_id,age,sex\n1.png,a,p1,45,Male\n2.png,b,p2,900,f\n3.png,b,p3,,X\n"
+    )
+    listing = find_csv(tmp_path, csv_file=tmp_path / "t.csv")
+    assert [(r["patient"], r["age_years"], r["sex"]) for r in listing.rows] == [
+        ("p1", 45.0, "M"), ("p2", None, "F"), ("p3", None, "X"),
     ]  # fmt: skip
+    assert any("age '900' is not a number of years" in note for note in listing.notes)
+    (tmp_path / "t.csv").write_text("path,label\n../1.png,a\n")
+    with pytest.raises(ManifestError, match=r"t\.csv:2: path '\.\./1\.png' leads out of"):
+        find_csv(tmp_path, csv_file=tmp_path / "t.csv")
 
 
 def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:

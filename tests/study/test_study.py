@@ -249,6 +249,21 @@ def test_folds_that_the_study_makes_keep_copies_together(manifest: Manifest, tmp
         assert not (tmp_path / "out" / "inspection").exists()
 
 
+def test_identical_pictures_in_two_parts_are_warned_of_and_reported(manifest: Manifest, tmp_path: Path) -> None:
+    first, other = manifest.column("fold").index(0), manifest.column("fold").index(1)
+    hashes = manifest.column("sha256")
+    hashes[other] = hashes[first]
+    manifest.paths()[other].write_bytes(manifest.paths()[first].read_bytes())
+    write_manifest(tmp_path / "m.parquet", manifest.with_columns(sha256=hashes))
+    (tmp_path / "s.toml").write_text(STUDY)
+    told: list[str] = []
+    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out", announce=told.append)
+    assert any(line.startswith("warning: pictures in two parts of the split: 1") for line in told)
+    assert report["dataset"]["pictures_in_two_parts"].startswith("1 (identical files): a leak")
+    assert report["dataset"]["near_duplicates"].startswith("not looked for")
+    assert "pictures in two parts" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_dry_run_looks_at_no_picture(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = without_parts(manifest, tmp_path)
     config, methods = read_study(study, {"folds": 3})

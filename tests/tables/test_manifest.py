@@ -145,6 +145,15 @@ def test_pictures_that_moved_with_the_manifest_are_found(manifest: Manifest, tmp
     assert found.root == (tmp_path / "moved").resolve() and found.paths()[0].is_file()
 
 
+def test_nothing_but_parquet_is_overwritten(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,label")
+    with pytest.raises(InputError, match=r"labels\.csv: a manifest is a Parquet file; name it labels\.parquet"):
+        write_manifest(tmp_path / "labels.csv", manifest)
+    assert (tmp_path / "labels.csv").read_text() == "path,label"
+    with pytest.raises(InputError, match=r"a CSV table is no manifest yet; make one: thoraclip index ROOT --csv"):
+        read_manifest(tmp_path / "labels.csv")
+
+
 def test_pictures_in_neither_place_are_an_error(manifest: Manifest, tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.parquet", manifest)
     shutil.rmtree(manifest.root)

@@ -32,6 +32,9 @@ _EXTRA_OF = {
 }  # fmt: skip
 
 
+_INTERRUPTED = 130
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
@@ -55,9 +58,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="thoraclip")
+        if code == _INTERRUPTED:  # the command line's own library has turned the signal into an exit code
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on", 130)
+        return _fail("interrupted; run the same command again to go on", _INTERRUPTED)
     except ThoraclipError as error:
         return _fail(str(error), 2)
     except ModuleNotFoundError as error:

@@ -58,13 +58,14 @@ def index(
     from thoraclip.data.index import index as build
     from thoraclip.data.index import write_index_report
     from thoraclip.data.layouts import CsvColumns, detect_layout
-    from thoraclip.tables.manifest import write_manifest
+    from thoraclip.tables.manifest import require_parquet, write_manifest
 
     columns = CsvColumns(
         path=path_column, label=label_column, image_id=id_column, split=split_column, patient=patient_column,
         source=source_column, view=view_column, sex=sex_column, age_years=age_column, lung_mask=mask_column,
         infection_mask=infection_mask_column,
     )  # fmt: skip
+    require_parquet(out)
     layout = layout or ("csv" if csv else detect_layout(root))
     with progress_bar("indexing") as progress:
         result = build(
@@ -75,7 +76,7 @@ def index(
     report = out.with_suffix(".index.json")
     write_index_report(report, result)
     _print_counts(result.manifest)
-    _list("unreadable pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
+    _list("pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
     _list("unknown folders left out", [f"{path} ({count} files)" for path, count in result.unknown_folders])
     _list("files that are not pictures", result.other_files)
     _list("groups of identical pictures", [" = ".join(group["image_ids"]) for group in result.repeats])
@@ -133,10 +134,11 @@ def split(
     from thoraclip.data.check import read_clusters
     from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
     from thoraclip.errors import ConfigError
-    from thoraclip.tables.manifest import read_manifest, write_manifest
+    from thoraclip.tables.manifest import read_manifest, require_parquet, write_manifest
 
     if (folds is None) == (fractions is None):
         raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
+    require_parquet(out)
     images = read_manifest(manifest, may_leak=True)
     if duplicates is not None:
         images = read_clusters(images, duplicates)
@@ -146,6 +148,7 @@ def split(
         done = split_fractions(images, fractions=parse_fractions(fractions or ""), seed=seed)
     write_manifest(out, done)
     _print_counts(done)
+    announce(f"{len(done)} images -> {out}")
 
 
 def phantom(
@@ -205,13 +208,16 @@ def _print_check(content: dict[str, Any]) -> None:
         told = row["alone"]
         text = f"{100 * told['value']:.0f} [{100 * told['low']:.0f}, {100 * told['high']:.0f}]" if told else "-"
         rows.append([row["name"].replace("_", " "), text, row["description"]])
-    if rows:
+    if rows and content["differences"][0]["alone"] is None:
+        typer.echo(f"what tells the classes apart is not measured: {content['differences'][0]['reason']}")
+    elif rows:
         print_table(["names the class", "%", "what it is"], rows, numbers=False)
     for what in ("leaks", "warnings"):
         for sentence in content[what]:
             typer.echo(f"{what.removesuffix('s')}: {sentence}")
     if not content["leaks"]:
-        typer.echo("no leak found")
+        is_split = counts["parts"] != ["no split"]
+        typer.echo("no leak found" if is_split else "there is no split yet, so nothing can leak")
 
 
 def _print_counts(manifest: object) -> None:
@@ -231,7 +237,7 @@ def _print_counts(manifest: object) -> None:
 
 def _list(what: str, lines: list[str], most: int = 10) -> None:
     if lines:
-        announce(f"{len(lines)} {what}:")
+        announce(f"{what}: {len(lines)}")
         for line in lines[:most]:
             announce(f"  {line}")
         if len(lines) > most:

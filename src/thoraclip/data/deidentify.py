@@ -22,9 +22,13 @@ def local_salt(file: Path | None = None) -> bytes:
     """The secret of this machine (or of a file that is shared on purpose); made, for this user's eyes only, at first use.
 
     Raises:
-        InputError: the file cannot be read or made, or holds no secret.
+        InputError: the named file is not there, the user's own cannot be made, or it holds no secret.
     """
     path = file or salt_file()
+    if file is not None and not file.is_file():
+        raise InputError(
+            f"{file}: no such salt file; name an existing one (without --salt, this user's own is {salt_file()})"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -138,7 +138,9 @@ def class_differences(
     rows = []
     for name, (kind, table) in columns.items():
         shown, known = _shown(kind, table if kind == "numeric" else categorical[name], classes, target)
-        rows.append(Difference(name, said.get(name, ""), kind, shown, known, measure(table, kind), reason))
+        is_constant = np.array_equal(table, np.broadcast_to(table[0], table.shape), equal_nan=True)
+        alone, why = (None, reason or "one value only") if is_constant else (measure(table, kind), reason)
+        rows.append(Difference(name, said.get(name, ""), kind, shown, known, alone, why))
     rows.sort(key=lambda row: (-row.alone.value if row.alone else 0.0, row.name))
     everything = np.concatenate([table for _, table in columns.values()], axis=1)
     what = f"a random forest on all {len(columns)} columns"

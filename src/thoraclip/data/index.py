@@ -79,6 +79,10 @@ def index(
     store = FactStore(root, facts, fresh=fresh)
     try:
         listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
+        if not listing.rows and listing.set_aside:
+            raise InputError(
+                f"{root}: {len(listing.set_aside)} pictures, and {listing.set_aside[0][1]}; make one sub-folder a class"
+            )
         if not listing.rows:
             raise InputError(
                 f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the folder that holds the images"
@@ -212,6 +216,7 @@ def write_index_report(path: Path, result: IndexResult) -> None:
             "unknown_folders": [{"path": p, "files": count} for p, count in result.unknown_folders],
             "other_files": result.other_files,
             "repeats": result.repeats,
+            "patients_in_two_splits": result.manifest.patients_in_two("split"),
             "notes": result.notes,
         },
     )

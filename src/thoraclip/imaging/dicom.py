@@ -190,7 +190,7 @@ def _age_years(age: str | None, born: str | None, studied: str | None) -> float 
     days = [_days(date) for date in (born, studied)]
     if days[0] is None or days[1] is None or not 0 <= days[1] - days[0] < 130 * 366:
         return None
-    return round((days[1] - days[0]) / 365.25, 2)
+    return round((days[1] - days[0]) / 365.25, 1)  # no closer: dates of birth identify people
 
 
 def _days(date: str | None) -> int | None:

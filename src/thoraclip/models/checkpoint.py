@@ -87,8 +87,7 @@ def locate(name: str) -> tuple[str, bool]:
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
         raise ModelError(
-            f"model '{name}': no such folder, and neither a shipped model{did_you_mean(name, SHIPPED)} "
-            "nor a Hub id (owner/name); check the spelling"
+            f"model '{name}': no such folder or shipped model{did_you_mean(name, SHIPPED)} (a Hub id reads owner/name)"
         )
     return name, False
 

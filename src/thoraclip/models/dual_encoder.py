@@ -112,7 +112,7 @@ class DualEncoder:
         )
         bytes_ = torch.from_numpy(greys) if isinstance(greys, np.ndarray) else greys
         unit = bytes_.to(self.device)[:, None].float() * np.float32(1 / 255).item()
-        return (unit - mean) / std
+        return (unit - mean).div_(std)
 
     def encode_greys(
         self, greys: npt.NDArray[np.uint8], *, check: bool = False

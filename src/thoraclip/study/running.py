@@ -132,11 +132,23 @@ def _prepare_manifest(
         if set_aside:
             announce(f"{set_aside} unreadable pictures set aside, see {out / 'manifest.index.json'}")
     manifest = _with_parts(config, manifest, out, announce, progress)
+    torn = _torn_pictures(manifest)
+    if torn:
+        announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
     labels, split, fold = (manifest.column(n) for n in ("label", "split", "fold"))
     unlabelled = sum(label is None for label in labels)
     unassigned = sum(s is None and f is None for s, f in zip(split, fold, strict=True)) - unlabelled
     write_manifest(out / "manifest.parquet", manifest)
     return manifest, {"unreadable": set_aside, "unlabelled": unlabelled, "without split": max(unassigned, 0)}
+
+
+def _torn_pictures(manifest: Manifest) -> int:
+    """How many pictures stand, byte for byte, in two parts of the split: what is measured on them is too good."""
+    parts: dict[str, set[object]] = {}
+    for sha256, *part in zip(*(manifest.column(name) for name in ("sha256", "split", "fold")), strict=True):
+        if sha256 is not None and part != [None, None]:
+            parts.setdefault(sha256, set()).add(tuple(part))
+    return sum(len(found) > 1 for found in parts.values())
 
 
 def _with_parts(
@@ -217,6 +229,11 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int]) -> dict[str, Any]:
         "images_of_known_patients": known,
         "parts": f"{len(folds)} folds, pooled" if folds else ", ".join(f"{n} {c}" for n, c in sorted(splits.items())),
     }
+    torn = _torn_pictures(manifest)
+    if torn:
+        facts["pictures_in_two_parts"] = f"{torn} (identical files): a leak, scores are too good; see thoraclip check"
+    if "duplicate_cluster" not in manifest.table.column_names:
+        facts["near_duplicates"] = "not looked for; see thoraclip check"
     left_out = {reason: count for reason, count in omitted.items() if count}
     return facts | ({"left_out": left_out} if left_out else {})
 

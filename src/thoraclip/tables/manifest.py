@@ -17,7 +17,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.runs import digest
 from thoraclip.tables.store import read_table, write_table
 
-__all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "write_manifest"]
+__all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
 
 _SCHEMA = 1
 SPLITS = ("train", "val", "test")
@@ -179,8 +179,19 @@ class Manifest:
         return {patient: tuple(sorted(found)) for patient, found in sorted(values.items()) if len(found) > 1}
 
 
+def require_parquet(path: Path) -> None:
+    """Raise InputError unless a manifest may bear this name: nothing but Parquet is overwritten with one."""
+    if path.suffix != ".parquet":
+        raise InputError(f"{path}: a manifest is a Parquet file; name it {path.with_suffix('.parquet').name}")
+
+
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write Parquet; the root is stored so that the file can lie anywhere on the same machine."""
+    """Write Parquet; the root is stored so that the file can lie anywhere on the same machine.
+
+    Raises:
+        InputError: the name does not end in `.parquet`.
+    """
+    require_parquet(path)
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
 
 
@@ -197,6 +208,10 @@ def read_manifest(path: Path, *, may_leak: bool = False) -> Manifest:
         InputError: the file is missing, or none of its pictures is in either place.
         ManifestError: not a manifest; see `Manifest`.
     """
+    if path.suffix == ".csv":
+        raise InputError(
+            f"{path}: a CSV table is no manifest yet; make one: thoraclip index ROOT --csv {path.name} --out FILE"
+        )
     table, meta = read_table(path, kind="manifest", newest_schema=_SCHEMA)
     for name, kind in COLUMNS.items():
         if name not in table.column_names:

@@ -83,7 +83,8 @@ def _told(facts: Facts) -> Iterator[tuple[Kind, str]]:
         each = ", ".join(f"{t['attribute']} {percent(t['balanced_accuracy'])}" for t in telling)
         yield (
             "bias",
-            f"Things beside the finding tell the class. Balanced accuracy from one of them alone: {each} (chance {percent(chance)}; "
+            f"Things beside the finding tell the class. Balanced accuracy from one column of the table alone, each image left out "
+            f"in turn: {each} (chance {percent(chance)}; "
             "an empty field counts as a value). Whatever of this shows in the pixels is open to a classifier; compare it with "
             "these numbers.",
         )

@@ -19,7 +19,7 @@ def reading(content: Mapping[str, Any]) -> list[str]:
     sentences = [_headline(content)]
     together = next((row for row in content["differences"] if row["kind"] == "together" and row["alone"]), None)
     if together:
-        first = next(row for row in content["differences"] if row is not together)
+        first = next((row for row in content["differences"] if row is not together and row["alone"]), together)
         sentences.append(
             f"Without any anatomy, {together['description']} names the class with a balanced accuracy of "
             f"{_interval(together['alone'])}, {first['name'].replace('_', ' ')} alone with {_interval(first['alone'])}; "
@@ -52,7 +52,7 @@ def leaks(content: Mapping[str, Any]) -> list[str]:
         images = sum(len(g["image_id"]) for g in crossing)
         sentences.append(
             f"{_count(len(crossing), 'picture')} in two parts of the split ({images} images), first "
-            f"{_equal(crossing[0])}; keep copies together: thoraclip split --duplicates"
+            f"{_equal(crossing[0])}; keep copies together: thoraclip split MANIFEST --duplicates CHECK_DIR"
         )
     return sentences
 

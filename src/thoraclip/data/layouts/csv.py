@@ -14,6 +14,13 @@ from thoraclip.tables.manifest import COLUMNS
 
 __all__ = ["find_csv"]
 
+_ALIASES = {
+    "age_years": ("age",), "patient": ("patient_id", "PatientID", "subject_id"), "lung_mask": ("mask_path", "mask"),
+    "source": ("source_repo", "dataset"),
+}  # fmt: skip
+"""Columns that are taken for ours where none bears our name."""
+_SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F", "o": "O", "other": "O"}
+_OLDEST_YEARS = 130
 _UNKNOWN = {"", "na", "n/a", "nan", "none", "null", "unknown"}
 
 
@@ -48,8 +55,8 @@ def _chosen_columns(columns: CsvColumns, header: Any, csv_file: Path) -> dict[st
     chosen = {}
     for field in fields(columns):
         name = getattr(columns, field.name)
-        if name is None and field.name in header:
-            name = field.name
+        if name is None:
+            name = next((known for known in (field.name, *_ALIASES.get(field.name, ())) if known in header), None)
         if name is None:
             continue
         if name not in header:
@@ -74,12 +81,16 @@ def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[
         if not Path(path).is_relative_to(root.resolve()):
             raise ManifestError(f"{where}: path '{path}' lies outside {root}; give the folder above it as ROOT")
         path = Path(path).relative_to(root.resolve()).as_posix()
+    if ".." in Path(path).parts:
+        raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
     row: dict[str, Any] = {
         (f"csv_{k}" if k in COLUMNS else k): v or None for k, v in record.items() if k not in chosen.values()
     }
     row |= values | {"path": path, "image_id": values.get("image_id") or path}
     row["label"] = _single_label(values["label"], where)
     row["split"] = _split(values.get("split"), where)
+    if row.get("sex"):
+        row["sex"] = _SEXES.get(row["sex"].lower(), row["sex"])
     row["age_years"] = _age(listing, values.get("age_years"), where)
     for name in ("lung_mask", "infection_mask"):
         if row.get(name) and not (root / row[name]).is_file():
@@ -113,7 +124,7 @@ def _age(listing: Listing, text: str | None, where: str) -> float | None:
     if text is None:
         return None
     match = re.fullmatch(r"0*(\d{1,3}(?:\.\d+)?)\s*[Yy]?", text)  # DICOM writes 045Y
-    if match is None:
+    if match is None or float(match.group(1)) > _OLDEST_YEARS:
         listing.notes.append(f"age '{text}' is not a number of years; taken as unknown ({where})")
         return None
     return float(match.group(1))

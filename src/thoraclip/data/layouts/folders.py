@@ -8,6 +8,7 @@ from thoraclip.data.layouts.listing import (
     Listing,
     all_files,
     image_files,
+    is_image_name,
     relative,
     require_folder,
     split_name,
@@ -37,9 +38,15 @@ def find_folders(root: Path, **_: object) -> Listing:
         classes = [(None, folder) for folder in tops]
         loose = []
     for split, folder in classes:
-        _add_class(listing, root, folder, split)
+        if "mask" in folder.name.lower():  # masks are no class of patients
+            listing.unknown_folders.append(_unknown(folder, root))
+        else:
+            _add_class(listing, root, folder, split)
     for file in sorted(loose + all_files(root)):
-        listing.set_aside.append((relative(file, root), "outside any class folder"))
+        if is_image_name(file):
+            listing.set_aside.append((relative(file, root), "outside any class folder"))
+        else:
+            listing.other_files.append(relative(file, root))
     return listing
 
 

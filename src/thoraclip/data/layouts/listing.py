@@ -87,7 +87,8 @@ def sub_folders(folder: Path) -> list[Path]:
 def image_files(folder: Path, *, recursive: bool = False) -> tuple[list[Path], list[Path]]:
     """(pictures, other files) of a folder, sorted; told apart by name, and by content where there is no ending."""
     pattern = "**/*" if recursive else "*"
-    files = sorted(f for f in folder.glob(pattern) if f.is_file() and not f.name.startswith("."))
+    found = (f for f in folder.glob(pattern) if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    files = sorted(f for f in found if not f.is_dir())  # also a pipe or a dangling link: it is told, not dropped
     pictures = [f for f in files if is_image_name(f)]
     chosen = set(pictures)
     return pictures, [f for f in files if f not in chosen]
@@ -95,7 +96,7 @@ def image_files(folder: Path, *, recursive: bool = False) -> tuple[list[Path], l
 
 def all_files(folder: Path) -> list[Path]:
     """Visible files directly in a folder, sorted."""
-    return sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    return sorted(f for f in folder.iterdir() if not f.is_dir() and not f.name.startswith("."))
 
 
 def is_image_name(path: Path) -> bool:
@@ -103,6 +104,8 @@ def is_image_name(path: Path) -> bool:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     if path.suffix and not path.suffix[1:].isdigit():  # DICOM files are often named by a UID: 1.2.840.113619
+        return False
+    if not path.is_file():  # a pipe would wait for ever
         return False
     with path.open("rb") as stream:
         return stream.read(132)[128:] == b"DICM"
