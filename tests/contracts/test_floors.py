@@ -72,6 +72,17 @@ def test_the_block_works() -> None:
 
 
 @pytest.mark.parametrize(
+    "command", [["check", "m.parquet"], ["split", "m.parquet", "--folds", "3", "--out", "o.parquet"]]
+)
+def test_without_a_package_of_the_study_a_command_says_so_in_one_line(command: list[str]) -> None:
+    done = python(
+        f"import sys; sys.modules['scipy'] = None; from thoraclip.cli.app import run; sys.exit(run({command!r}))"
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: 'scipy' is not installed; mend it with: pip install 'thoraclip[study]'"]
+
+
+@pytest.mark.parametrize(
     "code", ["import thoraclip", "import thoraclip.cli.app", "from thoraclip.cli.app import run; run(['--help'])"]
 )
 def test_the_door_and_the_help_load_nothing_heavy(code: str) -> None:

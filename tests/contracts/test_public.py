@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import thoraclip
-from thoraclip.cli.app import run
+from thoraclip.cli.app import _EXTRA_OF, run
 from thoraclip.config import build_config, field_help, read_toml
 from thoraclip.data.layouts import LAYOUTS
 from thoraclip.labels import load_prompts, shipped_prompt_sets
@@ -100,6 +100,12 @@ def test_constraints_pin_what_the_core_and_the_study_need() -> None:
     ]
     names = {re.split(r"[\[>=<]", r)[0].lower() for r in needed} - {"thoraclip"}
     assert names <= pins
+
+
+def test_a_missing_package_of_the_study_is_answered_with_its_extra() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.split(r"[\[>=<]", r)[0].lower() for r in project["optional-dependencies"]["study"]} - {"thoraclip"}
+    assert {name.replace("scikit-learn", "sklearn") for name in names} <= set(_EXTRA_OF)
 
 
 def test_no_forbidden_package_is_asked_for() -> None:

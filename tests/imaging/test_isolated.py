@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pydicom
 import pytest
 from pydicom.encaps import get_frame
@@ -24,7 +25,6 @@ from tests.imaging.files import LOSSLESS, Array, data_set, dicom, encapsulated, 
 from thoraclip.errors import ImageError
 from thoraclip.imaging import decode, isolated
 
-psutil = pytest.importorskip("psutil")
 pytest.importorskip("gdcm")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and zombies")
 

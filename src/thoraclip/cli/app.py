@@ -28,7 +28,7 @@ for panel in (start, data, methods, judgement):
 
 _EXTRA_OF = {
     "accelerate": "study", "jinja2": "study", "matplotlib": "study", "peft": "study", "pyarrow": "study",
-    "safetensors": "study", "sklearn": "study", "torch": "study", "transformers": "study", "huggingface_hub": "study",
+    "safetensors": "study", "scipy": "study", "sklearn": "study", "threadpoolctl": "study", "torch": "study", "transformers": "study", "huggingface_hub": "study",
 }  # fmt: skip
 
 
