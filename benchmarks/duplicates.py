@@ -27,7 +27,7 @@ from PIL import Image
 from thoraclip.data.duplicates import clusters, find_duplicates, hamming_pairs, thumbnail
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.imaging import decode
-from thoraclip.judge.calibration import wilson
+from thoraclip.proportions import wilson
 
 Grey = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]

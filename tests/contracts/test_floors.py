@@ -14,7 +14,20 @@ import thoraclip
 
 PACKAGE = Path(thoraclip.__file__).parent
 REPOSITORY = PACKAGE.parents[1]
-TORCH_FREE = ("tables", "judge", "imaging", "pages", "data", "config", "labels", "errors", "runs", "predictor", "cli")
+TORCH_FREE = (
+    "tables",
+    "judge",
+    "imaging",
+    "pages",
+    "data",
+    "config",
+    "labels",
+    "proportions",
+    "errors",
+    "runs",
+    "predictor",
+    "cli",
+)
 BLOCKED = ("torch", "transformers", "peft", "accelerate")
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from thoraclip.judge.calibration import ece, equal_mass_bins, reliability_bins, wilson
+from thoraclip.judge.calibration import ece, equal_mass_bins, reliability_bins
 from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class
+from thoraclip.proportions import wilson
 
 
 @st.composite
@@ -133,3 +134,6 @@ def test_wilson_by_hand() -> None:
     low, high = wilson(8, 10)  # Newcombe 1998, Stat. Med. 17:857, method 3
     assert (low, high) == (pytest.approx(0.4901625, abs=1e-6), pytest.approx(0.9433178, abs=1e-6))
     assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1
+    for n in range(1, 60):
+        assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
+        assert all(wilson(k, n)[0] <= k / n <= wilson(k, n)[1] for k in range(n + 1))

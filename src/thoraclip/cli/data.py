@@ -75,7 +75,7 @@ def index(
     write_manifest(out, result.manifest)
     report = out.with_suffix(".index.json")
     write_index_report(report, result)
-    _print_counts(result.manifest)
+    _print_counts(*result.manifest.counts())
     _list("pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
     _list("unknown folders left out", [f"{path} ({count} files)" for path, count in result.unknown_folders])
     _list("files that are not pictures", result.other_files)
@@ -147,7 +147,7 @@ def split(
     else:
         done = split_fractions(images, fractions=parse_fractions(fractions or ""), seed=seed)
     write_manifest(out, done)
-    _print_counts(done)
+    _print_counts(*done.counts())
     announce(f"{len(done)} images -> {out}")
 
 
@@ -202,7 +202,7 @@ def card(
 
 def _print_check(content: dict[str, Any]) -> None:
     counts = content["counts"]
-    print_table(["class", *counts["parts"]], [[label, *map(str, row)] for label, row in counts["classes"].items()])
+    _print_counts(counts["parts"], counts["classes"])
     rows = []
     for row in content["differences"][:8]:
         told = row["alone"]
@@ -220,19 +220,8 @@ def _print_check(content: dict[str, Any]) -> None:
         typer.echo("no leak found" if is_split else "there is no split yet, so nothing can leak")
 
 
-def _print_counts(manifest: object) -> None:
-    from collections import Counter
-
-    from thoraclip.tables.manifest import Manifest
-
-    assert isinstance(manifest, Manifest)
-    labels, splits, folds = (manifest.column(name) for name in ("label", "split", "fold"))
-    part = [f"fold {f}" if f is not None else (s or "no split") for s, f in zip(splits, folds, strict=True)]
-    counts = Counter(zip([label or "unknown" for label in labels], part, strict=True))
-    order = {"train": "0", "val": "1", "test": "2"}
-    parts = sorted(set(part), key=lambda p: order.get(p, p))
-    rows = [[label, *[str(counts[label, p]) for p in parts]] for label in sorted({name for name, _ in counts})]
-    print_table(["class", *parts], rows)
+def _print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
+    print_table(["class", *parts], [[label, *map(str, row)] for label, row in classes.items()])
 
 
 def _list(what: str, lines: list[str], most: int = 10) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ECE_BINS", "Bin", "ece", "equal_mass_bins", "reliability_bins", "wilson"]
+from thoraclip.proportions import wilson
+
+__all__ = ["ECE_BINS", "Bin", "ece", "equal_mass_bins", "reliability_bins"]
 
 Floats = npt.NDArray[np.float64]
 
 ECE_BINS = 15
 """Number of bins, as in Guo et al. 2017 (arXiv:1706.04599)."""
-
-_Z95 = 1.959963984540054
-"""97.5 % point of the standard normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,3 @@ def reliability_bins(confidence: Floats, correct: npt.NDArray[np.bool_], bins: i
         count, right = int(rows.sum()), int(correct[rows].sum())
         drawn.append(Bin(count, float(confidence[rows].mean()), right / count, *wilson(right, count)))
     return drawn
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22:209); `trials` >= 1."""
-    share, z2 = successes / trials, _Z95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from thoraclip import imaging
-from thoraclip.errors import ImageError, InputError
 from thoraclip.judge import figures
 from thoraclip.judge.metrics import METRICS
 from thoraclip.judge.reading import points, probability, share, versus
 from thoraclip.judge.results import MAJORITY
-from thoraclip.pages import environment, inline_thumbnail
+from thoraclip.pages import environment, picture_or_reason
 
 __all__ = ["Load", "html_page", "load_pixels", "markdown_page"]
 
@@ -115,12 +115,4 @@ def _figures(report: Mapping[str, Any], ordered: Sequence[Mapping[str, Any]]) ->
 def _thumbnails(entry: Mapping[str, Any] | None, paths: Mapping[str, Path], load: Load) -> list[dict[str, Any]]:
     """The method's mistakes whose file is known, each with a picture or the reason why there is none."""
     known = [row for row in (entry["mistakes"] if entry else []) if row["image_id"] in paths]
-    return [{**row, **_picture(paths[row["image_id"]], load)} for row in known]
-
-
-def _picture(path: Path, load: Load) -> dict[str, Any]:
-    try:
-        pixels = load(path)
-    except (ImageError, InputError, OSError) as error:
-        return {"picture": None, "error": str(error)}
-    return {"picture": inline_thumbnail(pixels, _THUMBNAIL_PX), "error": None}
+    return [{**row, **picture_or_reason(partial(load, paths[row["image_id"]]), _THUMBNAIL_PX)} for row in known]

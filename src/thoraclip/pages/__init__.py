@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-__all__ = ["environment", "escape_markdown", "inline_jpeg", "inline_thumbnail", "show"]
+from thoraclip.errors import ThoraclipError
+
+__all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "show"]
 
 
 def environment(package: str, *, html: bool) -> Environment:
@@ -35,18 +37,27 @@ def environment(package: str, *, html: bool) -> Environment:
     return found
 
 
-def inline_thumbnail(pixels: npt.NDArray[np.uint8], side: int) -> str:
-    """Grey or colour pixels u8[H, W] or u8[H, W, 3] as a JPEG in base64, the longer side at most `side` pixels."""
-    image = Image.fromarray(pixels)
+def picture_or_reason(load: Callable[[], npt.NDArray[np.uint8]], side: int) -> dict[str, str | None]:
+    """`picture`: a JPEG in base64, the longer side at most `side` pixels; or `error`: why there is none.
+
+    Args:
+        load: gives grey or colour pixels, u8[H, W] or u8[H, W, 3].
+        side: in pixels.
+    """
+    try:
+        image = Image.fromarray(load())
+    except (ThoraclipError, OSError) as error:
+        return {"picture": None, "error": str(error)}
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return inline_jpeg(image)
-
-
-def inline_jpeg(image: Image.Image) -> str:
-    """A picture as a JPEG in base64."""
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=82)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+    return {"picture": base64.b64encode(stream.getvalue()).decode("ascii"), "error": None}
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    plural = {"class": "classes"}.get(noun, f"{noun}s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _is_table(value: object) -> bool:

@@ -48,7 +48,7 @@ def plan_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) -
 
 
 def _has_parts(manifest: Manifest) -> bool:
-    return any(part is not None for name in ("split", "fold") for part in manifest.column(name))
+    return any(part is not None for part in manifest.parts())
 
 
 def _kept_manifest(out: Path, given: Manifest | None) -> Manifest | None:
@@ -87,6 +87,9 @@ def run_study(
     """
     sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
+    torn = _torn_pictures(manifest)
+    if torn:
+        announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
     facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint})
     write_text(out / "config.toml", study_toml(config, methods))
     write_json(out / "provenance.json", facts)
@@ -107,7 +110,7 @@ def run_study(
     announce("judging")
     report = judge(
         results, title=config.title, resamples=config.resamples, seed=config.seeds[0],
-        dataset=_describe(manifest, omitted), provenance=facts,
+        dataset=_describe(manifest, omitted, torn), provenance=facts,
     )  # fmt: skip
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
@@ -132,22 +135,18 @@ def _prepare_manifest(
         if set_aside:
             announce(f"{set_aside} unreadable pictures set aside, see {out / 'manifest.index.json'}")
     manifest = _with_parts(config, manifest, out, announce, progress)
-    torn = _torn_pictures(manifest)
-    if torn:
-        announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
-    labels, split, fold = (manifest.column(n) for n in ("label", "split", "fold"))
-    unlabelled = sum(label is None for label in labels)
-    unassigned = sum(s is None and f is None for s, f in zip(split, fold, strict=True)) - unlabelled
+    unlabelled = sum(label is None for label in manifest.column("label"))
+    unassigned = sum(part is None for part in manifest.parts()) - unlabelled
     write_manifest(out / "manifest.parquet", manifest)
     return manifest, {"unreadable": set_aside, "unlabelled": unlabelled, "without split": max(unassigned, 0)}
 
 
 def _torn_pictures(manifest: Manifest) -> int:
     """How many pictures stand, byte for byte, in two parts of the split: what is measured on them is too good."""
-    parts: dict[str, set[object]] = {}
-    for sha256, *part in zip(*(manifest.column(name) for name in ("sha256", "split", "fold")), strict=True):
-        if sha256 is not None and part != [None, None]:
-            parts.setdefault(sha256, set()).add(tuple(part))
+    parts: dict[str, set[str]] = {}
+    for sha256, part in zip(manifest.column("sha256"), manifest.parts(), strict=True):
+        if sha256 is not None and part is not None:
+            parts.setdefault(sha256, set()).add(part)
     return sum(len(found) > 1 for found in parts.values())
 
 
@@ -217,8 +216,8 @@ def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str,
     write_predictions(out / "predictions.parquet", best.predictions[0])
 
 
-def _describe(manifest: Manifest, omitted: Mapping[str, int]) -> dict[str, Any]:
-    """Facts of the data set for the report."""
+def _describe(manifest: Manifest, omitted: Mapping[str, int], torn: int) -> dict[str, Any]:
+    """Facts of the data set for the report; `torn` as in `_torn_pictures`."""
     folds = {f for f in manifest.column("fold") if f is not None}
     splits = Counter(s for s in manifest.column("split") if s is not None)
     if all(label is None for label in manifest.column("label")):
@@ -229,7 +228,6 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int]) -> dict[str, Any]:
         "images_of_known_patients": known,
         "parts": f"{len(folds)} folds, pooled" if folds else ", ".join(f"{n} {c}" for n, c in sorted(splits.items())),
     }
-    torn = _torn_pictures(manifest)
     if torn:
         facts["pictures_in_two_parts"] = f"{torn} (identical files): a leak, scores are too good; see thoraclip check"
     if "duplicate_cluster" not in manifest.table.column_names:

@@ -141,6 +141,19 @@ class Manifest:
         """i64[N]: index of each image's class, -1 where the label is unknown."""
         return np.array([-1 if name is None else labels.index(name) for name in self.column("label")], dtype=np.int64)
 
+    def parts(self) -> list[str | None]:
+        """`fold 3`, `train`, ... of every image; `None` for one without."""
+        pairs = zip(self.column("split"), self.column("fold"), strict=True)
+        return [split if fold is None else f"fold {fold}" for split, fold in pairs]
+
+    def counts(self) -> tuple[list[str], dict[str, list[int]]]:
+        """(parts in the order of use, label -> images in each part); without a part: `no split`, a label: `unknown`."""
+        labels = [label or "unknown" for label in self.column("label")]
+        parts = [part or "no split" for part in self.parts()]
+        table = Counter(zip(labels, parts, strict=True))
+        names = sorted(set(parts), key=lambda part: (SPLITS.index(part) if part in SPLITS else len(SPLITS), part))
+        return names, {label: [table[label, part] for part in names] for label in sorted(set(labels))}
+
     def paths(self) -> list[Path]:
         """Absolute path of every picture."""
         return [self.root / path for path in self.column("path")]

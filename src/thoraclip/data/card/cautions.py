@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-__all__ = ["cautions", "counted", "percent"]
+from thoraclip.pages import counted
+
+__all__ = ["cautions", "percent"]
 
 Facts = Mapping[str, Any]
 Kind = Literal["bias", "limitation"]
@@ -31,12 +33,6 @@ def percent(part: float, whole: float = 1) -> str:
     if 99.95 <= share < 100:
         return "> 99.9 %"
     return f"{share:.1f} %"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 image`, `2,000 images`."""
-    plural = {"class": "classes"}.get(noun, f"{noun}s")
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _listed(names: list[str], total: int) -> str:

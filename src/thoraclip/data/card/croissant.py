@@ -15,11 +15,12 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from thoraclip.data.card.cautions import counted, percent
+from thoraclip.data.card.cautions import percent
 from thoraclip.data.card.facts import data_facts
 from thoraclip.data.card.markdown import summary
 from thoraclip.data.card.settings import NOT_STATED, CardSettings
 from thoraclip.errors import InputError
+from thoraclip.pages import counted
 from thoraclip.runs import file_sha256
 from thoraclip.tables.manifest import Manifest
 

@@ -36,8 +36,7 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
         "unlabelled": counts[None],
         "splits": _parts(column("split"), labels, SPLITS),
         "folds": _parts(column("fold"), labels, ordered(column("fold"))),
-        "patients": _patients(column("patient"), labels)
-        | {"in_two_parts": len(manifest.patients_in_two("split") | manifest.patients_in_two("fold"))},
+        "patients": _patients(manifest),
         "sources": crossed(column("source"), labels) | {"sealed": _sealed(column("source"), labels)},
         "views": crossed(column("view"), labels),
         "sexes": crossed(column("sex"), labels),
@@ -76,13 +75,10 @@ def _parts(parts: list[Any], labels: list[Any], order: Sequence[Any]) -> dict[st
     }
 
 
-def _patients(patients: list[Any], labels: list[Any]) -> dict[str, Any]:
+def _patients(manifest: Manifest) -> dict[str, Any]:
+    patients, labels = manifest.column("patient"), manifest.column("label")
     images = Counter(p for p in patients if p is not None)
-    classes: dict[str, set[str]] = defaultdict(set)
-    for patient, label in zip(patients, labels, strict=True):
-        if patient is not None and label is not None:
-            classes[patient].add(label)
-    several = {p: tuple(sorted(c)) for p, c in classes.items() if len(c) > 1}
+    several = manifest.patients_in_two("label")
     per_class = []
     for label, rows in _rows_of(labels):
         known = [patients[r] for r in rows if patients[r] is not None]
@@ -98,6 +94,7 @@ def _patients(patients: list[Any], labels: list[Any]) -> dict[str, Any]:
             "images": sum(images[p] for p in several),
             "sets": [{"labels": list(s), "patients": n} for s, n in sorted(Counter(several.values()).items())],
         },
+        "in_two_parts": len(manifest.patients_in_two("split") | manifest.patients_in_two("fold")),
     }
 
 

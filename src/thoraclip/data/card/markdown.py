@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from thoraclip.data.card.cautions import counted, percent
+from thoraclip.data.card.cautions import percent
 from thoraclip.data.card.settings import NOT_STATED, CardSettings
-from thoraclip.pages import environment, escape_markdown
+from thoraclip.pages import counted, environment, escape_markdown
 
 __all__ = ["data_card", "summary"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,26 +12,18 @@ from thoraclip.data.check.inspection import MEASURED, Inspection
 from thoraclip.data.differences import class_differences
 from thoraclip.data.duplicates import DuplicatePair, clusters
 from thoraclip.data.splits import independent_groups
-from thoraclip.tables.manifest import SPLITS, Manifest
+from thoraclip.proportions import wilson
+from thoraclip.tables.manifest import Manifest
 
-__all__ = ["counts", "differences", "duplicates", "marks", "part_of", "patients", "tallies"]
+__all__ = ["counts", "differences", "duplicates", "marks", "patients", "tallies"]
 
 _CATEGORICAL = ("view", "sex", "source", "format", "mode", "body_part")
 
 
-def part_of(manifest: Manifest) -> list[str | None]:
-    """`fold 3`, `train`, ... of every image; `None` for one without."""
-    pairs = zip(manifest.column("split"), manifest.column("fold"), strict=True)
-    return [split if fold is None else f"fold {fold}" for split, fold in pairs]
-
-
 def counts(manifest: Manifest) -> dict[str, Any]:
-    """Images of each class in each part; the parts in the order of use."""
-    labels = [label or "unknown" for label in manifest.column("label")]
-    parts = [part or "no split" for part in part_of(manifest)]
-    table = Counter(zip(labels, parts, strict=True))
-    names = sorted(set(parts), key=lambda part: (SPLITS.index(part) if part in SPLITS else len(SPLITS), part))
-    return {"parts": names, "classes": {label: [table[label, part] for part in names] for label in sorted(set(labels))}}
+    """Images of each class in each part; see `Manifest.counts`."""
+    parts, classes = manifest.counts()
+    return {"parts": parts, "classes": classes}
 
 
 def tallies(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
@@ -70,7 +61,7 @@ def duplicates(manifest: Manifest, pairs: Sequence[DuplicatePair]) -> dict[str, 
 
     In a group of identical files each pair holds the first of them.
     """
-    columns = {name: manifest.column(name) for name in ("image_id", "label", "patient")} | {"part": part_of(manifest)}
+    columns = {name: manifest.column(name) for name in ("image_id", "label", "patient")} | {"part": manifest.parts()}
     rows = []
     for pair in pairs:
         ends = (pair.first, pair.second)
@@ -114,14 +105,8 @@ def marks(manifest: Manifest, inspection: Inspection) -> dict[str, Any]:
 
 
 def _share(hits: int, total: int) -> dict[str, Any]:
-    """k of n with Wilson's score interval (1927, doi:10.1080/01621459.1927.10502953)."""
-    if not total:
-        return {"hits": 0, "of": 0, "value": None, "low": None, "high": None}
-    z, p = 1.959964, hits / total
-    middle, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    low, high = max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-    return {"hits": hits, "of": total, "value": p, "low": low, "high": high}
+    low, high = wilson(hits, total) if total else (None, None)
+    return {"hits": hits, "of": total, "value": hits / total if total else None, "low": low, "high": high}
 
 
 def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> list[dict[str, Any]]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from thoraclip.data.appearance import find_marks
 from thoraclip.data.check.reading import reading
-from thoraclip.errors import ThoraclipError
 from thoraclip.imaging import decode
-from thoraclip.pages import environment, inline_jpeg, inline_thumbnail
+from thoraclip.pages import environment, picture_or_reason
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["html_page", "markdown_page"]
@@ -20,6 +22,7 @@ __all__ = ["html_page", "markdown_page"]
 _PAIRS, _MARKED, _LISTED = 40, 12, 50
 """How many pairs and marked pictures the page shows, and how many rows of a list; `check.json` holds all."""
 _SIDE = 220
+_FRAME = (230, 159, 0)
 
 
 def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
@@ -31,8 +34,9 @@ def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     """
     paths = manifest.paths_by_id()
     pairs = content["duplicates"]["pairs"][:_PAIRS]
-    pictures = [[_picture(paths[image]) for image in pair["image_id"]] for pair in pairs]
-    marked = [(row, _marked(paths[row["image_id"]])) for row in content["marks"]["images"][:_MARKED]]
+    pictures = [[picture_or_reason(partial(_grey, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
+    rows = content["marks"]["images"][:_MARKED]
+    marked = [(row, picture_or_reason(partial(_framed, paths[row["image_id"]]), _SIDE)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
     return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
 
@@ -74,27 +78,18 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _picture(path: Any) -> dict[str, Any]:
-    try:
-        return {"jpeg": inline_thumbnail(decode(path).pixels, _SIDE), "error": None}
-    except ThoraclipError as error:
-        return {"jpeg": None, "error": str(error)}
+def _grey(path: Path) -> npt.NDArray[np.uint8]:
+    return decode(path).pixels
 
 
-def _marked(path: Any) -> dict[str, Any]:
-    """A picture with a frame around each burned-in mark."""
-    try:
-        pixels = decode(path).pixels
-    except ThoraclipError as error:
-        return {"jpeg": None, "error": str(error)}
-    image = Image.fromarray(np.repeat(pixels[:, :, None], 3, axis=2))
+def _framed(path: Path) -> npt.NDArray[np.uint8]:
+    """u8[H, W, 3]: a picture with a frame around each burned-in mark."""
+    pixels = decode(path).pixels
+    image = Image.fromarray(pixels).convert("RGB")
     width = max(1, min(image.size) // 120)
     draw = ImageDraw.Draw(image)
     for box in find_marks(pixels):
-        corners: Sequence[int] = (box.left, box.top, box.left + box.width, box.top + box.height)
-        draw.rectangle(
-            (corners[0] - width, corners[1] - width, corners[2] + width, corners[3] + width),
-            outline=(230, 159, 0), width=width,
-        )  # fmt: skip
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return {"jpeg": inline_jpeg(image), "error": None}
+        left, top = box.left - width, box.top - width
+        right, bottom = box.left + box.width + width, box.top + box.height + width
+        draw.rectangle((left, top, right, bottom), outline=_FRAME, width=width)
+    return np.asarray(image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from thoraclip.pages import counted
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["leaks", "reading", "warnings"]
@@ -44,14 +45,14 @@ def leaks(content: Mapping[str, Any]) -> list[str]:
     if shared:
         first = shared[0]
         sentences.append(
-            f"{_count(len(shared), 'patient')} in two parts of the split, first '{first['patient']}' "
+            f"{counted(len(shared), 'patient')} in two parts of the split, first '{first['patient']}' "
             f"({', '.join(first['values'])}); split again by patient: thoraclip split"
         )
     crossing = [g for g in content["duplicates"]["groups"] if g["across_part"]]
     if crossing:
         images = sum(len(g["image_id"]) for g in crossing)
         sentences.append(
-            f"{_count(len(crossing), 'picture')} in two parts of the split ({images} images), first "
+            f"{counted(len(crossing), 'picture')} in two parts of the split ({images} images), first "
             f"{_equal(crossing[0])}; keep copies together: thoraclip split MANIFEST --duplicates CHECK_DIR"
         )
     return sentences
@@ -67,15 +68,15 @@ def _of_files(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
     if content["unreadable"]:
         first = content["unreadable"][0]
         sentences.append(
-            f"{_count(len(content['unreadable']), 'picture')} cannot be used, first {first['path']}: {first['reason']}"
+            f"{counted(len(content['unreadable']), 'picture')} cannot be used, first {first['path']}: {first['reason']}"
         )
     unknown = sum(content["counts"]["classes"].get("unknown", []))
     if unknown and None in manifest.column("label"):
-        sentences.append(f"{_count(unknown, 'image')} without a label; they are neither trained on nor judged")
+        sentences.append(f"{counted(unknown, 'image')} without a label; they are neither trained on nor judged")
     if "body_part" in manifest.table.column_names:
         parts = [part for part in manifest.column("body_part") if part is not None and part not in _CHEST]
         if parts:
-            sentences.append(f"{_count(len(parts), 'image')} of another body part than the chest, first '{parts[0]}'")
+            sentences.append(f"{counted(len(parts), 'image')} of another body part than the chest, first '{parts[0]}'")
     return sentences
 
 
@@ -84,11 +85,11 @@ def _of_patients(content: Mapping[str, Any]) -> list[str]:
     if not known["known"]:
         sentences.append("patients are not known: several images of one may stand on both sides of any split")
     elif known["images_of_unknown_patients"]:
-        sentences.append(f"{_count(known['images_of_unknown_patients'], 'image')} of unknown patients")
+        sentences.append(f"{counted(known['images_of_unknown_patients'], 'image')} of unknown patients")
     two = known["under_two_labels"]
     if two:
         sentences.append(
-            f"{_count(len(two), 'patient')} under two labels ({sum(p['images'] for p in two)} images), first "
+            f"{counted(len(two), 'patient')} under two labels ({sum(p['images'] for p in two)} images), first "
             f"'{two[0]['patient']}' ({', '.join(two[0]['values'])})"
         )
     return sentences
@@ -101,14 +102,14 @@ def _of_copies(content: Mapping[str, Any]) -> list[str]:
         identical = sum(pair["kind"] == "identical" for pair in content["duplicates"]["pairs"])
         images = sum(len(g["image_id"]) for g in groups)
         sentences.append(
-            f"{_count(len(groups), 'picture')} more than once ({images} images; {_count(identical, 'pair')} of identical files, "
+            f"{counted(len(groups), 'picture')} more than once ({images} images; {counted(identical, 'pair')} of identical files, "
             f"{len(content['duplicates']['pairs']) - identical} of near duplicates), first {_equal(groups[0])}"
         )
     for name, what in (("label", "under two labels"), ("patient", "under two patients")):
         torn = [g for g in groups if g[f"across_{name}"]]
         if torn:
             values = ", ".join(sorted({str(v) for v in torn[0][name] if v is not None}))
-            sentences.append(f"{_count(len(torn), 'picture')} {what}, first {_equal(torn[0])} ({values})")
+            sentences.append(f"{counted(len(torn), 'picture')} {what}, first {_equal(torn[0])} ({values})")
     return sentences
 
 
@@ -119,22 +120,18 @@ def _of_looks(content: Mapping[str, Any]) -> list[str]:
     if telling:
         shown = ", ".join(f"{row['name'].replace('_', ' ')} {_interval(row['alone'])}" for row in telling[:4])
         sentences.append(
-            f"{_count(len(telling), 'column')} without anatomy can name the class (balanced accuracy, chance "
+            f"{counted(len(telling), 'column')} without anatomy can name the class (balanced accuracy, chance "
             f"{100 * telling[0]['alone']['chance']:.0f} %): {shown}{', ...' if len(telling) > 4 else ''}"
         )
     marked = content["marks"]
     if marked["images"]:
         shares = ", ".join(f"{label} {100 * m['value']:.0f} %" for label, m in marked["per_class"].items() if m["of"])
-        sentences.append(f"burned-in text or markers in {_count(len(marked['images']), 'image')} ({shares})")
+        sentences.append(f"burned-in text or markers in {counted(len(marked['images']), 'image')} ({shares})")
     return sentences
 
 
 def _interval(found: Mapping[str, float]) -> str:
     return f"{100 * found['value']:.0f} % [{100 * found['low']:.0f}, {100 * found['high']:.0f}]"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _equal(group: Mapping[str, Any]) -> str:
