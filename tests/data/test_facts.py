@@ -23,7 +23,10 @@ def root(tmp_path: Path) -> Path:
 
 def look(store: FactStore, names: str = "abc") -> dict[str, Any]:
     """Ask for every file; the fact is its text."""
-    return {name: store.get(name, lambda f: {"text": f.read_text()}, needs="text")["text"] for name in names}
+    return {
+        name: store.get(name, lambda f: {"text": f.read_text()}, serves=lambda facts: "text" in facts)["text"]
+        for name in names
+    }
 
 
 def passed(root: Path, file: Path, names: str = "abc", **options: Any) -> tuple[dict[str, Any], int]:
@@ -86,6 +89,13 @@ def test_a_fact_that_is_missing_is_looked_up(root: Path, tmp_path: Path) -> None
     assert store.read == 2, "the hash alone is not the text"
 
 
+def test_files_that_cannot_be_read_are_no_copies_of_each_other(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    store = FactStore(root)
+    texts = [store.sha256(root / name) for name in ("pipe", "gone", "a")]
+    assert len(set(texts)) == 3 and "not a regular file" in texts[0], "and a pipe does not make it wait"
+
+
 @pytest.mark.parametrize("cut", [1, 5, 20, 60])
 def test_a_killed_pass_goes_on_and_ends_with_the_same_bytes(root: Path, tmp_path: Path, cut: int) -> None:
     passed(root, tmp_path / "whole")
@@ -115,7 +125,7 @@ def test_files_that_are_gone_are_forgotten(root: Path, tmp_path: Path) -> None:
 def test_a_missing_file_is_asked_for_each_time(root: Path, tmp_path: Path) -> None:
     store = FactStore(root, tmp_path / "f")
     for _ in range(2):
-        assert store.get("gone", lambda _: {"text": "no such file"}, needs="text")["text"] == "no such file"
+        assert store.get("gone", lambda _: {"text": "no such file"}, serves=lambda _: True)["text"] == "no such file"
     assert store.read == 2
     store.settle()
     assert "gone" not in (tmp_path / "f").read_text()

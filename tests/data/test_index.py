@@ -273,5 +273,5 @@ def test_copies_in_the_infection_tree_are_not_read_again(tmp_path: Path, monkeyp
     first = index(root, layout="covid-qu-ex", facts=tmp_path / "f")
     assert len(first.manifest) == 9 and any(note.startswith("joined: 9 ") for note in first.notes)
     monkeypatch.setattr(module, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
-    monkeypatch.setattr("thoraclip.data.facts.hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("thoraclip.data.facts.read_bytes", lambda path: pytest.fail(f"{path} is hashed again"))
     assert index(root, layout="covid-qu-ex", facts=tmp_path / "f").read == 0

@@ -15,13 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from thoraclip.imaging import DECODING
+from thoraclip.errors import ImageError
+from thoraclip.imaging import DECODING, read_bytes
 from thoraclip.runs import canonical_json, make_folder, write_text
 
 __all__ = ["FactStore"]
 
 Facts = dict[str, Any]
-_SCHEMA = 1
+_SCHEMA = 2
 _READERS = ("pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
 """What a file's facts depend on besides our own rules: another version may decode differently, or decode more."""
 
@@ -43,19 +44,19 @@ class FactStore:
         self._asked: set[str] = set()
         self.read = 0
 
-    def get(self, path: str, make: Callable[[Path], Facts], *, needs: str) -> Facts:
-        """Facts of one file: the kept ones where the file is unchanged and they hold `needs`, else what `make` says.
+    def get(self, path: str, make: Callable[[Path], Facts], *, serves: Callable[[Facts], bool]) -> Facts:
+        """Facts of one file: the kept ones where the file is unchanged and they serve, else what `make` says.
 
         Args:
             path: relative to the root.
             make: reads the file.
-            needs: a key that the kept facts must have.
+            serves: whether kept facts are those that are wanted.
         """
         stamp = _stamp(self._root / path)
         if stamp is not None:
             self._asked.add(path)
         known = self._known.get(path)
-        if known is not None and stamp is not None and known[0] == stamp and needs in known[1]:
+        if known is not None and stamp is not None and known[0] == stamp and serves(known[1]):
             return known[1]
         facts = make(self._root / path)
         with self._lock:
@@ -66,13 +67,16 @@ class FactStore:
         return facts
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file's bytes, read only where it changed."""
+        """SHA-256 of a file's bytes, read only where it changed; of a file that cannot be read, a text that no other has."""
 
         def make(file: Path) -> Facts:
-            with file.open("rb") as stream:
-                return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+            try:
+                return {"sha256": hashlib.sha256(read_bytes(file)).hexdigest()}
+            except ImageError as error:
+                return {"sha256": str(error)}
 
-        return str(self.get(path.relative_to(self._root).as_posix(), make, needs="sha256")["sha256"])
+        name = path.relative_to(self._root).as_posix()
+        return str(self.get(name, make, serves=lambda facts: "sha256" in facts)["sha256"])
 
     def _add(self, path: str, stamp: list[int], facts: Facts) -> None:
         if self._file is None:

@@ -21,7 +21,7 @@ from thoraclip.tables.manifest import Manifest
 __all__ = ["IndexResult", "index", "write_index_report"]
 
 _BATCH = 64
-_PRIVATE = ("read", "salt", "reason")
+_PRIVATE = ("salt",)
 """Facts that are no columns of a manifest."""
 
 
@@ -136,11 +136,12 @@ def _read_all(
     """Rows of the readable pictures; the others are set aside in the listing."""
     paths = [str(row["path"]) for row in listing.rows]
 
+    def serves(found: dict[str, Any]) -> bool:
+        is_whole = "phash" in found or "reason" in found
+        return is_whole and ("salt" not in found or found["salt"] == pseudonyms.tag)
+
     def read(row: int) -> dict[str, Any]:
-        found = store.get(paths[row], lambda file: _read(file, pseudonyms), needs="read")
-        if "salt" in found and found["salt"] != pseudonyms.tag:
-            found = store.get(paths[row], lambda file: _read(file, pseudonyms), needs="another salt")
-        return found
+        return store.get(paths[row], lambda file: _read(file, pseudonyms), serves=serves)
 
     rows: list[dict[str, Any]] = []
     for first, batch in in_batches(read, len(paths), batch_size=_BATCH):
@@ -161,9 +162,8 @@ def _read(path: Path, pseudonyms: _Pseudonyms) -> dict[str, Any]:
         data = read_bytes(path)
         radiograph = decode(data)
     except ImageError as error:
-        return {"read": True, "reason": str(error).removeprefix(f"{path}: ").removeprefix("image: ")}
+        return {"reason": str(error).removeprefix(f"{path}: ").removeprefix("image: ")}
     facts: dict[str, Any] = {
-        "read": True,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(radiograph.pixels),
         "width": radiograph.width,

@@ -9,13 +9,13 @@ from thoraclip.errors import ImageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["MAX_SCANS", "check_frame", "frame_size"]
+__all__ = ["check_frame", "frame_size", "refuse_many_scans"]
 
 _MAX_RUN = 64
 """PackBits turns two bytes into at most 128."""
 _MAX_UNPACKED = 256 * 1024**2
 """Run-length frames that could become larger are measured first."""
-MAX_SCANS = 100
+_MAX_SCANS = 100
 """A progressive JPEG has about ten scans; with thousands, a small file keeps the decoder busy for hours."""
 
 
@@ -38,12 +38,19 @@ def check_frame(dataset: Dataset) -> None:
         if len(frame) * _MAX_RUN > _MAX_UNPACKED and _unpacks_beyond(frame, 2 * needed + 1024):
             raise ImageError(f"a run-length frame that unpacks to more than the {needed:,} bytes of its pixels")
         return
-    if frame[:2] == b"\xff\xd8" and (scans := frame.count(b"\xff\xda")) > MAX_SCANS:
-        raise ImageError(f"a JPEG of {scans:,} scans; more than {MAX_SCANS} are not decoded")
+    if frame[:2] == b"\xff\xd8":
+        refuse_many_scans(frame)
     found = frame_size(frame)
     if found != (columns, rows, 1):
         text = "no size" if found is None else f"{found[0]} x {found[1]} pixels of {found[2]} components"
         raise ImageError(f"the compressed frame says {text}, the header {columns} x {rows} of one")
+
+
+def refuse_many_scans(data: bytes) -> None:
+    """Raise ImageError for a JPEG with more scans than any honest one has."""
+    scans = data.count(b"\xff\xda")
+    if scans > _MAX_SCANS:
+        raise ImageError(f"a JPEG of {scans:,} scans; more than {_MAX_SCANS} are not decoded")
 
 
 def _unpacks_beyond(frame: bytes, limit: int) -> bool:

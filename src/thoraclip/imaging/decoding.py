@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
-from thoraclip.imaging.codestream import MAX_SCANS
+from thoraclip.imaging.codestream import refuse_many_scans
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom
 
 __all__ = ["DECODING", "IMAGE_SUFFIXES", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes"]
@@ -88,16 +88,14 @@ def _decode_picture(data: bytes, where: str) -> Radiograph:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.width * image.height > MAX_PIXELS:
-            raise ImageError(
-                f"{where}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph"
-            )
+            raise ImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph")
         mode, kind = image.mode, image.format or "?"
-        if kind != "PNG" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-            raise ImageError(f"{where}: a JPEG of {scans:,} scans; more than {MAX_SCANS} are not decoded")
+        if kind != "PNG":
+            refuse_many_scans(data)
         image.load()
         grey = _to_grey(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
+    except ImageError as error:
+        raise ImageError(f"{where}: {error}") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
         raise ImageError(f"{where}: more than {MAX_PIXELS:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
