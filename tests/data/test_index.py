@@ -275,3 +275,11 @@ def test_copies_in_the_infection_tree_are_not_read_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(module, "read_bytes", lambda path: pytest.fail(f"{path} is read again"))
     monkeypatch.setattr("thoraclip.data.facts.read_bytes", lambda path: pytest.fail(f"{path} is hashed again"))
     assert index(root, layout="covid-qu-ex", facts=tmp_path / "f").read == 0
+
+
+def test_pictures_outside_any_class_are_told_with_the_remedy(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / "loose.png")
+    with pytest.raises(
+        InputError, match=r"1 are set aside, first loose\.png: outside any class folder; give every class"
+    ):
+        index(tmp_path, layout="folders")

@@ -80,8 +80,10 @@ def index(
     try:
         listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
         if not listing.rows and listing.set_aside:
+            path, reason = listing.set_aside[0]
             raise InputError(
-                f"{root}: {len(listing.set_aside)} pictures, and {listing.set_aside[0][1]}; make one sub-folder a class"
+                f"{root}: no picture can be used, {len(listing.set_aside)} are set aside, first {path}: {reason}; "
+                "give every class a sub-folder of its own"
             )
         if not listing.rows:
             raise InputError(
