@@ -11,6 +11,9 @@ import torch
 from transformers import (
     BertConfig,
     BertModel,
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
     CLIPConfig,
     CLIPModel,
     Dinov2Config,
@@ -68,3 +71,50 @@ def _model(family: str) -> torch.nn.Module:
     )
     text = {k: v for k, v in _TEXT.items() if not k.endswith("_token_id")}
     return VisionTextDualEncoderModel(vision_model=vision, text_model=BertModel(BertConfig(**text, pad_token_id=1)))
+
+
+BLIP_WORDS = (
+    "a",
+    "an",
+    "chest",
+    "x",
+    "-",
+    "ray",
+    "of",
+    "the",
+    "lung",
+    "heart",
+    "left",
+    "right",
+    "both",
+    "white",
+    "dark",
+)
+
+
+def save_blip(folder: Path, *, seed: int = 0, silent: bool = False) -> Path:
+    """A random BLIP captioner with a WordPiece tokenizer; of a `silent` one the first word is always the end of the text."""
+    tokenizer = BertTokenizerFast(
+        {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *BLIP_WORDS))},
+        bos_token="[DEC]",
+    )
+    text = {
+        **_VISION, "vocab_size": len(tokenizer), "max_position_embeddings": 48, "encoder_hidden_size": 16,
+        "bos_token_id": 5, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0,
+        "initializer_range": 1.0,  # wide, so that the picture is heard and texts differ
+    }  # fmt: skip
+    vision = {**_VISION, "image_size": SIDE, "initializer_range": 0.3}
+    torch.manual_seed(seed)
+    model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision))
+    if silent:
+        model.text_decoder.cls.predictions.bias.data[3] = 1e4
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    content = {
+        "image_processor_type": "BlipImageProcessor",
+        "size": {"height": SIDE, "width": SIDE},
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.25, 0.3, 0.2],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder

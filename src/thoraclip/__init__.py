@@ -20,18 +20,22 @@ if TYPE_CHECKING:
     from thoraclip.imaging import Preprocess, decode, preprocess
     from thoraclip.judge.report import MethodResult, judge, write_report
     from thoraclip.labels import LabelSet, load_prompts
+    from thoraclip.methods.caption import CaptionConfig, caption
     from thoraclip.methods.embed import embed
     from thoraclip.methods.running import run_method
     from thoraclip.models.augment import Augmentation, augment
     from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
     from thoraclip.predictor import Predictor
     from thoraclip.study import read_study, run_study
+    from thoraclip.tables.captions import Captions, read_captions, write_captions
     from thoraclip.tables.embeddings import Embeddings, read_embeddings
     from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
     from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
 _HOME = {
     "Augmentation": "models.augment",
+    "CaptionConfig": "methods.caption",
+    "Captions": "tables.captions",
     "CardSettings": "data.card",
     "DualEncoder": "models.dual_encoder",
     "Embeddings": "tables.embeddings",
@@ -44,6 +48,7 @@ _HOME = {
     "Preprocess": "imaging",
     "ThoraclipError": "errors",
     "augment": "models.augment",
+    "caption": "methods.caption",
     "check": "data.check",
     "decode": "imaging",
     "embed": "methods.embed",
@@ -53,6 +58,7 @@ _HOME = {
     "load_prompts": "labels",
     "pixel_cache": "data.batches",
     "preprocess": "imaging",
+    "read_captions": "tables.captions",
     "read_embeddings": "tables.embeddings",
     "read_manifest": "tables.manifest",
     "read_predictions": "tables.predictions",
@@ -61,6 +67,7 @@ _HOME = {
     "run_study": "study",
     "split_folds": "data.splits",
     "split_fractions": "data.splits",
+    "write_captions": "tables.captions",
     "write_card": "data.card",
     "write_check": "data.check",
     "write_manifest": "tables.manifest",
@@ -71,6 +78,8 @@ _HOME = {
 
 __all__ = [
     "Augmentation",
+    "CaptionConfig",
+    "Captions",
     "CardSettings",
     "DualEncoder",
     "Embeddings",
@@ -83,6 +92,7 @@ __all__ = [
     "Preprocess",
     "ThoraclipError",
     "augment",
+    "caption",
     "check",
     "decode",
     "embed",
@@ -92,6 +102,7 @@ __all__ = [
     "load_prompts",
     "pixel_cache",
     "preprocess",
+    "read_captions",
     "read_embeddings",
     "read_manifest",
     "read_predictions",
@@ -100,6 +111,7 @@ __all__ = [
     "run_study",
     "split_folds",
     "split_fractions",
+    "write_captions",
     "write_card",
     "write_check",
     "write_manifest",

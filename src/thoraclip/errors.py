@@ -12,6 +12,7 @@ remedy. The command line prints that line and ends with exit code 2; nothing els
      +- ModelError         a model cannot be found, or its weights are incomplete
      +- MismatchError      two artefacts do not belong together (labels, encoder, preprocessing)
      +- ParityError        the exported model does not reproduce the original
+     +- TrainingError      training cannot go on: a loss or a gradient is not finite
      +- MissingExtraError  an optional dependency is not installed
 """
 
@@ -31,6 +32,7 @@ __all__ = [
     "ModelError",
     "ParityError",
     "ThoraclipError",
+    "TrainingError",
     "did_you_mean",
     "first_line",
 ]
@@ -70,6 +72,10 @@ class MismatchError(ThoraclipError):
 
 class ParityError(ThoraclipError):
     """The exported model does not reproduce the original."""
+
+
+class TrainingError(ThoraclipError):
+    """Training cannot go on: a loss or a gradient is not finite."""
 
 
 class MissingExtraError(ThoraclipError):

@@ -29,7 +29,9 @@ __all__ = [
     "digest",
     "file_sha256",
     "folder_digest",
+    "is_main_process",
     "make_folder",
+    "process_count",
     "provenance",
     "sweep",
     "write_json",
@@ -117,6 +119,16 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_main_process() -> bool:
+    """False in all but the first of several processes that a launcher started; only the first one writes."""
+    return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def process_count() -> int:
+    """How many processes a launcher started for this work, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
 def provenance(*, seed: int | None = None, inputs: Mapping[str, str] | None = None) -> dict[str, object]:

@@ -19,7 +19,20 @@ from thoraclip.study import StudyConfig, read_study
 
 REPOSITORY = Path(thoraclip.__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.toml"))
-COMMANDS = ("demo", "study", "index", "check", "split", "card", "phantom", "embed", "zeroshot", "probe", "report")
+COMMANDS = (
+    "demo",
+    "study",
+    "index",
+    "check",
+    "split",
+    "card",
+    "phantom",
+    "caption",
+    "embed",
+    "zeroshot",
+    "probe",
+    "report",
+)
 
 
 def test_the_door_is_sorted_complete_and_opens() -> None:

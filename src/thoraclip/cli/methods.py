@@ -1,4 +1,4 @@
-"""Panel Methods: embed, and one command per entry of the registry."""
+"""Panel Methods: caption, embed, and one command per entry of the registry."""
 
 from __future__ import annotations
 
@@ -17,11 +17,52 @@ _PANEL = "Methods"
 
 
 def register(app: typer.Typer) -> None:
-    """Add `embed` and every method of the registry."""
-    app.command(rich_help_panel=_PANEL)(embed)
+    """Add `caption`, `embed` and every method of the registry."""
+    for command in (caption, embed):
+        app.command(rich_help_panel=_PANEL)(command)
     for kind, method in METHODS.items():
         text = f"{method.summary}\n\nIts settings, with defaults and help: [bold]thoraclip {kind} --settings[/bold]"
         app.command(kind, rich_help_panel=_PANEL, help=text, short_help=method.summary)(_command(kind))
+
+
+def caption(
+    manifest: ManifestFile,
+    captioner: Annotated[str, typer.Option(help="blip, template or column.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Captions file to write (.parquet).", show_default=False)],
+    model: Annotated[str, typer.Option(help="blip: Hub id or local folder.")] = "Salesforce/blip-image-captioning-base",
+    column: Annotated[str, typer.Option(help="column: manifest column that holds the texts.", show_default=False)] = "",
+    append_label: Annotated[
+        bool, typer.Option("--append-label", help="Append the class to captions of the training split.")
+    ] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Tell the class in all captions, those of scored images too.")
+    ] = False,
+    prompt: Annotated[str, typer.Option(help="blip: words that every caption begins with.", show_default=False)] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="blip: tokens that it may add.")] = 40,
+    geometry: Annotated[str, typer.Option(help="blip: squash, crop or pad.")] = "squash",
+    batch_size: Annotated[int, typer.Option(help="blip: images per forward pass.")] = 16,
+    precision: Annotated[str, typer.Option(help="blip: fp32, bf16 or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="template: chooses the words.")] = 0,
+    pixels: PixelFolder = None,
+) -> None:
+    """Write a text for every image, by a model, a template or from a column; goes on where it was interrupted."""
+    from thoraclip.methods.caption import EVERYWHERE_LEAKS, CaptionConfig
+    from thoraclip.methods.caption import caption as run
+    from thoraclip.tables.manifest import read_manifest
+
+    config = CaptionConfig(
+        captioner=captioner, model=model, column=column, append_label=append_label, everywhere=everywhere, prompt=prompt,
+        max_new_tokens=max_new_tokens, geometry=geometry, batch_size=batch_size, precision=precision, seed=seed,
+    )  # fmt: skip
+    if everywhere:
+        announce(EVERYWHERE_LEAKS)
+    images = read_manifest(manifest)
+    with progress_bar("captioning") as progress:
+        done = run(images, config, out, pixels=pixels, progress=progress)
+    told, different = sum(done.with_label), len(set(done.text))
+    announce(f"{len(done)} captions, {different} different, the class told in {told} -> {out}; for example")
+    for row in range(0, len(done), max(1, -(-len(done) // 3))):
+        announce(f"  {done.image_id[row]}: {done.text[row]}")
 
 
 def embed(
@@ -90,8 +131,11 @@ def _run(
     where = str(config) if config else "--set"
     built = build_config(METHODS[kind].config_type, {**values, **parse_settings(settings)}, where=where)
     images = read_manifest(manifest)
-    with progress_bar("embedding") as progress:
-        predictions, _ = run_method(kind, built, images, out, pixels=pixels, progress=progress)
+    with progress_bar(kind) as progress:
+        result = run_method(kind, built, images, out, pixels=pixels, progress=progress, announce=announce)
+    if result is None:  # one of several processes; the first one speaks
+        return
+    predictions, _ = result
     announce(
         f"{len(predictions)} predictions -> {out / 'predictions.parquet'}; judge them: thoraclip report {out} --out DIR"
     )

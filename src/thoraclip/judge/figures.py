@@ -1,4 +1,4 @@
-"""Figures of the report as SVG text, drawn from `report.json` alone.
+"""Figures as SVG text: those of the report, drawn from `report.json` alone, and the curves of a training.
 
 Matplotlib's object-oriented interface: no pyplot, no global state. The same report gives the same bytes. Colours are
 those of Okabe & Ito (2008), told apart with every common colour vision; a white background keeps them readable
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from thoraclip.judge.reading import MAIN_METRIC
 from thoraclip.judge.results import MAJORITY
 
-__all__ = ["confusion_figure", "forest_figure", "reliability_figure", "roc_figure", "shorten"]
+__all__ = ["confusion_figure", "forest_figure", "reliability_figure", "roc_figure", "shorten", "training_figure"]
 
 Entry = Mapping[str, Any]
 
@@ -150,6 +150,46 @@ def roc_figure(methods: Sequence[Entry], label: str) -> str:
         if drawn:
             figure.legend(loc="outside lower left", fontsize=7.5, frameon=False, handlelength=2.6, borderpad=0.8)
         return _svg(figure, f"roc {label}")
+
+
+def training_figure(rows: Sequence[Entry], *, best_step: int) -> str:
+    """Loss and learning rate of every step above, validation macro F1 below; a mark where the kept weights are from.
+
+    Args:
+        rows: of `metrics.jsonl`: steps with `loss` and `learning_rate`, validations with `val_macro_f1`.
+        best_step: of the weights that were kept.
+    """
+    steps = [row for row in rows if "loss" in row]
+    checks = [row for row in rows if "val_macro_f1" in row]
+    with _style():
+        figure = _figure(5.6, 3.9)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        above.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=_ACCENT, linewidth=1.1)
+        above.set(ylabel="training loss (nats)")
+        rate = above.twinx()
+        rate.plot(
+            [r["step"] for r in steps],
+            [r["learning_rate"] for r in steps],
+            color=_SOFT,
+            linewidth=1,
+            linestyle=(0, (4, 3)),
+        )
+        rate.set(ylabel="learning rate (dashed)", ylim=(0, None))
+        rate.spines["right"].set_visible(True)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        for number, (key, name) in enumerate((("val_macro_f1", "zero-shot"), ("val_probe_macro_f1", "probe"))):
+            found = [r for r in checks if key in r]
+            if found:
+                below.plot([r["step"] for r in found], [100 * r[key] for r in found], "o-", markersize=3.5, linewidth=1.2,
+                           color=_COLOURS[number], label=name)  # fmt: skip
+        below.axvline(
+            best_step, color=_COLOURS[1], linewidth=1, linestyle=(0, (1.5, 1.5)), label=f"kept: step {best_step}"
+        )
+        below.set(xlabel="optimizer step", ylabel="validation macro F1 (%)", ylim=(0, 102))
+        below.legend(loc="lower right", fontsize=7.5, frameon=False)
+        for axes in (above, below):
+            axes.grid(color=_LINE, linewidth=0.5)
+        return _svg(figure, "training")
 
 
 def _percent_axes(axes: Axes, x: str, y: str) -> None:

@@ -1,7 +1,7 @@
 """The methods: each a verb that reads a manifest and writes predictions.
 
 `METHODS` is the one list of them; the command line, the study and the docs follow from it. A method is a module with
-`Config` (a frozen dataclass) and `run(config, context) -> Predictions`.
+`Config` (a frozen dataclass) and `run(config, context) -> (Predictions, details, metrics)`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ class Method:
         module: where `Config` and `run` are.
         summary: one line for the help.
         is_seeded: True where the result depends on the seed; a study repeats only such methods.
+        is_parallel: True where several processes can share the work.
     """
 
     module: str
     summary: str
     is_seeded: bool
+    is_parallel: bool = False
 
     @property
     def config_type(self) -> type[Any]:
@@ -39,6 +41,12 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "zeroshot": Method("thoraclip.methods.zeroshot", "Classify by the nearest class prompts, without training.", False),
+    "finetune": Method(
+        "thoraclip.methods.finetune",
+        "Tune LoRA adapters with a contrastive loss; any batch size in any memory.",
+        True,
+        is_parallel=True,
+    ),
     "probe": Method("thoraclip.methods.probe", "Fit a linear classifier on frozen image features.", True),
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from thoraclip.data.batches import grey_batches
 from thoraclip.errors import ConfigError, MismatchError
+from thoraclip.models.adapter import adapter_folders
 from thoraclip.models.checkpoint import locate
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.runs import Progress, digest, folder_digest
@@ -15,50 +16,70 @@ from thoraclip.tables.arrays import ArrayWriter, is_valid
 from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["EncoderConfig", "cached_embeddings", "embed", "load_encoder"]
+__all__ = ["EncoderConfig", "ModelConfig", "cached_embeddings", "embed", "load_encoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Which encoder makes the features, and how."""
+class ModelConfig:
+    """Which dual encoder, seen how, on which classes and folds."""
 
     model: str = "tiny-clip"
     """Hub id, local folder in Transformers format, or the shipped tiny-clip."""
-    adapter: str = ""
-    """PEFT adapter folder, merged into the model; empty for none."""
-    embeddings: str = ""
-    """Folder of finished embeddings to use instead of running the encoder."""
     geometry: str = "squash"
     """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
-    batch_size: int = 64
-    """Images per forward pass."""
     precision: str = "auto"
     """fp32, bf16, or auto: bf16 where the device computes in it."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed")
+    only_folds: tuple[int, ...] = ()
+    """Folds that are held out and scored, where the manifest has folds; empty for all of them."""
 
     def inputs(self) -> dict[str, str]:
         """Hashes of the artefacts that the config names, so that a run is repeated when one of them changes."""
         location, is_local = locate(self.model)
-        hashes = {"model": folder_digest(Path(location)) if is_local else f"Hub: {location}"}
-        named = {"adapter": self.adapter, "embeddings": self.embeddings and f"{self.embeddings}/embeddings.json"}
-        return hashes | {
-            name: folder_digest(Path(path)) for name, path in named.items() if path and Path(path).exists()
-        }
+        return {"model": folder_digest(Path(location)) if is_local else f"Hub: {location}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(ModelConfig):
+    """Which encoder makes the features, and how."""
+
+    adapter: str = ""
+    """PEFT adapter folder, or the run folder of a finetune (each fold is then scored by its own); empty for none."""
+    adapter_scale: float = 1.0
+    """Share of the adapter in the weights: 1 as trained, 0 the base, between them interpolated (WiSE-FT)."""
+    embeddings: str = ""
+    """Folder of finished embeddings to use instead of running the encoder."""
+    batch_size: int = 64
+    """Images per forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed")
+        if not 0 <= self.adapter_scale <= 1:
+            raise ConfigError(f"adapter_scale = {self.adapter_scale}: a number between 0 and 1 is needed")
+
+    def inputs(self) -> dict[str, str]:
+        """The model's, the adapter's and the embeddings' hashes."""
+        hashes = super().inputs()
+        if self.adapter:
+            hashes["adapter"] = digest(
+                [folder_digest(folder) for folder in adapter_folders(Path(self.adapter)).values()]
+            )
+        note = Path(self.embeddings) / "embeddings.json"
+        return hashes | ({"embeddings": folder_digest(note)} if self.embeddings and note.exists() else {})
 
 
 def load_encoder(config: EncoderConfig) -> DualEncoder:
     """The encoder that a config names; the last one loaded is kept, so methods in a row share it."""
-    return _load(config.model, config.adapter, config.geometry, config.precision)
+    return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision)
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, adapter: str, geometry: str, precision: str) -> DualEncoder:
-    return load_dual_encoder(model, adapter=adapter, geometry=geometry, precision=precision)
+def _load(model: str, adapter: str, adapter_scale: float, geometry: str, precision: str) -> DualEncoder:
+    return load_dual_encoder(
+        model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision
+    )
 
 
 def cached_embeddings(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.labels import LabelSet
+from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.embed import EncoderConfig, cached_embeddings
 from thoraclip.methods.running import Context, Part, parts, predictions_of
 from thoraclip.models.heads import LinearHead, fit_adamw, fit_lbfgs, log_loss, write_head
@@ -78,11 +79,13 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     """Fit one head per fold (or one for the split), predict the test images, pool."""
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
-    embedded = cached_embeddings(config, manifest, context.cache, pixels=context.pixels, progress=context.progress)
-    features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
     targets = manifest.targets(labels)
     rows, scores, metrics = [], [], []
-    for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed):
+    for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
+        chosen = with_adapter(config, part.fold)
+        part = follow_adapter(chosen, manifest, part)
+        embedded = cached_embeddings(chosen, manifest, context.cache, pixels=context.pixels, progress=context.progress)
+        features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
         head, facts = _fit(config, features, targets, labels, part)
         metrics.append({"fold": part.fold, **facts})
         write_head(

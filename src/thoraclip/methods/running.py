@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +14,19 @@ import numpy.typing as npt
 
 from thoraclip.config import config_toml
 from thoraclip.data.splits import hold_out, independent_groups
-from thoraclip.errors import ManifestError
+from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
-from thoraclip.runs import Progress, RunFolder, digest, provenance, sweep, write_json
+from thoraclip.runs import (
+    Progress,
+    RunFolder,
+    digest,
+    is_main_process,
+    process_count,
+    provenance,
+    sweep,
+    write_json,
+)  # fmt: skip
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
@@ -36,6 +45,8 @@ class Context:
         cache: folder for embeddings, shared by the runs of a study.
         pixels: folder for decoded pictures, shared by the runs of a study; `None` keeps none.
         progress: draws (done, total); `None` for silence.
+        announce: gets a line of what the user should know.
+        fingerprint: of everything that the result depends on; checkpoints carry it.
     """
 
     manifest: Manifest
@@ -43,6 +54,8 @@ class Context:
     cache: Path
     pixels: Path | None = None
     progress: Progress | None = None
+    announce: Callable[[str], None] = lambda _: None
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,10 @@ class Part:
     test: Rows
 
 
-def parts(manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: int) -> Iterator[Part]:
-    """The rounds that a manifest asks for: one per fold, or one for its split.
+def parts(
+    manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: int, only: Sequence[int] = ()
+) -> Iterator[Part]:
+    """The rounds that a manifest asks for: one per fold (of those in `only`, where it names any), or one for its split.
 
     Where no validation split is given, a stratified part of the training images is held out by patient.
 
@@ -74,7 +89,11 @@ def parts(manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: in
     split = np.array([s or "" for s in manifest.column("split")])
     rounds: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
     if (folds >= 0).any():
-        for fold in sorted(set(folds[folds >= 0].tolist())):
+        known_folds = sorted(set(folds[folds >= 0].tolist()))
+        missing = sorted(set(only) - set(known_folds))
+        if missing:
+            raise ManifestError(f"manifest: no fold {missing[0]}, which only_folds names; its folds are {known_folds}")
+        for fold in only or known_folds:
             rounds.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
     else:
         rounds.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
@@ -120,7 +139,8 @@ def run_method(
     cache: Path | None = None,
     pixels: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[Predictions, Mapping[str, Any]]:
+    announce: Callable[[str], None] = lambda _: None,
+) -> tuple[Predictions, Mapping[str, Any]] | None:
     """Run one method into a folder, or read the result when the same run is already there and complete.
 
     Args:
@@ -131,22 +151,39 @@ def run_method(
         cache: folder for embeddings; inside `out` when not given.
         pixels: folder for decoded pictures; `None` keeps none.
         progress: draws (done, total).
+        announce: gets a line of what the user should know.
 
     Returns:
-        The predictions, and the method's details (JSON-able).
+        The predictions, and the method's details (JSON-able); `None` in all but the first of several processes.
+
+    Raises:
+        ConfigError: several processes were started for a method that runs in one.
     """
-    sweep(out)
+    if process_count() > 1 and not find_method(kind).is_parallel:
+        raise ConfigError(
+            f"{kind} runs in one process, and {process_count()} were started; start it without a launcher"
+        )
     folder = RunFolder(out)
     facts, fingerprint = _identity(kind, config, manifest)
+    if is_main_process():
+        sweep(out)
     if not folder.is_done(fingerprint):
-        folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
+        if is_main_process():
+            folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
         method = import_module(find_method(kind).module)
-        context = Context(manifest, folder, cache or out / "embeddings", pixels, progress)
-        predictions, details, metrics = method.run(config, context)
-        write_predictions(folder.file("predictions.parquet"), predictions)
-        write_json(folder.file("details.json"), details)
-        folder.write_metrics(metrics)
-        folder.finish(fingerprint)
+        context = Context(
+            manifest=manifest, folder=folder, cache=cache or out / "embeddings", pixels=pixels, progress=progress,
+            announce=announce, fingerprint=fingerprint,
+        )  # fmt: skip
+        result = method.run(config, context)
+        if result is not None:
+            predictions, details, metrics = result
+            write_predictions(folder.file("predictions.parquet"), predictions)
+            write_json(folder.file("details.json"), details)
+            folder.write_metrics(metrics)
+            folder.finish(fingerprint)
+    if not is_main_process():
+        return None
     details = json.loads(folder.file("details.json").read_text(encoding="utf-8"))
     return read_predictions(folder.file("predictions.parquet")), details
 
@@ -160,5 +197,6 @@ def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, obj
     """Provenance of a run, and the fingerprint of all that its result depends on."""
     inputs = {"manifest": manifest.fingerprint, **config.inputs()}
     facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
-    parts = {"schema": 1, "kind": kind, "config": config_toml(config), "inputs": inputs}
+    settings = config_toml(config, skip=getattr(config, "NOT_IN_THE_RESULT", ()))
+    parts = {"schema": 1, "kind": kind, "config": settings, "inputs": inputs}
     return facts, digest(parts | {"versions": facts["versions"]})

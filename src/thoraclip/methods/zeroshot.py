@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.labels import LabelSet, load_prompts
+from thoraclip.labels import LabelSet, PromptSet, load_prompts
+from thoraclip.methods.adapters import by_adapter
 from thoraclip.methods.embed import EncoderConfig, cached_embeddings, load_encoder
 from thoraclip.methods.running import Context, predictions_of
 from thoraclip.models.heads import log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["Config", "class_vectors", "run"]
+__all__ = ["Config", "Scored", "class_vectors", "run", "score_images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +37,56 @@ class Config(EncoderConfig):
         return super().inputs() | {"prompts": digest([prompts.templates, dict(prompts.classes), dict(prompts.prompts)])}
 
 
-def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
-    """Score every image against the class prompts; nothing is trained, so every row can be judged."""
-    manifest = context.manifest
-    labels = manifest.label_set(config.classes)
-    encoder = load_encoder(config)
-    prompts = load_prompts(config.prompts)
-    texts = [prompts.for_class(name) for name in labels.names]
-    embedded = cached_embeddings(
-        config, manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress
-    )
-    images = np.asarray(embedded.projected[embedded.rows_for(manifest)], dtype=np.float64)
-    prompt_vectors = [encoder.encode_texts(t).astype(np.float64) for t in texts]
+@dataclass(frozen=True)
+class Scored:
+    """Zero-shot scores of every image of a manifest by one encoder.
 
-    scores = softmax(encoder.logit_scale * images @ class_vectors(prompt_vectors).T)
-    predictions = predictions_of(manifest, labels, np.arange(len(manifest)), scores)
-    spread = _per_prompt(labels, texts, prompt_vectors, images, predictions)
+    Args:
+        scores: f64[N, C], rows sum to 1.
+        images: f64[N, P], unit vectors.
+        prompt_vectors: per class f64[K_c, P], unit vectors.
+        logit_scale: of the encoder.
+    """
+
+    scores: npt.NDArray[np.float64]
+    images: npt.NDArray[np.float64]
+    prompt_vectors: list[npt.NDArray[np.float64]]
+    logit_scale: float
+
+
+def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: Context) -> Scored:
+    """Softmax over logit scale times cosine, for every image of the context's manifest."""
+    encoder = load_encoder(config)
+    embedded = cached_embeddings(
+        config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress
+    )
+    images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
+    vectors = [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
+    scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)
+    return Scored(scores, images, vectors, encoder.logit_scale)
+
+
+def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+    """Score every image against the class prompts; nothing is trained here, so every row can be judged.
+
+    With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it.
+    """
+    manifest = context.manifest
+    labels, prompts = manifest.label_set(config.classes), load_prompts(config.prompts)
+    texts = [prompts.for_class(name) for name in labels.names]
+    rows, scores, right = [], [], []
+    for chosen, own in by_adapter(config, manifest):
+        scored = score_images(chosen, labels, prompts, context)
+        rows.append(own)
+        scores.append(scored.scores[own])
+        right.append(_per_prompt(texts, scored, own))
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    predictions = predictions_of(manifest, labels, np.concatenate(rows)[order], np.concatenate(scores)[order])
     details = {
         "prompt_set": prompts.name,
         "prompts": {name: list(t) for name, t in zip(labels.names, texts, strict=True)},
-        "logit_scale": encoder.logit_scale,
-        "per_prompt": spread,
+        "logit_scale": scored.logit_scale,
+        "per_prompt": _spread(labels, texts, np.concatenate(right)[order], predictions),
     }
     judged = predictions.judged()
     return predictions, details, [{"rows": len(judged), "log_loss": log_loss(judged.scores, judged.target)}]
@@ -69,30 +99,29 @@ def class_vectors(prompt_vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[
     return unit
 
 
-def _per_prompt(
-    labels: LabelSet,
-    texts: list[tuple[str, ...]],
-    vectors: list[npt.NDArray[np.float64]],
-    images: npt.NDArray[np.float64],
-    predictions: Predictions,
+def _per_prompt(texts: list[tuple[str, ...]], scored: Scored, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """i64[len(rows), K]: the class that the k-th prompt of each class names; a class with fewer prompts begins again."""
+    singles = range(max(len(t) for t in texts))
+    vectors = [np.stack([v[k % len(v)] for v in scored.prompt_vectors]) for k in singles]
+    return np.stack([np.argmax(scored.images[rows] @ v.T, axis=1) for v in vectors], axis=1)
+
+
+def _spread(
+    labels: LabelSet, texts: list[tuple[str, ...]], named: npt.NDArray[np.int64], predictions: Predictions
 ) -> list[dict[str, Any]]:
-    """Accuracy with one prompt per class: the k-th of each class; a class with fewer prompts begins again."""
+    """Accuracy and macro F1 of every single prompt on the judged rows."""
     from sklearn.metrics import accuracy_score, f1_score
 
     position = {image: row for row, image in enumerate(predictions.image_id)}
     judged = predictions.judged()
     rows = np.array([position[image] for image in judged.image_id])
-    spread = []
-    for k in range(max(len(t) for t in texts)):
-        single = np.stack([v[k % len(v)] for v in vectors])
-        predicted = np.argmax(images[rows] @ single.T, axis=1)
-        spread.append(
-            {
-                "prompts": {name: t[k % len(t)] for name, t in zip(labels.names, texts, strict=True)},
-                "accuracy": float(accuracy_score(judged.target, predicted)),
-                "macro_f1": float(
-                    f1_score(judged.target, predicted, labels=range(len(labels)), average="macro", zero_division=0)
-                ),
-            }
-        )
-    return spread
+    return [
+        {
+            "prompts": {name: t[k % len(t)] for name, t in zip(labels.names, texts, strict=True)},
+            "accuracy": float(accuracy_score(judged.target, named[rows, k])),
+            "macro_f1": float(
+                f1_score(judged.target, named[rows, k], labels=range(len(labels)), average="macro", zero_division=0)
+            ),
+        }
+        for k in range(named.shape[1])
+    ]

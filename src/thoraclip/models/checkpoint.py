@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -22,10 +23,10 @@ __all__ = [
     "SHIPPED",
     "Checkpoint",
     "find_checkpoint",
-    "load_adapter",
     "load_model",
     "load_tokenizer",
     "locate",
+    "quiet",
     "read_preprocess",
 ]
 
@@ -64,7 +65,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 
     location, is_local = locate(name)
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(location, local_files_only=is_local, trust_remote_code=False)
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
         if is_local:
@@ -92,8 +93,12 @@ def locate(name: str) -> tuple[str, bool]:
     return name, False
 
 
-def load_model(checkpoint: Checkpoint) -> nn.Module:
+def load_model(checkpoint: Checkpoint, architecture: Any = None) -> nn.Module:
     """Load all weights in fp32; a missing, unexpected or misshapen one is an error (Transformers only prints it).
+
+    Args:
+        checkpoint: as found.
+        architecture: the Transformers class that the weights must fill; `None` for the one that the configuration names.
 
     Raises:
         ModelError: no safetensors, or the weights do not fit the architecture.
@@ -102,10 +107,10 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     from transformers import AutoModel
 
     try:
-        with _quiet():
-            network, info = AutoModel.from_pretrained(
+        with quiet():
+            network, info = (architecture or AutoModel).from_pretrained(
                 checkpoint.location, config=checkpoint.config, local_files_only=checkpoint.is_local, trust_remote_code=False,
-                use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+                use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,  # refused below
             )  # fmt: skip
     except Exception as error:  # OSError, safetensors and runtime errors
         raise checkpoint.error(
@@ -129,33 +134,12 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     return network
 
 
-def load_adapter(checkpoint: Checkpoint, network: nn.Module, adapter: str) -> nn.Module:
-    """Merge a PEFT adapter folder into the weights.
-
-    Raises:
-        ModelError: no adapter there, or it fits another model.
-    """
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ModelError(f"adapter '{adapter}': no adapter_config.json there; name a PEFT adapter folder")
-    from peft import PeftModel
-
-    try:
-        with _quiet():
-            tuned = PeftModel.from_pretrained(network, adapter)
-            merged: nn.Module = tuned.merge_and_unload(safe_merge=True)
-    except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
-        raise ModelError(
-            f"adapter '{adapter}': does not fit model '{checkpoint.name}' ({first_line(error)})"
-        ) from error
-    return merged
-
-
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer; raises ModelError when it has none."""
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(
                 checkpoint.location, local_files_only=checkpoint.is_local, trust_remote_code=False
             )
@@ -213,7 +197,7 @@ def _preprocessor_file(checkpoint: Checkpoint) -> Path:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The libraries' own prints and bars stay off while loading: what they say is checked here and raised."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
@@ -223,7 +207,9 @@ def _quiet() -> Iterator[None]:
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of one library about another
+            yield
     finally:
         logging.set_verbosity(level)
         hub_logging.set_verbosity(hub_level)

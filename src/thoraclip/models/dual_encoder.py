@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,18 @@ from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.imaging import Preprocess, check_pixels
-from thoraclip.models.checkpoint import find_checkpoint, load_adapter, load_model, load_tokenizer, read_preprocess
+from thoraclip.models.adapter import load_adapter
+from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, read_preprocess
 
-__all__ = ["PRECISIONS", "DualEncoder", "load_dual_encoder", "resolve_precision"]
+__all__ = [
+    "PRECISIONS",
+    "DualEncoder",
+    "best_device",
+    "expand_greys",
+    "load_dual_encoder",
+    "resolve_precision",
+    "weights_fingerprint",
+]
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -29,17 +39,19 @@ class _Family:
     Args:
         padding: how its text tower was trained to see short texts.
         patchified: True where the vision tower takes patches, not pictures (SigLIP 2 NaFlex).
+        aligned: False where both towers may come from elsewhere, so that nobody ever trained them to share a space.
     """
 
     padding: str
     patchified: bool = False
+    aligned: bool = True
 
 
 _FAMILIES: Mapping[str, _Family] = {
     "clip": _Family("longest"),
     "siglip": _Family("max_length"),
     "siglip2": _Family("max_length", patchified=True),
-    "vision-text-dual-encoder": _Family("longest"),
+    "vision-text-dual-encoder": _Family("longest", aligned=False),
 }
 
 
@@ -107,12 +119,7 @@ class DualEncoder:
 
     def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
-        mean, std = (
-            torch.tensor(v, device=self.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std)
-        )
-        bytes_ = torch.from_numpy(greys) if isinstance(greys, np.ndarray) else greys
-        unit = bytes_.to(self.device)[:, None].float() * np.float32(1 / 255).item()
-        return (unit - mean).div_(std)
+        return expand_greys(greys, self.preprocess, self.device)
 
     def encode_greys(
         self, greys: npt.NDArray[np.uint8], *, check: bool = False
@@ -161,34 +168,51 @@ class DualEncoder:
         }
 
 
+def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
+    """u8[B, H, W] -> f32[B, 3, H, W] on the device, with the mean and std of the spec; see `DualEncoder.expand`."""
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std))
+    bytes_ = torch.from_numpy(greys) if isinstance(greys, np.ndarray) else greys
+    unit = bytes_.to(device)[:, None].float() * np.float32(1 / 255).item()
+    return (unit - mean).div_(std)
+
+
 def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
 def load_dual_encoder(
-    model: str, *, adapter: str = "", geometry: str = "squash", precision: str = "auto", device: str = ""
+    model: str,
+    *,
+    adapter: str = "",
+    adapter_scale: float = 1.0,
+    geometry: str = "squash",
+    precision: str = "auto",
+    device: str = "",
 ) -> DualEncoder:
     """Load a dual encoder; every weight that the architecture has must be in the checkpoint, and none besides.
 
     Args:
         model: a Hub id, a local folder in Transformers format, or `tiny-clip`.
         adapter: a PEFT adapter folder, merged into the weights; empty for none.
+        adapter_scale: share of the adapter, 0..1; see `adapter.load_adapter`.
         geometry: `squash`, `crop` or `pad`; replaces the geometry of the checkpoint's own image processor.
         precision: `fp32`, `bf16`, or `auto` (bf16 where the device computes in it).
         device: as PyTorch names it; empty picks CUDA, then MPS, then the CPU.
 
     Raises:
-        ModelError: not found, not a dual encoder, weights missing or unexpected, adapter of another model.
+        ModelError: not found, not a dual encoder, weights missing or unexpected, adapter of another architecture.
+        MismatchError: the adapter was trained on other weights.
         ConfigError: unknown geometry or precision.
     """
     checkpoint = find_checkpoint(model)
     model_type = str(checkpoint.config.model_type)
     if model_type not in _FAMILIES:
         raise checkpoint.error(f"type '{model_type}' is not a dual encoder{did_you_mean(model_type, _FAMILIES)}")
-    target = torch.device(device) if device else _best_device()
+    target = torch.device(device) if device else best_device()
     network = load_model(checkpoint)
     if adapter:
-        network = load_adapter(checkpoint, network, adapter)
+        base = weights_fingerprint(network)
+        network = load_adapter(checkpoint, network, Path(adapter), base=base, scale=adapter_scale)
     return DualEncoder(
         name=model if not adapter else f"{model} + adapter",
         model=network.float().eval().to(target),
@@ -197,7 +221,7 @@ def load_dual_encoder(
         preprocess=read_preprocess(checkpoint, geometry=geometry),
         device=target,
         precision=resolve_precision(precision, target),
-        fingerprint=_fingerprint(network),
+        fingerprint=weights_fingerprint(network),
     )
 
 
@@ -214,13 +238,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "fp32"
 
 
-def _best_device() -> torch.device:
+def best_device() -> torch.device:
+    """CUDA, then MPS, then the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _fingerprint(network: nn.Module) -> str:
+def weights_fingerprint(network: nn.Module) -> str:
     """SHA-256 over name, shape and fp32 bytes of every weight, in order of name."""
     hasher = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

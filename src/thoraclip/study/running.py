@@ -13,10 +13,10 @@ from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds
-from thoraclip.errors import InputError, ManifestError, ThoraclipError
+from thoraclip.errors import ConfigError, InputError, ManifestError, ThoraclipError
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.methods.running import is_done, run_method
-from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
+from thoraclip.runs import Progress, canonical_json, process_count, provenance, sweep, write_json, write_text
 from thoraclip.study.settings import MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
@@ -85,6 +85,10 @@ def run_study(
     Raises:
         ThoraclipError: the images cannot be had, or every method failed (then the first one's error).
     """
+    if process_count() > 1:
+        raise ConfigError(
+            f"a study runs in one process, and {process_count()} were started; only finetune shares its work"
+        )
     sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
     torn = _torn_pictures(manifest)
@@ -98,7 +102,7 @@ def run_study(
     for number, method in enumerate(methods, start=1):
         announce(f"[{number}/{len(methods)}] {method.name}")
         try:
-            results.append(_run_entry(method, manifest, out, pixels, progress))
+            results.append(_run_entry(method, manifest, out, pixels, announce, progress))
         except ThoraclipError as error:
             announce(f"[{number}/{len(methods)}] {method.name} failed: {error}")
             errors.append(error)
@@ -168,12 +172,17 @@ def _with_parts(
 
 
 def _run_entry(
-    method: MethodEntry, manifest: Manifest, out: Path, pixels: Path | None, progress: Progress | None
+    method: MethodEntry,
+    manifest: Manifest,
+    out: Path,
+    pixels: Path | None,
+    announce: Callable[[str], None],
+    progress: Progress | None,
 ) -> MethodResult:
     predictions: list[Predictions] = []
     details: Mapping[str, Any] = {}
     for _, config, folder in method.runs():
-        found, extra = run_method(
+        result = run_method(
             method.kind,
             config,
             manifest,
@@ -181,7 +190,10 @@ def _run_entry(
             cache=out / "embeddings",
             pixels=pixels,
             progress=progress,
+            announce=announce,
         )
+        assert result is not None, "a study runs in one process"
+        found, extra = result
         predictions.append(found)
         details = details or extra
     notes = ["tiny-clip is a demonstration model that has only seen phantoms; name a real one with model = ..."]

@@ -1,0 +1,299 @@
+"""`caption`: a text for every image of a manifest, written by a model, by a template, or by whoever wrote a column."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from thoraclip.data.batches import grey_batches
+from thoraclip.errors import ConfigError, ManifestError, ModelError, did_you_mean
+from thoraclip.imaging import DECODING
+from thoraclip.labels import load_prompts
+from thoraclip.models.captioner import Captioner, load_captioner
+from thoraclip.runs import Progress, canonical_json, digest, write_text
+from thoraclip.tables.captions import Captions, append_label, read_captions, require_captions_name, write_captions
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["CAPTIONERS", "EVERYWHERE_LEAKS", "CaptionConfig", "caption"]
+
+CAPTIONERS = ("blip", "template", "column")
+
+EVERYWHERE_LEAKS = (
+    "everywhere: the class stands in the captions of images that are later scored, so it leaks into whatever reads them; "
+    "thoraclip finetune --set append_label=true appends it to training captions only"
+)
+_OWNERS = {"model": "blip", "prompt": "blip", "max_new_tokens": "blip", "geometry": "blip", "column": "column"}
+"""Settings that one captioner alone reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig:
+    """Who writes the captions, and how."""
+
+    captioner: str = "blip"
+    """blip (a model looks at the picture), template (from the manifest's columns), or column (the texts of one column)."""
+    model: str = "Salesforce/blip-image-captioning-base"
+    """Hub id or local folder of a BLIP captioner."""
+    column: str = ""
+    """Manifest column that holds the texts, for captioner column."""
+    append_label: bool = False
+    """Append the class to the captions of the training split, as the reference study did: "text, label"."""
+    everywhere: bool = False
+    """Write the class into the captions of all labelled images, those that are later scored included: a leak."""
+    prompt: str = ""
+    """Words that every caption of blip begins with; empty for none."""
+    max_new_tokens: int = 40
+    """Tokens that blip may add."""
+    geometry: str = "squash"
+    """How a picture becomes square: squash, crop or pad."""
+    batch_size: int = 16
+    """Images per forward pass."""
+    precision: str = "auto"
+    """fp32, bf16, or auto: bf16 where the device computes in it."""
+    seed: int = 0
+    """Chooses the words of the template."""
+
+    def __post_init__(self) -> None:
+        if self.captioner not in CAPTIONERS:
+            raise ConfigError(f"unknown captioner '{self.captioner}'{did_you_mean(self.captioner, CAPTIONERS)}")
+        for field in fields(self):
+            value, owner = getattr(self, field.name), _OWNERS.get(field.name, self.captioner)
+            if owner != self.captioner and value != field.default:
+                raise ConfigError(f"{field.name} = {value!r}: is read by captioner '{owner}' alone; leave it out")
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: 1 or more is needed")
+        if self.captioner == "column" and not self.column:
+            raise ConfigError("captioner 'column': name the column of texts with --column NAME")
+        if self.column == "label":
+            raise ConfigError(
+                "column = 'label': is the class itself; take captioner 'template', which keeps note of it"
+            )
+        if self.captioner == "template" and self.append_label:
+            raise ConfigError("append_label = true: captioner 'template' names the class already; leave it out")
+        if self.everywhere and not self.writes_class:
+            raise ConfigError("everywhere = true: says where the class is appended; add --append-label")
+
+    @property
+    def writes_class(self) -> bool:
+        """True where some captions are to name the class."""
+        return self.append_label or self.captioner == "template"
+
+
+def caption(
+    manifest: Manifest,
+    config: CaptionConfig,
+    out: Path,
+    *,
+    pixels: Path | None = None,
+    progress: Progress | None = None,
+) -> Captions:
+    """Write one caption per image of a manifest to a Parquet file.
+
+    A model's captions are kept line by line in `<out>.journal` while it works, so that a killed pass goes on where it
+    stopped and ends with the same bytes; finished ones are used again. The other captioners take no time and write anew.
+
+    Args:
+        manifest: N images.
+        config: who writes, and whether the class is told.
+        out: the file; ends in `.parquet`.
+        pixels: folder of pixel caches; decoded pictures are kept there and read from there.
+        progress: called with (done, total).
+
+    Raises:
+        InputError: the name of `out` does not end in `.parquet`.
+        ConfigError: the class is to be told, and the manifest has no training split.
+        ManifestError: `out` holds another table, or the column is missing, no text, or empty for an image.
+        ModelError: the model cannot be loaded, or has no words for an image.
+    """
+    require_captions_name(out)
+    if out.exists():
+        read_captions(out)  # whatever else bears this name is refused, not overwritten
+    told = _told(manifest, config)
+    origin = {"captioner": config.captioner, "append_label": config.append_label, "everywhere": config.everywhere}
+    if config.captioner == "blip":
+        return _by_model(manifest, config, told, origin, out, pixels, progress)
+    if config.captioner == "template":
+        return _store(out, manifest, _by_template(manifest, config.seed, told), told, origin | {"seed": config.seed})
+    texts = _append(_column(manifest, config.column), manifest, told)
+    return _store(out, manifest, texts, told, origin | {"column": config.column})
+
+
+def _store(
+    out: Path, manifest: Manifest, texts: Sequence[str], told: Sequence[bool], origin: dict[str, Any]
+) -> Captions:
+    ids, contents, labels = (tuple(manifest.column(name)) for name in ("image_id", "sha256", "label"))
+    with_label = tuple(tell and label is not None for tell, label in zip(told, labels, strict=True))
+    captions = Captions(ids, contents, tuple(texts), with_label, origin)
+    write_captions(out, captions)
+    return captions
+
+
+def _told(manifest: Manifest, config: CaptionConfig) -> list[bool]:
+    """Per image: may its caption tell the class? Those of the training split, or all."""
+    if not config.writes_class or config.everywhere:
+        return [config.everywhere] * len(manifest)
+    split, folds = manifest.column("split"), any(fold is not None for fold in manifest.column("fold"))
+    if folds or "train" not in split:
+        raise ConfigError(
+            f"manifest: {'has folds' if folds else 'no image is in split train'}, so there is no training split whose "
+            "captions may name the class; caption without it and let thoraclip finetune --set append_label=true append "
+            "it to training captions, or name it in all captions with --everywhere"
+        )
+    return [s == "train" for s in split]
+
+
+def _append(texts: Sequence[str], manifest: Manifest, told: Sequence[bool]) -> list[str]:
+    rows = zip(texts, manifest.column("label"), told, strict=True)
+    return [append_label(text, label) if tell and label is not None else text for text, label, tell in rows]
+
+
+def _column(manifest: Manifest, name: str) -> list[str]:
+    """The texts of a column, stripped."""
+    values = manifest.column(name)
+    foreign = next((v for v in values if v is not None and not isinstance(v, str)), None)
+    if foreign is not None:
+        raise ManifestError(f"manifest: column '{name}' holds {foreign!r}, which is no text; name a column of texts")
+    texts = [(value or "").strip() for value in values]
+    empty = [i for i, text in zip(manifest.column("image_id"), texts, strict=True) if not text]
+    if empty:
+        raise ManifestError(
+            f"manifest: image '{empty[0]}' has no text in column '{name}' ({len(empty)} such images); fill it in, or leave "
+            "those images out of the manifest"
+        )
+    return texts
+
+
+_VIEWS = {
+    "PA": ("PA chest X-ray", "posteroanterior chest radiograph", "PA chest film"),
+    "AP": ("AP chest X-ray", "anteroposterior chest radiograph", "AP chest film"),
+}
+_NO_VIEW = ("chest X-ray", "chest radiograph", "chest film")
+_UNTOLD = ("", " of the lungs and heart", " of one patient")
+_CLASS = (" showing {}", " with {}", " of a patient with {}")
+
+
+def _by_template(manifest: Manifest, seed: int, told: Sequence[bool]) -> list[str]:
+    """View, class and place of the finding, where they are known and may be told; else the view and words that fit any chest.
+
+    The words of an image hang on the seed and its id alone, not on the other images; the view is said alike for all classes.
+    """
+    names = replace(load_prompts("chest-xray-ensemble"), templates=("{}",))
+    columns = [
+        manifest.column(name) if name in manifest.table.column_names else [None] * len(manifest)
+        for name in ("image_id", "view", "label", "finding_side", "finding_zone")
+    ]
+    texts = []
+    for image_id, view, label, side, zone, tell in zip(*columns, told, strict=True):
+        words = random.Random(f"{seed} {image_id}")  # no secret hangs on it; equal in every version of Python
+        opening = words.choice(_VIEWS.get(view or "", tuple(f"{w}, {view} view" if view else w for w in _NO_VIEW)))
+        ending, phrase = words.choice(_UNTOLD), words.choice(_CLASS)
+        if tell:
+            ending = phrase.format(words.choice(names.for_class(label))) if label is not None else ""
+            ending += _place(side, zone)
+        texts.append(f"{opening}{ending}.")
+    return texts
+
+
+def _place(side: str | None, zone: str | None) -> str:
+    """Where the finding is; nothing where that is unknown."""
+    if not (side or zone):
+        return ""
+    lungs = {"both": "both lungs", "": "the lungs"}.get(side or "", f"the {side} lung")
+    return f", finding in the {zone} zone of {lungs}" if zone else f", finding in {lungs}"
+
+
+def _by_model(
+    manifest: Manifest,
+    config: CaptionConfig,
+    told: Sequence[bool],
+    origin: Mapping[str, Any],
+    out: Path,
+    pixels: Path | None,
+    progress: Progress | None,
+) -> Captions:
+    captioner = load_captioner(
+        config.model, prompt=config.prompt, max_new_tokens=config.max_new_tokens, geometry=config.geometry,
+        precision=config.precision,
+    )  # fmt: skip
+    work = digest([manifest.content_fingerprint, dict(captioner.origin), DECODING])
+    inputs = digest([work, list(told), manifest.column("label") if any(told) else None])
+    journal = out.with_name(f"{out.name}.journal")
+    captions = read_captions(out) if out.exists() else None
+    if captions is None or captions.origin.get("inputs") != inputs:
+        header = canonical_json({"schema": 1, "token": digest([work, config.batch_size])})
+        texts = _journalled(manifest, captioner, journal, header, config.batch_size, pixels, progress)
+        facts = {**origin, **captioner.origin, "inputs": inputs}
+        captions = _store(out, manifest, _append(texts, manifest, told), told, facts)
+    journal.unlink(missing_ok=True)
+    return captions
+
+
+def _journalled(
+    manifest: Manifest,
+    captioner: Captioner,
+    journal: Path,
+    header: str,
+    batch_size: int,
+    pixels: Path | None,
+    progress: Progress | None,
+) -> list[str]:
+    """The model's text for every image, in manifest order; each batch is on disk before the next one is begun."""
+    ids = manifest.column("image_id")
+    texts = _read_journal(journal, header, ids, batch_size)
+    write_text(journal, "\n".join([header, *map(_line, ids, texts)]) + "\n")  # a torn end is gone
+    if len(texts) == len(ids):
+        return texts
+    spec, start = captioner.preprocess, len(texts)
+    batches = grey_batches(manifest, spec, batch_size=batch_size, start=start, pixels=pixels, progress=progress)
+    with journal.open("a", encoding="utf-8", newline="\n") as stream:
+        for first, greys in batches:
+            batch = captioner.caption(greys, check=first == start)
+            _require_words(captioner, ids[first:], batch)
+            texts += batch
+            stream.writelines(_line(i, text) + "\n" for i, text in zip(ids[first:], batch, strict=False))
+            stream.flush()
+            if progress:
+                progress(len(texts), len(ids))
+    return texts
+
+
+def _require_words(captioner: Captioner, ids: Sequence[str], texts: Sequence[str]) -> None:
+    """An empty text is refused: any words put in its place would pass for the model's."""
+    for image_id, text in zip(ids, texts, strict=False):
+        if not text:
+            raise ModelError(
+                f"model '{captioner.name}': has no words for image '{image_id}'; begin its captions with a --prompt, or "
+                "name another model"
+            )
+
+
+def _line(image_id: str, text: str) -> str:
+    return canonical_json({"image_id": image_id, "text": text})
+
+
+def _read_journal(journal: Path, header: str, ids: Sequence[str], batch_size: int) -> list[str]:
+    """The texts of whole batches from the first row on; none of a journal of other work, none from a torn line on."""
+    try:
+        first, *lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+    texts: list[str] = []
+    for image_id, line in zip(ids, lines if first == header else [], strict=False):
+        entry = _parse(line)
+        if entry.get("image_id") != image_id or not isinstance(entry.get("text"), str):
+            break
+        texts.append(entry["text"])
+    return texts if len(texts) == len(ids) else texts[: len(texts) - len(texts) % batch_size]
+
+
+def _parse(line: str) -> Mapping[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}

@@ -1,0 +1,176 @@
+"""One contrastive step over a batch of any size, and the validation of the encoder that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from thoraclip.methods import losses
+from thoraclip.methods.gradcache import Tower, cached_backward
+from thoraclip.methods.pairs import PairTexts, PromptTexts
+from thoraclip.methods.processes import ProcessGroup
+from thoraclip.methods.training import Batch
+from thoraclip.methods.zeroshot import class_vectors
+from thoraclip.models.augment import augment
+from thoraclip.models.heads import fit_lbfgs
+from thoraclip.models.lora import TunableEncoder
+
+if TYPE_CHECKING:
+    from thoraclip.labels import LabelSet
+    from thoraclip.methods.finetune import Config
+
+__all__ = ["Contrast"]
+
+Rows = npt.NDArray[np.int64]
+_SCORING_BATCH = 64
+_PROBE_PENALTIES = (1.0, 0.1, 0.01)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Everything that a step needs.
+
+    Args:
+        config: of the fine-tuning.
+        tuned: the encoder.
+        greys: u8[N, S, S], the pictures of the manifest, on disk.
+        targets: i64[N] classes, -1 where unknown.
+        weight: f64[C], weight of each class in the loss.
+        texts: what stands beside the images.
+        group: the processes.
+    """
+
+    config: Config
+    tuned: TunableEncoder
+    greys: npt.NDArray[np.uint8]
+    targets: Rows
+    weight: npt.NDArray[np.float64]
+    texts: PairTexts
+    group: ProcessGroup
+
+    @cached_property
+    def tokens(self) -> dict[str, Tensor]:
+        """Tokens [U, L] of all texts, padded to one length, whatever chunk they will stand in."""
+        return self.tuned.encoder.tokenize(self.texts.texts)
+
+    def backward(self, batch: Batch) -> float:
+        """Add the gradients of the batch's loss; summed over the processes they are those of one step on the whole batch.
+
+        Returns:
+            The loss; where it is not finite, there are no gradients.
+        """
+        if self.config.loss == "prompt_ce":
+            numbers = inverse = np.arange(len(self.texts.texts))
+        else:
+            numbers, inverse = np.unique(self.texts.draw(batch), return_inverse=True)
+        vision = Tower(len(batch.rows), self._images_of(batch))
+        text = Tower(len(numbers), self._texts_of(batch, numbers))
+        value = cached_backward(
+            (vision, text), self._loss_of(batch, inverse), chunk_size=self.config.chunk_size, processes=self.group
+        )
+        self.group.combine(self.tuned.encoder_parameters.values(), self.tuned.loss_parameters.values())
+        self.tuned.clear_masks()
+        return float(value)
+
+    def _images_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """Rows of the batch -> unit vectors; this process's pictures are read and augmented once."""
+        encoder = self.tuned.encoder
+        own, _ = self.group.own(len(batch.rows))
+        pictures = torch.from_numpy(self.greys[batch.rows[own.numpy()]]).to(encoder.device)
+        if self.config.augmentation:
+            samples = batch.samples[own.numpy()].tolist()
+            pictures = augment(pictures, self.config, seed=self.config.seed, step=batch.step, samples=samples)
+        samples = torch.from_numpy(batch.samples).to(encoder.device)
+        first = int(own[0])
+
+        def encode(rows: Tensor) -> Tensor:
+            self.tuned.vision_key.use(batch.step, samples[rows.to(encoder.device)])
+            with encoder.autocast():
+                _, projected = encoder.image_features(encoder.expand(pictures[(rows - first).to(encoder.device)]))
+            return nn.functional.normalize(projected.float(), dim=-1)
+
+        return encode
+
+    def _texts_of(self, batch: Batch, numbers: Rows) -> Callable[[Tensor], Tensor]:
+        """Rows of `numbers` -> unit vectors; a text's dropout mask is its own, wherever in the batch it stands."""
+        encoder, key = self.tuned.encoder, torch.from_numpy(numbers).to(self.tuned.encoder.device)
+
+        def encode(rows: Tensor) -> Tensor:
+            chosen = key[rows.to(encoder.device)]
+            self.tuned.text_key.use(batch.step, chosen)
+            with encoder.autocast():
+                projected = encoder.text_features({name: value[chosen] for name, value in self.tokens.items()})
+            return nn.functional.normalize(projected.float(), dim=-1)
+
+        return encode
+
+    def _loss_of(self, batch: Batch, inverse: Rows) -> Callable[[Tensor, Tensor], Tensor]:
+        device, name = self.tuned.encoder.device, self.config.loss
+        target = torch.from_numpy(self.targets[batch.rows]).to(device)
+        weight = (
+            torch.from_numpy(self.weight).float().to(device)[target] if self.config.class_weight != "none" else None
+        )
+        which = torch.from_numpy(inverse).to(device)
+
+        def loss(image: Tensor, text: Tensor) -> Tensor:
+            scale = self.tuned.log_scale.exp()
+            if name == "prompt_ce":
+                assert isinstance(self.texts, PromptTexts)
+                classes = torch.from_numpy(self.texts.classes).to(device)
+                return losses.prompt_cross_entropy(image, text, scale, target, classes, weight=weight)
+            pairs = text[which]
+            if name == "infonce":
+                return losses.infonce(image, pairs, scale, weight=weight)
+            if name == "unicl":
+                return losses.unicl(image, pairs, scale, target, weight=weight)
+            return losses.siglip(image, pairs, scale, self.tuned.bias, target, weight=weight)
+
+        return loss
+
+    def validate(self, rows: Rows, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""
+        from sklearn.metrics import accuracy_score
+
+        _, images = self._encode(rows)
+        vectors = class_vectors([self.tuned.encoder.encode_texts(p).astype(np.float64) for p in prompts])
+        cosine = images.astype(np.float64) @ vectors.T
+        predicted, target = cosine.argmax(axis=1), self.targets[rows]
+        return {
+            "val_accuracy": float(accuracy_score(target, predicted)),
+            "val_macro_f1": macro_f1(target, predicted, len(prompts)),
+            "val_mean_cosine": float(cosine.mean()),
+        }
+
+    def validate_probe(self, train: Rows, rows: Rows, labels: LabelSet) -> dict[str, float]:
+        """Macro F1 of a linear probe that is fitted on the training images, the best of a few penalties."""
+        (fitted, _), (scored, _) = self._encode(train), self._encode(rows)
+        heads = fit_lbfgs(fitted, self.targets[train], labels, l2=list(_PROBE_PENALTIES), weighting="none")
+        found = [macro_f1(self.targets[rows], h.predict(scored).argmax(axis=1), len(labels)) for h in heads]
+        return {"val_probe_macro_f1": max(found)}
+
+    def _encode(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """(pooled, projected) of some images, each process encoding its share."""
+        own, _ = self.group.own(len(rows))
+        mine = rows[own.numpy()]
+        batches = [mine[at : at + _SCORING_BATCH] for at in range(0, len(mine), _SCORING_BATCH)]
+        made = [self.tuned.encoder.encode_greys(np.array(self.greys[b])) for b in batches]
+        device = self.tuned.encoder.device
+        pooled, projected = (
+            self.group.gather(torch.from_numpy(np.concatenate(part)).to(device), len(rows)).cpu().numpy()
+            for part in zip(*made, strict=True)
+        )
+        return pooled, projected
+
+
+def macro_f1(target: Rows, predicted: Rows, classes: int) -> float:
+    """Mean F1 over all classes; a class that is never predicted counts 0."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(target, predicted, labels=range(classes), average="macro", zero_division=0))

@@ -1,0 +1,136 @@
+"""Gradients of a loss over a whole batch in the memory of one chunk (GradCache, Gao et al. 2021, arXiv:2101.06983).
+
+    1  encode every chunk without gradient          -> representations of the whole batch
+    2  loss over all of them, backward              -> its gradient with respect to each representation
+    3  encode every chunk again, with gradient, and go back from  sum(representation * its gradient)
+       (the last chunk kept its graph in step 1: a batch of one chunk is a plain step)
+
+By the chain rule the parameters' gradients are those of one big batch, exactly, as long as both passes compute the same
+function: dropout must not depend on the pass, the chunk or the process (see `models.dropout`). The loss's own parameters
+(logit scale, bias) get their gradient once, in step 2. Over several processes each encodes its share of the rows, all
+see the representations of all, and each goes back through its own rows; summing the encoders' gradients over the
+processes then gives the gradient of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["OneProcess", "Processes", "Tower", "cached_backward"]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One encoder and the rows that it is asked for in this step.
+
+    Args:
+        rows: N, how many.
+        encode: i64[b] rows of 0..N-1 -> f32[b, P] with gradient; a pure function of the rows.
+    """
+
+    rows: int
+    encode: Callable[[Tensor], Tensor]
+
+
+class Processes(Protocol):
+    """How rows are shared among processes."""
+
+    def own(self, rows: int) -> tuple[Tensor, int]:
+        """(i64[b] rows of this process, padded so that b is the same in all; how many of them are not padding)."""
+        ...
+
+    def gather(self, local: Tensor, rows: int) -> Tensor:
+        """f32[b, P] of every process -> f32[rows, P] in the order of the rows, without padding and without gradient."""
+        ...
+
+
+class OneProcess:
+    """All rows are here."""
+
+    def own(self, rows: int) -> tuple[Tensor, int]:
+        return torch.arange(rows), rows
+
+    def gather(self, local: Tensor, rows: int) -> Tensor:
+        return local
+
+
+def cached_backward(
+    towers: Sequence[Tower], loss: Callable[..., Tensor], *, chunk_size: int, processes: Processes | None = None
+) -> Tensor:
+    """Add the gradients of `loss(representations of towers[0], of towers[1], ...)` to all parameters' `.grad`.
+
+    Args:
+        towers: the encoders.
+        loss: a function of one f32[N, P] a tower, giving a scalar; called once.
+        chunk_size: rows encoded with gradient at a time: memory only, the result does not depend on it.
+        processes: how rows are shared; `None` for one process. Encoders' gradients are those of this process's rows and
+            are still to be summed; the loss's own parameters have the whole gradient in every process.
+
+    Returns:
+        The loss, a scalar without gradient. Where it is not finite no gradient has gone through an encoder.
+    """
+    processes = processes or OneProcess()
+    passes = [_first_pass(tower, *processes.own(tower.rows), chunk_size) for tower in towers]
+    whole = [
+        processes.gather(first.representations, tower.rows).detach().requires_grad_()
+        for tower, first in zip(towers, passes, strict=True)
+    ]
+    value = loss(*whole)
+    if not bool(torch.isfinite(value)):
+        return value.detach()
+    value.backward()  # type: ignore[no-untyped-call]
+    for tower, first, representation in zip(towers, passes, whole, strict=True):
+        if representation.grad is None:  # the loss does not use this tower
+            continue
+        _back(first.last, first.last_rows, representation.grad)
+        first.last = None  # its memory is needed for the next chunk
+        for rows in first.earlier_rows:
+            _back(tower.encode(rows), rows, representation.grad)
+    return value.detach()
+
+
+@dataclass
+class _FirstPass:
+    """What one tower leaves behind: everything without gradient, and the last chunk's graph, which costs no more memory
+    than the chunk that would come next and need not be encoded again.
+
+    Args:
+        representations: f32[b, P] of this process's share, padding included, without gradient.
+        last: f32[b', P] with gradient.
+        last_rows, earlier_rows: the rows behind them, without padding.
+    """
+
+    representations: Tensor
+    last: Tensor | None
+    last_rows: Tensor
+    earlier_rows: list[Tensor]
+
+
+def _first_pass(tower: Tower, rows: Tensor, real: int, chunk_size: int) -> _FirstPass:
+    *earlier, end = _chunks(rows, chunk_size)
+    with torch.no_grad():
+        made = [tower.encode(chunk) for chunk in earlier]
+    last = tower.encode(end)
+    representations = torch.cat([*made, last.detach()])
+    return _FirstPass(
+        representations,
+        last,
+        rows[:real][len(rows) - len(end) :],
+        list(_chunks(rows[:real][: len(rows) - len(end)], chunk_size)),
+    )
+
+
+def _back(representation: Tensor | None, rows: Tensor, gradient: Tensor) -> None:
+    if representation is not None and len(rows):
+        own = gradient[rows.to(gradient.device)]
+        (representation[: len(rows)] * own).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _chunks(rows: Tensor, chunk_size: int) -> Iterator[Tensor]:
+    for at in range(0, len(rows), chunk_size):
+        yield rows[at : at + chunk_size]

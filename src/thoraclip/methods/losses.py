@@ -1,0 +1,108 @@
+"""The losses of contrastive fine-tuning, as pure functions of representations.
+
+Notation: z_i unit vector of image i, t_j of text j, s the logit scale, l_ij = s z_i . t_j, y_i the class of pair i,
+B pairs. Chest X-rays have few classes, so about 1/C of the pairs that plain InfoNCE pushes apart share their class; UniCL
+and SigLIP with labels know it, and the cross-entropy over class prompts has no such pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
+
+__all__ = ["LOSSES", "infonce", "prompt_cross_entropy", "siglip", "unicl"]
+
+LOSSES = ("unicl", "infonce", "siglip", "prompt_ce")
+
+
+def infonce(image: Tensor, text: Tensor, scale: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE over a batch of pairs (Radford et al. 2021, arXiv:2103.00020, fig. 3).
+
+    -1/2B sum_i [log softmax_j(l_i.)_i + log softmax_j(l_.i)_i]
+
+    Args:
+        image: unit vectors, f32[B, P].
+        text: unit vectors, f32[B, P]; row i belongs to row i of `image`.
+        scale: positive scalar s, the inverse temperature.
+        weight: f32[B] of the pairs, mean 1; `None` for equal ones.
+
+    Returns:
+        Scalar loss in nats, the mean of both directions.
+    """
+    logits = scale * image @ text.T
+    own = torch.arange(len(image), device=image.device)
+    both = cross_entropy(logits, own, reduction="none") + cross_entropy(logits.T, own, reduction="none")
+    return _mean(both, weight) / 2
+
+
+def unicl(image: Tensor, text: Tensor, scale: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Label-aware contrast: all pairs of one class are positives (Yang et al. 2022, arXiv:2204.03610, eq. 2-4).
+
+    Cross-entropy to the targets 1[y_i = y_j] / n(y_i), in both directions; with B different classes it is InfoNCE.
+
+    Args:
+        image, text, scale, weight: as in `infonce`.
+        target: i64[B], the class of each pair.
+
+    Returns:
+        Scalar loss in nats, the mean of both directions.
+    """
+    logits = scale * image @ text.T
+    same = (target[:, None] == target[None, :]).to(logits.dtype)
+    same = same / same.sum(dim=1, keepdim=True)
+    both = -(same * log_softmax(logits, dim=1)).sum(dim=1) - (same * log_softmax(logits.T, dim=1)).sum(dim=1)
+    return _mean(both, weight) / 2
+
+
+def siglip(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, target: Tensor, *, weight: Tensor | None = None
+) -> Tensor:
+    """Sigmoid loss over all pairs (Zhai et al. 2023, arXiv:2303.15343, eq. 1), with labels in place of identity.
+
+    -1/B sum_ij log sigmoid(m_ij (l_ij + b)), m_ij = +1 where y_i = y_j, else -1.
+
+    Args:
+        image, text, scale, weight: as in `infonce`.
+        bias: scalar b.
+        target: i64[B], the class of each pair; B different numbers give the loss of the paper.
+
+    Returns:
+        Scalar loss in nats an image.
+    """
+    logits = scale * image @ text.T + bias
+    sign = 2 * (target[:, None] == target[None, :]).to(logits.dtype) - 1
+    return _mean(-logsigmoid(sign * logits).sum(dim=1), weight)
+
+
+def prompt_cross_entropy(
+    image: Tensor,
+    prompt: Tensor,
+    scale: Tensor,
+    target: Tensor,
+    classes: Tensor,
+    *,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of the zero-shot classifier itself, over class prompts (Zanella & Ben Ayed 2024, arXiv:2405.18541).
+
+    A class's vector is the unit vector of the mean of its prompts' (Radford et al. 2021, section 3.1.4), as in scoring.
+
+    Args:
+        image, scale, weight: as in `infonce`.
+        prompt: unit vectors, f32[K, P].
+        target: i64[B], the class of each image, 0..C-1.
+        classes: i64[K], the class of each prompt; every class has one or more.
+
+    Returns:
+        Scalar loss in nats.
+    """
+    count = int(classes.max()) + 1
+    member = torch.nn.functional.one_hot(classes, count).T.to(prompt.dtype)
+    means = member @ prompt / member.sum(dim=1, keepdim=True)
+    vectors = means / means.norm(dim=1, keepdim=True)
+    return _mean(cross_entropy(scale * image @ vectors.T, target, reduction="none"), weight)
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values.mean() if weight is None else (weight * values).mean()

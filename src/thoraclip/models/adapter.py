@@ -1,0 +1,127 @@
+"""A PEFT adapter folder with the package's own note beside it: what it belongs to, and what it was trained on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thoraclip.errors import InputError, MismatchError, ModelError, first_line
+from thoraclip.models.checkpoint import Checkpoint, quiet
+from thoraclip.runs import write_json
+
+__all__ = ["AdapterNote", "adapter_folders", "load_adapter", "read_note", "write_note"]
+
+_NOTE = "thoraclip.json"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class AdapterNote:
+    """What PEFT's own files do not say.
+
+    Args:
+        base: fingerprint of the weights that the adapter was trained on.
+        log_scale: logarithm of the logit scale after training; it is no part of any module, so PEFT cannot keep it.
+        bias: logit bias after training.
+        facts: what it was trained on, and how.
+    """
+
+    base: str
+    log_scale: float
+    bias: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_note(folder: Path, note: AdapterNote) -> None:
+    """Write the note into an adapter folder."""
+    content = {"base": note.base, "log_scale": note.log_scale, "bias": note.bias, "facts": dict(note.facts)}
+    write_json(folder / _NOTE, {"schema": _SCHEMA, **content})
+
+
+def read_note(folder: Path) -> AdapterNote | None:
+    """The note of an adapter folder; `None` for one that another program wrote.
+
+    Raises:
+        InputError: no adapter there.
+        ModelError: the note is not readable, or from a newer version.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"adapter '{folder}': no adapter_config.json there; name a PEFT adapter folder")
+    if not (folder / _NOTE).is_file():
+        return None
+    try:
+        content = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        schema = int(content.pop("schema"))
+        note = AdapterNote(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"adapter '{folder}': {_NOTE} is not readable ({error!r}); train it again") from error
+    if schema > _SCHEMA:
+        raise ModelError(f"adapter '{folder}': schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
+    return note
+
+
+def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, base: str, scale: float) -> nn.Module:
+    """Merge a PEFT adapter into the weights.
+
+    Args:
+        checkpoint, network: the base.
+        folder: the adapter.
+        base: fingerprint of the base's weights.
+        scale: 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman et
+            al. 2022, arXiv:2109.01903).
+
+    Raises:
+        InputError: no adapter there.
+        MismatchError: it was trained on other weights.
+        ModelError: it does not fit the architecture.
+    """
+    from peft import PeftModel
+
+    note = read_note(folder)
+    if note is not None and note.base != base:
+        raise MismatchError(
+            f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it was "
+            f"trained on (it says: {_base_name(folder)})"
+        )
+    before = {name: value.clone() for name, value in network.state_dict().items()} if scale != 1 else {}
+    try:
+        with quiet():
+            tuned = PeftModel.from_pretrained(network, str(folder))
+            merged: nn.Module = tuned.merge_and_unload(safe_merge=True)
+    except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
+        raise ModelError(f"adapter '{folder}': does not fit model '{checkpoint.name}' ({first_line(error)})") from error
+    with torch.no_grad():
+        if note is not None:
+            merged.logit_scale.fill_(note.log_scale)  # type: ignore[operator]
+            if hasattr(merged, "logit_bias"):
+                merged.logit_bias.fill_(note.bias)  # type: ignore[operator]
+        for name, value in merged.state_dict().items():
+            if name in before and value.is_floating_point() and not math.isclose(scale, 1):
+                value.copy_(torch.lerp(before[name].to(value), value, scale))
+    return merged
+
+
+def _base_name(folder: Path) -> str:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(config.get("base_model_name_or_path") or "nothing")
+
+
+def adapter_folders(path: Path) -> dict[int | None, Path]:
+    """Held-out fold -> PEFT folder, of an adapter or of a finished fine-tuning run; fold `None` stands for all images.
+
+    Args:
+        path: a PEFT adapter folder, or a run folder with `adapter/` or `fold-<k>/adapter/` in it; nothing there: `{}`.
+    """
+    for single in (path, path / "adapter"):
+        if (single / "adapter_config.json").is_file():
+            return {None: single}
+    found = (folder.parent for folder in path.glob("fold-*/adapter/adapter_config.json"))
+    by_fold = {int(f.parent.name.removeprefix("fold-")): f for f in found if f.parent.name[5:].isdigit()}
+    return dict(sorted(by_fold.items()))

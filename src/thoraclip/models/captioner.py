@@ -1,0 +1,128 @@
+"""Pictures -> sentences: BLIP, through Transformers, decoded greedily so that equal pictures give equal texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from thoraclip.errors import ConfigError
+from thoraclip.imaging import Preprocess, check_pixels
+from thoraclip.models.checkpoint import Checkpoint, find_checkpoint, load_model, load_tokenizer, read_preprocess
+from thoraclip.models.dual_encoder import best_device, expand_greys, resolve_precision, weights_fingerprint
+
+__all__ = ["Captioner", "load_captioner"]
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """A picture-to-text model and how it is asked.
+
+    Args:
+        name: the model as the user named it.
+        model: the Transformers model, in eval mode, fp32.
+        tokenizer: its tokenizer.
+        preprocess: how pixels must be made.
+        device: where the weights are.
+        precision: `fp32` or `bf16` (autocast).
+        prompt: i64[1, L], the tokens that every text begins with, and an end token that the model cuts off; `None` for none.
+        max_new_tokens: how many tokens it may add.
+        origin: what identifies the texts that it writes (JSON-able).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    preprocess: Preprocess
+    device: torch.device
+    precision: str
+    prompt: Tensor | None
+    max_new_tokens: int
+    origin: Mapping[str, Any]
+
+    @torch.inference_mode()
+    def caption(self, greys: npt.NDArray[np.uint8], *, check: bool = False) -> list[str]:
+        """u8[B, H, W] -> B texts, the prompt included; a text is empty where the model has nothing to say.
+
+        The likeliest token is taken at every step, without sampling or beams. Each text depends on its own picture; in bf16
+        the last digit, and so a near tie, can hang on the batch.
+
+        Args:
+            greys: made by `imaging.fit` with this captioner's spec.
+            check: look at what enters the model with `imaging.check_pixels`; for the first batch.
+        """
+        pixels = expand_greys(greys, self.preprocess, self.device)
+        if check:
+            check_pixels(pixels.cpu().numpy(), self.preprocess)
+        prompt = None if self.prompt is None else self.prompt.to(self.device).repeat(len(pixels), 1)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            tokens = self.model.generate(
+                pixels, input_ids=prompt, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False,
+                interpolate_pos_encoding=self.preprocess.size != self.model.config.vision_config.image_size,
+            )  # fmt: skip
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def load_captioner(
+    model: str,
+    *,
+    prompt: str = "",
+    max_new_tokens: int = 40,
+    geometry: str = "squash",
+    precision: str = "auto",
+    device: str = "",
+) -> Captioner:
+    """Load a BLIP captioner; every weight that the architecture has must be in the checkpoint, and none besides.
+
+    Args:
+        model: a Hub id (such as Salesforce/blip-image-captioning-base) or a local folder in Transformers format.
+        prompt: words that every caption begins with, such as "a chest x-ray of"; empty for none.
+        max_new_tokens: tokens that the model may add.
+        geometry: `squash`, `crop` or `pad`.
+        precision: `fp32`, `bf16`, or `auto` (bf16 where the device computes in it).
+        device: as PyTorch names it; empty picks CUDA, then MPS, then the CPU.
+
+    Raises:
+        ModelError: not found, not BLIP, or weights missing or unexpected.
+        ConfigError: unknown geometry or precision, or more tokens than the model has places for.
+    """
+    from transformers import BlipForConditionalGeneration
+
+    checkpoint = find_checkpoint(model)
+    model_type = str(checkpoint.config.model_type)
+    if model_type != "blip":
+        raise checkpoint.error(
+            f"type '{model_type}' is no captioner; name a BLIP model, such as Salesforce/blip-image-captioning-base"
+        )
+    target = torch.device(device) if device else best_device()
+    resolved, spec = resolve_precision(precision, target), read_preprocess(checkpoint, geometry=geometry)
+    tokenizer = load_tokenizer(checkpoint)
+    begun = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
+    _require_places(checkpoint, 1 if begun is None else begun.shape[1] - 1, max_new_tokens)
+    network = load_model(checkpoint, BlipForConditionalGeneration)
+    origin = {
+        "captioner": "blip",
+        "model": Path(model).resolve().name if checkpoint.is_local else model,
+        "revision": getattr(checkpoint.config, "_commit_hash", None),
+        "weights": weights_fingerprint(network),
+        "preprocess": spec.as_dict(),
+        "precision": resolved,
+        "prompt": prompt,
+        "max_new_tokens": max_new_tokens,
+    }
+    return Captioner(model, network.eval().to(target), tokenizer, spec, target, resolved, begun, max_new_tokens, origin)
+
+
+def _require_places(checkpoint: Checkpoint, begun: int, max_new_tokens: int) -> None:
+    places = int(checkpoint.config.text_config.max_position_embeddings)
+    if begun + max_new_tokens > places:
+        raise ConfigError(
+            f"max_new_tokens = {max_new_tokens}: with the {begun} tokens before them more than the {places} that model "
+            f"'{checkpoint.name}' has places for; take {places - begun} or fewer"
+        )

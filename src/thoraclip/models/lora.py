@@ -1,0 +1,280 @@
+"""LoRA on the towers of a dual encoder, by PEFT: which modules, with which dropout, and how the result is stored.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685; the rank-stabilised scale alpha / sqrt(r): Kalajdzievski 2023, arXiv:2312.03732.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.models.adapter import AdapterNote, write_note
+from thoraclip.models.checkpoint import quiet
+from thoraclip.models.dropout import KeyedDropout, MaskKey
+from thoraclip.models.dual_encoder import DualEncoder
+
+__all__ = ["PROJECTIONS", "TOWERS", "LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
+
+TOWERS = ("both", "vision", "text")
+PROJECTIONS = ("auto", "train", "freeze")
+
+_OTHER_NAMES: Mapping[str, str] = {
+    "q_proj": r"(query)",
+    "k_proj": r"(key)",
+    "v_proj": r"(value)",
+    "out_proj": r"(o_proj|attention\.output\.dense)",
+    "o_proj": r"(out_proj|attention\.output\.dense)",
+    "fc1": r"(intermediate\.dense)",
+    "fc2": r"((?<!attention\.)output\.dense)",
+}
+"""CLIP's name of a linear layer -> what BERT, DINOv2 and their kin call the same one."""
+_PROJECTION_NAMES = ("visual_projection", "text_projection")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """What is trained in a dual encoder."""
+
+    rank: int = 8
+    """Rank of the LoRA matrices."""
+    alpha: float = 16.0
+    """Numerator of LoRA's scale."""
+    rslora: bool = True
+    """Rank-stabilised scale, alpha / sqrt(rank), in place of alpha / rank."""
+    lora_dropout: float = 0.1
+    """Share of a LoRA layer's inputs that is dropped; a function of seed, step, sample, module and position alone."""
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj", "fc1", "fc2")
+    """Linear layers that get LoRA, by CLIP's names; BERT's and DINOv2's are found by these too."""
+    towers: str = "both"
+    """Which tower is tuned: both, vision or text."""
+    projections: str = "auto"
+    """Whether both projections are trained whole: train, freeze, or auto: where the towers were never aligned."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("towers", TOWERS), ("projections", PROJECTIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(f"rank = {self.rank}, alpha = {self.alpha}: both must be positive")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout = {self.lora_dropout}: a number from 0 to below 1 is needed")
+        if not self.target_modules:
+            raise ConfigError("target_modules = []: name one linear layer or more, for example q_proj")
+
+
+@dataclass(frozen=True)
+class TunableEncoder:
+    """A dual encoder with LoRA, whose base is frozen and in eval mode.
+
+    Args:
+        encoder: gives features with gradient; `encoder.model` is the PEFT model.
+        vision_key, text_key: what the dropout masks of each tower depend on now.
+        base: fingerprint of the weights that LoRA was added to.
+        log_scale: logarithm of the logit scale, scalar; a parameter where it is trained.
+        bias: logit bias of the sigmoid loss, scalar.
+    """
+
+    encoder: DualEncoder
+    vision_key: MaskKey
+    text_key: MaskKey
+    base: str
+    log_scale: nn.Parameter
+    bias: nn.Parameter
+
+    @property
+    def encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors of the towers and projections, by name, sorted."""
+        found = {name: p for name, p in self.encoder.model.named_parameters() if p.requires_grad}
+        return dict(sorted(found.items()))
+
+    @property
+    def loss_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors of the loss, by name."""
+        both = {"bias": self.bias, "log_scale": self.log_scale}
+        return {name: p for name, p in both.items() if p.requires_grad}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every trainable tensor, by name."""
+        return self.encoder_parameters | self.loss_parameters
+
+    def clear_masks(self) -> None:
+        """Nothing is dropped any more: for scoring."""
+        self.vision_key.clear()
+        self.text_key.clear()
+
+    def clamp_scale(self, highest: float) -> None:
+        """Bring a trained logit scale down to `highest`."""
+        if self.log_scale.requires_grad:
+            self.log_scale.data.clamp_(max=math.log(highest))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of every trainable tensor, on the CPU."""
+        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Take the values of a `snapshot`."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(values[name])
+
+    def save(self, folder: Path, note: Mapping[str, Any]) -> None:
+        """Write a PEFT adapter folder with `thoraclip.json` beside it; it appears whole, and equal weights give equal bytes."""
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        with quiet():
+            self.encoder.model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
+        (part / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
+        config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
+        for name in ("target_modules", "modules_to_save"):
+            config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
+        (part / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        own = AdapterNote(
+            base=self.base, log_scale=float(self.log_scale.detach()), bias=float(self.bias.detach()), facts=dict(note)
+        )
+        write_note(part, own)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+
+def add_lora(
+    encoder: DualEncoder,
+    settings: LoraSettings,
+    *,
+    seed: int,
+    train_scale: bool = True,
+    train_bias: bool = False,
+    checkpointing: bool = False,
+) -> TunableEncoder:
+    """Wrap an encoder's model with LoRA; the model itself is changed, so load it for this purpose.
+
+    The LoRA matrices A are drawn from `seed` alone, B is zero: nothing changes before the first step.
+
+    Args:
+        encoder: in fp32; autocast is its own affair.
+        settings: which modules, which rank.
+        seed: of the initial values and of the dropout masks.
+        train_scale, train_bias: whether the loss's own two numbers are trained.
+        checkpointing: recompute each layer in the backward pass: less memory, a third more time.
+
+    Raises:
+        ConfigError: no module of that name in a tower that was asked for, or no projection where they are to be trained.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = resolve_targets(encoder, settings.target_modules, settings.towers)
+    saved = _projections(encoder, settings.projections)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.rslora, lora_dropout=settings.lora_dropout,
+        target_modules=targets, modules_to_save=saved or None, bias="none",
+    )  # fmt: skip
+    network = encoder.model
+    start = float(network.logit_scale.detach().float())
+    bias = float(network.logit_bias.detach().float()) if hasattr(network, "logit_bias") else 0.0
+    with (
+        quiet(),
+        torch.random.fork_rng(devices=[]),
+    ):  # PEFT draws from the global stream; what it draws is drawn again below
+        wrapped = get_peft_model(network, config).eval()
+    wrapped.peft_config["default"].base_model_name_or_path = encoder.name
+    keys = {"vision_model": MaskKey(seed), "text_model": MaskKey(seed)}
+    for number, (name, layer) in enumerate(_lora_layers(wrapped)):
+        _initialise(layer, seed, number)
+        key = keys["text_model" if "text_model" in name else "vision_model"]
+        layer.lora_dropout["default"] = KeyedDropout(settings.lora_dropout, number, key)
+        layer.cast_input_dtype_enabled = False  # autocast does it; to fp32 and back is a copy of the largest tensors
+    if checkpointing:
+        _checkpoint_layers(wrapped, encoder.name)
+    return TunableEncoder(
+        encoder=dataclasses.replace(encoder, model=wrapped),
+        vision_key=keys["vision_model"],
+        text_key=keys["text_model"],
+        base=encoder.fingerprint,
+        log_scale=nn.Parameter(torch.tensor(start, device=encoder.device), requires_grad=train_scale),
+        bias=nn.Parameter(torch.tensor(bias, device=encoder.device), requires_grad=train_bias),
+    )
+
+
+def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> list[str]:
+    """Full names of the linear layers that `names` mean, in every tower that is asked for.
+
+    A name is the end of a module's name; where a tower has none of that name, its architecture's own name for the same
+    layer is tried.
+
+    Raises:
+        ConfigError: a tower without any of them; the message lists the linear layers that exist.
+    """
+    found: list[str] = []
+    for tower in ("vision_model", "text_model") if towers == "both" else (f"{towers}_model",):
+        linear = [n for n, m in encoder.model.named_modules() if isinstance(m, nn.Linear) and n.startswith(tower)]
+        matched = [n for name in names for n in _matching(linear, name)]
+        if not matched:
+            kinds = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in linear})
+            raise ConfigError(
+                f"target_modules = {list(names)}: none of them is in the {tower.removesuffix('_model')} tower of "
+                f"'{encoder.name}'; its linear layers are: {', '.join(kinds)}"
+            )
+        found += matched
+    return sorted(set(found))
+
+
+def _matching(linear: Sequence[str], name: str) -> list[str]:
+    own = [n for n in linear if re.search(rf"(^|\.){re.escape(name)}$", n)]
+    other = _OTHER_NAMES.get(name)
+    if own or other is None:
+        return own
+    return [n for n in linear if re.search(rf"(?:^|\.){other}$", n)]
+
+
+def _projections(encoder: DualEncoder, projections: str) -> list[str]:
+    if projections == "freeze" or (projections == "auto" and encoder.family.aligned):
+        return []
+    found = [name for name in _PROJECTION_NAMES if isinstance(getattr(encoder.model, name, None), nn.Linear)]
+    if not found:
+        raise ConfigError(f"projections = '{projections}': model '{encoder.name}' has none; set projections = freeze")
+    return found
+
+
+def _lora_layers(wrapped: nn.Module) -> Iterator[tuple[str, Any]]:
+    layers = [(name, module) for name, module in wrapped.named_modules() if hasattr(module, "lora_dropout")]
+    return iter(sorted(layers, key=lambda item: item[0]))
+
+
+def _initialise(layer: Any, seed: int, number: int) -> None:
+    """LoRA's own initial values (A Kaiming-uniform, B zero), from a generator of this layer."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    matrix = layer.lora_A["default"].weight
+    with torch.no_grad():
+        drawn = torch.empty(matrix.shape)
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        matrix.copy_(drawn)
+        layer.lora_B["default"].weight.zero_()
+
+
+def _checkpoint_layers(wrapped: nn.Module, name: str) -> None:
+    """Gradient checkpointing in eval mode: only the layers themselves are told that they train, nothing inside them.
+
+    Transformers' own switch refuses models that join two towers, although the towers' layers can do it.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in wrapped.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(f"gradient_checkpointing: model '{name}' has no layers that can do it; set it to false")
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = True
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)

@@ -1,0 +1,210 @@
+"""Captions: one text per image, and whether the class stands in it; ours or a CSV of anyone's."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.runs import digest
+from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.store import read_table, write_table
+
+__all__ = ["Captions", "append_label", "read_captions", "require_captions_name", "write_captions"]
+
+_SCHEMA = 1
+_COLUMNS = {"image_id": pa.string(), "sha256": pa.string(), "text": pa.string(), "with_label": pa.bool_()}
+_CSV_COLUMNS = ("image_id", "caption")
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The texts of N images.
+
+    Args:
+        image_id: N unique ids.
+        sha256: N digests of the pictures' contents; `None` where it is unknown.
+        text: N texts, none blank.
+        with_label: N flags, True where the class was written into the text.
+        origin: what made them (JSON-able): captioner, model, weights, preprocessing, settings.
+
+    Raises:
+        ManifestError: no row, a length differs, an id is missing or repeats, or a text is blank.
+    """
+
+    image_id: tuple[str, ...]
+    sha256: tuple[str | None, ...]
+    text: tuple[str, ...]
+    with_label: tuple[bool, ...]
+    origin: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        n = len(self.image_id)
+        if not n:
+            raise ManifestError("captions: no rows; a captions file holds one row per image")
+        for name in ("sha256", "text", "with_label"):
+            if len(getattr(self, name)) != n:
+                raise ManifestError(
+                    f"captions: {len(getattr(self, name))} values of '{name}' for {n} images; give one each"
+                )
+        nameless = [row for row, image_id in enumerate(self.image_id, start=1) if not image_id]
+        if nameless:
+            raise ManifestError(f"captions: row {nameless[0]} has no image_id; give each image one")
+        repeated = [i for i, count in Counter(self.image_id).items() if count > 1]
+        if repeated:
+            raise ManifestError(
+                f"captions: image_id '{repeated[0]}' stands in more than one row ({len(repeated)} such ids); "
+                "one row per image"
+            )
+        blank = [i for i, text in zip(self.image_id, self.text, strict=True) if not (text and text.strip())]
+        if blank:
+            raise ManifestError(
+                f"captions: image '{blank[0]}' has an empty text ({len(blank)} such rows); write one, or leave the row out"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, texts and flags: what a model that learns from them depends on."""
+        return digest([self.image_id, self.text, self.with_label])
+
+    def rows_for(self, manifest: Manifest, rows: Rows) -> Rows:
+        """i64[R]: the row here of each of the manifest's rows, joined by id, and by content where both know it.
+
+        Args:
+            manifest: the images; its splits and folds do not matter.
+            rows: i64[R], the rows of the manifest that are wanted.
+
+        Raises:
+            MismatchError: a caption is for an image that the manifest does not have, or for another content of it, or
+                one of the wanted images has no caption.
+        """
+        ids, contents = manifest.column("image_id"), manifest.by_id("sha256")
+        foreign = [i for i in self.image_id if i not in contents]
+        if foreign:
+            raise MismatchError(
+                f"captions: {len(foreign)} of {len(self)} are for images that the manifest does not have, first "
+                f"'{foreign[0]}'; they belong to another manifest: run thoraclip caption on this one"
+            )
+        known = [(i, sha) for i, sha in zip(self.image_id, self.sha256, strict=True) if sha is not None]
+        changed = [i for i, sha in known if contents[i] not in (None, sha)]
+        if changed:
+            raise MismatchError(
+                f"captions: {len(changed)} images differ in content from the manifest's, first '{changed[0]}'; they belong "
+                "to another data set or the files changed: run thoraclip caption again"
+            )
+        position = {image_id: row for row, image_id in enumerate(self.image_id)}
+        wanted = [ids[row] for row in rows]
+        missing = [i for i in wanted if i not in position]
+        if missing:
+            raise MismatchError(
+                f"captions: {len(missing)} of {len(wanted)} images have none, first '{missing[0]}'; "
+                "add the rows, or make them for the whole manifest: thoraclip caption"
+            )
+        return np.array([position[i] for i in wanted], dtype=np.int64)
+
+    def texts_for(self, manifest: Manifest, rows: Rows) -> list[str]:
+        """The text of each of the manifest's rows; raises as `rows_for` does."""
+        return [self.text[row] for row in self.rows_for(manifest, rows)]
+
+    def labelled_for(self, manifest: Manifest, rows: Rows) -> list[bool]:
+        """Whether the class stands in the text of each of the manifest's rows; raises as `rows_for` does."""
+        return [self.with_label[row] for row in self.rows_for(manifest, rows)]
+
+
+def append_label(text: str, label: str) -> str:
+    """A caption that tells the class, in the reference study's form."""
+    return f"{text}, {label}"
+
+
+def require_captions_name(path: Path) -> None:
+    """Raise InputError unless captions may bear this name: nothing but Parquet is overwritten with them."""
+    if path.suffix != ".parquet":
+        raise InputError(f"{path}: captions are a Parquet file; name it {path.with_suffix('.parquet').name}")
+
+
+def write_captions(path: Path, captions: Captions) -> None:
+    """Write Parquet: image_id, sha256, text, with_label, and the origin in the header; equal captions, equal bytes.
+
+    Raises:
+        InputError: the name does not end in `.parquet`.
+    """
+    require_captions_name(path)
+    table = pa.table({name: pa.array(getattr(captions, name), kind) for name, kind in _COLUMNS.items()})
+    write_table(path, table, kind="captions", schema=_SCHEMA, meta={"origin": dict(captions.origin)})
+
+
+def read_captions(path: Path) -> Captions:
+    """Read `.parquet` of ours, or `.csv` of anyone's with the columns `image_id` and `caption`.
+
+    Of a CSV the pictures' contents are unknown, and its texts count as free of the class.
+
+    Raises:
+        InputError: the file is missing, or neither Parquet nor CSV.
+        ManifestError: a column is missing, or a row does not follow the schema; see `Captions`.
+    """
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise InputError(f"{path}: captions end in .parquet or .csv; rename or convert the file")
+    try:
+        return _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _read_parquet(path: Path) -> Captions:
+    table, meta = read_table(path, kind="captions", newest_schema=_SCHEMA)
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise ManifestError(f"column '{missing[0]}' is missing; write the captions with: thoraclip caption")
+    origin = meta.get("origin")
+    return Captions(
+        **{name: tuple(table[name].to_pylist()) for name in _COLUMNS},
+        origin=dict(origin) if isinstance(origin, Mapping) else {},
+    )
+
+
+def _read_csv(path: Path) -> Captions:
+    if not path.is_file():
+        raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            header = list(reader.fieldnames or [])
+            _check_header(header)
+            found = [_cells(record, reader.line_num) for record in reader]
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise ManifestError(f"not a readable CSV file ({error}); mend the file") from error
+    ids, texts = (tuple(column) for column in zip(*found, strict=True)) if found else ((), ())
+    return Captions(ids, (None,) * len(ids), texts, (False,) * len(ids), {"captioner": "csv"})
+
+
+def _check_header(header: list[str]) -> None:
+    for name in _CSV_COLUMNS:
+        if name not in header:
+            raise ManifestError(f"column '{name}' is missing; found: {', '.join(header) or 'nothing'}")
+        if header.count(name) > 1:
+            raise ManifestError(f"column '{name}' stands there twice; keep one")
+
+
+def _cells(record: dict[Any, Any], line: int) -> tuple[str, str]:
+    if None in record:
+        raise ManifestError(
+            f"line {line}: more cells than columns, from '{record[None][0]}' on; put quotes around a caption with commas"
+        )
+    image_id, text = (record[name] or "" for name in _CSV_COLUMNS)
+    return image_id, text.strip()
