@@ -201,6 +201,19 @@ def test_towers_may_have_different_sizes_and_one_may_be_unused() -> None:
     assert right.weight.grad is None
 
 
+def test_a_frozen_tower_is_encoded_once() -> None:
+    layer, frozen, seen = nn.Linear(3, 2), nn.Linear(4, 2).requires_grad_(False), []
+    x, y = torch.randn(7, 3), torch.randn(7, 4)
+
+    def encode(rows: Tensor) -> Tensor:
+        seen.append(len(rows))
+        return frozen(y[rows])
+
+    cached_backward((Tower(7, lambda rows: layer(x[rows])), Tower(7, encode)), lambda a, b: (a * b).sum(), chunk_size=3)
+    assert seen == [3, 3, 1]
+    assert torch.allclose(layer.bias.grad, frozen(y).sum(dim=0), rtol=1e-4)  # type: ignore[arg-type]
+
+
 def test_a_loss_that_is_not_finite_leaves_the_encoders_without_gradient() -> None:
     layer = nn.Linear(3, 2)
     x = torch.randn(7, 3)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints import FAMILIES, SIDE, save_checkpoint
 from transformers import AutoModel, AutoTokenizer
 
-from thoraclip.errors import ConfigError, ModelError
+from thoraclip.errors import ConfigError, InputError, ModelError
 from thoraclip.imaging import Preprocess, normalise, preprocess
 from thoraclip.models.dual_encoder import load_dual_encoder, resolve_precision
 
@@ -201,7 +201,35 @@ def test_an_adapter_of_another_model_is_refused(checkpoints: dict[str, Path], tm
     get_peft_model(other, LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="does not fit model"):
         load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"))
-    with pytest.raises(ModelError, match="no adapter_config.json"):
+
+
+def test_an_adapter_that_fits_in_part_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """SigLIP's layers bear CLIP's names; what its pooling head has besides would be lost without a word."""
+    other = AutoModel.from_pretrained(checkpoints["siglip"])
+    get_peft_model(other, LoraConfig(r=2, target_modules=["fc1"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"2 tensors without a counterpart, first '.*vision_model.head.mlp.fc1"):
+        load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    ("removed", "error", "message"),
+    [
+        ("adapter_config.json", InputError, "no adapter_config.json there; name a PEFT adapter folder"),
+        ("adapter_model.safetensors", ModelError, "does not fit model .*adapter_model.safetensors"),
+    ],
+)
+def test_an_incomplete_adapter_is_refused(
+    removed: str, error: type[Exception], message: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    base = AutoModel.from_pretrained(checkpoints["clip"])
+    get_peft_model(base, LoraConfig(r=2, target_modules=["fc1"])).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / removed).unlink()
+    with pytest.raises(error, match=message):
+        load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"))
+
+
+def test_an_adapter_that_is_not_there_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing': no adapter_config.json there"):
         load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "nothing"))
 
 

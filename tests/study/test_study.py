@@ -297,3 +297,77 @@ def test_a_study_decodes_each_picture_once(
     for name in ("zero-shot", "probe-l-bfgs", "other-precision"):
         kept, direct = (files(tmp_path / out / "runs" / name)["predictions.parquet"] for out in ("out", "direct"))
         assert kept == direct
+
+
+TUNED = """
+manifest = "m.parquet"
+resamples = 100
+seeds = [0, 1]
+batch_size = 16
+[[methods]]
+name = "LoRA"
+kind = "finetune"
+then = "probe"
+batch_size = 6
+chunk_size = 6
+epochs = 1
+val_fraction = 0.3
+[[methods]]
+name = "projected"
+kind = "probe"
+after = "LoRA"
+features = "projected"
+"""
+
+
+def test_a_fine_tuning_and_what_comes_after_it(manifest: Manifest, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.parquet", manifest)
+    (tmp_path / "s.toml").write_text(TUNED)
+    config, methods = read_study(tmp_path / "s.toml", {})
+    assert [(m.name, m.kind, m.seeds) for m in methods] == [
+        ("LoRA", "finetune", (0, 1)),
+        ("LoRA, then probe", "probe", (0, 1)),
+        ("projected", "probe", (0, 1)),
+    ]
+    assert methods[0].config.batch_size == 6, "the study's batch_size is the images of a forward pass"
+    assert methods[1].config.batch_size == 16
+    assert methods[1].config.val_fraction == 0.3, "inherited from the training"
+    report = run_study(config, methods, tmp_path / "out")
+    assert {m["name"] for m in report["methods"]} == {"LoRA", "LoRA, then probe", "projected", "majority"}
+    assert not report["failed"]
+    for seed in (0, 1):
+        adapter = (tmp_path / "out/runs/lora-then-probe" / f"seed-{seed}" / "config.toml").read_text()
+        assert f'adapter = "{tmp_path}/out/runs/lora/seed-{seed}"' in adapter
+    assert all(run["done"] for run in plan_study(config, methods, tmp_path / "out")["runs"])
+    shown = {m["name"]: m["settings"] for m in report["methods"]}
+    assert shown["projected"]["adapter"] == "of 'LoRA'"
+    again = read_study(tmp_path / "out" / "config.toml", {})
+    assert again[1] == methods
+
+
+def test_what_comes_after_a_failed_training_fails_too(manifest: Manifest, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.parquet", manifest)
+    (tmp_path / "s.toml").write_text(
+        TUNED.replace("batch_size = 6\n", "batch_size = 600\n") + '[[methods]]\nkind = "zeroshot"\n'
+    )
+    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    failed = {f["name"]: f["error"] for f in report["failed"]}
+    assert "larger than the training set" in failed["LoRA"]
+    assert failed["LoRA, then probe"] == failed["projected"] == "its adapters are those of 'LoRA', which failed"
+    assert {m["name"] for m in report["methods"]} == {"zeroshot", "majority"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ('kind = "finetune"\nthen = "prob"', "unknown method 'prob'; did you mean 'probe'"),
+        ('kind = "finetune"\nthen = "finetune"', "uses no adapter, so it cannot come after 'finetune'"),
+        ('kind = "finetune"\nthen = 3', "then = 3 must be the kind of a method"),
+        ('kind = "probe"\nafter = "LoRA"', "after = 'LoRA' must be the name of a finetune that stands above it"),
+        ('kind = "zeroshot"\nthen = "probe"', "after = 'zeroshot' must be the name of a finetune"),
+    ],
+)
+def test_mistakes_about_what_comes_after_are_named(methods: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(f'manifest = "m.parquet"\n[[methods]]\n{methods}\n')
+    with pytest.raises(ConfigError, match=message):
+        read_study(tmp_path / "s.toml", {})

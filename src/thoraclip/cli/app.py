@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
 from thoraclip.cli import data, judgement, methods, start
-from thoraclip.errors import MissingExtraError, ThoraclipError
+from thoraclip.errors import ConfigError, MissingExtraError, ThoraclipError
+from thoraclip.methods import METHODS
+from thoraclip.runs import is_main_process, process_count
 
 __all__ = ["app", "main"]
 
@@ -33,6 +37,9 @@ _EXTRA_OF = {
 
 
 _INTERRUPTED = 130
+_GRACE_SECONDS = 5.0
+"""Of several processes the first one mostly fails in the same way and says so, and its end ends the others; after this
+time another one speaks for itself."""
 
 
 @app.callback(invoke_without_command=True)
@@ -45,6 +52,13 @@ def _root(
 
         typer.echo(f"thoraclip {installed('thoraclip')}")
         raise typer.Exit
+    command, processes = context.invoked_subcommand, process_count()
+    if command and processes > 1 and not (command in METHODS and METHODS[command].is_parallel):
+        shared = ", ".join(kind for kind, method in METHODS.items() if method.is_parallel)
+        raise ConfigError(
+            f"{command} runs in one process, and {processes} were started; only {shared} shares its work: start it "
+            "without a launcher"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,5 +106,10 @@ def _usage_error(error: Exception) -> int:
 
 
 def _fail(text: str, code: int) -> int:
+    if not is_main_process():
+        if code == _INTERRUPTED:
+            return code
+        with suppress(KeyboardInterrupt):
+            time.sleep(_GRACE_SECONDS)
     typer.echo(f"error: {' '.join(text.split())}" if code == 2 else text, err=True)
     return code

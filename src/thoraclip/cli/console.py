@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import typer
 
+from thoraclip.runs import is_main_process
+
 __all__ = ["announce", "print_table", "progress_bar"]
 
 _PLAIN_SECONDS = 10.0
@@ -16,13 +18,17 @@ _PLAIN_SECONDS = 10.0
 
 
 def announce(text: str) -> None:
-    """One line on standard error."""
-    typer.echo(text, err=True)
+    """One line on standard error; of several processes the first one speaks."""
+    if is_main_process():
+        typer.echo(text, err=True)
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A callback for (done, total): a Rich bar with rate and time left, or plain lines when not a terminal."""
+    if not is_main_process():
+        yield lambda done, total: None
+        return
     if not sys.stderr.isatty():
         yield _PlainProgress(what)
         return
@@ -75,6 +81,8 @@ class _PlainProgress:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> None:
     """A table on standard output, drawn to the width of the terminal; columns of `numbers` are set to the right."""
+    if not is_main_process():
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

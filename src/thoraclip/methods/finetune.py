@@ -27,7 +27,7 @@ from thoraclip.methods import losses
 from thoraclip.methods.contrast import Contrast
 from thoraclip.methods.embed import EncoderConfig, ModelConfig
 from thoraclip.methods.pairs import CaptionTexts, PairTexts, PromptTexts
-from thoraclip.methods.processes import ProcessGroup
+from thoraclip.methods.processes import ProcessGroup, require_trackers
 from thoraclip.methods.running import Context, Part, parts, predictions_of
 from thoraclip.methods.training import (
     SAMPLINGS,
@@ -108,7 +108,8 @@ class Config(ModelConfig, LoraSettings, Augmentation):
     processes: int = 0
     """How many processes there must be; 0 takes as many as were launched."""
     trackers: tuple[str, ...] = ()
-    """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb."""
+    """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb. Their files tell the time, so that, unlike
+    the rest of a run folder, they are other bytes in every run."""
     seed: int = 0
     """Decides initial values, held-out part, order, augmentation and dropout."""
 
@@ -132,6 +133,7 @@ class Config(ModelConfig, LoraSettings, Augmentation):
             )
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
+        require_trackers(self.trackers)
         for name in ("steps", "validate_every", "patience", "processes", "weight_decay", "max_norm"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
@@ -155,9 +157,15 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     Returns:
         As every method; `None` in all but the first of several processes.
     """
-    group = ProcessGroup(wanted=config.processes, trackers=config.trackers, folder=context.folder.path)
-    if group.count > 1 and group.is_main:
-        context.announce(f"finetune: {group.count} processes")
+    with ProcessGroup(wanted=config.processes, trackers=config.trackers, folder=context.folder.path) as group:
+        if group.count > 1 and group.is_main:
+            context.announce(f"finetune: {group.count} processes")
+        return _run(config, context, group)
+
+
+def _run(
+    config: Config, context: Context, group: ProcessGroup
+) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]] | None:
     manifest, prompts = context.manifest, load_prompts(config.prompts)
     labels = manifest.label_set(config.classes)
     rows, scores, chosen = [], [], []
@@ -166,7 +174,7 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
         folder = context.folder.path / ("" if part.fold is None else f"fold-{part.fold}")
         token = digest([context.fingerprint, part.fold])
-        if not _is_trained(folder, token):
+        if not group.first(_is_trained(folder, token)):
             _train(config, context, part, labels, group, folder, token)
         group.wait()
         if group.is_main:
@@ -181,7 +189,7 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
             )
             rows.append(part.test)
             scores.append(score_images(encoder, labels, prompts, context).scores[part.test])
-    group.close()
+        group.wait()  # a mistake in the next fold then meets all at once, not the first one in the midst of scoring
     if not group.is_main:
         return None
     order = np.argsort(np.concatenate(rows), kind="stable")
@@ -207,6 +215,10 @@ def _train(
     optimizer = _optimizer(config, tuned)
     checkpoint = Checkpoint(folder / "training.safetensors", token=token, minutes=config.checkpoint_minutes)
     done = checkpoint.read(tuned.parameters, optimizer)
+    if group.any(done.step != group.first(done.step)):
+        raise InputError(
+            f"{folder}: not every process sees the same files there; name a folder that all machines share"
+        )
     if not done.rows:
         _validate(contrast, part, texts, labels, done)
         if config.loss == "siglip" and tuned.bias == 0:  # begin where the mean logit is zero, not deep in saturation
@@ -233,16 +245,17 @@ def _train(
                 "logit_scale": float(tuned.log_scale.detach().exp()),
             }
             done.rows.append(row)
-            group.track(values=row, step=done.step)
+            group.track(values=_of_fold(part, row), step=done.step)
             if done.step % every == 0 or done.step == steps:
                 _validate(contrast, part, texts, labels, done)
-                group.track(values=done.rows[-1], step=done.step)
+                group.track(values=_of_fold(part, done.rows[-1]), step=done.step)
             if context.progress:
                 context.progress(done.step, steps)
             stopping = group.any(stop.is_set())
             if group.is_main and (stopping or checkpoint.is_due):
                 checkpoint.write(done, tuned.parameters, optimizer)
             if stopping:
+                group.wait()
                 raise KeyboardInterrupt
     if group.is_main:
         _keep(config, context, part, folder, token, tuned, done)
@@ -315,6 +328,7 @@ def _validate(
     values = contrast.validate(part.val, texts)
     if select == "probe":
         values |= contrast.validate_probe(part.train, part.val, labels)
+    values = {name: contrast.group.first(value) for name, value in values.items()}
     done.rows.append({"step": done.step, **values})
     if select != "last":
         value = values["val_probe_macro_f1" if select == "probe" else "val_macro_f1"]
@@ -335,6 +349,7 @@ def _give_up(
     """Keep the last good weights and say which batch spoilt them."""
     if group.is_main:
         checkpoint.write(done, tuned.parameters, optimizer)
+    group.wait()
     ids = context.manifest.column("image_id")
     what = f"the loss is {loss}" if not np.isfinite(loss) else "a gradient is not finite"
     raise TrainingError(
@@ -373,6 +388,12 @@ def _is_trained(folder: Path, token: str) -> bool:
 def _facts(folder: Path) -> Mapping[str, Any]:
     note = read_note(folder / "adapter")
     return note.facts if note else {}
+
+
+def _of_fold(part: Part, row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of metrics under names of its own, where several folds go to one tracker."""
+    where = "" if part.fold is None else f"fold-{part.fold}/"
+    return {f"{where}{name}": value for name, value in row.items() if name != "step"}
 
 
 def _read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -85,8 +85,8 @@ def cached_backward(
         return value.detach()
     value.backward()  # type: ignore[no-untyped-call]
     for tower, first, representation in zip(towers, passes, whole, strict=True):
-        if representation.grad is None:  # the loss does not use this tower
-            continue
+        if representation.grad is None or first.last is None or not first.last.requires_grad:
+            continue  # the loss does not use this tower, or nothing in it is trained
         _back(first.last, first.last_rows, representation.grad)
         first.last = None  # its memory is needed for the next chunk
         for rows in first.earlier_rows:

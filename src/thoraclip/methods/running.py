@@ -168,6 +168,10 @@ def run_method(
     if is_main_process():
         sweep(out)
     if not folder.is_done(fingerprint):
+        if find_method(kind).is_parallel:
+            from thoraclip.methods.processes import require_launch  # with torch, which not every method needs
+
+            require_launch(wanted=config.processes, trackers=config.trackers)
         if is_main_process():
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
         method = import_module(find_method(kind).module)

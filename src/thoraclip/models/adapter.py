@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from thoraclip.errors import InputError, MismatchError, ModelError, first_line
 from thoraclip.models.checkpoint import Checkpoint, quiet
@@ -59,12 +60,11 @@ def read_note(folder: Path) -> AdapterNote | None:
     try:
         content = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
         schema = int(content.pop("schema"))
-        note = AdapterNote(**content)
+        if schema > _SCHEMA:  # before its fields are looked at: it may have others
+            raise ModelError(f"adapter '{folder}': schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
+        return AdapterNote(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"adapter '{folder}': {_NOTE} is not readable ({error!r}); train it again") from error
-    if schema > _SCHEMA:
-        raise ModelError(f"adapter '{folder}': schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
-    return note
 
 
 def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, base: str, scale: float) -> nn.Module:
@@ -80,9 +80,9 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, ba
     Raises:
         InputError: no adapter there.
         MismatchError: it was trained on other weights.
-        ModelError: it does not fit the architecture.
+        ModelError: it does not fit the architecture, tensor for tensor.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     note = read_note(folder)
     if note is not None and note.base != base:
@@ -92,8 +92,11 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, ba
         )
     before = {name: value.clone() for name, value in network.state_dict().items()} if scale != 1 else {}
     try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            stored = set(file.keys())
         with quiet():
             tuned = PeftModel.from_pretrained(network, str(folder))
+            _require_same(stored, get_peft_model_state_dict(tuned, save_embedding_layers=False), tuned.state_dict())
             merged: nn.Module = tuned.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
         raise ModelError(f"adapter '{folder}': does not fit model '{checkpoint.name}' ({first_line(error)})") from error
@@ -106,6 +109,13 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, ba
             if name in before and value.is_floating_point() and not math.isclose(scale, 1):
                 value.copy_(torch.lerp(before[name].to(value), value, scale))
     return merged
+
+
+def _require_same(stored: Set[str], adapter: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where PEFT passed over a tensor of the file, or found none for one of the adapter's."""
+    stray = sorted(stored - adapter.keys() - network.keys()) + sorted(adapter.keys() - stored)
+    if stray:
+        raise ValueError(f"{len(stray)} tensors without a counterpart, first '{stray[0]}'")
 
 
 def _base_name(folder: Path) -> str:

@@ -110,7 +110,7 @@ def keep_mask(probability: float, *, seed: int, step: int, module: int, samples:
         place = _bits(torch.arange((positions + 1) // 2, dtype=torch.int32, device=samples.device) * _GOLDEN ^ run)
         pairs = (number | 1) * place + _bits(number + _GOLDEN)
         pairs.bitwise_xor_((pairs >> 16).bitwise_and_(0xFFFF))  # the low half alone would know the low bits only
-        limit = round(probability * 2**16) - 2**15
+        limit = min(round(probability * 2**16), 2**16 - 1) - 2**15  # 2^15 is no int16: nothing would be dropped
         return (pairs.view(torch.int16) >= limit)[:, :positions]
 
 

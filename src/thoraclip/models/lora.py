@@ -219,7 +219,7 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
     """
     found: list[str] = []
     for tower in ("vision_model", "text_model") if towers == "both" else (f"{towers}_model",):
-        linear = [n for n, m in encoder.model.named_modules() if isinstance(m, nn.Linear) and n.startswith(tower)]
+        linear = _linear_layers(encoder.model, tower)
         matched = [n for name in names for n in _matching(linear, name)]
         if not matched:
             kinds = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in linear})
@@ -229,6 +229,13 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
             )
         found += matched
     return sorted(set(found))
+
+
+def _linear_layers(network: nn.Module, tower: str) -> list[str]:
+    """Names of a tower's linear layers, without those whose weights PyTorch's own attention reads past their forward."""
+    modules = {name: module for name, module in network.named_modules() if name.startswith(tower)}
+    passed = {n for n in modules if isinstance(modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)}
+    return [name for name, module in modules.items() if isinstance(module, nn.Linear) and name not in passed]
 
 
 def _matching(linear: Sequence[str], name: str) -> list[str]:

@@ -34,10 +34,10 @@ def plan_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) -
             "name": method.name,
             "kind": method.kind,
             "seed": seed,
-            "done": manifest is not None and is_done(method.kind, run_config, manifest, out / "runs" / folder),
+            "done": manifest is not None and is_done(method.kind, run_config, manifest, folder),
         }
         for method in methods
-        for seed, run_config, folder in method.runs()
+        for seed, run_config, folder in method.runs(out / "runs")
     ]
     return {
         "schema": 1,
@@ -98,14 +98,18 @@ def run_study(
     write_text(out / "config.toml", study_toml(config, methods))
     write_json(out / "provenance.json", facts)
     results, errors = [], []
+    failed: set[str] = set()
     pixels = out / "pixels" if config.pixel_cache else None
     for number, method in enumerate(methods, start=1):
         announce(f"[{number}/{len(methods)}] {method.name}")
         try:
+            if method.after and method.after.name in failed:
+                raise InputError(f"its adapters are those of '{method.after.name}', which failed")
             results.append(_run_entry(method, manifest, out, pixels, announce, progress))
         except ThoraclipError as error:
             announce(f"[{number}/{len(methods)}] {method.name} failed: {error}")
             errors.append(error)
+            failed.add(method.name)
             results.append(
                 MethodResult(name=method.name, kind=method.kind, failed=str(error), settings=_settings(method))
             )
@@ -181,12 +185,12 @@ def _run_entry(
 ) -> MethodResult:
     predictions: list[Predictions] = []
     details: Mapping[str, Any] = {}
-    for _, config, folder in method.runs():
+    for _, config, folder in method.runs(out / "runs"):
         result = run_method(
             method.kind,
             config,
             manifest,
-            out / "runs" / folder,
+            folder,
             cache=out / "embeddings",
             pixels=pixels,
             progress=progress,
@@ -215,7 +219,7 @@ def _settings(method: MethodEntry) -> dict[str, str]:
         value = getattr(method.config, item.name)
         if item.name in {"model", "geometry"} or (value != item.default and item.name != "seed"):
             shown[item.name] = value if isinstance(value, str) else toml_value(value)
-    return shown
+    return shown | ({"adapter": f"of '{method.after.name}'"} if method.after else {})
 
 
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:
@@ -249,7 +253,7 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int], torn: int) -> dict
 
 
 def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[MethodEntry]]:
-    """The study of `thoraclip demo`: the shipped encoder on a folder of phantoms, zero-shot and probed in two ways.
+    """The study of `thoraclip demo`: the shipped encoder on a folder of phantoms, zero-shot, probed in two ways, and tuned.
 
     Args:
         phantoms: written by `data.phantom.write_phantoms`; its table names the patients: five folds keep them whole.
@@ -258,10 +262,11 @@ def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[M
     found = index(phantoms, layout="csv", csv_file=phantoms / "phantoms.csv").manifest
     write_manifest(manifest_file, split_folds(found, folds=5, seed=0))
     config = StudyConfig(manifest=str(manifest_file), title="ThoraCLIP demo on synthetic radiographs")
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"name": "zero-shot, ensemble", "kind": "zeroshot", "prompts": "chest-xray-ensemble"},
         {"name": "zero-shot, reference prompts", "kind": "zeroshot", "prompts": "reference"},
         {"name": "linear probe, L-BFGS", "kind": "probe"},
         {"name": "linear probe, reference recipe", "kind": "probe", "solver": "adamw"},
+        {"name": "LoRA, UniCL, zero-shot", "kind": "finetune", "then": "probe", "epochs": 3, "batch_size": 128},
     ]
     return config, build_entries(config, entries, {}, "demo")

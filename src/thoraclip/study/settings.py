@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,14 @@ _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "zero-shot, ensemble", "kind": "zeroshot"},
     {"name": "linear probe", "kind": "probe"},
 )
-_SHARED = ("model", "geometry", "precision", "batch_size", "classes", "class_weight", "adapter")
+_SHARED = (
+    "model", "geometry", "precision", "batch_size", "classes", "class_weight", "adapter", "captions", "only_folds",
+)  # fmt: skip
 """Study settings that reach every method which knows them, unless the method says otherwise."""
+_INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
+"""Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
+_TRAINS_ADAPTERS = ("finetune",)
+_PATHS = ("manifest", "folder", "model", "adapter", "captions", "embeddings", "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +47,20 @@ class StudyConfig:
     """Dual encoder of every method that does not name its own; openai/clip-vit-base-patch32 for real work."""
     adapter: str = ""
     """PEFT adapter folder merged into the model; empty for none."""
+    captions: str = ""
+    """Caption file of the methods that train on captions."""
     geometry: str = "squash"
     """How pictures become square: squash, crop or pad."""
     precision: str = "auto"
     """fp32, bf16 or auto."""
     batch_size: int = 64
-    """Images per forward pass."""
+    """Images per forward pass; where a method trains, its own batch_size and chunk_size count."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     class_weight: str = "none"
     """none or balanced, for methods that train."""
+    only_folds: tuple[int, ...] = ()
+    """Folds that are held out and scored; empty for all of them."""
     folds: int = 5
     """Patient folds that are made when the images have neither split nor folds."""
     group_duplicates: bool = True
@@ -81,22 +91,41 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One `[[methods]]` of a study: its name in the table, its kind, its config for the first seed."""
+    """One `[[methods]]` of a study.
+
+    Args:
+        name: in the table.
+        kind: in `METHODS`.
+        config: for the first seed.
+        folder: below `runs/`.
+        seeds: of its runs; `()` for a method without one.
+        after: the fine-tuning whose adapters it uses, those of the same seed.
+    """
 
     name: str
     kind: str
     config: Any
     folder: str
-    seeds: tuple[int, ...] = field(default=())
+    seeds: tuple[int, ...] = ()
+    after: MethodEntry | None = None
 
-    def runs(self) -> list[tuple[int | None, Any, str]]:
-        """(seed, config, run folder below `runs/`) of every run."""
+    def runs(self, runs: Path) -> list[tuple[int | None, Any, Path]]:
+        """(seed, config, run folder) of every run; `runs` is the folder of them all."""
         if not self.seeds:
-            return [(None, self.config, self.folder)]
-        folders = [self.folder] if len(self.seeds) == 1 else [f"{self.folder}/seed-{seed}" for seed in self.seeds]
-        return [
-            (seed, dataclasses.replace(self.config, seed=seed), f) for seed, f in zip(self.seeds, folders, strict=True)
-        ]
+            return [(None, self.config, runs / self.folder)]
+        adapters = self.after.folders(runs) if self.after else {}
+        found: list[tuple[int | None, Any, Path]] = []
+        for seed, folder in self.folders(runs).items():
+            given: dict[str, Any] = {"adapter": str(adapters[seed])} if adapters else {}
+            if hasattr(self.config, "seed"):
+                given["seed"] = seed
+            found.append((seed, dataclasses.replace(self.config, **given), folder))
+        return found
+
+    def folders(self, runs: Path) -> dict[int, Path]:
+        """Seed -> run folder."""
+        own = runs / self.folder
+        return {seed: own / f"seed-{seed}" if len(self.seeds) > 1 else own for seed in self.seeds}
 
 
 def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, list[MethodEntry]]:
@@ -118,8 +147,9 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
     else:
         content = read_toml(source)
         entries = content.pop("methods", list(_DEFAULT_METHODS))
-        for name in ("manifest", "folder", "model", "adapter"):
-            content = {**content, **_beside(source, content, name)}
+        content |= _beside(source, content)
+        if isinstance(entries, list):
+            entries = [{**e, **_beside(source, e)} if isinstance(e, Mapping) else e for e in entries]
     where = str(source)
     own = {field.name for field in dataclasses.fields(StudyConfig)}
     config = build_config(StudyConfig, {**content, **{k: v for k, v in settings.items() if k in own}}, where=where)
@@ -130,19 +160,26 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
     return config, methods
 
 
-def _beside(source: Path, content: Mapping[str, Any], name: str) -> dict[str, str]:
-    value = content.get(name)
-    if isinstance(value, str) and value and (source.parent / value).exists():
-        return {name: str(source.parent / value)}
-    return {}
+def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """The paths among some settings that lie beside the study file."""
+    named = {name: content[name] for name in _PATHS if isinstance(content.get(name), str) and content[name]}
+    return {name: str(source.parent / value) for name, value in named.items() if (source.parent / value).exists()}
 
 
 def build_entries(
     study: StudyConfig, entries: Sequence[Mapping[str, Any]], loose: Mapping[str, Any], where: str
 ) -> list[MethodEntry]:
+    """The methods of a study; `then = "probe"` on a fine-tuning adds a method that uses its adapters.
+
+    Args:
+        study: its settings reach the methods that know them.
+        entries: the `[[methods]]` tables.
+        loose: `--set` values that are no settings of the study itself.
+        where: begins every message.
+    """
     used: set[str] = set()
     methods: list[MethodEntry] = []
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(_with_followers(entries, where), start=1):
         values = dict(entry)
         kind = values.pop("kind", None)
         if not isinstance(kind, str):
@@ -152,14 +189,20 @@ def build_entries(
         name = str(values.pop("name", kind))
         method = find_method(kind)
         known = {f.name for f in dataclasses.fields(method.config_type)}
-        shared = {n: getattr(study, n) for n in _SHARED if n in known and n not in values}
+        after = _find_training(values.pop("after", None), methods, known, f"{where}, method '{name}'")
+        shared = {n: getattr(study, n) for n in _SHARED if n in known}
+        if "chunk_size" in known:  # there batch_size is no longer the images of a forward pass
+            shared.pop("batch_size", None)
+        if after:
+            own = {f.name for f in dataclasses.fields(after.config)}
+            shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known and n in own}
         from_command = {n: v for n, v in loose.items() if n in known}
         used |= set(from_command)
         config = build_config(
             method.config_type, {**shared, **values, **from_command}, where=f"{where}, method '{name}'"
         )
-        seeds = study.seeds if method.is_seeded else ()
-        methods.append(MethodEntry(name, kind, config, _unique_slug(name, [m.folder for m in methods]), seeds))
+        seeds = study.seeds if method.is_seeded or after else ()
+        methods.append(MethodEntry(name, kind, config, _unique_slug(name, [m.folder for m in methods]), seeds, after))
     unknown = sorted(set(loose) - used)
     if unknown:
         known = {f.name for f in dataclasses.fields(StudyConfig)}
@@ -173,13 +216,45 @@ def build_entries(
     return methods
 
 
+def _with_followers(entries: Sequence[Mapping[str, Any]], where: str) -> Iterator[Mapping[str, Any]]:
+    """Every entry; behind one with `then = KIND` comes the entry that this stands for."""
+    for entry in entries:
+        values = dict(entry)
+        then = values.pop("then", None)
+        yield values
+        if then is not None:
+            name = str(values.get("name", values.get("kind")))
+            if not isinstance(then, str):
+                raise ConfigError(
+                    f"{where}, method '{name}': then = {then!r} must be the kind of a method, such as probe"
+                )
+            yield {"name": f"{name}, then {then}", "kind": then, "after": name}
+
+
+def _find_training(name: Any, methods: Sequence[MethodEntry], known: Collection[str], where: str) -> MethodEntry | None:
+    """The earlier method of this name, whose adapters are wanted; `None` where none are."""
+    if name is None:
+        return None
+    if "adapter" not in known:
+        raise ConfigError(f"{where}: uses no adapter, so it cannot come after '{name}'")
+    trainings = {m.name: m for m in methods if m.kind in _TRAINS_ADAPTERS}
+    if name not in trainings:
+        raise ConfigError(
+            f"{where}: after = {name!r} must be the name of a finetune that stands above it{did_you_mean(str(name), trainings)}"
+        )
+    return trainings[name]
+
+
 def _unique_slug(name: str, taken: Sequence[str]) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
     return next(s for s in (slug, *(f"{slug}-{i}" for i in range(2, len(taken) + 3))) if s not in taken)
 
 
 def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
+    """Everything as a study file that `read_study` reads back."""
     text = config_toml(config)
     for method in methods:
-        text += f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = {toml_value(method.kind)}\n{config_toml(method.config, skip=('seed',) if method.seeds else ())}"
+        skip = ("seed",) if method.seeds else ()
+        after = f"after = {toml_value(method.after.name)}\n" if method.after else ""
+        text += f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = {toml_value(method.kind)}\n{after}{config_toml(method.config, skip=skip)}"
     return text

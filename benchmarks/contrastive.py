@@ -1,0 +1,357 @@
+"""Memory and speed of contrastive steps with a gradient cache, against a plain step and a whole batch in one pass.
+
+    python benchmarks/contrastive.py --model vit-b-32 --batches 32,128,512,2048
+
+Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient clipping
+and the optimiser in it. `vit-b-32` is a random CLIP of that shape. The plain step is a batch of one chunk, which is encoded
+once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
+more often, each of which is encoded once; with `--captions 100000` none is repeated, and the ratio is that of the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from thoraclip.methods.contrast import Contrast
+from thoraclip.methods.finetune import Config
+from thoraclip.methods.gradcache import Tower, cached_backward
+from thoraclip.methods.pairs import CaptionTexts
+from thoraclip.methods.processes import ProcessGroup
+from thoraclip.methods.training import Batch, Sampler
+from thoraclip.models.augment import augment
+from thoraclip.models.checkpoint import locate
+from thoraclip.models.dropout import KeyedDropout
+from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.lora import add_lora
+
+CLASSES, MIB = 3, 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one process does; its role is a name in `ROLES`."""
+
+    role: str
+    model: str
+    batch: int
+    chunk: int
+    loss: str
+    precision: str
+    device: str
+    captions: int
+    steps: int
+
+
+class Memory:
+    """Peak of memory from now on: of the allocator on CUDA, else of the process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+        else:
+            with contextlib.suppress(OSError):  # Linux forgets the peak of loading the model
+                Path("/proc/self/clear_refs").write_text("5")
+            self._before = psutil.Process().memory_info().rss
+        self._earlier = self._peak()
+
+    def _peak(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def read(self) -> dict[str, float]:
+        """MiB: the peak, and what it added to the beginning; NaN where loading took more, which hides it."""
+        peak = self._peak()
+        hidden = peak <= self._earlier and self._earlier > self._before + MIB
+        return {"peak": peak / MIB, "added": np.nan if hidden else (peak - self._before) / MIB}
+
+
+def write_vit_b_32(job: Job) -> dict[str, Any]:
+    """Into the folder `job.model`: a random CLIP of the shape ViT-B/32 with the shipped tokenizer and its vocabulary."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder, shipped = Path(job.model), Path(locate("tiny-clip")[0])
+    known = json.loads((shipped / "config.json").read_text(encoding="utf-8"))["text_config"]
+    text = {name: known[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(shipped / name, folder / name)
+    picture = json.loads((shipped / "preprocessor_config.json").read_text(encoding="utf-8"))
+    picture |= {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(picture), encoding="utf-8")
+    return {}
+
+
+def smooth_pictures(count: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """u8[count, size, size]: random greys at 8 x 8 places, and straight lines between them."""
+    pictures = np.empty((count, size, size), dtype=np.uint8)
+    for picture in pictures:
+        coarse = torch.from_numpy(rng.uniform(0, 255, (1, 1, 8, 8)))
+        picture[:] = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")[0, 0].numpy()
+    return pictures
+
+
+def make_contrast(job: Job) -> tuple[Contrast, Batch]:
+    """A step on `job.batch` synthetic pictures of three classes, its texts tokenised; and a batch of all of them."""
+    rng, every = np.random.default_rng(0), np.arange(job.batch)
+    config = Config(model=job.model, batch_size=job.batch, chunk_size=job.chunk, loss=job.loss, precision=job.precision)
+    encoder = load_dual_encoder(job.model, precision=job.precision, device=job.device)
+    tuned = add_lora(encoder, config, seed=0, train_scale=True, train_bias=job.loss == "siglip")
+    greys = smooth_pictures(job.batch, encoder.preprocess.size, rng)
+    targets = rng.integers(0, CLASSES, job.batch)
+    numbers = rng.permutation(every) % job.captions
+    captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
+    texts = CaptionTexts.of(every.tolist(), captions)
+    contrast = Contrast(config, tuned, greys, targets, np.ones(CLASSES), texts, ProcessGroup())
+    assert len(contrast.tokens["input_ids"]) == len(texts.texts)
+    return contrast, Batch(0, every, every)
+
+
+def stepper(contrast: Contrast, batch_size: int) -> Callable[[], None]:
+    """One optimiser's step on the next batch, as `finetune` takes it."""
+    config, tuned = contrast.config, contrast.tuned
+    optimizer = torch.optim.AdamW(list(tuned.parameters.values()), lr=config.learning_rate)
+    rows, numbers = np.arange(len(contrast.targets)), itertools.count()
+    sampler = Sampler(rows, contrast.targets, total=len(rows), batch_size=batch_size)
+
+    def step() -> None:
+        loss = contrast.backward(sampler.batch(next(numbers)))
+        norm = float(torch.nn.utils.clip_grad_norm_(tuned.parameters.values(), config.max_norm))
+        if not np.isfinite(loss + norm):
+            raise SystemExit(f"loss {loss}, norm of the gradient {norm}: not finite")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tuned.clamp_scale(config.logit_scale_max)
+
+    return step
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
+    """Mean wall time of some runs, until the device has finished."""
+    wait = torch.accelerator.synchronize if device.type != "cpu" else (lambda: None)
+    wait()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    wait()
+    return (time.perf_counter() - began) / repeats
+
+
+def in_turn(one: Callable[[], float], other: Callable[[], float], turns: int) -> tuple[float, float, float]:
+    """(median of one, of the other, of their ratio one / other) over alternating runs."""
+    times = np.array([(one(), other()) for _ in range(turns)])
+    return float(np.median(times[:, 0])), float(np.median(times[:, 1])), float(np.median(times[:, 0] / times[:, 1]))
+
+
+def measure_whole(job: Job) -> dict[str, Any]:
+    """Peak memory over two steps, then seconds a step; for a chunk as large as the batch."""
+    contrast, _ = make_contrast(job)
+    device, step = contrast.tuned.encoder.device, stepper(contrast, job.batch)
+    memory = Memory(device)
+    step()
+    step()
+    return memory.read() | {"seconds": float(np.median([seconds(step, device) for _ in range(job.steps)]))}
+
+
+def measure_cached(job: Job) -> dict[str, Any]:
+    """Peak memory over two steps; then seconds a step, in turn with plain steps, and of the augmentation apart."""
+    contrast, batch = make_contrast(job)
+    device, step = contrast.tuned.encoder.device, stepper(contrast, job.batch)
+    memory = Memory(device)
+    step()
+    step()
+    peak = memory.read()
+    plain, several = stepper(contrast, job.chunk), min(4, job.batch // job.chunk)
+    plain()
+    cached, once, ratio = in_turn(
+        lambda: seconds(step, device), lambda: seconds(plain, device, repeats=several), job.steps
+    )
+    pictures, samples = torch.from_numpy(contrast.greys).to(device), batch.samples.tolist()
+
+    def change() -> None:
+        augment(pictures, contrast.config, seed=0, step=0, samples=samples)
+
+    change()
+    texts, width = len(contrast.texts.texts), contrast.tuned.encoder.model.config.projection_dim
+    return peak | {
+        "texts": texts, "seconds": cached, "plain_seconds": once, "ratio": ratio * job.chunk / job.batch,
+        "augmentation": float(np.median([seconds(change, device) for _ in range(job.steps)])),
+        "logits": 4 * job.batch**2 / MIB, "representations": 4 * (job.batch + texts) * width / MIB,
+        "pictures": contrast.greys.nbytes / MIB,
+    }  # fmt: skip
+
+
+def measure_loss(job: Job) -> dict[str, Any]:
+    """What the loss alone adds over the representations: B x B logits, targets, what the backward pass keeps and makes."""
+    contrast, batch = make_contrast(job)
+    device, width = contrast.tuned.encoder.device, contrast.tuned.encoder.model.config.projection_dim
+
+    def loss_of(size: int) -> Callable[[], None]:
+        some = Batch(0, batch.rows[:size], batch.samples[:size])
+        numbers, inverse = np.unique(contrast.texts.draw(some), return_inverse=True)
+        image, text = (torch.randn(n, width, device=device, requires_grad=True) for n in (size, len(numbers)))
+        return lambda: contrast._loss_of(some, inverse)(image, text).backward()
+
+    loss_of(2)()  # what PyTorch sets up once is not the loss's
+    work = loss_of(job.batch)
+    memory = Memory(device)
+    work()
+    return memory.read()
+
+
+def measure_parts(job: Job) -> dict[str, Any]:
+    """The text tower with each different caption once and with all; a step with LoRA's dropout and without it."""
+    contrast, batch = make_contrast(job)
+    device, every = contrast.tuned.encoder.device, contrast.texts.draw(batch)
+
+    def texts(numbers: npt.NDArray[np.int64]) -> float:
+        tower = Tower(len(numbers), contrast._texts_of(batch, numbers))
+        return seconds(lambda: cached_backward((tower,), torch.sum, chunk_size=job.chunk), device)
+
+    size = min(job.batch, 4 * job.chunk)
+    step = stepper(contrast, size)
+    layers = [layer for layer in contrast.tuned.encoder.model.modules() if isinstance(layer, KeyedDropout)]
+
+    def with_dropout(probability: float) -> float:
+        for layer in layers:
+            layer.probability = probability
+        return seconds(step, device)
+
+    texts(every), texts(np.unique(every))
+    whole, different, texts_ratio = in_turn(lambda: texts(every), lambda: texts(np.unique(every)), job.steps)
+    with_dropout(0.0), with_dropout(0.1)
+    *_, ratio = in_turn(lambda: with_dropout(0.0), lambda: with_dropout(0.1), job.steps)
+    precision = contrast.tuned.encoder.precision
+    return {
+        "all_texts": whole, "different_texts": different, "texts_ratio": texts_ratio, "dropout_batch": size,
+        "dropout_share": 1 - ratio, "where": f"{precision} on {device_name(device)}, torch {torch.__version__}",
+    }  # fmt: skip
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls it; of a CPU also the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{device}: {(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
+
+
+ROLES = {
+    "model": write_vit_b_32, "whole": measure_whole, "cached": measure_cached, "loss": measure_loss, "parts": measure_parts
+}  # fmt: skip
+
+
+def work(job: Job, **changes: Any) -> dict[str, Any]:
+    """What a new process measures, also told on stderr."""
+    job = dataclasses.replace(job, **changes)
+    command = [sys.executable, __file__, "--job", json.dumps(dataclasses.asdict(job))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"failed ({done.returncode}): {job}")
+    print(job.role, job.batch, done.stdout.strip(), file=sys.stderr, flush=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def print_report(job: Job, name: str, rows: dict[int, dict[str, Any]], parts: dict[str, Any]) -> None:
+    """One column a batch size, and the single numbers below."""
+    whole = {size: row["whole"] for size, row in rows.items()}
+    rest = [row["added"] - row["logits"] - row["representations"] for row in rows.values()]
+    less = [row["added"] - row["loss"] - row["representations"] - row["pictures"] for row in rows.values()]
+    table = {
+        "different captions in it": [f"{row['texts']}" for row in rows.values()],
+        "images/s": [f"{size / row['seconds']:.1f}" for size, row in rows.items()],
+        f"images/s of a plain step of {job.chunk}": [f"{job.chunk / row['plain_seconds']:.1f}" for row in rows.values()],
+        "time an image, cached / plain": [f"{row['ratio']:.2f}" for row in rows.values()],
+        "augmentation's share of the step": [f"{row['augmentation'] / row['seconds']:.3f}" for row in rows.values()],
+        "peak memory": [f"{row['peak']:,.0f}" for row in rows.values()],
+        "of it added by training": [f"{row['added']:,.0f}" for row in rows.values()],
+        "one matrix of logits (computed)": [f"{row['logits']:,.1f}" for row in rows.values()],
+        "the loss alone (measured)": [f"{row['loss']:,.1f}" for row in rows.values()],
+        "stored representations (computed)": [f"{row['representations']:,.1f}" for row in rows.values()],
+        "pictures of the batch (computed)": [f"{row['pictures']:,.1f}" for row in rows.values()],
+        "added, less one matrix and representations": [f"{r:,.0f}, {r / rest[0]:.2f} x" for r in rest],
+        "added, less loss, representations, pictures": [f"{r:,.0f}, {r / less[0]:.2f} x" for r in less],
+        "whole batch at once: peak memory": [f"{w['peak']:,.0f}" if w else "" for w in whole.values()],
+        "whole batch at once: added by training": [f"{w['added']:,.0f}" if w else "" for w in whole.values()],
+        "whole batch at once: images/s": [f"{s / w['seconds']:.1f}" if w else "" for s, w in whole.items()],
+    }  # fmt: skip
+    print(f"{name}, {job.loss}, chunk {job.chunk}, {parts['where']}; memory in MiB\n")
+    print(f"| batch | {' | '.join(f'{size:,}' for size in rows)} |\n{'|---' * (len(rows) + 1)}|")
+    for what, cells in table.items():
+        print(f"| {what} | {' | '.join(cells)} |")
+    once, every, step = parts["different_texts"], parts["all_texts"], rows[job.batch]["seconds"]
+    print(
+        f"\ntext tower at {job.batch:,}: each different caption once {once:.2f} s, {once / step:.3f} of the step; all of them "
+        f"{every:.2f} s, {parts['texts_ratio']:.1f} x, and the step would take {1 + (every - once) / step:.2f} x\n"
+        f"dropout of 0.1 on LoRA's inputs: {parts['dropout_share']:.3f} of a step of {parts['dropout_batch']}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-clip", help="tiny-clip, a Hub id, a local folder, or vit-b-32")
+    parser.add_argument("--batches", default="32,128,512,2048", help="sizes, none below the chunk's")
+    parser.add_argument("--chunk", type=int, default=32)
+    parser.add_argument("--loss", default="unicl", choices=["unicl", "infonce", "siglip"])
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="")
+    parser.add_argument("--captions", type=int, default=40, help="how many different ones there are")
+    parser.add_argument("--steps", type=int, default=5, help="timed ones, after two to warm up")
+    parser.add_argument("--naive-up-to", type=int, default=128, help="largest batch that is also encoded at once")
+    parser.add_argument("--json", type=Path, help="file for everything that was measured")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        job = Job(**json.loads(arguments.job))
+        print(json.dumps(ROLES[job.role](job)))
+        return
+    sizes = sorted({int(size) for size in arguments.batches.split(",")})
+    if sizes[0] < arguments.chunk:
+        raise SystemExit(f"--batches {arguments.batches}: none may be smaller than --chunk {arguments.chunk}")
+    given = {name: getattr(arguments, name) for name in ("chunk", "loss", "precision", "device", "captions", "steps")}
+    rows: dict[int, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        random = arguments.model == "vit-b-32"
+        job = Job(role="parts", model=folder if random else arguments.model, batch=sizes[-1], **given)
+        if random:
+            work(job, role="model")
+        parts = work(job)
+        for size in sizes:
+            at_once = arguments.chunk < size <= arguments.naive_up_to
+            rows[size] = work(job, role="cached", batch=size) | {
+                "loss": work(job, role="loss", batch=size)["added"],
+                "whole": work(job, role="whole", batch=size, chunk=size) if at_once else None,
+            }
+    print_report(job, arguments.model, rows, parts)
+    if arguments.json:
+        found = {"model": arguments.model, "job": dataclasses.asdict(job), "batches": rows, "parts": parts}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
