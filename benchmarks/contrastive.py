@@ -5,17 +5,21 @@
 Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient clipping
 and the optimiser in it. `vit-b-32` is a random CLIP of that shape. The plain step is a batch of one chunk, which is encoded
 once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
-more often, each of which is encoded once; with `--captions 100000` none is repeated, and the ratio is that of the cache.
+more often, each of which is encoded once; with `--captions 0` none is repeated, and the ratio is that of the cache.
+
+The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in it; so
+memory is measured a second time with tensors from 64 KiB mapped one by one (glibc only), where the peak is what is in use.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import json
+import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -38,27 +42,12 @@ from thoraclip.methods.pairs import CaptionTexts
 from thoraclip.methods.processes import ProcessGroup
 from thoraclip.methods.training import Batch, Sampler
 from thoraclip.models.augment import augment
-from thoraclip.models.checkpoint import locate
+from thoraclip.models.checkpoint import locate, quiet
 from thoraclip.models.dropout import KeyedDropout
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
 
 CLASSES, MIB = 3, 2**20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What one process does; its role is a name in `ROLES`."""
-
-    role: str
-    model: str
-    batch: int
-    chunk: int
-    loss: str
-    precision: str
-    device: str
-    captions: int
-    steps: int
 
 
 class Memory:
@@ -87,20 +76,21 @@ class Memory:
         return {"peak": peak / MIB, "added": np.nan if hidden else (peak - self._before) / MIB}
 
 
-def write_vit_b_32(job: Job) -> dict[str, Any]:
-    """Into the folder `job.model`: a random CLIP of the shape ViT-B/32 with the shipped tokenizer and its vocabulary."""
+def write_vit_b_32(given: argparse.Namespace) -> dict[str, Any]:
+    """Into the folder `given.model`: a random CLIP of the shape ViT-B/32 with the shipped tokenizer and its vocabulary."""
     from transformers import CLIPConfig, CLIPModel
 
-    folder, shipped = Path(job.model), Path(locate("tiny-clip")[0])
-    known = json.loads((shipped / "config.json").read_text(encoding="utf-8"))["text_config"]
-    text = {name: known[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    folder = Path(given.model)
+    shutil.copytree(locate("tiny-clip")[0], folder, dirs_exist_ok=True)
+    known = CLIPConfig.from_pretrained(folder).text_config
+    text = {name: getattr(known, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(shipped / name, folder / name)
-    picture = json.loads((shipped / "preprocessor_config.json").read_text(encoding="utf-8"))
+    with quiet():
+        CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)
+    file = folder / "preprocessor_config.json"
+    picture = json.loads(file.read_text(encoding="utf-8"))
     picture |= {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(picture), encoding="utf-8")
+    file.write_text(json.dumps(picture), encoding="utf-8")
     return {}
 
 
@@ -113,15 +103,17 @@ def smooth_pictures(count: int, size: int, rng: np.random.Generator) -> npt.NDAr
     return pictures
 
 
-def make_contrast(job: Job) -> tuple[Contrast, Batch]:
-    """A step on `job.batch` synthetic pictures of three classes, its texts tokenised; and a batch of all of them."""
-    rng, every = np.random.default_rng(0), np.arange(job.batch)
-    config = Config(model=job.model, batch_size=job.batch, chunk_size=job.chunk, loss=job.loss, precision=job.precision)
-    encoder = load_dual_encoder(job.model, precision=job.precision, device=job.device)
-    tuned = add_lora(encoder, config, seed=0, train_scale=True, train_bias=job.loss == "siglip")
-    greys = smooth_pictures(job.batch, encoder.preprocess.size, rng)
-    targets = rng.integers(0, CLASSES, job.batch)
-    numbers = rng.permutation(every) % job.captions
+def make_contrast(given: argparse.Namespace) -> tuple[Contrast, Batch]:
+    """A step on `given.batch` synthetic pictures of three classes, its texts tokenised; and a batch of all of them."""
+    rng, every = np.random.default_rng(0), np.arange(given.batch)
+    config = Config(
+        model=given.model, batch_size=given.batch, chunk_size=given.chunk, loss=given.loss, precision=given.precision
+    )
+    encoder = load_dual_encoder(given.model, precision=given.precision, device=given.device)
+    tuned = add_lora(encoder, config, seed=0, train_scale=True, train_bias=given.loss == "siglip")
+    greys = smooth_pictures(given.batch, encoder.preprocess.size, rng)
+    targets = rng.integers(0, CLASSES, given.batch)
+    numbers = rng.integers(0, given.captions, given.batch) if given.captions else every
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
     contrast = Contrast(config, tuned, greys, targets, np.ones(CLASSES), texts, ProcessGroup())
@@ -165,28 +157,25 @@ def in_turn(one: Callable[[], float], other: Callable[[], float], turns: int) ->
     return float(np.median(times[:, 0])), float(np.median(times[:, 1])), float(np.median(times[:, 0] / times[:, 1]))
 
 
-def measure_whole(job: Job) -> dict[str, Any]:
-    """Peak memory over two steps, then seconds a step; for a chunk as large as the batch."""
-    contrast, _ = make_contrast(job)
-    device, step = contrast.tuned.encoder.device, stepper(contrast, job.batch)
-    memory = Memory(device)
-    step()
-    step()
-    return memory.read() | {"seconds": float(np.median([seconds(step, device) for _ in range(job.steps)]))}
+def measure_step(given: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory over two steps; then seconds a step, in turn with plain steps, and of the augmentation apart.
 
-
-def measure_cached(job: Job) -> dict[str, Any]:
-    """Peak memory over two steps; then seconds a step, in turn with plain steps, and of the augmentation apart."""
-    contrast, batch = make_contrast(job)
-    device, step = contrast.tuned.encoder.device, stepper(contrast, job.batch)
+    The role `mapped` ends with the memory; `whole` has a chunk as large as the batch, and no plain step beside it.
+    """
+    contrast, batch = make_contrast(given)
+    device, step = contrast.tuned.encoder.device, stepper(contrast, given.batch)
     memory = Memory(device)
     step()
     step()
     peak = memory.read()
-    plain, several = stepper(contrast, job.chunk), min(4, job.batch // job.chunk)
+    if given.role == "mapped":
+        return peak
+    if given.role == "whole":
+        return peak | {"seconds": float(np.median([seconds(step, device) for _ in range(given.steps)]))}
+    plain, several = stepper(contrast, given.chunk), min(4, given.batch // given.chunk)
     plain()
     cached, once, ratio = in_turn(
-        lambda: seconds(step, device), lambda: seconds(plain, device, repeats=several), job.steps
+        lambda: seconds(step, device), lambda: seconds(plain, device, repeats=several), given.steps
     )
     pictures, samples = torch.from_numpy(contrast.greys).to(device), batch.samples.tolist()
 
@@ -194,19 +183,19 @@ def measure_cached(job: Job) -> dict[str, Any]:
         augment(pictures, contrast.config, seed=0, step=0, samples=samples)
 
     change()
-    texts, width = len(contrast.texts.texts), contrast.tuned.encoder.model.config.projection_dim
+    texts, width = len(contrast.texts.texts), contrast.tuned.encoder.encode_texts(["chest"]).shape[1]
     return peak | {
-        "texts": texts, "seconds": cached, "plain_seconds": once, "ratio": ratio * job.chunk / job.batch,
-        "augmentation": float(np.median([seconds(change, device) for _ in range(job.steps)])),
-        "logits": 4 * job.batch**2 / MIB, "representations": 4 * (job.batch + texts) * width / MIB,
+        "texts": texts, "seconds": cached, "plain_seconds": once, "ratio": ratio * given.chunk / given.batch,
+        "augmentation": float(np.median([seconds(change, device) for _ in range(given.steps)])),
+        "logits": 4 * given.batch**2 / MIB, "representations": 4 * (given.batch + texts) * width / MIB,
         "pictures": contrast.greys.nbytes / MIB,
     }  # fmt: skip
 
 
-def measure_loss(job: Job) -> dict[str, Any]:
+def measure_loss(given: argparse.Namespace) -> dict[str, Any]:
     """What the loss alone adds over the representations: B x B logits, targets, what the backward pass keeps and makes."""
-    contrast, batch = make_contrast(job)
-    device, width = contrast.tuned.encoder.device, contrast.tuned.encoder.model.config.projection_dim
+    contrast, batch = make_contrast(given)
+    device, width = contrast.tuned.encoder.device, contrast.tuned.encoder.encode_texts(["chest"]).shape[1]
 
     def loss_of(size: int) -> Callable[[], None]:
         some = Batch(0, batch.rows[:size], batch.samples[:size])
@@ -215,22 +204,22 @@ def measure_loss(job: Job) -> dict[str, Any]:
         return lambda: contrast._loss_of(some, inverse)(image, text).backward()
 
     loss_of(2)()  # what PyTorch sets up once is not the loss's
-    work = loss_of(job.batch)
+    work = loss_of(given.batch)
     memory = Memory(device)
     work()
     return memory.read()
 
 
-def measure_parts(job: Job) -> dict[str, Any]:
+def measure_parts(given: argparse.Namespace) -> dict[str, Any]:
     """The text tower with each different caption once and with all; a step with LoRA's dropout and without it."""
-    contrast, batch = make_contrast(job)
+    contrast, batch = make_contrast(given)
     device, every = contrast.tuned.encoder.device, contrast.texts.draw(batch)
 
     def texts(numbers: npt.NDArray[np.int64]) -> float:
         tower = Tower(len(numbers), contrast._texts_of(batch, numbers))
-        return seconds(lambda: cached_backward((tower,), torch.sum, chunk_size=job.chunk), device)
+        return seconds(lambda: cached_backward((tower,), torch.sum, chunk_size=given.chunk), device)
 
-    size = min(job.batch, 4 * job.chunk)
+    size = min(given.batch, 4 * given.chunk)
     step = stepper(contrast, size)
     layers = [layer for layer in contrast.tuned.encoder.model.modules() if isinstance(layer, KeyedDropout)]
 
@@ -240,9 +229,9 @@ def measure_parts(job: Job) -> dict[str, Any]:
         return seconds(step, device)
 
     texts(every), texts(np.unique(every))
-    whole, different, texts_ratio = in_turn(lambda: texts(every), lambda: texts(np.unique(every)), job.steps)
+    whole, different, texts_ratio = in_turn(lambda: texts(every), lambda: texts(np.unique(every)), given.steps)
     with_dropout(0.0), with_dropout(0.1)
-    *_, ratio = in_turn(lambda: with_dropout(0.0), lambda: with_dropout(0.1), job.steps)
+    *_, ratio = in_turn(lambda: with_dropout(0.0), lambda: with_dropout(0.1), given.steps)
     precision = contrast.tuned.encoder.precision
     return {
         "all_texts": whole, "different_texts": different, "texts_ratio": texts_ratio, "dropout_batch": size,
@@ -254,59 +243,62 @@ def device_name(device: torch.device) -> str:
     """What the maker calls it; of a CPU also the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{device}: {(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", file.read_text(encoding="utf-8")) if file.is_file() else None
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{device.type}, {name}, threads: {torch.get_num_threads()}"
 
 
 ROLES = {
-    "model": write_vit_b_32, "whole": measure_whole, "cached": measure_cached, "loss": measure_loss, "parts": measure_parts
+    "model": write_vit_b_32, "cached": measure_step, "mapped": measure_step, "whole": measure_step, "loss": measure_loss,
+    "parts": measure_parts,
 }  # fmt: skip
 
 
-def work(job: Job, **changes: Any) -> dict[str, Any]:
+def work(given: argparse.Namespace, **changes: object) -> dict[str, Any]:
     """What a new process measures, also told on stderr."""
-    job = dataclasses.replace(job, **changes)
-    command = [sys.executable, __file__, "--job", json.dumps(dataclasses.asdict(job))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    settings = vars(given) | {"json": None} | changes
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None]
+    mapping = {"MALLOC_MMAP_THRESHOLD_": "65536"} if changes["role"] in {"mapped", "loss"} else {}
+    command, environment = [sys.executable, __file__, *options], {**os.environ, **mapping}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
-        raise SystemExit(f"failed ({done.returncode}): {job}")
-    print(job.role, job.batch, done.stdout.strip(), file=sys.stderr, flush=True)
+        raise SystemExit(f"failed ({done.returncode}): {' '.join(options)}")
+    print(*options[-len(changes) :], done.stdout.strip(), file=sys.stderr, flush=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def print_report(job: Job, name: str, rows: dict[int, dict[str, Any]], parts: dict[str, Any]) -> None:
+def print_report(given: argparse.Namespace, rows: dict[int, dict[str, Any]], parts: dict[str, Any]) -> None:
     """One column a batch size, and the single numbers below."""
     whole = {size: row["whole"] for size, row in rows.items()}
-    rest = [row["added"] - row["logits"] - row["representations"] for row in rows.values()]
-    less = [row["added"] - row["loss"] - row["representations"] - row["pictures"] for row in rows.values()]
+    rest = [row["mapped"] - row["logits"] - row["representations"] for row in rows.values()]
+    less = [row["mapped"] - row["loss"] - row["representations"] - row["pictures"] for row in rows.values()]
     table = {
         "different captions in it": [f"{row['texts']}" for row in rows.values()],
         "images/s": [f"{size / row['seconds']:.1f}" for size, row in rows.items()],
-        f"images/s of a plain step of {job.chunk}": [f"{job.chunk / row['plain_seconds']:.1f}" for row in rows.values()],
+        f"images/s of a plain step of {given.chunk}": [f"{given.chunk / row['plain_seconds']:.1f}" for row in rows.values()],
         "time an image, cached / plain": [f"{row['ratio']:.2f}" for row in rows.values()],
         "augmentation's share of the step": [f"{row['augmentation'] / row['seconds']:.3f}" for row in rows.values()],
-        "peak memory": [f"{row['peak']:,.0f}" for row in rows.values()],
-        "of it added by training": [f"{row['added']:,.0f}" for row in rows.values()],
-        "one matrix of logits (computed)": [f"{row['logits']:,.1f}" for row in rows.values()],
-        "the loss alone (measured)": [f"{row['loss']:,.1f}" for row in rows.values()],
-        "stored representations (computed)": [f"{row['representations']:,.1f}" for row in rows.values()],
-        "pictures of the batch (computed)": [f"{row['pictures']:,.1f}" for row in rows.values()],
-        "added, less one matrix and representations": [f"{r:,.0f}, {r / rest[0]:.2f} x" for r in rest],
-        "added, less loss, representations, pictures": [f"{r:,.0f}, {r / less[0]:.2f} x" for r in less],
-        "whole batch at once: peak memory": [f"{w['peak']:,.0f}" if w else "" for w in whole.values()],
-        "whole batch at once: added by training": [f"{w['added']:,.0f}" if w else "" for w in whole.values()],
+        "peak memory; added by training": [f"{row['peak']:,.0f}; {row['added']:,.0f}" for row in rows.values()],
+        "added, in use": [f"{row['mapped']:,.0f}" for row in rows.values()],
+        "one matrix of logits, computed": [f"{row['logits']:,.1f}" for row in rows.values()],
+        "the loss alone, measured": [f"{row['loss']:,.1f}" for row in rows.values()],
+        "stored representations, computed": [f"{row['representations']:,.1f}" for row in rows.values()],
+        "pictures of the batch, computed": [f"{row['pictures']:,.1f}" for row in rows.values()],
+        "in use, less one matrix and representations": [f"{r:,.0f}, {r / rest[0]:.2f} x" for r in rest],
+        "in use, less loss, representations, pictures": [f"{r:,.0f}, {r / less[0]:.2f} x" for r in less],
+        "whole batch at once: peak; added": [f"{w['peak']:,.0f}; {w['added']:,.0f}" if w else "" for w in whole.values()],
         "whole batch at once: images/s": [f"{s / w['seconds']:.1f}" if w else "" for s, w in whole.items()],
     }  # fmt: skip
-    print(f"{name}, {job.loss}, chunk {job.chunk}, {parts['where']}; memory in MiB\n")
+    print(f"{given.model}, {given.loss}, chunk {given.chunk}, {parts['where']}; memory in MiB\n")
     print(f"| batch | {' | '.join(f'{size:,}' for size in rows)} |\n{'|---' * (len(rows) + 1)}|")
     for what, cells in table.items():
         print(f"| {what} | {' | '.join(cells)} |")
-    once, every, step = parts["different_texts"], parts["all_texts"], rows[job.batch]["seconds"]
+    largest = max(rows)
+    once, every, step = parts["different_texts"], parts["all_texts"], rows[largest]["seconds"]
     print(
-        f"\ntext tower at {job.batch:,}: each different caption once {once:.2f} s, {once / step:.3f} of the step; all of them "
+        f"\ntext tower at {largest:,}: each different caption once {once:.2f} s, {once / step:.3f} of the step; all of them "
         f"{every:.2f} s, {parts['texts_ratio']:.1f} x, and the step would take {1 + (every - once) / step:.2f} x\n"
         f"dropout of 0.1 on LoRA's inputs: {parts['dropout_share']:.3f} of a step of {parts['dropout_batch']}"
     )
@@ -320,37 +312,37 @@ def main() -> None:
     parser.add_argument("--loss", default="unicl", choices=["unicl", "infonce", "siglip"])
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="")
-    parser.add_argument("--captions", type=int, default=40, help="how many different ones there are")
+    parser.add_argument("--captions", type=int, default=40, help="how many different ones there are; 0: one an image")
     parser.add_argument("--steps", type=int, default=5, help="timed ones, after two to warm up")
     parser.add_argument("--naive-up-to", type=int, default=128, help="largest batch that is also encoded at once")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.job:
-        job = Job(**json.loads(arguments.job))
-        print(json.dumps(ROLES[job.role](job)))
+    for name, kind in (("--role", str), ("--batch", int)):  # of the processes that this one starts
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.role:
+        print(json.dumps(ROLES[given.role](given)))
         return
-    sizes = sorted({int(size) for size in arguments.batches.split(",")})
-    if sizes[0] < arguments.chunk:
-        raise SystemExit(f"--batches {arguments.batches}: none may be smaller than --chunk {arguments.chunk}")
-    given = {name: getattr(arguments, name) for name in ("chunk", "loss", "precision", "device", "captions", "steps")}
+    sizes = sorted({int(size) for size in given.batches.split(",")})
+    if sizes[0] < given.chunk:
+        raise SystemExit(f"--batches {given.batches}: none may be smaller than --chunk {given.chunk}")
     rows: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        random = arguments.model == "vit-b-32"
-        job = Job(role="parts", model=folder if random else arguments.model, batch=sizes[-1], **given)
-        if random:
-            work(job, role="model")
-        parts = work(job)
+        model = given.model
+        if model == "vit-b-32":
+            work(given, role="model", model=folder)
+            model = folder
+        parts = work(given, model=model, role="parts", batch=sizes[-1])
         for size in sizes:
-            at_once = arguments.chunk < size <= arguments.naive_up_to
-            rows[size] = work(job, role="cached", batch=size) | {
-                "loss": work(job, role="loss", batch=size)["added"],
-                "whole": work(job, role="whole", batch=size, chunk=size) if at_once else None,
+            at_once = given.chunk < size <= given.naive_up_to
+            rows[size] = work(given, model=model, role="cached", batch=size) | {
+                "mapped": work(given, model=model, role="mapped", batch=size)["added"],
+                "loss": work(given, model=model, role="loss", batch=size)["added"],
+                "whole": work(given, model=model, role="whole", batch=size, chunk=size) if at_once else None,
             }
-    print_report(job, arguments.model, rows, parts)
-    if arguments.json:
-        found = {"model": arguments.model, "job": dataclasses.asdict(job), "batches": rows, "parts": parts}
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print_report(given, rows, parts)
+    if given.json:
+        found = {"settings": vars(given) | {"json": None}, "batches": rows, "parts": parts}
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

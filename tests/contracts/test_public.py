@@ -30,6 +30,7 @@ COMMANDS = (
     "caption",
     "embed",
     "zeroshot",
+    "finetune",
     "probe",
     "report",
 )

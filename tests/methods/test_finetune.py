@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from tests.checkpoints import save_checkpoint
+
 from thoraclip.data.splits import split_fractions
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError, ThoraclipError, TrainingError
-from thoraclip.methods import finetune
+from thoraclip.methods import pairs
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.running import run_method
 from thoraclip.models.adapter import read_note
@@ -213,8 +213,8 @@ def test_the_best_adapter_is_kept_and_waiting_has_an_end(model: str, split_manif
     (chosen,) = details["chosen"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     checks = {row["step"]: row["val_macro_f1"] for row in rows if "val_macro_f1" in row}
-    assert chosen["best_step"] == min(step for step, value in checks.items() if value == max(checks.values()))
-    assert chosen["steps"] == chosen["best_step"] + 2 < 100
+    assert chosen["step"] == min(step for step, value in checks.items() if value == max(checks.values()))
+    assert chosen["steps"] == chosen["step"] + 2 < 100
     assert chosen["validation"]["val_macro_f1"] == max(checks.values())
 
 
@@ -222,7 +222,7 @@ def test_selection_by_a_probe_and_by_nothing(model: str, split_manifest: Manifes
     _, details = run_method("finetune", config_of(model, select="probe", steps=2), split_manifest, tmp_path / "probe")
     assert 0 <= details["chosen"][0]["validation"]["val_probe_macro_f1"] <= 1
     _, details = run_method("finetune", config_of(model, select="last"), split_manifest, tmp_path / "last")
-    assert details["chosen"][0]["best_step"] == 8
+    assert details["chosen"][0]["step"] == 8
     assert files(tmp_path / "last" / "last")["adapter_model.safetensors"] == files(tmp_path / "last" / "adapter")["adapter_model.safetensors"]  # fmt: skip
 
 
@@ -283,9 +283,9 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
 ) -> None:
     captions = write_some_captions(tmp_path / "c.parquet", split_manifest)
     seen: list[tuple[str, ...]] = []
-    original = finetune.CaptionTexts.of
+    original = pairs.CaptionTexts.of
     monkeypatch.setattr(
-        finetune.CaptionTexts, "of", lambda rows, texts: seen.append(tuple(texts)) or original(rows, texts)
+        pairs.CaptionTexts, "of", lambda rows, texts: seen.append(tuple(texts)) or original(rows, texts)
     )
     config = config_of(model, captions=captions, append_label=True, steps=2)
     run_method("finetune", config, split_manifest, tmp_path / "run")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
 from tests.checkpoints import save_checkpoint
 from tests.conftest import write_class_folder
+from torch import Tensor, nn
+
 from thoraclip.data.batches import pixel_cache
 from thoraclip.data.index import index
 from thoraclip.labels import load_prompts
@@ -111,7 +111,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=LOSSES)
 def contrast(work: Path, request: pytest.FixtureRequest) -> Iterator[Contrast]:
-    yield make_contrast(work, loss=request.param)
+    return make_contrast(work, loss=request.param)
 
 
 @pytest.mark.parametrize("chunk", [24, 12, 8, 5, 1])

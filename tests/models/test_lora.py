@@ -282,7 +282,7 @@ def test_nothing_changes_before_the_first_step(family: str, checkpoints: dict[st
 
 def test_the_losss_numbers_start_where_the_model_has_them(checkpoints: dict[str, Path]) -> None:
     for family in FAMILIES:
-        model = load(checkpoints[family]).model
+        model = load(checkpoints[family]).model.requires_grad_(False)
         tuned = tune(checkpoints[family])
         assert float(tuned.log_scale.detach()) == float(model.logit_scale)
         assert float(tuned.bias) == (float(model.logit_bias) if hasattr(model, "logit_bias") else 0.0)
@@ -437,7 +437,6 @@ import sys
 from pathlib import Path
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import LoraSettings, add_lora
-encoder = load_dual_encoder(sys.argv[1], precision="fp32", device="cpu")
 for name in ("few", "many"):
     names = ("q_proj", "v_proj") if name == "few" else ("q_proj", "k_proj", "v_proj", "fc1", "fc2")
     tuned = add_lora(load_dual_encoder(sys.argv[1], precision="fp32", device="cpu"), LoraSettings(target_modules=names), seed=1)

@@ -12,7 +12,6 @@ from PIL import Image
 from thoraclip.data import batches
 from thoraclip.data.index import index
 from thoraclip.errors import ConfigError, InputError, ThoraclipError
-from thoraclip.methods import METHODS
 from thoraclip.study import plan_study, read_study, run_study
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
@@ -166,7 +165,7 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
 
 def test_a_bare_folder_is_indexed_split_and_run(class_folder: Path, tmp_path: Path) -> None:
     config, methods = read_study(class_folder, {"folds": 2, "resamples": 100})
-    assert {m.kind for m in methods} == set(METHODS)
+    assert {m.kind for m in methods} == {"zeroshot", "probe"}, "what trains for long is asked for"
     run_study(config, methods, tmp_path / "out")
     manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
     assert set(manifest.column("fold")) == {0, 1}

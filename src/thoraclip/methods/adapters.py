@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from thoraclip.errors import InputError, LeakError
 from thoraclip.methods.embed import EncoderConfig
-from thoraclip.methods.running import Part
+from thoraclip.methods.running import Part, require_folds
 from thoraclip.models.adapter import adapter_folders, read_note
 from thoraclip.tables.manifest import Manifest
 
@@ -46,10 +46,12 @@ def by_adapter(config: C, manifest: Manifest) -> Iterator[tuple[C, Rows]]:
 
     Raises:
         InputError: as in `with_adapter`.
+        ManifestError: `only_folds` names a fold that the manifest does not have.
         LeakError: an adapter was trained on a row that will be judged.
     """
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     known = sorted(set(folds[folds >= 0].tolist()))
+    require_folds(config.only_folds, known)
     wanted = [f for f in known if not config.only_folds or f in config.only_folds]
     if config.adapter and None not in adapter_folders(Path(config.adapter)):
         pairs = [(with_adapter(config, fold), np.flatnonzero(folds == fold)) for fold in wanted or [None]]

@@ -30,7 +30,7 @@ from thoraclip.runs import (
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
-__all__ = ["Context", "Part", "is_done", "parts", "predictions_of", "run_method"]
+__all__ = ["Context", "Part", "is_done", "parts", "predictions_of", "require_folds", "run_method"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -90,9 +90,7 @@ def parts(
     rounds: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
     if (folds >= 0).any():
         known_folds = sorted(set(folds[folds >= 0].tolist()))
-        missing = sorted(set(only) - set(known_folds))
-        if missing:
-            raise ManifestError(f"manifest: no fold {missing[0]}, which only_folds names; its folds are {known_folds}")
+        require_folds(only, known_folds)
         for fold in only or known_folds:
             rounds.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
     else:
@@ -113,6 +111,13 @@ def parts(
                     where = "" if fold is None else f" of fold {fold}"
                     raise ManifestError(f"class '{label}' has no {name} image{where}; add images or split again")
         yield Part(fold, np.flatnonzero(train), np.flatnonzero(val), np.flatnonzero(test))
+
+
+def require_folds(only: Sequence[int], known: Sequence[int]) -> None:
+    """Raise ManifestError unless the manifest has every fold of `only`."""
+    missing = sorted(set(only) - set(known))
+    if missing:
+        raise ManifestError(f"manifest: no fold {missing[0]}, which only_folds names; its folds are {list(known)}")
 
 
 def predictions_of(manifest: Manifest, labels: LabelSet, rows: Rows, scores: npt.NDArray[np.float64]) -> Predictions:

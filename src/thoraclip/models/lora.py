@@ -116,10 +116,17 @@ class TunableEncoder:
         self.vision_key.clear()
         self.text_key.clear()
 
-    def clamp_scale(self, highest: float) -> None:
-        """Bring a trained logit scale down to `highest`."""
-        if self.log_scale.requires_grad:
-            self.log_scale.data.clamp_(max=math.log(highest))
+    def clamp_scale(self, highest: float) -> float:
+        """Bring a trained logit scale down to `highest`; returns what it is then."""
+        with torch.no_grad():
+            if self.log_scale.requires_grad:
+                self.log_scale.clamp_(max=math.log(highest))
+            return float(self.log_scale.exp())
+
+    def centre_bias(self, mean_cosine: float) -> None:
+        """Set the logit bias so that the mean logit is zero."""
+        with torch.no_grad():
+            self.bias.copy_(-self.log_scale.exp() * mean_cosine)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of every trainable tensor, on the CPU."""

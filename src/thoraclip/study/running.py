@@ -267,6 +267,6 @@ def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[M
         {"name": "zero-shot, reference prompts", "kind": "zeroshot", "prompts": "reference"},
         {"name": "linear probe, L-BFGS", "kind": "probe"},
         {"name": "linear probe, reference recipe", "kind": "probe", "solver": "adamw"},
-        {"name": "LoRA, UniCL, zero-shot", "kind": "finetune", "then": "probe", "epochs": 3, "batch_size": 128},
+        {"name": "LoRA, UniCL, zero-shot", "kind": "finetune", "then": "probe", "epochs": 3, "batch_size": 32},
     ]
     return config, build_entries(config, entries, {}, "demo")
