@@ -8,7 +8,8 @@ once; it runs in turn with the cached step, and the ratio is the median over the
 more often, each of which is encoded once; with `--captions 0` none is repeated, and the ratio is that of the cache.
 
 The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in it; so
-memory is measured a second time with tensors from 64 KiB mapped one by one (glibc only), where the peak is what is in use.
+memory is measured a second time with tensors from 64 KiB mapped one by one (glibc only), where the peak is what is in use;
+and with as many captions as images, since a last chunk of few captions would make a larger batch look smaller.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Memory:
         """MiB: the peak, and what it added to the beginning; NaN where loading took more, which hides it."""
         peak = self._peak()
         hidden = peak <= self._earlier and self._earlier > self._before + MIB
-        return {"peak": peak / MIB, "added": np.nan if hidden else (peak - self._before) / MIB}
+        return {"peak": peak / MIB, "added": np.nan if hidden else max(0, peak - self._before) / MIB}
 
 
 def write_vit_b_32(given: argparse.Namespace) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
     return peak | {
         "texts": texts, "seconds": cached, "plain_seconds": once, "ratio": ratio * given.chunk / given.batch,
         "augmentation": float(np.median([seconds(change, device) for _ in range(given.steps)])),
-        "logits": 4 * given.batch**2 / MIB, "representations": 4 * (given.batch + texts) * width / MIB,
+        "logits": 4 * given.batch**2 / MIB, "representations": 2 * 4 * given.batch * width / MIB,
         "pictures": contrast.greys.nbytes / MIB,
     }  # fmt: skip
 
@@ -281,9 +282,9 @@ def print_report(given: argparse.Namespace, rows: dict[int, dict[str, Any]], par
         "time an image, cached / plain": [f"{row['ratio']:.2f}" for row in rows.values()],
         "augmentation's share of the step": [f"{row['augmentation'] / row['seconds']:.3f}" for row in rows.values()],
         "peak memory; added by training": [f"{row['peak']:,.0f}; {row['added']:,.0f}" for row in rows.values()],
-        "added, in use": [f"{row['mapped']:,.0f}" for row in rows.values()],
+        "in use, a caption an image: added": [f"{row['mapped']:,.0f}" for row in rows.values()],
         "one matrix of logits, computed": [f"{row['logits']:,.1f}" for row in rows.values()],
-        "the loss alone, measured": [f"{row['loss']:,.1f}" for row in rows.values()],
+        "of it the loss alone, measured": [f"{row['loss']:,.1f}" for row in rows.values()],
         "stored representations, computed": [f"{row['representations']:,.1f}" for row in rows.values()],
         "pictures of the batch, computed": [f"{row['pictures']:,.1f}" for row in rows.values()],
         "in use, less one matrix and representations": [f"{r:,.0f}, {r / rest[0]:.2f} x" for r in rest],
@@ -335,8 +336,8 @@ def main() -> None:
         for size in sizes:
             at_once = given.chunk < size <= given.naive_up_to
             rows[size] = work(given, model=model, role="cached", batch=size) | {
-                "mapped": work(given, model=model, role="mapped", batch=size)["added"],
-                "loss": work(given, model=model, role="loss", batch=size)["added"],
+                "mapped": work(given, model=model, role="mapped", batch=size, captions=0)["added"],
+                "loss": work(given, model=model, role="loss", batch=size, captions=0)["added"],
                 "whole": work(given, model=model, role="whole", batch=size, chunk=size) if at_once else None,
             }
     print_report(given, rows, parts)

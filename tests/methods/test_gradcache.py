@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from thoraclip.data.batches import pixel_cache
 from thoraclip.data.index import index
 from thoraclip.labels import load_prompts
+from thoraclip.methods import losses
 from thoraclip.methods.contrast import Contrast
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.pairs import CaptionTexts, PromptTexts
 from thoraclip.methods.processes import ProcessGroup
 from thoraclip.methods.training import Batch
+from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models.dropout import KeyedDropout
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
@@ -31,7 +33,9 @@ BATCH = 24
 LOSSES = ("infonce", "unicl", "siglip", "prompt_ce")
 
 
-def make_contrast(folder: Path, *, loss: str, family: str = "vision-text-dual-encoder", **settings: Any) -> Contrast:
+def make_contrast(
+    folder: Path, *, loss: str, family: str = "vision-text-dual-encoder", captions: bool = True, **settings: Any
+) -> Contrast:
     """A step on 24 pictures of three classes; the text tower is BERT with its own dropout of 0.1."""
     if not (folder / "images").exists():
         write_class_folder(folder / "images")
@@ -57,8 +61,8 @@ def make_contrast(folder: Path, *, loss: str, family: str = "vision-text-dual-en
         if "lora_B" in name:
             parameter.data.normal_(std=0.05, generator=generator)
     prompts = load_prompts("reference" if loss == "prompt_ce" else "chest-xray-ensemble")
-    texts: CaptionTexts | PromptTexts = PromptTexts.of([prompts.for_class(n) for n in labels.names], targets, seed=0)
-    if loss != "prompt_ce":  # five captions for 24 images
+    texts: CaptionTexts | PromptTexts = PromptTexts.of([prompts.for_class(n) for n in labels.names])
+    if captions and loss != "prompt_ce":  # five captions for 24 images
         rows = list(range(len(manifest)))
         texts = CaptionTexts.of(rows, [f"a chest X-ray, number {row % 5}" for row in rows])
     greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").pixels
@@ -85,11 +89,12 @@ def plain(contrast: Contrast, batch: Batch) -> float:
     """One forward pass of everything, every caption as often as it stands in the batch, one backward pass."""
     everything = torch.arange(BATCH)
     image = contrast._images_of(batch)(everything)
-    numbers = (
-        np.arange(len(contrast.texts.texts)) if contrast.config.loss == "prompt_ce" else contrast.texts.draw(batch)
-    )
+    if isinstance(contrast.texts, PromptTexts):
+        numbers, inverse = contrast.texts_of(batch)
+    else:
+        numbers, inverse = contrast.texts.draw(batch), np.arange(BATCH)
     text = contrast._texts_of(batch, numbers)(torch.arange(len(numbers)))
-    loss = contrast._loss_of(batch, np.arange(len(numbers)))(image, text)
+    loss = contrast._loss_of(batch, inverse)(image, text)
     loss.backward()
     return float(loss.detach())
 
@@ -129,6 +134,27 @@ def test_the_chunk_never_changes_the_gradient(contrast: Contrast, chunk: int) ->
 def test_nor_in_another_family(work: Path, family: str) -> None:
     contrast = make_contrast(work, loss="unicl", family=family, class_weight="balanced")
     assert difference(gradients(with_chunk(contrast, 5), cached)[1], gradients(contrast, plain)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("loss", ["infonce", "unicl", "siglip"])
+def test_nor_without_captions(work: Path, loss: str) -> None:
+    contrast = make_contrast(work, loss=loss, captions=False)
+    _, expected = gradients(contrast, plain)
+    assert difference(gradients(with_chunk(contrast, 5), cached)[1], expected) < 1e-5
+
+
+def test_without_captions_the_text_is_the_vector_that_scores(work: Path) -> None:
+    contrast = make_contrast(work, loss="unicl", captions=False)
+    seen: list[Tensor] = []
+    batch = Batch(0, np.arange(BATCH), np.arange(BATCH))
+    numbers, inverse = contrast.texts_of(batch)
+    with torch.no_grad():
+        text = contrast._texts_of(batch, numbers)(torch.arange(len(numbers)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "unicl", lambda image, pairs, *_, **__: seen.append(pairs) or pairs.sum())
+        contrast._loss_of(batch, inverse)(text, text)
+    vectors = class_vectors([text[torch.tensor(contrast.texts.classes) == c].numpy() for c in range(3)])  # type: ignore[union-attr]
+    np.testing.assert_allclose(seen[0].numpy(), vectors[contrast.targets], atol=1e-6)
 
 
 def test_nor_with_gradient_checkpointing(work: Path) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -359,18 +358,6 @@ class TestTrackers:
         assert run(self.tracked(work, out, "tensorboard")) == 0, "the tracker's folder is there already"
         assert (out / "predictions.parquet").read_bytes() == scores
         assert len(list((out / "thoraclip").glob("events.out.tfevents.*"))) >= 1
-
-    @pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed; pip install 'thoraclip[track]'")
-    def test_mlflow(self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-        monkeypatch.chdir(tmp_path)
-        for out in ("one", "two"):  # the first run was ended, or the second one could not begin
-            assert run(self.tracked(work, tmp_path / out, "mlflow")) == 0
-        import mlflow
-
-        runs = mlflow.search_runs(experiment_names=["thoraclip"])
-        assert len(runs) == 2
-        assert "metrics.fold-0/loss" in runs.columns
 
     def test_one_that_cannot_begin(
         self, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

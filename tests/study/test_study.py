@@ -210,10 +210,11 @@ def test_the_resolved_config_is_a_study_file(study_file: Path, tmp_path: Path) -
 
 
 def test_results_do_not_depend_on_the_order_of_the_rows(manifest: Manifest, tmp_path: Path) -> None:
+    from thoraclip.methods.probe import Config as ProbeConfig
     from thoraclip.methods.running import run_method
 
     order = np.random.default_rng(0).permutation(len(manifest))
-    config = METHODS["probe"].config_type(precision="fp32")
+    config = ProbeConfig(precision="fp32")
     first, _ = run_method("probe", config, manifest, tmp_path / "a")
     second, _ = run_method("probe", config, manifest.take(order), tmp_path / "b")
     scores = dict(zip(second.image_id, second.scores, strict=True))

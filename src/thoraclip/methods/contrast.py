@@ -66,10 +66,7 @@ class Contrast:
         Returns:
             The loss; where it is not finite, there are no gradients.
         """
-        if self.config.loss == "prompt_ce":
-            numbers = inverse = np.arange(len(self.texts.texts))
-        else:
-            numbers, inverse = np.unique(self.texts.draw(batch), return_inverse=True)
+        numbers, inverse = self.texts_of(batch)
         vision = Tower(len(batch.rows), self._images_of(batch))
         text = Tower(len(numbers), self._texts_of(batch, numbers))
         value = cached_backward(
@@ -78,6 +75,13 @@ class Contrast:
         self.group.combine(self.tuned.encoder_parameters.values(), self.tuned.loss_parameters.values())
         self.tuned.clear_masks()
         return float(value)
+
+    def texts_of(self, batch: Batch) -> tuple[Rows, Rows]:
+        """(i64[U] the different texts that the batch needs, i64[B] which of them, or of the classes, each image has)."""
+        if isinstance(self.texts, PromptTexts):
+            return np.arange(len(self.texts.texts)), self.targets[batch.rows]
+        numbers, inverse = np.unique(self.texts.draw(batch), return_inverse=True)
+        return numbers, inverse
 
     def _images_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         """Rows of the batch -> unit vectors; this process's pictures are read and augmented once."""
@@ -121,10 +125,11 @@ class Contrast:
 
         def loss(image: Tensor, text: Tensor) -> Tensor:
             scale = self.tuned.log_scale.exp()
-            if name == "prompt_ce":
-                assert isinstance(self.texts, PromptTexts)
+            if isinstance(self.texts, PromptTexts):
                 classes = torch.from_numpy(self.texts.classes).to(device)
-                return losses.prompt_cross_entropy(image, text, scale, target, classes, weight=weight)
+                if name == "prompt_ce":
+                    return losses.prompt_cross_entropy(image, text, scale, target, classes, weight=weight)
+                text = losses.class_means(text, classes)
             pairs = text[which]
             if name == "infonce":
                 return losses.infonce(image, pairs, scale, weight=weight)

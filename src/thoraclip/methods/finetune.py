@@ -44,7 +44,7 @@ class Config(ModelConfig, LoraSettings, Augmentation):
     """What one fine-tuning needs."""
 
     captions: str = ""
-    """Caption file, see thoraclip caption; empty: each image gets one of its class's prompts, another one in every step."""
+    """Caption file, see thoraclip caption; empty: the text of an image is the mean vector of its class's prompts."""
     append_label: bool = False
     """Append the class name to the captions of the training images, as the reference study did."""
     prompts: str = "chest-xray-ensemble"

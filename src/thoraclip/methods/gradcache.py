@@ -84,31 +84,32 @@ def cached_backward(
     if not bool(torch.isfinite(value)):
         return value.detach()
     value.backward()  # type: ignore[no-untyped-call]
-    for tower, first, representation in zip(towers, passes, whole, strict=True):
-        if representation.grad is None or first.last is None or not first.last.requires_grad:
-            continue  # the loss does not use this tower, or nothing in it is trained
-        _back(first.last, first.last_rows, representation.grad)
-        first.last = None  # its memory is needed for the next chunk
-        for rows in first.earlier_rows:
-            _back(tower.encode(rows), rows, representation.grad)
+    gradients = [representation.grad for representation in whole]
+    for first, gradient in zip(passes, gradients, strict=True):
+        first.trained = _back(first.last, first.last_rows, gradient)
+        first.last = None  # the graphs of all towers go before any chunk is encoded again: the memory is a plain step's
+    for tower, first, gradient in zip(towers, passes, gradients, strict=True):
+        for rows in first.earlier_rows if first.trained else ():
+            _back(tower.encode(rows), rows, gradient)
     return value.detach()
 
 
 @dataclass
 class _FirstPass:
-    """What one tower leaves behind: everything without gradient, and the last chunk's graph, which costs no more memory
-    than the chunk that would come next and need not be encoded again.
+    """What one tower leaves behind: everything without gradient, and the last chunk's graph, which need not be made again.
 
     Args:
         representations: f32[b, P] of this process's share, padding included, without gradient.
         last: f32[b', P] with gradient.
         last_rows, earlier_rows: the rows behind them, without padding.
+        trained: False where nothing in the tower has a gradient, so that no chunk need be encoded again.
     """
 
     representations: Tensor
     last: Tensor | None
     last_rows: Tensor
     earlier_rows: list[Tensor]
+    trained: bool = True
 
 
 def _first_pass(tower: Tower, rows: Tensor, real: int, chunk_size: int) -> _FirstPass:
@@ -125,10 +126,14 @@ def _first_pass(tower: Tower, rows: Tensor, real: int, chunk_size: int) -> _Firs
     )
 
 
-def _back(representation: Tensor | None, rows: Tensor, gradient: Tensor) -> None:
-    if representation is not None and len(rows):
+def _back(representation: Tensor | None, rows: Tensor, gradient: Tensor | None) -> bool:
+    """Go back from some rows; False where there is no way: the loss does not use them, or nothing behind is trained."""
+    if representation is None or gradient is None or not representation.requires_grad:
+        return False
+    if len(rows):
         own = gradient[rows.to(gradient.device)]
         (representation[: len(rows)] * own).sum().backward()  # type: ignore[no-untyped-call]
+    return True
 
 
 def _chunks(rows: Tensor, chunk_size: int) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
-__all__ = ["LOSSES", "infonce", "prompt_cross_entropy", "siglip", "unicl"]
+__all__ = ["LOSSES", "class_means", "infonce", "prompt_cross_entropy", "siglip", "unicl"]
 
 LOSSES = ("unicl", "infonce", "siglip", "prompt_ce")
 
@@ -97,11 +97,16 @@ def prompt_cross_entropy(
     Returns:
         Scalar loss in nats.
     """
-    count = int(classes.max()) + 1
-    member = torch.nn.functional.one_hot(classes, count).T.to(prompt.dtype)
-    means = member @ prompt / member.sum(dim=1, keepdim=True)
-    vectors = means / means.norm(dim=1, keepdim=True)
+    vectors = class_means(prompt, classes)
     return _mean(cross_entropy(scale * image @ vectors.T, target, reduction="none"), weight)
+
+
+def class_means(prompt: Tensor, classes: Tensor) -> Tensor:
+    """Unit vectors f32[K, P] and their classes i64[K] -> f32[C, P], the unit vector of each class's mean."""
+    member = torch.nn.functional.one_hot(classes, int(classes.max()) + 1).T.to(prompt.dtype)
+    means = member @ prompt / member.sum(dim=1, keepdim=True)
+    vectors: Tensor = means / means.norm(dim=1, keepdim=True)
+    return vectors
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

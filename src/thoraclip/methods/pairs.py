@@ -1,4 +1,4 @@
-"""Which text stands beside an image in a training step: its caption, or one of its class's prompts."""
+"""Which text stands beside an image in a training step: its caption, or its class's prompts."""
 
 from __future__ import annotations
 
@@ -41,34 +41,24 @@ class CaptionTexts:
 
 @dataclass(frozen=True)
 class PromptTexts:
-    """Every image gets one of its class's prompts, another one in every step.
+    """The images of a class share one vector, the mean of its prompts' as in scoring.
+
+    Not one prompt at random: then the loss is first lowered by making all prompts alike, the classes' included, and stays
+    there.
 
     Args:
-        texts: the prompts of all classes, one class after the other.
+        texts: U prompts, one class after the other.
         classes: i64[U], the class of each prompt.
-        targets: i64[N], the class of every row of the manifest.
-        seed: of the draw, a function of (seed, step, sample).
     """
 
     texts: tuple[str, ...]
     classes: Numbers
-    targets: Numbers
-    seed: int
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[str]], targets: Numbers, seed: int) -> PromptTexts:
+    def of(cls, prompts: Sequence[Sequence[str]]) -> PromptTexts:
         """From the prompts of each class."""
         classes = np.repeat(np.arange(len(prompts)), [len(p) for p in prompts])
-        return cls(tuple(text for p in prompts for text in p), classes, targets, seed)
-
-    def draw(self, batch: Batch) -> Numbers:
-        """i64[B]: the number of each image's text."""
-        numbers = []
-        for row, sample in zip(batch.rows.tolist(), batch.samples.tolist(), strict=True):
-            own = np.flatnonzero(self.classes == self.targets[row])
-            rng = np.random.Philox(key=[self.seed, batch.step], counter=[0, 0, 2, sample])
-            numbers.append(own[int(rng.random_raw()) % len(own)])
-        return np.array(numbers, dtype=np.int64)
+        return cls(tuple(text for p in prompts for text in p), classes)
 
 
 PairTexts = CaptionTexts | PromptTexts

@@ -125,7 +125,7 @@ class Round:
     def _texts(self) -> PairTexts:
         manifest, rows = self.context.manifest, self.part.train
         if not self.config.captions:
-            return PromptTexts.of(self.prompts, self.targets, self.config.seed)
+            return PromptTexts.of(self.prompts)
         captions = read_captions(Path(self.config.captions))
         texts = captions.texts_for(manifest, rows)
         if self.config.append_label:
