@@ -200,7 +200,7 @@ def measure_loss(given: argparse.Namespace) -> dict[str, Any]:
 
     def loss_of(size: int) -> Callable[[], None]:
         some = Batch(0, batch.rows[:size], batch.samples[:size])
-        numbers, inverse = np.unique(contrast.texts.draw(some), return_inverse=True)
+        numbers, inverse = contrast.texts_of(some)
         image, text = (torch.randn(n, width, device=device, requires_grad=True) for n in (size, len(numbers)))
         return lambda: contrast._loss_of(some, inverse)(image, text).backward()
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 import typer
 
 from thoraclip.cli import data, judgement, methods, start
-from thoraclip.errors import ConfigError, MissingExtraError, ThoraclipError
-from thoraclip.methods import METHODS
-from thoraclip.runs import is_main_process, process_count
+from thoraclip.errors import MissingExtraError, ThoraclipError
+from thoraclip.methods import require_shared_work
+from thoraclip.runs import is_main_process
 
 __all__ = ["app", "main"]
 
@@ -52,13 +52,8 @@ def _root(
 
         typer.echo(f"thoraclip {installed('thoraclip')}")
         raise typer.Exit
-    command, processes = context.invoked_subcommand, process_count()
-    if command and processes > 1 and not (command in METHODS and METHODS[command].is_parallel):
-        shared = ", ".join(kind for kind, method in METHODS.items() if method.is_parallel)
-        raise ConfigError(
-            f"{command} runs in one process, and {processes} were started; only {shared} shares its work: start it "
-            "without a launcher"
-        )
+    if context.invoked_subcommand:
+        require_shared_work(context.invoked_subcommand)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,7 +27,7 @@ def demo(
     images: Annotated[int, typer.Option(min=60, help="Phantoms to draw.")] = 900,
     seed: Annotated[int, typer.Option(help="Of the phantoms.")] = 0,
 ) -> None:
-    """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot and with probes, judge, show the page."""
+    """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, show the page."""
     from thoraclip.data.phantom import PhantomConfig, write_phantoms
     from thoraclip.study import demo_study, run_study
 

@@ -185,7 +185,7 @@ def training_figure(rows: Sequence[Entry], *, best_step: int) -> str:
         below.axvline(
             best_step, color=_COLOURS[1], linewidth=1, linestyle=(0, (1.5, 1.5)), label=f"kept: step {best_step}"
         )
-        below.set(xlabel="optimizer step", ylabel="validation macro F1 (%)", ylim=(0, 102))
+        below.set(xlabel="optimizer step", ylabel="validation F1 (%)", ylim=(0, 102))
         below.legend(loc="lower right", fontsize=7.5, frameon=False)
         for axes in (above, below):
             axes.grid(color=_LINE, linewidth=0.5)

@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.runs import process_count
 
-__all__ = ["METHODS", "Method", "find_method"]
+__all__ = ["METHODS", "Method", "find_method", "require_shared_work"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,17 @@ def find_method(kind: str) -> Method:
     if kind not in METHODS:
         raise ConfigError(f"unknown method '{kind}'{did_you_mean(kind, METHODS)}")
     return METHODS[kind]
+
+
+def require_shared_work(what: str) -> None:
+    """Raise ConfigError where several processes were started for work that one does alone.
+
+    Args:
+        what: a method's kind, or the name of any other work.
+    """
+    if process_count() > 1 and not (what in METHODS and METHODS[what].is_parallel):
+        shared = ", ".join(kind for kind, method in METHODS.items() if method.is_parallel)
+        raise ConfigError(
+            f"{what} runs in one process, and {process_count()} were started; only {shared} shares its work: start it "
+            "without a launcher"
+        )

@@ -58,11 +58,10 @@ def by_adapter(config: C, manifest: Manifest) -> Iterator[tuple[C, Rows]]:
     else:
         rows = np.flatnonzero(np.isin(folds, wanted)) if config.only_folds else np.arange(len(manifest))
         pairs = [(with_adapter(config, None), rows)]
+    named = manifest.parts()
+    judged = np.array([part not in (None, "train", "val") for part in named]) | (not any(named))  # as in a report
     for chosen, rows in pairs:
-        split = np.array([s or "" for s in manifest.column("split")])[rows]
-        refuse_trained_on(
-            chosen, manifest, rows[(split == "test") | (folds[rows] >= 0)] if known or split.any() else rows
-        )
+        refuse_trained_on(chosen, manifest, rows[judged[rows]])
         yield chosen, rows
 
 
@@ -72,12 +71,12 @@ def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Rows) -> 
     Pictures that stand more than once in the manifest are passed over: where they are on both sides of its own split, the
     split leaks and not the adapter, and the study and `check` say so.
     """
-    used, chosen = _used(config)
-    if not used and not chosen:
+    seen_before = set().union(*_used(config))
+    if not seen_before:
         return
     names, contents = manifest.column("image_id"), manifest.column("sha256")
-    single = {content for content, count in Counter(contents).items() if count == 1}
-    seen = [row for row in rows.tolist() if contents[row] in single and contents[row] in used | chosen]
+    single = {content for content, count in Counter(contents).items() if count == 1 and content in seen_before}
+    seen = [row for row in rows.tolist() if contents[row] in single]
     if seen:
         raise LeakError(
             f"adapter '{config.adapter}': was trained or chosen on {len(seen)} of the {len(rows)} images to be judged, first "

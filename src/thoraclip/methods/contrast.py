@@ -17,7 +17,7 @@ from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.pairs import PairTexts, PromptTexts
 from thoraclip.methods.processes import ProcessGroup
 from thoraclip.methods.training import Batch
-from thoraclip.methods.zeroshot import class_vectors
+from thoraclip.methods.zeroshot import class_vectors, macro_f1
 from thoraclip.models.augment import augment
 from thoraclip.models.heads import fit_lbfgs
 from thoraclip.models.lora import TunableEncoder
@@ -172,10 +172,3 @@ class Contrast:
             for part in zip(*made, strict=True)
         )
         return pooled, projected
-
-
-def macro_f1(target: Rows, predicted: Rows, classes: int) -> float:
-    """Mean F1 over all classes; a class that is never predicted counts 0."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(target, predicted, labels=range(classes), average="macro", zero_division=0))

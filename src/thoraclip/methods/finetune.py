@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,13 +23,13 @@ from thoraclip.labels import load_prompts
 from thoraclip.methods import losses
 from thoraclip.methods.embed import EncoderConfig, ModelConfig
 from thoraclip.methods.processes import ProcessGroup, require_trackers
-from thoraclip.methods.running import Context, parts, predictions_of
+from thoraclip.methods.running import Context, parts, pooled_predictions
 from thoraclip.methods.training import SAMPLINGS, Checkpoint, learning_rate_at, require_positive, stop_requests
 from thoraclip.methods.tuning import Round, optimizer_of
-from thoraclip.methods.zeroshot import score_images
+from thoraclip.methods.zeroshot import prompts_digest, score_images
 from thoraclip.models.augment import Augmentation
 from thoraclip.models.lora import LoraSettings
-from thoraclip.runs import digest, file_sha256
+from thoraclip.runs import file_sha256
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Config", "run"]
@@ -128,8 +127,7 @@ class Config(ModelConfig, LoraSettings, Augmentation):
 
     def inputs(self) -> dict[str, str]:
         """Model, prompts and captions as they are now."""
-        prompts = load_prompts(self.prompts)
-        read = {"prompts": digest([prompts.templates, dict(prompts.classes), dict(prompts.prompts)])}
+        read = {"prompts": prompts_digest(self.prompts)}
         if self.captions and Path(self.captions).is_file():
             read["captions"] = file_sha256(Path(self.captions))
         return super().inputs() | read
@@ -171,8 +169,7 @@ def _run(
         group.wait()  # a mistake in the next fold then meets all at once, not the first one in the midst of scoring
     if not group.is_main:
         return None
-    order = np.argsort(np.concatenate(rows), kind="stable")
-    predictions = predictions_of(manifest, labels, np.concatenate(rows)[order], np.concatenate(scores)[order])
+    predictions = pooled_predictions(manifest, labels, rows, scores)
     return predictions, {"chosen": chosen, "prompt_set": prompts.name}, metrics
 
 

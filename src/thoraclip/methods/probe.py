@@ -16,7 +16,7 @@ from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.embed import EncoderConfig, cached_embeddings
-from thoraclip.methods.running import Context, Part, parts, predictions_of
+from thoraclip.methods.running import Context, Part, parts, pooled_predictions
 from thoraclip.models.heads import LinearHead, fit_adamw, fit_lbfgs, log_loss, write_head
 from thoraclip.tables.predictions import Predictions
 
@@ -93,8 +93,7 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
         )
         rows.append(part.test)
         scores.append(head.predict(features[part.test]))
-    order = np.argsort(np.concatenate(rows), kind="stable")
-    predictions = predictions_of(manifest, labels, np.concatenate(rows)[order], np.concatenate(scores)[order])
+    predictions = pooled_predictions(manifest, labels, rows, scores)
     return (
         predictions,
         {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])},

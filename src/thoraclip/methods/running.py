@@ -14,23 +14,14 @@ import numpy.typing as npt
 
 from thoraclip.config import config_toml
 from thoraclip.data.splits import hold_out, independent_groups
-from thoraclip.errors import ConfigError, ManifestError
+from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet
-from thoraclip.methods import find_method
-from thoraclip.runs import (
-    Progress,
-    RunFolder,
-    digest,
-    is_main_process,
-    process_count,
-    provenance,
-    sweep,
-    write_json,
-)  # fmt: skip
+from thoraclip.methods import find_method, require_shared_work
+from thoraclip.runs import Progress, RunFolder, digest, is_main_process, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
-__all__ = ["Context", "Part", "is_done", "parts", "predictions_of", "require_folds", "run_method"]
+__all__ = ["Context", "Part", "is_done", "parts", "pooled_predictions", "require_folds", "run_method"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -120,17 +111,29 @@ def require_folds(only: Sequence[int], known: Sequence[int]) -> None:
         raise ManifestError(f"manifest: no fold {missing[0]}, which only_folds names; its folds are {list(known)}")
 
 
-def predictions_of(manifest: Manifest, labels: LabelSet, rows: Rows, scores: npt.NDArray[np.float64]) -> Predictions:
-    """A predictions table for some rows of a manifest; pooled folds are the test split."""
+def pooled_predictions(
+    manifest: Manifest, labels: LabelSet, rows: Sequence[Rows], scores: Sequence[npt.NDArray[np.float64]]
+) -> Predictions:
+    """A predictions table for some rows of a manifest, in its order; pooled folds are the test split.
+
+    Args:
+        manifest, labels: of the run.
+        rows: i64[R_k] of every round, disjoint.
+        scores: f64[R_k, C] of every round.
+    """
+    together = np.concatenate(rows)
+    order = np.argsort(together, kind="stable")
+    together = together[order]
 
     def pick(name: str) -> tuple[Any, ...]:
         column = manifest.column(name)
-        return tuple(column[row] for row in rows)
+        return tuple(column[row] for row in together)
 
     fold = pick("fold")
     split = tuple("test" if f is not None else s for f, s in zip(fold, pick("split"), strict=True))
     return Predictions(
-        labels=labels, image_id=pick("image_id"), target=manifest.targets(labels)[rows], scores=scores,
+        labels=labels, image_id=pick("image_id"), target=manifest.targets(labels)[together],
+        scores=np.concatenate(scores)[order],
         split=split, fold=fold, patient=pick("patient"),
     )  # fmt: skip
 
@@ -164,10 +167,7 @@ def run_method(
     Raises:
         ConfigError: several processes were started for a method that runs in one.
     """
-    if process_count() > 1 and not find_method(kind).is_parallel:
-        raise ConfigError(
-            f"{kind} runs in one process, and {process_count()} were started; start it without a launcher"
-        )
+    require_shared_work(kind)
     folder = RunFolder(out)
     facts, fingerprint = _identity(kind, config, manifest)
     if is_main_process():

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter
 from thoraclip.methods.embed import EncoderConfig, cached_embeddings, load_encoder
-from thoraclip.methods.running import Context, predictions_of
+from thoraclip.methods.running import Context, pooled_predictions
 from thoraclip.models.heads import log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["Config", "Scored", "class_vectors", "run", "score_images"]
+__all__ = ["Config", "Scored", "class_vectors", "macro_f1", "prompts_digest", "run", "score_images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,7 @@ class Config(EncoderConfig):
 
     def inputs(self) -> dict[str, str]:
         """The encoder's artefacts, and the prompts as they read."""
-        prompts = load_prompts(self.prompts)
-        return super().inputs() | {"prompts": digest([prompts.templates, dict(prompts.classes), dict(prompts.prompts)])}
+        return super().inputs() | {"prompts": prompts_digest(self.prompts)}
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,12 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
         rows.append(own)
         scores.append(scored.scores[own])
         right.append(_per_prompt(texts, scored, own))
-    order = np.argsort(np.concatenate(rows), kind="stable")
-    predictions = predictions_of(manifest, labels, np.concatenate(rows)[order], np.concatenate(scores)[order])
+    predictions = pooled_predictions(manifest, labels, rows, scores)
     details = {
         "prompt_set": prompts.name,
         "prompts": {name: list(t) for name, t in zip(labels.names, texts, strict=True)},
         "logit_scale": scored.logit_scale,
-        "per_prompt": _spread(labels, texts, np.concatenate(right)[order], predictions),
+        "per_prompt": _spread(labels, texts, np.concatenate(right)[np.argsort(np.concatenate(rows))], predictions),
     }
     judged = predictions.judged()
     return predictions, details, [{"rows": len(judged), "log_loss": log_loss(judged.scores, judged.target)}]
@@ -110,7 +108,7 @@ def _spread(
     labels: LabelSet, texts: list[tuple[str, ...]], named: npt.NDArray[np.int64], predictions: Predictions
 ) -> list[dict[str, Any]]:
     """Accuracy and macro F1 of every single prompt on the judged rows."""
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import accuracy_score
 
     position = {image: row for row, image in enumerate(predictions.image_id)}
     judged = predictions.judged()
@@ -119,9 +117,20 @@ def _spread(
         {
             "prompts": {name: t[k % len(t)] for name, t in zip(labels.names, texts, strict=True)},
             "accuracy": float(accuracy_score(judged.target, named[rows, k])),
-            "macro_f1": float(
-                f1_score(judged.target, named[rows, k], labels=range(len(labels)), average="macro", zero_division=0)
-            ),
+            "macro_f1": macro_f1(judged.target, named[rows, k], len(labels)),
         }
         for k in range(named.shape[1])
     ]
+
+
+def macro_f1(target: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> float:
+    """Mean F1 over all classes; a class that is never predicted counts 0."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(target, predicted, labels=range(classes), average="macro", zero_division=0))
+
+
+def prompts_digest(name: str) -> str:
+    """SHA-256 over a prompt set as it reads now."""
+    prompts = load_prompts(name)
+    return digest([prompts.templates, dict(prompts.classes), dict(prompts.prompts)])

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from thoraclip.errors import InputError, MismatchError, ModelError, first_line
-from thoraclip.models.checkpoint import Checkpoint, quiet
+from thoraclip.models.checkpoint import Checkpoint, quiet, weights_fingerprint
 from thoraclip.runs import write_json
 
 __all__ = ["AdapterNote", "adapter_folders", "load_adapter", "read_note", "write_note"]
@@ -67,13 +67,12 @@ def read_note(folder: Path) -> AdapterNote | None:
         raise ModelError(f"adapter '{folder}': {_NOTE} is not readable ({error!r}); train it again") from error
 
 
-def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, base: str, scale: float) -> nn.Module:
+def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, scale: float) -> nn.Module:
     """Merge a PEFT adapter into the weights.
 
     Args:
         checkpoint, network: the base.
         folder: the adapter.
-        base: fingerprint of the base's weights.
         scale: 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman et
             al. 2022, arXiv:2109.01903).
 
@@ -85,7 +84,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, ba
     from peft import PeftModel, get_peft_model_state_dict
 
     note = read_note(folder)
-    if note is not None and note.base != base:
+    if note is not None and note.base != weights_fingerprint(network):
         raise MismatchError(
             f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it was "
             f"trained on (it says: {_base_name(folder)})"

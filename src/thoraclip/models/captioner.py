@@ -14,8 +14,15 @@ from torch import Tensor
 
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import Preprocess, check_pixels
-from thoraclip.models.checkpoint import Checkpoint, find_checkpoint, load_model, load_tokenizer, read_preprocess
-from thoraclip.models.dual_encoder import best_device, expand_greys, resolve_precision, weights_fingerprint
+from thoraclip.models.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    load_model,
+    load_tokenizer,
+    read_preprocess,
+    weights_fingerprint,
+)
+from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
 
 __all__ = ["Captioner", "load_captioner"]
 
@@ -61,7 +68,7 @@ class Captioner:
         if check:
             check_pixels(pixels.cpu().numpy(), self.preprocess)
         prompt = None if self.prompt is None else self.prompt.to(self.device).repeat(len(pixels), 1)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast_of(self.precision, self.device):
             tokens = self.model.generate(
                 pixels, input_ids=prompt, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False,
                 interpolate_pos_encoding=self.preprocess.size != self.model.config.vision_config.image_size,
@@ -100,7 +107,7 @@ def load_captioner(
         raise checkpoint.error(
             f"type '{model_type}' is no captioner; name a BLIP model, such as Salesforce/blip-image-captioning-base"
         )
-    target = torch.device(device) if device else best_device()
+    target = resolve_device(device)
     resolved, spec = resolve_precision(precision, target), read_preprocess(checkpoint, geometry=geometry)
     tokenizer = load_tokenizer(checkpoint)
     begun = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None

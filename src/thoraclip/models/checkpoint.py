@@ -6,6 +6,7 @@ Only safetensors are read, and no code from a checkpoint is ever run.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ __all__ = [
     "locate",
     "quiet",
     "read_preprocess",
+    "weights_fingerprint",
 ]
 
 SHIPPED = ("tiny-clip",)
@@ -194,6 +196,15 @@ def _preprocessor_file(checkpoint: Checkpoint) -> Path:
     except OSError as error:
         raise checkpoint.error(f"preprocessor_config.json cannot be had ({first_line(error)})") from error
     return Path(str(found))
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """SHA-256 over name, shape and fp32 bytes of every weight, in order of name."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
+        hasher.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,16 +16,22 @@ from torch import Tensor, nn
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.imaging import Preprocess, check_pixels
 from thoraclip.models.adapter import load_adapter
-from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, read_preprocess
+from thoraclip.models.checkpoint import (
+    find_checkpoint,
+    load_model,
+    load_tokenizer,
+    read_preprocess,
+    weights_fingerprint,
+)
 
 __all__ = [
     "PRECISIONS",
     "DualEncoder",
-    "best_device",
+    "autocast_of",
     "expand_greys",
     "load_dual_encoder",
+    "resolve_device",
     "resolve_precision",
-    "weights_fingerprint",
 ]
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -113,9 +118,7 @@ class DualEncoder:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision as a context."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return autocast_of(self.precision, self.device)
 
     def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
@@ -208,11 +211,10 @@ def load_dual_encoder(
     model_type = str(checkpoint.config.model_type)
     if model_type not in _FAMILIES:
         raise checkpoint.error(f"type '{model_type}' is not a dual encoder{did_you_mean(model_type, _FAMILIES)}")
-    target = torch.device(device) if device else best_device()
+    target = resolve_device(device)
     network = load_model(checkpoint)
     if adapter:
-        base = weights_fingerprint(network)
-        network = load_adapter(checkpoint, network, Path(adapter), base=base, scale=adapter_scale)
+        network = load_adapter(checkpoint, network, Path(adapter), scale=adapter_scale)
     return DualEncoder(
         name=model if not adapter else f"{model} + adapter",
         model=network.float().eval().to(target),
@@ -238,17 +240,15 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "fp32"
 
 
-def best_device() -> torch.device:
-    """CUDA, then MPS, then the CPU."""
+def autocast_of(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """`fp32` or `bf16` as a context for the forward pass."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of this name; of an empty one CUDA, then MPS, then the CPU."""
+    if name:
+        return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def weights_fingerprint(network: nn.Module) -> str:
-    """SHA-256 over name, shape and fp32 bytes of every weight, in order of name."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
-        hasher.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return hasher.hexdigest()

@@ -175,7 +175,7 @@ def add_lora(
         settings: which modules, which rank.
         seed: of the initial values and of the dropout masks.
         train_scale, train_bias: whether the loss's own two numbers are trained.
-        checkpointing: recompute each layer in the backward pass: less memory, a third more time.
+        checkpointing: recompute each layer in the backward pass: less memory, more time.
 
     Raises:
         ConfigError: no module of that name in a tower that was asked for, or no projection where they are to be trained.
@@ -191,10 +191,8 @@ def add_lora(
     network = encoder.model
     start = float(network.logit_scale.detach().float())
     bias = float(network.logit_bias.detach().float()) if hasattr(network, "logit_bias") else 0.0
-    with (
-        quiet(),
-        torch.random.fork_rng(devices=[]),
-    ):  # PEFT draws from the global stream; what it draws is drawn again below
+    # PEFT draws from the global stream; what it draws is drawn again below
+    with quiet(), torch.random.fork_rng(devices=[]):
         wrapped = get_peft_model(network, config).eval()
     wrapped.peft_config["default"].base_model_name_or_path = encoder.name
     keys = {"vision_model": MaskKey(seed), "text_model": MaskKey(seed)}

@@ -13,10 +13,11 @@ from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds
-from thoraclip.errors import ConfigError, InputError, ManifestError, ThoraclipError
+from thoraclip.errors import InputError, ManifestError, ThoraclipError
 from thoraclip.judge.report import MethodResult, judge, write_report
+from thoraclip.methods import require_shared_work
 from thoraclip.methods.running import is_done, run_method
-from thoraclip.runs import Progress, canonical_json, process_count, provenance, sweep, write_json, write_text
+from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
 from thoraclip.study.settings import MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
@@ -85,10 +86,7 @@ def run_study(
     Raises:
         ThoraclipError: the images cannot be had, or every method failed (then the first one's error).
     """
-    if process_count() > 1:
-        raise ConfigError(
-            f"a study runs in one process, and {process_count()} were started; only finetune shares its work"
-        )
+    require_shared_work("a study")
     sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
     torn = _torn_pictures(manifest)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.store import read_table, write_table
+from thoraclip.tables.store import read_table, require_parquet, write_table
 
 __all__ = ["Captions", "append_label", "read_captions", "require_captions_name", "write_captions"]
 
@@ -131,8 +131,7 @@ def append_label(text: str, label: str) -> str:
 
 def require_captions_name(path: Path) -> None:
     """Raise InputError unless captions may bear this name: nothing but Parquet is overwritten with them."""
-    if path.suffix != ".parquet":
-        raise InputError(f"{path}: captions are a Parquet file; name it {path.with_suffix('.parquet').name}")
+    require_parquet(path, "captions are")
 
 
 def write_captions(path: Path, captions: Captions) -> None:

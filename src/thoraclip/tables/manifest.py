@@ -15,6 +15,7 @@ import pyarrow as pa
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.runs import digest
+from thoraclip.tables import store
 from thoraclip.tables.store import read_table, write_table
 
 __all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
@@ -194,8 +195,7 @@ class Manifest:
 
 def require_parquet(path: Path) -> None:
     """Raise InputError unless a manifest may bear this name: nothing but Parquet is overwritten with one."""
-    if path.suffix != ".parquet":
-        raise InputError(f"{path}: a manifest is a Parquet file; name it {path.with_suffix('.parquet').name}")
+    store.require_parquet(path, "a manifest is")
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -12,9 +12,20 @@ import pyarrow.parquet as pq
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.runs import atomic_open, canonical_json
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["read_table", "require_parquet", "write_table"]
 
 _KEY = b"thoraclip"
+
+
+def require_parquet(path: Path, what: str) -> None:
+    """Raise InputError unless a table may bear this name: nothing but Parquet is overwritten with one.
+
+    Args:
+        path: the file.
+        what: subject and verb of the message, such as "a manifest is".
+    """
+    if path.suffix != ".parquet":
+        raise InputError(f"{path}: {what} a Parquet file; name it {path.with_suffix('.parquet').name}")
 
 
 def write_table(
