@@ -49,7 +49,7 @@ def test_an_unknown_label_is_answered_with_the_nearest() -> None:
 
 
 def test_the_shipped_sets_are_counted() -> None:
-    assert shipped_prompt_sets() == ("chest-xray-ensemble", "descriptions", "pairs", "reference")
+    assert shipped_prompt_sets() == ("chest-xray-ensemble", "descriptions", "pairs", "reference", "view-and-class")
 
 
 @pytest.mark.parametrize("name", shipped_prompt_sets())
