@@ -18,11 +18,15 @@ from transformers import (
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
+    ResNetConfig,
+    ResNetForImageClassification,
     Siglip2Config,
     Siglip2Model,
     SiglipConfig,
     SiglipModel,
     VisionTextDualEncoderModel,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 TINY = Path(str(resources.files("thoraclip") / "models" / "assets" / "tiny-clip"))
@@ -92,8 +96,11 @@ BLIP_WORDS = (
 )
 
 
-def save_blip(folder: Path, *, seed: int = 0, silent: bool = False) -> Path:
-    """A random BLIP captioner with a WordPiece tokenizer; of a `silent` one the first word is always the end of the text."""
+def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: bool = False) -> Path:
+    """A random BLIP captioner with a WordPiece tokenizer.
+
+    Of a `silent` one the first word is always the end of the text; a `talkative` one has nothing but words.
+    """
     tokenizer = BertTokenizerFast(
         {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *BLIP_WORDS))},
         bos_token="[DEC]",
@@ -106,8 +113,11 @@ def save_blip(folder: Path, *, seed: int = 0, silent: bool = False) -> Path:
     vision = {**_VISION, "image_size": SIDE, "initializer_range": 0.3}
     torch.manual_seed(seed)
     model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision))
+    bias = model.text_decoder.cls.predictions.bias.data
     if silent:
-        model.text_decoder.cls.predictions.bias.data[3] = 1e4
+        bias[3] = 1e4
+    if talkative:
+        bias[:6] = -1e4  # the tokens that are no words
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     content = {
@@ -116,5 +126,31 @@ def save_blip(folder: Path, *, seed: int = 0, silent: bool = False) -> Path:
         "image_mean": [0.5, 0.4, 0.3],
         "image_std": [0.25, 0.3, 0.2],
     }
+    (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+CLASSIFIERS = ("resnet", "vit")
+
+
+def save_classifier(kind: str, folder: Path, *, seed: int = 0, classes: int = 5) -> Path:
+    """A random ResNet-18-like (basic layers, batch normalisation) or ViT-like image classifier with its image processor."""
+    torch.manual_seed(seed)
+    if kind == "resnet":
+        config = ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=classes
+        )
+        model: torch.nn.Module = ResNetForImageClassification(config)
+        processor = {
+            "image_processor_type": "ConvNextImageProcessor",
+            "size": {"shortest_edge": SIDE},
+            "crop_pct": 0.875,
+        }
+    else:
+        vit = {**_VISION, "image_size": SIDE, "num_labels": classes}
+        model = ViTForImageClassification(ViTConfig(**vit))
+        processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}}
+    model.save_pretrained(folder)
+    content = {**processor, "resample": 3, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

@@ -1,131 +1,103 @@
 """ThoraCLIP: chest X-ray classifiers, compared so that the comparison can be believed.
 
-The public door. Names are loaded when they are first used; importing the package imports neither torch nor any other
-heavy library.
+The public door: one function per command (see `thoraclip.verbs`), and the tables and parts that they work with. Names are
+loaded when they are first used; importing the package imports neither torch nor any other heavy library.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thoraclip.data.batches import pixel_cache
-    from thoraclip.data.card import CardSettings, write_card
-    from thoraclip.data.check import check, write_check
-    from thoraclip.data.index import index
-    from thoraclip.data.phantom import PhantomConfig, write_phantoms
-    from thoraclip.data.splits import split_folds, split_fractions
-    from thoraclip.errors import ThoraclipError
-    from thoraclip.imaging import Preprocess, decode, preprocess
-    from thoraclip.judge.report import MethodResult, judge, write_report
-    from thoraclip.labels import LabelSet, load_prompts
-    from thoraclip.methods.caption import CaptionConfig, caption
-    from thoraclip.methods.embed import embed
-    from thoraclip.methods.running import run_method
-    from thoraclip.models.augment import Augmentation, augment
-    from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
-    from thoraclip.predictor import Predictor
-    from thoraclip.study import read_study, run_study
-    from thoraclip.tables.captions import Captions, read_captions, write_captions
-    from thoraclip.tables.embeddings import Embeddings, read_embeddings
-    from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
-    from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
+    from thoraclip.data.batches import pixel_cache as pixel_cache
+    from thoraclip.data.card import CardSettings as CardSettings
+    from thoraclip.data.card import write_card as write_card
+    from thoraclip.data.check import write_check as write_check
+    from thoraclip.data.phantom import PhantomConfig as PhantomConfig
+    from thoraclip.data.phantom import write_phantoms as write_phantoms
+    from thoraclip.data.splits import split_folds as split_folds
+    from thoraclip.data.splits import split_fractions as split_fractions
+    from thoraclip.errors import ThoraclipError as ThoraclipError
+    from thoraclip.imaging import Preprocess as Preprocess
+    from thoraclip.imaging import decode as decode
+    from thoraclip.imaging import preprocess as preprocess
+    from thoraclip.judge.report import MethodResult as MethodResult
+    from thoraclip.judge.report import write_report as write_report
+    from thoraclip.labels import LabelSet as LabelSet
+    from thoraclip.labels import load_prompts as load_prompts
+    from thoraclip.methods.caption import CaptionConfig as CaptionConfig
+    from thoraclip.methods.running import run_method as run_method
+    from thoraclip.models.augment import Augmentation as Augmentation
+    from thoraclip.models.augment import augment as augment
+    from thoraclip.models.dual_encoder import DualEncoder as DualEncoder
+    from thoraclip.models.dual_encoder import load_dual_encoder as load_dual_encoder
+    from thoraclip.predictor import Predictor as Predictor
+    from thoraclip.study import read_study as read_study
+    from thoraclip.tables.captions import Captions as Captions
+    from thoraclip.tables.captions import read_captions as read_captions
+    from thoraclip.tables.captions import write_captions as write_captions
+    from thoraclip.tables.embeddings import Embeddings as Embeddings
+    from thoraclip.tables.embeddings import read_embeddings as read_embeddings
+    from thoraclip.tables.manifest import Manifest as Manifest
+    from thoraclip.tables.manifest import read_manifest as read_manifest
+    from thoraclip.tables.manifest import write_manifest as write_manifest
+    from thoraclip.tables.predictions import Predictions as Predictions
+    from thoraclip.tables.predictions import read_predictions as read_predictions
+    from thoraclip.tables.predictions import write_predictions as write_predictions
+    from thoraclip.verbs import MethodVerb
+    from thoraclip.verbs import caption as caption
+    from thoraclip.verbs import card as card
+    from thoraclip.verbs import check as check
+    from thoraclip.verbs import demo as demo
+    from thoraclip.verbs import embed as embed
+    from thoraclip.verbs import index as index
+    from thoraclip.verbs import phantom as phantom
+    from thoraclip.verbs import report as report
+    from thoraclip.verbs import run_study as run_study
+    from thoraclip.verbs import split as split
 
-_HOME = {
-    "Augmentation": "models.augment",
-    "CaptionConfig": "methods.caption",
-    "Captions": "tables.captions",
-    "CardSettings": "data.card",
-    "DualEncoder": "models.dual_encoder",
-    "Embeddings": "tables.embeddings",
-    "LabelSet": "labels",
-    "Manifest": "tables.manifest",
-    "MethodResult": "judge.report",
-    "PhantomConfig": "data.phantom",
-    "Predictions": "tables.predictions",
-    "Predictor": "predictor",
-    "Preprocess": "imaging",
-    "ThoraclipError": "errors",
-    "augment": "models.augment",
-    "caption": "methods.caption",
-    "check": "data.check",
-    "decode": "imaging",
-    "embed": "methods.embed",
-    "index": "data.index",
-    "judge": "judge.report",
-    "load_dual_encoder": "models.dual_encoder",
-    "load_prompts": "labels",
-    "pixel_cache": "data.batches",
-    "preprocess": "imaging",
-    "read_captions": "tables.captions",
-    "read_embeddings": "tables.embeddings",
-    "read_manifest": "tables.manifest",
-    "read_predictions": "tables.predictions",
-    "read_study": "study",
-    "run_method": "methods.running",
-    "run_study": "study",
-    "split_folds": "data.splits",
-    "split_fractions": "data.splits",
-    "write_captions": "tables.captions",
-    "write_card": "data.card",
-    "write_check": "data.check",
-    "write_manifest": "tables.manifest",
-    "write_phantoms": "data.phantom",
-    "write_predictions": "tables.predictions",
-    "write_report": "judge.report",
+__all__: list[str]  # every name of _NAMES and of METHODS, made when it is asked for
+
+_NAMES = {
+    "data.batches": ("pixel_cache",),
+    "data.card": ("CardSettings", "write_card"),
+    "data.check": ("write_check",),
+    "data.phantom": ("PhantomConfig", "write_phantoms"),
+    "data.splits": ("split_folds", "split_fractions"),
+    "errors": ("ThoraclipError",),
+    "imaging": ("Preprocess", "decode", "preprocess"),
+    "judge.report": ("MethodResult", "write_report"),
+    "labels": ("LabelSet", "load_prompts"),
+    "methods.caption": ("CaptionConfig",),
+    "methods.running": ("run_method",),
+    "models.augment": ("Augmentation", "augment"),
+    "models.dual_encoder": ("DualEncoder", "load_dual_encoder"),
+    "predictor": ("Predictor",),
+    "study": ("read_study",),
+    "tables.captions": ("Captions", "read_captions", "write_captions"),
+    "tables.embeddings": ("Embeddings", "read_embeddings"),
+    "tables.manifest": ("Manifest", "read_manifest", "write_manifest"),
+    "tables.predictions": ("Predictions", "read_predictions", "write_predictions"),
+    "verbs": ("caption", "card", "check", "demo", "embed", "index", "phantom", "report", "run_study", "split"),
 }
-
-__all__ = [
-    "Augmentation",
-    "CaptionConfig",
-    "Captions",
-    "CardSettings",
-    "DualEncoder",
-    "Embeddings",
-    "LabelSet",
-    "Manifest",
-    "MethodResult",
-    "PhantomConfig",
-    "Predictions",
-    "Predictor",
-    "Preprocess",
-    "ThoraclipError",
-    "augment",
-    "caption",
-    "check",
-    "decode",
-    "embed",
-    "index",
-    "judge",
-    "load_dual_encoder",
-    "load_prompts",
-    "pixel_cache",
-    "preprocess",
-    "read_captions",
-    "read_embeddings",
-    "read_manifest",
-    "read_predictions",
-    "read_study",
-    "run_method",
-    "run_study",
-    "split_folds",
-    "split_fractions",
-    "write_captions",
-    "write_card",
-    "write_check",
-    "write_manifest",
-    "write_phantoms",
-    "write_predictions",
-    "write_report",
-]
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+def __getattr__(name: str) -> MethodVerb:  # type checkers find all others above
+    if name == "__all__":
+        return __dir__()  # type: ignore[return-value]
+    if name not in _HOME and name not in _methods():
         raise AttributeError(f"module 'thoraclip' has no attribute '{name}'")
-    return getattr(import_module(f"thoraclip.{_HOME[name]}"), name)
+    found: MethodVerb = getattr(import_module(f"thoraclip.{_HOME.get(name, 'verbs')}"), name)
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*_HOME, *_methods()})
+
+
+def _methods() -> Mapping[str, Any]:
+    methods: Mapping[str, Any] = import_module("thoraclip.methods").METHODS
+    return methods

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import pkgutil
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 import thoraclip
-from thoraclip.cli.app import _EXTRA_OF, run
+from thoraclip import verbs
+from thoraclip.cli.app import _EXTRA_OF, app, run
 from thoraclip.config import build_config, field_help, read_toml
 from thoraclip.data.layouts import LAYOUTS
 from thoraclip.labels import load_prompts, shipped_prompt_sets
@@ -31,7 +38,9 @@ COMMANDS = (
     "embed",
     "zeroshot",
     "finetune",
+    "baseline",
     "probe",
+    "trivial",
     "report",
 )
 
@@ -43,6 +52,64 @@ def test_the_door_is_sorted_complete_and_opens() -> None:
         assert getattr(thoraclip, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         thoraclip.nothing  # noqa: B018
+
+
+def test_no_name_of_the_door_is_hidden_by_a_module() -> None:
+    assert not {m.name for m in pkgutil.iter_modules(thoraclip.__path__)} & set(thoraclip.__all__)
+
+
+def test_type_checkers_see_the_names_of_the_door() -> None:
+    tree = ast.parse(Path(thoraclip.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    names = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names - {None} == set(thoraclip.__all__) - set(METHODS)
+
+
+ON_A_COMMAND_ALONE = {"strict", "settings", "dry_run", "json"}
+"""What ends a program, or prints in another way."""
+FUNCTIONS = {"study": "run_study"}
+"""Names of the verbs that are not those of their commands."""
+
+
+def commands() -> dict[str, Any]:
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def function(command: str) -> Callable[..., Any]:
+    return getattr(thoraclip, FUNCTIONS.get(command, command))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_verb_has_the_arguments_of_its_command(command: str) -> None:
+    given = {p.opts[0].lstrip("-").replace("-", "_"): p for p in commands()[command].params}
+    takes_settings = given.pop("set", None) is not None
+    given = {name: p for name, p in given.items() if name not in ON_A_COMMAND_ALONE}
+    parameters = dict(inspect.signature(function(command)).parameters)
+    if command in METHODS:
+        for field in dataclasses.fields(METHODS[command].config_type):
+            setting = parameters.pop(field.name)
+            assert (setting.kind, setting.default) == (inspect.Parameter.KEYWORD_ONLY, field.default)
+    else:
+        kinds = {p.kind for p in parameters.values()}
+        assert (inspect.Parameter.VAR_KEYWORD in kinds) is takes_settings
+    own = {n: p for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    assert set(own) - {"progress", "announce"} == set(given)
+    for name, option in given.items():
+        comes_first = own[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert comes_first is (option.param_type_name == "argument"), name
+        is_needed = own[name].default is inspect.Parameter.empty
+        if command in METHODS and name in {"manifest", "out"}:  # only --settings goes without
+            assert is_needed
+        else:
+            assert is_needed is option.required, name
+            assert is_needed or str(own[name].default) == str(option.default), name
+
+
+def test_every_verb_has_a_command_and_stands_in_the_docs() -> None:
+    functions = {FUNCTIONS.get(command, command) for command in commands()}
+    assert {*verbs.__all__, *METHODS} - {"MethodVerb"} == functions
+    page = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    assert not [name for name in functions if f"`{name}`" not in page]
 
 
 def test_there_are_configs_for_every_method() -> None:

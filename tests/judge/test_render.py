@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -16,11 +17,18 @@ import pytest
 
 from thoraclip.errors import ImageError
 from thoraclip.judge import figures
+from thoraclip.judge.render import escape_latex, latex_table
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.labels import LabelSet
 from thoraclip.tables.predictions import Predictions
 
 NASTY = ('<b>&"x"', "a|b $c$ _d_ `e`", "</style><script>alert(1)</script>")
+PUBLISHED = [
+    {"name": "<pub>", "accuracy": 0.9244},
+    {"name": "of_b", "of": "b", "accuracy": 0.878, "macro_f1": 0.8778, "macro_recall": 0.88, "source": "A & B, 50 %"},
+    {"name": "again", "of": "b", "accuracy": 0.5, "note": "<x> {y}"},
+    {"name": "of a failed one", "of": "broken", "macro_f1": 0.1234},
+]
 
 
 def _study() -> dict[str, Any]:
@@ -40,8 +48,8 @@ def _study() -> dict[str, Any]:
     )  # fmt: skip
     broken = MethodResult(name="broken", kind="baseline", failed="<oops>")
     return judge(
-        [first, MethodResult(name="b", kind="probe", predictions=(made[1], made[0])), broken], title="T <i>", resamples=100,
-        dataset={"name": "<d>"}, provenance={"versions": {"x": "<1>"}}, published=[{"name": "<pub>", "accuracy": 0.9244}],
+        [first, MethodResult(name="b", kind="probe", predictions=(made[1], made[0])), broken], title="T <i> 5 %", resamples=100,
+        dataset={"name": "<d>"}, provenance={"versions": {"x": "<1>"}}, published=PUBLISHED,
     )  # fmt: skip
 
 
@@ -143,7 +151,7 @@ def test_same_bytes_twice_and_no_trace_in_the_settings(tmp_path: Path) -> None:
         study = _study()
         write_report(study, tmp_path / name, image_paths=_paths(study), load=_pixels)
     assert dict(matplotlib.rcParams) == before
-    for file in ("report.json", "report.md", "report.html"):
+    for file in ("report.json", "report.md", "report.html", "report.tex"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -154,6 +162,7 @@ def test_markdown_tables_hold_together(study: dict[str, Any], tmp_path: Path) ->
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1, block
+        assert "| ---" in block, "a row that fell out of its table"
 
 
 def test_class_names_in_figures_are_no_formulas(study: dict[str, Any]) -> None:
@@ -164,8 +173,96 @@ def test_class_names_in_figures_are_no_formulas(study: dict[str, Any]) -> None:
 def test_numbers_are_percentages_with_one_decimal(study: dict[str, Any], tmp_path: Path) -> None:
     write_report(study, tmp_path)
     estimate = next(m for m in study["methods"] if m["name"] == "b")["metrics"]["accuracy"]
-    expected = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**{k: 100 * estimate[k] for k in ("value", "low", "high")})
-    assert expected in (tmp_path / "report.md").read_text() and expected in _read(tmp_path).text
+    percent = {k: 100 * estimate[k] for k in ("value", "low", "high", "seed_sd")}
+    expected = "{value:.1f} ± {seed_sd:.1f} [{low:.1f}, {high:.1f}]".format(**percent)
+    page = _read(tmp_path).text.replace("\u2009", " ")
+    for text in ((tmp_path / "report.md").read_text(), page):
+        assert expected in text and "standard deviation over the seeds" in text
+
+
+def test_published_values_stand_apart_beside_the_measured_ones(study: dict[str, Any], tmp_path: Path) -> None:
+    write_report(study, tmp_path)
+    text, page = (tmp_path / "report.md").read_text(), _read(tmp_path).text.replace("\u00a0", " ")
+    for drawn in (text, page):
+        assert "Published (not measured here)" in drawn and "no part of the order" in drawn
+    rows = {line.split(" | ")[0]: line for line in text.split("\n## ")[1].splitlines()}
+    assert rows["| **b** (best)"].endswith("| *87.8 / 87.78*<sup>a</sup>, *50.0 / \u2013*<sup>b</sup> |")
+    assert rows["| broken"].endswith("| *\u2013 / 12.34*<sup>c</sup> |")
+    assert rows["| *majority*"].endswith("] |  |")
+    assert "- <sup>a</sup> of\\_b; A &amp; B, 50 %; recall 88.0 %\n" in text
+    assert "a of_b; A & B, 50 %; recall 88.0 %" in page and "b again; source not given; <x> {y}" in page
+    apart = text[text.index("## Published by others") :]
+    assert "&lt;pub&gt; | 92.44 |" in apart and "of\\_b" not in apart
+    html = (tmp_path / "report.html").read_text()
+    assert "<em>87.8</em><sup" in html and "<em>12.34</em><sup" in html
+    table = html[html.index("<table") : html.index("</table>")]
+    cells = [re.findall(r"<t[hd]\b[^>]*?(?:colspan=\"(\d+)\"[^>]*)?>", row) for row in table.split("<tr")[1:]]
+    assert {sum(int(span or 1) for span in row) for row in cells} == {9}
+
+
+def test_without_a_row_to_stand_beside_there_is_no_column(study: dict[str, Any], tmp_path: Path) -> None:
+    old = copy.deepcopy(study)
+    old["published"] = [{key: value for key, value in old["published"][0].items() if key != "of"}]  # as written before
+    write_report(old, tmp_path)
+    for file in ("report.md", "report.html", "report.tex"):
+        assert "Published (not" not in (tmp_path / file).read_text()
+    assert "92.44" in (tmp_path / "report.md").read_text()
+
+
+def test_footnotes_do_not_run_out_of_marks(study: dict[str, Any], tmp_path: Path) -> None:
+    write_report({**study, "published": [{**study["published"][1], "name": f"n{k}"} for k in range(28)]}, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "<sup>z</sup> n25;" in text and "<sup>aa</sup> n26;" in text and "<sup>bb</sup> n27;" in text
+
+
+def _table_rows(text: str) -> list[list[str]]:
+    """Cells of every row between the rules, a spanning cell followed by empty ones."""
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    rows = []
+    for line in re.findall(r"^ *(.*&.*) \\\\$", body, flags=re.MULTILINE):
+        cells: list[str] = []
+        for cell in re.split(r"(?<!\\)&", line):
+            span = re.match(r"\s*\\multicolumn\{(\d+)\}", cell)
+            cells += [cell.strip(), *[""] * (int(span[1]) - 1 if span else 0)]
+        rows.append(cells)
+    return rows
+
+
+def test_the_latex_table_holds_together(study: dict[str, Any]) -> None:
+    text = latex_table(study)
+    assert text.startswith("% Drawn from report.json by ThoraCLIP") and r"Needs \usepackage{booktabs}" in text
+    assert r"\caption{T \textless{}i\textgreater{} 5 \% (" in text and "For research use, not for diagnosis.}" in text
+    plain = re.sub(r"\\[\\{}]", "", text)
+    assert plain.count("{") == plain.count("}")
+    rows = _table_rows(text)
+    assert {len(row) for row in rows} == {len("lrrrrrrrr")} and r"\begin{tabular}{lrrrrrrrr}" in text
+    names = [row[0] for row in rows]
+    assert names[2:] == [
+        r"\textbf{b}", r"{\scriptsize mean of 2 seeds}",
+        r'probe \textless{}img src="x"\textgreater{}', "", "broken", r"\emph{majority}", "",
+    ]  # fmt: skip
+    assert rows[2][-2:] == [
+        r"\emph{87.8}\textsuperscript{a}, \emph{50.0}\textsuperscript{b}",
+        r"\emph{87.78}\textsuperscript{a}, \emph{--}\textsuperscript{b}",
+    ]
+    assert rows[6][1] == r"\multicolumn{6}{l}{failed}" and rows[6][-1] == r"\emph{12.34}\textsuperscript{c}"
+    assert r"\textsuperscript{a} of\_b; A \& B, 50 \%; recall 88.0 \%." in text
+
+
+def test_the_latex_table_shows_the_values_of_the_report(study: dict[str, Any]) -> None:
+    rows = _table_rows(latex_table(study))
+    metrics = next(m for m in study["methods"] if m["name"] == "b")["metrics"]
+    for column, name in enumerate(("accuracy", "macro_f1", "macro_precision", "macro_recall", "auroc", "ece"), start=1):
+        value, low, high, spread = (f"{100 * metrics[name][k]:.1f}" for k in ("value", "low", "high", "seed_sd"))
+        assert rows[2][column] == rf"{value} $\pm$ {spread}"
+        assert rows[3][column] == rf"{{\scriptsize [{low}, {high}]}}"
+
+
+def test_latex_prints_every_text_as_it_is() -> None:
+    assert escape_latex("a & b % c _ # $ { }") == r"a \& b \% c \_ \# \$ \{ \}"
+    assert escape_latex("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert escape_latex("[x]* <|>") == r"{[}x{]}{*} \textless{}\textbar{}\textgreater{}"
+    assert escape_latex("Müller\n%\u200b né") == r"Müller \% né"
 
 
 def test_judge_runs_where_torch_cannot_be_imported() -> None:

@@ -118,6 +118,39 @@ def test_other_refusals() -> None:
         report(method("a", predictions(targets=[-1] * 120)))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"name": "x", "acuracy": 0.9}, "published 'x': unknown setting 'acuracy'; did you mean 'accuracy'"),
+        ({"name": "x", "of": "lora"}, "published 'x': of = 'lora' names no method; did you mean 'LoRA'"),
+        ({"name": "x", "of": "majority"}, "of = 'majority' names no method; known: LoRA"),
+        ({"name": "x", "macro_f1": -0.1}, r"macro_f1 = -0\.1; give a fraction in \[0, 1\]"),
+        ({"name": "x", "macro_recall": float("nan")}, "macro_recall = nan; give a fraction"),
+        ({"name": "x", "accuracy": "0.9"}, "'accuracy' = '0.9' must be a number"),
+        ({"accuracy": 0.9}, "published 1: setting 'name' is needed; add name"),
+        ({"name": " "}, "published 1: name is empty; give the name"),
+        ("x", "must be one \\[\\[published\\]\\] table or more"),
+    ],
+)
+def test_a_wrong_published_row_is_named(row: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"report 'a study', .*{message}" if row != "x" else message):
+        report(method("LoRA", predictions()), published=[row])
+
+
+def test_published_values_change_nothing_that_is_measured() -> None:
+    without, beside = (
+        report(method("a", predictions()), method("b", predictions(signal=1.0, seed=1)), published=rows)
+        for rows in ([], [{"name": "theirs", "of": "b", "accuracy": 1, "macro_f1": 1.0}])
+    )
+    assert beside.pop("published") == [
+        {
+            "name": "theirs", "of": "b", "accuracy": 1.0, "macro_f1": 1.0, "macro_precision": None,
+            "macro_recall": None, "source": None, "note": None,
+        }
+    ]  # fmt: skip
+    assert without.pop("published") == [] and beside == without
+
+
 def test_the_reading_names_a_real_winner() -> None:
     found = report(method("weak", predictions(600, signal=0.5)), method("strong", predictions(600, signal=3, seed=1)))
     text = " ".join(found["reading"])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from thoraclip.config import build_config, read_toml
 from thoraclip.data.splits import independent_groups, split_fractions
 from thoraclip.errors import ConfigError, ManifestError
-from thoraclip.methods.embed import cached_embeddings
+from thoraclip.labels import load_prompts
+from thoraclip.methods.embed import cached_embeddings, load_encoder
 from thoraclip.methods.probe import Config
-from thoraclip.methods.running import parts, run_method
+from thoraclip.methods.running import is_done, parts, run_method
+from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models.heads import read_head
 from thoraclip.tables.manifest import Manifest
 
@@ -138,3 +143,57 @@ def test_the_same_seed_gives_the_same_bytes(manifest: Manifest, tmp_path: Path) 
     assert "predictions.parquet" in names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+INFORMED: dict[str, Any] = {"solver": "lp++", "features": "projected", "l2_min": 1e-2, "l2_max": 1e4, "l2_steps": 5}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_text_informed_probe_runs_from_prompts_to_predictions(
+    classes: int, manifest: Manifest, tmp_path: Path
+) -> None:
+    names = manifest.label_set().names[:classes]
+    kept = manifest.take(np.flatnonzero([label in names for label in manifest.column("label")]))
+    config = Config(**INFORMED)
+    predictions, details = run_method("probe", config, kept, tmp_path / "run")
+    assert (predictions.scores.argmax(axis=1) == predictions.target).mean() > 0.7
+    assert details["prompt_set"] == "chest-xray-ensemble"
+    encoder = load_encoder(config)
+    assert details["logit_scale"] == encoder.logit_scale
+    prompts = load_prompts(config.prompts)
+    texts = class_vectors([encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in names])
+    features = np.asarray(cached_embeddings(config, kept, tmp_path / "run" / "embeddings").projected)
+    grid, fold = np.geomspace(1e4, 1e-2, 5), np.array(kept.column("fold"))
+    for chosen in details["chosen"]:
+        head = read_head(tmp_path / "run" / f"head-fold-{chosen['fold']}.safetensors")
+        alpha = (head.weight @ texts.T).diagonal() / encoder.logit_scale
+        assert list(chosen["alpha"]) == list(names)
+        np.testing.assert_allclose(list(chosen["alpha"].values()), alpha, rtol=1e-4, atol=1e-4)
+        assert min(abs(grid - chosen["l2"])) < 1e-9
+        rows = np.flatnonzero(fold == chosen["fold"])
+        np.testing.assert_allclose(predictions.scores[rows], head.predict(features[rows]), atol=1e-12)
+    again, _ = run_method("probe", config, kept, tmp_path / "again")
+    np.testing.assert_array_equal(predictions.scores, again.scores)
+
+
+def test_the_text_informed_probe_needs_the_space_shared_with_text() -> None:
+    with pytest.raises(
+        ConfigError, match=r"features = 'pooled' are not in the space shared.*set features = 'projected'"
+    ):
+        Config(solver="lp++")
+
+
+def test_prompts_count_where_they_are_read_and_nowhere_else(manifest: Manifest, tmp_path: Path) -> None:
+    assert "prompts" not in Config().inputs()
+    run_method("probe", Config(l2_steps=1), manifest, tmp_path / "lbfgs")
+    assert is_done("probe", Config(l2_steps=1, prompts="reference"), manifest, tmp_path / "lbfgs")
+    one = Config(**INFORMED | {"l2_steps": 1})
+    run_method("probe", one, manifest, tmp_path / "lp")
+    assert is_done("probe", one, manifest, tmp_path / "lp")
+    assert not is_done("probe", dataclasses.replace(one, prompts="reference"), manifest, tmp_path / "lp")
+
+
+def test_the_shipped_text_informed_config_can_be_fitted() -> None:
+    file = Path(__file__).parents[2] / "configs" / "probe" / "text-informed.toml"
+    config = build_config(Config, read_toml(file), where=str(file))
+    assert (config.solver, config.features) == ("lp++", "projected")

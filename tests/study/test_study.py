@@ -50,6 +50,7 @@ def test_a_study_writes_what_the_contract_names(study_file: Path, tmp_path: Path
         "report.json",
         "report.md",
         "report.html",
+        "report.tex",
     } <= names
     assert {"runs/zero-shot/predictions.parquet", "runs/probe-l-bfgs/head-fold-0.safetensors"} <= names
     assert [m["name"] for m in report["methods"]].count("majority") == 1
@@ -207,6 +208,63 @@ def test_the_resolved_config_is_a_study_file(study_file: Path, tmp_path: Path) -
     run_study(config, methods, tmp_path / "out")
     again, same = read_study(tmp_path / "out" / "config.toml", {})
     assert (again, same) == (config, methods)
+
+
+PUBLISHED = """
+[[published]]
+name = "linear classifier"
+of = "probe, L-BFGS"
+accuracy = 0.878
+macro_recall = 1
+source = 'the "study"'
+note = "n = 6,788"
+[[published]]
+name = "Xception"
+accuracy = 0.961
+"""
+
+
+def test_published_values_reach_the_report_and_the_resolved_config(study_file: Path, tmp_path: Path) -> None:
+    study_file.write_text(STUDY + PUBLISHED)
+    config, methods = read_study(study_file, {})
+    assert [(row.name, row.of, row.accuracy) for row in config.published] == [
+        ("linear classifier", "probe, L-BFGS", 0.878),
+        ("Xception", None, 0.961),
+    ]
+    report = run_study(config, methods, tmp_path / "out")
+    assert [row["name"] for row in report["published"]] == ["linear classifier", "Xception"]
+    assert "Published (not measured here)" in (tmp_path / "out" / "report.md").read_text()
+    assert read_study(tmp_path / "out" / "config.toml", {}) == (config, methods)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            '[[published]]\nname = "x"\nof = "prob, L-BFGS"',
+            "s.toml, published 'x': of = 'prob, L-BFGS' names no method; did you mean 'probe, L-BFGS'",
+        ),
+        (
+            '[[published]]\nname = "x"\nsorce = "y"',
+            "s.toml, published 'x': unknown setting 'sorce'; did you mean 'source'",
+        ),
+        (
+            '[[published]]\nname = "x"\naccuracy = 92.4',
+            r"s.toml, published 'x': accuracy = 92.4; give a fraction in \[0, 1\]",
+        ),
+        ("[[published]]\naccuracy = 0.9", "s.toml, published 1: setting 'name' is needed"),
+        ('[published]\nname = "x"', "s.toml: 'published' = .* must be one"),
+    ],
+)
+def test_mistakes_in_published_values_are_named(table: str, message: str, study_file: Path) -> None:
+    study_file.write_text(STUDY + table)
+    with pytest.raises(ConfigError, match=message):
+        read_study(study_file, {})
+
+
+def test_published_values_cannot_be_set_from_the_command_line(study_file: Path) -> None:
+    with pytest.raises(ConfigError, match="--set published: published values stand in the study file"):
+        read_study(study_file, {"published": []})
 
 
 def test_results_do_not_depend_on_the_order_of_the_rows(manifest: Manifest, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from thoraclip import verbs
 from thoraclip.cli.console import announce, print_table, progress_bar
+from thoraclip.cli.methods import keywords
 from thoraclip.cli.options import ConfigFile, Settings
 
 __all__ = ["register"]
@@ -55,26 +57,13 @@ def index(
     fresh: Annotated[bool, typer.Option("--fresh", help="Read every file again, changed or not.")] = False,
 ) -> None:
     """Read a folder of images into a manifest; what cannot be used is listed, never dropped. A second time, only what changed is read."""
-    from thoraclip.data.index import index as build
-    from thoraclip.data.index import write_index_report
-    from thoraclip.data.layouts import CsvColumns, detect_layout
-    from thoraclip.tables.manifest import require_parquet, write_manifest
-
-    columns = CsvColumns(
-        path=path_column, label=label_column, image_id=id_column, split=split_column, patient=patient_column,
-        source=source_column, view=view_column, sex=sex_column, age_years=age_column, lung_mask=mask_column,
-        infection_mask=infection_mask_column,
-    )  # fmt: skip
-    require_parquet(out)
-    layout = layout or ("csv" if csv else detect_layout(root))
     with progress_bar("indexing") as progress:
-        result = build(
-            root, layout=layout, csv_file=csv, columns=columns, facts=out.with_suffix(".facts.jsonl"), fresh=fresh,
-            salt=salt, progress=progress,
+        result = verbs.index(
+            root, out=out, layout=layout, csv=csv, path_column=path_column, label_column=label_column,
+            id_column=id_column, split_column=split_column, patient_column=patient_column, source_column=source_column,
+            view_column=view_column, sex_column=sex_column, age_column=age_column, mask_column=mask_column,
+            infection_mask_column=infection_mask_column, salt=salt, fresh=fresh, progress=progress,
         )  # fmt: skip
-    write_manifest(out, result.manifest)
-    report = out.with_suffix(".index.json")
-    write_index_report(report, result)
     _print_counts(*result.manifest.counts())
     _list("pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
     _list("unknown folders left out", [f"{path} ({count} files)" for path, count in result.unknown_folders])
@@ -85,8 +74,9 @@ def index(
         "patients in two parts of the split; split again before training",
         [f"{patient} ({', '.join(parts)})" for patient, parts in result.manifest.patients_in_two("split").items()],
     )
+    listed = out.with_suffix(".index.json")
     announce(
-        f"{len(result.manifest)} images ({result.read} files read) -> {out}; everything else is listed in {report}"
+        f"{len(result.manifest)} images ({result.read} files read) -> {out}; everything else is listed in {listed}"
     )
 
 
@@ -99,17 +89,8 @@ def check(
     seed: Annotated[int, typer.Option(help="Of the folds behind the class differences.")] = 0,
 ) -> None:
     """Find leaks, copies, contradictions, burned-in text, and what tells the classes apart without anatomy."""
-    import tempfile
-
-    from thoraclip.data.check import check as run
-    from thoraclip.data.check import write_check
-    from thoraclip.tables.manifest import read_manifest
-
-    images = read_manifest(manifest, may_leak=True)
-    with tempfile.TemporaryDirectory() as temporary, progress_bar("checking") as progress:
-        content = run(images, out / "inspection" if out else Path(temporary), seed=seed, progress=progress)
-    if out:
-        write_check(content, images, out)
+    with progress_bar("checking") as progress:
+        content = verbs.check(manifest, out=out, seed=seed, progress=progress)
     _print_check(content)
     if out:
         announce(f"page: {out / 'check.html'}")
@@ -131,22 +112,7 @@ def split(
     ] = None,
 ) -> None:
     """Split a manifest into folds or train/val/test, stratified by class, whole patients and identical files together."""
-    from thoraclip.data.check import read_clusters
-    from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
-    from thoraclip.errors import ConfigError
-    from thoraclip.tables.manifest import read_manifest, require_parquet, write_manifest
-
-    if (folds is None) == (fractions is None):
-        raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
-    require_parquet(out)
-    images = read_manifest(manifest, may_leak=True)
-    if duplicates is not None:
-        images = read_clusters(images, duplicates)
-    if folds is not None:
-        done = split_folds(images, folds=folds, seed=seed)
-    else:
-        done = split_fractions(images, fractions=parse_fractions(fractions or ""), seed=seed)
-    write_manifest(out, done)
+    done = verbs.split(manifest, out=out, folds=folds, fractions=fractions, seed=seed, duplicates=duplicates)
     _print_counts(*done.counts())
     announce(f"{len(done)} images -> {out}")
 
@@ -167,14 +133,10 @@ def phantom(
     ] = "",
 ) -> None:
     """Draw synthetic chest radiographs in the COVID-QU-Ex layout, with lung and infection masks."""
-    from thoraclip.data.phantom import PhantomConfig, parse_shortcut, write_phantoms
-
-    kind, strength = parse_shortcut(shortcut)
-    config = PhantomConfig(
-        images=images, size=size, seed=seed, difficulty=difficulty, shortcut=kind, shortcut_strength=strength
-    )
     with progress_bar("drawing") as progress:
-        summary = write_phantoms(folder, config, progress=progress)
+        summary = verbs.phantom(
+            folder, images=images, size=size, seed=seed, difficulty=difficulty, shortcut=shortcut, progress=progress
+        )
     announce(f"{summary.images} phantoms of {summary.patients} patients -> {summary.root}")
 
 
@@ -188,16 +150,8 @@ def card(
     ] = None,
 ) -> None:
     """Write a data card and a Croissant record; name, licence, url, citation, ... come from --set or --config."""
-    from thoraclip.config import build_config, parse_settings, read_toml
-    from thoraclip.data.card import CardSettings, write_card
-    from thoraclip.data.check import read_check
-    from thoraclip.tables.manifest import read_manifest
-
-    values = (read_toml(config) if config else {}) | parse_settings(settings or [])
-    said = build_config(CardSettings, values, where=str(config or "--set"))
-    images = read_manifest(manifest, may_leak=True)
-    write_card(manifest, images, said, out, check=read_check(checked, images, whole=True) if checked else None)
-    announce(f"{out / 'data-card.md'}, {out / 'croissant.json'}")
+    page = verbs.card(manifest, out=out, config=config, check=checked, **keywords(settings))
+    announce(f"{page}, {out / 'croissant.json'}")
 
 
 def _print_check(content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from thoraclip import verbs
 from thoraclip.cli.console import print_table
 
 __all__ = ["print_report", "register"]
@@ -37,42 +38,10 @@ def report(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
     """Judge predictions: metrics with 95 % intervals, paired comparisons, one page to look at."""
-    from thoraclip.judge.report import MethodResult, judge, write_report
-    from thoraclip.runs import file_sha256, provenance
-    from thoraclip.tables.manifest import read_manifest
-    from thoraclip.tables.predictions import read_predictions
-
-    names = _names(predictions)
-    images = read_manifest(manifest) if manifest else None
-    patients, paths = (images.by_id("patient"), images.paths_by_id()) if images else ({}, None)
-    methods = [
-        MethodResult(name=name, kind="predictions", predictions=(read_predictions(file).with_patients(patients),))
-        for name, file in names.items()
-    ]
-    inputs = {name: file_sha256(_file(path)) for name, path in names.items()}
-    facts = provenance(seed=seed, inputs=inputs)
-    content = judge(methods, title=title, resamples=resamples, seed=seed, provenance=facts)
-    write_report(content, out, image_paths=paths, thumbnails=thumbnails)
+    content = verbs.report(
+        predictions, out=out, manifest=manifest, thumbnails=thumbnails, title=title, resamples=resamples, seed=seed
+    )
     print_report(content, out)
-
-
-def _file(path: Path) -> Path:
-    return path / "predictions.parquet" if path.is_dir() else path
-
-
-def _names(files: list[Path]) -> dict[str, Path]:
-    """A name for each file: its stem, or its folder's name where the stem says nothing; made unique."""
-    names: dict[str, Path] = {}
-    for file in files:
-        path = _file(file)
-        stem = path.resolve().parent.name if path.stem == "predictions" else path.stem
-        name = next(
-            n
-            for n in (stem, *(f"{stem} ({i})" for i in range(2, len(files) + 2)))
-            if n not in names and n != "majority"
-        )
-        names[name] = file
-    return names
 
 
 def print_report(content: dict[str, Any], out: Path) -> None:

@@ -7,13 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from thoraclip import verbs
 from thoraclip.cli.console import announce, print_table, progress_bar
 from thoraclip.cli.options import ConfigFile, ManifestFile, OutFolder, PixelFolder, Settings
 from thoraclip.methods import METHODS
 
-__all__ = ["register"]
+__all__ = ["keywords", "register"]
 
 _PANEL = "Methods"
+_OPTIONS = frozenset({"manifest", "out", "config", "check", "pixels", "progress", "announce"})
+"""Arguments of the verbs that take settings; no setting bears one of these names."""
 
 
 def register(app: typer.Typer) -> None:
@@ -46,19 +49,12 @@ def caption(
     pixels: PixelFolder = None,
 ) -> None:
     """Write a text for every image, by a model, a template or from a column; goes on where it was interrupted."""
-    from thoraclip.methods.caption import EVERYWHERE_LEAKS, CaptionConfig
-    from thoraclip.methods.caption import caption as run
-    from thoraclip.tables.manifest import read_manifest
-
-    config = CaptionConfig(
-        captioner=captioner, model=model, column=column, append_label=append_label, everywhere=everywhere, prompt=prompt,
-        max_new_tokens=max_new_tokens, geometry=geometry, batch_size=batch_size, precision=precision, seed=seed,
-    )  # fmt: skip
-    if everywhere:
-        announce(EVERYWHERE_LEAKS)
-    images = read_manifest(manifest)
     with progress_bar("captioning") as progress:
-        done = run(images, config, out, pixels=pixels, progress=progress)
+        done = verbs.caption(
+            manifest, captioner=captioner, out=out, model=model, column=column, append_label=append_label,
+            everywhere=everywhere, prompt=prompt, max_new_tokens=max_new_tokens, geometry=geometry,
+            batch_size=batch_size, precision=precision, seed=seed, pixels=pixels, progress=progress, announce=announce,
+        )  # fmt: skip
     told, different = sum(done.with_label), len(set(done.text))
     announce(f"{len(done)} captions, {different} different, the class told in {told} -> {out}; for example")
     for row in range(0, len(done), max(1, -(-len(done) // 3))):
@@ -76,18 +72,14 @@ def embed(
     pixels: PixelFolder = None,
 ) -> None:
     """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted."""
-    from thoraclip.methods.embed import EncoderConfig, load_encoder
-    from thoraclip.methods.embed import embed as run
-    from thoraclip.tables.manifest import read_manifest
-
-    images = read_manifest(manifest)
-    config = EncoderConfig(model=model, adapter=adapter, geometry=geometry, batch_size=batch_size, precision=precision)
-    encoder = load_encoder(config)
     with progress_bar("embedding") as progress:
-        done = run(images, encoder, out, batch_size=batch_size, pixels=pixels, progress=progress)
+        done = verbs.embed(
+            manifest, model=model, out=out, adapter=adapter, geometry=geometry, batch_size=batch_size,
+            precision=precision, pixels=pixels, progress=progress,
+        )  # fmt: skip
     announce(
         f"{len(done.image_id)} images, pooled {done.pooled.shape[1]} + projected {done.projected.shape[1]} numbers each, "
-        f"geometry {geometry}, {encoder.precision} -> {out}"
+        f"geometry {geometry}, {done.encoder['precision']} -> {out}"
     )
 
 
@@ -105,7 +97,7 @@ def _command(kind: str) -> Any:
         if list_settings:
             _print_settings(kind)
             return
-        _run(kind, manifest, out, config, settings or [], pixels)
+        _run(kind, manifest, out, config, settings, pixels)
 
     return command
 
@@ -115,30 +107,34 @@ def _run(
     manifest: Path | None,
     out: Path | None,
     config: Path | None,
-    settings: list[str],
+    settings: list[str] | None,
     pixels: Path | None,
 ) -> None:
-    from thoraclip.config import build_config, parse_settings, read_toml
     from thoraclip.errors import ConfigError
-    from thoraclip.methods.running import run_method
-    from thoraclip.tables.manifest import read_manifest
 
     if manifest is None or out is None:
         raise ConfigError(f"give a manifest and a folder: thoraclip {kind} MANIFEST --out DIR")
-    values = read_toml(config) if config else {}
-    if values.pop("kind", kind) != kind:
-        raise ConfigError(f"{config}: holds settings of another method than '{kind}'")
-    where = str(config) if config else "--set"
-    built = build_config(METHODS[kind].config_type, {**values, **parse_settings(settings)}, where=where)
-    images = read_manifest(manifest)
+    run: verbs.MethodVerb = getattr(verbs, kind)
+    values = keywords(settings)
     with progress_bar(kind) as progress:
-        result = run_method(kind, built, images, out, pixels=pixels, progress=progress, announce=announce)
+        result = run(manifest, out=out, config=config, pixels=pixels, progress=progress, announce=announce, **values)
     if result is None:  # one of several processes; the first one speaks
         return
     predictions, _ = result
     announce(
         f"{len(predictions)} predictions -> {out / 'predictions.parquet'}; judge them: thoraclip report {out} --out DIR"
     )
+
+
+def keywords(settings: list[str] | None) -> dict[str, Any]:
+    """The `--set` values, to be given to a verb; raises ConfigError for one that would stand for an argument of its own."""
+    from thoraclip.config import parse_settings
+    from thoraclip.errors import ConfigError
+
+    values = parse_settings(settings or [])
+    for name in sorted(_OPTIONS & set(values)):
+        raise ConfigError(f"--set: unknown setting '{name}'; arguments and options are no settings, see --help")
+    return values
 
 
 def _print_settings(kind: str) -> None:

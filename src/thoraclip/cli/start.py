@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from thoraclip import verbs
 from thoraclip.cli.console import announce, print_table, progress_bar
 from thoraclip.cli.judgement import print_report
 from thoraclip.cli.options import OutFolder, Settings
@@ -28,17 +29,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the phantoms.")] = 0,
 ) -> None:
     """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, show the page."""
-    from thoraclip.data.phantom import PhantomConfig, write_phantoms
-    from thoraclip.study import demo_study, run_study
-
-    with progress_bar("drawing phantoms") as progress:
-        summary = write_phantoms(
-            out / "phantoms", PhantomConfig(images=images, seed=seed, difficulty=0.0), progress=progress
-        )
-    announce(f"{summary.images} phantoms of {summary.patients} patients")
-    config, methods = demo_study(summary.root, out / "phantoms.parquet")
     with progress_bar("images") as progress:
-        content = run_study(config, methods, out, announce=announce, progress=progress)
+        content = verbs.demo(out=out, images=images, seed=seed, progress=progress, announce=announce)
     print_report(content, out)
 
 

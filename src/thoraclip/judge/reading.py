@@ -7,7 +7,7 @@ from typing import Any
 
 from thoraclip.judge.results import MAJORITY
 
-__all__ = ["ALPHA", "MAIN_METRIC", "points", "reading", "share", "verdict"]
+__all__ = ["ALPHA", "MAIN_METRIC", "points", "printed", "reading", "share", "verdict"]
 
 MAIN_METRIC = "macro_f1"
 """Decides which method is best: every class counts the same, and so do both kinds of error."""
@@ -22,6 +22,11 @@ _MINUS = "\u2212"
 def share(value: float | None) -> str:
     """0.8132 -> `81.3`; `None` -> a dash."""
     return "\u2013" if value is None else f"{100 * value:.1f}".replace("-", _MINUS)
+
+
+def printed(value: float | None) -> str:
+    """A published share with the two decimals that papers give: 0.9244 -> `92.44`, 0.878 -> `87.8`."""
+    return "\u2013" if value is None else f"{100 * value:.2f}".removesuffix("0")
 
 
 def points(value: float | None) -> str:

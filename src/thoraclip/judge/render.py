@@ -1,7 +1,8 @@
-"""Draw a report as one HTML page that asks for nothing from outside, and as Markdown."""
+"""Draw a report as one HTML page that asks for nothing from outside, as Markdown, and as a LaTeX table."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ from markupsafe import Markup
 from thoraclip import imaging
 from thoraclip.judge import figures
 from thoraclip.judge.metrics import METRICS
-from thoraclip.judge.reading import points, probability, share, versus
+from thoraclip.judge.published import PUBLISHED_METRICS
+from thoraclip.judge.reading import points, printed, probability, share, versus
 from thoraclip.judge.results import MAJORITY
 from thoraclip.pages import environment, picture_or_reason
 
-__all__ = ["Load", "html_page", "load_pixels", "markdown_page"]
+__all__ = ["Load", "escape_latex", "html_page", "latex_table", "load_pixels", "markdown_page"]
 
 Load = Callable[[Path], npt.NDArray[np.uint8]]
 """File -> grey pixels u8[H, W]."""
@@ -36,9 +38,18 @@ _CLASS_COLUMNS = {
     "recall": "Sensitivity (recall)", "specificity": "Specificity", "precision": "Precision", "f1": "F1",
     "auroc": "AUROC", "average_precision": "Average precision",
 }  # fmt: skip
-_PUBLISHED = ("accuracy", "macro_f1", "macro_precision", "macro_recall")
+_BESIDE_COLUMNS = {metric: _COLUMNS[metric] for metric in ("accuracy", "macro_f1")}
+"""Published metrics with a column beside the measured ones; the others stand in the footnote."""
 _NOT_SHARES = frozenset({"brier", "log_loss", "mcc"})
 _THUMBNAIL_PX = 128
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {c: f"{{{c}}}" for c in "[]*"}  # after a line break, [ and * would be read as its arguments
+    | {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", "\u2013": "--", "\u2212": "-",
+    }
+)  # fmt: skip
 
 
 def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
@@ -65,9 +76,23 @@ def markdown_page(report: Mapping[str, Any]) -> str:
     return _environment(html=False).get_template("report.md.j2").render(_context(report))
 
 
+def latex_table(report: Mapping[str, Any]) -> str:
+    """The comparison as a LaTeX `table` that needs the package booktabs and nothing else."""
+    found = _environment(html=False).overlay(
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>",
+    )  # fmt: skip
+    return found.get_template("report.tex.j2").render(_context(report))
+
+
+def escape_latex(text: object) -> str:
+    """Text that LaTeX prints as it is, on one line, also at the start of a table row."""
+    return "".join(c for c in " ".join(str(text).split()) if c.isprintable()).translate(_LATEX)
+
+
 def _environment(*, html: bool) -> Environment:
     found = environment("thoraclip.judge", html=html)
-    found.filters |= {"share": share, "points": points, "p": probability}
+    found.filters |= {"share": share, "printed": printed, "points": points, "p": probability, "tex": escape_latex}
     return found
 
 
@@ -76,12 +101,16 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     ordered = _ordered(report["methods"])
     settings = [m for m in (*ordered, *report["failed"]) if m["name"] != MAJORITY]
     names = sorted({key for m in settings for key in m["settings"]} - {"model", "geometry"})
+    beside = _beside(report, [m["name"] for m in settings])
     pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
     return {
         "report": report, "title": report["title"], "reading": report["reading"], "verdict": verdict, "ordered": ordered, "majority": MAJORITY,
         "best": next((m for m in ordered if verdict and m["name"] == verdict["best"]), None),
         "columns": _COLUMNS, "more_columns": _MORE_COLUMNS, "class_columns": _CLASS_COLUMNS, "metrics": METRICS,
-        "not_shares": _NOT_SHARES, "published_columns": _PUBLISHED, "pairs": pairs,
+        "not_shares": _NOT_SHARES, "pairs": pairs,
+        "several_seeds": any("per_seed" in m["metrics"]["macro_f1"] for m in ordered),
+        "beside": beside, "beside_columns": _BESIDE_COLUMNS, "published_columns": PUBLISHED_METRICS,
+        "outside": [row for row in report["published"] if row.get("of") not in beside],
         "versus_best": _versus_best(report, ordered) if verdict else [],
         "settings": settings, "setting_names": ["model", "geometry", *names],
     }  # fmt: skip
@@ -90,6 +119,23 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
 def _ordered(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Best macro F1 first, the majority row last."""
     return sorted(methods, key=lambda m: (m["name"] == MAJORITY, -m["metrics"]["macro_f1"]["value"]))
+
+
+def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Method -> the published rows that stand beside it, each with its footnote's mark: a, b, ..., z, aa, bb, ..."""
+    rows = [row for name in names for row in report["published"] if row.get("of") == name]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        mark = string.ascii_lowercase[number % 26] * (number // 26 + 1)
+        found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": _footnote(row)})
+    return found
+
+
+def _footnote(row: Mapping[str, Any]) -> str:
+    """Name, source, note, and the values that have no column."""
+    rest = [m for m in PUBLISHED_METRICS if m not in _BESIDE_COLUMNS and row.get(m) is not None]
+    values = ", ".join(f"{_COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
+    return "; ".join(part for part in (row["name"], row["source"] or "source not given", row["note"], values) if part)
 
 
 def _versus_best(report: Mapping[str, Any], ordered: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""The judge: methods in, `report.json` out (schema 1); `write_report` draws Markdown and HTML from it."""
+"""The judge: methods in, `report.json` out (schema 1); `write_report` draws Markdown, HTML and LaTeX from it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from thoraclip.judge.compare import COMPARED, Contestant, compare, resamples_nee
 from thoraclip.judge.entries import method_entry
 from thoraclip.judge.intervals import LEVEL
 from thoraclip.judge.metrics import Scored
+from thoraclip.judge.published import read_published
 from thoraclip.judge.reading import reading, verdict
-from thoraclip.judge.render import Load, html_page, load_pixels, markdown_page
+from thoraclip.judge.render import Load, html_page, latex_table, load_pixels, markdown_page
 from thoraclip.judge.resampling import Replicates, replicate
 from thoraclip.judge.results import MAJORITY, MethodResult
 from thoraclip.runs import write_json, write_text
@@ -24,9 +26,6 @@ from thoraclip.runs import write_json, write_text
 __all__ = ["MethodResult", "judge", "write_report"]
 
 _SCHEMA = 1
-_PUBLISHED: dict[str, object] = dict.fromkeys(
-    ("name", "accuracy", "macro_f1", "macro_precision", "macro_recall", "source", "note")
-)
 _MAJORITY_ABOUT: dict[str, Any] = {
     "seeds": [],
     "settings": {},
@@ -60,11 +59,10 @@ def judge(
         seed: of the resampling.
         dataset: facts to print, JSON-able.
         provenance: what `runs.provenance` gives, JSON-able.
-        published: numbers of others, marked as such: `name`, `source`, `note` and fractions in [0, 1] under
-            `accuracy`, `macro_f1`, `macro_precision`, `macro_recall`.
+        published: values of others, as in `published.Published`; printed apart, and no part of any comparison.
 
     Raises:
-        ConfigError: too few resamples, a repeated method name, or a published value that is not a fraction.
+        ConfigError: too few resamples, a repeated method name, or see `published.read_published`.
         InputError: no method.
         ManifestError, MismatchError: see `align.align`.
     """
@@ -72,7 +70,7 @@ def judge(
         raise InputError("no method to judge; name at least one predictions file")
     if resamples < 100:
         raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; 2000 is the default")
-    _check_published(published)
+    rows = read_published(published, [m.name for m in methods], f"report '{title}'")
     report: dict[str, Any] = {"schema": _SCHEMA, "title": title, "classes": [], "reading": [], "verdict": None}
     report |= {"sample": None, "bootstrap": None, "methods": [], "failed": [], "comparisons": []}
     report["failed"] = [
@@ -80,7 +78,7 @@ def judge(
     ]
     if len(report["failed"]) < len(methods):
         report |= _judged(methods, resamples, seed)
-    report["published"] = [_PUBLISHED | dict(entry) for entry in published]
+    report["published"] = [asdict(row) for row in rows]
     report |= {"dataset": dataset or {}, "provenance": provenance or {}}
     report["reading"] = reading(report)
     return dict(plain(report))
@@ -94,7 +92,7 @@ def write_report(
     thumbnails: bool = True,
     load: Load = load_pixels,
 ) -> None:
-    """Write `report.json`, `report.md` and `report.html` into `out`; the same report gives the same bytes.
+    """Write `report.json`, `.md`, `.html` and `.tex` into `out`; the same report gives the same bytes.
 
     Args:
         report: what `judge` returned, or what was read back from `report.json`.
@@ -105,6 +103,7 @@ def write_report(
     """
     write_json(out / "report.json", dict(report))
     write_text(out / "report.md", markdown_page(report))
+    write_text(out / "report.tex", latex_table(report))
     write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load))
 
 
@@ -177,16 +176,6 @@ def _sample(aligned: Aligned) -> dict[str, Any]:
         "folds": aligned.folds,
         "dropped": aligned.dropped,
     }
-
-
-def _check_published(published: Sequence[Mapping[str, object]]) -> None:
-    for entry in published:
-        for name in ("accuracy", "macro_f1", "macro_precision", "macro_recall"):
-            value = entry.get(name)
-            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-                raise ConfigError(
-                    f"published '{entry.get('name')}': {name} = {value!r}; give a fraction in [0, 1], such as 0.924"
-                )
 
 
 def plain(value: object) -> Any:

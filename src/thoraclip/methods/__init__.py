@@ -26,12 +26,14 @@ class Method:
         summary: one line for the help.
         is_seeded: True where the result depends on the seed; a study repeats only such methods.
         is_parallel: True where several processes can share the work.
+        is_trained: True where weights come out; its run folder then gets a model card.
     """
 
     module: str
     summary: str
     is_seeded: bool
     is_parallel: bool = False
+    is_trained: bool = False
 
     @property
     def config_type(self) -> type[Any]:
@@ -47,8 +49,21 @@ METHODS: Mapping[str, Method] = {
         "Tune LoRA adapters with a contrastive loss; any batch size in any memory.",
         True,
         is_parallel=True,
+        is_trained=True,
     ),
-    "probe": Method("thoraclip.methods.probe", "Fit a linear classifier on frozen image features.", True),
+    "baseline": Method(
+        "thoraclip.methods.baseline",
+        "Fine-tune an image classifier, or a dual encoder's vision tower, end to end.",
+        True,
+        is_parallel=True,
+        is_trained=True,
+    ),
+    "probe": Method(
+        "thoraclip.methods.probe", "Fit a linear classifier on frozen image features.", True, is_trained=True
+    ),
+    "trivial": Method(
+        "thoraclip.methods.trivial", "Classify by what needs no medicine: the floor of every table.", True
+    ),
 }
 
 

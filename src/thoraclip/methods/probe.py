@@ -1,4 +1,4 @@
-"""`probe`: a linear classifier on the frozen vision tower's features.
+"""`probe`: a linear classifier on the frozen vision tower's features, with the classes' texts if asked.
 
 Features are read once from the embedding cache; the penalty (or, for AdamW, the epoch) is chosen by validation log-loss.
 """
@@ -7,22 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.labels import LabelSet
+from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
-from thoraclip.methods.embed import EncoderConfig, cached_embeddings
+from thoraclip.methods.embed import EncoderConfig, cached_embeddings, load_encoder
 from thoraclip.methods.running import Context, Part, parts, pooled_predictions
-from thoraclip.models.heads import LinearHead, fit_adamw, fit_lbfgs, log_loss, write_head
+from thoraclip.methods.zeroshot import class_vectors, prompts_digest
+from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.models.heads import (
+    LinearHead,
+    fit_adamw,
+    fit_lbfgs,
+    fit_text_informed,
+    log_loss,
+    text_multipliers,
+    write_head,
+)
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Config", "run"]
 
-_SOLVERS = ("lbfgs", "adamw")
+_SOLVERS = ("lbfgs", "adamw", "lp++")
 _FEATURES = ("pooled", "projected")
 _WEIGHTINGS = ("none", "balanced")
 
@@ -34,13 +44,16 @@ class Config(EncoderConfig):
     features: str = "pooled"
     """pooled (the vision tower's output before projection) or projected (the space shared with text)."""
     solver: str = "lbfgs"
-    """lbfgs (penalised logistic regression on standardised features) or adamw (the reference study's softmax layer)."""
+    """lbfgs (penalised logistic regression on standardised features), adamw (the reference study's softmax layer) or lp++
+    (text-informed: class prompts and features together; needs features = "projected")."""
+    prompts: str = "chest-xray-ensemble"
+    """lp++: a shipped prompt set, or a TOML file of your own."""
     l2_min: float = 1e-4
-    """lbfgs: weakest penalty of the log grid, on the mean log-loss."""
+    """lbfgs, lp++: weakest penalty of the log grid, on the mean log-loss."""
     l2_max: float = 10.0
-    """lbfgs: strongest penalty of the log grid."""
+    """lbfgs, lp++: strongest penalty of the log grid."""
     l2_steps: int = 11
-    """lbfgs: number of penalties in the grid."""
+    """lbfgs, lp++: number of penalties in the grid."""
     refit: bool = True
     """Fit again on training plus validation images once the penalty (or epoch) is chosen."""
     class_weight: str = "none"
@@ -55,6 +68,9 @@ class Config(EncoderConfig):
     """adamw: images per step."""
     seed: int = 0
     """Decides the held-out part, and adamw's initial weights and batches."""
+
+    # the name is not; what the prompts say is, where they are used: see `inputs`
+    NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("prompts",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +89,29 @@ class Config(EncoderConfig):
                 f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, train_batch_size = {self.train_batch_size}: "
                 "all must be positive"
             )
+        if self.solver == "lp++" and self.features != "projected":
+            raise ConfigError(
+                f"solver = 'lp++' weighs features against texts, and features = '{self.features}' are not in the space shared "
+                "with text; set features = 'projected'"
+            )
+
+    def inputs(self) -> dict[str, str]:
+        """The encoder's artefacts, and for lp++ the prompts as they read."""
+        return super().inputs() | ({"prompts": prompts_digest(self.prompts)} if self.solver == "lp++" else {})
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Of the classes: unit vectors f64[C, P], and the encoder's logit scale."""
+
+    vectors: npt.NDArray[np.float64]
+    logit_scale: float
+
+    @classmethod
+    def of(cls, encoder: DualEncoder, labels: LabelSet, prompts: str) -> _Texts:
+        known = load_prompts(prompts)
+        vectors = [encoder.encode_texts(known.for_class(name)).astype(np.float64) for name in labels.names]
+        return cls(class_vectors(vectors), encoder.logit_scale)
 
 
 def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
@@ -84,25 +123,32 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
-        embedded = cached_embeddings(chosen, manifest, context.cache, pixels=context.pixels, progress=context.progress)
+        encoder = load_encoder(chosen)
+        embedded = cached_embeddings(
+            chosen, manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress
+        )
         features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
-        head, facts = _fit(config, features, targets, labels, part)
+        texts = _Texts.of(encoder, labels, config.prompts) if config.solver == "lp++" else None
+        head, facts = _fit(config, features, targets, labels, part, texts)
         metrics.append({"fold": part.fold, **facts})
         write_head(
             context.folder.file("head.safetensors" if part.fold is None else f"head-fold-{part.fold}.safetensors"), head
         )
         rows.append(part.test)
         scores.append(head.predict(features[part.test]))
-    predictions = pooled_predictions(manifest, labels, rows, scores)
-    return (
-        predictions,
-        {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])},
-        list(metrics),
-    )
+    details = {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])}
+    if texts:
+        details |= {"prompt_set": load_prompts(config.prompts).name, "logit_scale": texts.logit_scale}
+    return pooled_predictions(manifest, labels, rows, scores), details, list(metrics)
 
 
 def _fit(
-    config: Config, features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], labels: LabelSet, part: Part
+    config: Config,
+    features: npt.NDArray[np.float32],
+    targets: npt.NDArray[np.int64],
+    labels: LabelSet,
+    part: Part,
+    texts: _Texts | None,
 ) -> tuple[LinearHead, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked."""
     grid = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist()
@@ -110,9 +156,14 @@ def _fit(
     def heads(rows: npt.NDArray[np.int64], upto: int | None = None) -> list[LinearHead]:
         """One head per candidate; with `upto`, the last one is that candidate."""
         x, y = features[rows], targets[rows]
+        penalties = grid if upto is None else [grid[upto]]
         if config.solver == "lbfgs":
-            chosen = grid if upto is None else [grid[upto]]
-            return fit_lbfgs(x, y, labels, l2=chosen, weighting=config.class_weight)
+            return fit_lbfgs(x, y, labels, l2=penalties, weighting=config.class_weight)
+        if texts:
+            return fit_text_informed(
+                x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, l2=penalties,
+                weighting=config.class_weight,
+            )  # fmt: skip
         return fit_adamw(
             x, y, labels, epochs=config.epochs if upto is None else upto + 1, batch_size=config.train_batch_size,
             learning_rate=config.learning_rate, weighting=config.class_weight, seed=config.seed,
@@ -122,7 +173,10 @@ def _fit(
     losses = [log_loss(head.predict(features[part.val]), targets[part.val]) for head in candidates]
     best = int(np.argmin(losses))
     head = heads(np.sort(np.concatenate([part.train, part.val])), best)[-1] if config.refit else candidates[best]
-    chosen: dict[str, object] = {"l2": grid[best]} if config.solver == "lbfgs" else {"epoch": best + 1}
+    chosen: dict[str, object] = {"epoch": best + 1} if config.solver == "adamw" else {"l2": grid[best]}
+    if texts:
+        alpha = text_multipliers(head, texts.vectors, texts.logit_scale)
+        chosen["alpha"] = dict(zip(labels.names, alpha.tolist(), strict=True))
     edge = best in {0, len(candidates) - 1} and len(candidates) > 1
     facts = {
         "train": len(part.train),

@@ -157,6 +157,10 @@ class ProcessGroup:
         """The first process's value, in all: what they decide by must be the same number everywhere."""
         return value if self.count == 1 else self._sum(value if self.is_main else 0.0)
 
+    def total(self, value: float) -> float:
+        """The sum over the processes, in all."""
+        return value if self.count == 1 else self._sum(value)
+
     def _sum(self, value: float) -> float:
         local = torch.tensor(value, dtype=torch.float64, device=self.device)
         with _others_alive():

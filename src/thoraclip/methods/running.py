@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import config_toml
+from thoraclip.data.card import data_facts
 from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError
+from thoraclip.judge.model_card import TrainedRun, write_model_card
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.runs import Progress, RunFolder, digest, is_main_process, provenance, sweep, write_json
@@ -190,6 +192,12 @@ def run_method(
             write_predictions(folder.file("predictions.parquet"), predictions)
             write_json(folder.file("details.json"), details)
             folder.write_metrics(metrics)
+            if find_method(kind).is_trained:
+                trained = TrainedRun(
+                    kind=kind, config=config, predictions=predictions, details=details, data=data_facts(manifest),
+                    images=manifest.root, provenance=facts,
+                )  # fmt: skip
+                write_model_card(out, trained)
             folder.finish(fingerprint)
     if not is_main_process():
         return None

@@ -1,4 +1,4 @@
-"""What the loops that train share: the order of samples, the learning rate, checkpoints, and stopping at a signal.
+"""What trainings share: their settings, the order of samples, the learning rate, checkpoints, and stopping at a signal.
 
 All of it is a pure function of the seed and the step, so that a checkpoint needs no random state.
 """
@@ -10,20 +10,22 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from thoraclip.errors import ConfigError
+from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.methods.processes import require_trackers
+from thoraclip.models.augment import Augmentation
 from thoraclip.runs import atomic_open, canonical_json
 
 __all__ = [
@@ -32,13 +34,81 @@ __all__ = [
     "Checkpoint",
     "Progressing",
     "Sampler",
+    "TrainingSettings",
     "learning_rate_at",
+    "require_known",
     "require_positive",
     "stop_requests",
 ]
 
 SAMPLINGS = ("shuffle", "balanced")
+_WEIGHTINGS = ("none", "balanced")
 Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Augmentation):
+    """How long, how fast and on what a network is trained, and by what its weights are chosen."""
+
+    batch_size: int = 64
+    """Images per optimizer step."""
+    chunk_size: int = 32
+    """Images per forward pass, a part of a batch: memory only."""
+    epochs: int = 10
+    """Passes over the training images; an incomplete last batch is left out."""
+    steps: int = 0
+    """Optimizer steps; 0 counts in epochs."""
+    learning_rate: float = 1e-4
+    """Peak of AdamW's step size."""
+    warmup_steps: int = -1
+    """Steps of linear warm-up before the cosine; -1 for a tenth of all."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    max_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    class_weight: str = "none"
+    """none or balanced: whether images of rare classes weigh more in the loss."""
+    sampling: str = "shuffle"
+    """shuffle (every image once an epoch) or balanced (as many of each class)."""
+    augmentation: bool = True
+    """Turn, move, zoom and change the grey of training images; never upside down, and mirrored only if asked for."""
+    val_fraction: float = 0.1
+    """Share of the training images held out by patient where the manifest names no validation split."""
+    validate_every: int = 0
+    """Steps between validations; 0 for once an epoch."""
+    patience: int = 0
+    """Stop after this many validations without a better one; 0 never stops early."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, more time."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints; one is also written at SIGINT and SIGTERM."""
+    processes: int = 0
+    """How many processes there must be; 0 takes as many as were launched."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb. Their files tell the time, so that, unlike
+    the rest of a run folder, they are other bytes in every run."""
+    seed: int = 0
+    """Decides initial values, held-out part, order, augmentation and dropout."""
+
+    NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("checkpoint_minutes", "processes", "trackers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_known(self, class_weight=_WEIGHTINGS, sampling=SAMPLINGS)
+        require_positive(
+            batch_size=self.batch_size, chunk_size=self.chunk_size, epochs=self.epochs, learning_rate=self.learning_rate,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )  # fmt: skip
+        if self.chunk_size > self.batch_size:
+            raise ConfigError(
+                f"chunk_size = {self.chunk_size} exceeds batch_size = {self.batch_size}; a chunk is a part of a batch"
+            )
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
+        require_trackers(self.trackers)
+        for name in ("steps", "validate_every", "patience", "processes", "weight_decay", "max_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
 
 
 @dataclass(frozen=True)
@@ -142,6 +212,11 @@ class Progressing:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def kept_step(self) -> int:
+        """Step of the weights that are kept: the best, or the last where none was chosen."""
+        return self.best_step if self.best else self.step
+
     def note(self, value: float, tensors: Mapping[str, Tensor]) -> bool:
         """Take in a validation; True where it is the best so far (of equal ones, the first)."""
         if value > self.best_value:
@@ -169,14 +244,14 @@ class Checkpoint:
         """True where the last one is older than `minutes`."""
         return time.monotonic() - self._last >= self._seconds
 
-    def write(
-        self, done: Progressing, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Put everything into the file."""
-        tensors = {f"parameter/{name}": p.detach() for name, p in parameters.items()}
-        for name, parameter in parameters.items():
-            state = optimizer.state.get(parameter, {})
-            tensors |= {f"adamw/{name}/{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in state}
+    def write(self, done: Progressing, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Put everything into the file; `state` holds every tensor that a step changes."""
+        tensors = {f"parameter/{name}": p.detach() for name, p in state.items()}
+        for name, parameter in state.items():
+            moments = optimizer.state.get(parameter, {})
+            tensors |= {
+                f"adamw/{name}/{key}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in moments
+            }
         tensors |= {f"best/{name}": value for name, value in done.best.items()}
         kept = {key: value for key, value in asdict(done).items() if key != "best"}
         kept["best_value"] = None if math.isinf(done.best_value) else done.best_value
@@ -186,7 +261,7 @@ class Checkpoint:
             stream.write(data)
         self._last = time.monotonic()
 
-    def read(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progressing:
+    def read(self, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progressing:
         """Go on from the file where it belongs to this training; else from the beginning."""
         try:
             with safe_open(self.path, framework="pt") as file:
@@ -198,12 +273,12 @@ class Checkpoint:
             return Progressing()
         note["best_value"] = -math.inf if note["best_value"] is None else note["best_value"]
         with torch.no_grad():
-            for name, parameter in parameters.items():
+            for name, parameter in state.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
-                state = {k: tensors.get(f"adamw/{name}/{k}") for k in ("step", "exp_avg", "exp_avg_sq")}
-                if state["step"] is not None:
-                    moved = {k: v.to(parameter.device) for k, v in state.items() if v is not None and k != "step"}
-                    optimizer.state[parameter] = {"step": state["step"], **moved}
+                moments = {k: tensors.get(f"adamw/{name}/{k}") for k in ("step", "exp_avg", "exp_avg_sq")}
+                if moments["step"] is not None:
+                    moved = {k: v.to(parameter.device) for k, v in moments.items() if v is not None and k != "step"}
+                    optimizer.state[parameter] = {"step": moments["step"], **moved}
         best = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
         return Progressing(**note, best=best)
 
@@ -232,3 +307,11 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ConfigError(f"{name} = {value}: must be positive")
+
+
+def require_known(config: object, **choices: Sequence[str]) -> None:
+    """Raise ConfigError for the first setting that is none of its choices."""
+    for name, known in choices.items():
+        value = getattr(config, name)
+        if value not in known:
+            raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")

@@ -1,72 +1,36 @@
-"""One round of fine-tuning: what the loop is given, what it keeps, and what it says when it cannot go on."""
+"""One round of fine-tuning: what the loop trains, and the adapters that it leaves."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
-from thoraclip.data.batches import pixel_cache
-from thoraclip.errors import InputError, TrainingError
-from thoraclip.judge.figures import training_figure
-from thoraclip.labels import LabelSet, load_prompts
+from thoraclip.labels import load_prompts
 from thoraclip.methods.contrast import Contrast
 from thoraclip.methods.pairs import CaptionTexts, PairTexts, PromptTexts
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.running import Context, Part
-from thoraclip.methods.training import Batch, Progressing, Sampler
+from thoraclip.methods.rounds import Round
+from thoraclip.methods.training import Batch, Progressing
 from thoraclip.models.adapter import read_note
-from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
+from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.heads import class_weights
 from thoraclip.models.lora import TunableEncoder, add_lora
-from thoraclip.runs import canonical_json, digest, write_text
 from thoraclip.tables.captions import append_label, read_captions
 
 if TYPE_CHECKING:
     from thoraclip.methods.finetune import Config
 
-__all__ = ["Round", "optimizer_of"]
+__all__ = ["Tuning", "TuningRound", "optimizer_of"]
 
 
 @dataclass(frozen=True)
-class Round:
-    """The training of one adapter.
-
-    Args:
-        config: of the fine-tuning.
-        context: of the run.
-        part: its training, validation and test rows.
-        labels: the classes.
-        group: the processes.
-    """
-
-    config: Config
-    context: Context
-    part: Part
-    labels: LabelSet
-    group: ProcessGroup
-
-    @property
-    def folder(self) -> Path:
-        """Of this round's files: the run folder, or one in it for each fold."""
-        return self.context.folder.path / ("" if self.part.fold is None else f"fold-{self.part.fold}")
-
-    @property
-    def token(self) -> str:
-        """Equal for rounds that must end with the same weights."""
-        return digest([self.context.fingerprint, self.part.fold])
-
-    @cached_property
-    def targets(self) -> npt.NDArray[np.int64]:
-        """i64[N]: the class of every row of the manifest, -1 where unknown."""
-        return self.context.manifest.targets(self.labels)
+class TuningRound(Round):
+    """The training of one adapter."""
 
     @cached_property
     def prompts(self) -> list[tuple[str, ...]]:
@@ -75,32 +39,14 @@ class Round:
         return [prompts.for_class(name) for name in self.labels.names]
 
     @property
-    def is_trained(self) -> bool:
-        """True where the adapter of this very round is there."""
-        try:
-            return bool(self.facts.get("token") == self.token)
-        except InputError:
-            return False
-
-    @property
     def facts(self) -> Mapping[str, Any]:
         """What the best adapter's note says."""
         note = read_note(self.folder / "adapter")
         return note.facts if note else {}
 
-    @property
-    def metrics(self) -> list[Mapping[str, object]]:
-        """The rows of `metrics.jsonl`, with the fold."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [{"fold": self.part.fold, **json.loads(line)} for line in lines]
-
-    def prepare(self) -> tuple[Contrast, Sampler]:
-        """Encoder with LoRA, pictures, texts, and the order of the samples; what is wrong with a setting is found here."""
+    def prepare(self) -> Tuning:
+        """Encoder with LoRA, pictures and texts; what is wrong with a setting is found here."""
         config, rows = self.config, self.part.train
-        sampler = Sampler(
-            rows, self.targets[rows], total=len(self.targets), batch_size=config.batch_size, sampling=config.sampling,
-            seed=config.seed,
-        )  # fmt: skip
         texts = self._texts()
         encoder = load_dual_encoder(
             config.model, geometry=config.geometry, precision=config.precision, device=str(self.group.device)
@@ -110,17 +56,8 @@ class Round:
             checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
         weight = class_weights(self.targets[rows], len(self.labels), config.class_weight)
-        return Contrast(config, tuned, self._pictures(encoder), self.targets, weight, texts, self.group), sampler
-
-    def _pictures(self, encoder: DualEncoder) -> npt.NDArray[np.uint8]:
-        """u8[N, S, S] from the pixel cache, which the first process makes."""
-        folder = self.context.pixels or self.context.folder.path / "pixels"
-        if not self.group.is_main:
-            self.group.wait()
-        cache = pixel_cache(self.context.manifest, encoder.preprocess, folder, progress=self.context.progress)
-        if self.group.is_main:
-            self.group.wait()
-        return cache.pixels
+        greys = self.shared_pictures(encoder.preprocess)
+        return Tuning(self, Contrast(config, tuned, greys, self.targets, weight, texts, self.group))
 
     def _texts(self) -> PairTexts:
         manifest, rows = self.context.manifest, self.part.train
@@ -134,73 +71,61 @@ class Round:
             texts = [t if has else append_label(t, name) for t, name, has in zip(texts, names, told, strict=True)]
         return CaptionTexts.of(rows.tolist(), texts)
 
-    def validate(self, contrast: Contrast, done: Progressing) -> None:
-        """Add a row of validation values, and keep the tensors where they are the best so far."""
-        select = self.config.select
-        values = contrast.validate(self.part.val, self.prompts)
-        if select == "probe":
-            values |= contrast.validate_probe(self.part.train, self.part.val, self.labels)
-        values = {name: self.group.first(value) for name, value in values.items()}
-        done.rows.append({"step": done.step, **values})
-        self.track(done)
-        if select != "last":
-            value = values["val_probe_macro_f1" if select == "probe" else "val_macro_f1"]
-            done.note(value, contrast.tuned.snapshot() if value > done.best_value else {})
-
-    def track(self, done: Progressing) -> None:
-        """Tell the trackers the newest row, under names of its own where several folds go to one tracker."""
-        where = "" if self.part.fold is None else f"fold-{self.part.fold}/"
-        values = {f"{where}{name}": value for name, value in done.rows[-1].items() if name != "step"}
-        self.group.track(values=values, step=done.step)
-
-    def require_finite(self, loss: float, norm: float, batch: Batch, done: Progressing, save: Any) -> None:
-        """Stop where a loss or a gradient is not finite: keep the last good weights and say which batch spoilt them.
-
-        Args:
-            loss, norm: of this step.
-            batch: the step's.
-            done: up to the step before.
-            save: writes the checkpoint.
-
-        Raises:
-            TrainingError: one of them is not finite.
-        """
-        if np.isfinite(loss) and np.isfinite(norm):
-            return
-        path = save()
-        self.group.wait()
-        ids = self.context.manifest.column("image_id")
-        what = f"the loss is {loss}" if not np.isfinite(loss) else "a gradient is not finite"
-        raise TrainingError(
-            f"step {batch.step + 1}: {what}, in the batch of {len(batch.rows)} images that begins with "
-            f"'{ids[batch.rows[0]]}'; the weights of step {done.step} are kept in {path}; lower learning_rate = "
-            f"{self.config.learning_rate:g}, or set precision = fp32"
-        )
-
     def keep(self, tuned: TunableEncoder, done: Progressing) -> None:
         """Write metrics, figure, last and best adapter; the best one comes last and marks the end."""
-        best_step = done.best_step if done.best else done.step
-        write_text(self.folder / "metrics.jsonl", "".join(canonical_json(row) + "\n" for row in done.rows))
-        write_text(self.folder / "training.svg", training_figure(done.rows, best_step=best_step))
-        tuned.save(self.folder / "last", self._note(done, done.step))
+        self.keep_curve(done)
+        loss = {"loss": self.config.loss}
+        tuned.save(self.folder / "last", self.note(done, done.step) | loss)
         if done.best:
             tuned.restore(done.best)
-        tuned.save(self.folder / "adapter", self._note(done, best_step))
+        tuned.save(self.folder / "adapter", self.note(done, done.kept_step) | loss)
 
-    def _note(self, done: Progressing, step: int) -> dict[str, Any]:
-        contents = self.context.manifest.column("sha256")
-        validations = {row["step"]: row for row in done.rows if "val_macro_f1" in row}
-        return {
-            "token": self.token,
-            "fold": self.part.fold,
-            "loss": self.config.loss,
-            "batch_size": self.config.batch_size,
-            "steps": done.step,
-            "step": step,
-            "validation": validations.get(step),
-            "trained_on": sorted(contents[row] for row in self.part.train),
-            "chosen_on": sorted(contents[row] for row in self.part.val),
-        }
+
+class Tuning:
+    """A `Trainee`: LoRA under a contrastive loss, validated as it will score.
+
+    Args:
+        one: the round.
+        contrast: a step.
+    """
+
+    def __init__(self, one: TuningRound, contrast: Contrast) -> None:
+        self._one, self._config, self.contrast = one, one.config, contrast
+        self.optimizer = optimizer_of(one.config, contrast.tuned)
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """LoRA's, the projections' and the loss's own."""
+        return self.contrast.tuned.parameters
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The parameters: the frozen base counts nothing."""
+        return self.parameters
+
+    def backward(self, batch: Batch) -> float:
+        """See `Contrast.backward`."""
+        return self.contrast.backward(batch)
+
+    def after_step(self) -> Mapping[str, float]:
+        """The logit scale, within its bound."""
+        return {"logit_scale": self.contrast.tuned.clamp_scale(self._config.logit_scale_max)}
+
+    def validate(self) -> Mapping[str, float]:
+        """Zero-shot on the validation images, and a probe where that chooses."""
+        contrast, part = self.contrast, self._one.part
+        values = contrast.validate(part.val, self._one.prompts)
+        if self._config.select == "probe":
+            values |= contrast.validate_probe(part.train, part.val, self._one.labels)
+        if self._config.loss == "siglip" and contrast.tuned.bias == 0:
+            # before the first step: begin where the mean logit is zero, not deep in saturation
+            contrast.tuned.centre_bias(self._one.group.first(values["val_mean_cosine"]))
+        return values
+
+    def criterion(self, values: Mapping[str, float]) -> float | None:
+        """Macro F1 of what `select` names."""
+        names = {"zeroshot": "val_macro_f1", "probe": "val_probe_macro_f1"}
+        return values[names[self._config.select]] if self._config.select in names else None
 
 
 def optimizer_of(config: Config, tuned: TunableEncoder) -> torch.optim.Optimizer:

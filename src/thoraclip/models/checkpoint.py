@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,8 +27,10 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "preprocessor_json",
     "quiet",
     "read_preprocess",
+    "require_finite_weights",
     "weights_fingerprint",
 ]
 
@@ -95,15 +97,18 @@ def locate(name: str) -> tuple[str, bool]:
     return name, False
 
 
-def load_model(checkpoint: Checkpoint, architecture: Any = None) -> nn.Module:
+def load_model(
+    checkpoint: Checkpoint, architecture: Any = None, *, is_replaced: Callable[[str], bool] = lambda _: False
+) -> nn.Module:
     """Load all weights in fp32; a missing, unexpected or misshapen one is an error (Transformers only prints it).
 
     Args:
         checkpoint: as found.
         architecture: the Transformers class that the weights must fill; `None` for the one that the configuration names.
+        is_replaced: weights, by name, that are made anew afterwards, so that nothing is asked of them.
 
     Raises:
-        ModelError: no safetensors, or the weights do not fit the architecture.
+        ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite.
     """
     import torch
     from transformers import AutoModel
@@ -128,12 +133,23 @@ def load_model(checkpoint: Checkpoint, architecture: Any = None) -> nn.Module:
         ("are not part of the architecture", unexpected),
         ("have another shape", misshapen),
     ):
-        if names:
+        asked = [name for name in names if not is_replaced(name)]
+        if asked:
             raise checkpoint.error(
-                f"{len(names)} weights {what}, first '{names[0]}'; the checkpoint is incomplete or of another type"
+                f"{len(asked)} weights {what}, first '{asked[0]}'; the checkpoint is incomplete or of another type"
             )
     assert isinstance(network, nn.Module)
+    require_finite_weights(checkpoint, network, is_replaced)
     return network
+
+
+def require_finite_weights(
+    checkpoint: Checkpoint, network: nn.Module, is_replaced: Callable[[str], bool] = lambda _: False
+) -> None:
+    """Raise ModelError for the first weight that is NaN or infinite."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not is_replaced(name) and not bool(tensor.isfinite().all()):
+            raise checkpoint.error(f"weight '{name}' holds NaN or infinite numbers; the file is damaged: get it again")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -164,6 +180,8 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
         crop = _sides(content["crop_size"]) if content.get("do_center_crop") and "crop_size" in content else {}
         size = int(crop.get("height") or sides.get("height") or sides["shortest_edge"])
         short = int(sides.get("shortest_edge") or size)
+        if "crop_pct" in content and size < 384:  # ConvNeXt's processor, which ResNet has too: larger ones are not cut
+            short = int(size / float(content["crop_pct"] or 224 / 256))
         return Preprocess(
             size=size,
             geometry=geometry,
@@ -173,10 +191,25 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
             std=tuple(content["image_std"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        native = getattr(checkpoint.config.vision_config, "image_size", None)
+        config = getattr(checkpoint.config, "vision_config", checkpoint.config)
+        native = getattr(config, "image_size", None)
         raise checkpoint.error(
             f"{path.name} is not understood ({error!r}); expected size, image_mean and image_std for {native}"
         ) from error
+
+
+def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
+    """`preprocessor_config.json` that `read_preprocess` reads back; bars (geometry `pad`) have no word in it."""
+    side = {"height": spec.size, "width": spec.size}
+    content: dict[str, Any] = {
+        "image_processor_type": "CLIPImageProcessor" if spec.geometry == "crop" else "ViTImageProcessor",
+        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+        "resample": {name: number for number, name in _PILLOW_RESAMPLE.items()}[spec.resample],
+        "image_mean": list(spec.mean), "image_std": list(spec.std), "size": side,
+    }  # fmt: skip
+    if spec.geometry == "crop":
+        content |= {"do_center_crop": True, "crop_size": side, "size": {"shortest_edge": spec.short_side}}
+    return content
 
 
 def _sides(value: Any) -> Mapping[str, Any]:

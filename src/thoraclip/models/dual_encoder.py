@@ -17,9 +17,11 @@ from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.imaging import Preprocess, check_pixels
 from thoraclip.models.adapter import load_adapter
 from thoraclip.models.checkpoint import (
+    Checkpoint,
     find_checkpoint,
     load_model,
     load_tokenizer,
+    quiet,
     read_preprocess,
     weights_fingerprint,
 )
@@ -29,9 +31,11 @@ __all__ = [
     "DualEncoder",
     "autocast_of",
     "expand_greys",
+    "is_dual_encoder",
     "load_dual_encoder",
     "resolve_device",
     "resolve_precision",
+    "untrained_dual_encoder",
 ]
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -225,6 +229,25 @@ def load_dual_encoder(
         precision=resolve_precision(precision, target),
         fingerprint=weights_fingerprint(network),
     )
+
+
+def is_dual_encoder(checkpoint: Checkpoint) -> bool:
+    """True where `load_dual_encoder` knows the architecture."""
+    return str(checkpoint.config.model_type) in _FAMILIES
+
+
+def untrained_dual_encoder(checkpoint: Checkpoint, preprocess: Preprocess, *, device: str = "") -> DualEncoder:
+    """The architecture of a dual encoder without its tokenizer, fp32, weights as Transformers draws them from PyTorch's stream."""
+    from transformers import AutoModel
+
+    target = resolve_device(device)
+    with quiet():
+        network = AutoModel.from_config(checkpoint.config)
+    return DualEncoder(
+        name=checkpoint.name, model=network.float().eval().to(target), tokenizer=None,
+        family=_FAMILIES[str(checkpoint.config.model_type)], preprocess=preprocess, device=target, precision="fp32",
+        fingerprint="",
+    )  # fmt: skip
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

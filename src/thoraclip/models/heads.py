@@ -23,13 +23,17 @@ __all__ = [
     "class_weights",
     "fit_adamw",
     "fit_lbfgs",
+    "fit_text_informed",
     "log_loss",
     "read_head",
+    "softmax",
+    "text_multipliers",
     "write_head",
 ]
 
 Features = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Standardiser:
         scale = features.std(axis=0, dtype=np.float64)
         scale[scale < 1e-6] = 1.0
         return cls(features.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32))
+
+    @classmethod
+    def identity(cls, dimension: int) -> Standardiser:
+        """Leaves f32[N, dimension] as they are."""
+        return cls(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
 
     def apply(self, features: Features) -> Features:
         """f32[N, D] -> f32[N, D]."""
@@ -94,6 +103,13 @@ def class_weights(targets: Targets, classes: int, kind: str) -> npt.NDArray[np.f
     return len(targets) / (classes * np.maximum(counts, 1))
 
 
+def _image_weights(targets: Targets, labels: LabelSet, weighting: str) -> Floats:
+    """f64[N], of mean 1: the weight of each image's class."""
+    weights: Floats = class_weights(targets, len(labels), weighting)[targets]
+    weights *= len(targets) / weights.sum()
+    return weights
+
+
 def fit_lbfgs(
     features: Features, targets: Targets, labels: LabelSet, *, l2: Sequence[float], weighting: str
 ) -> list[LinearHead]:
@@ -114,8 +130,7 @@ def fit_lbfgs(
 
     standardiser = Standardiser.fit(features)
     z = standardiser.apply(features).astype(np.float64)
-    weights = class_weights(targets, len(labels), weighting)[targets]
-    weights *= len(targets) / weights.sum()
+    weights = _image_weights(targets, labels, weighting)
     model = LogisticRegression(max_iter=2000, tol=1e-6, warm_start=True)
     heads: dict[float, LinearHead] = {}
     for penalty in sorted(set(l2), reverse=True):
@@ -165,7 +180,7 @@ def fit_adamw(
     bias = torch.zeros(len(labels), requires_grad=True)
     loss_weights = torch.from_numpy(class_weights(targets, len(labels), weighting)).float()
     optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate)
-    identity = Standardiser(np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32))
+    identity = Standardiser.identity(features.shape[1])
     heads = []
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
@@ -177,6 +192,81 @@ def fit_adamw(
             optimizer.step()
         heads.append(LinearHead(labels, identity, weight.detach().numpy().copy(), bias.detach().numpy().copy()))
     return heads
+
+
+def fit_text_informed(
+    features: Features,
+    targets: Targets,
+    labels: LabelSet,
+    *,
+    texts: Floats,
+    logit_scale: float,
+    l2: Sequence[float],
+    weighting: str,
+) -> list[LinearHead]:
+    """A linear probe that starts from the classes' texts, one head per penalty (LP++: Huang et al. 2024, arXiv:2404.02285).
+
+    Logits are s f.(w_c + alpha_c t_c): class c has a vector w_c of its own and trusts its text t_c by alpha_c. Minimises
+    mean log-loss + l2/2 ||W||^2 over W and alpha, alpha being free. A strong penalty leaves zero-shot with a trust for each
+    class, a weak one the plain linear probe. (The paper, and Shakeri et al. 2024, arXiv:2409.03868, for medical encoders,
+    minimise the log-loss alone, by block majorise-minimise steps; s, the penalty and L-BFGS are ours.)
+
+    Written in u_c = w_c + alpha_c t_c, the best alpha_c is u_c.t_c, so that what is left is convex in U alone:
+    mean log-loss + l2/2 sum_c ||u_c - (u_c.t_c) t_c||^2, a probe whose penalty does not see the direction of the text.
+    It is fitted from strong penalties to weak, each from the solution before it; the first from zero-shot, U = T.
+
+    Args:
+        features: f32[N, P], unit vectors in the space shared with text.
+        targets: i64[N]; every class must occur.
+        texts: f64[C, P], unit vectors.
+        logit_scale: s, the encoder's.
+        l2: penalties, positive.
+        weighting: `none` or `balanced`.
+
+    Returns:
+        Heads with weight s U and no bias, on features as they are; their alpha: `text_multipliers`.
+    """
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
+
+    scaled = logit_scale * features.astype(np.float64)
+    weights = _image_weights(targets, labels, weighting)
+    vectors, bias = texts.astype(np.float64), np.zeros(len(labels), np.float32)
+    heads: dict[float, LinearHead] = {}
+    for penalty in sorted(set(l2), reverse=True):
+        with threadpool_limits(1):  # as in `fit_lbfgs`
+            found = minimize(
+                lambda flat, penalty=penalty: _text_informed_loss(flat, scaled, targets, weights, texts, penalty),
+                vectors.ravel(), jac=True, method="L-BFGS-B",
+                options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-7},
+            )  # fmt: skip
+        vectors = found.x.reshape(texts.shape)
+        weight = (logit_scale * vectors).astype(np.float32)
+        heads[penalty] = LinearHead(labels, Standardiser.identity(features.shape[1]), weight, bias)
+    return [heads[penalty] for penalty in l2]
+
+
+def _text_informed_loss(
+    flat: Floats, scaled: Floats, targets: Targets, weights: Floats, texts: Floats, l2: float
+) -> tuple[float, Floats]:
+    """What `fit_text_informed` minimises, and its gradient, at U as f64[C P]; `scaled` is s F, f64[N, P]."""
+    vectors, rows = flat.reshape(texts.shape), np.arange(len(targets))
+    logits = scaled @ vectors.T
+    logits -= logits.max(axis=1, keepdims=True)
+    exponential = np.exp(logits)
+    total = exponential.sum(axis=1)
+    loss = weights @ (np.log(total) - logits[rows, targets]) / len(rows)
+    residual = exponential / total[:, None]
+    residual[rows, targets] -= 1
+    own = vectors - (vectors * texts).sum(axis=1, keepdims=True) * texts  # W
+    gradient = (residual * weights[:, None] / len(rows)).T @ scaled + l2 * own
+    return float(loss + l2 / 2 * (own * own).sum()), gradient.ravel()
+
+
+def text_multipliers(head: LinearHead, texts: Floats, logit_scale: float) -> Floats:
+    """f64[C]: alpha of a head of `fit_text_informed`; 1 is zero-shot's trust in a class's text, 0 is none."""
+    multipliers: Floats = (head.weight.astype(np.float64) * texts).sum(axis=1) / logit_scale
+    return multipliers
 
 
 def write_head(path: Path, head: LinearHead) -> None:

@@ -6,7 +6,6 @@ LoRA: Hu et al. 2021, arXiv:2106.09685; the rank-stabilised scale alpha / sqrt(r
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -24,6 +23,7 @@ from thoraclip.models.adapter import AdapterNote, write_note
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.models.recompute import recompute_layers
 
 __all__ = ["PROJECTIONS", "TOWERS", "LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
 
@@ -202,7 +202,7 @@ def add_lora(
         layer.lora_dropout["default"] = KeyedDropout(settings.lora_dropout, number, key)
         layer.cast_input_dtype_enabled = False  # autocast does it; to fp32 and back is a copy of the largest tensors
     if checkpointing:
-        _checkpoint_layers(wrapped, encoder.name)
+        recompute_layers(wrapped, encoder.name)
     return TunableEncoder(
         encoder=dataclasses.replace(encoder, model=wrapped),
         vision_key=keys["vision_model"],
@@ -274,19 +274,3 @@ def _initialise(layer: Any, seed: int, number: int) -> None:
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         matrix.copy_(drawn)
         layer.lora_B["default"].weight.zero_()
-
-
-def _checkpoint_layers(wrapped: nn.Module, name: str) -> None:
-    """Gradient checkpointing in eval mode: only the layers themselves are told that they train, nothing inside them.
-
-    Transformers' own switch refuses models that join two towers, although the towers' layers can do it.
-    """
-    from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in wrapped.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ConfigError(f"gradient_checkpointing: model '{name}' has no layers that can do it; set it to false")
-    for layer in layers:
-        layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)

@@ -16,9 +16,10 @@ from thoraclip.data.splits import split_folds
 from thoraclip.errors import InputError, ManifestError, ThoraclipError
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.methods import require_shared_work
+from thoraclip.methods.caption import CaptionConfig, caption
 from thoraclip.methods.running import is_done, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
-from thoraclip.study.settings import MethodEntry, StudyConfig, build_entries, study_toml
+from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
 
@@ -98,6 +99,9 @@ def run_study(
     results, errors = [], []
     failed: set[str] = set()
     pixels = out / "pixels" if config.pixel_cache else None
+    if any(method.has_own_captions for method in methods):
+        announce(f"captions by {config.captioner}")
+        _write_captions(config, manifest, out / CAPTIONS, pixels, progress)
     for number, method in enumerate(methods, start=1):
         announce(f"[{number}/{len(methods)}] {method.name}")
         try:
@@ -117,6 +121,7 @@ def run_study(
     report = judge(
         results, title=config.title, resamples=config.resamples, seed=config.seeds[0],
         dataset=_describe(manifest, omitted, torn), provenance=facts,
+        published=[dataclasses.asdict(row) for row in config.published],
     )  # fmt: skip
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
@@ -145,6 +150,17 @@ def _prepare_manifest(
     unassigned = sum(part is None for part in manifest.parts()) - unlabelled
     write_manifest(out / "manifest.parquet", manifest)
     return manifest, {"unreadable": set_aside, "unlabelled": unlabelled, "without split": max(unassigned, 0)}
+
+
+def _write_captions(
+    config: StudyConfig, manifest: Manifest, file: Path, pixels: Path | None, progress: Progress | None
+) -> None:
+    """The captions that the study's methods train on; finished ones are used again."""
+    given: dict[str, Any] = {"captioner": config.captioner, "column": config.caption_column}
+    if config.captioner == "blip":
+        given |= {"model": config.caption_model, "geometry": config.geometry, "precision": config.precision}
+        given["batch_size"] = config.batch_size
+    caption(manifest, CaptionConfig(**given), file, pixels=pixels, progress=progress)
 
 
 def _torn_pictures(manifest: Manifest) -> int:
@@ -205,7 +221,7 @@ def _run_entry(
         predictions=tuple(predictions),
         seeds=method.seeds,
         settings=_settings(method),
-        notes=tuple(notes) if method.config.model == "tiny-clip" else (),
+        notes=tuple(notes) if getattr(method.config, "model", "") == "tiny-clip" else (),
         details=details,
     )
 

@@ -13,9 +13,10 @@ from typing import Any
 from thoraclip.config import build_config, config_toml, read_toml, toml_value
 from thoraclip.data.layouts import LAYOUTS
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.judge.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
 
-__all__ = ["MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
+__all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
 
 _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "zero-shot, ensemble", "kind": "zeroshot"},
@@ -28,7 +29,11 @@ _SHARED = (
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
 _TRAINS_ADAPTERS = ("finetune",)
-_PATHS = ("manifest", "folder", "model", "adapter", "captions", "embeddings", "prompts")
+_PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts")
+CAPTIONS = "captions.parquet"
+"""File of the captions that the study makes, in its folder."""
+OWN_CAPTIONS = "(written by the study)"
+"""Stands for the caption file that the study makes in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,12 @@ class StudyConfig:
     """PEFT adapter folder merged into the model; empty for none."""
     captions: str = ""
     """Caption file of the methods that train on captions."""
+    captioner: str = ""
+    """Who writes the captions where no file is given: blip, template or column; empty: nobody, class prompts are trained on."""
+    caption_model: str = "Salesforce/blip-image-captioning-base"
+    """captioner blip: Hub id or local folder."""
+    caption_column: str = ""
+    """captioner column: the manifest's column of texts."""
     geometry: str = "squash"
     """How pictures become square: squash, crop or pad."""
     precision: str = "auto"
@@ -73,6 +84,8 @@ class StudyConfig:
     """Bootstrap resamples behind every interval."""
     thumbnails: bool = True
     """Whether report.html shows misclassified images."""
+    published: tuple[Published, ...] = ()
+    """Values of others, one [[published]] table each, printed beside the measured ones; not for --set, see docs/report.md."""
 
     def __post_init__(self) -> None:
         if bool(self.manifest) == bool(self.folder):
@@ -85,6 +98,11 @@ class StudyConfig:
             )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
+        if self.captioner and self.captions:
+            raise ConfigError(
+                f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to write; "
+                "leave one of them out"
+            )
         if self.resamples < 100:
             raise ConfigError(f"resamples = {self.resamples}: 100 or more are needed for an interval")
 
@@ -114,13 +132,19 @@ class MethodEntry:
         if not self.seeds:
             return [(None, self.config, runs / self.folder)]
         adapters = self.after.folders(runs) if self.after else {}
+        captions = {"captions": str(runs.parent / CAPTIONS)} if self.has_own_captions else {}
         found: list[tuple[int | None, Any, Path]] = []
         for seed, folder in self.folders(runs).items():
-            given: dict[str, Any] = {"adapter": str(adapters[seed])} if adapters else {}
+            given: dict[str, Any] = captions | ({"adapter": str(adapters[seed])} if adapters else {})
             if hasattr(self.config, "seed"):
                 given["seed"] = seed
             found.append((seed, dataclasses.replace(self.config, **given), folder))
         return found
+
+    @property
+    def has_own_captions(self) -> bool:
+        """True where it trains on the captions that the study writes."""
+        return getattr(self.config, "captions", "") == OWN_CAPTIONS
 
     def folders(self, runs: Path) -> dict[int, Path]:
         """Seed -> run folder."""
@@ -138,9 +162,13 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
         settings: `--set` values; a study setting, or a setting of the methods that know it.
 
     Raises:
-        ConfigError: every unknown name at once, with the nearest known one.
+        ConfigError: every unknown name at once, with the nearest known one; see also `judge.published.read_published`.
         InputError: no such file.
     """
+    if "published" in settings:
+        raise ConfigError(
+            "--set published: published values stand in the study file; write them as [[published]] tables"
+        )
     if source.is_dir():
         content: dict[str, Any] = {"folder": str(source), "title": source.resolve().name}
         entries: Sequence[Mapping[str, Any]] = _DEFAULT_METHODS
@@ -151,13 +179,15 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
         if isinstance(entries, list):
             entries = [{**e, **_beside(source, e)} if isinstance(e, Mapping) else e for e in entries]
     where = str(source)
+    published = content.pop("published", [])
     own = {field.name for field in dataclasses.fields(StudyConfig)}
     config = build_config(StudyConfig, {**content, **{k: v for k, v in settings.items() if k in own}}, where=where)
     if not isinstance(entries, list | tuple) or not entries or not all(isinstance(e, Mapping) for e in entries):
         raise ConfigError(f"{where}: 'methods' must be one [[methods]] table or more")
     loose = {k: v for k, v in settings.items() if k not in own}
     methods = build_entries(config, entries, loose, where)
-    return config, methods
+    rows = read_published(published, [m.name for m in methods], where)
+    return dataclasses.replace(config, published=rows), methods
 
 
 def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
@@ -191,6 +221,8 @@ def build_entries(
         known = {f.name for f in dataclasses.fields(method.config_type)}
         after = _find_training(values.pop("after", None), methods, known, f"{where}, method '{name}'")
         shared = {n: getattr(study, n) for n in _SHARED if n in known}
+        if study.captioner and "captions" in known:
+            shared["captions"] = OWN_CAPTIONS
         if "chunk_size" in known:  # there batch_size is no longer the images of a forward pass
             shared.pop("batch_size", None)
         if after:
@@ -252,9 +284,9 @@ def _unique_slug(name: str, taken: Sequence[str]) -> str:
 
 def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
     """Everything as a study file that `read_study` reads back."""
-    text = config_toml(config)
+    text = config_toml(config, skip=("published",))
     for method in methods:
         skip = ("seed",) if method.seeds else ()
         after = f"after = {toml_value(method.after.name)}\n" if method.after else ""
         text += f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = {toml_value(method.kind)}\n{after}{config_toml(method.config, skip=skip)}"
-    return text
+    return text + "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)

@@ -1,0 +1,244 @@
+"""`trivial`: boosted trees on what needs no medicine, the floor that a table of classifiers has to show.
+
+Thumbnail, histogram, frame, compression and size of the file tell the classes apart where their pictures come from
+different places (DeGrave et al. 2021, doi:10.1038/s42256-021-00338-7; Maguolo & Nanni 2021, arXiv:2004.12823): a
+classifier that is no better than these has not been shown to look at a lung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.data.check.inspection import MEASURED, inspect
+from thoraclip.errors import ConfigError, ImageError, did_you_mean
+from thoraclip.methods.running import Context, Part, parts, pooled_predictions
+from thoraclip.models.heads import log_loss
+from thoraclip.runs import Progress
+from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import Predictions
+
+__all__ = ["GROUPS", "Config", "run", "trivial_features"]
+
+Floats = npt.NDArray[np.float32]
+
+GROUPS: Mapping[str, str] = {
+    "thumbnail": "grey levels of the whole picture at 16 x 16, squashed",
+    "histogram": "shares of 32 equal ranges of grey levels, in the picture at 96 x 96",
+    "appearance": "frame, brightness, bars, sharpness, compression, marks: the grey statistics of `check`",
+    "file": "size of the file, bits per pixel, width over height, millions of pixels",
+}
+"""Name -> what is in it, in the order of the columns; every column is in one group."""
+_FILE = ("file_kilobytes", "bits_per_pixel", "aspect_ratio", "megapixels")
+_SIDE, _BINS = 16, 32
+_WEIGHTINGS = ("none", "balanced")
+_SHUFFLES = 5
+_BLOCK = 256
+"""Pictures at a time. Memory only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What one run on trivial features needs."""
+
+    features: tuple[str, ...] = tuple(GROUPS)
+    """Groups of features: thumbnail, histogram, appearance, file; see docs/methods.md."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the scores; empty for the manifest's, sorted."""
+    only_folds: tuple[int, ...] = ()
+    """Folds that are held out and scored, where the manifest has folds; empty for all of them."""
+    max_iter: int = 200
+    """Rounds of boosting that are tried; validation chooses how many are kept."""
+    learning_rate: float = 0.1
+    """Share of each tree that is added."""
+    max_leaf_nodes: int = 15
+    """Leaves of a tree at most."""
+    min_samples_leaf: int = 20
+    """Images in a leaf at least; with few images, fewer."""
+    l2: float = 1.0
+    """Penalty on the values of the leaves."""
+    refit: bool = True
+    """Fit again on training plus validation images once the number of rounds is chosen."""
+    class_weight: str = "none"
+    """none or balanced: whether rare classes weigh more in the loss."""
+    val_fraction: float = 0.2
+    """Share of the training images held out by patient where the manifest names no validation split."""
+    seed: int = 0
+    """Decides the held-out part, and the shuffles behind the importances."""
+
+    def __post_init__(self) -> None:
+        for name in self.features:
+            if name not in GROUPS:
+                raise ConfigError(f"unknown features '{name}'{did_you_mean(name, GROUPS)}")
+        if not self.features or len(set(self.features)) != len(self.features):
+            raise ConfigError(
+                f"features = {list(self.features)}: one or more different of {', '.join(GROUPS)} are needed"
+            )
+        if self.class_weight not in _WEIGHTINGS:
+            raise ConfigError(
+                f"unknown class_weight '{self.class_weight}'{did_you_mean(self.class_weight, _WEIGHTINGS)}"
+            )
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
+        for name, least in (("max_iter", 1), ("max_leaf_nodes", 2), ("min_samples_leaf", 1), ("l2", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}: {least} or more is needed")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"learning_rate = {self.learning_rate}: must be positive")
+
+    def inputs(self) -> dict[str, str]:
+        """Nothing but the manifest is read."""
+        return {}
+
+
+def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+    """Fit one model per fold (or one for the split), predict the test images, pool; no model file is kept."""
+    manifest = context.manifest
+    labels = manifest.label_set(config.classes)
+    targets = manifest.targets(labels)
+    rounds = list(  # before any picture is opened
+        parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
+    )
+    # beside the embeddings, where a study that looked for near duplicates has measured all pictures already
+    found = trivial_features(manifest, context.cache.with_name("inspection"), progress=context.progress)
+    groups = {name: found[name] for name in GROUPS if name in config.features}
+    rows, scores, chosen, told = [], [], [], []
+    for part in rounds:
+        said, facts, importance = _fit_and_score(config, groups, targets, part)
+        chosen.append({"fold": part.fold, **facts})
+        told.append(importance)
+        rows.append(part.test)
+        scores.append(said)
+    details = {
+        "chosen": chosen,
+        "features": {name: {"columns": values.shape[1], "what": GROUPS[name]} for name, values in groups.items()},
+        "importance": _mean_importance(told),
+    }
+    metrics: list[Mapping[str, object]] = [
+        {**row, "importance": importance} for row, importance in zip(chosen, told, strict=True)
+    ]
+    return pooled_predictions(manifest, labels, rows, scores), details, metrics
+
+
+def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> dict[str, Floats]:
+    """Group -> f32[N, K], a row per image; see `GROUPS`. Pictures are measured once, see `data.check.inspect`.
+
+    Args:
+        manifest: N images.
+        folder: where the measurements are kept; a killed pass goes on, a finished one is only read.
+        progress: called with (done, total).
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    seen = inspect(manifest, folder, progress=progress)
+    for row, reason in sorted(seen.unreadable.items()):
+        raise ImageError(f"{manifest.paths()[row]}: {reason}")
+    measured = dict(zip(MEASURED, np.asarray(seen.statistics).T, strict=True))
+    measured["bits_per_pixel"] = 8e-3 * measured["file_kilobytes"] / measured["megapixels"]
+    small, histogram = [], []
+    for first in range(0, len(manifest), _BLOCK):
+        block = np.asarray(seen.thumbnails[first : first + _BLOCK])
+        count, side = len(block), block.shape[1]
+        cells = block.reshape(count, _SIDE, side // _SIDE, _SIDE, side // _SIDE)
+        small.append(cells.mean(axis=(2, 4), dtype=np.float32).reshape(count, -1))
+        bins = (block.reshape(count, -1) // (256 // _BINS)).astype(np.int64) + np.arange(count)[:, None] * _BINS
+        counted = np.bincount(bins.ravel(), minlength=count * _BINS).reshape(count, _BINS)
+        histogram.append((counted / side**2).astype(np.float32))
+    return {
+        "thumbnail": np.concatenate(small),
+        "histogram": np.concatenate(histogram),
+        "appearance": np.stack([measured[name] for name in MEASURED if name not in _FILE], axis=1),
+        "file": np.stack([measured[name] for name in _FILE], axis=1),
+    }
+
+
+def _table(groups: Mapping[str, Floats], rows: npt.NDArray[np.int64]) -> Floats:
+    return np.concatenate([values[rows] for values in groups.values()], axis=1)
+
+
+def _fit_and_score(
+    config: Config, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part
+) -> tuple[npt.NDArray[np.float64], dict[str, Any], dict[str, dict[str, float]]]:
+    """Choose the number of rounds by validation log-loss, fit again on training plus validation if asked, score the test.
+
+    Returns:
+        Scores f64[T, C] of the test images, what was chosen, and the importance of each group.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
+
+    def fitted(rows: npt.NDArray[np.int64], rounds: int) -> Any:
+        model = HistGradientBoostingClassifier(
+            max_iter=rounds, learning_rate=config.learning_rate, max_leaf_nodes=config.max_leaf_nodes,
+            min_samples_leaf=config.min_samples_leaf, l2_regularization=config.l2, early_stopping=False,
+            class_weight=None if config.class_weight == "none" else config.class_weight, random_state=config.seed,
+        )  # fmt: skip
+        return model.fit(_table(groups, rows), targets[rows])
+
+    with threadpool_limits(1):  # sums keep one order everywhere; entered after scikit-learn, whose threads it limits
+        candidate, known = fitted(part.train, config.max_iter), targets[part.val]
+        losses = [log_loss(scores, known) for scores in candidate.staged_predict_proba(_table(groups, part.val))]
+        rounds = int(np.argmin(losses)) + 1
+        importance = _importance(candidate, rounds, groups, targets, part, config.seed)
+        both = np.sort(np.concatenate([part.train, part.val]))
+        model = fitted(both if config.refit else part.train, rounds)
+        scores: npt.NDArray[np.float64] = model.predict_proba(_table(groups, part.test))
+    facts = {
+        "rounds": rounds,
+        "train": len(part.train),
+        "val": len(part.val),
+        "test": len(part.test),
+        "val_log_loss": losses[rounds - 1],
+        "at_edge_of_grid": rounds == config.max_iter,
+    }
+    return scores, facts, importance
+
+
+def _importance(
+    model: Any,
+    rounds: int,
+    groups: Mapping[str, Floats],
+    targets: npt.NDArray[np.int64],
+    part: Part,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Group -> how much validation log-loss rises and macro F1 falls when its rows are shuffled (Breiman 2001).
+
+    All columns of a group move together; the mean over five shuffles. A group that another one can stand in for shows
+    little, however much it tells alone.
+    """
+    from sklearn.metrics import f1_score
+
+    known = targets[part.val]
+
+    def measure(table: Floats) -> npt.NDArray[np.float64]:
+        scores = next(islice(model.staged_predict_proba(table), rounds - 1, None))
+        f1 = f1_score(known, scores.argmax(axis=1), labels=range(scores.shape[1]), average="macro", zero_division=0)
+        return np.array([log_loss(scores, known), -f1])
+
+    rng = np.random.default_rng([seed, part.fold or 0])
+    whole, found = measure(_table(groups, part.val)), {}
+    for name in groups:
+        changes = []
+        for _ in range(_SHUFFLES):
+            turned = rng.permutation(part.val)
+            table = np.concatenate([v[turned if n == name else part.val] for n, v in groups.items()], axis=1)
+            changes.append(measure(table) - whole)
+        rise, fall = np.mean(changes, axis=0)
+        found[name] = {"log_loss": float(rise), "macro_f1": float(fall)}
+    return found
+
+
+def _mean_importance(found_in: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Mean over the folds."""
+    return {
+        name: {measure: float(np.mean([part[name][measure] for part in found_in])) for measure in found}
+        for name, found in found_in[0].items()
+    }

@@ -1,0 +1,339 @@
+"""Image classifiers that are trained end to end: what Transformers loads as one, or a dual encoder's vision tower with a head.
+
+A trained one is a folder: `model.safetensors`, `config.json` and `preprocessor_config.json` as Transformers writes them (so
+that `AutoModelForImageClassification` loads it, where it is one), and `thoraclip.json` with the classes and what it was
+trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from thoraclip.errors import InputError, ModelError
+from thoraclip.imaging import Preprocess
+from thoraclip.labels import LabelSet
+from thoraclip.models.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    load_model,
+    preprocessor_json,
+    quiet,
+    read_preprocess,
+    require_finite_weights,
+)
+from thoraclip.models.dual_encoder import (
+    DualEncoder,
+    autocast_of,
+    expand_greys,
+    is_dual_encoder,
+    load_dual_encoder,
+    resolve_device,
+    resolve_precision,
+    untrained_dual_encoder,
+)
+from thoraclip.runs import atomic_open, write_json
+
+__all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note"]
+
+_NOTE = "thoraclip.json"
+_SCHEMA = 1
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)\.")
+"""Where a parameter's name tells the number of its layer: the first such number counts, which of a ResNet is the stage."""
+_HEAD_STD = 0.02
+
+
+class TowerClassifier(nn.Module):
+    """The vision tower of a dual encoder, its pooled output, and a linear layer on it.
+
+    Args:
+        encoder: whose tower is taken, and which knows how the tower wants its pixels.
+        classes: C.
+    """
+
+    def __init__(self, encoder: DualEncoder, classes: int) -> None:
+        super().__init__()
+        del encoder.model.text_model  # it would only take memory
+        self._features = encoder.image_features
+        self.vision_model = encoder.model.vision_model
+        self.classifier = nn.Linear(_pooled_width(encoder), classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """f32[B, 3, S, S] -> logits [B, C]."""
+        logits: Tensor = self.classifier(self._features(pixels)[0])
+        return logits
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A classifier of grey pictures; a `Predictor`.
+
+    Args:
+        name: as the user named it.
+        network: a Transformers image classifier or a `TowerClassifier`, fp32.
+        config: its Transformers configuration.
+        labels: C classes, in the order of the scores.
+        preprocess: how pixels must be made.
+        device: where the weights are.
+        precision: `fp32` or `bf16` (autocast).
+        base: prefix of the names of all that is not head.
+    """
+
+    name: str
+    network: nn.Module
+    config: Any
+    labels: LabelSet
+    preprocess: Preprocess
+    device: torch.device
+    precision: str
+    base: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision as a context."""
+        return autocast_of(self.precision, self.device)
+
+    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
+        return expand_greys(greys, self.preprocess, self.device)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """f32[B, 3, H, W] -> f32[B, C], with gradient."""
+        with self.autocast():
+            found = self.network(pixels)
+        return (found if isinstance(found, Tensor) else found.logits).float()
+
+    @torch.inference_mode()
+    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """f32[B, 3, H, W] -> f32[B, C], each row sums to 1; the network must be in eval mode."""
+        scores: npt.NDArray[np.float32] = (
+            self.logits(torch.from_numpy(pixels).to(self.device)).softmax(dim=-1).cpu().numpy()
+        )
+        return scores
+
+    @property
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that are no part of the pretrained network."""
+        return {n: p for n, p in self.network.named_parameters() if not n.startswith(self.base)}
+
+    @property
+    def running_statistics(self) -> dict[str, Tensor]:
+        """What batch normalisation has seen, by name; empty without one."""
+        return {
+            f"{name}.{kind}": buffer
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for kind, buffer in module.named_buffers(recurse=False)
+        }
+
+    def depths(self, names: Sequence[str]) -> list[int]:
+        """Per parameter: 0 for the embedding, 1 to L for the layers, L + 1 for what comes after them, the head included."""
+        found = [_LAYER.search(name) for name in names]
+        layers = 1 + max((int(match[1]) for match in found if match), default=-1)
+        return [
+            int(match[1]) + 1 if match else 0 if name.startswith(self.base) and "embed" in name else layers + 1
+            for name, match in zip(names, found, strict=True)
+        ]
+
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Take the values of some tensors, by their names in the state dict."""
+        own = self.network.state_dict()
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write the folder; it appears whole, and equal weights give equal bytes.
+
+        Args:
+            folder: replaced if it is there.
+            facts: what it was trained on, and how; JSON-able.
+        """
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        names = self.labels.names
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: number for number, name in enumerate(names)}
+        config = json.loads(self.config.to_json_string(use_diff=False))
+        for unsteady in ("_name_or_path", "transformers_version"):
+            config.pop(unsteady, None)
+        write_json(part / "config.json", config)
+        write_json(part / "preprocessor_config.json", preprocessor_json(self.preprocess))
+        tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(self.network.state_dict().items())}
+        with atomic_open(part / "model.safetensors") as stream:
+            stream.write(save(tensors, {"format": "pt"}))
+        about = {
+            "schema": _SCHEMA,
+            "labels": list(names),
+            "preprocess": self.preprocess.as_dict(),
+            "facts": dict(facts),
+        }
+        write_json(part / _NOTE, about)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+
+def load_backbone(
+    model: str,
+    labels: LabelSet,
+    *,
+    pretrained: bool = True,
+    seed: int = 0,
+    geometry: str = "squash",
+    precision: str = "auto",
+    device: str = "",
+) -> Backbone:
+    """A network for these classes, its head drawn anew from the seed, all else as in the checkpoint.
+
+    Args:
+        model: Hub id, local folder, or `tiny-clip`: an image classifier of any architecture that Transformers has, or a
+            dual encoder, whose vision tower then gets a head on its pooled output.
+        labels: C classes.
+        pretrained: False draws every weight from the seed: the architecture alone is taken.
+        seed: of what is drawn.
+        geometry, precision, device: as in `load_dual_encoder`.
+
+    Raises:
+        ModelError: not found, no image classifier, or weights missing, unexpected or not finite.
+    """
+    checkpoint = find_checkpoint(model)
+    target = resolve_device(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module
+        if is_dual_encoder(checkpoint):
+            network, base = _tower(checkpoint, len(labels), pretrained, geometry, device), "vision_model."
+        else:
+            network, base = _classifier(checkpoint, len(labels), pretrained)
+    backbone = Backbone(
+        name=model,
+        network=network.float().eval().to(target),
+        config=checkpoint.config,
+        labels=labels,
+        preprocess=read_preprocess(checkpoint, geometry=geometry),
+        device=target,
+        precision=resolve_precision(precision, target),
+        base=base,
+    )
+    _draw_head(backbone, seed)
+    return backbone
+
+
+def _tower(checkpoint: Checkpoint, classes: int, pretrained: bool, geometry: str, device: str) -> TowerClassifier:
+    if pretrained:
+        encoder = load_dual_encoder(checkpoint.name, geometry=geometry, device=device)
+    else:
+        encoder = untrained_dual_encoder(checkpoint, read_preprocess(checkpoint, geometry=geometry), device=device)
+    return TowerClassifier(encoder, classes)
+
+
+def _classifier(checkpoint: Checkpoint, classes: int, pretrained: bool) -> tuple[nn.Module, str]:
+    """(network, prefix of the names of its pretrained part)."""
+    from transformers import AutoModelForImageClassification
+
+    if getattr(checkpoint.config, "num_channels", 3) != 3:
+        raise checkpoint.error(f"takes {checkpoint.config.num_channels} channels; a network of 3 is needed")
+    checkpoint.config.num_labels = classes
+    try:
+        with quiet():
+            fresh = AutoModelForImageClassification.from_config(checkpoint.config)
+    except ValueError as error:
+        raise checkpoint.error(
+            f"type '{checkpoint.config.model_type}' is neither an image classifier nor a dual encoder"
+        ) from error
+    base = f"{fresh.base_model_prefix}."
+    if not pretrained:
+        return fresh, base
+    # the head is drawn anew; heads of other tasks, and a pooler that this architecture has no use for, may be there
+    replaced = load_model(
+        checkpoint, AutoModelForImageClassification, is_replaced=lambda n: not n.startswith(base) or ".pooler." in n
+    )
+    return replaced, base
+
+
+def _draw_head(backbone: Backbone, seed: int) -> None:
+    """Weights of the head from a normal distribution of standard deviation 0.02, biases zero, as in ViT and BERT."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(backbone.head_parameters.items()):
+            is_matrix = parameter.dim() > 1
+            drawn = torch.randn(parameter.shape, generator=generator) * _HEAD_STD
+            norm = not is_matrix and name.endswith("weight")
+            parameter.copy_(drawn if is_matrix else torch.full(parameter.shape, float(norm)))
+
+
+def _pooled_width(encoder: DualEncoder) -> int:
+    """D of the tower's pooled output, by running it once on grey."""
+    side = encoder.preprocess.size
+    with torch.inference_mode():
+        pooled, _ = encoder.image_features(torch.zeros(1, 3, side, side, device=encoder.device))
+    return int(pooled.shape[-1])
+
+
+def read_trained_note(folder: Path) -> dict[str, Any]:
+    """What stands beside the weights of a trained network: `labels`, `preprocess`, `facts`.
+
+    Raises:
+        InputError: no trained network there.
+        ModelError: the note is not readable, or from a newer version.
+    """
+    file = folder / _NOTE
+    if not file.is_file():
+        raise InputError(f"{folder}: no {_NOTE} there; name a folder that thoraclip baseline wrote")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if int(content["schema"]) > _SCHEMA:
+            raise ModelError(f"{folder}: schema {content['schema']} is newer than {_SCHEMA}; upgrade thoraclip")
+        LabelSet(tuple(content["labels"]))
+        return content
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: {_NOTE} is not readable ({error!r}); train it again") from error
+
+
+def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> Backbone:
+    """A network that `Backbone.save` wrote, ready to predict.
+
+    Raises:
+        InputError: no trained network there.
+        ModelError: a weight is missing, unexpected, misshapen or not finite.
+    """
+    from transformers import AutoModelForImageClassification
+
+    note = read_trained_note(folder)
+    labels, spec = LabelSet(tuple(note["labels"])), Preprocess.from_dict(note["preprocess"])
+    checkpoint = find_checkpoint(str(folder))
+    target = resolve_device(device)
+    network: Any
+    with quiet(), torch.random.fork_rng(devices=[]):
+        if is_dual_encoder(checkpoint):
+            encoder = untrained_dual_encoder(checkpoint, spec, device=device)
+            network, base = TowerClassifier(encoder, len(labels)), "vision_model."
+        else:
+            network = AutoModelForImageClassification.from_config(checkpoint.config)
+            base = f"{network.base_model_prefix}."
+    try:
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(
+            f"{folder}: model.safetensors does not fit its config.json ({first}); train it again"
+        ) from error
+    require_finite_weights(checkpoint, network)
+    if tuple(checkpoint.config.id2label.values()) != labels.names:
+        raise ModelError(f"{folder}: config.json and {_NOTE} name other classes; train it again")
+    return Backbone(
+        name=str(folder), network=network.float().eval().to(target), config=checkpoint.config, labels=labels,
+        preprocess=spec, device=target, precision=resolve_precision(precision, target), base=base,
+    )  # fmt: skip

@@ -1,0 +1,582 @@
+"""One function per command, with the command's arguments; the commands are thin shells around these functions.
+
+    thoraclip probe folds.parquet --out runs/probe --set model=tiny-clip
+    thoraclip.probe("folds.parquet", out="runs/probe", model="tiny-clip")
+
+An argument of the command comes first, its options are keywords, and so is every setting (`--set`, which wins over a TOML
+file given as `config`). Files and folders are text or paths; a manifest is a file or a `Manifest`. A mistake that the user
+can mend is a `ThoraclipError`.
+
+Nothing is printed unless it is asked for: `progress=True` writes to standard error how far the work is and what the user
+should know. A program that shows this by itself gives `progress`, called with (done, total), and `announce`, called with a
+line of text.
+
+The functions of the methods are not written here: they follow from `METHODS`, each made when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from thoraclip.errors import ConfigError
+from thoraclip.methods import METHODS
+from thoraclip.runs import Progress, is_main_process
+
+if TYPE_CHECKING:
+    from thoraclip.data.index import IndexResult
+    from thoraclip.data.phantom import PhantomSummary
+    from thoraclip.tables.captions import Captions
+    from thoraclip.tables.embeddings import Embeddings
+    from thoraclip.tables.manifest import Manifest
+    from thoraclip.tables.predictions import Predictions
+
+__all__ = [
+    "MethodVerb", "caption", "card", "check", "demo", "embed", "index", "phantom", "report", "run_study", "split",
+]  # fmt: skip
+
+Announce = Callable[[str], None]
+
+
+def demo(
+    *,
+    out: str | Path = "demo-out",
+    images: int = 900,
+    seed: int = 0,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> dict[str, Any]:
+    """Draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, and judge; offline.
+
+    Args:
+        out: folder to write to.
+        images: phantoms to draw, 60 or more; a script that draws 64 or more at once guards its entry, see `phantom`.
+        seed: of the phantoms.
+        progress, announce: see `thoraclip.verbs`.
+
+    Returns:
+        The content of `report.json`.
+    """
+    from thoraclip.data.phantom import PhantomConfig, write_phantoms
+    from thoraclip.study import demo_study
+    from thoraclip.study import run_study as run
+
+    if images < 60:
+        raise ConfigError(f"images = {images}: the demo needs 60 or more")
+    draw, tell = _hooks("images", progress, announce)
+    phantoms = PhantomConfig(images=images, seed=seed, difficulty=0.0)
+    summary = write_phantoms(Path(out) / "phantoms", phantoms, progress=draw)
+    tell(f"{summary.images} phantoms of {summary.patients} patients")
+    config, methods = demo_study(summary.root, Path(out) / "phantoms.parquet")
+    return run(config, methods, Path(out), announce=tell, progress=draw)
+
+
+def run_study(
+    source: str | Path,
+    *,
+    out: str | Path,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Run a list of methods on one manifest and write the report; what is done and valid is not run again.
+
+    It is the command `study`; `thoraclip.study` is the package behind it.
+
+    Args:
+        source: study file, or a folder of images.
+        out: the study folder.
+        progress, announce: see `thoraclip.verbs`.
+        settings: of the study, or of the methods that know them; they win over the file.
+
+    Returns:
+        The content of `report.json`; `failed` lists the methods that failed.
+
+    Raises:
+        ThoraclipError: a setting is unknown, the images cannot be had, or every method failed.
+    """
+    from thoraclip.study import read_study
+    from thoraclip.study import run_study as run
+
+    config, methods = read_study(Path(source), _values(settings))
+    draw, tell = _hooks("images", progress, announce)
+    return run(config, methods, Path(out), announce=tell, progress=draw)
+
+
+def index(
+    root: str | Path,
+    *,
+    out: str | Path,
+    layout: str = "",
+    csv: str | Path | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    id_column: str | None = None,
+    split_column: str | None = None,
+    patient_column: str | None = None,
+    source_column: str | None = None,
+    view_column: str | None = None,
+    sex_column: str | None = None,
+    age_column: str | None = None,
+    mask_column: str | None = None,
+    infection_mask_column: str | None = None,
+    salt: str | Path | None = None,
+    fresh: bool = False,
+    progress: bool | Progress = False,
+) -> IndexResult:
+    """Read a folder of images into a manifest file; a second time, only what changed is read.
+
+    Args:
+        root: folder that holds the images.
+        out: manifest to write (.parquet); what is not in it is listed beside it, in `<out>.index.json`.
+        layout: covid-qu-ex, folders or csv; empty finds out.
+        csv: table of images, for layout csv.
+        path_column, label_column, id_column, split_column, patient_column, source_column, view_column, sex_column,
+            age_column, mask_column, infection_mask_column: columns of that table.
+        salt: file with the secret under which DICOM patient ids are hashed; None for this user's own.
+        fresh: read every file again, changed or not.
+        progress: see `thoraclip.verbs`.
+
+    Returns:
+        The `manifest`, which may leak as the files' own split may, and what was set aside, with reasons.
+
+    Raises:
+        ThoraclipError: see `thoraclip.data.index.index`.
+    """
+    from thoraclip.data.index import index as read_folder
+    from thoraclip.data.index import write_index_report
+    from thoraclip.data.layouts import CsvColumns, detect_layout
+    from thoraclip.tables.manifest import require_parquet, write_manifest
+
+    columns = CsvColumns(
+        path=path_column, label=label_column, image_id=id_column, split=split_column, patient=patient_column,
+        source=source_column, view=view_column, sex=sex_column, age_years=age_column, lung_mask=mask_column,
+        infection_mask=infection_mask_column,
+    )  # fmt: skip
+    root, out = Path(root), Path(out)
+    require_parquet(out)
+    result = read_folder(
+        root, layout=layout or ("csv" if csv else detect_layout(root)), csv_file=_path(csv), columns=columns,
+        facts=out.with_suffix(".facts.jsonl"), fresh=fresh, salt=_path(salt),
+        progress=_hooks("indexing", progress)[0],
+    )  # fmt: skip
+    write_manifest(out, result.manifest)
+    write_index_report(out.with_suffix(".index.json"), result)
+    return result
+
+
+def check(
+    manifest: str | Path | Manifest,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool | Progress = False,
+) -> dict[str, Any]:
+    """Find leaks, copies, contradictions, burned-in text, and what tells the classes apart without anatomy.
+
+    Args:
+        manifest: the images; they may leak.
+        out: folder for check.json, .md and .html; None writes nothing.
+        seed: of the folds behind the class differences.
+        progress: see `thoraclip.verbs`.
+
+    Returns:
+        The content of `check.json`; `leaks` and `warnings` are sentences.
+    """
+    from thoraclip.data.check import check as look
+    from thoraclip.data.check import write_check
+
+    images = _images(manifest, may_leak=True)
+    draw, _ = _hooks("checking", progress)
+    if out is None:
+        with tempfile.TemporaryDirectory() as work:
+            return look(images, Path(work), seed=seed, progress=draw)
+    content = look(images, Path(out) / "inspection", seed=seed, progress=draw)
+    write_check(content, images, Path(out))
+    return content
+
+
+def split(
+    manifest: str | Path | Manifest,
+    *,
+    out: str | Path,
+    folds: int | None = None,
+    fractions: str | Sequence[float] | None = None,
+    seed: int = 0,
+    duplicates: str | Path | None = None,
+) -> Manifest:
+    """Split a manifest into folds or train/val/test, stratified by class, whole patients and identical files together.
+
+    Args:
+        manifest: the images; they may leak.
+        out: manifest to write (.parquet).
+        folds: number of folds; or give fractions.
+        fractions: shares of train, val and test, as in (0.7, 0.1, 0.2).
+        seed: decides the shuffle.
+        duplicates: folder of a check, whose near duplicates are kept together.
+
+    Returns:
+        The new manifest.
+    """
+    from thoraclip.data.check import read_clusters
+    from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
+    from thoraclip.tables.manifest import require_parquet, write_manifest
+
+    if (folds is None) == (fractions is None):
+        raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
+    require_parquet(Path(out))
+    images = _images(manifest, may_leak=True)
+    if duplicates is not None:
+        images = read_clusters(images, Path(duplicates))
+    if folds is not None:
+        done = split_folds(images, folds=folds, seed=seed)
+    else:
+        shares = parse_fractions(fractions) if isinstance(fractions, str) else fractions or ()
+        done = split_fractions(images, fractions=shares, seed=seed)
+    write_manifest(Path(out), done)
+    return done
+
+
+def card(
+    manifest: str | Path,
+    *,
+    out: str | Path,
+    config: str | Path | None = None,
+    check: str | Path | None = None,
+    **settings: Any,
+) -> Path:
+    """Write a data card and a Croissant record.
+
+    Args:
+        manifest: the images' file, which the record names.
+        out: folder for data-card.md and croissant.json.
+        config: TOML file with settings.
+        check: folder of a check, whose findings are listed.
+        settings: name, licence, url, citation, ...: the fields of `CardSettings`.
+
+    Returns:
+        The card's file.
+    """
+    from thoraclip.config import build_config, read_toml
+    from thoraclip.data.card import CardSettings, write_card
+    from thoraclip.data.check import read_check
+
+    values = (read_toml(Path(config)) if config else {}) | _values(settings)
+    said = build_config(CardSettings, values, where=str(config or "card"))
+    images = _images(manifest, may_leak=True)
+    found = read_check(Path(check), images, whole=True) if check else None
+    write_card(Path(manifest), images, said, Path(out), check=found)
+    return Path(out) / "data-card.md"
+
+
+def phantom(
+    folder: str | Path,
+    *,
+    images: int = 600,
+    size: int = 256,
+    seed: int = 0,
+    difficulty: float = 0.5,
+    shortcut: str = "",
+    progress: bool | Progress = False,
+) -> PhantomSummary:
+    """Draw synthetic chest radiographs in the COVID-QU-Ex layout, with lung and infection masks.
+
+    Args:
+        folder: where they are written.
+        images: number of radiographs. From 64 on they are drawn by several processes: a script that calls this guards its
+            entry with `if __name__ == "__main__":`.
+        size: side in pixels.
+        seed: the set's only seed.
+        difficulty: 0 easy to 1 impossible.
+        shortcut: KIND=STRENGTH of a confounder tied to the class: marker, border, exposure, device or texture.
+        progress: see `thoraclip.verbs`.
+
+    Returns:
+        What was drawn; `root` is the folder.
+    """
+    from thoraclip.data.phantom import PhantomConfig, parse_shortcut, write_phantoms
+
+    kind, strength = parse_shortcut(shortcut)
+    config = PhantomConfig(
+        images=images, size=size, seed=seed, difficulty=difficulty, shortcut=kind, shortcut_strength=strength
+    )
+    return write_phantoms(Path(folder), config, progress=_hooks("drawing", progress)[0])
+
+
+def caption(
+    manifest: str | Path | Manifest,
+    *,
+    captioner: str,
+    out: str | Path,
+    model: str | Path = "Salesforce/blip-image-captioning-base",
+    column: str = "",
+    append_label: bool = False,
+    everywhere: bool = False,
+    prompt: str = "",
+    max_new_tokens: int = 40,
+    geometry: str = "squash",
+    batch_size: int = 16,
+    precision: str = "auto",
+    seed: int = 0,
+    pixels: str | Path | None = None,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> Captions:
+    """Write a text for every image, by a model, a template or from a column; goes on where it was interrupted.
+
+    Args:
+        manifest: the images.
+        captioner: blip, template or column.
+        out: captions file to write (.parquet).
+        model, column, append_label, everywhere, prompt, max_new_tokens, geometry, batch_size, precision, seed: see
+            `CaptionConfig`.
+        pixels: folder that keeps decoded pictures.
+        progress, announce: see `thoraclip.verbs`.
+    """
+    from thoraclip.methods.caption import EVERYWHERE_LEAKS, CaptionConfig
+    from thoraclip.methods.caption import caption as write
+
+    config = CaptionConfig(
+        captioner=captioner, model=str(model), column=column, append_label=append_label, everywhere=everywhere,
+        prompt=prompt, max_new_tokens=max_new_tokens, geometry=geometry, batch_size=batch_size, precision=precision,
+        seed=seed,
+    )  # fmt: skip
+    draw, tell = _hooks("captioning", progress, announce)
+    if everywhere:
+        tell(EVERYWHERE_LEAKS)
+    return write(_images(manifest), config, Path(out), pixels=_path(pixels), progress=draw)
+
+
+def embed(
+    manifest: str | Path | Manifest,
+    *,
+    model: str | Path,
+    out: str | Path,
+    adapter: str | Path = "",
+    geometry: str = "squash",
+    batch_size: int = 64,
+    precision: str = "auto",
+    pixels: str | Path | None = None,
+    progress: bool | Progress = False,
+) -> Embeddings:
+    """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted.
+
+    Args:
+        manifest: the images.
+        model: Hub id, local folder, or tiny-clip.
+        out: folder to write to.
+        adapter: PEFT adapter folder; empty for none.
+        geometry: squash, crop or pad.
+        batch_size: images per forward pass.
+        precision: fp32, bf16 or auto.
+        pixels: folder that keeps decoded pictures.
+        progress: see `thoraclip.verbs`.
+    """
+    from thoraclip.methods.embed import EncoderConfig, load_encoder
+    from thoraclip.methods.embed import embed as write
+
+    images = _images(manifest)
+    config = EncoderConfig(
+        model=str(model), adapter=str(adapter), geometry=geometry, batch_size=batch_size, precision=precision
+    )
+    draw, _ = _hooks("embedding", progress)
+    encoder = load_encoder(config)
+    return write(images, encoder, Path(out), batch_size=batch_size, pixels=_path(pixels), progress=draw)
+
+
+def report(
+    predictions: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path,
+    manifest: str | Path | Manifest | None = None,
+    thumbnails: bool = True,
+    title: str = "Chest X-ray classification report",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Judge predictions: metrics with 95 % intervals, paired comparisons, one page to look at.
+
+    Args:
+        predictions: files (.parquet, .csv) or run folders, anyone's.
+        out: folder for report.json, .md and .html.
+        manifest: where pictures (for thumbnails) and patients are looked up.
+        thumbnails: show misclassified images in the page.
+        title: headline.
+        resamples: of the bootstrap, 100 or more.
+        seed: of the bootstrap.
+
+    Returns:
+        The content of `report.json`.
+    """
+    from thoraclip.judge.report import MethodResult, judge, write_report
+    from thoraclip.runs import file_sha256, provenance
+    from thoraclip.tables.predictions import read_predictions
+
+    given = [predictions] if isinstance(predictions, str | Path) else predictions
+    names = _row_names([Path(file) for file in given])
+    images = None if manifest is None else _images(manifest)
+    patients, paths = (images.by_id("patient"), images.paths_by_id()) if images else ({}, None)
+    methods = [
+        MethodResult(name=name, kind="predictions", predictions=(read_predictions(file).with_patients(patients),))
+        for name, file in names.items()
+    ]
+    facts = provenance(seed=seed, inputs={name: file_sha256(file) for name, file in names.items()})
+    content = judge(methods, title=title, resamples=resamples, seed=seed, provenance=facts)
+    write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails)
+    return content
+
+
+def _row_names(given: Sequence[Path]) -> dict[str, Path]:
+    """A name for each file: its stem, or its folder's name where the stem says nothing; made unique."""
+    names: dict[str, Path] = {}
+    for path in given:
+        file = path / "predictions.parquet" if path.is_dir() else path
+        stem = file.resolve().parent.name if file.stem == "predictions" else file.stem
+        candidates = (stem, *(f"{stem} ({i})" for i in range(2, len(given) + 2)))
+        names[next(name for name in candidates if name not in names and name != "majority")] = file
+    return names
+
+
+class MethodVerb(Protocol):
+    """Run one method: `zeroshot`, `finetune`, ..., a function for every kind in `METHODS`. What is there and valid is only read.
+
+    Its settings are keywords too, the same as behind `--set`; `help(thoraclip.probe)` lists those of a method.
+    """
+
+    __name__: str
+
+    def __call__(
+        self,
+        manifest: str | Path | Manifest,
+        *,
+        out: str | Path,
+        config: str | Path | None = None,
+        pixels: str | Path | None = None,
+        progress: bool | Progress = False,
+        announce: Announce | None = None,
+        **settings: Any,
+    ) -> tuple[Predictions, Mapping[str, Any]] | Any:  # None is too rare to ask for it after every call
+        """Run the method.
+
+        Args:
+            manifest: the split images.
+            out: the run folder.
+            config: TOML file with settings.
+            pixels: folder that keeps decoded pictures, so that each is decoded once for all methods.
+            progress, announce: see `thoraclip.verbs`.
+            settings: of the method; they win over the file.
+
+        Returns:
+            The predictions, and the method's details (JSON-able); None in all but the first of several processes.
+
+        Raises:
+            ThoraclipError: a setting is unknown or out of range, or the images do not serve.
+        """
+
+
+_ARGUMENTS = inspect.cleandoc(MethodVerb.__call__.__doc__ or "").partition("\n\n")[2]
+
+
+@cache
+def _method_verb(kind: str) -> MethodVerb:
+    """The function of a method; its signature and its help name every setting."""
+    from thoraclip.config import field_help
+
+    def verb(
+        manifest: str | Path | Manifest,
+        *,
+        out: str | Path,
+        config: str | Path | None = None,
+        pixels: str | Path | None = None,
+        progress: bool | Progress = False,
+        announce: Announce | None = None,
+        **settings: Any,
+    ) -> tuple[Predictions, Mapping[str, Any]] | None:
+        from thoraclip.config import build_config, read_toml
+        from thoraclip.methods.running import run_method
+
+        values = read_toml(Path(config)) if config else {}
+        if values.pop("kind", kind) != kind:
+            raise ConfigError(f"{config}: holds settings of another method than '{kind}'")
+        built = build_config(METHODS[kind].config_type, values | _values(settings), where=str(config or kind))
+        draw, tell = _hooks(kind, progress, announce)
+        images = _images(manifest)
+        return run_method(kind, built, images, Path(out), pixels=_path(pixels), progress=draw, announce=tell)
+
+    fields = dataclasses.fields(METHODS[kind].config_type)
+    texts = field_help(METHODS[kind].config_type)  # type: ignore[arg-type]
+    lines = "".join(f"    {field.name}: {texts[field.name]}\n" for field in fields)
+    arguments = _ARGUMENTS.replace("    settings: of the method; they win over the file.\n", lines)
+    own = inspect.signature(verb)
+    keywords = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields
+    ]
+    named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    verb.__name__ = verb.__qualname__ = kind
+    verb.__doc__ = f"{METHODS[kind].summary}\n\n{arguments}"
+    verb.__signature__ = own.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
+    return verb
+
+
+def __getattr__(name: str) -> MethodVerb:
+    if name not in METHODS:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return _method_verb(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *METHODS})
+
+
+def _images(given: str | Path | Manifest, *, may_leak: bool = False) -> Manifest:
+    """A manifest as it was given, or read; one that leaks is refused unless it may."""
+    from thoraclip.tables.manifest import Manifest, read_manifest
+
+    if not isinstance(given, Manifest):
+        return read_manifest(Path(given), may_leak=may_leak)
+    return given.strict() if given.may_leak and not may_leak else given
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a settings file holds them: paths are text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
+def _hooks(what: str, progress: bool | Progress, announce: Announce | None = None) -> tuple[Progress | None, Announce]:
+    """What the work below calls with (done, total), and with a line for the user."""
+    lines = _Lines(what)
+    if not isinstance(progress, bool):
+        return progress, announce or _silent
+    if progress and is_main_process():
+        return lines.draw, announce or lines.tell
+    return None, announce or _silent
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+class _Lines:
+    """Standard error for a person: one line for each stage, rewritten until the stage ends."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._is_open = what, False
+
+    def draw(self, done: int, total: int) -> None:
+        self._is_open = done < total
+        sys.stderr.write(f"\r{self._what}: {done}/{total}" + ("" if self._is_open else "\n"))
+        sys.stderr.flush()
+
+    def tell(self, text: str) -> None:
+        sys.stderr.write(("\n" if self._is_open else "") + f"{text}\n")
+        self._is_open = False

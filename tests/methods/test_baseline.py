@@ -1,0 +1,375 @@
+"""Baselines: the gradient of a batch against a hand-written one, the run folder, resume, processes, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.checkpoints import save_checkpoint, save_classifier
+from torch import Tensor, nn
+
+from thoraclip.data.batches import pixel_cache
+from thoraclip.data.splits import split_fractions
+from thoraclip.errors import ConfigError, ManifestError, ModelError, TrainingError
+from thoraclip.labels import LabelSet
+from thoraclip.methods.baseline import Config
+from thoraclip.methods.processes import ProcessGroup
+from thoraclip.methods.running import run_method
+from thoraclip.methods.supervised import Supervised, layer_groups
+from thoraclip.methods.training import Batch
+from thoraclip.models.augment import augment
+from thoraclip.models.backbones import load_backbone, load_trained, read_trained_note
+from thoraclip.tables.manifest import Manifest, write_manifest
+
+LABELS = LabelSet(("COVID-19", "Non-COVID", "Normal"))
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    made = {kind: save_classifier(kind, root / kind) for kind in ("resnet", "vit")}
+    return {kind: str(folder) for kind, folder in (made | {"clip": save_checkpoint("clip", root / "clip")}).items()}
+
+
+@pytest.fixture
+def split_manifest(manifest: Manifest) -> Manifest:
+    """The 24 images with a train/val/test split in place of folds."""
+    return split_fractions(manifest, fractions=(0.5, 0.25, 0.25), seed=0)
+
+
+def config_of(model: str, **settings: Any) -> Config:
+    few = {
+        "batch_size": 4, "chunk_size": 4, "steps": 6, "validate_every": 2, "learning_rate": 3e-3, "precision": "fp32",
+        "val_fraction": 0.25,
+    }  # fmt: skip
+    return Config(model=model, **(few | settings))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def make(config: Config, manifest: Manifest, folder: Path, weight: tuple[float, ...] = (1, 1, 1)) -> Supervised:
+    backbone = load_backbone(config.model, LABELS, precision="fp32", device="cpu")
+    greys = pixel_cache(manifest, backbone.preprocess, folder / "px").pixels
+    targets = manifest.targets(LABELS)
+    group = ProcessGroup()
+    return Supervised(config, backbone, greys, targets, np.array(weight, float), np.arange(6), group)
+
+
+def gradients(trainee: Supervised, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    loss = trainee.backward(batch)
+    return loss, {n: p.grad.clone() for n, p in trainee.parameters.items() if p.grad is not None}
+
+
+def far(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Largest difference of a tensor, over its norm, or over a ten-thousandth of that of all where it is next to nothing.
+
+    The bias of attention's keys has no gradient but rounding: softmax does not see it.
+    """
+    least = 1e-4 * float(torch.cat([g.flatten() for g in other.values()]).norm())
+    assert one.keys() == other.keys()
+    return max(float((one[n] - g).norm() / g.norm().clamp(min=least)) for n, g in other.items())
+
+
+def batch_of(manifest: Manifest, size: int = 12, step: int = 3) -> Batch:
+    rows = np.random.default_rng(0).permutation(len(manifest))[:size].astype(np.int64)
+    return Batch(step, rows, rows + 7)
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "resnet"])
+@pytest.mark.parametrize(
+    "extra", [{}, {"mixup": 0.4, "label_smoothing": 0.1, "augmentation": True}], ids=["plain", "mixed"]
+)
+def test_the_gradient_is_that_of_a_hand_written_step(
+    kind: str, extra: dict[str, Any], models: dict[str, str], manifest: Manifest, tmp_path: Path
+) -> None:
+    """Weighted soft cross-entropy over the whole batch, written down sample by sample."""
+    weight, smooth = (1.0, 2.0, 0.5), extra.get("label_smoothing", 0.0)
+    config = config_of(models[kind], batch_size=12, chunk_size=12, **({"augmentation": False} | extra))
+    trainee, batch = make(config, manifest, tmp_path, weight), batch_of(manifest)
+    loss, found = gradients(trainee, batch)
+
+    network = load_backbone(models[kind], LABELS, precision="fp32", device="cpu")
+    greys = torch.from_numpy(np.array(pixel_cache(manifest, network.preprocess, tmp_path / "px").pixels[batch.rows]))
+    if config.augmentation:
+        greys = augment(greys, config, seed=config.seed, step=batch.step, samples=batch.samples.tolist())
+    mean, std = (torch.tensor(v)[:, None, None] for v in (network.preprocess.mean, network.preprocess.std))
+    x = (greys[:, None].float() / 255 - mean) / std
+    share, partner = (t.numpy() for t in trainee._mixing(batch))
+    target = manifest.targets(LABELS)[batch.rows]
+    network.network.train()
+    mixed = torch.stack([share[i] * x[i] + (1 - share[i]) * x[partner[i]] for i in range(12)])
+    log_p = network.logits(mixed).log_softmax(-1)
+    above, below = torch.tensor(0.0), 0.0
+    for i in range(12):
+        for c in range(3):
+            own, other = (
+                (1 - smooth) * (target[i] == c) + smooth / 3,
+                (1 - smooth) * (target[partner[i]] == c) + smooth / 3,
+            )
+            y = float(share[i]) * own + (1 - float(share[i])) * other
+            above = above - weight[c] * y * log_p[i, c]
+            below += weight[c] * y
+    (above / below).backward()
+    assert loss == pytest.approx(float(above.detach()) / below, rel=1e-5)
+    expected = {n: p.grad for n, p in network.network.named_parameters() if p.grad is not None}
+    assert far(found, expected) < 1e-4
+    if config.mixup:
+        assert float(share.min()) > 0.0 and sorted(partner.tolist()) == list(range(12))
+    else:
+        assert (share == 1).all()
+
+
+@pytest.mark.parametrize("extra", [{}, {"mixup": 0.4}])
+def test_chunks_add_up_to_the_batch(
+    extra: dict[str, Any], models: dict[str, str], manifest: Manifest, tmp_path: Path
+) -> None:
+    """Also under mixup: an image may meet a partner of another chunk."""
+    base = config_of(models["vit"], batch_size=12, chunk_size=12, **extra)
+    batch = batch_of(manifest)
+    loss, whole = gradients(make(base, manifest, tmp_path), batch)
+    for chunk in (1, 5, 8):
+        again, parts = gradients(make(dataclasses.replace(base, chunk_size=chunk), manifest, tmp_path), batch)
+        assert again == pytest.approx(loss, rel=1e-5)
+        assert far(parts, whole) < TOLERANCE, chunk
+
+
+def test_the_optimum_of_a_toy_is_that_of_a_hand_written_loop(
+    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+) -> None:
+    """Full batches, no warm-up to speak of: AdamW by hand ends with the same weights."""
+    config = config_of(models["vit"], batch_size=12, chunk_size=12, steps=20, augmentation=False, select="last",
+                       weight_decay=0.05, max_norm=0.0, layer_decay=0.75, validate_every=20)  # fmt: skip
+    run_method("baseline", config, split_manifest, tmp_path / "run")
+    found = load_trained(tmp_path / "run" / "model", precision="fp32", device="cpu")
+
+    network = load_backbone(config.model, LABELS, seed=0, precision="fp32", device="cpu")
+    rows = np.flatnonzero(np.array(split_manifest.column("split")) == "train")
+    greys = np.array(pixel_cache(split_manifest, network.preprocess, tmp_path / "px").pixels[rows])
+    target = torch.from_numpy(split_manifest.targets(LABELS)[rows])
+    groups = []
+    for name, parameter in network.network.named_parameters():
+        layer = {"layers.0.": 1, "layers.1.": 2, "embeddings": 0}
+        depth = next((d for text, d in layer.items() if text in name), 3)
+        groups.append(
+            {"params": [parameter], "share": 0.75 ** (3 - depth), "weight_decay": 0.05 if parameter.dim() > 1 else 0.0}
+        )
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    network.network.train()
+    for step in range(20):
+        rate = config.learning_rate * ((step + 1) / 2 if step < 2 else 0.5 * (1 + np.cos(np.pi * (step - 2) / 18)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        loss = nn.functional.cross_entropy(network.logits(network.expand(greys)), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    rows_of = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows_of if "loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+    x = network.expand(greys)
+    network.network.eval()
+    with torch.no_grad():
+        assert float((found.logits(x) - network.logits(x)).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize(("kind", "train"), [("resnet", "all"), ("vit", "all"), ("clip", "all"), ("clip", "head")])
+def test_a_run_leaves_a_network_per_fold_and_every_image_one_score(
+    kind: str, train: str, models: dict[str, str], manifest: Manifest, tmp_path: Path
+) -> None:
+    result = run_method("baseline", config_of(models[kind], train=train), manifest, tmp_path / "run")
+    assert result is not None
+    predictions, details = result
+    assert predictions.image_id == tuple(manifest.column("image_id"))
+    assert np.allclose(predictions.scores.sum(axis=1), 1)
+    assert [entry["fold"] for entry in details["chosen"]] == [0, 1, 2]
+    folds = np.array(manifest.column("fold"))
+    for fold in range(3):
+        folder = tmp_path / "run" / f"fold-{fold}"
+        assert {f.name for f in folder.iterdir()} == {"metrics.jsonl", "model", "training.svg"}
+        backbone = load_trained(folder / "model", precision="fp32", device="cpu")
+        rows = np.flatnonzero(folds == fold)
+        greys = pixel_cache(manifest, backbone.preprocess, tmp_path / "px").pixels[rows]
+        again = backbone.predict(backbone.expand(np.array(greys)).numpy())
+        assert np.abs(again - predictions.scores[rows]).max() < 1e-5
+        facts = read_trained_note(folder / "model")["facts"]
+        held = {manifest.column("sha256")[row] for row in rows}
+        assert not held & {*facts["trained_on"], *facts["chosen_on"]}
+
+
+def test_a_frozen_network_keeps_its_weights_and_statistics(
+    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+) -> None:
+    start = load_backbone(models["resnet"], LABELS, precision="fp32", device="cpu").network.state_dict()
+    changed = {}
+    for name, settings in {
+        "head": {"train": "head", "chunk_size": 2}, "frozen": {"batch_norm": "frozen", "chunk_size": 2}, "batch": {},
+    }.items():  # fmt: skip
+        config = config_of(models["resnet"], select="last", **settings)
+        run_method("baseline", config, split_manifest, tmp_path / name)
+        now = load_trained(tmp_path / name / "model", precision="fp32", device="cpu").network.state_dict()
+        changed[name] = {key for key in start if not torch.equal(start[key], now[key])}
+    assert changed["head"] == {"classifier.1.weight", "classifier.1.bias"}
+    assert not any("running" in key for key in changed["frozen"])
+    assert any("convolution" in key for key in changed["frozen"])
+    assert any("running_var" in key for key in changed["batch"])
+
+
+def test_the_learning_rate_falls_with_the_distance_from_the_head(models: dict[str, str]) -> None:
+    backbone = load_backbone(models["vit"], LABELS, precision="fp32", device="cpu")
+    parameters = dict(backbone.network.named_parameters())
+    groups = layer_groups(backbone, parameters, decay=0.5, weight_decay=0.1)
+    found = {id(p): group for group in groups for p in group["params"]}
+    assert len(found) == len(parameters)
+    for name, parameter in parameters.items():
+        depth = 0 if "embeddings" in name else int(name.split(".")[2]) + 1 if "layers" in name else 3
+        assert found[id(parameter)]["share"] == 0.5 ** (3 - depth), name
+        assert found[id(parameter)]["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_a_killed_training_ends_with_the_same_bytes(
+    kind: str, models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+) -> None:
+    """ResNet's running statistics and the best weights are in the checkpoint too."""
+    config = config_of(models[kind], checkpoint_minutes=1e-9, mixup=0.2)
+    run_method("baseline", config, split_manifest, tmp_path / "whole")
+
+    def kill_at(step: int) -> Any:
+        def progress(done: int, total: int) -> None:
+            if (done, total) == (step, 6):
+                raise RuntimeError("killed")
+
+        return progress
+
+    for step in (2, 3, 5):
+        with pytest.raises(RuntimeError, match="killed"):
+            run_method("baseline", config, split_manifest, tmp_path / "again", progress=kill_at(step))
+    run_method("baseline", config, split_manifest, tmp_path / "again")
+    assert files(tmp_path / "again") == files(tmp_path / "whole")
+
+
+def test_a_networks_own_dropout_hangs_on_the_step(
+    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+) -> None:
+    """Not on the random stream: a continued run draws the same."""
+    model = tmp_path / "dropout"
+    save_classifier("vit", model)
+    content = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(content | {"hidden_dropout_prob": 0.3}))
+    trainee = make(config_of(str(model), batch_size=12), split_manifest, tmp_path)
+    one, _ = gradients(trainee, batch_of(split_manifest))
+    torch.rand(5)
+    again, _ = gradients(trainee, batch_of(split_manifest))
+    other, _ = gradients(trainee, batch_of(split_manifest, step=4))
+    without, _ = gradients(
+        make(config_of(models["vit"], batch_size=12), split_manifest, tmp_path), batch_of(split_manifest)
+    )
+    assert one == again
+    assert one not in (other, without)
+
+
+def test_two_processes_give_the_run_of_one(models: dict[str, str], split_manifest: Manifest, tmp_path: Path) -> None:
+    """Seven images a step: one process takes four, the other three."""
+    write_manifest(tmp_path / "m.parquet", split_manifest)
+    values = {"model": models["vit"], "batch_size": 7, "chunk_size": 2, "steps": 3, "validate_every": 1,
+              "learning_rate": 3e-3, "precision": "fp32", "mixup": 0.3}  # fmt: skip
+    settings = [part for k, v in values.items() for part in ("--set", f"{k}={v}")]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+    arguments = ["-m", "thoraclip", "baseline", str(tmp_path / "m.parquet"), "--out", str(tmp_path / "two"), *settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    run_method("baseline", Config(**values), split_manifest, tmp_path / "one")
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(rows[0]) == len(rows[1]) == 7
+    for one, two in zip(*rows, strict=True):
+        assert one.keys() == two.keys()
+        assert one.pop("fold", None) is None and two.pop("fold", None) is None
+        assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_the_best_weights_are_kept_and_waiting_has_an_end(
+    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+) -> None:
+    config = config_of(models["vit"], steps=40, validate_every=1, patience=3, learning_rate=0.1, select="log_loss")
+    run_method("baseline", config, split_manifest, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    checks = [row for row in rows if "val_log_loss" in row]
+    best = min(checks, key=lambda row: (row["val_log_loss"], row["step"]))
+    facts = read_trained_note(tmp_path / "run" / "model")["facts"]
+    assert facts["step"] == best["step"]
+    assert facts["steps"] == checks[-1]["step"] < 40
+    assert len(checks) - checks.index(best) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": "tail"}, "unknown train 'tail'"),
+        ({"batch_norm": "none"}, "unknown batch_norm"),
+        ({"select": "accuracy"}, "unknown select"),
+        ({"layer_decay": 0.0}, r"layer_decay = 0\.0"),
+        ({"label_smoothing": 1.0}, r"label_smoothing = 1\.0"),
+        ({"mixup": -1.0}, r"mixup = -1\.0"),
+        ({"chunk_size": 99}, "chunk_size = 99 exceeds batch_size"),
+        ({"epochs": 0}, "epochs = 0: must be positive"),
+        ({"train": "head", "gradient_checkpointing": True}, "no backward pass"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of("m", **settings)
+
+
+def test_bad_input_is_named_and_leaves_no_result(
+    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+) -> None:
+    def refused(kind: type[Exception], message: str, config: Config, images: Manifest = split_manifest) -> None:
+        with pytest.raises(kind, match=message):
+            run_method("baseline", config, images, tmp_path / "run")
+        assert not (tmp_path / "run" / "predictions.parquet").exists()
+
+    refused(ConfigError, "which chunk_size = 2 in 1 process", config_of(models["resnet"], chunk_size=2))
+    refused(ConfigError, "larger than the training set", config_of(models["vit"], batch_size=99, chunk_size=4))
+    refused(ModelError, "no such folder", config_of("no-such-model"))
+    refused(
+        TrainingError,
+        "step 1",
+        config_of(models["vit"], learning_rate=1e30, max_norm=0.0, weight_decay=0.0, warmup_steps=0),
+    )
+    labels = ["only" if split == "train" and label == "Normal" else label
+              for label, split in zip(split_manifest.column("label"), split_manifest.column("split"), strict=True)]  # fmt: skip
+    refused(
+        ManifestError,
+        "class 'Normal' has no training image",
+        config_of(models["vit"]),
+        split_manifest.with_columns(label=labels),
+    )
+
+
+def test_gradient_checkpointing_changes_no_gradient(models: dict[str, str], manifest: Manifest, tmp_path: Path) -> None:
+    for kind in ("vit", "clip"):
+        batch = batch_of(manifest)
+        one = gradients(make(config_of(models[kind], batch_size=12), manifest, tmp_path), batch)
+        two = gradients(
+            make(config_of(models[kind], batch_size=12, gradient_checkpointing=True), manifest, tmp_path), batch
+        )
+        assert one[0] == pytest.approx(two[0], rel=1e-6)
+        for name, gradient in one[1].items():
+            assert torch.allclose(gradient, two[1][name], atol=1e-6), name

@@ -1,0 +1,117 @@
+"""The whole reference study in miniature: the shipped file with tiny models of the same classes, on phantoms in Kaggle's layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.checkpoints import save_blip, save_checkpoint, save_classifier
+
+from thoraclip.cli.app import run
+from thoraclip.data.phantom import PhantomConfig, write_phantoms
+
+CONFIG = Path(str(files("thoraclip"))).parents[1] / "configs" / "studies" / "covid-qu-ex.toml"
+IMAGES = 1800
+"""So that a batch of 1,024 fits into the training split."""
+SIX = {
+    "ResNet-18, fine-tuned": 82.56, "ViT-B/16, fine-tuned": 87.51, "CLIP zero-shot, reference prompts": 31.57,
+    "CLIP LoRA, InfoNCE, 80": 57.72, "linear classifier, stock CLIP": 87.8, "linear classifier, LoRA-tuned CLIP": 92.44,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study folder after one run of the command."""
+    root = tmp_path_factory.mktemp("covid-qu-ex")
+    phantoms = write_phantoms(root / "phantoms", PhantomConfig(images=IMAGES, size=64, seed=3, difficulty=0.0))
+    models = {
+        "openai/clip-vit-base-patch32": save_checkpoint("clip", root / "clip", seed=1),
+        "Salesforce/blip-image-captioning-base": save_blip(root / "blip", seed=1, talkative=True),
+        "microsoft/resnet-18": save_classifier("resnet", root / "resnet", seed=1),
+        "google/vit-base-patch16-224": save_classifier("vit", root / "vit", seed=1),
+    }
+    text = CONFIG.read_text(encoding="utf-8")
+    for name, folder in models.items():
+        assert f'"{name}"' in text
+        text = text.replace(f'"{name}"', json.dumps(str(folder)))
+    (root / "study.toml").write_text(text, encoding="utf-8")
+    out = root / "out"
+    assert run(["study", str(root / "study.toml"), "--set", f"folder={phantoms.root}", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(study: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((study / "report.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_every_row_is_there_and_none_failed(report: dict[str, Any]) -> None:
+    names = re.findall(r'^\[\[methods\]\]\nname = "(.*)"', CONFIG.read_text(encoding="utf-8"), flags=re.M)
+    followers = {f"{name}, then probe" for name in ("CLIP LoRA, UniCL, 1024", "CLIP LoRA, prompt cross-entropy")}
+    assert report["failed"] == []
+    assert {row["name"] for row in report["methods"]} == {*names, *followers, "majority"}
+    assert set(SIX) < set(names)
+    for row in report["methods"]:
+        assert row["seeds"] in ([], [0, 1, 2]), row["name"]
+        assert (
+            row["metrics"]["accuracy"]["low"]
+            <= row["metrics"]["accuracy"]["value"]
+            <= row["metrics"]["accuracy"]["high"]
+        )
+
+
+def test_no_two_rows_have_the_same_numbers(report: dict[str, Any]) -> None:
+    """Twice the same model, or a setting that is not heard, would show here."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for row in report["methods"]:
+        numbers = tuple(row["metrics"][name]["value"] for name in ("auroc", "ece", "log_loss"))
+        assert numbers not in seen, (row["name"], seen.get(numbers))
+        seen[numbers] = row["name"]
+
+
+def test_seeds_have_a_spread_of_their_own(report: dict[str, Any]) -> None:
+    for row in report["methods"]:
+        if row["seeds"]:
+            each = row["metrics"]["log_loss"]["per_seed"]
+            is_convex = (
+                row["kind"] == "probe" and "adamw" not in str(row["settings"]) and "adapter" not in row["settings"]
+            )
+            assert len(set(each)) == (1 if is_convex else 3), row["name"]
+
+
+def test_published_values_stand_beside_the_rows_and_are_marked(study: Path, report: dict[str, Any]) -> None:
+    beside = {row["of"]: 100 * row["accuracy"] for row in report["published"] if row["of"]}
+    assert beside == pytest.approx(SIX)
+    for name in ("report.md", "report.html", "report.tex"):
+        text = (study / name).read_text(encoding="utf-8")
+        assert "not measured here" in text, name
+        assert all(f"{value:g}" in text for value in SIX.values()), name
+
+
+def test_training_helped_where_a_network_can_learn(report: dict[str, Any]) -> None:
+    """Phantoms without difficulty: what was trained is above chance."""
+    value = {row["name"]: row["metrics"]["macro_f1"]["value"] for row in report["methods"]}
+    assert value["majority"] < 0.2
+    assert value["trivial features"] > 0.4
+    assert value["linear probe, stock CLIP"] > 0.4
+
+
+def test_every_trained_method_has_a_card(study: Path, report: dict[str, Any]) -> None:
+    cards = {path.parent for path in study.glob("runs/**/README.md")}
+    trained = {path.parent for path in study.glob("runs/**/predictions.parquet")
+               if re.search(r'kind = "(probe|finetune|baseline)"', (path.parent / "config.toml").read_text())}  # fmt: skip
+    assert cards == trained
+    assert len(cards) == 3 * 13
+
+
+def test_captions_were_made_once_and_named_no_class_of_a_scored_image(study: Path) -> None:
+    import pyarrow.parquet as pq
+
+    captions = pq.read_table(study / "captions.parquet")
+    assert captions.num_rows == IMAGES
+    assert not any(captions.column("with_label").to_pylist())

@@ -1,0 +1,53 @@
+"""The notebooks run from top to bottom as they stand in the docs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import thoraclip
+
+FOLDER = Path(thoraclip.__file__).parents[2] / "docs" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    assert content["nbformat"] == 4
+    return list(content["cells"])
+
+
+def test_there_is_a_notebook_of_the_main_job() -> None:
+    assert "main-job" in {notebook.stem for notebook in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
+def test_every_step_is_explained_and_no_output_is_kept(notebook: Path) -> None:
+    found = cells(notebook)
+    assert [cell["cell_type"] for cell in found] == ["markdown", "code"] * (len(found) // 2) + ["markdown"]
+    assert "Research use only, not for diagnosis" in "".join(found[0]["source"])
+    assert len({cell["id"] for cell in found}) == len(found)
+    assert not [cell for cell in found if cell["cell_type"] == "code" and (cell["outputs"] or cell["execution_count"])]
+
+
+def test_the_main_job_runs_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in cells(FOLDER / "main-job.ipynb"):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    report = names["report"]
+    assert {m["name"] for m in report["methods"]} == {"trivial", "zero-shot", "probe", "LoRA", "majority"}
+    assert all(m["n"] == 60 for m in report["methods"])
+    assert names["figure"].startswith("<svg")
+    assert {"report.html", "report.json", "report.md"} <= {f.name for f in Path("main-job/report").iterdir()}
+    captured = capsys.readouterr()
+    assert str(tmp_path / "main-job" / "report" / "report.html") in captured.out
+    assert "| method | accuracy, % |" in captured.out
+    assert "finetune: " in captured.err
