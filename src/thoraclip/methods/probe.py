@@ -156,18 +156,18 @@ def _fit(
     def heads(rows: npt.NDArray[np.int64], upto: int | None = None) -> list[LinearHead]:
         """One head per candidate; with `upto`, the last one is that candidate."""
         x, y = features[rows], targets[rows]
+        if config.solver == "adamw":
+            return fit_adamw(
+                x, y, labels, epochs=config.epochs if upto is None else upto + 1, batch_size=config.train_batch_size,
+                learning_rate=config.learning_rate, weighting=config.class_weight, seed=config.seed,
+            )  # fmt: skip
         penalties = grid if upto is None else [grid[upto]]
         if config.solver == "lbfgs":
             return fit_lbfgs(x, y, labels, l2=penalties, weighting=config.class_weight)
-        if texts:
-            return fit_text_informed(
-                x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, l2=penalties,
-                weighting=config.class_weight,
-            )  # fmt: skip
-        return fit_adamw(
-            x, y, labels, epochs=config.epochs if upto is None else upto + 1, batch_size=config.train_batch_size,
-            learning_rate=config.learning_rate, weighting=config.class_weight, seed=config.seed,
-        )  # fmt: skip
+        assert texts is not None, "the solver that is left reads the texts"
+        return fit_text_informed(
+            x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, l2=penalties, weighting=config.class_weight
+        )
 
     candidates = heads(part.train)
     losses = [log_loss(head.predict(features[part.val]), targets[part.val]) for head in candidates]

@@ -17,8 +17,10 @@ from thoraclip.errors import InputError, ManifestError, ThoraclipError
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CaptionConfig, caption
-from thoraclip.methods.running import is_done, run_method
+from thoraclip.methods.running import run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
+from thoraclip.study.estimate import make_plan
+from thoraclip.study.measuring import Bench
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
@@ -26,27 +28,39 @@ from thoraclip.tables.predictions import Predictions, write_predictions
 __all__ = ["demo_study", "plan_study", "run_study"]
 
 
-def plan_study(config: StudyConfig, methods: Sequence[MethodEntry], out: Path) -> dict[str, Any]:
-    """What `run_study` would do, without doing it: every run, on how many images, and whether it is there already."""
+def plan_study(
+    config: StudyConfig,
+    methods: Sequence[MethodEntry],
+    out: Path,
+    *,
+    measure: bool = False,
+    start: float = 0.0,
+    announce: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """What `run_study` would do, without doing it: every run, on how many images, and whether it is there already.
+
+    Args:
+        config, methods: from `read_study`.
+        out: the study folder; it is only read.
+        measure: estimate time and memory by timing the real functions on a few pictures; else both are `None`.
+        start: seconds that the process took before this call, which a study of its own process takes too.
+        announce: gets a line at every stage of measuring.
+
+    Returns:
+        See docs/index.md. A run that cannot be estimated has no time, and says why under `error`.
+    """
     given = read_manifest(Path(config.manifest)) if config.manifest else None
     manifest = given if given and _has_parts(given) else _kept_manifest(out, given)
-    known = manifest or given
-    runs = [
-        {
-            "name": method.name,
-            "kind": method.kind,
-            "seed": seed,
-            "done": manifest is not None and is_done(method.kind, run_config, manifest, folder),
-        }
-        for method in methods
-        for seed, run_config, folder in method.runs(out / "runs")
-    ]
-    return {
-        "schema": 1,
-        "images": None if known is None else len(known),
-        "source": config.manifest or config.folder,
-        "runs": runs,
-    }
+    bench = Bench(config, out, announce=announce, start=start)
+    return make_plan(
+        config,
+        methods,
+        out,
+        manifest=manifest,
+        given=given,
+        describe=bench.describe,
+        measure=bench if measure else None,
+    )
 
 
 def _has_parts(manifest: Manifest) -> bool:

@@ -8,116 +8,45 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thoraclip.data.layouts import detect_layout, find_layout
 from thoraclip.data.splits import split_folds
-from thoraclip.errors import ConfigError, InputError, ThoraclipError
+from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import Preprocess
 from thoraclip.judge.compare import resamples_needed
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.caption import CaptionConfig
-from thoraclip.methods.running import Part, is_done, parts
+from thoraclip.methods.running import Part, parts, require_folds
 from thoraclip.runs import digest
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig
+from thoraclip.study.tasks import Task, Unit, Work, training_unit
 from thoraclip.tables.arrays import is_valid
 from thoraclip.tables.captions import read_captions
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.pixels import PIXELS, geometry_of, pixels_fingerprint
 
-__all__ = ["Counting", "Describe", "Task", "Unit", "Work", "expected_images"]
+__all__ = ["Counting", "Describe", "expected_images"]
 
 Describe = Callable[[Any], tuple[dict[str, str], Preprocess]]
 """EncoderConfig -> what identifies the encoder's features, and how it wants its pictures; loads the encoder."""
 
-_NOT_IN_THE_COST: Mapping[str, Any] = {
-    "seed": 0, "epochs": 1, "steps": 0, "learning_rate": 1e-3, "warmup_steps": -1, "weight_decay": 0.0, "max_norm": 1.0,
-    "class_weight": "none", "sampling": "shuffle", "val_fraction": 0.2, "validate_every": 0, "patience": 0,
-    "checkpoint_minutes": 5.0, "processes": 0, "trackers": (), "only_folds": (), "select": "last", "loss": "unicl",
-    "alpha": 16.0, "rslora": True, "logit_scale_max": 100.0, "layer_decay": 1.0, "label_smoothing": 0.0,
-}  # fmt: skip
-"""Settings of a training that do not change what a step costs, each at a value that is always allowed."""
+_MOST_FOR_TREES, _MOST_TO_RESAMPLE = 2000, 4000
+"""Images on which these are measured at most; above them the cost grows with the images."""
 _CARD_RESAMPLES = 1000
 _SCORING_BATCH = 64
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Work of one kind, measured once however often it is done.
-
-    Args:
-        kind: what is done; see `measuring`.
-        config: the settings that its cost depends on.
-        about: whatever else it depends on.
-    """
-
-    kind: str
-    config: Any = None
-    about: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Task:
-    """A unit, done some number of times.
-
-    Args:
-        unit: what.
-        size: images (for the judge: weights) of one time.
-        times: how often.
-        encoded, trained: images that go through a network in all these times: forward alone, or forward and backward.
-        what: of a pass of images through a network, in a word.
-    """
-
-    unit: Unit
-    size: int = 0
-    times: int = 1
-    encoded: int = 0
-    trained: int = 0
-    what: str = ""
-
-    @property
-    def model(self) -> str:
-        """The network, as the user named it."""
-        return str(getattr(self.unit.config, "model", ""))
-
-
-@dataclass
-class Work:
-    """What one run, or one stage of the study, has to do.
-
-    Args:
-        name, kind, seed: of the run; a stage is of kind `stage`.
-        done: nothing is left to do.
-        tasks: in the order of their doing.
-        cached: what is on disk already, of `run`, `pixels`, `embeddings`, `captions`.
-        shared: what an earlier run of the same study makes, of `pixels`, `embeddings`.
-        seconds: known without measuring.
-        error: why it cannot run, or cannot be counted.
-    """
-
-    name: str
-    kind: str
-    seed: int | None = None
-    done: bool = False
-    tasks: list[Task] = field(default_factory=list)
-    cached: list[str] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    error: str | None = None
-
-
-def expected_images(config: StudyConfig, given: Manifest | None) -> Manifest:
-    """The images as the study will split them, as far as that is known before any picture is looked at.
+def expected_images(config: StudyConfig, given: Manifest | None) -> tuple[Manifest, bool]:
+    """(the images as the study will split them, whether they have parts of their own), before any picture is looked at.
 
     Args:
         config: of the study.
-        given: its manifest, without split and folds; `None` where a folder is to be indexed: its files are listed.
+        given: its manifest; `None` where a folder is to be indexed: its files are listed.
     """
     if given is None:
         root = Path(config.folder)
@@ -126,8 +55,8 @@ def expected_images(config: StudyConfig, given: Manifest | None) -> Manifest:
             raise InputError(f"{root}: no picture can be used; give every class a sub-folder of its own")
         given = Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
     if any(part is not None for part in given.parts()):
-        return given
-    return split_folds(given, folds=config.folds, seed=config.seeds[0])
+        return given, True
+    return split_folds(given, folds=config.folds, seed=config.seeds[0]), False
 
 
 @dataclass(frozen=True)
@@ -137,10 +66,12 @@ class _Adapter:
     Args:
         folder: where they are, or will be; empty for none.
         training: the unit that will train them; `None` where they are there.
+        like: folder of one that takes as long to load: one measurement serves all adapters of a run.
     """
 
     folder: str = ""
     training: Unit | None = None
+    like: str = ""
 
 
 class Counting:
@@ -155,8 +86,8 @@ class Counting:
 
     def __init__(self, config: StudyConfig, manifest: Manifest, out: Path, describe: Describe) -> None:
         self._config, self.manifest, self._out, self._describe = config, manifest, out, describe
-        self._pixels: set[str] = set()
-        self._embedded: set[tuple[Any, ...]] = set()
+        self._pixels: dict[str, str] = {}  # what there is by now, and whether it is `cached` or `shared`
+        self._embedded: dict[tuple[Any, ...], str] = {}
         self._loaded: tuple[Any, ...] | None = None
         self._inspected = (out / "inspection" / "inspection.json").is_file()
         self._trained: dict[str, dict[int | None, _Adapter]] = {}
@@ -164,16 +95,16 @@ class Counting:
         self._specs: dict[tuple[str, str], Preprocess] = {}
         self._work = Work("", "")
 
-    def prepare(self, *, is_split: bool) -> Work:
+    def prepare(self, *, has_parts: bool) -> Work:
         """Indexing, and looking for copies where the study makes its own folds.
 
         Args:
-            is_split: the manifest has its final split.
+            has_parts: they are made already, or are the images' own.
         """
         work, n = self._begin(Work("prepare", "stage")), len(self.manifest)
         if self._config.folder and not (self._out / "manifest.facts.jsonl").is_file():
             work.tasks.append(Task(Unit("index"), size=n))
-        if not is_split and self._config.group_duplicates:
+        if not has_parts and self._config.group_duplicates:
             work.tasks += [*self._inspect(), Task(Unit("duplicates"), size=n)]
         return work
 
@@ -205,18 +136,21 @@ class Counting:
         Args:
             methods: those that can run.
         """
-        work, classes = self._begin(Work("judge", "stage")), len(self.manifest.label_set())
+        work = self._begin(Work("judge", "stage"))
         if not methods:
             return work
+        classes = len(self.manifest.label_set())
         tables, entries = 1 + sum(max(1, len(m.seeds)) for m in methods), len(methods) + 1
         judged, enough = max(len(self._judged(m.config)) for m in methods), resamples_needed(entries)
+        some = (min(judged, _MOST_TO_RESAMPLE),)
         work.tasks = [
             Task(Unit("judge"), times=len(methods)),
-            Task(Unit("resample"), size=tables * judged * self._config.resamples),
+            Task(Unit("resample", about=some), size=tables * judged * self._config.resamples),
+            Task(Unit("compare"), size=max(enough, self._config.resamples), times=entries * (entries - 1) // 2),
             Task(Unit("figure"), times=1 + classes + 2 * len(methods)),
         ]
         if enough > self._config.resamples:
-            work.tasks.append(Task(Unit("resample answers"), size=tables * judged * enough))
+            work.tasks.append(Task(Unit("resample answers", about=some), size=tables * judged * enough))
         return work
 
     def _judged(self, config: Any) -> list[int]:
@@ -244,24 +178,28 @@ class Counting:
         }.get(method.kind)  # fmt: skip
         if count is None:
             raise ConfigError(f"method '{method.name}': what {method.kind} costs is not known")
-        work.tasks += count(config, folder)
+        work.tasks += [*count(config, folder), Task(Unit("files"))]
         if find_method(method.kind).is_trained:  # its card is judged too
-            weights = 2 * _CARD_RESAMPLES * len(self._judged(config))
-            work.tasks += [Task(Unit("card")), Task(Unit("judge")), Task(Unit("resample"), size=weights)]
+            judged = len(self._judged(config))
+            resample = Unit("resample", about=(min(judged, _MOST_TO_RESAMPLE),))
+            work.tasks += [
+                Task(Unit("card")), Task(Unit("judge")), Task(resample, size=2 * judged * _CARD_RESAMPLES)
+            ]  # fmt: skip
         return work
 
     def _begin(self, work: Work) -> Work:
         self._work = work
         return work
 
-    def _note(self, what: str, *, is_shared: bool) -> None:
-        found = self._work.shared if is_shared else self._work.cached
+    def _note(self, what: str, where: str) -> None:
+        found: list[str] = getattr(self._work, where)
         if what not in found:
             found.append(what)
 
     def _zeroshot(self, config: Any, folder: Path) -> Iterator[Task]:
         adapters, labels = self._adapters(config), self.manifest.label_set(config.classes)
         folds = sorted({fold for fold in self.manifest.column("fold") if fold is not None})
+        require_folds(config.only_folds, folds)
         wanted = [fold for fold in folds if not config.only_folds or fold in config.only_folds]
         for fold in [None] if None in adapters else wanted or [None]:
             yield from self._load(config, _adapter_for(config, adapters, fold))
@@ -289,14 +227,11 @@ class Counting:
         encoder = EncoderConfig(model=config.model, geometry=config.geometry, precision=config.precision)
         kept: dict[int | None, _Adapter] = {}
         chosen_by = ProbeConfig(
-            model=config.model,
-            geometry=config.geometry,
-            precision=config.precision,
-            l2_min=0.01,
-            l2_max=1.0,
-            l2_steps=3,
-        )
+            model=config.model, geometry=config.geometry, precision=config.precision, l2_min=0.01, l2_max=1.0, l2_steps=3
+        )  # fmt: skip
         for part in self._parts_of(config):
+            if config.captions and config.captions != str(self._out / CAPTIONS):
+                read_captions(Path(config.captions)).rows_for(self.manifest, part.train)  # says what is missing
             yield from self._train(config, training, part, folder)
             if config.select == "probe":  # which encodes both parts once more
                 validations, both = self._length(config, part)[1], len(part.train) + len(part.val)
@@ -306,7 +241,7 @@ class Counting:
             place = folder / ("" if part.fold is None else f"fold-{part.fold}") / "adapter"
             kept[part.fold] = _Adapter(str(place), training)
             yield from self._load(encoder, kept[part.fold])
-            yield from self._embed(encoder, kept[part.fold], own_pixels=folder)
+            yield from self._embed(encoder, kept[part.fold])
             yield self._texts(encoder, config.prompts, labels)
         self._trained[str(folder)] = kept
 
@@ -321,8 +256,9 @@ class Counting:
     def _trivial(self, config: Any, folder: Path) -> Iterator[Task]:
         yield from self._inspect()
         cost = dataclasses.replace(config, seed=0, only_folds=(), class_weight="none", val_fraction=0.2)
-        for part in self._parts_of(config):
-            yield Task(Unit("trees", cost), size=len(part.train))
+        found = self._parts_of(config)
+        measured_on = min(_MOST_FOR_TREES, max(len(part.train) for part in found))
+        yield from (Task(Unit("trees", cost, (measured_on,)), size=len(part.train)) for part in found)
 
     def _train(self, config: Any, training: Unit, part: Part, folder: Path) -> Iterator[Task]:
         """What all trainings share: preparing, steps, validations, keeping."""
@@ -374,16 +310,18 @@ class Counting:
         """
         shared = self._config.pixel_cache
         key = digest([geometry_of(spec), "" if shared else str(own)])
-        if (shared or own) and key in self._pixels:
-            self._note("pixels", is_shared=True)
-            return []
-        self._pixels.add(key)
         fingerprint = pixels_fingerprint(self.manifest, spec)
         root = self._out / "pixels" if shared else own / "pixels" if own else None
-        if root and is_valid(root / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}", PIXELS, fingerprint):
-            self._note("pixels", is_shared=False)
+        if root and key not in self._pixels:
+            folder = root / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
+            self._pixels |= {key: "cached"} if is_valid(folder, PIXELS, fingerprint) else {}
+        if key in self._pixels:
+            self._note("pixels", self._pixels[key])
             return []
-        return [Task(Unit("decode", about=(spec,)), size=len(self.manifest))]
+        if root:
+            self._pixels[key] = "shared"
+        plain = dataclasses.replace(spec, mean=(0.5,) * 3, std=(0.5,) * 3)  # come later, at the model's door
+        return [Task(Unit("decode", about=(plain,)), size=len(self.manifest))]
 
     def _inspect(self) -> list[Task]:
         """Measuring every picture's appearance, once in a study."""
@@ -403,32 +341,32 @@ class Counting:
         found = adapter_folders(Path(config.adapter))
         if not found:
             with_adapter(config, None)  # says what is missing
-        return {fold: _Adapter(str(folder)) for fold, folder in found.items()}
+        first = str(next(iter(found.values()), ""))
+        return {fold: _Adapter(str(folder), like=first) for fold, folder in found.items()}
 
     def _load(self, config: Any, adapter: _Adapter) -> list[Task]:
         """The encoder, where the last one that was loaded is another one."""
-        key = _encoder_key(config, adapter)
+        key = (*_encoder_key(config, adapter), config.precision)
         if key == self._loaded:
             return []
         self._loaded = key
         if adapter.training:
             return [Task(dataclasses.replace(adapter.training, kind="reload"))]
-        return [Task(Unit("load", _encoder_config(config, adapter)))]
+        return [Task(Unit("load", _encoder_config(config, _Adapter(adapter.like))))]
 
-    def _embed(self, config: Any, adapter: _Adapter, *, own_pixels: Path | None = None) -> list[Task]:
+    def _embed(self, config: Any, adapter: _Adapter) -> list[Task]:
         """One pass over all images, where their embeddings are not there yet."""
         if getattr(config, "embeddings", ""):
-            self._note("embeddings", is_shared=False)
+            self._note("embeddings", "cached")
             return []
         key = _encoder_key(config, adapter)
+        if key not in self._embedded and self._is_embedded(config, adapter):
+            self._embedded[key] = "cached"
         if key in self._embedded:
-            self._note("embeddings", is_shared=True)
+            self._note("embeddings", self._embedded[key])
             return []
-        self._embedded.add(key)
-        if self._is_embedded(config, adapter):
-            self._note("embeddings", is_shared=False)
-            return []
-        n, encoder = len(self.manifest), _encoder_config(config, _Adapter())
+        self._embedded[key] = "shared"
+        n, encoder = len(self.manifest), _encoder_config(config, batch_size=config.batch_size)
         decode = self._decode(self._spec(config.model, config.geometry))
         return [*decode, Task(Unit("encode", encoder), size=n, encoded=n, what="embed")]
 
@@ -444,26 +382,17 @@ class Counting:
     def _texts(self, config: Any, prompts: str, labels: LabelSet) -> Task:
         for name in labels.names:
             load_prompts(prompts).for_class(name)  # says what is missing
-        return Task(Unit("texts", _encoder_config(config, _Adapter()), (prompts, labels.names)))
+        return Task(Unit("texts", _encoder_config(config), (prompts, labels.names)))
 
 
-def training_unit(config: Any) -> Unit:
-    """The unit of a training: settings that a step's cost depends on; more chunks than two cost as two, and so much more."""
-    given = {f.name for f in dataclasses.fields(config)}
-    plain = {name: value for name, value in _NOT_IN_THE_COST.items() if name in given}
-    chunk = min(config.chunk_size, config.batch_size)
-    batch = chunk if config.batch_size == chunk else 2 * chunk
-    return Unit("training", dataclasses.replace(config, **plain, batch_size=batch, chunk_size=chunk))
-
-
-def _encoder_config(config: Any, adapter: _Adapter) -> Any:
+def _encoder_config(config: Any, adapter: _Adapter = _Adapter(), *, batch_size: int = _SCORING_BATCH) -> Any:
     """The part of a method's settings that tells the encoder."""
     from thoraclip.methods.embed import EncoderConfig
 
     scale = config.adapter_scale if adapter.folder else 1.0
     return EncoderConfig(
         model=config.model, geometry=config.geometry, precision=config.precision, adapter=adapter.folder,
-        adapter_scale=scale, batch_size=config.batch_size,
+        adapter_scale=scale, batch_size=batch_size,
     )  # fmt: skip
 
 
