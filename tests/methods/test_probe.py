@@ -112,7 +112,7 @@ def test_a_class_that_is_missing_from_training_is_named(manifest: Manifest, tmp_
 
 def test_the_reference_recipe_runs_and_says_which_epoch(manifest: Manifest, tmp_path: Path) -> None:
     predictions, details = run_method(
-        "probe", Config(solver="adamw", epochs=5, train_batch_size=4), manifest, tmp_path / "run"
+        "probe", Config(solver="adamw", epochs=5, train_batch_size=4, l2_steps=1), manifest, tmp_path / "run"
     )
     assert all(1 <= c["epoch"] <= 5 for c in details["chosen"])
     assert len(predictions) == len(manifest)
