@@ -97,13 +97,15 @@ def figure(studies: list[tuple[str, Path]], out: Path) -> None:
                 ((n, v) for n, v in others.items() if n != "majority"), ("--", ":"), strict=False
             ):
                 axes.axhline(100 * value["value"], color="#5b6875", linewidth=1, linestyle=dash)
-                axes.annotate(name, (batches[0], 100 * value["value"]), fontsize=7.5, color="#5b6875", va="bottom")
+                below = value["value"] < 0.5  # where the lines of the losses are not
+                place = (batches[-1], 100 * value["value"] + (-1 if below else 1))
+                axes.annotate(name, place, fontsize=7.5, color="#5b6875", ha="right", va="top" if below else "bottom")
             axes.set_xscale("log", base=2)
             axes.set_xticks(batches, [f"{b:,}" for b in batches])
             axes.minorticks_off()
             axes.set(xlabel="batch size (pairs)", ylabel="zero-shot macro F1 (%)", title=title, ylim=(0, 100))
             axes.grid(color="#d5dbe1", linewidth=0.5, axis="y")
-        drawing.axes[0].legend(fontsize=8, frameon=False, loc="best")
+        drawing.axes[0].legend(fontsize=8, frameon=False, loc="lower left")
         drawing.savefig(out, metadata={"Date": None})
 
 
