@@ -70,7 +70,7 @@ def test_the_classes_of_the_field_are_told_apart(name: str) -> None:
     assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_prompt_sets() if name != "view-and-class"])
+@pytest.mark.parametrize("name", shipped_prompt_sets())
 @pytest.mark.parametrize(
     ("spelling", "known"),
     [("covid19", "COVID-19"), ("Covid 19", "COVID-19"), ("NON_COVID", "Non-COVID"), ("noncovid", "Non-COVID"), ("normal", "Normal")],
@@ -79,11 +79,6 @@ def test_any_spelling_gives_the_same_prompts(name: str, spelling: str, known: st
     prompts = load_prompts(name)
     assert prompts.for_class(spelling) == prompts.for_class(known)
     assert prompts.for_class(known) != prompts.for_class("Tuberculosis")
-
-
-def test_the_words_of_captions_keep_the_spelling_of_the_label() -> None:
-    """What stands in the captions is the label as it is written."""
-    assert load_prompts("view-and-class").for_class("noncovid") == ("PA, noncovid", "AP, noncovid")
 
 
 def test_an_unknown_class_fills_the_templates_with_its_own_name() -> None:
