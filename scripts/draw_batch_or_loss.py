@@ -2,7 +2,7 @@
 
     python scripts/draw_batch_or_loss.py PHANTOM_STUDY [RADIOGRAPH_STUDY] --figure docs/batch-or-loss.svg
 
-Prints the tables as Markdown. Rows are read from report.json by their settings: loss, batch_size.
+Prints the tables as Markdown. Rows are read from report.json by their settings: loss, batch_size (what is not there is at its default).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from thoraclip.methods.finetune import Config
+
 LOSSES = {
     "infonce": "InfoNCE",
     "unicl": "UniCL",
@@ -22,7 +24,6 @@ LOSSES = {
     "prompt_ce": "prompt cross-entropy",
 }
 COLOURS = {"infonce": "#d55e00", "unicl": "#0072b2", "siglip": "#009e73", "prompt_ce": "#cc79a7"}
-DEFAULT_LOSS, DEFAULT_BATCH = "unicl", 256
 
 
 def cells(study: Path) -> tuple[dict[tuple[str, int], dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -31,7 +32,7 @@ def cells(study: Path) -> tuple[dict[tuple[str, int], dict[str, Any]], dict[str,
     for row in json.loads((study / "report.json").read_text(encoding="utf-8"))["methods"]:
         settings = row.get("settings") or {}
         if row["kind"] == "finetune":
-            key = (settings.get("loss", DEFAULT_LOSS), int(settings.get("batch_size", DEFAULT_BATCH)))
+            key = (settings.get("loss", Config.loss), int(settings.get("batch_size", Config.batch_size)))
             tuned[key] = row["metrics"]["macro_f1"]
         else:
             others[row["name"]] = row["metrics"]["macro_f1"]
@@ -97,13 +98,15 @@ def figure(studies: list[tuple[str, Path]], out: Path) -> None:
                 ((n, v) for n, v in others.items() if n != "majority"), ("--", ":"), strict=False
             ):
                 axes.axhline(100 * value["value"], color="#5b6875", linewidth=1, linestyle=dash)
-                axes.annotate(name, (batches[0], 100 * value["value"]), fontsize=7.5, color="#5b6875", va="bottom")
+                below = value["value"] < 0.5  # where the lines of the losses are not
+                place = (batches[-1], 100 * value["value"] + (-1 if below else 1))
+                axes.annotate(name, place, fontsize=7.5, color="#5b6875", ha="right", va="top" if below else "bottom")
             axes.set_xscale("log", base=2)
             axes.set_xticks(batches, [f"{b:,}" for b in batches])
             axes.minorticks_off()
             axes.set(xlabel="batch size (pairs)", ylabel="zero-shot macro F1 (%)", title=title, ylim=(0, 100))
             axes.grid(color="#d5dbe1", linewidth=0.5, axis="y")
-        drawing.axes[0].legend(fontsize=8, frameon=False, loc="best")
+        drawing.axes[0].legend(fontsize=8, frameon=False, loc="lower left")
         drawing.savefig(out, metadata={"Date": None})
 
 
