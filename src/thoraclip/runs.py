@@ -6,6 +6,7 @@ is the same, byte for byte, as one that was not. Durations are printed, not stor
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from typing import IO, Any
 from thoraclip.errors import InputError
 
 __all__ = [
+    "NO_ROOM",
     "Progress",
     "RunFolder",
     "atomic_open",
@@ -31,9 +33,11 @@ __all__ = [
     "folder_digest",
     "is_main_process",
     "make_folder",
+    "needing_room",
     "process_count",
     "provenance",
     "sweep",
+    "take_room",
     "write_json",
     "write_text",
 ]
@@ -44,6 +48,10 @@ Progress = Callable[[int, int], None]
 _REPORTED_PACKAGES = (
     "thoraclip", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pyarrow", "pillow", "pydicom",
 )  # fmt: skip
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk is full, or a user's share of it."""
 
 
 @contextmanager
@@ -59,7 +67,8 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary = Path(name)
     try:
         encoding = None if "b" in mode else "utf-8"
-        with os.fdopen(handle, mode, encoding=encoding, newline=None if "b" in mode else "\n") as stream:
+        newline = None if "b" in mode else "\n"
+        with needing_room(path), os.fdopen(handle, mode, encoding=encoding, newline=newline) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -68,6 +77,32 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def needing_room(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" while `path` is written into an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); make room on that disk and run the same command again"
+        ) from error
+
+
+def take_room(stream: IO[bytes], size: int) -> None:
+    """Give the first `size` bytes of an open file their place on the disk now.
+
+    A mapped file without it is only as long as that, and where the disk is full later, the system kills the process. Does
+    nothing where the system cannot do this (macOS).
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def make_folder(folder: Path) -> None:

@@ -186,7 +186,8 @@ def test_constraints_pin_what_the_core_and_the_study_need() -> None:
 def test_a_missing_package_of_the_study_is_answered_with_its_extra() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.split(r"[\[>=<]", r)[0].lower() for r in project["optional-dependencies"]["study"]} - {"thoraclip"}
-    assert {name.replace("scikit-learn", "sklearn") for name in names} <= set(_EXTRA_OF)
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    assert {modules.get(name, name) for name in names} <= set(_EXTRA_OF)
 
 
 def test_no_forbidden_package_is_asked_for() -> None:

@@ -14,7 +14,7 @@ import typer
 from thoraclip.cli import data, judgement, methods, start
 from thoraclip.errors import MissingExtraError, ThoraclipError
 from thoraclip.methods import require_shared_work
-from thoraclip.runs import is_main_process
+from thoraclip.runs import NO_ROOM, is_main_process
 
 __all__ = ["app", "main"]
 
@@ -31,8 +31,9 @@ for panel in (start, data, methods, judgement):
     panel.register(app)
 
 _EXTRA_OF = {
-    "accelerate": "study", "jinja2": "study", "matplotlib": "study", "peft": "study", "pyarrow": "study",
-    "safetensors": "study", "scipy": "study", "sklearn": "study", "threadpoolctl": "study", "torch": "study", "transformers": "study", "huggingface_hub": "study",
+    "accelerate": "study", "huggingface_hub": "study", "jinja2": "study", "matplotlib": "study", "peft": "study",
+    "pyarrow": "study", "safetensors": "study", "scipy": "study", "sklearn": "study", "threadpoolctl": "study",
+    "torch": "study", "transformers": "study", "yaml": "study",
 }  # fmt: skip
 
 
@@ -82,6 +83,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  the reader of the pipe is gone; nothing is left to say
         return 0
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}cannot be written ({error.strerror}); make room and run the same command again", 2)
     except typer.Abort:
         return _fail("interrupted; run the same command again to go on", 130)
     except Exception as error:

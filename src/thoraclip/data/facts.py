@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from thoraclip.errors import ImageError
 from thoraclip.imaging import DECODING, read_bytes
-from thoraclip.runs import canonical_json, make_folder, write_text
+from thoraclip.runs import canonical_json, make_folder, needing_room, write_text
 
 __all__ = ["FactStore"]
 
@@ -85,14 +85,16 @@ class FactStore:
             make_folder(self._file.parent)
             self._stream = self._file.open("a" if self._begun else "w", encoding="utf-8", newline="\n")
             self._stream.write(("\n" if self._begun else "") + _header() + "\n")  # a torn line ends here
-        self._stream.write(canonical_json([path, *stamp, facts]) + "\n")
-        self._stream.flush()
+        with needing_room(self._file):
+            self._stream.write(canonical_json([path, *stamp, facts]) + "\n")
+            self._stream.flush()
 
     def close(self) -> None:
         """Stop adding; everything that was read is kept."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._stream is not None and self._file is not None:
+            stream, self._stream = self._stream, None
+            with needing_room(self._file):
+                stream.close()
 
     def settle(self) -> None:
         """After a whole pass: write the facts of the files that it asked for, sorted; files that are gone are forgotten."""

@@ -14,7 +14,7 @@ from thoraclip.errors import ConfigError, ManifestError, ModelError, did_you_mea
 from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import Captioner, load_captioner
-from thoraclip.runs import Progress, canonical_json, digest, write_text
+from thoraclip.runs import Progress, canonical_json, digest, needing_room, write_text
 from thoraclip.tables.captions import Captions, append_label, read_captions, require_captions_name, write_captions
 from thoraclip.tables.manifest import Manifest
 
@@ -250,7 +250,7 @@ def _journalled(
         return texts
     spec, start = captioner.preprocess, len(texts)
     batches = grey_batches(manifest, spec, batch_size=batch_size, start=start, pixels=pixels, progress=progress)
-    with journal.open("a", encoding="utf-8", newline="\n") as stream:
+    with needing_room(journal), journal.open("a", encoding="utf-8", newline="\n") as stream:
         for first, greys in batches:
             batch = captioner.caption(greys, check=first == start)
             _require_words(captioner, ids[first:], batch)

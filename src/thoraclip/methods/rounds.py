@@ -299,7 +299,7 @@ def fit(one: Round, trainee: Trainee, sampler: Sampler) -> Progressing:
             if done.step % every == 0 or done.step == steps:
                 _validate(one, trainee, done)
             if context.progress:
-                context.progress(done.step, steps)
+                context.progress(done.step * config.batch_size, steps * config.batch_size)
             stopping = group.any(stop.is_set())
             if stopping or checkpoint.is_due:
                 save()

@@ -24,6 +24,7 @@ from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.recompute import recompute_layers
+from thoraclip.runs import needing_room
 
 __all__ = ["PROJECTIONS", "TOWERS", "LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
 
@@ -142,7 +143,7 @@ class TunableEncoder:
         """Write a PEFT adapter folder with `thoraclip.json` beside it; it appears whole, and equal weights give equal bytes."""
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        with quiet():
+        with quiet(), needing_room(folder):
             self.encoder.model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
         config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))

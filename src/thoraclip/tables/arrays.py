@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.lib.format import open_memmap
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import make_folder, sweep, write_json
+from thoraclip.runs import make_folder, needing_room, sweep, take_room, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import read_table, write_table
 
@@ -159,7 +159,7 @@ class ArrayWriter:
         token: equal for equal work cut into equal blocks; the rows of any other work are thrown away.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be made, or, in `append`, the disk has no room for all rows.
     """
 
     def __init__(self, folder: Path, kind: ArrayKind, *, total: int, token: str) -> None:
@@ -186,12 +186,25 @@ class ArrayWriter:
         """Write the next rows: name -> array[B, ...] for every array of the kind."""
         for name, block in blocks.items():
             if name not in self._arrays:
-                again = {"mode": "r+"} if self.rows else {"mode": "w+", "shape": (self._total, *block.shape[1:])}
-                self._arrays[name] = open_memmap(self._part(name), dtype=np.dtype(self._kind.arrays[name][0]), **again)
+                self._arrays[name] = self._open(name, (self._total, *block.shape[1:]))
             self._arrays[name][self.rows : self.rows + len(block)] = block
             self._arrays[name].flush()
         self.rows += len(next(iter(blocks.values())))
         write_json(self._folder / "progress.json", {"token": self._token, "rows": self.rows})
+
+    def _open(self, name: str, shape: tuple[int, ...]) -> Any:
+        path, dtype = self._part(name), np.dtype(self._kind.arrays[name][0])
+        if self.rows:
+            return open_memmap(path, mode="r+")
+        try:
+            with needing_room(path):
+                array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                with path.open("r+b") as stream:
+                    take_room(stream, path.stat().st_size)
+        except InputError:
+            path.unlink(missing_ok=True)
+            raise
+        return array
 
     def finish(self, manifest: Manifest, *, facts: Mapping[str, Any], fingerprint: str) -> ImageArrays:
         """Give the arrays their names, write the index and the end mark, and open the folder."""

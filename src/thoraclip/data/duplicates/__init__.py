@@ -16,7 +16,8 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import IO
 
 import numpy as np
@@ -26,7 +27,7 @@ from thoraclip.data.duplicates.alignment import CORRELATION, confirm, half_detai
 from thoraclip.data.duplicates.hamming import ROOM, HashIndex, hamming_pairs
 from thoraclip.data.duplicates.hashing import BITS, THUMBNAIL_SIDE, WARPS, is_blank, mirror, near_hashes, thumbnail
 from thoraclip.errors import ImageError, MismatchError
-from thoraclip.runs import Progress
+from thoraclip.runs import Progress, needing_room, take_room
 
 __all__ = [
     "THUMBNAIL_SIDE",
@@ -212,7 +213,9 @@ class _Search:
         side = THUMBNAIL_SIDE // 2
         if not len(used):
             return np.zeros((0, side, side), dtype=np.float16)
-        halves = np.memmap(file, dtype=np.float16, mode="w+", shape=(len(used), side, side))
+        with needing_room(Path(gettempdir())):
+            take_room(file, len(used) * side**2 * 2)
+        halves = np.memmap(file, dtype=np.float16, mode="r+", shape=(len(used), side, side))
 
         def fill(begin: int) -> None:
             rows = self.order[used[begin : begin + _BLOCK]]

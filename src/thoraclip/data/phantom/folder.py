@@ -18,6 +18,7 @@ from thoraclip.data.phantom.attributes import choose_attributes, describe
 from thoraclip.data.phantom.body import shape_body
 from thoraclip.data.phantom.drawing import draw_phantom
 from thoraclip.errors import InputError
+from thoraclip.runs import needing_room
 
 __all__ = ["COLUMNS", "SCHEMA", "Task", "claim_folder", "draw_files", "write_index"]
 
@@ -197,5 +198,10 @@ def _put(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
+    try:
+        with needing_room(path):
+            part.write_bytes(data)
+    except InputError:
+        part.unlink()
+        raise
     part.replace(path)
