@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -84,11 +85,13 @@ def needing_room(path: Path) -> Iterator[None]:
     """Turn the system's "no space left" while `path` is written into an InputError that names it."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except Exception as error:  # safetensors has a class of its own, and the system's number only in its text
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if number not in NO_ROOM:
             raise
         raise InputError(
-            f"{path}: cannot be written ({error.strerror}); make room on that disk and run the same command again"
+            f"{path}: cannot be written ({os.strerror(number)}); make room on that disk and run the same command again"
         ) from error
 
 
