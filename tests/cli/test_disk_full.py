@@ -21,7 +21,7 @@ WORK: dict[str, tuple[list[str], int, str]] = {
     "index": (["index", "{images}", "--layout", "covid-qu-ex", "--out", "{out}/m.parquet"], 8_000, "m.facts.jsonl"),
     "check": (["check", "{manifest}", "--out", "{out}"], 100_000, "thumbnails.npy"),
     "embed": (["embed", "{manifest}", "--model", "tiny-clip", "--out", "{out}"], 10_000, "pooled.npy"),
-    "finetune": (["finetune", "{manifest}", "--out", "{out}", *_FEW_STEPS, "--set", "rank=64"], 900_000, "adapter"),
+    "finetune": (["finetune", "{manifest}", "--out", "{out}", *_FEW_STEPS, "--set", "rank=64"], 900_000, "/last: "),
     "baseline": (["baseline", "{manifest}", "--out", "{out}", *_FEW_STEPS], 900_000, "model.safetensors"),
 }
 """Name -> the command, bytes that a file may have, and the file that is the first to be longer."""
