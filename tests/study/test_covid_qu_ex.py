@@ -17,6 +17,8 @@ from thoraclip.data.phantom import PhantomConfig, write_phantoms
 CONFIG = Path(str(files("thoraclip"))).parents[1] / "configs" / "studies" / "covid-qu-ex.toml"
 IMAGES = 1800
 """So that a batch of 1,024 fits into the training split."""
+_CLIP = 10
+"""A random CLIP that answers with more than one class before any training."""
 SIX = {
     "ResNet-18, fine-tuned": 82.56, "ViT-B/16, fine-tuned": 87.51, "CLIP zero-shot, reference prompts": 31.57,
     "CLIP LoRA, InfoNCE, 80": 57.72, "linear classifier, stock CLIP": 87.8, "linear classifier, LoRA-tuned CLIP": 92.44,
@@ -29,7 +31,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("covid-qu-ex")
     phantoms = write_phantoms(root / "phantoms", PhantomConfig(images=IMAGES, size=64, seed=3, difficulty=0.0))
     models = {
-        "openai/clip-vit-base-patch32": save_checkpoint("clip", root / "clip", seed=1),
+        "openai/clip-vit-base-patch32": save_checkpoint("clip", root / "clip", seed=_CLIP),
         "Salesforce/blip-image-captioning-base": save_blip(root / "blip", seed=1, talkative=True),
         "microsoft/resnet-18": save_classifier("resnet", root / "resnet", seed=1),
         "google/vit-base-patch16-224": save_classifier("vit", root / "vit", seed=1),
