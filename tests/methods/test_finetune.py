@@ -63,10 +63,10 @@ def weights(run: Path, name: str = "adapter") -> dict[str, torch.Tensor]:
 
 
 def interrupt_at(step: int, how: Callable[[], None]) -> Progress:
-    """A progress callback that interrupts at the given step of the training (whose bar counts to 8)."""
+    """A progress callback that interrupts at the given step of the training (8 steps of 4 images)."""
 
     def progress(done: int, total: int) -> None:
-        if (done, total) == (step, 8):
+        if (done, total) == (4 * step, 32):
             how()
 
     return progress
@@ -192,7 +192,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     assert (tmp_path / "again" / "training.safetensors").exists()
     seen: list[tuple[int, int]] = []
     run_method("finetune", config, split_manifest, tmp_path / "again", progress=lambda d, t: seen.append((d, t)))
-    assert (4, 8) in seen and (3, 8) not in seen, "it went on at step 4"
+    assert (16, 32) in seen and (12, 32) not in seen, "it went on at step 4"
     assert files(tmp_path / "again") == files(tmp_path / "whole")
 
 

@@ -105,6 +105,23 @@ def test_a_failed_method_does_not_lose_the_others(study_file: Path, tmp_path: Pa
     assert any("broken failed" in line for line in lines)
 
 
+def test_a_method_that_breaks_does_not_lose_the_others_either(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("thoraclip.methods.probe.run", break_down)
+        report = run_study(*read_study(study_file, {}), tmp_path / "out")
+    (failed,) = report["failed"]
+    assert failed["error"].startswith("ZeroDivisionError: nobody foresaw this; where it happened: runs/")
+    place = tmp_path / "out" / failed["error"].rpartition(": ")[2]
+    assert "break_down" in place.read_text(encoding="utf-8")
+    assert run_study(*read_study(study_file, {}), tmp_path / "out")["failed"] == []
+    assert not place.exists()
+
+
 def test_when_every_method_fails_the_study_does(study_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ThoraclipError, match="no such folder"):
         run_study(*read_study(study_file, {"model": "./nowhere"}), tmp_path / "out")

@@ -81,8 +81,8 @@ def require_shared_work(what: str) -> None:
         what: a method's kind, or the name of any other work.
     """
     if process_count() > 1 and not (what in METHODS and METHODS[what].is_parallel):
-        shared = ", ".join(kind for kind, method in METHODS.items() if method.is_parallel)
+        shared = " and ".join(kind for kind, method in METHODS.items() if method.is_parallel)
         raise ConfigError(
-            f"{what} runs in one process, and {process_count()} were started; only {shared} shares its work: start it "
-            "without a launcher"
+            f"{what} runs in one process, and {process_count()} were started; only {shared} share their work: "
+            "start it without a launcher"
         )

@@ -85,12 +85,15 @@ def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Rows) -> 
 
 
 def follow_adapter(config: EncoderConfig, manifest: Manifest, part: Part) -> Part:
-    """The part with the adapter's own validation images, so that nothing is chosen on images that it was trained on."""
+    """The part with the adapter's own validation images, so that nothing is chosen on images that it was trained on.
+
+    A picture that stands on both sides of its training is for training; where all do, the part stays as it is.
+    """
     refuse_trained_on(config, manifest, part.test)
-    _, chosen = _used(config)
+    trained, chosen = _used(config)
     pool = np.sort(np.concatenate([part.train, part.val]))
     contents = manifest.column("sha256")
-    held = np.array([contents[row] in chosen for row in pool.tolist()], dtype=bool)
+    held = np.array([contents[row] in chosen - trained for row in pool.tolist()], dtype=bool)
     return part if not held.any() else dataclasses.replace(part, train=pool[~held], val=pool[held])
 
 

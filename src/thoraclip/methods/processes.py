@@ -1,7 +1,7 @@
 """Several processes or machines, through Accelerate: how rows are shared, gathered, and gradients summed.
 
-torchrun --nproc_per_node 2 -m thoraclip finetune ...          on CPUs
-accelerate launch -m thoraclip finetune ...                    on GPUs
+torchrun --nproc_per_node 2 -m thoraclip COMMAND ...          on CPUs
+accelerate launch -m thoraclip COMMAND ...                    on GPUs
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
     if wanted and wanted != process_count():
         raise ConfigError(
             f"processes = {wanted}, but {process_count()} was started; start them with: torchrun --nproc_per_node {wanted} "
-            "-m thoraclip finetune ..."
+            "-m thoraclip COMMAND ..."
         )
 
 
@@ -94,7 +94,7 @@ class ProcessGroup:
         if self.count != launched:
             raise ConfigError(
                 f"{self.count} processes were started by a launcher that does not set WORLD_SIZE; start them with: "
-                f"torchrun --nproc_per_node {self.count} -m thoraclip finetune ..."
+                f"torchrun --nproc_per_node {self.count} -m thoraclip COMMAND ..."
             )
         self._trackers, self._tracking = tuple(trackers), False
 
@@ -209,5 +209,5 @@ def _refuse_lost_processes() -> None:
     if asked and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
             "accelerate launch was asked for several processes and started one, as it does on CPUs; use: "
-            "torchrun --nproc_per_node N -m thoraclip finetune ..."
+            "torchrun --nproc_per_node N -m thoraclip COMMAND ..."
         )

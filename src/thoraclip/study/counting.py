@@ -14,7 +14,7 @@ from typing import Any
 
 from thoraclip.data.layouts import detect_layout, find_layout
 from thoraclip.data.splits import split_folds
-from thoraclip.errors import ConfigError, InputError
+from thoraclip.errors import InputError
 from thoraclip.imaging import Preprocess
 from thoraclip.judge.compare import resamples_needed
 from thoraclip.labels import LabelSet, load_prompts
@@ -177,7 +177,8 @@ class Counting:
             "trivial": self._trivial,
         }.get(method.kind)  # fmt: skip
         if count is None:
-            raise ConfigError(f"method '{method.name}': what {method.kind} costs is not known")
+            work.error = f"what {method.kind} costs is not known"
+            return work
         work.tasks += [*count(config, folder), Task(Unit("files"))]
         if find_method(method.kind).is_trained:  # its card is judged too
             judged = len(self._judged(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds
-from thoraclip.errors import InputError, ManifestError, ThoraclipError
+from thoraclip.errors import InputError, ManifestError, ThoraclipError, first_line
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CaptionConfig, caption
@@ -26,6 +27,9 @@ from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
 
 __all__ = ["demo_study", "plan_study", "run_study"]
+
+_TRACEBACK = "error.txt"
+"""In the folder of a run that broke in a way that nobody foresaw."""
 
 
 def plan_study(
@@ -122,13 +126,12 @@ def run_study(
             if method.after and method.after.name in failed:
                 raise InputError(f"its adapters are those of '{method.after.name}', which failed")
             results.append(_run_entry(method, manifest, out, pixels, announce, progress))
-        except ThoraclipError as error:
-            announce(f"[{number}/{len(methods)}] {method.name} failed: {error}")
+        except Exception as error:  # a method that breaks must not lose the others
+            reason = str(error) if isinstance(error, ThoraclipError) else _unexpected(error, method, out)
+            announce(f"[{number}/{len(methods)}] {method.name} failed: {reason}")
             errors.append(error)
             failed.add(method.name)
-            results.append(
-                MethodResult(name=method.name, kind=method.kind, failed=str(error), settings=_settings(method))
-            )
+            results.append(MethodResult(name=method.name, kind=method.kind, failed=reason, settings=_settings(method)))
     if len(errors) == len(methods):
         raise errors[0]
     announce("judging")
@@ -140,6 +143,14 @@ def run_study(
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
     return report
+
+
+def _unexpected(error: Exception, method: MethodEntry, out: Path) -> str:
+    """What the report says of an error that no user can mend; the traceback goes to a file."""
+    *_, (_, _, folder) = method.runs(out / "runs")
+    path = folder / _TRACEBACK
+    write_text(path, "".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {first_line(error)}; where it happened: {path.relative_to(out).as_posix()}"
 
 
 def _prepare_manifest(
@@ -214,16 +225,11 @@ def _run_entry(
     predictions: list[Predictions] = []
     details: Mapping[str, Any] = {}
     for _, config, folder in method.runs(out / "runs"):
+        (folder / _TRACEBACK).unlink(missing_ok=True)
         result = run_method(
-            method.kind,
-            config,
-            manifest,
-            folder,
-            cache=out / "embeddings",
-            pixels=pixels,
-            progress=progress,
+            method.kind, config, manifest, folder, cache=out / "embeddings", pixels=pixels, progress=progress,
             announce=announce,
-        )
+        )  # fmt: skip
         assert result is not None, "a study runs in one process"
         found, extra = result
         predictions.append(found)
