@@ -129,6 +129,21 @@ def test_only_some_folds(model: str, manifest: Manifest, tmp_path: Path) -> None
         run_method("finetune", config_of(model, only_folds=(7,)), manifest, tmp_path / "other")
 
 
+def test_a_fold_that_is_trained_is_not_trained_again_when_others_join_it(
+    model: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    run_method("finetune", config_of(model, steps=2, only_folds=(1,)), manifest, tmp_path / "run")
+    steps: list[int] = []
+
+    def count(done: int, total: int) -> None:
+        steps.extend([done] * (total == 8))  # 2 steps of 4 images
+
+    run_method("finetune", config_of(model, steps=2), manifest, tmp_path / "run", progress=count)
+    assert len(steps) == 2 * 2, "the two that were missing"
+    run_method("finetune", config_of(model, steps=2), manifest, tmp_path / "fresh")
+    assert files(tmp_path / "run") == files(tmp_path / "fresh")
+
+
 def test_the_chunk_and_unseen_settings_do_not_change_the_result(
     model: str, split_manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Context:
         pixels: folder for decoded pictures, shared by the runs of a study; `None` keeps none.
         progress: draws (done, total); `None` for silence.
         announce: gets a line of what the user should know.
-        fingerprint: of everything that the result depends on; checkpoints carry it.
+        fingerprint: of everything that the result of a fold depends on, so not of which folds are run; checkpoints and
+            trained weights carry it.
     """
 
     manifest: Manifest
@@ -184,7 +186,7 @@ def run_method(
         method = import_module(find_method(kind).module)
         context = Context(
             manifest=manifest, folder=folder, cache=cache or out / "embeddings", pixels=pixels, progress=progress,
-            announce=announce, fingerprint=fingerprint,
+            announce=announce, fingerprint=_identity(kind, _of_all_folds(config), manifest)[1],
         )  # fmt: skip
         result = method.run(config, context)
         if result is not None:
@@ -208,6 +210,10 @@ def run_method(
 def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:
     """True when `run_method` would only read what is there."""
     return RunFolder(out).is_done(_identity(kind, config, manifest)[1])
+
+
+def _of_all_folds(config: Any) -> Any:
+    return dataclasses.replace(config, only_folds=()) if hasattr(config, "only_folds") else config
 
 
 def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str]:
