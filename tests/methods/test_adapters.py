@@ -205,6 +205,17 @@ def test_the_adapters_own_validation_images_are_taken_over(tmp_path: Path) -> No
     assert found.train.dtype == found.val.dtype == np.int64
 
 
+def test_a_picture_that_it_was_trained_and_chosen_on_is_for_training(tmp_path: Path) -> None:
+    """Identical pictures on both sides of its training; where all are, the part stays."""
+    manifest, given = small_manifest(folds=(0, 1, 0, 1, 0, 0, 0)), part(train=[4, 0, 6], val=[2, 5], test=[1, 3])
+    found = follow_adapter(
+        config(write_adapter(tmp_path / "some", trained=[0, 2, 6, 4], chosen=[4, 5])), manifest, given
+    )
+    assert (found.train.tolist(), found.val.tolist()) == ([0, 2, 4, 6], [5])
+    both = [0, 2, 4, 5, 6]
+    assert follow_adapter(config(write_adapter(tmp_path / "all", trained=both, chosen=both)), manifest, given) is given
+
+
 @pytest.mark.parametrize("kind", ["none", "foreign", "of other images"])
 def test_where_it_has_none_here_the_part_stays(kind: str, tmp_path: Path) -> None:
     adapter: Path | str = ""

@@ -328,6 +328,8 @@ def test_the_best_weights_are_kept_and_waiting_has_an_end(
         ({"label_smoothing": 1.0}, r"label_smoothing = 1\.0"),
         ({"mixup": -1.0}, r"mixup = -1\.0"),
         ({"chunk_size": 99}, "chunk_size = 99 exceeds batch_size"),
+        ({"patience": 2, "select": "last"}, "with select = last no validation is the better one"),
+        ({"seed": -1}, "seed = -1: must not be negative"),
         ({"epochs": 0}, "epochs = 0: must be positive"),
         ({"train": "head", "gradient_checkpointing": True}, "no backward pass"),
     ],
@@ -348,6 +350,13 @@ def test_bad_input_is_named_and_leaves_no_result(
     refused(ConfigError, "which chunk_size = 2 in 1 process", config_of(models["resnet"], chunk_size=2))
     refused(ConfigError, "larger than the training set", config_of(models["vit"], batch_size=99, chunk_size=4))
     refused(ModelError, "no such folder", config_of("no-such-model"))
+    refused(
+        TrainingError,
+        "step 1: val_log_loss is nan on the validation images; lower learning_rate = 1e\\+30",
+        config_of(
+            models["vit"], learning_rate=1e30, max_norm=0.0, weight_decay=0.0, warmup_steps=0, validate_every=1, steps=1
+        ),
+    )
     refused(
         TrainingError,
         "step 1",

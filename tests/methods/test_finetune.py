@@ -211,6 +211,31 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     assert files(tmp_path / "again") == files(tmp_path / "whole")
 
 
+def test_a_training_that_replaces_another_is_scored_by_its_own_adapter(
+    model: str, split_manifest: Manifest, tmp_path: Path
+) -> None:
+    """Both in one process, so that the encoder of the first is still there."""
+    run_method("finetune", config_of(model, learning_rate=1e-4), split_manifest, tmp_path / "run")
+    run_method("finetune", config_of(model, learning_rate=1e-1), split_manifest, tmp_path / "run")
+    run_method("finetune", config_of(model, learning_rate=1e-1), split_manifest, tmp_path / "fresh")
+    first, second = ((tmp_path / place / "predictions.parquet").read_bytes() for place in ("run", "fresh"))
+    assert first == second
+
+
+def test_what_another_split_left_does_not_stay(
+    model: str, manifest: Manifest, split_manifest: Manifest, tmp_path: Path
+) -> None:
+    for images in (split_manifest, manifest, split_manifest):
+        run_method("finetune", config_of(model, steps=2), images, tmp_path / "run")
+        found = sorted(
+            path.parent.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("adapter_config.json")
+        )
+        is_split = images is split_manifest
+        assert {path.parts[0] for path in found} == (
+            {"adapter", "last"} if is_split else {"fold-0", "fold-1", "fold-2"}
+        )
+
+
 def test_other_settings_do_not_go_on_from_the_checkpoint(model: str, split_manifest: Manifest, tmp_path: Path) -> None:
     config = config_of(model, checkpoint_minutes=1e-9)
     with pytest.raises(RuntimeError, match="killed"):

@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoints import CLASSIFIERS, FAMILIES, SIDE, save_checkpoint, save_classifier
-from transformers import AutoModel, AutoModelForImageClassification, ConvNextConfig, SwinConfig, ViTConfig
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    HGNetV2Config,
+    SwinConfig,
+    ViTConfig,
+)
 
 from thoraclip.errors import InputError, ModelError
 from thoraclip.labels import LabelSet
@@ -131,7 +138,10 @@ def test_depths_follow_the_layers(folders: dict[str, Path]) -> None:
     assert depth["classifier.1.weight"] == 3
     clip = load(folders["clip"])
     names = [n for n, _ in clip.network.named_parameters()]
-    assert sorted(set(clip.depths(names))) == [0, 1, 2, 3]
+    depth = dict(zip(names, clip.depths(names), strict=True))
+    assert sorted(set(depth.values())) == [0, 1, 2, 3]
+    (before,) = (name for name in names if name.endswith("pre_layrnorm.weight"))
+    assert depth[before] == 0
 
 
 @pytest.mark.parametrize(
@@ -148,6 +158,20 @@ def test_any_architecture_that_transformers_has(config: Any, folders: dict[str, 
     names = [n for n, _ in found.network.named_parameters()]
     assert set(found.depths(names)) == {0, 1, 2, 3}
     assert found.predict(pixels()).shape == (3, 3)
+
+
+def test_an_architecture_whose_head_cannot_be_told_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its pretrained weights would be taken for a head, and drawn anew."""
+    config = HGNetV2Config(
+        num_labels=7, embedding_size=8, stem_channels=[3, 4, 8], depths=[1], hidden_sizes=[8], stage_in_channels=[8],
+        stage_mid_channels=[4], stage_out_channels=[8], stage_num_blocks=[1], stage_numb_of_layers=[1],
+        stage_downsample=[False], stage_light_block=[False], stage_kernel_size=[3], out_features=["stage1"],
+    )  # fmt: skip
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "model")
+    shutil.copy(folders["vit"] / "preprocessor_config.json", tmp_path / "model")
+    for pretrained in (True, False):
+        with pytest.raises(ModelError, match="whose head cannot be told from its network"):
+            load(tmp_path / "model", pretrained=pretrained)
 
 
 def test_resnets_processor_is_understood(folders: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from thoraclip.data import batches
 from thoraclip.data.index import index
+from thoraclip.data.splits import split_fractions
 from thoraclip.errors import ConfigError, InputError, ThoraclipError
 from thoraclip.study import plan_study, read_study, run_study
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
@@ -120,6 +121,30 @@ def test_a_method_that_breaks_does_not_lose_the_others_either(
     assert "break_down" in place.read_text(encoding="utf-8")
     assert run_study(*read_study(study_file, {}), tmp_path / "out")["failed"] == []
     assert not place.exists()
+
+
+def test_a_study_that_was_moved_runs_nothing_again(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions and adapters lie in its folder, whose name is no part of a result."""
+    write_manifest(tmp_path / "m.parquet", split_fractions(manifest, fractions=(0.5, 0.25, 0.25), seed=0))
+    (tmp_path / "s.toml").write_text(
+        'manifest = "m.parquet"\nmodel = "tiny-clip"\ncaptioner = "template"\nresamples = 100\nthumbnails = false\n'
+        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nappend_label = true\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
+        'then = "probe"\n'
+    )
+    first = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was run again")
+
+    with monkeypatch.context() as patch:
+        for kind in ("finetune", "probe"):
+            patch.setattr(f"thoraclip.methods.{kind}.run", refuse)
+        again = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "there")
+    assert again["failed"] == []
+    assert [row["metrics"] for row in again["methods"]] == [row["metrics"] for row in first["methods"]]
 
 
 def test_when_every_method_fails_the_study_does(study_file: Path, tmp_path: Path) -> None:

@@ -153,12 +153,13 @@ def roc_figure(methods: Sequence[Entry], label: str) -> str:
         return _svg(figure, f"roc {label}")
 
 
-def training_figure(rows: Sequence[Entry], *, best_step: int) -> str:
+def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) -> str:
     """Loss and learning rate of every step above, validation macro F1 below; a mark where the kept weights are from.
 
     Args:
         rows: of `metrics.jsonl`: steps with `loss` and `learning_rate`, validations with `val_macro_f1`.
         best_step: of the weights that were kept.
+        validated: what gave the validation's answers.
     """
     steps = [row for row in rows if "loss" in row]
     checks = [row for row in rows if "val_macro_f1" in row]
@@ -178,7 +179,7 @@ def training_figure(rows: Sequence[Entry], *, best_step: int) -> str:
         rate.set(ylabel="learning rate (dashed)", ylim=(0, None))
         rate.spines["right"].set_visible(True)
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        for number, (key, name) in enumerate((("val_macro_f1", "zero-shot"), ("val_probe_macro_f1", "probe"))):
+        for number, (key, name) in enumerate((("val_macro_f1", validated), ("val_probe_macro_f1", "probe"))):
             found = [r for r in checks if key in r]
             if found:
                 below.plot([r["step"] for r in found], [100 * r[key] for r in found], "o-", markersize=3.5, linewidth=1.2,

@@ -122,7 +122,6 @@ def _train(one: BaselineRound) -> None:
             trainee.backbone.restore(done.best)
         one.keep_curve(done)
         trainee.backbone.save(one.folder / "model", one.note(done, done.kept_step) | {"model": one.config.model})
-        one.checkpoint.remove()
 
 
 def _score(one: BaselineRound) -> npt.NDArray[np.float64]:

@@ -72,11 +72,20 @@ class EncoderConfig(ModelConfig):
 
 def load_encoder(config: EncoderConfig) -> DualEncoder:
     """The encoder that a config names; the last one loaded is kept, so methods in a row share it."""
-    return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision)
+    files = tuple(file for folder in (config.model, config.adapter) if folder for file in _files(Path(folder)))
+    return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision, files)
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """(path, size, time) of every file of a local folder: another training may have replaced them."""
+    found = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [(str(path), about.st_size, about.st_mtime_ns) for path, about in found]
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, adapter: str, adapter_scale: float, geometry: str, precision: str) -> DualEncoder:
+def _load(
+    model: str, adapter: str, adapter_scale: float, geometry: str, precision: str, files: tuple[object, ...]
+) -> DualEncoder:
     return load_dual_encoder(
         model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision
     )

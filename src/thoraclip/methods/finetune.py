@@ -98,7 +98,6 @@ def _train(one: TuningRound) -> None:
     done = fit(one, tuning, sampler)
     if one.group.is_main:
         one.keep(tuning.contrast.tuned, done)
-        one.checkpoint.remove()
 
 
 def _score(one: TuningRound) -> npt.NDArray[np.float64]:

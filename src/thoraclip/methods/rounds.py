@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,8 @@ from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Round", "Trainee", "fit", "run_rounds"]
 
+_WEIGHTS = ("adapter", "last", "model")
+"""Folders of weights in a round's folder."""
 Result = tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]
 
 
@@ -91,6 +94,9 @@ class Round:
     part: Part
     labels: LabelSet
     group: ProcessGroup
+
+    validated: ClassVar[str] = "validation"
+    """What gives the answers at a validation, as the figure calls it."""
 
     @property
     def folder(self) -> Path:
@@ -163,7 +169,9 @@ class Round:
     def keep_curve(self, done: Progressing) -> None:
         """Write `metrics.jsonl` and `training.svg`."""
         write_text(self.folder / "metrics.jsonl", "".join(canonical_json(row) + "\n" for row in done.rows))
-        write_text(self.folder / "training.svg", training_figure(done.rows, best_step=done.kept_step))
+        write_text(
+            self.folder / "training.svg", training_figure(done.rows, best_step=done.kept_step, validated=self.validated)
+        )
 
     def note(self, done: Progressing, step: int) -> dict[str, Any]:
         """What stands beside weights: which training they are of, which step, and what they have seen."""
@@ -176,8 +184,8 @@ class Round:
             "steps": done.step,
             "step": step,
             "validation": validations.get(step),
-            "trained_on": sorted(contents[row] for row in self.part.train),
-            "chosen_on": sorted(contents[row] for row in self.part.val),
+            "trained_on": sorted(contents[row] for row in self.part.train if contents[row]),
+            "chosen_on": sorted(contents[row] for row in self.part.val if contents[row]),
         }
 
     def require_finite(
@@ -202,8 +210,7 @@ class Round:
         what = f"the loss is {loss}" if not np.isfinite(loss) else "a gradient is not finite"
         raise TrainingError(
             f"step {batch.step + 1}: {what}, in the batch of {len(batch.rows)} images that begins with "
-            f"'{ids[batch.rows[0]]}'; the weights of step {done.step} are kept in {path}; lower learning_rate = "
-            f"{self.config.learning_rate:g}, or set precision = fp32"
+            f"'{ids[batch.rows[0]]}'; the weights of step {done.step} are kept in {path}; {_calmer(self.config)}"
         )
 
 
@@ -238,12 +245,16 @@ def run_rounds(
         labels = manifest.label_set(config.classes)
         metrics: list[Mapping[str, object]] = []
         group.track(dataclasses.asdict(config))
-        for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
+        rounds = parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
+        if group.is_main:
+            _remove_others(context)
+        for part in rounds:
             one = make(config, context, part, labels, group)
             if not group.first(one.is_trained):
                 train(one)
             group.wait()
             if group.is_main:
+                one.checkpoint.remove()
                 metrics += one.metrics
                 chosen.append({"fold": part.fold, **{k: one.facts[k] for k in ("step", "steps", "validation")}})
                 rows.append(part.test)
@@ -252,6 +263,15 @@ def run_rounds(
         if not group.is_main:
             return None
         return pooled_predictions(manifest, labels, rows, scores), {"chosen": chosen}, metrics
+
+
+def _remove_others(context: Context) -> None:
+    """Take away what a run on another split left: an adapter or network of all images, or of folds that are no more."""
+    folder, folds = context.folder.path, {fold for fold in context.manifest.column("fold") if fold is not None}
+    kept = {f"fold-{fold}" for fold in folds}
+    stale = [place for place in folder.glob("fold-*") if place.name not in kept]
+    for place in (*stale, *(folder / name for name in _WEIGHTS if folds)):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def fit(one: Round, trainee: Trainee, sampler: Sampler) -> Progressing:
@@ -309,10 +329,17 @@ def fit(one: Round, trainee: Trainee, sampler: Sampler) -> Progressing:
     return done
 
 
+def _calmer(config: TrainingSettings) -> str:
+    return f"lower learning_rate = {config.learning_rate:g}, or set precision = fp32"
+
+
 def _validate(one: Round, trainee: Trainee, done: Progressing) -> None:
     """Add a row of validation values, and keep the tensors where they are the best so far."""
     found = trainee.validate()
     values = {name: one.group.first(found[name]) for name in sorted(found)}  # as a checkpoint gives them back
+    for name, number in values.items():
+        if not np.isfinite(number):
+            raise TrainingError(f"step {done.step}: {name} is {number} on the validation images; {_calmer(one.config)}")
     done.rows.append({"step": done.step, **values})
     one.track(done)
     value = trainee.criterion(values)

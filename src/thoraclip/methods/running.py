@@ -220,6 +220,7 @@ def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, obj
     """Provenance of a run, and the fingerprint of all that its result depends on."""
     inputs = {"manifest": manifest.fingerprint, **config.inputs()}
     facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
-    settings = config_toml(config, skip=getattr(config, "NOT_IN_THE_RESULT", ()))
+    # of a folder or file that is read, the content counts and not its name
+    settings = config_toml(config, skip=(*getattr(config, "NOT_IN_THE_RESULT", ()), *config.inputs()))
     parts = {"schema": 1, "kind": kind, "config": settings, "inputs": inputs}
     return facts, digest(parts | {"versions": facts["versions"]})

@@ -91,7 +91,7 @@ class Supervised:
             if config.mixup:
                 part = share[chunk.to(device), None, None, None]
                 pixels = part * pixels + (1 - part) * self._pixels(batch, partner.cpu().numpy()[at])
-            with _stream_of(config.seed, batch.step, int(at[0])):
+            with _stream_of(config.seed, batch.step, int(at[0]), device=device):
                 likelihood = self.backbone.logits(pixels).log_softmax(dim=-1)
             loss = -(target[chunk.to(device)] * self._weight * likelihood).sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
@@ -188,8 +188,8 @@ def scores_of(
 
 
 @contextmanager
-def _stream_of(*numbers: int) -> Iterator[None]:
+def _stream_of(*numbers: int, device: torch.device) -> Iterator[None]:
     """PyTorch's random stream as a function of some numbers, for a network's own dropout; given back afterwards."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         yield

@@ -53,7 +53,7 @@ class TrainingSettings(Augmentation):
     batch_size: int = 64
     """Images per optimizer step."""
     chunk_size: int = 32
-    """Images per forward pass, a part of a batch: memory only."""
+    """Images per forward pass, a part of a batch: memory only, but for a network with dropout of its own."""
     epochs: int = 10
     """Passes over the training images; an incomplete last batch is left out."""
     steps: int = 0
@@ -103,10 +103,14 @@ class TrainingSettings(Augmentation):
             raise ConfigError(
                 f"chunk_size = {self.chunk_size} exceeds batch_size = {self.batch_size}; a chunk is a part of a batch"
             )
+        if self.patience and getattr(self, "select", "") == "last":
+            raise ConfigError(
+                f"patience = {self.patience}: with select = last no validation is the better one; set it to 0"
+            )
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
         require_trackers(self.trackers)
-        for name in ("steps", "validate_every", "patience", "processes", "weight_decay", "max_norm"):
+        for name in ("steps", "validate_every", "patience", "processes", "weight_decay", "max_norm", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ __all__ = ["Tuning", "TuningRound", "optimizer_of"]
 @dataclass(frozen=True)
 class TuningRound(Round):
     """The training of one adapter."""
+
+    validated: ClassVar[str] = "zero-shot"
 
     @cached_property
     def prompts(self) -> list[tuple[str, ...]]:

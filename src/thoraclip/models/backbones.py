@@ -53,6 +53,8 @@ _NOTE = "thoraclip.json"
 _SCHEMA = 1
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)\.")
 """Where a parameter's name tells the number of its layer: the first such number counts, which of a ResNet is the stage."""
+_FIRST = re.compile(r"embed|stem|pre_layrnorm")
+"""What comes before all layers."""
 _HEAD_STD = 0.02
 
 
@@ -143,7 +145,7 @@ class Backbone:
         found = [_LAYER.search(name) for name in names]
         layers = 1 + max((int(match[1]) for match in found if match), default=-1)
         return [
-            int(match[1]) + 1 if match else 0 if name.startswith(self.base) and "embed" in name else layers + 1
+            int(match[1]) + 1 if match else 0 if name.startswith(self.base) and _FIRST.search(name) else layers + 1
             for name, match in zip(names, found, strict=True)
         ]
 
@@ -254,6 +256,8 @@ def _classifier(checkpoint: Checkpoint, classes: int, pretrained: bool) -> tuple
             f"type '{checkpoint.config.model_type}' is neither an image classifier nor a dual encoder"
         ) from error
     base = f"{fresh.base_model_prefix}."
+    if {name.startswith(base) for name, _ in fresh.named_parameters()} != {True, False}:
+        raise checkpoint.error(f"of type '{checkpoint.config.model_type}', whose head cannot be told from its network")
     if not pretrained:
         return fresh, base
     # the head is drawn anew; heads of other tasks, and a pooler that this architecture has no use for, may be there

@@ -126,12 +126,13 @@ def run_study(
             if method.after and method.after.name in failed:
                 raise InputError(f"its adapters are those of '{method.after.name}', which failed")
             results.append(_run_entry(method, manifest, out, pixels, announce, progress))
-        except Exception as error:  # a method that breaks must not lose the others
-            reason = str(error) if isinstance(error, ThoraclipError) else _unexpected(error, method, out)
-            announce(f"[{number}/{len(methods)}] {method.name} failed: {reason}")
+        except ThoraclipError as error:
+            announce(f"[{number}/{len(methods)}] {method.name} failed: {error}")
             errors.append(error)
             failed.add(method.name)
-            results.append(MethodResult(name=method.name, kind=method.kind, failed=reason, settings=_settings(method)))
+            results.append(
+                MethodResult(name=method.name, kind=method.kind, failed=str(error), settings=_settings(method))
+            )
     if len(errors) == len(methods):
         raise errors[0]
     announce("judging")
@@ -143,14 +144,6 @@ def run_study(
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
     return report
-
-
-def _unexpected(error: Exception, method: MethodEntry, out: Path) -> str:
-    """What the report says of an error that no user can mend; the traceback goes to a file."""
-    *_, (_, _, folder) = method.runs(out / "runs")
-    path = folder / _TRACEBACK
-    write_text(path, "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {first_line(error)}; where it happened: {path.relative_to(out).as_posix()}"
 
 
 def _prepare_manifest(
@@ -226,10 +219,17 @@ def _run_entry(
     details: Mapping[str, Any] = {}
     for _, config, folder in method.runs(out / "runs"):
         (folder / _TRACEBACK).unlink(missing_ok=True)
-        result = run_method(
-            method.kind, config, manifest, folder, cache=out / "embeddings", pixels=pixels, progress=progress,
-            announce=announce,
-        )  # fmt: skip
+        try:
+            result = run_method(
+                method.kind, config, manifest, folder, cache=out / "embeddings", pixels=pixels, progress=progress,
+                announce=announce,
+            )  # fmt: skip
+        except (ThoraclipError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # a method that breaks must not lose the others
+            write_text(folder / _TRACEBACK, "".join(traceback.format_exception(error)))
+            where = (folder / _TRACEBACK).relative_to(out).as_posix()
+            raise ThoraclipError(f"{type(error).__name__}: {first_line(error)}; where it happened: {where}") from error
         assert result is not None, "a study runs in one process"
         found, extra = result
         predictions.append(found)

@@ -98,6 +98,8 @@ class StudyConfig:
             )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
+        if min(self.seeds) < 0:
+            raise ConfigError(f"seeds = {list(self.seeds)}: must not be negative")
         if self.captioner and self.captions:
             raise ConfigError(
                 f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to write; "
