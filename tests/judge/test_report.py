@@ -30,8 +30,8 @@ def predictions(
     return Predictions(LabelSet(classes), ids, truth.astype(np.int64), scores, (None,) * n, (None,) * n, owner)
 
 
-def method(name: str, *tables: Predictions, **more: Any) -> MethodResult:
-    return MethodResult(name=name, kind="probe", predictions=tables, **more)
+def method(name: str, *tables: Predictions, kind: str = "probe", **more: Any) -> MethodResult:
+    return MethodResult(name=name, kind=kind, predictions=tables, **more)
 
 
 def report(*methods: MethodResult, resamples: int = 200, **more: Any) -> dict[str, Any]:
@@ -159,6 +159,25 @@ def test_the_reading_names_a_real_winner() -> None:
     }  # fmt: skip
     assert text.startswith("strong has the highest macro F1") and "a real difference on these 600 images" in text
     assert "It beats always answering the commonest class (the row \u201cmajority\u201d) by" in text
+
+
+@pytest.mark.parametrize(
+    ("trees", "network", "said", "so"),
+    [
+        (0.5, 3.0, "network beats trees, trees on thumbnails, grey levels and the file, by ", False),
+        (3.0, 0.5, "No network can be shown to beat trees", True),
+        (3.0, 3.0, "No network can be shown to beat trees", True),
+        (0.0, 0.0, "No network can be shown to beat trees", False),
+    ],
+)
+def test_the_reading_says_whether_the_lungs_are_needed(trees: float, network: float, said: str, so: bool) -> None:
+    found = report(
+        method("trees", predictions(600, signal=trees, seed=1), kind="trivial"),
+        method("network", predictions(600, signal=network, seed=2)),
+    )
+    text = " ".join(found["reading"])
+    assert said in text and ("without reading the lungs" in text) == so
+    assert "without reading" not in " ".join(report(method("network", predictions()))["reading"])
 
 
 def test_the_reading_does_not_invent_a_winner() -> None:

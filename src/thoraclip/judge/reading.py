@@ -15,6 +15,8 @@ MAIN_METRIC = "macro_f1"
 ALPHA = 0.05
 """A Holm-corrected p below it is called a difference."""
 
+TRIVIAL = "trivial"
+"""Kind of the methods that see no anatomy."""
 _FEW_GROUPS = 30
 _MINUS = "\u2212"
 
@@ -88,7 +90,9 @@ def reading(report: Mapping[str, Any]) -> list[str]:
     if found is None:
         return ["No method gave predictions, so there is nothing to compare. The errors stand in the table below."]
     images = f"{report['sample']['n']:,} images"
-    sentences = [_winner(report, images), *_lead(report, images), _against_majority(report)]
+    sentences = [
+        _winner(report, images), *_lead(report, images), _against_majority(report), *_against_trivial(report)
+    ]  # fmt: skip
     return [*sentences, *_limits(report)]
 
 
@@ -138,6 +142,26 @@ def _against_majority(report: Mapping[str, Any]) -> str:
         f"No method can be shown to beat {constant}: the accuracy of {found['best']} differs from it by "
         f"{_points(accuracy)}{_between(accuracy, points)}. A higher macro F1 than that row's comes with mere guessing."
     )
+
+
+def _against_trivial(report: Mapping[str, Any]) -> list[str]:
+    """Of the best method that is not trivial against the best one that is."""
+    ranked = sorted(report["methods"], key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
+    floor = next((m["name"] for m in ranked if m["kind"] == TRIVIAL), None)
+    other = next((m["name"] for m in ranked if m["kind"] != TRIVIAL and m["name"] != MAJORITY), None)
+    if floor is None or other is None:
+        return []
+    gain = versus(report["comparisons"], other, floor)
+    size = f"{_points(gain)} of macro F1{_between(gain, points)}"
+    if gain["difference"] > 0 and _differs(gain):
+        return [f"{other} beats {floor}, trees on thumbnails, grey levels and the file, by {size}."]
+    above = versus(report["comparisons"], floor, MAJORITY, "accuracy")
+    is_above = above["difference"] > 0 and _differs(above)
+    so = " So these images can be told apart without reading the lungs." if is_above else ""
+    return [
+        f"No network can be shown to beat {floor}, trees on thumbnails, grey levels and the file: {other} differs from it "
+        f"by {size}.{so}"
+    ]
 
 
 def _points(comparison: Mapping[str, Any]) -> str:
