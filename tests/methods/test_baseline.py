@@ -372,6 +372,34 @@ def test_bad_input_is_named_and_leaves_no_result(
     )
 
 
+def test_a_network_and_a_checkpoint_of_other_classes_give_nothing_away(
+    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+) -> None:
+    """The head of a network that was trained for other classes is drawn anew, and a checkpoint of theirs is passed over."""
+    other = split_manifest.with_columns(label=[f"{label} (old)" for label in split_manifest.column("label")])
+    config = config_of(models["vit"], checkpoint_minutes=1e-9)
+
+    def die(done: int, total: int) -> None:
+        if (done, total) == (16, 24):
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run_method("baseline", config, other, tmp_path / "again", progress=die)
+    assert (tmp_path / "again" / "training.safetensors").exists()
+    for folder in ("again", "fresh"):
+        run_method("baseline", config, split_manifest, tmp_path / folder)
+    assert files(tmp_path / "again") == files(tmp_path / "fresh")
+
+    run_method("baseline", config, other, tmp_path / "other")
+    heads = []
+    for start in (models["vit"], str(tmp_path / "other" / "model")):
+        found = load_backbone(start, LABELS, precision="fp32", device="cpu", seed=0)
+        assert found.labels == LABELS
+        heads.append({name: tensor.detach() for name, tensor in found.head_parameters.items()})
+    assert heads[0].keys() == heads[1].keys()
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+
+
 def test_gradient_checkpointing_changes_no_gradient(models: dict[str, str], manifest: Manifest, tmp_path: Path) -> None:
     for kind in ("vit", "clip"):
         batch = batch_of(manifest)
