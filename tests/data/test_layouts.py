@@ -179,6 +179,16 @@ def test_loose_files_are_listed(tmp_path: Path) -> None:
     assert listing.other_files == ["list.csv"]
 
 
+def test_masks_inside_a_class_are_no_pictures_of_it(tmp_path: Path) -> None:
+    """As in the COVID-19 Radiography Database."""
+    for label in ("COVID", "Normal"):
+        for part in ("images", "masks", "masks/left"):
+            put(tmp_path, f"{label}/{part}/1.png")
+    listing = find_layout("folders")(tmp_path)
+    assert [row["path"] for row in listing.rows] == ["COVID/images/1.png", "Normal/images/1.png"]
+    assert listing.unknown_folders == [("COVID/masks", 2), ("Normal/masks", 2)]
+
+
 def test_masks_are_no_class_and_hidden_folders_are_not_searched(tmp_path: Path) -> None:
     put(tmp_path, "A/1.png", "B/2.png", "lung_masks/1.png", "A/.thumbs/1.png")
     listing = found(tmp_path, "folders")

@@ -56,6 +56,10 @@ def _unknown(folder: Path, root: Path) -> tuple[str, int]:
 
 def _add_class(listing: Listing, root: Path, folder: Path, split: str | None) -> None:
     pictures, others = image_files(folder, recursive=True)
+    masks = [place for place in sorted(folder.rglob("*")) if place.is_dir() and "mask" in place.name.lower()]
+    masks = [place for place in masks if not set(place.parents) & set(masks)]
+    listing.unknown_folders += [_unknown(place, root) for place in masks]
+    pictures, others = ([f for f in found if not set(f.parents) & set(masks)] for found in (pictures, others))
     if not pictures:
         raise ManifestError(
             f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove the folder"
