@@ -35,6 +35,11 @@ def draw_picture(height: int = 64, width: int = 64, seed: int = 0, lungs: float 
     return np.clip(np.round(255 * (trunk + noise + 0.05)), 0, 255).astype(np.uint8)
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Content of every file of a folder, by its path in it."""
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
 def write_class_folder(root: Path) -> Path:
     """`root/<class>/<number>.png`: 3 classes of 8 distinct pictures; the patch and the lungs tell the class."""
     for number, label in enumerate(CLASSES):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.conftest import files
 
 import thoraclip
 from thoraclip import verbs
@@ -21,10 +22,6 @@ from thoraclip.tables.manifest import Manifest, write_manifest
 def manifest_file(manifest: Manifest, tmp_path: Path) -> Path:
     write_manifest(tmp_path / "m.parquet", manifest)
     return tmp_path / "m.parquet"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def test_from_a_folder_to_a_report_in_silence(

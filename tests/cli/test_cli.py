@@ -14,15 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import files
 
 from thoraclip.cli.app import run
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

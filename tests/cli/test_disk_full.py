@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import files
 
 from thoraclip.data.index import index
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
@@ -44,10 +45,6 @@ def thoraclip(arguments: list[str], *, limit: int | None = None) -> subprocess.C
         [sys.executable, "-m", "thoraclip", *arguments],
         capture_output=True, text=True, preexec_fn=hold if limit else None, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @pytest.mark.parametrize("name", WORK)

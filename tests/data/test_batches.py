@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import files
 
 from thoraclip.data import batches as module
 from thoraclip.data.batches import grey_batches, in_batches, pixel_cache
@@ -17,10 +18,6 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.pixels import read_pixels
 
 SPEC = Preprocess(size=16)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @pytest.mark.parametrize("is_cached", [False, True])

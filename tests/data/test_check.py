@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from tests.conftest import draw_picture
+from tests.conftest import draw_picture, files
 
 from thoraclip.data import check as package
 from thoraclip.data.check import (
@@ -29,10 +29,6 @@ from thoraclip.data.index import index
 from thoraclip.data.splits import independent_groups, split_folds
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.tables.manifest import Manifest
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def picture(seed: int, label: str) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.checkpoints import save_checkpoint, save_classifier
+from tests.conftest import files
 from torch import Tensor, nn
 
 from thoraclip.data.batches import pixel_cache
@@ -52,10 +53,6 @@ def config_of(model: str, **settings: Any) -> Config:
         "val_fraction": 0.25,
     }  # fmt: skip
     return Config(model=model, **(few | settings))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def make(config: Config, manifest: Manifest, folder: Path, weight: tuple[float, ...] = (1, 1, 1)) -> Supervised:

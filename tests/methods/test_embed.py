@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import files
 
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, decode, normalise, preprocess
@@ -38,10 +39,6 @@ class FakeEncoder:
         self.calls.append(len(pixels))
         pooled = pixels[:, 0].reshape(len(pixels), 16, 16).mean(axis=2)
         return pooled, pooled[:, :4] / np.linalg.norm(pooled[:, :4], axis=1, keepdims=True)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def test_rows_are_the_pictures_own_features(manifest: Manifest, tmp_path: Path) -> None:

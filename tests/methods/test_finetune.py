@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.checkpoints import save_checkpoint
+from tests.conftest import files
 
 from thoraclip.data.splits import split_fractions
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError, ThoraclipError, TrainingError
@@ -52,10 +53,6 @@ def config_of(model: str, **settings: Any) -> Config:
         "val_fraction": 0.25,
     }
     return Config(model=model, **(few | settings))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def weights(run: Path, name: str = "adapter") -> dict[str, torch.Tensor]:

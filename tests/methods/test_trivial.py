@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from tests.conftest import files
 
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.batches import grey_batches
@@ -31,10 +32,6 @@ Grey = npt.NDArray[np.uint8]
 Draw = Callable[[int, np.random.Generator], tuple[Grey, int]]
 
 QUICK: dict[str, Any] = {"max_iter": 40, "min_samples_leaf": 5}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def noise(rng: np.random.Generator) -> Grey:

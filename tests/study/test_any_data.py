@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 from tests.checkpoints import save_checkpoint, save_classifier
-from tests.conftest import draw_picture
+from tests.conftest import draw_picture, files
 
 from thoraclip.cli.app import run
 from thoraclip.tables.predictions import read_predictions
@@ -95,10 +95,6 @@ def study_file(root: Path, models: dict[str, str], table: Path) -> Path:
     head = f'manifest = "manifest.parquet"\nmodel = {json.dumps(models["clip"])}\nresamples = 200\nprecision = "fp32"\n'
     (root / "study.toml").write_text(head + text, encoding="utf-8")
     return root / "study.toml"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 @pytest.mark.parametrize("classes", [TWO, FIVE], ids=["two", "five"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.checkpoints import save_blip, save_checkpoint
+from tests.conftest import files
 
 from thoraclip.cli import start
 from thoraclip.cli.app import run
@@ -95,10 +96,6 @@ def study_file(manifest: Manifest, tmp_path: Path) -> Path:
     write_manifest(tmp_path / "m.parquet", manifest)
     (tmp_path / "s.toml").write_text(STUDY)
     return tmp_path / "s.toml"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def summed(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import files
 
 from thoraclip.data import batches
 from thoraclip.data.index import index
@@ -34,10 +35,6 @@ def study_file(manifest: Manifest, tmp_path: Path) -> Path:
     write_manifest(tmp_path / "m.parquet", manifest)
     (tmp_path / "s.toml").write_text(STUDY)
     return tmp_path / "s.toml"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def test_a_study_writes_what_the_contract_names(study_file: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ MAIN_METRIC = "macro_f1"
 ALPHA = 0.05
 """A Holm-corrected p below it is called a difference."""
 
-TRIVIAL = "trivial"
+_TRIVIAL = "trivial"
 """Kind of the methods that see no anatomy."""
 _FEW_GROUPS = 30
 _MINUS = "\u2212"
@@ -55,8 +55,7 @@ def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[
         0.05 or more, or unknown), beats_majority (in accuracy too: guessing at random already beats a constant
         answer in macro F1). On equal values the method named first is best.
     """
-    real = [m for m in methods if m["name"] != MAJORITY]
-    ranked = sorted(real, key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
+    ranked = _ranked(methods)
     best = ranked[0]["name"]
     tied = [m["name"] for m in ranked[1:] if not _differs(versus(comparisons, best, m["name"]))]
     against = [versus(comparisons, best, MAJORITY, metric) for metric in (MAIN_METRIC, "accuracy")]
@@ -65,7 +64,7 @@ def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[
         "best": best,
         "runner_up": ranked[1]["name"] if len(ranked) > 1 else None,
         "tied": tied,
-        "beats_majority": all(_differs(one) and one["difference"] > 0 for one in against),
+        "beats_majority": all(map(_exceeds, against)),
     }
 
 
@@ -82,6 +81,16 @@ def versus(comparisons: Sequence[Mapping[str, Any]], a: str, b: str, metric: str
 def _differs(comparison: Mapping[str, Any]) -> bool:
     p = comparison["p_holm"]
     return p is not None and p < ALPHA
+
+
+def _exceeds(comparison: Mapping[str, Any]) -> bool:
+    return _differs(comparison) and comparison["difference"] > 0
+
+
+def _ranked(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All but the majority row, the best by macro F1 first."""
+    real = [m for m in methods if m["name"] != MAJORITY]
+    return sorted(real, key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
 
 
 def reading(report: Mapping[str, Any]) -> list[str]:
@@ -146,18 +155,17 @@ def _against_majority(report: Mapping[str, Any]) -> str:
 
 def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     """Of the best method that is not trivial against the best one that is."""
-    ranked = sorted(report["methods"], key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
-    floor = next((m["name"] for m in ranked if m["kind"] == TRIVIAL), None)
-    other = next((m["name"] for m in ranked if m["kind"] != TRIVIAL and m["name"] != MAJORITY), None)
+    ranked = _ranked(report["methods"])
+    floor = next((m["name"] for m in ranked if m["kind"] == _TRIVIAL), None)
+    other = next((m["name"] for m in ranked if m["kind"] != _TRIVIAL), None)
     if floor is None or other is None:
         return []
     gain = versus(report["comparisons"], other, floor)
     size = f"{_points(gain)} of macro F1{_between(gain, points)}"
-    if gain["difference"] > 0 and _differs(gain):
+    if _exceeds(gain):
         return [f"{other} beats {floor}, trees on thumbnails, grey levels and the file, by {size}."]
     above = versus(report["comparisons"], floor, MAJORITY, "accuracy")
-    is_above = above["difference"] > 0 and _differs(above)
-    so = " So these images can be told apart without reading the lungs." if is_above else ""
+    so = " So these images can be told apart without reading the lungs." if _exceeds(above) else ""
     return [
         f"No network can be shown to beat {floor}, trees on thumbnails, grey levels and the file: {other} differs from it "
         f"by {size}.{so}"

@@ -166,14 +166,9 @@ def _fit(
             return fit_lbfgs(x, y, labels, l2=penalties, weighting=config.class_weight)
         assert texts is not None, "the solver that is left reads the texts"
         return fit_text_informed(
-            x,
-            y,
-            labels,
-            texts=texts.vectors,
-            logit_scale=texts.logit_scale,
-            l2=penalties,
+            x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, l2=penalties,
             weighting=config.class_weight,
-        )
+        )  # fmt: skip
 
     candidates = heads(part.train)
     losses = [log_loss(head.predict(features[part.val]), targets[part.val]) for head in candidates]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,7 +172,7 @@ def run_method(
     """
     require_shared_work(kind)
     folder = RunFolder(out)
-    facts, fingerprint = _identity(kind, config, manifest)
+    facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():
         sweep(out)
     if not folder.is_done(fingerprint):
@@ -186,7 +185,7 @@ def run_method(
         method = import_module(find_method(kind).module)
         context = Context(
             manifest=manifest, folder=folder, cache=cache or out / "embeddings", pixels=pixels, progress=progress,
-            announce=announce, fingerprint=_identity(kind, _of_all_folds(config), manifest)[1],
+            announce=announce, fingerprint=of_a_fold,
         )  # fmt: skip
         result = method.run(config, context)
         if result is not None:
@@ -212,15 +211,15 @@ def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:
     return RunFolder(out).is_done(_identity(kind, config, manifest)[1])
 
 
-def _of_all_folds(config: Any) -> Any:
-    return dataclasses.replace(config, only_folds=()) if hasattr(config, "only_folds") else config
-
-
-def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str]:
-    """Provenance of a run, and the fingerprint of all that its result depends on."""
+def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str, str]:
+    """Provenance of a run, the fingerprint of all that its result depends on, and the one of all that a fold's does."""
     inputs = {"manifest": manifest.fingerprint, **config.inputs()}
     facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
-    # of a folder or file that is read, the content counts and not its name
-    settings = config_toml(config, skip=(*getattr(config, "NOT_IN_THE_RESULT", ()), *config.inputs()))
-    parts = {"schema": 1, "kind": kind, "config": settings, "inputs": inputs}
-    return facts, digest(parts | {"versions": facts["versions"]})
+    unseen = (*getattr(config, "NOT_IN_THE_RESULT", ()), *inputs)  # of what is read, the content counts, not its name
+
+    def fingerprint(*skip: str) -> str:
+        settings = config_toml(config, skip=(*unseen, *skip))
+        about = {"schema": 1, "kind": kind, "config": settings, "inputs": inputs, "versions": facts["versions"]}
+        return digest(about)
+
+    return facts, fingerprint(), fingerprint("only_folds")

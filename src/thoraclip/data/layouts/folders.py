@@ -38,7 +38,7 @@ def find_folders(root: Path, **_: object) -> Listing:
         classes = [(None, folder) for folder in tops]
         loose = []
     for split, folder in classes:
-        if "mask" in folder.name.lower():  # masks are no class of patients
+        if _holds_masks(folder):  # masks are no class of patients
             listing.unknown_folders.append(_unknown(folder, root))
         else:
             _add_class(listing, root, folder, split)
@@ -54,12 +54,21 @@ def _unknown(folder: Path, root: Path) -> tuple[str, int]:
     return relative(folder, root), sum(f.is_file() for f in folder.rglob("*"))
 
 
+def _holds_masks(folder: Path) -> bool:
+    return "mask" in folder.name.lower()
+
+
+def _masks_above(file: Path, folder: Path) -> Path | None:
+    """The outermost folder of masks, of those below `folder`, that a file lies in."""
+    inside = (place for place in reversed(file.parents) if folder in place.parents)
+    return next(filter(_holds_masks, inside), None)
+
+
 def _add_class(listing: Listing, root: Path, folder: Path, split: str | None) -> None:
     pictures, others = image_files(folder, recursive=True)
-    masks = [place for place in sorted(folder.rglob("*")) if place.is_dir() and "mask" in place.name.lower()]
-    masks = [place for place in masks if not set(place.parents) & set(masks)]
-    listing.unknown_folders += [_unknown(place, root) for place in masks]
-    pictures, others = ([f for f in found if not set(f.parents) & set(masks)] for found in (pictures, others))
+    masks = {file: place for file in (*pictures, *others) if (place := _masks_above(file, folder))}
+    listing.unknown_folders += [_unknown(place, root) for place in sorted(set(masks.values()))]
+    pictures, others = ([f for f in found if f not in masks] for found in (pictures, others))
     if not pictures:
         raise ManifestError(
             f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove the folder"
