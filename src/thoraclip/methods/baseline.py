@@ -124,9 +124,11 @@ def _train(one: BaselineRound) -> None:
         trainee.backbone.save(one.folder / "model", one.note(done, done.kept_step) | {"model": one.config.model})
 
 
-def _score(one: BaselineRound) -> npt.NDArray[np.float64]:
-    """The test rows, by the weights that were kept."""
+def _score(one: BaselineRound) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The test and the validation rows, by the weights that were kept."""
     backbone = load_trained(one.folder / "model", precision=one.config.precision)
     if backbone.labels != one.labels:
         raise InputError(f"{one.folder / 'model'}: was trained on {list(backbone.labels.names)}; train it again")
-    return scores_of(backbone, one.pictures(backbone.preprocess), one.part.test, progress=one.context.progress)
+    greys, progress = one.pictures(backbone.preprocess), one.context.progress
+    test = scores_of(backbone, greys, one.part.test, progress=progress)
+    return test, scores_of(backbone, greys, one.part.val, progress=progress)

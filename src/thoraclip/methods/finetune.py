@@ -100,11 +100,11 @@ def _train(one: TuningRound) -> None:
         one.keep(tuning.contrast.tuned, done)
 
 
-def _score(one: TuningRound) -> npt.NDArray[np.float64]:
-    """The test rows, zero-shot with the adapter that was kept."""
+def _score(one: TuningRound) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The test and the validation rows, zero-shot with the adapter that was kept."""
     config: Config = one.config
     encoder = EncoderConfig(
         model=config.model, adapter=str(one.folder / "adapter"), geometry=config.geometry, precision=config.precision
     )
-    scored = score_images(encoder, one.labels, load_prompts(config.prompts), one.context)
-    return scored.scores[one.part.test]
+    scores = score_images(encoder, one.labels, load_prompts(config.prompts), one.context).scores
+    return scores[one.part.test], scores[one.part.val]

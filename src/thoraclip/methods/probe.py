@@ -28,6 +28,7 @@ from thoraclip.models.heads import (
     text_multipliers,
     write_head,
 )
+from thoraclip.models.novelty import MIN_ROWS, fit_novelty, write_novelty
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Config", "run"]
@@ -115,11 +116,14 @@ class _Texts:
 
 
 def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
-    """Fit one head per fold (or one for the split), predict the test images, pool."""
+    """Fit one head per fold (or one for the split), predict the test images, pool.
+
+    The validation scores that are kept are those of the head that was fitted on the training images alone.
+    """
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
-    rows, scores, metrics = [], [], []
+    rows, scores, metrics, strange = [], [], [], []
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
@@ -129,17 +133,41 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
         )
         features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
         texts = _Texts.of(encoder, labels, config.prompts) if config.solver == "lp++" else None
-        head, facts = _fit(config, features, targets, labels, part, texts)
+        head, validation, facts = _fit(config, features, targets, labels, part, texts)
+        context.keep_validation(part, labels, validation)
         metrics.append({"fold": part.fold, **facts})
         write_head(
             context.folder.file("head.safetensors" if part.fold is None else f"head-fold-{part.fold}.safetensors"), head
         )
+        strange.append({"fold": part.fold, **_keep_novelty(context, features, targets, part)})
         rows.append(part.test)
         scores.append(head.predict(features[part.test]))
     details = {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])}
+    details["out_of_distribution"] = strange
     if texts:
         details |= {"prompt_set": load_prompts(config.prompts).name, "logit_scale": texts.logit_scale}
     return pooled_predictions(manifest, labels, rows, scores), details, list(metrics)
+
+
+def _keep_novelty(
+    context: Context, features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], part: Part
+) -> dict[str, Any]:
+    """Fit the out-of-distribution score on the training images, its threshold on the validation images, and write it.
+
+    Returns:
+        The share of the test images that it flags, or why there is none.
+    """
+    name = "novelty.safetensors" if part.fold is None else f"novelty-fold-{part.fold}.safetensors"
+    if min(len(part.train), len(part.val)) < MIN_ROWS:
+        context.folder.file(name).unlink(missing_ok=True)
+        return {"reason": f"fewer than {MIN_ROWS} training or validation images"}
+    fitted = fit_novelty(features[part.train], targets=targets[part.train], held_out=features[part.val])
+    write_novelty(context.folder.file(name), fitted)
+    flagged = fitted.is_flagged(fitted.score(features[part.test]))
+    return {
+        "promised": fitted.guaranteed_rate, "flagged": int(flagged.sum()), "test": len(part.test),
+        "share": float(flagged.mean()),
+    }  # fmt: skip
 
 
 def _fit(
@@ -149,8 +177,12 @@ def _fit(
     labels: LabelSet,
     part: Part,
     texts: _Texts | None,
-) -> tuple[LinearHead, dict[str, object]]:
-    """Choose by validation log-loss, then fit again on training plus validation if asked."""
+) -> tuple[LinearHead, npt.NDArray[np.float64], dict[str, object]]:
+    """Choose by validation log-loss, then fit again on training plus validation if asked.
+
+    Returns:
+        The head, scores f64[V, C] of the validation images by the one that was chosen, and facts.
+    """
     grid = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist()
 
     def heads(rows: npt.NDArray[np.int64], upto: int | None = None) -> list[LinearHead]:
@@ -171,7 +203,8 @@ def _fit(
         )  # fmt: skip
 
     candidates = heads(part.train)
-    losses = [log_loss(head.predict(features[part.val]), targets[part.val]) for head in candidates]
+    validation = [head.predict(features[part.val]) for head in candidates]
+    losses = [log_loss(scores, targets[part.val]) for scores in validation]
     best = int(np.argmin(losses))
     head = heads(np.sort(np.concatenate([part.train, part.val])), best)[-1] if config.refit else candidates[best]
     chosen: dict[str, object] = {"epoch": best + 1} if config.solver == "adamw" else {"l2": grid[best]}
@@ -186,4 +219,4 @@ def _fit(
         "val_log_loss": losses[best],
         "at_edge_of_grid": edge,
     }
-    return head, chosen | facts
+    return head, validation[best], chosen | facts

@@ -215,6 +215,7 @@ class Round:
 
 
 R = TypeVar("R", bound=Round)
+Scores = npt.NDArray[np.float64]
 
 
 def run_rounds(
@@ -224,7 +225,7 @@ def run_rounds(
     make: type[R],
     *,
     train: Callable[[R], None],
-    score: Callable[[R], npt.NDArray[np.float64]],
+    score: Callable[[R], tuple[Scores, Scores]],
 ) -> Result | None:
     """Train once per fold (or once for the split), score its test images, pool.
 
@@ -233,7 +234,7 @@ def run_rounds(
         config, context: of the run; the config is a `TrainingSettings` and a `ModelConfig`.
         make: the method's own `Round`.
         train: writes the round's artefacts; left out where they are there.
-        score: f64[T, C] for the T test rows of the round.
+        score: f64[T, C] for the T test rows of the round, and f64[V, C] for its V validation rows.
 
     Returns:
         As every method, with what was chosen by fold under `chosen`; `None` in all but the first of several processes.
@@ -257,8 +258,10 @@ def run_rounds(
                 one.checkpoint.remove()
                 metrics += one.metrics
                 chosen.append({"fold": part.fold, **{k: one.facts[k] for k in ("step", "steps", "validation")}})
+                test, validation = score(one)
                 rows.append(part.test)
-                scores.append(score(one))
+                scores.append(test)
+                context.keep_validation(part, labels, validation)
             group.wait()  # a mistake in the next fold then meets all at once, not the first one in the midst of scoring
         if not group.is_main:
             return None

@@ -23,9 +23,14 @@ from thoraclip.runs import Progress, RunFolder, digest, is_main_process, provena
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
-__all__ = ["Context", "Part", "is_done", "parts", "pooled_predictions", "require_folds", "run_method"]
+__all__ = [
+    "Context", "Part", "is_done", "parts", "pooled_predictions", "read_validation", "require_folds", "run_method",
+]  # fmt: skip
 
 Rows = npt.NDArray[np.int64]
+
+_SCHEMA, _FOLD_SCHEMA = 2, 1
+"""Of a run's files (2: with validation scores), and of the weights of a fold, which are the same as before."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,40 @@ class Context:
     progress: Progress | None = None
     announce: Callable[[str], None] = lambda _: None
     fingerprint: str = ""
+
+    def keep_validation(self, part: Part, labels: LabelSet, scores: npt.NDArray[np.float64]) -> None:
+        """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
+
+        Args:
+            part: its `fold`, the one that is held out, becomes the column `fold`, not the folds of the images themselves.
+            labels: of the run.
+            scores: f64[V, C] for `part.val`, by a classifier that was not fitted on these images.
+        """
+        rows, manifest = part.val, self.manifest
+        table = Predictions(
+            labels=labels, image_id=_pick(manifest, "image_id", rows), target=manifest.targets(labels)[rows], scores=scores,
+            split=("val",) * len(rows), fold=(part.fold,) * len(rows), patient=_pick(manifest, "patient", rows),
+        )  # fmt: skip
+        name = "validation.parquet" if part.fold is None else f"validation-fold-{part.fold}.parquet"
+        write_predictions(self.folder.file(name), table)
+
+
+def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
+    column = manifest.column(name)
+    return tuple(column[row] for row in rows)
+
+
+def read_validation(folder: Path) -> tuple[Predictions, ...]:
+    """The validation scores of a run: one table, or one for each fold in the order of the folds; `()` where none are kept."""
+    whole, prefix = folder / "validation.parquet", "validation-fold-"
+    if whole.is_file():
+        return (read_predictions(whole),)
+    folds = sorted(
+        int(number)
+        for file in folder.glob(f"{prefix}*.parquet")
+        if (number := file.stem.removeprefix(prefix)).isdigit()
+    )
+    return tuple(read_predictions(folder / f"{prefix}{fold}.parquet") for fold in folds)
 
 
 @dataclass(frozen=True)
@@ -127,17 +166,12 @@ def pooled_predictions(
     together = np.concatenate(rows)
     order = np.argsort(together, kind="stable")
     together = together[order]
-
-    def pick(name: str) -> tuple[Any, ...]:
-        column = manifest.column(name)
-        return tuple(column[row] for row in together)
-
-    fold = pick("fold")
-    split = tuple("test" if f is not None else s for f, s in zip(fold, pick("split"), strict=True))
+    fold = _pick(manifest, "fold", together)
+    split = tuple("test" if f is not None else s for f, s in zip(fold, _pick(manifest, "split", together), strict=True))
     return Predictions(
-        labels=labels, image_id=pick("image_id"), target=manifest.targets(labels)[together],
+        labels=labels, image_id=_pick(manifest, "image_id", together), target=manifest.targets(labels)[together],
         scores=np.concatenate(scores)[order],
-        split=split, fold=fold, patient=pick("patient"),
+        split=split, fold=fold, patient=_pick(manifest, "patient", together),
     )  # fmt: skip
 
 
@@ -182,6 +216,8 @@ def run_method(
             require_launch(wanted=config.processes, trackers=config.trackers)
         if is_main_process():
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
+            for stale in out.glob("validation*.parquet"):  # of a run on other folds
+                stale.unlink()
         method = import_module(find_method(kind).module)
         context = Context(
             manifest=manifest, folder=folder, cache=cache or out / "embeddings", pixels=pixels, progress=progress,
@@ -217,9 +253,9 @@ def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, obj
     facts = provenance(seed=getattr(config, "seed", None), inputs=inputs)
     unseen = (*getattr(config, "NOT_IN_THE_RESULT", ()), *inputs)  # of what is read, the content counts, not its name
 
-    def fingerprint(*skip: str) -> str:
+    def fingerprint(schema: int, *skip: str) -> str:
         settings = config_toml(config, skip=(*unseen, *skip))
-        about = {"schema": 1, "kind": kind, "config": settings, "inputs": inputs, "versions": facts["versions"]}
+        about = {"schema": schema, "kind": kind, "config": settings, "inputs": inputs, "versions": facts["versions"]}
         return digest(about)
 
-    return facts, fingerprint(), fingerprint("only_folds")
+    return facts, fingerprint(_SCHEMA), fingerprint(_FOLD_SCHEMA, "only_folds")

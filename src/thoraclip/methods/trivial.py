@@ -98,7 +98,10 @@ class Config:
 
 
 def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
-    """Fit one model per fold (or one for the split), predict the test images, pool; no model file is kept."""
+    """Fit one model per fold (or one for the split), predict the test images, pool; no model file is kept.
+
+    The validation scores that are kept are those of the model that was fitted on the training images alone.
+    """
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
@@ -110,7 +113,8 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     groups = {name: found[name] for name in GROUPS if name in config.features}
     rows, scores, chosen, told = [], [], [], []
     for part in rounds:
-        said, facts, importance = _fit_and_score(config, groups, targets, part)
+        said, validation, facts, importance = _fit_and_score(config, groups, targets, part)
+        context.keep_validation(part, labels, validation)
         chosen.append({"fold": part.fold, **facts})
         told.append(importance)
         rows.append(part.test)
@@ -165,11 +169,12 @@ def _table(groups: Mapping[str, Floats], rows: npt.NDArray[np.int64]) -> Floats:
 
 def _fit_and_score(
     config: Config, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part
-) -> tuple[npt.NDArray[np.float64], dict[str, Any], dict[str, dict[str, float]]]:
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[str, Any], dict[str, dict[str, float]]]:
     """Choose the number of rounds by validation log-loss, fit again on training plus validation if asked, score the test.
 
     Returns:
-        Scores f64[T, C] of the test images, what was chosen, and the importance of each group.
+        Scores f64[T, C] of the test images, those f64[V, C] of the validation images by the model before the second fit,
+        what was chosen, and the importance of each group.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
@@ -184,7 +189,8 @@ def _fit_and_score(
 
     with threadpool_limits(1):  # sums keep one order everywhere; entered after scikit-learn, whose threads it limits
         candidate, known = fitted(part.train, config.max_iter), targets[part.val]
-        losses = [log_loss(scores, known) for scores in candidate.staged_predict_proba(_table(groups, part.val))]
+        staged = list(candidate.staged_predict_proba(_table(groups, part.val)))
+        losses = [log_loss(scores, known) for scores in staged]
         rounds = int(np.argmin(losses)) + 1
         importance = _importance(candidate, rounds, groups, targets, part, config.seed)
         both = np.sort(np.concatenate([part.train, part.val]))
@@ -198,7 +204,7 @@ def _fit_and_score(
         "val_log_loss": losses[rounds - 1],
         "at_edge_of_grid": rounds == config.max_iter,
     }
-    return scores, facts, importance
+    return scores, staged[rounds - 1], facts, importance
 
 
 def _importance(

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
-from thoraclip.methods.adapters import by_adapter
+from thoraclip.methods.adapters import by_adapter, follow_adapter
 from thoraclip.methods.embed import EncoderConfig, cached_embeddings, load_encoder
-from thoraclip.methods.running import Context, pooled_predictions
+from thoraclip.methods.running import Context, Part, parts, pooled_predictions
 from thoraclip.models.heads import log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Config", "Scored", "class_vectors", "macro_f1", "prompts_digest", "run", "score_images"]
+
+_VAL_FRACTION = 0.2
+"""Share of the other folds' images whose scores are kept for calibration: what a probe holds out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +72,22 @@ def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, co
 def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
     """Score every image against the class prompts; nothing is trained here, so every row can be judged.
 
-    With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it.
+    With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it. The scores of the
+    validation images that a probe would have are kept, for calibration; a manifest without parts has none.
     """
     manifest = context.manifest
     labels, prompts = manifest.label_set(config.classes), load_prompts(config.prompts)
     texts = [prompts.for_class(name) for name in labels.names]
-    rows, scores, right = [], [], []
+    rounds, rows, scores, right = _rounds(config, labels, context), [], [], []
     for chosen, own in by_adapter(config, manifest):
         scored = score_images(chosen, labels, prompts, context)
         rows.append(own)
         scores.append(scored.scores[own])
         right.append(_per_prompt(texts, scored, own))
+        for part in rounds:
+            if np.isin(part.test, own).all():
+                part = follow_adapter(chosen, manifest, part)
+                context.keep_validation(part, labels, scored.scores[part.val])
     predictions = pooled_predictions(manifest, labels, rows, scores)
     details = {
         "prompt_set": prompts.name,
@@ -88,6 +97,17 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     }
     judged = predictions.judged()
     return predictions, details, [{"rows": len(judged), "log_loss": log_loss(judged.scores, judged.target)}]
+
+
+def _rounds(config: Config, labels: LabelSet, context: Context) -> list[Part]:
+    """The parts of a trained method at its defaults, for their validation images; none where it could not be trained."""
+    if not any(context.manifest.parts()):
+        return []
+    try:
+        return list(parts(context.manifest, labels, val_fraction=_VAL_FRACTION, seed=0, only=config.only_folds))
+    except ManifestError as error:
+        context.announce(f"zeroshot: no validation scores are kept, so nothing can be calibrated ({error})")
+        return []
 
 
 def class_vectors(prompt_vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:

@@ -22,7 +22,7 @@ from thoraclip.data.phantom.body import Body, Floats, Pose, shape_body
 from thoraclip.data.phantom.lines import draw_border, draw_devices, draw_marker, draw_tree
 from thoraclip.errors import ConfigError, did_you_mean
 
-__all__ = ["Phantom", "check_choices", "draw_phantom", "lesion_contrast"]
+__all__ = ["Phantom", "Technique", "check_choices", "cloud", "draw_phantom", "expose", "lesion_contrast"]
 
 MU_SOFT, MU_BONE, MU_DEVICE = 0.17, 0.34, 1.6
 """Attenuation per cm at about 70 keV, bone as the surplus over soft tissue; a device's full value is one unit."""
@@ -48,6 +48,18 @@ class Phantom:
     """u8[size, size], 0 or 255: where a lesion exceeds `NOTICEABLE` of its peak, whatever the difficulty; 0 for Normal."""
     label: str
     attributes: dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique:
+    """How a body part is exposed and shown; the defaults are those of the frontal chest."""
+
+    centre: float
+    """Attenuation, less the local average's share, that is shown as middle grey."""
+    latitude: float = 1.0
+    """Width of the window relative to the chest's."""
+    scatter: float = 0.32
+    """Scattered signal as a share of the primary signal around."""
 
 
 def lesion_contrast(difficulty: float) -> float:
@@ -115,7 +127,9 @@ def draw_phantom(
     devices = tuple(str(name) for name in attributes["devices"])  # type: ignore[attr-defined]
     metal = draw_devices(devices, pose, size, rng) if devices else 0.0
     path = MU_SOFT * (anatomy.soft + tissue) + MU_BONE * anatomy.bone + MU_DEVICE * metal
-    pixels = _expose(path, body, attributes, rng)
+    technique = Technique(centre=0.70 * MU_SOFT * 0.50 * body.depth_cm + 0.18)
+    exposure, texture = str(attributes["exposure"]), str(attributes["texture"])
+    pixels = expose(path, technique, exposure=exposure, texture=texture, rng=rng)
     draw_border(pixels, str(attributes["border"]), rng)
     draw_marker(pixels, str(attributes["marker"]), rng)
     mask = anatomy.field & (opacity > NOTICEABLE)
@@ -128,7 +142,7 @@ def _mask(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return inside.astype(np.uint8) * np.uint8(255)
 
 
-def _cloud(size: int, rng: np.random.Generator, cells: tuple[int, ...] = (5, 11, 23, 47)) -> Floats:
+def cloud(size: int, rng: np.random.Generator, cells: tuple[int, ...] = (5, 11, 23, 47)) -> Floats:
     """Multi-scale noise f32[size, size] of mean near 0 and spread near 1, clipped to +-2."""
     total = np.zeros((size, size), np.float32)
     for share, n in zip((0.75, 0.55, 0.42, 0.32), cells, strict=False):
@@ -143,7 +157,7 @@ def _parenchyma(anatomy: Anatomy, tree: Floats, rng: np.random.Generator) -> Flo
     vessels = 2.6 * tree * np.clip(1.25 - 0.8 * anatomy.reach, 0.15, 1)
     haze = float(np.abs(rng.normal(0, 0.40))) * np.clip(anatomy.level * 1.6 - 0.6, 0, 1)
     return np.asarray(
-        (vessels + 0.17 * _cloud(size, rng, (16, 32, 64, 96)) + 0.28 * _cloud(size, rng, (3, 6)) + 0.3 + haze) * air
+        (vessels + 0.17 * cloud(size, rng, (16, 32, 64, 96)) + 0.28 * cloud(size, rng, (3, 6)) + 0.3 + haze) * air
     )
 
 
@@ -165,7 +179,7 @@ def _ground_glass(anatomy: Anatomy, attributes: dict[str, object], rng: np.rando
     sides = [-1, 1, *rng.choice([-1, 1], size=count - 2).tolist()]
     weight = np.clip(anatomy.reach - 0.35, 0.01, 1) ** 2 * np.clip(anatomy.level - 0.15, 0.03, 1)
     total = np.zeros_like(anatomy.x)
-    grain = _cloud(anatomy.x.shape[0], rng)
+    grain = cloud(anatomy.x.shape[0], rng)
     for cx, cy in _seeds(anatomy, weight, sides, rng):
         high, wide = rng.uniform(0.12, 0.26), rng.uniform(0.09, 0.18)
         square = ((anatomy.x - cx) / wide) ** 2 + ((anatomy.y - cy) / high) ** 2
@@ -182,7 +196,7 @@ def _consolidation(anatomy: Anatomy, attributes: dict[str, object], rng: np.rand
     ((cx, cy),) = _seeds(anatomy, weight, [side], rng)
     wide, high = rng.uniform(0.26, 0.40), rng.uniform(0.22, 0.34)
     square = ((anatomy.x - cx) / wide) ** 2 + ((anatomy.y - cy) / high) ** 2
-    bulk = np.clip(1.35 - 0.75 * square + 0.28 * _cloud(anatomy.x.shape[0], rng), 0, 1)
+    bulk = np.clip(1.35 - 0.75 * square + 0.28 * cloud(anatomy.x.shape[0], rng), 0, 1)
     lean = float(rng.uniform(-0.25, 0.25)) * (np.abs(anatomy.x) - abs(cx))
     edge = 0.55 * high * float(rng.uniform(0.7, 1.4))
     if zone == "upper":
@@ -215,20 +229,27 @@ def _lesion_depth(
     return np.zeros_like(opacity)
 
 
-def _expose(path: Floats, body: Body, attributes: dict[str, object], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Detector and display: scatter, photon and electronic noise, logarithm, dynamic-range compression, window."""
+def expose(
+    path: Floats, technique: Technique, *, exposure: str, texture: str, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Detector and display: scatter, photon and electronic noise, logarithm, dynamic-range compression, window.
+
+    Args:
+        path: attenuation along the beam, f[size, size], dimensionless.
+        exposure: "under", "normal" or "over".
+        texture: a key of `PHOTONS`.
+    """
     size = path.shape[0]
-    exposure, texture = str(attributes["exposure"]), str(attributes["texture"])
     primary = np.exp(-path)
-    flux = primary + 0.32 * resize(_lowpass(primary), size)
+    flux = primary + technique.scatter * resize(_lowpass(primary), size)
     photons = PHOTONS[texture] * {"under": 0.6, "normal": 1.0, "over": 1.6}[exposure] * (size / 256) ** -1
     noise = rng.standard_normal((size, size), dtype=np.float32)
     counts = np.maximum(flux * photons + np.sqrt(flux * photons + 9.0) * noise, 2.0)
     dense = -np.log(counts / np.float32(photons))
     dense -= 0.30 * resize(_lowpass(dense), size)
     shift = {"under": -0.42, "normal": 0.0, "over": 0.42}[exposure] + float(np.clip(rng.normal(0, 0.10), -0.2, 0.2))
-    centre = 0.70 * MU_SOFT * 0.50 * body.depth_cm + 0.18 + shift
-    width = float(rng.uniform(0.50, 0.62))
+    centre = technique.centre + shift
+    width = technique.latitude * float(rng.uniform(0.50, 0.62))
     shown = 255 / (1 + np.exp((centre - dense) / width))
     image = Image.fromarray(np.clip(shown + 0.5, 0, 255).astype(np.uint8))
     if texture == "smooth":

@@ -1,0 +1,193 @@
+"""Scaling: planted parameters come back, no harm is done, and what cannot be fitted is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+from thoraclip.errors import InputError
+from thoraclip.judge.intervals import Estimate
+from thoraclip.judge.metrics import METRICS, Scored
+from thoraclip.judge.recalibration import _mover, recalibration
+from thoraclip.judge.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_vector
+
+Floats = npt.NDArray[np.float64]
+
+
+def softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def draw(seed: int, n: int, temperature: float = 1.0) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """(scores that are right after division of their logits by `temperature`, the true classes)."""
+    rng = np.random.default_rng(seed)
+    logits = 1.5 * rng.normal(size=(n, 3)) + np.array([0.5, 0.0, -0.4])
+    chance = softmax(logits)
+    target = (chance.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    return softmax(temperature * logits), target
+
+
+def log_loss(scores: Floats, target: npt.NDArray[np.int64]) -> float:
+    return float(-np.log(np.maximum(scores[np.arange(len(target)), target], 1e-15)).mean())
+
+
+@pytest.mark.parametrize("planted", [0.4, 1.0, 2.5])
+def test_a_planted_temperature_is_found(planted: float) -> None:
+    scores, target = draw(1, 8000, planted)
+    assert fit_temperature(scores, target).temperature == pytest.approx(planted, rel=0.05)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.3, 4), st.integers(20, 200))
+def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: int) -> None:
+    scores, target = draw(seed, n, planted)
+    scores = np.maximum(scores, 1e-12)  # as documented
+    found = fit_temperature(scores, target)
+    slow = minimize_scalar(
+        lambda t: log_loss(softmax(np.log(scores) / np.exp(t)), target), method="bounded",
+        bounds=np.log([MIN_TEMPERATURE, MAX_TEMPERATURE]), options={"xatol": 1e-9},
+    )  # fmt: skip
+    best = log_loss(found.apply(scores), target)
+    assert best <= slow.fun + 1e-9 and best <= log_loss(scores, target) + 1e-12
+    assert (found.apply(scores).argmax(axis=1) == scores.argmax(axis=1)).all()
+    np.testing.assert_allclose(found.apply(scores).sum(axis=1), 1)
+
+
+def test_a_planted_vector_is_found() -> None:
+    scores, target = draw(2, 20_000)
+    scale, bias = np.array([2.0, 1.0, 0.5]), np.array([0.7, -0.2, -0.5])
+    spoilt = softmax((np.log(scores) - bias) / scale)
+    found = fit_vector(spoilt, target)
+    # the softmax forgets a constant of the bias; scores have lost one of every row, so only what they become is compared
+    np.testing.assert_allclose(found.apply(spoilt).mean(axis=0), scores.mean(axis=0), atol=0.02)
+    assert (
+        log_loss(found.apply(spoilt), target) < log_loss(fit_temperature(spoilt, target).apply(spoilt), target) - 0.01
+    )
+
+
+def test_the_vector_is_where_the_slope_is_zero() -> None:
+    """Central differences of the objective, written down anew."""
+    scores, target = draw(3, 150, 2.0)
+    temperature, found = fit_temperature(scores, target).temperature, fit_vector(scores, target)
+
+    def objective(scale: Floats, bias: Floats) -> float:
+        pull = ((temperature * scale - 1) ** 2).sum() + (bias**2).sum()
+        return log_loss(softmax(np.log(scores) * scale + bias), target) + pull / (2 * len(target))
+
+    for c in range(3):
+        step = 1e-4 * np.eye(3)[c]
+        for w, b in ((step, 0 * step), (0 * step, step)):
+            slope = (objective(found.scale + w, found.bias + b) - objective(found.scale - w, found.bias - b)) / 2e-4
+            assert abs(slope) < 1e-5
+
+
+@pytest.mark.parametrize("planted", [0.5, 1.0, 2.0])
+def test_unseen_log_loss_rises_by_no_more_than_chance(planted: float) -> None:
+    """No loss beyond the interval of that before; of spoilt scores, a gain beyond chance."""
+    for seed in range(5):
+        val, test = draw(10 + seed, 400, planted), draw(50 + seed, 800, planted)
+        tables = {"before": Scored(test[1], test[0])}
+        for name, fit in (("temperature", fit_temperature), ("vector", fit_vector)):
+            tables[name] = Scored(test[1], fit(*val).apply(test[0]))
+        found = recalibration(tables, np.arange(800), resamples=300, seed=0)
+        for name in ("temperature", "vector"):
+            before, after, change = (
+                found["before"]["log_loss"],
+                found[name]["log_loss"],
+                found[name]["change"]["log_loss"],
+            )
+            assert after["value"] <= before["high"], (seed, name)
+            assert change["value"] == pytest.approx(after["value"] - before["value"])
+            assert change["value"] < 0.01 if planted == 1 else change["high"] < 0, (seed, name, change)
+
+
+def test_bounds_and_refusals() -> None:
+    right = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
+    perfect = fit_temperature(right, np.array([0, 1, 2]))
+    assert perfect.temperature == MIN_TEMPERATURE and perfect.is_at_bound
+    wrong = fit_temperature(right, np.array([1, 2, 0]))
+    assert wrong.temperature == MAX_TEMPERATURE and wrong.is_at_bound
+    vector = fit_vector(right, np.array([0, 1, 2]))
+    assert np.isfinite(vector.scale).all() and np.isfinite(vector.bias).all()
+    zero = fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+    assert np.isfinite(zero.apply(np.array([[1.0, 0.0]]))).all() and zero.temperature > 1
+    with pytest.raises(InputError, match="each of 4 validation images has equal scores for all classes"):
+        fit_temperature(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0]))
+    with pytest.raises(InputError, match="no validation image"):
+        fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
+    with pytest.raises(InputError, match="class 'Normal' has no validation image"):
+        fit_vector(right, np.array([0, 1, 1]), names=("COVID-19", "Non-COVID", "Normal"))
+    with pytest.raises(InputError, match="class number 0 has no"):
+        fit_vector(right, np.array([2, 1, 1]))
+    assert fit_temperature(right, np.array([0, 1, 1])).temperature > 0, "one number needs no image of every class"
+
+
+def test_the_pull_fades_with_the_number_of_images() -> None:
+    """All right: without the pull the scale would run away; the same images many times let it go further."""
+    scores, target = np.tile([[0.8, 0.2], [0.3, 0.7]], (3, 1)), np.tile([0, 1], 3)
+    few, many = (fit_vector(np.tile(scores, (k, 1)), np.tile(target, k)).scale.max() for k in (1, 100))
+    assert few <= many < 1000
+
+
+def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
+    scores, target = draw(4, 1500, 2.5)
+    before = Scored(target, scores)
+    after = Scored(target, fit_temperature(*draw(5, 300, 2.5)).apply(scores))
+    found = recalibration({"before": before, "after": after}, np.arange(1500), resamples=200, seed=0)
+    for name, table in (("before", before), ("after", after)):
+        for metric in ("ece", "brier", "log_loss", "accuracy"):
+            entry = found[name][metric]
+            assert entry["value"] == pytest.approx(METRICS[metric].point(table)) and entry["low"] <= entry["value"]
+    change = found["after"]["change"]["ece"]
+    assert change["value"] == pytest.approx(found["after"]["ece"]["value"] - found["before"]["ece"]["value"])
+    assert change["high"] < 0, "far too sure: the gain is no luck"
+    alone = recalibration({"before": before, "after": after}, np.zeros(1500, dtype=np.int64), resamples=200, seed=0)
+    assert alone["after"]["change"]["ece"]["low"] is None and alone["before"]["ece"]["low"] is None
+
+
+def test_the_interval_of_the_change_in_ece_covers() -> None:
+    """The true change for fixed fits, over 60 sets: the plain percentile interval covers it in 20 to 75 %."""
+    rng, covered, sets = np.random.default_rng(8), 0, 60
+
+    def one(n: int) -> tuple[Scored, Floats]:
+        logits = 1.6 * rng.normal(size=(n, 3))
+        chance = softmax(logits)
+        target = (chance.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+        return Scored(target, softmax(1.5 * logits)), chance
+
+    def true_ece(scored: Scored, chance: Floats) -> float:
+        from thoraclip.judge.calibration import equal_mass_bins
+
+        gap = chance[np.arange(len(chance)), scored.predicted] - scored.confidence
+        return float(np.abs(np.bincount(equal_mass_bins(scored.confidence), weights=gap)).sum() / len(chance))
+
+    (large, chance), (val, _) = one(60_000), one(300)
+    scaling = fit_temperature(val.scores, val.target)
+    truth = true_ece(Scored(large.target, scaling.apply(large.scores)), chance) - true_ece(large, chance)
+    for number in range(sets):
+        test, _ = one(400)
+        tables = {"before": test, "after": Scored(test.target, scaling.apply(test.scores))}
+        found = recalibration(tables, np.arange(400), resamples=200, seed=number)["after"]["change"]["ece"]
+        covered += found["low"] <= truth <= found["high"]
+    assert covered / sets >= 0.85, covered
+
+
+def test_the_interval_of_a_difference_by_hand() -> None:
+    """Together: the reaches subtract. Apart: they add as the sides of a right angle. Against each other: they add."""
+    after, before = (
+        Estimate(0.10, 0.06, 0.13),
+        Estimate(0.20, 0.18, 0.23),
+    )  # reaches down 0.04 and up 0.03; up 0.03, down 0.02
+    wave = np.array([1.0, -1.0, 1.0, -1.0])
+    for other, low, high in (
+        (wave, 0.01, 0.01),
+        (np.array([1.0, 1.0, -1.0, -1.0]), 0.05, np.hypot(0.03, 0.02)),
+        (-wave, 0.07, 0.05),
+        (np.ones(4), 0.05, np.hypot(0.03, 0.02)),
+    ):
+        assert _mover(after, before, (wave, other)) == (pytest.approx(-0.10 - low), pytest.approx(-0.10 + high))

@@ -1,0 +1,151 @@
+"""Every method keeps the scores of its validation images, by a classifier that was not fitted on them; and they are read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tests.checkpoints import save_checkpoint, save_classifier
+from tests.conftest import files
+
+from thoraclip import verbs
+from thoraclip.data.splits import split_fractions
+from thoraclip.methods import running
+from thoraclip.methods.baseline import Config as BaselineConfig
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.finetune import Config as FinetuneConfig
+from thoraclip.methods.probe import Config as ProbeConfig
+from thoraclip.methods.running import is_done, parts, read_validation, run_method
+from thoraclip.methods.supervised import Supervised
+from thoraclip.methods.trivial import Config as TrivialConfig
+from thoraclip.methods.zeroshot import Config as ZeroshotConfig
+from thoraclip.models.heads import fit_lbfgs
+from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.predictions import Predictions
+
+TRAINING: dict[str, Any] = {
+    "batch_size": 4, "chunk_size": 4, "steps": 2, "learning_rate": 3e-3, "precision": "fp32", "val_fraction": 0.25,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("models")
+    dual = str(save_checkpoint("vision-text-dual-encoder", root / "dual"))
+    return {
+        "zeroshot": ZeroshotConfig(),
+        "probe": ProbeConfig(l2_steps=2, val_fraction=0.25),
+        "trivial": TrivialConfig(max_iter=4, min_samples_leaf=2, val_fraction=0.25),
+        "finetune": FinetuneConfig(model=dual, **TRAINING),
+        "baseline": BaselineConfig(model=str(save_classifier("vit", root / "vit")), **TRAINING),
+    }
+
+
+def rows_of(table: Predictions, manifest: Manifest) -> npt.NDArray[np.int64]:
+    ids = list(manifest.column("image_id"))
+    return np.array([ids.index(image) for image in table.image_id])
+
+
+@pytest.mark.parametrize("kind", ["zeroshot", "probe", "trivial", "finetune", "baseline"])
+def test_every_fold_keeps_its_own(kind: str, configs: dict[str, Any], manifest: Manifest, tmp_path: Path) -> None:
+    config, labels = configs[kind], manifest.label_set()
+    run_method(kind, config, manifest, tmp_path / "run")
+    found = read_validation(tmp_path / "run")
+    wanted = list(parts(manifest, labels, val_fraction=getattr(config, "val_fraction", 0.2), seed=0))
+    assert len(found) == len(wanted) == 3
+    for table, part in zip(found, wanted, strict=True):
+        assert rows_of(table, manifest).tolist() == part.val.tolist()
+        assert set(table.split) == {"val"} and set(table.fold) == {part.fold}
+        assert table.target.tolist() == manifest.targets(labels)[part.val].tolist()
+        assert table.patient == tuple(manifest.column("patient")[row] for row in part.val)
+    run_method(kind, config, manifest, tmp_path / "again")
+    again = {n: b for n, b in files(tmp_path / "again").items() if n.startswith("validation")}
+    assert again == {n: b for n, b in files(tmp_path / "run").items() if n.startswith("validation")}
+
+
+@pytest.mark.parametrize("kind", ["zeroshot", "probe", "trivial", "finetune", "baseline"])
+def test_a_split_keeps_one_table_and_nothing_of_earlier_folds_stays(
+    kind: str, configs: dict[str, Any], manifest: Manifest, tmp_path: Path
+) -> None:
+    split = split_fractions(manifest, fractions=(0.5, 0.25, 0.25), seed=0)
+    run_method("probe", configs["probe"], manifest, tmp_path / "run")
+    run_method(kind, configs[kind], split, tmp_path / "run")
+    assert [f.name for f in sorted((tmp_path / "run").glob("validation*"))] == ["validation.parquet"]
+    (found,) = read_validation(tmp_path / "run")
+    assert {split.column("split")[row] for row in rows_of(found, split)} == {"val"}
+    assert len(found) == split.column("split").count("val") and set(found.fold) == {None}
+
+
+def test_the_probe_keeps_what_the_head_before_the_second_fit_says(manifest: Manifest, tmp_path: Path) -> None:
+    config = ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1)
+    run_method("probe", config, manifest, tmp_path / "run")
+    embedded = cached_embeddings(config, manifest, tmp_path / "run" / "embeddings")
+    features, labels = np.asarray(embedded.pooled), manifest.label_set()
+    for table, part in zip(
+        read_validation(tmp_path / "run"), parts(manifest, labels, val_fraction=0.2, seed=0), strict=True
+    ):
+        (head,) = fit_lbfgs(
+            features[part.train], manifest.targets(labels)[part.train], labels, l2=[0.1], weighting="none"
+        )
+        np.testing.assert_allclose(table.scores, head.predict(features[part.val]), atol=1e-9)
+
+
+def test_zero_shot_keeps_the_scores_that_it_gives_and_none_without_parts(manifest: Manifest, tmp_path: Path) -> None:
+    predictions, _ = run_method("zeroshot", ZeroshotConfig(), manifest, tmp_path / "run")
+    for table in read_validation(tmp_path / "run"):
+        np.testing.assert_array_equal(table.scores, predictions.scores[rows_of(table, manifest)])
+    bare = manifest.with_columns(fold=[None] * len(manifest))
+    run_method("zeroshot", ZeroshotConfig(), bare, tmp_path / "bare")
+    assert read_validation(tmp_path / "bare") == ()
+    said: list[str] = []
+    lone = bare.with_columns(split=["test"] * len(manifest))
+    run_method("zeroshot", ZeroshotConfig(), lone, tmp_path / "lone", announce=said.append)
+    assert read_validation(tmp_path / "lone") == () and any("no training image" in line for line in said)
+
+
+def test_a_run_of_before_is_repeated_but_its_weights_are_not_trained_again(
+    configs: dict[str, Any], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configs["baseline"]
+    with monkeypatch.context() as old:
+        old.setattr(running, "_SCHEMA", 1)
+        run_method("baseline", config, manifest, tmp_path / "run")
+    expected = files(tmp_path / "run")
+    for file in (tmp_path / "run").glob("validation*"):
+        file.unlink()
+
+    def refuse(*_: object) -> float:
+        raise RuntimeError("trained again")
+
+    monkeypatch.setattr(Supervised, "backward", refuse)
+    assert not is_done("baseline", config, manifest, tmp_path / "run")
+    run_method("baseline", config, manifest, tmp_path / "run")
+    found = files(tmp_path / "run")
+    assert found.pop("done.json") != expected.pop("done.json") and found == expected
+    assert is_done("baseline", config, manifest, tmp_path / "run")
+
+
+def test_a_report_of_run_folders_is_calibrated(manifest: Manifest, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.parquet", manifest)
+    run_method("probe", ProbeConfig(l2_steps=2), manifest, tmp_path / "probe")
+    for file in ("probe", "probe/predictions.parquet"):
+        report = verbs.report(tmp_path / file, out=tmp_path / "report", resamples=100)
+        trust = report["methods"][0]["trust"]
+        assert trust["validation"]["folds"] == [0, 1, 2] and trust["conformal"]["classes"]
+    for stale in (tmp_path / "probe").glob("validation*"):
+        stale.unlink()
+    bare = verbs.report(tmp_path / "probe", out=tmp_path / "report", resamples=100)["methods"][0]["trust"]
+    assert "the run kept none" in bare["reason"]
+
+
+def test_tables_of_folds_are_read_in_the_order_of_their_numbers(manifest: Manifest, tmp_path: Path) -> None:
+    predictions, _ = run_method("zeroshot", ZeroshotConfig(), manifest, tmp_path / "run")
+    folder = tmp_path / "made"
+    for fold in (10, 2, 0):
+        one = dataclasses.replace(predictions, fold=(fold,) * len(predictions))
+        running.write_predictions(folder / f"validation-fold-{fold}.parquet", one)
+    assert [table.fold[0] for table in read_validation(folder)] == [0, 2, 10]

@@ -1,0 +1,304 @@
+"""The out-of-distribution score against slow oracles, its threshold's promise, and its file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+from thoraclip.data.phantom import CLASSES, draw_phantom
+from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
+from thoraclip.errors import ConfigError, InputError, ManifestError
+from thoraclip.imaging import fit
+from thoraclip.models.novelty import (
+    KINDS,
+    NoveltyScore,
+    fit_novelty,
+    read_novelty,
+    threshold_of,
+    write_novelty,
+)
+
+
+def toy(n: int = 120, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(features f32[N, D], targets) of three correlated Gaussian classes far from the origin."""
+    rng = np.random.default_rng(seed)
+    targets = np.arange(n) % 3
+    spread = np.random.default_rng(99).normal(size=(d, d))
+    features = rng.normal(size=(n, d)) @ spread + 4 * np.eye(3, d)[targets] + 5
+    return features.astype(np.float32), targets
+
+
+def fitted_on(kind: str, seed: int = 0, **options: object) -> NoveltyScore:
+    features, targets = toy(seed=seed)
+    return fit_novelty(features, targets=targets, held_out=toy(seed=seed + 1)[0], kind=kind, **options)
+
+
+@pytest.mark.parametrize("k", [1, 5, 17])
+def test_knn_is_the_brute_force_distance_to_the_kth_neighbour(k: int) -> None:
+    train, strange = toy()[0], toy(seed=5)[0] * np.linspace(-1, 3, 6, dtype=np.float32)
+    score = fit_novelty(train, held_out=toy(seed=1)[0], kind="knn", neighbours=k).score(strange)
+    unit = [row / np.sqrt((row.astype(float) ** 2).sum()) for row in train]
+    for row, found in zip(strange, score, strict=True):
+        one = row / np.sqrt((row.astype(float) ** 2).sum())
+        assert found == pytest.approx(sorted(float(np.linalg.norm(one - other)) for other in unit)[k - 1], abs=2e-4)
+
+
+def mahalanobis_oracle(x: np.ndarray, centred: np.ndarray, means: list[np.ndarray]) -> list[float]:
+    inverse = np.linalg.inv(LedoitWolf(assume_centered=True).fit(centred).covariance_)
+    return [min(float((row - m) @ inverse @ (row - m)) for m in means) for row in x.astype(float)]
+
+
+def test_mahalanobis_and_its_relative_are_those_of_the_explicit_inverse() -> None:
+    features, targets = toy()
+    strange = toy(seed=5)[0] * np.linspace(-1, 3, 6, dtype=np.float32)
+    wide = features.astype(float)
+    means = [wide[targets == c].mean(axis=0) for c in range(3)]
+    own = mahalanobis_oracle(strange, np.stack([r - means[t] for r, t in zip(wide, targets, strict=True)]), means)
+    middle = wide.mean(axis=0)
+    background = mahalanobis_oracle(strange, wide - middle, [middle])
+    np.testing.assert_allclose(fitted_on("mahalanobis").score(strange), own, rtol=1e-4)
+    np.testing.assert_allclose(
+        fitted_on("relative").score(strange), np.subtract(own, background), rtol=1e-3, atol=1e-4 * max(background)
+    )
+
+
+def test_unknown_classes_are_left_out_and_no_classes_are_one() -> None:
+    features, targets = toy()
+    held = toy(seed=1)[0]
+    hidden = np.where(np.arange(120) < 30, -1, targets)
+    left = fit_novelty(features, targets=hidden, held_out=held)
+    np.testing.assert_allclose(
+        left.score(held), fit_novelty(features[30:], targets=targets[30:], held_out=held).score(held)
+    )
+    one = fit_novelty(features, held_out=held)
+    assert one.arrays["means"].shape == (1, 6)
+    np.testing.assert_allclose(one.arrays["means"][0], features.mean(axis=0), rtol=1e-5)
+
+
+def test_more_features_than_images_are_shrunk_not_singular() -> None:
+    rng = np.random.default_rng(0)
+    train, held = rng.normal(size=(40, 200)).astype(np.float32), rng.normal(size=(40, 200)).astype(np.float32)
+    scores = fit_novelty(train, held_out=held).score(np.concatenate([held, 3 * held]))
+    assert np.isfinite(scores).all() and scores[40:].min() > scores[:40].max()
+
+
+@settings(max_examples=25, deadline=None)
+@given(scale=st.floats(0.01, 100), seed=st.integers(0, 1000))
+def test_knn_does_not_see_the_scale_of_a_feature(scale: float, seed: int) -> None:
+    fitted, features = fitted_on("knn"), toy(n=30, seed=seed)[0]
+    scales = np.float32(scale) * np.random.default_rng(seed).uniform(0.5, 2, (30, 1)).astype(np.float32)
+    np.testing.assert_allclose(fitted.score(features * scales), fitted.score(features), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_and_company_do_not_matter(kind: str) -> None:
+    features, targets = toy()
+    order, held, strange = np.random.default_rng(1).permutation(120), toy(seed=1)[0], toy(n=60, seed=2)[0]
+    first = fit_novelty(features, targets=targets, held_out=held, kind=kind)
+    again = fit_novelty(features[order], targets=targets[order], held_out=held[::-1], kind=kind)
+    scores = first.score(strange)
+    np.testing.assert_allclose(again.score(strange), scores, rtol=1e-4, atol=1e-4)
+    assert again.threshold == pytest.approx(first.threshold, rel=1e-4)
+    np.testing.assert_allclose(first.score(strange[::-1])[::-1], scores, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose([first.score(row[None])[0] for row in strange], scores, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_pictures_are_scored_in_blocks_and_none_gives_none(kind: str) -> None:
+    fitted, features = fitted_on(kind), toy(n=2500)[0]
+    whole = fitted.score(features)
+    np.testing.assert_allclose(whole[1000:1100], fitted.score(features[1000:1100]), rtol=1e-9, atol=1e-9)
+    assert whole.shape == (2500,) and whole.dtype == np.float64
+    assert fitted.score(features[:0]).shape == (0,)
+
+
+def test_the_conformal_quantile_keeps_its_promise_exactly() -> None:
+    """Of n + 1 exchangeable scores, the last one exceeds the threshold of the others in at most a share `rate` of cases."""
+    rng = np.random.default_rng(0)
+    for n, rate in ((199, 0.01), (99, 0.01), (120, 0.05), (40, 0.1)):
+        scores = rng.permutation(n + 1).astype(float)
+        exceeded = np.mean([scores[i] > threshold_of(np.delete(scores, i), rate) for i in range(n + 1)])
+        assert rate - 1 / (n + 1) < exceeded <= rate + 1e-12
+
+
+def test_too_few_calibration_images_promise_less() -> None:
+    fitted = replace(fitted_on("knn", false_positive_rate=0.01), calibration_images=40)
+    assert threshold_of(np.arange(40.0), 0.01) == 39.0
+    assert fitted.guaranteed_rate == pytest.approx(1 / 41)
+    assert replace(fitted, calibration_images=500).guaranteed_rate == 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_images_are_flagged_as_often_as_promised(kind: str) -> None:
+    features, targets = toy(n=600, d=12)
+    shares = []
+    for seed in range(1, 9):
+        fitted = fit_novelty(
+            features, targets=targets, held_out=toy(n=400, d=12, seed=seed)[0], kind=kind, false_positive_rate=0.05
+        )
+        assert (fitted.calibrated_on, fitted.calibration_images) == ("held-out", 400)
+        shares.append(fitted.is_flagged(fitted.score(toy(n=2000, d=12, seed=100 + seed)[0])).mean())
+    assert 0.035 < np.mean(shares) < 0.065
+
+
+def test_the_reference_rows_calibrate_knn_by_leaving_each_out() -> None:
+    features = toy(n=900, d=12)[0]
+    fitted = fit_novelty(features, kind="knn", neighbours=3, false_positive_rate=0.05)
+    assert (fitted.calibrated_on, fitted.calibration_images) == ("leave-one-out", 900)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    near = NearestNeighbors(n_neighbors=4).fit(unit).kneighbors(unit)[0][:, 3]  # the first neighbour is the row itself
+    assert fitted.threshold == pytest.approx(threshold_of(near, 0.05), abs=1e-4)
+    assert 0.03 < fitted.is_flagged(fitted.score(toy(n=4000, d=12, seed=50)[0])).mean() < 0.07
+
+
+def test_the_reference_is_bounded_and_drawn_by_the_seed() -> None:
+    features, held = toy(n=300)[0], toy(seed=1)[0]
+    first, again, other = (
+        fit_novelty(features, held_out=held, kind="knn", max_rows=100, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first.arrays["rows"].shape == (100, 6)
+    assert len(np.unique(first.arrays["rows"], axis=0)) == 100
+    np.testing.assert_array_equal(first.arrays["rows"], again.arrays["rows"])
+    assert (first.arrays["rows"] != other.arrays["rows"]).any()
+    np.testing.assert_allclose(np.linalg.norm(first.arrays["rows"], axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_comes_back_as_it_was_written(kind: str, tmp_path: Path) -> None:
+    fitted, strange = fitted_on(kind, false_positive_rate=0.02), toy(seed=9)[0]
+    write_novelty(tmp_path / "n.safetensors", fitted)
+    again = read_novelty(tmp_path / "n.safetensors")
+    assert replace(again, arrays={}) == replace(fitted, arrays={})
+    np.testing.assert_array_equal(again.score(strange), fitted.score(strange))
+    write_novelty(tmp_path / "again.safetensors", again)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "n.safetensors").read_bytes()
+
+
+def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", **arrays: np.ndarray) -> None:
+    """Write a score of Mahalanobis whose metadata or arrays are not what they should be."""
+    write_novelty(path, fitted_on("mahalanobis"))
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    metadata = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
+    known = json.loads(metadata["thoraclip"]) | (about or {})
+    known.pop(drop, None)
+    save_file(load_file(path) | arrays, path, metadata={"thoraclip": json.dumps(known)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda p: p.write_bytes(b"not safetensors at all"), "not a novelty score"),
+        (lambda p: p.write_bytes(p.read_bytes()[:200]), "not a novelty score"),
+        (lambda p: save_file({"rows": np.ones((2, 2), np.float32)}, p), "thoraclip"),
+        (lambda p: changed(p, {"kind": "linear-head"}), "it holds a linear-head"),
+        (lambda p: changed(p, {"schema": 9}), "schema 9, this version reads 1"),
+        (lambda p: changed(p, {"score": "knn"}), r"arrays \['factor', 'means'\], knn has \['rows'\]"),
+        (lambda p: changed(p, {"score": "cosine"}), "cosine"),
+        (lambda p: changed(p, drop="threshold"), "threshold"),
+        (lambda p: changed(p, {"threshold": float("nan")}), "threshold nan"),
+        (lambda p: changed(p, {"threshold": None}), "not a novelty score"),
+        (lambda p: changed(p, means=np.ones((3, 5), np.float32)), r"array (factor|means) is float32"),
+        (lambda p: changed(p, factor=np.full((6, 6), np.nan, np.float32)), "array factor is not finite"),
+        (lambda p: changed(p, factor=np.ones((6, 6))), "array factor is float64"),
+    ],
+)
+def test_files_that_are_no_scores_are_refused(damage: Callable[[Path], object], what: str, tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    write_novelty(path, fitted_on("mahalanobis"))
+    damage(path)
+    with pytest.raises(ManifestError, match=f"n.safetensors: not a novelty score.*{what}|{what}"):
+        read_novelty(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.safetensors: no such novelty score"):
+        read_novelty(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kind": "mahalanobi"}, ConfigError, "unknown novelty score 'mahalanobi'; did you mean 'mahalanobis'"),
+        ({"neighbours": 0}, ConfigError, "neighbours = 0"),
+        ({"false_positive_rate": 1.0}, ConfigError, r"false_positive_rate = 1\.0"),
+        ({"max_rows": 3}, ConfigError, "max_rows = 3: 20 or more"),
+        ({"held_out": None}, InputError, "held_out: none given, but 'mahalanobis' needs"),
+        ({"held_out": toy(n=7)[0]}, InputError, "held-out features of 7 images: a novelty score needs 20"),
+        ({"held_out": toy(d=5)[0]}, InputError, "features of 5 numbers: the novelty score was fitted on 6"),
+        ({"targets": np.full(120, -1)}, InputError, "training features of 0 labelled images: 20 or more"),
+        ({"targets": np.zeros(119, np.int64)}, InputError, "targets of 119 images: there are 120"),
+    ],
+)
+def test_bad_settings_are_refused(options: dict[str, object], error: type[Exception], message: str) -> None:
+    features, targets = toy()
+    with pytest.raises(error, match=message):
+        fit_novelty(features, **{"targets": targets, "held_out": toy(seed=1)[0]} | options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_features_are_refused(kind: str) -> None:
+    features, targets = toy()
+    with pytest.raises(InputError, match="training features of 19 images: a novelty score needs 20 or more"):
+        fit_novelty(features[:19], targets=targets[:19], held_out=features, kind=kind)
+    with pytest.raises(InputError, match="training features of 24 images: a novelty score needs 32"):
+        fit_novelty(features[:24], targets=targets[:24], held_out=features, kind="knn", neighbours=30)
+    broken = features.copy()
+    broken[7, 2] = np.nan
+    with pytest.raises(InputError, match="training features: row 7 is not finite"):
+        fit_novelty(broken, targets=targets, held_out=features, kind=kind)
+    with pytest.raises(InputError, match="features to score: row 7 is not finite"):
+        fitted_on(kind).score(broken)
+    with pytest.raises(InputError, match=r"features to score of shape \(6,\)"):
+        fitted_on(kind).score(features[0])
+
+
+def test_images_that_are_all_the_same_are_refused() -> None:
+    with pytest.raises(InputError, match="all the same"):
+        fit_novelty(np.ones((30, 4), np.float32), held_out=np.ones((30, 4), np.float32))
+
+
+def test_scoring_needs_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
+    fitted, strange = fitted_on("mahalanobis"), toy(n=3, seed=9)[0]
+    write_novelty(tmp_path / "n.safetensors", fitted)
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'sklearn', 'scipy', 'transformers', 'threadpoolctl'): sys.modules[name] = None\n"
+        "import numpy as np\nfrom pathlib import Path\nfrom thoraclip.models.novelty import read_novelty\n"
+        f"print(read_novelty(Path({str(tmp_path / 'n.safetensors')!r})).score(np.array({strange.tolist()}, np.float32)).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(done.stdout), fitted.score(strange), rtol=1e-6)
+
+
+def test_chest_phantoms_are_told_from_other_parts_and_from_noise() -> None:
+    from thoraclip.models.dual_encoder import load_dual_encoder
+
+    encoder, rng = load_dual_encoder("tiny-clip", precision="fp32"), np.random.default_rng(0)
+    chests = [draw_phantom(CLASSES[i % 3], rng=rng, size=128).pixels for i in range(240)]
+    parts = [draw_other_phantom(OTHER_PARTS[i % len(OTHER_PARTS)], rng=rng, size=128) for i in range(35)]
+    noise = [rng.integers(0, 256, (128, 128), np.uint8) for _ in range(10)]
+
+    def embedded(pictures: list[np.ndarray]) -> np.ndarray:
+        return encoder.encode_greys(np.stack([fit(picture, encoder.preprocess) for picture in pictures]))[0]
+
+    features = embedded(chests)
+    fitted = fit_novelty(features[:120], targets=np.arange(120) % 3, held_out=features[120:180])
+    fresh = fitted.score(features[180:])
+    for strangers in (parts, noise):
+        scores = fitted.score(embedded(strangers))
+        assert roc_auc_score(np.r_[np.zeros(60), np.ones(len(scores))], np.r_[fresh, scores]) > 0.95
+        assert fitted.is_flagged(scores).mean() > 0.7
+    assert fitted.is_flagged(fresh).mean() < 0.15
