@@ -7,7 +7,7 @@ None of it is medicine; where it differs between the classes, a classifier can s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +77,12 @@ class Box:
     score: float
 
 
-def describe(pixels: Grey) -> dict[str, float]:
+def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, float]:
     """The numbers of `STATISTICS`, in their order; all finite for any picture.
 
     Args:
         pixels: u8[H, W].
+        marks: of `find_marks`, where they are known already.
 
     Raises:
         ImageError: not u8[H, W] with at least one pixel.
@@ -92,7 +93,7 @@ def describe(pixels: Grey) -> dict[str, float]:
     levels = np.array(image.histogram(), dtype=np.float64)
     brightness, contrast = _mean_and_spread(levels)
     border_brightness, border_contrast = _mean_and_spread(levels - _inner_levels(image))
-    marks = find_marks(pixels)
+    marks = find_marks(pixels) if marks is None else marks
     values = {
         "aspect_ratio": width / height,
         "megapixels": width * height / 1e6,

@@ -126,6 +126,23 @@ class Backbone:
         return scores
 
     @property
+    def features_key(self) -> tuple[str, ...]:
+        """Of this network alone: equal for the same object."""
+        return (self.name, self.precision)
+
+    @torch.inference_mode()
+    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """u8[B, H, W] -> (what enters the head f32[B, D], scores f64[B, C], rows sum to 1)."""
+        name = next(iter(self.head_parameters)).split(".")[0]
+        seen: list[Tensor] = []
+        hook = getattr(self.network, name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            scores = self.logits(self.expand(greys)).double().softmax(dim=-1)
+        finally:
+            hook.remove()
+        return seen[0].float().flatten(1).cpu().numpy(), scores.cpu().numpy()
+
+    @property
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that are no part of the pretrained network."""
         return {n: p for n, p in self.network.named_parameters() if not n.startswith(self.base)}

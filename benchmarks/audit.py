@@ -1,0 +1,204 @@
+"""How well `thoraclip audit` finds shortcuts of known strength, and how often it sees one where there is none.
+
+Every run draws phantoms with one confounder tied to the class (or none), splits them into five patient folds, fits a probe
+on tiny-clip, and audits it. Found is: a test that points at the confounder is positive. A false alarm is: any positive test
+of a clean set. Runs are appended to a file, so that the campaign can be stopped and continued.
+
+    python benchmarks/audit.py --out audit-runs.jsonl                 # 100 clean runs and 20 of each kind and strength
+    python benchmarks/audit.py --out audit-runs.jsonl --figure docs/audit-power.svg --only-summary
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+STRENGTHS = (0.5, 0.7, 0.9, 1.0)
+OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
+POINTS_AT = {
+    "marker": {"background marks", BORDER, CORNERS},
+    "border": {"background frame", BORDER},
+    "exposure": {"background exposure", OUTSIDE},
+    "device": {"background marks", OUTSIDE},
+    "texture": {"background grain", OUTSIDE},
+}
+"""Confounder -> tests by name, or regions that a test finds, which point at it. Trees on all features together do not."""
+
+
+def one(kind: str, strength: float, seed: int, images: int, difficulty: float) -> dict[str, Any]:
+    """Draw, split, fit, audit; a row of the file."""
+    import torch
+
+    torch.set_num_threads(1)
+    from thoraclip.data.index import index
+    from thoraclip.data.phantom import PhantomConfig, write_phantoms
+    from thoraclip.data.splits import split_folds
+    from thoraclip.methods.audit import AuditConfig, audit
+    from thoraclip.methods.predictors import read_run
+    from thoraclip.methods.probe import Config
+    from thoraclip.methods.running import run_method
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # noqa: PTH112
+        root = Path(folder)
+        phantoms = PhantomConfig(
+            images=images, size=128, seed=seed, difficulty=difficulty, shortcut=kind, shortcut_strength=strength
+        )
+        write_phantoms(root / "phantoms", phantoms, workers=1)
+        found = index(root / "phantoms", layout="csv", csv_file=root / "phantoms" / "phantoms.csv").manifest
+        manifest = split_folds(found, folds=5, seed=seed)
+        probe = Config(model="tiny-clip", l2_min=1e-3, l2_max=1.0, l2_steps=4, seed=seed)
+        run_method("probe", probe, manifest, root / "run", pixels=root / "pixels")
+        settings = AuditConfig(images=0, saliency=0, duplicates=False, seed=seed)  # these two take part in no verdict
+        wall, cpu = time.perf_counter(), time.process_time()
+        content = audit(read_run(root / "run"), manifest, settings, root / "audit", pixels=root / "pixels")
+        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    tests = {t["name"]: [t["verdict"], round(t["effect"], 4), t["finds"], t["p_holm"]] for t in content["tests"]}
+    row = {"kind": kind or "clean", "strength": strength, "seed": seed, "images": images, "difficulty": difficulty}
+    accuracy = content["balanced_accuracy"]["value"]
+    return {**row, "overall": content["overall"], "balanced_accuracy": accuracy, "tests": tests, **spent}
+
+
+def positive(row: dict[str, Any]) -> list[str]:
+    """Names of the positive tests."""
+    return [name for name, (verdict, *_) in row["tests"].items() if verdict in {"some", "strong"}]
+
+
+def is_found(row: dict[str, Any]) -> bool:
+    """Whether a positive test points at the confounder; of a clean set, whether any test is positive."""
+    if row["kind"] == "clean":
+        return bool(positive(row))
+    wanted = POINTS_AT[row["kind"]]
+    return any(name in wanted or row["tests"][name][2] in wanted for name in positive(row))
+
+
+def plan(clean: int, each: int) -> Iterator[tuple[str, float, int]]:
+    """(kind, strength, seed) of every run, kinds and strengths taking turns."""
+    for seed in range(max(clean, each)):
+        if seed < clean:
+            yield "", 0.0, seed
+        for kind in POINTS_AT if seed < each else ():
+            for strength in STRENGTHS:
+                yield kind, strength, 10_000 + seed
+
+
+def summarise(rows: list[dict[str, Any]]) -> str:
+    """The table: found of all runs, with exact 95 % intervals."""
+    from thoraclip.proportions import clopper_pearson
+
+    lines = [
+        "| Confounder | Strength | Runs | Found | 95 %, exact | Overall: strong / some / none / cannot tell | Balanced accuracy |",
+        "| --- | ---: | ---: | ---: | --- | --- | ---: |",
+    ]
+    for kind in ("clean", *POINTS_AT):
+        for strength in (0.0, *STRENGTHS):
+            own = [r for r in rows if r["kind"] == kind and r["strength"] == strength]
+            if not own:
+                continue
+            hits = sum(map(is_found, own))
+            low, high = clopper_pearson(hits, len(own))
+            levels = " / ".join(
+                str(sum(r["overall"] == v for r in own)) for v in ("strong", "some", "none", "cannot_tell")
+            )
+            accuracy = sum(r["balanced_accuracy"] for r in own) / len(own)
+            lines.append(
+                f"| {kind} | {strength:g} | {len(own)} | {hits} ({100 * hits / len(own):.0f} %) | "
+                f"{100 * low:.1f} to {100 * high:.1f} % | {levels} | {100 * accuracy:.0f} % |"
+            )
+    seconds = sorted(r["seconds"] for r in rows)
+    cpu = sorted(r["cpu_seconds"] for r in rows)
+    lines.append("")
+    lines.append(
+        f"Seconds for an audit of {rows[0]['images']} images, one thread, median and longest: {seconds[len(seconds) // 2]:.1f}, "
+        f"{seconds[-1]:.1f}; of processor time {cpu[len(cpu) // 2]:.1f}, {cpu[-1]:.1f}."
+    )
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """The power curves: share of runs in which the confounder was found, by its strength."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    from thoraclip.proportions import clopper_pearson
+
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+    for number, (kind, colour) in enumerate(zip(POINTS_AT, colours, strict=True)):
+        points = []
+        for strength in STRENGTHS:
+            own = [r for r in rows if r["kind"] == kind and r["strength"] == strength]
+            if own:
+                hits = sum(map(is_found, own))
+                points.append((strength, hits / len(own), *clopper_pearson(hits, len(own))))
+        if points:
+            x, y, low, high = (list(column) for column in zip(*points, strict=True))
+            shifted = [value + 0.006 * (number - 2) for value in x]
+            errors = [
+                [100 * (a - b) for a, b in zip(y, low, strict=True)],
+                [100 * (b - a) for a, b in zip(y, high, strict=True)],
+            ]
+            axes.errorbar(
+                shifted,
+                [100 * v for v in y],
+                yerr=errors,
+                color=colour,
+                marker="o",
+                markersize=4,
+                linewidth=1.4,
+                label=kind,
+            )
+    clean = [r for r in rows if r["kind"] == "clean"]
+    hits = sum(map(is_found, clean))
+    low, high = clopper_pearson(hits, len(clean))
+    share, sides = 100 * hits / len(clean), [[100 * (hits / len(clean) - low)], [100 * (high - hits / len(clean))]]
+    axes.errorbar(
+        [0.0], [share], yerr=sides, color="#1b2733", marker="s", label=f"clean ({len(clean)} runs): false alarms"
+    )
+    axes.set(xlabel="strength: chance that the class decides the confounder", ylabel="runs (%)", ylim=(-3, 103))
+    axes.grid(color="#d5dbe1", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("audit-runs.jsonl"))
+    parser.add_argument("--clean", type=int, default=100)
+    parser.add_argument("--each", type=int, default=20)
+    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--difficulty", type=float, default=0.0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--only-summary", action="store_true")
+    given = parser.parse_args()
+    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
+    done = {(r["kind"], r["strength"], r["seed"]) for r in rows}
+    todo = [job for job in plan(given.clean, given.each) if (job[0] or "clean", *job[1:]) not in done]
+    if todo and not given.only_summary:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(given.workers, mp_context=context) as pool, given.out.open("a") as stream:
+            jobs = [pool.submit(one, *job, given.images, given.difficulty) for job in todo]
+            for number, job in enumerate(jobs, start=1):
+                rows.append(job.result())
+                stream.write(json.dumps(rows[-1]) + "\n")
+                stream.flush()
+                sys.stderr.write(f"\r{number}/{len(jobs)}")
+    print(summarise(rows))
+    if given.figure:
+        draw(rows, given.figure)
+
+
+if __name__ == "__main__":
+    main()

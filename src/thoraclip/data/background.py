@@ -1,0 +1,108 @@
+"""What of a picture can tell the classes apart without its lungs: frame, marks, exposure, grain, the file.
+
+Unlike the features of `trivial`, which look at the whole picture and so at the lungs too, nothing here is measured inside
+them: where these features name the class, the class stands in something that is no finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage  # type: ignore[import-untyped]
+
+from thoraclip.data.appearance import WORKING_SIDE, Box, describe, find_marks
+from thoraclip.data.views import MARGIN
+
+__all__ = ["BACKGROUND", "background_features", "file_features", "shown_features"]
+
+Floats = npt.NDArray[np.float64]
+Grey = npt.NDArray[np.uint8]
+
+BACKGROUND: Mapping[str, str] = {
+    "frame": "grey levels of the border and the corners, and bars along the edges",
+    "marks": "number, size and place of burned-in letters, arrows and other sharp strokes",
+    "exposure": "grey levels outside the lungs",
+    "grain": "noise and sharpness outside the lungs",
+    "file": "width over height, number of pixels, size of the file, compression",
+}
+"""Group of features -> what is in it."""
+
+_FRAME = ("border_brightness", "border_contrast", "bar_top", "bar_bottom", "bar_left", "bar_right", "corner_brightness")
+_FILE = ("aspect_ratio", "megapixels", "blockiness", "fine_detail")
+_CENTRE = 0.12
+"""Where no lungs are known, they are taken to lie no nearer to an edge than this share of the side."""
+_LEVELS = (2, 10, 25, 50, 75, 90, 98)
+
+
+def file_features(pixels: Grey, kilobytes: float) -> dict[str, list[float]]:
+    """Group -> numbers of the groups that are measured in the file's own pixels: frame, marks, file.
+
+    Args:
+        pixels: u8[H, W].
+        kilobytes: size of the file, in thousands of bytes.
+    """
+    marks = find_marks(pixels)
+    measured = describe(pixels, marks=marks)
+    return {
+        "frame": [measured[name] for name in _FRAME],
+        "marks": _of_marks(marks, *pixels.shape),
+        "file": [*(measured[name] for name in _FILE), kilobytes, 8e-3 * kilobytes / measured["megapixels"]],
+    }
+
+
+def _of_marks(marks: Sequence[Box], height: int, width: int) -> list[float]:
+    """Number, area and widest mark, then the place of the widest: all as shares of the sides; zeros without one."""
+    if not marks:
+        return [0.0] * 7
+    widest = max(marks, key=lambda box: (box.width, box.height))
+    area = sum(box.width * box.height for box in marks) / (width * height)
+    left = sum(box.left + box.width / 2 < width / 2 for box in marks)
+    return [
+        float(len(marks)), area, widest.width / width, widest.height / height,
+        (widest.left + widest.width / 2) / width, (widest.top + widest.height / 2) / height, left / len(marks),
+    ]  # fmt: skip
+
+
+def shown_features(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> dict[str, list[float]]:
+    """Group -> numbers of the groups that are measured in what a classifier is shown: exposure, grain.
+
+    Args:
+        grey: u8[S, S], as an encoder gets it.
+        lungs: bool[S, S]; `None` leaves out the middle of the picture instead.
+    """
+    outside = _outside(grey, lungs)
+    values = grey.astype(np.float32)
+    seen = values[outside] if outside.any() else values.ravel()
+    levels = np.percentile(seen, _LEVELS)
+    grain = [_noise(values, outside)]
+    scale = max(1, min(grey.shape) // (WORKING_SIDE // 4))
+    if scale > 1:
+        side = min(grey.shape) // scale
+        small = values[: side * scale, : side * scale].reshape(side, scale, side, scale)
+        where = np.asarray(outside[: side * scale, : side * scale].reshape(side, scale, side, scale).all(axis=(1, 3)))
+        grain.append(_noise(small.mean(axis=(1, 3)), where))
+    return {"exposure": [float(seen.mean()), float(seen.std()), *levels.tolist()], "grain": grain}
+
+
+def _outside(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    if lungs is None:
+        outside = np.ones(grey.shape, dtype=bool)
+        down, across = (round(_CENTRE * side) for side in grey.shape)
+        outside[down : grey.shape[0] - down, across : grey.shape[1] - across] = False
+        return outside
+    return np.asarray(~ndimage.binary_dilation(lungs, iterations=max(1, round(MARGIN * min(grey.shape)))))
+
+
+def _noise(values: npt.NDArray[np.float32], where: npt.NDArray[np.bool_]) -> float:
+    """Median absolute response to a kernel that straight edges leave at zero (Immerkaer 1996, CVIU 64:300)."""
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float32)
+    response = np.abs(ndimage.convolve(values, kernel, mode="nearest"))
+    inside = ndimage.binary_erosion(where & (values > 2) & (values < 253))
+    return float(np.median(response[inside])) if inside.any() else 0.0
+
+
+def background_features(rows: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Floats]:
+    """Group -> f64[N, K] from the numbers of N pictures, in the order of `BACKGROUND`."""
+    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in BACKGROUND if name in rows[0]}

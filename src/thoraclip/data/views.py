@@ -1,0 +1,210 @@
+"""Altered views of a radiograph: a region taken away, and what is put in its place.
+
+What a classifier still knows when the lungs are gone, and what it loses when everything else is, tells what it reads
+(Maguolo & Nanni 2021, arXiv:2004.12823; Teixeira et al. 2021, doi:10.3390/s21217116; DeGrave et al. 2021,
+doi:10.1038/s42256-021-00338-7). A region is replaced by
+
+    mean    one grey level for all pictures
+    blur    a smooth continuation of what is around it
+    other   another picture's background: that picture, its own lungs filled as in `blur`
+
+Every fill leaves something odd behind, which is why there are three, a region of equal area at random, and a view in which
+nothing is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage  # type: ignore[import-untyped]
+
+__all__ = ["BORDER", "CORNER", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
+
+Greys = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
+
+MARGIN = 0.03
+"""Lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it."""
+BORDER = 0.10
+"""Width of the border, as a share of the side."""
+CORNER = (0.20, 0.32)
+"""Height and width of a corner, as shares of the side."""
+_COARSE = 32
+"""Cells along a side of the grid on which a smooth continuation is worked out."""
+_REACHES = (1.5, 4.0, 12.0)
+"""Standard deviations of its Gaussians, in cells; the first one that meets enough of the picture counts."""
+_ENOUGH = 0.05
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Pictures and what is needed to alter them.
+
+    Args:
+        greys: u8[N, S, S].
+        lungs: bool[N, S, S]; all False where no lung region is known.
+        level: the grey level of the fill `mean`.
+        same, other: i64[N], for each picture another one of the same class, and one of another class, whose background
+            replaces its own; -1 where there is none.
+        any: i64[N], another picture of any class.
+        seed: of the random regions.
+    """
+
+    greys: Greys
+    lungs: Masks
+    level: int
+    same: Rows
+    other: Rows
+    any: Rows
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to alter a picture.
+
+    Args:
+        title: as printed, begins a sentence.
+        region: (scene, rows) -> bool[R, S, S], what is replaced.
+        fill: `mean`, `blur`, or the donor's background: `same`, `other`, `any`.
+        needs_lungs: False where the region is the same whatever the picture shows.
+    """
+
+    title: str
+    region: Callable[[Scene, Rows], Masks]
+    fill: str
+    needs_lungs: bool = True
+
+
+def make_view(view: View, scene: Scene, rows: Rows) -> Greys:
+    """u8[R, S, S]: the given pictures of a scene under a view."""
+    greys, region = scene.greys[rows], view.region(scene, rows)
+    if view.fill == "mean":
+        return np.where(region, np.uint8(scene.level), greys)
+    if view.fill == "blur":
+        return np.where(region, continue_smoothly(greys, region), greys)
+    donors = {"same": scene.same, "other": scene.other, "any": scene.any}[view.fill][rows]
+    return np.where(region, _background(scene, donors), greys)
+
+
+def continue_smoothly(greys: Greys, region: Masks) -> Greys:
+    """u8[R, S, S]: the pictures as their surroundings would continue into the region.
+
+    Normalised convolution (Knutsson & Westin 1993, CVPR, "Normalized and differential convolution"): the Gaussian mean of
+    the pixels outside the region, on a grid of 32 cells a side, with wider Gaussians further inside; where nothing is
+    outside, mid-grey.
+    """
+    known = ~region
+    weight = _reduce(known.astype(np.float32))
+    value = _reduce(np.where(known, greys, 0).astype(np.float32))
+    total = weight.sum(axis=(1, 2))
+    mean = np.where(total > 0, value.sum(axis=(1, 2)) / np.maximum(total, 1e-6), 127.5)
+    coarse = np.broadcast_to(mean[:, None, None], weight.shape).astype(np.float32)
+    for reach in reversed(_REACHES):
+        near, seen = (ndimage.gaussian_filter(a, (0, reach, reach), mode="nearest") for a in (value, weight))
+        share = np.minimum(1.0, seen / _ENOUGH)
+        coarse = share * near / np.maximum(seen, 1e-6) + (1 - share) * coarse
+    side = (greys.shape[2], greys.shape[1])
+    wide = [np.asarray(Image.fromarray(c.astype(np.float32)).resize(side, Image.Resampling.BILINEAR)) for c in coarse]
+    return np.clip(np.round(np.stack(wide)), 0, 255).astype(np.uint8)
+
+
+def _reduce(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """f32[R, S, S] -> f32[R, c, c], averaged."""
+    cells = min(_COARSE, values.shape[1])
+    return np.stack([np.asarray(Image.fromarray(v).resize((cells, cells), Image.Resampling.BOX)) for v in values])
+
+
+def _background(scene: Scene, donors: Rows) -> Greys:
+    """u8[R, S, S]: pictures without their lungs."""
+    greys, region = scene.greys[donors], _lungs(scene, donors)
+    return np.where(region, continue_smoothly(greys, region), greys)
+
+
+def _nothing(scene: Scene, rows: Rows) -> Masks:
+    return np.zeros((len(rows), *scene.greys.shape[1:]), dtype=bool)
+
+
+def _lungs(scene: Scene, rows: Rows) -> Masks:
+    """The lungs and a margin around them."""
+    steps = max(1, round(MARGIN * scene.greys.shape[1]))
+    return np.stack([ndimage.binary_dilation(mask, iterations=steps) for mask in scene.lungs[rows]])
+
+
+def _around_the_lungs(scene: Scene, rows: Rows) -> Masks:
+    return ~scene.lungs[rows]
+
+
+def _box(scene: Scene, rows: Rows) -> Masks:
+    """The rectangle around both lungs and their margin."""
+    lungs = _lungs(scene, rows)
+    boxes = np.zeros_like(lungs)
+    for box, mask in zip(boxes, lungs, strict=True):
+        down, across = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(down):
+            box[down[0] : down[-1] + 1, across[0] : across[-1] + 1] = True
+    return boxes
+
+
+def _border(scene: Scene, rows: Rows) -> Masks:
+    height, width = scene.greys.shape[1:]
+    down, across = max(1, round(BORDER * height)), max(1, round(BORDER * width))
+    ring = np.ones((height, width), dtype=bool)
+    ring[down:-down, across:-across] = False
+    return np.broadcast_to(ring, (len(rows), height, width))
+
+
+def _inside_the_border(scene: Scene, rows: Rows) -> Masks:
+    return ~_border(scene, rows)
+
+
+def _corners(scene: Scene, rows: Rows) -> Masks:
+    height, width = scene.greys.shape[1:]
+    down, across = max(1, round(CORNER[0] * height)), max(1, round(CORNER[1] * width))
+    mask = np.zeros((height, width), dtype=bool)
+    for vertical in (slice(None, down), slice(-down, None)):
+        for horizontal in (slice(None, across), slice(-across, None)):
+            mask[vertical, horizontal] = True
+    return np.broadcast_to(mask, (len(rows), height, width))
+
+
+def _as_much_at_random(scene: Scene, rows: Rows) -> Masks:
+    """As many pixels as the lungs and their margin, in smooth blobs that do not look at the picture."""
+    regions = []
+    for row, lungs in zip(rows.tolist(), _lungs(scene, rows), strict=True):
+        drawn = np.random.default_rng([scene.seed, row]).standard_normal(lungs.shape, dtype=np.float32)
+        smooth = ndimage.gaussian_filter(drawn, 0.08 * lungs.shape[0], mode="wrap")
+        region = np.zeros(lungs.size, dtype=bool)
+        region[np.argsort(smooth, axis=None, kind="stable")[: int(lungs.sum())]] = True
+        regions.append(region.reshape(lungs.shape))
+    return np.stack(regions)
+
+
+VIEWS: Mapping[str, View] = {
+    "original": View("the pictures as they are", _nothing, "mean", needs_lungs=False),
+    "sham": View("nothing replaced, by the same code", _nothing, "blur", needs_lungs=False),
+    "lungs-removed-mean": View("the lungs replaced by one grey level", _lungs, "mean"),
+    "lungs-removed-blur": View("the lungs replaced by a smooth continuation of what is around them", _lungs, "blur"),
+    "lungs-removed-other": View("the lungs replaced by another picture's background", _lungs, "any"),
+    "box-removed-mean": View("the box around the lungs replaced by one grey level", _box, "mean"),
+    "box-removed-blur": View("the box around the lungs replaced by a smooth continuation", _box, "blur"),
+    "box-removed-other": View("the box around the lungs replaced by another picture's background", _box, "any"),
+    "lungs-only-mean": View("all but the lungs replaced by one grey level", _around_the_lungs, "mean"),
+    "lungs-only-blur": View("all but the lungs replaced by their smooth continuation", _around_the_lungs, "blur"),
+    "lungs-only-other": View(
+        "all but the lungs replaced by the background of a picture of another class", _around_the_lungs, "other"
+    ),
+    "lungs-only-same": View(
+        "all but the lungs replaced by the background of a picture of the same class", _around_the_lungs, "same"
+    ),
+    "border-removed": View("the border replaced by a smooth continuation", _border, "blur", needs_lungs=False),
+    "corners-removed": View("the corners replaced by a smooth continuation", _corners, "blur", needs_lungs=False),
+    "border-only": View("all but the border replaced by one grey level", _inside_the_border, "mean", needs_lungs=False),
+    "random-removed": View("as many pixels as the lungs have, at random, replaced by one grey level", _as_much_at_random, "mean"),
+}  # fmt: skip
+"""Name -> view, in the order in which they are made."""

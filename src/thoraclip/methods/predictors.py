@@ -1,0 +1,238 @@
+"""From the folder of a finished run back to what predicts: one classifier per fold, each for the images it has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.config import build_config, read_toml
+from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.labels import LabelSet
+from thoraclip.methods import find_method
+from thoraclip.predictor import Predictor
+from thoraclip.tables.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["CLASSIFYING", "Classifier", "FinishedRun", "find_manifest", "read_run"]
+
+Rows = npt.NDArray[np.int64]
+
+
+class Classifier(Predictor, Protocol):
+    """A predictor whose inside can be asked too: its features, and its logits with a gradient."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Where attention and gradients are looked for."""
+        ...
+
+    @property
+    def features_key(self) -> tuple[str, ...]:
+        """Equal for classifiers whose features are the same numbers."""
+        ...
+
+    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
+        ...
+
+    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """u8[B, H, W] -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
+        ...
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """f32[B, 3, H, W] -> f32[B, C], with gradient."""
+        ...
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder that `run_method` has finished.
+
+    Args:
+        folder: of the run.
+        kind: a name in `METHODS`.
+        config: of the method, as it ran.
+        manifest: fingerprint of the manifest that it ran on.
+        folds: numbers of the folds that it held out; `(None,)` with a train/val/test split.
+    """
+
+    folder: Path
+    kind: str
+    config: Any
+    manifest: str
+    folds: tuple[int | None, ...]
+
+    @property
+    def keeps_classifier(self) -> bool:
+        """False where the kind of method leaves nothing that scores other images."""
+        return self.kind in CLASSIFYING
+
+    @property
+    def distinct_folds(self) -> tuple[int | None, ...]:
+        """The folds whose classifiers differ; `(None,)` where one frozen classifier scored all of them."""
+        from thoraclip.models.adapter import adapter_folders
+
+        adapter = getattr(self.config, "adapter", "")
+        is_one = self.kind == "zeroshot" and (not adapter or None in adapter_folders(Path(adapter)))
+        return (None,) if is_one else self.folds
+
+    @property
+    def is_retrainable(self) -> bool:
+        """True where the classifier is a linear probe on frozen features, so that it can be fitted again on any pictures."""
+        return self.kind == "probe"
+
+    def classifier(self, fold: int | None, labels: LabelSet) -> Classifier:
+        """What scores the images of a held-out fold (`None`: the test split).
+
+        Raises:
+            InputError: the kind keeps no model, or a file of the run is gone.
+        """
+        if self.kind not in _LOADERS:
+            raise InputError(
+                f"{self.folder}: a run of '{self.kind}' keeps no classifier of pictures; name a run of "
+                f"{', '.join(_LOADERS)}"
+            )
+        loaded: Classifier = _LOADERS[self.kind](self, fold, labels)
+        return loaded
+
+    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
+        """(fold, i64 rows that its classifier may be judged on) for this manifest.
+
+        Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another one,
+        the labelled images of its test split (all, where it names no split), by the classifier of the first fold.
+        """
+        known = np.array([label is not None for label in manifest.column("label")])
+        split = np.array([s or "" for s in manifest.column("split")])
+        if self.folds != (None,) and manifest.fingerprint == self.manifest:
+            folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
+            for fold in self.folds:
+                yield fold, np.flatnonzero(known & (folds == fold))
+            return
+        wanted = split == "test" if (split != "").any() else np.ones(len(manifest), dtype=bool)
+        rows = np.flatnonzero(known & wanted)
+        if not len(rows):
+            raise ManifestError("manifest: no labelled image in split 'test'; nothing can be judged on it")
+        yield self.folds[0], rows
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Open a run folder.
+
+    Raises:
+        InputError: no run there, or one that is not finished.
+    """
+    if (folder / "runs").is_dir():
+        names = sorted(place.name for place in (folder / "runs").iterdir() if place.is_dir())
+        raise InputError(f"{folder}: is a study; name one of its runs, as in {folder / 'runs' / names[0]}")
+    if not (folder / "config.toml").is_file() or not (folder / "provenance.json").is_file():
+        raise InputError(f"{folder}: no run there; name the folder of a finished run, such as study/runs/linear-probe")
+    if not (folder / "done.json").is_file():
+        raise InputError(f"{folder}: the run is not finished; run the same command again")
+    values = read_toml(folder / "config.toml")
+    kind = str(values.pop("kind", ""))
+    config = build_config(
+        find_method(kind).config_type, values | _moved(folder, values), where=str(folder / "config.toml")
+    )
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    from thoraclip.tables.predictions import read_predictions
+
+    found = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
+    folds: tuple[int | None, ...] = tuple(sorted(found)) or (None,)
+    return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), folds)
+
+
+def _moved(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:
+    """The adapter of a study that was moved since: the run of the same name beside this one."""
+    adapter = Path(str(values.get("adapter", "")))
+    if not adapter.name or adapter.exists():
+        return {}
+    beside = (folder.parent / adapter.name, folder.parent.parent / adapter.parent.name / adapter.name)
+    return next(({"adapter": str(place)} for place in beside if place.is_dir()), {})
+
+
+def find_manifest(run: FinishedRun) -> Manifest:
+    """The manifest that the run ran on, where a study keeps it: `manifest.parquet` in a folder above the run's.
+
+    Raises:
+        InputError: none there.
+        MismatchError: the one that is there is another one.
+    """
+    for folder in list(run.folder.resolve().parents)[:3]:
+        if (folder / "manifest.parquet").is_file():
+            found = read_manifest(folder / "manifest.parquet")
+            if found.fingerprint != run.manifest:
+                raise MismatchError(
+                    f"{folder / 'manifest.parquet'}: is not the manifest that {run.folder} ran on; name it with --manifest"
+                )
+            return found
+    raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")
+
+
+def _of_zeroshot(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
+    from thoraclip.methods.adapters import with_adapter
+
+    return _prompted(with_adapter(run.config, fold), run.config.prompts, labels)
+
+
+def _of_finetune(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
+    from thoraclip.methods.embed import EncoderConfig
+
+    config, place = run.config, run.folder if fold is None else run.folder / f"fold-{fold}"
+    encoder = EncoderConfig(
+        model=config.model, adapter=str(place / "adapter"), geometry=config.geometry, precision=config.precision
+    )
+    return _prompted(encoder, config.prompts, labels)
+
+
+def _prompted(config: Any, prompt_set: str, labels: LabelSet) -> Any:
+    from thoraclip.labels import load_prompts
+    from thoraclip.methods.embed import load_encoder
+    from thoraclip.methods.zeroshot import class_vectors
+    from thoraclip.models.classifiers import EncoderClassifier, prompt_head
+
+    encoder, prompts = load_encoder(config), load_prompts(prompt_set)
+    vectors = [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
+    return EncoderClassifier(encoder, prompt_head(labels, class_vectors(vectors), encoder.logit_scale), "projected")
+
+
+def _of_probe(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
+    from thoraclip.methods.adapters import with_adapter
+    from thoraclip.methods.embed import load_encoder
+    from thoraclip.models.classifiers import EncoderClassifier
+    from thoraclip.models.heads import read_head
+
+    head = read_head(run.folder / ("head.safetensors" if fold is None else f"head-fold-{fold}.safetensors"))
+    _require_classes(run, head.labels, labels)
+    return EncoderClassifier(load_encoder(with_adapter(run.config, fold)), head, run.config.features)
+
+
+def _of_baseline(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
+    from thoraclip.models.backbones import load_trained
+
+    place = run.folder if fold is None else run.folder / f"fold-{fold}"
+    backbone = load_trained(place / "model", precision=run.config.precision)
+    _require_classes(run, backbone.labels, labels)
+    return backbone
+
+
+def _require_classes(run: FinishedRun, found: LabelSet, wanted: LabelSet) -> None:
+    if found != wanted:
+        raise MismatchError(
+            f"{run.folder}: was trained on the classes {list(found.names)}, and these are {list(wanted.names)}; "
+            "name the manifest that it was trained on"
+        )
+
+
+_LOADERS = {"zeroshot": _of_zeroshot, "finetune": _of_finetune, "probe": _of_probe, "baseline": _of_baseline}
+"""Kind -> what loads the classifier of a fold."""
+
+CLASSIFYING = tuple(_LOADERS)
+"""Kinds of methods whose runs keep what scores other images."""

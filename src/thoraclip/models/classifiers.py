@@ -1,0 +1,95 @@
+"""A frozen encoder with a linear head: what zero-shot prompts, probes and fine-tuned adapters all come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from thoraclip.imaging import Preprocess
+from thoraclip.labels import LabelSet
+from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.models.heads import LinearHead, Standardiser
+
+__all__ = ["EncoderClassifier", "prompt_head"]
+
+
+@dataclass(frozen=True)
+class EncoderClassifier:
+    """Features of a dual encoder's vision tower, and a linear head on them; a `Predictor`.
+
+    Args:
+        encoder: its adapter merged, if it has one.
+        head: of C classes, on `features`.
+        features: `pooled` (before the projection) or `projected` (unit vectors in the space shared with text).
+    """
+
+    encoder: DualEncoder
+    head: LinearHead
+    features: str
+
+    @property
+    def labels(self) -> LabelSet:
+        """The classes, in the order of the scores."""
+        return self.head.labels
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pixels must be made."""
+        return self.encoder.preprocess
+
+    @property
+    def network(self) -> nn.Module:
+        """The vision tower."""
+        tower: nn.Module = self.encoder.model.vision_model
+        return tower
+
+    @property
+    def features_key(self) -> tuple[str, ...]:
+        """Equal for classifiers whose features are the same numbers."""
+        return (self.features, *self.encoder.description.values())
+
+    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
+        return self.encoder.expand(greys)
+
+    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """u8[B, H, W] -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
+        pooled, projected = self.encoder.encode_greys(greys)
+        features = pooled if self.features == "pooled" else projected
+        return features, self.head.predict(features)
+
+    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """f32[B, 3, H, W] -> f32[B, C], each row sums to 1."""
+        pooled, projected = self.encoder.encode_images(pixels)
+        return self.head.predict(pooled if self.features == "pooled" else projected).astype(np.float32)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """f32[B, 3, H, W] -> f32[B, C], with gradient; fp32."""
+        pooled, projected = self.encoder.image_features(pixels)
+        features = pooled if self.features == "pooled" else nn.functional.normalize(projected, dim=-1)
+        mean, scale, weight, bias = self._tensors
+        return nn.functional.linear((features.float() - mean) / scale, weight, bias)
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """Mean, scale, weight and bias of the head on the device."""
+        head, device = self.head, self.encoder.device
+        arrays = (head.standardiser.mean, head.standardiser.scale, head.weight, head.bias)
+        return tuple(torch.from_numpy(np.array(array)).to(device) for array in arrays)
+
+
+def prompt_head(labels: LabelSet, vectors: npt.NDArray[np.float64], logit_scale: float) -> LinearHead:
+    """The zero-shot classifier as a head on projected features: softmax(logit scale times cosine).
+
+    Args:
+        labels: C classes.
+        vectors: f64[C, P], the unit vector of each class.
+        logit_scale: of the encoder.
+    """
+    weight = (logit_scale * vectors).astype(np.float32)
+    return LinearHead(labels, Standardiser.identity(weight.shape[1]), weight, np.zeros(len(labels), np.float32))

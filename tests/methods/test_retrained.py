@@ -1,0 +1,76 @@
+"""Probes and trees that are fitted anew: each image by those that have not seen it, and nothing where nothing can be said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from thoraclip.methods.audit import _shuffled
+from thoraclip.methods.retrained import across_parts, by_trees, held_out, retrained
+
+
+def problem(n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    target = np.arange(n) % 3
+    features = rng.normal(size=(n, 8)).astype(np.float32)
+    features[:, 0] += 2.0 * target
+    return features, target.astype(np.int64), rng.integers(0, 4, n).astype(np.int64)
+
+
+def test_a_probe_is_a_penalised_logistic_regression_of_the_other_folds() -> None:
+    features, target, fold = problem()
+    named = retrained(features, target, fold, classes=3, l2=0.1)
+    for number in range(4):
+        train, test = fold != number, fold == number
+        mean, scale = features[train].mean(axis=0), features[train].std(axis=0)
+        model = LogisticRegression(C=1 / (0.1 * train.sum()), max_iter=5000, tol=1e-8, class_weight="balanced")
+        model.fit((features[train] - mean) / scale, target[train])
+        assert (named[test] == model.predict((features[test] - mean) / scale)).mean() > 0.98
+
+
+@pytest.mark.parametrize("way", ["probe", "trees"])
+def test_an_image_is_not_answered_from_its_own_label(way: str) -> None:
+    """With labels that nothing predicts, answers are at chance: a leak would give far more."""
+    rng = np.random.default_rng(1)
+    features, target = rng.normal(size=(300, 20)).astype(np.float32), rng.integers(0, 3, 300).astype(np.int64)
+    fold = np.arange(300) % 5
+    named = (
+        by_trees(features, target, fold, seed=0)
+        if way == "trees"
+        else retrained(features, target, fold, classes=3, l2=0.1)
+    )
+    assert abs((named == target).mean() - 1 / 3) < 0.1
+
+
+def test_who_is_not_asked_has_no_answer_and_trains_nobody() -> None:
+    features, target, fold = problem()
+    without = features.copy()
+    without[::7] = np.nan
+    named = retrained(without, target, fold, classes=3, l2=0.1)
+    assert (named[::7] == -1).all() and (np.delete(named, np.s_[::7]) >= 0).all()
+    kept = np.setdiff1d(np.arange(120), np.arange(0, 120, 7))
+    assert np.array_equal(named[kept], retrained(features[kept], target[kept], fold[kept], classes=3, l2=0.1))
+    unknown = np.where(np.arange(120) < 30, -1, target)
+    assert (retrained(features, unknown, fold, classes=3, l2=0.1)[:30] == -1).all()
+
+
+def test_a_class_that_the_training_part_lacks_is_never_named_and_one_class_alone_names_nothing() -> None:
+    target = np.array([0, 0, 0, 1, 1, 1])
+    part = np.array([0, 0, 0, 1, 1, 1])
+    assert (across_parts(np.ones(6, bool), target, part, lambda train, test: 1 / 0) == -1).all()
+    features, target, fold = problem()
+    lacking = np.where((target == 2) & (fold != 0), 1, target)
+    assert 2 not in retrained(features, lacking, fold, classes=3, l2=0.1)[fold == 0]
+
+
+def test_groups_stay_together_when_parts_and_labels_are_dealt_out() -> None:
+    target = (np.arange(90) // 3 % 3).astype(np.int64)
+    groups = (np.arange(90) // 3).astype(np.int64)
+    fold = held_out(target, [str(g) for g in groups], folds=5, seed=0)
+    shuffled = _shuffled(target, groups, 0)
+    for group in range(30):
+        own = groups == group
+        assert len(set(fold[own])) == 1 and len(set(shuffled[own])) == 1
+    assert np.array_equal(np.bincount(shuffled), np.bincount(target)) and (shuffled != target).any()
+    assert np.array_equal(shuffled, _shuffled(target, groups, 0))

@@ -1,0 +1,67 @@
+"""The audit on real radiographs: given masks of COVID-QU-Ex, and no masks but a telling frame in covid3-talo."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thoraclip.data.index import index
+from thoraclip.data.layouts import CsvColumns
+from thoraclip.data.splits import split_folds
+from thoraclip.methods.audit import AuditConfig, audit
+from thoraclip.methods.predictors import read_run
+from thoraclip.methods.probe import Config
+from thoraclip.methods.running import run_method
+from thoraclip.tables.manifest import Manifest
+
+SETTINGS = AuditConfig(resamples=200, saliency=0, duplicates=False)
+
+
+def audited(manifest: Manifest, folder: Path, settings: AuditConfig = SETTINGS) -> dict[str, object]:
+    probe = Config(model="tiny-clip", l2_min=0.01, l2_max=1.0, l2_steps=3)
+    run_method("probe", probe, manifest, folder / "run", pixels=folder / "pixels")
+    return audit(read_run(folder / "run"), manifest, settings, folder / "audit", pixels=folder / "pixels")
+
+
+def test_every_mask_based_test_runs_on_the_given_masks(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data" / "covid-qu-ex-sample"
+    if not root.is_dir():
+        pytest.skip("covid-qu-ex-sample absent")
+    manifest = index(root, layout="covid-qu-ex").manifest
+    assert None not in manifest.column("lung_mask")
+    labelled = manifest.take(np.flatnonzero([label is not None for label in manifest.column("label")]))
+    plain = labelled.with_columns(split=[None] * len(labelled))
+    content = audited(split_folds(plain, folds=2, seed=0), tmp_path, dataclasses.replace(SETTINGS, folds=2))
+    lungs = content["lungs"]
+    assert lungs["origin"] == "given" and lungs["usable"] == lungs["images"] == len(labelled) and not lungs["set_aside"]
+    names = {t["name"]: t for t in content["tests"]}
+    for region in ("lungs-removed", "box-removed"):
+        for fill in ("mean", "blur", "other"):
+            assert names[f"{region}-{fill}"]["images"] == len(labelled)
+    assert {"background-swapped", "refitted lungs-only-mean", "refitted lungs-only-other"} <= set(names)
+    assert content["overall"] == "cannot_tell", "so few images cannot show a thing"
+
+
+def test_frame_and_file_of_covid3_talo_are_named(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data" / "covid3-talo"
+    if not root.is_dir():
+        pytest.skip("covid3-talo absent")
+    columns = CsvColumns(
+        path="rel_path", patient="patient_id", source="source_repo", view="view", sex="sex", age_years="age"
+    )
+    manifest = index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns).manifest
+    targets = manifest.targets(manifest.label_set())
+    rows = np.sort(np.concatenate([np.flatnonzero(targets == c)[:100] for c in range(3)]))
+    content = audited(split_folds(manifest.take(rows), folds=2, seed=0), tmp_path)
+    found = {t["name"]: t for t in content["tests"]}
+    assert found["background all"]["verdict"] == found["background file"]["verdict"] == "strong"
+    assert content["overall"] in {"strong", "some"}
+    assert any("without looking at a lung" in sentence for sentence in content["reading"])
+    assert any(
+        "Every source holds one class only" in sentence or "cannot be told" in sentence
+        for sentence in content["reading"]
+    )
+    assert content["lungs"]["origin"] == "estimated"
