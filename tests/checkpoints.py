@@ -20,6 +20,8 @@ from transformers import (
     Dinov2Model,
     ResNetConfig,
     ResNetForImageClassification,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
     Siglip2Config,
     Siglip2Model,
     SiglipConfig,
@@ -152,5 +154,31 @@ def save_classifier(kind: str, folder: Path, *, seed: int = 0, classes: int = 5)
         processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}}
     model.save_pretrained(folder)
     content = {**processor, "resample": 3, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+LUNG_CLASSES = ("background", "left lung", "Right Lung", "heart")
+
+
+def save_segmenter(
+    folder: Path, *, seed: int = 0, classes: tuple[str, ...] = LUNG_CLASSES, always: str | None = None
+) -> Path:
+    """A random SegFormer with its image processor; of every pixel it says `always`, where that is given."""
+    torch.manual_seed(seed)
+    config = SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[8, 16], num_attention_heads=[1, 2], sr_ratios=[2, 1],
+        patch_sizes=[3, 3], strides=[2, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, initializer_range=0.5,
+        id2label=dict(enumerate(classes)), label2id={name: number for number, name in enumerate(classes)},
+    )  # fmt: skip
+    model = SegformerForSemanticSegmentation(config)
+    if always is not None:
+        model.decode_head.classifier.weight.data.zero_()
+        model.decode_head.classifier.bias.data = torch.tensor([float(name == always) for name in classes])
+    model.save_pretrained(folder)
+    content = {
+        "image_processor_type": "SegformerImageProcessor", "size": {"height": SIDE, "width": SIDE}, "resample": 2,
+        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+    }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

@@ -47,11 +47,13 @@ if TYPE_CHECKING:
     from thoraclip.tables.predictions import read_predictions as read_predictions
     from thoraclip.tables.predictions import write_predictions as write_predictions
     from thoraclip.verbs import MethodVerb
+    from thoraclip.verbs import audit as audit
     from thoraclip.verbs import caption as caption
     from thoraclip.verbs import card as card
     from thoraclip.verbs import check as check
     from thoraclip.verbs import demo as demo
     from thoraclip.verbs import embed as embed
+    from thoraclip.verbs import explain as explain
     from thoraclip.verbs import index as index
     from thoraclip.verbs import phantom as phantom
     from thoraclip.verbs import report as report
@@ -80,7 +82,20 @@ _NAMES = {
     "tables.embeddings": ("Embeddings", "read_embeddings"),
     "tables.manifest": ("Manifest", "read_manifest", "write_manifest"),
     "tables.predictions": ("Predictions", "read_predictions", "write_predictions"),
-    "verbs": ("caption", "card", "check", "demo", "embed", "index", "phantom", "report", "run_study", "split"),
+    "verbs": (
+        "audit",
+        "caption",
+        "card",
+        "check",
+        "demo",
+        "embed",
+        "explain",
+        "index",
+        "phantom",
+        "report",
+        "run_study",
+        "split",
+    ),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

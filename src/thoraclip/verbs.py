@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from thoraclip.tables.predictions import Predictions
 
 __all__ = [
-    "MethodVerb", "caption", "card", "check", "demo", "embed", "index", "phantom", "report", "run_study", "split",
+    "MethodVerb", "audit", "caption", "card", "check", "demo", "embed", "explain", "index", "phantom", "report", "run_study", "split",
 ]  # fmt: skip
 
 Announce = Callable[[str], None]
@@ -415,6 +415,7 @@ def report(
         The content of `report.json`.
     """
     from thoraclip.judge.report import MethodResult, judge, write_report
+    from thoraclip.methods.running import read_validation
     from thoraclip.runs import file_sha256, provenance
     from thoraclip.tables.predictions import read_predictions
 
@@ -423,12 +424,56 @@ def report(
     images = None if manifest is None else _images(manifest)
     patients, paths = (images.by_id("patient"), images.paths_by_id()) if images else ({}, None)
     methods = [
-        MethodResult(name=name, kind="predictions", predictions=(read_predictions(file).with_patients(patients),))
+        MethodResult(
+            name=name, kind="predictions", predictions=(read_predictions(file).with_patients(patients),),
+            validation=(read_validation(file.parent),) if file.name == "predictions.parquet" else (),
+        )
         for name, file in names.items()
-    ]
+    ]  # fmt: skip
     facts = provenance(seed=seed, inputs={name: file_sha256(file) for name, file in names.items()})
     content = judge(methods, title=title, resamples=resamples, seed=seed, provenance=facts)
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails)
+    return content
+
+
+def audit(
+    run: str | Path,
+    *,
+    out: str | Path,
+    manifest: str | Path | Manifest | None = None,
+    config: str | Path | None = None,
+    pixels: str | Path | None = None,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Ask whether a classifier reads lungs or shortcuts: altered pictures, probes fitted anew, what needs no lungs at all.
+
+    Args:
+        run: folder of a finished run that keeps its classifier.
+        out: folder for audit.json, .md and .html; what is done is kept there, so that a killed audit goes on.
+        manifest: the images; None for the manifest of the study that the run is of.
+        config: TOML file with settings.
+        pixels: folder that keeps decoded pictures.
+        progress, announce: see `thoraclip.verbs`.
+        settings: images, masks, folds, ...: the fields of `thoraclip.methods.audit.AuditConfig`; they win over the file.
+
+    Returns:
+        The content of `audit.json`.
+    """
+    from thoraclip.config import build_config, read_toml
+    from thoraclip.judge.audit_page import write_audit
+    from thoraclip.methods.audit import AuditConfig
+    from thoraclip.methods.audit import audit as look
+    from thoraclip.methods.predictors import find_manifest, read_run
+
+    values = (read_toml(Path(config)) if config else {}) | _values(settings)
+    asked = build_config(AuditConfig, values, where=str(config or "audit"))
+    finished = read_run(Path(run))
+    images = find_manifest(finished) if manifest is None else _images(manifest)
+    draw, tell = _hooks("images", progress, announce)
+    content = look(finished, images, asked, Path(out), pixels=_path(pixels), progress=draw, announce=tell)
+    write_audit(content, Path(out))
     return content
 
 
@@ -441,6 +486,50 @@ def _row_names(given: Sequence[Path]) -> dict[str, Path]:
         candidates = (stem, *(f"{stem} ({i})" for i in range(2, len(given) + 2)))
         names[next(name for name in candidates if name not in names and name != "majority")] = file
     return names
+
+
+def explain(
+    run: str | Path,
+    image: str | Path,
+    *,
+    out: str | Path,
+    class_name: str = "",
+    method: str = "",
+    fold: int | None = None,
+    mask: str | Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Draw where a picture holds evidence for a class, as a trained classifier sees it; a map is no proof.
+
+    Args:
+        run: folder of a finished run that keeps a classifier.
+        image: PNG, JPEG or DICOM.
+        out: sheet to write (.png): the picture, the map over it, the lungs' outline and the numbers.
+        class_name: the class that is explained; empty for the predicted one.
+        method: occlusion, rise, attention, grad-cam, hires-cam, smoothgrad or integrated; empty for the default.
+        fold: whose classifier is asked; None for the one that held the picture out, or the first.
+        mask: lung mask of the picture's size; None for the manifest's, or an estimate.
+        seed: of methods that draw masks or noise.
+
+    Returns:
+        Its numbers: `class`, `probability`, `predicted`, `scores`, `method`, `evidence_in_lungs`, `lung_area`,
+        `lungs_from`, `note`.
+
+    Raises:
+        ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or written.
+    """
+    from thoraclip.methods.explain import explain_picture, require_png, write_overlay
+    from thoraclip.methods.explain import load_classifier as load
+    from thoraclip.methods.predictors import read_run
+
+    require_png(Path(out))
+    classifier, chosen = load(read_run(Path(run)), Path(image), fold=fold)
+    found = explain_picture(
+        classifier, Path(image), class_name=class_name, method=method, mask=_path(mask) or chosen.lung_mask,
+        note=chosen.note, seed=seed,
+    )  # fmt: skip
+    write_overlay(Path(out), found)
+    return found.as_dict()
 
 
 class MethodVerb(Protocol):

@@ -42,6 +42,8 @@ COMMANDS = (
     "probe",
     "trivial",
     "report",
+    "audit",
+    "explain",
 )
 
 
@@ -67,6 +69,8 @@ def test_type_checkers_see_the_names_of_the_door() -> None:
 
 ON_A_COMMAND_ALONE = {"strict", "settings", "dry_run", "json"}
 """What ends a program, or prints in another way."""
+ARGUMENTS = {"class": "class_name"}
+"""Options whose names Python keeps for itself."""
 FUNCTIONS = {"study": "run_study"}
 """Names of the verbs that are not those of their commands."""
 
@@ -83,7 +87,7 @@ def function(command: str) -> Callable[..., Any]:
 def test_a_verb_has_the_arguments_of_its_command(command: str) -> None:
     given = {p.opts[0].lstrip("-").replace("-", "_"): p for p in commands()[command].params}
     takes_settings = given.pop("set", None) is not None
-    given = {name: p for name, p in given.items() if name not in ON_A_COMMAND_ALONE}
+    given = {ARGUMENTS.get(name, name): p for name, p in given.items() if name not in ON_A_COMMAND_ALONE}
     parameters = dict(inspect.signature(function(command)).parameters)
     if command in METHODS:
         for field in dataclasses.fields(METHODS[command].config_type):

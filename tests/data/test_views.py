@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.conftest import draw_picture
+
 from thoraclip.data.views import BORDER, VIEWS, Scene, continue_smoothly, make_view
 
 SIDE, COUNT = 64, 6

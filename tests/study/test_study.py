@@ -20,6 +20,7 @@ from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 STUDY = """
 manifest = "m.parquet"
 resamples = 200
+audit = "none"
 [[methods]]
 name = "zero-shot"
 kind = "zeroshot"
@@ -72,6 +73,40 @@ def test_what_is_done_is_not_run_again(study_file: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(zeroshot, "run", refuse)
     run_study(*read_study(study_file, {}), tmp_path / "out")
     assert files(tmp_path / "out") == before
+
+
+def test_the_best_network_is_audited_and_the_reading_says_so(study_file: Path, tmp_path: Path) -> None:
+    report = run_study(*read_study(study_file, {"audit": "best", "audit_images": 12}), tmp_path / "out")
+    (name,) = report["audits"]
+    best = max(
+        (m for m in report["methods"] if m["kind"] != "majority"), key=lambda m: m["metrics"]["macro_f1"]["value"]
+    )
+    assert name == best["name"]
+    assert report["reading"][1].startswith(f"Audit of {name}: ") and "non-lung content" in report["reading"][1]
+    assert report["audits"][name]["images"] == 12 and report["audits"][name]["lungs"]["origin"] == "estimated"
+    folder = tmp_path / "out" / "audits" / ("zero-shot" if name == "zero-shot" else "probe-l-bfgs")
+    assert json.loads((folder / "audit.json").read_text()) == report["audits"][name]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Audit of {name}" in page and "Lungs or shortcuts: every test" in page
+    before = files(tmp_path / "out")
+    run_study(*read_study(study_file, {"audit": "best", "audit_images": 12}), tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
+def test_an_audit_that_fails_does_not_lose_the_report(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thoraclip.study import auditing
+
+    def breaks(*_: object, **__: object) -> None:
+        raise InputError("no lungs here")
+
+    monkeypatch.setattr(auditing, "audit", breaks)
+    lines: list[str] = []
+    report = run_study(*read_study(study_file, {"audit": "all"}), tmp_path / "out", announce=lines.append)
+    assert report["audits"] == {} and report["reading"][1].startswith("Not audited")
+    assert sum("failed: no lungs here" in line for line in lines) == 2
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("dies_in", ["zeroshot", "probe", "judge"])
@@ -182,6 +217,8 @@ def test_settings_reach_the_methods_that_know_them(study_file: Path) -> None:
         ('manifest = "m.parquet"\n[[methods]]\nkind = "probe"\n[[methods]]\nkind = "probe"', "'probe' stands twice"),
         ('manifest = "m.parquet"\nfolder = "x"', "either 'manifest' or 'folder'"),
         ('folder = "x"\nlayout = "folder"', "unknown layout 'folder'; did you mean 'folders'"),
+        ('manifest = "m.parquet"\naudit = "bets"', "unknown audit 'bets'; did you mean 'best'"),
+        ('manifest = "m.parquet"\naudit_images = -1', "audit_images = -1"),
         ('manifest = "m.parquet"\nseeds = [1, 1]', r"seeds = \[1, 1\]"),
         ('manifest = "m.parquet"\nmethods = 3', "one \\[\\[methods\\]\\] table or more"),
         ("manifest = m.parquet", "not valid TOML"),

@@ -23,8 +23,12 @@ from matplotlib.figure import Figure
 
 from thoraclip.judge.reading import MAIN_METRIC
 from thoraclip.judge.results import MAJORITY
+from thoraclip.judge.shortcuts import MARGIN as _AUDIT_MARGIN
 
-__all__ = ["confusion_figure", "forest_figure", "reliability_figure", "roc_figure", "shorten", "training_figure"]
+__all__ = [
+    "audit_figure", "confusion_figure", "dumbbell_figure", "forest_figure", "reliability_figure", "roc_figure", "selective_figure", "shorten",
+    "training_figure",
+]  # fmt: skip
 
 Entry = Mapping[str, Any]
 
@@ -119,18 +123,58 @@ def confusion_figure(entry: Entry, classes: Sequence[str]) -> str:
 
 
 def reliability_figure(entry: Entry) -> str:
-    """Accuracy against confidence in equal-mass bins with Wilson intervals; on the diagonal is calibrated."""
-    bins = entry["calibration"]
-    confidence, accuracy = (np.array([b[k] for b in bins]) * 100 for k in ("confidence", "accuracy"))
-    errors = np.array([[b["accuracy"] - b["low"], b["high"] - b["accuracy"]] for b in bins]).T * 100
+    """Accuracy against confidence in equal-mass bins with Wilson intervals; on the diagonal is calibrated.
+
+    Where a temperature was fitted, the bins after scaling stand beside those before.
+    """
+    after = (entry.get("trust") or {}).get("after_temperature")
     with _style():
-        figure = _figure(2.95, 2.7)
+        figure = _figure(2.95, 3.0 if after else 2.7)
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color=_SOFT, linewidth=1, linestyle=(0, (4, 3)))
-        axes.errorbar(confidence, accuracy, yerr=np.maximum(errors, 0), fmt="o", markersize=4, color=_ACCENT,
-                      elinewidth=1.1, ecolor="#8fb8d4", markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+        _draw_bins(axes, entry["calibration"], label="as given", color=_ACCENT, ecolor="#8fb8d4")
+        if after:
+            _draw_bins(
+                axes, after["bins"], label="after temperature scaling", color=_COLOURS[1], ecolor="#eebd99", hollow=True
+            )
+            figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False, handletextpad=0.2,
+                          columnspacing=1.0)  # fmt: skip
         _percent_axes(axes, "score of the predicted class (%)", "right (%)")
         return _svg(figure, f"reliability {entry['name']}")
+
+
+def _draw_bins(axes: Axes, bins: Sequence[Entry], *, label: str, color: str, ecolor: str, hollow: bool = False) -> None:
+    confidence, accuracy = (np.array([b[k] for b in bins]) * 100 for k in ("confidence", "accuracy"))
+    errors = np.array([[b["accuracy"] - b["low"], b["high"] - b["accuracy"]] for b in bins]).T * 100
+    look: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": color, "markeredgewidth": 1.1}
+    axes.errorbar(confidence, accuracy, yerr=np.maximum(errors, 0), fmt="D" if hollow else "o",
+                  markersize=3.4 if hollow else 4, color=color, elinewidth=1.1, ecolor=ecolor, label=label,
+                  **(look if hollow else {"markeredgecolor": "white", "markeredgewidth": 0.5}))  # fmt: skip
+
+
+def selective_figure(methods: Sequence[Entry]) -> str:
+    """Accuracy of the answers given, against the share of images that is answered, most confident first; a line a method.
+
+    Args:
+        methods: entries of the report that have `trust`.
+    """
+    with _style():
+        figure = _figure(9.0, max(3.1, 1.2 + 0.2 * len(methods)))
+        axes = figure.add_subplot()
+        for number, entry in enumerate(methods):
+            curve = entry["trust"]["selective"]["curve"]
+            axes.plot(
+                np.array(curve["coverage"]) * 100, np.array(curve["accuracy"]) * 100, linewidth=1.6,
+                color=_COLOURS[number % len(_COLOURS)], linestyle=_DASHES[number % len(_DASHES)],
+                label=shorten(entry["name"], 42),
+            )  # fmt: skip
+        axes.set(xlim=(0, 101), xlabel="answered, the most confident first (%)", ylabel="right among the answered (%)")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(0.0, low), min(101.0, high))
+        axes.grid(color=_LINE, linewidth=0.5)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False, handlelength=2.6)
+        return _svg(figure, "selective")
 
 
 def roc_figure(methods: Sequence[Entry], label: str) -> str:
@@ -151,6 +195,80 @@ def roc_figure(methods: Sequence[Entry], label: str) -> str:
         if drawn:
             figure.legend(loc="outside lower left", fontsize=7.5, frameon=False, handlelength=2.6, borderpad=0.8)
         return _svg(figure, f"roc {label}")
+
+
+def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
+    """The main metric of every method inside (circle) and on an external set (diamond), each with its interval.
+
+    Args:
+        methods: entries of the external set, top row first.
+        name: of the set.
+    """
+    with _style():
+        figure = _figure(9.4, 0.95 + 0.42 * len(methods))
+        axes = figure.add_subplot()
+        for row, entry in enumerate(methods):
+            found = [entry[where][MAIN_METRIC] for where in ("inside", "metrics")]
+            axes.plot([100 * one["value"] for one in found], [row, row], color=_LINE, linewidth=5, solid_capstyle="round",
+                      zorder=1)  # fmt: skip
+            for one, place, marker, colour, label in zip(
+                found, (row - 0.13, row + 0.13), "oD", (_SOFT, _ACCENT), ("inside", name), strict=True
+            ):
+                value = 100 * one["value"]
+                ends = [value if one[end] is None else 100 * one[end] for end in ("low", "high")]
+                axes.plot(ends, [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+                axes.plot(
+                    [value], [place], marker, markersize=6, color=colour, linestyle="none", label="" if row else label
+                )
+        axes.set_yticks(range(len(methods)), [shorten(m["name"], 48) for m in methods])
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.set_xlabel("macro F1 (%), 95 % interval")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=_LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, frameon=False, handletextpad=0.2)
+        return _svg(figure, f"dumbbell {name}")
+
+
+def audit_figure(tests: Sequence[Entry]) -> str:
+    """Effect of every test of an audit with its interval, in the order of the tests; filled marks are positive.
+
+    Args:
+        tests: rows of `shortcuts.judge_trials`.
+    """
+    colours = {"strong": _COLOURS[1], "some": _COLOURS[4], "none": _ACCENT, "cannot_tell": _SOFT, "control": "#b3bcc5"}
+    with _style():
+        figure = _figure(9.4, 0.9 + 0.2 * len(tests))
+        axes = figure.add_subplot()
+        for row, test in enumerate(tests):
+            colour = colours[test["verdict"]]
+            axes.plot([100 * test["low"], 100 * test["high"]], [row, row], color=colour, linewidth=1.6)
+            filled = test["verdict"] in {"strong", "some"}
+            axes.plot([100 * test["effect"]], [row], "o", markersize=5.5, color=colour, markeredgewidth=1.4,
+                      markerfacecolor=colour if filled else "white")  # fmt: skip
+        for at, dashes in ((0.0, "-"), (100 * _AUDIT_MARGIN, (0, (4, 3)))):
+            axes.axvline(at, color=_SOFT, linewidth=0.9, linestyle=dashes, zorder=0)
+        axes.set_yticks(range(len(tests)), [shorten(t["name"].replace("-", " "), 48) for t in tests])
+        axes.set_ylim(len(tests) - 0.4, -0.6)
+        axes.set_xlabel("effect (points of balanced accuracy), 95 % interval")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=_LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        names = {
+            "strong": "strong sign",
+            "some": "some sign",
+            "none": "no sign",
+            "cannot_tell": "cannot tell",
+            "control": "control",
+        }
+        for verdict, name in names.items():
+            if any(t["verdict"] == verdict for t in tests):
+                axes.plot([], [], "o", color=colours[verdict], label=name, markersize=5.5,
+                          markerfacecolor=colours[verdict] if verdict in {"strong", "some"} else "white")  # fmt: skip
+        figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+        return _svg(figure, "audit")
 
 
 def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) -> str:

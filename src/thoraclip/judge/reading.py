@@ -17,7 +17,8 @@ ALPHA = 0.05
 
 _TRIVIAL = "trivial"
 """Kind of the methods that see no anatomy."""
-_FEW_GROUPS = 30
+FEW_GROUPS = 30
+"""Fewer patients (or images) give rough intervals."""
 _MINUS = "\u2212"
 
 
@@ -100,7 +101,8 @@ def reading(report: Mapping[str, Any]) -> list[str]:
         return ["No method gave predictions, so there is nothing to compare. The errors stand in the table below."]
     images = f"{report['sample']['n']:,} images"
     sentences = [
-        _winner(report, images), *_lead(report, images), _against_majority(report), *_against_trivial(report)
+        _winner(report, images), *_lead(report, images), _against_majority(report), *_against_trivial(report),
+        *_calibrated(report),
     ]  # fmt: skip
     return [*sentences, *_limits(report)]
 
@@ -172,6 +174,25 @@ def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _calibrated(report: Mapping[str, Any]) -> list[str]:
+    """What the best method's validation images are good for, where it has any."""
+    best = next(m for m in report["methods"] if m["name"] == report["verdict"]["best"])
+    trust = best.get("trust")
+    if not trust or trust["reason"] is not None or trust["after_temperature"] is None:
+        return []
+    after, sets = trust["after_temperature"], trust["conformal"]
+    gain, promised = after["change"]["ece"], f"{100 * sets['promised']:.0f} %"
+    known = [row["coverage"]["value"] for row in sets["classes"].values() if row["coverage"]["value"] is not None]
+    certain = gain["high"] is None or gain["high"] < 0 or gain["low"] > 0
+    chance = "" if certain else ", which may be chance"
+    return [
+        f"Temperature scaling changes the calibration error of {best['name']} from {share(trust['before']['ece']['value'])} "
+        f"to {share(after['ece']['value'])} % ({points(gain['value'])} points{_between(gain, points)}{chance}); its "
+        f"prediction sets, promised to hold the true class in {promised} of each class, hold it in {share(min(known))} to "
+        f"{share(max(known))} % and name {sets['mean_size']:.1f} of {len(sets['classes'])} classes on average."
+    ]
+
+
 def _points(comparison: Mapping[str, Any]) -> str:
     return f"{points(comparison['difference']).lstrip('+')} points"
 
@@ -184,7 +205,7 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
         sentences.append(f"No image here is of the class {_listed(absent)}: macro averages count it as 0.")
     if sample["groups"] == 1:
         sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
-    elif sample["groups"] < _FEW_GROUPS:
+    elif sample["groups"] < FEW_GROUPS:
         sentences.append(f"Only {sample['groups']} {sample['unit']}s: the intervals are rough and may be too narrow.")
     if report["failed"]:
         sentences.append(f"Failed, and so not compared: {_listed([entry['name'] for entry in report['failed']])}.")

@@ -15,6 +15,9 @@ from markupsafe import Markup
 
 from thoraclip import imaging
 from thoraclip.judge import figures
+from thoraclip.judge.audit_page import audit_context
+from thoraclip.judge.external import DROPS
+from thoraclip.judge.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.judge.metrics import METRICS
 from thoraclip.judge.published import PUBLISHED_METRICS
 from thoraclip.judge.reading import points, printed, probability, share, versus
@@ -66,6 +69,8 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
         load: file -> grey pixels.
     """
     context = _context(report)
+    for name, audited in context["audits"].items():
+        audited["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
     context["figures"] = _figures(report, context["ordered"]) if report["methods"] else None
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
     return _environment(html=True).get_template("report.html.j2").render(context)
@@ -104,6 +109,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     beside = _beside(report, [m["name"] for m in settings])
     pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
     return {
+        "audits": {name: audit_context(content) for name, content in report.get("audits", {}).items()},
         "report": report, "title": report["title"], "reading": report["reading"], "verdict": verdict, "ordered": ordered, "majority": MAJORITY,
         "best": next((m for m in ordered if verdict and m["name"] == verdict["best"]), None),
         "columns": _COLUMNS, "more_columns": _MORE_COLUMNS, "class_columns": _CLASS_COLUMNS, "metrics": METRICS,
@@ -113,12 +119,29 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "outside": [row for row in report["published"] if row.get("of") not in beside],
         "versus_best": _versus_best(report, ordered) if verdict else [],
         "settings": settings, "setting_names": ["model", "geometry", *names],
+        "external": [_external(report, one) for one in report.get("external", ())],
+        "trusted": _trusted(ordered), "losses": {"ece": "ECE (%)", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)"},
     }  # fmt: skip
 
 
 def _ordered(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Best macro F1 first, the majority row last."""
     return sorted(methods, key=lambda m: (m["name"] == MAJORITY, -m["metrics"]["macro_f1"]["value"]))
+
+
+def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
+    """An external set as its section shows it: its methods in the study's order, and whose classes are told one by one."""
+    found = ordered_outside(report, one)
+    return {
+        **one, "notes": external_notes(one), "methods": found, "best": found[0] if found else None, "drops": DROPS,
+        "changed": {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found},
+        "figure": Markup(figures.dumbbell_figure(found, one["name"])) if found else None,
+    }  # fmt: skip
+
+
+def _trusted(ordered: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The methods about whose scores something is said; none in a report of an earlier version."""
+    return [m for m in ordered if m.get("trust")]
 
 
 def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -154,6 +177,7 @@ def _figures(report: Mapping[str, Any], ordered: Sequence[Mapping[str, Any]]) ->
         "forest": Markup(figures.forest_figure(ordered, best=verdict["best"], tied=verdict["tied"])),
         "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
         "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
+        "selective": Markup(figures.selective_figure(found)) if (found := _trusted(real)) else None,
         "roc": [(label, Markup(figures.roc_figure(ordered, label))) for label in classes],
     }
 

@@ -14,6 +14,8 @@ from thoraclip.errors import ConfigError, InputError
 from thoraclip.judge.align import Aligned, align
 from thoraclip.judge.compare import COMPARED, Contestant, compare, resamples_needed
 from thoraclip.judge.entries import method_entry
+from thoraclip.judge.external import ExternalResult, external_entries
+from thoraclip.judge.external_reading import external_reading
 from thoraclip.judge.intervals import LEVEL
 from thoraclip.judge.metrics import Scored
 from thoraclip.judge.published import read_published
@@ -21,11 +23,17 @@ from thoraclip.judge.reading import reading, verdict
 from thoraclip.judge.render import Load, html_page, latex_table, load_pixels, markdown_page
 from thoraclip.judge.resampling import Replicates, replicate
 from thoraclip.judge.results import MAJORITY, MethodResult
+from thoraclip.judge.trust import trust_entry
 from thoraclip.runs import write_json, write_text
 
-__all__ = ["MethodResult", "judge", "write_report"]
+__all__ = ["NOT_AUDITED", "MethodResult", "judge", "with_audits", "write_report"]
 
 _SCHEMA = 1
+_AUDIT_SENTENCES = 4
+"""Of an audit's own reading, in the report's."""
+NOT_AUDITED = (
+    "Not audited: scores alone cannot say whether a classifier reads lungs or shortcuts; ask with thoraclip audit RUN."
+)
 _MAJORITY_ABOUT: dict[str, Any] = {
     "seeds": [],
     "settings": {},
@@ -43,14 +51,16 @@ def judge(
     dataset: Mapping[str, object] | None = None,
     provenance: Mapping[str, object] | None = None,
     published: Sequence[Mapping[str, object]] = (),
+    external: Sequence[ExternalResult] = (),
 ) -> dict[str, Any]:
     """Compare methods on the same images; the result is `report.json` as a mapping.
 
     Every method is reduced to its labelled test rows, joined by image id. A row `majority` (class frequencies of the
     judged rows as constant scores) is always added. A method with several seeds has the mean over its seeds as its
     value, and the interval of that mean over resampled images; its confusion matrix, curves, bins and mistakes are
-    those of the first seed. When there are many pairs, the differences use more resamples than asked for, so that a
-    Holm-corrected p can get small (`compare.resamples_needed`).
+    those of the first seed. What is fitted on validation images (calibration, prediction sets, operating points) stands
+    under `trust`, see `trust.trust_entry`. When there are many pairs, the differences use more resamples than asked for,
+    so that a Holm-corrected p can get small (`compare.resamples_needed`).
 
     Args:
         methods: one or more; failed ones are listed with their error.
@@ -60,11 +70,13 @@ def judge(
         dataset: facts to print, JSON-able.
         provenance: what `runs.provenance` gives, JSON-able.
         published: values of others, as in `published.Published`; printed apart, and no part of any comparison.
+        external: scores of the same methods on images from elsewhere, see `external.external_entries`.
 
     Raises:
         ConfigError: too few resamples, a repeated method name, or see `published.read_published`.
         InputError: no method.
-        ManifestError, MismatchError: see `align.align`.
+        ManifestError, MismatchError: see `align.align`, and of external sets `external.external_entries`.
+        LeakError: see `trust.trust_entry`.
     """
     if not methods:
         raise InputError("no method to judge; name at least one predictions file")
@@ -72,16 +84,43 @@ def judge(
         raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; 2000 is the default")
     rows = read_published(published, [m.name for m in methods], f"report '{title}'")
     report: dict[str, Any] = {"schema": _SCHEMA, "title": title, "classes": [], "reading": [], "verdict": None}
-    report |= {"sample": None, "bootstrap": None, "methods": [], "failed": [], "comparisons": []}
+    report |= {
+        "sample": None,
+        "bootstrap": None,
+        "methods": [],
+        "failed": [],
+        "comparisons": [],
+        "external": [],
+        "audits": {},
+    }
     report["failed"] = [
         {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
     ]
     if len(report["failed"]) < len(methods):
-        report |= _judged(methods, resamples, seed)
+        report |= _judged(methods, external, resamples, seed)
     report["published"] = [asdict(row) for row in rows]
     report |= {"dataset": dataset or {}, "provenance": provenance or {}}
-    report["reading"] = reading(report)
+    report["reading"] = [*reading(report), *external_reading(report)]
+    if report["verdict"] is not None:
+        report["reading"].insert(1, NOT_AUDITED)
     return dict(plain(report))
+
+
+def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The report with audits of some of its methods, and what they say near the top of its reading.
+
+    Args:
+        report: what `judge` returned.
+        audits: method -> content of its `audit.json`.
+    """
+    told = [
+        f"Audit of {name}: {sentence[0].lower()}{sentence[1:]}" if number == 0 else sentence
+        for name, content in audits.items()
+        for number, sentence in enumerate(content["reading"][:_AUDIT_SENTENCES])
+    ]
+    first, *rest = report["reading"]
+    rest = [sentence for sentence in rest if sentence != NOT_AUDITED]
+    return {**report, "audits": plain(dict(audits)), "reading": [first, *told, *rest]}
 
 
 def write_report(
@@ -107,15 +146,20 @@ def write_report(
     write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load))
 
 
-def _judged(methods: Sequence[MethodResult], resamples: int, seed: int) -> dict[str, Any]:
+def _judged(
+    methods: Sequence[MethodResult], external: Sequence[ExternalResult], resamples: int, seed: int
+) -> dict[str, Any]:
     aligned = align(methods)
     kinds = {m.name: m.kind for m in methods if m.predictions} | {MAJORITY: MAJORITY}
     about = {m.name: _about(m) for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
     scored = {**aligned.scored, MAJORITY: (_majority(aligned),)}
     resampled = aligned.group_count > 1
     replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
+    trust = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
     entries = [
-        method_entry(name, kinds[name], tables, aligned, replicates.get(name)) | about[name]
+        method_entry(name, kinds[name], tables, aligned, replicates.get(name))
+        | about[name]
+        | {"trust": trust.get(name)}
         for name, tables in scored.items()
     ]
     enough = max(resamples, resamples_needed(len(entries)))
@@ -132,6 +176,7 @@ def _judged(methods: Sequence[MethodResult], resamples: int, seed: int) -> dict[
         },
         "methods": entries,
         "comparisons": comparisons,
+        "external": external_entries(external, aligned, resamples=resamples, seed=seed),
     }  # fmt: skip
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
-from thoraclip.data.batches import grey_batches, in_batches, read_indexed
+from thoraclip.data.batches import grey_batches, in_batches, pixel_cache, read_indexed
 from thoraclip.data.lungs import LungRegions, lung_masks
 from thoraclip.data.splits import independent_groups
 from thoraclip.data.views import VIEWS, Scene
 from thoraclip.errors import ConfigError, ManifestError
-from thoraclip.imaging import decode
+from thoraclip.imaging import Preprocess, decode
 from thoraclip.judge.audit import Facts, audit_report
 from thoraclip.judge.shortcuts import Answers, Trial
 from thoraclip.labels import LabelSet
@@ -41,6 +41,8 @@ Ints = npt.NDArray[np.int64]
 
 _ATTRIBUTES = ("source", "view", "sex", "format")
 """Columns of a manifest that a classifier's features are asked for."""
+_SEEN_BY = 0.10
+"""Share of the estimates that see lung where the region of all images is."""
 _FEWEST = 20
 """Images of a value below which it is not asked for."""
 
@@ -138,15 +140,14 @@ def audit(
     n = len(sample.target)
     announce(f"{n} images that the classifier has not seen")
     spec = sample.classifiers[0][0].preprocess
-    greys = np.concatenate([g for _, g in grey_batches(sample.manifest, spec, batch_size=256, pixels=pixels)])
+    greys = _pictures(sample, manifest, spec, pixels)
     lungs = _find_lungs(sample, spec, config, progress)
     announce(lungs.words)
-    usable = lungs.usable
+    regions = _shared_region(lungs) if lungs.origin == "estimated" else lungs.masks
+    usable = np.asarray(regions.any(axis=(1, 2)))
     same, other, any_ = choose_partners(sample.target, sample.groups, usable, seed=config.seed)
-    scene = Scene(greys, lungs.masks, round(float(greys.mean())), same, other, any_, config.seed)
-    token = digest(
-        [run.manifest, str(run.config), sample.manifest.fingerprint, spec.as_dict(), lungs.fingerprint, config.seed]
-    )
+    scene = Scene(greys, regions, round(float(greys.mean())), same, other, any_, config.seed)
+    token = digest([run.fingerprint, sample.manifest.fingerprint, spec.as_dict(), lungs.fingerprint, config.seed])
     seen = look_at_views(
         scene, sample.classifiers, batch_size=config.batch_size, manifest=sample.manifest, cache=out / "cache" / "views",
         token=token, progress=progress,
@@ -158,7 +159,7 @@ def audit(
     named |= refitted
     trials += _trials_refitted(refitted, run.is_retrainable)
     announce("what can be told without lungs")
-    behind, trees = _background(sample, greys, lungs.masks, fold, config)
+    behind, trees = _background(sample, greys, regions, fold, config)
     named |= behind
     trials += trees
     across, more = _across_sources(sample, seen["original"], fold, config)
@@ -166,8 +167,8 @@ def audit(
     trials += more
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
-        run=str(run.folder), kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
-        attributes=_attributes(sample, seen["original"], fold, config), lungs=lungs.as_json(),
+        run=run.folder.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
+        attributes=_attributes(sample, seen["original"], fold, config), lungs=_origin(lungs),
         sham=_sham(seen), saliency=_saliency(sample, greys, lungs.masks, named["original"], config, announce),
         without_duplicates=_without_duplicates(run, manifest, config, inspection or out / "cache" / "inspection", progress),
         has_masks=bool(usable.any()),
@@ -202,7 +203,16 @@ def _draw(run: FinishedRun, manifest: Manifest, config: AuditConfig) -> _Sample:
     return _Sample(taken, classifiers, labels, targets[rows], groups.astype(np.int64))
 
 
-def _find_lungs(sample: _Sample, spec: Any, config: AuditConfig, progress: Progress | None) -> LungRegions:
+def _pictures(sample: _Sample, manifest: Manifest, spec: Preprocess, pixels: Path | None) -> npt.NDArray[np.uint8]:
+    """u8[N, S, S] of the sample, out of the whole manifest's pixel cache where there is a folder for it."""
+    if pixels is None:
+        return np.concatenate([greys for _, greys in grey_batches(sample.manifest, spec, batch_size=256)])
+    row = {image: number for number, image in enumerate(manifest.column("image_id"))}
+    rows = np.array([row[image] for image in sample.manifest.column("image_id")], dtype=np.int64)
+    return np.array(pixel_cache(manifest, spec, pixels).pixels[rows])
+
+
+def _find_lungs(sample: _Sample, spec: Preprocess, config: AuditConfig, progress: Progress | None) -> LungRegions:
     """Where the lungs of every image are, by the way that the settings ask for."""
     estimate = None
     source = config.masks
@@ -211,6 +221,29 @@ def _find_lungs(sample: _Sample, spec: Any, config: AuditConfig, progress: Progr
 
         estimate, source = load_segmenter(source).estimate, "model"
     return lung_masks(sample.manifest, spec, source=source, estimate=estimate, progress=progress)
+
+
+def _shared_region(lungs: LungRegions) -> npt.NDArray[np.bool_]:
+    """bool[N, S, S]: for every image the same region, where a tenth of the estimates see lung.
+
+    An estimate is smaller where a lung is opaque, so that an outline of its own would leave the finding in the picture, and
+    tell the class by its shape.
+    """
+    if not lungs.usable.any():
+        return lungs.masks
+    share = lungs.masks[lungs.usable].mean(axis=0)
+    return np.broadcast_to(share >= _SEEN_BY, lungs.masks.shape)
+
+
+def _origin(lungs: LungRegions) -> dict[str, Any]:
+    """Where the lung regions are from, with a word on what is made of an estimate."""
+    told = lungs.as_json()
+    if lungs.origin == "estimated":
+        told["words"] += (
+            f" An estimate is worse where a lung is opaque, so one region is taken for all images: where {_SEEN_BY:.0%} of the "
+            "estimates see lung."
+        ).replace("%", " %")
+    return told
 
 
 def _trials_of_views(named: Mapping[str, Ints]) -> list[Trial]:

@@ -61,6 +61,7 @@ class FinishedRun:
         kind: a name in `METHODS`.
         config: of the method, as it ran.
         manifest: fingerprint of the manifest that it ran on.
+        fingerprint: of all that its result depends on.
         folds: numbers of the folds that it held out; `(None,)` with a train/val/test split.
     """
 
@@ -68,6 +69,7 @@ class FinishedRun:
     kind: str
     config: Any
     manifest: str
+    fingerprint: str
     folds: tuple[int | None, ...]
 
     @property
@@ -146,7 +148,8 @@ def read_run(folder: Path) -> FinishedRun:
 
     found = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(found)) or (None,)
-    return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), folds)
+    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds)
 
 
 def _moved(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:

@@ -105,7 +105,7 @@ class Counting:
         if self._config.folder and not (self._out / "manifest.facts.jsonl").is_file():
             work.tasks.append(Task(Unit("index"), size=n))
         if not has_parts and self._config.group_duplicates:
-            work.tasks += [*self._inspect(), Task(Unit("duplicates"), size=n)]
+            work.tasks += [*self.inspect_once(), Task(Unit("duplicates"), size=n)]
         return work
 
     def captions(self) -> Work:
@@ -145,9 +145,10 @@ class Counting:
         some = (min(judged, _MOST_TO_RESAMPLE),)
         work.tasks = [
             Task(Unit("judge"), times=len(methods)),
-            Task(Unit("resample", about=some), size=tables * judged * self._config.resamples),
+            # beside its metrics, calibration and the answers given when sure of every method, as dear as two tables more
+            Task(Unit("resample", about=some), size=(tables + 2 * len(methods)) * judged * self._config.resamples),
             Task(Unit("compare"), size=max(enough, self._config.resamples), times=entries * (entries - 1) // 2),
-            Task(Unit("figure"), times=1 + classes + 2 * len(methods)),
+            Task(Unit("figure"), times=2 + classes + 2 * len(methods)),
         ]
         if enough > self._config.resamples:
             work.tasks.append(Task(Unit("resample answers", about=some), size=tables * judged * enough))
@@ -161,6 +162,10 @@ class Counting:
             for row, (split, fold, label) in enumerate(zip(*map(self.manifest.column, columns), strict=True))
             if label is not None and (split == "test" if fold is None else not only or fold in only)
         ]
+
+    def judged_by(self, config: Any) -> int:
+        """Number of images that a method's scores are judged on."""
+        return len(self._judged(config))
 
     def run(self, method: MethodEntry, seed: int | None, config: Any, folder: Path, *, done: bool) -> Work:
         """The tasks of one run.
@@ -184,7 +189,7 @@ class Counting:
             judged = len(self._judged(config))
             resample = Unit("resample", about=(min(judged, _MOST_TO_RESAMPLE),))
             work.tasks += [
-                Task(Unit("card")), Task(Unit("judge")), Task(resample, size=2 * judged * _CARD_RESAMPLES)
+                Task(Unit("card")), Task(Unit("judge")), Task(resample, size=3 * judged * _CARD_RESAMPLES)
             ]  # fmt: skip
         return work
 
@@ -252,10 +257,11 @@ class Counting:
             yield from self._train(config, training, part, folder)
             yield Task(dataclasses.replace(training, kind="reload"))
             scoring = dataclasses.replace(training, kind="validate")
-            yield Task(scoring, len(part.test), encoded=len(part.test), what="score")
+            scored = len(part.test) + len(part.val)
+            yield Task(scoring, scored, encoded=scored, what="score")
 
     def _trivial(self, config: Any, folder: Path) -> Iterator[Task]:
-        yield from self._inspect()
+        yield from self.inspect_once()
         cost = dataclasses.replace(config, seed=0, only_folds=(), class_weight="none", val_fraction=0.2)
         found = self._parts_of(config)
         measured_on = min(_MOST_FOR_TREES, max(len(part.train) for part in found))
@@ -324,7 +330,7 @@ class Counting:
         plain = dataclasses.replace(spec, mean=(0.5,) * 3, std=(0.5,) * 3)  # come later, at the model's door
         return [Task(Unit("decode", about=(plain,)), size=len(self.manifest))]
 
-    def _inspect(self) -> list[Task]:
+    def inspect_once(self) -> list[Task]:
         """Measuring every picture's appearance, once in a study."""
         tasks = [] if self._inspected else [Task(Unit("inspect"), size=len(self.manifest))]
         self._inspected = True

@@ -17,7 +17,9 @@ from typing import Any
 
 from thoraclip.errors import InputError, ThoraclipError
 from thoraclip.methods.running import is_done
+from thoraclip.study.auditing import audit_work
 from thoraclip.study.counting import Counting, Describe, expected_images
+from thoraclip.study.external.counting import external_work
 from thoraclip.study.settings import MethodEntry, StudyConfig
 from thoraclip.study.tasks import Task, Unit, Work
 from thoraclip.tables.manifest import Manifest
@@ -96,7 +98,10 @@ def make_plan(
     stages = _beginning(counting, methods, has_parts=has_parts) if counting else []
     runs, failed = _runs(counting, methods, out, manifest, error)
     if counting:
-        stages.append(counting.judge([method for method in methods if method.name not in failed]))
+        able = [method for method in methods if method.name not in failed]
+        stages += [external_work(one, able, counting, config, out) for one in config.external]
+        stages.append(audit_work(config, able, counting))
+        stages.append(counting.judge(able))
     measured = None
     units = list(dict.fromkeys(task.unit for work in (*runs, *stages) for task in work.tasks))
     if measure and images is not None:

@@ -45,7 +45,7 @@ def _judge(bench: Bench) -> Law:
 def _figure(bench: Bench) -> Law:
     methods = [_method(bench.manifest, name) for name in ("a", "b")]
     report = judge(methods, title="", resamples=100)
-    drawn = 1 + len(bench.manifest.label_set()) + 2 * len(methods)
+    drawn = 2 + len(bench.manifest.label_set()) + 2 * len(methods)
     return Law(bench.usual(lambda: write_report(report, bench.folder / "report"), most=1) / drawn)
 
 

@@ -15,12 +15,15 @@ from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds
 from thoraclip.errors import InputError, ManifestError, ThoraclipError, first_line
-from thoraclip.judge.report import MethodResult, judge, write_report
+from thoraclip.judge.report import MethodResult, judge, with_audits, write_report
 from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CaptionConfig, caption
-from thoraclip.methods.running import run_method
+from thoraclip.methods.running import read_validation, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
+from thoraclip.study.auditing import audit_methods, audited_methods
 from thoraclip.study.estimate import make_plan
+from thoraclip.study.external.scoring import Scoring, score_set
+from thoraclip.study.external.sets import prepare_sets
 from thoraclip.study.measuring import Bench
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
@@ -111,7 +114,9 @@ def run_study(
     torn = _torn_pictures(manifest)
     if torn:
         announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
-    facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint})
+    outside = prepare_sets(config.external, manifest, config.classes, out, announce=announce, progress=progress)
+    hashes = {f"external {one.external.name}": one.images.fingerprint for one in outside}
+    facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint, **hashes})
     write_text(out / "config.toml", study_toml(config, methods))
     write_json(out / "provenance.json", facts)
     results, errors = [], []
@@ -135,14 +140,22 @@ def run_study(
             )
     if len(errors) == len(methods):
         raise errors[0]
+    scoring = Scoring(manifest, out, pixels, config.batch_size, announce, progress)
+    external = [score_set(one, methods, failed, scoring) for one in outside]
     announce("judging")
     report = judge(
         results, title=config.title, resamples=config.resamples, seed=config.seeds[0],
         dataset=_describe(manifest, omitted, torn), provenance=facts,
-        published=[dataclasses.asdict(row) for row in config.published],
+        published=[dataclasses.asdict(row) for row in config.published], external=external,
     )  # fmt: skip
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
+    audits = audit_methods(
+        config, audited_methods(config, methods, report), manifest, out, pixels=pixels, progress=progress, announce=announce
+    )  # fmt: skip
+    if audits:
+        report = with_audits(report, audits)
+        write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
     return report
 
 
@@ -216,6 +229,7 @@ def _run_entry(
     progress: Progress | None,
 ) -> MethodResult:
     predictions: list[Predictions] = []
+    validation: list[tuple[Predictions, ...]] = []
     details: Mapping[str, Any] = {}
     for _, config, folder in method.runs(out / "runs"):
         (folder / _TRACEBACK).unlink(missing_ok=True)
@@ -233,12 +247,14 @@ def _run_entry(
         assert result is not None, "a study runs in one process"
         found, extra = result
         predictions.append(found)
+        validation.append(read_validation(folder))
         details = details or extra
     notes = ["tiny-clip is a demonstration model that has only seen phantoms; name a real one with model = ..."]
     return MethodResult(
         name=method.name,
         kind=method.kind,
         predictions=tuple(predictions),
+        validation=tuple(validation),
         seeds=method.seeds,
         settings=_settings(method),
         notes=tuple(notes) if getattr(method.config, "model", "") == "tiny-clip" else (),

@@ -15,6 +15,7 @@ from thoraclip.data.layouts import LAYOUTS
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.judge.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
+from thoraclip.study.external.settings import External, external_toml, read_external
 
 __all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
 
@@ -32,6 +33,7 @@ _TRAINS_ADAPTERS = ("finetune",)
 _PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts")
 CAPTIONS = "captions.parquet"
 """File of the captions that the study makes, in its folder."""
+AUDITED = ("best", "all", "none")
 OWN_CAPTIONS = "(written by the study)"
 """Stands for the caption file that the study makes in its folder."""
 
@@ -84,8 +86,17 @@ class StudyConfig:
     """Bootstrap resamples behind every interval."""
     thumbnails: bool = True
     """Whether report.html shows misclassified images."""
+    audit: str = "best"
+    """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a classifier), all
+    or none."""
+    audit_images: int = 500
+    """Images at most that each audit looks at, in sixteen views; 0 for all that the classifier has not seen."""
+    audit_masks: str = "auto"
+    """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own model."""
     published: tuple[Published, ...] = ()
     """Values of others, one [[published]] table each, printed beside the measured ones; not for --set, see docs/report.md."""
+    external: tuple[External, ...] = ()
+    """Test sets from elsewhere, one [external.NAME] table each, scored by every method that keeps a model; not for --set."""
 
     def __post_init__(self) -> None:
         if bool(self.manifest) == bool(self.folder):
@@ -105,6 +116,10 @@ class StudyConfig:
                 f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to write; "
                 "leave one of them out"
             )
+        if self.audit not in AUDITED:
+            raise ConfigError(f"unknown audit '{self.audit}'{did_you_mean(self.audit, AUDITED)}")
+        if self.audit_images < 0:
+            raise ConfigError(f"audit_images = {self.audit_images}: 0 or more is needed")
         if self.resamples < 100:
             raise ConfigError(f"resamples = {self.resamples}: 100 or more are needed for an interval")
 
@@ -164,13 +179,16 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
         settings: `--set` values; a study setting, or a setting of the methods that know it.
 
     Raises:
-        ConfigError: every unknown name at once, with the nearest known one; see also `judge.published.read_published`.
+        ConfigError: every unknown name at once, with the nearest known one; see also `judge.published.read_published` and
+            `external.settings.read_external`.
         InputError: no such file.
     """
     if "published" in settings:
         raise ConfigError(
             "--set published: published values stand in the study file; write them as [[published]] tables"
         )
+    if "external" in settings:
+        raise ConfigError("--set external: external sets stand in the study file; write them as [external.NAME] tables")
     if source.is_dir():
         content: dict[str, Any] = {"folder": str(source), "title": source.resolve().name}
         entries: Sequence[Mapping[str, Any]] = _DEFAULT_METHODS
@@ -181,7 +199,7 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
         if isinstance(entries, list):
             entries = [{**e, **_beside(source, e)} if isinstance(e, Mapping) else e for e in entries]
     where = str(source)
-    published = content.pop("published", [])
+    published, external = content.pop("published", []), content.pop("external", {})
     own = {field.name for field in dataclasses.fields(StudyConfig)}
     config = build_config(StudyConfig, {**content, **{k: v for k, v in settings.items() if k in own}}, where=where)
     if not isinstance(entries, list | tuple) or not entries or not all(isinstance(e, Mapping) for e in entries):
@@ -189,7 +207,8 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
     loose = {k: v for k, v in settings.items() if k not in own}
     methods = build_entries(config, entries, loose, where)
     rows = read_published(published, [m.name for m in methods], where)
-    return dataclasses.replace(config, published=rows), methods
+    sets = read_external(external, where, lambda table: _beside(source, table))
+    return dataclasses.replace(config, published=rows, external=sets), methods
 
 
 def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
@@ -286,9 +305,10 @@ def _unique_slug(name: str, taken: Sequence[str]) -> str:
 
 def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
     """Everything as a study file that `read_study` reads back."""
-    text = config_toml(config, skip=("published",))
+    text = config_toml(config, skip=("published", "external"))
     for method in methods:
         skip = ("seed",) if method.seeds else ()
         after = f"after = {toml_value(method.after.name)}\n" if method.after else ""
         text += f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = {toml_value(method.kind)}\n{after}{config_toml(method.config, skip=skip)}"
-    return text + "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)
+    text += "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)
+    return text + external_toml(config.external)

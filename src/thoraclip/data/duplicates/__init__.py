@@ -83,7 +83,7 @@ class DuplicatePair:
 
 
 def find_duplicates(
-    thumbnails: Grey, sha256: Sequence[str], *, progress: Progress | None = None
+    thumbnails: Grey, sha256: Sequence[str], *, among: Mask | None = None, progress: Progress | None = None
 ) -> list[DuplicatePair]:
     """All pairs of images that show the same picture; the answer does not depend on the order of the images.
 
@@ -94,6 +94,7 @@ def find_duplicates(
     Args:
         thumbnails: u8[N, S, S] of `thumbnail`; a memory map will do.
         sha256: of the files, one for each thumbnail.
+        among: bool[N]; near pairs of two images outside it are not looked for. Without it, all are.
         progress: called with (done, total).
 
     Returns:
@@ -116,7 +117,10 @@ def find_duplicates(
     found = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
     # in the order of their SHA-256, so that nothing below depends on the order of the images
     order = np.array([groups[digest][0] for digest in sorted(groups)], dtype=np.int64)
-    search = _Search(thumbnails, order)
+    wanted = np.ones(len(order), dtype=bool)
+    if among is not None:
+        wanted = np.array([any(among[groups[digest]]) for digest in sorted(groups)], dtype=bool)
+    search = _Search(thumbnails, order, wanted)
     for done, total in search.run():
         if progress:
             progress(done, total)
@@ -124,10 +128,10 @@ def find_duplicates(
 
 
 class _Search:
-    """Near pairs among pictures in a fixed order; `run` yields (done, total) as it goes."""
+    """Near pairs among pictures in a fixed order, one of each pair at least wanted; `run` yields (done, total) as it goes."""
 
-    def __init__(self, thumbnails: Grey, order: Indices) -> None:
-        self.thumbnails, self.order = thumbnails, order
+    def __init__(self, thumbnails: Grey, order: Indices, wanted: Mask) -> None:
+        self.thumbnails, self.order, self.wanted = thumbnails, order, wanted
         self.group = np.arange(len(order))
         self.pairs = np.zeros((0, 5), dtype=np.int64)  # source, target, warp, mirrored, distance
         self.tried = np.zeros((0, 5), dtype=np.int64)  # the same, of every pair that was aligned
@@ -161,6 +165,7 @@ class _Search:
                 distance = np.bitwise_count(hashes[rows, warp] ^ plain[columns]).sum(axis=1, dtype=np.int64)
                 source, target, mirrored = kept[rows], kept[columns % count], columns // count
                 near = (distance <= LONG_RADIUS) & (source != target) & ~self._linked(source, target)
+                near &= self.wanted[source] | self.wanted[target]
                 fixed = np.full(len(rows), warp)
                 waiting.append(np.column_stack([source, target, fixed, mirrored, distance])[near])
                 if sum(map(len, waiting[1:])) > ROOM:

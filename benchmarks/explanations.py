@@ -1,0 +1,206 @@
+"""Which heat map finds the lesion: every method of `thoraclip explain`, and two baselines that have seen nothing, side by side.
+
+    python benchmarks/explanations.py --out explanations.md
+    python benchmarks/explanations.py --masks covid-qu-ex-sample --train covid3-talo --model dino-minilm --out real.md
+    python benchmarks/explanations.py --masks covid-qu-ex-sample --run study/runs/linear-probe --out real.md
+
+Without --masks: phantoms of 128 pixels and difficulty 0, whose lesions are known because they were drawn, and two
+classifiers on the shipped tiny-clip, its vision tower fine-tuned and a probe on its features. With --masks: a folder of the
+data set COVID-QU-Ex and a finished run (of --run, or a probe that is made here on --train, a folder with manifest.csv). Only
+test images with a lesion that the classifier gets right are judged, unless --wrong-too. Columns:
+
+    pointing    share of maps whose hottest pixel lies in a lesion, or within 3 % of the side of it
+    mass        share of the map's mass in the lesions; behind it, over the lesions' share of the area
+    deletion    area under the probability while the hottest pixels are blurred away first: less is better
+    insertion   area under the probability while they come back first: more is better
+    head, all   rank correlation with the map of the same network with a random head, or with all weights shuffled
+    seconds     for one map
+
+Intervals of 95 % resample the images. --cache keeps phantoms, runs and decoded pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import thoraclip
+from thoraclip.data.index import index
+from thoraclip.data.layouts import CsvColumns
+from thoraclip.data.masks import fit_mask, read_mask
+from thoraclip.imaging import decode, fit
+from thoraclip.judge.intervals import Estimate
+from thoraclip.judge.saliency import (
+    curve_area,
+    mass_share,
+    mean_with_interval,
+    points_at,
+    rank_correlation,
+    ratio_with_interval,
+)
+from thoraclip.methods.heatmaps import BASELINES, MAPS, heat_map
+from thoraclip.methods.perturbation import perturbation_curves
+from thoraclip.methods.predictors import Classifier, read_run
+from thoraclip.models.backbones import Backbone
+from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import read_predictions
+
+Grey = npt.NDArray[np.uint8]
+Case = tuple[Grey, npt.NDArray[np.bool_], int]
+"""Picture as the network takes it, lesions in it, class."""
+
+
+def cases(
+    manifest: Manifest, classifier: Classifier, name_of: Callable[[str], str], options: argparse.Namespace
+) -> tuple[list[Case], int]:
+    """(images with a lesion that the classifier gets right, how many have a lesion)."""
+    found, looked = [], 0
+    spec = classifier.preprocess
+    columns = (manifest.column(name) for name in ("label", "split", "infection_mask"))
+    for path, label, split, mask_file in zip(manifest.paths(), *columns, strict=True):
+        if mask_file is None or split != "test" or len(found) == options.limit:
+            continue
+        pixels = decode(path).pixels
+        lesion = fit_mask(read_mask(manifest.root / mask_file, pixels.shape), spec)
+        if not lesion.any():
+            continue
+        looked += 1
+        grey, c = np.array(fit(pixels, spec)), classifier.labels.index(name_of(label))
+        if options.wrong_too or int(classifier.look(grey[None])[1].argmax()) == c:
+            found.append((grey, lesion, c))
+    return found, looked
+
+
+def randomised(classifier: Classifier, *, whole: bool) -> Classifier:
+    """The same network with a random head, or with the entries of each of its weights shuffled (Adebayo et al. 2018)."""
+    generator = torch.Generator().manual_seed(0)
+    twin: Any = classifier
+    if isinstance(classifier, Backbone):
+        twin = replace(classifier, network=copy.deepcopy(classifier.network))
+        chosen = twin.network.parameters() if whole else twin.head_parameters.values()
+    elif isinstance(classifier, EncoderClassifier):
+        weight = torch.from_numpy(classifier.head.weight)
+        shuffled = weight.flatten()[torch.randperm(weight.numel(), generator=generator)].reshape(weight.shape).numpy()
+        encoder = (
+            replace(classifier.encoder, model=copy.deepcopy(classifier.encoder.model)) if whole else classifier.encoder
+        )
+        twin = EncoderClassifier(encoder, replace(classifier.head, weight=shuffled), classifier.features)
+        chosen = twin.network.parameters() if whole else []
+    with torch.no_grad():
+        for tensor in chosen:
+            tensor.copy_(tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape))
+    return twin  # type: ignore[no-any-return]
+
+
+def cell(found: Estimate, digits: int = 2) -> str:
+    value = f"{found.value:.{digits}f}"
+    return value if found.low is None else f"{value} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def row(
+    classifier: Classifier, twins: list[Classifier], judged: list[Case], method: str, options: argparse.Namespace
+) -> list[str]:
+    hits, masses, areas, curves, alike, seconds = [], [], [], [], [], []
+    for number, (grey, lesion, c) in enumerate(judged):
+        began = time.perf_counter()
+        heat = heat_map(classifier, grey, c, method=method)
+        seconds.append(time.perf_counter() - began)
+        hits.append(points_at(heat, lesion))
+        masses.append(mass_share(heat, lesion))
+        areas.append(lesion.mean())
+        curves.append(
+            [curve_area(curve) for curve in perturbation_curves(classifier, grey, heat, c, steps=options.steps)]
+        )
+        if number < options.sanity and method in MAPS:
+            alike.append([rank_correlation(heat, heat_map(twin, grey, c, method=method)) for twin in twins])
+    mass, area = np.array(masses), np.array(areas)
+    deletion, insertion = np.array(curves).T
+    means = [f"{value:.2f}" for value in np.mean(alike, axis=0)] if alike else ["-", "-"]
+    share, ratio = mean_with_interval(mass), ratio_with_interval(mass, area)
+    return [cell(mean_with_interval(np.array(hits, float), is_share=True)), f"{share.value:.2f}, {cell(ratio, 1)} x",
+            cell(mean_with_interval(deletion)), cell(mean_with_interval(insertion)), *means, f"{np.median(seconds):.2f}"]  # fmt: skip
+
+
+def table(
+    title: str, classifier: Classifier, judged: list[Case], looked: int, options: argparse.Namespace
+) -> list[str]:
+    area = np.mean([lesion.mean() for _, lesion, _ in judged])
+    lines = [f"**{title}**: {len(judged)} images judged of {looked} looked at with a lesion; lesions cover {100 * area:.1f} % of a picture.", "",
+             "| method | pointing | mass | deletion | insertion | head | all | seconds |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    twins = [randomised(classifier, whole=whole) for whole in (False, True)]
+    for method in (*MAPS, *BASELINES):
+        lines.append(f"| {method} | {' | '.join(row(classifier, twins, judged, method, options))} |")
+        print(lines[-1], flush=True)
+    return [*lines, ""]
+
+
+def phantoms(options: argparse.Namespace) -> list[str]:
+    root = options.cache / "phantoms"
+    from thoraclip.data.phantom import PhantomConfig, write_phantoms
+
+    config = PhantomConfig(images=options.images, size=128, difficulty=0.0, infection_fraction=1.0)
+    write_phantoms(root, config)
+    found = thoraclip.index(root, out=options.cache / "phantoms.parquet").manifest
+    tuning = {"epochs": options.epochs, "learning_rate": 3e-4, "warmup_steps": 20}
+    thoraclip.baseline(found, out=options.cache / "tower", model="tiny-clip", **tuning)
+    thoraclip.probe(found, out=options.cache / "probe", model="tiny-clip")
+    lines = []
+    for name, title in (("tower", "Phantoms, vision tower fine-tuned"), ("probe", "Phantoms, linear probe")):
+        scored = read_predictions(options.cache / name / "predictions.parquet").judged()
+        right = np.mean(scored.scores.argmax(axis=1) == scored.target)
+        classifier = read_run(options.cache / name).classifier(None, found.label_set())
+        judged, looked = cases(found, classifier, str, options)
+        lines += table(f"{title} (test accuracy {right:.2f})", classifier, judged, looked, options)
+    return lines
+
+
+def real(options: argparse.Namespace) -> list[str]:
+    folder = options.run
+    if folder is None:
+        columns = CsvColumns(path="rel_path", patient="patient_id", source="source_repo")
+        listed = index(options.train, layout="csv", csv_file=options.train / "manifest.csv", columns=columns).manifest
+        split = thoraclip.split(listed, out=options.cache / "train.parquet", folds=2)
+        folder = options.cache / "real-probe"
+        thoraclip.probe(split, out=folder, model=options.model, progress=True)
+    run = read_run(folder)
+    labels = read_predictions(folder / "predictions.parquet").labels
+    classifier = run.classifier(run.folds[0], labels)
+    found = index(options.masks, layout="covid-qu-ex").manifest
+    names = {"COVID-19": "covid", "Normal": "normal", "Non-COVID": "pneumonia"}
+    judged, looked = cases(found, classifier, lambda name: name if name in labels.names else names[name], options)
+    return table("Radiographs, linear probe", classifier, judged, looked, options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--masks", type=Path, help="folder of COVID-QU-Ex with infection masks; none for phantoms")
+    parser.add_argument("--run", type=Path, help="finished run whose classifier is explained on --masks")
+    parser.add_argument("--train", type=Path, help="without --run: folder with manifest.csv that a probe is trained on")
+    parser.add_argument("--model", default="tiny-clip", help="of that probe")
+    parser.add_argument("--images", type=int, default=2400, help="phantoms drawn")
+    parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
+    parser.add_argument("--limit", type=int, default=30, help="images judged")
+    parser.add_argument(
+        "--wrong-too", action="store_true", help="judge the map of the true class whatever was predicted"
+    )
+    parser.add_argument("--sanity", type=int, default=6, help="images of the two sanity columns")
+    parser.add_argument("--steps", type=int, default=16, help="of deletion and insertion")
+    parser.add_argument("--cache", type=Path, default=Path("explanations-cache"))
+    parser.add_argument("--out", type=Path, default=Path("explanations.md"))
+    options = parser.parse_args()
+    lines = real(options) if options.masks else phantoms(options)
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

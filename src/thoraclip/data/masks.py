@@ -1,0 +1,103 @@
+"""Mask files: read, brought to the picture's shape and through the picture's geometry, and what is wrong with one."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from thoraclip.errors import ImageError, first_line
+from thoraclip.imaging import MAX_PIXELS, Preprocess, fit, read_bytes
+from thoraclip.imaging.codestream import refuse_many_scans
+
+__all__ = ["fit_mask", "mask_problem", "read_mask"]
+
+Mask = npt.NDArray[np.bool_]
+
+ASPECT_TOLERANCE = 0.02
+"""A mask whose aspect ratio is off by more is of another picture, or of a cropped one."""
+MOST = 0.95
+"""A lung mask that covers more says nothing."""
+
+
+def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
+    """A mask file as bool[H, W] of its picture's shape.
+
+    Inside is what reaches half of the file's largest value, in any of its colour channels; alpha is laid over black. So
+    0/255, 0/1, and two lungs of two colours or numbered 1 and 2 are read alike; an all-black file has no pixel inside.
+    Another size of the same aspect ratio is resampled (nearest).
+
+    Args:
+        path: PNG or JPEG of any mode.
+        shape: (H, W) of the picture that the mask belongs to, as displayed.
+
+    Raises:
+        ImageError: unreadable, or of another aspect ratio than the picture.
+    """
+    values = _read_values(path)
+    height, width = shape
+    rows, columns = values.shape
+    if abs((columns * height) / (rows * width) - 1) > ASPECT_TOLERANCE:
+        raise ImageError(
+            f"{path}: the mask is {columns} x {rows} pixels and its picture {width} x {height}: their aspect ratios differ by "
+            f"more than {100 * ASPECT_TOLERANCE:.0f} %; give the mask of this very picture, uncropped"
+        )
+    top = values.max()
+    mask = (values >= top / 2) & (values > 0)
+    if mask.shape == shape:
+        return np.asarray(mask)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _read_values(path: Path) -> npt.NDArray[np.float32]:
+    """f32[h, w]: the largest of a pixel's colour channels."""
+    data = read_bytes(path)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{path}: {image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a mask")
+        if image.format != "PNG":
+            refuse_many_scans(data)
+        image.load()
+        return _largest_channel(ImageOps.exif_transpose(image))
+    except ImageError as error:
+        raise ImageError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: the mask is no PNG or JPEG picture; save it as PNG") from error
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise ImageError(f"{path}: damaged mask ({first_line(error)}); write it again") from error
+
+
+def _largest_channel(image: Image.Image) -> npt.NDArray[np.float32]:
+    if image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;"):
+        return np.asarray(image).astype(np.float32)
+    if image.mode not in {"RGB", "CMYK", "YCbCr", "LAB", "HSV"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.asarray(np.asarray(image.convert("RGB")).max(axis=-1), np.float32)
+
+
+def mask_problem(mask: Mask) -> str | None:
+    """What makes a mask bool[H, W] useless as a lung mask, in words; `None` where nothing does.
+
+    An infection mask without a pixel inside is none of its business: nothing infected is an answer.
+    """
+    share = float(mask.mean())
+    if share == 0:
+        return "the mask is empty: no pixel lies inside"
+    if share > MOST:
+        return f"the mask covers {100 * share:.1f} % of the picture; more than {100 * MOST:.0f} % tells nothing apart"
+    return None
+
+
+def fit_mask(mask: Mask, spec: Preprocess) -> Mask:
+    """bool[H, W] -> bool[S, S] by the geometry that `imaging.fit` gives the picture, nearest; bars are outside.
+
+    Raises:
+        ImageError: as `imaging.fit`.
+    """
+    return fit(np.where(mask, 255, 0).astype(np.uint8), replace(spec, resample="nearest")) > 127

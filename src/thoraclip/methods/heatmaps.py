@@ -1,0 +1,89 @@
+"""The one list of heat maps, and the one way to ask for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.errors import ConfigError, ImageError, did_you_mean
+from thoraclip.predictor import Predictor
+
+__all__ = ["BASELINES", "MAPS", "MapMethod", "default_map", "heat_map"]
+
+Grey = npt.NDArray[np.uint8]
+Heat = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MapMethod:
+    """One entry of the registry.
+
+    Args:
+        module, function: where it is: `function(classifier, grey, class_index, *, seed) -> f32[S, S]`, signed.
+        summary: one line for the docs.
+        needs_network: True where it looks inside; the others take any `Predictor`.
+    """
+
+    module: str
+    function: str
+    summary: str
+    needs_network: bool
+
+
+_INSIDE, _OUTSIDE = "thoraclip.methods.gradients", "thoraclip.methods.perturbation"
+
+MAPS: Mapping[str, MapMethod] = {
+    "occlusion": MapMethod(_OUTSIDE, "occlusion", "fall of the log-odds when a sliding patch is blurred away", False),
+    "rise": MapMethod(_OUTSIDE, "rise", "log-odds under 300 random soft masks", False),
+    "attention": MapMethod(_INSIDE, "attention", "attention maps weighted by their gradients", True),
+    "grad-cam": MapMethod(_INSIDE, "grad_cam", "last feature map, channels weighted by their mean gradient", True),
+    "hires-cam": MapMethod(_INSIDE, "hires_cam", "last feature map times its gradient, place by place", True),
+    "smoothgrad": MapMethod(_INSIDE, "smoothgrad", "gradient times input over 16 noisy copies", True),
+    "integrated": MapMethod(_INSIDE, "integrated_gradients", "gradients summed from the blurred picture on", True),
+}
+BASELINES: Mapping[str, MapMethod] = {
+    "random": MapMethod(_OUTSIDE, "random_map", "smooth noise", False),
+    "centre": MapMethod(_OUTSIDE, "centre", "a Gaussian at the centre", False),
+}
+"""Not explanations: what an explanation must beat."""
+
+
+def default_map(classifier: Predictor) -> str:
+    """`smoothgrad` for a network, `occlusion` where only scores can be had; by the measurements in docs/explain.md."""
+    return "smoothgrad" if hasattr(classifier, "logits") else "occlusion"
+
+
+def heat_map(classifier: Predictor, grey: Grey, class_index: int, *, method: str = "", seed: int = 0) -> Heat:
+    """Where a picture holds evidence for a class, as one method sees it.
+
+    Args:
+        classifier: a `Classifier` of `methods.predictors`; methods that do not look inside take any `Predictor`.
+        grey: u8[S, S], made by `imaging.fit` with its `preprocess`.
+        class_index: of the class in its `labels`.
+        method: a name in `MAPS` or `BASELINES`; empty for `default_map`.
+        seed: of the methods that draw something.
+
+    Returns:
+        f32[S, S], 0 or larger; larger is more evidence, 0 is none or evidence against. Units differ between methods.
+
+    Raises:
+        ConfigError: unknown method, or one that this classifier does not offer.
+        ImageError: `grey` is not this classifier's input.
+    """
+    known, method = {**MAPS, **BASELINES}, method or default_map(classifier)
+    if method not in known:
+        raise ConfigError(f"unknown method '{method}'{did_you_mean(method, MAPS)}")
+    if known[method].needs_network and not hasattr(classifier, "logits"):
+        raise ConfigError(f"method '{method}': needs the network, and here are only its scores; take occlusion or rise")
+    side = classifier.preprocess.size
+    if grey.dtype != np.uint8 or grey.shape != (side, side):
+        raise ImageError(f"grey {grey.dtype}{list(grey.shape)}: expected uint8 [{side}, {side}]")
+    if not 0 <= class_index < len(classifier.labels):
+        raise ConfigError(f"class {class_index}: must lie between 0 and {len(classifier.labels) - 1}")
+    function = getattr(import_module(known[method].module), known[method].function)
+    signed: Heat = function(classifier, grey, class_index, seed=seed)
+    return np.maximum(signed, 0).astype(np.float32)

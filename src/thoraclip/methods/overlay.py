@@ -1,0 +1,187 @@
+"""A heat map over its radiograph, with the lungs outlined and what must be known beside it; Pillow and NumPy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from thoraclip.imaging import Preprocess
+from thoraclip.methods.perturbation import resized
+
+__all__ = ["Panel", "colours", "display_size", "draw_overlay", "spread"]
+
+Grey = npt.NDArray[np.uint8]
+Heat = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Colours = npt.NDArray[np.uint8]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_INFERNO = (
+    0x000004, 0x0B0724, 0x210C4A, 0x3D0965, 0x57106E, 0x71196E, 0x8A226A, 0xA32C61, 0xBC3754,
+    0xD24644, 0xE45A31, 0xF1731D, 0xF98E09, 0xFCAC11, 0xF9CB35, 0xF2EA69, 0xFCFFA4,
+)  # fmt: skip
+"""Matplotlib's `inferno` (van der Walt & Smith 2015, CC0) at 17 equal steps: perceptually uniform."""
+_DARKEST = 0.3
+"""The scale begins here: what is darker would pass for a shadow in the radiograph."""
+_OPACITY = 0.7
+_OUTLINE = (0, 214, 230)
+_BACKGROUND, _TEXT, _FAINT = (16, 16, 20), (236, 236, 236), (166, 166, 172)
+_LARGEST, _SMALLEST = 1024, 448
+_GAP, _PANEL = 12, 330
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What stands beside the pictures.
+
+    Args:
+        headline: class and probability.
+        lines: one thing each; wrapped.
+        footer: at the bottom.
+    """
+
+    headline: str
+    lines: Sequence[str]
+    footer: str
+
+
+def display_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) at which a picture is shown: its own, between 448 and 1,024 pixels on the longer side."""
+    longest = max(height, width)
+    scale = min(1.0, _LARGEST / longest) if longest >= _SMALLEST else -(-_SMALLEST // longest)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def spread(heat: Heat, spec: Preprocess, height: int, width: int) -> tuple[Heat, Mask]:
+    """Lay a map of the network's input over the picture that the input was made of: the inverse of `imaging.fit`.
+
+    Args:
+        heat: f32[S, S].
+        spec: the geometry that made the input.
+        height, width: of the picture, or of its display: the aspect ratio counts.
+
+    Returns:
+        f32[height, width], 0 where the network sees nothing, and bool[height, width], False there (`crop` cuts it off).
+    """
+    side = spec.size
+    whole = np.ones((height, width), dtype=bool)
+    if spec.geometry == "squash":
+        return resized(heat, height, width), whole
+    if spec.geometry == "pad":
+        scale = side / max(height, width)
+        inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = (side - inner_w) // 2, (side - inner_h) // 2
+        return resized(heat[top : top + inner_h, left : left + inner_w], height, width), whole
+    cut = (spec.short_side or side) / min(height, width)  # pixels of the resized picture per pixel of this one
+    shown = side / cut
+    before, above = (width - shown) / 2, (height - shown) / 2
+    columns, rows = (np.arange(width) + 0.5 - before) / shown, (np.arange(height) + 0.5 - above) / shown
+    seen = ((rows >= 0) & (rows < 1))[:, None] & ((columns >= 0) & (columns < 1))[None]
+    box = (-before * cut, -above * cut, (width - before) * cut, (height - above) * cut)
+    image = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
+    placed = image.transform(
+        (width, height), Image.Transform.EXTENT, (box[0], box[1], box[2], box[3]), Image.Resampling.BILINEAR
+    )
+    return np.where(seen, np.asarray(placed), 0).astype(np.float32), seen
+
+
+def colours(level: npt.NDArray[np.floating]) -> Colours:
+    """f[...] in [0, 1] -> u8[..., 3], of the scale that the overlay uses: even steps look even."""
+    table = np.array([[c >> 16, c >> 8 & 255, c & 255] for c in _INFERNO], np.float64)
+    place = (_DARKEST + (1 - _DARKEST) * np.clip(level, 0, 1)) * (len(table) - 1)
+    steps = np.arange(len(table))
+    return np.stack([np.interp(place, steps, table[:, k]) for k in range(3)], axis=-1).round().astype(np.uint8)
+
+
+def draw_overlay(
+    grey: Grey, heat: Heat, panel: Panel, *, lungs: Mask | None = None, seen: Mask | None = None
+) -> Image.Image:
+    """The radiograph, beside it the same with the map over it, beside that the panel; lungs are outlined in both.
+
+    Args:
+        grey: u8[H, W], at the size of `display_size`.
+        heat: f32[H, W], 0 or larger; the hottest pixel gets the end of the scale, pixels without evidence no colour.
+        panel: the text.
+        lungs: bool[H, W].
+        seen: bool[H, W]; what the network does not see is shaded.
+
+    Returns:
+        An RGB picture.
+    """
+    level = heat / max(float(heat.max()), 1e-12)
+    opacity = (_OPACITY * level**0.8)[..., None]
+    base = np.repeat(grey[..., None], 3, axis=-1).astype(np.float64)
+    mixed = (1 - opacity) * base + opacity * colours(level)
+    if seen is not None:
+        mixed[~seen] *= 0.4
+    plain, painted = (Image.fromarray(pixels.round().astype(np.uint8)) for pixels in (base, mixed))
+    if lungs is not None and lungs.any():
+        outline = _outline(lungs)
+        for picture in (plain, painted):
+            picture.paste(_OUTLINE, (0, 0), outline)
+    height, width = grey.shape
+    text = _draw_panel(panel, height)
+    sheet = Image.new("RGB", (2 * width + 4 * _GAP + text.width, max(height, text.height) + 2 * _GAP), _BACKGROUND)
+    sheet.paste(plain, (_GAP, _GAP))
+    sheet.paste(painted, (width + 2 * _GAP, _GAP))
+    sheet.paste(text, (2 * width + 3 * _GAP, _GAP))
+    return sheet
+
+
+def _outline(mask: Mask) -> Image.Image:
+    """A soft line along the inner border of a mask, its width by the size of the picture, as opacity."""
+    image = Image.fromarray((255 * mask).astype(np.uint8))
+    thickness = 3 if max(mask.shape) < 700 else 5
+    inner = image.filter(ImageFilter.GaussianBlur(1.5)).point(lambda v: 255 * (v > 127))
+    line = ImageChops.subtract(inner, inner.filter(ImageFilter.MinFilter(thickness)))
+    return line.filter(ImageFilter.GaussianBlur(0.6)).point(lambda v: round(0.8 * v))
+
+
+def _draw_panel(panel: Panel, least_height: int) -> Image.Image:
+    """Text that grows with the pictures, and the scale of the colours."""
+    scale = float(np.clip(least_height / _SMALLEST, 1, 2))
+    width, margin = round(_PANEL * scale), round(20 * scale)
+    large, normal, small = (ImageFont.load_default(size * scale) for size in (22, 15, 13))
+    room = width - margin
+    head, foot = _wrapped(panel.headline, large, room), _wrapped(panel.footer, small, room)
+    body = [_wrapped(text, normal, room) for text in panel.lines]
+    top, line, gap, low = (round(size * scale) for size in (30, 20, 9, 18))
+    needed = top * len(head) + round(60 * scale) + sum(line * len(part) + gap for part in body) + low * (len(foot) + 1)
+    image = Image.new("RGB", (width, max(least_height, needed)), _BACKGROUND)
+    draw, y = ImageDraw.Draw(image), 0
+    for text in head:
+        draw.text((0, y), text, font=large, fill=_TEXT)
+        y += top
+    bar = np.repeat(colours(np.linspace(0, 1, room))[None], round(12 * scale), axis=0)
+    image.paste(Image.fromarray(bar), (0, y + gap))
+    draw.text((0, y + round(25 * scale)), "less", font=small, fill=_FAINT)
+    draw.text((room, y + round(25 * scale)), "more evidence", font=small, fill=_FAINT, anchor="ra")
+    y += round(54 * scale)
+    for part in body:
+        y += gap
+        for text in part:
+            draw.text((0, y), text, font=normal, fill=_TEXT)
+            y += line
+    for number, text in enumerate(reversed(foot), start=1):
+        draw.text((0, image.height - low * number), text, font=small, fill=_FAINT)
+    return image
+
+
+def _wrapped(text: str, font: Font, room: int) -> list[str]:
+    """Lines that fit; a word that does not is cut."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= room:
+            lines[-1] = longer
+            continue
+        while font.getlength(word) > room:
+            keep = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= room)
+            lines.append(word[:keep])
+            word = word[keep:]
+        lines.append(word)
+    return lines

@@ -1,0 +1,145 @@
+"""A segmentation model that the user supplies, as a finder of lungs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from thoraclip.errors import did_you_mean
+from thoraclip.imaging import Preprocess, fit
+from thoraclip.models.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    load_model,
+    quiet,
+    read_preprocess,
+    weights_fingerprint,
+)
+from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
+
+__all__ = ["Segmenter", "load_segmenter"]
+
+Greys = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A semantic segmentation model, of whose classes some are lung.
+
+    Args:
+        name: as the user named it.
+        network: the Transformers model, in eval mode, fp32.
+        lung_classes: names of the classes that are lung.
+        lung_indices: their places among the model's classes.
+        preprocess: how pixels must be made; its geometry is `squash`.
+        device: where the weights are.
+        precision: `fp32` or `bf16` (autocast).
+        fingerprint: SHA-256 over all weights.
+    """
+
+    name: str
+    network: nn.Module
+    lung_classes: tuple[str, ...]
+    lung_indices: tuple[int, ...]
+    preprocess: Preprocess
+    device: torch.device
+    precision: str
+    fingerprint: str
+
+    @torch.inference_mode()
+    def masks(self, greys: Greys) -> Masks:
+        """Where the most probable class is lung: u8[B, H, W] -> bool[B, H, W], pictures of any one size.
+
+        The scores are brought to the pictures' size (bilinear) before they are compared, as Transformers does.
+        """
+        side = self.preprocess.size
+        if greys.shape[1:] == (side, side):
+            fitted = greys
+        else:
+            fitted = np.stack([fit(grey, self.preprocess) for grey in greys])
+        pixels = expand_greys(np.ascontiguousarray(fitted), self.preprocess, self.device)
+        with autocast_of(self.precision, self.device):
+            scores: Tensor = self.network(pixels).logits
+        large = nn.functional.interpolate(scores.float(), size=greys.shape[1:], mode="bilinear", align_corners=False)
+        lungs = torch.isin(large.argmax(dim=1), torch.tensor(self.lung_indices, device=self.device))
+        return np.asarray(lungs.cpu().numpy())
+
+    def estimate(self, grey: Greys) -> npt.NDArray[np.bool_]:
+        """bool[H, W] of one picture u8[H, W], at its own size."""
+        return np.asarray(self.masks(grey[None])[0])
+
+
+def load_segmenter(
+    model: str, *, lung_classes: Sequence[str] = (), precision: str = "auto", device: str = ""
+) -> Segmenter:
+    """Load a segmentation model (SegFormer, UperNet, DPT, ...); every weight must be in the checkpoint, and none besides.
+
+    Args:
+        model: Hub id, or a local folder in Transformers format.
+        lung_classes: names of the classes that are lung; empty for all whose name contains `lung`.
+        precision, device: as in `load_dual_encoder`.
+
+    Raises:
+        ModelError: not found, no semantic segmentation model, weights missing or unexpected, no class that is lung, or
+            nothing but lung.
+        ConfigError: unknown precision.
+    """
+    from transformers import AutoModelForSemanticSegmentation
+
+    checkpoint = find_checkpoint(model)
+    _require_segmentation(checkpoint)
+    indices = _lung_indices(checkpoint, lung_classes)
+    names: Mapping[int, str] = checkpoint.config.id2label
+    target = resolve_device(device)
+    network = load_model(checkpoint, AutoModelForSemanticSegmentation)
+    return Segmenter(
+        name=model,
+        network=network.float().eval().to(target),
+        lung_classes=tuple(names[index] for index in indices),
+        lung_indices=indices,
+        preprocess=read_preprocess(checkpoint, geometry="squash"),
+        device=target,
+        precision=resolve_precision(precision, target),
+        fingerprint=weights_fingerprint(network),
+    )
+
+
+def _require_segmentation(checkpoint: Checkpoint) -> None:
+    from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+
+    config: Any = checkpoint.config
+    with quiet():
+        known = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    if not known:
+        raise checkpoint.error(
+            f"type '{config.model_type}' is no semantic segmentation model; give one that "
+            "AutoModelForSemanticSegmentation loads, such as a SegFormer trained on lungs"
+        )
+    if getattr(config, "num_channels", 3) != 3:
+        raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
+
+
+def _lung_indices(checkpoint: Checkpoint, lung_classes: Sequence[str]) -> tuple[int, ...]:
+    """Places of the lung classes, rising."""
+    names: Mapping[int, str] = checkpoint.config.id2label
+    places = {name: index for index, name in names.items()}
+    for name in lung_classes:
+        if name not in places:
+            raise checkpoint.error(f"no class '{name}'{did_you_mean(name, places)}")
+    found = sorted({places[name] for name in lung_classes})
+    if not lung_classes:
+        found = [index for index, name in sorted(names.items()) if "lung" in name.lower()]
+    if not found:
+        raise checkpoint.error(
+            f"no class is named after the lung; its classes: {', '.join(sorted(places))}; say which are lung"
+        )
+    if len(found) == len(names):
+        raise checkpoint.error(f"all {len(names)} classes are lung; a class for all else is needed")
+    return tuple(found)

@@ -1,0 +1,103 @@
+"""Which of a study's methods are audited, and the audits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thoraclip.data.views import VIEWS
+from thoraclip.errors import ThoraclipError
+from thoraclip.judge.audit_page import write_audit
+from thoraclip.methods.audit import AuditConfig, audit
+from thoraclip.methods.embed import EncoderConfig
+from thoraclip.methods.predictors import CLASSIFYING, read_run
+from thoraclip.runs import Progress
+from thoraclip.study.counting import Counting
+from thoraclip.study.settings import MethodEntry, StudyConfig
+from thoraclip.study.tasks import Task, Unit, Work, training_unit
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["audit_methods", "audit_work", "audited_methods"]
+
+_COPIES_AND_MAPS = 2
+"""What heat maps, probes and trees cost beside the views, in passes of the same images."""
+
+
+def audited_methods(
+    config: StudyConfig, methods: Sequence[MethodEntry], report: Mapping[str, Any]
+) -> list[MethodEntry]:
+    """The methods that keep a classifier: all that did not fail, or the one of the highest macro F1."""
+    values = {m["name"]: m["metrics"]["macro_f1"]["value"] for m in report["methods"]}
+    able = [m for m in methods if m.kind in CLASSIFYING and m.name in values]
+    if config.audit == "none" or not able:
+        return []
+    return able if config.audit == "all" else [max(able, key=lambda m: values[m.name])]
+
+
+def audit_methods(
+    config: StudyConfig,
+    methods: Sequence[MethodEntry],
+    manifest: Manifest,
+    out: Path,
+    *,
+    pixels: Path | None,
+    progress: Progress | None,
+    announce: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Method -> content of its `audit.json`, which is written to `audits/` in the study folder; the first seed's run.
+
+    An audit that cannot be made is said and left out: it must not lose the report.
+    """
+    asked = AuditConfig(
+        images=config.audit_images,
+        masks=config.audit_masks,
+        seed=config.seeds[0],
+        batch_size=config.batch_size,
+        duplicates=config.group_duplicates,
+    )
+    found = {}
+    for method in methods:
+        announce(f"audit of {method.name}")
+        folder = out / "audits" / method.folder
+        try:
+            _, _, run_folder = method.runs(out / "runs")[0]
+            content = audit(
+                read_run(run_folder), manifest, asked, folder, pixels=pixels, inspection=out / "inspection",
+                progress=progress, announce=lambda _: None,
+            )  # fmt: skip
+        except ThoraclipError as error:
+            announce(f"audit of {method.name} failed: {error}")
+            continue
+        write_audit(content, folder)
+        found[method.name] = content
+    return found
+
+
+def audit_work(config: StudyConfig, methods: Sequence[MethodEntry], counting: Counting) -> Work:
+    """A pass of the audited images for every view; of the last network, where it is not known yet which one is the best.
+
+    Args:
+        config: of the study.
+        methods: those that can run.
+        counting: of the study.
+    """
+    work = Work("audit", "stage")
+    able = [m for m in methods if m.kind in CLASSIFYING]
+    if config.audit == "none" or not able:
+        return work
+    if config.group_duplicates:
+        work.tasks += [*counting.inspect_once(), Task(Unit("duplicates"), size=len(counting.manifest))]
+    for method in able if config.audit == "all" else able[-1:]:
+        judged = counting.judged_by(method.config)
+        n = min(judged, config.audit_images) if config.audit_images else judged
+        views = len(VIEWS) + _COPIES_AND_MAPS
+        if method.kind == "baseline":
+            unit = replace(training_unit(method.config), kind="validate")
+        else:
+            own = method.config
+            unit = Unit("encode", EncoderConfig(model=own.model, geometry=own.geometry, precision=own.precision))
+            work.tasks.append(Task(Unit("load", unit.config)))
+        work.tasks.append(Task(unit, size=n, times=views, encoded=n * views, what="score"))
+    return work

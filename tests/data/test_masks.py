@@ -1,0 +1,181 @@
+"""Mask files of every mode, their rules, and that a mask stays on what it marks through every geometry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from thoraclip.data.masks import fit_mask, mask_problem, read_mask
+from thoraclip.errors import ImageError
+from thoraclip.imaging import GEOMETRIES, Preprocess, fit
+
+Mask = npt.NDArray[np.bool_]
+
+HEIGHT, WIDTH = 40, 30
+LEFT, RIGHT = np.zeros((HEIGHT, WIDTH), bool), np.zeros((HEIGHT, WIDTH), bool)
+LEFT[8:30, 3:12] = True
+RIGHT[6:32, 18:27] = True
+BOTH = LEFT | RIGHT
+
+
+def coloured(left: tuple[int, ...], right: tuple[int, ...], mode: str) -> Image.Image:
+    """Two lungs of two colours on black, opaque where the mode has alpha."""
+    values = np.zeros((HEIGHT, WIDTH, len(left)), np.uint8)
+    if mode in {"RGBA", "LA"}:
+        values[..., -1] = 255
+    values[LEFT], values[RIGHT] = left, right
+    return Image.fromarray(values, mode)
+
+
+def palette() -> Image.Image:
+    image = Image.fromarray(LEFT.astype(np.uint8) + 2 * RIGHT.astype(np.uint8), "P")
+    image.putpalette([0, 0, 0, 0, 0, 200, 180, 0, 0])
+    return image
+
+
+def grey(left: int, right: int, dtype: Any = np.uint8) -> Image.Image:
+    return Image.fromarray(np.where(LEFT, left, np.where(RIGHT, right, 0)).astype(dtype))
+
+
+def see_through() -> Image.Image:
+    """White everywhere, but only the lungs are opaque."""
+    values = np.full((HEIGHT, WIDTH, 4), 255, np.uint8)
+    values[..., 3] = 255 * BOTH
+    return Image.fromarray(values, "RGBA")
+
+
+FILES = {
+    "0 and 255": lambda: grey(255, 255),
+    "0 and 1": lambda: grey(1, 1),
+    "numbered 1 and 2": lambda: grey(1, 2),
+    "one bit": lambda: Image.fromarray(BOTH),
+    "16 bits": lambda: grey(40_000, 65_535, np.uint16),
+    "red and blue": lambda: coloured((255, 0, 0), (0, 0, 200), "RGB"),
+    "green and blue, opaque": lambda: coloured((0, 220, 0, 255), (0, 0, 255, 255), "RGBA"),
+    "grey with alpha": lambda: coloured((200, 255), (255, 255), "LA"),
+    "palette": palette,
+    "alpha alone": see_through,
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_mode_is_read_alike(tmp_path: Path, kind: str) -> None:
+    FILES[kind]().save(tmp_path / "mask.png")
+    found = read_mask(tmp_path / "mask.png", (HEIGHT, WIDTH))
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, BOTH)
+
+
+def test_a_jpeg_is_read_to_within_its_blur(tmp_path: Path) -> None:
+    large = Image.fromarray(np.where(BOTH, 255, 0).astype(np.uint8)).resize((300, 400), Image.Resampling.NEAREST)
+    large.save(tmp_path / "mask.jpg", quality=75)
+    found = read_mask(tmp_path / "mask.jpg", (400, 300))
+    assert (found != (np.asarray(large) > 0)).mean() < 0.002
+
+
+def test_faint_values_are_outside(tmp_path: Path) -> None:
+    """Smoothed edges: half of the largest value decides."""
+    Image.fromarray(np.array([[0, 99, 100, 200]], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", (1, 4)).tolist() == [[False, False, True, True]]
+
+
+def test_an_all_black_mask_has_nothing_inside(tmp_path: Path) -> None:
+    grey(0, 0).save(tmp_path / "mask.png")
+    found = read_mask(tmp_path / "mask.png", (HEIGHT, WIDTH))
+    assert found.shape == (HEIGHT, WIDTH) and not found.any()
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_another_size_is_resampled(tmp_path: Path, scale: int) -> None:
+    grey(255, 255).save(tmp_path / "mask.png")
+    expected = BOTH.repeat(scale, axis=0).repeat(scale, axis=1)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (scale * HEIGHT, scale * WIDTH)), expected)
+
+
+def test_the_orientation_of_a_photograph_counts(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    lying = Image.fromarray(np.rot90(np.where(BOTH, 255, 0).astype(np.uint8)).copy())
+    lying.save(tmp_path / "mask.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (HEIGHT, WIDTH)), BOTH)
+
+
+@pytest.mark.parametrize(
+    ("shape", "accepted"), [((200, 203), True), ((203, 200), True), ((200, 205), False), ((205, 200), False)]
+)
+def test_an_aspect_ratio_off_by_more_than_two_percent_is_refused(
+    tmp_path: Path, shape: tuple[int, int], accepted: bool
+) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.full((100, 100), 255, np.uint8)).save(path)
+    if accepted:
+        assert read_mask(path, shape).shape == shape
+        return
+    with pytest.raises(ImageError) as error:
+        read_mask(path, shape)
+    assert str(error.value) == (
+        f"{path}: the mask is 100 x 100 pixels and its picture {shape[1]} x {shape[0]}: their aspect ratios differ by more than "
+        "2 %; give the mask of this very picture, uncropped"
+    )
+
+
+def test_what_is_no_mask_is_refused_by_name(tmp_path: Path) -> None:
+    text, cut = tmp_path / "text.png", tmp_path / "cut.png"
+    text.write_text("left lung", encoding="utf-8")
+    with pytest.raises(ImageError, match=r"text\.png: the mask is no PNG or JPEG picture; save it as PNG"):
+        read_mask(text, (HEIGHT, WIDTH))
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8)
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[:300])
+    with pytest.raises(ImageError, match=r"cut\.png: damaged mask \(.+\); write it again"):
+        read_mask(cut, (HEIGHT, WIDTH))
+    with pytest.raises(ImageError, match=r"gone\.png: cannot be read \(No such file or directory\)"):
+        read_mask(tmp_path / "gone.png", (HEIGHT, WIDTH))
+
+
+def test_problems_are_told_in_words() -> None:
+    mask = np.zeros((20, 20), bool)
+    assert mask_problem(mask) == "the mask is empty: no pixel lies inside"
+    mask[3, 4] = True
+    assert mask_problem(mask) is None
+    mask[:19] = True  # 95 %: the most that is accepted
+    assert mask_problem(mask) is None
+    mask[19, 0] = True
+    assert mask_problem(mask) == "the mask covers 95.2 % of the picture; more than 95 % tells nothing apart"
+
+
+SPECS = {
+    "squash": Preprocess(size=32, geometry="squash", resample="bilinear"),
+    "crop": Preprocess(size=32, geometry="crop", short_side=36, resample="bilinear"),
+    "pad": Preprocess(size=32, geometry="pad", resample="bilinear"),
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@given(height=st.integers(40, 120), width=st.integers(40, 120), seed=st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_a_mask_stays_on_the_bright_pixels(geometry: str, height: int, width: int, seed: int) -> None:
+    """Of a picture of two grey levels: wherever the fitted picture is clear about its level, the fitted mask agrees."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), bool)
+    top, left = int(rng.integers(0, height // 2)), int(rng.integers(0, width // 2))
+    mask[top : top + int(rng.integers(12, height)), left : left + int(rng.integers(12, width))] = True
+    picture = np.where(mask, 220, 60).astype(np.uint8)
+    spec = SPECS[geometry]
+    fitted, marked = fit(picture, spec), fit_mask(mask, spec)
+    assert marked.shape == (32, 32) and marked.dtype == bool
+    assert marked[fitted > 200].all()
+    assert not marked[fitted < 80].any()
+    assert ((fitted > 200) | (fitted < 80)).mean() > 0.5
+
+
+def test_bars_are_outside() -> None:
+    marked = fit_mask(np.ones((10, 20), bool), Preprocess(size=20, geometry="pad"))
+    assert marked[5:15].all() and not marked[:5].any() and not marked[15:].any()

@@ -1,0 +1,323 @@
+"""External sets: the drop against a slow bootstrap by hand, its symmetry, absent classes, correction, words and pages."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from thoraclip.errors import MismatchError
+from thoraclip.judge.align import Aligned, align
+from thoraclip.judge.compare import holm
+from thoraclip.judge.external import DROPS, ExternalResult, Sample, difference, measure
+from thoraclip.judge.external_reading import external_notes, external_reading, is_change
+from thoraclip.judge.metrics import Scored
+from thoraclip.judge.report import MethodResult, judge, write_report
+from thoraclip.judge.resampling import resample_weights
+from thoraclip.labels import LabelSet
+from thoraclip.tables.predictions import Predictions
+
+CLASSES = ("covid", "normal", "pneumonia")
+
+
+def predictions(
+    n: int = 90, *, signal: float = 2.0, seed: int = 0, targets: Any = None, patients: int | None = None,
+    classes: tuple[str, ...] = CLASSES, prefix: str = "img",
+) -> Predictions:  # fmt: skip
+    truth = np.arange(n) % len(classes) if targets is None else np.asarray(targets)
+    n = len(truth)
+    logits = np.random.default_rng(seed).normal(size=(n, len(classes)))
+    logits[np.arange(n), truth] += signal
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    owner = tuple(None if patients is None else f"p{i % patients}" for i in range(n))
+    ids = tuple(f"{prefix}{i:04d}" for i in range(n))
+    return Predictions(LabelSet(classes), ids, truth.astype(np.int64), scores, (None,) * n, (None,) * n, owner)
+
+
+def method(name: str, *tables: Predictions) -> MethodResult:
+    return MethodResult(name=name, kind="probe", predictions=tables)
+
+
+def sample(found: Aligned, *, seed: int, classes: tuple[int, ...] = (0, 1, 2), resamples: int = 150) -> Sample:
+    rows = np.isin(found.target, classes)
+    tables = [Scored(found.target[rows], table.scores[rows]) for table in found.scored["a"]]
+    return measure(tables, found, rows, resamples=resamples, seed=seed)
+
+
+def report(external: list[ExternalResult], **more: Any) -> dict[str, Any]:
+    inside = [method("a", predictions()), method("b", predictions(signal=0.5, seed=1))]
+    return judge(inside, title="a study", resamples=100, external=external, **more)
+
+
+def rounded(value: Any) -> Any:
+    """Without what depends on the order of sums."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 9) + 0.0 if isinstance(value, float) else value
+
+
+# --- the drop ---
+
+
+def by_hand(tables: list[Predictions], seed: int, resamples: int, classes: list[int]) -> dict[str, list[float]]:
+    """Metric -> its mean over the tables in each resample; rows are repeated, and scikit-learn counts."""
+    first = tables[0]
+    keep = np.flatnonzero(np.isin(first.target, classes))
+    groups = np.unique(first.groups()[keep], return_inverse=True)[1]
+    weights = np.concatenate(list(resample_weights(groups, resamples=resamples, seed=seed)), axis=1)
+    found: dict[str, list[float]] = {name: [] for name in DROPS}
+    for r in range(resamples):
+        rows = np.repeat(keep, weights[:, r].astype(int))
+        each = [_slow_metrics(table.target[rows], table.scores[rows]) for table in tables]
+        for name in DROPS:
+            found[name].append(float(np.mean([one[name] for one in each])))
+    return found
+
+
+def _slow_metrics(target: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    predicted, present = scores.argmax(axis=1), sorted(set(target.tolist()))
+    areas = [sk.roc_auc_score(target == c, scores[:, c]) for c in present if len(present) > 1]
+    return {
+        "accuracy": float(np.mean(predicted == target)),
+        "balanced_accuracy": float(np.mean([np.mean(predicted[target == c] == c) for c in present])),
+        "macro_f1": float(sk.f1_score(target, predicted, labels=present, average="macro", zero_division=0)),
+        "auroc": float(np.mean(areas)) if areas else np.nan,
+    }
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2], [0, 2]])
+def test_the_drop_is_that_of_a_bootstrap_by_hand(present: list[int]) -> None:
+    inside = [predictions(60, patients=25), predictions(60, patients=25, seed=5)]
+    targets = np.array(present)[np.arange(40) % len(present)]
+    outside = [predictions(signal=0.8, seed=s, targets=targets) for s in (2, 3, 4)]
+    here = sample(align([method("a", *inside)]), seed=7, classes=tuple(present), resamples=80)
+    there = sample(align([method("a", *outside)]), seed=8, classes=tuple(present), resamples=80)
+    slow_here, slow_there = by_hand(inside, 7, 80, present), by_hand(outside, 8, 80, present)
+    keep = np.isin(inside[0].target, present)
+    for name in DROPS:
+        found = difference(here, there, name)
+        value_here = np.mean([_slow_metrics(t.target[keep], t.scores[keep])[name] for t in inside])
+        value_there = np.mean([_slow_metrics(t.target, t.scores)[name] for t in outside])
+        drawn = np.array(slow_here[name]) - np.array(slow_there[name])
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        assert found["value"] == pytest.approx(value_here - value_there)
+        assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+        p = min(1.0, 2 * (1 + min(int((drawn <= 1e-12).sum()), int((drawn >= -1e-12).sum()))) / 81)
+        assert found["p"] == pytest.approx(p)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**16), st.integers(6, 40), st.integers(6, 40))
+def test_inside_and_outside_change_places(seed: int, many: int, others: int) -> None:
+    tables = [predictions(n, seed=seed + k, signal=0.7, patients=n // 2) for k, n in enumerate((many, others))]
+    here, there = (sample(align([method("a", t)]), seed=k, resamples=60) for k, t in enumerate(tables))
+    for name in DROPS:
+        one, other = difference(here, there, name), difference(there, here, name)
+        assert one["value"] == pytest.approx(-other["value"])  # type: ignore[operator]
+        assert one["p"] == other["p"]
+        if one["low"] is not None:
+            assert (one["low"], one["high"]) == (pytest.approx(-other["high"]), pytest.approx(-other["low"]))  # type: ignore[operator]
+            assert one["low"] <= one["value"] <= one["high"]  # type: ignore[operator]
+
+
+def test_the_same_scores_on_both_sides_are_two_samples_all_the_same() -> None:
+    found = report([ExternalResult(name="x", methods=(method("a", predictions(prefix="other")),))])
+    drop = found["external"][0]["methods"][0]["drop"]
+    for name in DROPS:
+        assert drop[name]["value"] == 0 and drop[name]["low"] < 0 < drop[name]["high"], "independent, not paired"
+
+
+def test_a_perfect_score_is_not_certain() -> None:
+    perfect, half = predictions(40, signal=50), predictions(40, signal=0.5, seed=3)
+    here, there = sample(align([method("a", perfect)]), seed=0), sample(align([method("a", half)]), seed=1)
+    found = difference(here, there, "accuracy")
+    outside, bound = there.values["accuracy"], 0.025 ** (1 / 40)
+    assert outside.value is not None and outside.low is not None and outside.high is not None
+    assert found["value"] == pytest.approx(1 - outside.value) and found["p"] is None
+    assert found["low"] == pytest.approx(1 - outside.value - np.hypot(1 - bound, outside.high - outside.value))
+    assert found["high"] == pytest.approx(1 - outside.value + outside.value - outside.low)
+    both = difference(here, sample(align([method("a", perfect)]), seed=1), "accuracy")
+    assert both["value"] == 0 and both["low"] == pytest.approx(bound - 1) and both["high"] == pytest.approx(1 - bound)
+
+
+def test_one_patient_has_no_interval() -> None:
+    found = report([ExternalResult(name="x", methods=(method("a", predictions(9, patients=1)),))])["external"][0]
+    drop = found["methods"][0]["drop"]["accuracy"]
+    assert drop["value"] is not None and drop["low"] is drop["high"] is drop["p"] is drop["p_holm"] is None
+    assert "All images belong to one patient, so no interval can be given." in external_notes(found)
+
+
+# --- the entry ---
+
+
+def test_the_value_outside_is_the_mean_over_the_classifiers() -> None:
+    tables = [predictions(33, seed=s, signal=1.0) for s in range(4)]
+    (found,) = report([ExternalResult(name="x", methods=(method("a", *tables),))])["external"]
+    entry = found["methods"][0]
+    assert entry["classifiers"] == 4
+    for name in DROPS:
+        each = [_slow_metrics(t.target, t.scores)[name] for t in tables]
+        assert entry["metrics"][name]["value"] == pytest.approx(np.mean(each))
+    recall = [np.mean(t.scores.argmax(axis=1)[t.target == 1] == 1) for t in tables]
+    assert entry["per_class"]["normal"]["recall"]["value"] == pytest.approx(np.mean(recall))
+    assert entry["per_class"]["normal"]["support"] == 11
+
+
+def test_absent_classes_are_left_out_inside_too_and_said() -> None:
+    outside = predictions(signal=1.0, targets=[0] * 10 + [2] * 20)
+    told = report([ExternalResult(name="x", methods=(method("a", outside),))])
+    (found,) = told["external"]
+    assert found["absent"] == ["normal"] and found["images_per_class"] == {"covid": 10, "normal": 0, "pneumonia": 20}
+    inside = predictions()
+    rows = inside.target != 1
+    expected = sk.f1_score(inside.target[rows], inside.scores[rows].argmax(axis=1), labels=[0, 2], average="macro")
+    assert found["inside_n"] == 60 and found["methods"][0]["inside"]["macro_f1"]["value"] == pytest.approx(expected)
+    assert list(found["methods"][0]["per_class"]) == ["covid", "pneumonia"]
+    assert found["commonest"] == pytest.approx(2 / 3)
+    assert any("has no image of normal" in note and "60 judged images" in note for note in external_notes(found))
+    assert "(30 images, 2 of 3 classes)" in told["reading"][-1] and "on the same classes" in told["reading"][-1]
+
+
+def test_one_class_has_a_recall_and_no_auroc() -> None:
+    (found,) = report([ExternalResult(name="x", methods=(method("a", predictions(targets=[1] * 12)),))])["external"]
+    entry = found["methods"][0]
+    assert entry["metrics"]["auroc"]["value"] is None and entry["drop"]["auroc"]["value"] is None
+    assert entry["metrics"]["balanced_accuracy"]["value"] == entry["metrics"]["accuracy"]["value"]
+
+
+def test_classes_in_another_order_are_the_same_classes() -> None:
+    table = predictions(30, signal=1.0)
+    order = [2, 0, 1]
+    turned = Predictions(
+        LabelSet(tuple(CLASSES[c] for c in order)), table.image_id, np.argsort(order)[table.target], table.scores[:, order],
+        table.split, table.fold, table.patient,
+    )  # fmt: skip
+    one, other = (report([ExternalResult(name="x", methods=(method("a", t),))]) for t in (table, turned))
+    assert rounded(one["external"]) == rounded(other["external"])
+
+
+def test_p_is_corrected_over_the_methods_of_a_set() -> None:
+    methods = (method("a", predictions(45, signal=1.2)), method("b", predictions(45, signal=0.3, seed=9)))
+    (found,) = report([ExternalResult(name="x", methods=methods)])["external"]
+    for name in DROPS:
+        drops = [entry["drop"][name] for entry in found["methods"]]
+        assert [drop["p_holm"] for drop in drops] == holm([drop["p"] for drop in drops])
+
+
+def test_external_sets_change_nothing_else() -> None:
+    plain, more = report([]), report([ExternalResult(name="x", methods=(method("a", predictions(30)),))])
+    assert plain["external"] == [] and len(more["external"]) == 1
+    assert more["reading"][: len(plain["reading"])] == plain["reading"]
+    for key in set(plain) - {"external", "reading"}:
+        assert plain[key] == more[key]
+    assert json.loads(json.dumps(more, allow_nan=False)) == more
+
+
+def test_what_does_not_belong_to_the_study_is_refused() -> None:
+    with pytest.raises(MismatchError, match="external 'x': its methods or classes are not those of the study"):
+        report([ExternalResult(name="x", methods=(method("c", predictions(30)),))])
+    with pytest.raises(MismatchError, match="external 'x'"):
+        other = predictions(30, classes=("covid", "normal", "tb"))
+        report([ExternalResult(name="x", methods=(method("a", other),))])
+
+
+# --- words and pages ---
+
+
+def test_the_reading_tells_value_and_drop_of_the_method_that_is_best_inside() -> None:
+    weak, strong = predictions(90, signal=0.0, seed=4), predictions(90, signal=4.0, seed=5)
+    told = report([ExternalResult(name="x", methods=(method("a", weak), method("b", strong)))])
+    entry = told["external"][0]["methods"][0]
+    f1, drop = entry["metrics"]["macro_f1"], entry["drop"]["macro_f1"]
+    assert told["verdict"]["best"] == "a" and is_change(drop)
+    assert told["reading"][-1].startswith(
+        f"On x (90 images) a, the best inside, has a macro F1 of {100 * f1['value']:.1f} % [{100 * f1['low']:.1f}, "
+        f"{100 * f1['high']:.1f}], {100 * drop['value']:.1f} points [{100 * drop['low']:.1f}, {100 * drop['high']:.1f}] less than "
+        "inside (p = 0.0"
+    )
+    assert "which may be chance" not in told["reading"][-1]
+    assert "The highest value there is that of b, " in told["reading"][-1]
+
+
+def test_a_gain_and_a_doubt_are_called_so() -> None:
+    told = report([ExternalResult(name="x", methods=(method("a", predictions(30, signal=2.3, seed=21)),))])
+    drop = told["external"][0]["methods"][0]["drop"]["macro_f1"]
+    assert drop["value"] < 0 and not is_change(drop)
+    size = f"{-100 * drop['value']:.1f} points [{-100 * drop['high']:.1f}, {-100 * drop['low']:.1f}] more than inside"
+    assert size.replace("-", "\u2212") in told["reading"][-1] and told["reading"][-1].endswith("which may be chance.")
+
+
+def test_a_set_that_nothing_was_scored_on_is_told() -> None:
+    told = report([ExternalResult(name="x", not_scored={"a": "keeps no model", "b": "failed in the study"})])
+    (found,) = told["external"]
+    assert found["methods"] == [] and found["n"] == 0
+    assert found["not_scored"][0] == {"name": "a", "reason": "keeps no model"}
+    assert told["reading"][-1] == "No method could be scored on x."
+
+
+def test_left_out_and_shared_patients_are_told() -> None:
+    gone = {"identical": 3, "near": 1, "copies": 0, "unreadable": 2}
+    one = ExternalResult(
+        name="x", methods=(method("a", predictions(40, patients=35)),), left_out=gone, patients_shared=4,
+        images_of_shared=6, splits=("test",),
+    )  # fmt: skip
+    notes = external_notes(report([one])["external"][0])
+    assert notes[0].startswith(
+        "40 images of 35 patients: covid 14, normal 13, pneumonia 13. Its own splits among them: test"
+    )
+    assert (
+        "Left out: 3 identical to a picture of the study, 1 nearly identical to a picture of the study, 2 unreadable; see "
+        "external/x/left-out.json." in notes
+    )
+    assert any(note.startswith("4 patients (6 images) have an id that the study has, too") for note in notes)
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in {"meta", "br", "img", "path", "use", "rect", "link"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            assert self.open.pop() == tag
+
+
+def test_the_pages_have_a_section_that_is_escaped_and_the_same_twice(tmp_path: Path) -> None:
+    sets = [
+        ExternalResult(name="x", note='<script>alert("1")</script> | _a_', methods=(method("a", predictions(30)),),
+                       not_scored={"b": "<oops>"}),
+        ExternalResult(name="y", methods=(method("a", predictions(targets=[1] * 8)),)),
+    ]  # fmt: skip
+    told = report(sets)
+    write_report(told, tmp_path / "one")
+    write_report(json.loads((tmp_path / "one" / "report.json").read_text()), tmp_path / "two")
+    for file in ("report.json", "report.md", "report.html", "report.tex"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    page, text = ((tmp_path / "one" / name).read_text() for name in ("report.html", "report.md"))
+    assert "On images from elsewhere" in page and "<script>" not in page and "&lt;oops&gt;" in page
+    assert "### x" in text and "\\| \\_a\\_" in text and "b (&lt;oops&gt;)" in text
+    parser = _Tags()
+    parser.feed(page)
+    assert parser.open == []
+
+
+def test_a_report_of_an_earlier_version_is_drawn_without_the_section(tmp_path: Path) -> None:
+    told = {key: value for key, value in report([]).items() if key != "external"}
+    write_report(told, tmp_path)
+    assert external_reading(told) == []
+    for name in ("report.html", "report.md"):
+        assert "images from elsewhere" not in (tmp_path / name).read_text()

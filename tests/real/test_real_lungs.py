@@ -1,0 +1,77 @@
+"""Estimated lungs against masks that readers drew, and one origin for every image of a real manifest."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from thoraclip.data.index import index
+from thoraclip.data.layouts import CsvColumns
+from thoraclip.data.lungs import estimate_lungs, lung_masks
+from thoraclip.data.masks import fit_mask, mask_problem, read_mask
+from thoraclip.imaging import Preprocess, decode
+from thoraclip.tables.manifest import Manifest
+
+Mask = npt.NDArray[np.bool_]
+
+
+def compare(pairs: list[tuple[Path, Path]]) -> tuple[npt.NDArray[np.float64], float]:
+    """(Dice of every plausible estimate with the given mask, share of plausible ones)."""
+    found = []
+    for picture, file in pairs:
+        pixels = decode(picture).pixels
+        truth, estimate = read_mask(file, pixels.shape), estimate_lungs(pixels)
+        assert mask_problem(truth) is None
+        if estimate.is_plausible:
+            found.append(2 * (estimate.mask & truth).sum() / (estimate.mask.sum() + truth.sum()))
+    return np.array(found), len(found) / len(pairs)
+
+
+@pytest.fixture(scope="module")
+def covid_qu_ex(shared: Path) -> Manifest:
+    return index(shared / "data" / "covid-qu-ex-sample", layout="covid-qu-ex").manifest
+
+
+def test_the_masks_of_covid_qu_ex(covid_qu_ex: Manifest) -> None:
+    files = [covid_qu_ex.root / mask for mask in covid_qu_ex.column("lung_mask")]
+    overlap, plausible = compare(list(zip(covid_qu_ex.paths(), files, strict=True)))
+    assert np.median(overlap) >= 0.86 and overlap.min() >= 0.6
+    assert plausible >= 0.9
+
+
+def test_the_masks_of_covid3_talo(shared: Path) -> None:
+    """Other readers, who drew the lung behind the heart as well."""
+    root = shared / "data" / "covid3-talo"
+    with (root / "manifest.csv").open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["mask_path"]]
+    assert len(rows) == 58
+    overlap, plausible = compare([(root / row["rel_path"], root / row["mask_path"]) for row in rows])
+    assert np.median(overlap) >= 0.86 and overlap.min() >= 0.7
+    assert plausible >= 0.9
+
+
+def test_given_masks_of_every_image_are_used(covid_qu_ex: Manifest) -> None:
+    spec = Preprocess(size=64)
+    found = lung_masks(covid_qu_ex, spec)
+    assert found.origin == "given" and found.set_aside == ()
+    first = read_mask(covid_qu_ex.root / covid_qu_ex.column("lung_mask")[0], (256, 256))
+    np.testing.assert_array_equal(found.masks[0], fit_mask(first, spec))
+
+
+def test_masks_of_one_class_alone_are_not_used(shared: Path) -> None:
+    """FIELD.md, section 7: lung masks exist for covid only."""
+    columns = CsvColumns(path="rel_path", lung_mask="mask_path")
+    root = shared / "data" / "covid3-talo"
+    manifest = index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns).manifest
+    has = np.array([mask is not None for mask in manifest.column("lung_mask")])
+    labels = np.array(manifest.column("label"))
+    rows = np.concatenate([np.flatnonzero(has)[:10], np.flatnonzero(labels == "normal")[:10]])
+    found = lung_masks(manifest, Preprocess(size=64), rows=rows)
+    assert found.origin == "estimated"
+    assert "Only 10 of 20 images have a lung mask (without one: 10 of 10 normal)" in found.words
+    assert found.usable.mean() >= 0.8
+    assert lung_masks(manifest, Preprocess(size=64), rows=rows[:10]).origin == "given"

@@ -1,0 +1,470 @@
+"""External sets of a study: settings, overlap, scores of every classifier, resuming, counting, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import CLASSES, draw_picture, files, write_class_folder
+
+from thoraclip.data.duplicates import find_duplicates, thumbnail
+from thoraclip.data.index import index
+from thoraclip.data.splits import split_folds
+from thoraclip.errors import ConfigError, InputError, ManifestError
+from thoraclip.imaging import fit
+from thoraclip.labels import LabelSet
+from thoraclip.methods.predictors import read_run
+from thoraclip.runs import write_json
+from thoraclip.study import plan_study, read_study, run_study, running
+from thoraclip.study.external import scoring
+from thoraclip.study.external.images import select
+from thoraclip.study.external.settings import External
+from thoraclip.study.settings import study_toml
+from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
+from thoraclip.tables.predictions import read_predictions
+
+STUDY = """
+manifest = "m.parquet"
+resamples = 100
+seeds = [0, 1]
+audit = "none"
+thumbnails = false
+[[methods]]
+name = "zero-shot"
+kind = "zeroshot"
+[[methods]]
+name = "probe"
+kind = "probe"
+l2_steps = 2
+[[methods]]
+name = "trivial"
+kind = "trivial"
+max_iter = 5
+"""
+EXTERNAL = """
+[external.hospital-b]
+manifest = "b.parquet"
+labels = { "covid" = "COVID-19", "healthy" = "Normal" }
+note = "Another hospital's."
+"""
+LABELS = LabelSet(CLASSES)
+
+Done = tuple[Path, dict[str, Any], list[str]]
+
+
+def write_study_images(folder: Path) -> Manifest:
+    """24 images of 12 patients in three folds, as `m.parquet`."""
+    found = index(write_class_folder(folder / "images"), layout="folders").manifest
+    manifest = split_folds(
+        found.with_columns(patient=[f"p{row // 2:02d}" for row in range(len(found))]), folds=3, seed=0
+    )
+    write_manifest(folder / "m.parquet", manifest)
+    return manifest
+
+
+def write_other_images(folder: Path, study: Manifest) -> Manifest:
+    """Eight new pictures, and of every reason for leaving one out at least one, as `b.parquet`."""
+    root = folder / "b"
+    for name in ("covid", "healthy", "tb"):
+        (root / name).mkdir(parents=True)
+    for i in range(8):
+        name = ("covid", "healthy")[i % 2]
+        pixels = draw_picture(56, 48, seed=900 + i, lungs=(0.25, 0.15)[i % 2], patch=(0.4, 0.0)[i % 2])
+        Image.fromarray(pixels).save(root / name / f"new{i}.png")
+    Image.fromarray(draw_picture(56, 48, seed=990)).save(root / "tb" / "other.png")
+    ours = study.paths_by_id()
+    shutil.copy(ours["COVID-19/0.png"], root / "covid" / "same.png")
+    again = Image.open(ours["Normal/3.png"]).resize((160, 190), Image.Resampling.BICUBIC)
+    again.save(root / "healthy" / "near.jpg", quality=90)
+    shutil.copy(root / "healthy" / "near.jpg", root / "healthy" / "near-too.jpg")
+    shutil.copy(root / "covid" / "new0.png", root / "covid" / "zcopy.png")
+    Image.fromarray(draw_picture(56, 48, seed=991)).save(root / "covid" / "torn.png")
+    found = index(root, layout="folders").manifest
+    (root / "covid" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    ids = found.column("image_id")
+    patients = [{"covid/new0.png": "p03", "covid/new2.png": "p03", "healthy/new1.png": "q1"}.get(name) for name in ids]
+    manifest = found.with_columns(patient=patients)
+    write_manifest(folder / "b.parquet", manifest)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """(folder of a finished study with an external set, its report, what was announced)."""
+    folder = tmp_path_factory.mktemp("external")
+    write_other_images(folder, write_study_images(folder))
+    (folder / "s.toml").write_text(STUDY + EXTERNAL)
+    told: list[str] = []
+    report = run_study(*read_study(folder / "s.toml", {}), folder / "out", announce=told.append)
+    return folder, report, told
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the pages as they are: drawing takes longer than all else."""
+    monkeypatch.setattr(running, "write_report", lambda report, out, **_: write_json(out / "report.json", report))
+
+
+# --- a finished study ---
+
+
+def test_overlapping_pictures_are_left_out_and_named(done: Done) -> None:
+    folder, report, told = done
+    (one,) = report["external"]
+    assert one["left_out"] == {
+        "identical": 1, "near": 2, "copies": 1, "unreadable": 1, "label not in the mapping": 1, "unlabelled": 0,
+        "other splits": 0,
+    }  # fmt: skip
+    found = json.loads((folder / "out" / "external" / "hospital-b" / "left-out.json").read_text())
+    assert found["counts"] == one["left_out"] and found["labels_not_in_the_mapping"] == {"tb": 1}
+    rows = {row["image_id"]: row for row in found["images"]}
+    assert set(rows) == {f"covid/{n}.png" for n in ("same", "zcopy", "torn")} | {
+        "healthy/near.jpg",
+        "healthy/near-too.jpg",
+    }
+    assert (rows["covid/same.png"]["reason"], rows["covid/same.png"]["of"]) == ("identical", "COVID-19/0.png")
+    for name in ("healthy/near.jpg", "healthy/near-too.jpg"):
+        assert (rows[name]["reason"], rows[name]["of"]) == ("near", "Normal/3.png"), name
+    assert (rows["covid/zcopy.png"]["reason"], rows["covid/zcopy.png"]["of"]) == ("copies", "covid/new0.png")
+    assert (
+        rows["covid/torn.png"]["reason"] == "unreadable"
+        and "changed since it was indexed" in rows["covid/torn.png"]["detail"]
+    )
+    assert one["n"] == 8 and one["images_per_class"] == {"COVID-19": 4, "Non-COVID": 0, "Normal": 4}
+    assert one["absent"] == ["Non-COVID"]
+    assert (one["patients_shared"], one["images_of_shared"], one["unit"]) == (1, 2, "patient")
+    assert any(
+        "8 images are judged, left out: 1 identical to a picture of the study, 2 nearly" in line for line in told
+    )
+
+
+def test_every_classifier_scores_every_image(done: Done) -> None:
+    """Against the classifiers themselves, one picture at a time."""
+    folder, report, _ = done
+    images = read_manifest(folder / "out" / "external" / "hospital-b" / "manifest.parquet")
+    correct = []
+    for seed in (0, 1):
+        run = read_run(folder / "out" / "runs" / "probe" / f"seed-{seed}")
+        for fold in (0, 1, 2):
+            table = read_predictions(run.folder / f"external-hospital-b-fold-{fold}.parquet")
+            classifier = run.classifier(fold, LABELS)
+            greys = np.stack(
+                [fit(np.asarray(Image.open(path).convert("L")), classifier.preprocess) for path in images.paths()]
+            )
+            assert table.image_id == tuple(images.column("image_id")) and set(table.fold) == {fold}
+            assert table.scores == pytest.approx(classifier.look(greys)[1], abs=1e-5)
+            correct.append(np.mean(table.scores.argmax(axis=1) == table.target))
+    assert not (folder / "out" / "runs" / "zero-shot" / "external-hospital-b-fold-0.parquet").exists(), (
+        "one for all folds"
+    )
+    entries = {m["name"]: m for m in report["external"][0]["methods"]}
+    assert (entries["probe"]["classifiers"], entries["zero-shot"]["classifiers"]) == (6, 1)
+    assert entries["probe"]["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(correct))
+    assert report["external"][0]["not_scored"] == [{"name": "trivial", "reason": "keeps no model"}]
+    inside = [
+        read_predictions(folder / "out" / "runs" / "probe" / f"seed-{seed}" / "predictions.parquet") for seed in (0, 1)
+    ]
+    kept = np.array([name != "Non-COVID" for name in (CLASSES[t] for t in inside[0].target)])
+    value = np.mean([np.mean((t.scores.argmax(axis=1) == t.target)[kept]) for t in inside])
+    assert entries["probe"]["inside"]["accuracy"]["value"] == pytest.approx(value)
+    assert entries["probe"]["drop"]["accuracy"]["value"] == pytest.approx(value - np.mean(correct))
+
+
+def test_the_reading_and_the_pages_tell_it(done: Done) -> None:
+    folder, report, _ = done
+    assert any(line.startswith("On hospital-b (8 images, 2 of 3 classes) ") for line in report["reading"])
+    page = (folder / "out" / "report.html").read_text()
+    assert "Another hospital&#39;s." in page and "trivial (keeps no model)" in page
+    assert "external hospital-b" in json.loads((folder / "out" / "provenance.json").read_text())["inputs"]
+
+
+def without_some(folder: Path, tmp_path: Path, keep: Callable[[int], bool]) -> Path:
+    """A copy of the finished study without what the external set has left there, but for some of it."""
+    shutil.copytree(folder / "out", tmp_path / "out")
+    own = tmp_path / "out" / "external" / "hospital-b"
+    made = [*own.glob("*"), *own.glob("embeddings/*"), *(tmp_path / "out" / "runs").rglob("external-*")]
+    assert len(made) > 18
+    for number, place in enumerate(sorted(made, key=str)):
+        if not keep(number) and place.is_dir():
+            shutil.rmtree(place)
+        elif not keep(number):
+            place.unlink(missing_ok=True)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_lost_is_made_again_with_the_same_bytes(lost: int, done: Done, tmp_path: Path) -> None:
+    out = without_some(done[0], tmp_path, lambda number: number % 2 != lost)
+    table = out / "runs" / "probe" / "seed-1" / "external-hospital-b-fold-2.parquet"
+    shutil.copy(done[0] / "out" / "runs" / "probe" / "seed-1" / "external-hospital-b-fold-1.parquet", table)
+    (out / "external" / ".left-out.json.abc.part").write_text("left by a killed process")
+    run_study(*read_study(done[0] / "s.toml", {}), out)
+    assert files(out) == files(done[0] / "out")
+
+
+@pytest.mark.parametrize(
+    ("dies_in", "call"),
+    [("overlap.find_duplicates", 1), ("sets.write_manifest", 1), ("scoring._scores", 4), ("scoring.write_json", 3)],
+)
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_killed_meanwhile_ends_with_the_same_bytes(
+    dies_in: str, call: int, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = without_some(done[0], tmp_path, lambda _: False)
+    name = f"thoraclip.study.external.{dies_in}"
+    real, calls = resolve_name(name), []
+
+    def die(*arguments: Any, **named: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name, die)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(*read_study(done[0] / "s.toml", {}), out)
+    run_study(*read_study(done[0] / "s.toml", {}), out)
+    assert files(out) == files(done[0] / "out")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_scored_is_not_scored_again(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _, _ = done
+    before = files(folder / "out")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("thoraclip.study.external.scoring._scores", refuse)
+    monkeypatch.setattr("thoraclip.study.external.overlap.find_duplicates", refuse)
+    run_study(*read_study(folder / "s.toml", {}), folder / "out")
+    assert files(folder / "out") == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_labels_there_are_judged_anew(done: Done, tmp_path: Path) -> None:
+    folder, report, _ = done
+    shutil.copytree(folder / "out", tmp_path / "out")
+    turned = EXTERNAL.replace(
+        '"covid" = "COVID-19", "healthy" = "Normal"', '"covid" = "Normal", "healthy" = "COVID-19"'
+    )
+    (folder / "turned.toml").write_text(STUDY + turned)
+    again = run_study(*read_study(folder / "turned.toml", {}), tmp_path / "out")
+    assert again["external"][0]["methods"] != report["external"][0]["methods"]
+    tables = [folder / "out", tmp_path / "out"]
+    name = "runs/zero-shot/external-hospital-b.parquet"
+    one, other = (read_predictions(where / name) for where in tables)
+    assert np.array_equal(one.scores, other.scores) and not np.array_equal(one.target, other.target)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_method_whose_model_is_gone_does_not_lose_the_others(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = done
+    shutil.copytree(folder / "out", tmp_path / "out")
+    for file in (tmp_path / "out" / "runs").rglob("external-*"):
+        file.unlink()
+    (tmp_path / "out" / "runs" / "probe" / "seed-1" / "head-fold-1.safetensors").unlink()
+    told: list[str] = []
+    report = run_study(*read_study(folder / "s.toml", {}), tmp_path / "out", announce=told.append)
+    (one,) = report["external"]
+    reasons = {row["name"]: row["reason"] for row in one["not_scored"]}
+    assert "head-fold-1.safetensors" in reasons["probe"] and [m["name"] for m in one["methods"]] == ["zero-shot"]
+    assert any("probe is not scored" in line for line in told)
+
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr(scoring, "_scores", break_down)
+    (tmp_path / "out" / "runs" / "zero-shot" / "external-hospital-b.json").unlink()
+    (one,) = run_study(*read_study(folder / "s.toml", {}), tmp_path / "out")["external"]
+    (reason,) = (row["reason"] for row in one["not_scored"] if row["name"] == "zero-shot")
+    assert reason.startswith("ZeroDivisionError: nobody foresaw this; where it happened: runs/zero-shot/")
+    assert "break_down" in (tmp_path / "out" / reason.rpartition(": ")[2]).read_text()
+
+
+def test_the_plan_counts_the_images_and_what_is_there(done: Done, tmp_path: Path) -> None:
+    folder, _, _ = done
+    config, methods = read_study(folder / "s.toml", {})
+    stage = next(
+        s for s in plan_study(config, methods, tmp_path / "new")["stages"] if s["name"] == "external hospital-b"
+    )
+    assert stage["passes"] == [{"what": "score", "model": "tiny-clip", "images": 13}], "one pass for all heads"
+    assert stage["images_encoded"] == 13 and stage["cached"] == [] and not stage["done"]
+    stage = next(s for s in plan_study(config, methods, folder / "out")["stages"] if s["name"] == "external hospital-b")
+    assert stage["images_encoded"] == 0 and stage["cached"] == ["scores"]
+    (folder / "gone.toml").write_text(STUDY + EXTERNAL.replace("b.parquet", "gone.parquet"))
+    plan = plan_study(*read_study(folder / "gone.toml", {}), tmp_path / "new")
+    (stage,) = (s for s in plan["stages"] if s["name"] == "external hospital-b")
+    assert "external 'hospital-b': gone.parquet: no such manifest file" in stage["error"]
+
+
+def test_the_resolved_config_reads_back(done: Done) -> None:
+    folder, _, _ = done
+    config, methods = read_study(folder / "s.toml", {})
+    assert config.external[0].labels == (("covid", "COVID-19"), ("healthy", "Normal"))
+    assert config.external[0].manifest == str(folder / "b.parquet"), "beside the study file"
+    (folder / "again.toml").write_text(study_toml(config, methods))
+    assert read_study(folder / "again.toml", {})[0] == config
+
+
+# --- other shapes ---
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_baseline_and_tuned_folds_score_a_folder(tmp_path: Path) -> None:
+    """Networks that are no frozen encoder, on a folder that the study indexes, some of it unreadable."""
+    write_study_images(tmp_path)
+    for name in CLASSES[:2]:
+        (tmp_path / "c" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = draw_picture(40, 40, seed=700 + i + 10 * len(name))
+            Image.fromarray(pixels).save(tmp_path / "c" / name / f"{i}.png")
+    (tmp_path / "c" / CLASSES[0] / "bad.png").write_bytes(b"no picture")
+    head, _, _ = STUDY.partition("[[methods]]")
+    (tmp_path / "s.toml").write_text(
+        head.replace("[0, 1]", "[0]") + "only_folds = [0, 1]\n"
+        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\nthen = "probe"\n'
+        '[[methods]]\nname = "tower"\nkind = "baseline"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
+        '[external.c]\nfolder = "c"\nlayout = "folders"\n'
+    )
+    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    (one,) = report["external"]
+    assert {m["name"]: m["classifiers"] for m in one["methods"]} == {"LoRA": 2, "LoRA, then probe": 2, "tower": 2}
+    assert one["left_out"]["unreadable"] == 1 and one["n"] == 6
+    found = json.loads((tmp_path / "out" / "external" / "c" / "left-out.json").read_text())
+    assert [row["path"] for row in found["not_indexed"]] == [f"{CLASSES[0]}/bad.png"]
+    folds = [read_predictions(tmp_path / "out" / "runs" / "tower" / f"external-c-fold-{k}.parquet") for k in (0, 1)]
+    assert not np.array_equal(folds[0].scores, folds[1].scores), "each fold has a network of its own"
+    assert sorted(p.name for p in (tmp_path / "out" / "pixels").iterdir()), "decoded pictures are kept"
+
+
+def test_a_set_that_is_all_in_the_study_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    study = write_study_images(tmp_path)
+    nothing = [None] * len(study)
+    write_manifest(tmp_path / "b.parquet", study.with_columns(fold=nothing, patient=nothing))
+    (tmp_path / "s.toml").write_text(STUDY + '[external.b]\nmanifest = "b.parquet"\n')
+    with pytest.raises(
+        ManifestError, match=r"external 'b': no image is left to judge \(24 identical to a picture of the study\)"
+    ):
+        run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_pairs_within_the_rest_are_not_looked_for() -> None:
+    """`among` gives the pairs of the whole search that hold one of them."""
+    pictures = [draw_picture(64, 64, seed=s, patch=0.3) for s in range(6)]
+    again = [np.asarray(Image.fromarray(p).resize((96, 90))) for p in pictures[:4]]
+    thumbnails = np.stack([thumbnail(p) for p in (*pictures, *again)])
+    names = [str(i) for i in range(10)]
+    everything = find_duplicates(thumbnails, names)
+    assert {(p.first, p.second) for p in everything} >= {(0, 6), (1, 7), (2, 8), (3, 9)}
+    among = np.isin(np.arange(10), [1, 8])
+    wanted = [pair for pair in everything if among[pair.first] or among[pair.second]]
+    assert find_duplicates(thumbnails, names, among=among) == wanted
+    assert 0 < len(wanted) < len(everything)
+    same = find_duplicates(thumbnails, [*names[:9], "0"], among=among)
+    assert (0, 9, "identical") in {(p.first, p.second, p.kind) for p in same}, "identical files cost nothing"
+
+
+# --- bad input ---
+
+
+def rows(*labels: str | None, split: Callable[[int], str | None] = lambda _: None) -> Manifest:
+    table = [
+        {"image_id": f"{i}.png", "path": f"{i}.png", "label": label, "split": split(i)}
+        for i, label in enumerate(labels)
+    ]
+    return Manifest.from_rows(table, Path(), may_leak=True)
+
+
+def test_labels_are_mapped_kept_and_left_out() -> None:
+    external = External(name="x", manifest="x", labels=(("sick", "COVID-19"), ("Non-COVID", ""), ("odd", "")))
+    found = select(external, rows("sick", "Normal", "Non-COVID", "odd", "tb", None), LABELS)
+    assert found.images.column("label") == ["COVID-19", "Normal"]
+    assert found.images.column("their_label") == ["sick", "Normal"]
+    assert found.left_out == {"label not in the mapping": 3, "unlabelled": 1}
+    assert found.unmapped == {"Non-COVID": 1, "odd": 1, "tb": 1} and found.splits == ()
+
+
+def test_one_split_can_be_taken() -> None:
+    manifest = rows(*["Normal", "COVID-19", "tb"] * 2, split=lambda i: "test" if i < 3 else "train")
+    found = select(External(name="x", manifest="x", split="test"), manifest, LABELS)
+    assert found.images.column("image_id") == ["0.png", "1.png"] and found.splits == ("test",)
+    assert found.left_out == {"other splits": 3, "label not in the mapping": 1}
+    assert found.images.parts() == [None, None], "its split says nothing about this study"
+    assert select(External(name="x", manifest="x"), manifest, LABELS).splits == ("test", "train")
+
+
+@pytest.mark.parametrize(
+    ("more", "labels", "message"),
+    [
+        ({}, ["sick", "well"], "no label in common: its labels are sick, well, the study's classes COVID-19, Non-COVID, Normal; "
+                               'add labels = { "sick" = "COVID-19" } to \\[external.x\\]'),
+        ({"labels": (("sik", "COVID-19"),)}, ["sick", "Normal"], "no image has the label 'sik'; did you mean 'sick'"),
+        ({"labels": (("sick", "COVID19"),)}, ["sick"], "'sick' = 'COVID19', which is no class of the study; did you mean 'COVID-19'"),
+        ({"labels": (("Normal", ""),)}, ["Normal"], "no label in common"),
+        ({"split": "test"}, ["Normal"], "its images name no split; leave split out"),
+    ],
+)  # fmt: skip
+def test_labels_that_do_not_fit_are_named(more: dict[str, Any], labels: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        select(External(name="x", manifest="x", **more), rows(*labels), LABELS)
+
+
+def test_a_split_without_images_is_named() -> None:
+    manifest = rows("Normal", "tb", split=lambda i: ("train", "test")[i])
+    with pytest.raises(ConfigError, match="no image of split 'val'; its splits are test, train"):
+        select(External(name="x", manifest="x", split="val"), manifest, LABELS)
+    with pytest.raises(ConfigError, match="no image of split 'test' has a class of the study"):
+        select(External(name="x", manifest="x", split="test"), manifest, LABELS)
+    with pytest.raises(ManifestError, match="no image has a label"):
+        select(External(name="x", manifest="x"), rows(None), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('[external.x]\nmanifst = "b"', "external 'x': unknown setting 'manifst'; did you mean 'manifest'"),
+        ("[external.x]\n", "external 'x': give either 'manifest' or 'folder'"),
+        ('[external.x]\nmanifest = "b"\nfolder = "c"', "external 'x': give either 'manifest' or 'folder', and not both"),
+        ('[external."a/b"]\nmanifest = "b"', r"external 'a/b': the name becomes a folder; use letters, digits, - and _"),
+        ('[external.".."]\nmanifest = "b"', r"external '\.\.': the name becomes a folder"),
+        ('[external.x]\nmanifest = "b"\nname = "y"', r"the name stands in the header \[external.x\]"),
+        ('[external.x]\nmanifest = "b"\nlabels = ["a"]', r"labels = \['a'\] must name a class of the study"),
+        ('[external.x]\nmanifest = "b"\nlabels = { a = 1 }', "must name a class of the study"),
+        ('[external.x]\nmanifest = "b"\nsplit = "tests"', "split = 'tests' is unknown; did you mean 'test'"),
+        ('[external.x]\nfolder = "b"\nlayout = "folder"', "unknown layout 'folder'; did you mean 'folders'"),
+        ('[external.x]\nmanifest = "b"\nlayout = "folders"', "'layout' says how a folder is read"),
+        ('[external.x]\nfolder = "b"\nlayout = "csv"', "layout 'csv' needs column names"),
+        ('[[external]]\nmanifest = "b"', r"'external' must be \[external.NAME\] tables"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_table_are_named(table: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(STUDY + table + "\n")
+    with pytest.raises(ConfigError, match=message):
+        read_study(tmp_path / "s.toml", {})
+
+
+def test_external_sets_cannot_be_set_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(STUDY)
+    with pytest.raises(ConfigError, match="--set external: external sets stand in the study file"):
+        read_study(tmp_path / "s.toml", {"external": "x"})
+
+
+def test_a_missing_manifest_is_named_before_anything_runs(tmp_path: Path) -> None:
+    write_study_images(tmp_path)
+    (tmp_path / "s.toml").write_text(STUDY + EXTERNAL)
+    with pytest.raises(InputError, match=r"external 'hospital-b': b\.parquet: no such manifest file"):
+        run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
