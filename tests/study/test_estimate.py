@@ -16,6 +16,7 @@ from tests.conftest import files
 
 from thoraclip.cli import start
 from thoraclip.cli.app import run
+from thoraclip.data.views import VIEWS
 from thoraclip.methods import baseline, supervised
 from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.contrast import Contrast
@@ -34,6 +35,7 @@ from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 STUDY = """
 manifest = "m.parquet"
 resamples = 100
+audit = "none"
 seeds = [0, 1]
 model = "clip"
 batch_size = 10
@@ -165,6 +167,26 @@ def test_what_is_counted_is_what_happens(
     assert all(r["done"] and r["cached"] == ["run"] and not r["passes"] for r in again["runs"])
     assert summed([*again["runs"], *again["stages"]]) == {}
     assert next(s for s in again["stages"] if s["name"] == "captions")["done"]
+
+
+def test_an_audit_is_counted_until_it_is_there(study_file: Path, tmp_path: Path) -> None:
+    """Every view of every audited image is a pass; which method will be the best is not known, so the last one stands for it."""
+    settings = {"audit": "all", "audit_images": 5, "group_duplicates": False}
+    config, methods = read_study(study_file, settings)
+    out = tmp_path / "out"
+    stage = next(s for s in plan_study(config, methods, out)["stages"] if s["name"] == "audit")
+    able = [m for m in methods if m.kind != "trivial"]
+    assert sum(p["images"] for p in stage["passes"]) >= len(able) * 5 * len(VIEWS)
+    best, _ = read_study(study_file, settings | {"audit": "best"})
+    one = next(s for s in plan_study(best, methods, out)["stages"] if s["name"] == "audit")
+    assert sum(p["images"] for p in one["passes"]) * len(able) == sum(p["images"] for p in stage["passes"])
+    (out / "audits" / "probe").mkdir(parents=True)
+    (out / "audits" / "probe" / "audit.json").write_text("{}")
+    done = next(s for s in plan_study(best, methods, out)["stages"] if s["name"] == "audit")
+    assert done["done"] and done["cached"] == ["audit"] and not done["passes"]
+    assert not next(s for s in plan_study(config, methods, out)["stages"] if s["name"] == "audit")["done"]
+    nothing, _ = read_study(study_file, {"audit": "none"})
+    assert not next(s for s in plan_study(nothing, methods, out)["stages"] if s["name"] == "audit")["passes"]
 
 
 def test_what_is_on_disk_is_not_counted(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,21 +75,27 @@ def audit_methods(
     return found
 
 
-def audit_work(config: StudyConfig, methods: Sequence[MethodEntry], counting: Counting) -> Work:
+def audit_work(config: StudyConfig, methods: Sequence[MethodEntry], counting: Counting, out: Path) -> Work:
     """A pass of the audited images for every view; of the last network, where it is not known yet which one is the best.
 
     Args:
         config: of the study.
         methods: those that can run.
         counting: of the study.
+        out: the study folder; it is only read. An audit that is there counts as done.
     """
     work = Work("audit", "stage")
     able = [m for m in methods if m.kind in CLASSIFYING]
     if config.audit == "none" or not able:
         return work
+    wanted = able if config.audit == "all" else able[-1:]
+    kept = [file.parent.name for file in (out / "audits").glob("*/audit.json")]
+    if kept and (config.audit == "best" or {m.folder for m in wanted} <= set(kept)):
+        work.done, work.cached = True, ["audit"]
+        return work
     if config.group_duplicates:
         work.tasks += [*counting.inspect_once(), Task(Unit("duplicates"), size=len(counting.manifest))]
-    for method in able if config.audit == "all" else able[-1:]:
+    for method in wanted:
         judged = counting.judged_by(method.config)
         n = min(judged, config.audit_images) if config.audit_images else judged
         views = len(VIEWS) + _COPIES_AND_MAPS

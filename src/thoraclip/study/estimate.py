@@ -100,7 +100,7 @@ def make_plan(
     if counting:
         able = [method for method in methods if method.name not in failed]
         stages += [external_work(one, able, counting, config, out) for one in config.external]
-        stages.append(audit_work(config, able, counting))
+        stages.append(audit_work(config, able, counting, out))
         stages.append(counting.judge(able))
     measured = None
     units = list(dict.fromkeys(task.unit for work in (*runs, *stages) for task in work.tasks))
