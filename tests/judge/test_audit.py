@@ -120,6 +120,19 @@ def test_a_sham_that_changes_answers_is_said() -> None:
     assert any("no test here can be trusted" in s for s in audit_report(broken, resamples=200, seed=0)["reading"])
 
 
+def test_shuffled_labels_that_are_named_are_a_leak() -> None:
+    before = facts()
+    named = dict(before.answers.named) | {"refitted shuffled": before.answers.named["original"]}
+    trial = Trial("refitted shuffled", "labels shuffled", "features", after="refitted shuffled", counts=False)
+    leaking = dataclasses.replace(
+        before, answers=dataclasses.replace(before.answers, named=named), trials=[*before.trials, trial]
+    )
+    assert any("name shuffled labels" in s for s in audit_report(leaking, resamples=200, seed=0)["reading"])
+    named["refitted shuffled"] = before.answers.named["lungs-removed-mean"]
+    clean = dataclasses.replace(leaking, answers=dataclasses.replace(before.answers, named=named))
+    assert not any("name shuffled labels" in s for s in audit_report(clean, resamples=200, seed=0)["reading"])
+
+
 def test_saliency_is_weighed_against_the_area() -> None:
     found = {"method": "occlusion", "inside": [0.6, 0.7, 0.65, 0.7], "area": [0.3, 0.3, 0.35, 0.3]}
     row = audit_report(dataclasses.replace(facts(), saliency=found), resamples=500, seed=0)["saliency"]

@@ -197,3 +197,25 @@ def test_the_shipped_text_informed_config_can_be_fitted() -> None:
     file = Path(__file__).parents[2] / "configs" / "probe" / "text-informed.toml"
     config = build_config(Config, read_toml(file), where=str(file))
     assert (config.solver, config.features) == ("lp++", "projected")
+
+
+def test_a_probe_keeps_what_flags_pictures_unlike_its_training_images(tmp_path: Path, manifest: Manifest) -> None:
+    from thoraclip.methods.probe import _keep_novelty
+    from thoraclip.methods.running import Context, Part
+    from thoraclip.models.novelty import read_novelty
+    from thoraclip.runs import RunFolder
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(300, 6)).astype(np.float32)
+    features[280:] += 12.0
+    targets = (np.arange(300) % 3).astype(np.int64)
+    context = Context(manifest=manifest, folder=RunFolder(tmp_path), cache=tmp_path)
+    rows = np.arange(300)
+    part = Part(fold=2, train=rows[:130], val=rows[130:260], test=rows[260:])
+    told = _keep_novelty(context, features, targets, part)
+    assert told["test"] == 40 and 20 <= told["flagged"] <= 23 and told["promised"] == 0.01
+    kept = read_novelty(tmp_path / "novelty-fold-2.safetensors")
+    assert kept.is_flagged(kept.score(features[280:])).all()
+    few = Part(fold=2, train=rows[:130], val=rows[130:140], test=rows[260:])
+    assert "fewer than 20" in _keep_novelty(context, features, targets, few)["reason"]
+    assert not (tmp_path / "novelty-fold-2.safetensors").exists(), "an earlier run's threshold is not this one's"

@@ -64,7 +64,7 @@ class AuditConfig:
     """Images per forward pass."""
     resamples: int = 1000
     """Bootstrap resamples of patients behind every interval."""
-    saliency: int = 48
+    saliency: int = 24
     """Images whose heat maps are compared with the lungs; 0 for none."""
     duplicates: bool = True
     """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked at."""
