@@ -21,7 +21,7 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -518,16 +518,18 @@ def explain(
     Raises:
         ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or written.
     """
-    from thoraclip.methods.explain import explain_picture, require_png, write_overlay
+    from thoraclip.methods.explain import explain_picture, require_png, why_no_mask, write_overlay
     from thoraclip.methods.explain import load_classifier as load
     from thoraclip.methods.predictors import read_run
 
     require_png(Path(out))
     classifier, chosen = load(read_run(Path(run)), Path(image), fold=fold)
-    found = explain_picture(
-        classifier, Path(image), class_name=class_name, method=method, mask=_path(mask) or chosen.lung_mask,
-        note=chosen.note, seed=seed,
-    )  # fmt: skip
+    asked = partial(explain_picture, classifier, Path(image), class_name=class_name, method=method, seed=seed)
+    own = chosen.lung_mask if mask is None else None
+    if own is not None and (problem := why_no_mask(own, Path(image))):
+        found = asked(mask=None, note=f"{chosen.note}; the manifest's lung mask does not serve ({problem})")
+    else:
+        found = asked(mask=own or _path(mask), note=chosen.note)
     write_overlay(Path(out), found)
     return found.as_dict()
 

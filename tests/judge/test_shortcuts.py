@@ -121,6 +121,20 @@ def test_false_alarms_of_a_family_without_any_effect_are_rare() -> None:
     assert alarms <= 6
 
 
+def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
+    answers = answers_of({"a": 1 / 3, "b": 1 / 3})
+    named = dict(answers.named) | {"a": np.zeros(240, dtype=np.int64)}
+    fixed = Answers(answers.target, answers.groups, named, CLASSES)
+    both = [Trial(n, n, "classifier", after=n) for n in ("a", "b")]
+    rows = judge_trials(both, fixed, resamples=200, seed=0)
+    assert rows[0]["verdict"] == "control" and "says nothing" in rows[0]["words"]
+    assert rows[1]["verdict"] != "control" and "says nothing" not in rows[1]["words"]
+    assert overall(rows[:1], above_chance=True, masks=True)[0] == "cannot_tell"
+    unchanged = Answers(answers.target, answers.groups, {"a": answers.target, "b": answers.target}, CLASSES)
+    row = judge_trials([Trial("t", "t", "classifier", before="a", after="b")], unchanged, resamples=200, seed=0)[0]
+    assert row["verdict"] == "none" and "says nothing" not in row["words"], "no answer changed: that is no sign"
+
+
 def test_the_smallest_effect_is_seen_four_times_in_five() -> None:
     row = judge_trials([Trial("t", "t", "classifier", after="a")], answers_of({"a": 1 / 3}), resamples=1000, seed=0)[0]
     share = 1 / 3 + row["smallest_effect"]
@@ -157,8 +171,8 @@ def test_shared_errors_against_counting_by_hand() -> None:
 
 def row_of(verdict: str, level: str = "classifier", effect: float = 0.3, smallest: float = 0.1) -> dict[str, object]:
     return {
-        "counts": True, "level": level, "verdict": verdict, "effect": effect, "words": f"{level} {verdict}.",
-        "title": "frames", "after": 0.6, "chance": 1 / 3, "smallest_effect": smallest,
+        "counts": True, "says_nothing": False, "level": level, "verdict": verdict, "effect": effect, "words": f"{level} {verdict}.",
+        "title": "frames", "name": "background frame", "after": 0.6, "chance": 1 / 3, "smallest_effect": smallest,
     }  # fmt: skip
 
 

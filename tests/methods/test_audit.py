@@ -18,8 +18,9 @@ from thoraclip.data.index import index
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.data.splits import split_folds
 from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
+from thoraclip.labels import LabelSet
 from thoraclip.methods import altered
-from thoraclip.methods.audit import AuditConfig, audit
+from thoraclip.methods.audit import AuditConfig, _across_sources, _Sample, audit
 from thoraclip.methods.predictors import FinishedRun, find_manifest, read_run
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
@@ -27,8 +28,8 @@ from thoraclip.methods.trivial import Config as TrivialConfig
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.tables.manifest import Manifest, write_manifest
 
-IMAGES = 90
-SETTINGS = AuditConfig(resamples=200, saliency=0, duplicates=False)
+IMAGES = 66
+SETTINGS = AuditConfig(resamples=200, folds=3, saliency=0, duplicates=False)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_the_planted_border_is_found_through_the_command(
         "--pixels",
         str(root / "pixels"),
     ]
-    given = ["--set", "resamples=200", "--set", "saliency=4"]
+    given = ["--set", "resamples=200", "--set", "folds=3", "--set", "saliency=4"]
     assert command([*arguments, *given]) == 0
     printed = capsys.readouterr().out
     assert "Strong reliance on non-lung content." in printed and "Research use only, not for diagnosis." in printed
@@ -217,6 +218,37 @@ def test_a_run_finds_its_manifest_and_refuses_another(
         audit(probe, renamed, SETTINGS, tmp_path / "a", pixels=root / "pixels")
 
 
+def test_a_class_that_no_other_source_has_is_not_asked_across_sources() -> None:
+    """Source a holds classes 0 and 1, source b 1 and 2: only class 1 can be carried over."""
+    rng = np.random.default_rng(0)
+    target = np.repeat([0, 1, 1, 2], 30).astype(np.int64)
+    source = ["a"] * 60 + ["b"] * 60
+    rows = [
+        {"image_id": f"i{i}", "path": f"{i}.png", "label": "xyz"[target[i]], "source": source[i]} for i in range(120)
+    ]
+    features = rng.normal(size=(120, 6)).astype(np.float32)
+    features[:, 0] += 4.0 * target
+
+    class Probe:
+        features_key = ("same",)
+
+    sample = _Sample(
+        Manifest.from_rows(rows, Path("/nowhere")),
+        [(Probe(), np.arange(120))],
+        LabelSet(("x", "y", "z")),
+        target,
+        np.arange(120),
+    )  # type: ignore[arg-type]
+    seen = altered.Seen(features, np.full((120, 3), 1 / 3))
+    answers, (trial,) = _across_sources(sample, seen, np.arange(120) % 5, SETTINGS, counts=True)
+    asked = answers["across sources"] >= 0
+    assert set(target[asked]) == {1} and np.array_equal(asked, answers["within sources"] >= 0)
+    assert trial.counts and trial.before == "within sources"
+    assert not _across_sources(sample, seen, np.arange(120) % 5, SETTINGS, counts=False)[1][0].counts
+    apart = dataclasses.replace(sample, target=np.repeat([0, 0, 1, 1], 30))
+    assert _across_sources(apart, seen, np.arange(120) % 5, SETTINGS, counts=True) == ({}, [])
+
+
 def test_what_is_no_run_or_keeps_no_classifier_is_refused(study: tuple[Path, Manifest], tmp_path: Path) -> None:
     root, manifest = study
     with pytest.raises(InputError, match="is a study; name one of its runs"):
@@ -243,6 +275,8 @@ def test_one_class_cannot_be_audited_and_settings_have_rules(
     if len({x for x in lonely.column("label") if x}) == 3:
         with pytest.raises(ManifestError, match="two classes are needed"):
             audit(probe, lonely, SETTINGS, tmp_path / "audit")
+    with pytest.raises(ConfigError, match="masks = 'estimte'.*did you mean 'estimate'"):
+        AuditConfig(masks="estimte")
     for wrong in ({"folds": 1}, {"resamples": 10}, {"l2": 0.0}, {"images": -1}):
         with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
             AuditConfig(**wrong)  # type: ignore[arg-type]

@@ -165,7 +165,7 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
                 "finds": trial.finds, "before": values.get(before), "after": after, "chance": chance,
                 "images": int(asked.sum()), "effect": effect, "low": min(float(low), effect),
                 "high": max(float(high), effect), "p": _normal_tail((effect - MARGIN) / error),
-                "p_holm": None, "smallest_effect": _smallest(error, after, chance if not before else None, counted),
+                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2, "p_holm": None, "smallest_effect": _smallest(error, after, chance if not before else None, counted),
             }
         )  # fmt: skip
     corrected = [row for row in rows if row["counts"]]
@@ -201,8 +201,8 @@ def shared_errors(
 
     Effect: how much more often both name the same wrong class than they would if, within each true class, their answers had
     nothing to do with each other: mean of [a = b] - sum_k P(a = k | y) P(b = k | y), over the images where b is wrong.
-    Tested only where b is shown to be better than chance, so that no correction is due (a fixed sequence; Westfall & Krishen
-    2001, J. Stat. Plan. Inference 99:25).
+    Tested only where b is shown to be better than chance, and at an error of its own beside that of the family of all other
+    tests (both together at most twice ALPHA where the background does tell the classes, ALPHA where it does not).
 
     Args:
         answers: of N images.
@@ -222,7 +222,7 @@ def shared_errors(
     p = _normal_tail((effect - MARGIN) / error)
     row: dict[str, Any] = {
         "name": "shared-errors", "title": f"where {alone['title']} alone name the wrong class", "level": "classifier",
-        "counts": True, "finds": alone["title"], "before": None, "after": None, "chance": None,
+        "counts": True, "says_nothing": False, "finds": alone["title"], "before": None, "after": None, "chance": None,
         "images": int(wrong.sum()), "effect": effect, "low": min(float(low), effect), "high": max(float(high), effect),
         "p": p, "p_holm": p, "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
     }  # fmt: skip
@@ -255,7 +255,7 @@ def _normal_tail(z: float) -> float:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    if not row["counts"]:
+    if not row["counts"] or row["says_nothing"]:
         return "control"
     if row["p_holm"] < ALPHA:
         return "strong" if row["effect"] >= STRONG else "some"
@@ -281,7 +281,9 @@ def _words(row: Mapping[str, Any]) -> str:
             f"{share(row['before'])} to {share(row['after'])} % [{points(row['low'])}, {points(row['high'])}]"
         )
     title = row["title"][0].upper() + row["title"][1:]
-    if not row["counts"]:
+    if row["says_nothing"]:
+        said += ", one answer to all such pictures, so that this fill says nothing"
+    if row["verdict"] == "control":
         return f"{title}: {said}. A control."
     more = f" of reliance on {row['finds']}" if row["verdict"] in {"strong", "some"} and row["finds"] else ""
     beyond = f"{probability(row['p_holm'])} for more than {share(MARGIN)} points, after Holm's correction"
@@ -297,16 +299,12 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
         above_chance: whether the classifier is better than chance at all.
         masks: whether a lung region was known, so that the tests on it ran.
     """
-    own = [t for t in tests if t["counts"] and t["level"] != "data"]
+    own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
     found = sorted((t for t in own if t["verdict"] in {"strong", "some"}), key=lambda t: -t["effect"])
     data = sorted((t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in {"strong", "some"}),
                   key=lambda t: -t["effect"])  # fmt: skip
     reasons = [t["words"] for t in found[:3]]
-    told = [
-        f"The classes can be told apart without looking at a lung: {t['title']} alone, {share(t['after'])} % balanced "
-        f"accuracy (chance {share(t['chance'])} %)."
-        for t in data[:1]
-    ]
+    told = [_without_lungs(data)] if data else []
     if found:
         return ("strong" if any(t["verdict"] == "strong" for t in found) else "some"), reasons + told
     if not above_chance:
@@ -321,6 +319,8 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
         ]
     if not masks:
         return "cannot_tell", ["No lung region is known, so no test could take the lungs away."]
+    if not own:
+        return "cannot_tell", ["The classifier gives one answer to all altered pictures, so no test says anything."]
     blind = [t for t in own if t["verdict"] == "cannot_tell"]
     if blind:
         worst = max(t["smallest_effect"] for t in blind)
@@ -331,10 +331,21 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
     return "none", [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
 
 
+def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
+    """What trees make of the pictures without looking at a lung; `data` begins with the most telling features."""
+    first, *rest = data
+    rest = [t for t in rest if t["name"] != "background all"]
+    alone = "".join(f", on {t['name'].removeprefix('background ')} alone {share(t['after'])} %" for t in rest[:3])
+    return (
+        f"The classes can be told apart without looking at a lung: trees on {first['title']} reach {share(first['after'])} % "
+        f"balanced accuracy (chance {share(first['chance'])} %){alone}."
+    )
+
+
 def overall_words(level: str, tests: Sequence[Mapping[str, Any]]) -> str:
     """The sentence at the top of every report."""
     if level == "cannot_tell":
-        own = [t["smallest_effect"] for t in tests if t["counts"] and t["level"] != "data"]
+        own = [t["smallest_effect"] for t in tests if t["verdict"] != "control" and t["level"] != "data"]
         size = (
             f" (smallest effect that this set could have shown: {share(max(own))} points of balanced accuracy)"
             if own

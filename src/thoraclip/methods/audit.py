@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import grey_batches, in_batches, pixel_cache, read_indexed
-from thoraclip.data.lungs import LungRegions, lung_masks
+from thoraclip.data.lungs import LungRegions, lung_masks, require_mask_source
 from thoraclip.data.splits import independent_groups
 from thoraclip.data.views import VIEWS, Scene
 from thoraclip.errors import ConfigError, ManifestError
-from thoraclip.imaging import Preprocess, decode
+from thoraclip.imaging import DECODING, Preprocess, decode
 from thoraclip.judge.audit import Facts, audit_report
 from thoraclip.judge.shortcuts import Answers, Trial
 from thoraclip.labels import LabelSet
@@ -41,6 +41,8 @@ Ints = npt.NDArray[np.int64]
 
 _ATTRIBUTES = ("source", "view", "sex", "format")
 """Columns of a manifest that a classifier's features are asked for."""
+_RULES = 1
+"""Number of the rules by which pictures are altered; answers to views of another number are asked for again."""
 _SEEN_BY = 0.10
 """Share of the estimates that see lung where the region of all images is."""
 _FEWEST = 20
@@ -82,6 +84,7 @@ class AuditConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: {least} or more is needed")
+        require_mask_source(self.masks, "masks")
         if self.l2 <= 0:
             raise ConfigError(f"l2 = {self.l2}: must be positive")
 
@@ -147,7 +150,13 @@ def audit(
     usable = np.asarray(regions.any(axis=(1, 2)))
     same, other, any_ = choose_partners(sample.target, sample.groups, usable, seed=config.seed)
     scene = Scene(greys, regions, round(float(greys.mean())), same, other, any_, config.seed)
-    token = digest([run.fingerprint, sample.manifest.fingerprint, spec.as_dict(), lungs.fingerprint, config.seed])
+    token = digest(
+        [
+            _RULES, DECODING, run.fingerprint, sample.manifest.fingerprint, spec.as_dict(), config.seed, scene.level,
+            [list(classifier.features_key[1:]) for classifier, _ in sample.classifiers],
+            [array.tobytes().hex() for array in (np.packbits(regions), same, other, any_)],
+        ]
+    )  # fmt: skip
     seen = look_at_views(
         scene, sample.classifiers, batch_size=config.batch_size, manifest=sample.manifest, cache=out / "cache" / "views",
         token=token, progress=progress,
@@ -155,19 +164,19 @@ def audit(
     named = {name: one.named for name, one in seen.items()}
     trials = _trials_of_views(named)
     fold = held_out(sample.target, sample.keys, folds=config.folds, seed=config.seed)
-    refitted = _refit(run, sample, seen, fold, config)
+    refitted, shuffled = _refit(run, sample, seen, fold, config)
     named |= refitted
     trials += _trials_refitted(refitted, run.is_retrainable)
     announce("what can be told without lungs")
     behind, trees = _background(sample, greys, regions, fold, config)
     named |= behind
     trials += trees
-    across, more = _across_sources(sample, seen["original"], fold, config)
+    across, more = _across_sources(sample, seen["original"], fold, config, counts=run.is_retrainable)
     named |= across
     trials += more
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
-        run=run.folder.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
+        shuffled=shuffled, run=run.folder.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
         attributes=_attributes(sample, seen["original"], fold, config), lungs=_origin(lungs),
         sham=_sham(seen), saliency=_saliency(sample, greys, lungs.masks, named["original"], config, announce),
         without_duplicates=_without_duplicates(run, manifest, config, inspection or out / "cache" / "inspection", progress),
@@ -240,8 +249,8 @@ def _origin(lungs: LungRegions) -> dict[str, Any]:
     told = lungs.as_json()
     if lungs.origin == "estimated":
         told["words"] += (
-            f" An estimate is worse where a lung is opaque, so one region is taken for all images: where {_SEEN_BY:.0%} of the "
-            "estimates see lung."
+            f" An estimate is worse where a lung is opaque, so one region is taken for all images, those set aside too: where "
+            f"{_SEEN_BY:.0%} of the estimates see lung."
         ).replace("%", " %")
     return told
 
@@ -270,8 +279,12 @@ def _trials_of_views(named: Mapping[str, Ints]) -> list[Trial]:
 
 def _refit(
     run: FinishedRun, sample: _Sample, seen: Mapping[str, Seen], fold: Ints, config: AuditConfig
-) -> dict[str, Ints]:
-    """Probes on the features of every view, each image answered by those that were fitted without it; and on shuffled labels."""
+) -> tuple[dict[str, Ints], Answers]:
+    """Probes on the features of every view, each image answered by those that were fitted without it.
+
+    Returns:
+        Answers by view, and those of probes of shuffled labels to the shuffled labels.
+    """
     classes = len(sample.labels)
     same: dict[tuple[str, ...], list[Ints]] = {}
     for classifier, own in sample.classifiers:
@@ -291,11 +304,7 @@ def _refit(
     for parts in same.values():
         rows = np.concatenate(parts)
         guessed[rows] = retrained(known[rows], shuffled[rows], fold[rows], classes=classes, l2=config.l2)
-    right = guessed == shuffled  # as answers to the true labels, which only tell right from wrong
-    answers["refitted shuffled"] = np.where(
-        guessed < 0, -1, np.where(right, sample.target, (sample.target + 1) % classes)
-    )
-    return answers
+    return answers, Answers(shuffled, sample.groups, {"refitted shuffled": guessed}, classes)
 
 
 def _shuffled(target: Ints, groups: Ints, seed: int) -> Ints:
@@ -319,8 +328,6 @@ def _trials_refitted(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
         )
         before = "" if gone else "refitted original"
         trials.append(Trial(told, VIEWS[name].title, level, before=before, after=told, counts=counts, finds=finds))
-    title = "labels shuffled before fitting"
-    trials.append(Trial("refitted shuffled", title, level, after="refitted shuffled", counts=False))
     if "refitted random-removed" in answers:
         title = VIEWS["random-removed"].title
         trials.append(
@@ -334,16 +341,17 @@ def _background(
 ) -> tuple[dict[str, Ints], list[Trial]]:
     """Trees on each group of features outside the lungs, and on all."""
     paths, hashes = sample.manifest.paths(), sample.manifest.column("sha256")
+    all_known = bool(lungs.any(axis=(1, 2)).all())  # else one rule for all: what is left out must not tell the class
 
     def measure(row: int) -> dict[str, list[float]]:
         data = read_indexed(paths[row], hashes[row])
-        mask = lungs[row] if lungs[row].any() else None
+        mask = lungs[row] if all_known else None
         return file_features(decode(data).pixels, len(data) / 1000) | shown_features(greys[row], mask)
 
     measured = [one for _, block in in_batches(measure, len(paths), batch_size=64) for one in block]
     groups = background_features(measured)
     groups["all"] = np.concatenate(list(groups.values()), axis=1)
-    titles = dict(BACKGROUND) | {"all": "all of these together"}
+    titles = dict(BACKGROUND) | {"all": ", ".join(list(BACKGROUND)[:-1]) + f" and {list(BACKGROUND)[-1]} together"}
     answers, trials = {}, []
     for name, values in groups.items():
         answers[f"background {name}"] = by_trees(values, sample.target, fold, seed=config.seed)
@@ -352,28 +360,41 @@ def _background(
 
 
 def _across_sources(
-    sample: _Sample, original: Seen, fold: Ints, config: AuditConfig
+    sample: _Sample, original: Seen, fold: Ints, config: AuditConfig, *, counts: bool
 ) -> tuple[dict[str, Ints], list[Trial]]:
-    """Probes of the other sources against probes of all, on the sources that have two classes or more."""
+    """Probes of the other sources against probes of all, on the sources that have two classes or more.
+
+    Only images are asked whose class stands in another of these sources too: nobody can name a class from elsewhere that is
+    nowhere else.
+    """
     source = np.array([s or "" for s in sample.manifest.column("source")])
     mixed = []
     for name in sorted(set(source.tolist()) - {""}):
-        counts = np.bincount(sample.target[source == name], minlength=len(sample.labels))
-        if (counts >= _FEWEST // 2).sum() > 1:
+        per_class = np.bincount(sample.target[source == name], minlength=len(sample.labels))
+        if (per_class >= _FEWEST // 2).sum() > 1:
             mixed.append(name)
     rows = np.flatnonzero(np.isin(source, mixed))
     if len(mixed) < 2 or len({c.features_key for c, _ in sample.classifiers}) > 1:
+        return {}, []
+    places: dict[int, set[str]] = {}
+    for row in rows.tolist():
+        places.setdefault(int(sample.target[row]), set()).add(str(source[row]))
+    shared = np.array([len(places[int(sample.target[row])]) > 1 for row in rows.tolist()], dtype=bool)
+    if not shared.any():
         return {}, []
     features, target = original.features[rows], sample.target[rows]
     part = np.array([mixed.index(name) for name in source[rows]], dtype=np.int64)
     answers = {}
     for name, held in (("within sources", fold[rows]), ("across sources", part)):
         told = np.full(len(sample.target), -1, dtype=np.int64)
-        told[rows] = retrained(features, target, held, classes=len(sample.labels), l2=config.l2)
+        named = retrained(features, target, held, classes=len(sample.labels), l2=config.l2)
+        told[rows[shared]] = named[shared]
         answers[name] = told
     title = f"the images of a source ({', '.join(mixed)}) answered by a probe of the other sources alone"
     finds = "the source"
-    return answers, [Trial("across-sources", title, "features", "across sources", "within sources", finds=finds)]
+    return answers, [
+        Trial("across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds)
+    ]
 
 
 def _attributes(sample: _Sample, original: Seen, fold: Ints, config: AuditConfig) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions
 
 __all__ = [
-    "Chosen", "Explanation", "choose_classifier", "explain_picture", "load_classifier", "require_png", "write_overlay",
+    "Chosen", "Explanation", "choose_classifier", "explain_picture", "load_classifier", "require_png", "why_no_mask",
+    "write_overlay",
 ]  # fmt: skip
 
 Grey = npt.NDArray[np.uint8]
@@ -223,6 +224,17 @@ def write_overlay(path: Path, explanation: Explanation) -> None:
     sheet.save(buffer, format="PNG", pnginfo=text)
     with atomic_open(path) as stream:
         stream.write(buffer.getvalue())
+
+
+def why_no_mask(mask: Path, image: Path) -> str | None:
+    """What keeps a mask file from being a picture's lungs; `None` where it serves."""
+    from thoraclip.data.masks import mask_problem, read_mask
+
+    height, width = decode(image).pixels.shape
+    try:
+        return mask_problem(read_mask(mask, (height, width)))
+    except ImageError as error:
+        return str(error).removeprefix(f"{mask}: ")
 
 
 def _lungs(pixels: Grey, mask: Path | None) -> tuple[Mask, str]:

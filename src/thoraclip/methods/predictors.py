@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import build_config, read_toml
-from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
 from thoraclip.predictor import Predictor
@@ -108,21 +108,63 @@ class FinishedRun:
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
         """(fold, i64 rows that its classifier may be judged on) for this manifest.
 
-        Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another one,
-        the labelled images of its test split (all, where it names no split), by the classifier of the first fold.
+        Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another one they
+        are the labelled images of its test split (all, where it names no split): pictures that the run's manifest has, too,
+        by the fold that held them out, or left out where they were trained on; all others by the classifier of the first fold.
+
+        Raises:
+            LeakError: another manifest has images of the run, and the run's own is not beside it to tell which were trained on.
+            ManifestError: no image is left.
         """
         known = np.array([label is not None for label in manifest.column("label")])
-        split = np.array([s or "" for s in manifest.column("split")])
         if self.folds != (None,) and manifest.fingerprint == self.manifest:
             folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
             for fold in self.folds:
                 yield fold, np.flatnonzero(known & (folds == fold))
             return
-        wanted = split == "test" if (split != "").any() else np.ones(len(manifest), dtype=bool)
-        rows = np.flatnonzero(known & wanted)
-        if not len(rows):
-            raise ManifestError("manifest: no labelled image in split 'test'; nothing can be judged on it")
-        yield self.folds[0], rows
+        split = np.array([s or "" for s in manifest.column("split")])
+        known &= split == "test" if (split != "").any() else np.ones(len(manifest), dtype=bool)
+        held_by = self._held_by(manifest)
+        for fold in self.folds:
+            own = np.array([h == fold for h in held_by])
+            if fold == self.folds[0]:
+                own |= np.array([h == "new" for h in held_by])
+            if (known & own).any():
+                yield fold, np.flatnonzero(known & own)
+        if not (known & np.array([h == "new" or h in self.folds for h in held_by])).any():
+            raise ManifestError(
+                "manifest: no labelled image, of split 'test' where it names splits, that the run has not seen"
+            )
+
+    def _held_by(self, manifest: Manifest) -> list[int | str | None]:
+        """Of every image of a manifest the fold that may score it (`None`: the test split), or `new`, or `trained`."""
+        if manifest.fingerprint == self.manifest:
+            return [None] * len(manifest)
+        try:
+            own = find_manifest(self)
+        except (InputError, MismatchError) as error:
+            from thoraclip.tables.predictions import read_predictions
+
+            shared = set(read_predictions(self.folder / "predictions.parquet").image_id) & set(
+                manifest.column("image_id")
+            )
+            if shared:
+                raise LeakError(
+                    f"{self.folder}: ran on another manifest than this one, which has {len(shared)} of the same images, and "
+                    "which of the others were trained on is not known; name the manifest that the run ran on"
+                ) from error
+            return ["new"] * len(manifest)
+        parts: dict[str, int | str | None] = {}
+        for content, fold, part in zip(*(own.column(n) for n in ("sha256", "fold", "split")), strict=True):
+            held = (
+                fold
+                if fold in self.folds and fold is not None
+                else None
+                if part == "test" and None in self.folds
+                else "trained"
+            )
+            parts[content] = held if parts.get(content, held) == held else "trained"
+        return [parts.get(content, "new") for content in manifest.column("sha256")]
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -144,12 +186,23 @@ def read_run(folder: Path) -> FinishedRun:
         find_method(kind).config_type, values | _moved(folder, values), where=str(folder / "config.toml")
     )
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    _require_same_files(folder, config, facts["inputs"])
     from thoraclip.tables.predictions import read_predictions
 
     found = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(found)) or (None,)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds)
+
+
+def _require_same_files(folder: Path, config: Any, then: Mapping[str, str]) -> None:
+    """Raise MismatchError where the model, an adapter or the prompts are others than when the run ran."""
+    for name, now in config.inputs().items():
+        if then.get(name) != now:
+            raise MismatchError(
+                f"{folder}: its {name} ('{getattr(config, name, name)}') is not the one that it ran with; put that one back, or "
+                "run the method again"
+            )
 
 
 def _moved(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from thoraclip.judge.audit_page import write_audit
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.embed import EncoderConfig
 from thoraclip.methods.predictors import CLASSIFYING, read_run
-from thoraclip.runs import Progress
+from thoraclip.runs import Progress, write_text
 from thoraclip.study.counting import Counting
 from thoraclip.study.settings import MethodEntry, StudyConfig
 from thoraclip.study.tasks import Task, Unit, Work, training_unit
@@ -67,8 +68,10 @@ def audit_methods(
                 read_run(run_folder), manifest, asked, folder, pixels=pixels, inspection=out / "inspection",
                 progress=progress, announce=lambda _: None,
             )  # fmt: skip
-        except ThoraclipError as error:
-            announce(f"audit of {method.name} failed: {error}")
+        except Exception as error:  # of whatever kind: an audit must not lose the report
+            if not isinstance(error, ThoraclipError):
+                write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+            announce(f"audit of {method.name} failed: {error or type(error).__name__}")
             continue
         write_audit(content, folder)
         found[method.name] = content

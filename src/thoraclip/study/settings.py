@@ -12,6 +12,7 @@ from typing import Any
 
 from thoraclip.config import build_config, config_toml, read_toml, toml_value
 from thoraclip.data.layouts import LAYOUTS
+from thoraclip.data.lungs import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.judge.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
@@ -30,7 +31,7 @@ _SHARED = (
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
 _TRAINS_ADAPTERS = ("finetune",)
-_PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts")
+_PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts", "audit_masks")
 CAPTIONS = "captions.parquet"
 """File of the captions that the study makes, in its folder."""
 AUDITED = ("best", "all", "none")
@@ -118,6 +119,7 @@ class StudyConfig:
             )
         if self.audit not in AUDITED:
             raise ConfigError(f"unknown audit '{self.audit}'{did_you_mean(self.audit, AUDITED)}")
+        require_mask_source(self.audit_masks, "audit_masks")
         if self.audit_images < 0:
             raise ConfigError(f"audit_images = {self.audit_images}: 0 or more is needed")
         if self.resamples < 100:

@@ -9,6 +9,15 @@ It is an estimate: it names what is odd about itself, and what is implausible is
 from __future__ import annotations
 
 from thoraclip.data.lungs.estimation import LEAST_QUALITY, LungEstimate, estimate_lungs, oddities
-from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks
+from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
 
-__all__ = ["LEAST_QUALITY", "SOURCES", "LungEstimate", "LungRegions", "estimate_lungs", "lung_masks", "oddities"]
+__all__ = [
+    "LEAST_QUALITY",
+    "SOURCES",
+    "LungEstimate",
+    "LungRegions",
+    "estimate_lungs",
+    "lung_masks",
+    "oddities",
+    "require_mask_source",
+]

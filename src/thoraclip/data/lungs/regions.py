@@ -21,7 +21,7 @@ from thoraclip.imaging import Preprocess, decode
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["SOURCES", "LungRegions", "lung_masks"]
+__all__ = ["SOURCES", "LungRegions", "lung_masks", "require_mask_source"]
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -70,6 +70,16 @@ class LungRegions:
             "origin": self.origin, "words": self.words, "images": len(self.masks), "usable": int(self.usable.sum()),
             "set_aside": [{"image_id": name, "reason": reason} for name, reason in self.set_aside],
         }  # fmt: skip
+
+
+def require_mask_source(value: str, name: str) -> None:
+    """Raise ConfigError unless a setting names a source of regions, or a segmentation model (a folder, or a Hub id with a slash)."""
+    known = [source for source in SOURCES if source != "model"]
+    if value not in known and "/" not in value and not Path(value).is_dir():
+        raise ConfigError(
+            f"{name} = '{value}': neither a folder with a segmentation model nor one of {', '.join(known)}"
+            f"{did_you_mean(value, known)}"
+        )
 
 
 def lung_masks(
@@ -178,7 +188,7 @@ def _given(manifest: Manifest, spec: Preprocess) -> Callable[[int], Found]:
         try:
             return _fitted(read_mask(files[row], shape), spec)
         except ImageError as error:
-            return np.zeros((0, 0), bool), str(error)
+            return np.zeros((0, 0), bool), str(error).removeprefix(f"{files[row]}: ")
 
     return find
 
