@@ -178,7 +178,8 @@ def _count(aside: Sequence[tuple[str, str]], total: int) -> str:
 
 
 def _given(manifest: Manifest, spec: Preprocess) -> Callable[[int], Found]:
-    files: list[Path] = [manifest.root / mask for mask in manifest.column("lung_mask")]
+    named = manifest.column("lung_mask")
+    files: list[Path] = [manifest.root / mask for mask in named]
     paths, hashes = manifest.paths(), manifest.column("sha256")
     widths, heights = manifest.column("width"), manifest.column("height")
 
@@ -188,7 +189,7 @@ def _given(manifest: Manifest, spec: Preprocess) -> Callable[[int], Found]:
         try:
             return _fitted(read_mask(files[row], shape), spec)
         except ImageError as error:
-            return np.zeros((0, 0), bool), str(error).removeprefix(f"{files[row]}: ")
+            return np.zeros((0, 0), bool), str(error).replace(str(files[row]), str(named[row]))
 
     return find
 
