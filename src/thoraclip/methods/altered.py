@@ -47,19 +47,25 @@ class Seen:
         return np.where(shown, np.nan_to_num(self.scores).argmax(axis=1), -1).astype(np.int64)
 
 
-def choose_partners(target: Ints, groups: Ints, usable: npt.NDArray[np.bool_], *, seed: int) -> tuple[Ints, Ints, Ints]:
+def choose_partners(
+    target: Ints, groups: Ints, part: Ints, usable: npt.NDArray[np.bool_], *, seed: int
+) -> tuple[Ints, Ints, Ints]:
     """For every image one of another group: of its class, of another class, of any; -1 where there is none.
+
+    A partner is of the same part, so that the classifier that is asked was not trained on it: it could know the background of
+    a training image together with its label by heart.
 
     Args:
         target: i64[N].
         groups: i64[N].
+        part: i64[N], number of the classifier that has seen neither.
         usable: bool[N], images that may be chosen.
         seed: decides.
     """
     rng = np.random.default_rng([seed, 1])
     chosen = np.full((3, len(target)), -1, dtype=np.int64)
     for row in range(len(target)):
-        others = usable & (groups != groups[row])
+        others = usable & (groups != groups[row]) & (part == part[row])
         for number, pool in enumerate((others & (target == target[row]), others & (target != target[row]), others)):
             rows = np.flatnonzero(pool)
             if len(rows):

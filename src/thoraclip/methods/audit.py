@@ -107,6 +107,14 @@ class _Sample:
     groups: Ints
 
     @property
+    def parts(self) -> Ints:
+        """i64[N]: number of the classifier that judges each image."""
+        part = np.full(len(self.target), -1, dtype=np.int64)
+        for number, (_, rows) in enumerate(self.classifiers):
+            part[rows] = number
+        return part
+
+    @property
     def keys(self) -> list[str]:
         """The groups as text."""
         return [str(group) for group in self.groups]
@@ -148,7 +156,7 @@ def audit(
     announce(lungs.words)
     regions = _shared_region(lungs) if lungs.origin == "estimated" else lungs.masks
     usable = np.asarray(regions.any(axis=(1, 2)))
-    same, other, any_ = choose_partners(sample.target, sample.groups, usable, seed=config.seed)
+    same, other, any_ = choose_partners(sample.target, sample.groups, sample.parts, usable, seed=config.seed)
     scene = Scene(greys, regions, round(float(greys.mean())), same, other, any_, config.seed)
     token = digest(
         [
