@@ -45,7 +45,7 @@ def test_probe_on_real_radiographs_under_patient_folds(shared: Path, tmp_path: P
     assert run(index) == 0
     assert run(["split", str(tmp_path / "m.parquet"), "--folds", "5", "--out", str(tmp_path / "folds.parquet")]) == 0
     (tmp_path / "study.toml").write_text(
-        f'manifest = "folds.parquet"\nmodel = "{shared / "models" / "dino-minilm"}"\ngeometry = "squash"\n'
+        f'manifest = "folds.parquet"\nmodel = "{shared / "models" / "dino-minilm"}"\ngeometry = "squash"\naudit = "none"\n'
         '[[methods]]\nname = "zero-shot"\nkind = "zeroshot"\n[[methods]]\nname = "probe"\nkind = "probe"\n'
     )
     assert run(["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]) == 0
