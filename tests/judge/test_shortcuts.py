@@ -135,6 +135,15 @@ def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
     assert row["verdict"] == "none" and "says nothing" not in row["words"], "no answer changed: that is no sign"
 
 
+def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
+    clear = answers_of({"a": 1.0}, n=18)
+    trial = Trial("t", "t", "classifier", after="a")
+    assert judge_trials([trial], clear, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
+    assert judge_trials([trial], answers_of({"a": 1.0}, n=30), resamples=200, seed=0)[0]["verdict"] == "strong"
+    few_patients = answers_of({"a": 1.0}, n=90, group_size=15)
+    assert judge_trials([trial], few_patients, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
+
+
 def test_the_smallest_effect_is_seen_four_times_in_five() -> None:
     row = judge_trials([Trial("t", "t", "classifier", after="a")], answers_of({"a": 1 / 3}), resamples=1000, seed=0)[0]
     share = 1 / 3 + row["smallest_effect"]

@@ -45,6 +45,8 @@ MARGIN = 0.05
 and a classifier of a few hundred images is not exactly as good on one half of them as on the other."""
 STRONG = 0.20
 """From this effect on, reliance is called strong; a set that could not have shown as much cannot tell."""
+MIN_GROUPS = 10
+"""Of each class, independent ones: with fewer the spread over resamples is no guide to chance, and a test cannot tell."""
 _POWER = 0.8
 
 LEVELS = ("classifier", "features", "data")
@@ -165,6 +167,7 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
                 "finds": trial.finds, "before": values.get(before), "after": after, "chance": chance,
                 "images": int(asked.sum()), "effect": effect, "low": min(float(low), effect),
                 "high": max(float(high), effect), "p": _normal_tail((effect - MARGIN) / error),
+                "has_few": _fewest_groups(answers, asked) < MIN_GROUPS,
                 "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2, "p_holm": None, "smallest_effect": _smallest(error, after, chance if not before else None, counted),
             }
         )  # fmt: skip
@@ -175,6 +178,12 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
         row["verdict"] = _verdict(row)
         row["words"] = _words(row)
     return rows
+
+
+def _fewest_groups(answers: Answers, asked: npt.NDArray[np.bool_]) -> int:
+    """Independent groups of the rarest class among the images that were asked."""
+    target = answers.target[asked]
+    return min((len(np.unique(answers.groups[asked][target == c])) for c in np.unique(target)), default=0)
 
 
 def _smallest(error: float, after: float, chance: float | None, counted: int) -> float:
@@ -222,7 +231,7 @@ def shared_errors(
     p = _normal_tail((effect - MARGIN) / error)
     row: dict[str, Any] = {
         "name": "shared-errors", "title": f"where {alone['title']} alone name the wrong class", "level": "classifier",
-        "counts": True, "says_nothing": False, "finds": alone["title"], "before": None, "after": None, "chance": None,
+        "counts": True, "says_nothing": False, "has_few": False, "finds": alone["title"], "before": None, "after": None, "chance": None,
         "images": int(wrong.sum()), "effect": effect, "low": min(float(low), effect), "high": max(float(high), effect),
         "p": p, "p_holm": p, "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
     }  # fmt: skip
@@ -257,6 +266,8 @@ def _normal_tail(z: float) -> float:
 def _verdict(row: Mapping[str, Any]) -> str:
     if not row["counts"] or row["says_nothing"]:
         return "control"
+    if row["has_few"]:
+        return "cannot_tell"
     if row["p_holm"] < ALPHA:
         return "strong" if row["effect"] >= STRONG else "some"
     return "none" if row["smallest_effect"] <= STRONG else "cannot_tell"
