@@ -140,6 +140,9 @@ def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
     trial = Trial("t", "t", "classifier", after="a")
     assert judge_trials([trial], clear, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
     assert judge_trials([trial], answers_of({"a": 1.0}, n=30), resamples=200, seed=0)[0]["verdict"] == "strong"
+    row = judge_trials([trial], clear, resamples=200, seed=0)[0]
+    assert row["p"] == row["smallest_effect"] == 1.0
+    assert "less than 100.0 points could not have been shown" in row["words"]
     few_patients = answers_of({"a": 1.0}, n=90, group_size=15)
     assert judge_trials([trial], few_patients, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
 

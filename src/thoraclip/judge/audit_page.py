@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from thoraclip.judge.figures import audit_figure
 from thoraclip.judge.reading import points, probability, share
+from thoraclip.judge.shortcuts import VERDICTS
 from thoraclip.pages import environment
 from thoraclip.runs import write_json, write_text
 
@@ -20,7 +21,6 @@ _LEVELS = {
     "features": "Probes fitted anew on the classifier's features of altered pictures",
     "data": "Trees on what can be measured without lungs: what the pictures offer to any classifier",
 }
-_VERDICTS = {"strong": "strong sign", "some": "some sign", "none": "no sign", "cannot_tell": "cannot tell", "control": "control"}  # fmt: skip
 
 
 def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
         for level in _LEVELS
         if any(t["level"] == level for t in content["tests"])
     }
-    return {"audit": content, "levels": _LEVELS, "tests": tests, "verdicts": _VERDICTS}
+    return {"audit": content, "levels": _LEVELS, "tests": tests, "verdicts": VERDICTS}
 
 
 def write_audit(content: Mapping[str, Any], out: Path) -> None:

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from thoraclip.judge.reading import MAIN_METRIC
 from thoraclip.judge.results import MAJORITY
 from thoraclip.judge.shortcuts import MARGIN as _AUDIT_MARGIN
+from thoraclip.judge.shortcuts import VERDICTS
 
 __all__ = [
     "audit_figure", "confusion_figure", "dumbbell_figure", "forest_figure", "reliability_figure", "roc_figure", "selective_figure", "shorten",
@@ -73,14 +74,19 @@ def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
             _forest_row(axes, row, entry, leading=entry["name"] == best or entry["name"] in tied)
-        axes.set_yticks(range(len(methods)), [shorten(m["name"], 48) for m in methods])
-        axes.set_ylim(len(methods) - 0.4, -0.6)
-        axes.set_xlabel("macro F1 (%), 95 % interval")
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color=_LINE, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines["left"].set_visible(False)
+        _name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval")
         return _svg(figure, "forest")
+
+
+def _name_rows(axes: Axes, names: Sequence[str], x: str) -> None:
+    """A row for each name, the first one on top, over a horizontal axis with light lines."""
+    axes.set_yticks(range(len(names)), [shorten(name, 48) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(x)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=_LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
 
 
 def _forest_row(axes: Axes, row: int, entry: Entry, *, leading: bool) -> None:
@@ -220,13 +226,7 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
                 axes.plot(
                     [value], [place], marker, markersize=6, color=colour, linestyle="none", label="" if row else label
                 )
-        axes.set_yticks(range(len(methods)), [shorten(m["name"], 48) for m in methods])
-        axes.set_ylim(len(methods) - 0.4, -0.6)
-        axes.set_xlabel("macro F1 (%), 95 % interval")
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color=_LINE, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines["left"].set_visible(False)
+        _name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval")
         figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, frameon=False, handletextpad=0.2)
         return _svg(figure, f"dumbbell {name}")
 
@@ -249,21 +249,9 @@ def audit_figure(tests: Sequence[Entry]) -> str:
                       markerfacecolor=colour if filled else "white")  # fmt: skip
         for at, dashes in ((0.0, "-"), (100 * _AUDIT_MARGIN, (0, (4, 3)))):
             axes.axvline(at, color=_SOFT, linewidth=0.9, linestyle=dashes, zorder=0)
-        axes.set_yticks(range(len(tests)), [shorten(t["name"].replace("-", " "), 48) for t in tests])
-        axes.set_ylim(len(tests) - 0.4, -0.6)
-        axes.set_xlabel("effect (points of balanced accuracy), 95 % interval")
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color=_LINE, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines["left"].set_visible(False)
-        names = {
-            "strong": "strong sign",
-            "some": "some sign",
-            "none": "no sign",
-            "cannot_tell": "cannot tell",
-            "control": "control",
-        }
-        for verdict, name in names.items():
+        names = [t["name"].replace("-", " ") for t in tests]
+        _name_rows(axes, names, "effect (points of balanced accuracy), 95 % interval")
+        for verdict, name in VERDICTS.items():
             if any(t["verdict"] == verdict for t in tests):
                 axes.plot([], [], "o", color=colours[verdict], label=name, markersize=5.5,
                           markerfacecolor=colours[verdict] if verdict in {"strong", "some"} else "white")  # fmt: skip

@@ -28,6 +28,7 @@ from thoraclip.judge.resampling import resample_weights
 __all__ = [
     "MARGIN",
     "STRONG",
+    "VERDICTS",
     "Answers",
     "Trial",
     "balanced_accuracies",
@@ -46,9 +47,14 @@ and a classifier of a few hundred images is not exactly as good on one half of t
 STRONG = 0.20
 """From this effect on, reliance is called strong; a set that could not have shown as much cannot tell."""
 MIN_GROUPS = 10
-"""Of each class, independent ones: with fewer the spread over resamples is no guide to chance, and a test cannot tell."""
+"""Of each class, independent ones: with fewer the spread over resamples is no guide to chance. Such a test has p = 1 and a
+smallest effect of 1, so that it cannot tell."""
 _POWER = 0.8
 
+VERDICTS = {
+    "strong": "strong sign", "some": "some sign", "none": "no sign", "cannot_tell": "cannot tell", "control": "control",
+}  # fmt: skip
+"""Verdict of a test -> in words."""
 LEVELS = ("classifier", "features", "data")
 """What a test looks at: the classifier as it is, a classifier fitted again on its features, or the pictures alone."""
 
@@ -161,14 +167,14 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
         units = len(np.unique(answers.groups[asked]))
         error = max(float(spread.std(ddof=1)), 0.5 / max(units, 1))
         low, high = np.quantile(spread, [0.025, 0.975])
+        few = _fewest_groups(answers, asked) < MIN_GROUPS
         rows.append(
             {
                 "name": trial.name, "title": trial.title, "level": trial.level, "counts": trial.counts,
                 "finds": trial.finds, "before": values.get(before), "after": after, "chance": chance,
                 "images": int(asked.sum()), "effect": effect, "low": min(float(low), effect),
-                "high": max(float(high), effect), "p": _normal_tail((effect - MARGIN) / error),
-                "has_few": _fewest_groups(answers, asked) < MIN_GROUPS,
-                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2, "p_holm": None, "smallest_effect": _smallest(error, after, chance if not before else None, counted),
+                "high": max(float(high), effect), "p": 1.0 if few else _normal_tail((effect - MARGIN) / error),
+                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2, "p_holm": None, "smallest_effect": 1.0 if few else _smallest(error, after, None if before else chance, counted),
             }
         )  # fmt: skip
     corrected = [row for row in rows if row["counts"]]
@@ -231,7 +237,7 @@ def shared_errors(
     p = _normal_tail((effect - MARGIN) / error)
     row: dict[str, Any] = {
         "name": "shared-errors", "title": f"where {alone['title']} alone name the wrong class", "level": "classifier",
-        "counts": True, "says_nothing": False, "has_few": False, "finds": alone["title"], "before": None, "after": None, "chance": None,
+        "counts": True, "says_nothing": False, "finds": alone["title"], "before": None, "after": None, "chance": None,
         "images": int(wrong.sum()), "effect": effect, "low": min(float(low), effect), "high": max(float(high), effect),
         "p": p, "p_holm": p, "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
     }  # fmt: skip
@@ -239,7 +245,7 @@ def shared_errors(
     row["words"] = (
         f"{row['title'][0].upper()}{row['title'][1:]} ({row['images']} images), the classifier names the same wrong class "
         f"{points(effect)} points [{points(row['low'])}, {points(row['high'])}] more often than by chance: "
-        f"{_VERDICTS[row['verdict']]} ({probability(p)} for more than {share(MARGIN)} points)."
+        f"{VERDICTS[row['verdict']]} ({probability(p)} for more than {share(MARGIN)} points)."
     )
     return row
 
@@ -266,14 +272,9 @@ def _normal_tail(z: float) -> float:
 def _verdict(row: Mapping[str, Any]) -> str:
     if not row["counts"] or row["says_nothing"]:
         return "control"
-    if row["has_few"]:
-        return "cannot_tell"
     if row["p_holm"] < ALPHA:
         return "strong" if row["effect"] >= STRONG else "some"
     return "none" if row["smallest_effect"] <= STRONG else "cannot_tell"
-
-
-_VERDICTS = {"strong": "strong sign", "some": "some sign", "none": "no sign", "cannot_tell": "cannot tell"}
 
 
 def _words(row: Mapping[str, Any]) -> str:
@@ -299,7 +300,7 @@ def _words(row: Mapping[str, Any]) -> str:
     more = f" of reliance on {row['finds']}" if row["verdict"] in {"strong", "some"} and row["finds"] else ""
     beyond = f"{probability(row['p_holm'])} for more than {share(MARGIN)} points, after Holm's correction"
     limit = f"; less than {share(row['smallest_effect'])} points could not have been shown"
-    return f"{title}: {said}: {_VERDICTS[row['verdict']]}{more} ({beyond}{'' if more else limit})."
+    return f"{title}: {said}: {VERDICTS[row['verdict']]}{more} ({beyond}{'' if more else limit})."
 
 
 def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bool) -> tuple[str, list[str]]:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.config import build_config, config_toml, read_toml, toml_value
-from thoraclip.data.layouts import LAYOUTS
 from thoraclip.data.lungs import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.judge.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
-from thoraclip.study.external.settings import External, external_toml, read_external
+from thoraclip.study.external.settings import External, external_toml, read_external, require_one_source
 
 __all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
 
@@ -100,14 +99,7 @@ class StudyConfig:
     """Test sets from elsewhere, one [external.NAME] table each, scored by every method that keeps a model; not for --set."""
 
     def __post_init__(self) -> None:
-        if bool(self.manifest) == bool(self.folder):
-            raise ConfigError("give either 'manifest' or 'folder', and not both")
-        if self.layout and self.layout not in LAYOUTS:
-            raise ConfigError(f"unknown layout '{self.layout}'{did_you_mean(self.layout, LAYOUTS)}")
-        if self.layout == "csv":
-            raise ConfigError(
-                "layout 'csv' needs column names; make a manifest with thoraclip index and give 'manifest'"
-            )
+        require_one_source(self.manifest, self.folder, self.layout)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
         if min(self.seeds) < 0:

@@ -13,7 +13,7 @@ from thoraclip.data.layouts import LAYOUTS
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.tables.manifest import SPLITS
 
-__all__ = ["External", "external_toml", "read_external"]
+__all__ = ["External", "external_toml", "read_external", "require_one_source"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """A bare TOML key that is a folder's name everywhere."""
@@ -39,18 +39,21 @@ class External:
     """What the reader must know about it."""
 
     def __post_init__(self) -> None:
-        if bool(self.manifest) == bool(self.folder):
-            raise ConfigError("give either 'manifest' or 'folder', and not both")
-        if self.layout and self.layout not in LAYOUTS:
-            raise ConfigError(f"unknown layout '{self.layout}'{did_you_mean(self.layout, LAYOUTS)}")
-        if self.layout == "csv":
-            raise ConfigError(
-                "layout 'csv' needs column names; make a manifest with thoraclip index and give 'manifest'"
-            )
+        require_one_source(self.manifest, self.folder, self.layout)
         if self.layout and self.manifest:
             raise ConfigError("'layout' says how a folder is read, and a manifest is given; leave 'layout' out")
         if self.split and self.split not in SPLITS:
             raise ConfigError(f"split = '{self.split}' is unknown{did_you_mean(self.split, SPLITS)}")
+
+
+def require_one_source(manifest: str, folder: str, layout: str) -> None:
+    """Raise ConfigError unless images come from a manifest or from a folder, which is read by a layout that needs no columns."""
+    if bool(manifest) == bool(folder):
+        raise ConfigError("give either 'manifest' or 'folder', and not both")
+    if layout and layout not in LAYOUTS:
+        raise ConfigError(f"unknown layout '{layout}'{did_you_mean(layout, LAYOUTS)}")
+    if layout == "csv":
+        raise ConfigError("layout 'csv' needs column names; make a manifest with thoraclip index and give 'manifest'")
 
 
 def read_external(
