@@ -37,6 +37,8 @@ import thoraclip
 from thoraclip.data.index import index
 from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.masks import fit_mask, read_mask
+from thoraclip.heatmaps import BASELINES, MAPS, heat_map
+from thoraclip.heatmaps.perturbation import perturbation_curves
 from thoraclip.imaging import decode, fit
 from thoraclip.judge.intervals import Estimate
 from thoraclip.judge.saliency import (
@@ -47,11 +49,9 @@ from thoraclip.judge.saliency import (
     rank_correlation,
     ratio_with_interval,
 )
-from thoraclip.methods.heatmaps import BASELINES, MAPS, heat_map
-from thoraclip.methods.perturbation import perturbation_curves
-from thoraclip.methods.predictors import Classifier, read_run
+from thoraclip.methods.predictors import read_run
 from thoraclip.models.backbones import Backbone
-from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.models.classifiers import Classifier, EncoderClassifier
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.small_install import run_small
 
 import thoraclip
 
@@ -29,11 +30,22 @@ TORCH_FREE = (
     "cli",
 )
 BLOCKED = ("torch", "transformers", "peft", "accelerate")
+NEEDS_TORCH = "thoraclip.heatmaps.gradients"
+"""The one module of its room that looks inside a network."""
+
+
+def every_module() -> list[str]:
+    return sorted(name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], prefix="thoraclip."))
 
 
 def modules() -> list[str]:
-    found = [name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], prefix="thoraclip.")]
-    return sorted(name for name in found if name.split(".")[1] in TORCH_FREE)
+    return [name for name in every_module() if name.split(".")[1] in TORCH_FREE]
+
+
+def small_modules() -> list[str]:
+    """What a deployed classifier is explained with."""
+    room = [name for name in every_module() if name.split(".")[1] == "heatmaps" and name != NEEDS_TORCH]
+    return [*room, "thoraclip.models.novelty"]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +68,26 @@ def test_a_torch_free_module_imports_with_torch_blocked(name: str) -> None:
     block = "; ".join(f"sys.modules[{b!r}] = None" for b in BLOCKED)
     done = python(f"import sys; {block}; import {name}")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_room_of_heat_maps_has_modules() -> None:
+    assert {f"thoraclip.heatmaps{m}" for m in ("", ".overlay", ".perturbation", ".picture")} <= set(small_modules())
+
+
+@pytest.mark.parametrize("name", small_modules())
+def test_what_explains_a_deployed_classifier_imports_in_a_small_install(name: str) -> None:
+    done = run_small(f"import {name}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [(NEEDS_TORCH, "torch"), ("thoraclip.data.lungs", "scipy"), ("thoraclip.tables.manifest", "pyarrow")],
+)
+def test_a_small_install_is_small(name: str, missing: str) -> None:
+    done = run_small(f"import {name}")
+    assert done.returncode != 0
+    assert f"import of {missing} halted" in done.stderr
 
 
 def test_the_judge_works_without_torch(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw
 
-from thoraclip.data.lungs import LungEstimate, estimate_lungs, estimation, lung_masks, oddities
+from thoraclip.data.lungs import LungEstimate, estimate_lungs, estimation, oddities
 from thoraclip.data.lungs import contour as contours
 from thoraclip.data.lungs import shape as shapes
 from thoraclip.data.lungs.evidence import SIDE, find_evidence
+from thoraclip.data.lungs.regions import lung_masks
 from thoraclip.data.masks import fit_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, ImageError, ManifestError, MismatchError

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
+from tests.small_install import run_small
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
@@ -281,6 +282,31 @@ def test_scoring_needs_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     np.testing.assert_allclose(json.loads(done.stdout), fitted.score(strange), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpy_alone_scores_and_flags(kind: str, tmp_path: Path) -> None:
+    fitted, features = fitted_on(kind), np.concatenate([toy(n=4, seed=8)[0], -toy(n=4, seed=9)[0]])
+    np.savez(tmp_path / "arrays.npz", features=features, **fitted.arrays)
+    code = f"""
+import json
+import numpy as np
+from thoraclip.models.novelty import NoveltyScore
+arrays = dict(np.load({str(tmp_path / "arrays.npz")!r}))
+features = arrays.pop("features")
+fitted = NoveltyScore(
+    kind={kind!r}, threshold={fitted.threshold!r}, false_positive_rate=0.01, calibrated_on="held-out",
+    calibration_images=100, neighbours={fitted.neighbours}, arrays=arrays,
+)
+scores = fitted.score(features)
+print(json.dumps([scores.tolist(), fitted.is_flagged(scores).tolist()]))
+"""
+    done = run_small(code)
+    assert done.returncode == 0, done.stderr
+    scores, flagged = json.loads(done.stdout)
+    np.testing.assert_allclose(scores, fitted.score(features), rtol=1e-6)
+    assert flagged == fitted.is_flagged(fitted.score(features)).tolist()
+    assert any(flagged) and not all(flagged)
 
 
 def test_chest_phantoms_are_told_from_other_parts_and_from_noise() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from thoraclip.data.index import index
 from thoraclip.data.layouts import CsvColumns
-from thoraclip.data.lungs import estimate_lungs, lung_masks
+from thoraclip.data.lungs import estimate_lungs
+from thoraclip.data.lungs.regions import lung_masks
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.tables.manifest import Manifest

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.views import VIEWS, Scene, make_view
-from thoraclip.methods.predictors import Classifier
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
+
+if TYPE_CHECKING:
+    from thoraclip.models.classifiers import Classifier
 
 __all__ = ["SHAM_IMAGES", "Seen", "choose_partners", "look_at_views"]
 

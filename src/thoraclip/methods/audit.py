@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import grey_batches, in_batches, pixel_cache, read_indexed
-from thoraclip.data.lungs import LungRegions, lung_masks, require_mask_source
+from thoraclip.data.lungs.regions import LungRegions, lung_masks, require_mask_source
 from thoraclip.data.splits import independent_groups
 from thoraclip.data.views import VIEWS, Scene
 from thoraclip.errors import ConfigError, ManifestError
@@ -28,12 +28,15 @@ from thoraclip.judge.audit import Facts, audit_report
 from thoraclip.judge.shortcuts import Answers, Trial
 from thoraclip.labels import LabelSet
 from thoraclip.methods.altered import Seen, choose_partners, look_at_views
-from thoraclip.methods.predictors import Classifier, FinishedRun
+from thoraclip.methods.predictors import FinishedRun
 from thoraclip.methods.retrained import by_trees, held_out, retrained
 from thoraclip.proportions import wilson
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions
+
+if TYPE_CHECKING:
+    from thoraclip.models.classifiers import Classifier
 
 __all__ = ["AuditConfig", "audit"]
 
@@ -441,7 +444,7 @@ def _saliency(
     usable = np.flatnonzero(lungs.any(axis=(1, 2)))
     if not config.saliency or not len(usable):
         return None
-    from thoraclip.methods.heatmaps import default_map, heat_map
+    from thoraclip.heatmaps import default_map, heat_map
 
     method = default_map(sample.classifiers[0][0])
     announce(f"heat maps by {method}")

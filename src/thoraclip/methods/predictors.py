@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,41 +15,14 @@ from thoraclip.config import build_config, read_toml
 from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
-from thoraclip.predictor import Predictor
 from thoraclip.tables.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from thoraclip.models.classifiers import Classifier
 
-__all__ = ["CLASSIFYING", "Classifier", "FinishedRun", "find_manifest", "read_run"]
+__all__ = ["CLASSIFYING", "FinishedRun", "find_manifest", "read_run"]
 
 Rows = npt.NDArray[np.int64]
-
-
-class Classifier(Predictor, Protocol):
-    """A predictor whose inside can be asked too: its features, and its logits with a gradient."""
-
-    @property
-    def network(self) -> nn.Module:
-        """Where attention and gradients are looked for."""
-        ...
-
-    @property
-    def features_key(self) -> tuple[str, ...]:
-        """Equal for classifiers whose features are the same numbers."""
-        ...
-
-    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
-        ...
-
-    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """u8[B, H, W] -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
-        ...
-
-    def logits(self, pixels: Tensor) -> Tensor:
-        """f32[B, 3, H, W] -> f32[B, C], with gradient."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""A frozen encoder with a linear head: what zero-shot prompts, probes and fine-tuned adapters all come to."""
+"""What every network that classifies offers, and the frozen encoder with a linear head that prompts, probes and adapters come to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,35 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.heads import LinearHead, Standardiser
+from thoraclip.predictor import Predictor
 
-__all__ = ["EncoderClassifier", "prompt_head"]
+__all__ = ["Classifier", "EncoderClassifier", "prompt_head"]
+
+
+class Classifier(Predictor, Protocol):
+    """A predictor whose inside can be asked too: its features, and its logits with a gradient."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Where attention and gradients are looked for."""
+        ...
+
+    @property
+    def features_key(self) -> tuple[str, ...]:
+        """Equal for classifiers whose features are the same numbers."""
+        ...
+
+    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
+        ...
+
+    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """u8[B, H, W] -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
+        ...
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """f32[B, 3, H, W] -> f32[B, C], with gradient."""
+        ...
 
 
 @dataclass(frozen=True)

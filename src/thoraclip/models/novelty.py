@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.runs import atomic_open, canonical_json
@@ -281,6 +279,8 @@ def threshold_of(scores: Floats, false_positive_rate: float) -> float:
 
 def write_novelty(path: Path, fitted: NoveltyScore) -> None:
     """Write a score as safetensors; what is not an array stands in the file's metadata."""
+    from safetensors.numpy import save
+
     about = {
         "schema": _SCHEMA,
         "kind": "novelty",
@@ -299,6 +299,8 @@ def write_novelty(path: Path, fitted: NoveltyScore) -> None:
 
 def read_novelty(path: Path) -> NoveltyScore:
     """Read a score; raises InputError when the file is missing and ManifestError when it is not one, or a later schema."""
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise InputError(f"{path}: no such novelty score; name a novelty.safetensors of a run")
     try:

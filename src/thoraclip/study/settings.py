@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.config import build_config, config_toml, read_toml, toml_value
-from thoraclip.data.lungs import require_mask_source
+from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.judge.published import Published, read_published
 from thoraclip.methods import METHODS, find_method

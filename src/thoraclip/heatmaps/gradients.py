@@ -19,9 +19,9 @@ from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError
-from thoraclip.methods.perturbation import blurred, resized
-from thoraclip.methods.predictors import Classifier
+from thoraclip.heatmaps.perturbation import blurred, resized
 from thoraclip.models.backbones import Backbone
+from thoraclip.models.classifiers import Classifier
 
 __all__ = ["attention", "grad_cam", "grey_gradient", "hires_cam", "integrated_gradients", "smoothgrad"]
 

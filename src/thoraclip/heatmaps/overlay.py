@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import Preprocess
-from thoraclip.methods.perturbation import resized
 
 __all__ = ["Panel", "colours", "display_size", "draw_overlay", "spread"]
 

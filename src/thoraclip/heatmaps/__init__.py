@@ -1,4 +1,8 @@
-"""The one list of heat maps, and the one way to ask for one."""
+"""The one list of heat maps, and the one way to ask for one.
+
+A small install is enough for this room: NumPy, Pillow and pydicom, with `predict` by whatever runtime. Only `gradients` looks
+inside a network and needs torch; it is loaded when one of its maps is asked for.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class MapMethod:
     needs_network: bool
 
 
-_INSIDE, _OUTSIDE = "thoraclip.methods.gradients", "thoraclip.methods.perturbation"
+_INSIDE, _OUTSIDE = "thoraclip.heatmaps.gradients", "thoraclip.heatmaps.perturbation"
 
 MAPS: Mapping[str, MapMethod] = {
     "occlusion": MapMethod(_OUTSIDE, "occlusion", "fall of the log-odds when a sliding patch is blurred away", False),
@@ -61,7 +65,7 @@ def heat_map(classifier: Predictor, grey: Grey, class_index: int, *, method: str
     """Where a picture holds evidence for a class, as one method sees it.
 
     Args:
-        classifier: a `Classifier` of `methods.predictors`; methods that do not look inside take any `Predictor`.
+        classifier: a `Classifier` of `models.classifiers`; methods that do not look inside take any `Predictor`.
         grey: u8[S, S], made by `imaging.fit` with its `preprocess`.
         class_index: of the class in its `labels`.
         method: a name in `MAPS` or `BASELINES`; empty for `default_map`.

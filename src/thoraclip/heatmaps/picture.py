@@ -1,0 +1,210 @@
+"""One picture, one class, one heat map, and the sheet that shows it. See docs/explain.md for what it cannot tell."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from thoraclip.data.masks import mask_problem, read_mask
+from thoraclip.errors import ConfigError, ImageError, InputError, did_you_mean
+from thoraclip.heatmaps import MAPS, default_map, heat_map
+from thoraclip.heatmaps.overlay import Panel, display_size, draw_overlay, spread
+from thoraclip.heatmaps.perturbation import resized
+from thoraclip.imaging import decode, fit, normalise
+from thoraclip.predictor import Predictor
+from thoraclip.runs import atomic_open
+
+__all__ = ["Explanation", "explain_picture", "require_png", "why_no_mask", "write_overlay"]
+
+Grey = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one map says of one picture, at the size of `overlay.display_size`.
+
+    Args:
+        label: the class that is explained.
+        scores: probability of every class.
+        method: a name in `MAPS`.
+        grey: u8[H, W], the picture.
+        heat: f32[H, W], 0 or larger: evidence for the class.
+        seen: bool[H, W]: what the network sees.
+        lungs: bool[H, W]; nothing set where none were found.
+        lungs_from: `given mask`, `estimated`, `not found: ` and why the estimate is implausible, or `not drawn: ` and what the
+            estimate needs.
+        note: which classifier spoke.
+    """
+
+    label: str
+    scores: dict[str, float]
+    method: str
+    grey: Grey
+    heat: npt.NDArray[np.float32]
+    seen: Mask
+    lungs: Mask
+    lungs_from: str
+    note: str
+
+    @property
+    def predicted(self) -> str:
+        """The class with the highest probability."""
+        return max(self.scores, key=lambda name: self.scores[name])
+
+    @property
+    def evidence_in_lungs(self) -> float | None:
+        """Share of the map's mass inside the lungs; `None` without lungs or mass."""
+        total = float(self.heat.sum(dtype=np.float64))
+        if not self.lungs.any() or total == 0:
+            return None
+        return float(self.heat[self.lungs].sum(dtype=np.float64)) / total
+
+    @property
+    def lung_area(self) -> float | None:
+        """The lungs' share of what the network sees; `None` without lungs."""
+        return float(self.lungs[self.seen].mean()) if self.lungs.any() else None
+
+    def as_dict(self) -> dict[str, object]:
+        """Its numbers, JSON-able."""
+        return {
+            "class": self.label, "probability": self.scores[self.label], "predicted": self.predicted,
+            "scores": self.scores, "method": self.method, "evidence_in_lungs": self.evidence_in_lungs,
+            "lung_area": self.lung_area, "lungs_from": self.lungs_from, "note": self.note,
+        }  # fmt: skip
+
+
+def require_png(path: Path) -> None:
+    """Raise InputError unless a sheet may bear this name, before anything is computed."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: the sheet is a PNG; end the name in .png")
+
+
+def explain_picture(
+    classifier: Predictor,
+    image: Path,
+    *,
+    class_name: str = "",
+    method: str = "",
+    mask: Path | None = None,
+    note: str = "",
+    seed: int = 0,
+) -> Explanation:
+    """Score a picture and map the evidence for a class.
+
+    Args:
+        classifier: as in `heat_map`.
+        image: PNG, JPEG or DICOM.
+        class_name: empty for the predicted class.
+        method: a name in `MAPS`; empty for `default_map`.
+        mask: lung mask of this very picture; None estimates the lungs, where scipy is installed.
+        note: which classifier this is; shown.
+        seed: of methods that draw something.
+
+    Raises:
+        ConfigError: no such class or method, or a method that this network cannot be asked with.
+        ImageError: the picture or the mask cannot be decoded, or the mask is of another shape or tells nothing apart.
+    """
+    method, names = method or default_map(classifier), classifier.labels.names
+    if method not in MAPS:
+        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
+    if class_name and class_name not in names:
+        raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
+    pixels = decode(image).pixels
+    lungs, lungs_from = _lungs(pixels, mask)
+    grey = fit(pixels, classifier.preprocess)
+    scores = classifier.predict(normalise(grey[None], classifier.preprocess))[0].astype(np.float64)
+    chosen = names.index(class_name) if class_name else int(scores.argmax())
+    heat = heat_map(classifier, grey, chosen, method=method, seed=seed)
+    height, width = display_size(*pixels.shape)
+    shown, seen = spread(heat, classifier.preprocess, height, width)
+    return Explanation(
+        label=names[chosen],
+        scores=dict(zip(names, scores.tolist(), strict=True)),
+        method=method,
+        grey=np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)),
+        heat=shown,
+        seen=seen,
+        lungs=(resized(lungs.astype(np.float32), height, width) > 0.5) & seen,
+        lungs_from=lungs_from,
+        note=note,
+    )  # fmt: skip
+
+
+def write_overlay(path: Path, explanation: Explanation) -> None:
+    """Write the sheet as PNG, with its numbers as JSON in the file's text `thoraclip`.
+
+    Raises:
+        InputError: the name does not end in `.png`, or it cannot be written there.
+    """
+    require_png(path)
+    sheet = draw_overlay(
+        explanation.grey, explanation.heat, _panel(explanation), lungs=explanation.lungs, seen=explanation.seen
+    )
+    buffer, text = io.BytesIO(), PngInfo()
+    text.add_text("thoraclip", json.dumps(explanation.as_dict()))
+    sheet.save(buffer, format="PNG", pnginfo=text)
+    with atomic_open(path) as stream:
+        stream.write(buffer.getvalue())
+
+
+def why_no_mask(mask: Path, image: Path) -> str | None:
+    """What keeps a mask file from being a picture's lungs; `None` where it serves."""
+    height, width = decode(image).pixels.shape
+    try:
+        return mask_problem(read_mask(mask, (height, width)))
+    except ImageError as error:
+        return str(error).removeprefix(f"{mask}: ")
+
+
+def _lungs(pixels: Grey, mask: Path | None) -> tuple[Mask, str]:
+    """(bool[H, W], where it is from) at the picture's own size."""
+    if mask is None:
+        return _estimate(pixels)
+    given = read_mask(mask, (pixels.shape[0], pixels.shape[1]))
+    problem = mask_problem(given)
+    if problem:
+        raise ImageError(f"{mask}: {problem}; give another mask, or none")
+    return given, "given mask"
+
+
+def _estimate(pixels: Grey) -> tuple[Mask, str]:
+    """The estimated lungs; none where they are implausible, or where a small install cannot seek them."""
+    nothing = np.zeros(pixels.shape, dtype=bool)
+    try:
+        from thoraclip.data.lungs import estimate_lungs
+    except ModuleNotFoundError as error:
+        if error.name != "scipy":
+            raise
+        return nothing, "not drawn: scipy is not installed"
+    found = estimate_lungs(pixels)
+    return (found.mask, "estimated") if found.is_plausible else (nothing, f"not found: {found.reasons[0]}")
+
+
+def _panel(explanation: Explanation) -> Panel:
+    """What a reader of the picture must know."""
+    e = explanation
+    inside, area = e.evidence_in_lungs, e.lung_area
+    lines = [f"Evidence for {e.label}, by {e.method}"]
+    if e.label != e.predicted:
+        lines.append(f"Predicted: {e.predicted}, {e.scores[e.predicted]:.2f}")
+    if not e.heat.any():
+        lines.append("The map is empty: this method sees no evidence for the class")
+    lines.append(f"Lung outline: {e.lungs_from}")
+    if area is not None and inside is not None:
+        lines.append(
+            f"{100 * inside:.0f} % of the evidence lies in the lungs, which cover {100 * area:.0f} % of the picture"
+        )
+    if not e.seen.all():
+        lines.append("Shaded: outside what the network sees")
+    if e.note:
+        lines.append(e.note[0].upper() + e.note[1:])
+    footer = "The colour is scaled to this picture's hottest place. A map is no proof. Research use, not for diagnosis."
+    return Panel(f"{e.label}: {e.scores[e.label]:.2f}", lines, footer)
