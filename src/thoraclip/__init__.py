@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thoraclip.data.phantom import write_phantoms as write_phantoms
     from thoraclip.data.splits import split_folds as split_folds
     from thoraclip.data.splits import split_fractions as split_fractions
+    from thoraclip.deploy.runtime import open_bundle as open_bundle
     from thoraclip.errors import ThoraclipError as ThoraclipError
     from thoraclip.imaging import Preprocess as Preprocess
     from thoraclip.imaging import decode as decode
@@ -54,8 +55,10 @@ if TYPE_CHECKING:
     from thoraclip.verbs import demo as demo
     from thoraclip.verbs import embed as embed
     from thoraclip.verbs import explain as explain
+    from thoraclip.verbs import export as export
     from thoraclip.verbs import index as index
     from thoraclip.verbs import phantom as phantom
+    from thoraclip.verbs import predict as predict
     from thoraclip.verbs import report as report
     from thoraclip.verbs import run_study as run_study
     from thoraclip.verbs import split as split
@@ -68,6 +71,7 @@ _NAMES = {
     "data.check": ("write_check",),
     "data.phantom": ("PhantomConfig", "write_phantoms"),
     "data.splits": ("split_folds", "split_fractions"),
+    "deploy.runtime": ("open_bundle",),
     "errors": ("ThoraclipError",),
     "imaging": ("Preprocess", "decode", "preprocess"),
     "judge.report": ("MethodResult", "write_report"),
@@ -90,8 +94,10 @@ _NAMES = {
         "demo",
         "embed",
         "explain",
+        "export",
         "index",
         "phantom",
+        "predict",
         "report",
         "run_study",
         "split",

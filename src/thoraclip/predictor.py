@@ -10,7 +10,7 @@ import numpy.typing as npt
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 
-__all__ = ["Predictor"]
+__all__ = ["Looker", "Predictor"]
 
 
 @runtime_checkable
@@ -29,4 +29,17 @@ class Predictor(Protocol):
 
     def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """f32[B, 3, H, W] made by `preprocess` -> f32[B, C], each row sums to 1."""
+        ...
+
+
+class Looker(Predictor, Protocol):
+    """A predictor whose features can be had, too."""
+
+    @property
+    def features_key(self) -> tuple[str, ...]:
+        """Equal for classifiers whose features are the same numbers."""
+        ...
+
+    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """u8[B, H, W], made by `imaging.fit` -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
         ...

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total); the command line draws it."""
+"""Called with (done, total), 0 for an unknown total; the command line draws it."""
 
 _REPORTED_PACKAGES = (
     "thoraclip", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pyarrow", "pillow", "pydicom",

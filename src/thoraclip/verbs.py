@@ -9,7 +9,7 @@ can mend is a `ThoraclipError`.
 
 Nothing is printed unless it is asked for: `progress=True` writes to standard error how far the work is and what the user
 should know. A program that shows this by itself gives `progress`, called with (done, total), and `announce`, called with a
-line of text.
+line of text. The total is 0 where it is not known.
 
 The functions of the methods are not written here: they follow from `METHODS`, each made when it is first asked for.
 """
@@ -23,22 +23,24 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from thoraclip.errors import ConfigError
+from thoraclip.errors import ConfigError, InputError
 from thoraclip.methods import METHODS
 from thoraclip.runs import Progress, is_main_process
 
 if TYPE_CHECKING:
     from thoraclip.data.index import IndexResult
     from thoraclip.data.phantom import PhantomSummary
+    from thoraclip.deploy.scoring import ScoringSummary
+    from thoraclip.methods.subject import Subject
     from thoraclip.tables.captions import Captions
     from thoraclip.tables.embeddings import Embeddings
     from thoraclip.tables.manifest import Manifest
     from thoraclip.tables.predictions import Predictions
 
 __all__ = [
-    "MethodVerb", "audit", "caption", "card", "check", "demo", "embed", "explain", "index", "phantom", "report", "run_study", "split",
+    "MethodVerb", "audit", "caption", "card", "check", "demo", "embed", "explain", "export", "index", "phantom", "predict", "report", "run_study", "split",
 ]  # fmt: skip
 
 Announce = Callable[[str], None]
@@ -450,9 +452,9 @@ def audit(
     """Ask whether a classifier reads lungs or shortcuts: altered pictures, probes fitted anew, what needs no lungs at all.
 
     Args:
-        run: folder of a finished run that keeps its classifier.
+        run: folder of a finished run that keeps its classifier, or of a bundle, which is audited without torch.
         out: folder for audit.json, .md and .html; what is done is kept there, so that a killed audit goes on.
-        manifest: the images; None for the manifest of the study that the run is of.
+        manifest: the images; None for the manifest of the study that the run is of. A bundle needs one.
         config: TOML file with settings.
         pixels: folder that keeps decoded pictures.
         progress, announce: see `thoraclip.verbs`.
@@ -465,16 +467,31 @@ def audit(
     from thoraclip.judge.audit_page import write_audit
     from thoraclip.methods.audit import AuditConfig
     from thoraclip.methods.audit import audit as look
-    from thoraclip.methods.predictors import find_manifest, read_run
 
     values = (read_toml(Path(config)) if config else {}) | _values(settings)
     asked = build_config(AuditConfig, values, where=str(config or "audit"))
-    finished = read_run(Path(run))
-    images = find_manifest(finished) if manifest is None else _images(manifest)
+    subject, images = _subject(Path(run), manifest)
     draw, tell = _hooks("images", progress, announce)
-    content = look(finished, images, asked, Path(out), pixels=_path(pixels), progress=draw, announce=tell)
+    content = look(subject, images, asked, Path(out), pixels=_path(pixels), progress=draw, announce=tell)
     write_audit(content, Path(out))
     return content
+
+
+def _subject(folder: Path, manifest: str | Path | Manifest | None) -> tuple[Subject, Manifest]:
+    """(a run or a bundle, the images that it is audited on)."""
+    from thoraclip.deploy.bundle import is_bundle
+
+    if is_bundle(folder):
+        from thoraclip.deploy.runtime import open_bundle
+        from thoraclip.deploy.subject import BundleSubject
+
+        if manifest is None:
+            raise InputError(f"{folder}: a bundle does not know where its images are; name a manifest with --manifest")
+        return BundleSubject(open_bundle(folder)), _images(manifest)
+    from thoraclip.methods.predictors import find_manifest, read_run
+
+    finished = read_run(folder)
+    return finished, find_manifest(finished) if manifest is None else _images(manifest)
 
 
 def _row_names(given: Sequence[Path]) -> dict[str, Path]:
@@ -502,11 +519,12 @@ def explain(
     """Draw where a picture holds evidence for a class, as a trained classifier sees it; a map is no proof.
 
     Args:
-        run: folder of a finished run that keeps a classifier.
+        run: folder of a finished run that keeps a classifier, or of a bundle, which is asked without torch.
         image: PNG, JPEG or DICOM.
         out: sheet to write (.png): the picture, the map over it, the lungs' outline and the numbers.
         class_name: the class that is explained; empty for the predicted one.
-        method: occlusion, rise, attention, grad-cam, hires-cam, smoothgrad or integrated; empty for the default.
+        method: occlusion, rise, attention, grad-cam, hires-cam, smoothgrad or integrated; empty for the default. A bundle shows
+            only its scores: occlusion or rise.
         fold: whose classifier is asked; None for the one that held the picture out, or the first.
         mask: lung mask of the picture's size; None for the manifest's, or an estimate.
         seed: of methods that draw masks or noise.
@@ -518,11 +536,30 @@ def explain(
     Raises:
         ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or written.
     """
-    from thoraclip.methods.explain import explain_picture, require_png, why_no_mask, write_overlay
+    from thoraclip.deploy.bundle import is_bundle
+    from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay
+
+    require_png(Path(out))
+    if is_bundle(Path(run)):
+        from thoraclip.deploy.runtime import open_bundle
+
+        if fold is not None:
+            raise ConfigError(f"--fold {fold}: a bundle holds one classifier; leave --fold out")
+        opened = open_bundle(run)
+        found = explain_picture(
+            opened,
+            Path(image),
+            class_name=class_name,
+            method=method,
+            mask=_path(mask),
+            seed=seed,
+            note=opened.bundle.title,
+        )
+        write_overlay(Path(out), found)
+        return found.as_dict()
     from thoraclip.methods.explain import load_classifier as load
     from thoraclip.methods.predictors import read_run
 
-    require_png(Path(out))
     classifier, chosen = load(read_run(Path(run)), Path(image), fold=fold)
     asked = partial(explain_picture, classifier, Path(image), class_name=class_name, method=method, seed=seed)
     own = chosen.lung_mask if mask is None else None
@@ -532,6 +569,95 @@ def explain(
         found = asked(mask=own or _path(mask), note=chosen.note)
     write_overlay(Path(out), found)
     return found.as_dict()
+
+
+def export(
+    run: str | Path,
+    *,
+    out: str | Path,
+    int8: bool = False,
+    fold: int | None = None,
+    manifest: str | Path | Manifest | None = None,
+    images: int = 2000,
+    seed: int = 0,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> dict[str, Any]:
+    """Make a bundle of a run: a folder that predicts without torch, written only if it is shown to be the same classifier.
+
+    Args:
+        run: folder of a finished run that keeps its classifier.
+        out: folder of the bundle; a bundle that is there is replaced once the new one is whole.
+        int8: a quarter of the size and several times the speed, if the test images show that the answers stay alike.
+        fold: whose classifier; None for the first one, or the split's.
+        manifest: the images that the run ran on; None for the manifest of the study that it is of.
+        images: no more than this many training, validation and test images are looked at; int8 is compared on all test images.
+        seed: of draws and resamples.
+        progress, announce: see `thoraclip.verbs`.
+
+    Returns:
+        The content of `parity.json`: how far the bundle is from the original.
+
+    Raises:
+        ParityError: the exported model does not reproduce the original, or it cannot be shown; nothing is written.
+    """
+    from thoraclip.deploy.export import export_bundle, require_place
+    from thoraclip.methods.original import load_original
+    from thoraclip.methods.predictors import find_manifest, read_run
+
+    require_place(Path(out))
+    finished = read_run(Path(run))
+    original = load_original(finished, find_manifest(finished) if manifest is None else _images(manifest), fold=fold)
+    draw, tell = _hooks("images", progress, announce)
+    return export_bundle(original, Path(out), int8=int8, images=images, seed=seed, progress=draw, announce=tell)
+
+
+def predict(
+    bundle: str | Path,
+    paths: str | Path | Sequence[str | Path] | None = None,
+    *,
+    manifest: str | Path | None = None,
+    out: str | Path | IO[bytes] | None = None,
+    format: str = "",
+    threads: int = 0,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> ScoringSummary:
+    """Score any number of pictures with a bundle; without torch, and a killed run goes on where it stopped.
+
+    Args:
+        bundle: folder that `export` wrote.
+        paths: pictures, folders of pictures, and `-` for a list on standard input, one path a line or NUL-separated.
+        manifest: `.parquet`, or `.csv` with a column `path`, in place of paths.
+        out: table to write, a file or a binary stream; None keeps the rows in the summary.
+        format: csv or jsonl; empty for what the file's name says, else csv.
+        threads: pictures at once; 0 for as many as there are cores.
+        progress, announce: see `thoraclip.verbs`.
+
+    Returns:
+        How many were scored, failed and unlike the training images, the first reasons, and what was left out.
+
+    Raises:
+        ThoraclipError: no such picture or bundle, the table cannot be written, it was begun with another bundle, or not one
+            picture can be read; the table is there then.
+    """
+    from thoraclip.deploy.pictures import find_pictures
+    from thoraclip.deploy.rows import table_format
+    from thoraclip.deploy.runtime import open_bundle
+    from thoraclip.deploy.scoring import open_table, require_one, score
+
+    if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
+        raise ConfigError(f"{out}: is the manifest; choose another --out")
+    kind = table_format(format, out)
+    named = [paths] if isinstance(paths, str | Path) else paths or []
+    pictures = find_pictures(named, manifest=_path(manifest))
+    classifier = open_bundle(bundle)
+    draw, tell = _hooks("images", progress, announce)
+    place = Path(out) if isinstance(out, str | Path) else out
+    with open_table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, announce=tell) as table:
+        summary = score(classifier, pictures, table, threads=threads, progress=draw)
+    require_one(summary, place)
+    return summary
 
 
 class MethodVerb(Protocol):
@@ -664,8 +790,8 @@ class _Lines:
         self._what, self._is_open = what, False
 
     def draw(self, done: int, total: int) -> None:
-        self._is_open = done < total
-        sys.stderr.write(f"\r{self._what}: {done}/{total}" + ("" if self._is_open else "\n"))
+        self._is_open = done < total or not total
+        sys.stderr.write(f"\r{self._what}: {done}{f'/{total}' if total else ''}" + ("" if self._is_open else "\n"))
         sys.stderr.flush()
 
     def tell(self, text: str) -> None:

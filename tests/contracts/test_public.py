@@ -44,6 +44,8 @@ COMMANDS = (
     "report",
     "audit",
     "explain",
+    "export",
+    "predict",
 )
 
 
@@ -158,7 +160,7 @@ def test_the_help_names_every_command_under_its_panel(capsys: pytest.CaptureFixt
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
     panels = re.findall(r"─ (\w+) ─", text)
-    assert panels[1:] == ["Start", "Data", "Methods", "Judgement"]
+    assert panels[1:] == ["Start", "Data", "Methods", "Judgement", "Deployment"]
     assert sorted(re.findall(r"^│ (\w+)  ", text, flags=re.M)) == sorted(COMMANDS)
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from thoraclip.data.layouts import LAYOUTS, CsvColumns, Listing, detect_layout, find_layout, split_name
 from thoraclip.data.layouts.csv import find_csv
-from thoraclip.data.layouts.listing import is_image_name
 from thoraclip.errors import ConfigError, InputError, ManifestError
+from thoraclip.imaging import is_image_name
 
 JOINED = "joined: 1 pictures of the infection tree repeat the lung tree's; one row each"
 LUNG, INFECTION = "Lung Segmentation Data", "Infection Segmentation Data"

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import typer
 
-from thoraclip.cli import data, judgement, methods, start
+from thoraclip.cli import data, deployment, judgement, methods, start
 from thoraclip.errors import MissingExtraError, ThoraclipError
 from thoraclip.methods import require_shared_work
 from thoraclip.runs import NO_ROOM, is_main_process
@@ -27,13 +27,14 @@ app = typer.Typer(
     help="Chest X-ray classifiers from CLIP and from supervision, compared so that the comparison can be believed. "
     "[bold]Research use only, not for diagnosis.[/bold]",
 )
-for panel in (start, data, methods, judgement):
+for panel in (start, data, methods, judgement, deployment):
     panel.register(app)
 
 _EXTRA_OF = {
-    "accelerate": "study", "huggingface_hub": "study", "jinja2": "study", "matplotlib": "study", "peft": "study",
-    "pyarrow": "study", "safetensors": "study", "scipy": "study", "sklearn": "study", "threadpoolctl": "study",
-    "torch": "study", "transformers": "study", "yaml": "study",
+    "accelerate": "study", "huggingface_hub": "study", "jinja2": "study", "matplotlib": "study", "onnx": "export",
+    "onnxruntime": "predict", "onnxscript": "export", "peft": "study", "pyarrow": "study", "safetensors": "study",
+    "scipy": "study", "sklearn": "study", "threadpoolctl": "study", "torch": "study", "transformers": "study",
+    "yaml": "study",
 }  # fmt: skip
 
 
@@ -82,6 +83,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(MissingExtraError(package, _EXTRA_OF[package])), 2)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  the reader of the pipe is gone; nothing is left to say
+        return 0
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # the command line's own library makes it an exit code
+            raise
         return 0
     except OSError as error:
         if error.errno not in NO_ROOM:

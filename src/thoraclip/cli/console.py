@@ -25,7 +25,8 @@ def announce(text: str) -> None:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for (done, total): a Rich bar with rate and time left, or plain lines when not a terminal."""
+    """A callback for (done, total), 0 for an unknown total: a Rich bar with rate and time left, or plain lines when not a
+    terminal."""
     if not is_main_process():
         yield lambda done, total: None
         return
@@ -48,10 +49,11 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
         def update(done: int, total: int) -> None:
             nonlocal task, began
-            if task is None or done < bars.tasks[-1].completed or total != bars.tasks[-1].total:
+            known = total or None
+            if task is None or done < bars.tasks[-1].completed or known != bars.tasks[-1].total:
                 if task is not None:
                     bars.update(task, visible=False)
-                task, began = bars.add_task(what, total=total, completed=done, rate=""), (time.monotonic(), done)
+                task, began = bars.add_task(what, total=known, completed=done, rate=""), (time.monotonic(), done)
             passed = time.monotonic() - began[0]
             rate = f"{(done - began[1]) / passed:.0f}/s" if passed > 0.5 else ""
             bars.update(task, completed=done, rate=rate)
@@ -72,11 +74,11 @@ class _PlainProgress:
         if done < self._previous:
             self._began, self._last, self._first = now, now, done
         self._previous = done
-        if done >= total or now - self._last >= _PLAIN_SECONDS:
+        if done >= total > 0 or now - self._last >= _PLAIN_SECONDS:
             self._last = now
             rate = (done - self._first) / max(now - self._began, 1e-9)
             left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-            announce(f"{self._what}: {done}/{total}, {rate:.0f}/s{left}")
+            announce(f"{self._what}: {done}{f'/{total}' if total else ''}, {rate:.0f}/s{left}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> None:

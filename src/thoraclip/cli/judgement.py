@@ -51,7 +51,11 @@ def report(
 def audit(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="Folder of a finished run, such as study/runs/probe.", show_default=False),
+        typer.Argument(
+            metavar="RUN|BUNDLE",
+            help="Folder of a finished run, such as study/runs/probe, or of a bundle.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for audit.json, .md and .html.", show_default=False)],
     manifest: Annotated[
@@ -90,7 +94,11 @@ def print_audit(content: dict[str, Any], out: Path) -> None:
 def explain(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="Folder of a finished run that keeps a classifier.", show_default=False),
+        typer.Argument(
+            metavar="RUN|BUNDLE",
+            help="Folder of a finished run that keeps a classifier, or of a bundle.",
+            show_default=False,
+        ),
     ],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or DICOM.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Sheet to write (.png).", show_default=False)],

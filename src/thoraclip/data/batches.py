@@ -7,11 +7,9 @@ manifest --decode, fit--> u8[B, size, size] --+--> encoder (expands grey at its 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +22,7 @@ from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayWriter, is_valid
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.pixels import PIXELS, PixelCache, geometry_of, pixels_fingerprint, read_pixels
+from thoraclip.threads import in_order
 
 __all__ = ["grey_batches", "in_batches", "pixel_cache", "read_indexed"]
 
@@ -123,23 +122,9 @@ def in_batches(
         batch_size: rows per batch.
         start: first row.
     """
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        waiting: deque[tuple[int, list[Future[T]]]] = deque()
-        try:
-            for first in range(start, total, batch_size):
-                rows = range(first, min(first + batch_size, total))
-                waiting.append((first, [pool.submit(work, row) for row in rows]))
-                if len(waiting) > _AHEAD:
-                    yield _collect(waiting)
-            while waiting:
-                yield _collect(waiting)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _collect(waiting: deque[tuple[int, list[Future[T]]]]) -> tuple[int, list[T]]:
-    first, futures = waiting.popleft()
-    return first, [future.result() for future in futures]
+    found = in_order(work, range(start, total), ahead=_AHEAD * batch_size)
+    for first in range(start, total, batch_size):
+        yield first, list(islice(found, batch_size))
 
 
 def _loader(paths: Sequence[Path], hashes: Sequence[str | None], spec: Preprocess) -> Callable[[int], Greys]:

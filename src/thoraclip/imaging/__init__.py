@@ -7,7 +7,16 @@ Training, embedding, export and serving all pass through here, so there is one s
 
 from __future__ import annotations
 
-from thoraclip.imaging.decoding import DECODING, IMAGE_SUFFIXES, MAX_PIXELS, Radiograph, decode, read_bytes
+from thoraclip.imaging.decoding import (
+    DECODING,
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    Radiograph,
+    decode,
+    is_image_name,
+    read_bytes,
+    told_by_name,
+)
 from thoraclip.imaging.dicom import DicomHeader
 from thoraclip.imaging.hashing import perceptual_hash
 from thoraclip.imaging.preprocessing import (
@@ -30,8 +39,10 @@ __all__ = [
     "check_pixels",
     "decode",
     "fit",
+    "is_image_name",
     "normalise",
     "perceptual_hash",
     "preprocess",
     "read_bytes",
+    "told_by_name",
 ]

@@ -16,7 +16,9 @@ from thoraclip.errors import ImageError, first_line
 from thoraclip.imaging.codestream import refuse_many_scans
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom
 
-__all__ = ["DECODING", "IMAGE_SUFFIXES", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes"]
+__all__ = [
+    "DECODING", "IMAGE_SUFFIXES", "MAX_PIXELS", "Grey", "Radiograph", "decode", "is_image_name", "read_bytes", "told_by_name",
+]  # fmt: skip
 
 Grey = npt.NDArray[np.uint8]
 
@@ -45,6 +47,29 @@ class Radiograph:
     mode: str
     format: str
     header: DicomHeader | None = None
+
+
+def is_image_name(path: Path) -> bool:
+    """True for a picture's ending, and for a file without ending that begins like DICOM, or that nobody may open: `decode`
+    says why."""
+    told = told_by_name(path.name)
+    if told is not None:
+        return told
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
+
+
+def told_by_name(name: str) -> bool | None:
+    """Whether a file's ending is a picture's; `None` without an ending, where only the content tells."""
+    suffix = Path(name).suffix
+    if suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    return None if not suffix or suffix[1:].isdigit() else False  # DICOM is often named by a UID: 1.2.840.113619
 
 
 def read_bytes(path: Path) -> bytes:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.views import VIEWS, Scene, make_view
+from thoraclip.predictor import Looker
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
-
-if TYPE_CHECKING:
-    from thoraclip.models.classifiers import Classifier
 
 __all__ = ["SHAM_IMAGES", "Seen", "choose_partners", "look_at_views"]
 
@@ -77,7 +75,7 @@ def choose_partners(
 
 def look_at_views(
     scene: Scene,
-    classifiers: Sequence[tuple[Classifier, Ints]],
+    classifiers: Sequence[tuple[Looker, Ints]],
     *,
     batch_size: int,
     manifest: Manifest | None = None,
@@ -142,7 +140,7 @@ def _shown(name: str, scene: Scene) -> Ints:
 
 
 def _batches(
-    name: str, scene: Scene, classifiers: Sequence[tuple[Classifier, Ints]], shown: Ints, batch_size: int
+    name: str, scene: Scene, classifiers: Sequence[tuple[Looker, Ints]], shown: Ints, batch_size: int
 ) -> Iterator[tuple[Ints, Any, Any]]:
     for classifier, own in classifiers:
         rows = np.intersect1d(shown, own)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,22 +21,20 @@ from thoraclip.data.background import BACKGROUND, background_features, file_feat
 from thoraclip.data.batches import grey_batches, in_batches, pixel_cache, read_indexed
 from thoraclip.data.lungs.regions import LungRegions, lung_masks, require_mask_source
 from thoraclip.data.splits import independent_groups
-from thoraclip.data.views import VIEWS, Scene
+from thoraclip.data.views import Scene
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.imaging import DECODING, Preprocess, decode
 from thoraclip.judge.audit import Facts, audit_report
 from thoraclip.judge.shortcuts import Answers, Trial
 from thoraclip.labels import LabelSet
 from thoraclip.methods.altered import Seen, choose_partners, look_at_views
-from thoraclip.methods.predictors import FinishedRun
 from thoraclip.methods.retrained import by_trees, held_out, retrained
+from thoraclip.methods.subject import Subject
+from thoraclip.methods.trials import trials_of_views, trials_refitted
+from thoraclip.predictor import Looker
 from thoraclip.proportions import wilson
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.predictions import read_predictions
-
-if TYPE_CHECKING:
-    from thoraclip.models.classifiers import Classifier
 
 __all__ = ["AuditConfig", "audit"]
 
@@ -104,7 +102,7 @@ class _Sample:
     """
 
     manifest: Manifest
-    classifiers: Sequence[tuple[Classifier, Ints]]
+    classifiers: Sequence[tuple[Looker, Ints]]
     labels: LabelSet
     target: Ints
     groups: Ints
@@ -124,7 +122,7 @@ class _Sample:
 
 
 def audit(
-    run: FinishedRun,
+    run: Subject,
     manifest: Manifest,
     config: AuditConfig,
     out: Path,
@@ -137,7 +135,7 @@ def audit(
     """Audit a run on images that it has not seen; returns the content of `audit.json`.
 
     Args:
-        run: of a kind that keeps its classifier.
+        run: a finished run of a kind that keeps its classifier, or a bundle.
         manifest: the run's own, or another one with the same classes.
         config: settings.
         out: folder whose `cache` keeps the answers, so that a killed audit goes on.
@@ -173,11 +171,11 @@ def audit(
         token=token, progress=progress,
     )  # fmt: skip
     named = {name: one.named for name, one in seen.items()}
-    trials = _trials_of_views(named)
+    trials = trials_of_views(named)
     fold = held_out(sample.target, sample.keys, folds=config.folds, seed=config.seed)
     refitted, shuffled = _refit(run, sample, seen, fold, config)
     named |= refitted
-    trials += _trials_refitted(refitted, run.is_retrainable)
+    trials += trials_refitted(refitted, run.is_retrainable)
     announce("what can be told without lungs")
     behind, trees = _background(sample, greys, regions, fold, config)
     named |= behind
@@ -187,7 +185,7 @@ def audit(
     trials += more
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
-        shuffled=shuffled, run=run.folder.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
+        shuffled=shuffled, run=run.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
         attributes=_attributes(sample, seen["original"], fold, config), lungs=_origin(lungs),
         sham=_sham(seen), saliency=_saliency(sample, greys, lungs.masks, named["original"], config, announce),
         without_duplicates=_without_duplicates(run, manifest, config, inspection or out / "cache" / "inspection", progress),
@@ -196,9 +194,9 @@ def audit(
     return audit_report(facts, resamples=config.resamples, seed=config.seed)
 
 
-def _draw(run: FinishedRun, manifest: Manifest, config: AuditConfig) -> _Sample:
+def _draw(run: Subject, manifest: Manifest, config: AuditConfig) -> _Sample:
     """The labelled images that the run's classifiers have not seen, or so many of each class as there is room for."""
-    labels = manifest.label_set(run.config.classes)
+    labels = run.label_set(manifest)
     targets = manifest.targets(labels)
     parts = list(run.parts(manifest))
     rows = np.sort(np.concatenate([own for _, own in parts]))
@@ -266,30 +264,8 @@ def _origin(lungs: LungRegions) -> dict[str, Any]:
     return told
 
 
-def _trials_of_views(named: Mapping[str, Ints]) -> list[Trial]:
-    """What is asked of the classifier as it is."""
-    behind, level = "what lies outside the lungs", "classifier"
-    trials = [
-        Trial(name, VIEWS[name].title, level, after=name, finds=behind)
-        for name in VIEWS
-        if name in named and name.startswith(("lungs-removed", "box-removed"))
-    ]
-    if "lungs-only-other" in named:
-        title = "the background of a picture of another class in place of one of the same class"
-        trials.append(
-            Trial("background-swapped", title, level, before="lungs-only-same", after="lungs-only-other", finds=behind)
-        )
-    for name, region in (("border-removed", "the border"), ("corners-removed", "the corners")):
-        trials.append(Trial(name, VIEWS[name].title, level, before="original", after=name, finds=region))
-    trials.append(Trial("border-only", VIEWS["border-only"].title, level, after="border-only", finds="the border"))
-    for name in ("lungs-only-mean", "lungs-only-blur", "random-removed"):
-        if name in named:
-            trials.append(Trial(name, VIEWS[name].title, level, before="original", after=name, counts=False))
-    return trials
-
-
 def _refit(
-    run: FinishedRun, sample: _Sample, seen: Mapping[str, Seen], fold: Ints, config: AuditConfig
+    run: Subject, sample: _Sample, seen: Mapping[str, Seen], fold: Ints, config: AuditConfig
 ) -> tuple[dict[str, Ints], Answers]:
     """Probes on the features of every view, each image answered by those that were fitted without it.
 
@@ -324,27 +300,6 @@ def _shuffled(target: Ints, groups: Ints, seed: int) -> Ints:
     names = sorted(first)
     dealt = np.random.default_rng([seed, 2]).permutation([first[name] for name in names])
     return np.array([dealt[names.index(int(group))] for group in groups], dtype=np.int64)
-
-
-def _trials_refitted(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
-    """What is asked of probes that are fitted anew on altered pictures; they count where the classifier is such a probe."""
-    behind, level, trials = "what lies outside the lungs", "features", []
-    for name in VIEWS:
-        told = f"refitted {name}"
-        if told not in answers or name in {"original", "lungs-only-same", "random-removed"}:
-            continue
-        gone = name.startswith(("lungs-removed", "box-removed", "border-only"))
-        finds = {"border-only": "the border", "border-removed": "the border", "corners-removed": "the corners"}.get(
-            name, behind
-        )
-        before = "" if gone else "refitted original"
-        trials.append(Trial(told, VIEWS[name].title, level, before=before, after=told, counts=counts, finds=finds))
-    if "refitted random-removed" in answers:
-        title = VIEWS["random-removed"].title
-        trials.append(
-            Trial("refitted random-removed", title, level, "refitted random-removed", "refitted original", counts=False)
-        )
-    return trials
 
 
 def _background(
@@ -461,14 +416,15 @@ def _saliency(
 
 
 def _without_duplicates(
-    run: FinishedRun,
+    run: Subject,
     manifest: Manifest,
     config: AuditConfig,
     inspection: Path,
     progress: Progress | None,
 ) -> dict[str, Any] | None:
     """Accuracy of the run's own predictions, with all images and with one of each picture that no other part shows too."""
-    if not config.duplicates or manifest.fingerprint != run.manifest:
+    own = run.own_predictions(manifest)
+    if not config.duplicates or own is None:
         return None
     from thoraclip.data.check import duplicate_clusters
 
@@ -478,7 +434,7 @@ def _without_duplicates(
     for image, cluster in clusters.items():
         if cluster is not None:
             parts_of.setdefault(cluster, set()).add(part[image])
-    judged = read_predictions(run.folder / "predictions.parquet").judged()
+    judged = own.judged()
     right = judged.scores.argmax(axis=1) == judged.target
     seen: set[str] = set()
     kept = []

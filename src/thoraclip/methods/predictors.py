@@ -16,6 +16,7 @@ from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method
 from thoraclip.tables.manifest import Manifest, read_manifest
+from thoraclip.tables.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import Classifier
@@ -46,6 +47,11 @@ class FinishedRun:
     folds: tuple[int | None, ...]
 
     @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return self.folder.name
+
+    @property
     def keeps_classifier(self) -> bool:
         """False where the kind of method leaves nothing that scores other images."""
         return self.kind in CLASSIFYING
@@ -63,6 +69,16 @@ class FinishedRun:
     def is_retrainable(self) -> bool:
         """True where the classifier is a linear probe on frozen features, so that it can be fitted again on any pictures."""
         return self.kind == "probe"
+
+    def label_set(self, manifest: Manifest) -> LabelSet:
+        """The classes of a manifest, as the run's settings name them."""
+        return manifest.label_set(self.config.classes)
+
+    def own_predictions(self, manifest: Manifest) -> Predictions | None:
+        """The run's predictions, where this is the manifest that it ran on."""
+        if manifest.fingerprint != self.manifest:
+            return None
+        return read_predictions(self.folder / "predictions.parquet")
 
     def classifier(self, fold: int | None, labels: LabelSet) -> Classifier:
         """What scores the images of a held-out fold (`None`: the test split).
@@ -116,8 +132,6 @@ class FinishedRun:
         try:
             own = find_manifest(self)
         except (InputError, MismatchError) as error:
-            from thoraclip.tables.predictions import read_predictions
-
             shared = set(read_predictions(self.folder / "predictions.parquet").image_id) & set(
                 manifest.column("image_id")
             )
@@ -160,8 +174,6 @@ def read_run(folder: Path) -> FinishedRun:
     )
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     _require_same_files(folder, config, facts["inputs"])
-    from thoraclip.tables.predictions import read_predictions
-
     found = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(found)) or (None,)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))

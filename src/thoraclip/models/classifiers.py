@@ -15,30 +15,21 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.heads import LinearHead, Standardiser
-from thoraclip.predictor import Predictor
+from thoraclip.predictor import Looker
 
 __all__ = ["Classifier", "EncoderClassifier", "prompt_head"]
 
 
-class Classifier(Predictor, Protocol):
-    """A predictor whose inside can be asked too: its features, and its logits with a gradient."""
+class Classifier(Looker, Protocol):
+    """A looker whose inside can be asked too: its network, and its logits with a gradient."""
 
     @property
     def network(self) -> nn.Module:
         """Where attention and gradients are looked for."""
         ...
 
-    @property
-    def features_key(self) -> tuple[str, ...]:
-        """Equal for classifiers whose features are the same numbers."""
-        ...
-
     def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
-        ...
-
-    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """u8[B, H, W] -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
         ...
 
     def logits(self, pixels: Tensor) -> Tensor:

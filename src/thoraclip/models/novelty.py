@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,11 @@ class NoveltyScore:
         """D, the length of a feature."""
         return int(self.arrays["rows" if self.kind == "knn" else "means"].shape[1])
 
+    @cached_property
+    def centres(self) -> Floats:
+        """f64[C, D]: the class means, whitened; of `mahalanobis` and `relative`."""
+        return _whitened(self.arrays["means"], self.arrays["factor"])
+
     @property
     def guaranteed_rate(self) -> float:
         """The false-positive rate that the calibration can promise: no smaller than 1 / (calibration images + 1)."""
@@ -111,20 +117,27 @@ def _score_knn(fitted: NoveltyScore, features: Features) -> Floats:
     return np.asarray(np.partition(near, fitted.neighbours - 1, axis=1)[:, fitted.neighbours - 1])
 
 
-def _mahalanobis(features: Features, means: Features, factor: Features) -> Floats:
-    """f64[N]: the smallest squared distance to a mean, with factor^2 the inverse covariance."""
-    wide = factor.astype(np.float64)
-    points, centres = features.astype(np.float64) @ wide, means.astype(np.float64) @ wide
+def _whitened(rows: Features, factor: Features) -> Floats:
+    """f64[N, D]: rows times the factor."""
+    wide, exact = np.asarray(factor, np.float64), rows.astype(np.float64)  # no copy of a factor that is f64 already
+    if len(rows) == 1:  # one picture of many threads: a BLAS would start threads of its own under each of them
+        return np.asarray(np.einsum("nd,de->ne", exact, wide))
+    return np.asarray(exact @ wide)
+
+
+def _nearest(points: Floats, centres: Floats) -> Floats:
+    """f64[N]: the smallest squared distance of whitened points to a whitened centre."""
     return np.asarray(np.min([((points - centre) ** 2).sum(axis=1) for centre in centres], axis=0))
 
 
 def _score_mahalanobis(fitted: NoveltyScore, features: Features) -> Floats:
-    return _mahalanobis(features, fitted.arrays["means"], fitted.arrays["factor"])
+    return _nearest(_whitened(features, fitted.arrays["factor"]), fitted.centres)
 
 
 def _score_relative(fitted: NoveltyScore, features: Features) -> Floats:
-    background = fitted.arrays["background_mean"][None], fitted.arrays["background_factor"]
-    return _score_mahalanobis(fitted, features) - _mahalanobis(features, *background)
+    factor = fitted.arrays["background_factor"]
+    middle = _whitened(fitted.arrays["background_mean"][None], factor)
+    return _score_mahalanobis(fitted, features) - _nearest(_whitened(features, factor), middle)
 
 
 _SCORES = {"knn": _score_knn, "mahalanobis": _score_mahalanobis, "relative": _score_relative}

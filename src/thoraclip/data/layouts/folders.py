@@ -8,13 +8,13 @@ from thoraclip.data.layouts.listing import (
     Listing,
     all_files,
     image_files,
-    is_image_name,
     relative,
     require_folder,
     split_name,
     sub_folders,
 )
 from thoraclip.errors import ManifestError
+from thoraclip.imaging import is_image_name
 
 __all__ = ["find_folders"]
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.errors import InputError
-from thoraclip.imaging import IMAGE_SUFFIXES
+from thoraclip.imaging import is_image_name
 
 __all__ = [
     "CsvColumns",
     "Listing",
     "all_files",
     "image_files",
-    "is_image_name",
     "relative",
     "require_folder",
     "split_name",
@@ -97,18 +96,6 @@ def image_files(folder: Path, *, recursive: bool = False) -> tuple[list[Path], l
 def all_files(folder: Path) -> list[Path]:
     """Visible files directly in a folder, sorted."""
     return sorted(f for f in folder.iterdir() if not f.is_dir() and not f.name.startswith("."))
-
-
-def is_image_name(path: Path) -> bool:
-    """True for a picture's ending, and for a file without ending that begins like DICOM."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return True
-    if path.suffix and not path.suffix[1:].isdigit():  # DICOM files are often named by a UID: 1.2.840.113619
-        return False
-    if not path.is_file():  # a pipe would wait for ever
-        return False
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
 
 
 def relative(path: Path, root: Path) -> str:

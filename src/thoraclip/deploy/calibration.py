@@ -1,0 +1,96 @@
+"""What a bundle promises of its scores, fitted on validation images, and what it keeps on test images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.errors import InputError
+from thoraclip.judge.conformal import ClassThresholds, fit_thresholds
+from thoraclip.judge.operating import SENSITIVITY, choose_threshold, positives_needed
+from thoraclip.judge.scaling import TemperatureScaling, fit_temperature
+from thoraclip.models.novelty import MIN_ROWS, NoveltyScore, fit_novelty
+from thoraclip.proportions import clopper_pearson, wilson
+
+__all__ = ["calibrate", "fit_reference", "measure"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Features = npt.NDArray[np.float32]
+
+
+def calibrate(scores: Floats, target: Ints, names: tuple[str, ...]) -> dict[str, Any]:
+    """Temperature, prediction sets and operating points, as `bundle.json` holds them.
+
+    Args:
+        scores: f64[N, C] of images that the classifier has not learned from, as the model gives them.
+        target: i64[N].
+        names: of the C classes.
+
+    Returns:
+        `temperature` (`None`: no temperature changes these scores); `sets` on the scores as they are, so that their promise
+        holds whatever the temperature; `operating_points` on calibrated scores, `None` for a class with too few images.
+    """
+    try:
+        scaling: TemperatureScaling | None = fit_temperature(scores, target)
+    except InputError:
+        scaling = None
+    sets = fit_thresholds(scores, target)
+    calibrated = scores if scaling is None else scaling.apply(scores)
+    positives = {name: int((target == c).sum()) for c, name in enumerate(names)}
+    points = {
+        name: choose_threshold(calibrated[:, c], target == c) if positives[name] >= positives_needed() else None
+        for c, name in enumerate(names)
+    }
+    return {
+        "temperature": None if scaling is None else scaling.temperature,
+        "sets": {
+            "alpha": sets.alpha,
+            "threshold": {n: float(t) if np.isfinite(t) else None for n, t in zip(names, sets.threshold, strict=True)},
+            "images": {n: int(count) for n, count in zip(names, sets.images, strict=True)},
+        },
+        "operating_points": {"goal": SENSITIVITY, "threshold": points, "positives": positives},
+    }
+
+
+def fit_reference(train: Features, targets: Ints, val: Features) -> NoveltyScore | str:
+    """The out-of-distribution reference on the bundle's own features, or why there is none.
+
+    Args:
+        train: f32[N, D] of training images; targets: i64[N].
+        val: f32[V, D] of validation images.
+    """
+    if min(len(train), len(val)) < MIN_ROWS:
+        return f"fewer than {MIN_ROWS} training or validation images"
+    try:
+        return fit_novelty(train, targets=targets, held_out=val)
+    except InputError as error:
+        return str(error)
+
+
+def measure(
+    scores: Floats, features: Features, target: Ints, *, sets: ClassThresholds, novelty: NoveltyScore | None
+) -> dict[str, Any]:
+    """What the bundle does on test images: accuracy, coverage of the sets, share that is flagged; each with its interval.
+
+    Args:
+        scores, features: f64[N, C] as the model gives them, f32[N, D].
+        target: i64[N].
+        sets, novelty: of the bundle.
+    """
+    n, held = len(target), sets.sets(scores)
+    flagged = None if novelty is None else int(novelty.is_flagged(novelty.score(features)).sum())
+    return {
+        "images": n,
+        "accuracy": _share(int((scores.argmax(axis=1) == target).sum()), n, wilson),
+        "coverage": _share(int(held[np.arange(n), target].sum()), n, clopper_pearson),
+        "mean_set_size": float(held.sum(axis=1).mean()),
+        "flagged": None if flagged is None else _share(flagged, n, clopper_pearson),
+    }
+
+
+def _share(count: int, of: int, interval: Any) -> dict[str, float]:
+    low, high = interval(count, of)
+    return {"value": count / of, "low": low, "high": high}

@@ -1,0 +1,193 @@
+"""`export`: a run's classifier becomes a bundle, once it has been shown to be the same one.
+
+original --onnx--> model.onnx --parity--> equal to 1e-4, or no file
+                      |
+                      +--int8--> model.onnx of eight bits --parity--> alike on the test images, or no file
+                      +--> validation images --> temperature, prediction sets, operating points
+                      +--> training images --> the out-of-distribution reference
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.data.phantom import CLASSES, draw_phantom
+from thoraclip.deploy import bundle as layout
+from thoraclip.deploy.calibration import calibrate, fit_reference, measure
+from thoraclip.deploy.card import bundle_card
+from thoraclip.deploy.onnx import grey_classifier, quantise, write_onnx
+from thoraclip.deploy.parity import compare_scores, require_alike, require_equal
+from thoraclip.deploy.passes import Passes, open_part
+from thoraclip.deploy.runtime import BundleClassifier
+from thoraclip.errors import ConfigError, InputError
+from thoraclip.imaging import DECODING, fit
+from thoraclip.models.original import Original
+from thoraclip.runs import Progress, make_folder, needing_room, provenance, write_json, write_text
+
+__all__ = ["export_bundle", "require_place"]
+
+
+def export_bundle(
+    original: Original,
+    out: Path,
+    *,
+    int8: bool = False,
+    images: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write a bundle; it appears whole, or not at all.
+
+    Args:
+        original: what it is made of.
+        out: folder; a bundle that is there is replaced once the new one is whole.
+        int8: weights and products of eight bits.
+        images: validation images for what is calibrated, training images for the out-of-distribution reference, test images
+            for what is told of the bundle: no more than this of each. int8 is compared on all test images.
+        seed: of the draws and resamples.
+        progress: called with (done, total) images.
+        announce: gets a line at every stage.
+
+    Returns:
+        The content of `parity.json`.
+
+    Raises:
+        ParityError: the exported model does not reproduce the original; nothing is written.
+        ModelError: the network cannot be exported.
+        InputError: there is something else at `out`, or it cannot be written.
+    """
+    if images < 1:
+        raise ConfigError(f"images = {images}: 1 or more is needed")
+    passes = Passes(original, images=images, seed=seed, progress=progress, is_int8=int8)
+    with _building(out) as part:
+        announce("writing the model")
+        module = grey_classifier(original.classifier)
+        write_onnx(module, part / layout.MODEL)
+        announce("comparing it with the original")
+        runtime = open_part(part, original, "fp32")
+        fp32 = passes.equality(runtime)
+        require_equal(fp32, original.name)
+        parity: dict[str, Any] = {
+            "schema": 1,
+            "precision": "fp32",
+            "grey_folded": module.is_folded,
+            "fp32": fp32,
+            "int8": None,
+        }
+        if int8:
+            announce("the same in eight bits")
+            found, runtime = _in_eight_bits(part, passes)
+            require_alike(found, original.name)
+            parity |= {"precision": "int8", "int8": found}
+        announce("calibrating")
+        _finish(part, passes, runtime, parity)
+    return parity
+
+
+def _in_eight_bits(part: Path, passes: Passes) -> tuple[dict[str, Any], BundleClassifier]:
+    """Replace the model by one of eight bits; returns how alike it is, and it."""
+    model, small = part / layout.MODEL, part / "int8.onnx"
+    way = quantise(model, small, passes.for_scales())
+    share = small.stat().st_size / model.stat().st_size
+    small.replace(model)
+    runtime = open_part(part, passes.original, "int8")
+    return {"quantisation": way, "size": share, **passes.alikeness(runtime)}, runtime
+
+
+def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[str, Any]) -> None:
+    """Everything beside the model."""
+    original, kept = passes.original, passes.original.validation
+    names = original.predictions.labels.names
+    features, scores = passes.look(runtime.look, passes.val)
+    target = passes.targets[passes.val]
+    if kept is not None:
+        scores, target = kept.scores, kept.target
+    facts: dict[str, Any] = {
+        "schema": layout.SCHEMA, "name": f"{original.kind} on {Path(original.model).name}", "kind": original.kind, "precision": parity["precision"],
+        "labels": list(names), "preprocess": original.classifier.preprocess.as_dict(), "decoding": DECODING,
+        **calibrate(scores, target, names),
+        "calibrated_on": {"images": len(target), "scores": "the bundle's own" if kept is None else "kept by the run"},
+    }  # fmt: skip
+    found = fit_reference(passes.look(runtime.look, passes.train)[0], passes.targets[passes.train], features)
+    has_none = isinstance(found, str)
+    facts["novelty"] = None if isinstance(found, str) else layout.write_novelty_arrays(part, found)
+    facts["no_novelty"] = found if has_none else None
+    facts["run"] = {
+        "name": original.name,
+        "fold": original.fold,
+        "model": Path(original.model).name,
+        "has_learned": original.has_learned,
+    }
+    inputs = dict(original.inputs)
+    facts["provenance"] = provenance(seed=passes.seed, inputs=inputs)
+    facts["provenance"]["versions"] |= {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+    layout.write_self_test(part, *_self_test(passes, runtime))
+    learned = np.concatenate([original.train, original.val]) if original.has_learned else original.val[:0]
+    hashes = original.manifest.column("sha256")
+    layout.write_trained_on(part, [hashes[row] for row in learned])
+    test_features, test_scores = passes.look(runtime.look, passes.test)
+    parsed = layout.parse_facts(part, "", facts)
+    assert parsed.sets is not None, "calibrate always fits sets"
+    parity["test"] = measure(
+        test_scores, test_features, passes.targets[passes.test], sets=parsed.sets,
+        novelty=None if isinstance(found, str) else found,
+    )  # fmt: skip
+    parity["run"] = compare_scores(_told_by_run(passes), test_scores)
+    layout.write_facts(part, facts)
+    write_json(part / layout.PARITY, parity)
+    write_text(part / layout.CARD, bundle_card(original, facts, parity))
+    layout.seal(part)
+
+
+def _told_by_run(passes: Passes) -> npt.NDArray[np.float64]:
+    """f64[T, C]: the run's own predictions of the test images, in whatever precision it ran."""
+    told, images = passes.original.predictions, passes.original.manifest.column("image_id")
+    row = {image: number for number, image in enumerate(told.image_id)}
+    return told.scores[[row[images[number]] for number in passes.test]]
+
+
+def _self_test(passes: Passes, runtime: BundleClassifier) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Two synthetic radiographs, and what the model says of them."""
+    rng = np.random.default_rng(passes.seed)
+    greys = np.stack([fit(draw_phantom(label, rng=rng).pixels, runtime.preprocess) for label in CLASSES[:2]])
+    return greys, runtime.look(greys)[1].astype(np.float32)
+
+
+def require_place(out: Path) -> None:
+    """Raise InputError unless a bundle may be written at `out`."""
+    if out.is_file():
+        raise InputError(f"{out}: is a file, and a bundle is a folder; name another --out")
+    if out.is_dir() and any(out.iterdir()) and not layout.is_bundle(out):
+        raise InputError(f"{out}: holds other things than a bundle; name a new folder with --out")
+
+
+@contextmanager
+def _building(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the block ends without an error, and is gone when it does not."""
+    require_place(out)
+    make_folder(out.resolve().parent)
+    try:
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.resolve().parent))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); name another --out") from error
+    try:
+        with needing_room(out):
+            yield part
+        part.chmod(0o755)
+        old = part.with_suffix(".old")
+        if out.is_dir():
+            out.rename(old)
+        part.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

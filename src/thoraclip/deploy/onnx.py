@@ -1,0 +1,286 @@
+"""From a classifier in torch to one ONNX file that takes grey bytes; in fp32, or with weights of eight bits.
+
+u8[1, S, S] -> patch embedding (normalisation and the three equal channels folded in) -> tower -> head -> scores
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor, nn
+
+from thoraclip.errors import ModelError, first_line
+from thoraclip.imaging import Preprocess
+from thoraclip.models.backbones import Backbone
+from thoraclip.models.checkpoint import quiet
+from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.models.dual_encoder import expand_greys
+
+__all__ = ["GreyClassifier", "fold_grey", "grey_classifier", "quantise", "write_onnx"]
+
+Greys = npt.NDArray[np.uint8]
+
+OPSET = 20
+"""Of the ONNX file; ONNX Runtime 1.17 and later load it."""
+_CONVOLUTIONAL = 0.5
+"""Share of a network's weights in convolutions from which it is quantised as one."""
+
+
+class GreyClassifier(nn.Module):
+    """u8[B, S, S] -> (features f32[B, D], scores f32[B, C], rows sum to 1).
+
+    Args:
+        features: f32[B, channels, S, S] -> f32[B, D].
+        head: f32[B, D] -> logits f32[B, C].
+        spec: of the pixels.
+        is_folded: True where `features` takes grey levels 0..255 in one channel, see `fold_grey`.
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module, spec: Preprocess, *, is_folded: bool) -> None:
+        super().__init__()
+        self.features, self.head, self.spec, self.is_folded = features, head, spec, is_folded
+
+    def forward(self, greys: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        pixels = greys[:, None].float() if self.is_folded else expand_greys(greys, self.spec, greys.device)
+        features = self.features(pixels)
+        return features, self.head(features).softmax(dim=-1)
+
+
+class _EncoderFeatures(nn.Module):
+    """The features of an `EncoderClassifier` that its head takes."""
+
+    def __init__(self, classifier: EncoderClassifier) -> None:
+        super().__init__()
+        self.model = classifier.encoder.model
+        self._encoder, self._kind = classifier.encoder, classifier.features
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pooled, projected = self._encoder.image_features(pixels)
+        return pooled if self._kind == "pooled" else nn.functional.normalize(projected, dim=-1)
+
+
+class _BackboneFeatures(nn.Module):
+    """What enters the head of a `Backbone`, whose head was taken out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found = self.network(pixels)
+        features: Tensor = (found if isinstance(found, Tensor) else found.logits).flatten(1)
+        return features
+
+
+def grey_classifier(classifier: EncoderClassifier | Backbone) -> GreyClassifier:
+    """The classifier as one module on the CPU, in fp32, that takes grey bytes; a copy, the original stays as it is.
+
+    Args:
+        classifier: adapters merged; its precision does not matter.
+    """
+    features, head = _of_encoder(classifier) if isinstance(classifier, EncoderClassifier) else _of_backbone(classifier)
+    is_folded = fold_grey(features, classifier.preprocess)
+    return GreyClassifier(features, head, classifier.preprocess, is_folded=is_folded).float().eval()
+
+
+def _of_encoder(classifier: EncoderClassifier) -> tuple[nn.Module, nn.Module]:
+    encoder, head = classifier.encoder, classifier.head
+    model = copy.deepcopy(encoder.model).cpu()
+    del model.text_model
+    moved = replace(encoder, model=model, device=torch.device("cpu"), precision="fp32")
+    scale = head.standardiser.scale.astype(np.float64)
+    weight = head.weight.astype(np.float64) / scale  # W (x - mean) / scale + b, as one product
+    bias = head.bias.astype(np.float64) - weight @ head.standardiser.mean.astype(np.float64)
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(weight))
+        linear.bias.copy_(torch.from_numpy(bias))
+    return _EncoderFeatures(replace(classifier, encoder=moved)), linear
+
+
+def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
+    name = next(iter(classifier.head_parameters)).split(".")[0]
+    network = copy.deepcopy(classifier.network).cpu()
+    head = getattr(network, name)
+    setattr(network, name, nn.Identity())
+    last = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if len(last) != 1:
+        raise ModelError(f"model '{classifier.name}': a head of {len(last)} linear layers; one is expected")
+    return _BackboneFeatures(network), last[0]  # what stands before it, as a ResNet's flattening, `flatten(1)` does
+
+
+@torch.no_grad()
+def fold_grey(network: nn.Module, spec: Preprocess) -> bool:
+    """Let the patch embedding take grey levels 0..255 in one channel, the normalisation folded into its weights.
+
+    With the same grey g in all channels, sum_c W_c (g / 255 - mean_c) / std_c + b is linear in g: one channel of weights
+    sum_c W_c / (255 std_c) and a bias b - sum_c sum W_c mean_c / std_c. Exact but for rounding where every weight always
+    meets a pixel, so not where the picture is padded: a padded zero is no grey level.
+
+    Args:
+        network: changed in place. Its first convolution of three channels, or, where patches are cut out before, its first
+            linear layer on them, is the patch embedding.
+        spec: the normalisation.
+
+    Returns:
+        False, and nothing changed, where it would not be exact.
+    """
+    found = next(
+        ((name, one) for name, one in network.named_modules() if isinstance(one, nn.Conv2d | nn.Linear)), (None, None)
+    )
+    name, old = found
+    std, mean = (torch.tensor(values, dtype=torch.float64) for values in (spec.std, spec.mean))
+    if isinstance(old, nn.Conv2d) and old.in_channels == 3 and old.groups == 1 and old.padding in ((0, 0), "valid"):
+        weight = old.weight.double()  # [D, 3, p, p]
+        std, mean = std[:, None, None], mean[:, None, None]
+        new: nn.Module = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, dilation=old.dilation)  # type: ignore[arg-type]
+        grey, shift = (weight / std / 255).sum(dim=1, keepdim=True), (weight * mean / std).sum(dim=(1, 2, 3))
+    elif isinstance(old, nn.Linear) and old.in_features % 3 == 0 and "patch" in str(name):
+        weight = old.weight.double().reshape(old.out_features, -1, 3)  # [D, p p, 3]: channels run fastest
+        new = nn.Linear(weight.shape[1], old.out_features)
+        grey, shift = (weight / std / 255).sum(dim=2), (weight * mean / std).sum(dim=(1, 2))
+    else:
+        return False
+    new.weight.copy_(grey)  # type: ignore[operator]
+    new.bias.copy_((0 if old.bias is None else old.bias.double()) - shift)  # type: ignore[operator]
+    parent = network.get_submodule(str(name).rpartition(".")[0])
+    setattr(parent, str(name).rpartition(".")[2], new)
+    for module in network.modules():  # some check what they are given
+        if getattr(module, "num_channels", None) == 3:
+            module.num_channels = 1  # type: ignore[assignment]
+    return True
+
+
+def write_onnx(module: GreyClassifier, path: Path) -> None:
+    """Write the module as ONNX: input `greys` u8[1, S, S], outputs `features` and `scores`, nothing of this machine in it.
+
+    Raises:
+        ModelError: the network cannot be exported.
+    """
+    side = module.spec.size
+    try:
+        with _silence(), quiet():
+            program = torch.onnx.export(
+                module, (torch.zeros(1, side, side, dtype=torch.uint8),), None, dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=["greys"], output_names=["features", "scores"],
+            )  # fmt: skip
+        assert program is not None, "the exporter returns the program where no file is named"
+        model = program.model_proto
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(f"the network cannot be written as ONNX ({first_line(error)})") from error
+    _clean(model)
+    onnx.save(model, str(path))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's chatter about packages that are not needed from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Take out what tells of the exporting machine: traces with paths, notes, versions of tools."""
+    model.doc_string = model.graph.doc_string = ""
+    model.producer_name, model.producer_version = "thoraclip", ""
+    del model.metadata_props[:]
+    graph = model.graph
+    for part in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *model.functions,
+    ):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]
+
+
+def quantise(source: Path, target: Path, greys: Greys) -> str:
+    """Write the model with weights of eight bits, and activations of eight bits in its large products.
+
+    Transformers: matrix products by ONNX Runtime's dynamic quantisation, whose scales are those of the one picture of a
+    call. Networks whose weights are mostly in convolutions: static quantisation, its scales from calibration pictures. The
+    head stays in fp32, it is small.
+
+    Args:
+        source: written by `write_onnx`.
+        target: file to write.
+        greys: u8[N, S, S], calibration pictures.
+
+    Returns:
+        `dynamic` or `static`.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model = onnx.load(str(source))
+    head = [node.name for node in model.graph.node if "features" in node.input]
+    with _silence():
+        if _share_in_convolutions(model) < _CONVOLUTIONAL:
+            quantize_dynamic(
+                source, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
+                nodes_to_exclude=head,
+            )  # fmt: skip
+            way = "dynamic"
+        else:
+            ready = target.with_suffix(".ready.onnx")
+            quant_pre_process(source, ready, skip_symbolic_shape=True)
+            folded = onnx.load(str(ready))
+            head = [node.name for node in folded.graph.node if "features" in node.input]
+            quantize_static(
+                ready, target, _Pictures(greys), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+                nodes_to_exclude=head,
+            )  # fmt: skip
+            ready.unlink()
+            way = "static"
+    written = onnx.load(str(target))
+    _clean(written)
+    onnx.save(written, str(target))
+    return way
+
+
+class _Pictures:
+    """Calibration pictures one by one, as ONNX Runtime asks for them."""
+
+    def __init__(self, greys: Greys) -> None:
+        self._left = iter(greys)
+
+    def get_next(self) -> dict[str, Greys] | None:
+        grey = next(self._left, None)
+        return None if grey is None else {"greys": grey[None]}
+
+
+def _share_in_convolutions(model: onnx.ModelProto) -> float:
+    """Of the weights of all products, those of convolutions beyond the first, which is a patch embedding in transformers."""
+    sizes = {one.name: int(np.prod(one.dims)) for one in model.graph.initializer}
+    convolutions, products = (
+        [sizes.get(node.input[1], 0) for node in model.graph.node if node.op_type in kinds]
+        for kinds in ({"Conv"}, {"MatMul", "Gemm"})
+    )
+    total = sum(convolutions) + sum(products)
+    return sum(convolutions[1:]) / total if total else 0.0

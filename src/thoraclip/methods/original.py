@@ -1,0 +1,121 @@
+"""From a finished run to the one classifier of it that a bundle is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.errors import ConfigError, InputError, MismatchError
+from thoraclip.methods.predictors import CLASSIFYING, FinishedRun
+from thoraclip.methods.running import read_validation
+from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.models.heads import LinearHead
+from thoraclip.models.original import Original
+from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import Predictions, read_predictions
+
+__all__ = ["load_original"]
+
+Rows = npt.NDArray[np.int64]
+
+
+def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = None) -> Original:
+    """The classifier of a fold in fp32, with the images that it learned from, was chosen by and is judged on.
+
+    Args:
+        run: of a kind that keeps its classifier.
+        manifest: the run's own.
+        fold: whose classifier; `None` for the first fold, which is no choice by result, or for the split's.
+
+    Raises:
+        InputError: the run keeps no classifier, or no scores of validation images.
+        ConfigError: the run has no such fold.
+        MismatchError: another manifest than the run's.
+    """
+    if not run.keeps_classifier:
+        raise InputError(
+            f"{run.folder}: a run of '{run.kind}' keeps no classifier of pictures; name a run of {', '.join(CLASSIFYING)}"
+        )
+    if manifest.fingerprint != run.manifest:
+        raise MismatchError(
+            f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; name that one "
+            "with --manifest"
+        )
+    chosen = _fold(run, fold)
+    predictions = read_predictions(run.folder / "predictions.parquet")
+    exact = replace(run, config=replace(run.config, precision="fp32"))
+    classifier = exact.classifier(chosen, predictions.labels)
+    kept = _validation(run, chosen)
+    row = {image: number for number, image in enumerate(manifest.column("image_id"))}
+    val = np.sort([row[image] for image in kept.image_id]).astype(np.int64)
+    judged = dict(run.parts(manifest))
+    train = _others(manifest, np.concatenate([val, judged[chosen]]), has_folds=chosen is not None)
+    has_learned = run.kind != "zeroshot" or bool(run.config.adapter)
+    learned_from_val = run.kind == "probe" and run.config.refit
+    return Original(
+        name=run.folder.resolve().name, kind=run.kind, model=run.config.model, classifier=classifier,  # type: ignore[arg-type]
+        manifest=manifest, fold=chosen, train=train, val=val, test=judged[chosen], has_learned=has_learned,
+        validation=kept if learned_from_val else None, predictions=predictions, folder=run.folder,
+        alike=list(_alike(exact, classifier, predictions, judged, chosen, val if not has_learned else val[:0])),
+        inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
+    )  # fmt: skip
+
+
+def _fold(run: FinishedRun, fold: int | None) -> int | None:
+    if fold is None:
+        return run.folds[0]
+    if fold not in run.folds:
+        names = ", ".join(str(f) for f in run.folds if f is not None) or "none"
+        raise ConfigError(f"--fold {fold}: {run.folder} has no such fold; its folds: {names}")
+    return fold
+
+
+def _validation(run: FinishedRun, fold: int | None) -> Predictions:
+    """The kept scores of the fold's validation images."""
+    for table in read_validation(run.folder):
+        if table.fold[0] == fold:
+            return table
+    raise InputError(
+        f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the same command again "
+        "(nothing is trained anew), with a manifest that is split"
+    )
+
+
+def _others(manifest: Manifest, used: Rows, *, has_folds: bool) -> Rows:
+    """i64 rows of labelled images that are not used, of any fold, or of split `train`."""
+    known = np.array([label is not None for label in manifest.column("label")])
+    part = manifest.column("fold") if has_folds else manifest.column("split")
+    known &= np.array([value is not None if has_folds else value == "train" for value in part])
+    known[used] = False
+    return np.flatnonzero(known)
+
+
+def _alike(
+    run: FinishedRun, own: object, predictions: Predictions, judged: dict[int | None, Rows], chosen: int | None, left_out: Rows
+) -> Iterator[tuple[LinearHead, Rows]]:  # fmt: skip
+    """(head, rows that it held out) of the other folds, where the encoder is the same one for all."""
+    if not isinstance(own, EncoderClassifier) or run.kind == "finetune" or _has_fold_adapters(run):
+        return
+    for fold, rows in judged.items():
+        if fold == chosen:
+            continue
+        head = own.head if run.kind == "zeroshot" else _head(run, fold)
+        yield head, np.setdiff1d(rows, left_out)
+
+
+def _has_fold_adapters(run: FinishedRun) -> bool:
+    from pathlib import Path
+
+    from thoraclip.models.adapter import adapter_folders
+
+    adapter = run.config.adapter
+    return bool(adapter) and None not in adapter_folders(Path(adapter))
+
+
+def _head(run: FinishedRun, fold: int | None) -> LinearHead:
+    from thoraclip.models.heads import read_head
+
+    return read_head(run.folder / f"head-fold-{fold}.safetensors")

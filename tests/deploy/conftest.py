@@ -1,0 +1,116 @@
+"""A small study with a run of every kind that keeps a classifier, and bundles of them; made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.checkpoints import save_checkpoint, save_classifier
+from tests.conftest import CLASSES, draw_picture
+
+from thoraclip.data.index import index
+from thoraclip.data.splits import split_fractions
+from thoraclip.deploy.export import export_bundle
+from thoraclip.methods.baseline import Config as BaselineConfig
+from thoraclip.methods.finetune import Config as FinetuneConfig
+from thoraclip.methods.original import load_original
+from thoraclip.methods.predictors import read_run
+from thoraclip.methods.probe import Config as ProbeConfig
+from thoraclip.methods.running import run_method
+from thoraclip.methods.zeroshot import Config as ZeroshotConfig
+from thoraclip.models.original import Original
+from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
+
+PER_CLASS = 50
+_TRAINING: dict[str, Any] = {
+    "batch_size": 8,
+    "chunk_size": 8,
+    "steps": 4,
+    "validate_every": 2,
+    "learning_rate": 3e-3,
+    "precision": "fp32",
+}
+
+
+class Workshop:
+    """`root/manifest.parquet` and `root/runs/<name>`, each run when it is first asked for.
+
+    Args:
+        root: folder of the study.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for number, label in enumerate(CLASSES):
+            (root / "images" / label).mkdir(parents=True)
+            for i in range(PER_CLASS):
+                pixels = draw_picture(
+                    48, 40, seed=1000 * number + i, lungs=(0.25, 0.45, 0.1)[number], patch=0.5 - 0.25 * number
+                )
+                Image.fromarray(pixels).save(root / "images" / label / f"{i}.png")
+        found = split_fractions(index(root / "images", layout="folders").manifest, fractions=(0.4, 0.3, 0.3), seed=0)
+        write_manifest(root / "manifest.parquet", found)
+        models = {name: save_checkpoint(name, root / name) for name in ("clip", "vision-text-dual-encoder", "siglip2")}
+        models |= {kind: save_classifier(kind, root / kind) for kind in ("resnet", "vit")}
+        self.models = {name: str(folder) for name, folder in models.items()}
+
+    @property
+    def manifest(self) -> Manifest:
+        """150 pictures of three classes with a split."""
+        return read_manifest(self.root / "manifest.parquet")
+
+    def run(self, name: str) -> Path:
+        """The folder of a run, made the first time."""
+        folder = self.root / "runs" / name
+        if not (folder / "done.json").is_file():
+            kind, config = self._settings(name)
+            run_method(kind, config, self.manifest, folder)
+        return folder
+
+    def _settings(self, name: str) -> tuple[str, Any]:
+        models = self.models
+        if name.startswith("baseline"):
+            model = models["clip" if name == "baseline-tower" else name.removeprefix("baseline-")]
+            return "baseline", BaselineConfig(model=model, **_TRAINING)
+        settings: dict[str, tuple[str, Any]] = {
+            "zeroshot": ("zeroshot", ZeroshotConfig(model=models["clip"], precision="fp32")),
+            "finetune": ("finetune", FinetuneConfig(model=models["clip"], loss="prompt_ce", **_TRAINING)),
+            "probe": ("probe", ProbeConfig(model=models["vision-text-dual-encoder"], l2_steps=3, precision="fp32")),
+            "probe-projected": (
+                "probe",
+                ProbeConfig(model=models["siglip2"], features="projected", l2_steps=2, precision="fp32"),
+            ),
+            "probe-first-fit": ("probe", ProbeConfig(model="tiny-clip", refit=False, l2_steps=3, precision="fp32")),
+        }
+        if name == "probe-tuned":
+            return "probe", ProbeConfig(
+                model=models["clip"], adapter=str(self.run("finetune")), l2_steps=2, precision="fp32"
+            )
+        return settings[name]
+
+    def original(self, name: str) -> Original:
+        """The classifier of a run with its images."""
+        return load_original(read_run(self.run(name)), self.manifest)
+
+    def bundle(self, name: str, *, int8: bool = False) -> Path:
+        """The bundle of a run, exported the first time."""
+        folder = self.root / "bundles" / (name + ("-int8" if int8 else ""))
+        if not folder.is_dir():
+            export_bundle(self.original(name), folder, int8=int8)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """See `Workshop`."""
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="session")
+def greys() -> Callable[[int, int], np.ndarray]:
+    """`greys(count, side)` -> u8[count, side, side] of noise, every grey level among them."""
+    return lambda count, side: np.random.default_rng(7).integers(0, 256, (count, side, side), dtype=np.uint8)

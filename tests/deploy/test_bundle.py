@@ -1,0 +1,129 @@
+"""A bundle is whole and unchanged, or it is refused with the remedy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.conftest import files
+from tests.deploy.conftest import Workshop
+
+from thoraclip.deploy import bundle
+from thoraclip.deploy.bundle import read_bundle, seal
+from thoraclip.deploy.runtime import open_bundle
+from thoraclip.errors import InputError, MismatchError, ParityError
+
+GOLDEN = Path(__file__).parent / "golden" / "bundle-1"
+
+
+@pytest.fixture
+def copy(workshop: Workshop, tmp_path: Path) -> Path:
+    """A bundle to break."""
+    return Path(shutil.copytree(workshop.bundle("probe"), tmp_path / "bundle"))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_changed_byte_is_refused(workshop: Workshop, copy: Path, data: st.DataObject) -> None:
+    """Also of the checksums themselves; a byte more or less counts, too."""
+    name = data.draw(st.sampled_from(sorted(files(workshop.bundle("probe")))))
+    content = (workshop.bundle("probe") / name).read_bytes()
+    at = data.draw(st.integers(0, len(content) - 1))
+    other = data.draw(st.integers(0, 255).filter(lambda b: b != content[at]))
+    way = data.draw(st.sampled_from(["change", "cut", "add"]))
+    broken = {
+        "change": content[:at] + bytes([other]) + content[at + 1 :], "cut": content[:at], "add": content + bytes([other])
+    }[way]  # fmt: skip
+    (copy / name).write_bytes(broken)
+    with pytest.raises((MismatchError, InputError), match="copy the bundle again, or export it again"):
+        read_bundle(copy)
+    (copy / name).write_bytes(content)
+    read_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "bundle.json", "SHA256SUMS", "self-test.npz", "README.md"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: is missing.*copy the bundle again"):
+        read_bundle(copy)
+
+
+def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder; name a folder that `thoraclip export RUN"):
+        read_bundle(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no bundle there"):
+        read_bundle(tmp_path)
+
+
+def test_files_beside_the_bundle_are_left_alone(copy: Path) -> None:
+    (copy / ".DS_Store").write_bytes(b"x")
+    assert read_bundle(copy).kind == "probe"
+
+
+def _rewrite(folder: Path, **changes: object) -> None:
+    facts = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(facts | changes))
+    seal(folder)
+
+
+def test_a_later_schema_asks_for_an_upgrade_and_nonsense_for_another_export(copy: Path) -> None:
+    _rewrite(copy, schema=bundle.SCHEMA + 1)
+    with pytest.raises(
+        MismatchError, match=r"schema 2, written by thoraclip .*, .*reads up to 1; upgrade: pip install -U"
+    ):
+        read_bundle(copy)
+    _rewrite(copy, schema=0)
+    with pytest.raises(MismatchError, match="schema 0 is no schema of a bundle; export the run again"):
+        read_bundle(copy)
+    for change in ({"schema": 1, "labels": 3}, {"schema": "one"}, {"schema": 1, "preprocess": {"size": 0}}):
+        _rewrite(copy, **change)
+        with pytest.raises(MismatchError, match="is not readable .*; export the run again"):
+            read_bundle(copy)
+
+
+def test_the_checksums_are_those_of_sha256sum(workshop: Workshop) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"],
+        cwd=workshop.bundle("probe"),
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {line.split("  ")[1] for line in (workshop.bundle("probe") / "SHA256SUMS").read_text().splitlines()} == set(
+        files(workshop.bundle("probe"))
+    ) - {"SHA256SUMS"}
+
+
+def test_a_bundle_of_schema_1_is_read_for_ever() -> None:
+    """Made once by `scripts/make_golden_bundle.py`; its answers stand beside it."""
+    told = json.loads((GOLDEN / "answers.json").read_text())
+    opened = open_bundle(GOLDEN / "bundle")
+    greys, _ = opened.bundle.self_test()
+    for grey, answer in zip(greys, told["answers"], strict=True):
+        found = opened.classify_grey(grey)
+        assert found.label == answer["label"] and list(found.set or ()) == answer["set"] and found.ood == answer["ood"]
+        for name, score in answer["scores"].items():
+            assert found.scores[name] == pytest.approx(score, abs=1e-3)
+
+
+def test_a_machine_that_computes_other_scores_is_told(copy: Path) -> None:
+    greys, scores = read_bundle(copy).self_test()
+    bundle.write_self_test(copy, greys, np.roll(scores, 1, axis=1))
+    seal(copy)
+    with pytest.raises(
+        ParityError, match=r"on this machine its scores differ by .*, more than 0.001; upgrade onnxruntime"
+    ):
+        open_bundle(copy)
+
+
+def test_a_model_that_this_onnxruntime_cannot_load_is_told(copy: Path) -> None:
+    (copy / "model.onnx").write_bytes(b"\x08\x0anot a model")
+    seal(copy)
+    with pytest.raises(MismatchError, match=r"ONNX Runtime .* cannot load it .*; upgrade: pip install -U onnxruntime"):
+        open_bundle(copy)

@@ -1,0 +1,210 @@
+"""An export proves itself or does not exist: every kind of head against its original in torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import files
+from tests.deploy.conftest import Workshop
+
+from thoraclip.deploy import export, parity
+from thoraclip.deploy.bundle import read_bundle
+from thoraclip.deploy.export import export_bundle
+from thoraclip.deploy.runtime import BundleClassifier, open_bundle
+from thoraclip.errors import ConfigError, InputError, MismatchError, ParityError
+from thoraclip.imaging import decode, fit, preprocess
+from thoraclip.methods.original import load_original
+from thoraclip.methods.predictors import CLASSIFYING, read_run
+from thoraclip.models.heads import softmax
+
+HEADS = (
+    "zeroshot", "finetune", "probe", "probe-projected", "probe-tuned", "baseline-resnet", "baseline-vit", "baseline-tower",
+)  # fmt: skip
+
+
+def test_every_kind_that_keeps_a_classifier_has_a_parity_test() -> None:
+    assert {name.split("-")[0] for name in HEADS} == set(CLASSIFYING)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_bundle_gives_the_probabilities_of_the_original(workshop: Workshop, name: str) -> None:
+    """From the file on the disk, by the bundle's own eyes, against the torch classifier as the run keeps it."""
+    original, opened = workshop.original(name), open_bundle(workshop.bundle(name))
+    rows = original.test[::3]
+    paths = [workshop.manifest.paths()[row] for row in rows]
+    pixels = np.stack([preprocess(decode(path), original.classifier.preprocess) for path in paths])
+    expected = original.classifier.predict(pixels).astype(np.float64)
+    greys = np.stack([fit(decode(path).pixels, opened.preprocess) for path in paths])
+    features, raw = opened.look(greys)
+    assert np.abs(raw - expected).max() < 1e-4
+    assert np.abs(features - original.classifier.look(greys)[0]).max() < 1e-4
+    assert np.ptp(expected, axis=0).max() > 1e-3, (
+        "the pictures get different answers, so that the comparison says something"
+    )
+    temperature = opened.bundle.facts["temperature"]
+    calibrated = softmax(np.log(np.maximum(expected, 1e-12)) / temperature)
+    told = np.array([list(opened.classify(path).scores.values()) for path in paths])
+    assert np.abs(told - calibrated).max() < 1e-3
+    assert (
+        list(opened.classify(paths[0]).scores) == list(opened.labels.names) == list(original.predictions.labels.names)
+    )
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_the_run_predicted_the_bundle_predicts(workshop: Workshop, name: str) -> None:
+    """The run's own table, made in fp32."""
+    original, opened = workshop.original(name), open_bundle(workshop.bundle(name))
+    row = {image: number for number, image in enumerate(original.predictions.image_id)}
+    manifest = workshop.manifest
+    for number in original.test[:6]:
+        told = original.predictions.scores[row[manifest.column("image_id")[number]]]
+        raw = opened.predict(preprocess(decode(manifest.paths()[number]), opened.preprocess)[None])[0]
+        assert np.abs(raw - told).max() < 1e-4
+    assert opened.bundle.parity["run"] == {
+        "images": len(original.test),
+        "largest_difference": pytest.approx(0, abs=1e-4),
+        "other_answers": 0,
+    }
+
+
+@pytest.mark.parametrize("name", ["probe", "baseline-resnet"])
+def test_int8_is_alike_and_one_picture_does_not_see_its_neighbours(workshop: Workshop, name: str) -> None:
+    opened = open_bundle(workshop.bundle(name, int8=True))
+    assert opened.bundle.precision == "int8"
+    found = opened.bundle.parity["int8"]
+    assert found["quantisation"] == ("static" if "resnet" in name else "dynamic")
+    assert found["share"] <= 0.02 and -0.005 <= found["accuracy"]["low"] <= found["accuracy"]["high"] <= 0.005
+    greys = np.random.default_rng(0).integers(0, 256, (9, 32, 32), dtype=np.uint8)
+    together, alone = opened.look(greys)[1], np.concatenate([opened.look(one[None])[1] for one in greys])
+    assert np.abs(together - alone).max() <= 1e-5
+    exact = open_bundle(workshop.bundle(name)).look(greys)[1]
+    assert 1e-6 < np.abs(together - exact).max() < 0.2, "another model, and a like one"
+    sizes = [(workshop.bundle(name, int8=small) / "model.onnx").stat().st_size for small in (True, False)]
+    assert sizes[0] < sizes[1]
+
+
+def test_large_weights_shrink_to_a_quarter(workshop: Workshop) -> None:
+    """Of tiny-clip, whose weights outweigh what ONNX says beside them."""
+    sizes = [(workshop.bundle("probe-first-fit", int8=small) / "model.onnx").stat().st_size for small in (True, False)]
+    assert sizes[0] / sizes[1] < 0.3
+
+
+def test_the_same_run_gives_the_same_bytes(workshop: Workshop, tmp_path: Path) -> None:
+    export_bundle(workshop.original("probe"), tmp_path / "again")
+    assert files(tmp_path / "again") == files(workshop.bundle("probe"))
+
+
+def test_a_bundle_tells_nothing_of_the_machine(workshop: Workshop) -> None:
+    for name in ("probe", "baseline-resnet"):
+        for content in files(workshop.bundle(name, int8=True)).values():
+            for told in (str(workshop.root), str(Path(torch.__file__).parent), str(Path(export.__file__).parent)):
+                assert told.encode() not in content
+
+
+def test_a_probe_that_was_fitted_again_is_calibrated_on_scores_of_before(workshop: Workshop) -> None:
+    again, first = (read_bundle(workshop.bundle(name)).facts["calibrated_on"] for name in ("probe", "probe-first-fit"))
+    assert again["scores"] == "kept by the run" and first["scores"] == "the bundle's own"
+    assert again["images"] == first["images"] == len(workshop.original("probe").val)
+
+
+def test_pictures_that_were_learned_from_are_known(workshop: Workshop) -> None:
+    original, bundle = workshop.original("probe"), read_bundle(workshop.bundle("probe"))
+    known = bundle.is_trained_on(workshop.manifest.column("sha256"))
+    assert set(np.flatnonzero(known)) == set(original.train) | set(original.val)
+    assert not set(np.flatnonzero(known)) & set(original.test)
+    assert not read_bundle(workshop.bundle("zeroshot")).is_trained_on(workshop.manifest.column("sha256")).any()
+    assert not bundle.is_trained_on([hashlib.sha256(b"another picture").hexdigest()]).any()
+
+
+def test_what_is_flagged_is_unlike_the_training_images(workshop: Workshop) -> None:
+    """Noise is; the test images, which are like them, mostly are not."""
+    opened = open_bundle(workshop.bundle("probe-first-fit"))
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128), dtype=np.uint8)
+    assert opened.classify_grey(noise).ood is True
+    flagged = opened.bundle.parity["test"]["flagged"]
+    assert flagged["value"] < 0.2
+
+
+def test_too_much_difference_leaves_no_file(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse(self: BundleClassifier, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, scores = right(self, grey)
+        return features, scores * 0.999 + 0.001 / len(scores)
+
+    right = BundleClassifier._run
+    monkeypatch.setattr(BundleClassifier, "_run", worse)
+    with pytest.raises(
+        ParityError, match=r"probe: the exported model's probabilities differ by .* and 0.0001 is allowed"
+    ):
+        export_bundle(workshop.original("probe"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_that_answers_otherwise_leaves_no_file_and_the_old_bundle_in_place(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_bundle(workshop.original("probe"), tmp_path / "out")
+    before = files(tmp_path / "out")
+    monkeypatch.setattr(parity, "INT8_FLIPS", -1.0)
+    with pytest.raises(ParityError, match="test images get another answer"):
+        export_bundle(workshop.original("probe"), tmp_path / "out", int8=True)
+    assert files(tmp_path / "out") == before and [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_old_bundle_is_replaced_and_other_things_are_not(workshop: Workshop, tmp_path: Path) -> None:
+    original = workshop.original("probe")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="holds other things than a bundle"):
+        export_bundle(original, tmp_path / "mine")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file, and a bundle is a folder"):
+        export_bundle(original, tmp_path / "file")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        export_bundle(original, tmp_path / "file" / "below")
+    with pytest.raises(ConfigError, match="images = 0: 1 or more"):
+        export_bundle(original, tmp_path / "out", images=0)
+    export_bundle(original, tmp_path / "out")
+    (tmp_path / "out" / "model.onnx").write_bytes(b"broken")
+    export_bundle(original, tmp_path / "out", images=30)
+    assert open_bundle(tmp_path / "out").bundle.parity["test"]["images"] == 30
+    assert [f.name for f in sorted(tmp_path.iterdir())] == ["file", "mine", "out"]
+
+
+def test_another_manifest_is_refused_and_so_is_a_run_without_validation_scores(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    run = read_run(workshop.run("probe"))
+    other = workshop.manifest.take(np.arange(100))
+    with pytest.raises(MismatchError, match="ran on another manifest than this one"):
+        load_original(run, other)
+    with pytest.raises(ConfigError, match="--fold 3: .* has no such fold; its folds: none"):
+        load_original(run, workshop.manifest, fold=3)
+    for name, content in files(run.folder).items():
+        if name != "validation.parquet":
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="kept no scores of validation images"):
+        load_original(dataclasses.replace(run, folder=tmp_path), workshop.manifest)
+
+
+def test_the_card_says_what_was_measured(workshop: Workshop) -> None:
+    for name in ("probe", "baseline-resnet", "zeroshot"):
+        card = (workshop.bundle(name) / "README.md").read_text(encoding="utf-8")
+        assert "Research use only, not for diagnosis" in card
+        told = json.loads((workshop.bundle(name) / "parity.json").read_text())
+        assert (
+            f"{100 * told['test']['accuracy']['value']:.1f} [" in card
+            and f"{told['fp32']['images']} test images" in card
+        )
+    card = (workshop.bundle("probe", int8=True) / "README.md").read_text(encoding="utf-8")
+    told = json.loads((workshop.bundle("probe", int8=True) / "parity.json").read_text())["int8"]
+    assert f"{told['other_answers']} of {told['images']} test images get another answer" in card
+    assert "95 % interval" in card and "None" not in card and "undefined" not in card.lower()

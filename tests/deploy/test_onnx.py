@@ -1,0 +1,122 @@
+"""Folding grey into the first layer is exact where nothing is padded, and is not done where it would not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.checkpoints import FAMILIES, save_checkpoint, save_classifier
+from torch import nn
+
+from thoraclip.deploy.onnx import fold_grey, grey_classifier, write_onnx
+from thoraclip.errors import ModelError
+from thoraclip.imaging import Preprocess, normalise
+from thoraclip.labels import LabelSet
+from thoraclip.models.backbones import load_backbone
+from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.heads import LinearHead, Standardiser
+
+LABELS = LabelSet(("a", "b", "c"))
+SPEC = Preprocess(size=12, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
+GREYS = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
+
+
+def classifier(model: str, features: str, seed: int = 0) -> EncoderClassifier:
+    encoder, rng = load_dual_encoder(model, precision="fp32", device="cpu"), np.random.default_rng(seed)
+    width = encoder.encode_greys(GREYS[:1])[features == "projected"].shape[1]
+    scale = Standardiser(rng.normal(size=width).astype(np.float32), rng.uniform(0.5, 2, width).astype(np.float32))
+    weight = rng.normal(size=(3, width)).astype(np.float32)
+    return EncoderClassifier(
+        encoder, LinearHead(LABELS, scale, weight, rng.normal(size=3).astype(np.float32)), features
+    )
+
+
+@pytest.mark.parametrize("features", ["pooled", "projected"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grey_and_head_are_folded_exactly_into_every_dual_encoder(tmp_path: Path, family: str, features: str) -> None:
+    """CLIP, SigLIP, SigLIP 2 (patches cut out before a linear layer) and DINOv2, whose embeddings pad nothing."""
+    original = classifier(str(save_checkpoint(family, tmp_path / family)), features)
+    before = {name: value.clone() for name, value in original.encoder.model.state_dict().items()}
+    module = grey_classifier(original)
+    assert module.is_folded
+    with torch.inference_mode():
+        folded, scores = (found.numpy() for found in module(torch.from_numpy(GREYS)))
+    expected, told = original.look(GREYS)
+    assert np.abs(folded - expected).max() < 5e-6 * max(1, np.abs(expected).max())
+    assert np.abs(scores - told).max() < 1e-5
+    after = original.encoder.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items()), "the original stays as it was"
+
+
+@pytest.mark.parametrize(("kind", "is_folded"), [("vit", True), ("resnet", False)])
+def test_of_supervised_networks_the_one_that_pads_is_left_as_it_is(tmp_path: Path, kind: str, is_folded: bool) -> None:
+    original = load_backbone(str(save_classifier(kind, tmp_path / kind)), LABELS, precision="fp32", device="cpu")
+    side = original.preprocess.size
+    greys = np.random.default_rng(1).integers(0, 256, (4, side, side), dtype=np.uint8)
+    module = grey_classifier(original)
+    assert module.is_folded is is_folded
+    with torch.inference_mode():
+        features, scores = (found.numpy() for found in module(torch.from_numpy(greys)))
+    expected, told = original.look(greys)
+    assert np.abs(features - expected).max() < 1e-5 and np.abs(scores - told).max() < 1e-6
+
+
+@given(
+    st.tuples(*[st.floats(0, 1)] * 3), st.tuples(*[st.floats(0.05, 1)] * 3), st.integers(1, 4), st.booleans(),
+    st.integers(0, 2**16),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_any_normalisation_folds(mean: Any, std: Any, stride: int, has_bias: bool, seed: int) -> None:
+    """Against the plain way: normalise, three channels, the old convolution."""
+    torch.manual_seed(seed)
+    spec = Preprocess(size=12, mean=mean, std=std)
+    network = nn.Sequential(nn.Conv2d(3, 5, 4, stride, bias=has_bias), nn.Flatten())
+    grey = torch.randint(0, 256, (2, 12, 12), dtype=torch.uint8)
+    expected = network.double()(torch.from_numpy(normalise(grey.numpy(), spec)).double())
+    network.float()
+    assert fold_grey(network, spec)
+    found = network(grey[:, None].float())
+    assert torch.allclose(found.double(), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_at_a_padded_border_folding_would_be_wrong_and_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
+    weight = network[0].weight.clone()
+    assert not fold_grey(network, SPEC) and torch.equal(network[0].weight, weight) and network[0].in_channels == 3
+    grey = torch.randint(0, 256, (1, 12, 12), dtype=torch.uint8)
+    forced = nn.Sequential(nn.Conv2d(3, 5, 3))
+    forced[0].load_state_dict(network[0].state_dict())
+    fold_grey(forced, SPEC)
+    forced[0].padding = (1, 1)
+    gap = (forced(grey[:, None].float()) - network(torch.from_numpy(normalise(grey.numpy(), SPEC)))).abs()
+    assert gap[..., 1:-1, 1:-1].max() < 1e-4 < 1e-2 < gap[..., 0, :].max(), "the inside is right, the border is not"
+
+
+def test_the_file_takes_grey_bytes_one_picture_at_a_time(tmp_path: Path) -> None:
+    original = classifier(str(save_checkpoint("clip", tmp_path / "clip")), "pooled")
+    write_onnx(grey_classifier(original), tmp_path / "model.onnx")
+    graph = onnx.load(str(tmp_path / "model.onnx")).graph
+    (given_,) = graph.input
+    assert given_.name == "greys" and given_.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in given_.type.tensor_type.shape.dim] == [1, 32, 32]
+    assert [output.name for output in graph.output] == ["features", "scores"]
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+
+
+def test_a_network_that_cannot_be_exported_is_told_in_one_line(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(pixels.numpy().mean(axis=(1, 2, 3))[:, None])
+
+    module = grey_classifier(classifier(str(save_checkpoint("clip", tmp_path / "clip")), "pooled"))
+    module.features = Odd()
+    with pytest.raises(ModelError, match="the network cannot be written as ONNX"):
+        write_onnx(module, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()

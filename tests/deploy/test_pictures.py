@@ -1,0 +1,345 @@
+"""Which pictures are found: all that were named, in order, once looked at, nothing dropped without a word."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import string
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import write_class_folder
+
+from thoraclip.data.index import index
+from thoraclip.deploy.lists import listed_paths, read_path_table
+from thoraclip.deploy.pictures import Pictures, find_pictures
+from thoraclip.errors import ConfigError, InputError, ManifestError
+from thoraclip.imaging import is_image_name
+from thoraclip.tables.manifest import write_manifest
+
+DICOM = b"\0" * 128 + b"DICM"
+
+
+def put(root: Path, *names: str, content: bytes = b"x") -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def below(root: Path, pictures: Pictures) -> list[str]:
+    """Paths of a pass, as they are below a folder."""
+    return [str(Path(path).relative_to(root)) for path in pictures]
+
+
+# folders
+
+
+def test_a_folder_is_walked_in_sorted_order_without_what_is_hidden(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "b.png",
+        "a/2.JPG",
+        "a/10.jpeg",
+        "a.png",
+        "Z.dcm",
+        ".hidden.png",
+        ".git/c.png",
+        "a/.b/d.png",
+        "c/d/e.dicom",
+    )
+    put(tmp_path, "notes.txt", "a/table.csv", "c/f.tiff")
+    pictures = find_pictures([tmp_path])
+    assert below(tmp_path, pictures) == ["Z.dcm", "a/10.jpeg", "a/2.JPG", "a.png", "b.png", "c/d/e.dicom"]
+    assert pictures.left_out.told() == [f"files that are no pictures: 3, first {tmp_path}/a/table.csv"]
+    assert below(tmp_path, pictures) == below(tmp_path, pictures), "every pass finds the same"
+    assert pictures.left_out.counts.total() == 3
+
+
+NAMES = st.text(alphabet="aB1.-_ é", min_size=1, max_size=3).filter(lambda name: name not in {".", ".."})
+ENDINGS = st.sampled_from(["", ".png", ".PNG", ".dcm", ".txt", ".1"])
+TREES = st.recursive(
+    st.binary(max_size=1),
+    lambda inner: st.dictionaries(st.builds(str.__add__, NAMES, ENDINGS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def grow(folder: Path, tree: Any) -> None:
+    folder.mkdir()
+    for name, branch in tree.items():
+        if isinstance(branch, dict):
+            grow(folder / name, branch)
+        else:
+            (folder / name).write_bytes(DICOM if branch else b"")
+
+
+@settings(max_examples=60, deadline=None)
+@given(tree=st.dictionaries(NAMES, TREES, max_size=4))
+def test_the_walk_finds_what_a_plain_search_finds(tree: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work) / "r"
+        grow(root, tree)
+        visible = [
+            file for file in root.rglob("*")
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        ]  # fmt: skip
+        expected = sorted((file for file in visible if is_image_name(file)), key=lambda file: file.parts)
+        pictures = Pictures([str(root)], table=None, stream=None)
+        if not expected:
+            with pytest.raises(InputError, match="no PNG, JPEG or DICOM picture in this folder"):
+                find_pictures([root])
+            return
+        assert list(pictures) == [str(file) for file in expected]
+        assert pictures.left_out.counts.total() == len(visible) - len(expected)
+        assert pictures.count() == pictures.looked_at
+
+
+def test_files_without_an_ending_are_told_by_their_content(tmp_path: Path) -> None:
+    put(tmp_path, "1.2.840.113619", "IM0001", content=DICOM)
+    put(tmp_path, "README", "1.2.3", content=b"text")
+    pictures = find_pictures([tmp_path])
+    assert below(tmp_path, pictures) == ["1.2.840.113619", "IM0001"]
+    assert pictures.left_out.told() == [f"files that are no pictures: 2, first {tmp_path}/1.2.3"]
+    assert (pictures.count(), pictures.looked_at) == (4, 4)
+
+
+def test_counting_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.png", "IM0001", "b/IM0002", content=DICOM)
+    pictures = find_pictures([tmp_path, tmp_path / "a.png"])
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(Path, "open", never)
+    assert pictures.count() == 4
+
+
+def test_a_file_that_nobody_may_open_is_taken_so_that_its_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "IM0001", "README")
+
+    def closed(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", closed)
+    assert below(tmp_path, find_pictures([tmp_path])) == ["IM0001", "README"]
+
+
+def test_links_to_folders_are_counted_and_not_followed(tmp_path: Path) -> None:
+    put(tmp_path, "real/a.png", "real/sub/b.png", "elsewhere/c.png")
+    (tmp_path / "real" / "sub" / "up").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "other").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "real" / "d.png").symlink_to(tmp_path / "elsewhere" / "c.png")
+    (tmp_path / "real" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "real" / "self.png").symlink_to(tmp_path / "real" / "self.png")
+    os.mkfifo(tmp_path / "real" / "pipe.png")
+    os.mkfifo(tmp_path / "real" / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    pictures = find_pictures([tmp_path / "link"])
+    assert below(tmp_path / "link", pictures) == ["a.png", "d.png", "gone.png", "pipe.png", "self.png", "sub/b.png"]
+    assert pictures.left_out.told() == [
+        f"files that are no pictures: 1, first {tmp_path}/link/pipe",
+        f"links to folders (name them to follow them): 2, first {tmp_path}/link/other",
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.png", "closed/b.png", "z.png")
+    scan = os.scandir
+
+    def guarded(folder: str) -> Any:
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    pictures = find_pictures([tmp_path])
+    assert below(tmp_path, pictures) == ["a.png", "z.png"]
+    assert pictures.left_out.told() == [f"folders that cannot be read: 1, first {tmp_path}/closed"]
+
+
+def test_a_tree_deeper_than_the_stack_is_walked(tmp_path: Path) -> None:
+    deep = [str(tmp_path / "r")]
+    for _ in range(1100):
+        deep.append(deep[-1] + "/d")
+    try:
+        for folder in deep:
+            Path(folder).mkdir()
+        Path(deep[-1], "a.png").write_bytes(b"x")
+        assert list(find_pictures([deep[0]])) == [deep[-1] + "/a.png"]
+    finally:
+        Path(deep[-1], "a.png").unlink(missing_ok=True)
+        for folder in reversed(deep):
+            Path(folder).rmdir()
+
+
+# what is named
+
+
+def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
+    put(tmp_path, "x.txt", ".hidden.png", "folder/a.png", "folder/.b/c.png")
+    given = [tmp_path / "x.txt", str(tmp_path / ".hidden.png"), f"{tmp_path}/./folder//", tmp_path / "folder" / ".b"]
+    assert list(find_pictures(given)) == [
+        f"{tmp_path}/x.txt", f"{tmp_path}/.hidden.png", f"{tmp_path}/./folder//a.png", f"{tmp_path}/folder/.b/c.png",
+    ], "paths stand as they were given"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "it holds nothing, or only what is hidden; name another folder, or the files themselves"),
+        ((".a.png",), "it holds nothing, or only what is hidden"),
+        (("a.txt", "b/c.tiff", "README"), r"it holds files that are no pictures: 3, first \S+/README;"),
+    ],
+)
+def test_a_folder_without_a_picture_is_refused(names: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    put(tmp_path, *names)
+    with pytest.raises(InputError, match=f"no PNG, JPEG or DICOM picture in this folder; {message}"):
+        find_pictures([tmp_path])
+
+
+def test_what_does_not_exist_is_refused_before_any_work(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    for name in ("b.png", "gone.png"):
+        with pytest.raises(
+            InputError, match=f"{name}: no such file or folder; name pictures, or folders that hold some"
+        ):
+            find_pictures([tmp_path / "a.png", tmp_path / name])
+
+
+def test_either_paths_or_a_manifest(tmp_path: Path) -> None:
+    for paths, manifest in (([], None), ([tmp_path], tmp_path / "m.csv")):
+        with pytest.raises(ConfigError, match="give either pictures .* or --manifest FILE"):
+            find_pictures(paths, manifest=manifest)
+
+
+# lists
+
+
+class Slow(io.BytesIO):
+    """A stream that gives no more than a few bytes at a time."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        super().__init__(data)
+        self.most = most
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return super().read1(min(size, self.most))
+
+
+@pytest.mark.parametrize(
+    ("data", "paths"),
+    [
+        (b"a.png\nb c.png\n", ["a.png", "b c.png"]),
+        (b"a.png\r\n\r\n\nb.png", ["a.png", "b.png"]),
+        (b"\xef\xbb\xbfa.png\n", ["a.png"]),
+        (b"a.png\0b\nc.png\0d\r\0", ["a.png", "b\nc.png", "d\r"]),
+        (b"a.png", ["a.png"]),
+        (b"", []),
+        (b"caf\xe9.png\n", ["caf\udce9.png"]),
+    ],
+)
+def test_lists_of_both_kinds(data: bytes, paths: list[str]) -> None:
+    assert list(listed_paths(io.BytesIO(data))) == paths
+
+
+@settings(deadline=None)
+@given(
+    names=st.lists(st.text(alphabet=string.ascii_letters + " ,\"'é", min_size=1, max_size=6), min_size=1, max_size=8),
+    separator=st.sampled_from(["\n", "\0"]), most=st.integers(1, 9),
+)  # fmt: skip
+def test_a_list_is_the_same_however_it_arrives(names: list[str], separator: str, most: int) -> None:
+    data = separator.join(names).encode()
+    assert list(listed_paths(Slow(data, most))) == names
+    assert list(listed_paths(Slow(data + separator.encode(), most))) == names
+
+
+class Endless:
+    """A list that never ends."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+
+    def read1(self, size: int, /) -> bytes:
+        self.blocks += 1
+        return b"a.png\n" * 100
+
+
+def test_a_list_is_read_as_its_paths_are_asked_for() -> None:
+    stream = Endless()
+    pictures = find_pictures(["-"], stream=stream)
+    assert list(itertools.islice(pictures, 250)) == ["a.png"] * 250
+    assert stream.blocks == 3
+    assert pictures.count() is None
+
+
+def test_a_picture_on_standard_input_is_no_list(tmp_path: Path) -> None:
+    for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF"):
+        with pytest.raises(InputError, match="standard input: holds a picture, and a list of paths is read there"):
+            list(listed_paths(io.BytesIO(start + bytes(99))))
+
+
+def test_an_empty_list_is_refused_unless_something_else_was_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    with pytest.raises(InputError, match="-: no path in the list, no picture; give one path a line"):
+        list(find_pictures(["-"], stream=io.BytesIO(b"\n\n")))
+    assert len(list(find_pictures(["-", tmp_path / "a.png"], stream=io.BytesIO(b"")))) == 1
+
+
+# manifests
+
+
+def test_a_table_is_read_below_its_folder(tmp_path: Path) -> None:
+    text = 'label,path\nx,a.png\n\ny,"b, \n c.png"\nz,/abs/d.png\n'
+    (tmp_path / "m.CSV").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"w,caf\xe9.png\n")
+    pictures = find_pictures([], manifest=tmp_path / "m.CSV")
+    assert pictures.count() == 4
+    assert list(pictures) == [f"{tmp_path}/a.png", f"{tmp_path}/b, \n c.png", "/abs/d.png", f"{tmp_path}/caf\udce9.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"m\.csv: no column 'path'"),
+        ("file,label\na.png,x\n", r"m\.csv: no column 'path'; known: file, label; name it so"),
+        ("Path\na.png\n", r"m\.csv: no column 'path'; did you mean 'Path'\?"),
+        ("path,label\n", r"m\.csv: no rows; a table holds one row per picture"),
+        ("path,label\na.png,x\n,y\n", r"m\.csv:3: no path in this row; mend the table"),
+        ("label,path\nx,a.png\ny\n", r"m\.csv:3: no path in this row"),
+        ("path\na.png\nb, c.png\n", r"m\.csv:3: 2 cells in 1 columns; put quotes around commas"),
+        ("path\n" + "a" * 200_000 + "\n", r"m\.csv:2: not a readable CSV file \(field larger than field limit"),
+    ],
+)
+def test_a_table_that_does_not_serve_is_refused_before_any_work(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_path_table(tmp_path / "m.csv")
+
+
+def test_a_manifest_gives_its_pictures_and_those_that_are_gone(tmp_path: Path) -> None:
+    found = index(write_class_folder(tmp_path / "images"), layout="folders").manifest
+    write_manifest(tmp_path / "m.parquet", found)
+    found.paths()[3].unlink()
+    pictures = find_pictures([], manifest=tmp_path / "m.parquet")
+    assert list(pictures) == [str(path) for path in found.paths()]
+    assert pictures.count() == 24
+    (tmp_path / "other.parquet").write_text("no table")
+    with pytest.raises(ManifestError, match=r"other\.parquet: not a readable Parquet file"):
+        read_path_table(tmp_path / "other.parquet")
+
+
+def test_other_manifests_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "list.txt")
+    for name, message in {
+        "nowhere.csv": "no such manifest; name a manifest", "list.txt": r"in \.csv; a plain list is read from standard input",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=f"{name}: .*{message}"):
+            find_pictures([], manifest=tmp_path / name)

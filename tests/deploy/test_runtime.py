@@ -1,0 +1,123 @@
+"""What a bundle says of a picture: the same through every door, and without torch."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tests.conftest import draw_picture
+from tests.deploy.conftest import Workshop
+from tests.imaging.files import dicom, encoded
+from tests.small_install import run_small
+
+from thoraclip.deploy.runtime import _greys, open_bundle
+from thoraclip.errors import ImageError
+from thoraclip.imaging import Preprocess, normalise
+from thoraclip.predictor import Looker, Predictor
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(pixels))
+
+
+def test_it_is_a_predictor_like_any_other(workshop: Workshop) -> None:
+    opened = open_bundle(workshop.bundle("probe"))
+    assert isinstance(opened, Predictor) and not hasattr(opened, "logits")
+    looker: Looker = opened
+    assert looker.features_key == ("bundle", opened.bundle.fingerprint)
+
+
+def test_scores_sets_and_labels_hang_together(workshop: Workshop) -> None:
+    opened = open_bundle(workshop.bundle("probe"))
+    sets = opened.bundle.sets
+    assert sets is not None
+    for seed in range(12):
+        pixels = draw_picture(48, 40, seed=seed, lungs=0.1 + 0.03 * seed)
+        found = opened.classify(png(pixels))
+        assert sum(found.scores.values()) == pytest.approx(1)
+        assert found.label == max(found.scores, key=found.scores.__getitem__)
+        _, raw = opened.look(np.stack([np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC))]))
+        assert set(found.set or ()) == {
+            n for n, held in zip(opened.labels.names, 1 - raw[0] <= sets.threshold, strict=True) if held
+        }
+
+
+def test_dicom_gives_the_probabilities_of_its_png(workshop: Workshop, tmp_path: Path) -> None:
+    """The same 8-bit pixels, once as MONOCHROME2 and once inverted as MONOCHROME1."""
+    for name in ("probe", "baseline-resnet"):
+        opened = open_bundle(workshop.bundle(name))
+        for seed in range(4):
+            pixels = draw_picture(60, 50, seed=seed, lungs=0.2 + 0.1 * seed)
+            told = opened.classify(png(pixels))
+            for photometric, stored in (("MONOCHROME2", pixels), ("MONOCHROME1", 255 - pixels)):
+                (tmp_path / "x.dcm").write_bytes(dicom(stored, bits=8, PhotometricInterpretation=photometric))
+                found = opened.classify(tmp_path / "x.dcm")
+                assert found.label == told.label and found.ood == told.ood
+                for label, score in found.scores.items():
+                    assert score == pytest.approx(told.scores[label], abs=1e-3)
+
+
+def test_real_dicom_gives_the_probabilities_of_its_png(workshop: Workshop, shared: Path) -> None:
+    from thoraclip.imaging import decode
+
+    opened = open_bundle(workshop.bundle("probe-first-fit"))
+    for file in [*sorted((shared / "data" / "dicom").glob("nih_dx_*.dcm")), shared / "data" / "dicom" / "RG1_J2KI.dcm"]:
+        found, told = opened.classify(file), opened.classify(png(decode(file).pixels))
+        assert list(found.scores.values()) == pytest.approx(list(told.scores.values()), abs=1e-3)
+
+
+def test_threads_and_company_change_nothing(workshop: Workshop) -> None:
+    greys = np.random.default_rng(3).integers(0, 256, (24, 32, 32), dtype=np.uint8)
+    for small in (False, True):
+        opened = open_bundle(workshop.bundle("probe", int8=small), threads=3)
+        alone = [opened.look(grey[None])[1][0] for grey in greys]
+        assert np.array_equal(opened.look(greys)[1], np.stack(alone))
+        with ThreadPoolExecutor(4) as pool:
+            told = [found.scores for found in pool.map(opened.classify_grey, greys)]
+        assert told == [opened.classify_grey(grey).scores for grey in greys]
+
+
+@given(st.integers(0, 2**16), st.tuples(*[st.floats(0, 1)] * 3), st.tuples(*[st.floats(0.05, 1)] * 3))
+@settings(max_examples=30, deadline=None)
+def test_grey_levels_come_back_from_normalised_pixels(seed: int, mean: tuple, std: tuple) -> None:  # type: ignore[type-arg]
+    spec = Preprocess(size=8, mean=mean, std=std)
+    greys = np.random.default_rng(seed).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    assert np.array_equal(_greys(normalise(greys, spec), spec), greys)
+
+
+def test_pixels_that_were_normalised_twice_or_are_of_another_shape_are_refused(workshop: Workshop) -> None:
+    opened = open_bundle(workshop.bundle("probe"))
+    pixels = normalise(np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8), opened.preprocess)
+    with pytest.raises(ImageError, match="does not give whole grey levels"):
+        opened.predict((pixels - 0.5) / 0.25)
+    with pytest.raises(ImageError, match=r"pixels \[2, 3, 16, 32\]: expected \[B, 3, 32, 32\]"):
+        opened.predict(pixels[:, :, :16])
+
+
+def test_without_torch_and_all_that_comes_with_it(workshop: Workshop, tmp_path: Path) -> None:
+    """In a process where nothing but the small install can be imported: predict, and explain by occlusion."""
+    (tmp_path / "x.png").write_bytes(png(draw_picture(48, 40, seed=5)))
+    code = (
+        "import json, thoraclip\n"
+        "from pathlib import Path\n"
+        "from thoraclip.deploy.runtime import open_bundle\n"
+        f"opened = open_bundle({str(workshop.bundle('probe', int8=True))!r})\n"
+        f"found = opened.classify(Path({str(tmp_path / 'x.png')!r}))\n"
+        "print(json.dumps([found.label, found.scores, found.set, found.ood]))\n"
+        f"told = thoraclip.explain({str(workshop.bundle('probe', int8=True))!r}, {str(tmp_path / 'x.png')!r}, out={str(tmp_path / 'x-map.png')!r})\n"
+        "print(json.dumps(told))\n"
+    )
+    done = run_small(code)
+    assert done.returncode == 0, done.stderr
+    label, scores, inside, ood = json.loads(done.stdout.splitlines()[0])
+    here = open_bundle(workshop.bundle("probe", int8=True)).classify(tmp_path / "x.png")
+    assert (label, scores, tuple(inside), ood) == (here.label, here.scores, here.set, here.ood)
+    told = json.loads(done.stdout.splitlines()[1])
+    assert told["method"] == "occlusion" and told["lungs_from"] == "not drawn: scipy is not installed"
+    assert Image.open(tmp_path / "x-map.png").size[0] > 500

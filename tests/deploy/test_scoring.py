@@ -1,0 +1,633 @@
+"""Rows that can be relied on: each picture once, in order, the same however the work was cut, killed and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import tempfile
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tests.deploy.conftest import Workshop
+from tests.deploy.fake_bundle import LABELS, FakeClassifier, prediction
+from tests.imaging.files import LOSSLESS, data_set, dicom, encoded, waves
+from tests.small_install import run_small
+
+from thoraclip.deploy import partial
+from thoraclip.deploy.pictures import Pictures, find_pictures
+from thoraclip.deploy.places import Places, path_key
+from thoraclip.deploy.rows import columns, csv_line, failed_row, head_line, json_line, row_of, table_format
+from thoraclip.deploy.runtime import Prediction, open_bundle
+from thoraclip.deploy.scoring import ScoringSummary, open_table, require_one, score
+from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
+from thoraclip.imaging import decode
+from thoraclip.labels import LabelSet
+
+HEAD = ["path", "label", "score_COVID-19", "score_Non-COVID", "score_Normal", "set", "ood", "error"]
+
+
+def fill(folder: Path, count: int = 12, *, bad: tuple[int, ...] = (2, 7)) -> Path:
+    """`folder/00.png`, ...: bytes for the fake classifier, some of them damaged."""
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        (folder / f"{i:02d}.png").write_bytes(b"bad %d" % i if i in bad else b"%d" % i)
+    return folder
+
+
+def run(
+    out: Path | io.BytesIO | None,
+    *paths: str | Path,
+    classifier: Any = None,
+    kind: str = "csv",
+    threads: int = 2,
+    **options: Any,
+) -> ScoringSummary:
+    classifier = classifier or FakeClassifier()
+    pictures = find_pictures(paths, **options)
+    with open_table(out, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
+        return score(classifier, pictures, table, threads=threads)
+
+
+def read_csv(data: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
+
+
+# rows
+
+
+def test_the_columns_of_both_formats() -> None:
+    scores = {"COVID-19": 2 / 3, "Non-COVID": 1 / 3 - 1e-7, "Normal": 1e-7}
+    found = row_of("a,b.png", Prediction("COVID-19", scores, ("COVID-19", "Normal"), True, 0.4), LABELS)
+    bare = row_of("c.png", Prediction("COVID-19", scores, None, None, None), LABELS)
+    failed = failed_row("d.png", "damaged, it is", LABELS)
+    assert list(columns(LABELS)) == HEAD == list(found) == list(bare) == list(failed)
+    assert head_line("csv", LABELS).decode() == ",".join(HEAD) + "\n"
+    assert head_line("jsonl", LABELS) == b""
+    assert csv_line(found).decode() == '"a,b.png",COVID-19,0.666667,0.333333,0.000000,COVID-19|Normal,true,\n'
+    assert csv_line(bare).decode() == "c.png,COVID-19,0.666667,0.333333,0.000000,,,\n"
+    assert csv_line(failed).decode() == 'd.png,,,,,,,"damaged, it is"\n'
+    assert json.loads(json_line(found)) == {
+        "path": "a,b.png", "label": "COVID-19", "score_COVID-19": 0.666667, "score_Non-COVID": 0.333333, "score_Normal": 0.0,
+        "set": ["COVID-19", "Normal"], "ood": True, "error": None,
+    }  # fmt: skip
+    assert json.loads(json_line(failed)) == dict.fromkeys(HEAD) | {"path": "d.png", "error": "damaged, it is"}
+    empty = row_of("e.png", Prediction("COVID-19", scores, (), False, 0.1), LABELS)
+    assert (json.loads(json_line(empty))["set"], json.loads(json_line(bare))["set"]) == ([], None)
+
+
+@settings(deadline=None)
+@given(
+    name=st.binary(min_size=1).map(os.fsdecode) | st.text(alphabet="\r\n,\";é \t|'", min_size=1),
+    label=st.text(min_size=1),
+)
+def test_any_name_comes_back_from_either_format(name: str, label: str) -> None:
+    labels = LabelSet((label, label + "2")) if label.strip() and "\0" not in label else LABELS
+    row = failed_row(name, "why", labels) | {"label": labels.names[0]}
+    try:
+        label.encode()
+    except UnicodeEncodeError:  # no class is called so
+        return
+    assert json.loads(json_line(row)) == row
+    assert json_line(row).count(b"\n") == 1
+    table = head_line("csv", labels) + csv_line(row)
+    assert [(r["path"], r["label"], r["error"]) for r in read_csv(table)] == [(name, labels.names[0], "why")]
+
+
+def test_the_format_is_what_was_asked_for_else_what_the_name_says() -> None:
+    assert table_format("", None) == table_format("", "x.csv") == table_format("", Path("x.dat")) == "csv"
+    assert (
+        table_format("", "x.JSONL") == table_format("jsonl", "x.csv") == table_format("jsonl", io.BytesIO()) == "jsonl"
+    )
+    with pytest.raises(ConfigError, match="--format: unknown format 'jsnl'; did you mean 'jsonl'"):
+        table_format("jsnl", None)
+    with pytest.raises(
+        ConfigError, match=r"x\.parquet: the table is CSV or JSON lines; end its name in \.csv or \.jsonl"
+    ):
+        table_format("", "x.parquet")
+
+
+# the pass
+
+
+def test_every_picture_gets_its_row_in_order_however_many_threads(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", 40)
+    tables = []
+    for threads in (1, 3, 8):
+        summary = run(tmp_path / f"{threads}.csv", folder, threads=threads)
+        tables.append((tmp_path / f"{threads}.csv").read_bytes())
+    assert tables[0] == tables[1] == tables[2]
+    rows = read_csv(tables[0])
+    assert [row["path"] for row in rows] == [f"{folder}/{i:02d}.png" for i in range(40)]
+    for i, row in enumerate(rows):
+        if i in (2, 7):
+            assert (row["label"], row["score_Normal"], row["error"]) == ("", "", f"damaged picture (bad {i})")
+        else:
+            expected = prediction(b"%d" % i)
+            assert (row["label"], row["ood"], row["error"]) == (expected.label, str(expected.ood).lower(), "")
+            assert row["set"] == "|".join(expected.set or ())
+            assert [float(row[f"score_{n}"]) for n in LABELS.names] == pytest.approx(
+                list(expected.scores.values()), abs=6e-7
+            )
+    assert (summary.images, summary.failed, summary.resumed, summary.repeated) == (40, 2, 0, 0)
+    assert summary.flagged == sum(row["ood"] == "true" for row in rows) > 0
+    assert summary.first_failed == [(f"{folder}/{i:02d}.png", f"damaged picture (bad {i})") for i in (2, 7)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1.csv", "3.csv", "8.csv", "in"]
+
+
+def test_a_file_a_stream_and_a_list_hold_the_same(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in")
+    for kind in ("csv", "jsonl"):
+        stream = io.BytesIO()
+        run(stream, folder, kind=kind)
+        run(tmp_path / "t", folder, kind=kind)
+        assert (tmp_path / "t").read_bytes() == stream.getvalue()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert run(None, folder).rows == lines
+    assert run(io.BytesIO(), folder).rows is None
+
+
+def test_a_stream_is_written_row_by_row(tmp_path: Path) -> None:
+    folder, stream, seen = fill(tmp_path / "in", 30), io.BytesIO(), []
+    classifier = FakeClassifier()
+    with open_table(stream, LABELS, "jsonl", fingerprint="f") as table:
+        score(
+            classifier, find_pictures([folder]), table, threads=1,
+            progress=lambda done, total: seen.append((done, total, stream.getvalue().count(b"\n"))),
+        )  # fmt: skip
+    assert seen == [(done, 30, done) for done in range(1, 31)]
+
+
+def test_progress_copes_with_what_is_not_known_and_what_is_no_picture(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", 5)
+    (folder / "README").write_text("text")
+    calls: list[tuple[int, int]] = []
+    with open_table(None, LABELS, "csv", fingerprint="f") as table:
+        score(
+            FakeClassifier(),
+            find_pictures([folder, folder / "00.png"]),
+            table,
+            threads=1,
+            progress=lambda *c: calls.append(c),
+        )
+    assert calls[-1] == (7, 7)
+    assert {total for _, total in calls} == {7}
+    assert calls == sorted(calls)
+    listed = io.BytesIO("".join(f"{folder}/{i:02d}.png\n" for i in range(5)).encode())
+    calls.clear()
+    with open_table(None, LABELS, "csv", fingerprint="f") as table:
+        score(
+            FakeClassifier(), find_pictures(["-"], stream=listed), table, threads=1, progress=lambda *c: calls.append(c)
+        )
+    assert calls == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 5)]
+
+
+def test_a_picture_that_is_named_twice_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fill(tmp_path / "in", 3, bad=())
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "03.png").symlink_to(folder / "00.png")
+    monkeypatch.chdir(tmp_path)
+    again = ["in", "./in/01.png", f"{folder}/02.png", "in/../in//00.png", "link/01.png"]
+    for out in (tmp_path / "t.csv", io.BytesIO(), None):
+        classifier = FakeClassifier()
+        summary = run(out, *again, classifier=classifier)
+        assert (summary.images, summary.repeated) == (4, 4)
+        assert sorted(classifier.asked) == ["in/00.png", "in/01.png", "in/02.png", "in/03.png"], (
+            "two links are two pictures"
+        )
+    assert [row["path"] for row in read_csv((tmp_path / "t.csv").read_bytes())] == [f"in/0{i}.png" for i in range(4)]
+
+
+class Decoder(FakeClassifier):
+    """Decodes in earnest."""
+
+    def classify(self, source: Path) -> Prediction:
+        return prediction(decode(source).pixels.tobytes())
+
+
+def test_what_cannot_be_read_is_a_row_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
+    whole = encoded(Image.fromarray(grey))
+    contents = {
+        "good.png": whole,
+        "text.png": b"text",
+        "empty.png": b"",
+        "torn.png": whole[: len(whole) // 2],
+        "good.dcm": dicom(grey),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    paths = [f"{tmp_path}/{name}" for name in [*contents, "folder", "pipe.png", "gone.png", "x" * 300]]
+    listed = io.BytesIO("\n".join(paths).encode() + b"\nnul\0folder/byte\n")
+    rows = run(None, "-", classifier=Decoder(), stream=Slow(listed)).rows or []
+    told = {Path(row["path"]).name[:9]: row["error"] for row in rows}
+    assert told == {
+        "good.png": None, "text.png": "not a PNG, JPEG or DICOM picture", "empty.png": "the file is empty",
+        "torn.png": "damaged picture (image file is truncated)", "good.dcm": None,
+        "folder": "cannot be read (not a regular file)", "pipe.png": "cannot be read (not a regular file)",
+        "gone.png": "cannot be read (No such file or directory)", "x" * 9: "cannot be read (File name too long)",
+        "byte": "no file's name holds a NUL byte",
+    }  # fmt: skip
+    assert [row["path"] for row in rows] == [*paths, "nul\0folder/byte"]
+
+
+class Slow:
+    """A list whose first block holds no NUL."""
+
+    def __init__(self, data: io.BytesIO) -> None:
+        self._data = data
+
+    def read1(self, size: int, /) -> bytes:
+        return self._data.read(40)
+
+
+def test_a_compressed_dicom_without_its_decoder_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thoraclip.imaging.dicom._PLUGINS", ())
+    (tmp_path / "a.dcm").write_bytes(LOSSLESS["RLE"](data_set(waves(12), bits=12)))
+    rows = run(None, tmp_path, classifier=Decoder()).rows or []
+    assert (
+        rows[0]["error"]
+        == "'a decoder for RLE Lossless' is not installed; mend it with: pip install 'thoraclip[dicom]'"
+    )
+
+
+def test_a_bundle_says_the_same_picture_by_picture(workshop: Workshop, tmp_path: Path) -> None:
+    opened, paths = open_bundle(workshop.bundle("zeroshot")), workshop.manifest.paths()[::5]
+    run(tmp_path / "t.csv", *paths, classifier=opened, threads=4)
+    rows = read_csv((tmp_path / "t.csv").read_bytes())
+    for path, row in zip(paths, rows, strict=True):
+        found = opened.classify(path)
+        assert (row["path"], row["label"], row["error"]) == (str(path), found.label, "")
+        assert [row[f"score_{name}"] for name in opened.labels.names] == [
+            f"{score:.6f}" for score in found.scores.values()
+        ]
+        assert row["set"] == "|".join(found.set or ())
+        assert row["ood"] == {True: "true", False: "false", None: ""}[found.ood]
+
+
+def test_a_fault_of_ours_is_no_row(tmp_path: Path) -> None:
+    class Broken(FakeClassifier):
+        def classify(self, source: Path) -> Prediction:
+            if source.name == "09.png":
+                raise ZeroDivisionError
+            return super().classify(source)
+
+    folder = fill(tmp_path / "in")
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "t.csv", folder, classifier=Broken(), threads=1)
+    assert not (tmp_path / "t.csv").exists()
+    assert len((tmp_path / "t.csv.partial").read_bytes().splitlines()) == 1 + 9, "what was done is kept"
+
+
+def test_only_ten_reasons_are_kept(tmp_path: Path) -> None:
+    summary = run(None, fill(tmp_path / "in", 30, bad=tuple(range(25))))
+    assert (summary.failed, len(summary.first_failed)) == (25, 10)
+    require_one(summary, None)
+
+
+def test_not_one_picture_is_an_error_and_the_table_is_there(tmp_path: Path) -> None:
+    summary = run(tmp_path / "t.csv", fill(tmp_path / "in", 3, bad=(0, 1, 2)))
+    assert len(read_csv((tmp_path / "t.csv").read_bytes())) == 3
+    assert summary.flagged is None
+    with pytest.raises(
+        InputError, match=r"t\.csv: not one of 3 pictures can be read, first .*00\.png: damaged picture \(bad 0\)"
+    ):
+        require_one(summary, tmp_path / "t.csv")
+
+
+def test_a_negative_number_of_threads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads = -1: 1 or more are needed, or 0"):
+        run(None, fill(tmp_path / "in"), threads=-1)
+
+
+def test_names_of_any_bytes_reach_the_table(tmp_path: Path) -> None:
+    names = [b"comma,.png", b"line\nbreak.png", b"caf\xe9.png", b'quote".png', "snow\u2603.png".encode()]
+    for name in names:
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(name)
+    summary = run(tmp_path / "t.csv", tmp_path)
+    run(tmp_path / "t.jsonl", tmp_path, kind="jsonl")
+    assert (summary.images, summary.failed, summary.not_utf8) == (5, 0, 1)
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_bytes().splitlines()]
+    rows = read_csv((tmp_path / "t.csv").read_bytes())
+    for found in (rows, lines):
+        assert {os.fsencode(row["path"]).rsplit(b"/", 1)[1] for row in found} == set(names)
+        for row in found:
+            assert Path(row["path"]).is_file()
+
+
+# killed and gone on with
+
+
+class Killed(BaseException):
+    """No handler of the package sees it coming."""
+
+
+Work = tuple[Path, bytes, bytes, bytes]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """(folder of pictures, the partial table with all rows, the CSV, the JSON lines) of a run that nothing disturbed."""
+    work = tmp_path_factory.mktemp("undisturbed")
+    folder = fill(work / "in")
+    for name in ('comma, "quote"\n.png', os.fsdecode(b"caf\xe9.png")):
+        (folder / name).write_bytes(b"more")
+    run(work / "t.csv", folder)
+    run(work / "t.jsonl", folder, kind="jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def kill(_: Path) -> None:
+            raise Killed
+
+        patch.setattr(partial, "atomic_open", kill)
+        with pytest.raises(Killed):
+            run(work / "u.csv", folder)
+    return folder, (work / "u.csv.partial").read_bytes(), (work / "t.csv").read_bytes(), (work / "t.jsonl").read_bytes()
+
+
+def lines_of(data: bytes) -> list[int]:
+    """Where the lines of a file end."""
+    return [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cut=st.floats(0, 1),
+    rubbish=st.sampled_from([b"", b"\0" * 40, b'{"path"', b"[]\n", b'{"path":"x"}\n']),
+    is_csv=st.booleans(),
+)
+@example(cut=0.0, rubbish=b"", is_csv=True)
+@example(cut=1.0, rubbish=b"", is_csv=True)
+@example(cut=1.0, rubbish=b"\0" * 40, is_csv=False)
+def test_cut_anywhere_the_same_command_ends_with_the_same_bytes(
+    undisturbed: Work, cut: float, rubbish: bytes, is_csv: bool
+) -> None:
+    check_cut(undisturbed, round(cut * len(undisturbed[1])), rubbish, is_csv)
+
+
+def test_cut_at_the_end_of_any_line_and_beside_it(undisturbed: Work) -> None:
+    for end in lines_of(undisturbed[1]):
+        for cut in (end - 1, end, min(end + 1, len(undisturbed[1]))):
+            check_cut(undisturbed, cut, b"", True)
+
+
+def check_cut(undisturbed: Work, cut: int, rubbish: bytes, is_csv: bool) -> None:
+    folder, kept, as_csv, as_lines = undisturbed
+    head = lines_of(kept)[0]
+    if cut < head:
+        rubbish = b""
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "t"
+        Path(work, "t.partial").write_bytes(kept[:cut] + rubbish)
+        classifier = FakeClassifier()
+        summary = run(out, folder, classifier=classifier, kind="csv" if is_csv else "jsonl")
+        assert out.read_bytes() == (as_csv if is_csv else as_lines)
+        done = [json.loads(line) for line in kept[head:cut].splitlines(keepends=True) if line.endswith(b"\n")]
+        scored = {row["path"] for row in done if row["error"] is None}
+        assert set(classifier.asked) == {json.loads(line)["path"] for line in as_lines.splitlines()} - scored
+        assert (summary.images, summary.failed, summary.resumed) == (14, 2, len(scored))
+        assert summary.flagged == sum(json.loads(line)["ood"] or False for line in as_lines.splitlines())
+        assert [file.name for file in Path(work).iterdir()] == ["t"]
+
+
+def test_killed_again_and_again_at_any_picture(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", 30)
+    run(tmp_path / "whole.csv", folder)
+    for reach in (3, 4, 11, 12, 20):
+
+        class Mortal(FakeClassifier):
+            def classify(self, source: Path, reach: int = reach) -> Prediction:
+                if int(source.stem) >= reach:
+                    raise Killed
+                return super().classify(source)
+
+        with pytest.raises(Killed):
+            run(tmp_path / "t.csv", folder, classifier=Mortal(), threads=1)
+        assert not (tmp_path / "t.csv").exists()
+        kept = (tmp_path / "t.csv.partial").read_bytes().splitlines()[1:]
+        assert {json.loads(line)["path"] for line in kept} == {f"{folder}/{i:02d}.png" for i in range(reach)}
+    run(tmp_path / "t.csv", folder)
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_killed_while_the_table_is_written_leaves_the_old_one_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(tmp_path / "in")
+    run(tmp_path / "whole.csv", folder)
+    (tmp_path / "t[1].csv").write_text("old")
+    (tmp_path / ".t[1].csv.abc.part").write_text("half")
+    (tmp_path / ".t1.csv.abc.part").write_text("of another table")
+
+    def kill(_: object) -> bytes:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial, "FORMATS", {"csv": kill})
+        with pytest.raises(Killed):
+            run(tmp_path / "t[1].csv", folder)
+    assert (tmp_path / "t[1].csv").read_text() == "old"
+    classifier = FakeClassifier()
+    run(tmp_path / "t[1].csv", folder, classifier=classifier)
+    assert len(classifier.asked) == 2, "those that could not be read"
+    assert (tmp_path / "t[1].csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {"in", "whole.csv", "t[1].csv", ".t1.csv.abc.part"}
+
+
+def half_done(out: Path, *paths: str | Path, until: str) -> None:
+    """Leave a partial table as a kill at a picture does."""
+
+    class Mortal(FakeClassifier):
+        def classify(self, source: Path) -> Prediction:
+            if source.name == until:
+                raise Killed
+            return super().classify(source)
+
+    with pytest.raises(Killed):
+        run(out, *paths, classifier=Mortal(), threads=1)
+
+
+def test_what_was_not_readable_is_tried_again(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in")
+    half_done(tmp_path / "t.csv", folder, until="10.png")
+    (folder / "02.png").write_bytes(b"mended")
+    classifier = FakeClassifier()
+    summary = run(tmp_path / "t.csv", folder, classifier=classifier)
+    assert sorted(Path(path).name for path in classifier.asked) == ["02.png", "07.png", "10.png", "11.png"]
+    assert summary.first_failed == [(f"{folder}/07.png", "damaged picture (bad 7)")]
+    run(tmp_path / "whole.csv", folder)
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_the_table_follows_the_pictures_of_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files came, went, and were named in another way; nothing of another folder gets into the table."""
+    folder, other = fill(tmp_path / "in"), fill(tmp_path / "other", 5)
+    half_done(tmp_path / "t.csv", other, folder, until="10.png")
+    (folder / "00.png").unlink()
+    (folder / "01b.png").write_bytes(b"new")
+    classifier = FakeClassifier()
+    run(tmp_path / "t.csv", folder, classifier=classifier)
+    assert sorted(Path(path).name for path in classifier.asked) == ["01b.png", "02.png", "07.png", "10.png", "11.png"]
+    run(tmp_path / "whole.csv", folder)
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    half_done(tmp_path / "u.csv", folder, until="10.png")
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "u.csv", "in")
+    assert [row["path"] for row in read_csv(Path("u.csv").read_bytes())] == [
+        f"in/{f.name}" for f in sorted(folder.iterdir())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            {"bundle": "e" * 64},
+            r"was begun with another bundle \(eeeeeeeeeeee, now ffffffffffff\); remove it to begin anew, or choose",
+        ),
+        ({"schema": 99}, r"was begun with another schema \(99, now 1\)"),
+        ({"decoding": 1}, r"was begun with another decoding \(1, now \d+\)"),
+        ({"more": 1}, "was begun by another version of thoraclip"),
+        ({"partial": "x"}, "is in the way, and no partial table of `thoraclip predict`; move it away"),
+        (None, "is in the way, and no partial table"),
+    ],
+)
+def test_a_partial_table_of_something_else_is_refused_and_kept(
+    head: dict[str, Any] | None, message: str, tmp_path: Path
+) -> None:
+    folder = fill(tmp_path / "in")
+    half_done(tmp_path / "t.csv", folder, until="05.png")
+    kept = (tmp_path / "t.csv.partial").read_bytes()
+    first, rest = kept.split(b"\n", 1)
+    changed = b"some text" if head is None else json.dumps(json.loads(first) | head).encode() + b"\n" + rest
+    (tmp_path / "t.csv.partial").write_bytes(changed)
+    classifier = FakeClassifier()
+    with pytest.raises(MismatchError, match=rf"t\.csv\.partial: {message}"):
+        run(tmp_path / "t.csv", folder, classifier=classifier)
+    assert (tmp_path / "t.csv.partial").read_bytes() == changed
+    assert classifier.asked == []
+
+
+def test_two_at_once_do_not_write_the_same_table(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in")
+    half_done(tmp_path / "t.csv", folder, until="05.png")
+    with (tmp_path / "t.csv.partial").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(
+            InputError, match=r"t\.csv\.partial: another process is writing it; wait for its end, or choose"
+        ):
+            run(tmp_path / "t.csv", folder)
+    run(tmp_path / "t.csv", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "folder: is a folder, and a file is to be written; choose another --out"),
+        ("file/t.csv", r"file: cannot be written \(.*file is a file, not a folder\)"),
+        ("x" * 250, r"cannot be written \(File name too long\); choose another --out"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_any_work(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    classifier = FakeClassifier()
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / name, fill(tmp_path / "in"), classifier=classifier)
+    assert classifier.asked == []
+
+
+def test_folders_above_the_table_are_made_and_a_run_without_a_row_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no path in the list"):
+        run(tmp_path / "a" / "b" / "t.csv", "-", stream=io.BytesIO(b""))
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+# memory and parts
+
+
+class Numbered:
+    """Any number of paths that are nowhere."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"/archive/patient-{i // 10:06d}/study-{i % 10}/image.dcm" for i in range(self._count))
+
+
+class Instant(FakeClassifier):
+    """Every tenth picture cannot be read; nothing is kept."""
+
+    def classify(self, source: Path) -> Prediction:
+        if source.parent.name.endswith("7"):
+            raise ImageError(f"{source}: damaged picture")
+        return Prediction("Normal", {"COVID-19": 0.25, "Non-COVID": 0.25, "Normal": 0.5}, ("Normal",), False, 0.1)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_memory_grows_by_a_few_bytes_a_picture(is_file: bool, tmp_path: Path) -> None:
+    """A row held, or a path, or a reason, would be hundreds; the table of keys doubles at times."""
+    sizes: dict[int, int] = {}
+
+    def weigh(done: int, _: int) -> None:
+        if done in (1_500, 6_000):
+            sizes[done] = tracemalloc.get_traced_memory()[0]
+
+    pictures = Pictures([], table=Numbered(6_000), stream=None)
+    out: Any = tmp_path / "t.csv" if is_file else (tmp_path / "s").open("wb")
+    tracemalloc.start()
+    try:
+        with open_table(out, LABELS, "csv", fingerprint="f") as table:
+            summary = score(Instant(), pictures, table, threads=2, progress=weigh)
+    finally:
+        tracemalloc.stop()
+    assert (summary.images, summary.failed) == (6_000, 600)
+    assert (sizes[6_000] - sizes[1_500]) / 4_500 < 90
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 2**64 - 1) | st.integers(1, 40).map(lambda i: i << 20), st.integers(1, 2**64 - 1))
+    )
+)
+def test_places_are_a_mapping(pairs: list[tuple[int, int]]) -> None:
+    places, expected = Places(), {}
+    for key, value in pairs:
+        places.set(key, value)
+        expected[key] = value
+        assert places.get(key) == value
+    assert len(places) == len(expected)
+    assert {key: places.get(key) for key in expected} == expected
+    assert places.get(2**63 + 1) == expected.get(2**63 + 1, 0)
+
+
+def test_places_grow() -> None:
+    places = Places()
+    for i in range(1, 5000):
+        places.set(path_key(f"/a/{i}"), i)
+    assert [places.get(path_key(f"/a/{i}")) for i in range(1, 5000)] == list(range(1, 5000))
+    assert places.get(path_key("/a/5000")) == 0
+
+
+@pytest.mark.parametrize("name", ["scoring", "pictures", "partial", "rows", "lists"])
+def test_it_runs_on_a_small_machine(name: str) -> None:
+    done = run_small(f"sys.modules['onnxruntime'] = None\nimport thoraclip.deploy.{name}")
+    assert done.returncode == 0, done.stderr

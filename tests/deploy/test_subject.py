@@ -1,0 +1,72 @@
+"""A bundle under audit: judged on pictures that it has not learned from, and without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.deploy.conftest import Workshop
+
+from thoraclip.data.splits import split_folds
+from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.subject import BundleSubject
+from thoraclip.errors import InputError, ManifestError
+from thoraclip.verbs import audit
+
+SETTINGS = {"images": 40, "saliency": 2, "resamples": 100, "duplicates": False, "masks": "none"}
+
+
+def test_it_is_judged_on_what_it_has_not_learned_from(workshop: Workshop) -> None:
+    subject = BundleSubject(open_bundle(workshop.bundle("probe")))
+    original, manifest = workshop.original("probe"), workshop.manifest
+    ((fold, rows),) = subject.parts(manifest)
+    assert fold is None and np.array_equal(rows, original.test)
+    unsplit = split_folds(manifest.with_columns(split=[None] * len(manifest)), folds=3, seed=1)
+    ((_, rows),) = subject.parts(unsplit)
+    assert np.array_equal(rows, original.test), "whatever the other manifest says of its parts"
+    renamed = unsplit.with_columns(sha256=[("0" * 56 + f"{i:08x}") for i in range(len(manifest))])
+    ((_, rows),) = subject.parts(renamed)
+    assert len(rows) == len(manifest), "pictures from elsewhere"
+    with pytest.raises(ManifestError, match="that the bundle has not learned from"):
+        list(subject.parts(manifest.take(original.train)))
+
+
+def test_another_set_of_classes_is_refused(workshop: Workshop) -> None:
+    subject = BundleSubject(open_bundle(workshop.bundle("probe")))
+    labels = ["other" if label == "Normal" else label for label in workshop.manifest.column("label")]
+    with pytest.raises(ManifestError, match="class 'Normal' has no image"):
+        subject.label_set(workshop.manifest.with_columns(label=labels))
+
+
+def test_an_audit_of_a_bundle_is_that_of_its_run(workshop: Workshop, tmp_path: Path) -> None:
+    """The same effects; and torch, Transformers and PEFT are never imported."""
+    manifest = workshop.root / "manifest.parquet"
+    code = (
+        "import sys, importlib.abc\n"
+        "class Wall(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'peft', 'accelerate', 'onnx', 'onnxscript'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Wall())\n"
+        "from thoraclip.verbs import audit\n"
+        f"audit({str(workshop.bundle('probe'))!r}, manifest={str(manifest)!r}, out={str(tmp_path / 'b')!r}, **{SETTINGS!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "b" / "audit.json").read_text())
+    told = audit(workshop.run("probe"), out=tmp_path / "r", **SETTINGS)
+    assert found["kind"] == "probe" and found["images"] == told["images"] > 30
+    effects = [{t["name"]: t["effect"] for t in content["tests"]} for content in (found, told)]
+    assert effects[0].keys() == effects[1].keys() and len(effects[0]) > 5
+    for name, effect in effects[0].items():
+        assert effect == pytest.approx(effects[1][name], abs=0.06), name
+    assert (tmp_path / "b" / "audit.html").is_file()
+
+
+def test_a_bundle_needs_a_manifest(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not know where its images are; name a manifest with --manifest"):
+        audit(workshop.bundle("probe"), out=tmp_path)
