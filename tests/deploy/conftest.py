@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from tests.checkpoints import save_checkpoint, save_classifier
 from tests.conftest import CLASSES, draw_picture
@@ -45,6 +46,16 @@ class Workshop:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "workshop.lock"):
+            if not (root / "manifest.parquet").is_file():
+                self._furnish(root)
+        names = ("clip", "vision-text-dual-encoder", "siglip2", "resnet", "vit")
+        self.models = {name: str(root / name) for name in names}
+
+    @staticmethod
+    def _furnish(root: Path) -> None:
+        """Pictures, models and the manifest, which comes last."""
         for number, label in enumerate(CLASSES):
             (root / "images" / label).mkdir(parents=True)
             for i in range(PER_CLASS):
@@ -52,11 +63,12 @@ class Workshop:
                     48, 40, seed=1000 * number + i, lungs=(0.25, 0.45, 0.1)[number], patch=0.5 - 0.25 * number
                 )
                 Image.fromarray(pixels).save(root / "images" / label / f"{i}.png")
+        for name in ("clip", "vision-text-dual-encoder", "siglip2"):
+            save_checkpoint(name, root / name)
+        for kind in ("resnet", "vit"):
+            save_classifier(kind, root / kind)
         found = split_fractions(index(root / "images", layout="folders").manifest, fractions=(0.4, 0.3, 0.3), seed=0)
         write_manifest(root / "manifest.parquet", found)
-        models = {name: save_checkpoint(name, root / name) for name in ("clip", "vision-text-dual-encoder", "siglip2")}
-        models |= {kind: save_classifier(kind, root / kind) for kind in ("resnet", "vit")}
-        self.models = {name: str(folder) for name, folder in models.items()}
 
     @property
     def manifest(self) -> Manifest:
@@ -66,9 +78,10 @@ class Workshop:
     def run(self, name: str) -> Path:
         """The folder of a run, made the first time."""
         folder = self.root / "runs" / name
-        if not (folder / "done.json").is_file():
-            kind, config = self._settings(name)
-            run_method(kind, config, self.manifest, folder)
+        kind, config = self._settings(name)
+        with FileLock(self.root / f"{name}.run.lock"):  # several processes of tests share the workshop
+            if not (folder / "done.json").is_file():
+                run_method(kind, config, self.manifest, folder)
         return folder
 
     def _settings(self, name: str) -> tuple[str, Any]:
@@ -99,15 +112,17 @@ class Workshop:
     def bundle(self, name: str, *, int8: bool = False) -> Path:
         """The bundle of a run, exported the first time."""
         folder = self.root / "bundles" / (name + ("-int8" if int8 else ""))
-        if not folder.is_dir():
-            export_bundle(self.original(name), folder, int8=int8)
+        with FileLock(self.root / f"{folder.name}.lock"):
+            if not folder.is_dir():
+                export_bundle(self.original(name), folder, int8=int8)
         return folder
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """See `Workshop`."""
-    return Workshop(tmp_path_factory.mktemp("workshop"))
+def workshop(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workshop:
+    """See `Workshop`; one for all processes of tests."""
+    base = tmp_path_factory.getbasetemp()
+    return Workshop((base if worker_id == "master" else base.parent) / "workshop")
 
 
 @pytest.fixture(scope="session")

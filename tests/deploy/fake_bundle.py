@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +26,22 @@ class FakeClassifier:
     """
 
     labels = LABELS
+    together = 1
 
     def __init__(self, *, seconds: float = 0.0, fingerprint: str = "f" * 64) -> None:
         self.bundle = SimpleNamespace(fingerprint=fingerprint, name="fake", precision="fp32")
         self.asked: list[str] = []
         self._seconds, self._lock = seconds, threading.Lock()
+
+    def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
+        """See `BundleClassifier.classify_each`."""
+        found: list[Prediction | ImageError] = []
+        for source in sources:
+            try:
+                found.append(self.classify(source))
+            except ImageError as error:
+                found.append(error)
+        return found
 
     def classify(self, source: Path) -> Prediction:
         """See `BundleClassifier.classify`."""

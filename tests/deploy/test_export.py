@@ -78,11 +78,12 @@ def test_int8_is_alike_and_one_picture_does_not_see_its_neighbours(workshop: Wor
     opened = open_bundle(workshop.bundle(name, int8=True))
     assert opened.bundle.precision == "int8"
     found = opened.bundle.parity["int8"]
-    assert found["quantisation"] == ("static" if "resnet" in name else "dynamic")
+    assert found["quantisation"] == ("static" if "resnet" in name else "row-wise")
     assert found["share"] <= 0.02 and -0.005 <= found["accuracy"]["low"] <= found["accuracy"]["high"] <= 0.005
     greys = np.random.default_rng(0).integers(0, 256, (9, 32, 32), dtype=np.uint8)
     together, alone = opened.look(greys)[1], np.concatenate([opened.look(one[None])[1] for one in greys])
     assert np.abs(together - alone).max() <= 1e-5
+    assert opened.together == 4
     exact = open_bundle(workshop.bundle(name)).look(greys)[1]
     assert 1e-6 < np.abs(together - exact).max() < 0.2, "another model, and a like one"
     sizes = [(workshop.bundle(name, int8=small) / "model.onnx").stat().st_size for small in (True, False)]

@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from thoraclip.deploy.eight_bits import eight_bit_products
 from thoraclip.errors import ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
@@ -32,6 +34,8 @@ Greys = npt.NDArray[np.uint8]
 
 OPSET = 20
 """Of the ONNX file; ONNX Runtime 1.17 and later load it."""
+_ENOUGH = 32
+"""Calibration pictures that tell which activations hardly go below 0."""
 _CONVOLUTIONAL = 0.5
 """Share of a network's weights in convolutions from which it is quantised as one."""
 
@@ -163,24 +167,34 @@ def fold_grey(network: nn.Module, spec: Preprocess) -> bool:
 
 
 def write_onnx(module: GreyClassifier, path: Path) -> None:
-    """Write the module as ONNX: input `greys` u8[1, S, S], outputs `features` and `scores`, nothing of this machine in it.
+    """Write the module as ONNX: `greys` u8[B, S, S] to `features` and `scores`, B any number or, for some networks, 1.
 
     Raises:
         ModelError: the network cannot be exported.
     """
+    model = _exported(module, pictures=2)
+    if (
+        not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    ):  # SigLIP 2 goes through the pictures one by one
+        model = _exported(module, pictures=1)
+    _clean(model)
+    onnx.save(model, str(path))
+
+
+def _exported(module: GreyClassifier, *, pictures: int) -> onnx.ModelProto:
+    """The module as ONNX for any number of pictures, or, from one, for one."""
     side = module.spec.size
+    shapes = {"greys": {0: torch.export.Dim("pictures")}} if pictures > 1 else None
     try:
         with _silence(), quiet():
             program = torch.onnx.export(
-                module, (torch.zeros(1, side, side, dtype=torch.uint8),), None, dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["greys"], output_names=["features", "scores"],
+                module, (torch.zeros(pictures, side, side, dtype=torch.uint8),), None, dynamo=True, opset_version=OPSET,
+                verbose=False, dynamic_shapes=shapes, input_names=["greys"], output_names=["features", "scores"],
             )  # fmt: skip
-        assert program is not None, "the exporter returns the program where no file is named"
-        model = program.model_proto
     except torch.onnx.errors.OnnxExporterError as error:
         raise ModelError(f"the network cannot be written as ONNX ({first_line(error)})") from error
-    _clean(model)
-    onnx.save(model, str(path))
+    assert program is not None, "the exporter returns the program where no file is named"
+    return program.model_proto
 
 
 @contextmanager
@@ -222,9 +236,8 @@ def _clean(model: onnx.ModelProto) -> None:
 def quantise(source: Path, target: Path, greys: Greys) -> str:
     """Write the model with weights of eight bits, and activations of eight bits in its large products.
 
-    Transformers: matrix products by ONNX Runtime's dynamic quantisation, whose scales are those of the one picture of a
-    call. Networks whose weights are mostly in convolutions: static quantisation, its scales from calibration pictures. The
-    head stays in fp32, it is small.
+    Transformers: see `eight_bits`. Networks whose weights are mostly in convolutions: static quantisation by ONNX Runtime.
+    What either shifts the features by, on average over the calibration pictures, is put back. The head stays in fp32.
 
     Args:
         source: written by `write_onnx`.
@@ -232,36 +245,56 @@ def quantise(source: Path, target: Path, greys: Greys) -> str:
         greys: u8[N, S, S], calibration pictures.
 
     Returns:
-        `dynamic` or `static`.
+        `row-wise` or `static`.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    if _share_in_convolutions(onnx.load(str(source))) < _CONVOLUTIONAL:
+        eight_bit_products(source, target, greys[:: max(1, len(greys) // _ENOUGH)])
+        way = "row-wise"
+    else:
+        _quantise_convolutions(source, target, greys)
+        way = "static"
+    _centre_features(target, _mean_features(source, greys) - _mean_features(target, greys))
+    return way
+
+
+def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model = onnx.load(str(source))
-    head = [node.name for node in model.graph.node if "features" in node.input]
+    ready = target.with_suffix(".ready.onnx")
     with _silence():
-        if _share_in_convolutions(model) < _CONVOLUTIONAL:
-            quantize_dynamic(
-                source, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
-                nodes_to_exclude=head,
-            )  # fmt: skip
-            way = "dynamic"
-        else:
-            ready = target.with_suffix(".ready.onnx")
-            quant_pre_process(source, ready, skip_symbolic_shape=True)
-            folded = onnx.load(str(ready))
-            head = [node.name for node in folded.graph.node if "features" in node.input]
-            quantize_static(
-                ready, target, _Pictures(greys), quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-                nodes_to_exclude=head,
-            )  # fmt: skip
-            ready.unlink()
-            way = "static"
-    written = onnx.load(str(target))
-    _clean(written)
-    onnx.save(written, str(target))
-    return way
+        quant_pre_process(
+            source, ready, skip_symbolic_shape=True
+        )  # batch normalisation becomes part of the convolutions
+        head = [node.name for node in onnx.load(str(ready)).graph.node if "features" in node.input]
+        quantize_static(
+            ready, target, _Pictures(greys), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=head,
+        )  # fmt: skip
+    ready.unlink()
+
+
+def _mean_features(path: Path, greys: Greys) -> npt.NDArray[np.float64]:
+    """f64[D]: the mean of the features of some pictures."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = [session.run(["features"], {"greys": grey[None]})[0][0] for grey in greys]
+    return np.asarray(np.mean(found, axis=0), np.float64)
+
+
+def _centre_features(path: Path, shift: npt.NDArray[np.float64]) -> None:
+    """Add a constant to the features, in the file."""
+    model = onnx.load(str(path))
+    graph = model.graph
+    place = next(number for number, node in enumerate(graph.node) if "features" in node.output)
+    node = graph.node[place]
+    node.output[list(node.output).index("features")] = "features.uncentred"
+    graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), "features.shift"))
+    graph.node.insert(place + 1, helper.make_node("Add", ["features.uncentred", "features.shift"], ["features"]))
+    _clean(model)
+    onnx.save(model, str(path))
 
 
 class _Pictures:

@@ -4,13 +4,14 @@
                                               |            +--thresholds--> the classes that cannot be ruled out
                                               +--features --novelty--> is it like the training images?
 
-One picture goes through the model per call, so that an answer never depends on the pictures beside it; several threads work
-side by side.
+An answer never depends on the pictures beside it: in fp32 one goes through the model per call, in int8 each has scales of its
+own. Several threads work side by side.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.labels import LabelSet
 from thoraclip.threads import in_order
 
-__all__ = ["SELF_TEST_TOLERANCE", "BundleClassifier", "Prediction", "has_exact_bytes", "open_bundle"]
+__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "BundleClassifier", "Prediction", "has_exact_bytes", "open_bundle"]
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -34,6 +35,10 @@ Features = npt.NDArray[np.float32]
 SELF_TEST_TOLERANCE = {"fp32": 1e-3, "int8": 0.15}
 """Largest difference of a score that another machine may show. In fp32 only the order of sums differs; in int8 a last digit
 can move a number to the next step of its scale, which moves others: as far as quantising did in the first place."""
+
+TOGETHER = {"fp32": 1, "int8": 4}
+"""Pictures in one call of the model. In int8 the products of a picture do not change with what stands beside it, and reading
+the weights is what takes the time; in fp32 the last digit would change."""
 
 _EXACT_BYTES = "session.x64quantprecision"
 """Has ONNX Runtime take the slower kernels that do not saturate, on processors without dot products of bytes (VNNI)."""
@@ -69,7 +74,10 @@ class BundleClassifier:
 
     Args:
         bundle: as read.
-        threads: pictures worked on at once by `look` and `predict`; 0 for as many as there are cores.
+        threads: calls of the model at once by `look` and `predict`; 0 for as many as there are cores.
+
+    Attributes:
+        together: pictures in a call that cost least; see `TOGETHER`.
 
     Raises:
         MismatchError: this ONNX Runtime cannot load the model.
@@ -90,6 +98,8 @@ class BundleClassifier:
                 "-U onnxruntime"
             ) from error
         self.bundle, self._threads = bundle, threads
+        pictures = self._session.get_inputs()[0].shape[0]
+        self.together = pictures if isinstance(pictures, int) else TOGETHER[bundle.precision]
 
     @property
     def labels(self) -> LabelSet:
@@ -116,8 +126,21 @@ class BundleClassifier:
 
     def classify_grey(self, grey: Grey) -> Prediction:
         """Predict u8[S, S], made by `imaging.fit` with `preprocess`."""
-        features, raw = self._run(grey)
-        return self.prediction(features, raw)
+        features, raw = self._run(grey[None])
+        return self.prediction(features[0], raw[0])
+
+    def classify_each(self, sources: Sequence[Path | bytes]) -> list[Prediction | ImageError]:
+        """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the reason."""
+        read = [self._read(source) for source in sources]
+        greys = [one for one in read if not isinstance(one, ImageError)]
+        answers = zip(*self._run(np.stack(greys)), strict=True) if greys else iter(())
+        return [one if isinstance(one, ImageError) else self.prediction(*next(answers)) for one in read]
+
+    def _read(self, source: Path | bytes) -> Grey | ImageError:
+        try:
+            return fit(decode(source).pixels, self.preprocess)
+        except ImageError as error:
+            return error
 
     def prediction(self, features: Features, raw: Floats) -> Prediction:
         """What features f32[D] and the model's own scores f64[C] of a picture come to."""
@@ -139,8 +162,9 @@ class BundleClassifier:
 
     def look(self, greys: Grey) -> tuple[Features, Floats]:
         """u8[B, S, S] -> (features f32[B, D], the model's own scores f64[B, C], rows sum to 1)."""
-        seen = list(in_order(self._run, greys, workers=self._threads))
-        return np.stack([features for features, _ in seen]), np.stack([scores for _, scores in seen])
+        groups = [greys[start : start + self.together] for start in range(0, len(greys), self.together)]
+        seen = list(in_order(self._run, groups, workers=self._threads))
+        return np.concatenate([features for features, _ in seen]), np.concatenate([scores for _, scores in seen])
 
     def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """f32[B, 3, S, S] made by `preprocess` -> the model's own scores f32[B, C], each row sums to 1.
@@ -150,11 +174,11 @@ class BundleClassifier:
         """
         return self.look(_greys(pixels, self.preprocess))[1].astype(np.float32)
 
-    def _run(self, grey: Grey) -> tuple[Features, Floats]:
-        """(features f32[D], scores f64[C]) of one picture."""
-        features, scores = self._session.run(["features", "scores"], {"greys": grey[None]})
-        exact = np.asarray(scores[0], np.float64)
-        return features[0], exact / exact.sum()
+    def _run(self, greys: Grey) -> tuple[Features, Floats]:
+        """(features f32[B, D], scores f64[B, C]) of a few pictures, by one call of the model."""
+        features, scores = self._session.run(["features", "scores"], {"greys": greys})
+        exact = np.asarray(scores, np.float64)
+        return features, exact / exact.sum(axis=1, keepdims=True)
 
     def self_test(self) -> float:
         """The largest difference of a score to those that the bundle was made with, over its synthetic pictures.

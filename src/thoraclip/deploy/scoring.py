@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 
 from thoraclip.deploy.partial import FileTable, RowList, StreamTable, Table
 from thoraclip.deploy.pictures import OTHER_FILES, Pictures
@@ -26,6 +27,9 @@ __all__ = ["Classifier", "ScoringSummary", "open_table", "require_one", "score"]
 _MOST_TOLD = 10
 
 
+Item = TypeVar("Item")
+
+
 class Classifier(Protocol):
     """What a `BundleClassifier` can do, as far as it is needed here; several threads may call it at once."""
 
@@ -33,8 +37,12 @@ class Classifier(Protocol):
     def labels(self) -> LabelSet:
         """The classes."""
 
-    def classify(self, source: Path) -> Prediction:
-        """Predict a file; raises ImageError where it cannot be decoded."""
+    @property
+    def together(self) -> int:
+        """Pictures that are best asked for at once."""
+
+    def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
+        """Predict some files, each as if it were alone; one that cannot be decoded gets the reason."""
 
 
 @dataclass
@@ -144,6 +152,7 @@ def score(
     waiting, drawn = 0, (0, 0)
 
     def admitted() -> Iterator[tuple[int, str]]:
+        """What is to be scored: (place of the row, path)."""
         nonlocal waiting
         for path in pictures:
             place = table.admit(path)
@@ -156,13 +165,14 @@ def score(
                 summary.resumed += 1
                 summary.add(place)
 
-    def work(item: tuple[int, str]) -> tuple[int, Row]:
-        return item[0], _row(classifier, item[1])
+    def work(some: Sequence[tuple[int, str]]) -> list[tuple[int, Row]]:
+        return list(zip((place for place, _ in some), _rows(classifier, [path for _, path in some]), strict=True))
 
-    for place, row in in_order(work, admitted(), workers=threads):
-        table.put(place, row)
-        waiting -= 1
-        summary.add(row)
+    for rows in in_order(work, _in_groups(admitted(), classifier.together), workers=threads):
+        for place, row in rows:
+            table.put(place, row)
+            waiting -= 1
+            summary.add(row)
         if progress:
             done = pictures.looked_at - waiting
             drawn = (done, 0) if total is None else (min(done, total), total)
@@ -185,15 +195,23 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         )
 
 
-def _row(classifier: Classifier, path: str) -> Row:
-    """A picture's row."""
-    try:
-        if "\0" in path:
-            raise ImageError(f"{path}: no file's name holds a NUL byte")
-        return row_of(path, classifier.classify(Path(path)), classifier.labels)
-    except ImageError as error:
-        reason = str(error).removeprefix(f"{Path(path)}: ").removeprefix("image: ")
-        return failed_row(path, " ".join(reason.split()), classifier.labels)
+def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while group := list(islice(items, size)):
+        yield group
+
+
+def _rows(classifier: Classifier, paths: Sequence[str]) -> list[Row]:
+    """The rows of some pictures."""
+    found = iter(classifier.classify_each([Path(path) for path in paths if "\0" not in path]))
+    rows = []
+    for path in paths:
+        one = ImageError("no file's name holds a NUL byte") if "\0" in path else next(found)
+        if isinstance(one, ImageError):
+            reason = str(one).removeprefix(f"{Path(path)}: ").removeprefix("image: ")
+            rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
+        else:
+            rows.append(row_of(path, one, classifier.labels))
+    return rows
 
 
 def _is_utf8(text: str) -> bool:

@@ -1,0 +1,120 @@
+"""Products in eight bits against a slow oracle in NumPy, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from scripts.make_bytes_probe import bytes_probe
+
+from thoraclip.deploy.eight_bits import eight_bit_products, rounded
+from thoraclip.deploy.runtime import has_exact_bytes
+
+GREYS = np.random.default_rng(0).integers(0, 256, (6, 5, 8), dtype=np.uint8)
+
+
+def write(path: Path, matrix: np.ndarray, bias: np.ndarray, kind: str, *, gelu: bool) -> None:
+    """greys u8[B, 5, 8] -> / 64 - 2, or its positive part -> product -> `told`; and a head, which takes `features`."""
+    nodes = [
+        helper.make_node("Cast", ["greys"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "step"], ["g"]),
+        helper.make_node("Add", ["g", "low"], ["h"]),
+        helper.make_node("Relu" if gelu else "Identity", ["h"], ["x"]),
+    ]
+    constants = {"step": np.float32(1 / 64), "low": np.float32(-2), "b": bias.astype(np.float32)}
+    if kind == "MatMul":
+        constants["w"] = matrix.astype(np.float32)
+        nodes += [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "b"], ["features"])]
+    else:
+        constants |= {"w": matrix.T.astype(np.float32), "shape": np.array([-1, 8], np.int64)}
+        nodes += [
+            helper.make_node("Reshape", ["x", "shape"], ["rows"]),
+            helper.make_node("Gemm", ["rows", "w", "b"], ["features"], transB=1),
+        ]
+    constants["head"] = np.eye(matrix.shape[1], dtype=np.float32)
+    nodes.append(helper.make_node("MatMul", ["features", "head"], ["scores"]))
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("greys", TensorProto.UINT8, ["B", 5, 8])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("features", "scores")],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
+
+
+def run(path: Path, greys: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found: Any = session.run(["features"], {"greys": greys})[0]
+    return np.asarray(found).reshape(len(greys), 5, -1)
+
+
+def oracle(greys: np.ndarray, matrix: np.ndarray, bias: np.ndarray, *, gelu: bool) -> np.ndarray:
+    """The formula of the module, one row and one output at a time."""
+    q, t = rounded(matrix)
+    x = greys.astype(np.float32) / np.float32(64) - np.float32(2)
+    told = np.zeros((*x.shape[:2], matrix.shape[1]))
+    for picture in range(x.shape[0]):
+        for row in range(x.shape[1]):
+            line = np.maximum(x[picture, row], 0) if gelu else x[picture, row]
+            s = (line.max() - 0) / 255 if gelu else np.abs(line).max() / 127
+            digits = np.clip(np.round(line / np.float32(s)), 0 if gelu else -128, 255 if gelu else 127)
+            for out in range(matrix.shape[1]):
+                told[picture, row, out] = s * t[out] * int(digits @ q[:, out].astype(np.int64)) + bias[out]
+    return told
+
+
+@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize("kind", ["MatMul", "Gemm"])
+def test_the_product_is_that_of_the_formula(tmp_path: Path, kind: str, gelu: bool) -> None:
+    rng = np.random.default_rng(1)
+    matrix, bias = rng.normal(size=(8, 7)), rng.normal(size=7)
+    write(tmp_path / "a.onnx", matrix, bias, kind, gelu=gelu)
+    eight_bit_products(tmp_path / "a.onnx", tmp_path / "b.onnx", GREYS)
+    found, told = run(tmp_path / "b.onnx", GREYS), oracle(GREYS, matrix, bias, gelu=gelu)
+    assert np.abs(found - told).max() < 2e-2, "a digit at a half may be rounded the other way"
+    assert (np.abs(found - told) < 1e-4).mean() > 0.95
+    exact = run(tmp_path / "a.onnx", GREYS)
+    assert 1e-5 < np.abs(found - exact).max() < 0.1
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "b.onnx")).graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 1 and kinds.count("MatMul") == 1, "the head stays"
+
+
+def test_a_row_does_not_see_the_others(tmp_path: Path) -> None:
+    """Bit for bit, beside a picture of another brightness, too."""
+    rng = np.random.default_rng(2)
+    write(tmp_path / "a.onnx", rng.normal(size=(8, 7)), rng.normal(size=7), "MatMul", gelu=False)
+    eight_bit_products(tmp_path / "a.onnx", tmp_path / "b.onnx", GREYS)
+    dark = GREYS // 8 + 112
+    together = run(tmp_path / "b.onnx", np.concatenate([GREYS, dark]))
+    alone = np.concatenate([run(tmp_path / "b.onnx", one[None]) for one in (*GREYS, *dark)])
+    assert np.array_equal(together, alone)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 12), st.integers(1, 6), st.floats(0.01, 100))
+@settings(max_examples=60, deadline=None)
+def test_weights_are_rounded_no_worse_than_by_their_largest(seed: int, rows: int, columns: int, size: float) -> None:
+    matrix = size * np.random.default_rng(seed).standard_t(3, (rows, columns))
+    q, t = rounded(matrix)
+    assert q.dtype == np.int8 and np.abs(q.astype(int)).max() <= 127
+    plain = np.abs(matrix).max(axis=0) / 127
+    error, naive = (((d * s - matrix) ** 2).sum(axis=0) for d, s in ((q, t), (np.round(matrix / plain), plain)))
+    assert (error <= naive + 1e-9 * size**2).all()
+
+
+def test_nothing_but_zeros_is_no_division_by_zero(tmp_path: Path) -> None:
+    write(tmp_path / "a.onnx", np.zeros((8, 3)), np.ones(3), "MatMul", gelu=True)
+    eight_bit_products(tmp_path / "a.onnx", tmp_path / "b.onnx", GREYS)
+    assert np.array_equal(run(tmp_path / "b.onnx", np.full((1, 5, 8), 128, np.uint8)), np.ones((1, 5, 3)))
+
+
+def test_the_probe_of_the_processor_is_the_one_that_the_script_makes() -> None:
+    from thoraclip.deploy import runtime
+
+    assert bytes_probe() == runtime._PROBE
+    assert isinstance(has_exact_bytes(), bool)
