@@ -86,6 +86,23 @@ def test_any_normalisation_folds(mean: Any, std: Any, stride: int, has_bias: boo
     assert torch.allclose(found.double(), expected, atol=2e-4, rtol=1e-4)
 
 
+@given(st.integers(1, 4), st.integers(4, 17), st.integers(4, 17), st.booleans(), st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_patches_as_one_product_are_the_convolution(
+    side: int, height: int, width: int, has_bias: bool, seed: int
+) -> None:
+    """Also where the picture is no whole number of patches."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 5, side, side, bias=has_bias))
+    greys = torch.randint(0, 256, (2, height, width), dtype=torch.uint8)
+    spec = Preprocess(size=max(height, width))
+    expected = network.double()(torch.from_numpy(normalise(greys.numpy(), spec)).double())
+    network.float()
+    assert fold_grey(network, spec) and isinstance(network[0], nn.Linear)
+    found = network(greys[:, None].float())
+    assert found.shape == expected.shape and torch.allclose(found.double(), expected, atol=1e-3)
+
+
 def test_at_a_padded_border_folding_would_be_wrong_and_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
     weight = network[0].weight.clone()

@@ -2,7 +2,7 @@
 
 bundle.json       schema, labels, preprocessing, temperature, prediction sets, operating points, where it is from
 model.onnx        u8[1, S, S] -> features f32[1, D], scores f32[1, C]; one picture per call
-self-test.npz     two synthetic pictures and the scores that they must get, on whatever machine
+self-test.npz     a synthetic picture and the scores that it must get, on whatever machine
 novelty.npz       the out-of-distribution reference, where there were images enough
 trained-on.npz    short digests of the pictures that the classifier has learned from
 parity.json       how far it is from the original

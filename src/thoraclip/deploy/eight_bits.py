@@ -74,7 +74,7 @@ def _products(model: onnx.ModelProto) -> Iterator[tuple[NodeProto, Floats]]:
 
 
 def _lows(model: onnx.ModelProto, names: list[str], greys: Greys) -> dict[str, float | None]:
-    """Of each activation the smallest value over the calibration pictures, or `None` where it is not one-sided."""
+    """Of each activation the smallest value over the calibration pictures, 0 at most, or `None` where it is not one-sided."""
     import onnxruntime
 
     asked = onnx.ModelProto()
@@ -87,7 +87,7 @@ def _lows(model: onnx.ModelProto, names: list[str], greys: Greys) -> dict[str, f
         found = session.run(names, {"greys": grey[None]})
         low = np.minimum(low, [one.min() for one in found])
         high = np.maximum(high, [one.max() for one in found])
-    return {n: float(a) if -a <= _ONE_SIDED * b else None for n, a, b in zip(names, low, high, strict=True)}
+    return {n: float(min(a, 0)) if -a <= _ONE_SIDED * b else None for n, a, b in zip(names, low, high, strict=True)}
 
 
 def rounded(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:

@@ -124,6 +124,30 @@ def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
     return _BackboneFeatures(network), last[0]  # what stands before it, as a ResNet's flattening, `flatten(1)` does
 
 
+class _Patches(nn.Linear):
+    """A convolution of one channel whose kernel is its stride, as one product over all patches: f32[B, 1, H, W] -> f32[B, D, h, w].
+
+    Args:
+        convolution: that it takes the place of.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__(convolution.kernel_size[0] * convolution.kernel_size[1], convolution.out_channels)
+        self._rows, self._columns = convolution.kernel_size
+        self.weight = nn.Parameter(convolution.weight.flatten(1))
+        self.bias = nn.Parameter(convolution.bias)  # type: ignore[arg-type]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class; what is left over at the right and below is left out, as by the convolution."""
+        h, w = pixels.shape[-2] // self._rows, pixels.shape[-1] // self._columns
+        whole = pixels[:, 0, : h * self._rows, : w * self._columns]
+        patches = (
+            whole.reshape(-1, h, self._rows, w, self._columns).transpose(2, 3).reshape(-1, h * w, self.in_features)
+        )
+        told: Tensor = super().forward(patches)
+        return told.transpose(1, 2).reshape(-1, self.out_features, h, w)
+
+
 @torch.no_grad()
 def fold_grey(network: nn.Module, spec: Preprocess) -> bool:
     """Let the patch embedding take grey levels 0..255 in one channel, the normalisation folded into its weights.
@@ -158,6 +182,8 @@ def fold_grey(network: nn.Module, spec: Preprocess) -> bool:
         return False
     new.weight.copy_(grey)  # type: ignore[operator]
     new.bias.copy_((0 if old.bias is None else old.bias.double()) - shift)  # type: ignore[operator]
+    if isinstance(new, nn.Conv2d) and new.kernel_size == new.stride and new.dilation == (1, 1):
+        new = _Patches(new)
     parent = network.get_submodule(str(name).rpartition(".")[0])
     setattr(parent, str(name).rpartition(".")[2], new)
     for module in network.modules():  # some check what they are given

@@ -102,11 +102,11 @@ def _spread(rows: Rows, most: int) -> Rows:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
 
 
-def open_part(folder: Path, original: Original, precision: str) -> BundleClassifier:
+def open_part(folder: Path, original: Original, precision: str, *, quantisation: str | None = None) -> BundleClassifier:
     """The model that lies in an unfinished bundle."""
     labels, spec = original.predictions.labels, original.classifier.preprocess
     empty = Bundle(
         folder=folder, fingerprint="", name="", kind="", precision=precision, labels=labels, preprocess=spec, scaling=None,
-        sets=None, operating_points={}, facts={"novelty": None},
+        sets=None, operating_points={}, facts={"novelty": None, "quantisation": quantisation},
     )  # fmt: skip
     return BundleClassifier(empty)
