@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) ->
 
 def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
     folder, kept = fill(tmp_path / "in", 40, bad=()), tmp_path / "t.csv.partial"
-    process = child(str(folder), "--out", str(tmp_path / "t.csv"), seconds=0.1, stderr=subprocess.PIPE)
+    process = child(str(folder), "--out", str(tmp_path / "t.csv"), seconds=0.5, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while not (kept.exists() and kept.read_bytes().count(b"\n") > 3) and time.monotonic() < end:
         time.sleep(0.01)

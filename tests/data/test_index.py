@@ -119,7 +119,7 @@ def test_the_order_in_which_threads_finish_does_not_matter(class_folder: Path, m
             last_first.set()
         return read(path, pseudonyms)
 
-    monkeypatch.setattr("thoraclip.data.batches.os.cpu_count", lambda: 4)
+    monkeypatch.setattr("thoraclip.threads.os.cpu_count", lambda: 4)
     monkeypatch.setattr(module, "_read", held_up)
     again = index(class_folder, layout="folders")
     assert again.manifest.table.equals(plain.manifest.table)
