@@ -76,7 +76,7 @@ def main() -> None:
         second, more, code = watch(command, partial, 0)
         print(f"gone on with: status {code}, {more:.0f} s; {given.images / (seconds + more):.0f} images/s over both")
         for name, seen in (("first", first), ("second", second)):
-            steady = seen[len(seen) // 10 :]
+            steady = [size for size in seen if size][len(seen) // 10 :]  # a process that ended has none
             print(
                 f"memory of the {name} process, MiB: after a tenth of its time {steady[0]:.0f}, at the end {steady[-1]:.0f}, most {max(seen):.0f}"
             )
