@@ -10,7 +10,7 @@ from thoraclip.deploy.parity import FP32_TOLERANCE, INT8_ACCURACY, INT8_FLIPS
 from thoraclip.errors import ManifestError
 from thoraclip.judge.metrics import METRICS
 from thoraclip.judge.model_card import base_model
-from thoraclip.judge.reading import points, share
+from thoraclip.judge.reading import points, share, share_interval
 from thoraclip.judge.report import judge
 from thoraclip.judge.results import MethodResult
 from thoraclip.models.original import Original
@@ -25,7 +25,7 @@ _SHOWN = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "auroc", "e
 def bundle_card(original: Original, facts: Mapping[str, Any], parity: Mapping[str, Any]) -> str:
     """Markdown, from what the bundle says of itself and the run's own predictions."""
     found = environment("thoraclip.deploy", html=False)
-    found.filters |= {"share": share, "points": points, "interval": _interval, "n": "{:,}".format}
+    found.filters |= {"share": share, "points": points, "interval": share_interval, "n": "{:,}".format}
     found.globals |= {"counted": counted}
     base = base_model(original.model)
     entry, why = _judged(original)
@@ -47,11 +47,3 @@ def _judged(original: Original) -> tuple[dict[str, Any] | None, str | None]:
     method = MethodResult(name=original.name, kind=original.kind, predictions=(original.predictions,))
     report = judge([method], title=original.name, resamples=_RESAMPLES, seed=0)
     return next(row for row in report["methods"] if row["name"] == original.name), None
-
-
-def _interval(entry: Mapping[str, Any] | None) -> str:
-    """`81.3 [74.0, 88.1]`, in per cent."""
-    if entry is None or entry.get("value") is None:
-        return "\u2013"
-    low, high = entry["low"], entry["high"]
-    return share(entry["value"]) + ("" if low is None else f" [{share(low)}, {share(high)}]")

@@ -19,7 +19,7 @@ from typing import Any
 from thoraclip.config import field_help, toml_value
 from thoraclip.errors import ManifestError
 from thoraclip.judge.metrics import METRICS
-from thoraclip.judge.reading import points, share, versus
+from thoraclip.judge.reading import points, share, share_interval, versus
 from thoraclip.judge.report import judge, plain
 from thoraclip.judge.results import MAJORITY, MethodResult
 from thoraclip.pages import counted, environment
@@ -164,7 +164,7 @@ def model_card(facts: CardFacts) -> str:
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
     found = environment("thoraclip.judge", html=False)
     found.filters |= {
-        "share": share, "points": points, "interval": _interval, "n": "{:,}".format, "shell": shlex.quote, "place": _shown,
+        "share": share, "points": points, "interval": share_interval, "n": "{:,}".format, "shell": shlex.quote, "place": _shown,
     }  # fmt: skip
     found.globals |= {"counted": counted}
     body = found.get_template("model_card.md.j2").render(
@@ -266,12 +266,6 @@ def _chosen(details: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]
         rows.append({key: row[key] for key in [*order, *(k for k in row if k not in order)]})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return [key for key in columns if any(row.get(key) is not None for row in rows)], rows
-
-
-def _interval(entry: Mapping[str, Any]) -> str:
-    """`81.3 [74.0, 88.1]`, in per cent."""
-    low, high = entry["low"], entry["high"]
-    return share(entry["value"]) + ("" if low is None else f" [{share(low)}, {share(high)}]")
 
 
 def _front_matter(facts: CardFacts) -> str:

@@ -32,6 +32,14 @@ def printed(value: float | None) -> str:
     return "\u2013" if value is None else f"{100 * value:.2f}".removesuffix("0")
 
 
+def share_interval(entry: Mapping[str, Any] | None) -> str:
+    """`81.3 [74.0, 88.1]`, in per cent, of an entry with `value`, `low` and `high`; `None`, or without a value, a dash."""
+    if entry is None or entry.get("value") is None:
+        return share(None)
+    low, high = entry["low"], entry["high"]
+    return share(entry["value"]) + ("" if low is None else f" [{share(low)}, {share(high)}]")
+
+
 def points(value: float | None) -> str:
     """A difference of shares with its sign: 0.031 -> `+3.1`."""
     return "\u2013" if value is None else f"{100 * value:+.1f}".replace("-", _MINUS)
