@@ -10,14 +10,11 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -176,6 +173,9 @@ def provenance(*, seed: int | None = None, inputs: Mapping[str, str] | None = No
         seed: the one seed of the run; `None` when nothing is random.
         inputs: name -> SHA-256 (or fingerprint) of every artefact that was read.
     """
+    import platform  # here and below: to load them takes a tenth of the time that a small install needs for a picture
+    from importlib import metadata
+
     versions = {}
     for name in _REPORTED_PACKAGES:
         try:
@@ -197,6 +197,8 @@ def _package_commit() -> str | None:
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
+    import subprocess
+
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False

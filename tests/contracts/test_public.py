@@ -17,7 +17,7 @@ import typer.main
 
 import thoraclip
 from thoraclip import verbs
-from thoraclip.cli.app import _EXTRA_OF, app, run
+from thoraclip.cli.app import _EXTRA_OF, _app_of, app, run
 from thoraclip.config import build_config, field_help, read_toml
 from thoraclip.data.layouts import LAYOUTS
 from thoraclip.labels import load_prompts, shipped_prompt_sets
@@ -187,6 +187,16 @@ def test_constraints_pin_what_the_core_and_the_study_need() -> None:
     ]
     names = {re.split(r"[\[>=<]", r)[0].lower() for r in needed} - {"thoraclip"}
     assert names <= pins
+
+
+def test_one_command_alone_is_prepared_and_all_for_help_or_a_wrong_name() -> None:
+    every = len(app.registered_commands)
+    for name in COMMANDS:
+        (one,) = _app_of(["--version", name, "study", "--help"]).registered_commands
+        assert name in {one.name, getattr(one.callback, "__name__", "")}
+    for words in ([], ["--help"], ["prdict"], ["--version"]):
+        assert len(_app_of(words).registered_commands) == every > 1
+    assert len(app.registered_commands) == every, "the app itself stays as it is"
 
 
 def test_a_missing_package_of_the_study_is_answered_with_its_extra() -> None:

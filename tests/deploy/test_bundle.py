@@ -41,10 +41,25 @@ def test_any_changed_byte_is_refused(workshop: Workshop, copy: Path, data: st.Da
         "change": content[:at] + bytes([other]) + content[at + 1 :], "cut": content[:at], "add": content + bytes([other])
     }[way]  # fmt: skip
     (copy / name).write_bytes(broken)
-    with pytest.raises((MismatchError, InputError), match="copy the bundle again, or export it again"):
-        read_bundle(copy)
+    for read in (read_bundle, open_bundle):  # the latter loads the model meanwhile, whatever came of it
+        with pytest.raises((MismatchError, InputError), match="copy the bundle again, or export it again"):
+            read(copy)
     (copy / name).write_bytes(content)
     read_bundle(copy)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_broken_model_is_the_reason_and_not_what_came_of_it(
+    workshop: Workshop, tmp_path: Path, precision: str
+) -> None:
+    """Bytes all over the model, which is loaded while it is checked."""
+    copy = Path(shutil.copytree(workshop.bundle("probe", int8=precision == "int8"), tmp_path / "bundle"))
+    content = (copy / "model.onnx").read_bytes()
+    rng = np.random.default_rng(0)
+    for at in (*range(0, 4000, 200), *rng.integers(0, len(content), 20)):
+        (copy / "model.onnx").write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+        with pytest.raises(MismatchError, match=r"model\.onnx: its content is not the one"):
+            open_bundle(copy)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "bundle.json", "SHA256SUMS", "self-test.npz", "README.md"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import time
@@ -67,8 +68,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     # what pydicom warns of is either mended or told as a picture's reason; the reader of a table has no use for it
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="thoraclip")
+        code = _app_of(words)(args=words, standalone_mode=False, prog_name="thoraclip")
         if code == _INTERRUPTED:  # the command line's own library has turned the signal into an exit code
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -99,6 +101,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(error, "format_message"):  # only the usage errors of the command line's own library have it
             raise
         return _usage_error(error)
+
+
+def _app_of(words: list[str]) -> typer.Typer:
+    """With the one command that is asked for: to prepare the options of all takes longer than some commands need."""
+    asked = next((word for word in words if not word.startswith("-")), "")
+    chosen = [one for one in app.registered_commands if asked in {one.name, getattr(one.callback, "__name__", "")}]
+    if not chosen:  # help, or a name that there is none of
+        return app
+    small = copy.copy(app)
+    small.registered_commands = chosen
+    return small
 
 
 def _usage_error(error: Exception) -> int:

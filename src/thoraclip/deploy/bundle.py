@@ -32,7 +32,7 @@ from thoraclip.models.novelty import NoveltyScore
 from thoraclip.runs import file_sha256, write_json, write_text
 
 __all__ = [
-    "CARD", "DIGEST_BYTES", "FACTS", "MODEL", "PARITY", "SCHEMA", "SUMS", "Bundle", "is_bundle", "parse_facts", "read_bundle", "seal", "write_facts",
+    "CARD", "DIGEST_BYTES", "FACTS", "MODEL", "PARITY", "SCHEMA", "SUMS", "Bundle", "check_sums", "is_bundle", "parse_facts", "read_bundle", "read_unchecked", "seal", "write_facts",
     "write_novelty_arrays", "write_self_test", "write_trained_on",
 ]  # fmt: skip
 
@@ -130,26 +130,36 @@ def read_bundle(folder: Path) -> Bundle:
         InputError: no bundle there, or a file of it is missing.
         MismatchError: a file was changed since the bundle was made, or it is of another schema.
     """
-    if not is_bundle(folder):
-        what = "no bundle there" if folder.is_dir() else "no such folder"
-        raise InputError(f"{folder}: {what}; name a folder that `thoraclip export RUN --out BUNDLE` wrote")
-    fingerprint = _check_sums(folder)
+    check_sums(folder)
+    return read_unchecked(folder)
+
+
+def read_unchecked(folder: Path) -> Bundle:
+    """A bundle as it lies there, for who looks at the checksums meanwhile; raises like `read_bundle`."""
+    fingerprint = hashlib.sha256(_read_sums(folder).encode()).hexdigest()
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         _check_schema(folder, facts)
         return parse_facts(folder, fingerprint, facts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{folder / FACTS}: is not readable ({error!r}); export the run again") from error
 
 
-def _check_sums(folder: Path) -> str:
-    """The bundle's fingerprint, once every file that the checksums name is as it was."""
+def _read_sums(folder: Path) -> str:
     sums = folder / SUMS
+    if not is_bundle(folder):
+        what = "no bundle there" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}; name a folder that `thoraclip export RUN --out BUNDLE` wrote")
     if not sums.is_file():
         raise InputError(
             f"{sums}: is missing, so the bundle cannot be checked; copy the bundle again, or export it again"
         )
-    text = sums.read_text(encoding="utf-8", errors="replace")
+    return sums.read_text(encoding="utf-8", errors="replace")
+
+
+def check_sums(folder: Path) -> None:
+    """Read every file that the checksums name; raises like `read_bundle` where one is not as it was."""
+    sums, text = folder / SUMS, _read_sums(folder)
     named = [line.split("  ", 1) for line in text.splitlines()]
     if not named or any(len(line) != 2 for line in named):
         raise MismatchError(f"{sums}: was changed since the bundle was made; copy the bundle again, or export it again")
@@ -164,7 +174,6 @@ def _check_sums(folder: Path) -> str:
             )
     if text != _sums_text({name: told for told, name in named}) or FACTS not in {name for _, name in named}:
         raise MismatchError(f"{sums}: was changed since the bundle was made; copy the bundle again, or export it again")
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sums_text(sums: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from thoraclip.deploy.bundle import Bundle, read_bundle
+from thoraclip.deploy.bundle import Bundle, check_sums, read_unchecked
 from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
 from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.labels import LabelSet
@@ -234,6 +235,12 @@ def open_bundle(folder: str | Path, *, threads: int = 0) -> BundleClassifier:
         MismatchError: a file was changed, or the bundle is of a later schema.
         ParityError: this machine computes other scores.
     """
-    classifier = BundleClassifier(read_bundle(Path(folder)), threads=threads)
+    place = Path(folder)
+    with ThreadPoolExecutor(1) as pool:
+        sums = pool.submit(check_sums, place)  # takes half as long as to load the model, on a core of its own
+        try:
+            classifier = BundleClassifier(read_unchecked(place), threads=threads)
+        finally:
+            sums.result()  # whatever a changed file has led to, this is the reason
     classifier.self_test()
     return classifier
