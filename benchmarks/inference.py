@@ -112,9 +112,12 @@ def speeds(root: Path, folders: dict[str, Path], rounds: int, count: int) -> lis
 
     from concurrent.futures import ThreadPoolExecutor
 
+    few = opened["int8"].together
+    groups = [paths[i : i + few] for i in range(0, len(paths), few)]
+
     def from_files() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(opened["int8"].classify, paths))
+            list(pool.map(opened["int8"].classify_each, groups))
 
     ways: dict[str, Callable[[], Any]] = {
         "torch fp32, batches of 32": torch_in("fp32"), "torch bf16 autocast, batches of 32": torch_in("bf16"),

@@ -119,5 +119,6 @@ def test_without_torch_and_all_that_comes_with_it(workshop: Workshop, tmp_path: 
     here = open_bundle(workshop.bundle("probe", int8=True)).classify(tmp_path / "x.png")
     assert (label, scores, tuple(inside), ood) == (here.label, here.scores, here.set, here.ood)
     told = json.loads(done.stdout.splitlines()[1])
+    assert told["scores"] == scores, "the calibrated ones"
     assert told["method"] == "occlusion" and told["lungs_from"] == "not drawn: scipy is not installed"
     assert Image.open(tmp_path / "x-map.png").size[0] > 500
