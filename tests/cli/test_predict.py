@@ -42,7 +42,8 @@ def folder(tmp_path: Path) -> Path:
 def child(*arguments: str, seconds: float = 0.0, **streams: object) -> subprocess.Popen[bytes]:
     """The command in a process of its own, with a bundle that takes its time."""
     code = (
-        "import functools, sys\nfrom tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import runtime\n"
+        "import functools, signal, sys\nfrom tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import runtime\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs are born deaf to it
         f"runtime.open_bundle = functools.partial(pretend, seconds={seconds})\n"
         "from thoraclip.cli.app import main\nmain(['predict', 'bundle', *sys.argv[1:]])"
     )
