@@ -173,7 +173,7 @@ def provenance(*, seed: int | None = None, inputs: Mapping[str, str] | None = No
         seed: the one seed of the run; `None` when nothing is random.
         inputs: name -> SHA-256 (or fingerprint) of every artefact that was read.
     """
-    import platform  # here and below: to load them takes a tenth of the time that a small install needs for a picture
+    import platform  # here and below: they take a while to load, and a prediction needs none of them
     from importlib import metadata
 
     versions = {}

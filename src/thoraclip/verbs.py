@@ -555,9 +555,8 @@ def explain(
             seed=seed,
             note=opened.bundle.title,
         )
-        found = dataclasses.replace(
-            found, scores=opened.classify(Path(image)).scores
-        )  # calibrated, as `predict` tells them
+        calibrated = opened.classify(Path(image)).scores  # as `predict` tells them
+        found = dataclasses.replace(found, scores=calibrated)
         write_overlay(Path(out), found)
         return found.as_dict()
     from thoraclip.methods.explain import load_classifier as load

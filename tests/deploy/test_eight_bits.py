@@ -40,13 +40,11 @@ def write(path: Path, matrix: np.ndarray, bias: np.ndarray, kind: str, *, shape:
             helper.make_node("Mul", ["f", "step"], ["g"]),
             helper.make_node("Add", ["g", "low"], ["h"]),
             {
-                "symmetric": helper.make_node("Neg", ["h"], ["minus"]),
+                "symmetric": helper.make_node("Identity", ["h"], ["x"]),
                 "leaky": helper.make_node("LeakyRelu", ["h"], ["x"], alpha=0.1),
                 "positive": helper.make_node("Relu", ["h"], ["x"]),
             }[shape],
         ]
-    if shape == "symmetric":
-        nodes.append(helper.make_node("Neg", ["minus"], ["x"]))
     constants = {"step": np.float32(1 / 64), "low": np.float32(-2), "b": bias.astype(np.float32)}
     if kind == "MatMul":
         constants["w"] = matrix.astype(np.float32)

@@ -106,7 +106,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _app_of(words: list[str]) -> typer.Typer:
     """With the one command that is asked for: to prepare the options of all takes longer than some commands need."""
     asked = next((word for word in words if not word.startswith("-")), "")
-    chosen = [one for one in app.registered_commands if asked in {one.name, getattr(one.callback, "__name__", "")}]
+    chosen = [one for one in app.registered_commands if asked == (one.name or getattr(one.callback, "__name__", ""))]
     if not chosen:  # help, or a name that there is none of
         return app
     small = copy.copy(app)

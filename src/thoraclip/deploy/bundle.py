@@ -32,7 +32,7 @@ from thoraclip.models.novelty import NoveltyScore
 from thoraclip.runs import file_sha256, write_json, write_text
 
 __all__ = [
-    "CARD", "DIGEST_BYTES", "FACTS", "MODEL", "PARITY", "SCHEMA", "SUMS", "Bundle", "check_sums", "is_bundle", "parse_facts", "read_bundle", "read_unchecked", "seal", "write_facts",
+    "CARD", "DIGEST_BYTES", "FACTS", "MODEL", "PARITY", "SCHEMA", "SUMS", "Bundle", "is_bundle", "parse_facts", "read_bundle", "read_unchecked", "seal", "write_facts",
     "write_novelty_arrays", "write_self_test", "write_trained_on",
 ]  # fmt: skip
 
@@ -130,7 +130,7 @@ def read_bundle(folder: Path) -> Bundle:
         InputError: no bundle there, or a file of it is missing.
         MismatchError: a file was changed since the bundle was made, or it is of another schema.
     """
-    check_sums(folder)
+    _check_sums(folder)
     return read_unchecked(folder)
 
 
@@ -157,7 +157,7 @@ def _read_sums(folder: Path) -> str:
     return sums.read_text(encoding="utf-8", errors="replace")
 
 
-def check_sums(folder: Path) -> None:
+def _check_sums(folder: Path) -> None:
     """Read every file that the checksums name; raises like `read_bundle` where one is not as it was."""
     sums, text = folder / SUMS, _read_sums(folder)
     named = [line.split("  ", 1) for line in text.splitlines()]

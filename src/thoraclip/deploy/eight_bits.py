@@ -194,7 +194,7 @@ class _Writer:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self._measured, self._bytes = measured, of_bytes
-        self._known: dict[str, str] = {}
+        self._known: set[str] = set()
         self._digits: dict[str, tuple[str, str | None]] = {}
         self._zeros: dict[tuple[tuple[int, ...], int], str] = {}
 
@@ -203,7 +203,7 @@ class _Writer:
         array = np.asarray(value)
         name = name or f"eight.{array.dtype}.{array.tolist()}"
         if name not in self._known:
-            self._known[name] = name
+            self._known.add(name)
             self.constants.append(numpy_helper.from_array(array, name))
         return name
 

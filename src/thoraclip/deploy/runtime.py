@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from thoraclip.deploy.bundle import Bundle, check_sums, read_unchecked
+from thoraclip.deploy.bundle import Bundle, read_bundle, read_unchecked
 from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
 from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.labels import LabelSet
@@ -237,10 +237,10 @@ def open_bundle(folder: str | Path, *, threads: int = 0) -> BundleClassifier:
     """
     place = Path(folder)
     with ThreadPoolExecutor(1) as pool:
-        sums = pool.submit(check_sums, place)  # takes half as long as to load the model, on a core of its own
+        checked = pool.submit(read_bundle, place)  # takes half as long as to load the model, on a core of its own
         try:
             classifier = BundleClassifier(read_unchecked(place), threads=threads)
         finally:
-            sums.result()  # whatever a changed file has led to, this is the reason
+            checked.result()  # whatever a changed file has led to, this is the reason
     classifier.self_test()
     return classifier
