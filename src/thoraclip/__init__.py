@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from thoraclip.verbs import predict as predict
     from thoraclip.verbs import report as report
     from thoraclip.verbs import run_study as run_study
+    from thoraclip.verbs import serve as serve
     from thoraclip.verbs import split as split
 
 __all__: list[str]  # every name of _NAMES and of METHODS, made when it is asked for
@@ -100,6 +101,7 @@ _NAMES = {
         "predict",
         "report",
         "run_study",
+        "serve",
         "split",
     ),
 }

@@ -46,6 +46,7 @@ COMMANDS = (
     "explain",
     "export",
     "predict",
+    "serve",
 )
 
 

@@ -1,4 +1,4 @@
-"""Panel Deployment: export, predict."""
+"""Panel Deployment: export, predict, serve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PANEL = "Deployment"
 
 def register(app: typer.Typer) -> None:
     """Add this panel's commands."""
-    for command in (export, predict):
+    for command in (export, predict, serve):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -142,3 +142,33 @@ def _tell(summary: ScoringSummary, out: Path | None) -> None:
 def _shown(text: str) -> str:
     """A file's name may hold what moves a terminal's cursor."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.", show_default=False)],
+    beside: Annotated[Path | None, typer.Option(help="Another bundle, to compare.", show_default=False)] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
+    page: Annotated[
+        bool | None, typer.Option(help="A page at /; default: if Gradio is installed.", show_default=False)
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token that clients must bring; or $THORACLIP_TOKEN.", show_default=False),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of a page elsewhere that may ask; repeatable.", show_default=False)
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Pictures at once; 0: one for each core.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A limit; see docs/serving.md.", show_default=False),
+    ] = None,
+) -> None:
+    """Answer over HTTP, with a page at / where pictures can be dropped; on this machine alone unless told otherwise."""
+    from thoraclip.config import parse_settings
+
+    verbs.serve(
+        bundle, beside=beside, host=host, port=port, page=page, token_file=token_file, allow_origin=allow_origin or (),
+        threads=threads, announce=announce, **parse_settings(settings or ()),
+    )  # fmt: skip

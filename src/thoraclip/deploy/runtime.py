@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class Prediction:
         set: the classes that the promise of the prediction sets does not rule out; `None` where the bundle has no such sets.
         ood: whether the picture is unlike the training images; `None` where the bundle has no reference.
         ood_score: how unlike; `ood` is whether it exceeds the bundle's threshold.
+        features: f32[D] of the picture, by which pictures can be compared.
     """
 
     label: str
@@ -68,6 +69,7 @@ class Prediction:
     set: tuple[str, ...] | None
     ood: bool | None
     ood_score: float | None
+    features: Features = field(compare=False, repr=False, default_factory=lambda: np.zeros(0, np.float32))
 
 
 class BundleClassifier:
@@ -130,15 +132,18 @@ class BundleClassifier:
 
     def classify_grey(self, grey: Grey) -> Prediction:
         """Predict u8[S, S], made by `imaging.fit` with `preprocess`."""
-        features, raw = self._run(grey[None])
-        return self.prediction(features[0], raw[0])
+        return self.classify_greys(grey[None])[0]
+
+    def classify_greys(self, greys: Grey) -> list[Prediction]:
+        """Predict u8[B, S, S] by one call of the model, each as if it were alone; see `classify_grey`."""
+        return [self.prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
 
     def classify_each(self, sources: Sequence[Path | bytes]) -> list[Prediction | ImageError]:
         """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the reason."""
         read = [self._read(source) for source in sources]
         greys = [one for one in read if not isinstance(one, ImageError)]
-        answers = zip(*self._run(np.stack(greys)), strict=True) if greys else iter(())
-        return [one if isinstance(one, ImageError) else self.prediction(*next(answers)) for one in read]
+        answers = iter(self.classify_greys(np.stack(greys)) if greys else ())
+        return [one if isinstance(one, ImageError) else next(answers) for one in read]
 
     def _read(self, source: Path | bytes) -> Grey | ImageError:
         try:
@@ -158,6 +163,7 @@ class BundleClassifier:
             set=None if inside is None else tuple(name for name, held in zip(names, inside, strict=True) if held),
             ood=None if strange is None or bundle.novelty is None else strange > bundle.novelty.threshold,
             ood_score=strange,
+            features=features,
         )
 
     def calibrated(self, raw: Floats) -> Floats:

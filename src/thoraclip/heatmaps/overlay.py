@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import Preprocess
 
-__all__ = ["Panel", "colours", "display_size", "draw_overlay", "spread"]
+__all__ = ["Panel", "colours", "display_size", "draw_overlay", "heat_layer", "outline_layer", "spread"]
 
 Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
@@ -112,8 +112,7 @@ def draw_overlay(
     Returns:
         An RGB picture.
     """
-    level = heat / max(float(heat.max()), 1e-12)
-    opacity = (_OPACITY * level**0.8)[..., None]
+    level, opacity = _level(heat), (_OPACITY * _cover(heat))[..., None]
     base = np.repeat(grey[..., None], 3, axis=-1).astype(np.float64)
     mixed = (1 - opacity) * base + opacity * colours(level)
     if seen is not None:
@@ -130,6 +129,35 @@ def draw_overlay(
     sheet.paste(painted, (width + 2 * _GAP, _GAP))
     sheet.paste(text, (2 * width + 3 * _GAP, _GAP))
     return sheet
+
+
+def heat_layer(heat: Heat, seen: Mask) -> Image.Image:
+    """What `draw_overlay` lays over the radiograph, as a picture of its own whose opacity can be changed: RGBA.
+
+    Args:
+        heat: f32[H, W], 0 or larger.
+        seen: bool[H, W]; what the network does not see is black, and as dark as in the overlay.
+    """
+    pixels = np.dstack([colours(_level(heat)), np.round(255 * _cover(heat)).astype(np.uint8)])
+    pixels[~seen] = (0, 0, 0, 153)
+    return Image.fromarray(pixels)
+
+
+def outline_layer(lungs: Mask) -> Image.Image:
+    """The lungs' outline, as `draw_overlay` draws it, on nothing: RGBA."""
+    line = Image.new("RGBA", (lungs.shape[1], lungs.shape[0]), (*_OUTLINE, 0))
+    line.putalpha(_outline(lungs))
+    return line
+
+
+def _level(heat: Heat) -> Heat:
+    """f32[H, W], 0 or larger -> [0, 1]: the hottest place is 1."""
+    return heat / max(float(heat.max()), 1e-12)
+
+
+def _cover(heat: Heat) -> Heat:
+    """How much of the radiograph the colour hides at full opacity, f32[H, W] in [0, 1]; nothing where there is no evidence."""
+    return _level(heat) ** 0.8
 
 
 def _outline(mask: Mask) -> Image.Image:

@@ -21,7 +21,9 @@ from thoraclip.imaging import decode, fit, normalise
 from thoraclip.predictor import Predictor
 from thoraclip.runs import atomic_open
 
-__all__ = ["Explanation", "explain_picture", "require_png", "why_no_mask", "write_overlay"]
+__all__ = [
+    "Explanation", "explain_picture", "explain_pixels", "overlay_png", "require_png", "why_no_mask", "write_overlay",
+]  # fmt: skip
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -102,23 +104,45 @@ def explain_picture(
     Args:
         classifier: as in `heat_map`.
         image: PNG, JPEG or DICOM.
+        class_name, method, note, seed: see `explain_pixels`.
+        mask: lung mask of this very picture; None estimates the lungs, where scipy is installed.
+
+    Raises:
+        ConfigError: see `explain_pixels`.
+        ImageError: the picture or the mask cannot be decoded, or the mask is of another shape or tells nothing apart.
+    """
+    method = _known(classifier, class_name, method)
+    pixels = decode(image).pixels
+    lungs = None if mask is None else _given(pixels, mask)
+    return explain_pixels(classifier, pixels, class_name=class_name, method=method, lungs=lungs, note=note, seed=seed)
+
+
+def explain_pixels(
+    classifier: Predictor,
+    pixels: Grey,
+    *,
+    class_name: str = "",
+    method: str = "",
+    lungs: Mask | None = None,
+    note: str = "",
+    seed: int = 0,
+) -> Explanation:
+    """Score a decoded picture and map the evidence for a class.
+
+    Args:
+        classifier: as in `heat_map`.
+        pixels: u8[H, W], by `imaging.decode`.
         class_name: empty for the predicted class.
         method: a name in `MAPS`; empty for `default_map`.
-        mask: lung mask of this very picture; None estimates the lungs, where scipy is installed.
+        lungs: bool[H, W], given; None estimates them, where scipy is installed.
         note: which classifier this is; shown.
         seed: of methods that draw something.
 
     Raises:
         ConfigError: no such class or method, or a method that this network cannot be asked with.
-        ImageError: the picture or the mask cannot be decoded, or the mask is of another shape or tells nothing apart.
     """
-    method, names = method or default_map(classifier), classifier.labels.names
-    if method not in MAPS:
-        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
-    if class_name and class_name not in names:
-        raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
-    pixels = decode(image).pixels
-    lungs, lungs_from = _lungs(pixels, mask)
+    method, names = _known(classifier, class_name, method), classifier.labels.names
+    lungs, lungs_from = _estimate(pixels) if lungs is None else (lungs, "given mask")
     grey = fit(pixels, classifier.preprocess)
     scores = classifier.predict(normalise(grey[None], classifier.preprocess))[0].astype(np.float64)
     chosen = names.index(class_name) if class_name else int(scores.argmax())
@@ -138,6 +162,16 @@ def explain_picture(
     )  # fmt: skip
 
 
+def _known(classifier: Predictor, class_name: str, method: str) -> str:
+    """The method that is asked for; raises like `explain_pixels`."""
+    method, names = method or default_map(classifier), classifier.labels.names
+    if method not in MAPS:
+        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
+    if class_name and class_name not in names:
+        raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
+    return method
+
+
 def write_overlay(path: Path, explanation: Explanation) -> None:
     """Write the sheet as PNG, with its numbers as JSON in the file's text `thoraclip`.
 
@@ -145,14 +179,20 @@ def write_overlay(path: Path, explanation: Explanation) -> None:
         InputError: the name does not end in `.png`, or it cannot be written there.
     """
     require_png(path)
+    sheet = overlay_png(explanation)
+    with atomic_open(path) as stream:
+        stream.write(sheet)
+
+
+def overlay_png(explanation: Explanation) -> bytes:
+    """The content of the file that `write_overlay` writes."""
     sheet = draw_overlay(
         explanation.grey, explanation.heat, _panel(explanation), lungs=explanation.lungs, seen=explanation.seen
     )
     buffer, text = io.BytesIO(), PngInfo()
     text.add_text("thoraclip", json.dumps(explanation.as_dict()))
     sheet.save(buffer, format="PNG", pnginfo=text)
-    with atomic_open(path) as stream:
-        stream.write(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def why_no_mask(mask: Path, image: Path) -> str | None:
@@ -164,15 +204,13 @@ def why_no_mask(mask: Path, image: Path) -> str | None:
         return str(error).removeprefix(f"{mask}: ")
 
 
-def _lungs(pixels: Grey, mask: Path | None) -> tuple[Mask, str]:
-    """(bool[H, W], where it is from) at the picture's own size."""
-    if mask is None:
-        return _estimate(pixels)
+def _given(pixels: Grey, mask: Path) -> Mask:
+    """bool[H, W], at the picture's own size."""
     given = read_mask(mask, (pixels.shape[0], pixels.shape[1]))
     problem = mask_problem(given)
     if problem:
         raise ImageError(f"{mask}: {problem}; give another mask, or none")
-    return given, "given mask"
+    return given
 
 
 def _estimate(pixels: Grey) -> tuple[Mask, str]:

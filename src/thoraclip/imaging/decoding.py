@@ -89,31 +89,35 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def decode(source: Path | bytes) -> Radiograph:
+def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Radiograph:
     """Decode a file, or the bytes of one, to 8-bit grey.
 
     RGB, CMYK and palettes become luma (ITU-R 601-2, Pillow's `L`); alpha is laid over black. Samples deeper than 8 bits
     are scaled by the smallest whole bit depth that holds their largest value, since 16-bit files often carry 10 to 12.
     DICOM is shown as its look-up tables say; see `imaging.display`.
 
+    Args:
+        source: the file, or its content.
+        max_pixels: larger pictures are refused before any of them is decoded.
+
     Raises:
-        ImageError: not a PNG, JPEG or DICOM, damaged, larger than 100 megapixels, or not one grey radiograph.
+        ImageError: not a PNG, JPEG or DICOM, damaged, larger than `max_pixels`, or not one grey radiograph.
     """
     where = str(source) if isinstance(source, Path) else "image"
     data = read_bytes(source) if isinstance(source, Path) else source
     if not data:
         raise ImageError(f"{where}: the file is empty")
     if is_dicom(data):
-        grey, photometric, header = decode_dicom(data, where)
+        grey, photometric, header = decode_dicom(data, where, max_pixels)
         return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header)
-    return _decode_picture(data, where)
+    return _decode_picture(data, where, max_pixels)
 
 
-def _decode_picture(data: bytes, where: str) -> Radiograph:
+def _decode_picture(data: bytes, where: str, max_pixels: int) -> Radiograph:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}; not a radiograph")
+        if image.width * image.height > max_pixels:
+            raise ImageError(f"{image.width} x {image.height} pixels is more than {max_pixels:,}; not a radiograph")
         mode, kind = image.mode, image.format or "?"
         if kind != "PNG":
             refuse_many_scans(data)
@@ -122,7 +126,7 @@ def _decode_picture(data: bytes, where: str) -> Radiograph:
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
-        raise ImageError(f"{where}: more than {MAX_PIXELS:,} pixels; not a radiograph ({error})") from error
+        raise ImageError(f"{where}: more than {max_pixels:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
     except (

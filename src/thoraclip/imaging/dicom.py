@@ -70,7 +70,7 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 
 
-def decode_dicom(data: bytes, where: str) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
+def decode_dicom(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
     """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes.
 
     Raises:
@@ -78,7 +78,7 @@ def decode_dicom(data: bytes, where: str) -> tuple[npt.NDArray[np.uint8], str, D
     """
     try:  # pydicom reads an element when it is asked for, so any of these lines may find the damage
         dataset = _parse(data)
-        photometric = _refuse_unfit(dataset)
+        photometric = _refuse_unfit(dataset, max_pixels)
         header = _header(dataset)
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from error
@@ -132,7 +132,7 @@ def _end_of_meta(data: bytes) -> int:
     return at
 
 
-def _refuse_unfit(dataset: Dataset) -> str:
+def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
     """The photometric interpretation of one grey frame of a radiograph; ImageError with the reason for anything else."""
     if "PixelData" not in dataset:
         raise ImageError("a DICOM header without pixel data")
@@ -148,8 +148,8 @@ def _refuse_unfit(dataset: Dataset) -> str:
             f"{samples} samples a pixel, photometric interpretation '{photometric}'; one grey sample is expected, "
             "not a colour secondary capture"
         )
-    if int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > MAX_PIXELS:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels; not a radiograph")
+    if int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > max_pixels:
+        raise ImageError(f"more than {max_pixels:,} pixels; not a radiograph")
     allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
     if allocated not in {8, 16} or not 1 < stored <= allocated:
         raise ImageError(f"{stored} bits stored in {allocated}; 8 to 16 bits are expected")
