@@ -662,6 +662,53 @@ def predict(
     return summary
 
 
+def serve(
+    bundle: str | Path,
+    *,
+    beside: str | Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    page: bool | None = None,
+    token_file: str | Path | None = None,
+    allow_origin: Sequence[str] = (),
+    threads: int = 0,
+    announce: Announce | None = None,
+    **settings: Any,
+) -> None:
+    """Answer over HTTP with a bundle, and show a page, until the process is told to stop; without torch.
+
+    Args:
+        bundle: folder that `export` wrote.
+        beside: another one, to compare: the page shows both, the API answers with it when it is named.
+        host, port: where it listens; port 0 for any that is free.
+        page: whether there is a page at `/`; None for whether Gradio is installed.
+        token_file: file with the token that every client must bring; None for the environment's `THORACLIP_TOKEN`, or none.
+        allow_origin: origins of pages on other hosts that may ask.
+        threads: pictures at once; 0 for as many as there are cores.
+        announce: gets the address, and what should be known of it.
+        settings: fields of `thoraclip.deploy.server.limits.Limits`.
+
+    Raises:
+        ThoraclipError: no such bundle, an unknown setting, no token in the file, or somebody else listens there.
+    """
+    from thoraclip.config import build_config
+    from thoraclip.deploy.server.limits import Limits
+    from thoraclip.deploy.server.running import has_page, is_loopback, listen, read_token, serve_bundles
+
+    limits = build_config(Limits, settings, where="--set")
+    token, tell = read_token(_path(token_file)), announce or _silent
+    with listen(host, port) as place:
+        if not token and not is_loopback(place):
+            tell(f"no token: whoever reaches {host} can ask; --token-file FILE demands one")
+        with_page = has_page() if page is None else page
+        if not with_page and page is None:
+            tell("no page: pip install 'thoraclip[ui]' brings one")
+        serve_bundles(
+            [Path(one) for one in (bundle, beside) if one is not None], place, limits=limits, threads=threads, token=token,
+            origins=allow_origin, with_page=with_page, started=lambda address: tell(f"serving at {address} (Ctrl+C ends)"),
+        )  # fmt: skip
+
+
 class MethodVerb(Protocol):
     """Run one method: `zeroshot`, `finetune`, ..., a function for every kind in `METHODS`. What is there and valid is only read.
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from tests.deploy.conftest import Workshop
 from tests.imaging.files import dicom, encoded
 from tests.small_install import run_small
 
+import thoraclip
 from thoraclip.deploy.runtime import _greys, open_bundle
 from thoraclip.errors import ImageError
 from thoraclip.imaging import Preprocess, normalise
@@ -122,3 +127,20 @@ def test_without_torch_and_all_that_comes_with_it(workshop: Workshop, tmp_path: 
     assert told["scores"] == scores, "the calibrated ones"
     assert told["method"] == "occlusion" and told["lungs_from"] == "not drawn: scipy is not installed"
     assert Image.open(tmp_path / "x-map.png").size[0] > 500
+
+
+def test_the_runtime_keeps_no_diary_and_reports_to_nobody(workshop: Workshop, tmp_path: Path) -> None:
+    code = "import sys, thoraclip; print(thoraclip.open_bundle(sys.argv[1]).self_test() < 1)"
+    homes = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | homes
+    command = [sys.executable, "-c", code, str(workshop.bundle("probe"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "True\n", done.stderr
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_runtime_is_loaded_in_one_place() -> None:
+    source = Path(thoraclip.__file__).parent
+    importing = re.compile(r"^\s*(import onnxruntime|from onnxruntime import)", re.MULTILINE)
+    found = [file.name for file in source.rglob("*.py") if importing.search(file.read_text())]
+    assert found == ["onnx_runtime.py"]

@@ -85,7 +85,7 @@ def eight_bit_products(source: Path, target: Path, greys: Greys) -> None:
 
 def _fused(source: Path, work: Path) -> onnx.ModelProto:
     """The model with the operators that ONNX Runtime makes of several, such as a GELU; `work` is a file that may be written."""
-    import onnxruntime
+    from thoraclip.deploy.onnx_runtime import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -124,7 +124,7 @@ def _bytes(graph: onnx.GraphProto) -> set[str]:
 
 def _measured(model: onnx.ModelProto, names: list[str], greys: Greys) -> dict[str, _Activation]:
     """What calibration pictures tell of each activation."""
-    import onnxruntime
+    from thoraclip.deploy.onnx_runtime import onnxruntime
 
     asked = onnx.ModelProto()
     asked.CopyFrom(model)

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from thoraclip.deploy.eight_bits import eight_bit_products
+from thoraclip.deploy.onnx_runtime import onnxruntime
 from thoraclip.errors import ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
@@ -303,8 +304,6 @@ def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
 
 def _mean_features(path: Path, greys: Greys) -> npt.NDArray[np.float64]:
     """f64[D]: the mean of the features of some pictures."""
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = [session.run(["features"], {"greys": grey[None]})[0][0] for grey in greys]
     return np.asarray(np.mean(found, axis=0), np.float64)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from thoraclip.deploy.bundle import Bundle, read_bundle, read_unchecked
+from thoraclip.deploy.onnx_runtime import onnxruntime
 from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
 from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.labels import LabelSet

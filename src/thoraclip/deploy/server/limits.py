@@ -28,6 +28,8 @@ class Limits:
     """Until the answer, once a request has arrived."""
     upload_seconds: float = 30.0
     """For a request to arrive."""
+    head_seconds: float = 10.0
+    """For a request's first lines, from the opening of the connection or from their first byte."""
     held_megabytes: int = 256
     """Size of all requests that are being received or answered, in millions of bytes."""
     connections: int = 256

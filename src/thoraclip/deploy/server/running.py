@@ -28,8 +28,6 @@ from thoraclip.errors import InputError
 __all__ = ["has_page", "is_loopback", "listen", "read_token", "serve_bundles"]
 
 _LEAST_TOKEN = 16
-_HEAD_SECONDS = 10.0
-"""From the opening of a connection, or the first byte of a request, to the end of the request's head."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -118,8 +116,9 @@ def serve_bundles(
 
         mount_page(app, desks, limits)
     set_up_logs()
+    patient = type("_Patient", (_Patient,), {"head_seconds": limits.head_seconds})
     config = uvicorn.Config(
-        app, http=_Patient, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        app, http=patient, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
         limit_concurrency=limits.connections, timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
     )  # fmt: skip
     _Server(config, counter, started).run(sockets=[place])
@@ -162,6 +161,7 @@ class _Server(uvicorn.Server):
 class _Patient(H11Protocol):
     """Closes a connection whose request's head does not come in time, however slowly it drips."""
 
+    head_seconds = 10.0
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -187,7 +187,7 @@ class _Patient(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _wait(self) -> None:
-        self._late = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+        self._late = self.loop.call_later(self.head_seconds, self._give_up)
 
     def _forget(self) -> None:
         if self._late is not None:

@@ -1,0 +1,278 @@
+"""The API as a client sees it: the numbers of `thoraclip predict`, and a reason for whatever is wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+from tests.imaging.files import LOSSLESS, data_set, waves
+
+import thoraclip
+from thoraclip.deploy.runtime import BundleClassifier
+from thoraclip.deploy.server import app as app_module
+from thoraclip.deploy.server.answers import Explained, Predicted
+from thoraclip.deploy.server.desk import BusyError, Desk
+from thoraclip.deploy.server.limits import Limits
+from thoraclip.deploy.server.openapi import EXPLAINED, PREDICTED
+from thoraclip.heatmaps.overlay import Panel, draw_overlay, heat_layer, outline_layer
+
+Opened = Callable[..., TestClient]
+
+
+def forms(*pictures: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", (f"../../{i}.png", picture)) for i, picture in enumerate(pictures)]
+
+
+def reason(response: Any, status: int) -> str:
+    """What a refusal tells; it must be problem details."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    told = response.json()
+    assert told["status"] == status and told["title"] and told["type"] == "about:blank"
+    return str(told["detail"])
+
+
+def pixels(uri: str) -> np.ndarray:
+    head, _, body = uri.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(body))))
+
+
+def test_the_numbers_are_those_of_predict(opened: Opened, bundle: Path, tmp_path: Path, png: bytes) -> None:
+    dicom = LOSSLESS["RLE"](data_set(waves(12, height=60, width=50), bits=12))
+    files = {"a.png": png, "b.dcm": dicom, "c.txt": b"text"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    rows = thoraclip.predict(bundle, [tmp_path / name for name in files]).rows
+    told = opened().post("/v1/predict", files=forms(*files.values())).json()
+    assert [one["index"] for one in told["pictures"]] == [0, 1, 2]
+    for row, one in zip(rows, told["pictures"], strict=True):
+        if one["error"]:
+            assert row["error"].endswith(one["error"]) and one["scores"] is None and one["set"] is None
+            continue
+        assert {f"score_{name}": score for name, score in one["scores"].items()} == {
+            name: value for name, value in row.items() if name.startswith("score_")
+        }
+        assert (one["label"], one["set"], one["ood"]) == (row["label"], row["set"], row["ood"])
+    assert told["note"] == "Research use only, not for diagnosis."
+    assert told["bundle"]["fingerprint"] == thoraclip.open_bundle(bundle).bundle.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "application/dicom", "Application/Octet-Stream; x=y"])
+def test_a_body_may_be_one_picture_whatever_it_claims_to_be(opened: Opened, png: bytes, kind: str) -> None:
+    client = opened()
+    plain = client.post("/v1/predict", content=png, headers={"content-type": kind})
+    assert plain.json() == client.post("/v1/predict", files=forms(png)).json()
+
+
+def test_where_none_can_be_read_the_request_is_refused_with_each_reason(opened: Opened) -> None:
+    response = opened().post("/v1/predict", files=forms(b"text", b""))
+    assert reason(response, 422) == "not a PNG, JPEG or DICOM picture (and 1 more, none of which can be read)"
+    assert response.json()["pictures"] == [
+        {"index": 0, "error": "not a PNG, JPEG or DICOM picture"}, {"index": 1, "error": "the file is empty"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "message"),
+    [
+        (b"x", "", 415, "the content type must be multipart/form-data or one of image/png"),
+        (b"x", "text/html", 415, "the content type must be"),
+        (b"{}", "application/json", 415, "the content type must be"),
+        (b"x", "multipart/form-data", 400, "names no boundary"),
+        (b"x", "multipart/form-data; boundary=" + "b" * 300, 400, "the form is damaged"),
+        (b"x", "multipart/form-data; boundary=b", 400, "the form is damaged"),
+        (b"", "multipart/form-data; boundary=b", 400, "the form ends before its last boundary"),
+        (b"--b\r\n\r\nx", "multipart/form-data; boundary=b", 400, "the form ends before its last boundary"),
+        (b"--b--\r\n", "multipart/form-data; boundary=b", 422, "the form has no picture"),
+        (b"", "image/png", 422, "the file is empty"),
+    ],
+)  # fmt: skip
+def test_other_bodies_are_refused(opened: Opened, body: bytes, kind: str, status: int, message: str) -> None:
+    assert message in reason(opened().post("/v1/predict", content=body, headers={"content-type": kind}), status)
+
+
+def test_more_pictures_than_the_limit_are_refused_while_they_come(opened: Opened, png: bytes) -> None:
+    client = opened(Limits(files=3))
+    assert client.post("/v1/predict", files=forms(*[png] * 3)).status_code == 200
+    assert "more than 3 pictures in one request" in reason(client.post("/v1/predict", files=forms(*[png] * 2000)), 413)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "message"),
+    [
+        ("bundle=prob", 404, "no bundle is called 'prob'; did you mean 'probe'?"),
+        ("neighbours=-1", 422, "neighbours: Input should be greater than or equal to 0"),
+        ("neighbours=many", 422, "neighbours: Input should be a valid integer"),
+    ],
+)
+def test_wrong_parameters(opened: Opened, png: bytes, query: str, status: int, message: str) -> None:
+    assert message in reason(opened().post(f"/v1/predict?{query}", files=forms(png)), status)
+
+
+def test_an_explanation_is_the_command_s_in_layers(
+    opened: Opened, classifier: BundleClassifier, bundle: Path, tmp_path: Path, png: bytes
+) -> None:
+    file, sheet = tmp_path / "a.png", tmp_path / "sheet.png"
+    file.write_bytes(png)
+    client, label = opened(), classifier.labels.names[1]
+    command = thoraclip.explain(bundle, file, out=sheet, class_name=label)
+    told = client.post(f"/v1/explain?class={label}", files=forms(png)).json()
+    assert told["prediction"] == client.post("/v1/predict", files=forms(png)).json()["pictures"][0]
+    assert told["prediction"]["scores"] == {name: round(score, 6) for name, score in command["scores"].items()}  # type: ignore[attr-defined]
+    for name in ("method", "evidence_in_lungs", "lung_area", "lungs_from"):
+        assert told[name] == command[name], name
+    assert told["explained"] == label == command["class"]
+    grey, heat = pixels(told["picture"]), pixels(told["heat"])
+    assert heat.shape == (*grey.shape, 4)
+    drawn = client.post(f"/v1/explain?class={label}", files=forms(png), headers={"accept": "image/png"})
+    assert drawn.headers["content-type"] == "image/png"
+    assert drawn.content == sheet.read_bytes()
+
+
+def test_the_layers_laid_over_the_picture_are_the_sheet_s() -> None:
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (60, 50), dtype=np.uint8)
+    heat = rng.random((60, 50)).astype(np.float32)
+    lungs, seen = np.zeros((60, 50), bool), np.ones((60, 50), bool)
+    lungs[20:40, 10:40] = True
+    seen[:5] = False
+    sheet = np.asarray(draw_overlay(grey, heat, Panel("", [], ""), lungs=lungs, seen=seen))[12:72, 74:124].astype(float)
+    layer = heat_layer(heat, seen)
+    cover = np.asarray(layer)[..., 3] * np.where(seen, 0.7, 1)  # the sheet's opacity, but for what is not seen
+    layer.putalpha(Image.fromarray(cover.round().astype(np.uint8)))
+    mixed = Image.alpha_composite(Image.fromarray(grey).convert("RGBA"), layer)
+    mixed = Image.alpha_composite(mixed, outline_layer(lungs)).convert("RGB")
+    dark = ~seen
+    assert np.abs(np.asarray(mixed)[seen] - sheet[seen]).max() <= 3
+    assert np.asarray(mixed)[dark].mean() < 0.5 * grey[dark].mean()
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "message"),
+    [
+        ("class=Nromal", None, 422, "class: 'Nromal' is not one of the classes"),
+        ("method=rize", None, 422, "method: unknown method 'rize'; did you mean 'rise'?"),
+        ("method=smoothgrad", None, 422, "method 'smoothgrad': needs the network"),
+        ("", b"text", 422, "not a PNG, JPEG or DICOM picture"),
+    ],
+)
+def test_an_explanation_that_cannot_be(
+    opened: Opened, png: bytes, query: str, body: bytes | None, status: int, message: str
+) -> None:
+    assert message in reason(opened().post(f"/v1/explain?{query}", files=forms(body or png)), status)
+
+
+def test_one_picture_is_explained_at_a_time(opened: Opened, png: bytes) -> None:
+    assert reason(opened().post("/v1/explain", files=forms(png, png)), 413) == "2 pictures; one at a time is explained"
+
+
+def test_a_busy_desk_is_a_429_that_says_when_to_come(
+    opened: Opened, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: object, **__: object) -> None:
+        raise BusyError("64 pictures are waiting already; come later", 7)
+
+    monkeypatch.setattr(Desk, "predict", busy)
+    response = opened().post("/v1/predict", files=forms(png))
+    assert reason(response, 429) == "64 pictures are waiting already; come later"
+    assert response.headers["retry-after"] == "7"
+
+
+def test_two_bundles_are_asked_by_name(opened: Opened, png: bytes) -> None:
+    client = opened(names=("first", "second"))
+    assert [one["name"] for one in client.get("/v1/bundles").json()] == ["first", "second"]
+    asked = [client.post(f"/v1/predict{query}", files=forms(png)).json() for query in ("", "?bundle=second")]
+    assert [one["bundle"]["name"] for one in asked] == ["first", "second"]
+
+
+def test_the_card_is_the_bundle_s(opened: Opened, bundle: Path) -> None:
+    response = opened().get("/card")
+    assert response.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert response.text == (bundle / "README.md").read_text()
+    assert "did you mean 'probe'" in reason(opened().get("/card?bundle=probee"), 404)
+
+
+def test_health_and_readiness(opened: Opened) -> None:
+    client = opened()
+    assert client.get("/health").json() == {"status": "alive"}
+    assert client.get("/ready").json() == {"status": "ready"}
+    counter = client.app.state.counter  # type: ignore[attr-defined]
+    counter.is_stopping = True
+    response = client.get("/ready")
+    assert (response.status_code, response.json()) == (503, {"status": "stopping"})
+    assert client.get("/health").status_code == 200
+    counter.is_stopping = False
+    counter.desks[0]._is_open = False
+    assert client.get("/ready").json() == {"status": "busy"}
+    counter.desks[0]._is_open = True
+
+
+def test_metrics_count_what_happened(opened: Opened, png: bytes) -> None:
+    client = opened()
+    label = client.post("/v1/predict", files=forms(png, b"text")).json()["pictures"][0]["label"]
+    client.post("/v1/predict", files=forms(b"text"))
+    client.get("/Mueller^Hans.png")
+    text = client.get("/metrics").text
+    assert f'thoraclip_pictures_total{{bundle="probe",outcome="{label}"}} 1.0' in text
+    assert 'thoraclip_pictures_total{bundle="probe",outcome="unreadable"} 2.0' in text
+    assert 'thoraclip_requests_total{method="POST",route="/v1/predict",status="422"} 1.0' in text
+    assert 'thoraclip_requests_total{method="GET",route="other",status="404"} 1.0' in text
+    assert "Mueller" not in text
+    assert "thoraclip_waiting_pictures 0.0" in text and "thoraclip_held_bytes 0.0" in text
+
+
+def test_unknown_paths_and_methods_are_problems(opened: Opened) -> None:
+    client = opened()
+    assert reason(client.get("/nothing"), 404) == "Not Found"
+    response = client.get("/v1/predict")
+    assert reason(response, 405) == "Method Not Allowed"
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_fault_tells_nothing_but_where_to_look(
+    opened: Opened, png: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("Mueller^Hans")
+
+    monkeypatch.setattr(app_module, "predicted", fail)
+    response = opened().post("/v1/predict", files=forms(png))
+    told = reason(response, 500)
+    assert told == f"a fault of the server; its log has more under {response.headers['x-request-id']}"
+    (line,) = [record for record in caplog.records if record.getMessage() == "failure"]
+    assert line.facts["error"] == "KeyError" and line.facts["request_id"] in told  # type: ignore[attr-defined]
+    assert "Mueller" not in json.dumps(line.facts)  # type: ignore[attr-defined]
+
+
+def test_the_document_s_examples_are_answers_and_every_operation_has_its_refusals(opened: Opened) -> None:
+    Predicted.model_validate(PREDICTED)
+    Explained.model_validate(EXPLAINED)
+    document = opened().get("/openapi.json").json()
+    assert {"/v1/predict", "/v1/explain", "/v1/bundles", "/card", "/health", "/ready", "/metrics"} == set(
+        document["paths"]
+    )
+    for path in ("/v1/predict", "/v1/explain"):
+        found = document["paths"][path]["post"]
+        assert {"200", "400", "403", "404", "408", "413", "415", "422", "429", "500"} == set(found["responses"])
+        for status, response in found["responses"].items():
+            assert response["description"]
+            assert any("example" in content for content in response["content"].values()), status
+        assert set(found["requestBody"]["content"]) == {
+            "multipart/form-data", "image/png", "image/jpeg", "application/dicom", "application/octet-stream",
+        }  # fmt: skip
+    assert (
+        "401"
+        in opened(token="t" * 20)
+        .get("/openapi.json", headers={"authorization": "Bearer " + "t" * 20})
+        .json()["paths"]["/v1/predict"]["post"]["responses"]
+    )
+    assert document["components"]["schemas"]["Problem"]["required"] == ["title", "status", "detail"]

@@ -1,0 +1,294 @@
+"""The queue before a classifier: bounded, fair, in batches, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from thoraclip.deploy.runtime import BundleClassifier, Prediction
+from thoraclip.deploy.server.desk import BusyError, Desk, TooLongError
+from thoraclip.deploy.server.limits import Limits
+from thoraclip.deploy.server.meters import Meters
+from thoraclip.errors import ConfigError, ImageError
+from thoraclip.imaging import Preprocess
+from thoraclip.labels import LabelSet
+
+SPEC = Preprocess(size=8)
+
+
+class Stub:
+    """A classifier that says how bright a picture is, when it is let."""
+
+    labels, preprocess, features_key = LabelSet(("dark", "bright")), SPEC, ("stub",)
+
+    def __init__(self, together: int = 1) -> None:
+        self.together, self.calls = together, list[int]()
+        self.go, self.entered = threading.Event(), threading.Semaphore(0)
+        self.go.set()
+        self.bundle = SimpleNamespace(title="stub")
+
+    def classify_greys(self, greys: np.ndarray) -> list[Prediction]:
+        self.entered.release()
+        self.calls.append(len(greys))
+        assert self.go.wait(30)
+        return [self._prediction(float(grey.mean())) for grey in greys]
+
+    def classify_grey(self, grey: np.ndarray) -> Prediction:
+        return self.classify_greys(grey[None])[0]
+
+    @staticmethod
+    def _prediction(mean: float) -> Prediction:
+        return Prediction(
+            "bright" if mean > 127 else "dark", {"dark": 1 - mean / 255, "bright": mean / 255}, None, None, None
+        )
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        self.go.wait(30)
+        bright = np.clip(pixels.mean(axis=(1, 2, 3)) * 0.2 + 0.5, 0.01, 0.99)
+        return np.stack([1 - bright, bright], axis=1).astype(np.float32)
+
+
+def picture(level: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (9, 9), level).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def desks() -> Iterator[Any]:
+    """`desks(stub, threads=1, waiting=8)` -> a desk that is closed in the end."""
+    made: list[tuple[Stub, Desk]] = []
+
+    def make(stub: Stub, *, threads: int = 1, **limits: Any) -> Desk:
+        made.append((stub, Desk(stub, name="stub", limits=Limits(**limits), meters=Meters(), threads=threads)))  # type: ignore[arg-type]
+        return made[-1][1]
+
+    yield make
+    for stub, desk in made:
+        stub.go.set()
+        desk.close()
+
+
+def levels(found: list[Any]) -> list[int]:
+    return [round(255 * one.scores["bright"]) for one in found]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    requests=st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=5), min_size=1, max_size=8),
+    together=st.integers(1, 4),
+    threads=st.integers(1, 3),
+)
+def test_everyone_gets_the_own_answer_in_the_own_order(requests: list[list[int]], together: int, threads: int) -> None:
+    stub = Stub(together)
+    desk = Desk(stub, name="stub", limits=Limits(), meters=Meters(), threads=threads)  # type: ignore[arg-type]
+
+    async def ask() -> list[list[Any]]:
+        return await asyncio.gather(*(desk.predict([picture(level) for level in one]) for one in requests))
+
+    found = asyncio.run(ask())
+    desk.close()
+    assert [levels(one) for one in found] == requests
+    assert max(stub.calls) <= together and sum(stub.calls) == sum(map(len, requests))
+
+
+def test_what_waits_is_taken_together_and_no_thread_is_idle_meanwhile(desks: Any) -> None:
+    stub = Stub(together=4)
+    stub.go.clear()
+    desk = desks(stub, threads=1)
+
+    async def ask() -> None:
+        first = asyncio.create_task(desk.predict([picture(1)]))
+        await asyncio.to_thread(stub.entered.acquire)
+        rest = [asyncio.create_task(desk.predict([picture(level)])) for level in range(6)]
+        while desk.waiting < 6:
+            await asyncio.sleep(0.001)
+        stub.go.set()
+        await asyncio.gather(first, *rest)
+
+    asyncio.run(ask())
+    assert stub.calls == [1, 4, 2]
+
+
+def test_several_idle_threads_share_a_request(desks: Any) -> None:
+    stub = Stub(together=4)
+    stub.go.clear()
+    desk = desks(stub, threads=2)
+    while desk._idle < 2:
+        time.sleep(0.001)
+
+    async def ask() -> None:
+        asked = asyncio.create_task(desk.predict([picture(1), picture(2), picture(3), picture(4)]))
+        await asyncio.to_thread(stub.entered.acquire)
+        await asyncio.to_thread(stub.entered.acquire)
+        stub.go.set()
+        await asked
+
+    asyncio.run(ask())
+    assert stub.calls == [2, 2]
+
+
+def test_a_full_queue_says_when_to_come_again_and_takes_no_part_of_a_request(desks: Any) -> None:
+    stub = Stub()
+    stub.go.clear()
+    desk = desks(stub, waiting=3, files=3)
+
+    async def ask() -> None:
+        first = asyncio.create_task(desk.predict([picture(1)]))
+        await asyncio.to_thread(stub.entered.acquire)
+        second = asyncio.create_task(desk.predict([picture(2), picture(3)]))
+        await asyncio.sleep(0)
+        assert desk.is_ready
+        with pytest.raises(BusyError, match="2 pictures are waiting already; come later") as caught:
+            await desk.predict([picture(4), picture(5)])
+        assert 1 <= caught.value.retry_after <= 60
+        third = asyncio.create_task(desk.predict([picture(6)]))
+        await asyncio.sleep(0)
+        assert not desk.is_ready
+        stub.go.set()
+        assert levels([*await first, *await second, *await third]) == [1, 2, 3, 6]
+
+    asyncio.run(ask())
+    assert desk.waiting == 0
+
+
+def test_a_bad_picture_harms_no_other_of_its_batch(desks: Any) -> None:
+    desk = desks(Stub(together=4))
+    first, bad, last = asyncio.run(desk.predict([picture(7), b"no picture", picture(9)]))
+    assert levels([first, last]) == [7, 9]
+    assert isinstance(bad, ImageError)
+    assert str(bad) == "image: not a PNG, JPEG or DICOM picture"
+
+
+def test_a_fault_of_the_model_reaches_who_asked_and_the_next_is_answered(
+    desks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = Stub(together=2)
+    desk = desks(stub)
+    whole = stub.classify_greys
+    monkeypatch.setattr(stub, "classify_greys", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(desk.predict([picture(1), picture(2)]))
+    monkeypatch.setattr(stub, "classify_greys", whole)
+    assert levels(asyncio.run(desk.predict([picture(3)]))) == [3]
+
+
+def test_who_waits_too_long_for_others_is_told_to_come_later_and_costs_nothing(desks: Any) -> None:
+    stub = Stub()
+    stub.go.clear()
+    desk = desks(stub, seconds=0.2)
+
+    async def ask() -> None:
+        blocking = asyncio.create_task(desk.predict([picture(1)]))
+        await asyncio.to_thread(stub.entered.acquire)
+        with pytest.raises(BusyError, match=r"no answer within 0.2 s, so many are waiting"):
+            await desk.predict([picture(2)])
+        with pytest.raises(TooLongError, match=r"takes longer than 0.2 s"):
+            await blocking
+        stub.go.set()
+        assert levels(await desk.predict([picture(3)])) == [3]
+
+    asyncio.run(ask())
+    assert stub.calls == [1, 1]  # the picture of the one that has gone was not looked at
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (1001, 1000)).save(stream, "PNG")
+    desk = desks(Stub(), megapixels=1)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    (found,) = asyncio.run(desk.predict([stream.getvalue()]))
+    assert str(found) == "image: 1001 x 1000 pixels is more than 1,000,000; not a radiograph"
+
+
+def test_an_explanation_has_the_scores_of_the_prediction(classifier: BundleClassifier, png: bytes) -> None:
+    desk = Desk(classifier, name="probe", limits=Limits(), meters=Meters(), threads=1)
+    found, shown = asyncio.run(desk.explain(png, method="occlusion"))
+    desk.close()
+    assert found == classifier.classify(png)
+    assert shown.scores == found.scores
+    assert shown.label == found.label == shown.predicted
+    assert shown.heat.shape == shown.grey.shape == shown.seen.shape
+
+
+def test_an_explanation_gives_up_in_time_and_the_next_one_is_made(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = Stub()
+    desk = desks(stub, seconds=0.2)
+    quick = stub.predict
+
+    def slow(pixels: np.ndarray) -> np.ndarray:
+        time.sleep(0.15)
+        return quick(pixels)
+
+    monkeypatch.setattr(stub, "predict", slow)
+    with pytest.raises(TooLongError, match="explaining it takes longer than 0.2 s"):
+        asyncio.run(desk.explain(picture(5)))
+    monkeypatch.setattr(stub, "predict", quick)
+    _, shown = asyncio.run(desk.explain(picture(200), class_name="dark"))
+    assert shown.label == "dark"
+
+
+def test_explanations_are_made_one_by_one_and_few_wait(desks: Any) -> None:
+    stub = Stub()
+    stub.go.clear()
+    desk = desks(stub, explanations=2)
+
+    async def ask() -> None:
+        both = [asyncio.create_task(desk.explain(picture(level))) for level in (10, 20)]
+        await asyncio.to_thread(stub.entered.acquire)
+        with pytest.raises(BusyError, match="2 explanations are waited for"):
+            await desk.explain(picture(30))
+        assert not stub.entered.acquire(timeout=0.05), "the second has begun beside the first"
+        stub.go.set()
+        await asyncio.gather(*both)
+        await desk.explain(picture(30))
+
+    asyncio.run(ask())
+
+
+def test_a_closed_desk_answers_what_waits_and_takes_no_more(desks: Any) -> None:
+    stub = Stub()
+    stub.go.clear()
+    desk = desks(stub)
+
+    async def ask() -> None:
+        asked = [asyncio.create_task(desk.predict([picture(level)])) for level in (1, 2, 3)]
+        await asyncio.to_thread(stub.entered.acquire)
+        closing = asyncio.create_task(asyncio.to_thread(desk.close))
+        while desk._is_open:
+            await asyncio.sleep(0.001)
+        with pytest.raises(BusyError):
+            await desk.predict([picture(4)])
+        with pytest.raises(BusyError):
+            await desk.explain(picture(4))
+        stub.go.set()
+        assert levels([(await one)[0] for one in asked]) == [1, 2, 3]
+        await closing
+
+    asyncio.run(ask())
+    assert not any(thread.is_alive() for thread in desk._threads)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"files": 0}, "files = 0: must be larger than 0"),
+        ({"seconds": float("nan")}, "seconds = nan: must be larger than 0"),
+        ({"files": 65}, r"files = 65: no more than can wait \(64\); raise waiting, or lower files"),
+        ({"megabytes": 300}, r"megabytes = 300: no more than can be held \(256\)"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Limits(**values)
