@@ -172,7 +172,7 @@ def test_an_explanation_that_cannot_be(
 
 
 def test_one_picture_is_explained_at_a_time(opened: Opened, png: bytes) -> None:
-    assert reason(opened().post("/v1/explain", files=forms(png, png)), 413) == "2 pictures; one at a time is explained"
+    assert reason(opened().post("/v1/explain", files=forms(png, png)), 422) == "2 pictures; one at a time is explained"
 
 
 def test_a_busy_desk_is_a_429_that_says_when_to_come(

@@ -106,7 +106,10 @@ def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = 
     app.state.counter = counter
     app.include_router(_pictures)
     app.include_router(_server)
-    add_document(app)
+    labels = dict.fromkeys(name for desk in counter.desks for name in desk.classifier.labels.names)
+    add_document(
+        app, {"bundle": [desk.name for desk in counter.desks], "class": list(labels), "method": ["occlusion", "rise"]}
+    )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Guard, limits=counter.limits, held=counter.held, token=token, origins=origins)
@@ -183,7 +186,7 @@ async def explain(
     desk = counter.desk(bundle)
     pictures = await read_pictures(request, counter.limits)
     if len(pictures) > 1:
-        raise RefusedError(413, f"{len(pictures)} pictures; one at a time is explained")
+        raise RefusedError(422, f"{len(pictures)} pictures; one at a time is explained")
     request.state.facts = {"pictures": 1, "bytes": len(pictures[0])}
     found, shown = await desk.explain(pictures[0], class_name=class_name, method=method)
     if "image/png" in request.headers.get("accept", ""):

@@ -194,7 +194,9 @@ class Desk:
             try:
                 readable.append((job, self._grey(job.data)))
             except ImageError as error:
-                job.future.set_result(error)
+                job.future.set_result(
+                    ImageError(str(error))
+                )  # one that keeps no frames, and in them the picture, alive
             except BaseException as error:
                 job.future.set_exception(error)
         if not readable:

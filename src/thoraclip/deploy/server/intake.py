@@ -37,7 +37,7 @@ async def read_pictures(request: Request, limits: Limits) -> list[bytes]:
     if not boundary:
         raise RefusedError(400, "the content type names no boundary; let the client's library make the form")
     try:
-        parser = MultipartParser(boundary, form.callbacks)
+        parser = MultipartParser(boundary, form.callbacks())
         async for chunk in request.stream():
             parser.write(chunk)
         parser.finalize()
@@ -57,11 +57,10 @@ class _Form:
         self.parts: list[bytearray] = []
         self.is_whole = False
         self._most = most
-        self.callbacks: MultipartCallbacks = {
-            "on_part_begin": self._begin,
-            "on_part_data": self._data,
-            "on_end": self._end,
-        }
+
+    def callbacks(self) -> MultipartCallbacks:
+        """For the parser; kept by it alone, so that nothing here keeps itself, and the pictures, alive."""
+        return {"on_part_begin": self._begin, "on_part_data": self._data, "on_end": self._end}
 
     def _begin(self) -> None:
         if len(self.parts) == self._most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,10 +48,12 @@ def _form(description: str, most: int | None) -> dict[str, Any]:
     files = {"type": "array", "items": _PICTURE, "minItems": 1} | ({} if most is None else {"maxItems": most})
     return {
         "schema": {
-            "type": "object", "properties": {"files": files}, "required": ["files"], "additionalProperties": False,
+            "type": "object",
+            "properties": {"files": files},
+            "required": ["files"],
             "description": description,
         }
-    }  # fmt: skip
+    }
 
 
 SOME_PICTURES = {
@@ -104,8 +107,13 @@ def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def add_document(app: FastAPI) -> None:
-    """Have the app serve its OpenAPI document with the schema of problems."""
+def add_document(app: FastAPI, choices: Mapping[str, Sequence[str]]) -> None:
+    """Have the app serve its OpenAPI document, with the schema of problems.
+
+    Args:
+        app: all its routes are there.
+        choices: name of a parameter -> what it may be, beside nothing.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -118,6 +126,11 @@ def add_document(app: FastAPI) -> None:
             )
             _, own = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
             found.setdefault("components", {}).setdefault("schemas", {}).update(own["$defs"])
+            for operation in (one for path in found["paths"].values() for one in path.values()):
+                for parameter in operation.get("parameters", []):
+                    if parameter["name"] in choices:
+                        told = [parameter["schema"].get("default", ""), *choices[parameter["name"]]]
+                        parameter["schema"]["enum"] = list(dict.fromkeys(told))
             app.openapi_schema = found
         return app.openapi_schema
 

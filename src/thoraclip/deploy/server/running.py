@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.util
 import ipaddress
 import math
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +30,8 @@ from thoraclip.errors import InputError
 __all__ = ["has_page", "is_loopback", "listen", "read_token", "serve_bundles"]
 
 _LEAST_TOKEN = 16
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+"""Of mallopt(3), in glibc's malloc.h."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -104,6 +108,7 @@ def serve_bundles(
     Raises:
         ThoraclipError: a bundle cannot be opened.
     """
+    _give_memory_back()
     meters, desks = Meters(), list[Desk]()
     for folder in folders:
         classifier = open_bundle(folder, threads=threads)
@@ -122,6 +127,16 @@ def serve_bundles(
         limit_concurrency=limits.connections, timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
     )  # fmt: skip
     _Server(config, counter, started).run(sockets=[place])
+
+
+def _give_memory_back() -> None:
+    """Have glibc return what large pictures took: by default every thread keeps a heap of its own, as large as it ever was."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        tune = ctypes.CDLL(None).mallopt
+        tune(_MMAP_THRESHOLD, 1 << 20)
+        tune(_ARENA_MAX, 2)
 
 
 def _free_name(wanted: str, taken: Sequence[str]) -> str:

@@ -1,0 +1,171 @@
+"""Requests made to crash, hang, flood or fool: each gets a 4xx with a reason, and the next honest one its answer."""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+from scripts.fuzz_pictures import damaged, valid_files
+from scripts.fuzz_server import KINDS, failure_of
+from tests.deploy.server.conftest import Server
+from tests.deploy.server.test_app import forms, reason
+from tests.imaging.files import chunk, data_set, encoded, waves, written
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def server(bundle: object) -> Iterator[Server]:
+    with Server(bundle) as one:  # type: ignore[arg-type]
+        yield one
+        assert one.stop() == 0
+        assert not [line for line in one.log if '"level": "error"' in line]
+
+
+@pytest.fixture
+def ask(server: Server, png: bytes) -> Iterator[Callable[..., httpx.Response]]:
+    """Asks to predict, soon; afterwards an honest picture is answered and memory is as it was."""
+    process = psutil.Process(server.process.pid)
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+
+        def send(**request: object) -> httpx.Response:
+            begin = time.monotonic()
+            response = client.post("/v1/predict", **request)  # type: ignore[arg-type]
+            assert time.monotonic() - begin < 20
+            return response
+
+        client.post("/v1/predict", files=forms(png))
+        before = process.memory_info().rss
+        yield send
+        assert client.post("/v1/predict", files=forms(png)).status_code == 200
+        assert process.memory_info().rss - before < 100e6
+
+
+def bomb(width: int, height: int, megabytes: int) -> bytes:
+    """A PNG of little content that inflates to very much."""
+    packer = zlib.compressobj(9)
+    zeros = bytes(1_000_000)
+    content = b"".join(packer.compress(zeros) for _ in range(megabytes)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def text_bomb() -> bytes:
+    """A PNG with a compressed text of a gigabyte."""
+    packer = zlib.compressobj(9)
+    zeros = bytes(1_000_000)
+    content = b"".join(packer.compress(zeros) for _ in range(1000)) + packer.flush()
+    plain = encoded(Image.new("L", (8, 8)))
+    return plain[:33] + chunk(b"zTXt", b"x\0\0" + content) + plain[33:]
+
+
+def huge_jpeg() -> bytes:
+    """A JPEG of a few bytes that says it is as large as a JPEG can be."""
+    plain = encoded(Image.new("L", (8, 8)), "JPEG")
+    at = plain.index(b"\xff\xc0") + 5
+    return plain[:at] + b"\xff\xff\xff\xff" + plain[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bomb(7000, 7200, 500), "50,400,000|more than|damaged"),
+        (bomb(60_000, 60_000, 1), "more than 50,000,000 pixels; not a radiograph"),
+        (bomb(2**31 - 1, 2**31 - 1, 1), "pixels"),
+        (bomb(8, 8, 500), None),
+        (bomb(0, 0, 1), ""),
+        (text_bomb(), None),
+        (huge_jpeg(), "more than 50,000,000 pixels"),
+        (written(data_set(waves(12), bits=12, Rows=65535, Columns=65535)), "more than 50,000,000 pixels"),
+        (b"\x00" * 128 + b"DICM", "DICOM"),
+        (b"GIF89a" + bytes(100), "not a PNG, JPEG or DICOM"),
+        (b"%PDF-1.4", "not a PNG, JPEG or DICOM"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "not a PNG, JPEG or DICOM"),
+        (b"PK\x03\x04" + bytes(100), "not a PNG, JPEG or DICOM"),
+    ],
+)  # fmt: skip
+def test_pictures_that_are_traps(ask: Callable[..., httpx.Response], content: bytes, message: str | None) -> None:
+    """`None`: a valid picture with a trap that does not close is answered as any other."""
+    response = ask(files=forms(content))
+    if message is None and response.status_code == 200:
+        return
+    told = reason(response, 422)
+    assert any(part in told for part in (message or "").split("|")), told
+
+
+def test_two_thousand_pictures_in_one_call(ask: Callable[..., httpx.Response], png: bytes) -> None:
+    assert "more than 32 pictures" in reason(ask(files=forms(*[png] * 2000)), 413)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../../etc/passwd", "/etc/passwd", "C:\\windows\\win.ini", "\0", "a" * 5000, "%2e%2e%2f", "|id", "$(id)", "a\r\nb: c",
+        "<script>alert(1)</script>", "con", "\N{RIGHT-TO-LEFT OVERRIDE}gnp", ".", "",
+    ],
+)  # fmt: skip
+def test_names_mean_nothing(ask: Callable[..., httpx.Response], png: bytes, name: str) -> None:
+    response = ask(files=[("files", (name, png)), (name or "x", ("b.png", png))])
+    if response.status_code == 200:
+        assert len(response.json()["pictures"]) == 2
+        assert name in {".", "", "con"} or name not in response.text
+    else:
+        reason(response, 400)
+
+
+def test_a_form_of_near_boundaries_takes_no_time(ask: Callable[..., httpx.Response]) -> None:
+    """What looks like the boundary at every byte is the parser's worst case."""
+    for filling in (b"\r", b"\r\n-", b"\r\n--", b"\r\n--boundar", b"-"):
+        body = b"--boundary\r\n\r\n" + filling * (20_000_000 // len(filling)) + b"\r\n--boundary--\r\n"
+        told = reason(ask(content=body, headers={"content-type": "multipart/form-data; boundary=boundary"}), 422)
+        assert told == "not a PNG, JPEG or DICOM picture"
+
+
+def test_headers_of_a_part_are_bounded(ask: Callable[..., httpx.Response], png: bytes) -> None:
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    for head in (b"x: " + b"y" * 1_000_000, b"x: y\r\n" * 100_000):
+        body = b"--b\r\n" + head + b"\r\n\r\n" + png + b"\r\n--b--\r\n"
+        assert reason(ask(content=body, headers=kind), 400)
+
+
+def test_damaged_files_are_read_or_refused_with_a_reason(server: Server) -> None:
+    """Some of the 10,000 that `scripts/fuzz_server.py` sends."""
+    files = valid_files()
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        for number in range(100_000, 100_250):
+            name, data = damaged(files, 0, number)
+            begin = time.monotonic()
+            response = client.post("/v1/predict", content=data, headers={"content-type": KINDS[name.split()[0]]})
+            assert failure_of(response, time.monotonic() - begin, 10) is None, (number, response.text)
+
+
+def test_what_a_decoder_hangs_on_is_given_up_and_others_are_served_meanwhile(serve: Serve, png: bytes) -> None:
+    server = serve("--threads", "2", "--set", "seconds=0.1")
+    large = encoded(Image.effect_noise((3500, 3500), 80))
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+        response = client.post("/v1/predict", files=forms(large))
+        assert reason(response, 422) == "takes longer than 0.1 s"
+        assert client.post("/v1/predict", files=forms(png)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/../etc/passwd", "/v1/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/card/../../x", "/static/../app.py", "/%00"]
+)  # fmt: skip
+def test_paths_lead_nowhere(server: Server, path: str) -> None:
+    request = httpx.Request("GET", server.address)
+    request.url = httpx.URL(server.address, raw_path=path.encode())
+    with httpx.Client() as client:
+        response = client.send(request)
+    assert response.status_code == 404 and "root:" not in response.text
+
+
+def test_a_name_of_a_bundle_is_no_path(server: Server, png: bytes) -> None:
+    response = httpx.post(server.address + "/v1/predict?bundle=../../etc", files=forms(png))
+    assert "no bundle is called '../../etc'" in reason(response, 404)
+    assert "no bundle" in reason(httpx.get(server.address + "/card", params={"bundle": "/etc/passwd"}), 404)
