@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["in_order"]
+__all__ = ["cores", "in_order"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Processors that this process may use; those of a machine may be more."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
@@ -27,7 +32,7 @@ def in_order(
         workers: threads; 0 for as many as there are cores.
         ahead: results that are waited for or ready; 0 for four for each thread.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting: deque[Future[Result]] = deque()
         try:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from thoraclip.tables.predictions import Predictions
 
 __all__ = [
-    "MethodVerb", "audit", "caption", "card", "check", "demo", "embed", "explain", "export", "index", "phantom", "predict", "report", "run_study", "split",
+    "MethodVerb", "audit", "caption", "card", "check", "demo", "embed", "explain", "export", "index", "phantom", "predict", "report", "run_study", "serve", "split",
 ]  # fmt: skip
 
 Announce = Callable[[str], None]
@@ -670,7 +670,7 @@ def serve(
     port: int = 8000,
     page: bool | None = None,
     token_file: str | Path | None = None,
-    allow_origin: Sequence[str] = (),
+    allow_origin: Sequence[str] | None = None,
     threads: int = 0,
     announce: Announce | None = None,
     **settings: Any,
@@ -705,7 +705,7 @@ def serve(
             tell("no page: pip install 'thoraclip[ui]' brings one")
         serve_bundles(
             [Path(one) for one in (bundle, beside) if one is not None], place, limits=limits, threads=threads, token=token,
-            origins=allow_origin, with_page=with_page, started=lambda address: tell(f"serving at {address} (Ctrl+C ends)"),
+            origins=allow_origin or (), with_page=with_page, started=lambda address: tell(f"serving at {address} (Ctrl+C ends)"),
         )  # fmt: skip
 
 

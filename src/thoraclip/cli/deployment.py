@@ -169,6 +169,6 @@ def serve(
     from thoraclip.config import parse_settings
 
     verbs.serve(
-        bundle, beside=beside, host=host, port=port, page=page, token_file=token_file, allow_origin=allow_origin or (),
+        bundle, beside=beside, host=host, port=port, page=page, token_file=token_file, allow_origin=allow_origin,
         threads=threads, announce=announce, **parse_settings(settings or ()),
     )  # fmt: skip

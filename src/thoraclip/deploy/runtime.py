@@ -211,6 +211,7 @@ class BundleClassifier:
 def has_exact_bytes() -> bool:
     """Whether ONNX Runtime's fast products of bytes are exact on this processor: 64 times 255 x 127, which saturates in 16 bits."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(_PROBE, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"bytes": np.full((1, 64), 255, np.uint8)})

@@ -129,7 +129,7 @@ def test_an_explanation_is_the_command_s_in_layers(
     assert told["prediction"] == client.post("/v1/predict", files=forms(png)).json()["pictures"][0]
     assert told["prediction"]["scores"] == {name: round(score, 6) for name, score in command["scores"].items()}  # type: ignore[attr-defined]
     for name in ("method", "evidence_in_lungs", "lung_area", "lungs_from"):
-        assert told[name] == command[name], name
+        assert told[name] == (round(command[name], 6) if isinstance(command[name], float) else command[name]), name
     assert told["explained"] == label == command["class"]
     grey, heat = pixels(told["picture"]), pixels(told["heat"])
     assert heat.shape == (*grey.shape, 4)
@@ -161,7 +161,7 @@ def test_the_layers_laid_over_the_picture_are_the_sheet_s() -> None:
     [
         ("class=Nromal", None, 422, "class: 'Nromal' is not one of the classes"),
         ("method=rize", None, 422, "method: unknown method 'rize'; did you mean 'rise'?"),
-        ("method=smoothgrad", None, 422, "method 'smoothgrad': needs the network"),
+        ("method=smoothgrad", None, 422, "method: unknown method 'smoothgrad'; known: occlusion, rise"),
         ("", b"text", 422, "not a PNG, JPEG or DICOM picture"),
     ],
 )

@@ -95,6 +95,10 @@ def test_what_does_not_end_within_the_grace_is_cut_off(serve: Serve) -> None:
         begun = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - begun < 20
+        told = answer(connection)
+        assert told.startswith(b"HTTP/1.1 503") and b"the server is stopping; ask another one" in told
+    assert [line["status"] for line in server.events("request")] == [503]
+    assert not [line for line in server.log if "Traceback" in line or "exception" in line.lower()]
 
 
 def test_a_second_signal_ends_it_at_once(serve: Serve) -> None:
@@ -108,6 +112,7 @@ def test_a_second_signal_ends_it_at_once(serve: Serve) -> None:
         time.sleep(0.5)
         assert server.process.poll() is None
         assert server.stop(signal.SIGINT) == 0
+    assert not [line for line in server.log if "Traceback" in line or "exception" in line.lower()]
 
 
 def test_a_gigabyte_is_refused_and_costs_no_memory(serve: Serve, png: bytes) -> None:
@@ -186,7 +191,9 @@ def test_more_connections_than_the_limit_are_told_to_come_later(serve: Serve) ->
     server = serve("--set", "connections=8")
     held = [connect(server) for _ in range(8)]
     time.sleep(0.2)
-    assert httpx.get(server.address + "/health").status_code == 503
+    refused = httpx.get(server.address + "/health")
+    assert reason(refused, 503) == "too many connections are open; come later"
+    assert refused.headers["retry-after"] == "5" and refused.headers["x-request-id"]
     for one in held:
         one.close()
     time.sleep(0.2)

@@ -144,7 +144,7 @@ def one_picture(desk: Desk, index: int, found: Prediction | ImageError, *, neigh
         empty: dict[str, Any] = dict.fromkeys(OnePicture.model_fields)
         return OnePicture.model_construct(**empty | {"index": index, "error": reason_of(found)})
     near = None
-    if neighbours and (kept := getattr(desk.classifier.bundle, 'thumbnails', None)) is not None:
+    if neighbours and (kept := getattr(desk.classifier.bundle, "thumbnails", None)) is not None:
         near = [
             Neighbour(label=one.label, similarity=round(one.similarity, _DECIMALS), picture=data_uri(one.grey))
             for one in kept.nearest(found.features, count=neighbours)
@@ -155,7 +155,7 @@ def one_picture(desk: Desk, index: int, found: Prediction | ImageError, *, neigh
         scores={name: round(score, _DECIMALS) for name, score in found.scores.items()},
         set=None if found.set is None else list(found.set),
         ood=found.ood,
-        ood_score=None if found.ood_score is None else round(found.ood_score, _DECIMALS),
+        ood_score=_rounded(found.ood_score),
         neighbours=near,
         error=None,
     )
@@ -168,13 +168,17 @@ def explained(desk: Desk, found: Prediction, shown: Explanation, *, neighbours: 
         prediction=one_picture(desk, 0, found, neighbours=neighbours),
         explained=shown.label,
         method=shown.method,
-        evidence_in_lungs=shown.evidence_in_lungs,
-        lung_area=shown.lung_area,
+        evidence_in_lungs=_rounded(shown.evidence_in_lungs),
+        lung_area=_rounded(shown.lung_area),
         lungs_from=shown.lungs_from,
         picture=data_uri(shown.grey),
         heat=data_uri(heat_layer(shown.heat, shown.seen)),
         outline=data_uri(outline_layer(shown.lungs)) if shown.lungs.any() else None,
     )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DECIMALS)
 
 
 def reason_of(error: ImageError) -> str:

@@ -27,7 +27,7 @@ from thoraclip.deploy.server.answers import (
     predicted,
     reason_of,
 )
-from thoraclip.deploy.server.desk import BusyError, Desk, TooLongError
+from thoraclip.deploy.server.desk import METHODS, BusyError, Desk, TooLongError
 from thoraclip.deploy.server.guard import Guard, Held, Journal
 from thoraclip.deploy.server.intake import read_pictures
 from thoraclip.deploy.server.limits import Limits
@@ -62,6 +62,7 @@ class Counter:
         limits: of the server.
         meters: count what is done.
         is_stopping: set when the server has been told to stop.
+        is_in_a_hurry: set when it has been told twice.
     """
 
     desks: Sequence[Desk]
@@ -69,6 +70,7 @@ class Counter:
     meters: Meters
     held: Held = field(default_factory=Held)
     is_stopping: bool = False
+    is_in_a_hurry: bool = False
 
     def desk(self, name: str) -> Desk:
         """The desk of a bundle, the first one for no name; raises RefusedError where there is none."""
@@ -96,7 +98,7 @@ def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = 
     async def life(_: FastAPI) -> AsyncIterator[None]:
         yield
         for desk in counter.desks:
-            await asyncio.to_thread(desk.close)
+            await asyncio.to_thread(desk.close, seconds=0 if counter.is_in_a_hurry else counter.limits.grace_seconds)
 
     app = FastAPI(
         title="ThoraCLIP", version=metadata.version("thoraclip"), description=_DESCRIPTION, lifespan=life,
@@ -107,15 +109,17 @@ def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = 
     app.include_router(_pictures)
     app.include_router(_server)
     labels = dict.fromkeys(name for desk in counter.desks for name in desk.classifier.labels.names)
-    add_document(
-        app, {"bundle": [desk.name for desk in counter.desks], "class": list(labels), "method": ["occlusion", "rise"]}
-    )
+    add_document(app, {"bundle": [desk.name for desk in counter.desks], "class": list(labels), "method": METHODS})
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Guard, limits=counter.limits, held=counter.held, token=token, origins=origins)
     if origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["Authorization"]
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization"],
+            expose_headers=["Retry-After", "X-Request-ID"],
         )
     app.add_middleware(Journal, meters=counter.meters)
     counter.meters.watch(waiting=lambda: sum(desk.waiting for desk in counter.desks), held=lambda: counter.held.bytes)
@@ -184,6 +188,8 @@ async def explain(
 ) -> Response:
     """A heat map for one picture. It shows where the scores change when a part is blurred away, and proves nothing."""
     desk = counter.desk(bundle)
+    if method not in METHODS:
+        raise RefusedError(422, f"method: unknown method '{method}'{did_you_mean(method, METHODS)}")
     pictures = await read_pictures(request, counter.limits)
     if len(pictures) > 1:
         raise RefusedError(422, f"{len(pictures)} pictures; one at a time is explained")

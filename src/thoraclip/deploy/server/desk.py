@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -25,14 +24,19 @@ from thoraclip.deploy.runtime import BundleClassifier, Prediction
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.meters import Meters
 from thoraclip.errors import ImageError
+from thoraclip.heatmaps import MAPS
 from thoraclip.heatmaps.picture import Explanation, explain_pixels
 from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.labels import LabelSet
+from thoraclip.threads import cores
 
-__all__ = ["BusyError", "Desk", "TooLongError"]
+__all__ = ["METHODS", "BusyError", "Desk", "TooLongError"]
 
 Grey = npt.NDArray[np.uint8]
 Answer = Prediction | ImageError
+
+METHODS = tuple(name for name, method in MAPS.items() if not method.needs_network)
+"""Of explaining a bundle, which shows its scores and no network."""
 
 
 class BusyError(Exception):
@@ -75,7 +79,7 @@ class Desk:
         self, classifier: BundleClassifier, *, name: str, limits: Limits, meters: Meters, threads: int = 0
     ) -> None:
         self.classifier, self.name, self.limits = classifier, name, limits
-        self._meters, self._count = meters, threads or os.cpu_count() or 1
+        self._meters, self._count = meters, threads or cores()
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._idle, self._is_open, self._explaining = 0, True, 0
@@ -141,18 +145,23 @@ class Desk:
         deadline = time.monotonic() + self.limits.seconds
         future = self._painter.submit(self._explain, picture, class_name, method, deadline)
         future.add_done_callback(self._explained)
-        found, shown = await asyncio.wrap_future(future)
+        try:
+            found, shown = await asyncio.wrap_future(future)
+        except ImageError as error:
+            self._meters.picture(self.name, error)
+            raise
         self._meters.picture(self.name, found)
         return found, shown
 
-    def close(self) -> None:
-        """Take no more; threads end when what waits is answered."""
+    def close(self, *, seconds: float = 30.0) -> None:
+        """Take no more, and wait so long for what waits to be answered."""
         with self._changed:
             self._is_open = False
             self._changed.notify_all()
         self._painter.shutdown(wait=False, cancel_futures=False)
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(timeout=self.limits.grace_seconds)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _put(self, pictures: Sequence[bytes]) -> list[_Job]:
         jobs = [_Job(picture) for picture in pictures]

@@ -37,6 +37,7 @@ _POLICY = "default-src 'none'; frame-ancestors 'none'"
 """Content security policy of whatever brings none of its own: nothing is loaded and nothing runs."""
 _OPEN = ("/health", "/ready")
 """Asked by what watches over the process; they tell nothing."""
+_CLOSE = {"connection": "close"}
 _LINGER_SECONDS = 10.0
 """A refused upload is read on for so long, and thrown away, so that the client finds the answer and not a broken pipe."""
 _OTHER = "other"
@@ -76,6 +77,11 @@ class Journal:
             await self._app(scope, receive, answer)
         except ClientDisconnect:
             status = 499  # nobody is there to read an answer
+        except asyncio.CancelledError:  # the grace is over
+            if not status:
+                await problem(RefusedError(503, "the server is stopping; ask another one", headers=_CLOSE))(
+                    scope, receive, answer
+                )
         except Exception as error:
             tell("failure", level=logging.ERROR, error=error, request_id=told)
             if not status:
@@ -144,7 +150,7 @@ class Guard:
                     message = await receive()
             except TimeoutError as error:
                 reason = f"the request took longer than {self._limits.upload_seconds:g} s to arrive"
-                raise RefusedError(408, reason, headers={"connection": "close"}) from error
+                raise RefusedError(408, reason, headers=_CLOSE) from error
             size = len(message.get("body", b""))
             own += size
             self._held.bytes += size

@@ -17,14 +17,17 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from thoraclip.deploy.runtime import open_bundle
 from thoraclip.deploy.server.app import Counter, create_app
 from thoraclip.deploy.server.desk import Desk
+from thoraclip.deploy.server.guard import Journal
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.logs import set_up_logs, tell
 from thoraclip.deploy.server.meters import Meters
+from thoraclip.deploy.server.problems import RefusedError, problem
 from thoraclip.errors import InputError
 
 __all__ = ["has_page", "is_loopback", "listen", "read_token", "serve_bundles"]
@@ -116,15 +119,16 @@ def serve_bundles(
         desks.append(Desk(classifier, name=name, limits=limits, meters=meters, threads=threads))
     counter = Counter(desks, limits, meters)
     app = create_app(counter, token=token, origins=origins)
+    crowded = Journal(_refuse_crowd, meters)
     if with_page:
         from thoraclip.deploy.server.page import mount_page
 
         mount_page(app, desks, limits)
     set_up_logs()
-    patient = type("_Patient", (_Patient,), {"head_seconds": limits.head_seconds})
+    patient = type("_Patient", (_Patient,), {"limits": limits, "crowded": crowded})
     config = uvicorn.Config(
         app, http=patient, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        limit_concurrency=limits.connections, timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
+        timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
     )  # fmt: skip
     _Server(config, counter, started).run(sockets=[place])
 
@@ -137,6 +141,14 @@ def _give_memory_back() -> None:
         tune = ctypes.CDLL(None).mallopt
         tune(_MMAP_THRESHOLD, 1 << 20)
         tune(_ARENA_MAX, 2)
+
+
+async def _refuse_crowd(scope: Scope, receive: Receive, send: Send) -> None:
+    """Of `_Patient.crowded`."""
+    refused = RefusedError(
+        503, "too many connections are open; come later", headers={"retry-after": "5", "connection": "close"}
+    )
+    await problem(refused)(scope, receive, send)
 
 
 def _free_name(wanted: str, taken: Sequence[str]) -> str:
@@ -158,6 +170,12 @@ class _Server(uvicorn.Server):
         tell("started", address=address, bundles=[desk.name for desk in self._counter.desks])
         self._told(address)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As Uvicorn does, which leaves the app to itself when it is in a hurry."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Ask to stop at the first signal, and not to wait at the second."""
@@ -169,19 +187,22 @@ class _Server(uvicorn.Server):
                 signal.signal(one, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        self.force_exit = self._counter.is_in_a_hurry = self.should_exit
         self.should_exit = self._counter.is_stopping = True
 
 
 class _Patient(H11Protocol):
     """Closes a connection whose request's head does not come in time, however slowly it drips."""
 
-    head_seconds = 10.0
+    limits: Limits
+    crowded: Journal
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
+        """Begin to wait; of more connections than the limit, each gets no more than a reason."""
         super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self.app = self.crowded
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -202,7 +223,7 @@ class _Patient(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _wait(self) -> None:
-        self._late = self.loop.call_later(self.head_seconds, self._give_up)
+        self._late = self.loop.call_later(self.limits.head_seconds, self._give_up)
 
     def _forget(self) -> None:
         if self._late is not None:

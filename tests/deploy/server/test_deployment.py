@@ -1,0 +1,237 @@
+"""deployment/: what docs/serving.md promises stands in the files; systemd and nginx take them, and nginx is run, where they are installed."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from tests.deploy.server.conftest import REPOSITORY, Server
+
+from thoraclip.deploy.server.limits import Limits
+
+DEPLOYMENT = REPOSITORY / "deployment"
+ADDRESS = "127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[Server]:
+    with Server(bundle, "--threads", "1") as running:
+        yield running
+
+
+def stages() -> tuple[str, str]:
+    text = (DEPLOYMENT / "Dockerfile").read_text(encoding="utf-8")
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("#")).replace("\\\n", " ")
+    _, first, last = re.split(r"^FROM ", code, flags=re.MULTILINE)
+    return first, last
+
+
+def test_the_image_has_a_user_without_rights_and_asks_itself_whether_it_is_ready() -> None:
+    _, last = stages()
+    assert re.findall(r"^USER (.*)$", last, re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^STOPSIGNAL (.*)$", last, re.MULTILINE) == ["SIGTERM"]
+    assert re.findall(r"^EXPOSE (.*)$", last, re.MULTILINE) == ["8000"]
+    entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", last, re.MULTILINE)[0])  # no shell between it and the signal
+    assert entry == ["thoraclip", "serve", "/bundle", "--host", "0.0.0.0", "--port", "8000"]
+    assert not re.search(r"^(RUN|COPY \.|ADD)", last, re.MULTILINE)
+
+
+def test_the_image_asks_itself_by_an_example_that_runs(server: Server) -> None:
+    _, last = stages()
+    (told,) = re.findall(r"^HEALTHCHECK .*? CMD (\[.*\])$", last, re.MULTILINE)
+    _, option, code = json.loads(told)
+    codes = {
+        address: subprocess.run(
+            [sys.executable, option, code.replace(ADDRESS, address)], capture_output=True, check=False
+        ).returncode
+        for address in (f"127.0.0.1:{server.port}", "127.0.0.1:9")
+    }
+    assert list(codes.values()) == [0, 1]
+
+
+def test_the_image_is_made_of_exact_versions_without_torch() -> None:
+    first, _ = stages()
+    assert "ARG EXTRAS=serve\n" in first
+    assert re.search(
+        r'pip install --no-cache-dir -c constraints\.txt "\$\(echo /wheels/\*\.whl\)\[\$\{EXTRAS\}\]"', first
+    )
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", first, re.MULTILINE) for name in line.split()}
+    assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "src"}
+    ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert not {"torch", "transformers", "gradio"} & requirements("serve")
+    assert "torch" not in requirements("ui,dicom")
+
+
+def requirements(extras: str) -> set[str]:
+    """Names of all packages that some extras of this package ask for by themselves."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found, waiting = set(project["dependencies"]), extras.split(",")
+    while waiting:
+        for one in project["optional-dependencies"][waiting.pop()]:
+            own = re.fullmatch(r"thoraclip\[(.*)\]", one)
+            waiting += own[1].split(",") if own else []
+            found.add(one)
+    return {re.split(r"[^\w-]", one)[0] for one in found}
+
+
+def test_compose_lets_the_container_write_nothing_and_reach_nobody() -> None:
+    (service,) = yaml.safe_load((DEPLOYMENT / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert service["volumes"] == ["./bundle:/bundle:ro"]
+    assert service["user"] == "10001:10001"
+    assert "mem_limit" in service
+    assert service["command"][:2] == ["--token-file", "/run/secrets/token"]
+    assert service["command"][-2:] == ["--threads", str(service["cpus"])]
+    assert int(service["stop_grace_period"].removesuffix("s")) > 2 * Limits().grace_seconds
+
+
+def unit() -> dict[str, str]:
+    """The section Service; of a name that comes several times, the values one a line."""
+
+    class Joined(dict[str, Any]):
+        def __setitem__(self, name: str, value: Any) -> None:
+            if isinstance(value, list) and name in self:
+                self[name].extend(value)
+            else:
+                super().__setitem__(name, value)
+
+    parser = configparser.RawConfigParser(strict=False, dict_type=Joined, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(DEPLOYMENT / "thoraclip.service", encoding="utf-8")
+    return dict(parser["Service"])
+
+
+def test_the_unit_waits_long_enough_and_closes_what_it_says() -> None:
+    told = unit()
+    assert int(told["TimeoutStopSec"]) > 2 * Limits().grace_seconds
+    for name in (
+        "DynamicUser",
+        "PrivateTmp",
+        "NoNewPrivileges",
+        "ProtectHome",
+        "PrivateDevices",
+        "MemoryDenyWriteExecute",
+    ):
+        assert told[name] == "yes", name
+    assert told["ProtectSystem"] == "strict"
+    assert told["CapabilityBoundingSet"] == ""
+    assert told["IPAddressDeny"] == "any"
+    assert told["LoadCredential"] == "token:/etc/thoraclip/token"
+    assert "--token-file %d/token" in told["ExecStart"]
+    assert "--host 127.0.0.1" in told["ExecStart"]
+    assert told["SystemCallFilter"].startswith("@system-service\n~@privileged")
+
+
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    text = (DEPLOYMENT / "thoraclip.service").read_text(encoding="utf-8")
+    (tmp_path / "thoraclip.service").write_text(
+        text.replace("/opt/thoraclip/bin/thoraclip", "/bin/true"), encoding="utf-8"
+    )
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(tmp_path / "thoraclip.service")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def directives() -> dict[str, str]:
+    """Of nginx.conf, the last value of each name."""
+    text = re.sub(r"\s#.*|^#.*", "", (DEPLOYMENT / "nginx.conf").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(re.findall(r"^\s*(\w+) ([^;{]+);", text, re.MULTILINE))
+
+
+def test_nginx_lets_through_what_the_server_lets_through_and_writes_nothing_down() -> None:
+    told, limits = directives(), Limits()
+    assert int(told["client_max_body_size"].removesuffix("m")) * 2**20 > limits.bytes
+    assert int(told["proxy_read_timeout"].removesuffix("s")) > limits.upload_seconds + limits.seconds
+    assert told["proxy_request_buffering"] == told["proxy_buffering"] == told["access_log"] == "off"
+    assert told["error_log"].endswith(" crit")
+    assert told["limit_req_status"] == told["limit_conn_status"] == "429"
+    assert told["server"] == ADDRESS
+    assert "TLSv1.1" not in told["ssl_protocols"]
+    assert int(told["keepalive"]) < limits.connections
+
+
+def test_what_nginx_says_itself_is_problem_details() -> None:
+    text = (DEPLOYMENT / "nginx.conf").read_text(encoding="utf-8")
+    told = re.findall(r"return (\d{3}) '(.*)';", text)
+    assert [int(code) for code, _ in told] == [413, 429, 503]
+    for code, body in told:
+        assert json.loads(body).keys() == {"type", "title", "status", "detail"}
+        assert json.loads(body)["status"] == int(code)
+
+
+def nginx_here(folder: Path, upstream: int, port: int) -> Path:
+    """deployment/nginx.conf for somebody without rights, without TLS."""
+    text = (DEPLOYMENT / "nginx.conf").read_text(encoding="utf-8")
+    text = re.sub(r"^server \{\n    listen 80;.*?^\}\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^\s*(ssl_\w+|listen \[::\]).*\n", "", text, flags=re.MULTILINE)
+    text = text.replace(ADDRESS, f"127.0.0.1:{upstream}").replace("listen 443 ssl http2", f"listen 127.0.0.1:{port}")
+    text = text.replace("/var/log/nginx/thoraclip.log", str(folder / "site.log"))
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/main.log; events {{}}\nhttp {{ {temporary}\n{text}\n}}",
+        encoding="utf-8",
+    )
+    return folder / "nginx.conf"
+
+
+@pytest.fixture
+def proxied(server: Server, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Address of nginx in front of a server, and the folder where it could write."""
+    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    with subprocess.Popen([program, "-c", str(nginx_here(tmp_path, server.port, port))]) as process:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+            client.get(f"http://127.0.0.1:{port}/health")
+        yield f"http://127.0.0.1:{port}", tmp_path
+        process.terminate()
+
+
+def test_behind_nginx_it_answers_and_refuses_as_without(proxied: tuple[str, Path], png: bytes) -> None:
+    address, folder = proxied
+    with httpx.Client(base_url=address, headers={"host": "xray.example.org"}, timeout=60) as client:
+        answer = client.post("/v1/predict", content=png, headers={"content-type": "image/png"})
+        assert answer.json()["pictures"][0]["error"] is None
+        for size, reason in (
+            (Limits().bytes + 1, "larger than 64 MB; send fewer"),
+            (70_000_000, "the request is too large"),
+        ):
+            large = client.post("/v1/predict", content=bytes(size), headers={"content-type": "image/png"})
+            assert large.status_code == large.json()["status"] == 413
+            assert reason in large.json()["detail"]
+        assert client.get("/metrics").status_code == 404
+        told = [client.get("/v1/bundles") for _ in range(120)]
+        refused = [one for one in told if one.status_code == 429]
+        assert refused, "nobody was sent away"
+        assert {one.headers["retry-after"] for one in refused} == {"1"}
+        assert refused[0].json()["detail"].startswith("too many requests from one address")
+    assert not [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("nginx.conf", "pid", "main.log", "site.log")
+    ]
+    assert (folder / "site.log").read_text(encoding="utf-8") == ""

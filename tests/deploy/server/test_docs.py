@@ -1,0 +1,203 @@
+"""docs/serving.md: every example is run, every table is that of the code.
+
+Of an example only the address is another: `127.0.0.1:8000` is that of a running server. It runs in a folder that holds `chest.png`,
+`image.dcm` and `token`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from starlette.testclient import TestClient
+from tests.deploy.server.conftest import REPOSITORY, Server
+from tests.imaging.files import dicom
+
+from thoraclip.config import field_help, toml_value
+from thoraclip.deploy.server.answers import OnePicture
+from thoraclip.deploy.server.app import Counter, create_app
+from thoraclip.deploy.server.limits import Limits
+from thoraclip.deploy.server.meters import Meters
+from thoraclip.deploy.server.openapi import SOME_PROBLEMS
+
+PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
+ADDRESS = "127.0.0.1:8000"
+TOKEN = "0123456789-abcdefghij"
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+ASKING = [
+    (kind, code) for kind, code in BLOCKS if ADDRESS in code and "docker" not in code and "thoraclip serve" not in code
+]
+
+
+def section(title: str) -> str:
+    """What stands under a headline, up to the next one of its level."""
+    level = PAGE[: PAGE.index(f" {title}\n")].rpartition("\n")[2]
+    return re.split(rf"^{level} ", PAGE.partition(f"\n{level} {title}\n")[2], flags=re.MULTILINE)[0]
+
+
+@pytest.fixture(scope="module")
+def servers(bundle: Path) -> Iterator[dict[bool, Server]]:
+    """Whether a token is demanded -> a server."""
+    with (
+        Server(bundle, "--threads", "1") as plain,
+        Server(bundle, "--threads", "1", environment={"THORACLIP_TOKEN": TOKEN}) as guarded,
+    ):
+        yield {False: plain, True: guarded}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, png: bytes) -> Path:
+    """The files that the examples name."""
+    (tmp_path / "chest.png").write_bytes(png)
+    pixels = np.random.default_rng(0).integers(0, 4000, (60, 50)).astype(np.uint16)
+    (tmp_path / "image.dcm").write_bytes(dicom(pixels, bits=12))
+    (tmp_path / "token").write_text(TOKEN + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def run_example(kind: str, code: str, folder: Path, address: str) -> str:
+    """Standard output of an example, asked of another server."""
+    if kind == "sh":
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+        command = [
+            "sh",
+            "-e",
+            "-c",
+            code.replace("curl ", "curl --fail --silent --show-error ").replace(ADDRESS, address),
+        ]
+    else:
+        command = [sys.executable, "-c", code.replace(ADDRESS, address)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{code}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(("kind", "code"), ASKING)
+def test_every_example_runs(kind: str, code: str, servers: dict[bool, Server], folder: Path) -> None:
+    server = servers[code in section("Tokens")]
+    told = run_example(kind, code, folder, f"127.0.0.1:{server.port}")
+    if "explain" in code and kind == "sh":
+        layers = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
+        assert layers["heat"].startswith("data:image/png;base64,")
+        assert (folder / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    elif "explain" in code:
+        assert {path.name for path in folder.glob("*.png")} >= {"picture.png", "heat.png"}
+    else:
+        assert re.search("|".join(["COVID", "Normal", "labels"]), told), told
+
+
+def test_there_are_examples_of_everything() -> None:
+    asked = "\n".join(code for _, code in ASKING)
+    assert len(ASKING) == 8
+    for what in (
+        "-F files=",
+        "--data-binary",
+        "httpx",
+        "urllib",
+        "Accept: image/png",
+        "Retry-After",
+        "Bearer",
+        "image.dcm",
+    ):
+        assert what in asked, what
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Sends one client away twice, then answers."""
+
+    answers: list[tuple[int, dict[str, str], bytes]]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        status, headers, body = self.answers.pop(0)
+        self.send_response(status)
+        for name, value in (headers | {"content-length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("is_patient", [True, False])
+def test_the_retry_example_waits_as_told_and_gives_up_with_the_reason(is_patient: bool, folder: Path) -> None:
+    (code,) = [code for _, code in ASKING if "Retry-After" in code]
+    away = (429, {"Retry-After": "0"}, b'{"detail": "come later"}')
+    good = (200, {}, b'{"pictures": [{"label": "Normal"}]}')
+    Busy.answers = [away, (503, {"Retry-After": "0"}, b"Service Unavailable"), good] if is_patient else [away] * 5
+    with HTTPServer(("127.0.0.1", 0), Busy) as stub:
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        changed = code.replace(ADDRESS, f"127.0.0.1:{stub.server_port}")
+        done = subprocess.run(
+            [sys.executable, "-c", changed], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        )
+        stub.shutdown()
+    assert Busy.answers == []
+    assert (done.stdout == "Normal\n") if is_patient else ('RuntimeError: {"detail": "come later"}' in done.stderr)
+
+
+def test_the_table_of_limits_is_that_of_the_code() -> None:
+    texts = field_help(Limits)
+    rows = [f"| `{f.name}` | `{toml_value(f.default)}` | {texts[f.name]} |" for f in dataclasses.fields(Limits)]
+    assert [line for line in section("Limits").splitlines() if line.startswith("| `")] == rows
+
+
+@pytest.fixture
+def app() -> Any:
+    limits, meters = Limits(), Meters()
+    return create_app(Counter([], limits, meters))
+
+
+def test_every_route_is_told(app: Any) -> None:
+    told = set(re.findall(r"^\| `(GET|POST) (/\S*)` \|", PAGE, re.MULTILINE))
+    there = {(method.upper(), path) for path, ways in app.openapi()["paths"].items() for method in ways}
+    assert told == there | {("GET", "/openapi.json")}
+    assert TestClient(app).get("/openapi.json").status_code == 200
+
+
+def test_every_status_and_every_field_is_told() -> None:
+    told = {int(code) for code in re.findall(r"^\| (\d{3}) \|", section("When it does not answer"), re.MULTILINE)}
+    assert told == {*SOME_PROBLEMS, 200, 401, 405, 503}
+    rows = "\n".join(line.split("|")[1] for line in section("Predict").splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", rows)) == set(OnePicture.model_fields)
+
+
+def test_every_metric_is_told_and_every_one_that_is_told_exists(servers: dict[bool, Server], png: bytes) -> None:
+    httpx.post(servers[False].address + "/v1/predict", content=png, headers={"content-type": "image/png"}, timeout=60)
+    text = httpx.get(servers[False].address + "/metrics").text
+    kinds = dict(re.findall(r"^# TYPE (thoraclip_\w+) (\w+)$", text, re.MULTILINE))
+    there = {name for name in kinds if not name.endswith("_created")}
+    rows = "\n".join(line.split("|")[1] for line in section("Metrics").splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"thoraclip_\w+", rows)) == there
+    (queries,) = re.findall(r"```promql\n(.*?)```", section("Metrics"), re.DOTALL)
+    used = set(re.findall(r"thoraclip_\w+", queries))
+    assert used <= there | {f"{name}_bucket" for name in there if kinds[name] == "histogram"}
+    assert "/v1/predict" in re.findall(r'route="([^"]+)"', text)
+    assert (
+        yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])["scrape_configs"][0]["job_name"]
+        == "thoraclip"
+    )
+
+
+def test_it_begins_with_what_it_is_not_for() -> None:
+    assert PAGE.split("\n\n")[1] == "**Research use only, not for diagnosis.**"
+
+
+@pytest.mark.parametrize("name", ["docs/deploy.md", "README.md", "mkdocs.yml"])
+def test_the_page_is_found(name: str) -> None:
+    assert "serving.md" in (REPOSITORY / name).read_text(encoding="utf-8")
