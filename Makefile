@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# Two commands do all the set-up: `make demo` and `make test`. `make test-ui` drives the page of `serve` in Chromium, which must be there.
 #   PYTHON=python3.12 make test     another interpreter
 #   TORCH=cpu make demo             on Linux: the small CPU build of PyTorch instead of the CUDA one
 #   TORCH=cuda make demo            PyTorch's CUDA build, where the default is another
@@ -16,13 +16,16 @@ endif
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_INDEX_$(TORCH))
 
-.PHONY: demo test lint format docs build clean
+.PHONY: demo test test-ui lint format docs build clean
 
 demo: $(VENV)/.study  ## everything offline: phantoms, shipped model, report
 	$(BIN)/thoraclip demo --out demo-out
 
 test: $(VENV)/.dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-ui: $(VENV)/.ui-test  ## the page of `serve` in a headless Chromium: Debian's chromium, Chrome, or the one that CHROMIUM names
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui
 
 lint: $(VENV)/.dev  ## formatter, linter, types, floors
 	$(BIN)/ruff format --check src tests scripts benchmarks
@@ -51,6 +54,10 @@ $(VENV)/.study: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.study
+
+$(VENV)/.ui-test: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[ui-test]'
+	touch $@ $(VENV)/.dev $(VENV)/.study
 
 $(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e '.[docs]'

@@ -581,6 +581,7 @@ def export(
     fold: int | None = None,
     manifest: str | Path | Manifest | None = None,
     images: int = 2000,
+    thumbnails: int = 0,
     seed: int = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
@@ -594,6 +595,7 @@ def export(
         fold: whose classifier; None for the first one, or the split's.
         manifest: the images that the run ran on; None for the manifest of the study that it is of.
         images: no more than this many training, validation and test images are looked at; int8 is compared on all test images.
+        thumbnails: so many training pictures are inside, small, for the page of `serve`; whoever has the bundle can see them.
         seed: of draws and resamples.
         progress, announce: see `thoraclip.verbs`.
 
@@ -611,7 +613,9 @@ def export(
     finished = read_run(Path(run))
     original = load_original(finished, find_manifest(finished) if manifest is None else _images(manifest), fold=fold)
     draw, tell = _hooks("images", progress, announce)
-    return export_bundle(original, Path(out), int8=int8, images=images, seed=seed, progress=draw, announce=tell)
+    return export_bundle(
+        original, Path(out), int8=int8, images=images, thumbnails=thumbnails, seed=seed, progress=draw, announce=tell
+    )
 
 
 def predict(

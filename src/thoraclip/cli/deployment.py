@@ -43,13 +43,16 @@ def export(
         Path | None, typer.Option(help="The images; without it, the manifest of the run's study.", show_default=False)
     ] = None,
     images: Annotated[int, typer.Option(help="Of each part of the images no more are looked at.")] = 2000,
+    thumbnails: Annotated[
+        int, typer.Option(help="Training pictures to put inside, for the page; whoever has the bundle can see them.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of draws and resamples.")] = 0,
 ) -> None:
     """Make a bundle that predicts without torch; written only if it is shown to be the same classifier."""
     with progress_bar("images") as progress:
         found = verbs.export(
-            run, out=out, int8=int8, fold=fold, manifest=manifest, images=images, seed=seed, progress=progress,
-            announce=announce,
+            run, out=out, int8=int8, fold=fold, manifest=manifest, images=images, thumbnails=thumbnails, seed=seed,
+            progress=progress, announce=announce,
         )  # fmt: skip
     print_parity(found, out)
 

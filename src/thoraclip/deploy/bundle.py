@@ -4,6 +4,7 @@ bundle.json       schema, labels, preprocessing, temperature, prediction sets, o
 model.onnx        u8[1, S, S] -> features f32[1, D], scores f32[1, C]; one picture per call
 self-test.npz     a synthetic picture and the scores that it must get, on whatever machine
 novelty.npz       the out-of-distribution reference, where there were images enough
+thumbnails.npz    some of the training pictures, small, where they were asked for
 trained-on.npz    short digests of the pictures that the classifier has learned from
 parity.json       how far it is from the original
 README.md         the card
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.deploy.thumbnails import Thumbnails
 from thoraclip.errors import InputError, MismatchError, ThoraclipError
 from thoraclip.imaging import Preprocess
 from thoraclip.judge.conformal import ClassThresholds
@@ -33,12 +35,13 @@ from thoraclip.runs import file_sha256, write_json, write_text
 
 __all__ = [
     "CARD", "DIGEST_BYTES", "FACTS", "MODEL", "PARITY", "SCHEMA", "SUMS", "Bundle", "is_bundle", "parse_facts", "read_bundle", "read_unchecked", "seal", "write_facts",
-    "write_novelty_arrays", "write_self_test", "write_trained_on",
+    "write_novelty_arrays", "write_self_test", "write_thumbnails", "write_trained_on",
 ]  # fmt: skip
 
 SCHEMA = 1
 FACTS, MODEL, PARITY, CARD, SUMS = "bundle.json", "model.onnx", "parity.json", "README.md", "SHA256SUMS"
 _NOVELTY, _SELF_TEST, _TRAINED_ON = "novelty.npz", "self-test.npz", "trained-on.npz"
+_THUMBNAILS = "thumbnails.npz"
 DIGEST_BYTES = 8
 """Bytes of a picture's SHA-256 that `trained-on.npz` keeps."""
 
@@ -105,6 +108,15 @@ class Bundle:
             neighbours=about["neighbours"],
             arrays={name: array.astype(np.float64) for name, array in _arrays(self.folder / _NOVELTY).items()},  # once
         )  # fmt: skip
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails | None:
+        """Training pictures that it carries; `None` where it has none."""
+        about = self.facts.get("thumbnails")
+        if about is None:
+            return None
+        arrays, names = _arrays(self.folder / _THUMBNAILS), self.labels.names
+        return Thumbnails(arrays["greys"], [names[target] for target in arrays["targets"]], arrays["features"])
 
     def self_test(self) -> tuple[Greys, npt.NDArray[np.float32]]:
         """(synthetic pictures u8[K, S, S], the scores that the model gave them when it was made f32[K, C])."""
@@ -251,6 +263,15 @@ def write_novelty_arrays(folder: Path, fitted: NoveltyScore) -> dict[str, Any]:
 def write_self_test(folder: Path, greys: Greys, scores: npt.NDArray[np.float32]) -> None:
     """Write synthetic pictures u8[K, S, S] and the model's own scores of them f32[K, C]."""
     np.savez(folder / _SELF_TEST, greys=greys, scores=scores.astype(np.float32))
+
+
+def write_thumbnails(folder: Path, found: Thumbnails, labels: LabelSet) -> dict[str, Any]:
+    """Write training pictures; returns what `bundle.json` says of them."""
+    targets = np.array([labels.names.index(label) for label in found.labels], dtype=np.uint8)
+    np.savez_compressed(
+        folder / _THUMBNAILS, greys=found.greys, targets=targets, features=found.features.astype(np.float16)
+    )
+    return {"images": len(found)}
 
 
 def write_trained_on(folder: Path, hashes: list[str]) -> None:

@@ -33,7 +33,10 @@ from thoraclip.imaging import DECODING, fit
 from thoraclip.models.original import Original
 from thoraclip.runs import Progress, make_folder, needing_room, provenance, write_json, write_text
 
-__all__ = ["export_bundle", "require_place"]
+__all__ = ["MOST_THUMBNAILS", "export_bundle", "require_place"]
+
+MOST_THUMBNAILS = 2000
+"""More would be a copy of the training data rather than a glance at it."""
 
 
 def export_bundle(
@@ -42,6 +45,7 @@ def export_bundle(
     *,
     int8: bool = False,
     images: int = 2000,
+    thumbnails: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
@@ -54,6 +58,8 @@ def export_bundle(
         int8: weights and products of eight bits.
         images: validation images for what is calibrated, training images for the out-of-distribution reference, test images
             for what is told of the bundle: no more than this of each. int8 is compared on all test images.
+        thumbnails: training pictures that the bundle carries, for who asks what a picture is like; whoever has the bundle can
+            see them.
         seed: of the draws and resamples.
         progress: called with (done, total) images.
         announce: gets a line at every stage.
@@ -68,6 +74,12 @@ def export_bundle(
     """
     if images < 1:
         raise ConfigError(f"images = {images}: 1 or more is needed")
+    if not 0 <= thumbnails <= MOST_THUMBNAILS:
+        raise ConfigError(f"thumbnails = {thumbnails}: must lie between 0 and {MOST_THUMBNAILS}")
+    if thumbnails and not original.has_learned:
+        raise ConfigError(
+            f"thumbnails = {thumbnails}: the run '{original.name}' has learned from no picture; leave it out"
+        )
     passes = Passes(original, images=images, seed=seed, progress=progress, is_int8=int8)
     with _building(out) as part:
         announce("writing the model")
@@ -90,7 +102,7 @@ def export_bundle(
             require_alike(found, original.name)
             parity |= {"precision": "int8", "int8": found}
         announce("calibrating")
-        _finish(part, passes, runtime, parity)
+        _finish(part, passes, runtime, parity, thumbnails=thumbnails)
     return parity
 
 
@@ -104,7 +116,7 @@ def _in_eight_bits(part: Path, passes: Passes) -> tuple[dict[str, Any], BundleCl
     return {"quantisation": way, "size": share, **passes.alikeness(runtime)}, runtime
 
 
-def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[str, Any]) -> None:
+def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[str, Any], *, thumbnails: int) -> None:
     """Everything beside the model."""
     original, kept = passes.original, passes.original.validation
     names = original.predictions.labels.names
@@ -118,10 +130,16 @@ def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[
         **calibrate(scores, target, names),
         "calibrated_on": {"images": len(target), "scores": "the bundle's own" if kept is None else "kept by the run"},
     }  # fmt: skip
-    found = fit_reference(passes.look(runtime.look, passes.train)[0], passes.targets[passes.train], features)
+    of_training = passes.look(runtime.look, passes.train)[0]
+    found = fit_reference(of_training, passes.targets[passes.train], features)
     has_none = isinstance(found, str)
     facts["novelty"] = None if isinstance(found, str) else layout.write_novelty_arrays(part, found)
     facts["no_novelty"] = found if has_none else None
+    facts["thumbnails"] = (
+        layout.write_thumbnails(part, passes.thumbnails(of_training, thumbnails), original.predictions.labels)
+        if thumbnails
+        else None
+    )
     facts["run"] = {
         "name": original.name,
         "fold": original.fold,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from thoraclip.data.splits import independent_groups
 from thoraclip.deploy.bundle import Bundle
 from thoraclip.deploy.parity import compare_answers, compare_scores
 from thoraclip.deploy.runtime import BundleClassifier
+from thoraclip.deploy.thumbnails import SIDE, Thumbnails, draw_rows
 from thoraclip.models.original import Original
 from thoraclip.runs import Progress
 
@@ -72,6 +74,18 @@ class Passes:
     def for_scales(self) -> Greys:
         """u8[N, S, S]: validation pictures that fix the scales of static int8."""
         return np.concatenate([greys for _, greys in self._greys(_spread(self.original.val, _SCALES_FROM))])
+
+    def thumbnails(self, features: Features, count: int) -> Thumbnails:
+        """Some of the training pictures, whose features f32[T, D] are known."""
+        patients = self.original.manifest.column("patient")
+        chosen = draw_rows(self.targets[self.train], [patients[row] for row in self.train], count=count, seed=self.seed)
+        rows, names = self.train[chosen], self.original.predictions.labels.names
+        small = replace(self.original.classifier.preprocess, size=SIDE, geometry="pad", short_side=None)
+        pictures = grey_batches(self.original.manifest.take(rows), small, batch_size=_BATCH)
+        unit = features[chosen] / np.maximum(np.linalg.norm(features[chosen], axis=1, keepdims=True), 1e-12)
+        return Thumbnails(
+            np.concatenate([greys for _, greys in pictures]), [names[target] for target in self.targets[rows]], unit
+        )
 
     def _greys(self, rows: Rows) -> Iterator[tuple[int, Greys]]:
         return grey_batches(self.original.manifest.take(rows), self.original.classifier.preprocess, batch_size=_BATCH)

@@ -22,6 +22,7 @@ from thoraclip.deploy.server.answers import Explained, Predicted
 from thoraclip.deploy.server.desk import BusyError, Desk
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.openapi import EXPLAINED, PREDICTED
+from thoraclip.deploy.thumbnails import Thumbnails
 from thoraclip.heatmaps.overlay import Panel, draw_overlay, heat_layer, outline_layer
 
 Opened = Callable[..., TestClient]
@@ -173,6 +174,26 @@ def test_an_explanation_that_cannot_be(
 
 def test_one_picture_is_explained_at_a_time(opened: Opened, png: bytes) -> None:
     assert reason(opened().post("/v1/explain", files=forms(png, png)), 422) == "2 pictures; one at a time is explained"
+
+
+def test_the_most_similar_training_pictures_are_told_when_asked_for(
+    opened: Opened, classifier: BundleClassifier, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = opened()
+    none = client.post("/v1/predict?neighbours=3", files=forms(png)).json()["pictures"][0]
+    assert none["neighbours"] is None
+    features = classifier.classify(png).features
+    greys = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, axis=1).repeat(8, axis=2)
+    unit = np.stack([features, -features, features * 0 + 1, features]) / np.linalg.norm(features)
+    kept = Thumbnails(greys, ["a", "b", "c", "d"], unit)
+    monkeypatch.setitem(classifier.bundle.__dict__, "thumbnails", kept)
+    for told in (
+        client.post("/v1/predict?neighbours=2", files=forms(png)).json()["pictures"][0],
+        client.post("/v1/explain?neighbours=2", files=forms(png)).json()["prediction"],
+    ):
+        assert [(one["label"], one["similarity"]) for one in told["neighbours"]] == [("a", 1.0), ("d", 1.0)]
+        assert np.array_equal(pixels(told["neighbours"][1]["picture"]), greys[3])
+    assert client.post("/v1/predict", files=forms(png)).json()["pictures"][0]["neighbours"] is None
 
 
 def test_a_busy_desk_is_a_429_that_says_when_to_come(

@@ -46,7 +46,7 @@ class About(_Told):
 class Neighbour(_Told):
     """A training picture that the bundle carries."""
 
-    label: str | None = Field(description="Its class in the training data.")
+    label: str = Field(description="Its class in the training data.")
     similarity: float = Field(description="Cosine of the features.", ge=-1.000001, le=1.000001)
     picture: str = Field(description="Thumbnail: a data URI of a PNG.")
 
@@ -144,7 +144,7 @@ def one_picture(desk: Desk, index: int, found: Prediction | ImageError, *, neigh
         empty: dict[str, Any] = dict.fromkeys(OnePicture.model_fields)
         return OnePicture.model_construct(**empty | {"index": index, "error": reason_of(found)})
     near = None
-    if neighbours and (kept := getattr(desk.classifier.bundle, "thumbnails", None)) is not None:
+    if neighbours and (kept := desk.classifier.bundle.thumbnails) is not None:
         near = [
             Neighbour(label=one.label, similarity=round(one.similarity, _DECIMALS), picture=data_uri(one.grey))
             for one in kept.nearest(found.features, count=neighbours)

@@ -1,0 +1,88 @@
+"""Training pictures that a bundle may carry, small, so that a person sees what a new one is most like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["SIDE", "Neighbour", "Thumbnails", "draw_rows"]
+
+SIDE = 128
+"""Of a thumbnail, in pixels; black bars make it square."""
+
+Grey = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One of them, beside a picture.
+
+    Args:
+        label: its class.
+        similarity: cosine of the bundle's features of both.
+        grey: u8[S, S].
+    """
+
+    label: str
+    similarity: float
+    grey: Grey
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """All that a bundle carries.
+
+    Args:
+        greys: u8[N, S, S].
+        labels: class of each.
+        features: f16 or f32[N, D], of length 1: the bundle's own.
+    """
+
+    greys: Grey
+    labels: Sequence[str]
+    features: npt.NDArray[np.floating]
+
+    def __len__(self) -> int:
+        return len(self.greys)
+
+    def nearest(self, features: Features, *, count: int) -> list[Neighbour]:
+        """The most similar ones to f32[D], the first most of all; of equals, the one that comes first."""
+        own = np.asarray(features, np.float64)
+        similarity = self.features.astype(np.float64) @ own / max(float(np.linalg.norm(own)), 1e-12)
+        order = np.argsort(-similarity, kind="stable")[:count]
+        return [Neighbour(self.labels[row], float(similarity[row]), self.greys[row]) for row in order]
+
+
+def draw_rows(targets: Rows, patients: Sequence[str | None], *, count: int, seed: int) -> Rows:
+    """Which of N labelled pictures are shown: of every class as many as of the others, as far as there are; no patient twice
+    while there is another one of the class.
+
+    Args:
+        targets: i64[N], class of each.
+        patients: of each; pictures without one count as patients of their own.
+        count: how many are wanted.
+        seed: of the draw.
+
+    Returns:
+        i64[min(count, N)], ascending.
+    """
+    order = np.random.default_rng(seed).permutation(len(targets))
+    seen: dict[tuple[int, str | None], int] = {}
+    turns: dict[int, int] = {}
+    ranked = []
+    for row in order:
+        own = (int(targets[row]), patients[row])
+        again = 0 if patients[row] is None else seen.get(own, 0)
+        seen[own] = again + 1
+        ranked.append((again, row))
+    drawn = []
+    for again, row in sorted(ranked, key=lambda one: one[0]):  # stable: the draw decides among equals
+        label = int(targets[row])
+        drawn.append((turns.get(label, 0), again, row))
+        turns[label] = turns.get(label, 0) + 1
+    return np.sort([row for _, _, row in sorted(drawn, key=lambda one: one[0])[:count]]).astype(np.int64)
