@@ -289,6 +289,12 @@ def test_a_short_token_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "no token there; write one of 16 or more letters" in done.stderr
 
 
+def test_without_a_page_it_says_how_to_have_one(serve: Serve) -> None:
+    answer = httpx.get(serve().address)
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain")
+    assert "pip install 'thoraclip[ui]'" in answer.text and "Research use only, not for diagnosis." in answer.text
+
+
 def test_the_log_is_json_but_for_what_a_person_is_told(serve: Serve) -> None:
     server = serve()
     httpx.get(server.address + "/card")

@@ -17,10 +17,13 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.server.answers import NOTE
 from thoraclip.deploy.server.app import Counter, create_app
 from thoraclip.deploy.server.desk import Desk
 from thoraclip.deploy.server.guard import Journal
@@ -124,6 +127,8 @@ def serve_bundles(
         from thoraclip.deploy.server.page import mount_page
 
         mount_page(app, desks, limits)
+    else:
+        app.add_route("/", _front)
     set_up_logs()
     patient = type("_Patient", (_Patient,), {"limits": limits, "crowded": crowded})
     config = uvicorn.Config(
@@ -141,6 +146,14 @@ def _give_memory_back() -> None:
         tune = ctypes.CDLL(None).mallopt
         tune(_MMAP_THRESHOLD, 1 << 20)
         tune(_ARENA_MAX, 2)
+
+
+async def _front(_: Request) -> Response:
+    """For who looks for the page."""
+    return PlainTextResponse(
+        f"ThoraCLIP answers here. {NOTE}\n\nPOST /v1/predict   POST /v1/explain   GET /card   GET /openapi.json\n\n"
+        "A page for the browser: pip install 'thoraclip[ui]', and start the server without --no-page.\n"
+    )
 
 
 async def _refuse_crowd(scope: Scope, receive: Receive, send: Send) -> None:
