@@ -70,7 +70,9 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 
 
-def decode_dicom(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
+def decode_dicom(
+    data: bytes, where: str, max_pixels: int = MAX_PIXELS
+) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
     """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes.
 
     Raises:

@@ -173,7 +173,7 @@ def test_requests_that_are_none_get_a_400(serve: Serve) -> None:
     server = serve()
     for bad in (
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/x\r\n\r\n",
         b"G\x00T / HTTP/1.1\r\n\r\n",
         b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
         b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\ntransfer-encoding: x\r\n\r\n",

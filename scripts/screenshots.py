@@ -1,0 +1,162 @@
+"""Draw the pictures of the page that the docs show, from phantoms alone.
+
+    python scripts/screenshots.py docs/images [--work DIR] [--all]
+
+Needs `thoraclip[study,export,serve,ui]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made in DIR
+and used again if they are there; `--all` draws every scene wide and narrow, light and dark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from thoraclip.data.phantom import draw_phantom
+from thoraclip.data.phantom.others import draw_other_phantom
+
+SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
+COLOURS = 256
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run",
+]  # fmt: skip
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--all", action="store_true")
+    asked = parser.parse_args()
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
+        work = asked.work or Path(scratch)
+        bundles = make_bundles(work)
+        browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        with served(bundles[0]) as one, served(*bundles) as two:
+            wanted = every() if asked.all else DOCUMENTED
+            for name, scene, size, scheme in wanted:
+                draw(browser, asked.out / f"page-{name}.png", two if scene is both else one, scene, size, scheme)
+        browser.close()
+
+
+def make_bundles(work: Path) -> tuple[Path, Path]:
+    """`probe` and `zeroshot`, of the shipped tiny CLIP on 420 phantoms; made the first time."""
+    work.mkdir(parents=True, exist_ok=True)
+    images, manifest = work / "phantoms", work / "phantoms.parquet"
+    if not manifest.exists():
+        call("phantom", images, "--images", 420, "--size", 320, "--difficulty", 0, "--seed", 5)
+        call("index", images, "--layout", "covid-qu-ex", "--out", manifest)
+    for kind, more in (("probe", ["--thumbnails", 90]), ("zeroshot", [])):
+        if not (work / kind).exists():
+            call(kind, manifest, "--out", work / f"{kind}-run", "--set", "model=tiny-clip")
+            call("export", work / f"{kind}-run", "--manifest", manifest, "--out", work / kind, *more)
+    return work / "probe", work / "zeroshot"
+
+
+def call(*words: object) -> None:
+    """Run a command of thoraclip."""
+    subprocess.run([sys.executable, "-m", "thoraclip", *map(str, words)], check=True)
+
+
+@contextmanager
+def served(bundle: Path, beside: Path | None = None) -> Iterator[str]:
+    """The address of a server that runs meanwhile."""
+    words = [bundle, "--port", 0, "--threads", 1, *(["--beside", beside] if beside else [])]
+    command = [sys.executable, "-m", "thoraclip", "serve", *map(str, words)]
+    with tempfile.NamedTemporaryFile() as log, subprocess.Popen(command, stderr=log) as server:
+        while not (found := re.search(r"serving at (http://[\w.:\[\]]+)", Path(log.name).read_text())):
+            if server.poll() is not None:
+                sys.exit(f"the server does not start:\n{Path(log.name).read_text()}")
+            time.sleep(0.1)
+        try:
+            yield found[1]
+        finally:
+            server.terminate()
+
+
+def draw(browser: Browser, file: Path, address: str, scene: Callable[[Page], None], size: str, scheme: str) -> None:
+    """One picture, in few colours."""
+    width, height = SIZES[size]
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce")
+    page.goto(address)
+    page.get_by_label("Choose a chest X-ray").wait_for(state="attached")
+    scene(page)
+    page.wait_for_timeout(300)
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.FLOYDSTEINBERG).save(
+        file, optimize=True
+    )
+    print(f"{file}: {file.stat().st_size:,} bytes")
+    page.close()
+
+
+def start(page: Page) -> None:
+    """Before any picture."""
+
+
+def result(page: Page) -> None:
+    """A phantom of a chest."""
+    give(page, draw_phantom("COVID-19", rng=np.random.default_rng(12), size=384, difficulty=0.0).pixels)
+
+
+def strange(page: Page) -> None:
+    """A phantom of something else."""
+    give(page, draw_other_phantom("hand", rng=np.random.default_rng(2), size=384))
+
+
+def both(page: Page) -> None:
+    """Two bundles on a phantom."""
+    result(page)
+
+
+def error(page: Page) -> None:
+    """No picture."""
+    page.set_input_files("#tc-file", {"name": "report.txt", "mimeType": "text/plain", "buffer": b"Findings: none."})
+    page.get_by_role("alert").filter(has_text="cannot be read").wait_for()
+
+
+def give(page: Page, pixels: np.ndarray) -> None:
+    """Choose a picture, and wait for all heat maps."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    page.set_input_files("#tc-file", {"name": "phantom.png", "mimeType": "image/png", "buffer": stream.getvalue()})
+    for heat in page.locator("[data-heat]").all():
+        heat.wait_for(timeout=60_000)
+
+
+DOCUMENTED = (
+    ("start", start, "wide", "light"),
+    ("result", result, "wide", "light"),
+    ("strange", strange, "wide", "dark"),
+    ("both", both, "wide", "light"),
+    ("phone", result, "narrow", "dark"),
+)
+
+
+def every() -> Iterator[tuple[str, Callable[[Page], None], str, str]]:
+    """All scenes, in all looks."""
+    for scene in (start, result, strange, error, both):
+        for size in SIZES:
+            for scheme in ("light", "dark"):
+                yield f"{scene.__name__}-{size}-{scheme}", scene, size, scheme
+
+
+if __name__ == "__main__":
+    main()

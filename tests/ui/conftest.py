@@ -1,0 +1,250 @@
+"""A browser on a real server with small real bundles; what is missing for that is told by a skip."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from filelock import FileLock
+from PIL import Image
+from tests.imaging.files import dicom
+
+from thoraclip.data.index import index
+from thoraclip.data.phantom import PhantomConfig, draw_phantom, write_phantoms
+from thoraclip.deploy.export import export_bundle
+from thoraclip.methods.original import load_original
+from thoraclip.methods.predictors import read_run
+from thoraclip.methods.probe import Config as ProbeConfig
+from thoraclip.methods.running import run_method
+from thoraclip.methods.zeroshot import Config as ZeroshotConfig
+
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run",
+]  # fmt: skip
+SECONDS = 30
+_WATCH = """
+addEventListener("securitypolicyviolation", e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`));
+"""
+
+
+def need_ui() -> str:
+    """Where Chromium is; skips where the page's packages, Playwright or Chromium are missing."""
+    pytest.importorskip("gradio", reason="the page needs thoraclip[ui]")
+    pytest.importorskip("playwright", reason="these tests drive a browser by Playwright")
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not found:
+        pytest.skip("no Chromium: install one, or name it in CHROMIUM")
+    return found
+
+
+@dataclass
+class Bundles:
+    """A probe with thumbnails, and a zero-shot classifier, of the same phantoms."""
+
+    probe: Path
+    zeroshot: Path
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Bundles:
+    """Made once for all processes of tests."""
+    need_ui()
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "ui"
+    with FileLock(f"{root}.lock"):
+        if not (root / "zeroshot").is_dir():
+            config = PhantomConfig(images=90, size=96, seed=3, difficulty=0.0, fractions=(0.4, 0.4, 0.2))
+            write_phantoms(root / "phantoms", config, workers=1)
+            manifest = index(root / "phantoms", layout="covid-qu-ex").manifest
+            probe = ProbeConfig(model="tiny-clip", l2_steps=3, precision="fp32")
+            for kind, settings in (("probe", probe), ("zeroshot", ZeroshotConfig(model="tiny-clip", precision="fp32"))):
+                run_method(kind, settings, manifest, root / f"{kind}-run")
+                original = load_original(read_run(root / f"{kind}-run"), manifest)
+                export_bundle(original, root / kind, thumbnails=12 if kind == "probe" else 0)
+    return Bundles(root / "probe", root / "zeroshot")
+
+
+class Server:
+    """`thoraclip serve` in a process of its own, whose home, temporary folder and working folder are new.
+
+    Args:
+        root: where these folders are made.
+        words: after `serve`.
+    """
+
+    def __init__(self, root: Path, *words: object) -> None:
+        self.folders = [root / name for name in ("home", "temporary", "here")]
+        for folder in self.folders:
+            folder.mkdir(parents=True)
+        home, temporary, here = map(str, self.folders)
+        self._log = root / "log"
+        self._command = [sys.executable, "-m", "thoraclip", "serve", *map(str, words), "--threads", "1"]
+        self._place: dict[str, Any] = {"cwd": here, "env": os.environ | {"HOME": home, "TMPDIR": temporary}}
+        self.address = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again at the same port."""
+        port = self.address.rpartition(":")[2] or "0"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen([*self._command, "--port", port], stderr=log, **self._place)
+        until = time.monotonic() + 60
+        while not (found := re.search(r"serving at (http://[\w.:]+)", self.log)):
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the server does not start: {self.log}")
+            time.sleep(0.05)
+        self.address = found[1]
+
+    def stop(self) -> int:
+        """Ask it to end; its exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout=SECONDS)
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text()
+
+    @property
+    def written(self) -> list[str]:
+        """Files and folders that it made."""
+        return [str(path) for folder in self.folders for path in folder.rglob("*")]
+
+
+@pytest.fixture(scope="session")
+def server(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The probe alone."""
+    made = Server(tmp_path_factory.mktemp("server"), bundles.probe)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def pair(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Both bundles, and requests of 2 MB at most."""
+    words = ("--beside", bundles.zeroshot, "--set", "megabytes=2")
+    made = Server(tmp_path_factory.mktemp("pair"), bundles.probe, *words)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window."""
+    chromium = need_ui()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@dataclass
+class Visit:
+    """A tab on the page, and all that it did.
+
+    Args:
+        tab: of Playwright.
+        address: of the server.
+        asked: method and address of every request.
+        complaints: errors of the console, of scripts, and of the content security policy.
+    """
+
+    tab: Any
+    address: str
+    asked: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self) -> Visit:
+        """Load the page."""
+        self.tab.on("request", lambda request: self.asked.append(f"{request.method} {request.url}"))
+        self.tab.on("console", lambda told: self.complaints.append(told.text) if told.type == "error" else None)
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.add_init_script(_WATCH)
+        self.tab.goto(self.address)
+        self.tab.get_by_label("Choose a chest X-ray").wait_for(state="attached")
+        return self
+
+    def give(self, data: bytes, *, name: str = "picture.png") -> None:
+        """Choose a file."""
+        self.tab.set_input_files("#tc-file", {"name": name, "mimeType": "", "buffer": data})
+
+    def wait_for_maps(self) -> None:
+        """Until every heat map is there."""
+        for heat in self.tab.locator("[data-heat]").all():
+            heat.wait_for()
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Let the tab go on until something is so."""
+        until = time.monotonic() + SECONDS
+        while not is_so():
+            assert time.monotonic() < until
+            self.tab.wait_for_timeout(20)
+
+    @property
+    def scores(self) -> list[dict[str, str]]:
+        """Of each table: class -> score with 6 decimals."""
+        read = "rows => Object.fromEntries(rows.map(row => [row.dataset.label, row.dataset.score]))"
+        return [one.locator("tbody tr").evaluate_all(read) for one in self.tab.get_by_role("table").all()]
+
+    @property
+    def foreign(self) -> list[str]:
+        """Requests to other hosts."""
+        own = tuple(f"{scheme}{self.address}/" for scheme in ("", "blob:"))
+        return [one for one in self.asked if not one.split(" ", 1)[1].startswith((*own, "data:"))]
+
+
+def visiting(browser: Any, address: str, **options: Any) -> Iterator[Visit]:
+    """A tab that must end without complaints and without foreign requests."""
+    tab = browser.new_page(**options)
+    tab.set_default_timeout(1000 * SECONDS)
+    visit = Visit(tab, address)
+    yield visit.open()
+    tab.close()
+    assert visit.complaints == []
+    assert visit.foreign == []
+
+
+@pytest.fixture
+def visit(browser: Any, server: Server) -> Iterator[Visit]:
+    """One bundle, on a desk."""
+    yield from visiting(browser, server.address)
+
+
+@pytest.fixture
+def visit_pair(browser: Any, pair: Server) -> Iterator[Visit]:
+    """Two bundles, on a desk."""
+    yield from visiting(browser, pair.address)
+
+
+@pytest.fixture(scope="session")
+def chest() -> npt.NDArray[np.uint8]:
+    """u8[128, 128], a phantom."""
+    return draw_phantom("COVID-19", rng=np.random.default_rng(12), size=128, difficulty=0.0).pixels
+
+
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """A file of it."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def pictures(chest: npt.NDArray[np.uint8]) -> dict[str, bytes]:
+    """The phantom as `png` and `dicom`, in which it looks a little different."""
+    return {"png": png(chest), "dicom": dicom(np.flipud(chest).copy())}
