@@ -113,6 +113,13 @@ class Server:
         self.process.terminate()
         return self.process.wait(timeout=SECONDS)
 
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
     @property
     def log(self) -> str:
         """What it has written so far."""
@@ -127,18 +134,16 @@ class Server:
 @pytest.fixture(scope="session")
 def server(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The probe alone."""
-    made = Server(tmp_path_factory.mktemp("server"), bundles.probe)
-    yield made
-    made.stop()
+    with Server(tmp_path_factory.mktemp("server"), bundles.probe) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
 def pair(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Both bundles, and requests of 2 MB at most."""
     words = ("--beside", bundles.zeroshot, "--set", "megabytes=2")
-    made = Server(tmp_path_factory.mktemp("pair"), bundles.probe, *words)
-    yield made
-    made.stop()
+    with Server(tmp_path_factory.mktemp("pair"), bundles.probe, *words) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

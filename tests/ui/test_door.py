@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -161,11 +162,26 @@ def test_it_works_behind_a_proxy_that_calls_the_host_otherwise(behind_proxy: Vis
     behind_proxy.wait_for_maps()
 
 
+def test_a_browser_is_asked_for_the_token_and_then_shows_the_page(
+    browser: Any, bundles: Bundles, pictures: dict[str, bytes], tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("a-token-of-some-length")
+    known = {"username": "anybody", "password": token.read_text()}
+    with Server(tmp_path / "server", bundles.probe, "--token-file", token) as server:
+        for visit in visiting(browser, server.address, http_credentials=known):
+            visit.give(pictures["png"])
+            visit.wait_for_maps()
+        assert status(server, "GET", "/") == status(server, "GET", "/page/page.js") == 401
+
+
 def test_an_open_page_does_not_keep_the_server_and_tells_that_it_is_gone(
     browser: Any, bundles: Bundles, pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
-    server = Server(tmp_path, bundles.probe, "--set", "grace_seconds=60")  # longer than `stop` waits
-    for visit in visiting(browser, server.address):
+    with (
+        Server(tmp_path, bundles.probe, "--set", "grace_seconds=60") as server,  # longer than `stop` waits
+        contextmanager(visiting)(browser, server.address) as visit,
+    ):
         visit.give(pictures["png"])
         visit.wait_for_maps()
         assert server.stop() == 0
@@ -179,7 +195,6 @@ def test_an_open_page_does_not_keep_the_server_and_tells_that_it_is_gone(
         visit.wait_for_maps()
         assert all("ERR_CONNECTION_REFUSED" in one for one in visit.complaints)
         visit.complaints.clear()
-    server.stop()
 
 
 def test_gradio_keeps_no_picture(bundles: Bundles, pictures: dict[str, bytes]) -> None:
@@ -229,6 +244,43 @@ def test_what_the_page_never_sends_is_refused(server: Server, told: dict[str, An
     )
     with urllib.request.urlopen(request) as response:
         assert json.load(response)["data"] == [{"number": 1, "refused": reason}]
+
+
+FOREIGN = {"path": "/etc/DOE-JANE", "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "{", "[]", "{}", {"data": "DOE-JANE", "fn_index": 0}, {"data": [], "fn_index": 99}, {"data": [], "fn_index": "DOE-JANE"},
+        {"data": [], "fn_index": 0, "event_data": {"number": FOREIGN}}, {"data": [FOREIGN], "fn_index": 0, "event_data": FOREIGN},
+    ],
+)  # fmt: skip
+def test_what_gradio_refuses_is_told_as_a_problem_and_never_quoted(server: Server, asked: Any) -> None:
+    body = (asked if isinstance(asked, str) else json.dumps(asked)).encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(
+            urllib.request.Request(
+                server.address + "/gradio_api/run/predict", body, {"content-type": "application/json"}, method="POST"
+            )
+        )
+    answer = refused.value.read().decode()
+    assert refused.value.headers["content-type"] == "application/problem+json"
+    assert json.loads(answer)["detail"] == "the page does not ask so; reload it"
+    assert "DOE-JANE" not in answer + server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("event", [None, [1], "x", {"number": {"a": 1}}])
+def test_an_odd_event_gets_an_answer_to_nobody(server: Server, event: Any) -> None:
+    body = json.dumps({"data": [], "fn_index": 0, "event_data": event}).encode()
+    request = urllib.request.Request(
+        server.address + "/gradio_api/run/predict", body, {"content-type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request) as response:
+        assert json.load(response)["data"] == [
+            {"number": None, "refused": "This picture cannot be read: the file is empty."}
+        ]
 
 
 def test_reasons_are_told_in_words_and_a_fault_tells_nothing() -> None:

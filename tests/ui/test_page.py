@@ -194,7 +194,7 @@ def test_a_picture_can_be_dropped_anywhere(visit: Visit, pictures: dict[str, byt
 
 def test_the_last_picture_wins(visit: Visit, bundles: Bundles, pictures: dict[str, bytes], tmp_path: Path) -> None:
     asked: list[Any] = []
-    visit.tab.route("**/gradio_api/run/predict*", asked.append)
+    visit.tab.route("**/gradio_api/run/predict*", lambda route: asked.append(route))
     visit.give(pictures["dicom"], name="first.dcm")
     visit.wait_until(lambda: len(asked) == 1)
     visit.give(pictures["png"])
@@ -202,8 +202,8 @@ def test_the_last_picture_wins(visit: Visit, bundles: Bundles, pictures: dict[st
     visit.wait_until(lambda: len(asked) == 2)
     assert visit.tab.get_by_role("table").count() == 0
     assert visit.tab.get_by_text("first.dcm").count() == 0
-    visit.tab.unroute_all()
     asked[1].continue_()
+    visit.tab.unroute_all()
     visit.wait_for_maps()
     assert visit.scores == [scores(told_by_predict(bundles.probe, pictures["png"], tmp_path))]
 

@@ -20,8 +20,8 @@ def one(**told: Any) -> OnePicture:
     return OnePicture(**{**usual, "neighbours": None, "error": None, **told})
 
 
-def desk(sets: Any = None) -> Any:
-    return SimpleNamespace(classifier=SimpleNamespace(bundle=SimpleNamespace(sets=sets)))
+def desk(sets: Any = None, scaling: Any = None) -> Any:
+    return SimpleNamespace(classifier=SimpleNamespace(bundle=SimpleNamespace(sets=sets, scaling=scaling)))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,19 @@ def test_the_warning_stands_above_the_numbers_or_nowhere() -> None:
     )
     assert "mean nothing" not in answer_html(desk(), one())
     assert "cannot tell whether a picture is unlike" in answer_html(desk(), one(ood=None, ood_score=None))
+
+
+def test_what_is_not_calibrated_is_not_called_so() -> None:
+    assert "<caption>Probability, not calibrated</caption>" in answer_html(desk(), one())
+    assert "<caption>Calibrated probability</caption>" in answer_html(desk(scaling=object()), one())
+
+
+def test_a_line_does_not_break_within_a_short_name() -> None:
+    html = answer_html(desk(), one(set=["COVID-19", "<b>-c"], scores={"COVID-19": 0.5, "<b>-c": 0.5}))
+    headline = (
+        'abstains between <span class="tc-whole">COVID-19</span> and <span class="tc-whole">&lt;b&gt;-c</span></h3>'
+    )
+    assert headline in html
 
 
 def test_the_promise_is_that_of_the_bundle() -> None:

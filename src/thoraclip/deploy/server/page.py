@@ -16,10 +16,12 @@ import binascii
 import io
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +70,7 @@ def mount_page(app: FastAPI, desks: Sequence[Desk], limits: Limits) -> None:
     import gradio as gr
 
     inner, theme = FastAPI(), gr.themes.Base(font=list(_FONT), font_mono=["ui-monospace", "monospace"])
+    _keep_quiet()
     with _nothing_on_disk():
         blocks = _blocks(desks, limits)
         gr.mount_gradio_app(
@@ -113,7 +116,8 @@ def _box(name: str, answer: Callable[[Told], Awaitable[Told]]) -> None:
     import gradio as gr
 
     async def on_ask(event: Any) -> Told:
-        return await _safely(answer, event._data)
+        told = event._data
+        return await _safely(answer, told if isinstance(told, dict) else {})
 
     on_ask.__annotations__ = {"event": gr.EventData}
     script = f"thoraclip.box('{name}', told => trigger('ask', told), () => props.value, watch)"
@@ -139,6 +143,7 @@ def _box(name: str, answer: Callable[[Told], Awaitable[Told]]) -> None:
 async def _safely(answer: Callable[[Told], Awaitable[Told]], told: Told) -> Told:
     """The answer, or the reason why there is none; a fault goes to the log, and not a word of it to the page."""
     number = told.get("number")
+    number = number if isinstance(number, int) else None  # Gradio would go for the file that an object may name
     try:
         return {"number": number, **await answer(told)}
     except BusyError as error:
@@ -208,13 +213,21 @@ def _text(told: Told, name: str) -> str:
     return found
 
 
-@contextmanager
-def _nothing_on_disk() -> Iterator[None]:
-    """Keep Gradio from making a folder for its editor, which is closed here, and from loading Matplotlib at the first event,
-    which makes one of its own."""
+def _keep_quiet() -> None:
+    """Keep Gradio from printing errors, which may quote a request, and from loading Matplotlib, which makes folders."""
     from gradio import routes, utils
 
+    def log() -> None:
+        tell("failure", level=logging.ERROR, error=sys.exc_info()[1], request_id="page")
+
+    routes.traceback = SimpleNamespace(print_exc=log)
     utils.MatplotlibBackendMananger = nullcontext
+
+
+@contextmanager
+def _nothing_on_disk() -> Iterator[None]:
+    """Keep Gradio from making a folder for its editor, which is closed here."""
+    from gradio import routes
 
     class _Unmade(type(Path())):  # type: ignore[misc]
         def mkdir(self, *args: Any, **options: Any) -> None:

@@ -15,6 +15,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from thoraclip.deploy.server.problems import RefusedError, problem
+
 __all__ = ["LET_IN", "PageRoute", "policy"]
 
 _READ = frozenset({"GET", "HEAD"})
@@ -43,7 +45,7 @@ _NOISE = (
 """For previews on other sites, an app on a phone's desk, and frames of other sites."""
 _OWN = """
 <link rel="stylesheet" href="./page/page.css">
-<script>window.__gradio_mode__ = "app"; </script>
+<script>window.__gradio_mode__ = "app"; window.gradio_config.root = new URL(".", location.href).href.replace(/[/]$/, "");</script>
 <script src="./page/page.js"></script>
 """
 """Whatever a proxy calls the host: the page asks where it came from."""
@@ -82,9 +84,8 @@ class PageRoute(BaseRoute):
         elif path.startswith("/page/"):
             await self._own(scope, receive, send)
         else:
-            await self._page(
-                dict(scope), receive, _leaving(send, _CACHED if path.startswith("/assets/") else "no-store")
-            )
+            cached = _CACHED if path.startswith("/assets/") else "no-store"
+            await self._page(dict(scope), receive, _refusing(_leaving(send, cached), scope, receive, send))
 
     async def _front(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's page without its noise, with ours, and with a policy that nothing else can run in it."""
@@ -141,5 +142,21 @@ def _leaving(send: Send, cached: str) -> Send:
             message = {**message, "headers": kept}
             MutableHeaders(raw=kept)["cache-control"] = cached
         await send(message)
+
+    return answer
+
+
+def _refusing(send: Send, scope: Scope, receive: Receive, plain: Send) -> Send:
+    """What Gradio refuses becomes problem details, without what was sent."""
+    is_refused = False
+
+    async def answer(message: Message) -> None:
+        nonlocal is_refused
+        if message.get("status", 200) >= 400:
+            is_refused = True
+            reason = "not found" if message["status"] == 404 else "the page does not ask so; reload it"
+            await problem(RefusedError(message["status"], reason))(scope, receive, plain)
+        elif not is_refused:
+            await send(message)
 
     return answer

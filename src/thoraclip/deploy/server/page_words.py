@@ -82,7 +82,10 @@ def answer_html(desk: Desk, one: OnePicture) -> str:
     """What a bundle says of a picture that could be read."""
     assert one.scores is not None
     rows = sorted(one.scores.items(), key=lambda item: -item[1])
-    return _render("answer.html.j2", one=one, rows=rows, said=verdict(one), promise=_promise(desk), strange=STRANGE)
+    return _render(
+        "answer.html.j2", one=one, rows=rows, said=verdict(one), promise=_promise(desk), strange=STRANGE,
+        is_calibrated=desk.classifier.bundle.scaling is not None,
+    )  # fmt: skip
 
 
 def near_html(one: OnePicture) -> str:
@@ -173,8 +176,16 @@ def _and(names: Sequence[str]) -> str:
 @cache
 def _templates() -> Any:
     found = environment("thoraclip.deploy.server", html=True)
-    found.filters["chance"] = chance
+    found.filters |= {"chance": chance, "whole": _whole}
     return found
+
+
+def _whole(text: str) -> Any:
+    """Escaped, and no line is broken at the hyphen of a short name."""
+    from markupsafe import Markup, escape
+
+    span = r'<span class="tc-whole">\1</span>'
+    return Markup(re.sub(r"(?<!\S)([^\s-]{1,12}-[^\s-]{1,12})(?!\S)", span, str(escape(text))))
 
 
 def _render(name: str, **values: Any) -> str:
