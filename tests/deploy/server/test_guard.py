@@ -53,7 +53,7 @@ def test_without_it_nothing_is_told(opened: Opened, png: bytes, header: str | No
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
     response = opened(token=TOKEN).post(path, files=forms(png), headers=headers)  # type: ignore[arg-type]
     assert reason(response, 401) == "send the token: Authorization: Bearer TOKEN"
-    assert response.headers["www-authenticate"].startswith("Bearer, Basic realm=")
+    assert response.headers["www-authenticate"].startswith("Basic realm=")
 
 
 def test_what_watches_over_the_process_needs_no_token(opened: Opened) -> None:

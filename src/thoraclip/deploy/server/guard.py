@@ -180,9 +180,10 @@ class Guard:
         if not self._token or scope["path"] in _OPEN or _is_preflight(scope, headers):
             return
         if not hmac.compare_digest(_secret(headers.get("authorization", "")), self._token):
+            # Basic alone: a browser that is offered Bearer beside it asks for no password
             challenge = 'Basic realm="thoraclip: any name, and the token as password", charset="UTF-8"'
             raise RefusedError(
-                401, "send the token: Authorization: Bearer TOKEN", headers={"www-authenticate": f"Bearer, {challenge}"}
+                401, "send the token: Authorization: Bearer TOKEN", headers={"www-authenticate": challenge}
             )
 
     def _refuse_size(self, size: int) -> None:
