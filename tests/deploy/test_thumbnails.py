@@ -64,12 +64,25 @@ def test_the_nearest_are_those_of_the_largest_cosine(images: int, count: int, se
     slow = []
     for i in range(images):
         dot = sum(float(a) * float(b) for a, b in zip(unit[i], own, strict=True))
-        slow.append((dot / sum(float(b) ** 2 for b in own) ** 0.5, i))
+        lengths = [sum(float(value) ** 2 for value in row) ** 0.5 for row in (unit[i], own)]
+        slow.append((dot / (lengths[0] * lengths[1]), i))
     slow.sort(key=lambda one: (-one[0], one[1]))
     found = kept.nearest(own, count=count)
     assert [one.label for one in found] == [str(i) for _, i in slow[:count]]
     assert [int(one.grey[0, 0]) for one in found] == [i for _, i in slow[:count]]
     assert [one.similarity for one in found] == pytest.approx([value for value, _ in slow[:count]], abs=1e-9)
+
+
+@pytest.mark.parametrize("images", [2, 7, 16, 33])
+def test_equal_pictures_tie_and_no_cosine_exceeds_1(images: int) -> None:
+    """Of any length D; the server refuses to tell more than 1."""
+    for width in range(3, 200, 7):
+        own = np.random.default_rng(width).normal(size=width)
+        unit = np.tile(own / np.linalg.norm(own), (images, 1)).astype(np.float16)
+        kept = Thumbnails(np.zeros((images, 1, 1), np.uint8), [str(i) for i in range(images)], unit)
+        found = kept.nearest(own.astype(np.float32), count=images)
+        assert [one.label for one in found] == [str(i) for i in range(images)]
+        assert all(1 - 1e-6 < one.similarity <= 1 for one in found)
 
 
 def test_a_training_picture_is_nearest_to_itself(carrying: Path, workshop: Workshop) -> None:

@@ -53,7 +53,10 @@ class Thumbnails:
     def nearest(self, features: Features, *, count: int) -> list[Neighbour]:
         """The most similar ones to f32[D], the first most of all; of equals, the one that comes first."""
         own = np.asarray(features, np.float64)
-        similarity = self.features.astype(np.float64) @ own / max(float(np.linalg.norm(own)), 1e-12)
+        kept = self.features.astype(np.float64)  # f16 is off length 1 by up to 5e-4
+        lengths = np.linalg.norm(kept, axis=1) * np.linalg.norm(own)
+        # not `@`: BLAS sums some rows in another order, and equal pictures would not tie
+        similarity = ((kept * own).sum(axis=1) / np.maximum(lengths, 1e-12)).clip(-1, 1)
         order = np.argsort(-similarity, kind="stable")[:count]
         return [Neighbour(self.labels[row], float(similarity[row]), self.greys[row]) for row in order]
 
