@@ -25,7 +25,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.fuzz_server import Served
+from scripts.served import Served
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.deploy.runtime import open_bundle
@@ -116,7 +116,7 @@ def main() -> None:
     count = args.clients * args.requests
     print("| | requests | per second | p50 ms | p95 ms | answers |\n|---|---|---|---|---|---|")
     half = loop(args.bundle, pictures, count // 8)
-    server = Served(args.bundle)
+    server = Served(args.bundle, "--no-page")
     load(server.address, pictures, clients=1, requests=20)
     seconds, alone, statuses = load(server.address, pictures, clients=1, requests=count // 8)
     print(told("one client", seconds, alone, statuses), flush=True)
@@ -136,7 +136,7 @@ def main() -> None:
         f"beside 20 clients whose upload drips: p50 {statistics.median(times) / before:.2f} x that of one client alone, {dict(statuses)}"
     )
 
-    crowded = Served(args.bundle, "--set", "waiting=32")
+    crowded = Served(args.bundle, "--no-page", "--set", "waiting=32")
     _, _, statuses = load(crowded.address, pictures, clients=200, requests=10)
     after = load(crowded.address, pictures, clients=1, requests=20)[2]
     print(

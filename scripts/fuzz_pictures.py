@@ -288,6 +288,16 @@ def run(files: int, seed: int, limit: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def told(report: dict[str, Any], begin: float, out: Path | None) -> int:
+    """Print a report, with the seconds since it was begun, and write it to `out`; returns the exit code."""
+    report["seconds"] = round(time.perf_counter() - begin)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
+    return 1 if report["failures"] else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=10_000)
@@ -301,12 +311,7 @@ def main() -> int:
         return 0
     begin = time.perf_counter()
     report = run(args.files, args.seed, args.limit)
-    report["seconds"] = round(time.perf_counter() - begin)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    return 1 if report["failures"] else 0
+    return told(report, begin, args.out)
 
 
 if __name__ == "__main__":

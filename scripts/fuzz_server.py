@@ -10,12 +10,8 @@ more than `--growth` MB from a tenth of the way on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,46 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.fuzz_pictures import damaged, valid_files
+from scripts.fuzz_pictures import damaged, told, valid_files
+from scripts.served import Served
 
 KINDS = {"png": "image/png", "jpeg": "image/jpeg", "dicom": "application/dicom"}
-
-
-class Served:
-    """A server in a process of its own, and its log."""
-
-    def __init__(self, bundle: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "thoraclip", "serve", str(bundle), "--port", "0", "--no-page", *arguments]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.log: list[str] = []
-        self._heard = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
-        if not self._heard.wait(60):
-            raise SystemExit("".join(self.log))
-        self.address = next((line.split()[2] for line in self.log if line.startswith("serving at ")), "")
-        if not self.address:
-            raise SystemExit("".join(self.log))
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            if line.startswith("serving at "):
-                self._heard.set()
-        self._heard.set()
-
-    def megabytes(self) -> float:
-        """Memory of the server, without its helpers."""
-        return psutil.Process(self.process.pid).memory_info().rss / 1e6
-
-    def stop(self) -> int:
-        """Tell it to stop; returns its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
 
 
 def failure_of(response: httpx.Response, seconds: float, limit: float) -> str | None:
@@ -81,7 +44,7 @@ def failure_of(response: httpx.Response, seconds: float, limit: float) -> str | 
 
 def run(bundle: Path, files: int, seed: int, limit: float, growth: float) -> dict[str, Any]:
     """The report."""
-    server, valid = Served(bundle), valid_files()
+    server, valid = Served(bundle, "--no-page"), valid_files()
     statuses: dict[str, Counter[int]] = {}
     failures: list[str] = []
     memory: list[float] = []
@@ -132,12 +95,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     begin = time.perf_counter()
     report = run(args.bundle, args.files, args.seed, args.limit, args.growth)
-    report["seconds"] = round(time.perf_counter() - begin)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    return 1 if report["failures"] else 0
+    return told(report, begin, args.out)
 
 
 if __name__ == "__main__":

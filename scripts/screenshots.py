@@ -11,19 +11,20 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.served import Served
 
 from thoraclip.data.phantom import draw_phantom
 from thoraclip.data.phantom.others import draw_other_phantom
@@ -34,6 +35,7 @@ ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run",
 ]  # fmt: skip
+ALONE = ("--threads", "1")
 
 
 def main() -> None:
@@ -49,10 +51,17 @@ def main() -> None:
         work = asked.work or Path(scratch)
         bundles = make_bundles(work)
         browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        with served(bundles[0]) as one, served(*bundles) as two:
+        with Served(bundles[0], *ALONE) as one, Served(bundles[0], *ALONE, "--beside", str(bundles[1])) as two:
             wanted = every() if asked.all else DOCUMENTED
             for name, scene, size, scheme in wanted:
-                draw(browser, asked.out / f"page-{name}.png", two if scene is both else one, scene, size, scheme)
+                draw(
+                    browser,
+                    asked.out / f"page-{name}.png",
+                    (two if scene is both else one).address,
+                    scene,
+                    size,
+                    scheme,
+                )
         browser.close()
 
 
@@ -73,22 +82,6 @@ def make_bundles(work: Path) -> tuple[Path, Path]:
 def call(*words: object) -> None:
     """Run a command of thoraclip."""
     subprocess.run([sys.executable, "-m", "thoraclip", *map(str, words)], check=True)
-
-
-@contextmanager
-def served(bundle: Path, beside: Path | None = None) -> Iterator[str]:
-    """The address of a server that runs meanwhile."""
-    words = [bundle, "--port", 0, "--threads", 1, *(["--beside", beside] if beside else [])]
-    command = [sys.executable, "-m", "thoraclip", "serve", *map(str, words)]
-    with tempfile.NamedTemporaryFile() as log, subprocess.Popen(command, stderr=log) as server:
-        while not (found := re.search(r"serving at (http://[\w.:\[\]]+)", Path(log.name).read_text())):
-            if server.poll() is not None:
-                sys.exit(f"the server does not start:\n{Path(log.name).read_text()}")
-            time.sleep(0.1)
-        try:
-            yield found[1]
-        finally:
-            server.terminate()
 
 
 def draw(browser: Browser, file: Path, address: str, scene: Callable[[Page], None], size: str, scheme: str) -> None:

@@ -267,7 +267,7 @@ def write_self_test(folder: Path, greys: Greys, scores: npt.NDArray[np.float32])
 
 def write_thumbnails(folder: Path, found: Thumbnails, labels: LabelSet) -> dict[str, Any]:
     """Write training pictures; returns what `bundle.json` says of them."""
-    targets = np.array([labels.names.index(label) for label in found.labels], dtype=np.uint8)
+    targets = np.array([labels.names.index(label) for label in found.labels], dtype=np.int64)
     np.savez_compressed(
         folder / _THUMBNAILS, greys=found.greys, targets=targets, features=found.features.astype(np.float16)
     )

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts.served import Served
 from starlette.testclient import TestClient
 from tests.deploy.conftest import Workshop
 
@@ -61,69 +55,13 @@ def opened(classifier: BundleClassifier) -> Iterator[Callable[..., TestClient]]:
         client.__exit__()
 
 
-class Server:
-    """`thoraclip serve` in a process of its own, on a free port of this machine.
-
-    Args:
-        bundle: folder.
-        arguments: more of them.
-        environment: more variables.
-    """
-
-    def __init__(self, bundle: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "thoraclip", "serve", str(bundle), "--port", "0", "--no-page", *arguments]
-        self.process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=os.environ | (environment or {}), stderr=subprocess.PIPE, text=True
-        )
-        self.log: list[str] = []
-        self._heard = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        assert self._heard.wait(60), "".join(self.log)
-        found = re.search(r"serving at http://127\.0\.0\.1:(\d+)", "".join(self.log))
-        assert found, "".join(self.log)
-        self.port = int(found[1])
-        self.address = f"http://127.0.0.1:{self.port}"
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            if line.startswith("serving at "):
-                self._heard.set()
-        self._heard.set()
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The log's lines of a kind."""
-        told = [json.loads(line) for line in self.log if line.startswith("{")]
-        return [line for line in told if line["event"] == name]
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Tell it to stop; returns its exit code."""
-        self.process.send_signal(number)
-        code = self.process.wait(60)
-        self._reader.join(5)
-        return code
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stderr is not None
-        self._reader.join(5)
-        self.process.stderr.close()
-
-
 @pytest.fixture
-def serve(bundle: Path) -> Iterator[Callable[..., Server]]:
+def serve(bundle: Path) -> Iterator[Callable[..., Served]]:
     """`serve("--set", "files=2")` -> a running server of the small bundle."""
-    running: list[Server] = []
+    running: list[Served] = []
 
-    def start(*arguments: str, environment: dict[str, str] | None = None) -> Server:
-        running.append(Server(bundle, *arguments, environment=environment))
+    def start(*arguments: str, environment: dict[str, str] | None = None) -> Served:
+        running.append(Served(bundle, "--no-page", *arguments, environment=environment))
         return running[-1]
 
     yield start

@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from tests.deploy.server.conftest import REPOSITORY, Server
+from scripts.served import Served
+from tests.deploy.server.conftest import REPOSITORY
 
 from thoraclip.deploy.server.limits import Limits
 
@@ -26,8 +27,8 @@ ADDRESS = "127.0.0.1:8000"
 
 
 @pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    with Server(bundle, "--threads", "1") as running:
+def server(bundle: Path) -> Iterator[Served]:
+    with Served(bundle, "--no-page", "--threads", "1") as running:
         yield running
 
 
@@ -48,7 +49,7 @@ def test_the_image_has_a_user_without_rights_and_asks_itself_whether_it_is_ready
     assert not re.search(r"^(RUN|COPY \.|ADD)", last, re.MULTILINE)
 
 
-def test_the_image_asks_itself_by_an_example_that_runs(server: Server) -> None:
+def test_the_image_asks_itself_by_an_example_that_runs(server: Served) -> None:
     _, last = stages()
     (told,) = re.findall(r"^HEALTHCHECK .*? CMD (\[.*\])$", last, re.MULTILINE)
     _, option, code = json.loads(told)
@@ -197,7 +198,7 @@ def nginx_here(folder: Path, upstream: int, port: int) -> Path:
 
 
 @pytest.fixture
-def proxied(server: Server, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def proxied(server: Served, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address of nginx in front of a server, and the folder where it could write."""
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     if program is None:

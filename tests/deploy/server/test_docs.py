@@ -22,8 +22,9 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from scripts.served import Served
 from starlette.testclient import TestClient
-from tests.deploy.server.conftest import REPOSITORY, Server
+from tests.deploy.server.conftest import REPOSITORY
 from tests.imaging.files import dicom
 
 from thoraclip.config import field_help, toml_value
@@ -49,11 +50,11 @@ def section(title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def servers(bundle: Path) -> Iterator[dict[bool, Server]]:
+def servers(bundle: Path) -> Iterator[dict[bool, Served]]:
     """Whether a token is demanded -> a server."""
     with (
-        Server(bundle, "--threads", "1") as plain,
-        Server(bundle, "--threads", "1", environment={"THORACLIP_TOKEN": TOKEN}) as guarded,
+        Served(bundle, "--no-page", "--threads", "1") as plain,
+        Served(bundle, "--no-page", "--threads", "1", environment={"THORACLIP_TOKEN": TOKEN}) as guarded,
     ):
         yield {False: plain, True: guarded}
 
@@ -87,7 +88,7 @@ def run_example(kind: str, code: str, folder: Path, address: str) -> str:
 
 
 @pytest.mark.parametrize(("kind", "code"), ASKING)
-def test_every_example_runs(kind: str, code: str, servers: dict[bool, Server], folder: Path) -> None:
+def test_every_example_runs(kind: str, code: str, servers: dict[bool, Served], folder: Path) -> None:
     server = servers[code in section("Tokens")]
     told = run_example(kind, code, folder, f"127.0.0.1:{server.port}")
     if "explain" in code and kind == "sh":
@@ -177,7 +178,7 @@ def test_every_status_and_every_field_is_told() -> None:
     assert set(re.findall(r"`(\w+)`", rows)) == set(OnePicture.model_fields)
 
 
-def test_every_metric_is_told_and_every_one_that_is_told_exists(servers: dict[bool, Server], png: bytes) -> None:
+def test_every_metric_is_told_and_every_one_that_is_told_exists(servers: dict[bool, Served], png: bytes) -> None:
     httpx.post(servers[False].address + "/v1/predict", content=png, headers={"content-type": "image/png"}, timeout=60)
     text = httpx.get(servers[False].address + "/metrics").text
     kinds = dict(re.findall(r"^# TYPE (thoraclip_\w+) (\w+)$", text, re.MULTILINE))

@@ -13,23 +13,23 @@ import pytest
 from PIL import Image
 from scripts.fuzz_pictures import damaged, valid_files
 from scripts.fuzz_server import KINDS, failure_of
-from tests.deploy.server.conftest import Server
+from scripts.served import Served
 from tests.deploy.server.test_app import forms, reason
 from tests.imaging.files import chunk, data_set, encoded, waves, written
 
-Serve = Callable[..., Server]
+Serve = Callable[..., Served]
 
 
 @pytest.fixture(scope="module")
-def server(bundle: object) -> Iterator[Server]:
-    with Server(bundle) as one:  # type: ignore[arg-type]
+def server(bundle: object) -> Iterator[Served]:
+    with Served(bundle, "--no-page") as one:  # type: ignore[arg-type]
         yield one
         assert one.stop() == 0
         assert not [line for line in one.log if '"level": "error"' in line]
 
 
 @pytest.fixture
-def ask(server: Server, png: bytes) -> Iterator[Callable[..., httpx.Response]]:
+def ask(server: Served, png: bytes) -> Iterator[Callable[..., httpx.Response]]:
     """Asks to predict, soon; afterwards an honest picture is answered and memory is as it was."""
     process = psutil.Process(server.process.pid)
     with httpx.Client(base_url=server.address, timeout=60) as client:
@@ -134,7 +134,7 @@ def test_headers_of_a_part_are_bounded(ask: Callable[..., httpx.Response], png: 
         assert reason(ask(content=body, headers=kind), 400)
 
 
-def test_damaged_files_are_read_or_refused_with_a_reason(server: Server) -> None:
+def test_damaged_files_are_read_or_refused_with_a_reason(server: Served) -> None:
     """Some of the 10,000 that `scripts/fuzz_server.py` sends."""
     files = valid_files()
     with httpx.Client(base_url=server.address, timeout=60) as client:
@@ -157,7 +157,7 @@ def test_what_a_decoder_hangs_on_is_given_up_and_others_are_served_meanwhile(ser
 @pytest.mark.parametrize(
     "path", ["/../etc/passwd", "/v1/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/card/../../x", "/static/../app.py", "/%00"]
 )  # fmt: skip
-def test_paths_lead_nowhere(server: Server, path: str) -> None:
+def test_paths_lead_nowhere(server: Served, path: str) -> None:
     request = httpx.Request("GET", server.address)
     request.url = httpx.URL(server.address, raw_path=path.encode())
     with httpx.Client() as client:
@@ -165,7 +165,7 @@ def test_paths_lead_nowhere(server: Server, path: str) -> None:
     assert response.status_code == 404 and "root:" not in response.text
 
 
-def test_a_name_of_a_bundle_is_no_path(server: Server, png: bytes) -> None:
+def test_a_name_of_a_bundle_is_no_path(server: Served, png: bytes) -> None:
     response = httpx.post(server.address + "/v1/predict?bundle=../../etc", files=forms(png))
     assert "no bundle is called '../../etc'" in reason(response, 404)
     assert "no bundle" in reason(httpx.get(server.address + "/card", params={"bundle": "/etc/passwd"}), 404)

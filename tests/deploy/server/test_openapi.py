@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.deploy.server.conftest import REPOSITORY, Server
+from scripts.served import Served
+from tests.deploy.server.conftest import REPOSITORY
 
 SETTINGS = """
 [checks.positive_data_acceptance]
@@ -36,7 +37,7 @@ for kind in ("image/png", "image/jpeg", "application/dicom", "application/octet-
 TOKEN = "a-token-of-some-length"
 
 
-def test_every_answer_is_one_that_the_document_knows(serve: Callable[..., Server], tmp_path: Path) -> None:
+def test_every_answer_is_one_that_the_document_knows(serve: Callable[..., Served], tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text(SETTINGS)
     (tmp_path / "hooks.py").write_text(HOOKS)
     server = serve(environment={"THORACLIP_TOKEN": TOKEN})

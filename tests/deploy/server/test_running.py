@@ -17,11 +17,12 @@ import httpx
 import psutil
 import pytest
 from PIL import Image
-from tests.deploy.server.conftest import REPOSITORY, Server
+from scripts.served import Served
+from tests.deploy.server.conftest import REPOSITORY
 from tests.deploy.server.test_app import forms, reason
 from tests.small_install import run_small
 
-Serve = Callable[..., Server]
+Serve = Callable[..., Served]
 
 
 def noise(side: int) -> bytes:
@@ -31,7 +32,7 @@ def noise(side: int) -> bytes:
     return stream.getvalue()
 
 
-def connect(server: Server) -> socket.socket:
+def connect(server: Served) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=30)
 
 

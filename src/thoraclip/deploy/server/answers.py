@@ -181,7 +181,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, _DECIMALS)
 
 
-def reason_of(error: ImageError) -> str:
+def reason_of(error: Exception) -> str:
     """Why a picture cannot be read, without a name for it: the request has none."""
     return str(error).removeprefix("image: ")
 

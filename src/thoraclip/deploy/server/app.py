@@ -163,7 +163,7 @@ async def predict(request: Request, counter: Shared, bundle: BundleName = "", ne
     if len(bad) == len(found):
         more = "" if len(bad) == 1 else f" (and {len(bad) - 1} more, none of which can be read)"
         raise RefusedError(422, f"{bad[0]['error']}{more}", pictures=bad)
-    return predicted(desk, found, neighbours=neighbours)
+    return await asyncio.to_thread(predicted, desk, found, neighbours=neighbours)  # thumbnails take their time
 
 
 @_pictures.post(
@@ -188,8 +188,6 @@ async def explain(
 ) -> Response:
     """A heat map for one picture. It shows where the scores change when a part is blurred away, and proves nothing."""
     desk = counter.desk(bundle)
-    if method not in METHODS:
-        raise RefusedError(422, f"method: unknown method '{method}'{did_you_mean(method, METHODS)}")
     pictures = await read_pictures(request, counter.limits)
     if len(pictures) > 1:
         raise RefusedError(422, f"{len(pictures)} pictures; one at a time is explained")
@@ -252,12 +250,7 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 
 async def _unfit(request: Request, error: Exception) -> Response:
-    text = (
-        reason_of(error)
-        if isinstance(error, ImageError)
-        else str(error).replace("--class", "class").replace("--method", "method")
-    )
-    return problem(RefusedError(422, text))
+    return problem(RefusedError(422, reason_of(error)))
 
 
 async def _wrong_parameter(request: Request, error: Exception) -> Response:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from thoraclip.deploy.runtime import BundleClassifier, Prediction
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.meters import Meters
-from thoraclip.errors import ImageError
+from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps import MAPS
 from thoraclip.heatmaps.picture import Explanation, explain_pixels
 from thoraclip.imaging import Preprocess, decode, fit
@@ -138,6 +138,11 @@ class Desk:
             ImageError: the picture cannot be read.
             ConfigError: no such class or method.
         """
+        names = self.classifier.labels.names
+        if class_name and class_name not in names:
+            raise ConfigError(f"class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
+        if method and method not in METHODS:
+            raise ConfigError(f"method: unknown method '{method}'{did_you_mean(method, METHODS)}")
         with self._changed:
             if not self._is_open or self._explaining >= self.limits.explanations:
                 raise BusyError(f"{self._explaining} explanations are waited for; come later", 10)
@@ -260,10 +265,6 @@ class _Timed:
     @property
     def preprocess(self) -> Preprocess:
         return self._classifier.preprocess
-
-    @property
-    def features_key(self) -> tuple[str, ...]:
-        return self._classifier.features_key
 
     def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if time.monotonic() > self._deadline:

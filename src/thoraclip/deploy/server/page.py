@@ -31,7 +31,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from thoraclip.deploy.server.answers import explained, predicted, reason_of
-from thoraclip.deploy.server.desk import BusyError, Desk, TooLongError
+from thoraclip.deploy.server.desk import METHODS, BusyError, Desk, TooLongError
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.logs import tell
 from thoraclip.deploy.server.page_door import PageRoute
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["mount_page"]
 
-_METHODS = ("occlusion", "rise")
 _NEIGHBOURS = 5
 _PHANTOMS, _PHANTOM_SIDE = 12, 384
 _ENVELOPE_BYTES = 10_000
@@ -96,7 +95,7 @@ def _blocks(desks: Sequence[Desk], limits: Limits) -> gradio.Blocks:
     import gradio as gr
 
     most = 3 * (limits.bytes - _ENVELOPE_BYTES) // 4  # base64 makes four letters of three bytes
-    skeleton = page_html(desks, limits, most_bytes=most, methods=_METHODS, phantoms=_phantoms())
+    skeleton = page_html(desks, most_bytes=most, methods=METHODS, phantoms=_phantoms())
     with gr.Blocks(title="ThoraCLIP", analytics_enabled=False, delete_cache=None) as blocks:
         gr.HTML(
             skeleton, js_on_load="thoraclip.start(element)", apply_default_css=False, padding=False, elem_id="thoraclip"

@@ -11,7 +11,6 @@ from typing import Any
 from thoraclip.deploy.bundle import CARD
 from thoraclip.deploy.server.answers import Explained, OnePicture, about
 from thoraclip.deploy.server.desk import Desk
-from thoraclip.deploy.server.limits import Limits
 from thoraclip.pages import environment
 
 __all__ = ["STRANGE", "answer_html", "card_html", "chance", "map_words", "near_html", "page_html", "verdict"]
@@ -93,12 +92,11 @@ def near_html(one: OnePicture) -> str:
     return _render("near.html.j2", one=one)
 
 
-def page_html(desks: Sequence[Desk], limits: Limits, *, most_bytes: int, methods: Sequence[str], phantoms: int) -> str:
+def page_html(desks: Sequence[Desk], *, most_bytes: int, methods: Sequence[str], phantoms: int) -> str:
     """The page before any picture has come.
 
     Args:
         desks: one for each bundle.
-        limits: of the server.
         most_bytes: of a file.
         methods: names of heat maps, the first is the default.
         phantoms: how many synthetic radiographs can be had.
@@ -107,9 +105,7 @@ def page_html(desks: Sequence[Desk], limits: Limits, *, most_bytes: int, methods
         {"about": about(desk), "promise": _promise(desk), "card": card_html(_card(desk)), "facts": _facts(desk)}
         for desk in desks
     ]
-    return _render(
-        "page.html.j2", bundles=bundles, most_bytes=most_bytes, methods=methods, phantoms=phantoms, limits=limits
-    )
+    return _render("page.html.j2", bundles=bundles, most_bytes=most_bytes, methods=methods, phantoms=phantoms)
 
 
 def card_html(text: str) -> str:
@@ -153,7 +149,6 @@ def _promise(desk: Desk) -> str | None:
 def _facts(desk: Desk) -> list[str]:
     """What a bundle can tell, one line each."""
     bundle = desk.classifier.bundle
-    thumbnails = getattr(bundle, "thumbnails", None)
     return [
         "Calibrated probabilities"
         if bundle.scaling is not None
@@ -165,7 +160,7 @@ def _facts(desk: Desk) -> list[str]:
         if bundle.facts["novelty"] is not None
         else "No warning when a picture is unlike the training images",
         "Where in the picture the evidence lies",
-        *(["The most similar training images"] if thumbnails is not None else []),
+        *(["The most similar training images"] if bundle.thumbnails is not None else []),
     ]
 
 
