@@ -80,7 +80,8 @@ def read_token(file: Path | None) -> str:
     try:
         token = (told if file is None else file.read_text(encoding="utf-8")).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: cannot be read ({error}); name a text file that holds a token") from error
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"{where}: cannot be read ({reason}); name a text file that holds a token") from error
     if len(token) < _LEAST_TOKEN or any(letter.isspace() for letter in token):
         raise InputError(
             f"{where}: no token there; write one of {_LEAST_TOKEN} or more letters without a space, as from: "
