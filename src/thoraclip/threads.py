@@ -20,7 +20,12 @@ def cores() -> int:
 
 
 def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 0, ahead: int = 0
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int = 0,
+    ahead: int = 0,
+    begin: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
     """Yield `work(item)` for every item, in their order, computed ahead by threads; memory is bounded by `ahead`.
 
@@ -31,9 +36,10 @@ def in_order(
         items: taken one by one, never more than `ahead` before their results are asked for.
         workers: threads; 0 for as many as there are cores.
         ahead: results that are waited for or ready; 0 for four for each thread.
+        begin: called once in each thread, before its first item.
     """
     workers = workers or cores()
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with ThreadPoolExecutor(max_workers=workers, initializer=begin) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

@@ -21,13 +21,14 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.methods import METHODS
-from thoraclip.runs import Progress, is_main_process
+from thoraclip.runs import Progress, is_main_process, process_count
 
 if TYPE_CHECKING:
     from thoraclip.data.index import IndexResult
@@ -177,6 +178,7 @@ def check(
     manifest: str | Path | Manifest,
     *,
     out: str | Path | None = None,
+    pictures: bool = True,
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> dict[str, Any]:
@@ -185,6 +187,7 @@ def check(
     Args:
         manifest: the images; they may leak.
         out: folder for check.json, .md and .html; None writes nothing.
+        pictures: False looks at the table alone: counts, patients, leaks and identical files, of millions of images.
         seed: of the folds behind the class differences.
         progress: see `thoraclip.verbs`.
 
@@ -198,8 +201,8 @@ def check(
     draw, _ = _hooks("checking", progress)
     if out is None:
         with tempfile.TemporaryDirectory() as work:
-            return look(images, Path(work), seed=seed, progress=draw)
-    content = look(images, Path(out) / "inspection", seed=seed, progress=draw)
+            return look(images, Path(work) if pictures else None, seed=seed, progress=draw)
+    content = look(images, Path(out) / "inspection" if pictures else None, seed=seed, progress=draw)
     write_check(content, images, Path(out))
     return content
 
@@ -362,12 +365,18 @@ def embed(
     out: str | Path,
     adapter: str | Path = "",
     geometry: str = "squash",
-    batch_size: int = 64,
+    batch_size: int = 0,
     precision: str = "auto",
     pixels: str | Path | None = None,
+    engine: str = "threads",
+    workers: int = 0,
     progress: bool | Progress = False,
-) -> Embeddings:
+    announce: Announce | None = None,
+) -> Embeddings | None:
     """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted.
+
+    Several processes that `torchrun` or `accelerate launch` started share the work; the features are the same bytes with any
+    number of threads, processes and actors.
 
     Args:
         manifest: the images.
@@ -375,21 +384,37 @@ def embed(
         out: folder to write to.
         adapter: PEFT adapter folder; empty for none.
         geometry: squash, crop or pad.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; 0 for what suits the device.
         precision: fp32, bf16 or auto.
         pixels: folder that keeps decoded pictures.
-        progress: see `thoraclip.verbs`.
+        engine: threads, or ray: the actors of a Ray cluster, each with the encoder loaded once.
+        workers: ray: actors; 0 for one on each GPU, or, without a GPU, on each machine.
+        progress, announce: see `thoraclip.verbs`.
+
+    Returns:
+        The features; `None` in all but the first of several processes.
     """
     from thoraclip.methods.embed import EncoderConfig, load_encoder
     from thoraclip.methods.embed import embed as write
+    from thoraclip.methods.engines import by_ray
+    from thoraclip.methods.processes import ProcessGroup
+    from thoraclip.ray_pool import require_engine
 
+    require_engine(engine, workers=workers)
+    if engine == "ray" and (pixels is not None or process_count() > 1):
+        raise ConfigError("engine = ray decodes where it encodes: leave out --pixels, and start it without a launcher")
     images = _images(manifest)
     config = EncoderConfig(
         model=str(model), adapter=str(adapter), geometry=geometry, batch_size=batch_size, precision=precision
     )
-    draw, _ = _hooks("embedding", progress)
-    encoder = load_encoder(config)
-    return write(images, encoder, Path(out), batch_size=batch_size, pixels=_path(pixels), progress=draw)
+    draw, tell = _hooks("embedding", progress, announce)
+    with ProcessGroup() if process_count() > 1 else nullcontext() as group:
+        encoder = load_encoder(config)
+        done = write(
+            images, encoder, Path(out), batch_size=batch_size, pixels=_path(pixels), group=group, progress=draw, announce=tell,
+            engine=by_ray(config, images, encoder.description, workers=workers) if engine == "ray" else None,
+        )  # fmt: skip
+    return done if is_main_process() else None
 
 
 def report(
@@ -626,6 +651,8 @@ def predict(
     out: str | Path | IO[bytes] | None = None,
     format: str = "",
     threads: int = 0,
+    engine: str = "threads",
+    workers: int = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> ScoringSummary:
@@ -638,6 +665,8 @@ def predict(
         out: table to write, a file or a binary stream; None keeps the rows in the summary.
         format: csv or jsonl; empty for what the file's name says, else csv.
         threads: pictures at once; 0 for as many as there are cores.
+        engine: threads, or ray: the actors of a Ray cluster, each with the bundle opened once.
+        workers: ray: actors; 0 for one on each GPU, or, without a GPU, on each machine.
         progress, announce: see `thoraclip.verbs`.
 
     Returns:
@@ -647,11 +676,14 @@ def predict(
         ThoraclipError: no such picture or bundle, the table cannot be written, it was begun with another bundle, or not one
             picture can be read; the table is there then.
     """
+    from thoraclip.deploy.engines import by_ray
     from thoraclip.deploy.pictures import find_pictures
     from thoraclip.deploy.rows import table_format
     from thoraclip.deploy.runtime import open_bundle
     from thoraclip.deploy.scoring import open_table, require_one, score
+    from thoraclip.ray_pool import require_engine
 
+    require_engine(engine, workers=workers)
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
         raise ConfigError(f"{out}: is the manifest; choose another --out")
     kind = table_format(format, out)
@@ -661,7 +693,8 @@ def predict(
     draw, tell = _hooks("images", progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
     with open_table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, announce=tell) as table:
-        summary = score(classifier, pictures, table, threads=threads, progress=draw)
+        far = by_ray(classifier, workers=workers) if engine == "ray" else None
+        summary = score(classifier, pictures, table, threads=threads, engine=far, progress=draw)
     require_one(summary, place)
     return summary
 

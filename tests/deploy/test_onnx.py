@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from tests.checkpoints import FAMILIES, save_checkpoint, save_classifier
 from torch import nn
 
-from thoraclip.deploy.onnx import fold_grey, grey_classifier, write_onnx
+from thoraclip.deploy.onnx import grey_classifier, write_onnx
 from thoraclip.errors import ModelError
 from thoraclip.imaging import Preprocess, normalise
 from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.grey import fold_grey
 from thoraclip.models.heads import LinearHead, Standardiser
 
 LABELS = LabelSet(("a", "b", "c"))
@@ -66,54 +67,6 @@ def test_of_supervised_networks_the_one_that_pads_is_left_as_it_is(tmp_path: Pat
         features, scores = (found.numpy() for found in module(torch.from_numpy(greys)))
     expected, told = original.look(greys)
     assert np.abs(features - expected).max() < 1e-5 and np.abs(scores - told).max() < 1e-6
-
-
-@given(
-    st.tuples(*[st.floats(0, 1)] * 3), st.tuples(*[st.floats(0.05, 1)] * 3), st.integers(1, 4), st.booleans(),
-    st.integers(0, 2**16),
-)  # fmt: skip
-@settings(max_examples=40, deadline=None)
-def test_any_normalisation_folds(mean: Any, std: Any, stride: int, has_bias: bool, seed: int) -> None:
-    """Against the plain way: normalise, three channels, the old convolution."""
-    torch.manual_seed(seed)
-    spec = Preprocess(size=12, mean=mean, std=std)
-    network = nn.Sequential(nn.Conv2d(3, 5, 4, stride, bias=has_bias), nn.Flatten())
-    grey = torch.randint(0, 256, (2, 12, 12), dtype=torch.uint8)
-    expected = network.double()(torch.from_numpy(normalise(grey.numpy(), spec)).double())
-    network.float()
-    assert fold_grey(network, spec)
-    found = network(grey[:, None].float())
-    assert torch.allclose(found.double(), expected, atol=2e-4, rtol=1e-4)
-
-
-@given(st.integers(1, 4), st.integers(4, 17), st.integers(4, 17), st.booleans(), st.integers(0, 2**16))
-@settings(max_examples=30, deadline=None)
-def test_patches_as_one_product_are_the_convolution(
-    side: int, height: int, width: int, has_bias: bool, seed: int
-) -> None:
-    """Also where the picture is no whole number of patches."""
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Conv2d(3, 5, side, side, bias=has_bias))
-    greys = torch.randint(0, 256, (2, height, width), dtype=torch.uint8)
-    spec = Preprocess(size=max(height, width))
-    expected = network.double()(torch.from_numpy(normalise(greys.numpy(), spec)).double())
-    network.float()
-    assert fold_grey(network, spec) and isinstance(network[0], nn.Linear)
-    found = network(greys[:, None].float())
-    assert found.shape == expected.shape and torch.allclose(found.double(), expected, atol=1e-3)
-
-
-def test_at_a_padded_border_folding_would_be_wrong_and_is_refused() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
-    weight = network[0].weight.clone()
-    assert not fold_grey(network, SPEC) and torch.equal(network[0].weight, weight) and network[0].in_channels == 3
-    grey = torch.randint(0, 256, (1, 12, 12), dtype=torch.uint8)
-    forced = nn.Sequential(nn.Conv2d(3, 5, 3))
-    forced[0].load_state_dict(network[0].state_dict())
-    fold_grey(forced, SPEC)
-    forced[0].padding = (1, 1)
-    gap = (forced(grey[:, None].float()) - network(torch.from_numpy(normalise(grey.numpy(), SPEC)))).abs()
-    assert gap[..., 1:-1, 1:-1].max() < 1e-4 < 1e-2 < gap[..., 0, :].max(), "the inside is right, the border is not"
 
 
 def test_the_file_takes_grey_bytes_of_any_number_of_pictures(tmp_path: Path) -> None:

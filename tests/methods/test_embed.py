@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.conftest import files
 
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, decode, normalise, preprocess
 from thoraclip.methods import embed as module
-from thoraclip.methods.embed import EncoderConfig, cached_embeddings, embed
+from thoraclip.methods import engines
+from thoraclip.methods.embed import EncoderConfig, cached_embeddings, embed, usual_batch_size
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
+from thoraclip.models.frozen import FrozenEncoder
 from thoraclip.tables.embeddings import read_embeddings
 from thoraclip.tables.manifest import Manifest
 
@@ -24,6 +27,7 @@ class FakeEncoder:
     """A cheap stand-in with the encoder's surface; counts its calls and can die on one."""
 
     def __init__(self, *, dies_at: int | None = None, weights: str = "w") -> None:
+        self.device = torch.device("cpu")
         self.preprocess = Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
         self.description = {"weights": weights, "precision": "fp32"}
         self.calls: list[int] = []
@@ -39,6 +43,12 @@ class FakeEncoder:
         self.calls.append(len(pixels))
         pooled = pixels[:, 0].reshape(len(pixels), 16, 16).mean(axis=2)
         return pooled, pooled[:, :4] / np.linalg.norm(pooled[:, :4], axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted here is counted in order; `test_engines` has several."""
+    monkeypatch.setattr(engines, "threads_here", lambda: 1)
 
 
 def test_rows_are_the_pictures_own_features(manifest: Manifest, tmp_path: Path) -> None:
@@ -175,6 +185,28 @@ def test_named_embeddings_must_belong_to_encoder_and_geometry(manifest: Manifest
         cached_embeddings(config, manifest, tmp_path, encoder=FakeEncoder())
 
 
-def test_batch_size_must_be_positive() -> None:
-    with pytest.raises(ConfigError, match="batch_size = 0"):
-        EncoderConfig(batch_size=0)
+def test_a_negative_batch_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size = -1: 1 or more"):
+        EncoderConfig(batch_size=-1)
+
+
+def test_a_batch_size_of_zero_is_the_devices_own() -> None:
+    assert EncoderConfig().batch_size == 0
+    assert (usual_batch_size(torch.device("cpu")), usual_batch_size(torch.device("cuda"))) == (32, 256)
+
+
+def test_what_was_encoded_before_an_error_is_kept_though_no_second_has_passed(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_WRITES", 1e9)
+    with pytest.raises(KeyboardInterrupt):
+        embed(manifest, FakeEncoder(dies_at=2), tmp_path / "e", batch_size=4)
+    assert json.loads((tmp_path / "e" / "progress.json").read_text())["rows"] == 8
+
+
+def test_how_the_features_are_made_is_told(manifest: Manifest, tmp_path: Path) -> None:
+    said: list[str] = []
+    encoder = FrozenEncoder.of(load_dual_encoder("tiny-clip", precision="bf16", device="cpu"))
+    embed(manifest, encoder, tmp_path / "e", announce=said.append)
+    embed(manifest, encoder, tmp_path / "e", announce=said.append)
+    assert said == [f"{encoder.arithmetic}; batches of 32"], "told when they are made, not when they are read again"

@@ -12,6 +12,7 @@ import typer
 
 from thoraclip import verbs
 from thoraclip.cli.console import announce, print_table, progress_bar
+from thoraclip.cli.options import Engine, Workers
 
 if TYPE_CHECKING:
     from thoraclip.deploy.scoring import ScoringSummary
@@ -101,13 +102,15 @@ def predict(
     ] = None,
     format: Annotated[str, typer.Option(help="csv or jsonl; default: by the name, else csv.", show_default=False)] = "",
     threads: Annotated[int, typer.Option(min=0, help="Pictures at once; 0: one for each core.")] = 0,
+    engine: Engine = "threads",
+    workers: Workers = 0,
 ) -> None:
     """Score chest X-rays with a bundle, any number of them; a picture that cannot be read is a row with the reason."""
     stream = sys.stdout.buffer  # before a bar takes its place
     with _bar(out) as progress:
         summary = verbs.predict(
-            bundle, paths, manifest=manifest, out=out or stream, format=format, threads=threads, progress=progress,
-            announce=announce,
+            bundle, paths, manifest=manifest, out=out or stream, format=format, threads=threads, engine=engine,
+            workers=workers, progress=progress, announce=announce,
         )  # fmt: skip
     _tell(summary, out)
 

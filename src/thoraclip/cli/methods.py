@@ -9,7 +9,7 @@ import typer
 
 from thoraclip import verbs
 from thoraclip.cli.console import announce, print_table, progress_bar
-from thoraclip.cli.options import ConfigFile, ManifestFile, OutFolder, PixelFolder, Settings
+from thoraclip.cli.options import ConfigFile, Engine, ManifestFile, OutFolder, PixelFolder, Settings, Workers
 from thoraclip.methods import METHODS
 
 __all__ = ["keywords", "register"]
@@ -67,18 +67,22 @@ def embed(
     out: OutFolder,
     adapter: Annotated[str, typer.Option(help="PEFT adapter folder.", show_default=False)] = "",
     geometry: Annotated[str, typer.Option(help="squash, crop or pad.")] = "squash",
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass; 0: what suits the device.")] = 0,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "auto",
     pixels: PixelFolder = None,
+    engine: Engine = "threads",
+    workers: Workers = 0,
 ) -> None:
     """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted."""
     with progress_bar("embedding") as progress:
         done = verbs.embed(
             manifest, model=model, out=out, adapter=adapter, geometry=geometry, batch_size=batch_size,
-            precision=precision, pixels=pixels, progress=progress,
+            precision=precision, pixels=pixels, engine=engine, workers=workers, progress=progress, announce=announce,
         )  # fmt: skip
+    if done is None:  # one of several processes; the first one speaks
+        return
     announce(
-        f"{len(done.image_id)} images, pooled {done.pooled.shape[1]} + projected {done.projected.shape[1]} numbers each, "
+        f"{len(done)} images, pooled {done.pooled.shape[1]} + projected {done.projected.shape[1]} numbers each, "
         f"geometry {geometry}, {done.encoder['precision']} -> {out}"
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ConfigFile", "ManifestFile", "OutFolder", "PixelFolder", "Settings"]
+__all__ = ["ConfigFile", "Engine", "ManifestFile", "OutFolder", "PixelFolder", "Settings", "Workers"]
 
 ManifestFile = Annotated[
     Path,
@@ -28,4 +28,10 @@ Settings = Annotated[
     typer.Option(
         "--set", metavar="NAME=VALUE", help="One setting; may be repeated; wins over --config.", show_default=False
     ),
+]
+Engine = Annotated[
+    str, typer.Option(help="threads, or ray: the actors of a Ray cluster (RAY_ADDRESS, or one that is started here).")
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="ray: actors; 0: one on each GPU, or, without a GPU, on each machine.")
 ]

@@ -24,7 +24,7 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.pixels import PIXELS, PixelCache, geometry_of, pixels_fingerprint, read_pixels
 from thoraclip.threads import in_order
 
-__all__ = ["grey_batches", "in_batches", "pixel_cache", "read_indexed"]
+__all__ = ["decoded", "grey_batches", "in_batches", "picture_source", "pixel_cache", "read_indexed"]
 
 T = TypeVar("T")
 Greys = npt.NDArray[np.uint8]
@@ -71,6 +71,33 @@ def grey_batches(
     cached = pixel_cache(manifest, spec, pixels, progress=progress).pixels
     for first in range(first_row, len(manifest), batch_size):
         yield first, np.array(cached[first : first + batch_size])
+
+
+def picture_source(
+    manifest: Manifest, spec: Preprocess, *, pixels: Path | None = None, progress: Progress | None = None
+) -> Callable[[range], Greys]:
+    """What gives the pictures of some rows, u8[n, size, size], in whichever thread it is called.
+
+    Args:
+        manifest: N images.
+        spec: geometry and size.
+        pixels, progress: as in `grey_batches`; without a cache the pictures are decoded.
+
+    Raises:
+        as `grey_batches`, here or when it is called.
+    """
+    if pixels is None:
+        return decoded(manifest.root, manifest.table["path"].to_pylist(), manifest.column("sha256"), spec)
+    cached = pixel_cache(manifest, spec, pixels, progress=progress).pixels
+    return lambda rows: np.array(cached[rows.start : rows.stop])
+
+
+def decoded(
+    root: Path | str, paths: Sequence[str], hashes: Sequence[str | None], spec: Preprocess
+) -> Callable[[range], Greys]:
+    """The same for files below a folder, with the contents that they must have."""
+    load = _loader([Path(root, path) for path in paths], hashes, spec)
+    return lambda rows: np.stack([load(row) for row in rows])
 
 
 def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> PixelCache:

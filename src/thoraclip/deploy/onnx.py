@@ -28,8 +28,9 @@ from thoraclip.models.backbones import Backbone
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import expand_greys
+from thoraclip.models.grey import fold_grey
 
-__all__ = ["GreyClassifier", "fold_grey", "grey_classifier", "quantise", "write_onnx"]
+__all__ = ["GreyClassifier", "grey_classifier", "quantise", "write_onnx"]
 
 Greys = npt.NDArray[np.uint8]
 
@@ -123,74 +124,6 @@ def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
     if len(last) != 1:
         raise ModelError(f"model '{classifier.name}': a head of {len(last)} linear layers; one is expected")
     return _BackboneFeatures(network), last[0]  # what stands before it, as a ResNet's flattening, `flatten(1)` does
-
-
-class _Patches(nn.Linear):
-    """A convolution of one channel whose kernel is its stride, as one product over all patches: f32[B, 1, H, W] -> f32[B, D, h, w].
-
-    Args:
-        convolution: that it takes the place of.
-    """
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__(convolution.kernel_size[0] * convolution.kernel_size[1], convolution.out_channels)
-        self._rows, self._columns = convolution.kernel_size
-        self.weight = nn.Parameter(convolution.weight.flatten(1))
-        self.bias = nn.Parameter(convolution.bias)  # type: ignore[arg-type]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See the class; what is left over at the right and below is left out, as by the convolution."""
-        h, w = pixels.shape[-2] // self._rows, pixels.shape[-1] // self._columns
-        whole = pixels[:, 0, : h * self._rows, : w * self._columns]
-        patches = (
-            whole.reshape(-1, h, self._rows, w, self._columns).transpose(2, 3).reshape(-1, h * w, self.in_features)
-        )
-        told: Tensor = super().forward(patches)
-        return told.transpose(1, 2).reshape(-1, self.out_features, h, w)
-
-
-@torch.no_grad()
-def fold_grey(network: nn.Module, spec: Preprocess) -> bool:
-    """Let the patch embedding take grey levels 0..255 in one channel, the normalisation folded into its weights.
-
-    With the same grey g in all channels, sum_c W_c (g / 255 - mean_c) / std_c + b is linear in g: one channel of weights
-    sum_c W_c / (255 std_c) and a bias b - sum_c sum W_c mean_c / std_c. Exact but for rounding where every weight always
-    meets a pixel, so not where the picture is padded: a padded zero is no grey level.
-
-    Args:
-        network: changed in place. Its first convolution of three channels, or, where patches are cut out before, its first
-            linear layer on them, is the patch embedding.
-        spec: the normalisation.
-
-    Returns:
-        False, and nothing changed, where it would not be exact.
-    """
-    found = next(
-        ((name, one) for name, one in network.named_modules() if isinstance(one, nn.Conv2d | nn.Linear)), (None, None)
-    )
-    name, old = found
-    std, mean = (torch.tensor(values, dtype=torch.float64) for values in (spec.std, spec.mean))
-    if isinstance(old, nn.Conv2d) and old.in_channels == 3 and old.groups == 1 and old.padding in ((0, 0), "valid"):
-        weight = old.weight.double()  # [D, 3, p, p]
-        std, mean = std[:, None, None], mean[:, None, None]
-        new: nn.Module = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, dilation=old.dilation)  # type: ignore[arg-type]
-        grey, shift = (weight / std / 255).sum(dim=1, keepdim=True), (weight * mean / std).sum(dim=(1, 2, 3))
-    elif isinstance(old, nn.Linear) and old.in_features % 3 == 0 and "patch" in str(name):
-        weight = old.weight.double().reshape(old.out_features, -1, 3)  # [D, p p, 3]: channels run fastest
-        new = nn.Linear(weight.shape[1], old.out_features)
-        grey, shift = (weight / std / 255).sum(dim=2), (weight * mean / std).sum(dim=(1, 2))
-    else:
-        return False
-    new.weight.copy_(grey)  # type: ignore[operator]
-    new.bias.copy_((0 if old.bias is None else old.bias.double()) - shift)  # type: ignore[operator]
-    if isinstance(new, nn.Conv2d) and new.kernel_size == new.stride and new.dilation == (1, 1):
-        new = _Patches(new)
-    parent = network.get_submodule(str(name).rpartition(".")[0])
-    setattr(parent, str(name).rpartition(".")[2], new)
-    for module in network.modules():  # some check what they are given
-        if getattr(module, "num_channels", None) == 3:
-            module.num_channels = 1  # type: ignore[assignment]
-    return True
 
 
 def write_onnx(module: GreyClassifier, path: Path) -> None:

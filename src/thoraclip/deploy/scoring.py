@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, TypeVar
+from typing import IO
 
+from thoraclip.deploy.engines import Classifier, Engine, by_threads
 from thoraclip.deploy.partial import FileTable, RowList, StreamTable, Table
 from thoraclip.deploy.pictures import OTHER_FILES, Pictures
-from thoraclip.deploy.rows import Row, failed_row, row_of
-from thoraclip.errors import ConfigError, ImageError, InputError
+from thoraclip.deploy.rows import Row
+from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import LabelSet
 from thoraclip.runs import Progress
-from thoraclip.threads import in_order
 
-if TYPE_CHECKING:
-    from thoraclip.deploy.runtime import Prediction
-
-__all__ = ["Classifier", "ScoringSummary", "open_table", "require_one", "score"]
+__all__ = ["ScoringSummary", "open_table", "require_one", "score"]
 
 _MOST_TOLD = 10
-
-
-Item = TypeVar("Item")
-
-
-class Classifier(Protocol):
-    """What a `BundleClassifier` can do, as far as it is needed here; several threads may call it at once."""
-
-    @property
-    def labels(self) -> LabelSet:
-        """The classes."""
-
-    @property
-    def together(self) -> int:
-        """Pictures that are best asked for at once."""
-
-    def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
-        """Predict some files, each as if it were alone; one that cannot be decoded gets the reason."""
 
 
 @dataclass
@@ -128,6 +106,7 @@ def score(
     table: Table,
     *,
     threads: int = 0,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> ScoringSummary:
     """Score every picture once and write its row; one that cannot be decoded gets a row with the reason.
@@ -139,6 +118,7 @@ def score(
         pictures: in the order of the rows.
         table: where the rows go; what it has from an earlier run is not scored again.
         threads: pictures at once; 0 for as many as there are cores.
+        engine: who scores; `None` for threads of this process.
         progress: called with (files looked at, all of them), 0 for unknown.
 
     Raises:
@@ -165,10 +145,7 @@ def score(
                 summary.resumed += 1
                 summary.add(place)
 
-    def work(some: Sequence[tuple[int, str]]) -> list[tuple[int, Row]]:
-        return list(zip((place for place, _ in some), _rows(classifier, [path for _, path in some]), strict=True))
-
-    for rows in in_order(work, _in_groups(admitted(), classifier.together), workers=threads):
+    for rows in (engine or by_threads(classifier, threads=threads))(admitted()):
         for place, row in rows:
             table.put(place, row)
             waiting -= 1
@@ -193,25 +170,6 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         raise InputError(
             f"{where}: not one of {summary.images} pictures can be read, first {path}: {reason}; the column `error` has all reasons"
         )
-
-
-def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while group := list(islice(items, size)):
-        yield group
-
-
-def _rows(classifier: Classifier, paths: Sequence[str]) -> list[Row]:
-    """The rows of some pictures."""
-    found = iter(classifier.classify_each([Path(path) for path in paths if "\0" not in path]))
-    rows = []
-    for path in paths:
-        one = ImageError("no file's name holds a NUL byte") if "\0" in path else next(found)
-        if isinstance(one, ImageError):
-            reason = str(one).removeprefix(f"{Path(path)}: ").removeprefix("image: ")
-            rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
-        else:
-            rows.append(row_of(path, one, classifier.labels))
-    return rows
 
 
 def _is_utf8(text: str) -> bool:

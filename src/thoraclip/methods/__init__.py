@@ -80,9 +80,9 @@ def require_shared_work(what: str) -> None:
     Args:
         what: a method's kind, or the name of any other work.
     """
-    if process_count() > 1 and not (what in METHODS and METHODS[what].is_parallel):
-        shared = " and ".join(kind for kind, method in METHODS.items() if method.is_parallel)
+    shared = ["embed", *(kind for kind, method in METHODS.items() if method.is_parallel)]
+    if process_count() > 1 and what not in shared:
         raise ConfigError(
-            f"{what} runs in one process, and {process_count()} were started; only {shared} share their work: "
+            f"{what} runs in one process, and {process_count()} were started; only {', '.join(shared)} share their work: "
             "start it without a launcher"
         )

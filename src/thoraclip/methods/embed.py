@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from thoraclip.data.batches import grey_batches
+import numpy as np
+import torch
+
+from thoraclip.data.batches import picture_source
 from thoraclip.errors import ConfigError, MismatchError
+from thoraclip.methods.engines import Engine, Features, by_processes, by_threads
 from thoraclip.models.adapter import adapter_folders
 from thoraclip.models.checkpoint import locate
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
+from thoraclip.models.frozen import FrozenEncoder
 from thoraclip.runs import Progress, digest, folder_digest
 from thoraclip.tables.arrays import ArrayWriter, is_valid
 from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["EncoderConfig", "ModelConfig", "cached_embeddings", "embed", "load_encoder"]
+if TYPE_CHECKING:
+    from thoraclip.methods.processes import ProcessGroup
+
+__all__ = ["EncoderConfig", "ModelConfig", "cached_embeddings", "embed", "load_encoder", "usual_batch_size"]
+
+_CPU_BATCH, _DEVICE_BATCH = 32, 256
+_SECONDS_BETWEEN_WRITES = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +64,12 @@ class EncoderConfig(ModelConfig):
     """Share of the adapter in the weights: 1 as trained, 0 the base, between them interpolated (WiSE-FT)."""
     embeddings: str = ""
     """Folder of finished embeddings to use instead of running the encoder."""
-    batch_size: int = 64
-    """Images per forward pass."""
+    batch_size: int = 0
+    """Images per forward pass; 0 for what was found to be fast: 32 on a CPU, 256 elsewhere."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed")
+        if self.batch_size < 0:
+            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed, or 0 for what suits the device")
         if not 0 <= self.adapter_scale <= 1:
             raise ConfigError(f"adapter_scale = {self.adapter_scale}: a number between 0 and 1 is needed")
 
@@ -70,8 +84,8 @@ class EncoderConfig(ModelConfig):
         return hashes | ({"embeddings": folder_digest(note)} if self.embeddings and note.exists() else {})
 
 
-def load_encoder(config: EncoderConfig) -> DualEncoder:
-    """The encoder that a config names; the last one loaded is kept, so methods in a row share it."""
+def load_encoder(config: EncoderConfig) -> FrozenEncoder:
+    """The encoder that a config names, to be read from; the last one loaded is kept, so methods in a row share it."""
     files = tuple(file for folder in (config.model, config.adapter) if folder for file in _files(Path(folder)))
     return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision, files)
 
@@ -85,9 +99,9 @@ def _files(folder: Path) -> list[tuple[str, int, int]]:
 @lru_cache(maxsize=1)
 def _load(
     model: str, adapter: str, adapter_scale: float, geometry: str, precision: str, files: tuple[object, ...]
-) -> DualEncoder:
-    return load_dual_encoder(
-        model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision
+) -> FrozenEncoder:
+    return FrozenEncoder.of(
+        load_dual_encoder(model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision)
     )
 
 
@@ -127,37 +141,81 @@ def embed(
     encoder: DualEncoder,
     out: Path,
     *,
-    batch_size: int = 64,
+    batch_size: int = 0,
     pixels: Path | None = None,
+    engine: Engine | None = None,
+    group: ProcessGroup | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Embeddings:
     """Write the features of every image of a manifest to a folder; a valid one is re-used, a begun one continued.
 
     Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count in
-    `progress.json` says so: the files end up the same, byte for byte, with and without a pixel cache.
+    `progress.json` says so: the files end up the same, byte for byte, with and without a pixel cache, and whoever encodes.
 
     Args:
         manifest: N images.
         encoder: gives pooled f32[N, D] and projected f32[N, P].
         out: the folder; see `tables.embeddings`.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; 0 as in `EncoderConfig`.
         pixels: folder of pixel caches; decoded pictures are kept there and read from there.
+        engine: who encodes; `None` for the threads of this process, or of all processes of the group.
+        group: the processes that share the work, of which the first one writes.
         progress: called with (done, total).
+        announce: told how the features are computed, where they are.
     """
-    spec = encoder.preprocess
+    spec, size = encoder.preprocess, batch_size or usual_batch_size(encoder.device)
     fingerprint = embeddings_fingerprint(manifest, encoder.description, spec.as_dict())
-    if is_valid(out, EMBEDDINGS, fingerprint):
+    agreed = group.first if group else float
+    if agreed(is_valid(out, EMBEDDINGS, fingerprint)):
         return read_embeddings(out)
     total = len(manifest)
-    writer = ArrayWriter(out, EMBEDDINGS, total=total, token=digest([fingerprint, batch_size]))
-    if writer.rows < total:  # otherwise only the renaming was left
-        batches = grey_batches(
-            manifest, spec, batch_size=batch_size, start=writer.rows, pixels=pixels, progress=progress
-        )
-        for number, (_, greys) in enumerate(batches):
-            pooled, projected = encoder.encode_greys(greys, check=number == 0)
-            writer.append({"pooled": pooled, "projected": projected})
-            if progress:
-                progress(writer.rows, total)
+    writer = None
+    if group is None or group.is_main:
+        writer = ArrayWriter(out, EMBEDDINGS, total=total, token=digest([fingerprint, size]))
+    begun = int(agreed(writer.rows if writer else 0))
+    if begun < total:  # otherwise only the renaming was left
+        if writer and isinstance(encoder, FrozenEncoder):
+            announce(f"{encoder.arithmetic}; batches of {size}")
+        if engine is None:
+            pictures = picture_source(manifest, spec, pixels=pixels, progress=progress)
+            engine = by_processes(group, encoder, pictures) if group else by_threads(encoder, pictures)
+        encoded = engine([range(at, min(at + size, total)) for at in range(begun, total, size)])
+        if writer:
+            _keep(writer, encoded, total, progress)
+        for _ in encoded:  # the other processes do the same work and keep nothing
+            pass
     facts = {"encoder": encoder.description, "preprocess": spec.as_dict()}
-    return Embeddings(**vars(writer.finish(manifest, facts=facts, fingerprint=fingerprint)))
+    finished = writer.finish(manifest, facts=facts, fingerprint=fingerprint) if writer else None
+    if group:
+        group.wait()
+    return Embeddings(**vars(finished)) if finished else read_embeddings(out)
+
+
+def usual_batch_size(device: torch.device) -> int:
+    """Images per forward pass that were found to be fast: `benchmarks/embedding.py` measures them."""
+    return _CPU_BATCH if device.type == "cpu" else _DEVICE_BATCH
+
+
+def _keep(writer: ArrayWriter, encoded: Iterator[Features], total: int, progress: Progress | None) -> None:
+    """Write features as they come, about once a second: a fast device would else wait for the disk most of the time."""
+    held: list[Features] = []
+    last, done = time.monotonic(), writer.rows
+
+    def put() -> None:
+        pooled, projected = (np.concatenate(part) for part in zip(*held, strict=True))
+        held.clear()
+        writer.append({"pooled": pooled, "projected": projected})
+
+    try:
+        for features in encoded:
+            held.append(features)
+            done += len(features[0])
+            if time.monotonic() - last >= _SECONDS_BETWEEN_WRITES:
+                put()
+                last = time.monotonic()
+            if progress:
+                progress(done, total)
+    finally:
+        if held:
+            put()

@@ -137,20 +137,30 @@ class DualEncoder:
             greys: made by `imaging.fit` with this encoder's spec.
             check: look at what enters the model with `imaging.check_pixels`; for the first batch.
         """
-        pixels = self.expand(greys)
         if check:
-            check_pixels(pixels.cpu().numpy(), self.preprocess)
-        return self._encode(pixels)
+            check_pixels(self.expand(greys).cpu().numpy(), self.preprocess)
+        return self.fetch(self.start(torch.from_numpy(greys)))
+
+    @torch.inference_mode()
+    def start(self, greys: Tensor) -> tuple[Tensor, Tensor]:
+        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors) on the device, which may still be at work."""
+        with self.autocast():
+            pooled, projected = self._grey_features(greys)
+        return pooled.float(), _unit(projected)
+
+    @staticmethod
+    def fetch(found: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What `start` gave, as soon as it is there."""
+        return found[0].cpu().numpy(), found[1].cpu().numpy()
+
+    def _grey_features(self, greys: Tensor) -> tuple[Tensor, Tensor]:
+        return self.image_features(self.expand(greys))
 
     def encode_images(self, pixels: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """f32[B, 3, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors)."""
-        return self._encode(torch.from_numpy(pixels).to(self.device))
-
-    @torch.inference_mode()
-    def _encode(self, pixels: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        with self.autocast():
-            pooled, projected = self.image_features(pixels)
-        return pooled.float().cpu().numpy(), _unit(projected).cpu().numpy()
+        with torch.inference_mode(), self.autocast():
+            pooled, projected = self.image_features(torch.from_numpy(pixels).to(self.device))
+        return self.fetch((pooled.float(), _unit(projected)))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -179,7 +189,7 @@ def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device
     """u8[B, H, W] -> f32[B, 3, H, W] on the device, with the mean and std of the spec; see `DualEncoder.expand`."""
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std))
     bytes_ = torch.from_numpy(greys) if isinstance(greys, np.ndarray) else greys
-    unit = bytes_.to(device)[:, None].float() * np.float32(1 / 255).item()
+    unit = bytes_.to(device, non_blocking=True)[:, None].float() * np.float32(1 / 255).item()
     return (unit - mean).div_(std)
 
 

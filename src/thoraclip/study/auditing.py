@@ -55,7 +55,7 @@ def audit_methods(
         images=config.audit_images,
         masks=config.audit_masks,
         seed=config.seeds[0],
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or AuditConfig.batch_size,
         duplicates=config.group_duplicates,
     )
     found = {}

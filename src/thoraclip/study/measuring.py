@@ -210,24 +210,27 @@ class Bench:
             return Law(again, memory_mb=peak())
 
     def _encode(self, unit: Unit) -> Law:
+        from thoraclip.methods.embed import usual_batch_size
+        from thoraclip.methods.engines import by_threads
+
         config = unit.config
         self._say("encoding", config)
         encoder = _encoder(config)
         greys = self.pictures(encoder.preprocess)
-        size = min(config.batch_size, len(greys))
+        size = min(config.batch_size or usual_batch_size(encoder.device), len(greys))
         few = np.array(greys[: min(4, size)])
         usual = self.usual(lambda: encoder.encode_greys(few)) / len(few)
         fewest = max(_FEWEST, 5 * len(self.manifest.label_set()))
         count = int(np.clip(self.patience / usual, min(fewest, len(greys)), len(greys)))
         some = self.sample.take(np.arange(count))
         description, spec = encoder.description, encoder.preprocess.as_dict()
-        where = self.folder / "embeddings" / digest([description, spec, config.batch_size])[:12]
+        where = self.folder / "embeddings" / digest([description, spec, size])[:12]
+        engine = by_threads(encoder, lambda rows: np.array(greys[rows.start : rows.stop]))
         with peak_memory() as peak:
-            writer = ArrayWriter(where, EMBEDDINGS, total=count, token=str(config.batch_size))
+            writer = ArrayWriter(where, EMBEDDINGS, total=count, token=str(size))
             encoder.encode_greys(np.array(greys[:size]) if count > size else few)  # buffers of this size
             began = time.perf_counter()
-            for at in range(0, count, size):
-                pooled, projected = encoder.encode_greys(np.array(greys[at : min(at + size, count)]))
+            for pooled, projected in engine([range(at, min(at + size, count)) for at in range(0, count, size)]):
                 writer.append({"pooled": pooled, "projected": projected})
             each = (time.perf_counter() - began) / count
             memory = peak()

@@ -190,7 +190,7 @@ def _write_captions(
     given: dict[str, Any] = {"captioner": config.captioner, "column": config.caption_column}
     if config.captioner == "blip":
         given |= {"model": config.caption_model, "geometry": config.geometry, "precision": config.precision}
-        given["batch_size"] = config.batch_size
+        given |= {"batch_size": config.batch_size} if config.batch_size else {}
     caption(manifest, CaptionConfig(**given), file, pixels=pixels, progress=progress)
 
 

@@ -66,8 +66,8 @@ class StudyConfig:
     """How pictures become square: squash, crop or pad."""
     precision: str = "auto"
     """fp32, bf16 or auto."""
-    batch_size: int = 64
-    """Images per forward pass; where a method trains, its own batch_size and chunk_size count."""
+    batch_size: int = 0
+    """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size count."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     class_weight: str = "none"

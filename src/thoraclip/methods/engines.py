@@ -1,0 +1,201 @@
+"""Who encodes the batches of a manifest: this process, several of it, or the actors of a Ray cluster.
+
+    batches: rows 0..31, 32..63, ... --engine--> (pooled, projected) of each batch, or of several in a row, in order
+
+A batch is cut at the same rows and computed by one thread on a CPU, whoever does it; so the features are the same bytes with
+any number of threads, processes and machines of one kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from thoraclip.data.batches import decoded
+from thoraclip.errors import MismatchError
+from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.ray_pool import over_ray
+from thoraclip.runs import process_count
+from thoraclip.tables.manifest import Manifest
+from thoraclip.threads import cores, in_order
+
+if TYPE_CHECKING:
+    from thoraclip.methods.embed import EncoderConfig
+    from thoraclip.methods.processes import ProcessGroup
+
+__all__ = ["Engine", "Features", "Pictures", "by_processes", "by_ray", "by_threads", "threads_here"]
+
+Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""(pooled f32[n, D], projected f32[n, P]) of n images."""
+Pictures = Callable[[range], npt.NDArray[np.uint8]]
+"""Rows of a manifest -> u8[n, S, S]."""
+Engine = Callable[[Sequence[range]], Iterator[Features]]
+"""Batches in order, without a gap -> their features in the same order, those of whole batches at a time."""
+
+_TURN = 8
+"""Batches of each process between two gatherings."""
+_SHARD = 8
+"""Batches that an actor gets at once, at least; between two shards it waits for the first pictures."""
+_MOST_SHARDS = 20_000
+
+
+def threads_here() -> int:
+    """Threads that this process may use where others of the same launch share the machine."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or process_count()))
+
+
+def by_threads(encoder: DualEncoder, pictures: Pictures, *, threads: int = 0) -> Engine:
+    """This process: on a CPU each thread decodes and encodes batches of its own, so that neither waits for the other.
+
+    A product of matrices is then not shared between threads, which costs a wait at its end; a thread that reads memory or
+    decodes leaves the matrix unit to the others. With another device the threads decode ahead of it, and what it has done is
+    fetched while it works on the next batch.
+
+    Args:
+        encoder: of the features; several threads call it at once.
+        pictures: of the manifest.
+        threads: 0 for `threads_here`.
+    """
+    threads = threads or threads_here()
+
+    def on_cpu(batches: Sequence[range]) -> Iterator[Features]:
+        usual = torch.get_num_threads()
+        begin = batches[0].start if batches else 0
+
+        def work(rows: range) -> Features:
+            return encoder.encode_greys(pictures(rows), check=rows.start == begin)
+
+        try:
+            yield from in_order(work, batches, workers=threads, begin=lambda: torch.set_num_threads(1))
+        finally:
+            torch.set_num_threads(usual)
+
+    def on_device(batches: Sequence[range]) -> Iterator[Features]:
+        def load(rows: range) -> torch.Tensor:
+            greys = torch.from_numpy(pictures(rows))
+            return greys.pin_memory() if encoder.device.type == "cuda" else greys
+
+        running: tuple[torch.Tensor, torch.Tensor] | None = None
+        for number, greys in enumerate(in_order(load, batches, workers=threads, ahead=threads + 1)):
+            if number == 0:
+                encoder.encode_greys(greys[:1].numpy(), check=True)
+            following = encoder.start(greys)
+            if running is not None:
+                yield encoder.fetch(running)
+            running = following
+        if running is not None:
+            yield encoder.fetch(running)
+
+    return on_cpu if encoder.device.type == "cpu" else on_device
+
+
+def by_processes(group: ProcessGroup, encoder: DualEncoder, pictures: Pictures) -> Engine:
+    """Several processes that a launcher started: each encodes its share of the batches, all get all features."""
+    alone = by_threads(encoder, pictures)
+
+    def engine(batches: Sequence[range]) -> Iterator[Features]:
+        span = group.count * _TURN
+        for at in range(0, len(batches), span):
+            turn = batches[at : at + span]
+            own, real = group.own(len(turn))
+            found = list(alone([turn[number] for number in own[:real].tolist()]))
+            yield _gathered(group, encoder, turn, found, share=len(own))
+
+    return engine
+
+
+def _gathered(
+    group: ProcessGroup, encoder: DualEncoder, turn: Sequence[range], found: Sequence[Features], *, share: int
+) -> Features:
+    """The features of a turn's batches; only the last one may be short, and no real row stands behind padding."""
+    rows, most = sum(map(len, turn)), len(turn[0]) * share
+    whole = []
+    for place, width in enumerate(_widths(group, found)):
+        local = torch.zeros(most, width)
+        made = np.concatenate([features[place] for features in found]) if found else np.zeros((0, width), np.float32)
+        local[: len(made)] = torch.from_numpy(made)
+        whole.append(group.gather(local.to(encoder.device), rows).cpu().numpy())
+    return whole[0], whole[1]
+
+
+def _widths(group: ProcessGroup, found: Sequence[Features]) -> list[int]:
+    """D and P, which a process without a batch of its own does not know."""
+    return [int(group.first(float(found[0][place].shape[1]) if found else 0.0)) for place in range(2)]
+
+
+def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], *, workers: int = 0) -> Engine:
+    """The actors of a Ray cluster, each with the encoder loaded once; see `ray_pool.over_ray` for what they survive.
+
+    The pictures are read where they are decoded: every machine must see them, and a local model, under the same path.
+
+    Args:
+        config: of the encoder.
+        manifest: the images.
+        expected: the encoder's description here; an actor that loads other weights refuses to work.
+        workers: actors; 0 as in `over_ray`.
+    """
+
+    def engine(batches: Sequence[range]) -> Iterator[Features]:
+        import pyarrow as pa
+
+        size = len(batches[0]) if batches else 1
+        count = max(_SHARD, -(-len(batches) // _MOST_SHARDS))
+        paths, contents = manifest.table["path"], manifest.table["sha256"]
+
+        def shards() -> Iterator[pa.Table]:
+            for at in range(0, len(batches), count):
+                first, stop = batches[at].start, batches[min(at + count, len(batches)) - 1].stop
+                rows = pa.array(range(first, stop), pa.int64())
+                yield pa.table(
+                    {
+                        "row": rows,
+                        "path": paths.slice(first, stop - first),
+                        "sha256": contents.slice(first, stop - first),
+                    }
+                )
+
+        make = _Actor(asdict(config), str(manifest.root.resolve()), size, expected)
+        for block in over_ray(make, shards(), workers=workers):
+            yield block["pooled"], block["projected"]
+
+    return engine
+
+
+class _Actor:
+    """Makes, in an actor, what encodes a shard.
+
+    Args:
+        config: fields of an `EncoderConfig`.
+        root: folder of the pictures.
+        size: images per batch.
+        expected: see `by_ray`.
+    """
+
+    def __init__(self, config: dict[str, Any], root: str, size: int, expected: dict[str, str]) -> None:
+        self._config, self._root, self._size, self._expected = config, root, size, expected
+
+    def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Load the encoder; threads: that the actor may use."""
+        from thoraclip.methods.embed import EncoderConfig, load_encoder
+
+        encoder = load_encoder(EncoderConfig(**self._config))
+        if encoder.description != self._expected:
+            raise MismatchError(
+                f"model '{self._config['model']}': an actor of the cluster loads other weights than the driver, or computes in "
+                "another precision; give all machines the same files and set precision"
+            )
+
+        def work(shard: dict[str, Any]) -> dict[str, Any]:
+            pictures = decoded(self._root, shard["path"].tolist(), shard["sha256"].tolist(), encoder.preprocess)
+            total = len(shard["path"])
+            batches = [range(at, min(at + self._size, total)) for at in range(0, total, self._size)]
+            pooled, projected = zip(*by_threads(encoder, pictures, threads=threads)(batches), strict=True)
+            return {"row": shard["row"], "pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}
+
+        return work

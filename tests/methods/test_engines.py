@@ -1,0 +1,243 @@
+"""Whoever encodes, the features are the same bytes, and every image has its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from tests.conftest import files
+
+import thoraclip
+from thoraclip import ray_pool
+from thoraclip.data.batches import picture_source
+from thoraclip.errors import ConfigError, InputError, MissingExtraError
+from thoraclip.methods import engines
+from thoraclip.methods.embed import EncoderConfig, embed, load_encoder
+from thoraclip.methods.engines import by_ray, by_threads
+from thoraclip.tables.manifest import Manifest, read_manifest
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'thoraclip[ray]'")
+BATCH = 5
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    thoraclip.phantom(root / "phantoms", images=63, size=48)
+    thoraclip.index(root / "phantoms", out=root / "m.parquet")
+    return root / "m.parquet"
+
+
+@pytest.fixture(scope="module")
+def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By one thread."""
+    out = tmp_path_factory.mktemp("alone") / "e"
+    manifest, encoder = read_manifest(images), load_encoder(EncoderConfig())
+    one = by_threads(encoder, picture_source(manifest, encoder.preprocess), threads=1)
+    embed(manifest, encoder, out, batch_size=BATCH, engine=one)
+    return out
+
+
+class TestThreads:
+    @pytest.mark.parametrize("threads", [2, 5])
+    def test_any_number_gives_the_same_files(self, images: Path, alone: Path, tmp_path: Path, threads: int) -> None:
+        manifest, encoder = read_manifest(images), load_encoder(EncoderConfig())
+        usual = torch.get_num_threads()
+        some = by_threads(encoder, picture_source(manifest, encoder.preprocess), threads=threads)
+        embed(manifest, encoder, tmp_path / "e", batch_size=BATCH, engine=some)
+        assert files(tmp_path / "e") == files(alone)
+        assert torch.get_num_threads() == usual, "given back"
+
+    def test_a_device_that_works_while_it_is_fed_gives_the_same(
+        self, images: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The way for GPUs, on the CPU."""
+        manifest, encoder = read_manifest(images), load_encoder(EncoderConfig())
+        started: list[int] = []
+        start, fetch = type(encoder).start, encoder.fetch
+
+        def fetched(found: tuple[torch.Tensor, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+            started.append(-1)
+            return fetch(found)
+
+        def begun(self: object, greys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            started.append(1)
+            return start(encoder, greys)
+
+        monkeypatch.setattr(type(encoder), "start", begun)
+        monkeypatch.setattr(type(encoder), "fetch", staticmethod(fetched))
+        pictures = picture_source(manifest, encoder.preprocess)
+        there = {"device": torch.device("meta"), "__class__": type(encoder)}  # anything but a CPU
+        stand_in = type("Elsewhere", (), {"__getattr__": lambda _, name: there.get(name) or getattr(encoder, name)})()
+        embed(manifest, encoder, tmp_path / "e", batch_size=BATCH, engine=by_threads(stand_in, pictures, threads=2))
+        assert files(tmp_path / "e") == files(alone)
+        assert max(np.cumsum(started)) == 2 and sum(started) == 0, "the next batch is begun before the last is fetched"
+
+    def test_an_unreadable_picture_ends_the_pass_and_keeps_what_is_before_it(
+        self, manifest: Manifest, tmp_path: Path
+    ) -> None:
+        gone = manifest.paths()[11]
+        gone.unlink()
+        encoder = load_encoder(EncoderConfig())
+        with pytest.raises(InputError, match=f"{gone.name}: cannot be read any more"):
+            embed(manifest, encoder, tmp_path / "e", batch_size=BATCH)
+        assert '"rows": 10' in (tmp_path / "e" / "progress.json").read_text()
+
+    def test_processes_of_a_launch_share_the_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "cores", lambda: 8)
+        assert engines.threads_here() == 8
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        assert engines.threads_here() == 2
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert engines.threads_here() == 4
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+        assert engines.threads_here() == 1
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_several_give_the_files_of_one(self, images: Path, alone: Path, tmp_path: Path, count: int) -> None:
+        """63 images in batches of 5: the last is short, and three processes get an uneven number of batches."""
+        command = [
+            *(
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={count}",
+                "-m",
+                "thoraclip",
+            ),
+            *("embed", str(images), "--model", "tiny-clip", "--batch-size", str(BATCH), "--out", str(tmp_path / "e")),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert files(tmp_path / "e") == files(alone)
+        assert done.stderr.count("63 images, pooled") == 1, "the first process speaks"
+
+
+@needs_ray
+class TestRay:
+    @classmethod
+    @pytest.fixture(scope="class", autouse=True)
+    def cluster(cls) -> Iterator[None]:
+        """One for all tests."""
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        import ray
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+    def test_two_actors_one_killed_give_the_files_of_one_thread(
+        self, images: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines, "_SHARD", 2)  # seven shards
+        killed: list[int] = []
+
+        def kill() -> None:
+            while not killed:
+                time.sleep(0.02)
+                if not (tmp_path / "e" / "progress.json").exists():
+                    continue
+                actors = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in p.name()]
+                for actor in actors[:1]:
+                    actor.send_signal(signal.SIGKILL)
+                    killed.append(actor.pid)
+
+        monkeypatch.setattr("thoraclip.methods.embed._SECONDS_BETWEEN_WRITES", 0)
+        helper = threading.Thread(target=kill, daemon=True)
+        helper.start()
+        seen: list[int] = []
+        thoraclip.embed(
+            images, model="tiny-clip", out=tmp_path / "e", batch_size=BATCH, engine="ray", workers=2,
+            progress=lambda done, total: seen.append(done),
+        )  # fmt: skip
+        assert killed and seen == sorted(set(seen)) and seen[-1] == 63
+        assert files(tmp_path / "e") == files(alone)
+
+    def test_a_pass_that_threads_began_is_ended_by_actors(self, images: Path, alone: Path, tmp_path: Path) -> None:
+        manifest, encoder = read_manifest(images), load_encoder(EncoderConfig())
+        pictures = picture_source(manifest, encoder.preprocess)
+
+        def some(rows: range) -> np.ndarray:
+            if rows.start == 20:
+                raise KeyboardInterrupt
+            return pictures(rows)
+
+        with pytest.raises(KeyboardInterrupt):
+            embed(manifest, encoder, tmp_path / "e", batch_size=BATCH, engine=by_threads(encoder, some, threads=1))
+        begun: list[int] = []
+        actors = by_ray(EncoderConfig(), manifest, encoder.description, workers=1)
+        embed(
+            manifest, encoder, tmp_path / "e", batch_size=BATCH,
+            engine=lambda batches: (begun.append(batches[0].start), actors(batches))[1],
+        )  # fmt: skip
+        assert begun == [20] and files(tmp_path / "e") == files(alone)
+
+    def test_what_an_actor_says_is_what_a_thread_would_say(self, manifest: Manifest, tmp_path: Path) -> None:
+        manifest.paths()[0].unlink()
+        encoder = load_encoder(EncoderConfig())
+        with pytest.raises(InputError, match="cannot be read any more"):
+            embed(
+                manifest, encoder, tmp_path / "e",
+                engine=by_ray(EncoderConfig(), manifest, encoder.description, workers=1),
+            )  # fmt: skip
+
+    def test_more_actors_than_processors_are_refused(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="workers = 99: the cluster has 0 GPUs and 2 processors"):
+            thoraclip.embed(images, model="tiny-clip", out=tmp_path / "e", engine="ray", workers=99)
+
+
+class TestBadInput:
+    def test_an_unknown_engine(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="unknown engine 'rai'; did you mean 'ray'"):
+            thoraclip.embed(images, model="tiny-clip", out=tmp_path / "e", engine="rai")
+
+    def test_workers_without_ray(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="--workers 2: the number of actors of --engine ray"):
+            thoraclip.embed(images, model="tiny-clip", out=tmp_path / "e", workers=2)
+
+    def test_ray_that_is_not_installed(self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ray_pool, "find_spec", lambda name: None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'thoraclip\[ray\]'"):
+            thoraclip.embed(images, model="tiny-clip", out=tmp_path / "e", engine="ray")
+
+    @needs_ray
+    def test_a_pixel_cache_with_ray(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="leave out --pixels"):
+            thoraclip.embed(images, model="tiny-clip", out=tmp_path / "e", engine="ray", pixels=tmp_path / "p")
+
+    @needs_ray
+    def test_blocks_that_come_twice_or_out_of_order_are_not_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What Ray promises is checked: here it is made to break its word."""
+        import pyarrow as pa
+
+        class Dataset:
+            def map_batches(self, *_: object, **__: object) -> Dataset:
+                return self
+
+            def iter_batches(self, **_: object) -> object:
+                return iter([{"row": np.array([0, 1])}, {"row": np.array([0, 1])}])
+
+        data = SimpleNamespace(from_arrow=lambda blocks: Dataset(), ActorPoolStrategy=lambda size: None)
+        monkeypatch.setattr(ray_pool, "_cluster", lambda: nullcontext(SimpleNamespace(data=data)))
+        monkeypatch.setattr(ray_pool, "_share", lambda ray, workers: (1, 0, 1))
+        tables = [pa.table({"row": pa.array([0, 1], pa.int64())}), pa.table({"row": pa.array([2, 3], pa.int64())})]
+        found = ray_pool.over_ray(lambda threads: lambda block: block, tables)
+        next(found)
+        with pytest.raises(RuntimeError, match="rows 0 to 1 came from the cluster where 2 was due"):
+            next(found)

@@ -1,0 +1,63 @@
+"""Folding grey into the first layer is exact where nothing is padded, and is not done where it would not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from thoraclip.imaging import Preprocess, normalise
+from thoraclip.models.grey import fold_grey
+
+SPEC = Preprocess(size=12, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
+
+
+@given(
+    st.tuples(*[st.floats(0, 1)] * 3), st.tuples(*[st.floats(0.05, 1)] * 3), st.integers(1, 4), st.booleans(),
+    st.integers(0, 2**16), st.sampled_from([0, 128, 255]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_any_normalisation_folds(mean: Any, std: Any, stride: int, has_bias: bool, seed: int, zero: int) -> None:
+    """Against the plain way: normalise, three channels, the old convolution."""
+    torch.manual_seed(seed)
+    spec = Preprocess(size=12, mean=mean, std=std)
+    network = nn.Sequential(nn.Conv2d(3, 5, 4, stride, bias=has_bias), nn.Flatten())
+    grey = torch.randint(0, 256, (2, 12, 12), dtype=torch.uint8)
+    expected = network.double()(torch.from_numpy(normalise(grey.numpy(), spec)).double())
+    network.float()
+    assert fold_grey(network, spec, zero=zero)
+    found = network(grey[:, None].float() - zero)
+    assert torch.allclose(found.double(), expected, atol=2e-4, rtol=1e-4)
+
+
+@given(st.integers(1, 4), st.integers(4, 17), st.integers(4, 17), st.booleans(), st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_patches_as_one_product_are_the_convolution(
+    side: int, height: int, width: int, has_bias: bool, seed: int
+) -> None:
+    """Also where the picture is no whole number of patches."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 5, side, side, bias=has_bias))
+    greys = torch.randint(0, 256, (2, height, width), dtype=torch.uint8)
+    spec = Preprocess(size=max(height, width))
+    expected = network.double()(torch.from_numpy(normalise(greys.numpy(), spec)).double())
+    network.float()
+    assert fold_grey(network, spec) and isinstance(network[0], nn.Linear)
+    found = network(greys[:, None].float())
+    assert found.shape == expected.shape and torch.allclose(found.double(), expected, atol=1e-3)
+
+
+def test_at_a_padded_border_folding_would_be_wrong_and_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
+    weight = network[0].weight.clone()
+    assert not fold_grey(network, SPEC) and torch.equal(network[0].weight, weight) and network[0].in_channels == 3
+    grey = torch.randint(0, 256, (1, 12, 12), dtype=torch.uint8)
+    forced = nn.Sequential(nn.Conv2d(3, 5, 3))
+    forced[0].load_state_dict(network[0].state_dict())
+    fold_grey(forced, SPEC)
+    forced[0].padding = (1, 1)
+    gap = (forced(grey[:, None].float()) - network(torch.from_numpy(normalise(grey.numpy(), SPEC)))).abs()
+    assert gap[..., 1:-1, 1:-1].max() < 1e-4 < 1e-2 < gap[..., 0, :].max(), "the inside is right, the border is not"
