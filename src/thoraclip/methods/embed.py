@@ -113,6 +113,7 @@ def cached_embeddings(
     encoder: DualEncoder | None = None,
     pixels: Path | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Embeddings:
     """The features of a manifest: from the folder that the config names, from the cache, or made now (see `embed`).
 
@@ -122,7 +123,15 @@ def cached_embeddings(
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
         key = digest([encoder.description, encoder.preprocess.as_dict()])[:12]
-        return embed(manifest, encoder, cache / key, batch_size=config.batch_size, pixels=pixels, progress=progress)
+        return embed(
+            manifest,
+            encoder,
+            cache / key,
+            batch_size=config.batch_size,
+            pixels=pixels,
+            progress=progress,
+            announce=announce,
+        )
     found = read_embeddings(Path(config.embeddings))
     if dict(found.encoder) != encoder.description:
         raise MismatchError(

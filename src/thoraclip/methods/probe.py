@@ -5,7 +5,7 @@ Features are read once from the embedding cache; the penalty (or, for AdamW, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,12 +30,14 @@ from thoraclip.models.heads import (
 )
 from thoraclip.models.novelty import MIN_ROWS, fit_novelty, write_novelty
 from thoraclip.tables.predictions import Predictions
+from thoraclip.threads import cores, in_order
 
 __all__ = ["Config", "run"]
 
 _SOLVERS = ("lbfgs", "adamw", "lp++")
 _FEATURES = ("pooled", "projected")
 _WEIGHTINGS = ("none", "balanced")
+Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,33 +122,62 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
 
     The validation scores that are kept are those of the head that was fitted on the training images alone.
     """
+    from threadpoolctl import threadpool_limits
+
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
-    rows, scores, metrics, strange = [], [], [], []
-    for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
-        chosen = with_adapter(config, part.fold)
-        part = follow_adapter(chosen, manifest, part)
-        encoder = load_encoder(chosen)
-        embedded = cached_embeddings(
-            chosen, manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress
-        )
-        features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
-        texts = _Texts.of(encoder, labels, config.prompts) if config.solver == "lp++" else None
-        head, validation, facts = _fit(config, features, targets, labels, part, texts)
-        context.keep_validation(part, labels, validation)
-        metrics.append({"fold": part.fold, **facts})
-        write_head(
-            context.folder.file("head.safetensors" if part.fold is None else f"head-fold-{part.fold}.safetensors"), head
-        )
-        strange.append({"fold": part.fold, **_keep_novelty(context, features, targets, part)})
-        rows.append(part.test)
-        scores.append(head.predict(features[part.test]))
-    details = {"chosen": metrics, "features": config.features, "dimension": int(features.shape[1])}
+    rows, scores, metrics, strange, dimension, texts = [], [], [], [], 0, None
+
+    def work(one: _Round) -> tuple[_Round, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
+        head, validation, facts = _fit(config, one.features, targets, labels, one.part, one.texts)
+        told = _keep_novelty(context, one.features, targets, one.part)
+        return one, head, validation, facts, head.predict(one.features[one.part.test]), told
+
+    with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
+        for one, head, validation, facts, test, told in in_order(work, _rounds(config, context, labels), ahead=cores()):
+            fold = one.part.fold
+            context.keep_validation(one.part, labels, validation)
+            metrics.append({"fold": fold, **facts})
+            name = "head.safetensors" if fold is None else f"head-fold-{fold}.safetensors"
+            write_head(context.folder.file(name), head)
+            strange.append({"fold": fold, **told})
+            rows.append(one.part.test)
+            scores.append(test)
+            dimension, texts = int(one.features.shape[1]), one.texts
+    details = {"chosen": metrics, "features": config.features, "dimension": dimension}
     details["out_of_distribution"] = strange
     if texts:
         details |= {"prompt_set": load_prompts(config.prompts).name, "logit_scale": texts.logit_scale}
     return pooled_predictions(manifest, labels, rows, scores), details, list(metrics)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What one fit needs; the features f32[N, D] are those of the whole manifest."""
+
+    part: Part
+    features: npt.NDArray[np.float32]
+    texts: _Texts | None
+
+
+def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Round]:
+    """One for each fold; where the folds have one encoder, they share the features."""
+    manifest = context.manifest
+    shared: tuple[Config, npt.NDArray[np.float32], _Texts | None] | None = None
+    for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
+        chosen = with_adapter(config, part.fold)
+        part = follow_adapter(chosen, manifest, part)
+        if shared is None or shared[0] != chosen:
+            encoder = load_encoder(chosen)
+            embedded = cached_embeddings(
+                chosen, manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
+                announce=context.announce,
+            )  # fmt: skip
+            features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
+            texts = _Texts.of(encoder, labels, config.prompts) if config.solver == "lp++" else None
+            shared = chosen, features, texts
+        yield _Round(part, shared[1], shared[2])
 
 
 def _keep_novelty(

@@ -61,8 +61,9 @@ def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, co
     """Softmax over logit scale times cosine, for every image of the context's manifest."""
     encoder = load_encoder(config)
     embedded = cached_embeddings(
-        config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress
-    )
+        config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
+        announce=context.announce,
+    )  # fmt: skip
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
     vectors = [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
     scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)
