@@ -16,7 +16,7 @@ endif
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_INDEX_$(TORCH))
 
-.PHONY: demo test test-ui lint format docs build clean
+.PHONY: demo test test-ui lint format docs bench build clean
 
 demo: $(VENV)/.study  ## everything offline: phantoms, shipped model, report
 	$(BIN)/thoraclip demo --out demo-out
@@ -39,6 +39,9 @@ format: $(VENV)/.dev
 
 docs: $(VENV)/.docs  ## the site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev  ## all benchmarks, half an hour: benchmarks/results.json and the table of docs/benchmarks.md; nothing else may run
+	$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf $(VENV) demo-out site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -19,10 +19,7 @@ import contextlib
 import itertools
 import json
 import os
-import platform
-import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +33,11 @@ import numpy.typing as npt
 import psutil
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import processor_name, write_vit_b_32
+from benchmarks.results import Result
+
 from thoraclip.methods.contrast import Contrast
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.gradcache import Tower, cached_backward
@@ -43,7 +45,6 @@ from thoraclip.methods.pairs import CaptionTexts
 from thoraclip.methods.processes import ProcessGroup
 from thoraclip.methods.training import Batch, Sampler
 from thoraclip.models.augment import augment
-from thoraclip.models.checkpoint import locate, quiet
 from thoraclip.models.dropout import KeyedDropout
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
@@ -77,21 +78,9 @@ class Memory:
         return {"peak": peak / MIB, "added": np.nan if hidden else max(0, peak - self._before) / MIB}
 
 
-def write_vit_b_32(given: argparse.Namespace) -> dict[str, Any]:
-    """Into the folder `given.model`: a random CLIP of the shape ViT-B/32 with the shipped tokenizer and its vocabulary."""
-    from transformers import CLIPConfig, CLIPModel
-
-    folder = Path(given.model)
-    shutil.copytree(locate("tiny-clip")[0], folder, dirs_exist_ok=True)
-    known = CLIPConfig.from_pretrained(folder).text_config
-    text = {name: getattr(known, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    torch.manual_seed(0)
-    with quiet():
-        CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)
-    file = folder / "preprocessor_config.json"
-    picture = json.loads(file.read_text(encoding="utf-8"))
-    picture |= {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-    file.write_text(json.dumps(picture), encoding="utf-8")
+def write_model(given: argparse.Namespace) -> dict[str, Any]:
+    """Into the folder `given.model`: the random CLIP, with the text tower that CLIP has."""
+    write_vit_b_32(Path(given.model))
     return {}
 
 
@@ -244,14 +233,11 @@ def device_name(device: torch.device) -> str:
     """What the maker calls it; of a CPU also the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    file = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", file.read_text(encoding="utf-8")) if file.is_file() else None
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{device.type}, {name}, threads: {torch.get_num_threads()}"
+    return f"{device.type}, {processor_name()}, threads: {torch.get_num_threads()}"
 
 
 ROLES = {
-    "model": write_vit_b_32, "cached": measure_step, "mapped": measure_step, "whole": measure_step, "loss": measure_loss,
+    "model": write_model, "cached": measure_step, "mapped": measure_step, "whole": measure_step, "loss": measure_loss,
     "parts": measure_parts,
 }  # fmt: skip
 
@@ -305,7 +291,32 @@ def print_report(given: argparse.Namespace, rows: dict[int, dict[str, Any]], par
     )
 
 
-def main() -> None:
+def bench(work_folder: Path, *, quick: bool = False) -> list[Result]:
+    """Eight chunks in a batch against one, on a random ViT-B/32: memory in use, and time an image; with `quick` tiny-clip."""
+    chunk, many = (8, 16) if quick else (32, 256)
+    model = "tiny-clip" if quick else write_vit_b_32(work_folder / "vit-b-32")
+    given = parse(["--model", model, "--chunk", str(chunk), "--steps", "1" if quick else "2"])
+    small, large = (work(given, role="mapped", batch=size, captions=0)["added"] for size in (chunk, many))
+    logits = 4 * many**2 / MIB
+    cached = work(given, role="cached", batch=4 * chunk)
+    return [
+        Result(
+            f"memory of a batch of {many} in chunks of {chunk}", (large - logits) / small, 1.1,
+            f"a batch of {chunk}, {small:,.0f} MiB added by training; the logits left out", large, "MiB", higher_is_better=False,
+        ),
+        Result(
+            f"time an image, batch of {4 * chunk}", cached["ratio"], 1.33, f"plain steps of {chunk}, each image encoded once",
+            4 * chunk / cached["seconds"], "images/s", higher_is_better=False,
+        ),
+        Result(
+            "augmentation, share of a step", cached["augmentation"] / cached["seconds"], 0.1, "the step",
+            1000 * cached["augmentation"] / (4 * chunk), "ms an image", higher_is_better=False,
+        ),
+    ]  # fmt: skip
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The settings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-clip", help="tiny-clip, a Hub id, a local folder, or vit-b-32")
     parser.add_argument("--batches", default="32,128,512,2048", help="sizes, none below the chunk's")
@@ -319,7 +330,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     for name, kind in (("--role", str), ("--batch", int)):  # of the processes that this one starts
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    given = parse()
     if given.role:
         print(json.dumps(ROLES[given.role](given)))
         return

@@ -24,6 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import once
+from benchmarks.measure import phantoms as draw_phantoms
+from benchmarks.results import Result
+
 from thoraclip.data.duplicates import clusters, find_duplicates, hamming_pairs, thumbnail
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.imaging import decode
@@ -103,8 +109,10 @@ def search(thumbnails: Grey, names: list[str]) -> tuple[list[tuple[int, int]], f
     return [(pair.first, pair.second) for pair in found], time.perf_counter() - began
 
 
-def quality(pictures: list[Grey], names: list[str], *, copies: int, seed: int, phantoms: bool) -> None:
-    """The table of recall, one row for each transform, and the precision over all of them."""
+def quality(
+    pictures: list[Grey], names: list[str], *, copies: int, seed: int, phantoms: bool
+) -> tuple[dict[str, tuple[int, int]], tuple[int, int]]:
+    """Print the recall of each transform and the precision over all of them, and return them: found, and of how many."""
     rng, count = np.random.default_rng(seed), len(pictures)
     originals = np.stack([thumbnail(picture) for picture in pictures])
     own, took = search(originals, [f"original {i}" for i in range(count)])
@@ -117,6 +125,7 @@ def quality(pictures: list[Grey], names: list[str], *, copies: int, seed: int, p
     right = len([pair for pair in own if same[pair[0]] == same[pair[1]]]) if phantoms else 0
     reported = len(own) if phantoms else 0
     print(f"\n{'recall':32s}{'found':>6s} {'':9s}  share   95 % interval")
+    recall = {}
     for name, change in {**TRANSFORMS, "two of these": two_of_them}.items():
         planted = np.stack([thumbnail(np.ascontiguousarray(change(pictures[i], rng))) for i in chosen])
         # a copy that came out with the original's bytes is another file all the same
@@ -125,8 +134,10 @@ def quality(pictures: list[Grey], names: list[str], *, copies: int, seed: int, p
         hits = {second for first, second in pairs if first == chosen[second - count]}
         right += sum(picture_of[first] == picture_of[second] for first, second in pairs)
         reported += len(pairs)
-        print(f"{name:32s}{share(len(hits), len(chosen))}")
+        recall[name] = len(hits), len(chosen)
+        print(f"{name:32s}{share(*recall[name])}")
     print(f"\n{'precision':32s}{share(int(right), reported)}")
+    return recall, (int(right), reported)
 
 
 def random_hashes(count: int, rng: np.random.Generator) -> Hashes:
@@ -198,6 +209,38 @@ def alignment_rate(thumbnails: Grey, pairs: int = 2_000) -> None:
             block = rows[begin : begin + 128]
             confirm(thumbnails, block, halves, block[:, :2])
         print(f"alignment, {kind:12s}{pairs / (time.perf_counter() - began):8.0f} pairs/s")
+
+
+def all_with_all(hashes: Hashes, radius: int) -> int:
+    """Pairs within `radius` bits, by looking at every one of them."""
+    found = 0
+    for row in range(len(hashes) - 1):
+        found += int((np.bitwise_count(hashes[row + 1 :] ^ hashes[row]) <= radius).sum())
+    return found
+
+
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """The join of 100,000 hashes against all with all, counted for 10,000; and a reduced accuracy: 100 copies a transform."""
+    small, count, radius = (1000, 2000, 4) if quick else (10_000, 100_000, 4)
+    hashes = clumped_hashes(count, np.random.default_rng(0))
+    hamming_pairs(hashes[:small], radius=radius)
+    took = once(lambda: hamming_pairs(hashes, radius=radius))
+    every = once(lambda: all_with_all(hashes[:small], radius)) * (count / small) ** 2
+    manifest = draw_phantoms(work, 24 if quick else 256)
+    recall, precision = quality(
+        [decode(path).pixels for path in manifest.paths()], list(manifest.column("image_id")), copies=12 if quick else 100,
+        seed=0, phantoms=True,
+    )  # fmt: skip
+    hits, of = (sum(column) for column in zip(*recall.values(), strict=True))
+    return [
+        Result(
+            f"pairs among {count:,} hashes within {radius} bits", every / took, 10,
+            f"all with all in NumPy, extrapolated from {small:,} hashes", count / took, "hashes/s",
+        ),
+        Result("planted copies found", hits / of, 0.95, f"{of:,} copies of phantoms by {len(recall)} transforms", 100 * hits / of, "%"),
+        Result("pairs that are copies", precision[0] / precision[1], 0.95, f"{precision[1]:,} reported pairs",
+               100 * precision[0] / precision[1], "%"),
+    ]  # fmt: skip
 
 
 def read(folders: list[Path]) -> tuple[list[Grey], list[str]]:

@@ -1,4 +1,4 @@
-"""Speed of the frozen path: bf16 against fp32, decoding and the pixel cache against encoding, a probe against re-encoding.
+"""Speed of the frozen path: from files against the plain way, encoding against what the processor can do, the pixel cache.
 
     python benchmarks/embedding.py --model tiny-clip --images 600
 
@@ -8,58 +8,266 @@ Draws phantoms, prints ratios that were all measured in this one run; the machin
 from __future__ import annotations
 
 import argparse
+import itertools
+import sys
 import tempfile
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import plain
+from benchmarks.measure import in_turn, memory_bandwidth, once, phantoms, ratio, seconds, write_vit_b_32
+from benchmarks.results import Result
+
+import thoraclip
 from thoraclip.data.batches import grey_batches
-from thoraclip.data.index import index
-from thoraclip.data.phantom import PhantomConfig, write_phantoms
-from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.methods.embed import EncoderConfig, load_encoder, usual_batch_size
+from thoraclip.methods.engines import by_threads
+from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.heads import fit_lbfgs
+from thoraclip.tables.manifest import Manifest
+from thoraclip.threads import cores
+
+BATCH = usual_batch_size(torch.device("cpu"))
+Greys = npt.NDArray[np.uint8]
+_SQUARE = 4096
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median wall time of a few runs after one to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
+def encode(encoder: DualEncoder, batches: Sequence[Greys]) -> None:
+    """Every batch, as `embed` has them encoded."""
+    rows = [range(number * BATCH, number * BATCH + len(greys)) for number, greys in enumerate(batches)]
+    for _ in by_threads(encoder, lambda some: batches[some.start // BATCH])(rows):
+        pass
+
+
+@dataclass(frozen=True)
+class Products:
+    """The matrix products of a vision transformer, and nothing else, in bf16.
+
+    Args:
+        tokens, width, hidden, layers: shape of the tower; a patch has `patch` numbers.
+    """
+
+    tokens: int
+    width: int
+    hidden: int
+    layers: int
+    patch: int
+
+    @classmethod
+    def of(cls, encoder: DualEncoder) -> Products:
+        """Those of an encoder's vision tower."""
+        config = encoder.model.config.vision_config
+        patches = (encoder.preprocess.size // config.patch_size) ** 2
+        return cls(
+            patches + 1,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            3 * config.patch_size**2,
+        )
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of the weights of one layer: q, k, v, o, fc1, fc2."""
+        width, hidden = self.width, self.hidden
+        return [(width, width)] * 4 + [(width, hidden), (hidden, width)]
+
+    @property
+    def weights_multiplications(self) -> int:
+        """Multiply-adds an image with the weights of all layers: what `runner` does."""
+        return self.layers * self.tokens * sum(a * b for a, b in self.shapes)
+
+    @property
+    def multiplications(self) -> int:
+        """Multiply-adds an image of the whole tower: also of the attention and of the patches."""
+        attention = 2 * self.layers * self.tokens**2 * self.width
+        return self.weights_multiplications + attention + (self.tokens - 1) * self.patch * self.width
+
+    def runner(self, images: int) -> Callable[[], None]:
+        """The products of one batch; a weight of its own for every layer, as in the tower."""
+        generator = torch.Generator().manual_seed(0)
+
+        def matrix(rows: int, columns: int) -> torch.Tensor:
+            return torch.randn(rows, columns, generator=generator).bfloat16()
+
+        rows = {size: matrix(images * self.tokens, size) for size in (self.width, self.hidden)}
+        weights = [matrix(b, a) for _ in range(self.layers) for a, b in self.shapes]
+
+        @torch.inference_mode()
+        def run() -> None:
+            for weight in weights:
+                nn.functional.linear(rows[weight.shape[1]], weight)
+
+        return run
+
+
+def side_by_side(runners: Sequence[Callable[[], None]]) -> None:
+    """Each in a Python thread of its own."""
+    threads = [threading.Thread(target=run) for run in runners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def with_threads(count: int, work: Callable[[], object]) -> Callable[[], None]:
+    """A call of `work` during which an operator has so many threads."""
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            work()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def against_products(encoder: DualEncoder, batches: Sequence[Greys], rounds: int) -> list[Result]:
+    """Multiply-adds a second of the encoder over those of matrix products: large square ones, and its own shapes alone.
+
+    The own shapes run by the faster of two ways to use all cores, one batch after another, every product right after the other.
+    """
+    products, batch = Products.of(encoder), len(batches[0])
+    images, many = sum(map(len, batches)), cores()
+    runners = [products.runner(batch) for _ in range(many)]
+    several, square = max(1, len(batches) // many), torch.randn(_SQUARE, _SQUARE).bfloat16()
+
+    def one_after_another() -> None:
+        for _ in range(several * many):
+            runners[0]()
+
+    def each_core_one() -> None:
+        side_by_side([lambda run=run: [run() for _ in range(several)] for run in runners])
+
+    ways = {
+        "encoder": lambda: encode(encoder, batches),
+        "square": with_threads(many, lambda: [square @ square for _ in range(4)]),
+        "operators share": with_threads(many, one_after_another),
+        "cores share": with_threads(1, each_core_one),
+    }
+    for work in ways.values():
         work()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
+    times = in_turn(ways, rounds)
+    reached = products.multiplications * images / times["encoder"]
+    large = 4 * _SQUARE**3 / times["square"]
+    fastest = np.minimum(times["operators share"], times["cores share"])
+    own = products.weights_multiplications * several * many * batch / fastest
+    rate = float(np.median(images / times["encoder"]))
+    return [
+        Result(
+            "encoder alone", ratio(reached, large), 0.75,
+            f"bf16 products of {_SQUARE} x {_SQUARE}, {np.median(large) / 1e9:.0f} G multiply-adds/s on {many} threads", rate, "images/s",
+        ),
+        Result(
+            "encoder alone, against its own products", ratio(reached, own), None,
+            f"bf16 products of its shapes, nothing between them: {np.median(own) / 1e9:.0f} G multiply-adds/s", rate, "images/s",
+        ),
+    ]  # fmt: skip
 
 
-def once(work: Callable[[], object]) -> float:
-    """Wall time of one run."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def from_files(manifest: Manifest, model: str, work: Path, rounds: int) -> list[Result]:
+    """`thoraclip.embed` against the plain loop, and against decoding alone and encoding alone."""
+    paths, encoder = manifest.paths(), load_encoder(EncoderConfig(model=model))
+    tower, pictures, number = plain.load_tower(model), plain.Pictures(paths, model), itertools.count()
+    batches = [greys for _, greys in grey_batches(manifest, encoder.preprocess, batch_size=BATCH)]
+
+    def plainly() -> None:
+        for _ in plain.encoded(plain.loader(pictures, batch_size=BATCH), tower):
+            pass
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory(dir=work, prefix=f"embedded-{next(number)}-") as folder:
+            thoraclip.embed(manifest, model=model, out=Path(folder) / "features")
+
+    def decoding() -> None:
+        for _ in grey_batches(manifest, encoder.preprocess, batch_size=BATCH):
+            pass
+
+    ours()  # the model is loaded, as the plain loop's is
+    times = in_turn(
+        {"embed": ours, "plain": plainly, "decoding": decoding, "encoding": lambda: encode(encoder, batches)}, rounds
+    )
+    n, rate = len(manifest), float(np.median(len(manifest) / times["embed"]))
+    plain_rate = np.median(n / times["plain"])
+    return [
+        Result(
+            "from files", ratio(times["plain"], times["embed"]), 3,
+            f"Dataset + PIL + image processor, {plain.WORKERS} workers, fp32: {plain_rate:.1f} images/s", rate, "images/s",
+        ),
+        Result(
+            "from files, against its parts", ratio(times["decoding"] + times["encoding"], times["embed"]), 0.9,
+            "decoding alone and encoding alone, one after the other on all cores", rate, "images/s",
+        ),
+        Result(
+            "decoding and fitting, share of the time from files", ratio(times["decoding"], times["embed"]), None,
+            "the time from files", float(np.median(n / times["decoding"])), "images/s", higher_is_better=False,
+        ),
+    ]  # fmt: skip
+
+
+def from_cache(manifest: Manifest, model: str, work: Path, rounds: int) -> Result:
+    """Reading the pixel cache against a big copy."""
+    spec = load_encoder(EncoderConfig(model=model)).preprocess
+
+    def read() -> None:
+        for _ in grey_batches(manifest, spec, batch_size=BATCH, pixels=work / "pixels"):
+            pass
+
+    rate = len(manifest) * spec.size**2 / seconds(read, rounds)
+    copied = memory_bandwidth(rounds)
+    return Result(
+        "from a warm pixel cache",
+        rate / copied,
+        None,
+        f"a big copy in memory, {copied / 1e9:.1f} GB/s",
+        rate / 1e9,
+        "GB/s",
+    )
+
+
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """A CLIP of the shape ViT-B/32 at 224 pixels with random weights; with `quick` tiny-clip."""
+    model = "tiny-clip" if quick else write_vit_b_32(work / "vit-b-32")
+    manifest, rounds = phantoms(work, 24 if quick else 256), 1 if quick else 3
+    encoder = load_encoder(EncoderConfig(model=model))
+    batches = [greys for _, greys in grey_batches(manifest, encoder.preprocess, batch_size=BATCH)]
+    return [
+        *from_files(manifest, model, work, rounds),
+        *against_products(encoder, batches, 3 * rounds),
+        from_cache(manifest, model, work, rounds),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-clip")
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--epochs", type=int, default=30, help="of the way that runs the encoder again every epoch")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = write_phantoms(Path(folder) / "phantoms", PhantomConfig(images=arguments.images)).root
-        manifest = index(root, layout="covid-qu-ex").manifest
+        manifest, warm = phantoms(Path(folder), arguments.images), Path(folder) / "pixels"
         exact = load_dual_encoder(arguments.model, precision="fp32")
-        spec, warm = exact.preprocess, Path(folder) / "pixels"
-        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=64)]
-        decoding = seconds(lambda: [None for _ in grey_batches(manifest, spec, batch_size=64)])
-        caching = once(lambda: [None for _ in grey_batches(manifest, spec, batch_size=64, pixels=warm)])
-        feeding = seconds(
-            lambda: [exact.expand(greys) for _, greys in grey_batches(manifest, spec, batch_size=64, pixels=warm)]
-        )
-        fp32 = seconds(lambda: [exact.encode_greys(greys) for greys in batches])
         rough = load_dual_encoder(arguments.model, precision="bf16")
-        bf16 = seconds(lambda: [rough.encode_greys(greys) for greys in batches])
+        spec = exact.preprocess
+        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=BATCH)]
+        decoding = seconds(lambda: [None for _ in grey_batches(manifest, spec, batch_size=BATCH)])
+        caching = once(lambda: [None for _ in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)])
+        feeding = seconds(
+            lambda: [exact.expand(greys) for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
+        )
+        fp32 = seconds(lambda: encode(exact, batches))
+        bf16 = seconds(lambda: encode(rough, batches))
         features = np.concatenate([exact.encode_greys(greys)[0] for greys in batches])
     labels = manifest.label_set()
     targets, grid = manifest.targets(labels), np.geomspace(10, 1e-4, 11).tolist()

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +34,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import once, seconds
+from benchmarks.results import Result
+
 import thoraclip
 from thoraclip.data.index import index
 from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.masks import fit_mask, read_mask
-from thoraclip.heatmaps import BASELINES, MAPS, heat_map
+from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
 from thoraclip.heatmaps.perturbation import perturbation_curves
 from thoraclip.imaging import decode, fit
 from thoraclip.judge.intervals import Estimate
@@ -56,6 +62,7 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions
 
 Grey = npt.NDArray[np.uint8]
+Heat = npt.NDArray[np.float32]
 Case = tuple[Grey, npt.NDArray[np.bool_], int]
 """Picture as the network takes it, lesions in it, class."""
 
@@ -107,14 +114,21 @@ def cell(found: Estimate, digits: int = 2) -> str:
     return value if found.low is None else f"{value} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
+def heats(classifier: Classifier, judged: list[Case], method: str) -> tuple[list[Heat], list[float]]:
+    """(the map of each picture, its seconds)."""
+    found: list[Heat] = []
+    took = [
+        once(lambda grey=grey, c=c: found.append(heat_map(classifier, grey, c, method=method))) for grey, _, c in judged
+    ]
+    return found, took
+
+
 def row(
     classifier: Classifier, twins: list[Classifier], judged: list[Case], method: str, options: argparse.Namespace
 ) -> list[str]:
-    hits, masses, areas, curves, alike, seconds = [], [], [], [], [], []
-    for number, (grey, lesion, c) in enumerate(judged):
-        began = time.perf_counter()
-        heat = heat_map(classifier, grey, c, method=method)
-        seconds.append(time.perf_counter() - began)
+    hits, masses, areas, curves, alike = [], [], [], [], []
+    found, took = heats(classifier, judged, method)
+    for number, ((grey, lesion, c), heat) in enumerate(zip(judged, found, strict=True)):
         hits.append(points_at(heat, lesion))
         masses.append(mass_share(heat, lesion))
         areas.append(lesion.mean())
@@ -128,7 +142,7 @@ def row(
     means = [f"{value:.2f}" for value in np.mean(alike, axis=0)] if alike else ["-", "-"]
     share, ratio = mean_with_interval(mass), ratio_with_interval(mass, area)
     return [cell(mean_with_interval(np.array(hits, float), is_share=True)), f"{share.value:.2f}, {cell(ratio, 1)} x",
-            cell(mean_with_interval(deletion)), cell(mean_with_interval(insertion)), *means, f"{np.median(seconds):.2f}"]  # fmt: skip
+            cell(mean_with_interval(deletion)), cell(mean_with_interval(insertion)), *means, f"{np.median(took):.2f}"]  # fmt: skip
 
 
 def table(
@@ -144,13 +158,16 @@ def table(
     return [*lines, ""]
 
 
-def phantoms(options: argparse.Namespace) -> list[str]:
-    root = options.cache / "phantoms"
+def draw(cache: Path, images: int) -> Manifest:
+    """Phantoms with known lesions, and their manifest, below `cache`."""
     from thoraclip.data.phantom import PhantomConfig, write_phantoms
 
-    config = PhantomConfig(images=options.images, size=128, difficulty=0.0, infection_fraction=1.0)
-    write_phantoms(root, config)
-    found = thoraclip.index(root, out=options.cache / "phantoms.parquet").manifest
+    write_phantoms(cache / "phantoms", PhantomConfig(images=images, size=128, difficulty=0.0, infection_fraction=1.0))
+    return thoraclip.index(cache / "phantoms", out=cache / "phantoms.parquet").manifest
+
+
+def phantoms(options: argparse.Namespace) -> list[str]:
+    found = draw(options.cache, options.images)
     tuning = {"epochs": options.epochs, "learning_rate": 3e-4, "warmup_steps": 20}
     thoraclip.baseline(found, out=options.cache / "tower", model="tiny-clip", **tuning)
     thoraclip.probe(found, out=options.cache / "probe", model="tiny-clip")
@@ -179,6 +196,32 @@ def real(options: argparse.Namespace) -> list[str]:
     names = {"COVID-19": "covid", "Normal": "normal", "Non-COVID": "pneumonia"}
     judged, looked = cases(found, classifier, lambda name: name if name in labels.names else names[name], options)
     return table("Radiographs, linear probe", classifier, judged, looked, options)
+
+
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """A reduced accuracy: the default map of a probe on tiny-clip points at lesions of phantoms, against a Gaussian at the centre."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        manifest = draw(Path(folder), 120 if quick else 900)
+        thoraclip.probe(manifest, out=Path(folder) / "probe", model="tiny-clip")
+        classifier = read_run(Path(folder) / "probe").classifier(None, manifest.label_set())
+        options = argparse.Namespace(limit=3 if quick else 40, wrong_too=False)
+        judged, _ = cases(manifest, classifier, str, options)
+    method, looking = default_map(classifier), seconds(lambda: classifier.look(judged[0][0][None]))
+    share, spent = {}, {}
+    for name in (method, "centre"):
+        found, took = heats(classifier, judged, name)
+        share[name] = float(
+            np.mean([points_at(heat, lesion) for heat, (_, lesion, _) in zip(found, judged, strict=True)])
+        )
+        spent[name] = float(np.median(took))
+    return [
+        Result(
+            f"{method} points at a lesion", share[method] / max(share["centre"], 1 / len(judged)), 1,
+            f"a Gaussian at the centre, {100 * share['centre']:.0f} % of {len(judged)} phantoms", 100 * share[method], "%",
+        ),
+        Result(f"one map by {method}", spent[method] / looking, None, f"one answer of the network, {1000 * looking:.1f} ms", 1000 * spent[method], "ms",
+               higher_is_better=False),
+    ]  # fmt: skip
 
 
 def main() -> None:

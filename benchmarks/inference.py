@@ -16,22 +16,22 @@ radiographs, and what int8 changes about it: each image by the head of the fold 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from importlib import resources
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import SMALL_TEXT_TOWER, Used, in_turn, launch, ratio, typical, write_vit_b_32
+from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.deploy import parity
@@ -42,129 +42,95 @@ from thoraclip.deploy.runtime import open_bundle
 from thoraclip.imaging import decode, fit
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import find_manifest, read_run
+from thoraclip.threads import cores
 
-Greys = npt.NDArray[np.uint8]
-
-
-def save_vit_b_32(folder: Path) -> str:
-    """A CLIP of the shape ViT-B/32 with random weights and a small text tower, in Transformers format."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "patch_size": 32,
-    }
-    text = {"vocab_size": 768, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=512)).save_pretrained(folder)
-    tiny = resources.files("thoraclip") / "models" / "assets" / "tiny-clip"
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((tiny / name).read_bytes())
-    (folder / "preprocessor_config.json").write_text(
-        '{"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": true, "resample": 3, '
-        '"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}'
-    )
-    return str(folder)
+TORCH, TORCH_BF16 = "torch fp32, batches of 32", "torch bf16 autocast, batches of 32"
+FP32, INT8, FILES = "bundle fp32", "bundle int8", "bundle int8, from files: decode, predict, calibrate, flag"
 
 
-def make_bundles(root: Path, images: int) -> dict[str, Path]:
-    """`fp32` and `int8` bundles of a probe on the random tower; made once."""
+def make_bundles(root: Path, images: int, model: str = "") -> dict[str, Path]:
+    """`fp32` and `int8` bundles of a probe on a model, by default the random tower; made once."""
     folders = {name: root / f"bundle-{name}" for name in ("fp32", "int8")}
     if all(folder.is_dir() for folder in folders.values()):
         return folders
-    model = save_vit_b_32(root / "vit-b-32")
+    model = model or write_vit_b_32(root / "vit-b-32", SMALL_TEXT_TOWER)
     thoraclip.phantom(root / "phantoms", images=images)
     found = thoraclip.index(root / "phantoms", out=root / "manifest.parquet")
     thoraclip.probe(found.manifest, out=root / "probe", model=model)
     parity.INT8_ACCURACY = parity.INT8_FLIPS = 1.0  # speed is asked for here, of a network that has learned nothing
     for name, folder in folders.items():
-        thoraclip.export(root / "probe", out=folder, int8=name == "int8", images=200, progress=True)
+        thoraclip.export(root / "probe", out=folder, int8=name == "int8", images=200)
     return folders
 
 
-def rate(work: Callable[[], Any], images: int) -> float:
-    """Images a second of one call."""
-    began = time.perf_counter()
-    work()
-    return images / (time.perf_counter() - began)
+def shared_bundles(work: Path, *, quick: bool) -> dict[str, Path]:
+    """The bundles that several benchmarks of one run use, in `work`; with `quick` of tiny-clip."""
+    return make_bundles(work / "inference", 60, "tiny-clip") if quick else make_bundles(work / "inference", 400)
 
 
-def speeds(root: Path, folders: dict[str, Path], rounds: int, count: int) -> list[list[str]]:
-    """Rows of (who, images/s, times torch fp32)."""
+def one_picture(root: Path) -> Path:
+    """A picture of the probe's, under a name of its own."""
+    return Path(shutil.copy(find_manifest(read_run(root / "probe")).paths()[0], root / "one.png"))
+
+
+def speeds(
+    root: Path, folders: dict[str, Path], rounds: int, count: int
+) -> tuple[dict[str, npt.NDArray[np.float64]], int]:
+    """(who -> f64[rounds] seconds for the same pictures, how many)."""
     run = read_run(root / "probe")
     manifest = find_manifest(run)
     classifier = load_original(run, manifest).classifier
-    greys = np.stack([fit(decode(path).pixels, classifier.preprocess) for path in manifest.paths()[:count]])
+    paths = manifest.paths()[:count]
+    greys = np.stack([fit(decode(path).pixels, classifier.preprocess) for path in paths])
     batches = [greys[i : i + 32] for i in range(0, len(greys), 32)]
     opened = {name: open_bundle(folder) for name, folder in folders.items()}
-    paths = manifest.paths()[:count]
-
-    def torch_in(precision: str) -> Callable[[], None]:
-        from dataclasses import replace
-
-        encoder = replace(classifier.encoder, precision=precision)
-        one = replace(classifier, encoder=encoder)
-        return lambda: [one.look(batch) for batch in batches] and None
-
-    from concurrent.futures import ThreadPoolExecutor
-
     few = opened["int8"].together
     groups = [paths[i : i + few] for i in range(0, len(paths), few)]
 
+    def torch_in(precision: str) -> Callable[[], object]:
+        one = replace(classifier, encoder=replace(classifier.encoder, precision=precision))
+        return lambda: [one.look(batch) for batch in batches]
+
     def from_files() -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(opened["int8"].classify_each, groups))
 
     ways: dict[str, Callable[[], Any]] = {
-        "torch fp32, batches of 32": torch_in("fp32"), "torch bf16 autocast, batches of 32": torch_in("bf16"),
-        "bundle fp32": lambda: opened["fp32"].look(greys), "bundle int8": lambda: opened["int8"].look(greys),
-        "bundle int8, from files: decode, predict, calibrate, flag": from_files,
+        TORCH: torch_in("fp32"), TORCH_BF16: torch_in("bf16"), FP32: lambda: opened["fp32"].look(greys),
+        INT8: lambda: opened["int8"].look(greys), FILES: from_files,
     }  # fmt: skip
     for work in ways.values():
         work()
-    seen: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, work in ways.items():
-            seen[name].append(rate(work, count))
-    first = seen["torch fp32, batches of 32"]
+    return in_turn(ways, rounds), len(paths)
+
+
+def cold_start(python: str, bundle: Path, picture: Path, rounds: int) -> Used:
+    """Of `thoraclip predict` on one picture."""
+    return typical([launch([python, "-m", "thoraclip", "predict", str(bundle), str(picture)]) for _ in range(rounds)])
+
+
+def size_of(bundle: Path) -> int:
+    """Bytes of all its files."""
+    return sum(file.stat().st_size for file in bundle.iterdir())
+
+
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """Bundles of a probe on a random ViT-B/32 against torch; with `quick` on tiny-clip."""
+    folders = shared_bundles(work, quick=quick)
+    times, count = speeds(work / "inference", folders, 1 if quick else 5, 16 if quick else 96)
+    against = f"{TORCH}: {count / np.median(times[TORCH]):.1f} images/s"
+    goals = {FP32: 1, INT8: 4, FILES: 3}
+    sizes = {name: size_of(folder) / 1e6 for name, folder in folders.items()}
     return [
-        [
-            name,
-            f"{statistics.median(told):.1f}",
-            f"{statistics.median(t / f for t, f in zip(told, first, strict=True)):.2f}",
-        ]
-        for name, told in seen.items()
-    ]
-
-
-LAUNCHER = """
-import json, resource, subprocess, sys, time
-began = time.perf_counter()
-done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-wall, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, done.stderr.decode()[-400:]]))
-"""
-"""A small process that starts another: the peak of memory of a child counts what its parent had when it was forked."""
-
-
-def cold_start(python: str, bundle: Path, picture: Path, rounds: int) -> tuple[float, float, float]:
-    """(median wall seconds, median processor seconds, MiB at the peak) of `thoraclip predict` on one picture."""
-    seen = []
-    for _ in range(rounds):
-        command = [python, "-m", "thoraclip", "predict", str(bundle), str(picture)]
-        done = subprocess.run(
-            [sys.executable, "-S", "-c", LAUNCHER, *command], capture_output=True, text=True, check=True
-        )
-        code, wall, work, peak, told = json.loads(done.stdout)
-        if code:
-            sys.exit(f"predict failed: {told}")
-        seen.append((wall, work, peak))
-    walls, works, peaks = zip(*seen, strict=True)
-    return statistics.median(walls), statistics.median(works), max(peaks)
+        *[
+            Result(name, ratio(times[TORCH], times[name]), goal, against, float(np.median(count / times[name])), "images/s")
+            for name, goal in goals.items()
+        ],
+        Result(
+            "size of the int8 bundle", sizes["int8"] / sizes["fp32"], 0.3, f"the fp32 bundle, {sizes['fp32']:.0f} MB",
+            sizes["int8"], "MB", higher_is_better=False,
+        ),
+    ]  # fmt: skip
 
 
 def on_radiographs(data: Path, model: str, root: Path) -> list[str]:
@@ -217,17 +183,18 @@ def main() -> None:
             root = given.keep or Path(work)
             folders = make_bundles(root, given.images)
             lines += ["| | images/s | x torch fp32 |", "|---|---|---|"]
-            lines += [f"| {' | '.join(row)} |" for row in speeds(root, folders, given.rounds, given.count)]
+            times, count = speeds(root, folders, given.rounds, given.count)
+            for name, told in times.items():
+                lines.append(f"| {name} | {np.median(count / told):.1f} | {ratio(times[TORCH], told):.2f} |")
             tower = (root / "vit-b-32" / "model.safetensors").stat().st_size
-            whole = {n: sum(f.stat().st_size for f in folder.iterdir()) for n, folder in folders.items()}
+            whole = {name: size_of(folder) for name, folder in folders.items()}
             lines += ["", f"size of the bundle, int8 / fp32: {whole['int8'] / 1e6:.1f} / {whole['fp32'] / 1e6:.1f} MB = "
                       f"{whole['int8'] / whole['fp32']:.3f}; checkpoint {tower / 1e6:.1f} MB"]  # fmt: skip
-            picture = root / "one.png"
-            shutil.copy(find_manifest(read_run(root / "probe")).paths()[0], picture)
+            picture = one_picture(root)
             for name, folder in folders.items():
-                wall, work_seconds, peak = cold_start(given.python, folder, picture, given.rounds)
+                used = cold_start(given.python, folder, picture, given.rounds)
                 lines.append(
-                    f"cold start, {name}: {wall:.2f} s ({work_seconds:.2f} s of processor time), {peak:.0f} MiB at the peak"
+                    f"cold start, {name}: {used.wall:.2f} s ({used.processor:.2f} s of processor time), {used.peak:.0f} MiB at the peak"
                 )
     text = "\n".join(lines) + "\n"
     print(text)

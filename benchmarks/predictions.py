@@ -19,9 +19,14 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.results import Result
 
 import thoraclip
 
@@ -59,40 +64,94 @@ def watch(command: list[str], partial: Path, stop_at: int) -> tuple[list[float],
     return seen, time.perf_counter() - began, process.wait()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A run that was killed and gone on with.
+
+    Args:
+        codes: exit status of both processes.
+        kept: rows of the partial table when the first was killed.
+        early: whether the table was there by then.
+        memory: MiB over the time of both.
+        seconds: of both.
+        rows: how often each picture is in the table.
+        missing: pictures without a row.
+        answers: different rows of each picture that stands under several names.
+    """
+
+    codes: tuple[int, int]
+    kept: int
+    early: bool
+    memory: tuple[list[float], list[float]]
+    seconds: tuple[float, float]
+    rows: Counter[str]
+    missing: int
+    answers: dict[str, set[str]]
+
+
+def killed_and_continued(work: Path, images: int) -> Seen:
+    """Predict a folder of so many names, killed at 40 %, and again; then read the table."""
+    bundle, folder = make(work, images)
+    out = work / "scores.csv"
+    partial = out.with_name("scores.csv.partial")
+    command = [sys.executable, "-m", "thoraclip", "predict", str(bundle), str(folder), "--out", str(out)]
+    line = 230  # bytes of a row of the partial table, about
+    first, began, killed = watch(command, partial, int(0.4 * images * line))
+    with partial.open("rb") as stream:
+        kept = sum(1 for _ in stream) - 1
+    early = out.exists()
+    second, more, code = watch(command, partial, 0)
+    rows = Counter[str]()
+    answers: dict[str, set[str]] = defaultdict(set)
+    with out.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            rows[row["path"]] += 1
+            answers[row["path"][-7:-4]].add(",".join(v for k, v in row.items() if k != "path"))
+    missing = {str(file) for file in folder.rglob("*.png")} - rows.keys()
+    return Seen((killed, code), kept, early, (first, second), (began, more), rows, len(missing), answers)
+
+
+def steady(memory: list[float]) -> list[float]:
+    """MiB from a tenth of a process's time on."""
+    return [size for size in memory if size][len(memory) // 10 :]  # a process that ended has none
+
+
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """20,000 names of 500 phantoms."""
+    images = 1000 if quick else 20_000
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        seen = killed_and_continued(Path(folder), images)
+    memory, once = steady(seen.memory[1]), sum(count == 1 for count in seen.rows.values())
+    return [
+        Result(
+            "memory at the end of a long pass", memory[-1] / memory[0], 1.1, f"after a tenth of it, {memory[0]:.0f} MiB", memory[-1],
+            "MiB", higher_is_better=False,
+        ),
+        Result("pictures once in the table after a kill", once / images, 1, f"{images:,} names; {seen.kept:,} rows before the kill",
+               once, "pictures"),
+        Result("predict, from a folder to the table", None, None, "", images / sum(seen.seconds), "images/s"),
+    ]  # fmt: skip
+
+
 def main() -> None:
     """Print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        bundle, folder = make(Path(work), given.images)
-        out = Path(work) / "scores.csv"
-        partial = out.with_name("scores.csv.partial")
-        command = [sys.executable, "-m", "thoraclip", "predict", str(bundle), str(folder), "--out", str(out)]
-        line = 230  # bytes of a row of the partial table, about
-        first, seconds, code = watch(command, partial, int(0.4 * given.images * line))
-        kept = sum(1 for _ in partial.open("rb")) - 1
-        print(f"killed (status {code}) after {seconds:.0f} s with {kept:,} rows; no table yet: {not out.exists()}")
-        second, more, code = watch(command, partial, 0)
-        print(f"gone on with: status {code}, {more:.0f} s; {given.images / (seconds + more):.0f} images/s over both")
-        for name, seen in (("first", first), ("second", second)):
-            steady = [size for size in seen if size][len(seen) // 10 :]  # a process that ended has none
-            print(
-                f"memory of the {name} process, MiB: after a tenth of its time {steady[0]:.0f}, at the end {steady[-1]:.0f}, most {max(seen):.0f}"
-            )
-        rows = Counter[str]()
-        answers: dict[str, set[str]] = defaultdict(set)
-        with out.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                rows[row["path"]] += 1
-                answers[row["path"][-7:-4]].add(",".join(v for k, v in row.items() if k != "path"))
-        names = {str(file) for file in folder.rglob("*.png")}
+        seen = killed_and_continued(Path(work), given.images)
+    (killed, code), (began, more) = seen.codes, seen.seconds
+    print(f"killed (status {killed}) after {began:.0f} s with {seen.kept:,} rows; no table yet: {not seen.early}")
+    print(f"gone on with: status {code}, {more:.0f} s; {given.images / (began + more):.0f} images/s over both")
+    for name, memory in zip(("first", "second"), seen.memory, strict=True):
+        told = steady(memory)
         print(
-            f"rows {sum(rows.values()):,}; pictures without a row {len(names - rows.keys())}, with two {sum(c > 1 for c in rows.values())}"
+            f"memory of the {name} process, MiB: after a tenth of its time {told[0]:.0f}, at the end {told[-1]:.0f}, most {max(memory):.0f}"
         )
-        print(
-            f"{len(answers)} pictures under several names; with more than one answer: {sum(len(a) > 1 for a in answers.values())}"
-        )
+    twice = sum(count > 1 for count in seen.rows.values())
+    print(f"rows {sum(seen.rows.values()):,}; pictures without a row {seen.missing}, with two {twice}")
+    several = sum(len(answer) > 1 for answer in seen.answers.values())
+    print(f"{len(seen.answers)} pictures under several names; with more than one answer: {several}")
 
 
 if __name__ == "__main__":

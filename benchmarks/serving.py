@@ -25,6 +25,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.inference import shared_bundles
+from benchmarks.results import Result
 from scripts.served import Served
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
@@ -102,6 +104,28 @@ def told(name: str, seconds: float, times: list[float], statuses: Counter[int] |
     p50, p95 = np.percentile(times, [50, 95])
     codes = "" if statuses is None else ", ".join(f"{n} x {status}" for status, n in sorted(statuses.items()))
     return f"| {name} | {len(times)} | {len(times) / seconds:.1f} | {1000 * p50:.1f} | {1000 * p95:.1f} | {codes} |"
+
+
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """Eight clients of a server of the int8 bundle, against a loop in one thread over it."""
+    bundle, pictures = shared_bundles(work, quick=quick)["int8"], pictures_of(None)
+    clients, requests = 8, 2 if quick else 60
+    half = loop(bundle, pictures, clients * requests // 4)
+    server = Served(bundle, "--no-page")
+    try:
+        load(server.address, pictures, clients=1, requests=2 if quick else 20)
+        _, alone, _ = load(server.address, pictures, clients=1, requests=requests)
+        seconds, times, statuses = load(server.address, pictures, clients=clients, requests=requests)
+    finally:
+        server.stop()
+    single = half + loop(bundle, pictures, clients * requests // 4)
+    rate, own = len(times) / seconds, len(single) / sum(single)
+    return [
+        Result(f"{clients} clients", rate / own, 1.5, f"a loop in one thread without a server, {own:.1f} pictures/s", rate, "pictures/s"),
+        Result("one client, median answer", statistics.median(alone) / statistics.median(single), 1.25,
+               f"the same loop, {1000 * statistics.median(single):.1f} ms", 1000 * statistics.median(alone), "ms", higher_is_better=False),
+        Result("requests answered", statuses[200] / len(times), 1, f"{len(times)} requests", statuses[200], "answers"),
+    ]  # fmt: skip
 
 
 def main() -> None:

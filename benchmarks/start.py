@@ -1,0 +1,52 @@
+"""How long a command takes to begin: `--help` without torch, and a bundle's first answer.
+
+    python benchmarks/start.py
+
+Each run is a process of its own, from its start to its end.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.inference import cold_start, one_picture, shared_bundles
+from benchmarks.measure import launch, typical
+from benchmarks.results import Result, table
+
+HELP_SECONDS, ANSWER_SECONDS, RUNS = 0.3, 0.8, 7
+
+
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """`--help` by processor seconds, `predict` of one picture by an int8 bundle by wall seconds, medians of 7."""
+    runs = 1 if quick else RUNS
+    bundle = shared_bundles(work, quick=quick)["int8"]
+    picture = one_picture(work / "inference")
+    launch([sys.executable, "-m", "thoraclip", "--help"])  # the compiled modules are written
+    told = typical([launch([sys.executable, "-m", "thoraclip", "--help"]) for _ in range(runs)])
+    alone = typical([launch([sys.executable, "-c", "pass"]) for _ in range(runs)])
+    answered = cold_start(sys.executable, bundle, picture, runs)
+    return [
+        Result(
+            "thoraclip --help", told.processor / HELP_SECONDS, 1,
+            f"{HELP_SECONDS} s of processor time; the interpreter alone takes {alone.processor:.2f} s", told.processor, "s",
+            higher_is_better=False,
+        ),
+        Result(
+            "thoraclip predict BUNDLE one.png", answered.wall / ANSWER_SECONDS, 1,
+            f"{ANSWER_SECONDS} s; {answered.processor:.2f} s of processor time, {answered.peak:.0f} MiB", answered.wall, "s",
+            higher_is_better=False,
+        ),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as work:
+        print(table(bench(Path(work))))
+
+
+if __name__ == "__main__":
+    main()

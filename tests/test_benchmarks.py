@@ -1,0 +1,131 @@
+"""The benchmarks' runner and what it writes; nothing is timed here."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from benchmarks import run
+from benchmarks.results import (
+    BEGIN,
+    END,
+    Result,
+    merge,
+    put_between_markers,
+    read_results,
+    table,
+    write_results,
+)
+
+FAST = Result("speed", 4.0, 3.0, "the plain way", 12345.6, "images/s")
+BIG = Result("memory", 1.2, 1.1, "one chunk", 0.00012, "MiB", higher_is_better=False)
+TOLD = Result("told", None, None, "", 7, "s")
+
+
+@pytest.mark.parametrize("name", run.BENCHMARKS)
+def test_every_benchmark_has_a_bench(name):
+    bench = import_module(run.BENCHMARKS[name]).bench
+    parameters = inspect.signature(bench).parameters
+    assert len(parameters) == 2 and parameters["quick"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameters["quick"].default is False
+
+
+def test_every_script_is_in_the_registry():
+    helpers = {"measure", "plain", "results", "run"}
+    scripts = {file.stem for file in (run.ROOT / "benchmarks").glob("*.py")} - helpers
+    assert scripts == {module.removeprefix("benchmarks.") for module in run.BENCHMARKS.values()}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "goal", "higher", "met"),
+    [
+        (3.0, 3.0, True, True),
+        (2.9, 3.0, True, False),
+        (1.0, 1.1, False, True),
+        (1.2, 1.1, False, False),
+        (None, 1.0, True, None),
+        (1.0, None, True, None),
+    ],
+)
+def test_met_follows_the_direction(ratio, goal, higher, met):
+    assert Result("a", ratio, goal, "b", 1.0, "s", higher_is_better=higher).met is met
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    write_results(tmp_path / "results.json", [FAST, BIG, TOLD])
+    assert read_results(tmp_path / "results.json") == [FAST, BIG, TOLD]
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert list(rows[0]) == ["name", "ratio", "goal", "against", "value", "unit"]
+    assert rows[1]["higher_is_better"] is False and rows[2]["ratio"] is None
+
+
+def test_the_table_says_what_is_met():
+    lines = table([FAST, BIG, TOLD]).splitlines()
+    assert lines[2:] == [
+        "| speed | 12,346 images/s | 4 | the plain way | at least 3 | yes |",
+        "| memory | 0.00012 MiB | 1.20 | one chunk | at most 1.1 | **no** |",
+        "| told | 7 s |  |  |  |  |",
+    ]
+
+
+def test_only_the_rows_of_what_ran_are_replaced():
+    def row(name, value):
+        return Result(name, None, None, "", value, "s")
+
+    earlier = [row("a: one", 1), row("a: two", 2), row("b: one", 3), row("gone: one", 4)]
+    merged = merge(earlier, [row("b: new", 5)], order=["b", "a"])
+    assert [(result.name, result.value) for result in merged] == [("b: new", 5), ("a: one", 1), ("a: two", 2)]
+
+
+def test_a_page_keeps_what_stands_around_the_table(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n{BEGIN}\nold\n{END}\nafter\n")
+    put_between_markers(page, "new")
+    assert page.read_text() == f"# Title\n{BEGIN}\nnew\n{END}\nafter\n"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match=f"has no lines {BEGIN} and {END}"):
+        put_between_markers(page, "new")
+    assert page.read_text() == "no markers"
+
+
+def test_the_docs_have_the_markers():
+    text = run.PAGE.read_text(encoding="utf-8")
+    assert text.index(BEGIN) < text.index(END)
+
+
+def test_a_quick_run_writes_results_and_table(tmp_path):
+    out, page = tmp_path / "results.json", tmp_path / "page.md"
+    write_results(out, [Result("start: other", None, None, "", 1, "s"), Result("marks: old", None, None, "", 1, "s")])
+    page.write_text(f"{BEGIN}\n{END}\n")
+    command = [sys.executable, "-m", "benchmarks.run", "--quick", "--only", "marks", "--out", out, "--page", page]
+    done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "[1/1] marks: 2 rows" in done.stderr
+    names = [row["name"] for row in json.loads(out.read_text())]
+    assert names == ["start: other", "marks: marked pictures found", "marks: reported pictures that are marked"]
+    assert "| marks: marked pictures found |" in page.read_text() and "`make bench`, on " in page.read_text()
+    assert page.read_text() == f"{BEGIN}\n{done.stdout}{END}\n"
+
+
+def test_one_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def run_one(name: str, work: Path, *, quick: bool) -> list[Result] | None:
+        return None if name == "data" else [Result(f"{name}: new", None, None, "", 2, "s")]
+
+    monkeypatch.setattr(run, "run_one", run_one)
+    out = tmp_path / "results.json"
+    write_results(out, [Result("data: old", None, None, "", 1, "s")])
+    assert run.main(["--only", "data", "marks", "--out", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "[1/2] data: FAILED" in told.err and "failed: data" in told.err
+    assert [result.name for result in read_results(out)] == ["data: old", "marks: new"]
+    assert "| marks: new |" in told.out
+
+
+def test_a_process_that_crashes_gives_nothing(tmp_path):
+    (tmp_path / "predictions").write_text("a file where a folder should be")
+    assert run.run_one("start", tmp_path / "predictions", quick=True) is None
