@@ -5,7 +5,8 @@
 Each stage is run at a size and at twice that size: cost = begin + each x images, and the exponent of the growth between the two.
 Indexing reads phantoms; embedding is by a CLIP of the shape ViT-B/32 with random weights; a probe of five folds is fitted on
 synthetic features of its width, N images. The actors' rate is that between the first and the last shard, since starting them
-takes the same time for any number of images; their features are compared with those of this process, byte for byte.
+takes the same time for any number of images; their features are compared with those of this process, byte for byte. Actors that compute
+nothing show how much the one driver that writes can take in.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from benchmarks.measure import once, phantoms, write_vit_b_32
@@ -23,6 +25,7 @@ from benchmarks.results import Result
 import thoraclip
 from thoraclip.data.splits import split_folds
 from thoraclip.methods.embed import EncoderConfig, load_encoder
+from thoraclip.ray_pool import over_ray
 from thoraclip.tables.arrays import ArrayWriter
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint
 from thoraclip.tables.manifest import Manifest
@@ -46,8 +49,7 @@ def indexing(work: Path) -> Callable[[int], float]:
     """Seconds of `index` for so many phantoms, nothing known before."""
 
     def cost(images: int) -> float:
-        phantoms(work, images)
-        root = work / f"phantoms-{images}-256-0.5"
+        root = phantoms(work, images).root
         return once(lambda: thoraclip.index(root, out=work / "again.parquet", fresh=True))
 
     return cost
@@ -130,6 +132,42 @@ def by_ray(work: Path, model: str, images: int, *, workers: int) -> list[Result]
     ]
 
 
+class Nothing:
+    """An actor that gives features without computing any: what is left is Ray, and the way to the one who writes."""
+
+    def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Threads: not used."""
+
+        def work(shard: dict[str, Any]) -> dict[str, Any]:
+            rows = len(shard["row"])
+            pooled, projected = np.ones((rows, WIDTH), np.float32), np.ones((rows, SHARED_WIDTH), np.float32)
+            return {"row": shard["row"], "pooled": pooled, "projected": projected}
+
+        return work
+
+
+def to_the_writer(work: Path, shards: int, *, rows: int = 512) -> list[Result]:
+    """The most that one driver can take in: from actors that compute nothing, and into the files."""
+    import pyarrow as pa
+
+    tables = [
+        pa.table({"row": pa.array(range(number * rows, (number + 1) * rows), pa.int64()), "path": ["x" * 40] * rows})
+        for number in range(shards)
+    ]
+    times = [time.perf_counter() for _ in over_ray(Nothing(), tables, workers=1)]
+    passed = rows * (shards - 1) / (times[-1] - times[0])
+    writer = ArrayWriter(work / "written", EMBEDDINGS, total=rows * shards, token="")
+    block = {
+        "pooled": np.ones((4 * rows, WIDTH), np.float32),
+        "projected": np.ones((4 * rows, SHARED_WIDTH), np.float32),
+    }
+    written = rows * shards / once(lambda: [writer.append(block) for _ in range(shards // 4)])
+    return [
+        Result("Ray, features handed to the driver by actors that compute none", None, None, "the most it can take in", passed, "images/s"),
+        Result("features written to the disk", None, None, "each write is on the disk before it is counted", written, "images/s"),
+    ]  # fmt: skip
+
+
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """Growth of three stages, and Ray on this machine."""
     model = "tiny-clip" if quick else write_vit_b_32(work / "vit-b-32")
@@ -139,6 +177,7 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
         *growth("embed", embedding(work, model), few),
         *growth("probe", probing(work), 300 if quick else 10_000),
         *by_ray(work, model, 600 if quick else 1536, workers=2),
+        *to_the_writer(work, 8 if quick else 200),
     ]
 
 

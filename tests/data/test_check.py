@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tests.conftest import draw_picture, files
+from typer.testing import CliRunner
 
+from thoraclip.cli.app import app
 from thoraclip.data import check as package
 from thoraclip.data.check import (
     check,
     duplicate_clusters,
+    findings,
     inspect,
     read_check,
     read_clusters,
@@ -25,10 +30,11 @@ from thoraclip.data.check import (
 )
 from thoraclip.data.check import inspection as module
 from thoraclip.data.check.inspection import MEASURED
+from thoraclip.data.duplicates import DuplicatePair
 from thoraclip.data.index import index
 from thoraclip.data.splits import independent_groups, split_folds
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.manifest import Manifest, write_manifest
 
 
 def picture(seed: int, label: str) -> npt.NDArray[np.uint8]:
@@ -294,3 +300,146 @@ def test_a_file_in_place_of_the_folder_is_refused(manifest: Manifest, content: d
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file, and a folder is to be written"):
         write_check(content, manifest, tmp_path / "file")
+
+
+def without_pictures(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    """The same table where no picture is, checked and written."""
+    found = Manifest(manifest.table, Path("/nowhere"), may_leak=True)
+    content = check(found, None)
+    write_check(content, found, folder)
+    return content
+
+
+def test_the_table_alone_is_checked_without_a_picture(
+    manifest: Manifest, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thoraclip.data.check.page.decode", lambda path: pytest.fail(f"{path} was opened"))
+    found = without_pictures(manifest, tmp_path)
+    same = ("schema", "manifest", "images", "counts", "tallies", "patients", "provenance")
+    assert {name: found[name] for name in same} == {name: content[name] for name in same}
+    identical = [pair for pair in content["duplicates"]["pairs"] if pair["kind"] == "identical"]
+    assert found["duplicates"]["pairs"] == identical and len(found["duplicates"]["groups"]) == 1
+    assert found["pictures"] is False and "pictures" not in content
+    assert (found["differences"], found["unreadable"], found["marks"]["images"]) == ([], [], [])
+    assert found["leaks"] == [
+        "1 picture in two parts of the split (2 images), first test/covid/3.png = train/covid/0.png; "
+        "keep copies together: thoraclip split MANIFEST"
+    ]
+    assert found["warnings"][0] == (
+        "no picture was looked at: near duplicates were not searched, nor files that cannot be read, burned-in text and "
+        "what tells the classes apart without anatomy"
+    )
+    assert found["warnings"][1].endswith(
+        "(2 images; 1 pair of identical files), first test/covid/3.png = train/covid/0.png"
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["check.html", "check.json", "check.md"]
+    for name in ("check.html", "check.md"):
+        shown = (tmp_path / name).read_text()
+        assert "No picture was looked at" in shown and "ear duplicates were not searched" in shown
+        assert "test/covid/3.png" in shown and "data:image" not in shown and "can be read." not in shown
+        assert shown.count("no picture was looked at") >= 3
+
+
+def test_a_clean_table_says_what_it_cannot_know(manifest: Manifest, tmp_path: Path) -> None:
+    clean = manifest.take(np.flatnonzero([split == "train" for split in manifest.column("split")]))
+    found = without_pictures(clean, tmp_path)
+    assert found["leaks"] == [] and found["duplicates"] == {"pairs": [], "groups": []}
+    page, text = ((tmp_path / name).read_text() for name in ("check.html", "check.md"))
+    for shown in (page, text):
+        assert "No leak found: no known patient and no file stands on both sides of the split." in shown
+        assert "No file stands there twice." in shown
+
+
+def test_near_duplicates_are_not_taken_from_a_check_that_did_not_look(manifest: Manifest, tmp_path: Path) -> None:
+    without_pictures(manifest, tmp_path)
+    with pytest.raises(
+        MismatchError, match="a check of the table alone, which knows no near duplicates .* without --no-pic"
+    ):
+        read_clusters(manifest, tmp_path)
+    assert read_check(tmp_path, manifest)["pictures"] is False
+
+
+def test_the_command_without_pictures(manifest: Manifest, tmp_path: Path) -> None:
+    command = [str(tmp_path / "m.parquet"), "--no-pictures", "--out", str(tmp_path / "out")]
+    write_manifest(tmp_path / "m.parquet", copied(manifest, tmp_path / "images"))
+    for file in (tmp_path / "images").rglob("*.*g"):
+        file.write_bytes(b"no picture")
+    for strict, code in ((["--strict"], 1), ([], 0)):
+        done = CliRunner().invoke(app, ["check", *command, *strict])
+        assert done.exit_code == code
+        assert "leak: 1 picture in two parts of the split" in done.output
+        assert "warning: no picture was looked at" in done.output
+    assert json.loads((tmp_path / "out" / "check.json").read_text())["unreadable"] == []
+
+
+def many() -> Manifest:
+    """96 images of 24 patients, most in several parts and under several labels; many files stand there several times."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "image_id": f"i{k:02d}", "path": f"{k}", "sha256": None if k % 19 == 0 else f"{rng.integers(45)}",
+            "label": [None, "a", "b"][rng.integers(3)], "patient": None if k % 7 == 0 else f"p{rng.integers(24):02d}",
+            "split": ["train", "test"][rng.integers(8) // 6], "fold": [None, 0][rng.integers(12) // 11], "width": int(rng.integers(1, 9)), "height": 5, "mode": "L",
+        }
+        for k in range(96)
+    ]  # fmt: skip
+    return Manifest.from_rows(rows, Path(), may_leak=True)
+
+
+def test_long_lists_are_cut_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = many()
+    whole = without_pictures(table, tmp_path / "whole")
+    monkeypatch.setattr(findings, "_MOST", 6)
+    cut = without_pictures(table, tmp_path / "cut")
+    assert len(cut["leaks"]) == 2 and cut["leaks"][0] == whole["leaks"][0]
+    assert [line.partition(", first")[0] for line in cut["leaks"] + cut["warnings"]] == [
+        line.partition(", first")[0] for line in whole["leaks"] + whole["warnings"]
+    ], "every number is that of the whole"
+    for name in ("in_two_splits", "under_two_labels"):
+        assert cut["patients"][name][:6] == whole["patients"][name][:6]
+        assert cut["patients"]["in_all"][name] == len(whole["patients"][name]) > 6
+    pairs, groups = cut["duplicates"]["pairs"], whole["duplicates"]["groups"]
+    assert all(pair in whole["duplicates"]["pairs"] for pair in pairs) and 3 <= len(pairs) < 6
+    assert all(any(set(pair["image_id"]) <= set(g["image_id"]) and g["across_part"] for g in groups) for pair in pairs)
+    assert "in_all" not in whole["duplicates"] and "in_all" not in whole["patients"]
+    for label, sizes in cut["tallies"]["size"].items():
+        assert sum(sizes.values()) == sum(whole["tallies"]["size"][label].values()) and list(sizes)[-1] == "all others"
+    page = (tmp_path / "cut" / "check.html").read_text()
+    number = len(whole["duplicates"]["pairs"])
+    assert f"{number} pairs of identical files" in page and f"which lists the first {len(pairs)}" in page
+    assert f"{len(whole['patients']['under_two_labels'])} under two labels" in page
+
+
+@pytest.mark.parametrize("most", range(4, 61, 4))
+def test_identical_files_across_the_split_are_listed_first(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = many()
+    whole = findings.duplicates(table, *findings.identical(table))["groups"]
+    monkeypatch.setattr(findings, "_MOST", most)
+    ids = table.column("image_id")
+    listed = {ids[end] for pair in findings.identical(table)[0] for end in (pair.first, pair.second)}
+    keys: dict[bool, list[tuple[bool, bool]]] = {True: [], False: []}
+    for group in whole:
+        keys[bool(listed.intersection(group["image_id"]))].append((not group["across_part"], not group["across_label"]))
+    assert keys[True] and keys[False] and max(keys[True]) <= min(keys[False])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([None, "", "a", "b", "c", "d"]), min_size=1, max_size=12))
+def test_identical_files_are_those_of_a_dictionary(contents: list[str | None]) -> None:
+    groups: dict[str, list[int]] = {}
+    for row, sha in enumerate(contents):
+        if sha:
+            groups.setdefault(sha, []).append(row)
+    wanted = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
+    table = Manifest.from_rows([{"image_id": f"{k}", "sha256": sha} for k, sha in enumerate(contents)], Path())
+    pairs, in_all = findings.identical(table)
+    assert sorted(pairs, key=lambda pair: (pair.first, pair.second)) == sorted(
+        wanted, key=lambda p: (p.first, p.second)
+    )
+    assert in_all == {}
+
+
+def test_body_parts_are_counted_in_the_order_of_the_images(manifest: Manifest, tmp_path: Path) -> None:
+    parts = ["CHEST", None, "HAND", "FOOT", "HAND", "LUNG"] * 6
+    found = without_pictures(manifest.with_columns(body_part=parts), tmp_path)
+    assert "18 images of another body part than the chest, first 'HAND'" in found["warnings"]

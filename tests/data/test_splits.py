@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
+from thoraclip.data import splits
 from thoraclip.data.splits import (
     assign_groups,
+    group_codes,
     hold_out,
     independent_groups,
     parse_fractions,
@@ -22,7 +26,7 @@ from thoraclip.data.splits import (
     split_fractions,
 )
 from thoraclip.errors import ConfigError, ManifestError
-from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
 Ints = npt.NDArray[np.int64]
 check = settings(max_examples=50, deadline=None, derandomize=True)
@@ -225,3 +229,122 @@ def test_hold_out_is_a_stratified_grouped_part() -> None:
     assert held.dtype == np.bool_ and held[:100].sum() == held[100:].sum() == 20
     assert (held[0::2] == held[1::2]).all()
     assert (held != hold_out(targets, groups, fraction=0.2, seed=1)).any()
+
+
+def plain_groups(manifest: Manifest) -> list[str]:
+    """Union and find over strings, image by image."""
+    ids = [f"image:{image}" for image in manifest.column("image_id")]
+    parent = {key: key for key in ids}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    for column, prefix in (("patient", "patient"), ("sha256", "bytes"), ("duplicate_cluster", "cluster")):
+        values = manifest.column(column) if column in manifest.table.column_names else []
+        counts = Counter(value for value in values if value is not None)
+        for key, value in zip(ids, values, strict=False):
+            if value is not None and (column == "patient" or counts[value] > 1):
+                other = f"{prefix}:{value}"
+                ends = (root(key), root(parent.setdefault(other, other)))
+                first, second = sorted(ends, key=lambda end: (not end.startswith("patient:"), end))
+                parent[second] = first
+    return [root(key) for key in ids]
+
+
+def plain_parts(targets: Ints, groups: Sequence[str], weights: Sequence[float], seed: int) -> list[int]:
+    """Group by group, and, for a part that lacks a class, group by group from the end."""
+    names = sorted(set(groups))
+    classes = int(targets.max(initial=0)) + 2
+    counts = np.zeros((len(names), classes))
+    for group, target in zip(groups, targets, strict=True):
+        counts[names.index(group), target % classes] += 1
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    totals = np.maximum(counts.sum(axis=0), 1)
+    need = np.outer(np.asarray(weights), counts.sum(axis=0))
+    part = np.zeros(len(names), dtype=np.int64)
+    for group in order:
+        part[group] = int(np.argmax(need @ (counts[group] / totals)))
+        need[part[group]] -= counts[group]
+    held = np.zeros((len(weights), classes), dtype=np.int64)
+    for group in range(len(names)):
+        held[part[group]] += counts[group] > 0
+    for label in range(classes):
+        for empty in np.flatnonzero(held[:, label] == 0):
+            for group in reversed(order.tolist()):
+                has = counts[group] > 0
+                if has[label] and (held[part[group]][has] > 1).all():
+                    held[part[group]] -= has
+                    held[empty] += has
+                    part[group] = empty
+                    break
+    return [int(part[names.index(group)]) for group in groups]
+
+
+@st.composite
+def shared(draw: st.DrawFn) -> Manifest:
+    """Images that share patients, bytes and clusters in chains, under ids that are in no order."""
+    n = draw(st.integers(4, 30))
+
+    def some(prefix: str, most_unknown: int) -> list[str | None]:
+        different = draw(st.sampled_from([n // 3, n, 2 * n]))
+        unknown = draw(st.sampled_from([0, *range(most_unknown + 1)])) * different
+        value = st.integers(-unknown, different).map(lambda k: None if k < 0 else f"{prefix}{k}")
+        return draw(st.lists(value, min_size=n, max_size=n))
+
+    columns = {
+        "image_id": draw(st.permutations([f"é{k}" if k % 3 else str(k) for k in range(n)])),
+        "label": draw(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=n, max_size=n)),
+        "patient": some("p", 20), "sha256": some("", 1),
+    }  # fmt: skip
+    if draw(st.booleans()):
+        columns["duplicate_cluster"] = some("k", 1)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return Manifest.from_rows(rows, Path())
+
+
+@check
+@given(shared())
+def test_groups_are_those_of_a_plain_union(manifest: Manifest) -> None:
+    groups = plain_groups(manifest)
+    assert independent_groups(manifest) == groups
+    order = sorted(set(groups))
+    assert group_codes(manifest).tolist() == [order.index(group) for group in groups]
+
+
+def test_clusters_that_are_numbers_join_as_their_text_does() -> None:
+    table = made(["a"] * 3, [None] * 3).with_columns(duplicate_cluster=["10", "9", "9"]).table
+    numbered = table.set_column(len(COLUMNS), "duplicate_cluster", pa.array([10, 9, 9]))
+    assert independent_groups(Manifest(numbered, Path())) == ["image:i000", "cluster:9", "cluster:9"]
+
+
+@check
+@given(groupings(pure=False), weightings, st.integers(0, 9), st.sampled_from([1, 5, 1000]))
+def test_parts_are_those_of_the_plain_loop(
+    table: tuple[Ints, list[str]], weights: tuple[float, ...], seed: int, block: int
+) -> None:
+    targets, groups = table
+    numbers = np.unique(groups, return_inverse=True)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "_BLOCK", block)
+        parts = [assign_groups(targets, g, weights, seed=seed).tolist() for g in (groups, numbers, 7 * numbers - 3)]
+    assert parts == [plain_parts(targets, groups, weights, seed)] * 3
+
+
+@check
+@given(shared(), st.integers(0, 9))
+def test_a_split_is_that_of_the_plain_loop(manifest: Manifest, seed: int) -> None:
+    labels = sorted({label for label in manifest.column("label") if label is not None})
+    targets = np.array([labels.index(x) if x is not None else -1 for x in manifest.column("label")], dtype=np.int64)
+    try:
+        done = split_fractions(manifest, fractions=(0.7, 0.1, 0.2), seed=seed)
+    except ManifestError:
+        return
+    part = plain_parts(targets, plain_groups(manifest), (0.7, 0.1, 0.2), seed)
+    assert done.column("split") == [None if t < 0 else SPLITS[p] for t, p in zip(targets, part, strict=True)]
+    fold = plain_parts(targets, plain_groups(manifest), [1 / 2] * 2, seed)
+    done = split_folds(Manifest(done.table, done.root, may_leak=True), folds=2, seed=seed)
+    assert done.column("fold") == [None if t < 0 else p for t, p in zip(targets, fold, strict=True)]
+    assert not done.may_leak and done.table.schema == manifest.table.schema

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.tables.arrays import finish_arrays, is_valid
+from thoraclip.tables import store
+from thoraclip.tables.arrays import ImageArrays, finish_arrays, is_valid
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint, read_embeddings
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.store import open_table, write_table
 
 ENCODER, SPEC = {"model": "tiny"}, {"size": 32}
 
@@ -124,3 +130,37 @@ def test_a_missing_or_cut_array_is_refused(folder: Path) -> None:
     path.unlink()
     with pytest.raises(ManifestError, match=r"projected\.npy: not a readable array"):
         read_embeddings(folder)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data(), st.integers(1, 4))
+def test_the_join_is_that_of_a_dictionary(data: st.DataObject, rows: int) -> None:
+    """The index lies in the file in pieces of so many rows; images are left out, unknown or changed now and then."""
+    known = data.draw(st.dictionaries(st.text("abc", max_size=2), st.sampled_from(["x", "y", None]), min_size=1))
+    wanted = {name: known[name] for name in data.draw(st.permutations(sorted(known)))[: data.draw(st.integers(1, 9))]}
+    for name in data.draw(st.lists(st.sampled_from([*wanted]), max_size=2)):
+        wanted[name] = data.draw(st.sampled_from(["x", "y", "z", None]))
+    if data.draw(st.integers(0, 3)) == 0:
+        wanted |= {"d": None, "e": "x"}
+    columns = zip(("image_id", "sha256"), zip(*known.items(), strict=True), strict=True)
+    index = pa.table({name: pa.array(values, pa.string()) for name, values in columns})
+    manifest = Manifest.from_rows([{"image_id": i, "sha256": sha} for i, sha in wanted.items()], Path())
+    missing = [i for i in wanted if i not in known]
+    changed = [i for i in wanted if i in known and known[i] != wanted[i]]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_ROWS", rows)
+        file = Path(folder) / "index.parquet"
+        write_table(file, index, kind="embeddings", schema=1)
+        found = ImageArrays(EMBEDDINGS, open_table(file, kind="embeddings", newest_schema=1), {}, {}, "")
+        assert len(found) == len(known)
+        assert (found.image_id, found.sha256) == (tuple(known), tuple(known.values()))
+        if not missing and not changed:
+            assert found.rows_for(manifest).tolist() == [list(known).index(i) for i in wanted]
+            return
+        with pytest.raises(MismatchError) as caught:
+            found.rows_for(manifest)
+    assert str(caught.value).startswith(
+        f"embeddings: {len(missing)} of {len(wanted)} images of the manifest are not in them, first '{missing[0]}'; "
+        if missing
+        else f"embeddings: {len(changed)} images differ in content from the manifest's, first '{changed[0]}'; "
+    )

@@ -85,12 +85,19 @@ def check(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for check.json, .md and .html.", show_default=False)
     ] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Without: the table alone, of millions of images; leaks, patients, identical files.",
+        ),
+    ] = True,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 1 when there is a leak.")] = False,
     seed: Annotated[int, typer.Option(help="Of the folds behind the class differences.")] = 0,
 ) -> None:
     """Find leaks, copies, contradictions, burned-in text, and what tells the classes apart without anatomy."""
     with progress_bar("checking") as progress:
-        content = verbs.check(manifest, out=out, seed=seed, progress=progress)
+        content = verbs.check(manifest, out=out, pictures=pictures, seed=seed, progress=progress)
     _print_check(content)
     if out:
         announce(f"page: {out / 'check.html'}")

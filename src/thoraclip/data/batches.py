@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, decode, fit, read_bytes
@@ -63,9 +64,13 @@ def grey_batches(
     """
     first_row = start - start % batch_size
     if pixels is None:
-        paths, hashes = manifest.paths(), manifest.column("sha256")
-        load = _loader(paths, hashes, spec)
-        for first, pictures in in_batches(load, len(paths), batch_size=batch_size, start=first_row):
+        source = decoded(manifest.root, manifest.table, spec)
+
+        def load(row: int) -> Greys:
+            picture: Greys = source(range(row, row + 1))[0]
+            return picture
+
+        for first, pictures in in_batches(load, len(manifest), batch_size=batch_size, start=first_row):
             yield first, np.stack(pictures)
         return
     cached = pixel_cache(manifest, spec, pixels, progress=progress).pixels
@@ -87,17 +92,28 @@ def picture_source(
         as `grey_batches`, here or when it is called.
     """
     if pixels is None:
-        return decoded(manifest.root, manifest.table["path"].to_pylist(), manifest.column("sha256"), spec)
+        return decoded(manifest.root, manifest.table, spec)
     cached = pixel_cache(manifest, spec, pixels, progress=progress).pixels
     return lambda rows: np.array(cached[rows.start : rows.stop])
 
 
-def decoded(
-    root: Path | str, paths: Sequence[str], hashes: Sequence[str | None], spec: Preprocess
-) -> Callable[[range], Greys]:
-    """The same for files below a folder, with the contents that they must have."""
-    load = _loader([Path(root, path) for path in paths], hashes, spec)
-    return lambda rows: np.stack([load(row) for row in rows])
+def decoded(root: Path | str, table: pa.Table, spec: Preprocess) -> Callable[[range], Greys]:
+    """The same for the columns `path`, below a folder, and `sha256` of a table, which may have millions of rows."""
+
+    def load(rows: range) -> Greys:
+        some = table.select(["path", "sha256"]).slice(rows.start, len(rows)).to_pydict()
+        files = zip(some["path"], some["sha256"], strict=True)
+        return np.stack([_picture(Path(root, path), sha256, spec) for path, sha256 in files])
+
+    return load
+
+
+def _picture(path: Path, sha256: str | None, spec: Preprocess) -> Greys:
+    data = read_indexed(path, sha256)
+    try:
+        return fit(decode(data).pixels, spec)
+    except ImageError as error:
+        raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
 
 
 def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> PixelCache:
@@ -152,17 +168,6 @@ def in_batches(
     found = in_order(work, range(start, total), ahead=_AHEAD * batch_size)
     for first in range(start, total, batch_size):
         yield first, list(islice(found, batch_size))
-
-
-def _loader(paths: Sequence[Path], hashes: Sequence[str | None], spec: Preprocess) -> Callable[[int], Greys]:
-    def load(row: int) -> Greys:
-        data = read_indexed(paths[row], hashes[row])
-        try:
-            return fit(decode(data).pixels, spec)
-        except ImageError as error:
-            raise ImageError(f"{paths[row]}: {str(error).removeprefix('image: ')}") from error
-
-    return load
 
 
 def read_indexed(path: Path, sha256: str | None) -> bytes:

@@ -1,17 +1,38 @@
-"""Folds and train/val/test parts: stratified by class, whole patients and copies together, a pure function of the seed."""
+"""Folds and train/val/test parts: stratified by class, whole patients and copies together, a pure function of the seed.
+
+Groups are integers inside, in the order of their keys, and the images of ten million patients are split in minutes.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from thoraclip.errors import ConfigError, ManifestError
+from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
 
-__all__ = ["assign_groups", "hold_out", "independent_groups", "parse_fractions", "split_folds", "split_fractions"]
+__all__ = [
+    "assign_groups",
+    "group_codes",
+    "hold_out",
+    "independent_groups",
+    "parse_fractions",
+    "split_folds",
+    "split_fractions",
+]
+
+Ints = npt.NDArray[np.int64]
+
+_KEYS = {"sha256": "bytes:", "duplicate_cluster": "cluster:", "image_id": "image:", "patient": "patient:"}
+"""Column -> what a group's key begins with, in the order of the keys."""
+_BLOCK = 1 << 16
+"""Groups that are looked at at once."""
 
 
 def independent_groups(manifest: Manifest) -> list[str]:
@@ -20,30 +41,61 @@ def independent_groups(manifest: Manifest) -> list[str]:
     Joined are images of one patient, of the same bytes, and of one `duplicate_cluster` where the manifest has that
     column. An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
     """
-    ids = [f"image:{image}" for image in manifest.column("image_id")]
-    shared = [("patient", "patient"), ("sha256", "bytes"), ("duplicate_cluster", "cluster")]
-    parent = {key: key for key in ids}
-
-    def root(key: str) -> str:
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for column, prefix in shared:
-        values = manifest.column(column) if column in manifest.table.column_names else []
-        counts = Counter(value for value in values if value is not None)
-        for key, value in zip(ids, values, strict=False):
-            if value is not None and (column == "patient" or counts[value] > 1):
-                other = f"{prefix}:{value}"
-                a, b = sorted((root(key), root(parent.setdefault(other, other))), key=_rank)
-                parent[b] = a
-    return [root(key) for key in ids]
+    key, columns = _keys(manifest)
+    names = [prefix + value for prefix, one in columns for value in sorted(one.unique().drop_null().to_pylist())]
+    return [names[number] for number in key.tolist()]
 
 
-def _rank(key: str) -> tuple[bool, str]:
-    """Patients first, so that a group is named by its first patient, where it has one."""
-    return not key.startswith("patient:"), key
+def group_codes(manifest: Manifest) -> Ints:
+    """i64[N]: the groups of `independent_groups`, numbered in the order of their keys."""
+    codes: Ints = np.unique(_keys(manifest)[0], return_inverse=True)[1]
+    return codes
+
+
+def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
+    """The key of each image's group: its first patient; of one without, the first shared bytes, else cluster, else the image.
+
+    Returns:
+        i64[N], numbers in the order of the keys; and (prefix, column) in that order: the keys are their distinct values.
+    """
+    names = manifest.table.column_names
+    columns = [(prefix, _text(manifest.values(name))) for name, prefix in _KEYS.items() if name in names]
+    values = [ranks(column) for _, column in columns]
+    offsets = np.cumsum([0, *(int(value.max()) + 1 for value in values[:-1])]).tolist()
+    for value in values[:-2]:
+        value[np.bincount(value + 1)[value + 1] == 1] = -1  # what stands there once joins nothing
+    *copies, _, patient = values
+    group = _joined(np.where(patient >= 0, patient, int(patient.max()) + np.cumsum(patient < 0)), copies)
+    key = np.zeros(int(group.max()) + 1, dtype=np.int64)
+    *shared, image, person = zip(values, offsets, strict=True)
+    for value, offset in (image, *reversed(shared), person):  # the last one that a group has names it
+        known = value >= 0
+        first = np.full(len(key), len(value))
+        np.minimum.at(first, group[known], value[known])
+        key = np.where(first < len(value), first + offset, key)
+    return key[group], columns
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_string(column.type):
+        return column
+    return pa.chunked_array([[None if value is None else str(value) for value in column.to_pylist()]], pa.string())
+
+
+def _joined(group: Ints, shared: Sequence[Ints]) -> Ints:
+    """Groups 0, 1, ... that are one where their images share a value; -1 is none."""
+    ends = [np.zeros((2, 0), dtype=np.int64)]
+    for value in shared:
+        known = value >= 0
+        one = np.zeros(int(value.max()) + 1, dtype=np.int64)
+        one[value[known]] = group[known]  # of whichever image comes last
+        pair = np.stack([group[known], one[value[known]]])
+        ends.append(pair[:, pair[0] != pair[1]])
+    rows, columns = np.concatenate(ends, axis=1)
+    count = int(group.max()) + 1
+    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))
+    joined: Ints = connected_components(graph, directed=False)[1].astype(np.int64)[group]
+    return joined
 
 
 def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
@@ -56,13 +108,8 @@ def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
     if folds < 2:
         raise ConfigError(f"folds = {folds}: two or more are needed")
     part = _parts(manifest, [1 / folds] * folds, seed)
-    known = [label is not None for label in manifest.column("label")]
-    fold = [int(p) if k else None for p, k in zip(part, known, strict=True)]
-    return (
-        manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest))
-        .with_columns(fold=fold)
-        .strict()
-    )
+    fold = pa.array(part.astype(np.int32), mask=_unlabelled(manifest))
+    return manifest.with_columns(split=pa.nulls(len(fold), pa.string()), fold=fold).strict()
 
 
 def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int) -> Manifest:
@@ -77,13 +124,12 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
             f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed"
         )
     part = _parts(manifest, fractions, seed)
-    known = [label is not None for label in manifest.column("label")]
-    split = [SPLITS[p] if k else None for p, k in zip(part, known, strict=True)]
-    return (
-        manifest.with_columns(split=[None] * len(manifest), fold=[None] * len(manifest))
-        .with_columns(split=split)
-        .strict()
-    )
+    split = pa.array(SPLITS).take(pa.array(part, mask=_unlabelled(manifest)))
+    return manifest.with_columns(split=split, fold=pa.nulls(len(split), pa.int32())).strict()
+
+
+def _unlabelled(manifest: Manifest) -> npt.NDArray[np.bool_]:
+    return np.asarray(manifest.values("label").is_null())
 
 
 def hold_out(
@@ -96,9 +142,9 @@ def hold_out(
 
 def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
     labels = manifest.label_set()
-    targets, groups = manifest.targets(labels), independent_groups(manifest)
+    targets, groups = manifest.targets(labels), group_codes(manifest)
     for index, name in enumerate(labels.names):
-        patients = len({group for group, target in zip(groups, targets, strict=True) if target == index})
+        patients = len(np.unique(groups[targets == index]))
         if patients < len(weights):
             raise ManifestError(
                 f"class '{name}' has {patients} patients (or images of unknown patients) for {len(weights)} parts; "
@@ -106,8 +152,7 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArr
             )
     part = assign_groups(targets, groups, weights, seed=seed)
     for index, name in enumerate(labels.names):
-        empty = set(range(len(weights))) - set(part[targets == index].tolist())
-        if empty:
+        if len(np.unique(part[targets == index])) < len(weights):
             raise ManifestError(
                 f"class '{name}' has too few patients to stand in each of {len(weights)} parts; "
                 "add images, drop the class, or ask for fewer or more equal parts"
@@ -116,7 +161,7 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArr
 
 
 def assign_groups(
-    targets: npt.NDArray[np.int64], groups: Sequence[str], weights: Sequence[float], *, seed: int
+    targets: npt.NDArray[np.int64], groups: Sequence[str] | Ints, weights: Sequence[float], *, seed: int
 ) -> npt.NDArray[np.int64]:
     """Assign whole groups to parts so that each class is spread in the proportion of `weights`.
 
@@ -125,7 +170,7 @@ def assign_groups(
 
     Args:
         targets: i64[N], class index; -1 (unknown) counts as one more class.
-        groups: N keys; equal keys stay together.
+        groups: N keys; equal keys stay together. Numbers do as well as text that is in the same order.
         weights: share of each part, summing to 1.
         seed: decides the shuffle; the result does not depend on the order of the images.
 
@@ -137,41 +182,66 @@ def assign_groups(
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")
-    names = sorted(set(groups))
-    number = {name: i for i, name in enumerate(names)}
-    member = np.array([number[group] for group in groups], dtype=np.int64)
+    member, count = _numbered(groups)
     classes = int(targets.max(initial=0)) + 2
-    counts = np.zeros((len(names), classes))
-    np.add.at(counts, (member, targets % classes), 1)
-    order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    totals = np.maximum(counts.sum(axis=0), 1)
-    need = np.outer(np.asarray(weights), counts.sum(axis=0))
-    part = np.zeros(len(names), dtype=np.int64)
-    for group in order:
-        wanted = need @ (counts[group] / totals)
-        part[group] = int(np.argmax(wanted))
-        need[part[group]] -= counts[group]
-    _fill_empty(part, counts[order], order, len(weights))
+    images = np.bincount(member * classes + targets % classes, minlength=count * classes)
+    counts = images.astype(np.int32).reshape(count, classes)
+    order = np.random.default_rng(seed).permutation(count)
+    order = order[np.argsort(-counts.sum(axis=1)[order], kind="stable")]
+    part = _greedy(counts, order, np.asarray(weights))
+    _fill_empty(part, counts, order, len(weights))
     assigned: npt.NDArray[np.int64] = part[member]
     return assigned
 
 
-def _fill_empty(
-    part: npt.NDArray[np.int64], counts: npt.NDArray[np.float64], order: npt.NDArray[np.int64], parts: int
-) -> None:
+def _numbered(groups: Sequence[str] | Ints) -> tuple[Ints, int]:
+    """(i64[N] number of each key in their order, how many there are)."""
+    if isinstance(groups, np.ndarray):
+        distinct, member = np.unique(groups, return_inverse=True)
+        return member, len(distinct)
+    number = {name: i for i, name in enumerate(sorted(set(groups)))}
+    return np.array([number[group] for group in groups], dtype=np.int64), len(number)
+
+
+def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: npt.NDArray[np.float64]) -> Ints:
+    """i64[G]: the part of each group, of i32[G, C] images; every group's choice depends on all before it."""
+    totals = np.maximum(counts.sum(axis=0), 1)
+    need = np.outer(weights, counts.sum(axis=0)).astype(np.float64)
+    part = np.zeros(len(counts), dtype=np.int64)
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        images = counts[block].astype(np.float64)
+        chosen = []
+        for taken, share in zip(images, images / totals, strict=True):
+            best = (need @ share).argmax()
+            need[best] -= taken
+            chosen.append(best)
+        part[block] = chosen
+    return part
+
+
+def _fill_empty(part: Ints, counts: npt.NDArray[np.int32], order: Ints, parts: int) -> None:
     """Give every part a group of every class, where a part that has several can spare one; the last-taken moves first."""
-    held = np.zeros((parts, counts.shape[1]), dtype=np.int64)  # groups of each class in each part
-    np.add.at(held, part[order], counts > 0)
+    has = counts > 0
+    held = np.stack([has[part == number].sum(axis=0) for number in range(parts)])  # groups of each class in each part
     for label in range(counts.shape[1]):
         for empty in np.flatnonzero(held[:, label] == 0):
-            for row in reversed(range(len(order))):
-                has, donor = counts[row] > 0, part[order[row]]
-                if has[label] and (held[donor][has] > 1).all():
-                    part[order[row]] = empty
-                    held[donor] -= has
-                    held[empty] += has
-                    break
+            group = _spare(part, has, order, held, label)
+            if group is not None:
+                held[part[group]] -= has[group]
+                held[empty] += has[group]
+                part[group] = empty
+
+
+def _spare(part: Ints, has: npt.NDArray[np.bool_], order: Ints, held: Ints, label: int) -> int | None:
+    """The last-taken group with a class, whose part has another one of each of its classes."""
+    for end in range(len(order), 0, -_BLOCK):
+        block = order[max(0, end - _BLOCK) : end]
+        block = block[has[block, label]]
+        can = (~has[block] | (held[part[block]] > 1)).all(axis=1)
+        if can.any():
+            return int(block[can][-1])
+    return None
 
 
 def parse_fractions(text: str) -> tuple[float, ...]:

@@ -192,8 +192,10 @@ class _Actor:
             )
 
         def work(shard: dict[str, Any]) -> dict[str, Any]:
-            pictures = decoded(self._root, shard["path"].tolist(), shard["sha256"].tolist(), encoder.preprocess)
-            total = len(shard["path"])
+            import pyarrow as pa
+
+            table = pa.table({name: shard[name].tolist() for name in ("path", "sha256")})
+            pictures, total = decoded(self._root, table, encoder.preprocess), len(table)
             batches = [range(at, min(at + self._size, total)) for at in range(0, total, self._size)]
             pooled, projected = zip(*by_threads(encoder, pictures, threads=threads)(batches), strict=True)
             return {"row": shard["row"], "pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}

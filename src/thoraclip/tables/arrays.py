@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import make_folder, needing_room, sweep, take_room, write_json
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.store import read_table, write_table
+from thoraclip.tables.store import StoredTable, open_table, write_table
 
 __all__ = ["ArrayKind", "ArrayWriter", "ImageArrays", "finish_arrays", "is_valid", "read_arrays"]
+
+_INDEX = ("image_id", "sha256")
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,30 @@ class ImageArrays:
 
     Args:
         kind: what it is.
-        image_id, sha256: one per row.
+        index: the columns image_id and sha256, one row per row of the arrays; not held in memory.
         arrays: name -> array[N, ...].
         facts: what made them.
         fingerprint: SHA-256 over everything that the arrays depend on.
     """
 
     kind: ArrayKind
-    image_id: tuple[str, ...]
-    sha256: tuple[str, ...]
+    index: StoredTable
     arrays: Mapping[str, npt.NDArray[Any]]
     facts: Mapping[str, Any]
     fingerprint: str
+
+    def __len__(self) -> int:
+        return self.index.rows
+
+    @property
+    def image_id(self) -> tuple[str, ...]:
+        """The image of each row."""
+        return tuple(image for part in self.index.parts(["image_id"]) for image in part["image_id"].to_pylist())
+
+    @property
+    def sha256(self) -> tuple[str | None, ...]:
+        """SHA-256 of the picture of each row."""
+        return tuple(sha for part in self.index.parts(["sha256"]) for sha in part["sha256"].to_pylist())
 
     def rows_for(self, manifest: Manifest) -> npt.NDArray[np.int64]:
         """i64[len(manifest)]: the row of each of the manifest's images, joined by id and content.
@@ -68,21 +83,38 @@ class ImageArrays:
         Raises:
             MismatchError: an image is missing here, or its content differs (another data set, or changed files).
         """
-        position = {image_id: row for row, image_id in enumerate(self.image_id)}
-        wanted = list(zip(manifest.column("image_id"), manifest.column("sha256"), strict=True))
-        missing = [i for i, _ in wanted if i not in position]
-        if missing:
+        wanted = manifest.values("image_id")
+        rows, changed = self._found(wanted, manifest.values("sha256"))
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
             raise MismatchError(
                 f"{self.kind.name}: {len(missing)} of {len(wanted)} images of the manifest are not in them, first "
-                f"'{missing[0]}'; they belong to another manifest: run {self.kind.remedy} on this one"
+                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {self.kind.remedy} on this one"
             )
-        changed = [i for i, sha in wanted if self.sha256[position[i]] != sha]
-        if changed:
+        if len(changed):
             raise MismatchError(
-                f"{self.kind.name}: {len(changed)} images differ in content from the manifest's, first '{changed[0]}'; "
-                f"they belong to another data set or the files changed: run {self.kind.remedy} again"
+                f"{self.kind.name}: {len(changed)} images differ in content from the manifest's, first "
+                f"'{wanted[int(changed.min())].as_py()}'; they belong to another data set or the files changed: run "
+                f"{self.kind.remedy} again"
             )
-        return np.array([position[i] for i, _ in wanted], dtype=np.int64)
+        return rows
+
+    def _found(
+        self, image_id: pa.ChunkedArray, sha256: pa.ChunkedArray
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(i64[N] row of each image, -1 where there is none; the images whose content differs)."""
+        rows, changed, start = np.full(len(image_id), -1), [np.zeros(0, dtype=np.int64)], 0
+        for part in self.index.parts(_INDEX):
+            place = pc.index_in(image_id, value_set=part["image_id"].combine_chunks())
+            is_here = place.is_valid()
+            here, place = np.flatnonzero(np.asarray(is_here)), place.drop_null()
+            rows[here] = start + np.asarray(place)
+            own, there = part["sha256"].take(place), sha256.filter(is_here)
+            same = pc.equal(own, there).fill_null(fill_value=False)
+            both_unknown = pc.and_(own.is_null(), there.is_null())
+            changed.append(here[~np.asarray(pc.or_(same, both_unknown))])
+            start += len(part)
+        return rows, np.concatenate(changed)
 
 
 def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
@@ -98,8 +130,8 @@ def finish_arrays(
     folder: Path, kind: ArrayKind, manifest: Manifest, *, facts: Mapping[str, Any], fingerprint: str
 ) -> None:
     """Write the index and, last, the JSON; the arrays are already in place."""
-    columns = {name: pa.array(manifest.column(name), pa.string()) for name in ("image_id", "sha256")}
-    write_table(folder / "index.parquet", pa.table(columns), kind=kind.name, schema=kind.schema)
+    index = {name: manifest.values(name) for name in _INDEX}
+    write_table(folder / "index.parquet", pa.table(index), kind=kind.name, schema=kind.schema)
     write_json(folder / f"{kind.name}.json", {"schema": kind.schema, "fingerprint": fingerprint, **facts})
 
 
@@ -120,12 +152,11 @@ def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
         raise ManifestError(f"{note}: not readable ({error!r}); delete the folder and run {kind.remedy}") from error
     if newer > kind.schema:
         raise ManifestError(f"{folder}: schema {newer} is newer than {kind.schema}; upgrade thoraclip")
-    table, _ = read_table(folder / "index.parquet", kind=kind.name, newest_schema=kind.schema)
+    index = open_table(folder / "index.parquet", kind=kind.name, newest_schema=kind.schema)
     return ImageArrays(
         kind=kind,
-        image_id=tuple(table["image_id"].to_pylist()),
-        sha256=tuple(table["sha256"].to_pylist()),
-        arrays={name: _map(folder, kind, name, table.num_rows) for name in kind.arrays},
+        index=index,
+        arrays={name: _map(folder, kind, name, index.rows) for name in kind.arrays},
         facts=content,
         fingerprint=fingerprint,
     )

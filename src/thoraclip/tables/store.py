@@ -1,9 +1,14 @@
-"""Parquet with a schema number, written whole or not at all and always the same bytes for the same table."""
+"""Parquet with a schema number, written whole or not at all and always the same bytes for the same table.
+
+Tables of many millions of rows are read, written and filtered a million rows at a time.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +17,11 @@ import pyarrow.parquet as pq
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.runs import atomic_open, canonical_json
 
-__all__ = ["read_table", "require_parquet", "write_table"]
+__all__ = ["StoredTable", "joined", "kept", "open_table", "read_table", "require_parquet", "slices", "write_table"]
 
 _KEY = b"thoraclip"
+_ROWS = 1 << 20
+"""Rows that are worked on at once, and of a row group of a file."""
 
 
 def require_parquet(path: Path, what: str) -> None:
@@ -34,14 +41,86 @@ def write_table(
     """Write `table` as Parquet with its kind, schema number and metadata in the file's header."""
     header = {"kind": kind, "schema": schema, "meta": dict(meta or {})}
     table = table.replace_schema_metadata({_KEY: canonical_json(header).encode()})
-    with atomic_open(path) as stream:
-        pq.write_table(table, stream, compression="zstd", store_schema=True)
+    with atomic_open(path) as stream, pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
+        for rows in slices(table):
+            writer.write_table(rows.combine_chunks())  # pages end where chunks do: equal tables are to be equal bytes
+
+
+def slices(table: pa.Table) -> Iterable[pa.Table]:
+    """The table, a million rows at a time; an empty one as it is."""
+    return (table.slice(start, _ROWS) for start in range(0, max(1, len(table)), _ROWS))
+
+
+def joined(parts: Iterable[pa.Table]) -> pa.Table:
+    """One table of several, in which columns of equal content share it: the path is often the id, and the masks unknown."""
+    return pa.concat_tables([_shared(part) for part in parts])
+
+
+def _shared(table: pa.Table) -> pa.Table:
+    columns: list[pa.ChunkedArray] = []
+    for column in table.columns:
+        columns.append(next((one for one in columns if one.type == column.type and one.equals(column)), column))
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """A table in a file, whose rows are read when they are asked for.
+
+    Args:
+        path: the file.
+        schema: its columns.
+        rows: their number.
+        meta: what the header holds beside kind and schema number.
+    """
+
+    path: Path
+    schema: pa.Schema
+    rows: int
+    meta: Mapping[str, object]
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """A million rows at a time, of all columns or some; raises ManifestError where the file cannot be read."""
+        with (
+            _reading(self.path),
+            pq.ParquetFile(self.path, pre_buffer=False) as file,
+        ):  # which would hold the whole file
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=columns).replace_schema_metadata(None)
+            if not file.num_row_groups:
+                yield file.read(columns=columns).replace_schema_metadata(None)
+
+    def read(self, *, keep: pa.ChunkedArray | None = None) -> pa.Table:
+        """The whole table, or the rows at which `keep`, bool[rows], is true; raises as `parts` does."""
+        return joined(self.parts() if keep is None else kept(self.parts(), keep))
+
+
+def kept(parts: Iterable[pa.Table], keep: pa.ChunkedArray) -> Iterator[pa.Table]:
+    """Of the parts of a table the rows at which `keep` is true."""
+    start = 0
+    for part in parts:
+        yield part.filter(keep.slice(start, len(part)))
+        start += len(part)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path}: not a readable Parquet file ({first_line(error)}); write it again") from error
 
 
 def read_table(
     path: Path, *, kind: str, newest_schema: int, foreign: bool = False
-) -> tuple[pa.Table, dict[str, object]]:
-    """Read a table of one kind; returns the table and its metadata.
+) -> tuple[pa.Table, Mapping[str, object]]:
+    """Read a table of one kind; returns the table and its metadata; see `open_table`."""
+    stored = open_table(path, kind=kind, newest_schema=newest_schema, foreign=foreign)
+    return stored.read(), stored.meta
+
+
+def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = False) -> StoredTable:
+    """Read the header of a table of one kind.
 
     Args:
         path: the file.
@@ -55,13 +134,14 @@ def read_table(
     """
     if not path.is_file():
         raise InputError(f"{path}: no such {kind} file; name an existing one (.parquet)")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: not a readable Parquet file ({first_line(error)}); write it again") from error
-    header = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    with _reading(path), pq.ParquetFile(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if twice:
+            raise pa.ArrowInvalid(f"column '{twice[0]}' stands there twice")
+    header = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
     if foreign and not header:
-        return table.replace_schema_metadata(None), {}
+        return StoredTable(path, schema, rows, {})
     if header.get("kind") != kind:
         found = header.get("kind") or "a table that this package did not write"
         raise ManifestError(f"{path}: holds {found}, not {kind}; name a file of {kind}")
@@ -70,4 +150,4 @@ def read_table(
             f"{path}: schema {header['schema']} is newer than {newest_schema}, the newest this version reads; "
             "upgrade thoraclip"
         )
-    return table.replace_schema_metadata(None), dict(header["meta"])
+    return StoredTable(path, schema, rows, dict(header["meta"]))

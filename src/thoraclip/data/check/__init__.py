@@ -2,8 +2,9 @@
 
     manifest --inspect--> statistics, thumbnails --find_duplicates--> pairs --+
         |                       +--class_differences, marks-------------------+--> check.json -> check.md, check.html
-        +--counts, patients---------------------------------------------------+
+        +--counts, patients, identical files----------------------------------+
 
+Without pictures only the last line is followed: the table alone, of millions of images, is looked at in little memory.
 A *leak* is a patient or a picture on both sides of a split; everything else is a warning.
 """
 
@@ -15,6 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from thoraclip.data.check import findings
 from thoraclip.data.check.inspection import Inspection, inspect
@@ -32,33 +36,40 @@ _RULES = 1
 """Number of the rules by which duplicates are found; what was found under another number is found again."""
 
 
-def check(manifest: Manifest, work: Path, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
     """Look at every picture and at the table; returns the content of `check.json`.
 
     Args:
         manifest: N images; it may leak.
-        work: folder that keeps the measurements, so that a second check only reads them.
+        work: folder that keeps the measurements, so that a second check only reads them; None looks at no picture.
         seed: of the folds behind the class differences.
         progress: called with (done, total) of each stage.
     """
-    seen = inspect(manifest, work, progress=progress)
-    pairs = _pairs(manifest, seen, work, progress)
-    paths, ids = manifest.column("path"), manifest.column("image_id")
     content: dict[str, Any] = {
         "schema": _SCHEMA,
         "manifest": manifest.content_fingerprint,
         "images": len(manifest),
         "counts": findings.counts(manifest),
         "tallies": findings.tallies(manifest),
-        "unreadable": [
-            {"image_id": ids[row], "path": paths[row], "reason": reason}
-            for row, reason in sorted(seen.unreadable.items())
-        ],
+        "unreadable": [],
         "patients": findings.patients(manifest),
-        "duplicates": findings.duplicates(manifest, pairs),
-        "marks": findings.marks(manifest, seen),
-        "differences": findings.differences(manifest, seen, seed=seed),
     }
+    if work is None:
+        content |= {"pictures": False, "duplicates": findings.duplicates(manifest, *findings.identical(manifest))}
+        content |= {"marks": {"per_class": {}, "images": []}, "differences": []}
+    else:
+        seen = inspect(manifest, work, progress=progress)
+        pairs = _pairs(manifest, seen, work, progress)
+        paths, ids = manifest.column("path"), manifest.column("image_id")
+        content |= {
+            "unreadable": [
+                {"image_id": ids[row], "path": paths[row], "reason": reason}
+                for row, reason in sorted(seen.unreadable.items())
+            ],
+            "duplicates": findings.duplicates(manifest, pairs),
+            "marks": findings.marks(manifest, seen),
+            "differences": findings.differences(manifest, seen, seed=seed),
+        }
     content |= {"leaks": leaks(content), "warnings": warnings(content, manifest)}
     return content | {"provenance": provenance(seed=seed, inputs={"manifest": manifest.fingerprint})}
 
@@ -120,14 +131,25 @@ def read_check(folder: Path, manifest: Manifest, *, whole: bool = False) -> dict
 
 
 def read_clusters(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with a column `duplicate_cluster`, from the groups of a check; raises as `read_check` does."""
-    return _with_clusters(manifest, read_check(folder, manifest)["duplicates"]["groups"])
+    """The manifest with a column `duplicate_cluster`, from the groups of a check.
+
+    Raises:
+        MismatchError: it looked at no picture, so that near duplicates are not in it; and as `read_check` does.
+    """
+    found = read_check(folder, manifest)
+    if not found.get("pictures", True):
+        raise MismatchError(
+            f"{folder}: a check of the table alone, which knows no near duplicates (identical files stay together anyway); "
+            "run thoraclip check without --no-pictures"
+        )
+    return _with_clusters(manifest, found["duplicates"]["groups"])
 
 
 def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> Manifest:
     """Each image of a group gets the group's smallest image id."""
     names = {image: min(group["image_id"]) for group in groups for image in group["image_id"]}
-    return manifest.with_columns(duplicate_cluster=[names.get(image) for image in manifest.column("image_id")])
+    place = pc.index_in(manifest.values("image_id"), value_set=pa.array(names, pa.string()))
+    return manifest.with_columns(duplicate_cluster=pa.array(names.values(), pa.string()).take(place.combine_chunks()))
 
 
 def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:

@@ -7,16 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from thoraclip.data.check.inspection import MEASURED, Inspection
 from thoraclip.data.differences import class_differences
 from thoraclip.data.duplicates import DuplicatePair, clusters
 from thoraclip.data.splits import independent_groups
 from thoraclip.proportions import wilson
+from thoraclip.tables.codes import ranks, torn
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["counts", "differences", "duplicates", "marks", "patients", "tallies"]
+__all__ = ["counts", "differences", "duplicates", "identical", "marks", "patients", "tallies"]
 
+_MOST = 100_000
+"""Entries of a list that the table alone brings up; of a longer one the first are listed, and how many there are in all."""
+
+_SHOWN = ("image_id", "label", "patient", "split", "fold")
 _CATEGORICAL = ("view", "sex", "source", "format", "mode", "body_part")
 
 
@@ -28,44 +36,117 @@ def counts(manifest: Manifest) -> dict[str, Any]:
 
 def tallies(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
     """`size`, `mode` and `format` -> class -> value -> images, the commonest first."""
-    labels = [label or "unknown" for label in manifest.column("label")]
-    sizes = [f"{w} x {h}" for w, h in zip(manifest.column("width"), manifest.column("height"), strict=True)]
+    images: Counter[str] = Counter()
+    for (label,), n in manifest.tally("label"):
+        images[label or "unknown"] += n
     found: dict[str, dict[str, dict[str, int]]] = {}
-    for name, values in (("size", sizes), ("mode", manifest.column("mode")), ("format", manifest.column("format"))):
-        table: dict[str, Counter[str]] = {label: Counter() for label in sorted(set(labels))}
-        for label, value in zip(labels, values, strict=True):
-            table[label][value or "unknown"] += 1
+    for name, columns in (("size", ("width", "height")), ("mode", ("mode",)), ("format", ("format",))):
+        table: dict[str, Counter[str]] = {label: Counter() for label in sorted(images)}
+        for (label, *values), n in manifest.tally("label", *columns, most=_MOST):
+            table[label or "unknown"][" x ".join(map(str, values)) if name == "size" else values[0] or "unknown"] += n
         found[name] = {label: dict(sorted(c.items(), key=lambda i: (-i[1], i[0]))) for label, c in table.items()}
+        for label, listed in found[name].items():
+            if sum(listed.values()) < images[label]:
+                listed["all others"] = images[label] - sum(listed.values())
     return found
 
 
 def patients(manifest: Manifest) -> dict[str, Any]:
-    """Known patients, and those that stand in two parts or under two labels."""
-    known = manifest.column("patient")
-    images = Counter(patient for patient in known if patient is not None)
-
-    def two(column: str) -> list[dict[str, Any]]:
-        found = manifest.patients_in_two(column)
-        return [{"patient": p, "values": list(values), "images": images[p]} for p, values in found.items()]
-
-    return {
-        "known": len(images),
-        "images_of_unknown_patients": sum(patient is None for patient in known),
-        "in_two_splits": two("split") + two("fold"),
-        "under_two_labels": two("label"),
+    """Known patients, and those that stand in two parts or under two labels; `in_all` where a list is cut."""
+    known = manifest.values("patient")
+    found: dict[str, Any] = {
+        "known": pc.count_distinct(known).as_py(),
+        "images_of_unknown_patients": known.null_count,
     }
+    in_all: Counter[str] = Counter()
+    for name, columns in (("in_two_splits", ("split", "fold")), ("under_two_labels", ("label",))):
+        found[name] = []
+        for column in columns:
+            listed, number, images = _in_two(manifest, column)
+            found[name] += listed
+            in_all += Counter({name: number, f"images_{name}": images})
+    is_cut = any(len(found[name]) < in_all[name] for name in ("in_two_splits", "under_two_labels"))
+    return found | ({"in_all": dict(in_all)} if is_cut else {})
 
 
-def duplicates(manifest: Manifest, pairs: Sequence[DuplicatePair]) -> dict[str, Any]:
+def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int, int]:
+    """Patients with more than one value of a column: the first of them, and how many there are, of how many images."""
+    known = manifest.values("patient")
+    names = known.filter(pa.array(manifest.torn(column))).unique()
+    own = pc.is_in(known, value_set=names)
+    names, number = names.take(pc.sort_indices(names)).slice(0, _MOST), len(names)
+    rows = manifest.table.select(["patient", column]).filter(pc.is_in(known, value_set=names))
+    values: dict[str, set[str]] = {name: set() for name in names.to_pylist()}
+    images: Counter[str] = Counter()
+    for patient, value in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True):
+        images[patient] += 1
+        values[patient] |= set() if value is None else {str(value)}
+    listed = [{"patient": p, "values": sorted(v), "images": images[p]} for p, v in values.items()]
+    return listed, number, int(pc.sum(own).as_py())
+
+
+def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:
+    """Pairs of files of equal SHA-256, the first of a group with each other one; those that cross the split, then a label, first.
+
+    Returns:
+        The pairs, and, where they are not all, how many pairs, groups and images there are in all, and how many groups
+        and images of them are across parts, labels and patients.
+    """
+    content = ranks(manifest.values("sha256"))
+    content[np.asarray(pc.equal(manifest.values("sha256"), "").fill_null(fill_value=True))] = -1
+    content[np.bincount(content + 1)[content + 1] == 1] = -1
+    rows = np.flatnonzero(content >= 0)
+    content = content[rows]
+    across = {f"across_{name}": _across(manifest, rows, content, name) for name in ("part", "label", "patient")}
+    order = np.lexsort((rows, content, ~across["across_label"], ~across["across_part"]))[:_MOST]
+    groups: dict[int, list[int]] = {}
+    for row, group in zip(rows[order].tolist(), content[order].tolist(), strict=True):
+        groups.setdefault(group, []).append(row)
+    pairs = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
+    if len(order) == len(rows):
+        return pairs, {}
+    number = len(np.unique(content))
+    in_all = {"pairs": len(rows) - number, "groups": number, "images": len(rows)}
+    for name, mask in across.items():
+        in_all |= {f"groups_{name}": len(np.unique(content[mask])), f"images_{name}": int(mask.sum())}
+    return pairs, in_all
+
+
+def _across(
+    manifest: Manifest, rows: npt.NDArray[np.int64], content: npt.NDArray[np.int64], name: str
+) -> npt.NDArray[np.bool_]:
+    """bool[len(rows)]: images of a group with more than one known part, label or patient."""
+    value = ranks(manifest.values("split" if name == "part" else name).take(pa.array(rows)))
+    if name == "part":
+        fold = ranks(manifest.values("fold").take(pa.array(rows)))
+        value = np.where(fold >= 0, fold + len(rows), value)
+    several = np.zeros(int(content.max(initial=-1)) + 1, dtype=bool)
+    several[content[torn(content, value)]] = True
+    found: npt.NDArray[np.bool_] = several[content]
+    return found
+
+
+def duplicates(
+    manifest: Manifest, pairs: Sequence[DuplicatePair], in_all: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Pairs that show the same picture, those that cross a split or a label first, and the groups that they form.
 
     In a group of identical files each pair holds the first of them.
+
+    Args:
+        manifest: N images.
+        pairs: of them.
+        in_all: see `identical`.
     """
-    columns = {name: manifest.column(name) for name in ("image_id", "label", "patient")} | {"part": manifest.parts()}
+    ends = sorted({end for pair in pairs for end in (pair.first, pair.second)})
+    own = {name: manifest.values(name).take(pa.array(ends, pa.int64())).to_pylist() for name in _SHOWN}
+    own["part"] = [
+        split if fold is None else f"fold {fold}" for split, fold in zip(own.pop("split"), own.pop("fold"), strict=True)
+    ]
+    columns = {name: dict(zip(ends, values, strict=True)) for name, values in own.items()}
     rows = []
     for pair in pairs:
-        ends = (pair.first, pair.second)
-        shown: dict[str, Any] = {name: [columns[name][end] for end in ends] for name in columns}
+        shown: dict[str, Any] = {name: [columns[name][end] for end in (pair.first, pair.second)] for name in columns}
         shown |= {
             "kind": pair.kind, "correlation": pair.correlation, "mirrored": pair.mirrored,
             "rotation_degrees": pair.rotation_degrees, "scale": pair.scale,
@@ -73,15 +154,17 @@ def duplicates(manifest: Manifest, pairs: Sequence[DuplicatePair]) -> dict[str, 
         shown |= {f"across_{name}": _differ(shown[name]) for name in ("part", "label", "patient")}
         rows.append(shown)
     rows.sort(key=lambda row: (not row["across_part"], not row["across_label"], row["image_id"]))
-    member = clusters(len(manifest), list(pairs))
+    place = {end: number for number, end in enumerate(ends)}
+    linked = np.array([(place[pair.first], place[pair.second]) for pair in pairs], dtype=np.int64).reshape(-1, 2)
     groups: dict[int, list[int]] = {}
-    for end in sorted({end for pair in pairs for end in (pair.first, pair.second)}):
-        groups.setdefault(int(member[end]), []).append(end)
+    for end, group_number in zip(ends, clusters(len(ends), linked).tolist(), strict=True):
+        groups.setdefault(group_number, []).append(end)
     found = []
     for members in groups.values():
         group: dict[str, Any] = {name: [columns[name][row] for row in members] for name in columns}
         found.append(group | {f"across_{name}": _differ(group[name]) for name in ("part", "label", "patient")})
-    return {"pairs": rows, "groups": sorted(found, key=lambda group: group["image_id"])}
+    listed = {"pairs": rows, "groups": sorted(found, key=lambda group: group["image_id"])}
+    return listed | ({"in_all": dict(in_all)} if in_all else {})
 
 
 def _differ(values: Sequence[Any]) -> bool:

@@ -32,10 +32,11 @@ def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
         content: see `check`.
         manifest: where the pictures are.
     """
-    paths = manifest.paths_by_id()
-    pairs = content["duplicates"]["pairs"][:_PAIRS]
+    looked = content.get("pictures", True)
+    pairs, rows = content["duplicates"]["pairs"][:_PAIRS] if looked else [], content["marks"]["images"][:_MARKED]
+    shown = {image for pair in pairs for image in pair["image_id"]} | {row["image_id"] for row in rows}
+    paths = manifest.where(image_id=shown).paths_by_id() if shown else {}
     pictures = [[picture_or_reason(partial(_grey, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
-    rows = content["marks"]["images"][:_MARKED]
     marked = [(row, picture_or_reason(partial(_framed, paths[row["image_id"]]), _SIDE)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
     return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
@@ -49,6 +50,7 @@ def markdown_page(content: Mapping[str, Any]) -> str:
 def _context(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "check": content,
+        "looked": content.get("pictures", True),
         "title": "Data check",
         "reading": reading(content),
         "classes": sorted({label for row in content["differences"] for label in row["per_class"]}),

@@ -12,12 +12,18 @@ __all__ = ["leaks", "reading", "warnings"]
 
 _TELLING = 0.1
 """A column is worth a sentence where even the low end of its interval lies this far above chance."""
+_UNSEEN = (
+    "No picture was looked at: near duplicates were not searched, nor files that cannot be read, burned-in text and what "
+    "tells the classes apart without anatomy."
+)
 _CHEST = ("CHEST", "THORAX", "LUNG", "PORT CHEST", "TORAX")
 
 
 def reading(content: Mapping[str, Any]) -> list[str]:
     """What stands on top of the page: may one train and judge on this split, and what would a shortcut score?"""
     sentences = [_headline(content)]
+    if not content.get("pictures", True):
+        sentences.append(_UNSEEN)
     together = next((row for row in content["differences"] if row["kind"] == "together" and row["alone"]), None)
     if together:
         first = next((row for row in content["differences"] if row is not together and row["alone"]), together)
@@ -35,7 +41,8 @@ def _headline(content: Mapping[str, Any]) -> str:
     parts = content["counts"]["parts"]
     if parts == ["no split"]:
         return "There is no split yet, so nothing can leak; split it with: thoraclip split."
-    return "No leak found: no known patient and no picture stands on both sides of the split."
+    picture = "picture" if content.get("pictures", True) else "file"
+    return f"No leak found: no known patient and no {picture} stands on both sides of the split."
 
 
 def leaks(content: Mapping[str, Any]) -> list[str]:
@@ -45,17 +52,27 @@ def leaks(content: Mapping[str, Any]) -> list[str]:
     if shared:
         first = shared[0]
         sentences.append(
-            f"{counted(len(shared), 'patient')} in two parts of the split, first '{first['patient']}' "
+            f"{counted(_in_all(content['patients'], 'in_two_splits', len(shared)), 'patient')} in two parts of the split, first '{first['patient']}' "
             f"({', '.join(first['values'])}); split again by patient: thoraclip split"
         )
     crossing = [g for g in content["duplicates"]["groups"] if g["across_part"]]
     if crossing:
-        images = sum(len(g["image_id"]) for g in crossing)
+        found = content["duplicates"]
+        number = _in_all(found, "groups_across_part", len(crossing))
+        images = _in_all(found, "images_across_part", sum(len(g["image_id"]) for g in crossing))
+        remedy = (
+            " --duplicates CHECK_DIR" if content.get("pictures", True) else ""
+        )  # identical files stay together anyway
         sentences.append(
-            f"{counted(len(crossing), 'picture')} in two parts of the split ({images} images), first "
-            f"{_equal(crossing[0])}; keep copies together: thoraclip split MANIFEST --duplicates CHECK_DIR"
+            f"{counted(number, 'picture')} in two parts of the split ({images} images), first "
+            f"{_equal(crossing[0])}; keep copies together: thoraclip split MANIFEST{remedy}"
         )
     return sentences
+
+
+def _in_all(found: Mapping[str, Any], name: str, listed: int) -> int:
+    """How many there are, where a list is cut; else what is listed."""
+    return int(found.get("in_all", {}).get(name, listed))
 
 
 def warnings(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
@@ -64,19 +81,21 @@ def warnings(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
 
 
 def _of_files(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
-    sentences = []
+    sentences = [] if content.get("pictures", True) else [_UNSEEN[0].lower() + _UNSEEN[1:-1]]
     if content["unreadable"]:
         first = content["unreadable"][0]
         sentences.append(
             f"{counted(len(content['unreadable']), 'picture')} cannot be used, first {first['path']}: {first['reason']}"
         )
     unknown = sum(content["counts"]["classes"].get("unknown", []))
-    if unknown and None in manifest.column("label"):
+    if unknown and manifest.values("label").null_count:
         sentences.append(f"{counted(unknown, 'image')} without a label; they are neither trained on nor judged")
     if "body_part" in manifest.table.column_names:
-        parts = [part for part in manifest.column("body_part") if part is not None and part not in _CHEST]
+        counts = manifest.values("body_part").value_counts().to_pylist()  # in the order in which they appear
+        parts = {c["values"]: c["counts"] for c in counts if c["values"] is not None and c["values"] not in _CHEST}
         if parts:
-            sentences.append(f"{counted(len(parts), 'image')} of another body part than the chest, first '{parts[0]}'")
+            images = counted(sum(parts.values()), "image")
+            sentences.append(f"{images} of another body part than the chest, first '{next(iter(parts))}'")
     return sentences
 
 
@@ -88,28 +107,32 @@ def _of_patients(content: Mapping[str, Any]) -> list[str]:
         sentences.append(f"{counted(known['images_of_unknown_patients'], 'image')} of unknown patients")
     two = known["under_two_labels"]
     if two:
+        number = counted(_in_all(known, "under_two_labels", len(two)), "patient")
+        images = _in_all(known, "images_under_two_labels", sum(p["images"] for p in two))
         sentences.append(
-            f"{counted(len(two), 'patient')} under two labels ({sum(p['images'] for p in two)} images), first "
-            f"'{two[0]['patient']}' ({', '.join(two[0]['values'])})"
+            f"{number} under two labels ({images} images), first '{two[0]['patient']}' ({', '.join(two[0]['values'])})"
         )
     return sentences
 
 
 def _of_copies(content: Mapping[str, Any]) -> list[str]:
-    groups = content["duplicates"]["groups"]
+    found = content["duplicates"]
+    groups = found["groups"]
     sentences = []
     if groups:
-        identical = sum(pair["kind"] == "identical" for pair in content["duplicates"]["pairs"])
-        images = sum(len(g["image_id"]) for g in groups)
+        identical = sum(pair["kind"] == "identical" for pair in found["pairs"])
+        images = _in_all(found, "images", sum(len(g["image_id"]) for g in groups))
+        near = f", {len(found['pairs']) - identical} of near duplicates" if content.get("pictures", True) else ""
         sentences.append(
-            f"{counted(len(groups), 'picture')} more than once ({images} images; {counted(identical, 'pair')} of identical files, "
-            f"{len(content['duplicates']['pairs']) - identical} of near duplicates), first {_equal(groups[0])}"
+            f"{counted(_in_all(found, 'groups', len(groups)), 'picture')} more than once ({images} images; "
+            f"{counted(_in_all(found, 'pairs', identical), 'pair')} of identical files{near}), first {_equal(groups[0])}"
         )
     for name, what in (("label", "under two labels"), ("patient", "under two patients")):
         torn = [g for g in groups if g[f"across_{name}"]]
         if torn:
             values = ", ".join(sorted({str(v) for v in torn[0][name] if v is not None}))
-            sentences.append(f"{counted(len(torn), 'picture')} {what}, first {_equal(torn[0])} ({values})")
+            number = _in_all(found, f"groups_across_{name}", len(torn))
+            sentences.append(f"{counted(number, 'picture')} {what}, first {_equal(torn[0])} ({values})")
     return sentences
 
 

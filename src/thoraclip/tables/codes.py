@@ -1,0 +1,86 @@
+"""Columns as integers: a table of millions of rows is joined, grouped and hashed without a Python object for each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from thoraclip.errors import ManifestError
+from thoraclip.runs import canonical_json
+
+__all__ = ["codes", "columns_digest", "in_pieces", "matches", "ranks", "torn"]
+
+_ROWS = 1 << 16
+"""Rows that are Python objects at once."""
+
+
+def ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """i64[N]: position of each value among the distinct ones in their order (text by code points), -1 where it is null."""
+    found = np.asarray(pc.rank(column, tiebreaker="dense")).astype(np.int64)
+    found -= 1
+    if column.null_count:
+        found[np.asarray(column.is_null())] = -1
+    return found
+
+
+def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
+    """(i32[N], distinct values in the order in which they appear): number of each value, -1 where it is null.
+
+    For columns of few values: each is held once more.
+    """
+    encoded = column.dictionary_encode()  # its chunks share one dictionary
+    numbers = pa.chunked_array([chunk.indices for chunk in encoded.chunks], pa.int32())
+    values = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
+    return np.asarray(numbers.fill_null(-1)), values
+
+
+def torn(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """bool[N]: rows of a key that has more than one value; a row whose key or value is negative (unknown) is none.
+
+    Args:
+        key, value: i[N]; see `ranks` and `codes`.
+    """
+    known = (key >= 0) & (value >= 0)
+    some = np.zeros(int(key.max(initial=-1)) + 1, dtype=value.dtype)
+    some[key[known]] = value[known]  # whichever row comes last
+    several = np.zeros(len(some) + 1, dtype=bool)  # one more, for the keys that are -1
+    several[key[known][value[known] != some[key[known]]]] = True
+    found: npt.NDArray[np.bool_] = known & several[key]
+    return found
+
+
+def matches(column: pa.ChunkedArray, name: str, values: Iterable[Any]) -> pa.ChunkedArray:
+    """bool[N]: rows that hold one of some values, which may be text of a number; None is null.
+
+    Raises:
+        ManifestError: a value that is none of the column's type.
+    """
+    texts = [None if value is None else str(value) for value in values]
+    try:
+        wanted = pa.array(texts, pa.string()).cast(column.type)
+    except pa.ArrowException as error:
+        raise ManifestError(f"manifest: {name} {texts}: the column holds {column.type}; ask for such values") from error
+    return pc.is_in(column, value_set=wanted)
+
+
+def in_pieces(column: pa.ChunkedArray) -> Iterator[list[Any]]:
+    """A column as lists of some ten thousand rows."""
+    return (column.slice(start, _ROWS).to_pylist() for start in range(0, len(column), _ROWS))
+
+
+def columns_digest(columns: Iterable[pa.ChunkedArray]) -> str:
+    """`runs.digest` of a list of columns, whose text is never whole in memory."""
+    sha = hashlib.sha256(b"[")
+    for number, column in enumerate(columns):
+        sha.update(b",[" if number else b"[")
+        for piece, rows in enumerate(in_pieces(column)):
+            sha.update((("," if piece else "") + canonical_json(rows)[1:-1]).encode())
+        sha.update(b"]")
+    sha.update(b"]")
+    return sha.hexdigest()
