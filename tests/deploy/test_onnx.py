@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.checkpoints import FAMILIES, save_checkpoint, save_classifier
 from torch import nn
 
 from thoraclip.deploy.onnx import grey_classifier, write_onnx
 from thoraclip.errors import ModelError
-from thoraclip.imaging import Preprocess, normalise
+from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import load_dual_encoder
-from thoraclip.models.grey import fold_grey
 from thoraclip.models.heads import LinearHead, Standardiser
 
 LABELS = LabelSet(("a", "b", "c"))

@@ -200,8 +200,8 @@ def test_what_was_encoded_before_an_error_is_kept_though_no_second_has_passed(
 ) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_WRITES", 1e9)
     with pytest.raises(KeyboardInterrupt):
-        embed(manifest, FakeEncoder(dies_at=2), tmp_path / "e", batch_size=4)
-    assert json.loads((tmp_path / "e" / "progress.json").read_text())["rows"] == 8
+        embed(manifest, FakeEncoder(dies_at=3), tmp_path / "e", batch_size=4)
+    assert json.loads((tmp_path / "e" / "progress.json").read_text())["rows"] == 12
 
 
 def test_how_the_features_are_made_is_told(manifest: Manifest, tmp_path: Path) -> None:
@@ -209,4 +209,4 @@ def test_how_the_features_are_made_is_told(manifest: Manifest, tmp_path: Path) -
     encoder = FrozenEncoder.of(load_dual_encoder("tiny-clip", precision="bf16", device="cpu"))
     embed(manifest, encoder, tmp_path / "e", announce=said.append)
     embed(manifest, encoder, tmp_path / "e", announce=said.append)
-    assert said == [f"{encoder.arithmetic}; batches of 32"], "told when they are made, not when they are read again"
+    assert said == [f"embedding: {encoder.arithmetic}; batches of 32"], "told when they are made, not when they are read again"

@@ -185,7 +185,7 @@ def embed(
     begun = int(agreed(writer.rows if writer else 0))
     if begun < total:  # otherwise only the renaming was left
         if writer and isinstance(encoder, FrozenEncoder):
-            announce(f"{encoder.arithmetic}; batches of {size}")
+            announce(f"embedding: {encoder.arithmetic}; batches of {size}")
         if engine is None:
             pictures = picture_source(manifest, spec, pixels=pixels, progress=progress)
             engine = by_processes(group, encoder, pictures) if group else by_threads(encoder, pictures)
@@ -207,9 +207,12 @@ def usual_batch_size(device: torch.device) -> int:
 
 
 def _keep(writer: ArrayWriter, encoded: Iterator[Features], total: int, progress: Progress | None) -> None:
-    """Write features as they come, about once a second: a fast device would else wait for the disk most of the time."""
+    """Write features as they come: the first at once, so that a full disk is told, then once a second.
+
+    A fast device would else wait for the disk most of the time.
+    """
     held: list[Features] = []
-    last, done = time.monotonic(), writer.rows
+    last, done = -np.inf, writer.rows
 
     def put() -> None:
         pooled, projected = (np.concatenate(part) for part in zip(*held, strict=True))
