@@ -294,7 +294,7 @@ class TestRefusals:
         self, arguments: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         expected = (
-            f"{arguments[0]} runs in one process, and 2 were started; only finetune and baseline share their work"
+            f"{arguments[0]} runs in one process, and 2 were started; only embed, finetune and baseline share their work"
         )
         assert expected in refused(arguments, capsys)
 

@@ -83,6 +83,6 @@ def require_shared_work(what: str) -> None:
     shared = ["embed", *(kind for kind, method in METHODS.items() if method.is_parallel)]
     if process_count() > 1 and what not in shared:
         raise ConfigError(
-            f"{what} runs in one process, and {process_count()} were started; only {', '.join(shared)} share their work: "
+            f"{what} runs in one process, and {process_count()} were started; only {', '.join(shared[:-1])} and {shared[-1]} share their work: "
             "start it without a launcher"
         )

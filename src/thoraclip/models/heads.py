@@ -157,7 +157,7 @@ def fit_lbfgs(
 
             found = minimize(
                 loss, np.concatenate([(weight @ directions / unit).ravel(), bias / own]), jac=True, method="L-BFGS-B",
-                options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-6},
+                options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-7},
             )  # fmt: skip
             weight = (found.x[:-classes].reshape(classes, width) * unit) @ directions.T
             bias = found.x[-classes:] * own
