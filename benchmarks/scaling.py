@@ -35,8 +35,8 @@ MILLION = 1_000_000
 
 
 def growth(stage: str, cost: Callable[[int], float], size: int) -> list[Result]:
-    """Seconds at `size` and at twice that: what a further million takes, and the exponent."""
-    less, more = cost(size), cost(2 * size)
+    """Seconds at `size` and at twice that, the less of two runs each: what a further million takes, and the exponent."""
+    less, more = np.array([(cost(size), cost(2 * size)) for _ in range(2)]).min(axis=0).tolist()
     exponent = float(np.log2(more / less))
     each = (more - less) / size
     return [
@@ -57,7 +57,8 @@ def indexing(work: Path) -> Callable[[int], float]:
 
 def embedding(work: Path, model: str) -> Callable[[int], float]:
     """Seconds of `embed` from files."""
-    load_encoder(EncoderConfig(model=model))
+    prepared = load_encoder(EncoderConfig(model=model)).arithmetic
+    print(prepared, file=sys.stderr)
 
     def cost(images: int) -> float:
         manifest = phantoms(work, images)
@@ -107,9 +108,8 @@ def synthetic_features(root: Path, images: int, *, seed: int = 0) -> Manifest:
     return manifest
 
 
-def by_ray(work: Path, model: str, images: int, *, workers: int) -> list[Result]:
-    """Actors against the threads of one process, on the same images."""
-    manifest = phantoms(work, images)
+def by_ray(work: Path, manifest: Manifest, model: str, *, workers: int) -> list[Result]:
+    """Actors against the threads of one process, on the same images; `work` is empty."""
     times: dict[str, tuple[float, float]] = {}
     for name, options in (("threads", {}), ("ray", {"engine": "ray", "workers": workers})):
         seen: list[tuple[int, float]] = []
@@ -172,12 +172,16 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """Growth of three stages, and Ray on this machine."""
     model = "tiny-clip" if quick else write_vit_b_32(work / "vit-b-32")
     few = 48 if quick else 400
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        there = [
+            *by_ray(Path(folder), phantoms(work, 600 if quick else 1536), model, workers=2),
+            *to_the_writer(Path(folder), 8 if quick else 200),
+        ]
     return [
         *growth("index", indexing(work), 48 if quick else 1500),
         *growth("embed", embedding(work, model), few),
         *growth("probe", probing(work), 300 if quick else 10_000),
-        *by_ray(work, model, 600 if quick else 1536, workers=2),
-        *to_the_writer(work, 8 if quick else 200),
+        *there,
     ]
 
 
