@@ -209,4 +209,6 @@ def test_how_the_features_are_made_is_told(manifest: Manifest, tmp_path: Path) -
     encoder = FrozenEncoder.of(load_dual_encoder("tiny-clip", precision="bf16", device="cpu"))
     embed(manifest, encoder, tmp_path / "e", announce=said.append)
     embed(manifest, encoder, tmp_path / "e", announce=said.append)
-    assert said == [f"embedding: {encoder.arithmetic}; batches of 32"], "told when they are made, not when they are read again"
+    assert said == [f"embedding: {encoder.arithmetic}; batches of 32"], (
+        "told when they are made, not when they are read again"
+    )

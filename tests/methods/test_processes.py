@@ -293,9 +293,7 @@ class TestRefusals:
     def test_a_command_that_does_not_share_its_work(
         self, arguments: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        expected = (
-            f"{arguments[0]} runs in one process, and 2 were started; only embed, finetune and baseline share their work"
-        )
+        expected = f"{arguments[0]} runs in one process, and 2 were started; only embed, finetune and baseline share their work"
         assert expected in refused(arguments, capsys)
 
     @pytest.mark.usefixtures("as_second")
