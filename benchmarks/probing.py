@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import plain
 from benchmarks.measure import once, phantoms
-from benchmarks.results import Result, table
+from benchmarks.results import Result, show
 
 import thoraclip
 from thoraclip.methods.running import Part, parts, read_validation
@@ -140,10 +140,5 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as work:
-        print(table(bench(Path(work))))
-
-
 if __name__ == "__main__":
-    main()
+    show(bench)

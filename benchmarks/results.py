@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ def merge(earlier: Iterable[Result], found: Iterable[Result], *, order: Sequence
 
 def _benchmark(result: Result) -> str:
     return result.name.partition(":")[0]
+
+
+def show(bench: Callable[[Path], Iterable[Result]]) -> None:
+    """Run one benchmark in a folder that goes afterwards, and print its table."""
+    with tempfile.TemporaryDirectory() as work:
+        print(table(bench(Path(work))))
 
 
 def table(results: Iterable[Result]) -> str:

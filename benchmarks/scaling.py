@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmarks.measure import once, phantoms, write_vit_b_32
-from benchmarks.results import Result
+from benchmarks.results import Result, show
 
 import thoraclip
 from thoraclip.data.splits import split_folds
@@ -186,6 +187,4 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        for row in bench(Path(folder), quick="--quick" in sys.argv):
-            print(row)
+    show(partial(bench, quick="--quick" in sys.argv))

@@ -8,14 +8,13 @@ Each run is a process of its own, from its start to its end.
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.inference import cold_start, one_picture, shared_bundles
 from benchmarks.measure import launch, typical
-from benchmarks.results import Result, table
+from benchmarks.results import Result, show
 
 HELP_SECONDS, ANSWER_SECONDS, RUNS = 0.3, 0.8, 7
 
@@ -43,10 +42,5 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as work:
-        print(table(bench(Path(work))))
-
-
 if __name__ == "__main__":
-    main()
+    show(bench)

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import phantoms, write_vit_b_32
-from benchmarks.results import Result, table
+from benchmarks.results import Result, show
 
 import thoraclip
 from thoraclip.methods.contrast import Contrast
@@ -118,10 +118,5 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as work:
-        print(table(bench(Path(work))))
-
-
 if __name__ == "__main__":
-    main()
+    show(bench)

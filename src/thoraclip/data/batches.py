@@ -62,20 +62,16 @@ def grey_batches(
         InputError: a picture is gone, or the disk is too full for the cache.
         MismatchError: a picture's content is not the one that was indexed.
     """
-    first_row = start - start % batch_size
+    first_row, total = start - start % batch_size, len(manifest)
+    source = picture_source(manifest, spec, pixels=pixels, progress=progress)
     if pixels is None:
-        source = decoded(manifest.root, manifest.table, spec)
-
-        def load(row: int) -> Greys:
-            picture: Greys = source(range(row, row + 1))[0]
-            return picture
-
-        for first, pictures in in_batches(load, len(manifest), batch_size=batch_size, start=first_row):
-            yield first, np.stack(pictures)
+        for first, pictures in in_batches(
+            lambda row: source(range(row, row + 1)), total, batch_size=batch_size, start=first_row
+        ):
+            yield first, np.concatenate(pictures)
         return
-    cached = pixel_cache(manifest, spec, pixels, progress=progress).pixels
-    for first in range(first_row, len(manifest), batch_size):
-        yield first, np.array(cached[first : first + batch_size])
+    for first in range(first_row, total, batch_size):
+        yield first, source(range(first, min(first + batch_size, total)))
 
 
 def picture_source(

@@ -14,7 +14,7 @@ import torch
 
 from thoraclip.data.batches import picture_source
 from thoraclip.errors import ConfigError, MismatchError
-from thoraclip.methods.engines import Engine, Features, by_processes, by_threads
+from thoraclip.methods.engines import Engine, Features, by_processes, by_threads, cut
 from thoraclip.models.adapter import adapter_folders
 from thoraclip.models.checkpoint import locate
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
@@ -65,7 +65,7 @@ class EncoderConfig(ModelConfig):
     embeddings: str = ""
     """Folder of finished embeddings to use instead of running the encoder."""
     batch_size: int = 0
-    """Images per forward pass; 0 for what was found to be fast: 32 on a CPU, 256 elsewhere."""
+    """Images per forward pass; 0 for 32 on a CPU and 256 elsewhere."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:
@@ -189,7 +189,7 @@ def embed(
         if engine is None:
             pictures = picture_source(manifest, spec, pixels=pixels, progress=progress)
             engine = by_processes(group, encoder, pictures) if group else by_threads(encoder, pictures)
-        encoded = engine([range(at, min(at + size, total)) for at in range(begun, total, size)])
+        encoded = engine(cut(total, size, start=begun))
         if writer:
             _keep(writer, encoded, total, progress)
         for _ in encoded:  # the other processes do the same work and keep nothing
@@ -202,7 +202,7 @@ def embed(
 
 
 def usual_batch_size(device: torch.device) -> int:
-    """Images per forward pass that were found to be fast: `benchmarks/embedding.py` measures them."""
+    """Images per forward pass where none are asked for."""
     return _CPU_BATCH if device.type == "cpu" else _DEVICE_BATCH
 
 

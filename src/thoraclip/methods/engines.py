@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from thoraclip.methods.embed import EncoderConfig
     from thoraclip.methods.processes import ProcessGroup
 
-__all__ = ["Engine", "Features", "Pictures", "by_processes", "by_ray", "by_threads", "threads_here"]
+__all__ = ["Engine", "Features", "Pictures", "by_processes", "by_ray", "by_threads", "cut", "threads_here"]
 
 Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """(pooled f32[n, D], projected f32[n, P]) of n images."""
@@ -43,6 +43,11 @@ _TURN = 8
 _SHARD = 8
 """Batches that an actor gets at once, at least; between two shards it waits for the first pictures."""
 _MOST_SHARDS = 20_000
+
+
+def cut(total: int, size: int, *, start: int = 0) -> list[range]:
+    """The batches of rows `start` to `total` - 1."""
+    return [range(at, min(at + size, total)) for at in range(start, total, size)]
 
 
 def threads_here() -> int:
@@ -84,7 +89,7 @@ def by_threads(encoder: DualEncoder, pictures: Pictures, *, threads: int = 0) ->
         running: tuple[torch.Tensor, torch.Tensor] | None = None
         for number, greys in enumerate(in_order(load, batches, workers=threads, ahead=threads + 1)):
             if number == 0:
-                encoder.encode_greys(greys[:1].numpy(), check=True)
+                encoder.encode_greys(greys.numpy(), check=True)
             following = encoder.start(greys)
             if running is not None:
                 yield encoder.fetch(running)
@@ -195,9 +200,8 @@ class _Actor:
             import pyarrow as pa
 
             table = pa.table({name: shard[name].tolist() for name in ("path", "sha256")})
-            pictures, total = decoded(self._root, table, encoder.preprocess), len(table)
-            batches = [range(at, min(at + self._size, total)) for at in range(0, total, self._size)]
-            pooled, projected = zip(*by_threads(encoder, pictures, threads=threads)(batches), strict=True)
+            alone = by_threads(encoder, decoded(self._root, table, encoder.preprocess), threads=threads)
+            pooled, projected = zip(*alone(cut(len(table), self._size)), strict=True)
             return {"row": shard["row"], "pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}
 
         return work

@@ -211,7 +211,7 @@ class Bench:
 
     def _encode(self, unit: Unit) -> Law:
         from thoraclip.methods.embed import usual_batch_size
-        from thoraclip.methods.engines import by_threads
+        from thoraclip.methods.engines import by_threads, cut
 
         config = unit.config
         self._say("encoding", config)
@@ -230,7 +230,7 @@ class Bench:
             writer = ArrayWriter(where, EMBEDDINGS, total=count, token=str(size))
             encoder.encode_greys(np.array(greys[:size]) if count > size else few)  # buffers of this size
             began = time.perf_counter()
-            for pooled, projected in engine([range(at, min(at + size, count)) for at in range(0, count, size)]):
+            for pooled, projected in engine(cut(count, size)):
                 writer.append({"pooled": pooled, "projected": projected})
             each = (time.perf_counter() - began) / count
             memory = peak()
