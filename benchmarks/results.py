@@ -32,6 +32,8 @@ class Result:
     unit: str
     higher_is_better: bool = True
     """Of the ratio."""
+    hardware: str = ""
+    """What it was measured on, as `measure.hardware` says it."""
 
     @property
     def met(self) -> bool | None:
@@ -54,19 +56,26 @@ def write_results(file: Path, results: Sequence[Result]) -> None:
 
 
 def _row(result: Result) -> dict[str, Any]:
-    """As it is written: the direction only where small is good."""
+    """As it is written: the direction only where small is good, the hardware where it is known."""
     row = asdict(result)
     if result.higher_is_better:
         del row["higher_is_better"]
+    if not result.hardware:
+        del row["hardware"]
     return {name: float(f"{cell:.6g}") if isinstance(cell, float) else cell for name, cell in row.items()}
 
 
 def merge(earlier: Iterable[Result], found: Iterable[Result], *, order: Sequence[str]) -> list[Result]:
-    """Rows of the benchmarks in `found` replaced, the others kept; sorted by benchmark as in `order`, unknown ones dropped."""
+    """Rows of the benchmarks in `found` replaced where they are of the same hardware, the others kept, unknown ones dropped.
+
+    Sorted by hardware, that of `found` first, and by benchmark as in `order`.
+    """
     new = list(found)
-    fresh = {_benchmark(result) for result in new}
-    rows = [result for result in earlier if _benchmark(result) not in fresh and _benchmark(result) in order]
-    return sorted([*rows, *new], key=lambda result: order.index(_benchmark(result)))
+    fresh = {(_benchmark(result), result.hardware) for result in new}
+    kept = [row for row in earlier if (_benchmark(row), row.hardware) not in fresh and _benchmark(row) in order]
+    rows = [*new, *kept]
+    machines = list(dict.fromkeys(row.hardware for row in rows))
+    return sorted(rows, key=lambda row: (machines.index(row.hardware), order.index(_benchmark(row))))
 
 
 def _benchmark(result: Result) -> str:

@@ -5,7 +5,7 @@
     python -m benchmarks.run --quick --out FILE
 
 Each benchmark is a process of its own, so that its memory and its threads are its own; one that fails is told, the others go on,
-and the exit code is 1. With --only the rows of these alone are replaced. --quick runs everything at a size that shows that it
+and the exit code is 1. Rows of other hardware stay, in a table of their own; with --only, those of other benchmarks too. --quick runs everything at a size that shows that it
 works and measures nothing; it writes only what it is told to. Let the machine do nothing else meanwhile.
 """
 
@@ -22,6 +22,8 @@ from pathlib import Path
 
 from benchmarks.measure import hardware
 from benchmarks.results import Result, merge, put_between_markers, read_results, table, write_results
+
+from thoraclip.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "benchmarks.md"
@@ -55,7 +57,7 @@ def run_one(name: str, work: Path, *, quick: bool) -> list[Result] | None:
     done = subprocess.run([*command, *(["--quick"] if quick else [])], cwd=ROOT, stdout=sys.stderr)
     if done.returncode or not file.is_file():
         return None
-    return [replace(result, name=f"{name}: {result.name}") for result in read_results(file)]
+    return [replace(row, name=f"{name}: {row.name}", hardware=hardware()) for row in read_results(file)]
 
 
 def run_all(names: list[str], work: Path, *, quick: bool) -> tuple[list[Result], list[str]]:
@@ -77,8 +79,9 @@ def run_all(names: list[str], work: Path, *, quick: bool) -> tuple[list[Result],
 
 
 def page_text(rows: list[Result]) -> str:
-    """The command, the hardware, the table."""
-    return f"`make bench`, on {hardware()}.\n\n{table(rows)}"
+    """The command, and for each hardware its table."""
+    machines = {row.hardware: [other for other in rows if other.hardware == row.hardware] for row in rows}
+    return "\n\n".join(f"`make bench`, on {machine}.\n\n{table(found)}" for machine, found in machines.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--child", choices=BENCHMARKS, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.child:
+        keep_freed_memory()  # as the command does
         found = import_module(BENCHMARKS[given.child]).bench(given.work, quick=given.quick)
         write_results(given.out, found)
         return 0

@@ -82,6 +82,18 @@ def test_only_the_rows_of_what_ran_are_replaced():
     assert [(result.name, result.value) for result in merged] == [("b: new", 5), ("a: one", 1), ("a: two", 2)]
 
 
+def test_rows_of_other_hardware_stay_in_a_table_of_their_own():
+    def row(name, value, hardware):
+        return Result(name, None, None, "", value, "s", hardware=hardware)
+
+    earlier = [row("a: one", 1, "big"), row("b: one", 2, "big"), row("b: one", 3, "small")]
+    merged = merge(earlier, [row("b: new", 4, "small")], order=["a", "b"])
+    assert [(found.name, found.value) for found in merged] == [("b: new", 4), ("a: one", 1), ("b: one", 2)]
+    small, big = run.page_text(merged).split("`make bench`, on ")[1:]
+    assert small.startswith("small.") and small.count("\n| b: new |") == 1 and "| a: one |" not in small
+    assert big.startswith("big.") and big.count("\n| a: one |") == 1 and big.count("\n| b: one |") == 1
+
+
 def test_a_page_keeps_what_stands_around_the_table(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# Title\n{BEGIN}\nold\n{END}\nafter\n")
@@ -107,7 +119,12 @@ def test_a_quick_run_writes_results_and_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "[1/1] marks: 2 rows" in done.stderr
     names = [row["name"] for row in json.loads(out.read_text())]
-    assert names == ["start: other", "marks: marked pictures found", "marks: reported pictures that are marked"]
+    assert names == [
+        "marks: marked pictures found",
+        "marks: reported pictures that are marked",
+        "start: other",
+        "marks: old",
+    ]
     assert "| marks: marked pictures found |" in page.read_text() and "`make bench`, on " in page.read_text()
     assert page.read_text() == f"{BEGIN}\n{done.stdout}{END}\n"
 

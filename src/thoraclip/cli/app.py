@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import sys
 import time
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import typer
+from typer.models import CommandInfo
 
 from thoraclip.cli import data, deployment, judgement, methods, start
 from thoraclip.errors import MissingExtraError, ThoraclipError
+from thoraclip.memory import keep_freed_memory
 from thoraclip.methods import require_shared_work
 from thoraclip.runs import NO_ROOM, is_main_process
 
@@ -40,6 +43,8 @@ _EXTRA_OF = {
 }  # fmt: skip
 
 
+_WITHOUT_TORCH = ("predict", "serve")
+"""On a small device, and for long: their memory goes back to the system as usual."""
 _INTERRUPTED = 130
 _GRACE_SECONDS = 5.0
 """Of several processes the first one mostly fails in the same way and says so, and its end ends the others; after this
@@ -58,6 +63,8 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand:
         require_shared_work(context.invoked_subcommand)
+        if context.invoked_subcommand not in _WITHOUT_TORCH:
+            keep_freed_memory()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,14 +112,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _app_of(words: list[str]) -> typer.Typer:
-    """With the one command that is asked for: to prepare the options of all takes longer than some commands need."""
+    """With the options of the one command that is asked for: to prepare those of all takes longer than some commands need."""
     asked = next((word for word in words if not word.startswith("-")), "")
-    chosen = [one for one in app.registered_commands if asked == (one.name or getattr(one.callback, "__name__", ""))]
-    if not chosen:  # help, or a name that there is none of
-        return app
-    small = copy.copy(app)
-    small.registered_commands = chosen
+    chosen = [one for one in app.registered_commands if asked == _name(one)]
+    small = copy.copy(app)  # where none is asked for: help, or a name that there is none of
+    small.registered_commands = chosen or [_without_options(one) for one in app.registered_commands]
     return small
+
+
+def _name(command: CommandInfo) -> str:
+    return str(command.name or getattr(command.callback, "__name__", ""))
+
+
+def _without_options(command: CommandInfo) -> CommandInfo:
+    """Its line in the list of commands."""
+    bare = copy.copy(command)
+    bare.name, bare.help, bare.callback = _name(command), command.help or inspect.getdoc(command.callback), lambda: None
+    return bare
 
 
 def _usage_error(error: Exception) -> int:
