@@ -25,7 +25,7 @@ test: $(VENV)/.dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-ui: $(VENV)/.ui-test  ## the page of `serve` in a headless Chromium: Debian's chromium, Chrome, or the one that CHROMIUM names
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --show-capture=no tests/ui
 
 lint: $(VENV)/.dev  ## formatter, linter, types, floors
 	$(BIN)/ruff format --check src tests scripts benchmarks
