@@ -31,21 +31,26 @@ Block = dict[str, Any]
 Maker = Callable[[int], Callable[[Block], Block]]
 
 
-def require_engine(engine: str, *, workers: int = 0) -> None:
+def require_engine(engine: str, *, workers: int = 0, threads: int = 0) -> None:
     """Refuse an engine that there is not.
 
     Args:
         engine: `threads` or `ray`.
         workers: of ray.
+        threads: of threads.
 
     Raises:
-        ConfigError: unknown, a negative number of workers, or workers without ray.
+        ConfigError: unknown, a negative number of workers, workers without ray, or threads with it.
         MissingExtraError: Ray Data is not installed.
     """
     if engine not in ENGINES:
         raise ConfigError(f"--engine: unknown engine '{engine}'{did_you_mean(engine, ENGINES)}")
     if workers < 0 or (workers and engine != "ray"):
         raise ConfigError(f"--workers {workers}: the number of actors of --engine ray, 0 or more")
+    if threads and engine == "ray":
+        raise ConfigError(
+            f"--threads {threads}: an actor of --engine ray has its share of the processors; set --workers"
+        )
     if engine == "ray" and not (find_spec("ray") and find_spec("pyarrow")):
         raise MissingExtraError("ray", "ray")
 

@@ -664,7 +664,7 @@ def predict(
         manifest: `.parquet`, or `.csv` with a column `path`, in place of paths.
         out: table to write, a file or a binary stream; None keeps the rows in the summary.
         format: csv or jsonl; empty for what the file's name says, else csv.
-        threads: pictures at once; 0 for as many as there are cores.
+        threads: pictures at once; 0 for as many as there are cores; not with ray.
         engine: threads, or ray: the actors of a Ray cluster, each with the bundle opened once.
         workers: ray: actors; 0 for one on each GPU, or, without a GPU, on each machine.
         progress, announce: see `thoraclip.verbs`.
@@ -683,7 +683,7 @@ def predict(
     from thoraclip.deploy.scoring import open_table, require_one, score
     from thoraclip.ray_pool import require_engine
 
-    require_engine(engine, workers=workers)
+    require_engine(engine, workers=workers, threads=threads)
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
         raise ConfigError(f"{out}: is the manifest; choose another --out")
     kind = table_format(format, out)

@@ -131,8 +131,8 @@ class TestProcesses:
 
 @needs_ray
 class TestRay:
-    @classmethod
     @pytest.fixture(scope="class", autouse=True)
+    @classmethod
     def cluster(cls) -> Iterator[None]:
         """One for all tests."""
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -196,6 +196,19 @@ class TestRay:
                 manifest, encoder, tmp_path / "e",
                 engine=by_ray(EncoderConfig(), manifest, encoder.description, workers=1),
             )  # fmt: skip
+
+    def test_an_actor_that_is_at_home_elsewhere_finds_a_local_model(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its own working folder is another one, and shipped models are where it has them."""
+        for name in ("model", "adapter", "tiny-clip"):
+            (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path)
+        found = engines._located(EncoderConfig(model="model", adapter="adapter"))
+        assert (found["model"], found["adapter"]) == (str(tmp_path / "model"), str(tmp_path / "adapter"))
+        for name in ("tiny-clip", "owner/name"):
+            assert engines._located(EncoderConfig(model=name))["model"] == name
+        assert engines._located(EncoderConfig())["adapter"] == ""
 
     def test_more_actors_than_processors_are_refused(self, images: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="workers = 99: the cluster has 0 GPUs and 2 processors"):

@@ -179,7 +179,7 @@ class Visit:
         self.tab.on("request", lambda request: self.asked.append(f"{request.method} {request.url}"))
         self.tab.on("console", lambda told: self.complaints.append(told.text) if told.type == "error" else None)
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("filechooser", lambda _: None)  # from now on the browser asks the test; a key may come too early for that
+        self.tab.on("filechooser", lambda _: None)  # the browser asks the test, and does so before a key can come
         self.tab.add_init_script(_WATCH)
         self.tab.goto(self.address)
         self.tab.get_by_label("Choose a chest X-ray").wait_for(state="attached")

@@ -23,6 +23,7 @@ __all__ = ["Classifier", "Engine", "by_ray", "by_threads"]
 
 _SHARD = 256
 """Pictures that an actor gets at once."""
+_HERE = Path()
 
 Item = TypeVar("Item")
 Place = tuple[int, str]
@@ -46,11 +47,12 @@ class Classifier(Protocol):
         """Predict some files, each as if it were alone; one that cannot be decoded gets the reason."""
 
 
-def by_threads(classifier: Classifier, *, threads: int = 0) -> Engine:
-    """This process, by as many threads as there are cores where 0 is given."""
+def by_threads(classifier: Classifier, *, threads: int = 0, base: Path = _HERE) -> Engine:
+    """This process, by as many threads as there are cores where 0 is given; relative paths are below `base`."""
 
     def work(some: Sequence[Place]) -> list[tuple[int, Row]]:
-        return list(zip((place for place, _ in some), _rows(classifier, [path for _, path in some]), strict=True))
+        rows = _rows(classifier, [path for _, path in some], base)
+        return list(zip((place for place, _ in some), rows, strict=True))
 
     return lambda items: in_order(work, _in_groups(items, classifier.together), workers=threads)
 
@@ -78,7 +80,7 @@ def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
                 yield pa.table({"row": rows, "path": pa.array([os.fsencode(path) for _, path in some], pa.binary())})
                 listed += len(some)
 
-        make = _Actor(str(classifier.bundle.folder.resolve()), classifier.bundle.fingerprint)
+        make = _Actor(str(classifier.bundle.folder.resolve()), classifier.bundle.fingerprint, str(_HERE.resolve()))
         at = 0
         for block in over_ray(make, shards(), workers=workers):
             lines = [json.loads(line) for line in block["line"].tolist()]
@@ -89,10 +91,16 @@ def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
 
 
 class _Actor:
-    """Makes, in an actor, what scores a shard; the fingerprint is that of the bundle that is meant."""
+    """Makes, in an actor, what scores a shard.
 
-    def __init__(self, bundle: str, fingerprint: str) -> None:
-        self._bundle, self._fingerprint = bundle, fingerprint
+    Args:
+        bundle: its folder.
+        fingerprint: of the bundle that is meant.
+        base: what relative paths of pictures are below; an actor may be at home elsewhere.
+    """
+
+    def __init__(self, bundle: str, fingerprint: str, base: str) -> None:
+        self._bundle, self._fingerprint, self._base = bundle, fingerprint, Path(base)
 
     def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Open the bundle; threads: that the actor may use."""
@@ -101,7 +109,7 @@ class _Actor:
         classifier = open_bundle(self._bundle)
         if classifier.bundle.fingerprint != self._fingerprint:
             raise MismatchError(f"{self._bundle}: is another bundle on a machine of the cluster; give all the same")
-        alone = by_threads(classifier, threads=threads)
+        alone = by_threads(classifier, threads=threads, base=self._base)
 
         def work(shard: dict[str, Any]) -> dict[str, Any]:
             import numpy as np
@@ -118,14 +126,14 @@ def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _rows(classifier: Classifier, paths: Sequence[str]) -> list[Row]:
-    """The rows of some pictures."""
-    found = iter(classifier.classify_each([Path(path) for path in paths if "\0" not in path]))
+def _rows(classifier: Classifier, paths: Sequence[str], base: Path) -> list[Row]:
+    """The rows of some pictures, which name their paths as they were given."""
+    found = iter(classifier.classify_each([base / path for path in paths if "\0" not in path]))
     rows = []
     for path in paths:
         one = ImageError("no file's name holds a NUL byte") if "\0" in path else next(found)
         if isinstance(one, ImageError):
-            reason = str(one).removeprefix(f"{Path(path)}: ").removeprefix("image: ")
+            reason = str(one).removeprefix(f"{base / path}: ").removeprefix("image: ")
             rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
         else:
             rows.append(row_of(path, one, classifier.labels))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 
 from thoraclip.data.batches import decoded
 from thoraclip.errors import MismatchError
+from thoraclip.models.checkpoint import SHIPPED
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.ray_pool import over_ray
 from thoraclip.runs import process_count
@@ -165,11 +167,20 @@ def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], 
                     }
                 )
 
-        make = _Actor(asdict(config), str(manifest.root.resolve()), size, expected)
+        make = _Actor(_located(config), str(manifest.root.resolve()), size, expected)
         for block in over_ray(make, shards(), workers=workers):
             yield block["pooled"], block["projected"]
 
     return engine
+
+
+def _located(config: EncoderConfig) -> dict[str, Any]:
+    """Its fields, local folders by their whole paths: an actor may be at home elsewhere."""
+    fields: dict[str, Any] = asdict(config)
+    for name in ("model", "adapter"):
+        if fields[name] and fields[name] not in SHIPPED and Path(fields[name]).is_dir():
+            fields[name] = str(Path(fields[name]).resolve())
+    return fields
 
 
 class _Actor:

@@ -1,0 +1,130 @@
+"""Whoever scores, the rows are the same: threads, and the actors of a Ray cluster, one of which may die or be at home elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from tests.conftest import draw_picture
+from tests.deploy.conftest import Workshop
+
+import thoraclip
+from thoraclip.deploy import engines
+from thoraclip.deploy.runtime import BundleClassifier
+from thoraclip.errors import ConfigError, MismatchError
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'thoraclip[ray]'")
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pictures/00.png`, ...: 40 of them, two damaged."""
+    root = tmp_path_factory.mktemp("home")
+    (root / "pictures").mkdir()
+    for i in range(COUNT):
+        Image.fromarray(draw_picture(48, 40, seed=i)).save(root / "pictures" / f"{i:02d}.png")
+    for i in (3, 17):
+        (root / "pictures" / f"{i:02d}.png").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def bundle(workshop: Workshop) -> Path:
+    return workshop.bundle("probe-first-fit")
+
+
+def scored(out: Path, bundle: Path, **settings: object) -> bytes:
+    """The table of the folder `pictures` of the working folder."""
+    thoraclip.predict(bundle, "pictures", out=out, **settings)
+    return out.read_bytes()
+
+
+def test_an_actor_that_is_at_home_elsewhere_gives_the_same_rows(
+    bundle: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+
+    def over_ray(make, shards, *, workers):
+        listed = list(shards)
+        monkeypatch.chdir(tmp_path)
+        work = make(1)
+        for shard in listed:
+            yield work({name: shard[name].to_numpy(zero_copy_only=False) for name in shard.column_names})
+        monkeypatch.chdir(home)
+
+    monkeypatch.setattr(engines, "over_ray", over_ray)
+    monkeypatch.setattr("thoraclip.ray_pool.find_spec", lambda name: True)
+    monkeypatch.setattr(engines, "_SHARD", 7)
+    far = scored(tmp_path / "far.csv", bundle, engine="ray")
+    monkeypatch.undo()
+    monkeypatch.chdir(home)
+    near = scored(tmp_path / "near.csv", bundle)
+    assert far == near
+    lines = near.decode().splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == [f"pictures/{i:02d}.png" for i in range(COUNT)]
+    assert [i for i, line in enumerate(lines) if not line.endswith(",")] == [3, 17]  # the reasons
+
+
+def test_another_bundle_is_refused_by_an_actor(bundle: Path) -> None:
+    with pytest.raises(MismatchError, match="is another bundle on a machine of the cluster"):
+        engines._Actor(str(bundle), "0" * 64, "/")(1)
+
+
+def test_threads_with_actors_are_refused(bundle: Path, home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--threads 2: an actor of --engine ray has its share of the processors"):
+        thoraclip.predict(bundle, home / "pictures", out=tmp_path / "t.csv", engine="ray", threads=2)
+    assert not (tmp_path / "t.csv").exists()
+
+
+@needs_ray
+def test_two_actors_one_of_which_is_killed_give_the_rows_of_one_process(
+    bundle: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    near = scored(tmp_path / "near.csv", bundle)
+    monkeypatch.setattr(engines, "_SHARD", 2)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.02)
+            actors = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in p.name()]
+            if len(actors) == 2:
+                actors[0].send_signal(signal.SIGKILL)
+                killed.append(actors[0].pid)
+
+    helper = threading.Thread(target=kill, daemon=True)
+    helper.start()
+    far = scored(tmp_path / "far.csv", bundle, engine="ray", workers=2)
+    assert killed and far == near
+
+
+@needs_ray
+def test_a_table_that_threads_began_is_ended_by_actors(
+    bundle: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    near = scored(tmp_path / "near.csv", bundle)
+    usual, seen = BundleClassifier.classify_each, []
+
+    def until_twenty(self, sources):
+        if len(seen) >= 20:
+            raise KeyboardInterrupt
+        seen.extend(sources)
+        return usual(self, sources)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BundleClassifier, "classify_each", until_twenty)
+        with pytest.raises(KeyboardInterrupt):
+            scored(tmp_path / "t.csv", bundle, threads=1)
+    assert not (tmp_path / "t.csv").exists()
+    summary = thoraclip.predict(bundle, "pictures", out=tmp_path / "t.csv", engine="ray")
+    assert (tmp_path / "t.csv").read_bytes() == near
+    assert 10 <= summary.resumed < COUNT
