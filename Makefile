@@ -40,7 +40,7 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs  ## the site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.dev  ## all benchmarks, half an hour: benchmarks/results.json and the table of docs/benchmarks.md; nothing else may run
+bench: $(VENV)/.dev  ## all benchmarks, more than an hour: benchmarks/results.json and the tables of docs/benchmarks.md; nothing else may run
 	$(BIN)/python -m benchmarks.run
 
 clean:

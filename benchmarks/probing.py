@@ -32,6 +32,8 @@ from benchmarks.measure import once, phantoms
 from benchmarks.results import Result, show
 
 import thoraclip
+from thoraclip.data.splits import group_codes
+from thoraclip.judge.resampling import resample_weights
 from thoraclip.methods.running import Part, parts, read_validation
 from thoraclip.tables.manifest import Manifest
 
@@ -110,36 +112,32 @@ def images(work: Path, *, quick: bool) -> tuple[Manifest, str, str]:
     )
 
 
-def ours_right(manifest: Manifest, run: Path, part: Part) -> npt.NDArray[np.bool_]:
-    """bool[V], the same validation images, by the probe of the fold."""
-    ids = manifest.column("image_id")
-    told = {
-        name: score.argmax() == target
-        for table in read_validation(run)
-        if set(table.image_id) == {ids[row] for row in part.val}
-        for name, score, target in zip(table.image_id, table.scores, table.target, strict=True)
-    }
-    return np.array([told[ids[row]] for row in part.val])
+def ours_right(manifest: Manifest, run: Path, folds: Sequence[Part]) -> list[npt.NDArray[np.bool_]]:
+    """bool[V] for each fold, the same validation images, by its probe."""
+    ids, tables = manifest.column("image_id"), read_validation(run)
+    if [table.image_id for table in tables] != [tuple(ids[row] for row in part.val) for part in folds]:
+        raise SystemExit(f"{run}: holds out other images than the recipe")
+    return [table.scores.argmax(axis=1) == table.target for table in tables]
 
 
-def interval(lead: npt.NDArray[np.int64], patients: Sequence[str]) -> tuple[float, float]:
+def interval(lead: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]) -> tuple[float, float]:
     """95 % percentile interval of the mean lead, patients drawn with replacement.
 
     Args:
         lead: i64[N], 1 where only ours is right, -1 where only the recipe is.
-        patients: N names.
+        groups: i64[N], number of the patient.
     """
-    _, groups = np.unique(patients, return_inverse=True)
-    sums, counts = np.bincount(groups, lead), np.bincount(groups)
-    drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    numbered = np.unique(groups, return_inverse=True)[1]
+    chunks = resample_weights(numbered, resamples=RESAMPLES, seed=0)
+    means = np.concatenate([lead @ weights / weights.sum(axis=0) for weights in chunks])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """The time of one fold, the accuracy of all."""
     manifest, model, what = images(work, quick=quick)
-    recipe, patients = Recipe(manifest, model), manifest.column("patient")
+    recipe = Recipe(manifest, model)
     drawn = [
         list(parts(manifest, manifest.label_set(), val_fraction=VAL_FRACTION, seed=seed))
         for seed in range(1 if quick else DRAWS)
@@ -158,12 +156,12 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
         (features,) = (runs[0] / "embeddings").iterdir()
         for seed in range(1, len(drawn)):
             ours(seed, embeddings=str(features))
-        rows = [(run, part) for run, folds in zip(runs, drawn, strict=True) for part in folds]
-        mine = np.concatenate([ours_right(manifest, run, part) for run, part in rows])
-    theirs = np.concatenate([recipe.right(part) for _, part in rows])
-    held = [patients[row] or f"of image {row}" for _, part in rows for row in part.val]
+        found = [right for run, folds in zip(runs, drawn, strict=True) for right in ours_right(manifest, run, folds)]
+    rounds = [part for folds in drawn for part in folds]
+    mine, theirs = np.concatenate(found), np.concatenate([recipe.right(part) for part in rounds])
+    held = np.concatenate([part.val for part in rounds])
     lead = mine.astype(np.int64) - theirs
-    low, high = interval(lead, held)
+    low, high = interval(lead, group_codes(manifest)[held])
     epoch = (before + after) / 2
     scoring = epoch * len(part.test) / len(part.train)
     return [

@@ -1,12 +1,13 @@
-"""Every benchmark, one after another: results.json and one table in Markdown.
+"""Every benchmark, one after another: results.json and a table in Markdown.
 
     python -m benchmarks.run
     python -m benchmarks.run --only embedding start
     python -m benchmarks.run --quick --out FILE
 
 Each benchmark is a process of its own, so that its memory and its threads are its own; one that fails is told, the others go on,
-and the exit code is 1. Rows of other hardware stay, in a table of their own; with --only, those of other benchmarks too. --quick runs everything at a size that shows that it
-works and measures nothing; it writes only what it is told to. Let the machine do nothing else meanwhile.
+and the exit code is 1. Rows of other hardware stay, in a table of their own; with --only, those of other benchmarks too. --quick
+runs everything at a size that shows that it works and measures nothing; it writes only what it is told to. Let the machine do
+nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from dataclasses import replace
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 
 from benchmarks.measure import hardware
@@ -57,7 +59,8 @@ def run_one(name: str, work: Path, *, quick: bool) -> list[Result] | None:
     done = subprocess.run([*command, *(["--quick"] if quick else [])], cwd=ROOT, stdout=sys.stderr)
     if done.returncode or not file.is_file():
         return None
-    return [replace(row, name=f"{name}: {row.name}", hardware=hardware()) for row in read_results(file)]
+    machine = hardware()
+    return [replace(row, name=f"{name}: {row.name}", hardware=machine) for row in read_results(file)]
 
 
 def run_all(names: list[str], work: Path, *, quick: bool) -> tuple[list[Result], list[str]]:
@@ -79,9 +82,9 @@ def run_all(names: list[str], work: Path, *, quick: bool) -> tuple[list[Result],
 
 
 def page_text(rows: list[Result]) -> str:
-    """The command, and for each hardware its table."""
-    machines = {row.hardware: [other for other in rows if other.hardware == row.hardware] for row in rows}
-    return "\n\n".join(f"`make bench`, on {machine}.\n\n{table(found)}" for machine, found in machines.items())
+    """The command, and for each hardware its table; the rows of one stand together."""
+    machines = groupby(rows, key=lambda row: row.hardware)
+    return "\n\n".join(f"`make bench`, on {machine}.\n\n{table(found)}" for machine, found in machines)
 
 
 def main(arguments: list[str] | None = None) -> int:

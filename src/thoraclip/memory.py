@@ -15,7 +15,7 @@ threads: a thread's own is given back whole as soon as it is empty."""
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next batch; for a process that runs networks on the CPU, before its threads start.
+    """Keep freed memory for the next batch; for a process that may run networks on the CPU, before its threads start.
 
     Every layer takes blocks of some ten MiB and frees them. By default glibc gives such a block back to the system, which clears
     a new one, page by page, at every layer of every batch. The peak of the process does not grow. Nothing is done where the

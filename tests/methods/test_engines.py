@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from tests.actors import kill_one, needs_ray
 from tests.conftest import files
 
 import thoraclip
@@ -29,7 +25,6 @@ from thoraclip.methods.embed import EncoderConfig, embed, load_encoder
 from thoraclip.methods.engines import by_ray, by_threads
 from thoraclip.tables.manifest import Manifest, read_manifest
 
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'thoraclip[ray]'")
 BATCH = 5
 
 
@@ -146,21 +141,8 @@ class TestRay:
         self, images: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(engines, "_SHARD", 2)  # seven shards
-        killed: list[int] = []
-
-        def kill() -> None:
-            while not killed:
-                time.sleep(0.02)
-                if not (tmp_path / "e" / "progress.json").exists():
-                    continue
-                actors = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in p.name()]
-                for actor in actors[:1]:
-                    actor.send_signal(signal.SIGKILL)
-                    killed.append(actor.pid)
-
         monkeypatch.setattr("thoraclip.methods.embed._SECONDS_BETWEEN_WRITES", 0)
-        helper = threading.Thread(target=kill, daemon=True)
-        helper.start()
+        killed = kill_one(lambda _: (tmp_path / "e" / "progress.json").exists())
         seen: list[int] = []
         thoraclip.embed(
             images, model="tiny-clip", out=tmp_path / "e", batch_size=BATCH, engine="ray", workers=2,

@@ -43,7 +43,7 @@ _EXTRA_OF = {
 }  # fmt: skip
 
 
-_WITHOUT_TORCH = ("predict", "serve")
+_SMALL = ("predict", "serve")
 """On a small device, and for long: their memory goes back to the system as usual."""
 _INTERRUPTED = 130
 _GRACE_SECONDS = 5.0
@@ -63,7 +63,7 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand:
         require_shared_work(context.invoked_subcommand)
-        if context.invoked_subcommand not in _WITHOUT_TORCH:
+        if context.invoked_subcommand not in _SMALL:
             keep_freed_memory()
 
 

@@ -101,7 +101,7 @@ def predict(
         typer.Option("--out", help="Table to write; the same command goes on after a kill.", show_default=False),
     ] = None,
     format: Annotated[str, typer.Option(help="csv or jsonl; default: by the name, else csv.", show_default=False)] = "",
-    threads: Annotated[int, typer.Option(min=0, help="Pictures at once; 0: one for each core.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Pictures at once; 0: one for each core; not with ray.")] = 0,
     engine: Engine = "threads",
     workers: Workers = 0,
 ) -> None:
