@@ -37,8 +37,8 @@ import thoraclip
 from thoraclip.deploy import parity
 from thoraclip.deploy.bundle import MODEL
 from thoraclip.deploy.onnx import grey_classifier, quantise, write_onnx
+from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.passes import Passes, open_part
-from thoraclip.deploy.runtime import open_bundle
 from thoraclip.imaging import decode, fit
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import find_manifest, read_run
@@ -147,9 +147,7 @@ def on_radiographs(data: Path, model: str, root: Path) -> list[str]:
     write_onnx(grey_classifier(original.classifier), part / MODEL)
     passes = Passes(original, images=2000, seed=0, progress=None, is_int8=True)
     fp32 = passes.equality(open_part(part, original, "fp32"))
-    quantise(part / MODEL, part / "int8.onnx", passes.for_scales())
-    share = (part / "int8.onnx").stat().st_size / (part / MODEL).stat().st_size
-    (part / "int8.onnx").replace(part / MODEL)
+    _, share = quantise(part / MODEL, passes.for_scales())
     told = passes.alikeness(open_part(part, original, "int8", quantisation="row-wise"))
     change = told["accuracy"]
     return [

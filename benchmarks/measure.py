@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -105,8 +106,10 @@ print(json.dumps([done.returncode, wall, used.ru_utime + used.ru_stime, peak, do
 
 
 def launch(command: Sequence[str]) -> Used:
-    """Run a command in a process of its own, to its end."""
-    done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], capture_output=True, text=True, check=True)
+    """Run a command in a process of its own, to its end; it may keep compiled modules, as for a user who has set nothing."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    started = [sys.executable, "-S", "-c", LAUNCHER, *command]
+    done = subprocess.run(started, capture_output=True, text=True, check=True, env=environment)
     code, *used, told = json.loads(done.stdout)
     if code:
         raise SystemExit(f"failed ({code}): {' '.join(command)}\n{told}")

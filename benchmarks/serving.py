@@ -30,7 +30,7 @@ from benchmarks.results import Result
 from scripts.served import Served
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.opening import open_bundle
 
 KIND = {"content-type": "application/octet-stream"}
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.deploy.conftest import Workshop
 
-from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.opening import open_bundle
 
 
 def main(out: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from thoraclip.data.phantom import write_phantoms as write_phantoms
     from thoraclip.data.splits import split_folds as split_folds
     from thoraclip.data.splits import split_fractions as split_fractions
-    from thoraclip.deploy.runtime import open_bundle as open_bundle
+    from thoraclip.deploy.opening import open_bundle as open_bundle
     from thoraclip.errors import ThoraclipError as ThoraclipError
     from thoraclip.imaging import Preprocess as Preprocess
     from thoraclip.imaging import decode as decode
@@ -72,7 +72,7 @@ _NAMES = {
     "data.check": ("write_check",),
     "data.phantom": ("PhantomConfig", "write_phantoms"),
     "data.splits": ("split_folds", "split_fractions"),
-    "deploy.runtime": ("open_bundle",),
+    "deploy.opening": ("open_bundle",),
     "errors": ("ThoraclipError",),
     "imaging": ("Preprocess", "decode", "preprocess"),
     "judge.report": ("MethodResult", "write_report"),

@@ -504,10 +504,10 @@ def audit(
 
 def _subject(folder: Path, manifest: str | Path | Manifest | None) -> tuple[Subject, Manifest]:
     """(a run or a bundle, the images that it is audited on)."""
-    from thoraclip.deploy.bundle import is_bundle
+    from thoraclip.deploy.seal import is_bundle
 
     if is_bundle(folder):
-        from thoraclip.deploy.runtime import open_bundle
+        from thoraclip.deploy.opening import open_bundle
         from thoraclip.deploy.subject import BundleSubject
 
         if manifest is None:
@@ -561,12 +561,12 @@ def explain(
     Raises:
         ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or written.
     """
-    from thoraclip.deploy.bundle import is_bundle
+    from thoraclip.deploy.seal import is_bundle
     from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay
 
     require_png(Path(out))
     if is_bundle(Path(run)):
-        from thoraclip.deploy.runtime import open_bundle
+        from thoraclip.deploy.opening import open_bundle
 
         if fold is not None:
             raise ConfigError(f"--fold {fold}: a bundle holds one classifier; leave --fold out")
@@ -676,20 +676,22 @@ def predict(
         ThoraclipError: no such picture or bundle, the table cannot be written, it was begun with another bundle, or not one
             picture can be read; the table is there then.
     """
-    from thoraclip.deploy.engines import by_ray
-    from thoraclip.deploy.pictures import find_pictures
+    from thoraclip.deploy.opening import open_bundle
     from thoraclip.deploy.rows import table_format
-    from thoraclip.deploy.runtime import open_bundle
-    from thoraclip.deploy.scoring import open_table, require_one, score
     from thoraclip.ray_pool import require_engine
 
     require_engine(engine, workers=workers, threads=threads)
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
         raise ConfigError(f"{out}: is the manifest; choose another --out")
     kind = table_format(format, out)
+    classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
+
+    from thoraclip.deploy.engines import by_ray
+    from thoraclip.deploy.pictures import find_pictures
+    from thoraclip.deploy.scoring import open_table, require_one, score
+
     named = [paths] if isinstance(paths, str | Path) else paths or []
     pictures = find_pictures(named, manifest=_path(manifest))
-    classifier = open_bundle(bundle)
     draw, tell = _hooks("images", progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
     with open_table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, announce=tell) as table:

@@ -315,6 +315,13 @@ class TestMistakes:
         assert "unknown setting 'sede'; did you mean 'seed'?" in line
         assert not (tmp_path / "r").exists()
 
+    @pytest.mark.parametrize("command", ["probe", "audit", "card"])
+    def test_setting_in_place_of_an_option(
+        self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    ) -> None:
+        arguments = [command, str(manifest_file), "--out", str(tmp_path / "r"), "--set", "out=elsewhere"]
+        assert "--set: unknown setting 'out'; arguments and options are no settings" in refused(arguments, capsys)
+
     def test_unknown_model(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["embed", str(manifest_file), "--model", "tiny-clop", "--out", str(tmp_path / "e")]
         assert "did you mean 'tiny-clip'?" in refused(arguments, capsys)

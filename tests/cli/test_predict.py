@@ -22,7 +22,7 @@ from tests.small_install import run_small
 import thoraclip
 from thoraclip.cli.app import run
 from thoraclip.cli.console import _PlainProgress
-from thoraclip.deploy import runtime
+from thoraclip.deploy import opening
 from thoraclip.errors import ConfigError
 from thoraclip.verbs import _Lines
 
@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def no_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "open_bundle", pretend)
+    monkeypatch.setattr(opening, "open_bundle", pretend)
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def folder(tmp_path: Path) -> Path:
 def child(*arguments: str, seconds: float = 0.0, **streams: object) -> subprocess.Popen[bytes]:
     """The command in a process of its own, with a bundle that takes its time."""
     code = (
-        "import functools, signal, sys\nfrom tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import runtime\n"
+        "import functools, signal, sys\nfrom tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import opening\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs are born deaf to it
-        f"runtime.open_bundle = functools.partial(pretend, seconds={seconds})\n"
+        f"opening.open_bundle = functools.partial(pretend, seconds={seconds})\n"
         "from thoraclip.cli.app import main\nmain(['predict', 'bundle', *sys.argv[1:]])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -274,7 +274,7 @@ def test_what_is_missing_is_named_with_its_extra(folder: Path) -> None:
 
 def test_a_small_install_predicts(folder: Path) -> None:
     done = run_small(
-        "from tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import runtime\nruntime.open_bundle = pretend\n"
+        "from tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import opening\nopening.open_bundle = pretend\n"
         f"from thoraclip.cli.app import run\nsys.exit(run(['predict', 'bundle', {str(folder)!r}]))"
     )
     assert done.returncode == 0, done.stderr

@@ -15,8 +15,9 @@ from tests.conftest import files
 from tests.deploy.conftest import Workshop
 
 from thoraclip.deploy import bundle
-from thoraclip.deploy.bundle import read_bundle, seal
-from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.bundle import read_bundle
+from thoraclip.deploy.opening import open_bundle
+from thoraclip.deploy.seal import seal
 from thoraclip.errors import InputError, MismatchError, ParityError
 
 GOLDEN = Path(__file__).parent / "golden" / "bundle-1"

@@ -13,11 +13,12 @@ import torch
 from tests.conftest import files
 from tests.deploy.conftest import Workshop
 
-from thoraclip.deploy import export, parity
+from thoraclip.deploy import export, onnx, parity
 from thoraclip.deploy.bundle import read_bundle
 from thoraclip.deploy.export import export_bundle
 from thoraclip.deploy.onnx import grey_classifier, quantise, write_onnx
-from thoraclip.deploy.runtime import BundleClassifier, open_bundle
+from thoraclip.deploy.opening import open_bundle
+from thoraclip.deploy.runtime import BundleClassifier
 from thoraclip.errors import ConfigError, InputError, MismatchError, ParityError
 from thoraclip.imaging import decode, fit, preprocess
 from thoraclip.methods.original import load_original
@@ -95,8 +96,43 @@ def test_large_weights_shrink_to_a_quarter(workshop: Workshop, tmp_path: Path) -
     """Of tiny-clip, whose weights outweigh what ONNX says beside them."""
     write_onnx(grey_classifier(workshop.original("probe-first-fit").classifier), tmp_path / "model.onnx")
     greys = np.random.default_rng(0).integers(0, 256, (4, 128, 128), dtype=np.uint8)
-    assert quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx", greys) == "row-wise"
-    assert (tmp_path / "int8.onnx").stat().st_size < 0.27 * (tmp_path / "model.onnx").stat().st_size
+    before = sum(file.stat().st_size for file in tmp_path.iterdir())
+    way, share = quantise(tmp_path / "model.onnx", greys)
+    assert way == "row-wise"
+    assert share < 0.27 and sum(file.stat().st_size for file in tmp_path.iterdir()) < 0.27 * before
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("name", ["probe", "baseline-resnet"])
+def test_matrices_beside_the_model_change_nothing(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, int8: bool
+) -> None:
+    """Those of small networks lie in the model itself, unless one looks for smaller ones."""
+    assert "model.onnx.data" not in files(workshop.bundle(name, int8=int8))
+    monkeypatch.setattr(onnx, "_LARGE", 128)
+    place = tmp_path / "bundle"
+    found = export_bundle(workshop.original(name), place, int8=int8)
+    assert sorted(files(place)) == sorted([*files(workshop.bundle(name, int8=int8)), "model.onnx.data"])
+    assert len({(place / name).stat().st_mode for name in ("model.onnx", "model.onnx.data")}) == 1, "who may read it"
+    beside, whole = open_bundle(place), open_bundle(workshop.bundle(name, int8=int8))
+    greys = np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8)
+    for one, other in zip(beside.look(greys), whole.look(greys), strict=True):
+        np.testing.assert_array_equal(one, other)
+    told = json.loads(json.dumps(found)), whole.bundle.parity
+    for parity_ in told if int8 else ():
+        parity_["int8"].pop("size")  # of one file, in which some bytes say that nothing lies beside it
+    assert told[0] == told[1]
+    data = bytearray((place / "model.onnx.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (place / "model.onnx.data").write_bytes(data)
+    with pytest.raises(MismatchError, match=r"model\.onnx\.data: its content is not the one"):
+        open_bundle(place)
+    (place / "model.onnx.data").write_bytes(data[: len(data) // 2])
+    with pytest.raises(MismatchError, match=r"model\.onnx\.data: its content is not the one"):
+        open_bundle(place)
+    (place / "model.onnx.data").unlink()
+    with pytest.raises(InputError, match=r"model\.onnx\.data: is missing from the bundle"):
+        open_bundle(place)
 
 
 def test_the_same_run_gives_the_same_bytes(workshop: Workshop, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from tests.checkpoints import FAMILIES, save_checkpoint, save_classifier
 from torch import nn
 
-from thoraclip.deploy.onnx import grey_classifier, write_onnx
+from thoraclip.deploy.onnx import GreyClassifier, grey_classifier, write_onnx
+from thoraclip.deploy.onnx_runtime import onnxruntime
 from thoraclip.errors import ModelError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
@@ -22,6 +23,7 @@ from thoraclip.models.heads import LinearHead, Standardiser
 
 LABELS = LabelSet(("a", "b", "c"))
 SPEC = Preprocess(size=12, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
+SPEC_32 = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 GREYS = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
 
 
@@ -74,6 +76,26 @@ def test_the_file_takes_grey_bytes_of_any_number_of_pictures(tmp_path: Path) -> 
     assert [d.dim_param or d.dim_value for d in given_.type.tensor_type.shape.dim] == ["pictures", 32, 32]
     assert [output.name for output in graph.output] == ["features", "scores"]
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+
+
+def test_large_matrices_lie_beside_the_model_and_are_not_needed_once_it_is_loaded(tmp_path: Path) -> None:
+    """So that a bundle may be copied over the one that is served."""
+    torch.manual_seed(0)
+    tower = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 512), nn.LayerNorm(512))
+    module = GreyClassifier(tower, nn.Linear(512, 3), SPEC_32, is_folded=True).eval()
+    path, beside = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    for _ in range(2):  # written again, it takes the place of what is there
+        write_onnx(module, path)
+        assert path.stat().st_size < 2**17 and 2**21 <= beside.stat().st_size < 2**21 + 2**16
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    maps = Path("/proc/self/maps")
+    if maps.is_file():  # Linux
+        assert str(beside) not in maps.read_text()
+    beside.write_bytes(b"")
+    features, scores = session.run(["features", "scores"], {"greys": GREYS})
+    with torch.inference_mode():
+        expected, told = (found.numpy() for found in module(torch.from_numpy(GREYS)))
+    assert np.abs(features - expected).max() < 1e-4 and np.abs(scores - told).max() < 1e-5
 
 
 def test_a_network_that_cannot_be_exported_is_told_in_one_line(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tests.imaging.files import dicom, encoded
 from tests.small_install import run_small
 
 import thoraclip
-from thoraclip.deploy.runtime import _greys, open_bundle
+from thoraclip.deploy.opening import open_bundle
+from thoraclip.deploy.runtime import _greys
 from thoraclip.errors import ImageError
 from thoraclip.imaging import Preprocess, normalise
 from thoraclip.predictor import Looker, Predictor
@@ -111,7 +112,7 @@ def test_without_torch_and_all_that_comes_with_it(workshop: Workshop, tmp_path: 
     code = (
         "import json, thoraclip\n"
         "from pathlib import Path\n"
-        "from thoraclip.deploy.runtime import open_bundle\n"
+        "from thoraclip.deploy.opening import open_bundle\n"
         f"opened = open_bundle({str(workshop.bundle('probe', int8=True))!r})\n"
         f"found = opened.classify(Path({str(tmp_path / 'x.png')!r}))\n"
         "print(json.dumps([found.label, found.scores, found.set, found.ood]))\n"

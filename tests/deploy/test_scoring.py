@@ -24,10 +24,11 @@ from tests.imaging.files import LOSSLESS, data_set, dicom, encoded, waves
 from tests.small_install import run_small
 
 from thoraclip.deploy import partial
+from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.pictures import Pictures, find_pictures
 from thoraclip.deploy.places import Places, path_key
 from thoraclip.deploy.rows import columns, csv_line, failed_row, head_line, json_line, row_of, table_format
-from thoraclip.deploy.runtime import Prediction, open_bundle
+from thoraclip.deploy.runtime import Prediction
 from thoraclip.deploy.scoring import ScoringSummary, open_table, require_one, score
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import decode

@@ -12,7 +12,7 @@ import pytest
 from tests.deploy.conftest import Workshop
 
 from thoraclip.data.splits import split_folds
-from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.subject import BundleSubject
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.verbs import audit

@@ -14,7 +14,7 @@ from tests.deploy.conftest import Workshop
 
 from thoraclip.cli.app import run
 from thoraclip.deploy.export import export_bundle
-from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.thumbnails import SIDE, Thumbnails, draw_rows
 from thoraclip.errors import ConfigError, MismatchError
 from thoraclip.imaging import decode

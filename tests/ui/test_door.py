@@ -201,7 +201,7 @@ def test_gradio_keeps_no_picture(bundles: Bundles, pictures: dict[str, bytes]) -
     need_ui()
     from starlette.testclient import TestClient
 
-    from thoraclip.deploy.runtime import open_bundle
+    from thoraclip.deploy.opening import open_bundle
     from thoraclip.deploy.server.app import Counter, create_app
     from thoraclip.deploy.server.desk import Desk
     from thoraclip.deploy.server.limits import Limits

@@ -9,8 +9,8 @@ import typer
 
 from thoraclip import verbs
 from thoraclip.cli.console import announce, print_table, progress_bar
+from thoraclip.cli.methods import keywords
 from thoraclip.cli.options import ConfigFile, PixelFolder, Settings
-from thoraclip.config import parse_settings
 
 __all__ = ["print_audit", "print_report", "register"]
 
@@ -69,7 +69,7 @@ def audit(
     with progress_bar("images") as progress:
         content = verbs.audit(
             run, out=out, manifest=manifest, config=config, pixels=pixels, progress=progress, announce=announce,
-            **parse_settings(settings or []),
+            **keywords(settings),
         )  # fmt: skip
     print_audit(content, out)
 

@@ -1,7 +1,8 @@
 """The folder of a bundle: what stands in it, and how it is read and refused.
 
 bundle.json       schema, labels, preprocessing, temperature, prediction sets, operating points, where it is from
-model.onnx        u8[1, S, S] -> features f32[1, D], scores f32[1, C]; one picture per call
+model.onnx        u8[B, S, S] -> features f32[B, D], scores f32[B, C]
+model.onnx.data   its large matrices
 self-test.npz     a synthetic picture and the scores that it must get, on whatever machine
 novelty.npz       the out-of-distribution reference, where there were images enough
 thumbnails.npz    some of the training pictures, small, where they were asked for
@@ -24,22 +25,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.deploy.seal import FACTS, check_seal, read_seal
 from thoraclip.deploy.thumbnails import Thumbnails
-from thoraclip.errors import InputError, MismatchError, ThoraclipError
+from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.imaging import Preprocess
 from thoraclip.judge.conformal import ClassThresholds
 from thoraclip.judge.scaling import TemperatureScaling
 from thoraclip.labels import LabelSet
 from thoraclip.models.novelty import NoveltyScore
-from thoraclip.runs import file_sha256, write_json, write_text
+from thoraclip.runs import write_json
 
 __all__ = [
-    "CARD", "DIGEST_BYTES", "FACTS", "MODEL", "PARITY", "SCHEMA", "SUMS", "Bundle", "is_bundle", "parse_facts", "read_bundle", "read_unchecked", "seal", "write_facts",
-    "write_novelty_arrays", "write_self_test", "write_thumbnails", "write_trained_on",
+    "CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "parse_facts", "read_bundle", "read_unchecked", "write_facts", "write_novelty_arrays",
+    "write_self_test", "write_thumbnails", "write_trained_on",
 ]  # fmt: skip
 
 SCHEMA = 1
-FACTS, MODEL, PARITY, CARD, SUMS = "bundle.json", "model.onnx", "parity.json", "README.md", "SHA256SUMS"
+MODEL, PARITY, CARD = "model.onnx", "parity.json", "README.md"
 _NOVELTY, _SELF_TEST, _TRAINED_ON = "novelty.npz", "self-test.npz", "trained-on.npz"
 _THUMBNAILS = "thumbnails.npz"
 DIGEST_BYTES = 8
@@ -130,11 +132,6 @@ class Bundle:
         return np.array([bytes.fromhex(one)[:DIGEST_BYTES] in own for one in hashes], dtype=bool)
 
 
-def is_bundle(folder: Path) -> bool:
-    """True for a folder that holds a bundle, whole or not."""
-    return (folder / FACTS).is_file() or (folder / SUMS).is_file()
-
-
 def read_bundle(folder: Path) -> Bundle:
     """Open a bundle: every byte is checked against its checksums first.
 
@@ -142,54 +139,19 @@ def read_bundle(folder: Path) -> Bundle:
         InputError: no bundle there, or a file of it is missing.
         MismatchError: a file was changed since the bundle was made, or it is of another schema.
     """
-    _check_sums(folder)
+    check_seal(folder)
     return read_unchecked(folder)
 
 
 def read_unchecked(folder: Path) -> Bundle:
     """A bundle as it lies there, for who looks at the checksums meanwhile; raises like `read_bundle`."""
-    fingerprint = hashlib.sha256(_read_sums(folder).encode()).hexdigest()
+    fingerprint = hashlib.sha256(read_seal(folder).encode()).hexdigest()
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         _check_schema(folder, facts)
         return parse_facts(folder, fingerprint, facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{folder / FACTS}: is not readable ({error!r}); export the run again") from error
-
-
-def _read_sums(folder: Path) -> str:
-    sums = folder / SUMS
-    if not is_bundle(folder):
-        what = "no bundle there" if folder.is_dir() else "no such folder"
-        raise InputError(f"{folder}: {what}; name a folder that `thoraclip export RUN --out BUNDLE` wrote")
-    if not sums.is_file():
-        raise InputError(
-            f"{sums}: is missing, so the bundle cannot be checked; copy the bundle again, or export it again"
-        )
-    return sums.read_text(encoding="utf-8", errors="replace")
-
-
-def _check_sums(folder: Path) -> None:
-    """Read every file that the checksums name; raises like `read_bundle` where one is not as it was."""
-    sums, text = folder / SUMS, _read_sums(folder)
-    named = [line.split("  ", 1) for line in text.splitlines()]
-    if not named or any(len(line) != 2 for line in named):
-        raise MismatchError(f"{sums}: was changed since the bundle was made; copy the bundle again, or export it again")
-    for told, name in named:
-        file = folder / name
-        if Path(name).name != name or not file.is_file():
-            raise InputError(f"{file}: is missing from the bundle; copy the bundle again, or export it again")
-        if file_sha256(file) != told:
-            raise MismatchError(
-                f"{file}: its content is not the one that the bundle was made with ({SUMS}); copy the bundle again, or export it "
-                "again"
-            )
-    if text != _sums_text({name: told for told, name in named}) or FACTS not in {name for _, name in named}:
-        raise MismatchError(f"{sums}: was changed since the bundle was made; copy the bundle again, or export it again")
-
-
-def _sums_text(sums: Mapping[str, str]) -> str:
-    return "".join(f"{told}  {name}\n" for name, told in sorted(sums.items()))
 
 
 def _check_schema(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -279,9 +241,3 @@ def write_trained_on(folder: Path, hashes: list[str]) -> None:
     short = sorted(bytes.fromhex(one)[:DIGEST_BYTES] for one in set(hashes))
     rows = np.frombuffer(b"".join(short), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
     np.savez(folder / _TRAINED_ON, digests=rows)
-
-
-def seal(folder: Path) -> None:
-    """Write the checksums of all that lies in the folder; the last step."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS)
-    write_text(folder / SUMS, _sums_text({file.name: file_sha256(file) for file in files}))

@@ -104,7 +104,7 @@ class _Actor:
 
     def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Open the bundle; threads: that the actor may use."""
-        from thoraclip.deploy.runtime import open_bundle
+        from thoraclip.deploy.opening import open_bundle
 
         classifier = open_bundle(self._bundle)
         if classifier.bundle.fingerprint != self._fingerprint:

@@ -28,6 +28,7 @@ from thoraclip.deploy.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.deploy.parity import compare_scores, require_alike, require_equal
 from thoraclip.deploy.passes import Passes, open_part
 from thoraclip.deploy.runtime import BundleClassifier
+from thoraclip.deploy.seal import is_bundle, seal
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
 from thoraclip.models.original import Original
@@ -108,10 +109,7 @@ def export_bundle(
 
 def _in_eight_bits(part: Path, passes: Passes) -> tuple[dict[str, Any], BundleClassifier]:
     """Replace the model by one of eight bits; returns how alike it is, and it."""
-    model, small = part / layout.MODEL, part / "int8.onnx"
-    way = quantise(model, small, passes.for_scales())
-    share = small.stat().st_size / model.stat().st_size
-    small.replace(model)
+    way, share = quantise(part / layout.MODEL, passes.for_scales())
     runtime = open_part(part, passes.original, "int8", quantisation=way)
     return {"quantisation": way, "size": share, **passes.alikeness(runtime)}, runtime
 
@@ -164,7 +162,7 @@ def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[
     layout.write_facts(part, facts)
     write_json(part / layout.PARITY, parity)
     write_text(part / layout.CARD, bundle_card(original, facts, parity))
-    layout.seal(part)
+    seal(part)
 
 
 def _told_by_run(passes: Passes) -> npt.NDArray[np.float64]:
@@ -185,7 +183,7 @@ def require_place(out: Path) -> None:
     """Raise InputError unless a bundle may be written at `out`."""
     if out.is_file():
         raise InputError(f"{out}: is a file, and a bundle is a folder; name another --out")
-    if out.is_dir() and any(out.iterdir()) and not layout.is_bundle(out):
+    if out.is_dir() and any(out.iterdir()) and not is_bundle(out):
         raise InputError(f"{out}: holds other things than a bundle; name a new folder with --out")
 
 

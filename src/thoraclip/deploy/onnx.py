@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ Greys = npt.NDArray[np.uint8]
 
 OPSET = 20
 """Of the ONNX file; ONNX Runtime 1.17 and later load it."""
+_LARGE = 2**18
+"""Bytes from which a matrix lies in the file beside the model. ONNX Runtime maps that file and packs such matrices from there,
+where it copies what lies in the model itself twice; they are unmapped once they are packed."""
 _ENOUGH = 32
 """Calibration pictures that tell which activations hardly go below 0."""
 _CONVOLUTIONAL = 0.5
@@ -129,6 +133,8 @@ def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
 def write_onnx(module: GreyClassifier, path: Path) -> None:
     """Write the module as ONNX: `greys` u8[B, S, S] to `features` and `scores`, B any number or, for some networks, 1.
 
+    Large matrices go to a file beside it, `<name>.data`.
+
     Raises:
         ModelError: the network cannot be exported.
     """
@@ -138,7 +144,16 @@ def write_onnx(module: GreyClassifier, path: Path) -> None:
     ):  # SigLIP 2 goes through the pictures one by one
         model = _exported(module, pictures=1)
     _clean(model)
-    onnx.save(model, str(path))
+    _save(model, path)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Write it, its large matrices beside it, in place of what is there."""
+    beside = path.with_name(f"{path.name}.data")
+    beside.unlink(missing_ok=True)  # it would be appended to
+    onnx.save(model, str(path), save_as_external_data=True, location=beside.name, size_threshold=_LARGE)
+    if beside.is_file():
+        beside.chmod(path.stat().st_mode & 0o777)  # else nobody but who made it may read it
 
 
 def _exported(module: GreyClassifier, *, pictures: int) -> onnx.ModelProto:
@@ -193,28 +208,32 @@ def _clean(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
 
 
-def quantise(source: Path, target: Path, greys: Greys) -> str:
-    """Write the model with weights of eight bits, and activations of eight bits in its large products.
+def quantise(path: Path, greys: Greys) -> tuple[str, float]:
+    """Replace the model by one with weights of eight bits, and activations of eight bits in its large products.
 
     Transformers: see `eight_bits`. Networks whose weights are mostly in convolutions: static quantisation by ONNX Runtime.
     What either shifts the features by, on average over the calibration pictures, is put back. The head stays in fp32.
 
     Args:
-        source: written by `write_onnx`.
-        target: file to write.
+        path: written by `write_onnx`.
         greys: u8[N, S, S], calibration pictures.
 
     Returns:
-        `row-wise` or `static`.
+        (`row-wise` or `static`, its size as a share of what it was).
     """
-    if _share_in_convolutions(onnx.load(str(source))) < _CONVOLUTIONAL:
-        eight_bit_products(source, target, greys[:: max(1, len(greys) // _ENOUGH)])
-        way = "row-wise"
-    else:
-        _quantise_convolutions(source, target, greys)
-        way = "static"
-    _centre_features(target, _mean_features(source, greys) - _mean_features(target, greys))
-    return way
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        large, small = Path(work) / "large.onnx", Path(work) / "small.onnx"
+        model = onnx.load(str(path))
+        onnx.save(model, str(large))  # in one file: ONNX Runtime's own tools lose what lies beside one
+        if _share_in_convolutions(model) < _CONVOLUTIONAL:
+            eight_bit_products(large, small, greys[:: max(1, len(greys) // _ENOUGH)])
+            way = "row-wise"
+        else:
+            _quantise_convolutions(large, small, greys)
+            way = "static"
+        _centre_features(small, _mean_features(large, greys) - _mean_features(small, greys))
+        _save(onnx.load(str(small)), path)
+        return way, small.stat().st_size / large.stat().st_size
 
 
 def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.deploy.bundle import Bundle, read_bundle, read_unchecked
+from thoraclip.deploy.bundle import Bundle
 from thoraclip.deploy.onnx_runtime import onnxruntime
 from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
 from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.labels import LabelSet
 from thoraclip.threads import in_order
 
-__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "BundleClassifier", "Prediction", "has_exact_bytes", "open_bundle"]
+__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "BundleClassifier", "Prediction", "has_exact_bytes"]
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -228,26 +227,3 @@ def _greys(pixels: npt.NDArray[np.float32], spec: Preprocess) -> Grey:
     if not (np.abs(levels - greys) < 0.01).all() or greys.min(initial=0) < 0 or greys.max(initial=0) > 255:
         raise ImageError("pixels: undoing the normalisation does not give whole grey levels in 0..255; normalise once")
     return greys.astype(np.uint8)
-
-
-def open_bundle(folder: str | Path, *, threads: int = 0) -> BundleClassifier:
-    """A bundle, ready to predict: its checksums are right, and on this machine it gives the scores that it was made with.
-
-    Args:
-        folder: that `thoraclip export` wrote.
-        threads: pictures worked on at once; 0 for as many as there are cores.
-
-    Raises:
-        InputError: no bundle there, or a file is missing.
-        MismatchError: a file was changed, or the bundle is of a later schema.
-        ParityError: this machine computes other scores.
-    """
-    place = Path(folder)
-    with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(read_bundle, place)  # takes half as long as to load the model, on a core of its own
-        try:
-            classifier = BundleClassifier(read_unchecked(place), threads=threads)
-        finally:
-            checked.result()  # whatever a changed file has led to, this is the reason
-    classifier.self_test()
-    return classifier

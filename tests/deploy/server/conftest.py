@@ -11,7 +11,8 @@ from scripts.served import Served
 from starlette.testclient import TestClient
 from tests.deploy.conftest import Workshop
 
-from thoraclip.deploy.runtime import BundleClassifier, open_bundle
+from thoraclip.deploy.opening import open_bundle
+from thoraclip.deploy.runtime import BundleClassifier
 from thoraclip.deploy.server.app import Counter, create_app
 from thoraclip.deploy.server.desk import Desk
 from thoraclip.deploy.server.limits import Limits

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from thoraclip.deploy.runtime import open_bundle
+from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.server.answers import NOTE
 from thoraclip.deploy.server.app import Counter, create_app
 from thoraclip.deploy.server.desk import Desk
