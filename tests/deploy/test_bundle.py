@@ -17,7 +17,7 @@ from tests.deploy.conftest import Workshop
 from thoraclip.deploy import bundle
 from thoraclip.deploy.bundle import read_bundle
 from thoraclip.deploy.opening import open_bundle
-from thoraclip.deploy.seal import seal
+from thoraclip.deploy.seal import check_seal, seal
 from thoraclip.errors import InputError, MismatchError, ParityError
 
 GOLDEN = Path(__file__).parent / "golden" / "bundle-1"
@@ -42,10 +42,11 @@ def test_any_changed_byte_is_refused(workshop: Workshop, copy: Path, data: st.Da
         "change": content[:at] + bytes([other]) + content[at + 1 :], "cut": content[:at], "add": content + bytes([other])
     }[way]  # fmt: skip
     (copy / name).write_bytes(broken)
-    for read in (read_bundle, open_bundle):  # the latter loads the model meanwhile, whatever came of it
+    for read in (check_seal, open_bundle):  # the latter loads the model meanwhile, whatever came of it
         with pytest.raises((MismatchError, InputError), match="copy the bundle again, or export it again"):
             read(copy)
     (copy / name).write_bytes(content)
+    check_seal(copy)
     read_bundle(copy)
 
 
@@ -67,19 +68,19 @@ def test_a_broken_model_is_the_reason_and_not_what_came_of_it(
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(InputError, match=f"{name}: is missing.*copy the bundle again"):
-        read_bundle(copy)
+        check_seal(copy)
 
 
 def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: no such folder; name a folder that `thoraclip export RUN"):
-        read_bundle(tmp_path / "nowhere")
+        open_bundle(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no bundle there"):
-        read_bundle(tmp_path)
+        open_bundle(tmp_path)
 
 
 def test_files_beside_the_bundle_are_left_alone(copy: Path) -> None:
     (copy / ".DS_Store").write_bytes(b"x")
-    assert read_bundle(copy).kind == "probe"
+    assert open_bundle(copy).bundle.kind == "probe"
 
 
 def _rewrite(folder: Path, **changes: object) -> None:

@@ -78,12 +78,17 @@ def test_threads_with_actors_are_refused(bundle: Path, home: Path, tmp_path: Pat
     assert not (tmp_path / "t.csv").exists()
 
 
+@pytest.fixture
+def near(bundle: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The table of one process, at home where the pictures are."""
+    monkeypatch.chdir(home)
+    return scored(tmp_path / "near.csv", bundle)
+
+
 @needs_ray
 def test_two_actors_one_of_which_is_killed_give_the_rows_of_one_process(
-    bundle: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, near: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(home)
-    near = scored(tmp_path / "near.csv", bundle)
     monkeypatch.setattr(engines, "_SHARD", 2)
     killed = kill_one(lambda actors: len(actors) == 2)
     far = scored(tmp_path / "far.csv", bundle, engine="ray", workers=2)
@@ -92,10 +97,8 @@ def test_two_actors_one_of_which_is_killed_give_the_rows_of_one_process(
 
 @needs_ray
 def test_a_table_that_threads_began_is_ended_by_actors(
-    bundle: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, near: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(home)
-    near = scored(tmp_path / "near.csv", bundle)
     usual, seen = BundleClassifier.classify_each, []
 
     def until_twenty(self, sources):

@@ -2,7 +2,7 @@
 
 bundle.json       schema, labels, preprocessing, temperature, prediction sets, operating points, where it is from
 model.onnx        u8[B, S, S] -> features f32[B, D], scores f32[B, C]
-model.onnx.data   its large matrices
+model.onnx.data   the large matrices that it multiplies by
 self-test.npz     a synthetic picture and the scores that it must get, on whatever machine
 novelty.npz       the out-of-distribution reference, where there were images enough
 thumbnails.npz    some of the training pictures, small, where they were asked for
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.deploy.seal import FACTS, check_seal, read_seal
+from thoraclip.deploy.seal import FACTS, read_seal
 from thoraclip.deploy.thumbnails import Thumbnails
 from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.imaging import Preprocess
@@ -36,7 +36,7 @@ from thoraclip.models.novelty import NoveltyScore
 from thoraclip.runs import write_json
 
 __all__ = [
-    "CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "parse_facts", "read_bundle", "read_unchecked", "write_facts", "write_novelty_arrays",
+    "CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "parse_facts", "read_bundle", "write_facts", "write_novelty_arrays",
     "write_self_test", "write_thumbnails", "write_trained_on",
 ]  # fmt: skip
 
@@ -133,18 +133,12 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Open a bundle: every byte is checked against its checksums first.
+    """A bundle as it lies there; `check_seal` tells whether it is as it was made.
 
     Raises:
-        InputError: no bundle there, or a file of it is missing.
-        MismatchError: a file was changed since the bundle was made, or it is of another schema.
+        InputError: no bundle there, or one without checksums.
+        MismatchError: it is not readable, or of another schema.
     """
-    check_seal(folder)
-    return read_unchecked(folder)
-
-
-def read_unchecked(folder: Path) -> Bundle:
-    """A bundle as it lies there, for who looks at the checksums meanwhile; raises like `read_bundle`."""
     fingerprint = hashlib.sha256(read_seal(folder).encode()).hexdigest()
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))

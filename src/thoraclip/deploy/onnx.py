@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from thoraclip.deploy.eight_bits import eight_bit_products
@@ -38,8 +39,10 @@ Greys = npt.NDArray[np.uint8]
 OPSET = 20
 """Of the ONNX file; ONNX Runtime 1.17 and later load it."""
 _LARGE = 2**18
-"""Bytes from which a matrix lies in the file beside the model. ONNX Runtime maps that file and packs such matrices from there,
-where it copies what lies in the model itself twice; they are unmapped once they are packed."""
+"""Bytes from which a factor of a matrix product lies in the file beside the model. ONNX Runtime maps that file and packs such
+factors from there, where it copies what lies in the model itself twice; they are unmapped once they are packed."""
+_PRODUCTS = {"MatMul", "Gemm", "MatMulIntegerToFloat"}
+"""Operators whose second factor is packed. Any other constant would stay mapped, and be lost with the file."""
 _ENOUGH = 32
 """Calibration pictures that tell which activations hardly go below 0."""
 _CONVOLUTIONAL = 0.5
@@ -151,7 +154,11 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     """Write it, its large matrices beside it, in place of what is there."""
     beside = path.with_name(f"{path.name}.data")
     beside.unlink(missing_ok=True)  # it would be appended to
-    onnx.save(model, str(path), save_as_external_data=True, location=beside.name, size_threshold=_LARGE)
+    packed = {node.input[1] for node in model.graph.node if node.op_type in _PRODUCTS}
+    for constant in model.graph.initializer:
+        if constant.name in packed and len(constant.raw_data) >= _LARGE:
+            set_external_data(constant, beside.name)
+    onnx.save(model, str(path))
     if beside.is_file():
         beside.chmod(path.stat().st_mode & 0o777)  # else nobody but who made it may read it
 

@@ -29,11 +29,11 @@ def open_bundle(folder: str | Path, *, threads: int = 0) -> BundleClassifier:
     place = Path(folder)
     with ThreadPoolExecutor(1) as pool:
         checked = pool.submit(check_seal, place)  # on a core of its own, while the libraries and the model are loaded
-        from thoraclip.deploy.bundle import read_unchecked
+        from thoraclip.deploy.bundle import read_bundle
         from thoraclip.deploy.runtime import BundleClassifier
 
         try:
-            classifier = BundleClassifier(read_unchecked(place), threads=threads)
+            classifier = BundleClassifier(read_bundle(place), threads=threads)
             classifier.self_test()
         finally:
             checked.result()  # whatever a changed file has led to, this is the reason
