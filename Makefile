@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` and `make test`. `make test-ui` drives the page of `serve` in Chromium, which must be there.
+# Two commands do all the set-up: `make demo` and `make test`. `make test-all` runs the slow tests, too; `make test-ui` drives the page of `serve` in Chromium, which must be there.
 #   PYTHON=python3.12 make test     another interpreter
 #   TORCH=cpu make demo             on Linux: the small CPU build of PyTorch instead of the CUDA one
 #   TORCH=cuda make demo            PyTorch's CUDA build, where the default is another
@@ -16,13 +16,16 @@ endif
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_INDEX_$(TORCH))
 
-.PHONY: demo test test-ui lint format docs bench build clean
+.PHONY: demo test test-all test-ui lint format docs bench build clean
 
 demo: $(VENV)/.study  ## everything offline: phantoms, shipped model, report
 	$(BIN)/thoraclip demo --out demo-out
 
-test: $(VENV)/.dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+test: $(VENV)/.dev  ## what a change needs, in minutes: everything but the tests marked slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-all: $(VENV)/.dev  ## every test, and each property on more examples
+	HYPOTHESIS_PROFILE=deep OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-ui: $(VENV)/.ui-test  ## the page of `serve` in a headless Chromium: Debian's chromium, Chrome, or the one that CHROMIUM names
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --show-capture=no tests/ui

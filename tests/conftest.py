@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,6 +21,25 @@ CLASSES = ("COVID-19", "Non-COVID", "Normal")
 PER_CLASS = 8
 
 Grey = npt.NDArray[np.uint8]
+
+IS_DEEP = os.environ.get("HYPOTHESIS_PROFILE", "quick") == "deep"
+"""`make test-all` tries every property on as many examples as it names; `make test` on a quarter of them."""
+
+
+def examples(count: int, **given: Any) -> Callable[[Any], Any]:
+    """Settings of a property test: so many examples in `make test-all`, a quarter, and 5 at least, in `make test`."""
+    some = count if IS_DEEP else min(count, max(5, count // 4))
+    return hypothesis.settings(max_examples=some, deadline=None, derandomize=True, **given)
+
+
+hypothesis.settings.register_profile("quick", examples(60))
+hypothesis.settings.register_profile("deep", examples(100))
+hypothesis.settings.load_profile("deep" if IS_DEEP else "quick")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: none is left to run alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def draw_picture(height: int = 64, width: int = 64, seed: int = 0, lungs: float = 0.25, patch: float = 0.0) -> Grey:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.config import build_config, config_toml, field_help, parse_settings, read_toml, toml_value
 from thoraclip.errors import ConfigError, InputError
@@ -129,7 +130,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.s
 finite = st.floats(allow_nan=False, allow_infinity=True, min_value=0)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(
     st.builds(
         Config,
@@ -146,7 +147,7 @@ def test_toml_reads_back_to_the_same_config(config: Config) -> None:
     assert build_config(Config, tomllib.loads(config_toml(config)), where="x") == config
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(st.dictionaries(any_text, st.integers() | any_text | st.lists(st.booleans()), max_size=3))
 def test_a_table_reads_back(table: dict[str, Any]) -> None:
     assert tomllib.loads(f"t = {toml_value(table)}")["t"] == table

@@ -8,8 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 import thoraclip
 from thoraclip.errors import InputError
@@ -87,7 +88,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@examples(25)
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=4))
 def test_equal_values_have_equal_json_whatever_their_order(value: dict[str, object]) -> None:
     turned = dict(reversed(list(value.items())))

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from tests.conftest import examples
 
 from thoraclip.data.appearance import STATISTICS, Box, describe, find_marks
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
@@ -101,7 +102,7 @@ def test_statistics_are_those_of_a_slow_oracle(height: int, width: int) -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(any_picture)
 def test_any_picture_has_finite_statistics_in_their_order(pixels: Grey) -> None:
     found = describe(pixels)
@@ -121,7 +122,7 @@ def test_a_constant_picture_is_all_bar_and_nothing_else(shape: tuple[int, int], 
     assert found["contrast"] == found["sharpness"] == found["fine_detail"] == found["mark_count"] == 0
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.sampled_from([0, 3, 255]))
 def test_a_bar_counts_by_its_rows(top: int, bottom: int, left: int, right: int, level: int) -> None:
     inner = noise(70, 60)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.conftest import draw_picture, files
+from tests.conftest import draw_picture, examples, files
 from typer.testing import CliRunner
 
 from thoraclip.cli.app import app
@@ -423,7 +423,7 @@ def test_identical_files_across_the_split_are_listed_first(most: int, monkeypatc
     assert keys[True] and keys[False] and max(keys[True]) <= min(keys[False])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(st.lists(st.sampled_from([None, "", "a", "b", "c", "d"]), min_size=1, max_size=12))
 def test_identical_files_are_those_of_a_dictionary(contents: list[str | None]) -> None:
     groups: dict[str, list[int]] = {}

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pytest
 import scipy.ndimage
 import scipy.sparse
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.conftest import examples
 
 from thoraclip.data import duplicates
 from thoraclip.data.duplicates import (
@@ -81,7 +82,7 @@ def clumped(draw: st.DrawFn) -> list[int]:
     return [centre ^ sum(1 << bit for bit in set(bits)) for centre, bits in members]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(hashes=clumped(), others=st.none() | clumped(), radius=st.integers(0, 64) | st.integers(0, 8))
 def test_the_join_finds_what_comparing_all_with_all_finds(
     hashes: list[int], others: list[int] | None, radius: int
@@ -332,7 +333,7 @@ def test_what_does_not_fit_is_refused() -> None:
 # --- clusters ---
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(count=st.integers(1, 30), data=st.data())
 def test_clusters_are_the_connected_components(count: int, data: st.DataObject) -> None:
     node = st.integers(0, count - 1)

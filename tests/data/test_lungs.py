@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw
+from tests.conftest import examples
 
 from thoraclip.data.lungs import LungEstimate, estimate_lungs, estimation, oddities
 from thoraclip.data.lungs import contour as contours
@@ -142,7 +143,7 @@ def test_what_shows_no_lungs_is_implausible() -> None:
 
 
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_picture_has_an_answer(pixels: Grey) -> None:
     found = estimate_lungs(pixels)
     assert found.mask.shape == pixels.shape and 0 <= found.quality <= 1

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.conftest import examples
 
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.errors import ImageError
@@ -160,7 +161,7 @@ SPECS = {
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @given(height=st.integers(40, 120), width=st.integers(40, 120), seed=st.integers(0, 999))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_a_mask_stays_on_the_bright_pixels(geometry: str, height: int, width: int, seed: int) -> None:
     """Of a picture of two grey levels: wherever the fitted picture is clear about its level, the fitted mask agrees."""
     rng = np.random.default_rng(seed)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import draw_picture
+from tests.conftest import draw_picture, examples
 
 from thoraclip.data.views import BORDER, VIEWS, Scene, continue_smoothly, make_view
 
@@ -92,7 +92,7 @@ def test_the_border_is_a_tenth_of_the_side() -> None:
     assert ring.sum() == SIDE**2 - (SIDE - 2 * width) ** 2 and ring[:width].all() and not ring[width, width]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(level=st.integers(0, 255), seed=st.integers(0, 1000))
 def test_a_flat_surrounding_continues_flat(level: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from tests.conftest import files
+from tests.conftest import examples, files
 from tests.deploy.conftest import Workshop
 
 from thoraclip.deploy import bundle
@@ -30,7 +30,7 @@ def copy(workshop: Workshop, tmp_path: Path) -> Path:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_changed_byte_is_refused(workshop: Workshop, copy: Path, data: st.DataObject) -> None:
     """Also of the checksums themselves; a byte more or less counts, too."""
     name = data.draw(st.sampled_from(sorted(files(workshop.bundle("probe")))))

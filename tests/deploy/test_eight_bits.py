@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from scripts.make_bytes_probe import bytes_probe
+from tests.conftest import examples
 
 from thoraclip.deploy.eight_bits import eight_bit_products, rounded, zero_point
 from thoraclip.deploy.runtime import has_exact_bytes
@@ -126,7 +127,7 @@ def test_a_row_does_not_see_the_others(tmp_path: Path, shape: str) -> None:
 
 
 @given(st.integers(0, 2**16), st.integers(1, 30), st.floats(-3, 1), st.floats(0.1, 20))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_zero_point_is_the_best_of_all(seed: int, rows: int, low: float, size: float) -> None:
     """Against every other one: the error that it truly makes, over rows that hold the smallest activation somewhere."""
     rng = np.random.default_rng(seed)
@@ -149,7 +150,7 @@ def test_the_zero_point_is_the_best_of_all(seed: int, rows: int, low: float, siz
 
 
 @given(st.integers(0, 2**16), st.integers(1, 12), st.integers(1, 6), st.floats(0.01, 100))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_weights_are_rounded_no_worse_than_by_their_largest(seed: int, rows: int, columns: int, size: float) -> None:
     matrix = size * np.random.default_rng(seed).standard_t(3, (rows, columns))
     q, t = rounded(matrix)

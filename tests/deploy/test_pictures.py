@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import write_class_folder
+from tests.conftest import examples, write_class_folder
 
 from thoraclip.data.index import index
 from thoraclip.deploy.lists import listed_paths, read_path_table
@@ -79,7 +79,7 @@ def grow(folder: Path, tree: Any) -> None:
             (folder / name).write_bytes(DICOM if branch else b"")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(tree=st.dictionaries(NAMES, TREES, max_size=4))
 def test_the_walk_finds_what_a_plain_search_finds(tree: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as work:
@@ -251,7 +251,7 @@ def test_lists_of_both_kinds(data: bytes, paths: list[str]) -> None:
     assert list(listed_paths(io.BytesIO(data))) == paths
 
 
-@settings(deadline=None)
+@examples(100)
 @given(
     names=st.lists(st.text(alphabet=string.ascii_letters + " ,\"'é", min_size=1, max_size=6), min_size=1, max_size=8),
     separator=st.sampled_from(["\n", "\0"]), most=st.integers(1, 9),

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.conftest import draw_picture
+from tests.conftest import draw_picture, examples
 from tests.deploy.conftest import Workshop
 from tests.imaging.files import dicom, encoded
 from tests.small_install import run_small
@@ -90,7 +90,7 @@ def test_threads_and_company_change_nothing(workshop: Workshop) -> None:
 
 
 @given(st.integers(0, 2**16), st.tuples(*[st.floats(0, 1)] * 3), st.tuples(*[st.floats(0.05, 1)] * 3))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_grey_levels_come_back_from_normalised_pixels(seed: int, mean: tuple, std: tuple) -> None:  # type: ignore[type-arg]
     spec = Preprocess(size=8, mean=mean, std=std)
     greys = np.random.default_rng(seed).integers(0, 256, (3, 8, 8), dtype=np.uint8)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.conftest import examples
 from tests.deploy.conftest import Workshop
 from tests.deploy.fake_bundle import LABELS, FakeClassifier, prediction
 from tests.imaging.files import LOSSLESS, data_set, dicom, encoded, waves
@@ -86,7 +87,7 @@ def test_the_columns_of_both_formats() -> None:
     assert (json.loads(json_line(empty))["set"], json.loads(json_line(bare))["set"]) == ([], None)
 
 
-@settings(deadline=None)
+@examples(100)
 @given(
     name=st.binary(min_size=1).map(os.fsdecode) | st.text(alphabet="\r\n,\";é \t|'", min_size=1),
     label=st.text(min_size=1),
@@ -364,7 +365,7 @@ def lines_of(data: bytes) -> list[int]:
     return [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     cut=st.floats(0, 1),
     rubbish=st.sampled_from([b"", b"\0" * 40, b'{"path"', b"[]\n", b'{"path":"x"}\n']),
@@ -603,7 +604,7 @@ def test_memory_grows_by_a_few_bytes_a_picture(is_file: bool, tmp_path: Path) ->
     assert (sizes[6_000] - sizes[1_500]) / 4_500 < 90
 
 
-@settings(deadline=None)
+@examples(100)
 @given(
     st.lists(
         st.tuples(st.integers(1, 2**64 - 1) | st.integers(1, 40).map(lambda i: i << 20), st.integers(1, 2**64 - 1))

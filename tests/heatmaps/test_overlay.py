@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 from tests.heatmaps.readers import noise
 
 from thoraclip.heatmaps.overlay import Panel, colours, display_size, draw_overlay, spread
@@ -17,7 +18,7 @@ from thoraclip.imaging import Preprocess, fit
     Preprocess(size=48, geometry="crop", short_side=60),
 ])  # fmt: skip
 @given(height=st.integers(60, 200), width=st.integers(60, 200), seed=st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_a_spot_of_the_picture_comes_back_to_its_place(spec: Preprocess, height: int, width: int, seed: int) -> None:
     """A bright spot, fitted as the network's input and spread back, is where it was; what `crop` cuts off is not seen."""
     rng = np.random.default_rng(seed)

@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 from tests.heatmaps.readers import Grey, PatchReader, bright, noise
 
 from thoraclip.errors import ConfigError, ImageError
@@ -19,7 +20,7 @@ from thoraclip.imaging import normalise
 
 @pytest.mark.parametrize("method", ["occlusion", "rise"])
 @given(corner=st.tuples(st.integers(0, 3), st.integers(0, 3)), side=st.sampled_from([30, 56, 64]))
-@settings(max_examples=12, deadline=None)
+@examples(12)
 def test_what_a_reader_of_one_patch_reads_is_found(method: str, corner: tuple[int, int], side: int) -> None:
     step = side // 4
     rows, columns = (slice(c * step, (c + 1) * step) for c in corner)

@@ -11,9 +11,10 @@ import numpy as np
 import pydicom
 import pydicom.pixels
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from tests.conftest import examples
 from tests.imaging.files import Array, bare, data_set, dicom, written
 
 from thoraclip.imaging import decode
@@ -409,7 +410,7 @@ def pictures(draw: st.DrawFn) -> tuple[Array, Display, str]:
     return values, Display(**say), draw(st.sampled_from(["US", "OW"]))
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@examples(400)
 @given(pictures())
 def test_any_picture_is_that_of_the_oracle(picture: tuple[Array, Display, str]) -> None:
     values, say, vr = picture

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.fft import dctn
+from tests.conftest import examples
 from tests.imaging.files import Array, chunk, dicom, encoded, png
 
 from thoraclip.errors import ConfigError, ImageError
@@ -190,7 +191,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
     refused(bomb(side, side), r"more than 100,000,000.*not a radiograph")
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(st.data())
 def test_a_damaged_file_is_decoded_or_refused_never_a_crash(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["png", "jpeg", "dicom"]))
@@ -251,7 +252,7 @@ def test_a_spec_reads_back_from_its_dict() -> None:
     assert Preprocess(**stored) == spec
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(
     st.integers(1, 90), st.integers(1, 90), st.sampled_from(GEOMETRIES), st.integers(1, 40), st.sampled_from([0, 5]),
     st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),

@@ -6,16 +6,17 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from tests.conftest import examples
 
 from thoraclip.judge.compare import Contestant, bootstrap_p, compare, holm, mcnemar_p, resamples_needed
 from thoraclip.judge.metrics import Scored
 from thoraclip.judge.resampling import replicate, weighted_metrics
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
     a, b = (np.array(column) for column in zip(*pairs, strict=True))
@@ -24,7 +25,7 @@ def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> N
     assert mcnemar_p(a, b, np.arange(len(a))) == pytest.approx(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=30))
 def test_mcnemar_with_patients_is_the_sign_flip_test(rows: list[tuple[bool, bool, int]]) -> None:
     """Against the enumeration of all signs."""
@@ -45,7 +46,7 @@ def test_mcnemar_by_hand() -> None:
     assert mcnemar_p(a, b, np.arange(15)) == pytest.approx(2 * (1 + 6) / 2**6)  # 5 against 1
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_equals_a_slow_oracle(p: list[float]) -> None:
     m = len(p)

@@ -7,16 +7,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
+from tests.conftest import examples
 
 from thoraclip.errors import ConfigError
 from thoraclip.judge.conformal import fit_thresholds, images_needed
 from thoraclip.proportions import clopper_pearson
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from(["1/10", "1/20", "1/5", "3/10", "1/3"]))
 def test_thresholds_equal_a_slow_oracle(seed: int, n: int, share: str) -> None:
     """Counted in fractions, so that no rounding can hide; few distinct scores, so that there are ties."""

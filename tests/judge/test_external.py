@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from tests.conftest import examples
 
 from thoraclip.errors import MismatchError
 from thoraclip.judge.align import Aligned, align
@@ -116,7 +117,7 @@ def test_the_drop_is_that_of_a_bootstrap_by_hand(present: list[int]) -> None:
         assert found["p"] == pytest.approx(p)
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(st.integers(0, 2**16), st.integers(6, 40), st.integers(6, 40))
 def test_inside_and_outside_change_places(seed: int, many: int, others: int) -> None:
     tables = [predictions(n, seed=seed + k, signal=0.7, patients=n // 2) for k, n in enumerate((many, others))]

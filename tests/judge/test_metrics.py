@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from tests.conftest import examples
 
 from thoraclip.judge.calibration import ece, equal_mass_bins, reliability_bins
 from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class
@@ -25,7 +26,7 @@ def tables(draw: st.DrawFn) -> Scored:
     return Scored(target, scores)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(tables())
 def test_decisions_equal_scikit_learn(scored: Scored) -> None:
     found, labels = headline(scored), list(range(scored.class_count))
@@ -42,7 +43,7 @@ def test_decisions_equal_scikit_learn(scored: Scored) -> None:
     assert (confusion(scored) == sk.confusion_matrix(true, said, labels=labels)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(tables())
 def test_scores_equal_the_definitions(scored: Scored) -> None:
     found, (n, classes) = headline(scored), scored.scores.shape
@@ -96,7 +97,7 @@ def test_names_of_the_registries() -> None:
     assert tuple(per_class(scored)) == PER_CLASS
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(tables(), st.integers(1, 20))
 def test_ece_equals_a_slow_oracle(scored: Scored, bins: int) -> None:
     assert ece(scored.confidence, scored.correct, bins) == pytest.approx(_slow_ece(scored, bins), abs=1e-12)
@@ -115,7 +116,7 @@ def _slow_ece(scored: Scored, bins: int) -> float:
     return total
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(tables())
 def test_reliability_bins_hold_every_image_and_give_the_ece(scored: Scored) -> None:
     bins = reliability_bins(scored.confidence, scored.correct)

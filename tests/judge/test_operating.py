@@ -6,14 +6,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.errors import ConfigError
 from thoraclip.judge.operating import Counts, choose_threshold, count, positives_needed
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=60),
     st.sampled_from(["19/20", "9/10", "1/2", "99/100"]),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from tests.conftest import examples
 
 from thoraclip.judge.calibration import equal_mass_bins
 from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, headline, per_class
@@ -21,7 +22,7 @@ def _table(rng: np.random.Generator, *, ties: bool) -> Scored:
     return Scored(rng.integers(0, rng.integers(1, classes + 1), n), scores)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_weights_mean_repeated_rows(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -45,7 +46,7 @@ def _same(found: float, expected: float | None) -> bool:
     return bool(np.isnan(found)) if expected is None else found == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 2**32 - 1))
 def test_weights_equal_scikit_learns_sample_weight(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -64,7 +65,7 @@ def test_weights_equal_scikit_learns_sample_weight(seed: int) -> None:
         assert found.per_class["average_precision"][0, c] == pytest.approx(area)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 2**32 - 1))
 def test_ece_of_a_resample_keeps_the_bins_of_the_sample(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from tests.conftest import examples
 
 from thoraclip.errors import InputError
 from thoraclip.judge.intervals import Estimate
@@ -42,7 +43,7 @@ def test_a_planted_temperature_is_found(planted: float) -> None:
     assert fit_temperature(scores, target).temperature == pytest.approx(planted, rel=0.05)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(0, 10**6), st.floats(0.3, 4), st.integers(20, 200))
 def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: int) -> None:
     scores, target = draw(seed, n, planted)

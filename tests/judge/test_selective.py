@@ -6,15 +6,16 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.judge.selective import accuracy_at, accuracy_curve, aurc
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(ANSWERS)
 def test_the_curve_is_the_mean_over_all_orders_of_equal_images(rows: list[tuple[int, bool]]) -> None:
     confidence, correct = np.array([c / 3 for c, _ in rows]), np.array([r for _, r in rows])
@@ -29,7 +30,7 @@ def test_the_curve_is_the_mean_over_all_orders_of_equal_images(rows: list[tuple[
     np.testing.assert_allclose(accuracy_at(confidence, correct, coverages=shares)[:, 0], slow)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(ANSWERS, st.integers(0, 10**6))
 def test_weights_are_repeated_rows(rows: list[tuple[int, bool]], seed: int) -> None:
     confidence, correct = np.array([c / 3 for c, _ in rows]), np.array([r for _, r in rows])

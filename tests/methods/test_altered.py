@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.methods.altered import choose_partners
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 60))
 def test_partners_are_strangers_of_the_same_part(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

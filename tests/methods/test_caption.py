@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from PIL import Image
 from tests.checkpoints import save_blip
+from tests.conftest import examples
 
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError, ModelError
@@ -261,9 +262,7 @@ class TestTemplate:
         for row, s in enumerate(split.column("split")):
             assert (one.text[row] == two.text[row]) == (s != "train")
 
-    @settings(
-        max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @examples(20, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(order=st.permutations(range(24)), seed=st.integers(-5, 2**70))
     def test_words_hang_on_seed_and_id_alone(
         self, order: list[int], seed: int, split: Manifest, tmp_path: Path

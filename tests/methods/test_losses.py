@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 from torch import Tensor
 
 from thoraclip.methods.losses import LOSSES, infonce, prompt_cross_entropy, siglip, unicl
@@ -144,7 +145,7 @@ def test_every_loss_has_an_oracle() -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(case=cases())
 def test_a_loss_equals_its_formula_written_as_loops(name: str, weighted: bool, case: Case) -> None:
     expected = ORACLES[name](case, case.weight if weighted else [1.0] * len(case.image))
@@ -153,14 +154,14 @@ def test_a_loss_equals_its_formula_written_as_loops(name: str, weighted: bool, c
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@examples(20)
 @given(case=cases())
 def test_equal_weights_are_no_weights(name: str, case: Case) -> None:
     assert loss(name, case, weight=[1.0] * len(case.image)) == pytest.approx(loss(name, case), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@examples(20)
 @given(case=cases(), data=st.data())
 def test_the_order_of_the_pairs_does_not_matter(name: str, case: Case, data: st.DataObject) -> None:
     other = in_order(case, data.draw(st.permutations(range(len(case.image)))))
@@ -169,7 +170,7 @@ def test_the_order_of_the_pairs_does_not_matter(name: str, case: Case, data: st.
     assert found == pytest.approx(loss(name, case, weight=case.weight), rel=1e-9, abs=1e-10)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@examples(20)
 @given(case=cases(), data=st.data())
 def test_nor_does_the_order_of_the_prompts(case: Case, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(case.prompt))))
@@ -177,7 +178,7 @@ def test_nor_does_the_order_of_the_prompts(case: Case, data: st.DataObject) -> N
     assert loss("prompt_ce", other) == pytest.approx(loss("prompt_ce", case), rel=1e-9, abs=1e-10)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@examples(20)
 @given(case=cases())
 def test_image_and_text_may_change_places(case: Case) -> None:
     other = Case(**{**vars(case), "image": case.text, "text": case.image})
@@ -185,7 +186,7 @@ def test_image_and_text_may_change_places(case: Case) -> None:
         assert loss(name, other) == pytest.approx(loss(name, case), rel=1e-9, abs=1e-10), name
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(case=cases())
 def test_unicl_of_pairs_that_all_differ_is_infonce(case: Case) -> None:
     apart = Case(**{**vars(case), "target": list(range(len(case.image)))})
@@ -193,7 +194,7 @@ def test_unicl_of_pairs_that_all_differ_is_infonce(case: Case) -> None:
         assert loss("unicl", apart, weight=weight) == pytest.approx(loss("infonce", case, weight=weight), rel=1e-12)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(case=cases())
 def test_siglip_of_pairs_that_all_differ_is_the_loss_of_the_paper(case: Case) -> None:
     """Algorithm 1 there: labels = 2 eye(n) - ones(n); -sum(log_sigmoid(labels * logits)) / n."""
@@ -243,7 +244,7 @@ def test_captions_that_only_name_the_class_leave_infonce_a_floor(counts: tuple[i
     assert min(values) >= floor - 1e-12
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(
     seed=st.integers(0, 2**32), scale=st.floats(0.1, 100), counts=st.lists(st.integers(1, 6), min_size=1, max_size=4)
 )

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError
@@ -43,7 +44,7 @@ def epoch(of: Sampler, number: int) -> npt.NDArray[np.int64]:
     return np.concatenate([of.batch(step).samples for step in steps])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(size=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 2**63), number=st.integers(0, 1000))
 def test_an_epoch_has_each_image_once_but_for_what_is_left_over(size: int, batch: int, seed: int, number: int) -> None:
     batch = min(batch, size)
@@ -159,7 +160,7 @@ def test_without_a_warm_up_it_begins_at_the_peak() -> None:
     assert rates(1, 0) == rates(1, -1) == [1.0]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(100)
 @given(steps=st.integers(1, 300), warmup=st.integers(-1, 400), peak=st.floats(1e-8, 10))
 def test_the_rate_is_positive_below_the_peak_and_has_one_summit(steps: int, warmup: int, peak: float) -> None:
     found = rates(steps, warmup, peak)

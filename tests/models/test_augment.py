@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import draw_picture
+from tests.conftest import draw_picture, examples
 
 from thoraclip.errors import ConfigError
 from thoraclip.models import augment as module
@@ -125,7 +125,7 @@ def test_noise_has_the_spread_that_was_asked(monkeypatch: pytest.MonkeyPatch) ->
     assert np.abs(np.corrcoef(found.reshape(4, -1)) - np.eye(4)).max() < 0.1, "every picture has noise of its own"
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(
     st.fixed_dictionaries(
         {

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tests.checkpoints import SIDE, save_blip, save_checkpoint
-from tests.conftest import draw_picture
+from tests.conftest import draw_picture, examples
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 
 from thoraclip.errors import ConfigError, ImageError, ModelError
@@ -66,7 +66,7 @@ def test_every_token_is_the_likeliest_one(captioner: Captioner, greys: np.ndarra
             assert captioner.tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@examples(15)
 @given(rows=st.lists(st.integers(0, 8), min_size=1, max_size=7))
 def test_a_text_depends_on_its_own_picture_alone(captioner: Captioner, greys: np.ndarray, rows: list[int]) -> None:
     together = captioner.caption(greys)

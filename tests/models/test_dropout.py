@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
+from tests.conftest import examples
 from torch import Tensor
 
 from thoraclip.errors import ConfigError
@@ -58,7 +59,7 @@ def slow_mask(p: float, seed: int, step: int, module: int, samples: list[int], p
     return np.array(rows, dtype=bool).reshape(len(samples), positions)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples(60)
 @given(
     p=st.floats(0, 0.99),
     seed=ANY,
@@ -75,7 +76,7 @@ def test_the_mask_is_the_hash_written_with_unsigned_words(
     np.testing.assert_array_equal(found.numpy(), slow_mask(p, seed, step, module, samples, positions))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(samples=st.lists(ANY, min_size=1, max_size=12), data=st.data(), step=st.integers(0, 10**6))
 def test_a_row_depends_on_its_own_sample_alone(samples: list[int], data: st.DataObject, step: int) -> None:
     whole = mask(samples, 65, step=step)

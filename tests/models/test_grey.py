@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 from torch import nn
 
 from thoraclip.imaging import Preprocess, normalise
@@ -19,7 +20,7 @@ SPEC = Preprocess(size=12, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
     st.tuples(*[st.floats(0, 1)] * 3), st.tuples(*[st.floats(0.05, 1)] * 3), st.integers(1, 4), st.booleans(),
     st.integers(0, 2**16), st.sampled_from([0, 128, 255]),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_normalisation_folds(mean: Any, std: Any, stride: int, has_bias: bool, seed: int, zero: int) -> None:
     """Against the plain way: normalise, three channels, the old convolution."""
     torch.manual_seed(seed)
@@ -34,7 +35,7 @@ def test_any_normalisation_folds(mean: Any, std: Any, stride: int, has_bias: boo
 
 
 @given(st.integers(1, 4), st.integers(4, 17), st.integers(4, 17), st.booleans(), st.integers(0, 2**16))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_patches_as_one_product_are_the_convolution(
     side: int, height: int, width: int, has_bias: bool, seed: int
 ) -> None:

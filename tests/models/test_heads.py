@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
+from tests.conftest import examples
 
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
@@ -198,7 +199,7 @@ def test_the_text_informed_probe_reaches_the_optimum_of_the_papers_variables(cla
     assert not head.bias.any()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 5), l2=st.floats(1e-6, 1e3), far=st.floats(0, 30))
 def test_the_text_informed_gradient_is_that_of_finite_differences(
     seed: int, classes: int, l2: float, far: float

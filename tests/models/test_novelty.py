@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
+from tests.conftest import examples
 from tests.small_install import run_small
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
@@ -96,7 +97,7 @@ def test_more_features_than_images_are_shrunk_not_singular() -> None:
     assert np.isfinite(scores).all() and scores[40:].min() > scores[:40].max()
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(scale=st.floats(0.01, 100), seed=st.integers(0, 1000))
 def test_knn_does_not_see_the_scale_of_a_feature(scale: float, seed: int) -> None:
     fitted, features = fitted_on("knn"), toy(n=30, seed=seed)[0]

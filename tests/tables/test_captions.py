@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.tables.captions import Captions, read_captions, write_captions
@@ -54,7 +55,7 @@ def captions(draw: st.DrawFn) -> Captions:
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(written=captions())
 def test_what_is_written_is_read_exactly_and_always_the_same_bytes(tmp_path: Path, written: Captions) -> None:
     for name in ("a.parquet", "b.parquet"):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.tables import store
@@ -132,7 +133,7 @@ def test_a_missing_or_cut_array_is_refused(folder: Path) -> None:
         read_embeddings(folder)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(100)
 @given(st.data(), st.integers(1, 4))
 def test_the_join_is_that_of_a_dictionary(data: st.DataObject, rows: int) -> None:
     """The index lies in the file in pieces of so many rows; images are left out, unknown or changed now and then."""

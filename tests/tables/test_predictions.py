@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
@@ -66,7 +67,7 @@ def predictions(draw: st.DrawFn) -> Predictions:
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv"])
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(written=predictions())
 def test_what_is_written_is_read_exactly(tmp_path: Path, ending: str, written: Predictions) -> None:
     path = tmp_path / f"p{ending}"

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.conftest import examples
 
 from thoraclip.deploy.runtime import BundleClassifier, Prediction
 from thoraclip.deploy.server.desk import BusyError, Desk, TooLongError
@@ -84,7 +85,7 @@ def levels(found: list[Any]) -> list[int]:
     return [round(255 * one.scores["bright"]) for one in found]
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     requests=st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=5), min_size=1, max_size=8),
     together=st.integers(1, 4),
