@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,18 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from scripts.make_bytes_probe import bytes_probe
 from tests.conftest import examples
+from tests.deploy.conftest import Workshop
 
+from thoraclip.deploy import runtime
+from thoraclip.deploy.bundle import read_bundle
 from thoraclip.deploy.eight_bits import eight_bit_products, rounded, zero_point
-from thoraclip.deploy.runtime import has_exact_bytes
+from thoraclip.deploy.opening import open_bundle
+from thoraclip.deploy.runtime import BundleClassifier, has_exact_bytes
+from thoraclip.deploy.seal import seal
+from thoraclip.errors import MismatchError
 
 GREYS = np.random.default_rng(0).integers(0, 256, (6, 5, 8), dtype=np.uint8)
+GREYS_32 = np.random.default_rng(0).integers(0, 256, (12, 32, 32), dtype=np.uint8)
 
 
 def activations(greys: np.ndarray, shape: str) -> np.ndarray:
@@ -66,8 +76,15 @@ def write(path: Path, matrix: np.ndarray, bias: np.ndarray, kind: str, *, shape:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
 
 
-def run(path: Path, greys: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+WAYS = tuple(itertools.product(("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"), ("0", "1")))
+"""How far ONNX Runtime optimises, and whether it is asked for kernels of bytes that do not saturate."""
+
+
+def run(path: Path, greys: np.ndarray, level: str = "ORT_ENABLE_ALL", exact: str = "0") -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.add_session_config_entry("session.x64quantprecision", exact)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found: Any = session.run(["features"], {"greys": greys})[0]
     return np.asarray(found).reshape(len(greys), 5, -1)
 
@@ -102,11 +119,12 @@ def test_the_product_is_that_of_the_formula(tmp_path: Path, kind: str, shape: st
     matrix, bias = rng.normal(size=(8, 7)), rng.normal(size=7)
     write(tmp_path / "a.onnx", matrix, bias, kind, shape=shape)
     eight_bit_products(tmp_path / "a.onnx", tmp_path / "b.onnx", GREYS)
-    found, told = run(tmp_path / "b.onnx", GREYS), oracle(GREYS, matrix, bias, shape)
+    expected = oracle(GREYS, matrix, bias, shape)
     size = 100 if shape == "bytes" else 1
-    assert np.abs(found - told).max() < 1e-5 * size
-    exact = run(tmp_path / "a.onnx", GREYS)
-    assert 1e-5 < np.abs(found - exact).max() < 0.1 * size
+    for level, exact in WAYS:
+        found = run(tmp_path / "b.onnx", GREYS, level, exact)
+        assert np.abs(found - expected).max() < 1e-5 * size
+    assert 1e-5 < np.abs(found - run(tmp_path / "a.onnx", GREYS)).max() < 0.1 * size
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "b.onnx")).graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 1 and kinds.count("MatMul") + kinds.count("Gemm") == 1, (
         "the head stays"
@@ -167,7 +185,64 @@ def test_nothing_but_zeros_is_no_division_by_zero(tmp_path: Path) -> None:
 
 
 def test_the_probe_of_the_processor_is_the_one_that_the_script_makes() -> None:
-    from thoraclip.deploy import runtime
-
     assert bytes_probe() == runtime._PROBE
     assert isinstance(has_exact_bytes(), bool)
+
+
+@pytest.mark.parametrize("name", ["probe", "baseline-resnet"])
+def test_a_bundle_answers_alike_whatever_the_processor_can(
+    workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without exact kernels of signed bytes, asked for and not; no factor of a product is signed."""
+    folder = workshop.bundle(name, int8=True)
+    model = onnx.load(str(folder / "model.onnx"))
+    kinds = {one.data_type for one in model.graph.initializer if len(one.dims) > 1}
+    assert TensorProto.UINT8 in kinds and TensorProto.INT8 not in kinds
+    told = []
+    for is_exact in (True, False):
+        monkeypatch.setattr(runtime, "has_exact_bytes", lambda is_exact=is_exact: is_exact)
+        told.append(BundleClassifier(read_bundle(folder)).look(GREYS_32)[1])
+    for _, exact in WAYS[:2]:
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", exact)
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        told.append(np.concatenate([session.run(["scores"], {"greys": one[None]})[0] for one in GREYS_32]))
+    for scores in told[1:]:
+        assert np.abs(scores - told[0]).max() < 1e-5
+
+
+def signed(folder: Path) -> None:
+    """Make of a bundle one with signed weights, as they were written before."""
+    model = onnx.load(str(folder / "model.onnx"))
+    constants = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulIntegerToFloat":
+            for name in {node.input[1], node.input[5]}:
+                values = (numpy_helper.to_array(constants[name]).astype(np.int16) - 128).astype(np.int8)
+                old = next(one for one in model.graph.initializer if one.name == name)
+                if values.ndim:
+                    old.CopyFrom(numpy_helper.from_array(values, name))
+            node.input[5] = "signed.zero"
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(np.int8(0)), "signed.zero"))
+    onnx.save(model, str(folder / "model.onnx"))
+    facts = json.loads((folder / "bundle.json").read_text())
+    del facts["weights"]
+    (folder / "bundle.json").write_text(json.dumps(facts))
+    seal(folder)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_an_older_bundle_with_signed_weights_is_exact_or_refused(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_exact: bool
+) -> None:
+    folder = Path(shutil.copytree(workshop.bundle("probe", int8=True), tmp_path / "old"))
+    signed(folder)
+    monkeypatch.setattr(runtime, "has_exact_bytes", lambda: is_exact)
+    if not is_exact:
+        with pytest.raises(MismatchError, match=r"old: its int8 weights are signed.*VNNI.*export the run again"):
+            BundleClassifier(read_bundle(folder))
+        return
+    found = BundleClassifier(read_bundle(folder))
+    if has_exact_bytes():  # imported before it was replaced: this processor's own answer
+        now = open_bundle(workshop.bundle("probe", int8=True))
+        assert np.abs(found.look(GREYS_32)[1] - now.look(GREYS_32)[1]).max() < 1e-5

@@ -5,12 +5,16 @@ A row x (a token) times a constant matrix W becomes x W + b ~ s ((q - z)' Q) t +
     q = round(x / s) + z, u8     s = max |x| / 127 of this row for z = 128, else max(max x / (255 - z), -low / z)
     Q = round(W / t), s8         t of each output, the one with the least squared error
 
-so that nothing depends on the other rows of the product, and so not on the other pictures of a call. A row's own scale also
+The scale of a row depends on no other row, and so not on the other images of a call. A row's own scale also
 keeps the few tokens with huge activations that vision transformers have (Darcet et al. 2023, arXiv:2309.16588) from taking
 the digits of all others. The zero point z is fixed for each product from calibration pictures, whose smallest activation is
 `low`: the one with the smallest mean of s squared, to which the squared error of rounding is proportional. Behind a GELU,
 where activations hardly go below 0, this nearly doubles the digits. Activations that are the bytes of the picture themselves
 stay as they are.
+
+Q is stored as Q + 128 in u8, with 128 as its zero point. On x86 without dot products of bytes (VNNI), ONNX Runtime adds pairs
+of u8 x s8 products in 16 bits, and these sums saturate (VPMADDUBSW); its products of u8 x u8 are exact there, too. Measured
+with AVX2, [200, 768] x [768, 768]: 3.1 ms, against 2.9 ms for the products that saturate.
 """
 
 from __future__ import annotations
@@ -218,12 +222,12 @@ class _Writer:
             self._digits[x] = self._of_bytes(x) if x in self._bytes else self._rounded(x)
         digits, scale = self._digits[x]
         q, t = rounded(matrix)
-        weights = self._constant(q, f"{out}.weights")
+        weights = self._constant((q.astype(np.int16) + _MIDDLE).astype(np.uint8), f"{out}.weights")
         scales = self._constant(t.astype(np.float32), f"{out}.scales")
         zero = np.uint8(0 if scale is None else self._measured[x].zero)
         told = self._add(
             "MatMulIntegerToFloat",
-            [digits, weights, self._constant(np.float32(1)), scales, self._constant(zero), self._constant(np.int8(0))],
+            [digits, weights, self._constant(np.float32(1)), scales, self._constant(zero), self._constant(np.uint8(_MIDDLE))],
             f"{out}.whole", domain="com.microsoft",
         )  # fmt: skip
         if scale is not None:

@@ -27,7 +27,7 @@ from thoraclip.deploy.card import bundle_card
 from thoraclip.deploy.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.deploy.parity import compare_scores, require_alike, require_equal
 from thoraclip.deploy.passes import Passes, open_part
-from thoraclip.deploy.runtime import BundleClassifier
+from thoraclip.deploy.runtime import UNSIGNED, BundleClassifier
 from thoraclip.deploy.seal import is_bundle, seal
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
@@ -124,7 +124,7 @@ def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[
         scores, target = kept.scores, kept.target
     facts: dict[str, Any] = {
         "schema": layout.SCHEMA, "name": f"{original.kind} on {Path(original.model).name}", "kind": original.kind, "precision": parity["precision"],
-        "quantisation": parity["int8"] and parity["int8"]["quantisation"], "labels": list(names), "preprocess": original.classifier.preprocess.as_dict(), "decoding": DECODING,
+        "quantisation": parity["int8"] and parity["int8"]["quantisation"], "weights": UNSIGNED if parity["int8"] else None, "labels": list(names), "preprocess": original.classifier.preprocess.as_dict(), "decoding": DECODING,
         **calibrate(scores, target, names),
         "calibrated_on": {"images": len(target), "scores": "the bundle's own" if kept is None else "kept by the run"},
     }  # fmt: skip

@@ -255,7 +255,7 @@ def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
         head = [node.name for node in onnx.load(str(ready)).graph.node if "features" in node.input]
         quantize_static(
             ready, target, _Pictures(greys), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8, extra_options={"WeightSymmetric": True}, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             nodes_to_exclude=head,
         )  # fmt: skip
     ready.unlink()

@@ -14,7 +14,7 @@ from thoraclip.data.batches import grey_batches
 from thoraclip.data.splits import independent_groups
 from thoraclip.deploy.bundle import Bundle
 from thoraclip.deploy.parity import compare_answers, compare_scores
-from thoraclip.deploy.runtime import BundleClassifier
+from thoraclip.deploy.runtime import UNSIGNED, BundleClassifier
 from thoraclip.deploy.thumbnails import SIDE, Thumbnails, draw_rows
 from thoraclip.models.original import Original
 from thoraclip.runs import Progress
@@ -121,6 +121,6 @@ def open_part(folder: Path, original: Original, precision: str, *, quantisation:
     labels, spec = original.predictions.labels, original.classifier.preprocess
     empty = Bundle(
         folder=folder, fingerprint="", name="", kind="", precision=precision, labels=labels, preprocess=spec, scaling=None,
-        sets=None, operating_points={}, facts={"novelty": None, "quantisation": quantisation},
+        sets=None, operating_points={}, facts={"novelty": None, "quantisation": quantisation, "weights": UNSIGNED},
     )  # fmt: skip
     return BundleClassifier(empty)

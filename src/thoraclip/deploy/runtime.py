@@ -26,7 +26,7 @@ from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.labels import LabelSet
 from thoraclip.threads import in_order
 
-__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "BundleClassifier", "Prediction", "has_exact_bytes"]
+__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "UNSIGNED", "BundleClassifier", "Prediction", "has_exact_bytes"]
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -40,8 +40,11 @@ TOGETHER = {"fp32": 1, "int8": 4}
 """Pictures in one call of the model. In int8 the products of a picture do not change with what stands beside it, and reading
 the weights is what takes the time; in fp32 the last digit would change."""
 
+UNSIGNED = "u8"
+"""`weights` of an int8 bundle whose products are exact on every processor; see `eight_bits`. Bundles of earlier versions do
+not state it: their weights are signed."""
 _EXACT_BYTES = "session.x64quantprecision"
-"""Has ONNX Runtime take the slower kernels that do not saturate, on processors without dot products of bytes (VNNI)."""
+"""Makes ONNX Runtime's optimiser (levels extended and all) replace signed weights by unsigned ones."""
 _PROBE = base64.b64decode(
     "CAgSCXRob3JhY2xpcDrDAQo8CgVzaGFwZRIGbWF0cml4Ig9Db25zdGFudE9mU2hhcGUqGgoFdmFsdWUqDggBEANCBWVudHJ5SgF/oAEECigKBWJ5"
     "dGVzCgZtYXRyaXgSCHByb2R1Y3RzIg1NYXRNdWxJbnRlZ2VyEgVieXRlcyodCAIQB0IFc2hhcGVKEEAAAAAAAAAAEAAAAAAAAABaFwoFYnl0ZXMS"
@@ -82,18 +85,22 @@ class BundleClassifier:
         together: pictures in a call that cost least; see `TOGETHER`.
 
     Raises:
-        MismatchError: this ONNX Runtime cannot load the model.
+        MismatchError: this ONNX Runtime cannot load the model, or this processor cannot run it exactly.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # the threads take a picture each
         options.log_severity_level = 3
-        if (
-            bundle.facts.get("quantisation") == "row-wise"
-        ):  # it was written as it is to be run; looking for more takes 0.2 s
+        row_wise = bundle.facts.get("quantisation") == "row-wise"
+        if row_wise:  # written as it is to be run; optimising it takes 0.2 s
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if bundle.precision == "int8" and not has_exact_bytes():
+        if bundle.precision == "int8" and bundle.facts.get("weights") != UNSIGNED and not has_exact_bytes():
+            if row_wise:  # the option below is an optimisation, and one that fails where products share a zero point
+                raise MismatchError(
+                    f"{bundle.folder}: its int8 weights are signed, and this processor cannot multiply signed bytes exactly (no "
+                    "VNNI); export the run again with this version"
+                )
             options.add_session_config_entry(_EXACT_BYTES, "1")
         try:
             self._session = onnxruntime.InferenceSession(str(bundle.model), options, providers=["CPUExecutionProvider"])
