@@ -16,7 +16,7 @@ endif
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_INDEX_$(TORCH))
 
-.PHONY: demo test test-all test-ui lint format docs bench build clean
+.PHONY: demo test test-all test-ui mutants lint format docs bench build clean
 
 demo: $(VENV)/.study  ## everything offline: phantoms, shipped model, report
 	$(BIN)/thoraclip demo --out demo-out
@@ -29,6 +29,9 @@ test-all: $(VENV)/.dev  ## every test, and each property on more examples
 
 test-ui: $(VENV)/.ui-test  ## the page of `serve` in a headless Chromium: Debian's chromium, Chrome, or the one that CHROMIUM names
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --show-capture=no tests/ui
+
+mutants: $(VENV)/.dev  ## how strong the tests are: a sample of changed code, most of an hour; see CONTRIBUTING.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.mutants
 
 lint: $(VENV)/.dev  ## formatter, linter, types, floors
 	$(BIN)/ruff format --check src tests scripts benchmarks

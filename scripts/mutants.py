@@ -1,0 +1,267 @@
+"""How strong are the tests: change the code in one place, run the nearest tests, and count the changes that no test notices.
+
+    python -m scripts.mutants                         # a seeded sample of the rooms below; `make mutants`
+    python -m scripts.mutants --modules judge.metrics --each 0      # every mutant of one module
+    python -m scripts.mutants --out mutants.json
+
+A mutant is one change: a comparison (< becomes <=), an operator, a number, a condition, min and max, a keyword argument or a
+statement left out. The test files that import the module run; where there is none, those of its room. mutmut and cosmic-ray start an
+interpreter for each mutant, and ours needs 10 s to load torch and Transformers; here each mutant is a fork of one that has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib.machinery
+import importlib.util
+import json
+import os
+import random
+import re
+import resource
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE, TESTS = REPOSITORY / "src", REPOSITORY / "tests"
+ROOMS = ("judge", "methods", "data.splits", "tables")
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
+"""Key of a mutant that no test can tell from the code -> why."""
+_SECONDS = 150
+"""Of processor time, for the tests of one mutant; more is an endless loop, and counts as noticed."""
+_NEAREST = 5
+"""Test files that run first."""
+
+_SWAPS: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Add: ast.Sub, ast.Sub: ast.Add,
+    ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+_NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmax": "argmin", "argmin": "argmax",
+          "minimum": "maximum", "maximum": "minimum", "train": "val", "val": "train"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of a module: `tree` is the whole module, `key` tells the change and does not depend on line numbers."""
+
+    module: str
+    line: int
+    key: str
+    tree: ast.Module
+
+
+def modules(chosen: Sequence[str]) -> list[str]:
+    """Dotted names of the modules of some rooms, without `thoraclip.`."""
+    found = []
+    for name in chosen:
+        path = SOURCE / "thoraclip" / name.replace(".", "/")
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        found += [".".join(file.relative_to(SOURCE / "thoraclip").with_suffix("").parts) for file in files]
+    return [name.removesuffix(".__init__") for name in found]
+
+
+def path_of(module: str) -> Path:
+    """The file of a module."""
+    path = SOURCE / "thoraclip" / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All mutants of a module, in the order of its lines."""
+    tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
+    found, counts = [], dict[str, int]()
+    for path, where, old in _places(tree, (), module):
+        for new in _changed(old):
+            changed = copy.deepcopy(tree)
+            _replace(changed, path, new)
+            key = f"{where}: {_text(old)} -> {_text(new)}"
+            counts[key] = counts.get(key, 0) + 1
+            key += f" #{counts[key]}" if counts[key] > 1 else ""
+            found.append(Mutant(module, getattr(old, "lineno", 0), key, ast.fix_missing_locations(changed)))
+    return found
+
+
+def _text(node: ast.AST) -> str:
+    return re.sub(r"\s+", " ", ast.unparse(node))
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _places(node: ast.AST, path: tuple[object, ...], where: str) -> Iterator[tuple[tuple[object, ...], str, ast.AST]]:
+    """(path from the module, name of the function, node) of everything that may be changed."""
+    if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
+        return
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        where = f"{where}.{node.name}"
+    if path:
+        yield path, where, node
+    for field, value in ast.iter_fields(node):
+        if field in {"annotation", "returns", "decorator_list", "type_params", "bases"}:
+            continue
+        if isinstance(value, ast.AST):
+            yield from _places(value, (*path, field), where)
+        elif isinstance(value, list):
+            for number, child in enumerate(value):
+                if isinstance(child, ast.AST):
+                    yield from _places(child, (*path, field, number), where)
+
+
+def _changed(node: ast.AST) -> Iterator[ast.AST]:
+    """What a node may become."""
+    new = copy.deepcopy(node)
+    if isinstance(new, ast.Compare) and type(new.ops[0]) in _SWAPS:
+        new.ops[0] = _SWAPS[type(new.ops[0])]()
+        yield new
+    elif isinstance(new, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(new.op) in _SWAPS:
+        if not (isinstance(new, ast.BinOp) and any(_is_text(side) for side in (new.left, new.right))):
+            new.op = _SWAPS[type(new.op)]()
+            yield new
+    elif isinstance(new, ast.UnaryOp) and isinstance(new.op, ast.Not | ast.USub):
+        yield new.operand
+    elif isinstance(new, ast.If | ast.IfExp) and not isinstance(new.test, ast.Compare | ast.BoolOp | ast.UnaryOp):
+        new.test = ast.UnaryOp(ast.Not(), new.test)
+        yield new
+    elif isinstance(new, ast.Constant) and isinstance(new.value, bool | int | float):
+        new.value = not new.value if isinstance(new.value, bool) else new.value + 1
+        yield new
+    elif isinstance(new, ast.Name) and isinstance(new.ctx, ast.Load) and new.id in _NAMES:
+        new.id = _NAMES[new.id]
+        yield new
+    elif isinstance(new, ast.Attribute) and isinstance(new.ctx, ast.Load) and new.attr in _NAMES:
+        new.attr = _NAMES[new.attr]
+        yield new
+    elif isinstance(new, ast.Expr) and isinstance(new.value, ast.Call):
+        yield ast.Pass()
+    elif isinstance(new, ast.Call):
+        for number, keyword in enumerate(new.keywords):
+            if keyword.arg and keyword.arg != "dtype" and isinstance(keyword.value, ast.Name | ast.Attribute):
+                less = copy.deepcopy(new)
+                del less.keywords[number]
+                yield less
+
+
+def _replace(tree: ast.AST, path: tuple[object, ...], new: ast.AST) -> None:
+    place: object = tree
+    for step in path[:-1]:
+        place = place[step] if isinstance(step, int) else getattr(place, str(step))  # type: ignore[index]
+    if isinstance(path[-1], int):
+        place[path[-1]] = new  # type: ignore[index]
+    else:
+        setattr(place, str(path[-1]), new)
+
+
+def nearest(module: str) -> list[str]:
+    """The test files that import the module, the one of its name first; else the folder of its room."""
+    room, _, name = module.rpartition(".")
+    said = re.compile(rf"thoraclip\.{re.escape(module)}\b|from thoraclip\.{re.escape(room)} import .*\b{name}\b")
+    files = [file for file in TESTS.rglob("test_*.py") if file.parent.name not in {"ui", "real"}]
+    near = [file for file in files if said.search(file.read_text(encoding="utf-8"))]
+    near.sort(key=lambda file: (file.stem != f"test_{name}", room not in file.parts, file.stat().st_size))
+    return [str(file) for file in near[:_NEAREST]] or [str(TESTS / module.split(".")[0])]
+
+
+class _Finder(importlib.machinery.SourceFileLoader):
+    """Gives one module the code of a mutant."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self._name, self._path = f"thoraclip.{mutant.module}", str(path_of(mutant.module))
+        super().__init__(self._name, self._path)
+        self._code = compile(mutant.tree, self._path, "exec")
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self._code
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        del path, target
+        if name != self._name:
+            return None
+        return importlib.util.spec_from_file_location(name, self._path, loader=self)
+
+
+def _child(mutant: Mutant) -> int:
+    """Run in a fork: 1 where a test notices the mutant, 0 where none does."""
+    import pytest
+
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
+    code = pytest.main(
+        ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *nearest(mutant.module)]
+    )
+    return int(code not in {0, 5})
+
+
+def run(chosen: Sequence[Mutant], *, workers: int) -> Iterator[tuple[Mutant, str]]:
+    """Yield (mutant, killed | survived | timeout), as they end."""
+    left, running = list(reversed(chosen)), dict[int, Mutant]()
+    while left or running:
+        while left and len(running) < workers:
+            mutant = left.pop()
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                with suppress(BaseException):
+                    os._exit(_child(mutant))
+                os._exit(1)
+            running[pid] = mutant
+        pid, status = os.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what it started and left
+        code = os.waitstatus_to_exitcode(status)
+        yield (
+            running.pop(pid),
+            "survived" if code == 0 else "timeout" if code in {-signal.SIGXCPU, -signal.SIGKILL} else "killed",
+        )
+
+
+def main() -> None:
+    """Print survivors and a table; exit 1 where fewer than 95 % of the mutants are killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--modules", nargs="+", default=list(ROOMS), metavar="ROOM", help="such as judge or judge.metrics"
+    )
+    parser.add_argument("--each", type=int, default=4, help="mutants drawn from each module; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="JSON file for the result of every mutant")
+    given = parser.parse_args()
+    equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    chosen, names = list[Mutant](), modules(given.modules)
+    for name in names:
+        found = [one for one in mutants(name) if one.key not in equivalent]
+        rng = random.Random(f"{given.seed} {name}")
+        some = rng.sample(found, min(given.each or len(found), len(found)))
+        chosen += sorted(some, key=lambda one: (one.line, one.key))
+    import tests.preloaded_libraries  # noqa: F401  what each fork has
+
+    results: list[dict[str, object]] = []
+    for number, (mutant, what) in enumerate(run(chosen, workers=given.workers), start=1):
+        results.append({"module": mutant.module, "line": mutant.line, "key": mutant.key, "result": what})
+        mark = "" if what == "killed" else f"  {what.upper()} line {mutant.line}: {mutant.key}"
+        print(f"{number} of {len(chosen)}{mark}", flush=True)
+        if given.out:
+            given.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    total = killed = 0
+    for room in given.modules:
+        of_room = [r for r in results if str(r["module"]).startswith(room)]
+        dead = sum(r["result"] != "survived" for r in of_room)
+        print(f"{room}: {dead} of {len(of_room)} killed")
+        total, killed = total + len(of_room), killed + dead
+    print(f"all: {killed} of {total} killed ({100 * killed / max(total, 1):.1f} %)")
+    sys.exit(killed < 0.95 * total)
+
+
+if __name__ == "__main__":
+    main()
