@@ -50,12 +50,20 @@ _NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmax": "arg
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of a module: `tree` is the whole module, `key` tells the change and does not depend on line numbers."""
+    """One change of a module: the node at `path` becomes `new`; `key` tells it and does not depend on line numbers."""
 
     module: str
     line: int
     key: str
-    tree: ast.Module
+    path: tuple[object, ...]
+    new: ast.AST
+
+    def code(self) -> CodeType:
+        """The whole module with the change."""
+        file = path_of(self.module)
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        _replace(tree, self.path, self.new)
+        return compile(ast.fix_missing_locations(tree), str(file), "exec")
 
 
 def modules(chosen: Sequence[str]) -> list[str]:
@@ -80,12 +88,10 @@ def mutants(module: str) -> list[Mutant]:
     found, counts = [], dict[str, int]()
     for path, where, old in _places(tree, (), module):
         for new in _changed(old):
-            changed = copy.deepcopy(tree)
-            _replace(changed, path, new)
             key = f"{where}: {_text(old)} -> {_text(new)}"
             counts[key] = counts.get(key, 0) + 1
             key += f" #{counts[key]}" if counts[key] > 1 else ""
-            found.append(Mutant(module, getattr(old, "lineno", 0), key, ast.fix_missing_locations(changed)))
+            found.append(Mutant(module, getattr(old, "lineno", 0), key, path, new))
     return found
 
 
@@ -176,7 +182,7 @@ class _Finder(importlib.machinery.SourceFileLoader):
     def __init__(self, mutant: Mutant) -> None:
         self._name, self._path = f"thoraclip.{mutant.module}", str(path_of(mutant.module))
         super().__init__(self._name, self._path)
-        self._code = compile(mutant.tree, self._path, "exec")
+        self._code = mutant.code()
 
     def get_code(self, fullname: str) -> CodeType:
         return self._code
