@@ -4,8 +4,8 @@ Every run draws phantoms with one confounder tied to the class (or none), splits
 on tiny-clip, and audits it. Found is: a test that points at the confounder is positive. A false alarm is: any positive test
 of a clean set. Runs are appended to a file, so that the campaign can be stopped and continued.
 
-    python benchmarks/audit.py --out audit-runs.jsonl                 # 100 clean runs and 20 of each kind and strength
-    python benchmarks/audit.py --out audit-runs.jsonl --figure docs/audit-power.svg --only-summary
+    python -m benchmarks.audit --out audit-runs.jsonl                 # 100 clean runs and 20 of each kind and strength
+    python -m benchmarks.audit --out audit-runs.jsonl --figure docs/audit-power.svg --only-summary
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.results import Result
 

@@ -1,15 +1,13 @@
 """Speed of the frozen path: from files against the plain way, encoding against what the processor can do, the pixel cache.
 
-    python benchmarks/embedding.py --model tiny-clip --images 600
+    python -m benchmarks.embedding --model tiny-clip --images 600
 
 Draws phantoms, prints ratios that were all measured in this one run; the machine's speed drops out.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -19,13 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import plain
-from benchmarks.measure import in_turn, memory_bandwidth, once, phantoms, ratio, seconds, write_vit_b_32
+from benchmarks.measure import in_turn, memory_bandwidth, options, phantoms, ratio, seconds, write_vit_b_32
 from benchmarks.results import Result
+from torch import nn
 
 import thoraclip
 from thoraclip.data.batches import grey_batches
@@ -229,14 +224,8 @@ def from_cache(manifest: Manifest, model: str, work: Path, rounds: int) -> Resul
 
     rate = len(manifest) * spec.size**2 / seconds(read, rounds)
     copied = memory_bandwidth(rounds)
-    return Result(
-        "from a warm pixel cache",
-        rate / copied,
-        None,
-        f"a big copy in memory, {copied / 1e9:.1f} GB/s",
-        rate / 1e9,
-        "GB/s",
-    )
+    against = f"a big copy in memory, {copied / 1e9:.1f} GB/s"
+    return Result("from a warm pixel cache", rate / copied, None, against, rate / 1e9, "GB/s")
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
@@ -253,43 +242,27 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-clip")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=30, help="of the way that runs the encoder again every epoch")
-    arguments = parser.parse_args()
+    given = options(__doc__, model="tiny-clip", images=600, epochs=30)
     with tempfile.TemporaryDirectory() as folder:
-        manifest, warm = phantoms(Path(folder), arguments.images), Path(folder) / "pixels"
-        exact = load_dual_encoder(arguments.model, precision="fp32")
-        rough = load_dual_encoder(arguments.model, precision="bf16")
+        manifest, warm = phantoms(Path(folder), given.images), Path(folder) / "pixels"
+        exact, rough = (load_dual_encoder(given.model, precision=precision) for precision in ("fp32", "bf16"))
         spec = exact.preprocess
-        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=BATCH)]
-        decoding = seconds(lambda: [None for _ in grey_batches(manifest, spec, batch_size=BATCH)])
-        caching = once(lambda: [None for _ in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)])
+        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
+        decoding = seconds(lambda: list(grey_batches(manifest, spec, batch_size=BATCH)))
         feeding = seconds(
             lambda: [exact.expand(greys) for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
         )
-        fp32 = seconds(lambda: encode(exact, batches))
-        bf16 = seconds(lambda: encode(rough, batches))
+        fp32, bf16 = (seconds(lambda one=one: encode(one, batches)) for one in (exact, rough))
         features = np.concatenate([exact.encode_greys(greys)[0] for greys in batches])
-    labels = manifest.label_set()
-    targets, grid = manifest.targets(labels), np.geomspace(10, 1e-4, 11).tolist()
-    probe = seconds(lambda: fit_lbfgs(features, targets, labels, l2=grid, weighting="none"))
-    n = len(manifest)
-    print(f"model {arguments.model}, {n} images, medians of 3 after a warm-up, one run")
-    print(f"encoding fp32              {n / fp32:8.0f} images/s   1.00")
-    print(f"encoding bf16              {n / bf16:8.0f} images/s   {fp32 / bf16:.2f} x fp32")
-    for what, time_taken in (
-        ("decoding and resizing", decoding),
-        ("the same, kept in a cache", caching),
-        ("warm cache to the door", feeding),
-    ):
-        share = time_taken / min(fp32, bf16)
-        print(f"{what:<26} {n / time_taken:8.0f} images/s   {share:.3f} x the faster encoding's time")
-    print(f"probe, 11 penalties        {probe:8.2f} s")
-    again = arguments.epochs * fp32
+    labels, n = manifest.label_set(), len(manifest)
+    grid = np.geomspace(10, 1e-4, 11).tolist()
+    probe = seconds(lambda: fit_lbfgs(features, manifest.targets(labels), labels, l2=grid, weighting="none"))
+    print(f"encoding: fp32 {n / fp32:.0f} images/s, bf16 {n / bf16:.0f} images/s, {fp32 / bf16:.2f} x fp32")
+    for what, taken in (("decoding and resizing", decoding), ("from a warm cache", feeding)):
+        print(f"{what}: {taken / min(fp32, bf16):.3f} of the faster encoding's time")
+    again = given.epochs * fp32
     print(
-        f"{arguments.epochs} epochs of re-encoding    {again:8.2f} s          {again / (fp32 + probe):.1f} x the time of encoding once and probing"
+        f"probe, 11 penalties: {probe:.2f} s; {given.epochs} epochs of encoding: {again / (fp32 + probe):.1f} x encoding once and it"
     )
 
 

@@ -1,8 +1,8 @@
 """Which heat map finds the lesion: every method of `thoraclip explain`, and two baselines that have seen nothing, side by side.
 
-    python benchmarks/explanations.py --out explanations.md
-    python benchmarks/explanations.py --masks covid-qu-ex-sample --train covid3-talo --model dino-minilm --out real.md
-    python benchmarks/explanations.py --masks covid-qu-ex-sample --run study/runs/linear-probe --out real.md
+    python -m benchmarks.explanations --out explanations.md
+    python -m benchmarks.explanations --masks covid-qu-ex-sample --train covid3-talo --model dino-minilm --out real.md
+    python -m benchmarks.explanations --masks covid-qu-ex-sample --run study/runs/linear-probe --out real.md
 
 Without --masks: phantoms of 128 pixels and difficulty 0, whose lesions are known because they were drawn, and two
 classifiers on the shipped tiny-clip, its vision tower fine-tuned and a probe on its features. With --masks: a folder of the
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,9 +32,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.measure import once, seconds
 from benchmarks.results import Result
 

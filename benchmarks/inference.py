@@ -1,8 +1,8 @@
 """A bundle against the tower in torch that it was made of: images/s, size, memory, cold start, and what int8 costs.
 
-    python benchmarks/inference.py --out inference.md
-    python benchmarks/inference.py --data covid3-talo --model dino-minilm
-    python benchmarks/inference.py --keep FOLDER --python small-venv/bin/python
+    python -m benchmarks.inference --out inference.md
+    python -m benchmarks.inference --data covid3-talo --model dino-minilm
+    python -m benchmarks.inference --keep FOLDER --python small-venv/bin/python
 
 Speed needs no trained weights: a CLIP of the shape ViT-B/32 at 224 pixels with random weights, a probe on phantoms, exported in
 fp32 and, without asking whether its answers stay alike, in int8. Torch in fp32, in bf16 and the bundles see
@@ -27,9 +27,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.measure import SMALL_TEXT_TOWER, Used, in_turn, launch, ratio, typical, write_vit_b_32
 from benchmarks.results import Result
 

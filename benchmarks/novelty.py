@@ -1,7 +1,7 @@
 """Which out-of-distribution score tells chest X-rays from what is none: AUROC, and what its threshold flags.
 
-    python benchmarks/novelty.py --model dino-minilm --data covid3-talo --extra covid-qu-ex-sample --extra dicom --out novelty.md
-    python benchmarks/novelty.py --model tiny-clip --out novelty-tiny.md
+    python -m benchmarks.novelty --model dino-minilm --data covid3-talo --extra covid-qu-ex-sample --extra dicom --out novelty.md
+    python -m benchmarks.novelty --model tiny-clip --out novelty-tiny.md
 
 In distribution: the radiographs of --data (a folder with manifest.csv), or chest phantoms without it. Five folds of whole
 patients: three are fitted on, one sets the threshold, one is tested, in turn. Out of distribution: photographs and drawings
@@ -13,7 +13,6 @@ patients and photographs (1,000 resamples). Features are kept in --cache.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.measure import once
 from benchmarks.results import Result
 

@@ -1,7 +1,7 @@
 """From files to a probe's predictions, against the recipe that runs the encoder again in every epoch.
 
-    python benchmarks/probing.py
-    THORACLIP_SHARED=FOLDER python benchmarks/probing.py
+    python -m benchmarks.probing
+    THORACLIP_SHARED=FOLDER python -m benchmarks.probing
 
 Radiographs where the folder THORACLIP_SHARED (else `../shared`) holds data/covid3-talo and models/dino-minilm, else phantoms and
 tiny-clip. The recipe: a softmax layer under AdamW for 100 epochs, whose every epoch opens the pictures with PIL, prepares them
@@ -14,7 +14,6 @@ images together, and the interval of their difference is that of patients drawn 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,14 +21,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import plain
 from benchmarks.measure import once, phantoms
 from benchmarks.results import Result, show
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import thoraclip
 from thoraclip.data.splits import group_codes

@@ -1,6 +1,6 @@
 """Load on a server: several clients against a loop in one thread over the same bundle, a crowd, 10,000 requests, a slow client.
 
-    python benchmarks/serving.py BUNDLE [--images FOLDER] [--clients 8] [--requests 500] [--many 10000]
+    python -m benchmarks.serving BUNDLE [--images FOLDER] [--clients 8] [--requests 500] [--many 10000]
 
 Prints a table. Everything runs in one call on one machine: the clients take time from the server, as they do in no other place.
 """
@@ -13,7 +13,6 @@ import http.client
 import io
 import socket
 import statistics
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,12 +20,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.inference import shared_bundles
 from benchmarks.results import Result
+from PIL import Image
 from scripts.served import Served
 
 from thoraclip.data.phantom import CLASSES, draw_phantom

@@ -1,6 +1,6 @@
 """How long a command takes to begin: `--help` without torch, and a bundle's first answer.
 
-    python benchmarks/start.py
+    python -m benchmarks.start
 
 Each run is a process of its own, from its start to its end.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.inference import cold_start, one_picture, shared_bundles
 from benchmarks.measure import launch, typical

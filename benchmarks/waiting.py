@@ -1,6 +1,6 @@
 """How much of an epoch a training waits for its pictures: reading the pixel cache, augmenting, expanding grey.
 
-    python benchmarks/waiting.py
+    python -m benchmarks.waiting
 
 The second epoch of `finetune` and of `baseline`, from its first step to the end of its last. What counts as waiting is what the
 training's own thread spends in the calls that give it pixels, whoever works behind them.
@@ -8,7 +8,6 @@ training's own thread spends in the calls that give it pixels, whoever works beh
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 import time
@@ -16,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import phantoms, write_vit_b_32
 from benchmarks.results import Result, show
