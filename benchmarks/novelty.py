@@ -12,7 +12,6 @@ patients and photographs (1,000 resamples). Features are kept in --cache.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.measure import once
+from benchmarks.measure import once, options
 from benchmarks.results import Result
 
 from thoraclip.data.index import index
@@ -282,40 +281,30 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-clip")
-    parser.add_argument("--data", type=Path, help="folder of chest X-rays with manifest.csv; none for phantoms")
-    parser.add_argument("--extra", type=Path, action="append", default=[], help="folder of other chest X-rays")
-    parser.add_argument("--images", type=int, default=400, help="chest phantoms, where there is no --data")
-    parser.add_argument("--cache", type=Path, default=Path("novelty-cache"))
-    parser.add_argument("--out", type=Path, default=Path("novelty.md"))
-    arguments = parser.parse_args()
-    rng = np.random.default_rng(0)
-    encoder = load_dual_encoder(arguments.model)
-    pixels, targets, sources = radiographs(arguments.data) if arguments.data else phantom_chests(arguments.images, rng)
+    given = options(
+        __doc__, model="tiny-clip", data=None, extra=[], images=400, cache=Path("novelty-cache"), out=Path("novelty.md")
+    )
+    rng, encoder = np.random.default_rng(0), load_dual_encoder(given.model)
+    pixels, targets, sources = radiographs(given.data) if given.data else phantom_chests(given.images, rng)
     folds = assign_groups(targets, sources, [1 / FOLDS] * FOLDS, seed=0)
     pictures = strangers(rng) | spoiled(pixels, sources, folds, every=max(1, len(pixels) // 75))
-    if arguments.data:
+    if given.data:
         drawn, _, names = phantom_chests(60, rng)
         pictures["chest phantoms"] = Group(drawn, names)
-    pictures |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in arguments.extra}
-    inside = embedded(pixels, encoder, arguments.cache), targets, sources
-    groups = {name: (embedded(group.pixels, encoder, arguments.cache), group) for name, group in pictures.items()}
-    everything = {name: judge(inside, folds, groups, options) for name, options in SCORES.items()}
+    pictures |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in given.extra}
+    inside = embedded(pixels, encoder, given.cache), targets, sources
+    groups = {name: (embedded(group.pixels, encoder, given.cache), group) for name, group in pictures.items()}
+    every = {name: judge(inside, folds, groups, how) for name, how in SCORES.items()}
     sized = {name: f"{name} ({len(group.pixels)} of {len(set(group.sources))})" for name, group in pictures.items()}
-    areas = {sized[g]: [cell(everything[s][0][g][0]) for s in SCORES] for g in groups}
-    hits = {sized[g]: [cell(everything[s][0][g][1]) for s in SCORES] for g in groups}
-    hits = {
-        f"tested chest X-rays ({len(pixels)} of {len(set(sources))})": [cell(everything[s][1]) for s in SCORES]
-    } | hits
+    areas, hits = ({sized[g]: [cell(every[s][0][g][k]) for s in SCORES] for g in groups} for k in (0, 1))
+    chests = {f"tested chest X-rays ({len(pixels)} of {len(set(sources))})": [cell(every[s][1]) for s in SCORES]}
     loo = judge(inside, folds, {}, SCORES["kNN, k = 5"], by_reference=True)[1]
-    lines = [f"{arguments.model}, {len(pixels)} images in distribution; images of sources in brackets.", ""]
-    lines += [*table("AUROC", list(SCORES), areas), "", *table("share flagged at 1 %", list(SCORES), hits), ""]
-    lines.append(
+    lines = [f"{given.model}, {len(pixels)} images in distribution; images of sources in brackets.", ""]
+    lines += [*table("AUROC", list(SCORES), areas), "", *table("share flagged at 1 %", list(SCORES), chests | hits), ""]
+    lines += [
         f"Threshold of kNN, k = 5 from the reference rows, each against the others: tested images flagged {cell(loo)}."
-    )
-    arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    ]
+    given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
