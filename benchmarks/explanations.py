@@ -32,12 +32,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks.measure import once, options, seconds
+from benchmarks.measure import once, options, radiographs, seconds
 from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.data.index import index
-from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.masks import fit_mask, read_mask
 from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
 from thoraclip.heatmaps.perturbation import perturbation_curves
@@ -178,9 +177,7 @@ def phantoms(given: argparse.Namespace) -> list[str]:
 def real(given: argparse.Namespace) -> list[str]:
     folder = given.run
     if folder is None:
-        columns = CsvColumns(path="rel_path", patient="patient_id", source="source_repo")
-        listed = index(given.train, layout="csv", csv_file=given.train / "manifest.csv", columns=columns).manifest
-        split = thoraclip.split(listed, out=given.cache / "train.parquet", folds=2)
+        split = thoraclip.split(radiographs(given.train, given.cache), out=given.cache / "train.parquet", folds=2)
         folder = given.cache / "real-probe"
         thoraclip.probe(split, out=folder, model=given.model, progress=True)
     run = read_run(folder)

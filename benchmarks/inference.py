@@ -26,7 +26,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.measure import SMALL_TEXT_TOWER, Used, in_turn, launch, options, ratio, typical, write_vit_b_32
+from benchmarks.measure import (
+    SMALL_TEXT_TOWER,
+    Used,
+    in_turn,
+    launch,
+    options,
+    radiographs,
+    ratio,
+    typical,
+    write_vit_b_32,
+)
 from benchmarks.results import Result
 
 import thoraclip
@@ -131,10 +141,7 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 def on_radiographs(data: Path, model: str, root: Path) -> None:
     """What int8 changes about the probe of five folds on real images."""
-    found = thoraclip.index(
-        data, out=root / "real.parquet", csv=data / "manifest.csv", path_column="rel_path", patient_column="patient_id"
-    )
-    folds = thoraclip.split(found.manifest, out=root / "manifest.parquet", folds=5)
+    folds = thoraclip.split(radiographs(data, root), out=root / "manifest.parquet", folds=5)
     thoraclip.probe(folds, out=root / "probe", model=model, progress=True)
     run = read_run(root / "probe")
     original = load_original(run, folds)

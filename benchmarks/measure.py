@@ -100,6 +100,12 @@ def phantoms(work: Path, images: int) -> Manifest:
     return thoraclip.index(folder, out=folder.with_suffix(".parquet")).manifest
 
 
+def radiographs(folder: Path, out: Path) -> Manifest:
+    """The manifest of a folder of chest X-rays with a table manifest.csv, such as data/covid3-talo, written below `out`."""
+    columns = {"path_column": "rel_path", "patient_column": "patient_id", "source_column": "source_repo"}
+    return thoraclip.index(folder, out=out / "radiographs.parquet", csv=folder / "manifest.csv", **columns).manifest
+
+
 @dataclass(frozen=True)
 class Used:
     """What a process took: wall and processor seconds, MiB at the peak."""

@@ -1,13 +1,13 @@
 """Which out-of-distribution score tells chest X-rays from what is none: AUROC, and what its threshold flags.
 
-    python -m benchmarks.novelty --model dino-minilm --data covid3-talo --extra covid-qu-ex-sample --extra dicom --out novelty.md
+    python -m benchmarks.novelty --model dino-minilm --data covid3-talo --extra covid-qu-ex-sample dicom --out novelty.md
     python -m benchmarks.novelty --model tiny-clip --out novelty-tiny.md
 
 In distribution: the radiographs of --data (a folder with manifest.csv), or chest phantoms without it. Five folds of whole
 patients: three are fitted on, one sets the threshold, one is tested, in turn. Out of distribution: photographs and drawings
 that scikit-learn and scikit-image ship (whole and cropped, in grey), phantoms of other body parts, noise, and the tested
 radiographs turned, upside down and with inverted greys. Every number is a mean over the folds; intervals of 95 % resample
-patients and photographs (1,000 resamples). Features are kept in --cache.
+patients and photographs (1,000 resamples).
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.measure import once, options
+from benchmarks.measure import once, options, radiographs
 from benchmarks.results import Result
 
-from thoraclip.data.index import index
-from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
 from thoraclip.data.splits import assign_groups, independent_groups
@@ -31,7 +29,6 @@ from thoraclip.errors import ThoraclipError
 from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.novelty import fit_novelty
-from thoraclip.runs import digest
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -149,16 +146,8 @@ def spoiled(
     return {n: Group([np.ascontiguousarray(f(pixels[i])) for i in kept], whose, where) for n, f in changes.items()}
 
 
-def radiographs(folder: Path) -> tuple[list[Grey], npt.NDArray[np.int64], list[str]]:
-    """(pixels, targets, independent groups) of a folder with manifest.csv."""
-    columns = CsvColumns(path="rel_path", patient="patient_id", source="source_repo")
-    manifest = index(folder, layout="csv", csv_file=folder / "manifest.csv", columns=columns).manifest
-    pixels = [decode(path).pixels for path in manifest.paths()]
-    return pixels, manifest.targets(manifest.label_set()), independent_groups(manifest)
-
-
 def phantom_chests(count: int, rng: np.random.Generator) -> tuple[list[Grey], npt.NDArray[np.int64], list[str]]:
-    """The same for chest phantoms."""
+    """(pixels, targets, independent groups) of chest phantoms."""
     targets = np.arange(count) % len(CLASSES)
     return [draw_phantom(CLASSES[t], rng=rng).pixels for t in targets], targets, [f"phantom {i}" for i in range(count)]
 
@@ -178,16 +167,10 @@ def other_chests(folder: Path) -> Group:
     return group
 
 
-def embedded(pixels: Sequence[Grey], encoder: DualEncoder, cache: Path) -> npt.NDArray[np.float32]:
-    """f32[N, D] pooled features, from the cache where the same pixels were embedded before."""
-    spec = encoder.preprocess
-    greys = np.stack([fit(picture, spec) for picture in pixels])
-    key = digest([encoder.description, spec.as_dict(), greys.tobytes().hex()])[:16]
-    file = cache / f"{key}.npy"
-    if not file.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)]))
-    return np.asarray(np.load(file, allow_pickle=False))
+def embedded(pixels: Sequence[Grey], encoder: DualEncoder) -> npt.NDArray[np.float32]:
+    """f32[N, D] pooled features."""
+    greys = np.stack([fit(picture, encoder.preprocess) for picture in pixels])
+    return np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)])
 
 
 def weights_of(sources: Sequence[str], rng: np.random.Generator) -> Floats:
@@ -261,9 +244,8 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     pixels, targets, sources = phantom_chests(120 if quick else 400, rng)
     folds = assign_groups(targets, sources, [1 / FOLDS] * FOLDS, seed=0)
     pictures = {"noise": noise_images(5, rng)} if quick else strangers(rng)
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        inside = embedded(pixels, encoder, Path(folder))
-        groups = {name: (embedded(group.pixels, encoder, Path(folder)), group) for name, group in pictures.items()}
+    inside = embedded(pixels, encoder)
+    groups = {name: (embedded(group.pixels, encoder), group) for name, group in pictures.items()}
     rows, flagged = judge((inside, targets, sources), folds, groups, SCORES["kNN, k = 5"])
     mean = float(np.mean([area[0] for area, _ in rows.values()]))
     fitted = fit_novelty(inside, targets=targets, **SCORES["kNN, k = 5"])  # type: ignore[arg-type]
@@ -281,19 +263,22 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    given = options(
-        __doc__, model="tiny-clip", data=None, extra=[], images=400, cache=Path("novelty-cache"), out=Path("novelty.md")
-    )
+    given = options(__doc__, model="tiny-clip", data=None, extra=[], images=400, out=Path("novelty.md"))
     rng, encoder = np.random.default_rng(0), load_dual_encoder(given.model)
-    pixels, targets, sources = radiographs(given.data) if given.data else phantom_chests(given.images, rng)
+    pixels, targets, sources = phantom_chests(given.images, rng)
+    if given.data:
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = radiographs(given.data, Path(folder))
+        pixels, targets = [decode(path).pixels for path in manifest.paths()], manifest.targets(manifest.label_set())
+        sources = independent_groups(manifest)
     folds = assign_groups(targets, sources, [1 / FOLDS] * FOLDS, seed=0)
     pictures = strangers(rng) | spoiled(pixels, sources, folds, every=max(1, len(pixels) // 75))
     if given.data:
         drawn, _, names = phantom_chests(60, rng)
         pictures["chest phantoms"] = Group(drawn, names)
     pictures |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in given.extra}
-    inside = embedded(pixels, encoder, given.cache), targets, sources
-    groups = {name: (embedded(group.pixels, encoder, given.cache), group) for name, group in pictures.items()}
+    inside = embedded(pixels, encoder), targets, sources
+    groups = {name: (embedded(group.pixels, encoder), group) for name, group in pictures.items()}
     every = {name: judge(inside, folds, groups, how) for name, how in SCORES.items()}
     sized = {name: f"{name} ({len(group.pixels)} of {len(set(group.sources))})" for name, group in pictures.items()}
     areas, hits = ({sized[g]: [cell(every[s][0][g][k]) for s in SCORES] for g in groups} for k in (0, 1))

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from benchmarks import plain
-from benchmarks.measure import once, phantoms
+from benchmarks.measure import once, phantoms, radiographs
 from benchmarks.results import Result, show
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -87,24 +87,11 @@ def images(work: Path, *, quick: bool) -> tuple[Manifest, str, str]:
     """(manifest with folds, model, what they are)."""
     shared = Path(os.environ.get("THORACLIP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     data, model = shared / "data" / "covid3-talo", shared / "models" / "dino-minilm"
-    if quick or not (data.is_dir() and model.is_dir()):
-        count = 60 if quick else 600
-        return (
-            thoraclip.split(phantoms(work, count), out=work / "folds.parquet", folds=5),
-            "tiny-clip",
-            "phantoms, tiny-clip",
-        )
-    found = thoraclip.index(
-        data,
-        out=work / "radiographs.parquet",
-        csv=data / "manifest.csv",
-        path_column="rel_path",
-        patient_column="patient_id",
-    )
+    is_real = not quick and data.is_dir() and model.is_dir()
+    found = radiographs(data, work) if is_real else phantoms(work, 60 if quick else 600)
+    folds = thoraclip.split(found, out=work / "folds.parquet", folds=5)
     return (
-        thoraclip.split(found.manifest, out=work / "folds.parquet", folds=5),
-        str(model),
-        "radiographs, DINOv2 ViT-S/14",
+        (folds, str(model), "radiographs, DINOv2 ViT-S/14") if is_real else (folds, "tiny-clip", "phantoms, tiny-clip")
     )
 
 
