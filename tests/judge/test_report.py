@@ -8,30 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.judge.tables import CLASSES, method, predictions
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
+from thoraclip.judge.render import html_page, load_pixels
 from thoraclip.judge.report import MethodResult, judge, write_report
 from thoraclip.labels import LabelSet
 from thoraclip.tables.predictions import Predictions
-
-CLASSES = ("COVID-19", "Non-COVID", "Normal")
-
-
-def predictions(
-    n: int = 120, *, signal: float = 2.0, seed: int = 0, classes: tuple[str, ...] = CLASSES, prefix: str = "img",
-    patients: int | None = None, targets: Any = None,
-) -> Predictions:  # fmt: skip
-    truth = np.arange(n) % len(classes) if targets is None else np.asarray(targets)
-    logits = np.random.default_rng(seed).normal(size=(n, len(classes)))
-    logits[np.arange(n), truth] += signal
-    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    owner = tuple(None if patients is None else f"p{i % patients}" for i in range(n))
-    ids = tuple(f"{prefix}{i:04d}" for i in range(n))
-    return Predictions(LabelSet(classes), ids, truth.astype(np.int64), scores, (None,) * n, (None,) * n, owner)
-
-
-def method(name: str, *tables: Predictions, kind: str = "probe", **more: Any) -> MethodResult:
-    return MethodResult(name=name, kind=kind, predictions=tables, **more)
 
 
 def report(*methods: MethodResult, resamples: int = 200, **more: Any) -> dict[str, Any]:
@@ -87,12 +70,9 @@ def test_the_order_of_rows_and_columns_plays_no_part() -> None:
     assert report(method("b", other)) == report(method("b", shuffled))
 
 
-def test_other_images_are_refused() -> None:
+def test_other_images_truths_classes_and_patients_are_refused() -> None:
     with pytest.raises(MismatchError, match=r"2 ids differ, such as 'img0120' \(in 'b' only\)"):
         report(method("a", predictions()), method("b", predictions(122)))
-
-
-def test_other_truths_classes_and_patients_are_refused() -> None:
     with pytest.raises(MismatchError, match="true class of 119 images: 'img0001'"):
         report(method("a", predictions()), method("b", predictions(targets=[0] * 2 + [0, 1, 2] * 39 + [0])))
     with pytest.raises(MismatchError, match="same task"):
@@ -165,7 +145,6 @@ def test_the_reading_names_a_real_winner() -> None:
     ("trees", "network", "said", "so"),
     [
         (0.5, 3.0, "network beats trees, trees on thumbnails, grey levels and the file, by ", False),
-        (3.0, 0.5, "No network can be shown to beat trees", True),
         (3.0, 3.0, "No network can be shown to beat trees", True),
         (0.0, 0.0, "No network can be shown to beat trees", False),
     ],
@@ -214,15 +193,14 @@ def test_one_patient_has_no_interval() -> None:
     assert any("one patient" in sentence for sentence in found["reading"])
 
 
-def test_two_classes_a_missing_class_and_a_perfect_method(tmp_path: Path) -> None:
+def test_two_classes_a_missing_class_and_a_perfect_method() -> None:
     two = report(method("a", predictions(classes=("no", "yes"), signal=60)))
     metrics = entry(two, "a")["metrics"]
     assert metrics["accuracy"]["value"] == 1 and 0.96 < metrics["accuracy"]["low"] < 1
     missing = report(method("a", predictions(targets=[0, 1] * 60)))
     assert entry(missing, "a")["per_class"]["Normal"]["auroc"]["value"] is None
     assert any("No image here is of the class Normal" in sentence for sentence in missing["reading"])
-    for number, found in enumerate((two, missing)):
-        write_report(found, tmp_path / str(number))
+    assert "Normal" in html_page(missing, None, load_pixels)
 
 
 def test_rows_that_do_not_count_are_counted() -> None:
@@ -245,16 +223,10 @@ def test_failed_methods_are_listed(tmp_path: Path) -> None:
 
 
 def test_details_are_made_plain() -> None:
-    details = {
-        "per_prompt": [{"prompt": "x", "accuracy": np.float32(0.5)}],
-        "nan": float("nan"),
-        "shape": (1, np.int64(2)),
-    }
+    details = {"per_prompt": [{"prompt": "x", "accuracy": np.float32(0.5)}], "nan": np.nan, "shape": (1, np.int64(2))}
     found = entry(report(method("a", predictions(), details=details)), "a")["details"]
     assert found == {"per_prompt": [{"prompt": "x", "accuracy": 0.5}], "nan": None, "shape": [1, 2]}
 
 
-def test_same_input_same_report() -> None:
-    first, second = (report(method("a", predictions()), method("b", predictions(seed=1))) for _ in range(2))
-    assert first == second
-    assert first != report(method("a", predictions()), method("b", predictions(seed=1)), seed=1)
+def test_the_seed_decides_the_resamples() -> None:
+    assert report(method("a", predictions())) != report(method("a", predictions()), seed=1)

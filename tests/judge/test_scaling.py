@@ -43,7 +43,7 @@ def test_a_planted_temperature_is_found(planted: float) -> None:
     assert fit_temperature(scores, target).temperature == pytest.approx(planted, rel=0.05)
 
 
-@examples(25)
+@examples(16)
 @given(st.integers(0, 10**6), st.floats(0.3, 4), st.integers(20, 200))
 def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: int) -> None:
     scores, target = draw(seed, n, planted)
@@ -87,21 +87,17 @@ def test_the_vector_is_where_the_slope_is_zero() -> None:
             assert abs(slope) < 1e-5
 
 
-@pytest.mark.parametrize("planted", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("planted", [1.0, 2.0])
 def test_unseen_log_loss_rises_by_no_more_than_chance(planted: float) -> None:
     """No loss beyond the interval of that before; of spoilt scores, a gain beyond chance."""
-    for seed in range(5):
+    for seed in range(3):
         val, test = draw(10 + seed, 400, planted), draw(50 + seed, 800, planted)
         tables = {"before": Scored(test[1], test[0])}
         for name, fit in (("temperature", fit_temperature), ("vector", fit_vector)):
             tables[name] = Scored(test[1], fit(*val).apply(test[0]))
-        found = recalibration(tables, np.arange(800), resamples=300, seed=0)
+        found = recalibration(tables, np.arange(800), resamples=150, seed=0)
         for name in ("temperature", "vector"):
-            before, after, change = (
-                found["before"]["log_loss"],
-                found[name]["log_loss"],
-                found[name]["change"]["log_loss"],
-            )
+            before, after, change = (one["log_loss"] for one in (found["before"], found[name], found[name]["change"]))
             assert after["value"] <= before["high"], (seed, name)
             assert change["value"] == pytest.approx(after["value"] - before["value"])
             assert change["value"] < 0.01 if planted == 1 else change["high"] < 0, (seed, name, change)
@@ -152,8 +148,8 @@ def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
 
 
 def test_the_interval_of_the_change_in_ece_covers() -> None:
-    """The true change for fixed fits, over 60 sets: the plain percentile interval covers it in 20 to 75 %."""
-    rng, covered, sets = np.random.default_rng(8), 0, 60
+    """The true change for fixed fits, over 50 sets: the plain percentile interval covers it in 20 to 75 %."""
+    rng, covered, sets = np.random.default_rng(8), 0, 50
 
     def one(n: int) -> tuple[Scored, Floats]:
         logits = 1.6 * rng.normal(size=(n, 3))
@@ -173,17 +169,15 @@ def test_the_interval_of_the_change_in_ece_covers() -> None:
     for number in range(sets):
         test, _ = one(400)
         tables = {"before": test, "after": Scored(test.target, scaling.apply(test.scores))}
-        found = recalibration(tables, np.arange(400), resamples=200, seed=number)["after"]["change"]["ece"]
+        found = recalibration(tables, np.arange(400), resamples=120, seed=number)["after"]["change"]["ece"]
         covered += found["low"] <= truth <= found["high"]
     assert covered / sets >= 0.85, covered
 
 
 def test_the_interval_of_a_difference_by_hand() -> None:
     """Together: the reaches subtract. Apart: they add as the sides of a right angle. Against each other: they add."""
-    after, before = (
-        Estimate(0.10, 0.06, 0.13),
-        Estimate(0.20, 0.18, 0.23),
-    )  # reaches down 0.04 and up 0.03; up 0.03, down 0.02
+    # reaches: down 0.04 and up 0.03; up 0.03 and down 0.02
+    after, before = Estimate(0.10, 0.06, 0.13), Estimate(0.20, 0.18, 0.23)
     wave = np.array([1.0, -1.0, 1.0, -1.0])
     for other, low, high in (
         (wave, 0.01, 0.01),
