@@ -13,7 +13,7 @@ from tests.conftest import examples
 
 from thoraclip.judge.compare import Contestant, bootstrap_p, compare, holm, mcnemar_p, resamples_needed
 from thoraclip.judge.metrics import Scored
-from thoraclip.judge.resampling import replicate, weighted_metrics
+from thoraclip.judge.resampling import replicate, resample_weights, weighted_metrics
 
 
 @examples(100)
@@ -91,6 +91,25 @@ def test_families_signs_and_pairs() -> None:
         assert [row["p_holm"] for row in family] == pytest.approx(holm([row["p"] for row in family]))
     assert rows[1]["p"] == pytest.approx(0.004) and rows[1]["mcnemar_p"] < 1e-6 and rows[0]["p"] > 0.05
     assert all(row["mcnemar_p"] is None for row in rows[3:])
+
+
+def test_only_what_the_resamples_of_two_methods_do_not_share_is_their_difference() -> None:
+    """Resample by resample; and the exact test flips the signs of patients, not of images."""
+    rng, target, groups = np.random.default_rng(2), np.arange(90) % 3, np.arange(90) // 3
+    first = np.where(rng.random(90) < 0.7, target, (target + 1) % 3)
+    second = np.where(np.arange(90) < 6, (target + 1) % 3, first)
+    tables = [Scored(target, np.eye(3)[said] * 0.7 + 0.1) for said in (first, second)]
+    drawn = replicate(tables, groups, resamples=200, seed=3, confusion_only=True)
+    pair = [Contestant(n, _values(t), d.headline, t.correct) for n, t, d in zip("ab", tables, drawn, strict=True)]
+    row = compare(pair, intervals=True, groups=groups)[0]
+    weights = np.concatenate(list(resample_weights(groups, resamples=200, seed=3)), axis=1)
+    lead = (tables[0].correct.astype(float) - tables[1].correct) @ weights / 90
+    assert (row["low"], row["high"]) == (
+        pytest.approx(np.quantile(lead, 0.025)),
+        pytest.approx(np.quantile(lead, 0.975)),
+    )
+    assert row["mcnemar_p"] == mcnemar_p(tables[0].correct, tables[1].correct, groups)
+    assert row["mcnemar_p"] > mcnemar_p(tables[0].correct, tables[1].correct, np.arange(90))
 
 
 def test_false_alarms_are_as_rare_as_promised() -> None:

@@ -24,7 +24,7 @@ def test_thresholds_equal_a_slow_oracle(seed: int, n: int, share: str) -> None:
     rng, alpha = np.random.default_rng(seed), Fraction(share)
     scores = rng.integers(1, 6, size=(n, 3)).astype(np.float64)
     scores /= scores.sum(axis=1, keepdims=True)
-    target, new = rng.integers(0, 3, n), rng.dirichlet(np.ones(3), size=5)
+    target, new = rng.integers(0, 3, n), np.concatenate([rng.dirichlet(np.ones(3), size=5), scores])
     found = fit_thresholds(scores, target, alpha=float(alpha))
     sets = found.sets(new)
     for c in range(3):

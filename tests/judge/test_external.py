@@ -132,8 +132,21 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert found["value"] == pytest.approx(1 - outside.value) and found["p"] is None
     assert found["low"] == pytest.approx(1 - outside.value - np.hypot(1 - bound, outside.high - outside.value))
     assert found["high"] == pytest.approx(1 - outside.value + outside.value - outside.low)
+    assert here.values["macro_f1"].low == pytest.approx(0.025 ** (1 / 13)), "of the rarest class"
+    assert here.recall["covid"].low == pytest.approx(0.025 ** (1 / 14))
     both = difference(here, sample(align([method("a", perfect)]), seed=1), "accuracy")
     assert both["value"] == 0 and both["low"] == pytest.approx(bound - 1) and both["high"] == pytest.approx(1 - bound)
+
+
+def test_a_set_with_all_classes_is_measured_as_the_report_measures() -> None:
+    table = predictions(60, signal=1.0, patients=20)
+    here = sample(align([method("a", table)]), seed=0)
+    judged = judge([method("a", table)], title="t", resamples=150, seed=0)["methods"][0]["metrics"]
+    for name in (*DROPS, "ece"):
+        entry, found = judged[name], here.values[name]
+        assert (found.value, found.low, found.high) == pytest.approx((entry["value"], entry["low"], entry["high"])), (
+            name
+        )
 
 
 def test_one_patient_has_no_interval() -> None:
@@ -172,7 +185,10 @@ def test_absent_classes_are_left_out_inside_too_and_said() -> None:
 
 
 def test_one_class_has_a_recall_and_no_auroc() -> None:
-    (found,) = report([ExternalResult(name="x", methods=(method("a", predictions(targets=[1] * 12)),))])["external"]
+    whole = ExternalResult(name="w", methods=(method("a", predictions(30)),))
+    one = ExternalResult(name="x", methods=(method("a", predictions(targets=[1] * 12)),))
+    (found,), (_, again) = report([one])["external"], report([whole, one])["external"]
+    assert again == found, "whatever other sets there are"
     entry = found["methods"][0]
     assert entry["metrics"]["auroc"]["value"] is None and entry["drop"]["auroc"]["value"] is None
     assert entry["metrics"]["balanced_accuracy"]["value"] == entry["metrics"]["accuracy"]["value"]
@@ -243,6 +259,29 @@ def test_a_set_that_nothing_was_scored_on_is_told() -> None:
     assert found["methods"] == [] and found["n"] == 0
     assert found["not_scored"][0] == {"name": "a", "reason": "keeps no model"}
     assert told["reading"][-1] == "No method could be scored on x."
+
+
+def test_the_best_inside_that_was_scored_is_told_and_few_patients_are_said() -> None:
+    told = report(
+        [ExternalResult(name="x", methods=(method("b", predictions(18, patients=9)),), not_scored={"a": "none"})]
+    )
+    assert told["verdict"]["best"] == "a"
+    assert told["reading"][-1].startswith("On x (18 images) b, the best inside of those that keep a model, has")
+    assert "Only 9 patients: the intervals are rough and may be too narrow." in external_notes(told["external"][0])
+
+
+@pytest.mark.parametrize(
+    ("p", "low", "high", "so"),
+    [
+        (0.04, -1, 1, True),
+        (0.06, 0.1, 0.2, False),
+        (None, 0.1, 0.2, True),
+        (None, -0.2, -0.1, True),
+        (None, -0.1, 0.1, False),
+    ],
+)
+def test_a_change_goes_by_the_corrected_p_and_else_by_the_interval(p: float, low: float, high: float, so: bool) -> None:
+    assert is_change({"p_holm": p, "low": low, "high": high}) is so
 
 
 def test_left_out_and_shared_patients_are_told() -> None:

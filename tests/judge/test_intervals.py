@@ -87,3 +87,13 @@ def test_what_does_not_exist_is_null_with_a_reason() -> None:
 def test_the_value_lies_inside_the_interval() -> None:
     found = estimate("macro_f1", 0.9, np.linspace(0.5, 0.8, 100), trials=5)
     assert found.high == 0.9 and found.low is not None and found.low < 0.6
+    beyond = estimate("mcc", 0.99, np.linspace(0.9, 1.2, 100), trials=5, bounds=(-1.0, 1.0))
+    assert beyond.high == 1
+
+
+def test_the_interval_of_the_calibration_error_by_hand() -> None:
+    """Reflected below, not above; from 0 on where sampling alone gives as much."""
+    drawn, noise = np.linspace(0.10, 0.20, 1001), np.linspace(0, 0.08, 1001)
+    sure = estimate("ece", 0.12, drawn, trials=5, noise=noise)
+    assert (sure.low, sure.high) == (pytest.approx(0.24 - 0.1975), pytest.approx(0.12 + 0.095 / 2))
+    assert estimate("ece", 0.12, drawn, trials=5, noise=2 * noise).low == 0

@@ -91,6 +91,12 @@ def test_specificity_is_true_negatives_over_negatives() -> None:
     assert per_class(scored)["specificity"] == [pytest.approx(v) for v in (2 / 3, 2 / 3, 1.0)]
 
 
+def test_rows_are_scaled_to_a_sum_of_one_and_right_ones_left_alone() -> None:
+    rows = np.random.default_rng(0).dirichlet(np.ones(3), size=9)
+    np.testing.assert_allclose(Scored(np.zeros(9, np.int64), 7 * rows).scores, rows)
+    assert (Scored(np.zeros(9, np.int64), rows).scores == rows).all()
+
+
 def test_names_of_the_registries() -> None:
     scored = Scored(np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]))
     assert tuple(headline(scored)) == tuple(METRICS)
@@ -120,6 +126,7 @@ def _slow_ece(scored: Scored, bins: int) -> float:
 @given(tables())
 def test_reliability_bins_hold_every_image_and_give_the_ece(scored: Scored) -> None:
     bins = reliability_bins(scored.confidence, scored.correct)
+    assert len(reliability_bins(scored.confidence, scored.correct, 1)) == 1
     assert sum(b.count for b in bins) == len(scored.target)
     total = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / len(scored.target)
     assert total == pytest.approx(headline(scored)["ece"], abs=1e-12)

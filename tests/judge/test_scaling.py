@@ -12,8 +12,9 @@ from tests.conftest import examples
 
 from thoraclip.errors import InputError
 from thoraclip.judge.intervals import Estimate
-from thoraclip.judge.metrics import METRICS, Scored
+from thoraclip.judge.metrics import METRICS, Scored, brier_terms
 from thoraclip.judge.recalibration import _mover, recalibration
+from thoraclip.judge.resampling import resample_weights
 from thoraclip.judge.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_vector
 
 Floats = npt.NDArray[np.float64]
@@ -143,6 +144,12 @@ def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
     change = found["after"]["change"]["ece"]
     assert change["value"] == pytest.approx(found["after"]["ece"]["value"] - found["before"]["ece"]["value"])
     assert change["high"] < 0, "far too sure: the gain is no luck"
+    groups = np.arange(1500) // 3
+    paired = recalibration({"before": before, "after": after}, groups, resamples=200, seed=0)["after"]
+    weights = np.concatenate(list(resample_weights(groups, resamples=200, seed=0)), axis=1)
+    gain = brier_terms(after) - brier_terms(before)
+    drawn = np.quantile(gain @ weights / weights.sum(axis=0), [0.025, 0.975])
+    assert [paired["change"]["brier"][side] for side in ("low", "high")] == pytest.approx(drawn.tolist())
     alone = recalibration({"before": before, "after": after}, np.zeros(1500, dtype=np.int64), resamples=200, seed=0)
     assert alone["after"]["change"]["ece"]["low"] is None and alone["before"]["ece"]["low"] is None
 

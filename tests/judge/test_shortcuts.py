@@ -98,6 +98,15 @@ def test_verdicts_by_size() -> None:
     assert verdict(1 / 3, 30) == "cannot_tell"
     assert verdict(0.50, 1500) == "some"
     assert verdict(0.80, 300) == "strong"
+    assert verdict(1 / 3 + STRONG + 0.01, 1500) == "strong", "by the effect, whatever its interval"
+
+
+def test_all_right_is_as_sure_as_its_patients_are_many() -> None:
+    (row,) = judge_trials(
+        [Trial("t", "t", "classifier", after="a")], answers_of({"a": 1.0}, n=120, group_size=4), resamples=100, seed=0
+    )
+    error = 0.5 / 30
+    assert row["p"] == pytest.approx(0.5 * math.erfc((2 / 3 - MARGIN) / error / math.sqrt(2)))
 
 
 def test_a_control_has_no_verdict_and_costs_no_power() -> None:
@@ -133,6 +142,9 @@ def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
     unchanged = Answers(answers.target, answers.groups, {"a": answers.target, "b": answers.target}, CLASSES)
     row = judge_trials([Trial("t", "t", "classifier", before="a", after="b")], unchanged, resamples=200, seed=0)[0]
     assert row["verdict"] == "none" and "says nothing" not in row["words"], "no answer changed: that is no sign"
+    half = Answers(answers.target, answers.groups, {"a": answers.named["b"], "b": answers.named["b"]}, CLASSES)
+    row = judge_trials([Trial("t", "t", "classifier", before="a", after="b")], half, resamples=200, seed=0)[0]
+    assert row["low"] == row["high"] == 0, "paired: the same answers in every resample"
 
 
 def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
@@ -209,6 +221,11 @@ def test_the_overall_reading(tests: list[dict[str, object]], above: bool, masks:
     assert words.startswith(begin)
     if expected == "cannot_tell":
         assert "smallest effect that this set could have shown" in words
+
+
+def test_the_largest_effect_that_could_not_have_been_shown_is_told() -> None:
+    blind = [row_of("cannot_tell", smallest=STRONG + more) for more in (0.05, 0.15, 0.1)]
+    assert f"{100 * (STRONG + 0.15):.1f} points" in overall(blind, above_chance=True, masks=True)[1][0]
 
 
 def test_more_evidence_never_weakens_the_reading() -> None:

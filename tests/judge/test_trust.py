@@ -109,6 +109,25 @@ def test_each_fold_is_treated_by_its_own_validation_images() -> None:
     assert found["after_temperature"]["brier"]["value"] == pytest.approx(
         (np.concatenate(parts) ** 2).sum(axis=1).mean()
     )
+    for c, name in enumerate(CLASSES):
+        thresholds = [fit_thresholds(v.scores, v.target) for v in vals]
+        assert found["conformal"]["classes"][name]["threshold"] == [t.threshold[c] for t in thresholds[::-1]]
+        sets = np.concatenate(
+            [f.sets(t.scores)[t.target == c, c] for f, t in zip(thresholds, (first, second), strict=True)]
+        )
+        assert found["conformal"]["classes"][name]["coverage"]["value"] == sets.mean()
+        point = found["operating_point"]["classes"][name]
+        called = [t.scores[t.target == c, c] >= p for t, p in zip((second, first), point["threshold"], strict=True)]
+        assert point["test"]["sensitivity"]["value"] == np.concatenate(called).mean()
+    scarce = vals[1].take(
+        np.concatenate([np.flatnonzero(vals[1].target != 2), np.flatnonzero(vals[1].target == 2)[:5]])
+    )
+    few = trust(joined(first, second), validation=((vals[0], scarce),))
+    assert few["conformal"]["classes"]["Normal"]["reason"] == "in every set: 5 validation images, at least 9 are needed"
+    assert "5 validation images of the class, and 20" in few["operating_point"]["classes"]["Normal"]["reason"]
+    none = vals[1].take(np.flatnonzero(vals[1].target != 2))
+    point = trust(joined(first, second), validation=((vals[0], none),))["operating_point"]["classes"]["Normal"]
+    assert point["test"]["sensitivity"]["value"] is None, "one fold has no threshold"
     lonely = trust(joined(first, second), validation=((vals[0],),))
     assert lonely["reason"].startswith("450 judged images have no validation scores of their fold")
     assert "temperature" not in lonely and lonely["selective"]["at"]
