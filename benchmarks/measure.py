@@ -32,7 +32,7 @@ def options(about: str | None, **defaults: Any) -> argparse.Namespace:
     """The command line of one benchmark: name -> default; None for a path, a list for several paths, False for a switch."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
-        kind = Path if default is None or isinstance(default, list) else type(default)
+        kind = Path if default is None or isinstance(default, list | Path) else type(default)
         how: dict[str, Any] = {"action": "store_true"} if default is False else {"type": kind, "default": default}
         how |= {"nargs": "+"} if isinstance(default, list) else {}
         parser.add_argument(

@@ -51,22 +51,6 @@ def test_coverage(sharpness: float) -> None:
     assert all(0.87 <= share[name] <= 1 for name in ("log_loss", "ece")), share
 
 
-def test_images_of_one_patient_must_be_resampled_together() -> None:
-    """80 patients with 4 images each that mostly are right or wrong together."""
-    rng, truth, sets = np.random.default_rng(3), 0.8, 300
-    patient, covered = np.repeat(np.arange(80), 4), {"patient": 0, "image": 0}
-    for number in range(sets):
-        mood = rng.beta(truth, 1 - truth, size=80)
-        right = rng.random(320) < mood[patient]
-        scored = Scored(np.zeros(320, dtype=np.int64), np.where(right[:, None], [0.9, 0.1], [0.2, 0.8]))
-        for unit, groups in (("patient", patient), ("image", np.arange(320))):
-            (drawn,) = replicate([scored], groups, resamples=RESAMPLES, seed=number, confusion_only=True)
-            found = estimate("accuracy", float(right.mean()), drawn.headline["accuracy"], trials=80)
-            covered[unit] += found.low <= truth <= found.high
-    assert 0.92 <= covered["patient"] / sets <= 0.97, covered
-    assert covered["image"] / sets < 0.85, covered
-
-
 def test_a_perfect_score_gets_the_exact_bound() -> None:
     found = estimate("accuracy", 1.0, np.ones(200), trials=50)
     assert (found.value, found.high) == (1.0, 1.0) and found.low == pytest.approx(0.9288783, abs=1e-6)

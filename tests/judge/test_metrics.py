@@ -68,15 +68,6 @@ def _pairwise_auroc(scored: Scored, c: int) -> float | None:
     return sum(wins) / len(wins) if wins else None
 
 
-def test_auroc_is_the_one_of_scikit_learn_for_several_classes() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.dirichlet(np.ones(4), size=80)
-    scored = Scored(rng.integers(0, 4, 80), scores)
-    assert headline(scored)["auroc"] == pytest.approx(sk.roc_auc_score(scored.target, scores, multi_class="ovr"))
-    two = Scored(scored.target % 2, scores[:, :2])
-    assert headline(two)["auroc"] == pytest.approx(sk.roc_auc_score(two.target, two.scores[:, 1]))
-
-
 def test_a_class_without_images_has_no_auroc() -> None:
     scored = Scored(np.array([0, 1, 0]), np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1]]))
     found = per_class(scored)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics as sk
 from tests.conftest import examples
 
 from thoraclip.judge.calibration import equal_mass_bins
@@ -43,25 +42,6 @@ def test_weights_mean_repeated_rows(seed: int, ties: bool) -> None:
 
 def _same(found: float, expected: float | None) -> bool:
     return bool(np.isnan(found)) if expected is None else found == pytest.approx(expected, abs=1e-9)
-
-
-@examples(30)
-@given(st.integers(0, 2**32 - 1))
-def test_weights_equal_scikit_learns_sample_weight(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    scored, weights = _table(rng, ties=True), None
-    weights = rng.random((len(scored.target), 1)) + 0.01
-    found, options = weighted_metrics(scored, weights), {"sample_weight": weights[:, 0]}
-    labels = list(range(scored.class_count))
-    f1 = sk.f1_score(scored.target, scored.predicted, labels=labels, average="macro", zero_division=0, **options)
-    assert found.headline["macro_f1"][0] == pytest.approx(f1)
-    loss = sk.log_loss(scored.target, scored.scores, labels=labels, **options)
-    assert found.headline["log_loss"][0] == pytest.approx(loss)
-    for c in scored.rankable:
-        truth, score = scored.target == c, scored.scores[:, c]
-        assert found.per_class["auroc"][0, c] == pytest.approx(sk.roc_auc_score(truth, score, **options))
-        area = sk.average_precision_score(truth, score, **options)
-        assert found.per_class["average_precision"][0, c] == pytest.approx(area)
 
 
 @examples(30)
