@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 import torch
 from benchmarks.measure import in_turn, options, ratio, seconds, write_vit_b_32
@@ -65,22 +64,13 @@ class Memory:
         return {"peak": peak / MIB, "added": np.nan if hidden else max(0, peak - self._before) / MIB}
 
 
-def smooth_pictures(count: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """u8[count, size, size]: random greys at 8 x 8 places, and straight lines between them."""
-    pictures = np.empty((count, size, size), dtype=np.uint8)
-    for picture in pictures:
-        coarse = torch.from_numpy(rng.uniform(0, 255, (1, 1, 8, 8)))
-        picture[:] = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")[0, 0].numpy()
-    return pictures
-
-
 def make_contrast(given: argparse.Namespace) -> tuple[Contrast, Batch]:
     """A step on `given.batch` synthetic pictures of three classes, its texts tokenised; and a batch of all of them."""
     rng, every = np.random.default_rng(0), np.arange(given.batch)
     config = Config(model=given.model, batch_size=given.batch, chunk_size=given.chunk, loss="unicl")
     encoder = load_dual_encoder(given.model)
     tuned = add_lora(encoder, config, seed=0, train_scale=True, train_bias=False)
-    greys = smooth_pictures(given.batch, encoder.preprocess.size, rng)
+    greys = rng.integers(0, 256, (given.batch, *2 * [encoder.preprocess.size]), dtype=np.uint8)
     targets = rng.integers(0, CLASSES, given.batch)
     numbers = rng.integers(0, given.captions, given.batch) if given.captions else every
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]

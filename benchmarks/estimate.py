@@ -24,51 +24,28 @@ from benchmarks.results import Result
 
 import thoraclip
 
-STUDIES = {
-    "frozen: zero-shot, probes by three solvers, three seeds": """
-seeds = [0, 1, 2]
-[[methods]]
-name = "zero-shot"
-kind = "zeroshot"
-[[methods]]
-name = "probe, L-BFGS"
-kind = "probe"
-[[methods]]
-name = "probe, AdamW"
-kind = "probe"
-solver = "adamw"
-epochs = 10
-[[methods]]
-name = "probe, LP++"
-kind = "probe"
-solver = "lp++"
-features = "projected"
-""",
-    "training: LoRA and a network, each with more than one chunk a batch": """
-[[methods]]
-name = "LoRA"
-kind = "finetune"
-batch_size = 64
-chunk_size = 16
-epochs = 2
-then = "probe"
-[[methods]]
-name = "network"
-kind = "baseline"
-batch_size = 32
-chunk_size = 16
-epochs = 2
-""",
-    "floor: boosted trees, and the resampling of a report": """
-resamples = 20000
-[[methods]]
-name = "trivial"
-kind = "trivial"
-[[methods]]
-name = "zero-shot"
-kind = "zeroshot"
-""",
-}
+STUDIES: dict[str, tuple[str, list[dict[str, object]]]] = {
+    "frozen: zero-shot, probes by three solvers, three seeds": ("seeds = [0, 1, 2]", [
+        {"kind": "zeroshot"}, {"kind": "probe"}, {"kind": "probe", "solver": "adamw", "epochs": 10},
+        {"kind": "probe", "solver": "lp++", "features": "projected"},
+    ]),
+    "training: LoRA and a network, each with more than one chunk a batch": ("", [
+        {"kind": "finetune", "batch_size": 64, "chunk_size": 16, "epochs": 2, "then": "probe"},
+        {"kind": "baseline", "batch_size": 32, "chunk_size": 16, "epochs": 2},
+    ]),
+    "floor: boosted trees, and the resampling of a report": ("resamples = 20000", [{"kind": "trivial"}, {"kind": "zeroshot"}]),
+}  # fmt: skip
+"""Name -> (settings, methods)."""
+
+
+def study(settings: str, methods: list[dict[str, object]]) -> str:
+    """The study's file."""
+    tables = [
+        "\n".join(f"{name} = {json.dumps(value)}" for name, value in {"name": f"method {number}", **method}.items())
+        for number, method in enumerate(methods)
+    ]
+    top = f'manifest = "m.parquet"\nmodel = "tiny-clip"\n{settings}\n'
+    return top + "\n".join(f"[[methods]]\n{table}" for table in tables)
 
 
 class Comparison(NamedTuple):
@@ -109,10 +86,10 @@ def compare(file: Path, out: Path) -> Comparison:
 def compare_all(root: Path, *, images: int, only: str) -> Iterator[tuple[str, Comparison]]:
     """(name, comparison) of every study whose name begins with `only`, on phantoms in three folds, drawn below `root`."""
     thoraclip.split(phantoms(root, images), out=root / "m.parquet", folds=3)
-    for number, (name, text) in enumerate(STUDIES.items()):
+    for number, (name, parts) in enumerate(STUDIES.items()):
         if name.startswith(only):
             file = root / f"{number}.toml"
-            file.write_text(f'manifest = "m.parquet"\nmodel = "tiny-clip"\n{text}', encoding="utf-8")
+            file.write_text(study(*parts), encoding="utf-8")
             yield name, compare(file, root / f"out-{number}")
 
 

@@ -27,6 +27,7 @@ from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.errors import ThoraclipError
 from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
+from thoraclip.judge.resampling import resample_weights
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.novelty import fit_novelty
 
@@ -173,12 +174,11 @@ def embedded(pixels: Sequence[Grey], encoder: DualEncoder) -> npt.NDArray[np.flo
     return np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)])
 
 
-def weights_of(sources: Sequence[str], rng: np.random.Generator) -> Floats:
+def weights_of(sources: Sequence[str], seed: int) -> Floats:
     """f64[1 + RESAMPLES, N]: how often an image is taken; row 0 takes each once, the others resample whole sources."""
-    _, member = np.unique(np.asarray(sources), return_inverse=True)
-    count = int(member.max()) + 1
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return np.concatenate([np.ones((1, len(member))), drawn[:, member]])
+    groups = np.unique(np.asarray(sources), return_inverse=True)[1]
+    drawn = np.concatenate(list(resample_weights(groups, resamples=RESAMPLES, seed=seed)), axis=1).T
+    return np.concatenate([np.ones((1, len(groups))), drawn])
 
 
 def shares(flagged: Floats, weights: Floats) -> Floats:
@@ -208,9 +208,8 @@ def judge(
 ) -> tuple[dict[str, tuple[Floats, Floats]], Floats]:
     """(AUROC, share flagged) of each group, and the share of tested chest X-rays that is flagged; f64[1 + RESAMPLES] each."""
     features, targets, sources = inside
-    rng = np.random.default_rng(0)
-    own = weights_of(sources, rng)
-    others = {name: weights_of(group.sources, rng) for name, (_, group) in groups.items()}
+    own = weights_of(sources, seed=0)
+    others = {name: weights_of(group.sources, seed) for seed, (name, (_, group)) in enumerate(groups.items(), start=1)}
     areas: dict[str, list[Floats]] = {name: [] for name in groups}
     hits: dict[str, list[Floats]] = {name: [] for name in groups}
     false = []
