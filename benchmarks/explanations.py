@@ -1,13 +1,11 @@
 """Which heat map finds the lesion: every method of `thoraclip explain`, and two baselines that have seen nothing, side by side.
 
     python -m benchmarks.explanations --out explanations.md
-    python -m benchmarks.explanations --masks covid-qu-ex-sample --train covid3-talo --model dino-minilm --out real.md
     python -m benchmarks.explanations --masks covid-qu-ex-sample --run study/runs/linear-probe --out real.md
 
 Without --masks: phantoms of 128 pixels and difficulty 0, whose lesions are known because they were drawn, and two
 classifiers on the shipped tiny-clip, its vision tower fine-tuned and a probe on its features. With --masks: a folder of the
-data set COVID-QU-Ex and a finished run (of --run, or a probe that is made here on --train, a folder with manifest.csv). Only
-test images with a lesion that the classifier gets right are judged, unless --wrong-too. Columns:
+data set COVID-QU-Ex and a finished run, --run. Only test images with a lesion that the classifier gets right are judged, unless --wrong-too. Columns:
 
     pointing    share of maps whose hottest pixel lies in a lesion, or within 3 % of the side of it
     mass        share of the map's mass in the lesions; behind it, over the lesions' share of the area
@@ -32,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks.measure import once, options, radiographs, seconds
+from benchmarks.measure import once, options, seconds
 from benchmarks.results import Result
 
 import thoraclip
@@ -175,13 +173,8 @@ def phantoms(given: argparse.Namespace) -> list[str]:
 
 
 def real(given: argparse.Namespace) -> list[str]:
-    folder = given.run
-    if folder is None:
-        split = thoraclip.split(radiographs(given.train, given.cache), out=given.cache / "train.parquet", folds=2)
-        folder = given.cache / "real-probe"
-        thoraclip.probe(split, out=folder, model=given.model, progress=True)
-    run = read_run(folder)
-    labels = read_predictions(folder / "predictions.parquet").labels
+    run = read_run(given.run)
+    labels = read_predictions(given.run / "predictions.parquet").labels
     classifier = run.classifier(run.folds[0], labels)
     found = index(given.masks, layout="covid-qu-ex").manifest
     names = {"COVID-19": "covid", "Normal": "normal", "Non-COVID": "pneumonia"}
@@ -217,7 +210,7 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 def main() -> None:
     given = options(
-        __doc__, masks=None, run=None, train=None, model="tiny-clip", images=2400, epochs=10, limit=30, wrong_too=False,
+        __doc__, masks=None, run=None, images=2400, epochs=10, limit=30, wrong_too=False,
         sanity=6, steps=16, cache=Path("explanations-cache"), out=Path("explanations.md"),
     )  # fmt: skip
     lines = real(given) if given.masks else phantoms(given)

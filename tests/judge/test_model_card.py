@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -147,10 +146,6 @@ def test_hostile_names_break_neither_the_front_matter_nor_a_table(tmp_path: Path
     assert 'Pneumonia: "viral" \\| other' in text
     assert text.count("\n---\n") == 1, "the front matter ends once"
     assert "](" not in text
-
-
-def test_it_is_the_same_text_every_time() -> None:
-    assert card_of(trained(folds=3)) == card_of(trained(folds=3))
 
 
 def test_unknown_patients_are_said_to_be_unknown() -> None:
@@ -330,17 +325,22 @@ def test_the_data_card_beside_the_images_names_data_and_licence(tmp_path: Path) 
     assert "- Data: Doe 2024" in text
 
 
-@pytest.mark.parametrize("record", ["{", "[]", json.dumps({"name": "x (name not stated)", "license": "not stated", "url": 3})])  # fmt: skip
-def test_a_record_that_tells_nothing_leaves_the_data_unknown(record: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("record", "row"),
+    [
+        ("{", "unknown | ask whoever gave them to you"),
+        ("[]", "unknown | ask whoever gave them to you"),
+        (
+            '{"name": "x (name not stated)", "license": "not stated", "url": 3}',
+            "unknown | ask whoever gave them to you",
+        ),
+        ('{"name": "x", "license": ["a", "b"], "citeAs": null}', "a, b"),
+    ],
+)
+def test_a_record_that_tells_nothing_leaves_the_data_unknown(record: str, row: str, tmp_path: Path) -> None:
     text = written(tmp_path, trained(), lambda images: (images / "croissant.json").write_text(record) and None)
-    assert "Data set: its name is unknown" in text
-    assert "| images and labels | unknown | ask whoever gave them to you |" in text
-
-
-def test_a_foreign_record_may_list_licences(tmp_path: Path) -> None:
-    record = json.dumps({"name": "x", "license": ["a", "b"], "citeAs": None})
-    text = written(tmp_path, trained(), lambda images: (images / "croissant.json").write_text(record) and None)
-    assert "| images and labels | a, b |" in text
+    assert f"| images and labels | {row} |" in text
+    assert ("Data set: its name is unknown" in text) == ("unknown" in row)
 
 
 def test_weights_are_found_and_those_of_other_runs_are_not(tmp_path: Path) -> None:
