@@ -1,8 +1,5 @@
 """From files to a probe's predictions, against the recipe that runs the encoder again in every epoch.
 
-    python -m benchmarks.probing
-    THORACLIP_SHARED=FOLDER python -m benchmarks.probing
-
 Radiographs where the folder THORACLIP_SHARED (else `../shared`) holds data/covid3-talo and models/dino-minilm, else phantoms and
 tiny-clip. The recipe: a softmax layer under AdamW for 100 epochs, whose every epoch opens the pictures with PIL, prepares them
 with the model's own processor and encodes them in fp32. Two of its epochs are run, before and after ours. For the accuracy its layer
@@ -23,7 +20,7 @@ import numpy.typing as npt
 import torch
 from benchmarks import plain
 from benchmarks.measure import once, phantoms, radiographs
-from benchmarks.results import Result, show
+from benchmarks.results import Result
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -160,7 +157,3 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
             f"[{100 * low:.1f}, {100 * high:.1f}]", 100 * float(mine.mean()), "%",
         ),
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    show(bench)

@@ -1,7 +1,5 @@
 """How much of an epoch a training waits for its pictures: reading the pixel cache, augmenting, expanding grey.
 
-    python -m benchmarks.waiting
-
 The second epoch of `finetune` and of `baseline`, from its first step to the end of its last. What counts as waiting is what the
 training's own thread spends in the calls that give it pixels, whoever works behind them.
 """
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import phantoms, write_vit_b_32
-from benchmarks.results import Result, show
+from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.methods.contrast import Contrast
@@ -113,7 +111,3 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
         )
         for name, (share, whole) in found.items()
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    show(bench)
