@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,78 +42,27 @@ def encode(encoder: DualEncoder, batches: Sequence[Greys]) -> None:
         pass
 
 
-@dataclass(frozen=True)
-class Products:
-    """The matrix products of a vision transformer, and nothing else, in the encoder's precision.
+def tower_products(encoder: DualEncoder, images: int) -> tuple[int, int, Callable[[], Callable[[], object]]]:
+    """The matrix products of an encoder's vision tower, and nothing else, in the encoder's precision.
 
-    Args:
-        dtype: of all matrices.
-        tokens, width, hidden, layers: shape of the tower; a patch has `patch` numbers.
+    Returns:
+        Multiply-adds an image of the whole tower; of its layers' weights alone; and a maker of calls that multiply one batch
+        by these weights, of which every layer has its own.
     """
+    config = encoder.model.config.vision_config
+    width, hidden, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    patches = (encoder.preprocess.size // config.patch_size) ** 2
+    tokens, dtype = patches + 1, torch.bfloat16 if encoder.precision == "bf16" else torch.float32
+    shapes = [(width, width)] * 4 + [(width, hidden), (hidden, width)]  # (in, out) of q, k, v, o, fc1, fc2
+    of_weights = layers * tokens * sum(a * b for a, b in shapes)
+    whole = of_weights + 2 * layers * tokens**2 * width + patches * 3 * config.patch_size**2 * width
 
-    dtype: torch.dtype
-    tokens: int
-    width: int
-    hidden: int
-    layers: int
-    patch: int
+    def runner() -> Callable[[], object]:
+        rows = {size: torch.randn(images * tokens, size).to(dtype) for size in (width, hidden)}
+        weights = [torch.randn(b, a).to(dtype) for _ in range(layers) for a, b in shapes]
+        return torch.inference_mode()(lambda: [nn.functional.linear(rows[w.shape[1]], w) for w in weights])
 
-    @classmethod
-    def of(cls, encoder: DualEncoder) -> Products:
-        """Those of an encoder's vision tower."""
-        config = encoder.model.config.vision_config
-        patches = (encoder.preprocess.size // config.patch_size) ** 2
-        return cls(
-            torch.bfloat16 if encoder.precision == "bf16" else torch.float32,
-            patches + 1,
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-            3 * config.patch_size**2,
-        )
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of the weights of one layer: q, k, v, o, fc1, fc2."""
-        width, hidden = self.width, self.hidden
-        return [(width, width)] * 4 + [(width, hidden), (hidden, width)]
-
-    @property
-    def weights_multiplications(self) -> int:
-        """Multiply-adds an image with the weights of all layers: what `runner` does."""
-        return self.layers * self.tokens * sum(a * b for a, b in self.shapes)
-
-    @property
-    def multiplications(self) -> int:
-        """Multiply-adds an image of the whole tower: also of the attention and of the patches."""
-        attention = 2 * self.layers * self.tokens**2 * self.width
-        return self.weights_multiplications + attention + (self.tokens - 1) * self.patch * self.width
-
-    def runner(self, images: int) -> Callable[[], None]:
-        """The products of one batch; a weight of its own for every layer, as in the tower."""
-        generator = torch.Generator().manual_seed(0)
-
-        def matrix(rows: int, columns: int) -> torch.Tensor:
-            return torch.randn(rows, columns, generator=generator).to(self.dtype)
-
-        rows = {size: matrix(images * self.tokens, size) for size in (self.width, self.hidden)}
-        weights = [matrix(b, a) for _ in range(self.layers) for a, b in self.shapes]
-
-        @torch.inference_mode()
-        def run() -> None:
-            for weight in weights:
-                nn.functional.linear(rows[weight.shape[1]], weight)
-
-        return run
-
-
-def side_by_side(runners: Sequence[Callable[[], None]]) -> None:
-    """Each in a Python thread of its own."""
-    threads = [threading.Thread(target=run) for run in runners]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    return whole, of_weights, runner
 
 
 def with_threads(count: int, work: Callable[[], object]) -> Callable[[], None]:
@@ -123,10 +71,8 @@ def with_threads(count: int, work: Callable[[], object]) -> Callable[[], None]:
     def run() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(count)
-        try:
-            work()
-        finally:
-            torch.set_num_threads(before)
+        work()
+        torch.set_num_threads(before)
 
     return run
 
@@ -136,31 +82,29 @@ def against_products(encoder: DualEncoder, batches: Sequence[Greys], rounds: int
 
     The own shapes run by the faster of two ways to use all cores, one batch after another, every product right after the other.
     """
-    products, batch = Products.of(encoder), len(batches[0])
-    images, many = sum(map(len, batches)), cores()
-    runners = [products.runner(batch) for _ in range(many)]
-    several, square = max(1, len(batches) // many), torch.randn(_SQUARE, _SQUARE).to(products.dtype)
-
-    def one_after_another() -> None:
-        for _ in range(several * many):
-            runners[0]()
+    batch, images, many = len(batches[0]), sum(map(len, batches)), cores()
+    whole, of_weights, runner = tower_products(encoder, batch)
+    runners = [runner() for _ in range(many)]
+    several = max(1, len(batches) // many)
+    square = torch.randn(_SQUARE, _SQUARE).to(torch.bfloat16 if encoder.precision == "bf16" else torch.float32)
 
     def each_core_one() -> None:
-        side_by_side([lambda run=run: [run() for _ in range(several)] for run in runners])
+        with ThreadPoolExecutor(many) as pool:
+            list(pool.map(lambda run: [run() for _ in range(several)], runners))
 
     ways = {
         "encoder": lambda: encode(encoder, batches),
         "square": with_threads(many, lambda: [square @ square for _ in range(4)]),
-        "operators share": with_threads(many, one_after_another),
+        "operators share": with_threads(many, lambda: [runners[0]() for _ in range(several * many)]),
         "cores share": with_threads(1, each_core_one),
     }
     for work in ways.values():
         work()
     times = in_turn(ways, rounds)
-    reached = products.multiplications * images / times["encoder"]
+    reached = whole * images / times["encoder"]
     large = 4 * _SQUARE**3 / times["square"]
     fastest = np.minimum(times["operators share"], times["cores share"])
-    own = products.weights_multiplications * several * many * batch / fastest
+    own = of_weights * several * many * batch / fastest
     rate = float(np.median(images / times["encoder"]))
     return [
         Result(

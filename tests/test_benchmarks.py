@@ -106,12 +106,12 @@ def test_the_docs_have_the_markers():
     assert text.index(BEGIN) < text.index(END)
 
 
-def test_a_quick_run_writes_results_and_table(tmp_path, capsys):
+def test_a_quick_run_writes_results_and_table(tmp_path, capfd):
     out, page = tmp_path / "results.json", tmp_path / "page.md"
     write_results(out, [Result("start: other", None, None, "", 1, "s"), Result("marks: old", None, None, "", 1, "s")])
     page.write_text(f"{BEGIN}\n{END}\n")
     assert run.main(["--quick", "--only", "marks", "--out", str(out), "--page", str(page)]) == 0
-    told = capsys.readouterr()
+    told = capfd.readouterr()
     assert "[1/1] marks: 2 rows" in told.err
     names = [row["name"] for row in json.loads(out.read_text())]
     assert names == [

@@ -113,6 +113,8 @@ def test_one_source_none_and_a_group_of_two_images() -> None:
     small = next(r for r in two["subgroups"] if r["value"] == "F")
     assert small["images"] == 2 and small["is_small"] and small["high"] - small["low"] > 0.5
     assert any("the smallest is sex 'F' with 2 images" in sentence for sentence in two["reading"])
+    ten = audit_report(facts(sex=["F"] * 10 + ["M"] * (N - 10)), resamples=200, seed=0)
+    assert not any(row["is_small"] for row in ten["subgroups"])
 
 
 def test_age_bands() -> None:

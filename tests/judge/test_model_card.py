@@ -45,6 +45,11 @@ class Config:
     NOT_IN_THE_RESULT = ("workers",)
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thoraclip.judge.model_card._RESAMPLES", 100)
+
+
 def trained(
     classes: Sequence[str] = ("a", "b", "c"), n: int = 90, *, folds: int = 0, patients: bool = True, skill: float = 1.0,
     present: int | None = None, config: Any = None, **details: Any,
@@ -99,7 +104,7 @@ def width(row: str) -> int:
 def test_the_hub_reads_it_back_and_its_numbers_are_the_judges() -> None:
     run = trained(skill=0.3)
     card = ModelCard(card_of(run))
-    report = judge([MethodResult(name="m", kind="x", predictions=(run.predictions,))], title="t", resamples=1000)
+    report = judge([MethodResult(name="m", kind="x", predictions=(run.predictions,))], title="t", resamples=100)
     metrics = next(row for row in report["methods"] if row["name"] == "m")["metrics"]
     found = results_of(card)
     names = {
@@ -122,13 +127,15 @@ def test_the_hub_reads_it_back_and_its_numbers_are_the_judges() -> None:
 def test_sensitivity_and_specificity_of_every_class_stand_beside_the_majority() -> None:
     run = trained(skill=0.3)
     text = card_of(run)
-    report = judge([MethodResult(name="m", kind="x", predictions=(run.predictions,))], title="t", resamples=1000)
+    report = judge([MethodResult(name="m", kind="x", predictions=(run.predictions,))], title="t", resamples=100)
     ours, majority = report["methods"]
     for label, row in ours["per_class"].items():
         cells = [f"{share(row[k]['value'])} [{share(row[k]['low'])}, {share(row[k]['high'])}]" for k in ("recall", "specificity")]  # fmt: skip
         assert f"| {label} | {row['support']} | {' | '.join(cells)} |" in text
     assert f"| *majority* | {share(majority['metrics']['accuracy']['value'])} [" in text
     assert "90 test images of 45 patients" in text
+    lead = next(c for c in report["comparisons"] if c["metric"] == "accuracy")
+    assert f"It beats the majority row by {100 * lead['difference']:.1f} points of accuracy [" in text
 
 
 def test_hostile_names_break_neither_the_front_matter_nor_a_table(tmp_path: Path) -> None:
@@ -217,6 +224,7 @@ def test_settings_are_shown_with_their_meaning_and_without_places(tmp_path: Path
     assert "| `adapter` | lora/seed-1 | Where the adapter is. |" in text
     assert "| `rate` | 0.2 | How fast \\| how far. |" in text
     assert "`geometry` | squash" in text and "workers" not in text
+    assert text.index("| `geometry`") < text.index("| `adapter`"), "what always matters comes first"
     assert str(tmp_path) not in text and "/home" not in text
     assert "`rate`" not in card_of(trained())
     assert "| adapter lora/seed-1 | unknown |" in text

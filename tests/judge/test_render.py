@@ -165,6 +165,19 @@ def test_numbers_are_percentages_with_one_decimal(study: dict[str, Any], written
         assert expected in text and "standard deviation over the seeds" in text
 
 
+def test_each_metric_of_a_comparison_has_its_own_column(study: dict[str, Any], written: Path) -> None:
+    text = markdown_page(study)
+    row = next(
+        line for line in text.split("against each other method")[1].splitlines() if line.startswith("| majority |")
+    )
+    cells = [cell.strip() for cell in row.split("|")]
+    for column, metric in ((2, "macro_f1"), (4, "accuracy")):
+        found = next(c for c in study["comparisons"] if c["metric"] == metric and {c["a"], c["b"]} == {"b", "majority"})
+        assert cells[column].startswith(f"{100 * found['difference']:+.1f}"), (cells, metric)
+    mcc = next(m for m in study["methods"] if m["name"] == "b")["metrics"]["mcc"]["value"]
+    assert f"{mcc:.3f}" in _read(written).text, "a correlation is no percentage"
+
+
 def test_published_values_stand_apart_beside_the_measured_ones(written: Path) -> None:
     text, page = (written / "report.md").read_text(), _read(written).text.replace("\u00a0", " ")
     for drawn in (text, page):
