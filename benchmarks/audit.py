@@ -4,17 +4,16 @@ Every run draws phantoms with one confounder tied to the class (or none), splits
 on tiny-clip, and audits it. Found is: a test that points at the confounder is positive. A false alarm is: any positive test
 of a clean set. Runs are appended to a file, so that the campaign can be stopped and continued.
 
-    python benchmarks/audit.py --out audit-runs.jsonl                 # 100 clean runs and 20 of each kind and strength
-    python benchmarks/audit.py --out audit-runs.jsonl --figure docs/audit-power.svg --only-summary
+    python -m benchmarks.audit --out audit-runs.jsonl                 # 100 clean runs and 20 of each kind and strength
+    python -m benchmarks.audit --out audit-runs.jsonl --clean 0 --each 0 --figure docs/audit-power.svg
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,9 +21,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import numpy as np
+from benchmarks.measure import options
 from benchmarks.results import Result
+
+from thoraclip.proportions import clopper_pearson
 
 STRENGTHS = (0.5, 0.7, 0.9, 1.0)
 OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
@@ -94,37 +95,28 @@ def plan(clean: int, each: int) -> Iterator[tuple[str, float, int]]:
                 yield kind, strength, 10_000 + seed
 
 
-def summarise(rows: list[dict[str, Any]]) -> str:
-    """The table: found of all runs, with exact 95 % intervals."""
-    from thoraclip.proportions import clopper_pearson
+def shares(rows: list[dict[str, Any]], kind: str, strength: float) -> tuple[int, float, float, float] | None:
+    """(runs, share found, exact 95 % interval) of a confounder at a strength."""
+    own = [is_found(r) for r in rows if r["kind"] == kind and r["strength"] == strength]
+    return (len(own), sum(own) / len(own), *clopper_pearson(sum(own), len(own))) if own else None
 
-    lines = [
-        "| Confounder | Strength | Runs | Found | 95 %, exact | Overall: strong / some / none / cannot tell | Balanced accuracy |",
-        "| --- | ---: | ---: | ---: | --- | --- | ---: |",
-    ]
-    for kind in ("clean", *POINTS_AT):
-        for strength in (0.0, *STRENGTHS):
+
+def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The table: found of all runs, overall readings, and the time of an audit."""
+    levels = ("strong", "some", "none", "cannot_tell")
+    yield f"| Confounder | Strength | Runs | Found, 95 %, exact | Overall: {' / '.join(levels)} | Balanced accuracy |"
+    yield "| --- | ---: | ---: | --- | --- | ---: |"
+    for kind, strength in itertools.product(("clean", *POINTS_AT), (0.0, *STRENGTHS)):
+        if found := shares(rows, kind, strength):
             own = [r for r in rows if r["kind"] == kind and r["strength"] == strength]
-            if not own:
-                continue
-            hits = sum(map(is_found, own))
-            low, high = clopper_pearson(hits, len(own))
-            levels = " / ".join(
-                str(sum(r["overall"] == v for r in own)) for v in ("strong", "some", "none", "cannot_tell")
-            )
-            accuracy = sum(r["balanced_accuracy"] for r in own) / len(own)
-            lines.append(
-                f"| {kind} | {strength:g} | {len(own)} | {hits} ({100 * hits / len(own):.0f} %) | "
-                f"{100 * low:.1f} to {100 * high:.1f} % | {levels} | {100 * accuracy:.0f} % |"
-            )
-    seconds = sorted(r["seconds"] for r in rows)
-    cpu = sorted(r["cpu_seconds"] for r in rows)
-    lines.append("")
-    lines.append(
-        f"Seconds for an audit of {rows[0]['images']} images, one thread, median and longest: {seconds[len(seconds) // 2]:.1f}, "
-        f"{seconds[-1]:.1f}; of processor time {cpu[len(cpu) // 2]:.1f}, {cpu[-1]:.1f}."
-    )
-    return "\n".join(lines)
+            runs, share, low, high = found
+            told = " / ".join(str(sum(r["overall"] == level for r in own)) for level in levels)
+            accuracy = 100 * np.mean([r["balanced_accuracy"] for r in own])
+            percent = f"{100 * share:.0f} % [{100 * low:.1f}, {100 * high:.1f}]"
+            yield f"| {kind} | {strength:g} | {runs} | {percent} | {told} | {accuracy:.0f} % |"
+    for name in ("seconds", "cpu_seconds"):
+        spent = [r[name] for r in rows]
+        yield f"{name} of an audit of {rows[0]['images']} images, median and longest: {np.median(spent):.1f}, {max(spent):.1f}"
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
@@ -132,43 +124,19 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    from thoraclip.proportions import clopper_pearson
-
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-    for number, (kind, colour) in enumerate(zip(POINTS_AT, colours, strict=True)):
-        points = []
-        for strength in STRENGTHS:
-            own = [r for r in rows if r["kind"] == kind and r["strength"] == strength]
-            if own:
-                hits = sum(map(is_found, own))
-                points.append((strength, hits / len(own), *clopper_pearson(hits, len(own))))
-        if points:
-            x, y, low, high = (list(column) for column in zip(*points, strict=True))
-            shifted = [value + 0.006 * (number - 2) for value in x]
-            errors = [
-                [100 * (a - b) for a, b in zip(y, low, strict=True)],
-                [100 * (b - a) for a, b in zip(y, high, strict=True)],
-            ]
-            axes.errorbar(
-                shifted,
-                [100 * v for v in y],
-                yerr=errors,
-                color=colour,
-                marker="o",
-                markersize=4,
-                linewidth=1.4,
-                label=kind,
-            )
-    clean = [r for r in rows if r["kind"] == "clean"]
-    hits = sum(map(is_found, clean))
-    low, high = clopper_pearson(hits, len(clean))
-    share, sides = 100 * hits / len(clean), [[100 * (hits / len(clean) - low)], [100 * (high - hits / len(clean))]]
-    axes.errorbar(
-        [0.0], [share], yerr=sides, color="#1b2733", marker="s", label=f"clean ({len(clean)} runs): false alarms"
-    )
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#1b2733")
+    curves = {kind: (kind, STRENGTHS, 0.006 * (number - 2)) for number, kind in enumerate(POINTS_AT)}
+    clean = sum(row["kind"] == "clean" for row in rows)
+    curves["clean"] = (f"clean ({clean} runs): false alarms", (0.0,), 0.0)
+    for (kind, (label, strengths, shift)), colour in zip(curves.items(), colours, strict=True):
+        points = [(strength, *found) for strength in strengths if (found := shares(rows, kind, strength))]
+        x, y, low, high = np.array(points).T[[0, 2, 3, 4]]
+        errors = 100 * np.array([y - low, high - y])
+        axes.errorbar(x + shift, 100 * y, yerr=errors, color=colour, marker="s" if kind == "clean" else "o", markersize=4,
+                      linewidth=1.4, label=label)  # fmt: skip
     axes.set(xlabel="strength: chance that the class decides the confounder", ylabel="runs (%)", ylim=(-3, 103))
     axes.grid(color="#d5dbe1", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -194,29 +162,20 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("audit-runs.jsonl"))
-    parser.add_argument("--clean", type=int, default=100)
-    parser.add_argument("--each", type=int, default=20)
-    parser.add_argument("--images", type=int, default=240)
-    parser.add_argument("--difficulty", type=float, default=0.0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--only-summary", action="store_true")
-    given = parser.parse_args()
+    given = options(
+        __doc__, out=Path("audit-runs.jsonl"), clean=100, each=20, images=240, difficulty=0.0, workers=os.cpu_count() or 1,
+        figure=None,
+    )  # fmt: skip
     rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
     done = {(r["kind"], r["strength"], r["seed"]) for r in rows}
     todo = [job for job in plan(given.clean, given.each) if (job[0] or "clean", *job[1:]) not in done]
-    if todo and not given.only_summary:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(given.workers, mp_context=context) as pool, given.out.open("a") as stream:
-            jobs = [pool.submit(one, *job, given.images, given.difficulty) for job in todo]
-            for number, job in enumerate(jobs, start=1):
-                rows.append(job.result())
-                stream.write(json.dumps(rows[-1]) + "\n")
-                stream.flush()
-                sys.stderr.write(f"\r{number}/{len(jobs)}")
-    print(summarise(rows))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.workers, mp_context=context) as pool, given.out.open("a") as stream:
+        for job in [pool.submit(one, *job, given.images, given.difficulty) for job in todo]:
+            rows.append(job.result())
+            stream.write(json.dumps(rows[-1]) + "\n")
+            stream.flush()
+    print(*summarise(rows), sep="\n")
     if given.figure:
         draw(rows, given.figure)
 

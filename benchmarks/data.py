@@ -1,7 +1,7 @@
 """Time, rate and peak memory of everything that reads a whole data set: index (cold, again), check, pixel cache.
 
-    python benchmarks/data.py --phantoms 2000
-    python benchmarks/data.py --folder IMAGES --layout covid-qu-ex
+    python -m benchmarks.data --phantoms 2000
+    python -m benchmarks.data --folder IMAGES --layout covid-qu-ex
 
 Each stage is a process of its own, so its peak memory is its own. The last column is its time over that of the cold index,
 measured in this one run; for the benchmark's table the cold index and the cold pixel cache stand against a loop that opens,
@@ -10,18 +10,14 @@ hashes and resizes the same pictures one by one.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import Used, launch, once
+from benchmarks.measure import Used, launch, once, options
 from benchmarks.results import Result
+from PIL import Image
 
 from thoraclip.tables.manifest import read_manifest
 from thoraclip.threads import cores
@@ -92,20 +88,14 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="images to read; phantoms are drawn where none are named")
-    parser.add_argument("--layout", default="covid-qu-ex")
-    parser.add_argument("--phantoms", type=int, default=2000)
-    arguments = parser.parse_args()
+    given = options(__doc__, folder=None, layout="covid-qu-ex", phantoms=2000)
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        root = arguments.folder or draw(work / "phantoms", arguments.phantoms)
-        measured, n = stages(root, arguments.layout, work)
-    first = measured["index"].wall
+        root = given.folder or draw(Path(name) / "phantoms", given.phantoms)
+        measured, n = stages(root, given.layout, Path(name))
     print(f"{n:,} images, {cores()} cores")
     for what, used in measured.items():
-        rate, share = n / used.wall, used.wall / first
-        print(f"{what:<30} {used.wall:8.1f} s {rate:8.0f} images/s {used.peak:7.0f} MB  {share:.2f} x index")
+        share = used.wall / measured["index"].wall
+        print(f"{what:<30} {used.wall:8.1f} s {n / used.wall:8.0f} images/s {used.peak:7.0f} MB  {share:.2f} x index")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Duplicate pictures: recall for planted copies, precision, the cost of the Hamming join, the rate of the alignment.
+"""Duplicate pictures: recall for planted copies, precision, the cost of the Hamming join.
 
-    python benchmarks/duplicates.py                          # phantoms, drawn into a temporary folder
-    python benchmarks/duplicates.py --images radiographs/    # every PNG and JPEG below one folder or several
+    python -m benchmarks.duplicates                          # phantoms, drawn into a temporary folder
+    python -m benchmarks.duplicates --images radiographs/    # every PNG and JPEG below one folder or several
 
 Copies of the originals are planted by one transform at a time and searched for among all originals. A pair is right when
 it joins a copy with its original (or two copies or originals of one picture); pairs that the originals hold among
@@ -10,11 +10,7 @@ themselves are listed, for the reader to look at, and count as one picture from 
 
 from __future__ import annotations
 
-import argparse
 import io
-import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,13 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import once
+from benchmarks.measure import once, options
 from benchmarks.measure import phantoms as draw_phantoms
 from benchmarks.results import Result
+from PIL import Image
 
 from thoraclip.data.duplicates import clusters, find_duplicates, hamming_pairs, thumbnail
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
@@ -37,6 +30,7 @@ from thoraclip.proportions import wilson
 
 Grey = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
+RADIUS = 4
 Transform = Callable[[Grey, np.random.Generator], Grey]
 
 
@@ -98,45 +92,34 @@ def two_of_them(pixels: Grey, rng: np.random.Generator) -> Grey:
     return pixels
 
 
-def share(right: int, trials: int) -> str:
-    low, high = wilson(right, max(trials, 1))
-    return f"{right:6d} of {trials:6d}  {right / max(trials, 1):.4f}  [{low:.4f}, {high:.4f}]"
-
-
-def search(thumbnails: Grey, names: list[str]) -> tuple[list[tuple[int, int]], float]:
-    began = time.perf_counter()
-    found = find_duplicates(thumbnails, names)
-    return [(pair.first, pair.second) for pair in found], time.perf_counter() - began
+def search(thumbnails: Grey, names: list[str]) -> list[tuple[int, int]]:
+    return [(pair.first, pair.second) for pair in find_duplicates(thumbnails, names)]
 
 
 def quality(
-    pictures: list[Grey], names: list[str], *, copies: int, seed: int, phantoms: bool
+    pictures: list[Grey], names: list[str], *, copies: int, phantoms: bool
 ) -> tuple[dict[str, tuple[int, int]], tuple[int, int]]:
-    """Print the recall of each transform and the precision over all of them, and return them: found, and of how many."""
-    rng, count = np.random.default_rng(seed), len(pictures)
+    """Recall of each transform and precision over all of them: found, and of how many; pairs among the originals are printed."""
+    rng, count = np.random.default_rng(0), len(pictures)
     originals = np.stack([thumbnail(picture) for picture in pictures])
-    own, took = search(originals, [f"original {i}" for i in range(count)])
-    print(f"\n{count} originals searched in {took:.1f} s; pairs among them: {len(own)}")
+    own = search(originals, [f"original {i}" for i in range(count)])
     for first, second in own[:20]:
-        print(f"  {names[first]}  {names[second]}")
+        print(f"among the originals: {names[first]}  {names[second]}")
     same = clusters(count, np.array([] if phantoms else own, dtype=np.int64).reshape(-1, 2))
     chosen = rng.choice(count, min(copies, count), replace=False)
     picture_of = np.concatenate([same, same[chosen]])
     right = len([pair for pair in own if same[pair[0]] == same[pair[1]]]) if phantoms else 0
     reported = len(own) if phantoms else 0
-    print(f"\n{'recall':32s}{'found':>6s} {'':9s}  share   95 % interval")
     recall = {}
     for name, change in {**TRANSFORMS, "two of these": two_of_them}.items():
         planted = np.stack([thumbnail(np.ascontiguousarray(change(pictures[i], rng))) for i in chosen])
         # a copy that came out with the original's bytes is another file all the same
-        pairs, _ = search(np.concatenate([originals, planted]), [f"{name} {i}" for i in range(len(picture_of))])
-        pairs = [pair for pair in pairs if pair[1] >= count]
+        every = search(np.concatenate([originals, planted]), [f"{name} {i}" for i in range(len(picture_of))])
+        pairs = [pair for pair in every if pair[1] >= count]
         hits = {second for first, second in pairs if first == chosen[second - count]}
         right += sum(picture_of[first] == picture_of[second] for first, second in pairs)
         reported += len(pairs)
         recall[name] = len(hits), len(chosen)
-        print(f"{name:32s}{share(*recall[name])}")
-    print(f"\n{'precision':32s}{share(int(right), reported)}")
     return recall, (int(right), reported)
 
 
@@ -169,72 +152,42 @@ def clumped_hashes(count: int, rng: np.random.Generator) -> Hashes:
 HASHES = {"random": random_hashes, "clumped": clumped_hashes}
 
 
-def join_once(kind: str, count: int, radius: int) -> tuple[int, float, float]:
-    """Pairs, seconds and megabytes (peak of a fresh process) of one join."""
-    hashes = HASHES[kind](count, np.random.default_rng(0))
-    began = time.perf_counter()
-    pairs = hamming_pairs(hashes, radius=radius)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    return len(pairs), time.perf_counter() - began, peak
-
-
-def cost_curve(largest: int, radius: int) -> None:
-    print(f"join within {radius} bits{'':8s}hashes       pairs   seconds   peak MB   all with all: comparisons")
+def cost_curve(largest: int) -> None:
+    """Seconds of the join of ever more hashes, and how they grow."""
     counts = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= largest]
     for kind in HASHES:
         times = []
         for count in counts:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                pairs, took, peak = pool.apply(join_once, (kind, count, radius))
-            times.append(took)
-            print(f"{kind:20s}{count:14,d}{pairs:12,d}{took:10.3f}{peak:10.0f}{count * (count - 1) / 2:14.2e}")
-        if len(counts) > 1:
-            slope = np.polyfit(np.log(counts), np.log(times), 1)[0]
-            last = np.log(times[-1] / times[-2]) / np.log(counts[-1] / counts[-2])
-            print(f"{kind:20s}time grows as hashes^{slope:.2f} (fit); ^{last:.2f} over the last step")
+            hashes, began = HASHES[kind](count, np.random.default_rng(0)), time.perf_counter()
+            pairs = hamming_pairs(hashes, radius=RADIUS)
+            times.append(time.perf_counter() - began)
+            print(f"{kind:20s}{count:14,d} hashes{len(pairs):12,d} pairs{times[-1]:10.3f} s")
+        print(f"{kind:20s}time grows as hashes^{np.polyfit(np.log(counts), np.log(times), 1)[0]:.2f}")
 
 
-def alignment_rate(thumbnails: Grey, pairs: int = 2_000) -> None:
-    from thoraclip.data.duplicates.alignment import confirm, half_detail
-
-    rng = np.random.default_rng(0)
-    for kind in ("strangers", "copies"):
-        rows = np.zeros((pairs, 4), dtype=np.int64)
-        rows[:, 0] = rng.integers(0, len(thumbnails), pairs)
-        rows[:, 1] = rng.integers(0, len(thumbnails), pairs) if kind == "strangers" else rows[:, 0]
-        began = time.perf_counter()
-        halves = half_detail(thumbnails)
-        for begin in range(0, pairs, 128):
-            block = rows[begin : begin + 128]
-            confirm(thumbnails, block, halves, block[:, :2])
-        print(f"alignment, {kind:12s}{pairs / (time.perf_counter() - began):8.0f} pairs/s")
-
-
-def all_with_all(hashes: Hashes, radius: int) -> int:
-    """Pairs within `radius` bits, by looking at every one of them."""
-    found = 0
-    for row in range(len(hashes) - 1):
-        found += int((np.bitwise_count(hashes[row + 1 :] ^ hashes[row]) <= radius).sum())
-    return found
+def all_with_all(hashes: Hashes) -> int:
+    """Pairs within RADIUS bits, by looking at every one of them."""
+    return sum(
+        int((np.bitwise_count(hashes[row + 1 :] ^ hashes[row]) <= RADIUS).sum()) for row in range(len(hashes) - 1)
+    )
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """The join of 100,000 hashes against all with all, counted for 10,000; and a reduced accuracy: 100 copies a transform."""
-    small, count, radius = (1000, 2000, 4) if quick else (10_000, 100_000, 4)
+    small, count = (1000, 2000) if quick else (10_000, 100_000)
     hashes = clumped_hashes(count, np.random.default_rng(0))
-    hamming_pairs(hashes[:small], radius=radius)
-    took = once(lambda: hamming_pairs(hashes, radius=radius))
-    every = once(lambda: all_with_all(hashes[:small], radius)) * (count / small) ** 2
+    hamming_pairs(hashes[:small], radius=RADIUS)
+    took = once(lambda: hamming_pairs(hashes, radius=RADIUS))
+    every = once(lambda: all_with_all(hashes[:small])) * (count / small) ** 2
     manifest = draw_phantoms(work, 24 if quick else 256)
     recall, precision = quality(
         [decode(path).pixels for path in manifest.paths()], list(manifest.column("image_id")), copies=12 if quick else 100,
-        seed=0, phantoms=True,
+        phantoms=True,
     )  # fmt: skip
     hits, of = (sum(column) for column in zip(*recall.values(), strict=True))
     return [
         Result(
-            f"pairs among {count:,} hashes within {radius} bits", every / took, 10,
+            f"pairs among {count:,} hashes within {RADIUS} bits", every / took, 10,
             f"all with all in NumPy, extrapolated from {small:,} hashes", count / took, "hashes/s",
         ),
         Result("planted copies found", hits / of, 0.95, f"{of:,} copies of phantoms by {len(recall)} transforms", 100 * hits / of, "%"),
@@ -243,34 +196,21 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     ]  # fmt: skip
 
 
-def read(folders: list[Path]) -> tuple[list[Grey], list[str]]:
-    found = [path for folder in folders for path in sorted(folder.rglob("*"))]
-    files = [path for path in found if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
-    return [decode(file).pixels for file in files], [f"{file.parent.name}/{file.name}" for file in files]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, nargs="+", help="folders of PNG and JPEG radiographs; none: phantoms")
-    parser.add_argument("--phantoms", type=int, default=600, help="how many to draw")
-    parser.add_argument("--copies", type=int, default=300, help="planted for each transform")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--largest", type=int, default=1_000_000, help="hashes in the largest join; 0 leaves it out")
-    parser.add_argument("--radius", type=int, default=4, help="of the join, in bits")
-    arguments = parser.parse_args()
-    if arguments.largest:  # first: a fresh process reports its parent's peak memory when that is larger
-        cost_curve(arguments.largest, arguments.radius)
+    given = options(__doc__, images=[], phantoms=600, copies=300, largest=1_000_000)
+    cost_curve(given.largest)
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.images:
-            pictures, names = read(arguments.images)
-        else:
-            root = write_phantoms(
-                Path(folder) / "phantoms",
-                PhantomConfig(images=arguments.phantoms, seed=arguments.seed, infection_fraction=0),
-            ).root
-            pictures, names = read(sorted(root.rglob("images")))
-    quality(pictures, names, copies=arguments.copies, seed=arguments.seed, phantoms=not arguments.images)
-    alignment_rate(np.stack([thumbnail(picture) for picture in pictures]))
+        folders = given.images
+        if not folders:
+            config = PhantomConfig(images=given.phantoms, infection_fraction=0)
+            folders = sorted(write_phantoms(Path(folder) / "phantoms", config).root.rglob("images"))
+        found = [path for folder in folders for path in sorted(folder.rglob("*"))]
+        files = [path for path in found if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
+        pictures, names = [decode(file).pixels for file in files], [f"{file.parent.name}/{file.name}" for file in files]
+    recall, precision = quality(pictures, names, copies=given.copies, phantoms=not given.images)
+    for name, (right, of) in {**recall, "precision over all": precision}.items():
+        low, high = wilson(right, max(of, 1))
+        print(f"{name:32s}{right:6d} of {of:6d}  {right / max(of, 1):.4f}  [{low:.4f}, {high:.4f}]")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,25 @@
 """Speed of the frozen path: from files against the plain way, encoding against what the processor can do, the pixel cache.
 
-    python benchmarks/embedding.py --model tiny-clip --images 600
+    python -m benchmarks.embedding --model tiny-clip --images 600
 
 Draws phantoms, prints ratios that were all measured in this one run; the machine's speed drops out.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import plain
-from benchmarks.measure import in_turn, memory_bandwidth, once, phantoms, ratio, seconds, write_vit_b_32
+from benchmarks.measure import in_turn, memory_bandwidth, options, phantoms, ratio, seconds, write_vit_b_32
 from benchmarks.results import Result
+from torch import nn
 
 import thoraclip
 from thoraclip.data.batches import grey_batches
@@ -48,78 +42,27 @@ def encode(encoder: DualEncoder, batches: Sequence[Greys]) -> None:
         pass
 
 
-@dataclass(frozen=True)
-class Products:
-    """The matrix products of a vision transformer, and nothing else, in the encoder's precision.
+def tower_products(encoder: DualEncoder, images: int) -> tuple[int, int, Callable[[], Callable[[], object]]]:
+    """The matrix products of an encoder's vision tower, and nothing else, in the encoder's precision.
 
-    Args:
-        dtype: of all matrices.
-        tokens, width, hidden, layers: shape of the tower; a patch has `patch` numbers.
+    Returns:
+        Multiply-adds an image of the whole tower; of its layers' weights alone; and a maker of calls that multiply one batch
+        by these weights, of which every layer has its own.
     """
+    config = encoder.model.config.vision_config
+    width, hidden, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    patches = (encoder.preprocess.size // config.patch_size) ** 2
+    tokens, dtype = patches + 1, torch.bfloat16 if encoder.precision == "bf16" else torch.float32
+    shapes = [(width, width)] * 4 + [(width, hidden), (hidden, width)]  # (in, out) of q, k, v, o, fc1, fc2
+    of_weights = layers * tokens * sum(a * b for a, b in shapes)
+    whole = of_weights + 2 * layers * tokens**2 * width + patches * 3 * config.patch_size**2 * width
 
-    dtype: torch.dtype
-    tokens: int
-    width: int
-    hidden: int
-    layers: int
-    patch: int
+    def runner() -> Callable[[], object]:
+        rows = {size: torch.randn(images * tokens, size).to(dtype) for size in (width, hidden)}
+        weights = [torch.randn(b, a).to(dtype) for _ in range(layers) for a, b in shapes]
+        return torch.inference_mode()(lambda: [nn.functional.linear(rows[w.shape[1]], w) for w in weights])
 
-    @classmethod
-    def of(cls, encoder: DualEncoder) -> Products:
-        """Those of an encoder's vision tower."""
-        config = encoder.model.config.vision_config
-        patches = (encoder.preprocess.size // config.patch_size) ** 2
-        return cls(
-            torch.bfloat16 if encoder.precision == "bf16" else torch.float32,
-            patches + 1,
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-            3 * config.patch_size**2,
-        )
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of the weights of one layer: q, k, v, o, fc1, fc2."""
-        width, hidden = self.width, self.hidden
-        return [(width, width)] * 4 + [(width, hidden), (hidden, width)]
-
-    @property
-    def weights_multiplications(self) -> int:
-        """Multiply-adds an image with the weights of all layers: what `runner` does."""
-        return self.layers * self.tokens * sum(a * b for a, b in self.shapes)
-
-    @property
-    def multiplications(self) -> int:
-        """Multiply-adds an image of the whole tower: also of the attention and of the patches."""
-        attention = 2 * self.layers * self.tokens**2 * self.width
-        return self.weights_multiplications + attention + (self.tokens - 1) * self.patch * self.width
-
-    def runner(self, images: int) -> Callable[[], None]:
-        """The products of one batch; a weight of its own for every layer, as in the tower."""
-        generator = torch.Generator().manual_seed(0)
-
-        def matrix(rows: int, columns: int) -> torch.Tensor:
-            return torch.randn(rows, columns, generator=generator).to(self.dtype)
-
-        rows = {size: matrix(images * self.tokens, size) for size in (self.width, self.hidden)}
-        weights = [matrix(b, a) for _ in range(self.layers) for a, b in self.shapes]
-
-        @torch.inference_mode()
-        def run() -> None:
-            for weight in weights:
-                nn.functional.linear(rows[weight.shape[1]], weight)
-
-        return run
-
-
-def side_by_side(runners: Sequence[Callable[[], None]]) -> None:
-    """Each in a Python thread of its own."""
-    threads = [threading.Thread(target=run) for run in runners]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    return whole, of_weights, runner
 
 
 def with_threads(count: int, work: Callable[[], object]) -> Callable[[], None]:
@@ -128,10 +71,8 @@ def with_threads(count: int, work: Callable[[], object]) -> Callable[[], None]:
     def run() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(count)
-        try:
-            work()
-        finally:
-            torch.set_num_threads(before)
+        work()
+        torch.set_num_threads(before)
 
     return run
 
@@ -141,31 +82,29 @@ def against_products(encoder: DualEncoder, batches: Sequence[Greys], rounds: int
 
     The own shapes run by the faster of two ways to use all cores, one batch after another, every product right after the other.
     """
-    products, batch = Products.of(encoder), len(batches[0])
-    images, many = sum(map(len, batches)), cores()
-    runners = [products.runner(batch) for _ in range(many)]
-    several, square = max(1, len(batches) // many), torch.randn(_SQUARE, _SQUARE).to(products.dtype)
-
-    def one_after_another() -> None:
-        for _ in range(several * many):
-            runners[0]()
+    batch, images, many = len(batches[0]), sum(map(len, batches)), cores()
+    whole, of_weights, runner = tower_products(encoder, batch)
+    runners = [runner() for _ in range(many)]
+    several = max(1, len(batches) // many)
+    square = torch.randn(_SQUARE, _SQUARE).to(torch.bfloat16 if encoder.precision == "bf16" else torch.float32)
 
     def each_core_one() -> None:
-        side_by_side([lambda run=run: [run() for _ in range(several)] for run in runners])
+        with ThreadPoolExecutor(many) as pool:
+            list(pool.map(lambda run: [run() for _ in range(several)], runners))
 
     ways = {
         "encoder": lambda: encode(encoder, batches),
         "square": with_threads(many, lambda: [square @ square for _ in range(4)]),
-        "operators share": with_threads(many, one_after_another),
+        "operators share": with_threads(many, lambda: [runners[0]() for _ in range(several * many)]),
         "cores share": with_threads(1, each_core_one),
     }
     for work in ways.values():
         work()
     times = in_turn(ways, rounds)
-    reached = products.multiplications * images / times["encoder"]
+    reached = whole * images / times["encoder"]
     large = 4 * _SQUARE**3 / times["square"]
     fastest = np.minimum(times["operators share"], times["cores share"])
-    own = products.weights_multiplications * several * many * batch / fastest
+    own = of_weights * several * many * batch / fastest
     rate = float(np.median(images / times["encoder"]))
     return [
         Result(
@@ -229,14 +168,8 @@ def from_cache(manifest: Manifest, model: str, work: Path, rounds: int) -> Resul
 
     rate = len(manifest) * spec.size**2 / seconds(read, rounds)
     copied = memory_bandwidth(rounds)
-    return Result(
-        "from a warm pixel cache",
-        rate / copied,
-        None,
-        f"a big copy in memory, {copied / 1e9:.1f} GB/s",
-        rate / 1e9,
-        "GB/s",
-    )
+    against = f"a big copy in memory, {copied / 1e9:.1f} GB/s"
+    return Result("from a warm pixel cache", rate / copied, None, against, rate / 1e9, "GB/s")
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
@@ -253,43 +186,27 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-clip")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=30, help="of the way that runs the encoder again every epoch")
-    arguments = parser.parse_args()
+    given = options(__doc__, model="tiny-clip", images=600, epochs=30)
     with tempfile.TemporaryDirectory() as folder:
-        manifest, warm = phantoms(Path(folder), arguments.images), Path(folder) / "pixels"
-        exact = load_dual_encoder(arguments.model, precision="fp32")
-        rough = load_dual_encoder(arguments.model, precision="bf16")
+        manifest, warm = phantoms(Path(folder), given.images), Path(folder) / "pixels"
+        exact, rough = (load_dual_encoder(given.model, precision=precision) for precision in ("fp32", "bf16"))
         spec = exact.preprocess
-        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=BATCH)]
-        decoding = seconds(lambda: [None for _ in grey_batches(manifest, spec, batch_size=BATCH)])
-        caching = once(lambda: [None for _ in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)])
+        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
+        decoding = seconds(lambda: list(grey_batches(manifest, spec, batch_size=BATCH)))
         feeding = seconds(
             lambda: [exact.expand(greys) for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
         )
-        fp32 = seconds(lambda: encode(exact, batches))
-        bf16 = seconds(lambda: encode(rough, batches))
+        fp32, bf16 = (seconds(lambda one=one: encode(one, batches)) for one in (exact, rough))
         features = np.concatenate([exact.encode_greys(greys)[0] for greys in batches])
-    labels = manifest.label_set()
-    targets, grid = manifest.targets(labels), np.geomspace(10, 1e-4, 11).tolist()
-    probe = seconds(lambda: fit_lbfgs(features, targets, labels, l2=grid, weighting="none"))
-    n = len(manifest)
-    print(f"model {arguments.model}, {n} images, medians of 3 after a warm-up, one run")
-    print(f"encoding fp32              {n / fp32:8.0f} images/s   1.00")
-    print(f"encoding bf16              {n / bf16:8.0f} images/s   {fp32 / bf16:.2f} x fp32")
-    for what, time_taken in (
-        ("decoding and resizing", decoding),
-        ("the same, kept in a cache", caching),
-        ("warm cache to the door", feeding),
-    ):
-        share = time_taken / min(fp32, bf16)
-        print(f"{what:<26} {n / time_taken:8.0f} images/s   {share:.3f} x the faster encoding's time")
-    print(f"probe, 11 penalties        {probe:8.2f} s")
-    again = arguments.epochs * fp32
+    labels, n = manifest.label_set(), len(manifest)
+    grid = np.geomspace(10, 1e-4, 11).tolist()
+    probe = seconds(lambda: fit_lbfgs(features, manifest.targets(labels), labels, l2=grid, weighting="none"))
+    print(f"encoding: fp32 {n / fp32:.0f} images/s, bf16 {n / bf16:.0f} images/s, {fp32 / bf16:.2f} x fp32")
+    for what, taken in (("decoding and resizing", decoding), ("from a warm cache", feeding)):
+        print(f"{what}: {taken / min(fp32, bf16):.3f} of the faster encoding's time")
+    again = given.epochs * fp32
     print(
-        f"{arguments.epochs} epochs of re-encoding    {again:8.2f} s          {again / (fp32 + probe):.1f} x the time of encoding once and probing"
+        f"probe, 11 penalties: {probe:.2f} s; {given.epochs} epochs of encoding: {again / (fp32 + probe):.1f} x encoding once and it"
     )
 
 

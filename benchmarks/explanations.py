@@ -1,13 +1,11 @@
 """Which heat map finds the lesion: every method of `thoraclip explain`, and two baselines that have seen nothing, side by side.
 
-    python benchmarks/explanations.py --out explanations.md
-    python benchmarks/explanations.py --masks covid-qu-ex-sample --train covid3-talo --model dino-minilm --out real.md
-    python benchmarks/explanations.py --masks covid-qu-ex-sample --run study/runs/linear-probe --out real.md
+    python -m benchmarks.explanations --out explanations.md
+    python -m benchmarks.explanations --masks covid-qu-ex-sample --run study/runs/linear-probe --out real.md
 
 Without --masks: phantoms of 128 pixels and difficulty 0, whose lesions are known because they were drawn, and two
 classifiers on the shipped tiny-clip, its vision tower fine-tuned and a probe on its features. With --masks: a folder of the
-data set COVID-QU-Ex and a finished run (of --run, or a probe that is made here on --train, a folder with manifest.csv). Only
-test images with a lesion that the classifier gets right are judged, unless --wrong-too. Columns:
+data set COVID-QU-Ex and a finished run, --run. Only test images with a lesion that the classifier gets right are judged, unless --wrong-too. Columns:
 
     pointing    share of maps whose hottest pixel lies in a lesion, or within 3 % of the side of it
     mass        share of the map's mass in the lesions; behind it, over the lesions' share of the area
@@ -23,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,15 +30,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import once, seconds
+from benchmarks.measure import once, options, seconds
 from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.data.index import index
-from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.masks import fit_mask, read_mask
 from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
 from thoraclip.heatmaps.perturbation import perturbation_curves
@@ -68,14 +61,14 @@ Case = tuple[Grey, npt.NDArray[np.bool_], int]
 
 
 def cases(
-    manifest: Manifest, classifier: Classifier, name_of: Callable[[str], str], options: argparse.Namespace
+    manifest: Manifest, classifier: Classifier, name_of: Callable[[str], str], given: argparse.Namespace
 ) -> tuple[list[Case], int]:
     """(images with a lesion that the classifier gets right, how many have a lesion)."""
     found, looked = [], 0
     spec = classifier.preprocess
     columns = (manifest.column(name) for name in ("label", "split", "infection_mask"))
     for path, label, split, mask_file in zip(manifest.paths(), *columns, strict=True):
-        if mask_file is None or split != "test" or len(found) == options.limit:
+        if mask_file is None or split != "test" or len(found) == given.limit:
             continue
         pixels = decode(path).pixels
         lesion = fit_mask(read_mask(manifest.root / mask_file, pixels.shape), spec)
@@ -83,7 +76,7 @@ def cases(
             continue
         looked += 1
         grey, c = np.array(fit(pixels, spec)), classifier.labels.index(name_of(label))
-        if options.wrong_too or int(classifier.look(grey[None])[1].argmax()) == c:
+        if given.wrong_too or int(classifier.look(grey[None])[1].argmax()) == c:
             found.append((grey, lesion, c))
     return found, looked
 
@@ -124,7 +117,7 @@ def heats(classifier: Classifier, judged: list[Case], method: str) -> tuple[list
 
 
 def row(
-    classifier: Classifier, twins: list[Classifier], judged: list[Case], method: str, options: argparse.Namespace
+    classifier: Classifier, twins: list[Classifier], judged: list[Case], method: str, given: argparse.Namespace
 ) -> list[str]:
     hits, masses, areas, curves, alike = [], [], [], [], []
     found, took = heats(classifier, judged, method)
@@ -133,9 +126,9 @@ def row(
         masses.append(mass_share(heat, lesion))
         areas.append(lesion.mean())
         curves.append(
-            [curve_area(curve) for curve in perturbation_curves(classifier, grey, heat, c, steps=options.steps)]
+            [curve_area(curve) for curve in perturbation_curves(classifier, grey, heat, c, steps=given.steps)]
         )
-        if number < options.sanity and method in MAPS:
+        if number < given.sanity and method in MAPS:
             alike.append([rank_correlation(heat, heat_map(twin, grey, c, method=method)) for twin in twins])
     mass, area = np.array(masses), np.array(areas)
     deletion, insertion = np.array(curves).T
@@ -145,15 +138,13 @@ def row(
             cell(mean_with_interval(deletion)), cell(mean_with_interval(insertion)), *means, f"{np.median(took):.2f}"]  # fmt: skip
 
 
-def table(
-    title: str, classifier: Classifier, judged: list[Case], looked: int, options: argparse.Namespace
-) -> list[str]:
+def table(title: str, classifier: Classifier, judged: list[Case], looked: int, given: argparse.Namespace) -> list[str]:
     area = np.mean([lesion.mean() for _, lesion, _ in judged])
     lines = [f"**{title}**: {len(judged)} images judged of {looked} looked at with a lesion; lesions cover {100 * area:.1f} % of a picture.", "",
              "| method | pointing | mass | deletion | insertion | head | all | seconds |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     twins = [randomised(classifier, whole=whole) for whole in (False, True)]
     for method in (*MAPS, *BASELINES):
-        lines.append(f"| {method} | {' | '.join(row(classifier, twins, judged, method, options))} |")
+        lines.append(f"| {method} | {' | '.join(row(classifier, twins, judged, method, given))} |")
         print(lines[-1], flush=True)
     return [*lines, ""]
 
@@ -166,36 +157,29 @@ def draw(cache: Path, images: int) -> Manifest:
     return thoraclip.index(cache / "phantoms", out=cache / "phantoms.parquet").manifest
 
 
-def phantoms(options: argparse.Namespace) -> list[str]:
-    found = draw(options.cache, options.images)
-    tuning = {"epochs": options.epochs, "learning_rate": 3e-4, "warmup_steps": 20}
-    thoraclip.baseline(found, out=options.cache / "tower", model="tiny-clip", **tuning)
-    thoraclip.probe(found, out=options.cache / "probe", model="tiny-clip")
+def phantoms(given: argparse.Namespace) -> list[str]:
+    found = draw(given.cache, given.images)
+    tuning = {"epochs": given.epochs, "learning_rate": 3e-4, "warmup_steps": 20}
+    thoraclip.baseline(found, out=given.cache / "tower", model="tiny-clip", **tuning)
+    thoraclip.probe(found, out=given.cache / "probe", model="tiny-clip")
     lines = []
     for name, title in (("tower", "Phantoms, vision tower fine-tuned"), ("probe", "Phantoms, linear probe")):
-        scored = read_predictions(options.cache / name / "predictions.parquet").judged()
+        scored = read_predictions(given.cache / name / "predictions.parquet").judged()
         right = np.mean(scored.scores.argmax(axis=1) == scored.target)
-        classifier = read_run(options.cache / name).classifier(None, found.label_set())
-        judged, looked = cases(found, classifier, str, options)
-        lines += table(f"{title} (test accuracy {right:.2f})", classifier, judged, looked, options)
+        classifier = read_run(given.cache / name).classifier(None, found.label_set())
+        judged, looked = cases(found, classifier, str, given)
+        lines += table(f"{title} (test accuracy {right:.2f})", classifier, judged, looked, given)
     return lines
 
 
-def real(options: argparse.Namespace) -> list[str]:
-    folder = options.run
-    if folder is None:
-        columns = CsvColumns(path="rel_path", patient="patient_id", source="source_repo")
-        listed = index(options.train, layout="csv", csv_file=options.train / "manifest.csv", columns=columns).manifest
-        split = thoraclip.split(listed, out=options.cache / "train.parquet", folds=2)
-        folder = options.cache / "real-probe"
-        thoraclip.probe(split, out=folder, model=options.model, progress=True)
-    run = read_run(folder)
-    labels = read_predictions(folder / "predictions.parquet").labels
+def real(given: argparse.Namespace) -> list[str]:
+    run = read_run(given.run)
+    labels = read_predictions(given.run / "predictions.parquet").labels
     classifier = run.classifier(run.folds[0], labels)
-    found = index(options.masks, layout="covid-qu-ex").manifest
+    found = index(given.masks, layout="covid-qu-ex").manifest
     names = {"COVID-19": "covid", "Normal": "normal", "Non-COVID": "pneumonia"}
-    judged, looked = cases(found, classifier, lambda name: name if name in labels.names else names[name], options)
-    return table("Radiographs, linear probe", classifier, judged, looked, options)
+    judged, looked = cases(found, classifier, lambda name: name if name in labels.names else names[name], given)
+    return table("Radiographs, linear probe", classifier, judged, looked, given)
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
@@ -204,8 +188,8 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
         manifest = draw(Path(folder), 120 if quick else 900)
         thoraclip.probe(manifest, out=Path(folder) / "probe", model="tiny-clip")
         classifier = read_run(Path(folder) / "probe").classifier(None, manifest.label_set())
-        options = argparse.Namespace(limit=3 if quick else 40, wrong_too=False)
-        judged, _ = cases(manifest, classifier, str, options)
+        given = argparse.Namespace(limit=3 if quick else 40, wrong_too=False)
+        judged, _ = cases(manifest, classifier, str, given)
     method, looking = default_map(classifier), seconds(lambda: classifier.look(judged[0][0][None]))
     share, spent = {}, {}
     for name in (method, "centre"):
@@ -225,24 +209,12 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--masks", type=Path, help="folder of COVID-QU-Ex with infection masks; none for phantoms")
-    parser.add_argument("--run", type=Path, help="finished run whose classifier is explained on --masks")
-    parser.add_argument("--train", type=Path, help="without --run: folder with manifest.csv that a probe is trained on")
-    parser.add_argument("--model", default="tiny-clip", help="of that probe")
-    parser.add_argument("--images", type=int, default=2400, help="phantoms drawn")
-    parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
-    parser.add_argument("--limit", type=int, default=30, help="images judged")
-    parser.add_argument(
-        "--wrong-too", action="store_true", help="judge the map of the true class whatever was predicted"
-    )
-    parser.add_argument("--sanity", type=int, default=6, help="images of the two sanity columns")
-    parser.add_argument("--steps", type=int, default=16, help="of deletion and insertion")
-    parser.add_argument("--cache", type=Path, default=Path("explanations-cache"))
-    parser.add_argument("--out", type=Path, default=Path("explanations.md"))
-    options = parser.parse_args()
-    lines = real(options) if options.masks else phantoms(options)
-    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    given = options(
+        __doc__, masks=None, run=None, images=2400, epochs=10, limit=30, wrong_too=False,
+        sanity=6, steps=16, cache=Path("explanations-cache"), out=Path("explanations.md"),
+    )  # fmt: skip
+    lines = real(given) if given.masks else phantoms(given)
+    given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A bundle against the tower in torch that it was made of: images/s, size, memory, cold start, and what int8 costs.
 
-    python benchmarks/inference.py --out inference.md
-    python benchmarks/inference.py --data covid3-talo --model dino-minilm
-    python benchmarks/inference.py --keep FOLDER --python small-venv/bin/python
+    python -m benchmarks.inference
+    python -m benchmarks.inference --data covid3-talo --model dino-minilm
+    python -m benchmarks.inference --keep FOLDER --python small-venv/bin/python
 
 Speed needs no trained weights: a CLIP of the shape ViT-B/32 at 224 pixels with random weights, a probe on phantoms, exported in
 fp32 and, without asking whether its answers stay alike, in int8. Torch in fp32, in bf16 and the bundles see
@@ -15,7 +15,6 @@ radiographs, and what int8 changes about it: each image by the head of the fold 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -27,10 +26,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import SMALL_TEXT_TOWER, Used, in_turn, launch, ratio, typical, write_vit_b_32
+from benchmarks.measure import (
+    SMALL_TEXT_TOWER,
+    Used,
+    in_turn,
+    launch,
+    options,
+    radiographs,
+    ratio,
+    typical,
+    write_vit_b_32,
+)
 from benchmarks.results import Result
 
 import thoraclip
@@ -133,12 +139,9 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     ]  # fmt: skip
 
 
-def on_radiographs(data: Path, model: str, root: Path) -> list[str]:
+def on_radiographs(data: Path, model: str, root: Path) -> None:
     """What int8 changes about the probe of five folds on real images."""
-    found = thoraclip.index(
-        data, out=root / "real.parquet", csv=data / "manifest.csv", path_column="rel_path", patient_column="patient_id"
-    )
-    folds = thoraclip.split(found.manifest, out=root / "manifest.parquet", folds=5)
+    folds = thoraclip.split(radiographs(data, root), out=root / "manifest.parquet", folds=5)
     thoraclip.probe(folds, out=root / "probe", model=model, progress=True)
     run = read_run(root / "probe")
     original = load_original(run, folds)
@@ -147,57 +150,30 @@ def on_radiographs(data: Path, model: str, root: Path) -> list[str]:
     write_onnx(grey_classifier(original.classifier), part / MODEL)
     passes = Passes(original, images=2000, seed=0, progress=None, is_int8=True)
     fp32 = passes.equality(open_part(part, original, "fp32"))
-    _, share = quantise(part / MODEL, passes.for_scales())
+    quantise(part / MODEL, passes.for_scales())
     told = passes.alikeness(open_part(part, original, "int8", quantisation="row-wise"))
-    change = told["accuracy"]
-    return [
-        f"fp32 against torch: largest difference {fp32['largest_difference']:.1e} on {fp32['images']} images of fold 0",
-        f"int8, {told['images']} images of {change['patients']} patients: {told['other_answers']} other answers "
-        f"({100 * told['share']:.2f} %, at most {100 * told['share_high']:.2f} %); accuracy {100 * change['original']:.2f} -> "
-        f"{100 * change['exported']:.2f} %, change {100 * change['change']:+.2f} [{100 * change['low']:+.2f}, {100 * change['high']:+.2f}] points; "
-        f"{share:.3f} x the size of the fp32 file",
-    ]  # fmt: skip
+    print(
+        f"fp32 against torch: largest difference {fp32['largest_difference']:.1e} on {fp32['images']} images of fold 0"
+    )
+    print(f"int8: {told}")
 
 
 def main() -> None:
-    """Print Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=400, help="phantoms of the speed part")
-    parser.add_argument("--count", type=int, default=96, help="pictures in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--python", default=sys.executable, help="interpreter of the cold start, such as that of a small install"
-    )
-    parser.add_argument("--keep", type=Path, help="folder that keeps the bundles")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--model", default="")
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    lines: list[str] = []
+    given = options(__doc__, count=96, rounds=5, python=sys.executable, keep=None, data=None, model="")
     with tempfile.TemporaryDirectory() as work:
+        root = given.keep or Path(work)
         if given.data:
-            lines += on_radiographs(given.data, given.model, Path(work))
-        else:
-            root = given.keep or Path(work)
-            folders = make_bundles(root, given.images)
-            lines += ["| | images/s | x torch fp32 |", "|---|---|---|"]
-            times, count = speeds(root, folders, given.rounds, given.count)
-            for name, told in times.items():
-                lines.append(f"| {name} | {np.median(count / told):.1f} | {ratio(times[TORCH], told):.2f} |")
-            tower = (root / "vit-b-32" / "model.safetensors").stat().st_size
-            whole = {name: size_of(folder) for name, folder in folders.items()}
-            lines += ["", f"size of the bundle, int8 / fp32: {whole['int8'] / 1e6:.1f} / {whole['fp32'] / 1e6:.1f} MB = "
-                      f"{whole['int8'] / whole['fp32']:.3f}; checkpoint {tower / 1e6:.1f} MB"]  # fmt: skip
-            picture = one_picture(root)
-            for name, folder in folders.items():
-                used = cold_start(given.python, folder, picture, given.rounds)
-                lines.append(
-                    f"cold start, {name}: {used.wall:.2f} s ({used.processor:.2f} s of processor time), {used.peak:.0f} MiB at the peak"
-                )
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if given.out:
-        given.out.write_text(text, encoding="utf-8")
+            on_radiographs(given.data, given.model, root)
+            return
+        folders = make_bundles(root, 400)
+        times, count = speeds(root, folders, given.rounds, given.count)
+        for name, told in times.items():
+            print(f"{name}: {np.median(count / told):.1f} images/s, {ratio(times[TORCH], told):.2f} x torch fp32")
+        for name, folder in folders.items():
+            used = cold_start(given.python, folder, one_picture(root), given.rounds)
+            print(
+                f"{name}: {size_of(folder) / 1e6:.1f} MB, cold start {used.wall:.2f} s, {used.peak:.0f} MiB at the peak"
+            )
 
 
 if __name__ == "__main__":

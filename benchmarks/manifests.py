@@ -1,6 +1,6 @@
 """Time, rate and peak memory of what is done to a manifest of millions of images; no picture is opened.
 
-    python benchmarks/manifests.py --rows 10000000
+    python -m benchmarks.manifests --rows 10000000
 
 A manifest is made up (patients of 1 to 10 images, three classes, a few images without a label, one file in a thousand twice)
 and written; every stage after that is a process of its own, so that its peak memory is its own, and reads the file first.
@@ -8,7 +8,6 @@ and written; every stage after that is a process of its own, so that its peak me
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import Used, launch
+from benchmarks.measure import Used, launch, options
 from benchmarks.results import Result
 
 from thoraclip.tables.arrays import finish_arrays
@@ -118,7 +114,10 @@ def keep(work: Path, folds: Sequence[int]) -> None:
 
 def measure(work: Path, rows: int) -> dict[str, Used]:
     """Stage -> what its process took."""
-    thoraclip, own = [sys.executable, "-m", "thoraclip"], [sys.executable, __file__, "--work", str(work)]
+    thoraclip, own = (
+        [sys.executable, "-m", "thoraclip"],
+        [sys.executable, "-m", "benchmarks.manifests", "--work", str(work)],
+    )
     manifest, folds = str(work / "manifest.parquet"), str(work / "folds.parquet")
     commands = {
         "make up and write": [*own, "--rows", str(rows), "--stage", "write"],
@@ -131,15 +130,8 @@ def measure(work: Path, rows: int) -> dict[str, Used]:
         "join with embeddings in another order": [*own, "--stage", "join"],
         "check --no-pictures": [*thoraclip, "check", folds, "--no-pictures", "--strict", "--out", str(work / "check")],
     }  # fmt: skip
-    used = {}
-    for what, command in commands.items():
-        used[what] = launch(command)
-        print(f"{what:<40} {_told(used[what], rows)}", file=sys.stderr, flush=True)
+    used = {what: launch(command) for what, command in commands.items()}
     return {what: one for what, one in used.items() if what != "index"}
-
-
-def _told(used: Used, rows: int) -> str:
-    return f"{used.wall:8.1f} s {rows / used.wall:11,.0f} rows/s {1000 * _gigabytes(used):8,.0f} MB"
 
 
 def _gigabytes(used: Used) -> float:
@@ -163,27 +155,23 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--work", type=Path, help="folder that keeps the files (2 GB); else a temporary one")
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    stages = {
-        "write": lambda: write_manifest(given.work / "manifest.parquet", make(given.rows, given.work / "root")),
-        "read": lambda: read_manifest(given.work / "manifest.parquet"),
-        "one": lambda: keep(given.work, [0]),
-        "four": lambda: keep(given.work, [1, 2, 3, 4]),
-        "index": lambda: index(given.work),
-        "join": lambda: join(given.work),
-    }
+    given = options(__doc__, rows=ROWS, work=None, stage="")
     if given.stage:
+        file = given.work / "manifest.parquet"
+        stages = {
+            "write": lambda: write_manifest(file, make(given.rows, given.work / "root")), "read": lambda: read_manifest(file),
+            "one": lambda: keep(given.work, [0]), "four": lambda: keep(given.work, [1, 2, 3, 4]),
+            "index": lambda: index(given.work), "join": lambda: join(given.work),
+        }  # fmt: skip
         stages[given.stage]()
         return
     with tempfile.TemporaryDirectory() as folder:
         measured = measure((given.work or Path(folder)).resolve(), given.rows)
     print(f"{given.rows:,} rows, {cores()} cores")
     for what, used in measured.items():
-        print(f"{what:<40} {_told(used, given.rows)}")
+        print(
+            f"{what:<40} {used.wall:8.1f} s {given.rows / used.wall:11,.0f} rows/s {1000 * _gigabytes(used):8,.0f} MB"
+        )
 
 
 if __name__ == "__main__":

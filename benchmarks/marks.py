@@ -1,20 +1,16 @@
 """Burned-in marks on phantoms, whose table says which bear one: recall and precision of "this picture has a mark".
 
-python benchmarks/marks.py --images 300 --size 256 --seed 2
+python -m benchmarks.marks --images 300 --size 256 --seed 2
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import once
+from benchmarks.measure import once, options
 from benchmarks.results import Result
 
 from thoraclip.data.appearance import find_marks
@@ -23,25 +19,12 @@ from thoraclip.imaging import decode
 from thoraclip.proportions import wilson
 
 
-def share(name: str, hits: int, of: int) -> None:
-    low, high = wilson(hits, of)
-    print(f"{name:<12} {hits:5d} of {of:5d}  {hits / of:.3f} [{low:.3f}, {high:.3f}]")
-
-
-@dataclass(frozen=True)
-class Found:
-    """Counts, and what a picture took.
-
-    Args:
-        right: pictures with a mark that were found.
-        marked, reported, pictures: with a mark, taken for such, all.
-        seconds: a picture.
-    """
+class Found(NamedTuple):
+    """Images with a mark that were found, with a mark, and reported as such; seconds an image."""
 
     right: int
     marked: int
     reported: int
-    pictures: int
     seconds: float
 
 
@@ -55,7 +38,7 @@ def look(root: Path, images: int, size: int, seed: int) -> Found:
     seconds = once(lambda: found.extend(bool(find_marks(pixels)) for pixels in pictures))
     truth = [bool(row["marker"]) for row in rows]
     right = sum(f and t for f, t in zip(found, truth, strict=True))
-    return Found(right, sum(truth), sum(found), len(rows), seconds / len(rows))
+    return Found(right, sum(truth), sum(found), seconds / len(rows))
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
@@ -71,18 +54,13 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=2)
-    arguments = parser.parse_args()
+    given = options(__doc__, images=300, size=256, seed=2)
     with tempfile.TemporaryDirectory() as folder:
-        found = look(Path(folder) / "phantoms", arguments.images, arguments.size, arguments.seed)
-    share("recall", found.right, found.marked)
-    share("precision", found.right, found.reported)
-    clean = found.pictures - found.marked
-    share("specificity", clean - (found.reported - found.right), clean)
-    print(f"{1000 * found.seconds:.1f} ms a picture of {arguments.size} x {arguments.size}")
+        found = look(Path(folder) / "phantoms", given.images, given.size, given.seed)
+    for name, of in (("recall", found.marked), ("precision", found.reported)):
+        low, high = wilson(found.right, of)
+        print(f"{name:<12} {found.right:5d} of {of:5d}  {found.right / of:.3f} [{low:.3f}, {high:.3f}]")
+    print(f"{1000 * found.seconds:.1f} ms a picture")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,19 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores
 
 SMALL_TEXT_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def options(about: str | None, **defaults: Any) -> argparse.Namespace:
+    """The command line of one benchmark: name -> default; None for a path, a list for several paths, False for a switch."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        kind = Path if default is None or isinstance(default, list | Path) else type(default)
+        how: dict[str, Any] = {"action": "store_true"} if default is False else {"type": kind, "default": default}
+        how |= {"nargs": "+"} if isinstance(default, list) else {}
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", **how, help="" if default in (None, False, []) else "%(default)s"
+        )
+    return parser.parse_args()
 
 
 def once(work: Callable[[], object]) -> float:
@@ -83,6 +98,12 @@ def phantoms(work: Path, images: int) -> Manifest:
     folder = work / f"phantoms-{images}"
     thoraclip.phantom(folder, images=images)
     return thoraclip.index(folder, out=folder.with_suffix(".parquet")).manifest
+
+
+def radiographs(folder: Path, out: Path) -> Manifest:
+    """The manifest of a folder of chest X-rays with a table manifest.csv, such as data/covid3-talo, written below `out`."""
+    columns = {"path_column": "rel_path", "patient_column": "patient_id", "source_column": "source_repo"}
+    return thoraclip.index(folder, out=out / "radiographs.parquet", csv=folder / "manifest.csv", **columns).manifest
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
 """Which out-of-distribution score tells chest X-rays from what is none: AUROC, and what its threshold flags.
 
-    python benchmarks/novelty.py --model dino-minilm --data covid3-talo --extra covid-qu-ex-sample --extra dicom --out novelty.md
-    python benchmarks/novelty.py --model tiny-clip --out novelty-tiny.md
+    python -m benchmarks.novelty --model dino-minilm --data covid3-talo --extra covid-qu-ex-sample dicom --out novelty.md
+    python -m benchmarks.novelty --model tiny-clip --out novelty-tiny.md
 
 In distribution: the radiographs of --data (a folder with manifest.csv), or chest phantoms without it. Five folds of whole
 patients: three are fitted on, one sets the threshold, one is tested, in turn. Out of distribution: photographs and drawings
 that scikit-learn and scikit-image ship (whole and cropped, in grey), phantoms of other body parts, noise, and the tested
 radiographs turned, upside down and with inverted greys. Every number is a mean over the folds; intervals of 95 % resample
-patients and photographs (1,000 resamples). Features are kept in --cache.
+patients and photographs (1,000 resamples).
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,22 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.measure import once
+from benchmarks.measure import once, options, radiographs
 from benchmarks.results import Result
 
-from thoraclip.data.index import index
-from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.errors import ThoraclipError
 from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
+from thoraclip.judge.resampling import resample_weights
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.novelty import fit_novelty
-from thoraclip.runs import digest
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -154,16 +147,8 @@ def spoiled(
     return {n: Group([np.ascontiguousarray(f(pixels[i])) for i in kept], whose, where) for n, f in changes.items()}
 
 
-def radiographs(folder: Path) -> tuple[list[Grey], npt.NDArray[np.int64], list[str]]:
-    """(pixels, targets, independent groups) of a folder with manifest.csv."""
-    columns = CsvColumns(path="rel_path", patient="patient_id", source="source_repo")
-    manifest = index(folder, layout="csv", csv_file=folder / "manifest.csv", columns=columns).manifest
-    pixels = [decode(path).pixels for path in manifest.paths()]
-    return pixels, manifest.targets(manifest.label_set()), independent_groups(manifest)
-
-
 def phantom_chests(count: int, rng: np.random.Generator) -> tuple[list[Grey], npt.NDArray[np.int64], list[str]]:
-    """The same for chest phantoms."""
+    """(pixels, targets, independent groups) of chest phantoms."""
     targets = np.arange(count) % len(CLASSES)
     return [draw_phantom(CLASSES[t], rng=rng).pixels for t in targets], targets, [f"phantom {i}" for i in range(count)]
 
@@ -183,24 +168,17 @@ def other_chests(folder: Path) -> Group:
     return group
 
 
-def embedded(pixels: Sequence[Grey], encoder: DualEncoder, cache: Path) -> npt.NDArray[np.float32]:
-    """f32[N, D] pooled features, from the cache where the same pixels were embedded before."""
-    spec = encoder.preprocess
-    greys = np.stack([fit(picture, spec) for picture in pixels])
-    key = digest([encoder.description, spec.as_dict(), greys.tobytes().hex()])[:16]
-    file = cache / f"{key}.npy"
-    if not file.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)]))
-    return np.asarray(np.load(file, allow_pickle=False))
+def embedded(pixels: Sequence[Grey], encoder: DualEncoder) -> npt.NDArray[np.float32]:
+    """f32[N, D] pooled features."""
+    greys = np.stack([fit(picture, encoder.preprocess) for picture in pixels])
+    return np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)])
 
 
-def weights_of(sources: Sequence[str], rng: np.random.Generator) -> Floats:
+def weights_of(sources: Sequence[str], seed: int) -> Floats:
     """f64[1 + RESAMPLES, N]: how often an image is taken; row 0 takes each once, the others resample whole sources."""
-    _, member = np.unique(np.asarray(sources), return_inverse=True)
-    count = int(member.max()) + 1
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return np.concatenate([np.ones((1, len(member))), drawn[:, member]])
+    groups = np.unique(np.asarray(sources), return_inverse=True)[1]
+    drawn = np.concatenate(list(resample_weights(groups, resamples=RESAMPLES, seed=seed)), axis=1).T
+    return np.concatenate([np.ones((1, len(groups))), drawn])
 
 
 def shares(flagged: Floats, weights: Floats) -> Floats:
@@ -230,9 +208,8 @@ def judge(
 ) -> tuple[dict[str, tuple[Floats, Floats]], Floats]:
     """(AUROC, share flagged) of each group, and the share of tested chest X-rays that is flagged; f64[1 + RESAMPLES] each."""
     features, targets, sources = inside
-    rng = np.random.default_rng(0)
-    own = weights_of(sources, rng)
-    others = {name: weights_of(group.sources, rng) for name, (_, group) in groups.items()}
+    own = weights_of(sources, seed=0)
+    others = {name: weights_of(group.sources, seed) for seed, (name, (_, group)) in enumerate(groups.items(), start=1)}
     areas: dict[str, list[Floats]] = {name: [] for name in groups}
     hits: dict[str, list[Floats]] = {name: [] for name in groups}
     false = []
@@ -266,9 +243,8 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     pixels, targets, sources = phantom_chests(120 if quick else 400, rng)
     folds = assign_groups(targets, sources, [1 / FOLDS] * FOLDS, seed=0)
     pictures = {"noise": noise_images(5, rng)} if quick else strangers(rng)
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        inside = embedded(pixels, encoder, Path(folder))
-        groups = {name: (embedded(group.pixels, encoder, Path(folder)), group) for name, group in pictures.items()}
+    inside = embedded(pixels, encoder)
+    groups = {name: (embedded(group.pixels, encoder), group) for name, group in pictures.items()}
     rows, flagged = judge((inside, targets, sources), folds, groups, SCORES["kNN, k = 5"])
     mean = float(np.mean([area[0] for area, _ in rows.values()]))
     fitted = fit_novelty(inside, targets=targets, **SCORES["kNN, k = 5"])  # type: ignore[arg-type]
@@ -286,40 +262,33 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-clip")
-    parser.add_argument("--data", type=Path, help="folder of chest X-rays with manifest.csv; none for phantoms")
-    parser.add_argument("--extra", type=Path, action="append", default=[], help="folder of other chest X-rays")
-    parser.add_argument("--images", type=int, default=400, help="chest phantoms, where there is no --data")
-    parser.add_argument("--cache", type=Path, default=Path("novelty-cache"))
-    parser.add_argument("--out", type=Path, default=Path("novelty.md"))
-    arguments = parser.parse_args()
-    rng = np.random.default_rng(0)
-    encoder = load_dual_encoder(arguments.model)
-    pixels, targets, sources = radiographs(arguments.data) if arguments.data else phantom_chests(arguments.images, rng)
+    given = options(__doc__, model="tiny-clip", data=None, extra=[], images=400, out=Path("novelty.md"))
+    rng, encoder = np.random.default_rng(0), load_dual_encoder(given.model)
+    pixels, targets, sources = phantom_chests(given.images, rng)
+    if given.data:
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = radiographs(given.data, Path(folder))
+        pixels, targets = [decode(path).pixels for path in manifest.paths()], manifest.targets(manifest.label_set())
+        sources = independent_groups(manifest)
     folds = assign_groups(targets, sources, [1 / FOLDS] * FOLDS, seed=0)
     pictures = strangers(rng) | spoiled(pixels, sources, folds, every=max(1, len(pixels) // 75))
-    if arguments.data:
+    if given.data:
         drawn, _, names = phantom_chests(60, rng)
         pictures["chest phantoms"] = Group(drawn, names)
-    pictures |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in arguments.extra}
-    inside = embedded(pixels, encoder, arguments.cache), targets, sources
-    groups = {name: (embedded(group.pixels, encoder, arguments.cache), group) for name, group in pictures.items()}
-    everything = {name: judge(inside, folds, groups, options) for name, options in SCORES.items()}
+    pictures |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in given.extra}
+    inside = embedded(pixels, encoder), targets, sources
+    groups = {name: (embedded(group.pixels, encoder), group) for name, group in pictures.items()}
+    every = {name: judge(inside, folds, groups, how) for name, how in SCORES.items()}
     sized = {name: f"{name} ({len(group.pixels)} of {len(set(group.sources))})" for name, group in pictures.items()}
-    areas = {sized[g]: [cell(everything[s][0][g][0]) for s in SCORES] for g in groups}
-    hits = {sized[g]: [cell(everything[s][0][g][1]) for s in SCORES] for g in groups}
-    hits = {
-        f"tested chest X-rays ({len(pixels)} of {len(set(sources))})": [cell(everything[s][1]) for s in SCORES]
-    } | hits
+    areas, hits = ({sized[g]: [cell(every[s][0][g][k]) for s in SCORES] for g in groups} for k in (0, 1))
+    chests = {f"tested chest X-rays ({len(pixels)} of {len(set(sources))})": [cell(every[s][1]) for s in SCORES]}
     loo = judge(inside, folds, {}, SCORES["kNN, k = 5"], by_reference=True)[1]
-    lines = [f"{arguments.model}, {len(pixels)} images in distribution; images of sources in brackets.", ""]
-    lines += [*table("AUROC", list(SCORES), areas), "", *table("share flagged at 1 %", list(SCORES), hits), ""]
-    lines.append(
+    lines = [f"{given.model}, {len(pixels)} images in distribution; images of sources in brackets.", ""]
+    lines += [*table("AUROC", list(SCORES), areas), "", *table("share flagged at 1 %", list(SCORES), chests | hits), ""]
+    lines += [
         f"Threshold of kNN, k = 5 from the reference rows, each against the others: tested images flagged {cell(loo)}."
-    )
-    arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    ]
+    given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

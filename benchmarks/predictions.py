@@ -1,6 +1,6 @@
 """Predictions over a large folder: memory over time, a kill half way, and each picture once in the table.
 
-    python benchmarks/predictions.py --images 100000
+    python -m benchmarks.predictions --images 100000
 
 A bundle of the shipped tiny-clip with a probe on phantoms; the folder holds hard links to 500 phantoms under as many names as
 asked for. `thoraclip predict --out` runs in a process of its own, whose memory is read every half second; it is killed
@@ -10,7 +10,6 @@ each other.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import signal
@@ -19,13 +18,11 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.measure import options
 from benchmarks.results import Result
 
 import thoraclip
@@ -64,29 +61,16 @@ def watch(command: list[str], partial: Path, stop_at: int) -> tuple[list[float],
     return seen, time.perf_counter() - began, process.wait()
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A run that was killed and gone on with.
+class Seen(NamedTuple):
+    """A run that was killed and gone on with: MiB and seconds of both processes, rows before the kill, and the table."""
 
-    Args:
-        codes: exit status of both processes.
-        kept: rows of the partial table when the first was killed.
-        early: whether the table was there by then.
-        memory: MiB over the time of both.
-        seconds: of both.
-        rows: how often each picture is in the table.
-        missing: pictures without a row.
-        answers: different rows of each picture that stands under several names.
-    """
-
-    codes: tuple[int, int]
     kept: int
-    early: bool
     memory: tuple[list[float], list[float]]
     seconds: tuple[float, float]
     rows: Counter[str]
-    missing: int
+    """How often each image is in the table."""
     answers: dict[str, set[str]]
+    """The different rows of each image, which stands under several names."""
 
 
 def killed_and_continued(work: Path, images: int) -> Seen:
@@ -99,7 +83,8 @@ def killed_and_continued(work: Path, images: int) -> Seen:
     first, began, killed = watch(command, partial, int(0.4 * images * line))
     with partial.open("rb") as stream:
         kept = sum(1 for _ in stream) - 1
-    early = out.exists()
+    if out.exists():
+        raise SystemExit(f"{out}: there before the end")
     second, more, code = watch(command, partial, 0)
     rows = Counter[str]()
     answers: dict[str, set[str]] = defaultdict(set)
@@ -107,8 +92,9 @@ def killed_and_continued(work: Path, images: int) -> Seen:
         for row in csv.DictReader(stream):
             rows[row["path"]] += 1
             answers[row["path"][-7:-4]].add(",".join(v for k, v in row.items() if k != "path"))
-    missing = {str(file) for file in folder.rglob("*.png")} - rows.keys()
-    return Seen((killed, code), kept, early, (first, second), (began, more), rows, len(missing), answers)
+    if killed != -signal.SIGKILL or code:
+        raise SystemExit(f"exit statuses {killed} and {code}")
+    return Seen(kept, (first, second), (began, more), rows, answers)
 
 
 def steady(memory: list[float]) -> list[float]:
@@ -134,24 +120,15 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    """Print what was seen."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100_000)
-    given = parser.parse_args()
+    images = options(__doc__, images=100_000).images
     with tempfile.TemporaryDirectory() as work:
-        seen = killed_and_continued(Path(work), given.images)
-    (killed, code), (began, more) = seen.codes, seen.seconds
-    print(f"killed (status {killed}) after {began:.0f} s with {seen.kept:,} rows; no table yet: {not seen.early}")
-    print(f"gone on with: status {code}, {more:.0f} s; {given.images / (began + more):.0f} images/s over both")
-    for name, memory in zip(("first", "second"), seen.memory, strict=True):
+        seen = killed_and_continued(Path(work), images)
+    print(f"killed with {seen.kept:,} rows; {images / sum(seen.seconds):.0f} images/s over both processes")
+    for memory in seen.memory:
         told = steady(memory)
-        print(
-            f"memory of the {name} process, MiB: after a tenth of its time {told[0]:.0f}, at the end {told[-1]:.0f}, most {max(memory):.0f}"
-        )
-    twice = sum(count > 1 for count in seen.rows.values())
-    print(f"rows {sum(seen.rows.values()):,}; pictures without a row {seen.missing}, with two {twice}")
-    several = sum(len(answer) > 1 for answer in seen.answers.values())
-    print(f"{len(seen.answers)} pictures under several names; with more than one answer: {several}")
+        print(f"MiB: after a tenth of its time {told[0]:.0f}, at the end {told[-1]:.0f}, most {max(memory):.0f}")
+    print(f"images once in the table: {sum(count == 1 for count in seen.rows.values()):,}")
+    print(f"images with more than one answer: {sum(len(answer) > 1 for answer in seen.answers.values())}")
 
 
 if __name__ == "__main__":

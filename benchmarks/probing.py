@@ -1,8 +1,5 @@
 """From files to a probe's predictions, against the recipe that runs the encoder again in every epoch.
 
-    python benchmarks/probing.py
-    THORACLIP_SHARED=FOLDER python benchmarks/probing.py
-
 Radiographs where the folder THORACLIP_SHARED (else `../shared`) holds data/covid3-talo and models/dino-minilm, else phantoms and
 tiny-clip. The recipe: a softmax layer under AdamW for 100 epochs, whose every epoch opens the pictures with PIL, prepares them
 with the model's own processor and encodes them in fp32. Two of its epochs are run, before and after ours. For the accuracy its layer
@@ -14,7 +11,6 @@ images together, and the interval of their difference is that of patients drawn 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,14 +18,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from benchmarks import plain
+from benchmarks.measure import once, phantoms, radiographs
+from benchmarks.results import Result
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import plain
-from benchmarks.measure import once, phantoms
-from benchmarks.results import Result, show
 
 import thoraclip
 from thoraclip.data.splits import group_codes
@@ -91,24 +84,11 @@ def images(work: Path, *, quick: bool) -> tuple[Manifest, str, str]:
     """(manifest with folds, model, what they are)."""
     shared = Path(os.environ.get("THORACLIP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     data, model = shared / "data" / "covid3-talo", shared / "models" / "dino-minilm"
-    if quick or not (data.is_dir() and model.is_dir()):
-        count = 60 if quick else 600
-        return (
-            thoraclip.split(phantoms(work, count), out=work / "folds.parquet", folds=5),
-            "tiny-clip",
-            "phantoms, tiny-clip",
-        )
-    found = thoraclip.index(
-        data,
-        out=work / "radiographs.parquet",
-        csv=data / "manifest.csv",
-        path_column="rel_path",
-        patient_column="patient_id",
-    )
+    is_real = not quick and data.is_dir() and model.is_dir()
+    found = radiographs(data, work) if is_real else phantoms(work, 60 if quick else 600)
+    folds = thoraclip.split(found, out=work / "folds.parquet", folds=5)
     return (
-        thoraclip.split(found.manifest, out=work / "folds.parquet", folds=5),
-        str(model),
-        "radiographs, DINOv2 ViT-S/14",
+        (folds, str(model), "radiographs, DINOv2 ViT-S/14") if is_real else (folds, "tiny-clip", "phantoms, tiny-clip")
     )
 
 
@@ -177,7 +157,3 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
             f"[{100 * low:.1f}, {100 * high:.1f}]", 100 * float(mine.mean()), "%",
         ),
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    show(bench)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,12 +79,6 @@ def merge(earlier: Iterable[Result], found: Iterable[Result], *, order: Sequence
 
 def _benchmark(result: Result) -> str:
     return result.name.partition(":")[0]
-
-
-def show(bench: Callable[[Path], Iterable[Result]]) -> None:
-    """Run one benchmark in a folder that goes afterwards, and print its table."""
-    with tempfile.TemporaryDirectory() as work:
-        print(table(bench(Path(work))))
 
 
 def table(results: Iterable[Result]) -> str:

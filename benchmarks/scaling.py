@@ -1,7 +1,5 @@
 """How cost grows with the number of images, and what a Ray cluster costs on one machine.
 
-    python -m benchmarks.scaling
-
 Each stage is run at a size and at twice that size: cost = begin + each x images, and the exponent of the growth between the two.
 Indexing reads phantoms; embedding is by a CLIP of the shape ViT-B/32 with random weights; a probe of five folds is fitted on
 synthetic features of its width, N images. The actors' rate is that between the first and the last shard, since starting them
@@ -15,13 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmarks.measure import once, phantoms, write_vit_b_32
-from benchmarks.results import Result, show
+from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.data.splits import split_folds
@@ -184,7 +181,3 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
         *growth("probe", probing(work), 300 if quick else 10_000),
         *there,
     ]
-
-
-if __name__ == "__main__":
-    show(partial(bench, quick="--quick" in sys.argv))

@@ -1,7 +1,5 @@
 """How long a command takes to begin: `--help` without torch, and a bundle's first answer.
 
-    python benchmarks/start.py
-
 Each run is a process of its own, from its start to its end.
 """
 
@@ -10,11 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.inference import cold_start, one_picture, shared_bundles
 from benchmarks.measure import launch, typical
-from benchmarks.results import Result, show
+from benchmarks.results import Result
 
 HELP_SECONDS, ANSWER_SECONDS, RUNS = 0.3, 0.8, 7
 
@@ -40,7 +36,3 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
             higher_is_better=False,
         ),
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    show(bench)

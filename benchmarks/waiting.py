@@ -1,14 +1,11 @@
 """How much of an epoch a training waits for its pictures: reading the pixel cache, augmenting, expanding grey.
 
-    python benchmarks/waiting.py
-
 The second epoch of `finetune` and of `baseline`, from its first step to the end of its last. What counts as waiting is what the
 training's own thread spends in the calls that give it pixels, whoever works behind them.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 import time
@@ -17,10 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.measure import phantoms, write_vit_b_32
-from benchmarks.results import Result, show
+from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.methods.contrast import Contrast
@@ -116,7 +111,3 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
         )
         for name, (share, whole) in found.items()
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    show(bench)

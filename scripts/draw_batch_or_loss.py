@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from thoraclip.methods.finetune import Config
@@ -68,32 +69,12 @@ def figure(studies: list[tuple[str, Path]], out: Path) -> None:
                 values = [tuned[loss, b] for b in own]
                 if own:
                     shifted = [b * 1.05 ** (number - 1.5) for b in own]  # intervals side by side
-                    mean = [100 * v["value"] for v in values]
-                    errors = [
-                        [100 * (v["value"] - v["low"]) for v in values],
-                        [100 * (v["high"] - v["value"]) for v in values],
-                    ]
-                    axes.errorbar(
-                        shifted,
-                        mean,
-                        yerr=errors,
-                        fmt="o-",
-                        color=COLOURS[loss],
-                        label=name,
-                        capsize=2,
-                        markersize=4,
-                        linewidth=1.3,
-                    )
+                    low, mean, high = (100 * np.array([v[k] for v in values]) for k in ("low", "value", "high"))
+                    style = {"color": COLOURS[loss], "label": name, "capsize": 2, "markersize": 4, "linewidth": 1.3}
+                    axes.errorbar(shifted, mean, yerr=[mean - low, high - mean], fmt="o-", **style)
                     for x, value in zip(shifted, values, strict=True):
-                        seeds = value.get("per_seed") or []
-                        axes.plot(
-                            [x] * len(seeds),
-                            [100 * s for s in seeds],
-                            "_",
-                            color=COLOURS[loss],
-                            markersize=7,
-                            alpha=0.6,
-                        )
+                        seeds = [100 * seed for seed in value.get("per_seed") or []]
+                        axes.plot([x] * len(seeds), seeds, "_", color=COLOURS[loss], markersize=7, alpha=0.6)
             for (name, value), dash in zip(
                 ((n, v) for n, v in others.items() if n != "majority"), ("--", ":"), strict=False
             ):

@@ -1,9 +1,9 @@
 """Draw the pictures of the page that the docs show, from phantoms alone.
 
-    python scripts/screenshots.py docs/images [--work DIR] [--all]
+    python scripts/screenshots.py docs/images [--work DIR]
 
 Needs `thoraclip[study,export,serve,ui]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made in DIR
-and used again if they are there; `--all` draws every scene wide and narrow, light and dark.
+and used again if they are there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--all", action="store_true")
     asked = parser.parse_args()
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -52,16 +51,9 @@ def main() -> None:
         bundles = make_bundles(work)
         browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         with Served(bundles[0], *ALONE) as one, Served(bundles[0], *ALONE, "--beside", str(bundles[1])) as two:
-            wanted = every() if asked.all else DOCUMENTED
-            for name, scene, size, scheme in wanted:
-                draw(
-                    browser,
-                    asked.out / f"page-{name}.png",
-                    (two if scene is both else one).address,
-                    scene,
-                    size,
-                    scheme,
-                )
+            for name, scene, size, scheme in DOCUMENTED:
+                address = (two if name == "both" else one).address
+                draw(browser, asked.out / f"page-{name}.png", address, scene, size, scheme)
         browser.close()
 
 
@@ -114,17 +106,6 @@ def strange(page: Page) -> None:
     give(page, draw_other_phantom("hand", rng=np.random.default_rng(2), size=384))
 
 
-def both(page: Page) -> None:
-    """Two bundles on a phantom."""
-    result(page)
-
-
-def error(page: Page) -> None:
-    """No picture."""
-    page.set_input_files("#tc-file", {"name": "report.txt", "mimeType": "text/plain", "buffer": b"Findings: none."})
-    page.get_by_role("alert").filter(has_text="cannot be read").wait_for()
-
-
 def give(page: Page, pixels: np.ndarray) -> None:
     """Choose a picture, and wait for all heat maps."""
     stream = io.BytesIO()
@@ -138,17 +119,9 @@ DOCUMENTED = (
     ("start", start, "wide", "light"),
     ("result", result, "wide", "light"),
     ("strange", strange, "wide", "dark"),
-    ("both", both, "wide", "light"),
+    ("both", result, "wide", "light"),
     ("phone", result, "narrow", "dark"),
 )
-
-
-def every() -> Iterator[tuple[str, Callable[[Page], None], str, str]]:
-    """All scenes, in all looks."""
-    for scene in (start, result, strange, error, both):
-        for size in SIZES:
-            for scheme in ("light", "dark"):
-                yield f"{scene.__name__}-{size}-{scheme}", scene, size, scheme
 
 
 if __name__ == "__main__":

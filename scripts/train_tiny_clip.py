@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -128,11 +127,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
-    ends = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = CLIPConfig(
         projection_dim=128,
         text_config={
@@ -291,7 +286,7 @@ def train(
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1, betas=(0.9, 0.98))
     peaks = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps, pct_start=0.08)
-    losses, aside, began = [], [], time.monotonic()
+    losses, aside = [], []
     for step, rows in zip(range(1, steps + 1), row_batches(attributes, batch_size, rng, draw_by=draw_by), strict=False):
         captions = [describe(attributes[i], rng) for i in rows]
         if second:
@@ -302,9 +297,7 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             seen = model.vision_model(pixel_values=images, output_hidden_states=second)
             image = model.visual_projection(seen.pooler_output)
-            text = model.get_text_features(
-                input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]
-            ).pooler_output
+            text = model.get_text_features(**{k: texts[k] for k in ("input_ids", "attention_mask")}).pooler_output
         image, text = (nn.functional.normalize(x.float(), dim=-1) for x in (image, text))
         logits = model.logit_scale.exp() * image @ text.T
         target = torch.arange(batch_size)
@@ -324,30 +317,23 @@ def train(
         losses.append(loss.item())
         aside.append(parts)
         if step % 50 == 0:
-            speed = step * batch_size / (time.monotonic() - began)
             said = f"loss {np.mean(losses[-50:]):.3f}  auxiliary {np.mean(aside[-50:], axis=0).round(3).tolist()}"
-            print(f"step {step}/{steps}  {said}  {speed:.0f} pairs/s", flush=True)
+            print(f"step {step}/{steps}  {said}", flush=True)
     return float(np.mean(losses[-100:]))
 
 
 @torch.inference_mode()
 def answer(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict]) -> dict[str, dict[str, float]]:
     """Zero-shot accuracy and balanced accuracy per question, on phantoms that training never saw."""
-    features = torch.cat(
-        [
-            model.get_image_features(pixel_values=torch.from_numpy(normalise(chunk, SPEC))).pooler_output
-            for chunk in np.array_split(pixels, 16)
-        ]
-    )
+    chunks = (torch.from_numpy(normalise(chunk, SPEC)) for chunk in np.array_split(pixels, 16))
+    features = torch.cat([model.get_image_features(pixel_values=chunk).pooler_output for chunk in chunks])
     features = nn.functional.normalize(features, dim=-1)
     results = {}
     for question, answers in QUESTIONS.items():
         vectors = []
         for prompts in answers.values():
             tokens = tokenizer(prompts, padding=True, return_tensors="pt")
-            text = model.get_text_features(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            ).pooler_output
+            text = model.get_text_features(**{k: tokens[k] for k in ("input_ids", "attention_mask")}).pooler_output
             vectors.append(nn.functional.normalize(nn.functional.normalize(text, dim=-1).mean(0), dim=-1))
         names = list(answers)
         truth = [true_answer(question, a) for a in attributes]
@@ -355,21 +341,16 @@ def answer(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dic
         predicted = (features[rows] @ torch.stack(vectors).T).argmax(1).numpy()
         target = np.array([names.index(truth[i]) for i in rows])
         recall = [float((predicted[target == c] == c).mean()) for c in sorted(set(target))]
-        results[question] = {
-            "images": len(rows),
-            "accuracy": float((predicted == target).mean()),
-            "balanced_accuracy": float(np.mean(recall)),
-        }
+        accuracy, balanced = float((predicted == target).mean()), float(np.mean(recall))
+        results[question] = {"images": len(rows), "accuracy": accuracy, "balanced_accuracy": balanced}
     return results
 
 
 def true_answer(question: str, attributes: dict) -> str:
     if question == "disease":
         return str(attributes["label"])
-    if question == "devices" or question.endswith(
-        " or none"
-    ):  # one device or none: with two, either name is a right answer
-        devices = attributes["devices"]
+    devices = attributes["devices"]
+    if question == "devices" or question.endswith(" or none"):  # with two devices, either name is a right answer
         return "none" if not devices else devices[0] if len(devices) == 1 else "several"
     return str(attributes[question])
 
@@ -450,44 +431,28 @@ def save(out: Path, model: CLIPModel, tokenizer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="folder that an earlier call wrote; its stages are not run again")
     parser.add_argument("--images", type=int, default=9000)
     parser.add_argument("--test-images", type=int, default=1500)
-    parser.add_argument(
-        "--steps", type=int, nargs=4, default=[1600, 700, 300, 300], help="of the four stages; 0 leaves one out"
-    )
+    parser.add_argument("--steps", type=int, nargs=4, default=[1600, 700, 300, 300], help="of the four stages")
     arguments = parser.parse_args()
     torch.manual_seed(TRAIN_SEED)
     pixels, attributes = draw_set(TRAIN_SEED, arguments.images)
     test_pixels, test_attributes = draw_set(TEST_SEED, arguments.test_images)
     print(f"drew {len(pixels)} + {len(test_pixels)} phantoms", flush=True)
-    stages: list[dict] = []
-    if arguments.start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.start)
-        model = CLIPModel.from_pretrained(arguments.start).float()
-        model.set_attn_implementation("eager")
-        stages = json.loads((arguments.start / "training.json").read_text(encoding="utf-8"))
-    else:
-        wording = np.random.default_rng(TRAIN_SEED)
-        tokenizer = train_tokenizer([describe(a, wording) for a in attributes])
-        model = make_model(tokenizer)
-    done = {entry["stage"] for entry in stages}
-    for stage, steps in enumerate(arguments.steps, start=1):
-        if steps and stage not in done:
-            stages.append(run_stage(stage, model, tokenizer, pixels, attributes, steps=steps))
+    wording = np.random.default_rng(TRAIN_SEED)
+    tokenizer = train_tokenizer([describe(a, wording) for a in attributes])
+    model = make_model(tokenizer)
+    stages = [
+        run_stage(stage, model, tokenizer, pixels, attributes, steps=steps)
+        for stage, steps in enumerate(arguments.steps, start=1)
+    ]
     save(arguments.out, model, tokenizer)
     (arguments.out / "training.json").write_text(json.dumps(stages, indent=2) + "\n", encoding="utf-8")
     results = answer(model.float(), tokenizer, test_pixels, test_attributes)
     print(json.dumps(results, indent=2))
     parameters = sum(p.numel() for p in model.parameters())
-    write_card(
-        arguments.out,
-        stages,
-        results,
-        parameters=parameters,
-        images=arguments.images,
-        test_images=arguments.test_images,
-    )
+    sizes = {"images": arguments.images, "test_images": arguments.test_images}
+    write_card(arguments.out, stages, results, parameters=parameters, **sizes)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from benchmarks import run
+from benchmarks.measure import options
 from benchmarks.results import (
     BEGIN,
     END,
@@ -27,15 +27,11 @@ BIG = Result("memory", 1.2, 1.1, "one chunk", 0.00012, "MiB", higher_is_better=F
 TOLD = Result("told", None, None, "", 7, "s")
 
 
-@pytest.mark.parametrize("name", run.BENCHMARKS)
-def test_every_benchmark_has_a_bench(name):
-    bench = import_module(run.BENCHMARKS[name]).bench
-    parameters = inspect.signature(bench).parameters
-    assert len(parameters) == 2 and parameters["quick"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert parameters["quick"].default is False
-
-
-def test_every_script_is_in_the_registry():
+def test_every_script_is_in_the_registry_and_has_a_bench():
+    for module in run.BENCHMARKS.values():
+        parameters = inspect.signature(import_module(module).bench).parameters
+        assert len(parameters) == 2 and parameters["quick"].kind is inspect.Parameter.KEYWORD_ONLY, module
+        assert parameters["quick"].default is False, module
     helpers = {"measure", "plain", "results", "run"}
     scripts = {file.stem for file in (run.ROOT / "benchmarks").glob("*.py")} - helpers
     assert scripts == {module.removeprefix("benchmarks.") for module in run.BENCHMARKS.values()}
@@ -110,14 +106,13 @@ def test_the_docs_have_the_markers():
     assert text.index(BEGIN) < text.index(END)
 
 
-def test_a_quick_run_writes_results_and_table(tmp_path):
+def test_a_quick_run_writes_results_and_table(tmp_path, capfd):
     out, page = tmp_path / "results.json", tmp_path / "page.md"
     write_results(out, [Result("start: other", None, None, "", 1, "s"), Result("marks: old", None, None, "", 1, "s")])
     page.write_text(f"{BEGIN}\n{END}\n")
-    command = [sys.executable, "-m", "benchmarks.run", "--quick", "--only", "marks", "--out", out, "--page", page]
-    done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "[1/1] marks: 2 rows" in done.stderr
+    assert run.main(["--quick", "--only", "marks", "--out", str(out), "--page", str(page)]) == 0
+    told = capfd.readouterr()
+    assert "[1/1] marks: 2 rows" in told.err
     names = [row["name"] for row in json.loads(out.read_text())]
     assert names == [
         "marks: marked pictures found",
@@ -126,7 +121,7 @@ def test_a_quick_run_writes_results_and_table(tmp_path):
         "marks: old",
     ]
     assert "| marks: marked pictures found |" in page.read_text() and "`make bench`, on " in page.read_text()
-    assert page.read_text() == f"{BEGIN}\n{done.stdout}{END}\n"
+    assert page.read_text() == f"{BEGIN}\n{told.out}{END}\n"
 
 
 def test_one_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
@@ -143,6 +138,27 @@ def test_one_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, caps
     assert "| marks: new |" in told.out
 
 
-def test_a_process_that_crashes_gives_nothing(tmp_path):
-    (tmp_path / "predictions").write_text("a file where a folder should be")
-    assert run.run_one("start", tmp_path / "predictions", quick=True) is None
+def test_a_process_that_fails_gives_nothing(tmp_path):
+    assert run.run_one("unknown", tmp_path, quick=True) is None
+
+
+def test_options_take_their_kinds_from_their_defaults(monkeypatch):
+    defaults = {
+        "images": 5,
+        "rate": 0.5,
+        "model": "tiny",
+        "wrong_too": False,
+        "folder": None,
+        "extra": [],
+        "out": Path("a"),
+    }
+    monkeypatch.setattr(sys, "argv", ["x"])
+    assert vars(options("about", **defaults)) == defaults
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["x", *["--images", "7", "--rate", "2", "--wrong-too", "--folder", "f", "--extra", "g", "h", "--out", "b"]],
+    )
+    found = vars(options("about", **defaults))
+    assert found == {"images": 7, "rate": 2.0, "model": "tiny", "wrong_too": True, "folder": Path("f"),
+                     "extra": [Path("g"), Path("h")], "out": Path("b")}  # fmt: skip

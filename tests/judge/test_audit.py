@@ -93,6 +93,14 @@ def test_where_source_and_class_coincide_it_is_said() -> None:
     assert any("Every source holds one class only" in sentence for sentence in content["reading"])
     mixed = audit_report(facts(source=["a", "b"] * 120), resamples=200, seed=0)
     assert not any("holds one class only" in sentence for sentence in mixed["reading"])
+    partly = audit_report(
+        facts(source=["clinic" if i % 3 == 0 and i < 90 else "archive" for i in range(N)]), resamples=200, seed=0
+    )
+    assert not next(r for r in partly["attributes"] if r["column"] == "source")["coincides"]
+    some = audit_report(facts(view=["PA", "AP", None] * 80), resamples=200, seed=0)
+    assert next(r for r in some["attributes"] if r["column"] == "view")["accuracy"]["value"] == 1, (
+        "of those that are known"
+    )
 
 
 def test_one_source_none_and_a_group_of_two_images() -> None:
@@ -105,6 +113,8 @@ def test_one_source_none_and_a_group_of_two_images() -> None:
     small = next(r for r in two["subgroups"] if r["value"] == "F")
     assert small["images"] == 2 and small["is_small"] and small["high"] - small["low"] > 0.5
     assert any("the smallest is sex 'F' with 2 images" in sentence for sentence in two["reading"])
+    ten = audit_report(facts(sex=["F"] * 10 + ["M"] * (N - 10)), resamples=200, seed=0)
+    assert not any(row["is_small"] for row in ten["subgroups"])
 
 
 def test_age_bands() -> None:
@@ -140,6 +150,16 @@ def test_saliency_is_weighed_against_the_area() -> None:
     row = audit_report(dataclasses.replace(facts(), saliency=found), resamples=500, seed=0)["saliency"]
     assert row["effect"] == pytest.approx(np.mean(found["inside"]) - np.mean(found["area"]))
     assert row["low"] > 0 and "more than chance" in row["words"]
+    doubt = {**found, "inside": [0.1, 0.9, 0.2, 0.9]}
+    told = audit_report(dataclasses.replace(facts(), saliency=doubt), resamples=500, seed=0)["saliency"]
+    assert told["effect"] > 0 > told["low"] and "no more and no less than chance" in told["words"]
+
+
+def test_a_classifier_that_may_be_guessing_cannot_be_told() -> None:
+    content = audit_report(facts(right=0.4), resamples=500, seed=0)
+    accuracy = content["balanced_accuracy"]
+    assert accuracy["value"] > accuracy["chance"] > accuracy["low"] and content["overall"] == "cannot_tell"
+    assert "not shown to be better than chance" in content["reading"][1]
 
 
 def test_a_report_says_whether_it_was_audited() -> None:

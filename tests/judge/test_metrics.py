@@ -68,15 +68,6 @@ def _pairwise_auroc(scored: Scored, c: int) -> float | None:
     return sum(wins) / len(wins) if wins else None
 
 
-def test_auroc_is_the_one_of_scikit_learn_for_several_classes() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.dirichlet(np.ones(4), size=80)
-    scored = Scored(rng.integers(0, 4, 80), scores)
-    assert headline(scored)["auroc"] == pytest.approx(sk.roc_auc_score(scored.target, scores, multi_class="ovr"))
-    two = Scored(scored.target % 2, scores[:, :2])
-    assert headline(two)["auroc"] == pytest.approx(sk.roc_auc_score(two.target, two.scores[:, 1]))
-
-
 def test_a_class_without_images_has_no_auroc() -> None:
     scored = Scored(np.array([0, 1, 0]), np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1]]))
     found = per_class(scored)
@@ -89,6 +80,12 @@ def test_a_class_without_images_has_no_auroc() -> None:
 def test_specificity_is_true_negatives_over_negatives() -> None:
     scored = Scored(np.array([0, 0, 1, 1, 2]), np.eye(3)[[0, 1, 1, 0, 2]] * 0.7 + 0.1)
     assert per_class(scored)["specificity"] == [pytest.approx(v) for v in (2 / 3, 2 / 3, 1.0)]
+
+
+def test_rows_are_scaled_to_a_sum_of_one_and_right_ones_left_alone() -> None:
+    rows = np.random.default_rng(0).dirichlet(np.ones(3), size=9)
+    np.testing.assert_allclose(Scored(np.zeros(9, np.int64), 7 * rows).scores, rows)
+    assert (Scored(np.zeros(9, np.int64), rows).scores == rows).all()
 
 
 def test_names_of_the_registries() -> None:
@@ -120,6 +117,7 @@ def _slow_ece(scored: Scored, bins: int) -> float:
 @given(tables())
 def test_reliability_bins_hold_every_image_and_give_the_ece(scored: Scored) -> None:
     bins = reliability_bins(scored.confidence, scored.correct)
+    assert len(reliability_bins(scored.confidence, scored.correct, 1)) == 1
     assert sum(b.count for b in bins) == len(scored.target)
     total = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / len(scored.target)
     assert total == pytest.approx(headline(scored)["ece"], abs=1e-12)

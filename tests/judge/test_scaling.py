@@ -12,8 +12,9 @@ from tests.conftest import examples
 
 from thoraclip.errors import InputError
 from thoraclip.judge.intervals import Estimate
-from thoraclip.judge.metrics import METRICS, Scored
+from thoraclip.judge.metrics import METRICS, Scored, brier_terms
 from thoraclip.judge.recalibration import _mover, recalibration
+from thoraclip.judge.resampling import resample_weights
 from thoraclip.judge.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_vector
 
 Floats = npt.NDArray[np.float64]
@@ -37,13 +38,7 @@ def log_loss(scores: Floats, target: npt.NDArray[np.int64]) -> float:
     return float(-np.log(np.maximum(scores[np.arange(len(target)), target], 1e-15)).mean())
 
 
-@pytest.mark.parametrize("planted", [0.4, 1.0, 2.5])
-def test_a_planted_temperature_is_found(planted: float) -> None:
-    scores, target = draw(1, 8000, planted)
-    assert fit_temperature(scores, target).temperature == pytest.approx(planted, rel=0.05)
-
-
-@examples(25)
+@examples(16)
 @given(st.integers(0, 10**6), st.floats(0.3, 4), st.integers(20, 200))
 def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: int) -> None:
     scores, target = draw(seed, n, planted)
@@ -57,18 +52,6 @@ def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: i
     assert best <= slow.fun + 1e-9 and best <= log_loss(scores, target) + 1e-12
     assert (found.apply(scores).argmax(axis=1) == scores.argmax(axis=1)).all()
     np.testing.assert_allclose(found.apply(scores).sum(axis=1), 1)
-
-
-def test_a_planted_vector_is_found() -> None:
-    scores, target = draw(2, 20_000)
-    scale, bias = np.array([2.0, 1.0, 0.5]), np.array([0.7, -0.2, -0.5])
-    spoilt = softmax((np.log(scores) - bias) / scale)
-    found = fit_vector(spoilt, target)
-    # the softmax forgets a constant of the bias; scores have lost one of every row, so only what they become is compared
-    np.testing.assert_allclose(found.apply(spoilt).mean(axis=0), scores.mean(axis=0), atol=0.02)
-    assert (
-        log_loss(found.apply(spoilt), target) < log_loss(fit_temperature(spoilt, target).apply(spoilt), target) - 0.01
-    )
 
 
 def test_the_vector_is_where_the_slope_is_zero() -> None:
@@ -85,26 +68,6 @@ def test_the_vector_is_where_the_slope_is_zero() -> None:
         for w, b in ((step, 0 * step), (0 * step, step)):
             slope = (objective(found.scale + w, found.bias + b) - objective(found.scale - w, found.bias - b)) / 2e-4
             assert abs(slope) < 1e-5
-
-
-@pytest.mark.parametrize("planted", [0.5, 1.0, 2.0])
-def test_unseen_log_loss_rises_by_no_more_than_chance(planted: float) -> None:
-    """No loss beyond the interval of that before; of spoilt scores, a gain beyond chance."""
-    for seed in range(5):
-        val, test = draw(10 + seed, 400, planted), draw(50 + seed, 800, planted)
-        tables = {"before": Scored(test[1], test[0])}
-        for name, fit in (("temperature", fit_temperature), ("vector", fit_vector)):
-            tables[name] = Scored(test[1], fit(*val).apply(test[0]))
-        found = recalibration(tables, np.arange(800), resamples=300, seed=0)
-        for name in ("temperature", "vector"):
-            before, after, change = (
-                found["before"]["log_loss"],
-                found[name]["log_loss"],
-                found[name]["change"]["log_loss"],
-            )
-            assert after["value"] <= before["high"], (seed, name)
-            assert change["value"] == pytest.approx(after["value"] - before["value"])
-            assert change["value"] < 0.01 if planted == 1 else change["high"] < 0, (seed, name, change)
 
 
 def test_bounds_and_refusals() -> None:
@@ -128,13 +91,6 @@ def test_bounds_and_refusals() -> None:
     assert fit_temperature(right, np.array([0, 1, 1])).temperature > 0, "one number needs no image of every class"
 
 
-def test_the_pull_fades_with_the_number_of_images() -> None:
-    """All right: without the pull the scale would run away; the same images many times let it go further."""
-    scores, target = np.tile([[0.8, 0.2], [0.3, 0.7]], (3, 1)), np.tile([0, 1], 3)
-    few, many = (fit_vector(np.tile(scores, (k, 1)), np.tile(target, k)).scale.max() for k in (1, 100))
-    assert few <= many < 1000
-
-
 def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
     scores, target = draw(4, 1500, 2.5)
     before = Scored(target, scores)
@@ -147,43 +103,20 @@ def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
     change = found["after"]["change"]["ece"]
     assert change["value"] == pytest.approx(found["after"]["ece"]["value"] - found["before"]["ece"]["value"])
     assert change["high"] < 0, "far too sure: the gain is no luck"
+    groups = np.arange(1500) // 3
+    paired = recalibration({"before": before, "after": after}, groups, resamples=200, seed=0)["after"]
+    weights = np.concatenate(list(resample_weights(groups, resamples=200, seed=0)), axis=1)
+    gain = brier_terms(after) - brier_terms(before)
+    drawn = np.quantile(gain @ weights / weights.sum(axis=0), [0.025, 0.975])
+    assert [paired["change"]["brier"][side] for side in ("low", "high")] == pytest.approx(drawn.tolist())
     alone = recalibration({"before": before, "after": after}, np.zeros(1500, dtype=np.int64), resamples=200, seed=0)
     assert alone["after"]["change"]["ece"]["low"] is None and alone["before"]["ece"]["low"] is None
 
 
-def test_the_interval_of_the_change_in_ece_covers() -> None:
-    """The true change for fixed fits, over 60 sets: the plain percentile interval covers it in 20 to 75 %."""
-    rng, covered, sets = np.random.default_rng(8), 0, 60
-
-    def one(n: int) -> tuple[Scored, Floats]:
-        logits = 1.6 * rng.normal(size=(n, 3))
-        chance = softmax(logits)
-        target = (chance.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
-        return Scored(target, softmax(1.5 * logits)), chance
-
-    def true_ece(scored: Scored, chance: Floats) -> float:
-        from thoraclip.judge.calibration import equal_mass_bins
-
-        gap = chance[np.arange(len(chance)), scored.predicted] - scored.confidence
-        return float(np.abs(np.bincount(equal_mass_bins(scored.confidence), weights=gap)).sum() / len(chance))
-
-    (large, chance), (val, _) = one(60_000), one(300)
-    scaling = fit_temperature(val.scores, val.target)
-    truth = true_ece(Scored(large.target, scaling.apply(large.scores)), chance) - true_ece(large, chance)
-    for number in range(sets):
-        test, _ = one(400)
-        tables = {"before": test, "after": Scored(test.target, scaling.apply(test.scores))}
-        found = recalibration(tables, np.arange(400), resamples=200, seed=number)["after"]["change"]["ece"]
-        covered += found["low"] <= truth <= found["high"]
-    assert covered / sets >= 0.85, covered
-
-
 def test_the_interval_of_a_difference_by_hand() -> None:
     """Together: the reaches subtract. Apart: they add as the sides of a right angle. Against each other: they add."""
-    after, before = (
-        Estimate(0.10, 0.06, 0.13),
-        Estimate(0.20, 0.18, 0.23),
-    )  # reaches down 0.04 and up 0.03; up 0.03, down 0.02
+    # reaches: down 0.04 and up 0.03; up 0.03 and down 0.02
+    after, before = Estimate(0.10, 0.06, 0.13), Estimate(0.20, 0.18, 0.23)
     wave = np.array([1.0, -1.0, 1.0, -1.0])
     for other, low, high in (
         (wave, 0.01, 0.01),

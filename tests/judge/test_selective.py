@@ -41,11 +41,3 @@ def test_weights_are_repeated_rows(rows: list[tuple[int, bool]], seed: int) -> N
         again = np.repeat(np.arange(len(rows)), weights[:, column])
         plain = accuracy_at(confidence[again], correct[again], coverages=(0.3, 0.5, 1.0))
         np.testing.assert_allclose(found[:, column], plain[:, 0])
-
-
-def test_confidence_that_knows_gives_a_smaller_area_than_one_that_does_not() -> None:
-    correct = np.repeat([True, False], [80, 20])
-    knowing, blind = np.linspace(1, 0.4, 100), np.full(100, 0.5)
-    assert aurc(knowing, correct) < aurc(blind, correct) == pytest.approx(0.2)
-    assert accuracy_at(knowing, correct)[:, 0].tolist() == pytest.approx([1.0, 1.0, 8 / 9, 0.8])
-    assert accuracy_at(blind, correct)[:, 0].tolist() == pytest.approx([0.8] * 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import pytest
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError
 from thoraclip.judge.conformal import fit_thresholds
-from thoraclip.judge.report import MethodResult, judge, write_report
+from thoraclip.judge.render import html_page, load_pixels, markdown_page
+from thoraclip.judge.report import MethodResult, judge
 from thoraclip.judge.scaling import fit_temperature, fit_vector
 from thoraclip.labels import LabelSet
 from thoraclip.proportions import clopper_pearson, wilson
@@ -108,6 +108,25 @@ def test_each_fold_is_treated_by_its_own_validation_images() -> None:
     assert found["after_temperature"]["brier"]["value"] == pytest.approx(
         (np.concatenate(parts) ** 2).sum(axis=1).mean()
     )
+    for c, name in enumerate(CLASSES):
+        thresholds = [fit_thresholds(v.scores, v.target) for v in vals]
+        assert found["conformal"]["classes"][name]["threshold"] == [t.threshold[c] for t in thresholds[::-1]]
+        sets = np.concatenate(
+            [f.sets(t.scores)[t.target == c, c] for f, t in zip(thresholds, (first, second), strict=True)]
+        )
+        assert found["conformal"]["classes"][name]["coverage"]["value"] == sets.mean()
+        point = found["operating_point"]["classes"][name]
+        called = [t.scores[t.target == c, c] >= p for t, p in zip((second, first), point["threshold"], strict=True)]
+        assert point["test"]["sensitivity"]["value"] == np.concatenate(called).mean()
+    scarce = vals[1].take(
+        np.concatenate([np.flatnonzero(vals[1].target != 2), np.flatnonzero(vals[1].target == 2)[:5]])
+    )
+    few = trust(joined(first, second), validation=((vals[0], scarce),))
+    assert few["conformal"]["classes"]["Normal"]["reason"] == "in every set: 5 validation images, at least 9 are needed"
+    assert "5 validation images of the class, and 20" in few["operating_point"]["classes"]["Normal"]["reason"]
+    none = vals[1].take(np.flatnonzero(vals[1].target != 2))
+    point = trust(joined(first, second), validation=((vals[0], none),))["operating_point"]["classes"]["Normal"]
+    assert point["test"]["sensitivity"]["value"] is None, "one fold has no threshold"
     lonely = trust(joined(first, second), validation=((vals[0],),))
     assert lonely["reason"].startswith("450 judged images have no validation scores of their fold")
     assert "temperature" not in lonely and lonely["selective"]["at"]
@@ -194,24 +213,24 @@ def test_wrong_validation_scores_are_refused() -> None:
             trust(test, validation=(tables,))
 
 
-def test_pages_with_some_with_all_and_with_no_validation_scores(tmp_path: Path) -> None:
-    test, val = table(200, seed=0), table(90, seed=1, split="val", prefix="v")
+def test_pages_with_some_with_all_and_with_no_validation_scores() -> None:
+    test, val = table(90, seed=0), table(90, seed=1, split="val", prefix="v")
     fitted = MethodResult(name="fitted", kind="probe", predictions=(test,), validation=((val,),))
-    bare = MethodResult(name="bare", kind="probe", predictions=(table(200, seed=0, sharp=1.0),))
+    bare = MethodResult(name="bare", kind="probe", predictions=(table(90, seed=0, sharp=1.0),))
     few = MethodResult(name="few", kind="probe", predictions=(test,), validation=((val.take(np.arange(4)),),))
     equal = dataclasses.replace(val, scores=np.full((90, 3), 1 / 3))
     flat = MethodResult(name="flat", kind="probe", predictions=(test,), validation=((equal,),))
-    for name, methods in (("all", [fitted]), ("some", [fitted, bare, few, flat]), ("none", [bare])):
+    some = [markdown_page(judge([fitted, bare, few, flat], title="t", resamples=100)),
+            html_page(judge([bare, few], title="t", resamples=100), None, load_pixels)]  # fmt: skip
+    for text in some:
+        assert "the run kept none" in text and "at least 9 are needed" in text
+    assert "equal scores" in some[0]
+    for name, methods in (("all", [fitted]), ("none", [bare])):
         report = judge(methods, title="t", resamples=100)
-        write_report(report, tmp_path / name)
-        for file in ("report.html", "report.md"):
-            text = (tmp_path / name / file).read_text(encoding="utf-8")
+        for text in [markdown_page(report), *(some if name == "all" else [])]:
             assert "Answering only when sure" in text
-            assert ("Prediction sets" in text) == (name != "none")
+            assert ("Prediction sets" in text) == (name == "all")
             assert ("No method came with scores of validation images" in text) == (name == "none")
-        if name == "some":
-            assert "the run kept none" in text and "at least 9 are needed" in text and "equal scores" in text
     for entry in report["methods"]:
         del entry["trust"]  # as in a report of an earlier version
-    write_report(report, tmp_path / "old")
-    assert "Answering only when sure" not in (tmp_path / "old" / "report.html").read_text(encoding="utf-8")
+    assert "Answering only when sure" not in markdown_page(report)

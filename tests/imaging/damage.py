@@ -1,40 +1,19 @@
-"""Decode thousands of damaged PNG, JPEG and DICOM files; each must be read or refused, soon and in little memory.
-
-    python scripts/fuzz_pictures.py --files 10000 --seed 0 --out report.json     # about 20 seconds on one core
-    python scripts/fuzz_pictures.py --seed 0 --keep 4711 --out file.bin          # write one file of the run again
-
-File i of a seed is the same in every run with the same encoders. A worker process decodes; the parent sees it crash or
-hang, notes the file, and starts another one behind it. Ends with 1 when anything but a `Radiograph` or an `ImageError`
-came out, or a file took longer than `--limit` seconds.
-"""
+"""PNG, JPEG and DICOM files damaged by seeded mutations; file i of a seed is the same in every run with the same encoders."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import multiprocessing
 import random
 import re
-import resource
 import struct
-import sys
-import time
-import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
+from tests.imaging.files import FLAT, LOSSLESS, LOSSY, data_set, encoded, interlaced, waves
 
 from thoraclip.errors import ImageError
 from thoraclip.imaging import Radiograph, decode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the makers of valid files, which the tests share
 
 Mutation = Callable[[bytes, random.Random], bytes]
 EXTREMES = (0, 1, 2, 7, 8, 9, 12, 15, 16, 17, 31, 32, 127, 128, 255, 256, 32_767, 32_768, 65_535)
@@ -42,8 +21,6 @@ EXTREMES = (0, 1, 2, 7, 8, 9, 12, 15, 16, 17, 31, 32, 127, 128, 255, 256, 32_767
 
 def valid_files() -> dict[str, bytes]:
     """Small and medium files of every kind that is decoded, by name."""
-    from tests.imaging.files import FLAT, LOSSLESS, LOSSY, data_set, encoded, interlaced, waves
-
     grey, large = waves(8), waves(8, height=260, width=300)
     colour = Image.fromarray(np.stack([grey, grey[::-1], grey[:, ::-1]], axis=-1))
     alpha = Image.fromarray(np.stack([grey, grey[::-1]], axis=-1))
@@ -203,9 +180,6 @@ def damaged(files: dict[str, bytes], seed: int, number: int) -> tuple[str, bytes
     return name, mend_sums(data, rng)
 
 
-# the run
-
-
 def reason(error: ImageError) -> str:
     """The kind of a refusal: its message without names and numbers."""
     text = str(error).removeprefix("image: ")
@@ -223,96 +197,3 @@ def outcome(data: bytes) -> str:
         return f"FAILED: {type(error).__name__}: {error}"[:300]
     fits = isinstance(found, Radiograph) and found.pixels.dtype == np.uint8 and found.pixels.ndim == 2
     return "read" if fits and found.pixels.shape == (found.height, found.width) else f"FAILED: {found!r}"[:300]
-
-
-def work(pipe: Connection, seed: int, first: int, stop: int) -> None:
-    """Decode files first..stop; tell the parent of each before and after, and of the memory at the end."""
-    from thoraclip.imaging import isolated
-
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    files = valid_files()
-    for number in range(first, stop):
-        pipe.send((number, "?"))
-        name, data = damaged(files, seed, number)
-        pipe.send((number, name))
-        begin = time.perf_counter()
-        what = outcome(data)
-        pipe.send((what, time.perf_counter() - begin))
-    isolated._stop_idle()  # memory of child processes is known once they have ended
-    pipe.send([resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)])
-
-
-def run(files: int, seed: int, limit: float) -> dict[str, Any]:
-    """The report of a whole run."""
-    context = multiprocessing.get_context("spawn")
-    formats: dict[str, Counter[str]] = {}
-    reasons: Counter[str] = Counter()
-    slowest: list[tuple[float, int, str]] = []
-    failures: list[str] = []
-    memory, number, name = [0.0, 0.0], -1, "start"
-    while number + 1 < files:
-        mine, theirs = context.Pipe()
-        worker = context.Process(target=work, args=(theirs, seed, number + 1, files))
-        worker.start()
-        theirs.close()
-        try:
-            while True:
-                if not mine.poll(limit + 30):
-                    worker.kill()
-                    raise EOFError
-                message = mine.recv()
-                if isinstance(message, list):
-                    memory = [max(pair) for pair in zip(memory, message, strict=True)]
-                    break
-                if isinstance(message[0], int):
-                    number, name = message
-                    continue
-                what, seconds = message
-                is_read = what == "read"
-                formats.setdefault(name.split()[0], Counter())["read" if is_read else "refused"] += 1
-                reasons[what] += not is_read
-                slowest = sorted([*slowest, (round(seconds, 3), number, name)], reverse=True)[:5]
-                if what.startswith("FAILED") or seconds > limit:
-                    failures.append(f"file {number} ({name}): {what}, {seconds:.1f} s")
-        except EOFError:
-            worker.join()
-            failures.append(f"file {number} ({name}): the process ended with {worker.exitcode}, or hung")
-            if number < 0:
-                break
-        worker.join()
-    return {
-        "files": files, "seed": seed, "formats": {k: dict(v) for k, v in sorted(formats.items())},
-        "reasons": {text: count for text, count in reasons.most_common() if count}, "slowest": slowest,
-        "peak_memory_mb": {"process": round(memory[0]), "helper": round(memory[1])}, "failures": failures,
-    }  # fmt: skip
-
-
-def told(report: dict[str, Any], begin: float, out: Path | None) -> int:
-    """Print a report, with the seconds since it was begun, and write it to `out`; returns the exit code."""
-    report["seconds"] = round(time.perf_counter() - begin)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if out:
-        out.write_text(text + "\n", encoding="utf-8")
-    return 1 if report["failures"] else 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=10.0, help="seconds that one file may take")
-    parser.add_argument("--keep", type=int, help="write this file of the run to --out, decode nothing")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    if args.keep is not None:
-        args.out.write_bytes(damaged(valid_files(), args.seed, args.keep)[1])
-        return 0
-    begin = time.perf_counter()
-    report = run(args.files, args.seed, args.limit)
-    return told(report, begin, args.out)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
