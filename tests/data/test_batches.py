@@ -35,7 +35,7 @@ def test_pictures_come_in_manifest_order_whatever_the_batch_size(
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
-@pytest.mark.parametrize("start", [0, 5, 7, 20, 23])
+@pytest.mark.parametrize("start", [5, 7, 23])
 def test_a_resumed_pass_sees_the_same_batches(manifest: Manifest, tmp_path: Path, start: int, is_cached: bool) -> None:
     whole = list(grey_batches(manifest, SPEC, batch_size=5))
     resumed = list(grey_batches(manifest, SPEC, batch_size=5, start=start, pixels=tmp_path if is_cached else None))
@@ -131,7 +131,7 @@ def test_other_rules_of_decoding_make_another_cache(
     assert len(list((tmp_path / "c").iterdir())) == 2
 
 
-@pytest.mark.parametrize("dies_after", [0, 1, 3, 5])
+@pytest.mark.parametrize("dies_after", [0, 3, 5])
 def test_a_killed_cache_goes_on_and_ends_with_the_same_bytes(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: int
 ) -> None:
