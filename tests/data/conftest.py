@@ -11,12 +11,12 @@ import sklearn.ensemble
 
 @pytest.fixture(scope="module")
 def small_forest() -> Iterator[None]:
-    """A tenth of the trees of the forest on all columns, which take most of the time of `class_differences`."""
+    """A twentieth of the trees of the forest on all columns, which take most of the time of `class_differences`."""
     whole = sklearn.ensemble.RandomForestClassifier
 
     def smaller(trees: int, **settings: Any) -> sklearn.ensemble.RandomForestClassifier:
         assert trees == 200
-        return whole(20, **settings)
+        return whole(10, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sklearn.ensemble, "RandomForestClassifier", smaller)

@@ -263,7 +263,7 @@ def test_boxes_follow_the_picture_and_not_the_run(picture: Callable[..., Grey]) 
 
 
 def test_marks_of_phantoms_are_found_and_unmarked_phantoms_left_alone(tmp_path: Path) -> None:
-    write_phantoms(tmp_path / "phantoms", PhantomConfig(images=36, size=256, seed=11), workers=1)
+    write_phantoms(tmp_path / "phantoms", PhantomConfig(images=24, size=256, seed=11), workers=1)
     with (tmp_path / "phantoms" / "phantoms.csv").open() as file:
         rows = list(csv.DictReader(file))
     drawn = np.array([bool(row["marker"]) for row in rows])

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from tests.imaging.files import dicom
 
 from thoraclip.data import index as module
 from thoraclip.data.deidentify import local_salt, pseudonym
@@ -174,19 +172,8 @@ def test_the_report_holds_all_that_is_not_in_the_manifest(class_folder: Path, tm
 def radiograph(path: Path, **tags: Any) -> None:
     """A DICOM file with a picture of its own and the given elements."""
     pixels = np.random.default_rng(len(path.name)).integers(0, 4096, (16, 12), dtype=np.uint16)
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = SecondaryCaptureImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
-    ds.Rows, ds.Columns = pixels.shape
-    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
-    ds.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(ds, name, value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pydicom.dcmwrite(path, ds, enforce_file_format=True)
+    path.write_bytes(dicom(pixels, bits=12, **tags))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def bare_film(size: int = 256) -> Film:
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, np.ndarray]:
     return {
-        part: np.stack([draw_other_phantom(part, rng=np.random.default_rng([3, i]), size=128) for i in range(6)])
+        part: np.stack([draw_other_phantom(part, rng=np.random.default_rng([3, i]), size=128) for i in range(4)])
         for part in OTHER_PARTS
     }
 
@@ -64,7 +64,7 @@ def test_parts_differ_more_than_images_of_one_part(drawn: dict[str, np.ndarray])
                 p: np.delete(i, row, axis=0).mean(axis=0) if p == part else i.mean(axis=0) for p, i in scaled.items()
             }
             right += min(means, key=lambda p, image=image, means=means: np.abs(image - means[p]).sum()) == part
-    assert right >= 0.85 * 6 * len(OTHER_PARTS)
+    assert right >= 0.85 * 4 * len(OTHER_PARTS)
 
 
 @pytest.mark.parametrize("part", ["hand", "foot"])

@@ -92,8 +92,8 @@ def test_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     refused(tmp_path / "pipe.png", r"pipe\.png: cannot be read \(not a regular file\)")
     with (tmp_path / "sparse.png").open("wb") as file:
-        file.truncate(600 * 1024**2)
-    refused(tmp_path / "sparse.png", r"629,145,600 bytes is more than 536,870,912; not a radiograph")
+        file.truncate(512 * 1024**2 + 1)
+    refused(tmp_path / "sparse.png", r"536,870,913 bytes is more than 536,870,912; not a radiograph")
 
 
 # pictures
@@ -175,9 +175,9 @@ def test_png_whose_pixels_inflate_beyond_its_size() -> None:
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
 def test_png_whose_text_inflates(kind: bytes) -> None:
-    bomb = zlib.compress(bytes(100_000_000), 9)
+    bomb = zlib.compress(bytes(50_000_000), 9)
     content = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}[kind] + bomb
-    many = [chunk(kind, content)] * 20
+    many = [chunk(kind, content)] * 8
     for at in ("before", "after"):
         chunks = [*many, PIXEL] if at == "before" else [PIXEL, *many]
         assert not outcome(png((1, 1, 8, 0), *chunks)).startswith("FAILED")
@@ -216,7 +216,9 @@ def test_jpeg_of_many_scans() -> None:
 
 
 def test_jpeg_of_as_many_scans_as_are_decoded() -> None:
-    assert not outcome(many_scans(80, side=3000)).startswith("FAILED")
+    count = 101 - many_scans(1).count(b"\xff\xda")
+    assert outcome(many_scans(count)) == "read"
+    refused(many_scans(count + 1), "a JPEG of 101 scans; more than 100 are not decoded")
 
 
 def test_jpeg_of_many_pictures_and_segments() -> None:
@@ -343,7 +345,7 @@ def test_jpeg_2000_bombs_stay_in_the_helper(changes: dict[str, int]) -> None:
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = outcome(jpeg_2000(2000, **changes))
+    found = outcome(jpeg_2000(1000, **changes))
     assert not found.startswith("FAILED")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
@@ -408,7 +410,18 @@ def test_mutated_files_are_read_or_refused(files: dict[str, bytes], part: int) -
 
 def test_the_script_reports(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[2] / "scripts" / "fuzz_pictures.py"
-    command = [sys.executable, str(script), "--files", "40", "--seed", "3", "--out", str(tmp_path / "report.json")]
+    command = [
+        sys.executable,
+        str(script),
+        "--files",
+        "40",
+        "--seed",
+        "3",
+        "--limit",
+        "100",
+        "--out",
+        str(tmp_path / "report.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"failures": []' in (tmp_path / "report.json").read_text(encoding="utf-8")
