@@ -36,8 +36,10 @@ from thoraclip.data.splits import independent_groups, split_folds
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.tables.manifest import Manifest, write_manifest
 
+pytestmark = pytest.mark.usefixtures("small_forest")
 
-def picture(seed: int, label: str) -> npt.NDArray[np.uint8]:
+
+def picture(seed: int) -> npt.NDArray[np.uint8]:
     """One of each seed: body, ribs of its own and noise, 160 x 160."""
     rng = np.random.default_rng(seed)
     grey = draw_picture(160, 160, seed=seed).astype(float)
@@ -57,7 +59,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label in ("covid", "normal", "pneumonia"):
             (root / split / label).mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(picture(seed, label)).save(root / split / label / f"{i}.png")
+                Image.fromarray(picture(seed)).save(root / split / label / f"{i}.png")
                 seed += 1
     (root / "test" / "covid" / "3.png").write_bytes((root / "train" / "covid" / "0.png").read_bytes())
     again = Image.open(root / "train" / "normal" / "1.png").resize((120, 120), Image.Resampling.BICUBIC)
@@ -74,7 +76,7 @@ def manifest(root: Path) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def content(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def content(manifest: Manifest, small_forest: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return check(manifest, tmp_path_factory.mktemp("work"))
 
 
@@ -98,10 +100,8 @@ def test_counts_sizes_modes_and_formats(content: dict[str, Any]) -> None:
     }  # fmt: skip
     assert content["tallies"]["size"]["pneumonia"] == {"160 x 160": 11, "120 x 120": 1}
     assert content["tallies"]["format"] == {
-        "covid": {"PNG": 12},
-        "normal": {"PNG": 12},
-        "pneumonia": {"PNG": 11, "JPEG": 1},
-    }
+        "covid": {"PNG": 12}, "normal": {"PNG": 12}, "pneumonia": {"PNG": 11, "JPEG": 1},
+    }  # fmt: skip
     assert content["tallies"]["mode"]["covid"] == {"L": 12}
     assert content["images"] == 36 and content["unreadable"] == []
 
@@ -111,26 +111,21 @@ def test_the_differences_are_measured_for_every_column(content: dict[str, Any]) 
     assert names[0] == "all of these together"
     assert set(names) == {names[0], *MEASURED, "age_years", "view", "sex", "source", "format", "mode"}
     row = next(row for row in content["differences"] if row["name"] == "megapixels")
-    assert row["per_class"]["covid"] == {
-        "n": 12,
-        "median": pytest.approx(0.0256),
-        "q1": pytest.approx(0.0256),
-        "q3": pytest.approx(0.0256),
-    }
+    assert row["per_class"]["covid"] == {"n": 12, **dict.fromkeys(("median", "q1", "q3"), pytest.approx(0.0256))}
 
 
-def test_patients_in_two_parts_and_under_two_labels(manifest: Manifest, tmp_path: Path) -> None:
+def test_patients_in_two_parts_and_under_two_labels(manifest: Manifest) -> None:
     patients = manifest.column("patient")
     first_train = manifest.column("split").index("train")
     torn = Manifest(manifest.table, manifest.root, may_leak=True)
     torn = torn.with_columns(patient=["same" if row in (0, first_train) else p for row, p in enumerate(patients)])
-    found = check(torn, tmp_path)
+    found = check(torn, None)
     assert found["patients"]["in_two_splits"] == [{"patient": "same", "values": ["test", "train"], "images": 2}]
     assert found["leaks"][0] == (
         "1 patient in two parts of the split, first 'same' (test, train); split again by patient: thoraclip split"
     )
     with_labels = manifest.with_columns(patient=["p"] * 12 + [None] * 24, split=[None] * 36)
-    found = check(with_labels, tmp_path)
+    found = check(with_labels, None)
     assert found["patients"]["under_two_labels"] == [
         {"patient": "p", "values": ["covid", "normal", "pneumonia"], "images": 12}
     ]
@@ -138,14 +133,21 @@ def test_patients_in_two_parts_and_under_two_labels(manifest: Manifest, tmp_path
     assert found["leaks"] == [], "without a split nothing leaks"
 
 
-def test_a_clean_set_has_no_leak(manifest: Manifest, tmp_path: Path) -> None:
+def test_a_clean_set_has_no_leak_and_hostile_names_stay_text(manifest: Manifest, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>|`*"
     clean = manifest.take(
         np.array([row for row, i in enumerate(manifest.column("image_id")) if "test/" not in i or "/3." not in i])
     )
-    found = check(clean, tmp_path)
+    clean = clean.with_columns(
+        image_id=[f"{i}{evil}" for i in clean.column("image_id")], patient=[evil, evil, *clean.column("patient")[2:]],
+        label=[evil if label == "covid" else label for label in clean.column("label")],
+    )  # fmt: skip
+    found = check(clean, tmp_path / "work")
     assert found["leaks"] == [] and found["duplicates"] == {"pairs": [], "groups": []}
     write_check(found, clean, tmp_path / "out")
-    assert "No leak found" in (tmp_path / "out" / "check.html").read_text()
+    for name in ("check.html", "check.md"):
+        shown = (tmp_path / "out" / name).read_text()
+        assert "No leak found" in shown and "<script>" not in shown
 
 
 def test_copies_stay_together_in_a_split(manifest: Manifest, content: dict[str, Any], tmp_path: Path) -> None:
@@ -188,34 +190,36 @@ def copied(manifest: Manifest, root: Path) -> Manifest:
     return Manifest(manifest.table, root)
 
 
-def test_pictures_that_cannot_be_used_are_listed_and_the_rest_goes_on(manifest: Manifest, tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_used_are_listed_and_the_rest_goes_on(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = copied(manifest, tmp_path / "mine")
     (mine.root / "train/normal/2.png").unlink()
-    whole = (mine.root / "train/normal/4.png").read_bytes()
-    (mine.root / "train/normal/4.png").write_bytes(b"x")
+    whole = (mine.root / "train/covid/0.png").read_bytes()
+    (mine.root / "train/covid/0.png").write_bytes(b"x")
     found = check(mine, tmp_path / "work")
     reasons = {row["path"]: row["reason"] for row in found["unreadable"]}
-    assert set(reasons) == {"train/normal/2.png", "train/normal/4.png"}
+    assert set(reasons) == {"train/normal/2.png", "train/covid/0.png"}
     assert re.match(r"cannot be read any more \(No such file", reasons["train/normal/2.png"])
-    assert reasons["train/normal/4.png"] == "its content changed since it was indexed; index the folder again"
-    assert len(found["duplicates"]["pairs"]) == 2, "two black thumbnails are no copies of each other"
-    assert found["warnings"][0].startswith("2 pictures cannot be used, first train/normal/2.png")
+    assert reasons["train/covid/0.png"] == "its content changed since it was indexed; index the folder again"
+    assert [p["kind"] for p in found["duplicates"]["pairs"]] == ["near"], "two black thumbnails are no copies"
+    assert found["warnings"][0].startswith("2 pictures cannot be used, first train/covid/0.png")
     assert json.dumps(found, allow_nan=False)
-    (mine.root / "train/normal/4.png").write_bytes(whole)
+    (mine.root / "train/covid/0.png").write_bytes(whole)
+    monkeypatch.setattr(findings, "differences", lambda *_, **__: [])
     again = check(mine, tmp_path / "work")
     assert [row["path"] for row in again["unreadable"]] == ["train/normal/2.png"], "a mended picture is measured"
-    write_check(again, mine, tmp_path / "out")
+    assert [p["kind"] for p in again["duplicates"]["pairs"]] == ["near", "identical"], "and compared"
 
 
-@pytest.mark.parametrize("dies_after", [1, 3])
 def test_a_killed_inspection_goes_on_and_ends_with_the_same_bytes(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: int
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_BATCH", 5)
     inspect(manifest, tmp_path / "whole")
 
     def die(done: int, total: int) -> None:
-        if done >= 5 * dies_after:
+        if done >= 15:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -224,7 +228,7 @@ def test_a_killed_inspection_goes_on_and_ends_with_the_same_bytes(
     original = module.read_indexed
     monkeypatch.setattr(module, "read_indexed", lambda path, sha: (looked.append(path.name), original(path, sha))[1])
     inspect(manifest, tmp_path / "broken")
-    assert len(looked) == 36 - 5 * dies_after
+    assert len(looked) == 36 - 15
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
     looked.clear()
     inspect(manifest, tmp_path / "broken")
@@ -234,6 +238,7 @@ def test_a_killed_inspection_goes_on_and_ends_with_the_same_bytes(
 def test_a_second_check_searches_for_copies_again_only_where_the_pictures_changed(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(findings, "differences", lambda *_, **__: [])
     first = check(manifest, tmp_path)
     searched: list[int] = []
     original = package.find_duplicates
@@ -269,21 +274,9 @@ def test_the_pages(manifest: Manifest, content: dict[str, Any], tmp_path: Path) 
             assert first.count("|") == second.count("|")
 
 
-def test_hostile_names_stay_text(manifest: Manifest, tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>|`*"
-    ids = manifest.column("image_id")
-    named = manifest.with_columns(
-        image_id=[f"{i}{evil}" for i in ids], patient=[evil, evil, *manifest.column("patient")[2:]],
-        label=[evil if label == "covid" else label for label in manifest.column("label")],
-    )  # fmt: skip
-    write_check(check(named, tmp_path / "work"), named, tmp_path)
-    assert "<script>" not in (tmp_path / "check.html").read_text()
-    assert "<script>" not in (tmp_path / "check.md").read_text()
-
-
-def test_the_same_check_gives_the_same_bytes(manifest: Manifest, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_check(check(manifest, tmp_path / name / "inspection"), manifest, tmp_path / name)
+def test_the_same_check_gives_the_same_bytes(manifest: Manifest, content: dict[str, Any], tmp_path: Path) -> None:
+    write_check(content, manifest, tmp_path / "one")
+    write_check(check(manifest, tmp_path / "work"), manifest, tmp_path / "two")
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -410,7 +403,7 @@ def test_long_lists_are_cut_and_counted(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"{len(whole['patients']['under_two_labels'])} under two labels" in page
 
 
-@pytest.mark.parametrize("most", range(4, 61, 4))
+@pytest.mark.parametrize("most", [4, 12, 40, 60])
 def test_identical_files_across_the_split_are_listed_first(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     table = many()
     whole = findings.duplicates(table, *findings.identical(table))["groups"]
@@ -443,3 +436,33 @@ def test_body_parts_are_counted_in_the_order_of_the_images(manifest: Manifest, t
     parts = ["CHEST", None, "HAND", "FOOT", "HAND", "LUNG"] * 6
     found = without_pictures(manifest.with_columns(body_part=parts), tmp_path)
     assert "18 images of another body part than the chest, first 'HAND'" in found["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "crosses"),
+    [
+        ("split", ["train", "train", "test"], "part"),
+        ("split", [None, "train", "test"], "part"),
+        ("fold", [0, 0, 1], "part"),
+        ("label", ["a", "a", "b"], "label"),
+        ("patient", ["p", None, "q"], "patient"),
+    ],
+)
+def test_every_one_of_three_identical_files_counts(name: str, values: list[Any], crosses: str) -> None:
+    """Not the first two, and not only what the first one of them is known to be."""
+    same = {"split": "train", "label": "a", "patient": "p"} | ({"split": None} if name == "fold" else {})
+    rows = [
+        {"image_id": f"i{k}", "path": f"{k}", "sha256": "s"} | same | {name: value} for k, value in enumerate(values)
+    ]
+    found = check(Manifest.from_rows(rows, Path(), may_leak=True), None)
+    (group,) = found["duplicates"]["groups"]
+    assert group["image_id"] == ["i0", "i1", "i2"]
+    assert {key: group[f"across_{key}"] for key in ("part", "label", "patient")} == {
+        key: key == crosses for key in ("part", "label", "patient")
+    }
+    assert sum("in two parts of the split (3 images)" in line for line in found["leaks"]) == (crosses == "part")
+    for key in ("label", "patient"):
+        assert any(line.startswith(f"1 picture under two {key}s") for line in found["warnings"]) == (crosses == key)
+    table = Manifest.from_rows(rows, Path(), may_leak=True)
+    content = np.zeros(3, dtype=np.int64)
+    assert findings._across(table, np.arange(3), content, crosses).tolist() == [True] * 3

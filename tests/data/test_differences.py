@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from thoraclip.data import differences
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.differences import TOGETHER, Categories, Difference, Quartiles, class_differences
 from thoraclip.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("small_forest")
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
@@ -159,7 +160,7 @@ def test_accuracy_and_interval_are_those_of_a_slow_bootstrap() -> None:
     group = np.repeat(np.arange(40), rng.integers(1, 6, 40))
     target = rng.integers(0, 3, len(group))
     predicted = np.where(rng.uniform(size=len(group)) < 0.5, target, rng.integers(0, 3, len(group)))
-    weights = differences._resamples(40, seed=7)
+    weights = differences._resamples(40, seed=7)[:150]
     found = differences._accuracy(target, predicted, group, weights, 3)
     slow = []
     for row in weights:
@@ -216,25 +217,11 @@ def test_the_same_seed_gives_the_same_table_for_any_order_of_columns() -> None:
 def test_too_few_images_are_described_but_not_measured(patients: int, images: int, drop: int, reason: str) -> None:
     target, labels, groups = made_up(patients, images)
     kept = [i for i, t in enumerate(target) if t < 3 - drop]
-    rows = class_differences(
-        [labels[i] for i in kept],
-        [groups[i] for i in kept],
-        {"z": np.arange(len(kept)), "a": np.arange(len(kept))},
-        {"k": ["w"] * len(kept)},
-        seed=0,
-    )
+    numeric, words = {"z": np.arange(len(kept)), "a": np.arange(len(kept))}, {"k": ["w"] * len(kept)}
+    rows = class_differences([labels[i] for i in kept], [groups[i] for i in kept], numeric, words, seed=0)
     assert [row.name for row in rows] == [TOGETHER, "a", "k", "z"]
     assert all(row.alone is None and row.reason == reason for row in rows)
     assert rows[1].per_class["COVID-19"].n > 0
-
-
-def test_as_dict_is_json() -> None:
-    target, labels, groups = made_up(patients=30)
-    rows = class_differences(labels, groups, {"x": target.astype(float)}, {"view": ["PA", None] * 30}, seed=0)
-    back: list[dict[str, Any]] = json.loads(json.dumps([row.as_dict() for row in rows], allow_nan=False))
-    assert back[0]["name"] == TOGETHER and back[0]["kind"] == "together" and back[0]["per_class"] == {}
-    assert back[1]["alone"].keys() == {"value", "low", "high", "chance"}
-    assert {"n", "median", "q1", "q3"} == back[1]["per_class"]["Normal"].keys()
 
 
 @pytest.mark.parametrize(
@@ -251,17 +238,15 @@ def test_as_dict_is_json() -> None:
 )
 def test_columns_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {
-        "labels": ["a", "b", "c"] * 10,
-        "groups": [str(i) for i in range(30)],
-        "numeric": {"x": np.zeros(30)},
-        "categorical": {},
-        "seed": 0,
-    }
+        "labels": ["a", "b", "c"] * 10, "groups": [str(i) for i in range(30)], "numeric": {"x": np.zeros(30)},
+        "categorical": {}, "seed": 0,
+    }  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         class_differences(**(given | change))
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_known_differences_of_a_real_collection_are_found(shared: Path) -> None:
     """COVID pictures of covid3-talo come from papers, the others from one hospital: frame and border give them away."""
     folder = shared / "data" / "covid3-talo"
@@ -269,7 +254,7 @@ def test_the_known_differences_of_a_real_collection_are_found(shared: Path) -> N
         pytest.skip("covid3-talo absent")
     with (folder / "manifest.csv").open() as file:
         rows = list(csv.DictReader(file))
-    rows = [row for i, row in enumerate(rows) if row["label"] == "covid" or i % 3 == 0]
+    rows = [row for i, row in enumerate(rows) if i % (2 if row["label"] == "covid" else 6) == 0]
     described = [describe(np.asarray(Image.open(folder / row["rel_path"]).convert("L"))) for row in rows]
     numeric = {name: [values[name] for values in described] for name in STATISTICS}
     categorical = {"view": [row["view"] or None for row in rows]}

@@ -93,7 +93,7 @@ def test_the_join_finds_what_comparing_all_with_all_finds(
     assert found.tolist() == brute_force(hashes, others, radius)
 
 
-@pytest.mark.parametrize("radius", [0, 1, 3, 5, 8])
+@pytest.mark.parametrize("radius", [0, 3, 8])
 def test_the_join_is_exact_for_thousands(radius: int) -> None:
     rng = np.random.default_rng(radius)
     hashes = rng.integers(0, 2**64, 3000, dtype=np.uint64)
@@ -164,12 +164,6 @@ def test_detail_is_a_difference_of_gaussians(phantoms: list[Grey]) -> None:
     assert np.allclose(alignment._detail(small[None])[0][inner], (fine - coarse)[inner], atol=1e-4)
 
 
-def test_a_thumbnail_is_the_whole_picture(phantoms: list[Grey]) -> None:
-    small = thumbnail(phantoms[0])
-    assert small.shape == (THUMBNAIL_SIDE, THUMBNAIL_SIDE) and small.dtype == np.uint8
-    assert abs(small.mean() - phantoms[0].mean()) < 1
-
-
 # --- planted copies ---
 
 
@@ -188,16 +182,11 @@ def turned(degrees: float) -> Callable[[Grey], Grey]:
 
 
 COPIES: dict[str, Callable[[Grey], Grey]] = {
-    "smaller": resized(110, 110),
     "other aspect": resized(200, 140),
     "jpeg": jpeg,
-    "contrast": lambda p: np.round(p * 0.6 + 30).astype(np.uint8),
     "gamma": lambda p: np.round(255 * (p / 255) ** 1.5).astype(np.uint8),
-    "centre": lambda p: p[4:-4, 4:-4],
     "every side": lambda p: p[8:-8, 8:-8],
     "left": lambda p: p[:, 8:],
-    "right": lambda p: p[:, :-8],
-    "top": lambda p: p[8:],
     "bottom": lambda p: p[:-8],
     "turned left": turned(2),
     "turned right": turned(-2),
@@ -211,18 +200,12 @@ COPIES: dict[str, Callable[[Grey], Grey]] = {
 
 @pytest.mark.parametrize("change", COPIES)
 def test_planted_copies_are_found_and_nothing_else(phantoms: list[Grey], change: str) -> None:
-    copies = [np.ascontiguousarray(COPIES[change](p)) for p in phantoms]
-    found = search([*phantoms, *copies])
-    assert ends(found) == [(i, 24 + i) for i in range(24)]
+    copies = [np.ascontiguousarray(COPIES[change](p)) for p in phantoms[:12]]
+    found = search([*phantoms[:12], *copies])
+    assert ends(found) == [(i, 12 + i) for i in range(12)]
     assert {pair.kind for pair in found} == {"near"}
     assert all(0.95 <= pair.correlation <= 1 for pair in found)
     assert {pair.mirrored for pair in found} == {"mirrored" in change}
-
-
-def test_copies_of_the_drawn_pictures_are_found(picture: Callable[..., Grey]) -> None:
-    pictures = [picture(300, 240, seed=seed) for seed in range(12)]
-    copies = [jpeg(np.ascontiguousarray(p[7:-7, 6:-6])) for p in pictures]
-    assert ends(search([*pictures, *copies])) == [(i, 12 + i) for i in range(12)]
 
 
 def test_the_alignment_is_told_in_plain_terms(phantoms: list[Grey]) -> None:
@@ -233,6 +216,28 @@ def test_the_alignment_is_told_in_plain_terms(phantoms: list[Grey]) -> None:
         [turned(2)(phantoms[0]), phantoms[0], np.ascontiguousarray(phantoms[1][8:-8, 8:-8]), phantoms[1]]
     )
     assert abs(swapped_turn.rotation_degrees + 2) < 0.2 and abs(swapped_crop.scale - 0.9) < 0.01
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("1", "0")])
+@pytest.mark.parametrize("degrees", [3, -3])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_sign_of_a_rotation_is_that_of_the_best_turn(
+    phantoms: list[Grey], mirrored: bool, degrees: int, names: tuple[str, str]
+) -> None:
+    """The second picture, mirrored back, is turned by every whole angle; the one that fits the first best undoes it."""
+    first = phantoms[2]
+    second = turned(degrees)(np.ascontiguousarray(first[:, ::-1]) if mirrored else first)
+    back = (second[:, ::-1] if mirrored else second).astype(float)
+    middle = (slice(30, -30), slice(30, -30))
+
+    def fits(angle: int) -> float:  # SciPy turns from the first axis to the second: counter-clockwise as displayed
+        again = scipy.ndimage.rotate(back, angle, reshape=False, order=1)
+        return float(np.corrcoef(again[middle].ravel(), first[middle].ravel())[0, 1])
+
+    undone = max(range(-5, 6), key=fits)
+    (pair,) = find_duplicates(np.stack([thumbnail(first), thumbnail(second)]), names)
+    assert pair.mirrored == mirrored and undone == (degrees if mirrored else -degrees)
+    assert pair.rotation_degrees == pytest.approx(-undone, abs=0.3) and pair.scale == pytest.approx(1, abs=0.01)
 
 
 def test_other_exams_of_the_same_patients_are_other_pictures() -> None:
@@ -268,6 +273,15 @@ def test_a_copy_of_identical_files_is_paired_with_the_first(phantoms: list[Grey]
     assert [(p.first, p.second, p.kind) for p in found] == [(0, 1, "near"), (1, 2, "identical")]
 
 
+def test_a_copy_is_looked_for_where_any_of_three_identical_files_is_wanted(phantoms: list[Grey]) -> None:
+    pictures = [phantoms[0], phantoms[0], phantoms[0], jpeg(phantoms[0]), phantoms[1], jpeg(phantoms[1])]
+    thumbnails, names = np.stack([thumbnail(p) for p in pictures]), [digest(p) for p in pictures]
+    for wanted in range(4):
+        found = find_duplicates(thumbnails, names, among=np.arange(6) == wanted)
+        assert ends(found) == [(0, 1), (0, 2), (0, 3)], wanted
+    assert ends(find_duplicates(thumbnails, names, among=np.arange(6) == 5)) == [(0, 1), (0, 2), (4, 5)]
+
+
 def test_many_copies_of_one_picture_are_one_cluster_for_few_alignments(
     phantoms: list[Grey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,12 +294,14 @@ def test_many_copies_of_one_picture_are_one_cluster_for_few_alignments(
 
     confirm = duplicates.confirm
     monkeypatch.setattr(duplicates, "confirm", count)
+    monkeypatch.setattr(duplicates, "_BLOCK", 16)
+    monkeypatch.setattr(duplicates, "_ROUND", 2)
     rng = np.random.default_rng(0)
     base = thumbnail(phantoms[3]).astype(int)
-    copies = [np.clip(base + rng.integers(-1, 2, base.shape), 0, 255).astype(np.uint8) for _ in range(300)]
+    copies = [np.clip(base + rng.integers(-1, 2, base.shape), 0, 255).astype(np.uint8) for _ in range(60)]
     found = find_duplicates(np.stack(copies), [digest(c) for c in copies])
-    assert clusters(300, found).max() == 0
-    assert aligned < 12 * 300
+    assert clusters(60, found).max() == 0
+    assert aligned < 12 * 60
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -298,11 +314,15 @@ def test_none_and_one(phantoms: list[Grey], count: int) -> None:
 
 def test_order_and_repetition_do_not_matter(phantoms: list[Grey], tmp_path: Path) -> None:
     changes = list(COPIES.values())
-    copies = [np.ascontiguousarray(changes[i % len(changes)](p)) for i, p in enumerate(phantoms)]
-    pictures = [*phantoms, *copies]
+    pictures = [
+        *phantoms[:13],
+        *(np.ascontiguousarray(change(p)) for change, p in zip(changes, phantoms, strict=False)),
+    ]
     thumbnails, names = np.stack([thumbnail(p) for p in pictures]), [digest(p) for p in pictures]
-    found = find_duplicates(thumbnails, names)
-    assert found == sorted(found, key=lambda pair: (pair.first, pair.second)) == find_duplicates(thumbnails, names)
+    seen: list[tuple[int, int]] = []
+    found = find_duplicates(thumbnails, names, progress=lambda *at: seen.append(at))
+    assert seen == [(i + 1, seen[-1][1]) for i in range(seen[-1][1])]
+    assert found == sorted(found, key=lambda pair: (pair.first, pair.second))
     turn = np.random.default_rng(1).permutation(len(pictures))
     again = find_duplicates(thumbnails[turn], [names[i] for i in turn])
 
@@ -312,13 +332,6 @@ def test_order_and_repetition_do_not_matter(phantoms: list[Grey], tmp_path: Path
     assert sorted(facts(p, turn.tolist()) for p in again) == sorted(facts(p, list(range(len(pictures)))) for p in found)
     np.save(tmp_path / "thumbnails.npy", thumbnails)
     assert find_duplicates(np.load(tmp_path / "thumbnails.npy", mmap_mode="r"), names) == found
-
-
-def test_progress_counts_to_its_end(phantoms: list[Grey]) -> None:
-    seen: list[tuple[int, int]] = []
-    thumbnails = np.stack([thumbnail(p) for p in phantoms])
-    find_duplicates(thumbnails, [digest(p) for p in phantoms], progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(i + 1, seen[-1][1]) for i in range(seen[-1][1])]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -65,7 +65,7 @@ def test_the_infection_tree_joins_into_one_row_an_image(tmp_path: Path) -> None:
     assert listing.notes == [JOINED]
 
 
-@pytest.mark.parametrize("alias", ["COVID", "covid", "Covid-19", "COVID19"])
+@pytest.mark.parametrize("alias", ["covid", "COVID19"])
 def test_the_first_class_has_many_names(tmp_path: Path, alias: str) -> None:
     listing = found(qu_ex(tmp_path, first=alias), "covid-qu-ex")
     assert sorted({row["label"] for row in listing.rows}) == ["COVID-19", "Non-COVID", "Normal"]
@@ -276,34 +276,29 @@ def test_other_columns_are_kept_and_never_take_a_manifest_columns_place(tmp_path
     assert not {"sha256", "fold", "width"} & set(row)
 
 
-@pytest.mark.parametrize("word", ["", " ", "NA", "nan", "None", "unknown", "N/A", "null"])
-def test_unknown_words_are_null(tmp_path: Path, word: str) -> None:
-    row = from_csv(tmp_path, f"path,label,patient\n1.png,{word},{word}\n").rows[0]
-    assert row["label"] is None and row["patient"] is None
+def test_unknown_words_are_null(tmp_path: Path) -> None:
+    for word in ("", " ", "NA", "nan", "None", "unknown", "N/A", "null"):
+        row = from_csv(tmp_path, f"path,label,patient\n1.png,{word},{word}\n").rows[0]
+        assert row["label"] is None and row["patient"] is None, word
 
 
-@pytest.mark.parametrize(
-    ("text", "years"),
-    [("045Y", 45), ("45", 45), ("0", 0), ("007", 7), ("61.5", 61.5), ("90y", 90), ("100", 100)],
-)
-def test_ages(tmp_path: Path, text: str, years: float) -> None:
-    listing = from_csv(tmp_path, f"path,label,age_years\n1.png,A,{text}\n")
-    assert listing.rows[0]["age_years"] == years and not listing.notes
+def test_ages(tmp_path: Path) -> None:
+    ages = {"045Y": 45, "45": 45, "0": 0, "007": 7, "61.5": 61.5, "90y": 90, "100": 100}
+    listing = from_csv(tmp_path, "path,label,age_years\n" + "".join(f"{text}.png,A,{text}\n" for text in ages))
+    assert [row["age_years"] for row in listing.rows] == list(ages.values()) and not listing.notes
+    wrong = ("006M", "old", "-3", "1000", "45-50")
+    listing = from_csv(tmp_path, "path,label,age_years\n" + "".join(f"{text}.png,A,{text}\n" for text in wrong))
+    assert {row["age_years"] for row in listing.rows} == {None}
+    assert listing.notes == [
+        f"age '{text}' is not a number of years; taken as unknown ({tmp_path / 'table.csv'}:{line})"
+        for line, text in enumerate(wrong, start=2)
+    ]
 
 
-@pytest.mark.parametrize("text", ["006M", "old", "-3", "1000", "45-50"])
-def test_an_age_that_is_no_number_of_years_is_noted_and_unknown(tmp_path: Path, text: str) -> None:
-    listing = from_csv(tmp_path, f"path,label,age_years\n1.png,A,{text}\n")
-    assert listing.rows[0]["age_years"] is None
-    assert listing.notes == [f"age '{text}' is not a number of years; taken as unknown ({tmp_path / 'table.csv'}:2)"]
-
-
-@pytest.mark.parametrize(
-    ("word", "split"),
-    [("Train", "train"), ("tr", "train"), ("valid", "val"), ("dev", "val"), ("Testing", "test"), (" test ", "test"), ("holdout", None), ("", None), (None, None)],
-)  # fmt: skip
-def test_split_words(word: str | None, split: str | None) -> None:
-    assert split_name(word) == split
+def test_split_words() -> None:
+    words = {"Train": "train", "tr": "train", "valid": "val", "dev": "val", "Testing": "test", " test ": "test"}
+    assert {word: split_name(word) for word in words} == words
+    assert [split_name(word) for word in ("holdout", "", None)] == [None] * 3
 
 
 def test_absolute_paths_become_relative_or_are_refused(tmp_path: Path) -> None:
@@ -418,10 +413,11 @@ def test_the_order_of_the_file_system_does_not_matter(
     assert seen[0] == seen[1] and len(seen[0].rows) > 6
 
 
-@pytest.mark.parametrize("name", ["肺 炎 (1).png", "ñandú é.png", "a'b\"c.png", "100%.png", "#1 & co.png"])
-def test_any_name_of_file_and_class(tmp_path: Path, name: str) -> None:
-    put(tmp_path, f"Class ü/{name}", "Normal/1.png")
-    row = found(tmp_path, "folders").rows[0]
-    assert (row["label"], row["path"]) == ("Class ü", f"Class ü/{name}")
-    quoted = name.replace('"', '""')
-    assert from_csv(tmp_path, f'path,label\n"Class ü/{quoted}",Class ü\n').rows[0]["path"] == f"Class ü/{name}"
+def test_any_name_of_file_and_class(tmp_path: Path) -> None:
+    names = ["肺 炎 (1).png", "ñandú é.png", "a'b\"c.png", "100%.png", "#1 & co.png"]
+    put(tmp_path, *(f"Class ü/{name}" for name in names), "Normal/1.png")
+    rows = found(tmp_path, "folders").rows
+    assert {(row["label"], row["path"]) for row in rows[:-1]} == {("Class ü", f"Class ü/{name}") for name in names}
+    quoted = [name.replace('"', '""') for name in names]
+    listing = from_csv(tmp_path, "path,label\n" + "".join(f'"Class ü/{name}",Class ü\n' for name in quoted))
+    assert [row["path"] for row in listing.rows] == [f"Class ü/{name}" for name in names]

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw
 from tests.conftest import examples
 
-from thoraclip.data.lungs import LungEstimate, estimate_lungs, estimation, oddities
+from thoraclip.data.lungs import LungEstimate, estimate_lungs, estimation, oddities, regions
 from thoraclip.data.lungs import contour as contours
 from thoraclip.data.lungs import shape as shapes
 from thoraclip.data.lungs.evidence import SIDE, find_evidence
@@ -53,7 +53,7 @@ def resize(values: Grey | Mask, height: int, width: int) -> npt.NDArray[np.gener
 
 def test_phantoms_with_true_masks() -> None:
     found = {}
-    for difficulty, number in product((0.2, 0.8), range(9)):
+    for number, difficulty in enumerate((0.2, 0.8) * 5):
         pixels, truth = phantom(CLASSES[number % 3], number, difficulty)
         estimate = estimate_lungs(pixels)
         assert estimate.mask.shape == pixels.shape and estimate.mask.dtype == bool
@@ -63,7 +63,7 @@ def test_phantoms_with_true_masks() -> None:
     assert min(found.values()) >= 0.6, found
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (700, 650), (240, 300)])
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (700, 650)])
 def test_the_size_of_the_picture_hardly_matters(height: int, width: int) -> None:
     pixels, _ = phantom("Normal", 2)
     again = estimate_lungs(resize(pixels, height, width).astype(np.uint8)).mask
@@ -124,13 +124,6 @@ def test_half_of_an_opacity_at_the_wall_stays_lung() -> None:
     assert mask[(blob > 0.5) & truth].mean() > 0.45
 
 
-def test_the_estimate_repeats() -> None:
-    pixels, _ = phantom("COVID-19", 0)
-    one, again = estimate_lungs(pixels), estimate_lungs(pixels)
-    np.testing.assert_array_equal(one.mask, again.mask)
-    assert (one.quality, one.reasons) == (again.quality, again.reasons)
-
-
 def test_what_shows_no_lungs_is_implausible() -> None:
     blank = estimate_lungs(np.full((200, 180), 90, np.uint8))
     assert blank.reasons == ("the picture is blank",) and not blank.mask.any() and not blank.is_plausible
@@ -176,14 +169,10 @@ ODD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ODD)
-def test_oddities(case: str) -> None:
-    places, reason = ODD[case]
-    found = oddities(discs(*places))
-    assert found == () if reason is None else len(found) == 1 and found[0].startswith(reason), found
-
-
-def test_nothing_and_everything_are_odd() -> None:
+def test_oddities() -> None:
+    for case, (places, reason) in ODD.items():
+        found = oddities(discs(*places))
+        assert found == () if reason is None else len(found) == 1 and found[0].startswith(reason), (case, found)
     assert oddities(np.zeros((9, 9), bool)) == ("0.0 % of the picture is lung; expected 5 to 70 %",)
     assert oddities(np.ones((9, 9), bool)) == ("100.0 % of the picture is lung; expected 5 to 70 %",)
 
@@ -280,14 +269,14 @@ def test_the_best_path_is_the_best_of_all_closed_paths() -> None:
     """Every closed path of 6 points and 3 offsets, where the picture decides clearly."""
     cost = 0.6 * (np.arange(3)[:, None] - np.arange(3)) ** 2.0
     same = 0
-    for seed in range(30):
+    for seed in range(20):
         gain = 3 * np.random.default_rng(seed).random((6, 3))
         paths = np.array(list(product(range(3), repeat=6)))
         values = gain[np.arange(6), paths].sum(axis=1) - cost[paths, np.roll(paths, -1, axis=1)].sum(axis=1)
         found = contours._closed_path(gain, cost)
         value = gain[np.arange(6), found].sum() - cost[found, np.roll(found, -1)].sum()
         same += value >= values.max() - 1e-9
-    assert same >= 27  # beginning elsewhere than it ends may cost a little
+    assert same >= 18  # beginning elsewhere than it ends may cost a little
 
 
 @pytest.mark.parametrize("side", [-1, 1])
@@ -333,6 +322,12 @@ def with_masks(manifest: Manifest, rows: list[int]) -> Manifest:
     return manifest.with_columns(lung_mask=names)
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "_BATCH", 5)
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_given_masks_are_taken_where_every_image_has_one(manifest: Manifest) -> None:
     done: list[tuple[int, int]] = []
     given_to_all = with_masks(manifest, list(range(24)))
@@ -344,6 +339,7 @@ def test_given_masks_are_taken_where_every_image_has_one(manifest: Manifest) -> 
     assert done[-1] == (24, 24)
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_one_image_without_a_mask_and_all_are_estimated(manifest: Manifest) -> None:
     partly = with_masks(manifest, [row for row in range(24) if row != 20])
     found = lung_masks(partly, SPEC, estimate=stand_in)
@@ -367,6 +363,7 @@ def test_only_the_chosen_rows_count(manifest: Manifest) -> None:
     np.testing.assert_array_equal(found.masks[1], fit_mask(two_lungs((48, 40), 3), SPEC))
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_every_unusable_mask_is_set_aside_with_its_reason(manifest: Manifest) -> None:
     given_to_all = with_masks(manifest, list(range(24)))
     root, ids = manifest.root, manifest.column("image_id")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.conftest import examples
 
+from thoraclip.data import masks
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.errors import ImageError
 from thoraclip.imaging import GEOMETRIES, Preprocess, fit
@@ -93,11 +94,10 @@ def test_an_all_black_mask_has_nothing_inside(tmp_path: Path) -> None:
     assert found.shape == (HEIGHT, WIDTH) and not found.any()
 
 
-@pytest.mark.parametrize("scale", [2, 3])
-def test_another_size_is_resampled(tmp_path: Path, scale: int) -> None:
+def test_another_size_is_resampled(tmp_path: Path) -> None:
     grey(255, 255).save(tmp_path / "mask.png")
-    expected = BOTH.repeat(scale, axis=0).repeat(scale, axis=1)
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (scale * HEIGHT, scale * WIDTH)), expected)
+    expected = BOTH.repeat(3, axis=0).repeat(3, axis=1)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (3 * HEIGHT, 3 * WIDTH)), expected)
 
 
 def test_the_orientation_of_a_photograph_counts(tmp_path: Path) -> None:
@@ -141,6 +141,20 @@ def test_what_is_no_mask_is_refused_by_name(tmp_path: Path) -> None:
         read_mask(tmp_path / "gone.png", (HEIGHT, WIDTH))
 
 
+@pytest.mark.parametrize("shape", [(3, 40), (40, 3)])
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_mask_of_too_many_pixels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], kind: str
+) -> None:
+    path = tmp_path / f"mask.{kind}"
+    Image.fromarray(np.full(shape, 255, np.uint8)).save(path)
+    monkeypatch.setattr(masks, "MAX_PIXELS", 120)
+    assert read_mask(path, shape).all()
+    monkeypatch.setattr(masks, "MAX_PIXELS", 119)
+    with pytest.raises(ImageError, match=rf"mask\.{kind}: {shape[1]} x {shape[0]} pixels is more than 119; not a mask"):
+        read_mask(path, shape)
+
+
 def test_problems_are_told_in_words() -> None:
     mask = np.zeros((20, 20), bool)
     assert mask_problem(mask) == "the mask is empty: no pixel lies inside"
@@ -178,5 +192,6 @@ def test_a_mask_stays_on_the_bright_pixels(geometry: str, height: int, width: in
 
 
 def test_bars_are_outside() -> None:
-    marked = fit_mask(np.ones((10, 20), bool), Preprocess(size=20, geometry="pad"))
-    assert marked[5:15].all() and not marked[:5].any() and not marked[15:].any()
+    for height, top in ((10, 5), (11, 4), (13, 3)):
+        marked = fit_mask(np.ones((height, 20), bool), Preprocess(size=20, geometry="pad"))
+        assert marked[top : top + height].all() and marked.sum() == height * 20

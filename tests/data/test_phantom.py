@@ -54,6 +54,13 @@ def rows(folder):
 
 
 @pytest.fixture(scope="module")
+def pool():
+    """400 attributes of each class, nothing planted."""
+    rng = np.random.default_rng(5)
+    return {c: [choose_attributes(c, shape_body(rng), rng=rng, difficulty=0.5) for _ in range(400)] for c in CLASSES}
+
+
+@pytest.fixture(scope="module")
 def drawn():
     return {
         c: [draw_phantom(c, rng=np.random.default_rng([k, i]), size=96) for i in range(12)]
@@ -72,7 +79,9 @@ def test_resume_restores_the_same_bytes(folder):
     lost = sorted(root.rglob("*.png"))[::7]
     for path in lost:
         path.unlink()
-    summary = write_phantoms(root, SMALL, workers=1)
+    seen: list[tuple[int, int]] = []
+    summary = write_phantoms(root, SMALL, workers=1, progress=lambda *at: seen.append(at))
+    assert seen[-1] == (18, 18)
     assert summary.written == len(lost)
     assert summary.written + summary.skipped == len(list(root.rglob("*.png")))
     assert hashes(root) == before
@@ -152,10 +161,8 @@ def test_a_lesion_attenuates_and_difficulty_one_hides_it():
     assert [lesion_contrast(d) for d in (0, 1)] == [1, 0]
 
 
-def test_a_clean_set_is_independent_of_the_class():
+def test_a_clean_set_is_independent_of_the_class(pool):
     """Pearson's chi2 of every attribute against the class stays below its 99.9 % quantile (Wilson-Hilferty)."""
-    rng = np.random.default_rng(5)
-    pool = {c: [choose_attributes(c, shape_body(rng), rng=rng, difficulty=0.5) for _ in range(400)] for c in CLASSES}
     for name in ("view", "sex", "build", "exposure", "texture", "devices", "marker", "border"):
         levels = sorted({a[name] for attributes in pool.values() for a in attributes})
         seen = np.array([[sum(a[name] == level for a in pool[c]) for level in levels] for c in CLASSES], float)
@@ -175,14 +182,14 @@ def test_equal_chance_gives_equal_attributes_for_every_class():
 
 
 @pytest.mark.parametrize("kind", SHORTCUTS)
-def test_a_planted_shortcut_has_its_strength(kind):
+def test_a_planted_shortcut_has_its_strength(kind, pool):
     name = {"device": "devices"}.get(kind, kind)
     for label in CLASSES:
-        chosen = choose(label, 500, shortcut=kind, shortcut_strength=0.8)
-        free = np.mean([a[name] == PLANTED[kind][label] for a in choose(label, 500)])
-        assert np.mean([a["shortcut_planted"] for a in chosen]) == pytest.approx(0.8, abs=0.06)
+        chosen = choose(label, 200, shortcut=kind, shortcut_strength=0.8)
+        free = np.mean([a[name] == PLANTED[kind][label] for a in pool[label]])
+        assert np.mean([a["shortcut_planted"] for a in chosen]) == pytest.approx(0.8, abs=0.08)
         agree = np.mean([a[name] == PLANTED[kind][label] for a in chosen])
-        assert agree == pytest.approx(0.8 + 0.2 * free, abs=0.06)
+        assert agree == pytest.approx(0.8 + 0.2 * free, abs=0.08)
 
 
 def test_a_planted_border_is_in_the_pixels():
@@ -196,9 +203,9 @@ def test_a_planted_border_is_in_the_pixels():
         assert black[0] > black[1] > black[2] == 0
 
 
-def test_captions_vary_and_never_name_the_disease():
+def test_captions_vary_and_never_name_the_disease(pool):
     rng = np.random.default_rng(0)
-    captions = [describe(a, rng) for label in CLASSES for a in choose(label, 150)]
+    captions = [describe(a, rng) for label in CLASSES for a in pool[label][:150]]
     told = re.compile(
         r"covid|pneumon|infect|opaci|consolid|ground|lesion|disease|healthy|\bnormal\b|patch|finding", re.I
     )
@@ -250,9 +257,3 @@ def test_shortcut_texts():
             parse_shortcut(text)
     with pytest.raises(ConfigError, match="did you mean 'Normal'"):
         draw_phantom("normal", rng=np.random.default_rng(0))
-
-
-def test_progress_reaches_the_end(tmp_path):
-    seen: list[tuple[int, int]] = []
-    write_phantoms(tmp_path / "p", PhantomConfig(images=9, size=32), workers=1, progress=lambda *at: seen.append(at))
-    assert seen[-1] == (9, 9)

@@ -21,13 +21,13 @@ def bare_film(size: int = 256) -> Film:
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, np.ndarray]:
     return {
-        part: np.stack([draw_other_phantom(part, rng=np.random.default_rng([3, i]), size=128) for i in range(6)])
+        part: np.stack([draw_other_phantom(part, rng=np.random.default_rng([3, i]), size=128) for i in range(4)])
         for part in OTHER_PARTS
     }
 
 
 @pytest.mark.parametrize("part", OTHER_PARTS)
-@pytest.mark.parametrize("size", [32, 33, 130, 256, 512])
+@pytest.mark.parametrize("size", [32, 33, 256])
 def test_any_size_gives_a_square_of_bytes_with_contrast(part: str, size: int) -> None:
     image = draw_other_phantom(part, rng=np.random.default_rng(size), size=size)
     assert image.dtype == np.uint8 and image.shape == (size, size)
@@ -64,13 +64,13 @@ def test_parts_differ_more_than_images_of_one_part(drawn: dict[str, np.ndarray])
                 p: np.delete(i, row, axis=0).mean(axis=0) if p == part else i.mean(axis=0) for p, i in scaled.items()
             }
             right += min(means, key=lambda p, image=image, means=means: np.abs(image - means[p]).sum()) == part
-    assert right >= 0.85 * 6 * len(OTHER_PARTS)
+    assert right >= 0.85 * 4 * len(OTHER_PARTS)
 
 
 @pytest.mark.parametrize("part", ["hand", "foot"])
 def test_the_open_beam_beside_a_limb_is_dark_and_its_bone_bright(part: str) -> None:
     rng = np.random.default_rng(11)
-    for _ in range(6):
+    for _ in range(3):
         image = draw_other_phantom(part, rng=rng, size=128)
         beside = np.r_[image[30:60, 16:20].ravel(), image[30:60, -20:-16].ravel()]
         assert np.median(beside) < 110
@@ -94,7 +94,7 @@ def test_a_hollow_bone_is_brightest_at_its_cortex() -> None:
     assert (row[np.abs(x) > 0.2] == 0).all()
 
 
-@pytest.mark.parametrize("size", [64, 256, 512])
+@pytest.mark.parametrize("size", [64, 256])
 def test_the_depth_inside_an_outline_is_its_signed_distance(size: int) -> None:
     film = bare_film(size)
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
+from tests.conftest import examples
 
 from thoraclip.data import splits
 from thoraclip.data.splits import (
@@ -29,7 +29,7 @@ from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
 Ints = npt.NDArray[np.int64]
-check = settings(max_examples=50, deadline=None, derandomize=True)
+check = examples(50)
 
 
 def made(labels: list[str | None], patients: list[str | None]) -> Manifest:
@@ -41,59 +41,16 @@ def made(labels: list[str | None], patients: list[str | None]) -> Manifest:
 
 
 @st.composite
-def groupings(draw: st.DrawFn, *, pure: bool) -> tuple[Ints, list[str]]:
-    """(targets, groups); in a pure one every group has one class."""
+def groupings(draw: st.DrawFn) -> tuple[Ints, list[str]]:
+    """(targets, groups), the images of a group next to each other or not."""
     sizes = draw(st.lists(st.integers(1, 6), min_size=4, max_size=40))
     groups = [f"g{k}" for k, size in enumerate(sizes) for _ in range(size)]
-    classes = st.integers(-1, 2)
-    if pure:
-        targets = [c for size in sizes for c in [draw(classes)] * size]
-    else:
-        targets = draw(st.lists(classes, min_size=len(groups), max_size=len(groups)))
-    return np.array(targets, dtype=np.int64), groups
+    targets = draw(st.lists(st.integers(-1, 2), min_size=len(groups), max_size=len(groups)))
+    order = draw(st.permutations(range(len(groups)))) if draw(st.booleans()) else range(len(groups))
+    return np.array(targets, dtype=np.int64), [groups[k] for k in order]
 
 
 weightings = st.sampled_from([(0.5, 0.5), (0.2,) * 5, (0.7, 0.1, 0.2), (0.9, 0.1)])
-
-
-@check
-@given(groupings(pure=False), weightings, st.integers(0, 9))
-def test_groups_are_never_split(table: tuple[Ints, list[str]], weights: tuple[float, ...], seed: int) -> None:
-    targets, groups = table
-    part = assign_groups(targets, groups, weights, seed=seed)
-    assert part.shape == targets.shape and part.min() >= 0 and part.max() < len(weights)
-    places = defaultdict(set)
-    for group, p in zip(groups, part, strict=True):
-        places[group].add(int(p))
-    assert all(len(p) == 1 for p in places.values())
-
-
-@check
-@given(groupings(pure=False), weightings, st.integers(0, 9), st.randoms(use_true_random=False))
-def test_the_order_of_the_images_does_not_matter(
-    table: tuple[Ints, list[str]], weights: tuple[float, ...], seed: int, random: Any
-) -> None:
-    targets, groups = table
-    part = assign_groups(targets, groups, weights, seed=seed)
-    order = list(range(len(targets)))
-    random.shuffle(order)
-    again = assign_groups(targets[order], [groups[k] for k in order], weights, seed=seed)
-    np.testing.assert_array_equal(again, part[order])
-
-
-@check
-@given(groupings(pure=True), st.sampled_from([2, 3, 5]), st.integers(0, 9))
-def test_each_class_is_spread_evenly_to_within_its_largest_group(
-    table: tuple[Ints, list[str]], folds: int, seed: int
-) -> None:
-    """Greedy: a part that is given a group lacked no less than any other, so none ends a whole group off."""
-    targets, groups = table
-    part = assign_groups(targets, groups, [1 / folds] * folds, seed=seed)
-    for target in set(targets.tolist()):
-        of_class = targets == target
-        largest = max(np.unique(np.array(groups)[of_class], return_counts=True)[1])
-        counts = np.bincount(part[of_class], minlength=folds)
-        assert np.abs(counts - of_class.sum() / folds).max() <= largest + 1e-9
 
 
 @check
@@ -171,15 +128,8 @@ def test_an_unknown_patient_is_a_patient_of_its_own_and_ids_never_meet() -> None
     assert groups[0] == groups[1] and len(set(groups)) == 3
 
 
-def test_a_patient_of_two_classes_stays_whole() -> None:
-    labels: list[str | None] = ["a", "b"] * 10
-    patients: list[str | None] = [f"p{k // 2}" for k in range(20)]
-    fold = split_folds(made(labels, patients), folds=5, seed=3).column("fold")
-    assert fold[0::2] == fold[1::2]
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.98, 0.01, 0.01), (0.34, 0.33, 0.33)])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.98, 0.01, 0.01)])
 def test_every_class_stands_in_every_part(seed: int, fractions: tuple[float, ...]) -> None:
     labels: list[str | None] = ["a"] * 4 + ["b"] * 9
     split = split_fractions(made(labels, [None] * 13), fractions=fractions, seed=seed).column("split")
@@ -196,21 +146,13 @@ def test_too_few_patients_are_refused() -> None:
     assert set(split_folds(manifest, folds=2, seed=0).column("fold")) == {0, 1}
 
 
-@pytest.mark.parametrize("folds", [1, 0, -2])
-def test_fewer_than_two_folds_are_refused(manifest: Manifest, folds: int) -> None:
-    with pytest.raises(ConfigError, match=f"folds = {folds}: two or more are needed"):
-        split_folds(manifest, folds=folds, seed=0)
-
-
-@pytest.mark.parametrize(
-    "fractions", [(0.5, 0.5), (0.7, 0.2, 0.2), (1.0, 0.0, 0.0), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5), ()]
-)
-def test_wrong_fractions_are_refused(manifest: Manifest, fractions: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"fractions \[.*\]: three positive numbers"):
-        split_fractions(manifest, fractions=fractions, seed=0)
-
-
-def test_a_negative_seed_is_refused(manifest: Manifest) -> None:
+def test_settings_that_cannot_be_are_refused(manifest: Manifest) -> None:
+    for folds in (1, -2):
+        with pytest.raises(ConfigError, match=f"folds = {folds}: two or more are needed"):
+            split_folds(manifest, folds=folds, seed=0)
+    for fractions in ((0.5, 0.5), (0.7, 0.2, 0.2), (1.0, 0.0, 0.0), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5), ()):
+        with pytest.raises(ConfigError, match=r"fractions \[.*\]: three positive numbers"):
+            split_fractions(manifest, fractions=fractions, seed=0)
     with pytest.raises(ConfigError, match="seed = -1: must not be negative"):
         split_folds(manifest, folds=2, seed=-1)
 
@@ -321,7 +263,7 @@ def test_clusters_that_are_numbers_join_as_their_text_does() -> None:
 
 
 @check
-@given(groupings(pure=False), weightings, st.integers(0, 9), st.sampled_from([1, 5, 1000]))
+@given(groupings(), weightings, st.integers(0, 9), st.sampled_from([1, 5, 1000]))
 def test_parts_are_those_of_the_plain_loop(
     table: tuple[Ints, list[str]], weights: tuple[float, ...], seed: int, block: int
 ) -> None:

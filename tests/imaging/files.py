@@ -19,6 +19,19 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 Array = npt.NDArray[Any]
 
+
+def refused(source: Path | bytes, message: str, **options: int) -> None:
+    """`decode` raises ImageError in one line that matches."""
+    import pytest
+
+    from thoraclip.errors import ImageError
+    from thoraclip.imaging import decode
+
+    with pytest.raises(ImageError, match=message) as caught:
+        decode(source, **options)
+    assert "\n" not in str(caught.value)
+
+
 DIGITAL_X_RAY = "1.2.840.10008.5.1.4.1.1.1.1"
 
 

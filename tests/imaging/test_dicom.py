@@ -25,24 +25,17 @@ from tests.imaging.files import (
     dicom,
     encapsulated,
     encoded,
+    refused,
     waves,
     written,
 )
 
-from thoraclip.errors import ImageError
 from thoraclip.imaging import DicomHeader, decode
 
 pytest.importorskip("gdcm", reason="the encoder of half the transfer syntaxes: pip install python-gdcm")
 pytest.importorskip("openjpeg", reason="the encoder of JPEG 2000: pip install pylibjpeg-openjpeg")
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
-DEPTHS = [(bits, signed) for bits in (8, 10, 12, 14, 15, 16) for signed in (False, True)]
-
-
-def refused(source: Path | bytes, message: str) -> None:
-    with pytest.raises(ImageError, match=message) as caught:
-        decode(source)
-    assert "\n" not in str(caught.value)
 
 
 def shown(values: Array, photometric: str, bits: int) -> Array:
@@ -57,10 +50,9 @@ def shown(values: Array, photometric: str, bits: int) -> Array:
 # transfer syntaxes
 
 
-@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-@pytest.mark.parametrize(("bits", "signed"), DEPTHS)
-def test_lossless_syntaxes_give_the_same_picture(bits: int, signed: bool, photometric: str) -> None:
-    values = waves(bits, signed=signed)
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (8, True), (10, True), (12, False), (15, False), (16, True)])
+def test_lossless_syntaxes_give_the_same_picture(bits: int, signed: bool) -> None:
+    values, photometric = waves(bits, signed=signed), f"MONOCHROME{2 - signed}"
     for name, encode in LOSSLESS.items():
         found = decode(encode(data_set(values, bits=bits, PhotometricInterpretation=photometric)))
         assert np.abs(found.pixels - shown(values, photometric, bits)).max() <= 0.5 + 1e-9, name
@@ -68,7 +60,7 @@ def test_lossless_syntaxes_give_the_same_picture(bits: int, signed: bool, photom
         assert found.pixels.dtype == np.uint8 and found.pixels.flags.writeable
 
 
-@pytest.mark.parametrize(("bits", "name"), [(8, name) for name in LOSSY] + [(b, "JPEG 2000") for b in (10, 12, 15, 16)])
+@pytest.mark.parametrize(("bits", "name"), [(8, name) for name in LOSSY] + [(12, "JPEG 2000")])
 def test_lossy_syntaxes_stay_within_two_grey_levels(bits: int, name: str) -> None:
     """Two: what quality 100 (JPEG) and a rate of 4 (JPEG 2000) lose of a smooth picture; one was measured."""
     values = waves(bits)
@@ -112,7 +104,7 @@ def test_a_frame_in_several_fragments_is_one_frame() -> None:
     np.testing.assert_array_equal(found.pixels, decode(dicom(waves(12), bits=12)).pixels)
 
 
-@pytest.mark.parametrize("sides", [(3, 3), (1, 7), (7, 1), (3, 5), (33, 35)])
+@pytest.mark.parametrize("sides", [(1, 7), (7, 1), (33, 35)])
 def test_odd_sizes(sides: tuple[int, int]) -> None:
     values = waves(12)[:, :40].repeat(2, 0)[: sides[0], : sides[1]].copy()
     values.flat[-1] = 4095
@@ -183,15 +175,12 @@ def test_what_is_not_one_grey_frame_is_refused() -> None:
     refused(dicom(RAMP, PhotometricInterpretation=None), "photometric interpretation ''")
 
 
-@pytest.mark.parametrize("modality", ["CT", "MR", "US", "MG", "NM", "PT", "XA", "SR"])
-def test_another_modality_is_refused(modality: str) -> None:
-    refused(dicom(RAMP, Modality=modality), rf"DICOM modality '{modality}'; a radiograph \(CR, DX or RG\) is expected")
-
-
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
-@pytest.mark.parametrize("modality", ["CR", "DX", "RG", "OT", "SC", "", None, "dx"])
-def test_modalities_that_can_be_radiographs_are_read(modality: str | None) -> None:
-    np.testing.assert_array_equal(decode(dicom(RAMP, Modality=modality)).pixels, RAMP)
+def test_only_a_modality_that_can_be_a_radiograph_is_read() -> None:
+    for modality in ("CR", "DX", "RG", "OT", "SC", "", None, "dx"):
+        np.testing.assert_array_equal(decode(dicom(RAMP, Modality=modality)).pixels, RAMP)
+    for modality in ("CT", "MG", "SR"):
+        refused(dicom(RAMP, Modality=modality), rf"DICOM modality '{modality}'; a radiograph \(CR, DX or RG\) is expe")
 
 
 def test_a_header_without_pixels_is_refused(tmp_path: Path) -> None:
@@ -207,8 +196,6 @@ def test_a_header_without_pixels_is_refused(tmp_path: Path) -> None:
     [
         ({"Rows": None}, "DICOM pixels cannot be decoded"),
         ({"PixelData": b"12"}, "DICOM pixels cannot be decoded"),
-        ({"Rows": 20_000, "Columns": 20_000}, "more than 100,000,000 pixels; not a radiograph"),
-        ({"Rows": 65_535, "Columns": 65_535}, "more than 100,000,000 pixels; not a radiograph"),
         ({"BitsAllocated": 32, "BitsStored": 32}, "32 bits stored in 32; 8 to 16 bits are expected"),
         ({"BitsAllocated": 1, "BitsStored": 1}, "1 bits stored in 1; 8 to 16 bits are expected"),
         ({"BitsStored": 12}, "12 bits stored in 8; 8 to 16 bits are expected"),
@@ -245,8 +232,9 @@ def test_an_unreadable_element_is_refused() -> None:
 def test_a_frame_of_another_size_is_refused(name: str) -> None:
     encode = {**LOSSLESS, **LOSSY}[name]
     ds = pydicom.dcmread(io.BytesIO(encode(data_set(waves(8)))))
-    ds.Rows, ds.Columns = 20, 96
-    refused(written(ds), "the compressed frame says 48 x 40 pixels of 1 components, the header 96 x 20 of one")
+    for rows, columns in ((20, 96), (48, 40)):  # as many pixels
+        ds.Rows, ds.Columns = rows, columns
+        refused(written(ds), f"frame says 48 x 40 pixels of 1 components, the header {columns} x {rows} of one")
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEG2000])
@@ -258,18 +246,6 @@ def test_a_frame_in_colour_is_refused(syntax: str) -> None:
     refused(
         encapsulated(data_set(waves(8)), syntax, frame), "48 x 40 pixels of 3 components, the header 48 x 40 of one"
     )
-
-
-def test_a_frame_without_a_header_is_refused() -> None:
-    for frame in (
-        b"",
-        b"\xff\xd8",
-        b"\xff\xd8\xff\xd9",
-        b"hello world",
-        b"\xff\xd8" + b"\xff" * 500,
-        b"\xff\x4f\xff\x51",
-    ):
-        refused(encapsulated(data_set(waves(8)), uid.JPEGLosslessSV1, frame), "says no size|cannot be decoded")
 
 
 def test_jpeg_of_12_bits_has_no_decoder_and_says_so() -> None:
@@ -288,7 +264,7 @@ def test_an_unknown_transfer_syntax_is_refused() -> None:
     refused(stream.getvalue(), "^image: DICOM pixels cannot be decoded")
 
 
-@pytest.mark.parametrize("name", ["JPEG lossless", "JPEG lossless SV1", "JPEG-LS", "JPEG 2000 lossless"])
+@pytest.mark.parametrize("name", ["JPEG lossless", "JPEG 2000 lossless"])
 def test_a_missing_decoder_names_the_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = LOSSLESS[name](data_set(waves(12), bits=12))
     monkeypatch.setattr(pydicom.pixels, "get_decoder", lambda _: SimpleNamespace(available_plugins=()))
@@ -344,11 +320,8 @@ def test_an_empty_header_says_nothing() -> None:
         ({"PatientAge": "012W"}, "age_years", round(12 * 7 / 365.25, 2)),
         ({"PatientAge": "003D"}, "age_years", round(3 / 365.25, 2)),
         ({"PatientAge": "000Y"}, "age_years", 0.0),
-        ({"PatientBirthDate": "19500101", "StudyDate": "20200101"}, "age_years", 70.0),
         ({"PatientAge": "", "PatientBirthDate": "20200101", "StudyDate": "20200702"}, "age_years", 0.5),
         ({"PatientAge": "030Y", "PatientBirthDate": "19500101", "StudyDate": "20200101"}, "age_years", 30.0),
-        ({"PatientBirthDate": "20210101", "StudyDate": "20200101"}, "age_years", None),
-        ({"PatientBirthDate": "17000101", "StudyDate": "20200101"}, "age_years", None),
         ({"PatientBirthDate": "19500101"}, "age_years", None),
         ({"BodyPartExamined": "chest"}, "body_part", "CHEST"),
     ],
@@ -364,9 +337,26 @@ def test_ages_that_break_the_rules(age: str, years: float | None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
-@pytest.mark.parametrize("date", ["1950", "19501399", "unknown", "1950.01.01"])
-def test_dates_that_are_none(date: str) -> None:
-    assert header(PatientBirthDate=date, StudyDate="20200101").age_years is None
+@pytest.mark.parametrize(
+    ("born", "studied", "years"),
+    [
+        ("20200229", "20200229", 0.0),  # on the day of birth
+        ("20200302", "20200301", None),  # on the day before
+        ("20200101", "20200119", 0.0),
+        ("20200101", "20200120", 0.1),  # a tenth of a year, rounded, is the finest that is told
+        ("19500102", "20200101", 70.0),  # on the day before the birthday
+        ("19500102", "20200102", 70.0),
+        ("20000229", "20240229", 24.0),
+        ("20000229", "20010228", 1.0),
+        ("20000229", "20040816", 4.5),
+        ("19000229", "20000101", None),  # there was no such day
+        ("18900101", "20191231", 130.0),
+        ("18890101", "20200101", None),
+        *((date, "20200101", None) for date in ("1950", "19501399", "unknown", "1950.01.01")),
+    ],
+)
+def test_the_age_is_that_between_two_dates(born: str, studied: str, years: float | None) -> None:
+    assert header(PatientBirthDate=born, StudyDate=studied).age_years == years
 
 
 def test_text_in_another_character_set() -> None:
@@ -374,5 +364,4 @@ def test_text_in_another_character_set() -> None:
 
 
 def test_bits_at_an_unusual_place_are_refused() -> None:
-    with pytest.raises(ImageError, match="12 bits stored, the highest at place 15; 11 is expected"):
-        decode(dicom(RAMP.astype("<u2"), bits=12, HighBit=15))
+    refused(dicom(RAMP.astype("<u2"), bits=12, HighBit=15), "12 bits stored, the highest at place 15; 11 is expected")

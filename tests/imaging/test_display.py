@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from tests.conftest import examples
 from tests.imaging.files import Array, bare, data_set, dicom, written
 
+from thoraclip.errors import ImageError
 from thoraclip.imaging import decode
 
 HALF = 0.5 + 1e-6
@@ -162,71 +163,48 @@ def ramp(bits: int, *, signed: bool = False, low: float = 0.0, high: float = 1.0
     return values.reshape(16, 16).astype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
 
 
-both = pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-
 # by hand
 
 
-@both
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
-@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "signed", "photometric"),
+    [(8, False, "MONOCHROME2"), (8, True, "MONOCHROME1"), (10, True, "MONOCHROME2"), (16, False, "MONOCHROME1")],
+)
 def test_without_a_window(bits: int, signed: bool, photometric: str) -> None:
     """8 bits as they are; deeper ones from black to white."""
-    say = Display(bits=bits, photometric=photometric)
-    expected = check(ramp(bits, signed=signed, low=0.2, high=0.7), say)
-    assert (expected.min(), expected.max()) == (
-        (0, 255) if bits > 8 else (51, 178) if photometric == "MONOCHROME2" else (77, 204)
-    )
+    expected = check(ramp(bits, signed=signed, low=0.2, high=0.7), Display(bits=bits, photometric=photometric))
+    wanted = (0, 255) if bits > 8 else (51, 178) if photometric == "MONOCHROME2" else (77, 204)
+    assert (expected.min(), expected.max()) == wanted
 
 
-@both
-def test_a_rescale_moves_the_window(photometric: str) -> None:
-    say = Display(photometric=photometric, slope=2, intercept=-1000, centre=1500, width=2000)
-    expected = check(ramp(12), say)
+def test_slope_and_intercept_together_alone_or_empty() -> None:
+    expected = check(ramp(12), Display(slope=2, intercept=-1000, centre=1500, width=2000))
     assert (expected == 0).sum() > 20 and (expected == 255).sum() > 20
-
-
-@both
-def test_a_negative_slope_turns_the_picture(photometric: str) -> None:
-    plain, turned = (Display(photometric=photometric, slope=s, intercept=i) for s, i in ((1, 0), (-1, 4095)))
-    assert np.abs(check(ramp(12), plain) + check(ramp(12), turned) - 255).max() < 1e-9
-    check(ramp(12), Display(photometric=photometric, slope=-0.5, intercept=100, centre=-900, width=700))
-
-
-def test_slope_or_intercept_alone_or_empty() -> None:
+    plain, turned = (check(ramp(12), Display(slope=s, intercept=i)) for s, i in ((1, 0), (-1, 4095)))
+    assert np.abs(plain + turned - 255).max() < 1e-9
     check(ramp(12), Display(slope=3, centre=6000, width=3000))
     check(ramp(12), Display(intercept=-500, centre=1000, width=800))
     empty = decode(dicom(ramp(12), bits=12, RescaleSlope=None, RescaleIntercept=None)).pixels
     assert np.abs(empty - oracle(ramp(12), Display())).max() <= HALF
 
 
-@pytest.mark.parametrize(("bits", "vr"), [(8, "US"), (8, "OW"), (8, "packed"), (16, "US"), (16, "OW")])
-def test_modality_table(bits: int, vr: str) -> None:
-    entries = [int((2**bits - 1) * (i / 1023) ** 2) for i in range(1023)]
-    check(ramp(12), Display(modality=Table(first=800, bits=bits, entries=entries)), vr=vr)
+@pytest.mark.parametrize("vr", ["US", "OW", "packed"])
+def test_tables(vr: str) -> None:
+    """Above 256 entries of 8 bits an index in 8 bits would wrap."""
+    for bits in (8,) if vr == "packed" else (8, 12, 16):
+        entries = [int((2**bits - 1) * (i / 1023) ** 2) for i in range(1023)]
+        check(ramp(12), Display(modality=Table(first=800, bits=bits, entries=entries)), vr=vr)
+        entries = [round((2**bits - 1) / (1 + math.exp((1500 - i) / 300))) for i in range(3000)]
+        say = Display(photometric="MONOCHROME1", voi=Table(first=400, bits=bits, entries=entries), centre=10, width=5)
+        assert len(np.unique(check(ramp(12), say, vr=vr).round())) > 60
 
 
 @pytest.mark.parametrize("vr", ["US", "OW"])
-def test_modality_table_whose_first_value_is_negative(vr: str) -> None:
+def test_tables_whose_first_value_is_negative(vr: str) -> None:
     table = Table(first=-1500, bits=16, entries=[7 * i % 60_000 for i in range(3000)])
     check(ramp(12, signed=True), Display(modality=table, centre=20_000, width=30_000), vr=vr, signed=True)
-
-
-@both
-@pytest.mark.parametrize(
-    ("bits", "vr"), [(8, "packed"), *((bits, vr) for bits in (8, 10, 12, 14, 16) for vr in ("US", "OW"))]
-)
-def test_voi_table(bits: int, vr: str, photometric: str) -> None:
-    """Above 256 entries of 8 bits an index in 8 bits would wrap."""
-    entries = [round((2**bits - 1) / (1 + math.exp((1500 - i) / 300))) for i in range(3000)]
-    say = Display(photometric=photometric, voi=Table(first=400, bits=bits, entries=entries), centre=10, width=5)
-    expected = check(ramp(12), say, vr=vr)
-    assert len(np.unique(expected.round())) > 60
-
-
-def test_voi_table_after_a_rescale_below_zero() -> None:
     table = Table(first=-1000, bits=12, entries=list(range(0, 4096, 2)))
-    check(ramp(12), Display(slope=1, intercept=-1024, voi=table), vr="OW")
+    check(ramp(12), Display(slope=1, intercept=-1024, voi=table), vr=vr)
 
 
 def test_a_table_of_65536_entries() -> None:
@@ -251,17 +229,15 @@ def test_tables_in_big_endian_and_in_implicit_files() -> None:
 def test_a_table_shorter_than_it_says_is_refused() -> None:
     item = Table(first=0, bits=12, entries=list(range(100))).item(vr="OW")
     item.LUTDescriptor = [200, 0, 12]
-    with pytest.raises(Exception, match="image: DICOM pixels cannot be decoded"):
+    with pytest.raises(ImageError, match="image: DICOM pixels cannot be decoded"):
         decode(dicom(ramp(12), bits=12, VOILUTSequence=[item]))
 
 
-@both
 @pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
-@pytest.mark.parametrize(
-    ("centre", "width"), [(2048, 4096), (1000, 500), (1000.5, 1), (3000, 2), (0, 4096), (2047.25, 333.3)]
-)
-def test_windows(centre: float, width: float, function: str | None, photometric: str) -> None:
-    check(ramp(12), Display(photometric=photometric, centre=centre, width=width, function=function))
+def test_windows(function: str | None) -> None:
+    for centre, width in ((1000, 500), (1000.5, 1), (3000, 2), (0, 4096), (2047.25, 333.3)):
+        check(ramp(12), Display(centre=centre, width=width, function=function))
+    check(ramp(12), Display(photometric="MONOCHROME1", centre=1000, width=500, function=function))
 
 
 def test_the_first_of_several_windows_is_taken() -> None:
@@ -270,42 +246,25 @@ def test_the_first_of_several_windows_is_taken() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Value length")
-@pytest.mark.parametrize(
-    "window",
-    [
-        {"WindowCenter": 10, "WindowWidth": 0},
-        {"WindowCenter": 10, "WindowWidth": -5},
-        {"WindowCenter": None, "WindowWidth": None},
-        {"WindowCenter": 10, "WindowWidth": None},
-        {"WindowCenter": None, "WindowWidth": 10},
-        {"WindowCenter": 10},
-        {"WindowCenter": 10, "WindowWidth": 0.5},  # LINEAR wants 1 or more
-        {"WindowCenter": 10, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
-        {"WindowCenter": 10, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
-        {"WindowCenter": 60_000, "WindowWidth": 100},  # all black
-        {"WindowCenter": -60_000, "WindowWidth": 100},  # all white
-    ],
-)
-def test_no_window_or_one_that_shows_nothing_counts_as_missing(window: dict[str, Any]) -> None:
-    for bits in (8, 12):
-        values = ramp(bits, low=0.3, high=0.6)
-        found = decode(dicom(values, bits=bits, **window)).pixels
-        assert np.abs(found - oracle(values, Display(bits=bits))).max() <= HALF
+@pytest.mark.parametrize("bits", [8, 12])
+def test_no_window_or_one_that_shows_nothing_counts_as_missing(bits: int) -> None:
+    values = ramp(bits, low=0.3, high=0.6)
+    expected = oracle(values, Display(bits=bits))
+    for centre, width, function in (
+        (10, 0, None), (10, 0.5, "LINEAR"), (None, None, None), (10, None, None), (None, 10, None), (10, 0, "SIGMOID"),
+        (10, 0, "LINEAR_EXACT"), (60_000, 100, None), (-60_000, 100, None),
+    ):  # fmt: skip
+        window = {"WindowCenter": centre, "WindowWidth": width, **({"VOILUTFunction": function} if function else {})}
+        assert np.abs(decode(dicom(values, bits=bits, **window)).pixels - expected).max() <= HALF, window
 
 
-@both
-@pytest.mark.parametrize("window", [{}, {"centre": 2000, "width": 3000}])
 @pytest.mark.parametrize("padding", [(0, None), (4095, None), (0, 300), (4095, 3900), (300, 0)])
-def test_padding_is_black_and_does_not_count(
-    padding: tuple[int, int | None], window: dict[str, float], photometric: str
-) -> None:
+def test_padding_is_black_and_does_not_count(padding: tuple[int, int | None]) -> None:
     values = ramp(12, low=0.2, high=0.8)
     values[:3], values[0, :4] = padding[0], padding[1] if padding[1] is not None else padding[0]
-    say = Display(photometric=photometric, padding=padding, **window)
-    expected = check(values, say)
-    assert (expected[:3] == 0).all()
-    if not window:
-        assert (expected[3:].min(), expected[3:].max()) == (0, 255)
+    assert (check(values, Display(padding=padding, centre=2000, width=3000))[:3] == 0).all()
+    expected = check(values, Display(photometric="MONOCHROME1", padding=padding))
+    assert (expected[:3] == 0).all() and (expected[3:].min(), expected[3:].max()) == (0, 255)
 
 
 def test_padding_of_signed_pixels() -> None:
@@ -330,17 +289,14 @@ def test_a_picture_that_is_all_padding_is_black() -> None:
         assert (check(np.full((4, 4), 9, "u2"), Display(photometric=photometric, padding=(9, None))) == 0).all()
 
 
-@both
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("bits", [10, 12, 15])
-def test_unused_high_bits_are_not_part_of_a_value(bits: int, signed: bool, photometric: str) -> None:
+@pytest.mark.parametrize(("bits", "signed"), [(10, False), (15, False), (12, True)])
+def test_unused_high_bits_are_not_part_of_a_value(bits: int, signed: bool) -> None:
     """Old files keep an overlay there."""
     values = ramp(bits, signed=signed)
     garbage = np.random.default_rng(0).integers(0, 2 ** (16 - bits), values.shape) << bits
     dirty = ((values.astype(np.int64) & (2**bits - 1)) | garbage).astype("u2").view(values.dtype)
-    say = Display(bits=bits, photometric=photometric, centre=None if signed else 500, width=None if signed else 700)
-    found = decode(file_of(dirty, say)).pixels
-    assert np.abs(found - oracle(values, say)).max() <= HALF
+    say = Display(bits=bits, centre=None if signed else 500, width=None if signed else 700)
+    assert np.abs(decode(file_of(dirty, say)).pixels - oracle(values, say)).max() <= HALF
 
 
 def test_8_bits_in_words_of_16() -> None:
@@ -352,7 +308,7 @@ def test_8_bits_in_words_of_16() -> None:
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (2, -1000), (0.5, 3)])
+@pytest.mark.parametrize(("slope", "intercept"), [(2, -1000), (0.5, 3)])
 def test_windows_are_those_of_pydicom(slope: float, intercept: float, function: str) -> None:
     say = Display(slope=slope, intercept=intercept, centre=900, width=1200, function=function)
     data = file_of(ramp(12), say)
@@ -410,7 +366,7 @@ def pictures(draw: st.DrawFn) -> tuple[Array, Display, str]:
     return values, Display(**say), draw(st.sampled_from(["US", "OW"]))
 
 
-@examples(400)
+@examples(200)
 @given(pictures())
 def test_any_picture_is_that_of_the_oracle(picture: tuple[Array, Display, str]) -> None:
     values, say, vr = picture

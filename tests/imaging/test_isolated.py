@@ -20,7 +20,7 @@ import psutil
 import pydicom
 import pytest
 from pydicom.encaps import get_frame
-from tests.imaging.files import LOSSLESS, Array, data_set, dicom, encapsulated, waves
+from tests.imaging.files import LOSSLESS, Array, data_set, dicom, encapsulated, refused, waves
 
 from thoraclip.errors import ImageError
 from thoraclip.imaging import decode, isolated
@@ -65,100 +65,72 @@ def fresh() -> Iterator[None]:
     assert helpers() == []
 
 
-def test_one_helper_decodes_many_files() -> None:
+def test_one_helper_decodes_many_files_and_goes_on_after_a_damaged_one() -> None:
     decode(compressed())
     (pid,) = helpers()
-    for name in NAMES * 20:
+    if hasattr(psutil.Process, "rlimit"):
+        assert psutil.Process(pid).rlimit(psutil.RLIMIT_AS)[0] == 4 * 1024**3
+    for name in NAMES * 4:
         np.testing.assert_array_equal(decode(compressed(name)).pixels, plain())
-    assert helpers() == [pid]
-
-
-def test_a_damaged_file_is_refused_by_a_helper_that_goes_on() -> None:
-    data = compressed()
-    decode(data)
-    before = helpers()
-    ds = pydicom.dcmread(io.BytesIO(data))
+    ds = pydicom.dcmread(io.BytesIO(compressed()))
     frame = get_frame(ds.PixelData, 0, number_of_frames=1)
     broken = encapsulated(data_set(waves(12), bits=12), ds.file_meta.TransferSyntaxUID, frame[:30] + b"\xff\x00" * 200)
-    with pytest.raises(
-        ImageError, match=r"^image: DICOM pixels cannot be decoded \(GDCM cannot decode the frame; it is"
-    ):
-        decode(broken)
-    np.testing.assert_array_equal(decode(data).pixels, plain())
-    assert helpers() == before
+    refused(broken, r"^image: DICOM pixels cannot be decoded \(GDCM cannot decode the frame; it is")
+    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+    assert helpers() == [pid]
+    for timer in [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]:
+        timer.join(30)  # one that is not cancelled waits for a minute
+        assert not timer.is_alive()
 
 
-def test_a_killed_helper_is_replaced_unnoticed() -> None:
+def test_a_helper_that_dies_of_an_earlier_file_is_replaced_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a file is read must not depend on what was decoded before; a crash counts only in a fresh helper."""
     decode(compressed())
     (pid,) = helpers()
     os.kill(pid, signal.SIGKILL)
     np.testing.assert_array_equal(decode(compressed()).pixels, plain())
-    assert pid not in helpers() and len(helpers()) == 1
-
-
-def test_a_file_that_crashes_the_decoder_is_refused_and_the_next_one_read() -> None:
-    for _ in range(2):
-        with pytest.raises(ImageError, match=r"the decoder crashed or took more than 60 s on damaged data\)$"):
-            decode(crasher())
-        assert helpers() == []
-        np.testing.assert_array_equal(decode(compressed()).pixels, plain())
-
-
-def test_a_crash_counts_only_in_a_fresh_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An earlier file may have left the decoder in disorder; whether a file is read must not depend on that."""
-    decode(compressed())
-    (pid,) = helpers()
+    (second,) = helpers()
+    assert second != pid
     ask = isolated._ask
 
     def spoilt(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> object:
-        if helper.pid == pid:
+        if helper.pid == second:
             helper.kill()
         return ask(helper, plugin, data)
 
     monkeypatch.setattr(isolated, "_ask", spoilt)
     np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+    assert second not in helpers() and len(helpers()) == 1
 
 
 def test_threads_share_a_few_helpers_and_leave_none_behind() -> None:
     files = {name: compressed(name) for name in NAMES}
     expected = plain()
-    for _ in range(3):  # each pool has threads of its own
-        with ThreadPoolExecutor(4) as pool:
-            for found in pool.map(lambda i: decode(files[NAMES[i % 3]]).pixels, range(24)):
+    for _ in range(2):  # each pool has threads of its own
+        with ThreadPoolExecutor(2) as pool:
+            for found in pool.map(lambda i: decode(files[NAMES[i % 3]]).pixels, range(12)):
                 np.testing.assert_array_equal(found, expected)
-        assert 1 <= len(helpers()) <= 4
+        assert 1 <= len(helpers()) <= 2
 
 
-def test_crashes_in_one_thread_do_not_touch_another() -> None:
+def test_a_file_that_crashes_the_decoder_is_refused_and_does_not_touch_the_others() -> None:
     data, bad, expected = compressed(), crasher(), plain()
-    with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(decode, bad if i % 4 == 0 else data) for i in range(8)]
-    for i, job in enumerate(jobs):
-        if i % 4 == 0:
-            assert isinstance(job.exception(), ImageError)
-        else:
-            np.testing.assert_array_equal(job.result().pixels, expected)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(decode, bad if i == 0 else data) for i in range(6)]
+    with pytest.raises(ImageError, match=r"the decoder crashed or took more than 60 s on damaged data\)$"):
+        jobs[0].result()
+    for job in jobs[1:]:
+        np.testing.assert_array_equal(job.result().pixels, expected)
 
 
 def test_a_helper_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped by a signal, a process hangs as one in an endless loop does."""
     decode(compressed())
     (pid,) = helpers()
-    monkeypatch.setattr(isolated, "_SECONDS", 0.3)
     os.kill(pid, signal.SIGSTOP)
-    begin = time.monotonic()
-    with pytest.raises(ImageError, match="the decoder crashed or took more than 0 s"):
-        decode(compressed())
-    assert time.monotonic() - begin < 3 and not psutil.pid_exists(pid)
-    monkeypatch.undo()
-    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
-
-
-def test_no_timer_is_left_behind() -> None:
-    for _ in range(5):
-        decode(compressed())
-    time.sleep(0.05)
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    monkeypatch.setattr(isolated, "_SECONDS", 0.3)
+    refused(compressed(), "the decoder crashed or took more than 0 s")
+    assert not psutil.pid_exists(pid)
 
 
 def _in_child(data: bytes, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
@@ -178,7 +150,7 @@ def test_a_forked_process_has_helpers_of_its_own() -> None:
     np.testing.assert_array_equal(decode(compressed()).pixels, plain())
 
 
-@pytest.mark.parametrize("end", ["pass", "os._exit(0)", "os.kill(os.getpid(), 9)", "raise SystemExit(3)"])
+@pytest.mark.parametrize("end", ["raise SystemExit(3)", "os.kill(os.getpid(), 9)"])
 def test_helpers_end_with_their_parent(end: str, tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(compressed())
     (tmp_path / "dl.py").write_text("raise SystemExit('imported from the working directory')")
@@ -194,7 +166,7 @@ def test_helpers_end_with_their_parent(end: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
     pid = int(done.stdout)
-    for _ in range(100):
+    for _ in range(600):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return
         time.sleep(0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.fft import dctn
 from tests.conftest import examples
-from tests.imaging.files import Array, chunk, dicom, encoded, png
+from tests.imaging.files import Array, dicom, encoded
 
 from thoraclip.errors import ConfigError, ImageError
 from thoraclip.imaging import (
@@ -31,20 +30,11 @@ from thoraclip.imaging import (
     normalise,
     perceptual_hash,
     preprocess,
+    preprocessing,
 )
 from thoraclip.imaging import dicom as dicom_module
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be large."""
-    return png((width, height, 8, 0), chunk(b"IDAT", zlib.compress(b"\0")))
-
-
-def refused(source: Path | bytes, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
-        decode(source)
 
 
 # pictures
@@ -59,19 +49,13 @@ def test_eight_bit_grey_is_taken_as_it_is() -> None:
 
 def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
     grey, dcm = encoded(Image.fromarray(RAMP)), dicom(RAMP)
-    for name, data in {
-        "a.png": grey,
-        "b.dcm": dcm,
-        "png-named.dcm": grey,
-        "c": dcm,
-        "no-preamble.dcm": dcm[132:],
-    }.items():
+    for name, data in {"a.png": grey, "png-named.dcm": grey, "c": dcm, "no-preamble.dcm": dcm[132:]}.items():
         (tmp_path / name).write_bytes(data)
         np.testing.assert_array_equal(decode(tmp_path / name).pixels, decode(data).pixels)
         np.testing.assert_array_equal(decode(data).pixels, RAMP)
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 15, 16])
+@pytest.mark.parametrize("bits", [8, 12, 16])
 def test_deep_png_is_scaled_by_the_bits_that_it_uses(bits: int) -> None:
     samples = np.linspace(0, 2**bits - 1, 256).astype(np.uint16).reshape(16, 16)
     found = decode(encoded(Image.fromarray(samples)))
@@ -119,13 +103,10 @@ def test_palette_is_looked_up() -> None:
     np.testing.assert_array_equal(found.pixels, [[10, 200], [76, 77]])  # red's luma is 0.299 * 255
 
 
-@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255, 255])])
-def test_a_transparent_palette_entry_is_black(transparency: int | bytes) -> None:
-    found = decode(encoded(palette_image(), transparency=transparency))
-    np.testing.assert_array_equal(found.pixels, [[10, 0], [76, 77]])
-
-
-def test_a_transparent_grey_value_is_black() -> None:
+def test_what_is_transparent_is_black() -> None:
+    for transparency in (1, bytes([255, 0, 255, 255])):
+        found = decode(encoded(palette_image(), transparency=transparency))
+        np.testing.assert_array_equal(found.pixels, [[10, 0], [76, 77]])
     found = decode(encoded(Image.fromarray(RAMP), transparency=200))
     np.testing.assert_array_equal(found.pixels, np.where(RAMP == 200, 0, RAMP))
 
@@ -146,71 +127,15 @@ def test_cmyk_jpeg_is_not_inverted(picture: Callable[..., Array]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [(1, lambda a: a), (3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a)), (2, lambda a: a[:, ::-1])],
-)  # fmt: skip
-def test_exif_orientation_is_applied(
-    picture: Callable[..., Array], kind: str, orientation: int, turn: Callable[[Array], Array]
-) -> None:
+def test_exif_orientation_is_applied(picture: Callable[..., Array], kind: str) -> None:
     grey, exif = picture(40, 64), Image.Exif()
-    exif[0x0112] = orientation
     plain = decode(encoded(Image.fromarray(grey), kind)).pixels
-    found = decode(encoded(Image.fromarray(grey), kind, exif=exif))
-    np.testing.assert_array_equal(found.pixels, turn(plain))
-    assert (found.height, found.width) == found.pixels.shape
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_truncated_picture_is_refused(picture: Callable[..., Array], tmp_path: Path, kind: str, share: float) -> None:
-    data = encoded(Image.fromarray(picture(96, 96)), kind)
-    (tmp_path / "cut").write_bytes(data[: int(share * len(data))])
-    refused(tmp_path / "cut", r"cut: damaged picture \(.+\)")
-
-
-def test_what_is_no_picture_is_refused_with_its_name(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("hello, I am not a picture", encoding="utf-8")
-    refused(tmp_path / "text.png", r"text\.png: not a PNG, JPEG or DICOM picture")
-    (tmp_path / "text.dcm").write_text("hello, I am not a picture", encoding="utf-8")
-    refused(tmp_path / "text.dcm", r"text\.dcm: not a PNG, JPEG or DICOM picture")
-    (tmp_path / "empty.png").write_bytes(b"")
-    refused(tmp_path / "empty.png", r"empty\.png: the file is empty")
-    refused(tmp_path / "gone.png", r"gone\.png: cannot be read \(No such file")
-    refused(tmp_path, "cannot be read")
-    refused(encoded(Image.fromarray(RAMP), "BMP"), "not a PNG, JPEG or DICOM picture")
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [10_001, 20_000, 60_000])
-def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def burst(*_: object, **__: object) -> None:
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", burst)
-    refused(bomb(side, side), r"more than 100,000,000.*not a radiograph")
-
-
-@examples(40)
-@given(st.data())
-def test_a_damaged_file_is_decoded_or_refused_never_a_crash(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(["png", "jpeg", "dicom"]))
-    whole = {
-        "png": encoded(Image.fromarray(RAMP)),
-        "jpeg": encoded(Image.fromarray(RAMP), "JPEG"),
-        "dicom": dicom(RAMP),
-    }
-    damaged = bytearray(whole[kind])
-    for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(132 if kind == "dicom" else 0, len(damaged) - 1))] = data.draw(
-            st.integers(0, 255)
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            assert decode(bytes(damaged)).pixels.dtype == np.uint8
-        except ImageError as error:
-            assert str(error).startswith("image: ") and "\n" not in str(error)
+    turns = {1: plain, 2: plain[:, ::-1], 3: plain[::-1, ::-1], 6: np.rot90(plain, -1), 8: np.rot90(plain)}
+    for orientation, turned in turns.items():
+        exif[0x0112] = orientation
+        found = decode(encoded(Image.fromarray(grey), kind, exif=exif))
+        np.testing.assert_array_equal(found.pixels, turned)
+        assert (found.height, found.width) == found.pixels.shape
 
 
 def test_decoding_leaves_the_warning_filters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,34 +194,57 @@ def test_every_geometry_gives_a_square_and_keeps_a_flat_picture_flat(
         assert (out == 100).all()
 
 
-def test_squash_takes_both_sides_to_the_size(picture: Callable[..., Array]) -> None:
-    wide = picture(30, 60)
-    np.testing.assert_array_equal(fit(wide, Preprocess(size=30, resample="nearest"))[:, 0::2].shape, (30, 15))
+def test_squash_takes_both_sides_to_the_size() -> None:
     stripes = np.repeat(np.arange(10, dtype=np.uint8) * 20, 3)[None].repeat(8, axis=0)  # 8 x 30
     out = fit(stripes, Preprocess(size=10, resample="nearest"))
     np.testing.assert_array_equal(out, np.tile(np.arange(10) * 20, (10, 1)))
+    np.testing.assert_array_equal(fit(stripes.T, Preprocess(size=10, resample="nearest")), out.T)
 
 
-def test_crop_takes_the_middle() -> None:
-    ramp = np.tile(np.arange(0, 200, 10, dtype=np.uint8), (10, 1))  # 10 x 20
-    out = fit(ramp, Preprocess(size=10, geometry="crop", resample="nearest"))
-    np.testing.assert_array_equal(out, ramp[:, 5:15])
-    inner = fit(ramp, Preprocess(size=6, geometry="crop", short_side=10, resample="nearest"))
-    np.testing.assert_array_equal(inner, ramp[2:8, 7:13])
+@pytest.mark.parametrize("lack", range(8))
+def test_pad_puts_the_odd_row_or_column_below_or_right(lack: int) -> None:
+    """Without resampling: every pixel of the canvas, column by column."""
+    grey = np.random.default_rng(lack).integers(1, 256, (9, 9 - lack), dtype=np.uint8)
+    left = {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 5: 2, 6: 3, 7: 3}[lack]
+    expected = np.zeros((9, 9), np.uint8)
+    for column in range(9 - lack):
+        expected[:, left + column] = grey[:, column]
+    spec = Preprocess(size=9, geometry="pad")
+    np.testing.assert_array_equal(fit(grey, spec), expected)
+    np.testing.assert_array_equal(fit(np.ascontiguousarray(grey.T), spec), expected.T)
 
 
-def test_pad_keeps_the_aspect_and_adds_black() -> None:
+@pytest.mark.parametrize("more", range(5))
+def test_crop_takes_the_middle_and_loses_the_odd_row_or_column_below_or_right(more: int) -> None:
+    grey = np.random.default_rng(more).integers(0, 256, (10, 10 + more), dtype=np.uint8)
+    left = {0: 0, 1: 0, 2: 1, 3: 1, 4: 2}[more]
+    spec = Preprocess(size=10, geometry="crop")
+    np.testing.assert_array_equal(fit(grey, spec), grey[:, left : left + 10])
+    np.testing.assert_array_equal(fit(np.ascontiguousarray(grey.T), spec), grey[:, left : left + 10].T)
+    inner = fit(grey, Preprocess(size=7, geometry="crop", short_side=10))
+    np.testing.assert_array_equal(inner, grey[1:8, (3 + more) // 2 :][:, :7])
+
+
+def test_pad_keeps_the_aspect_and_enlarges() -> None:
     ramp = np.tile(np.arange(10, 210, 10, dtype=np.uint8), (10, 1))  # 10 x 20
-    out = fit(ramp, Preprocess(size=20, geometry="pad", resample="nearest"))
-    np.testing.assert_array_equal(out[5:15], ramp)
-    assert (out[:5] == 0).all() and (out[15:] == 0).all()
+    for grey, canvas in ((ramp, lambda out: out), (ramp.T.copy(), np.transpose)):
+        out = canvas(fit(grey, Preprocess(size=40, geometry="pad", resample="nearest")))
+        np.testing.assert_array_equal(out[10:30], ramp.repeat(2, 0).repeat(2, 1))
+        assert (out[:10] == 0).all() and (out[30:] == 0).all()
 
 
-def test_a_long_strip_is_not_blown_up() -> None:
-    strip = np.zeros((1, 100_000), np.uint8)
-    with pytest.raises(ImageError, match="100000 x 1 pixels: too long a strip for geometry 'crop'; use squash or pad"):
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1)])
+def test_a_long_strip_is_not_blown_up(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    strip = np.zeros(shape, np.uint8)
+    message = f"{shape[1]} x {shape[0]} pixels: too long a strip for geometry 'crop'; use squash or pad"
+    with pytest.raises(ImageError, match=message):
         fit(strip, Preprocess(geometry="crop"))
     assert fit(strip, Preprocess()).shape == fit(strip, Preprocess(geometry="pad")).shape == (224, 224)
+    monkeypatch.setattr(preprocessing, "MAX_PIXELS", 2000)
+    assert fit(strip[:20, :20], Preprocess(size=10, geometry="crop", short_side=10)).shape == (10, 10)
+    monkeypatch.setattr(preprocessing, "MAX_PIXELS", 1999)
+    with pytest.raises(ImageError, match="too long a strip"):
+        fit(strip[:20, :20], Preprocess(size=10, geometry="crop", short_side=10))
 
 
 def test_normalise_is_the_formula_channel_by_channel() -> None:
@@ -354,22 +302,14 @@ def test_the_gate_lets_right_pixels_through(picture: Callable[..., Array], spec:
 
 
 @every_family
-def test_the_gate_refuses_a_second_normalisation(greys: Array, spec: Preprocess) -> None:
-    once = normalise(greys, spec)
+def test_the_gate_refuses_pixels_that_were_scaled_or_normalised_twice_or_never(greys: Array, spec: Preprocess) -> None:
+    once, three = normalise(greys, spec), greys[:, None].repeat(3, 1)
     closed(again(once, spec), spec, "normalise once")
     closed(again(once / 255, spec), spec, "normalise once|normalised twice")  # floats taken for 0..255
-    closed(again(again(greys[:, None].repeat(3, 1) / 255 / 255, spec), spec), spec, "normalise once|normalised twice")
-
-
-@every_family
-def test_the_gate_refuses_a_second_scaling(greys: Array, spec: Preprocess) -> None:
-    closed(again(greys[:, None].repeat(3, 1) / 255**2, spec), spec, r"contrast 0\.\d+ .*scaled or normalised twice")
-
-
-@every_family
-def test_the_gate_refuses_pixels_that_were_never_scaled(greys: Array, spec: Preprocess) -> None:
-    closed(again(greys[:, None].repeat(3, 1), spec), spec, r"run from .* to .*; expected \[0, 1\]")
-    closed(greys[:, None].repeat(3, 1).astype(np.float32), spec, r"expected \[0, 1\]")
+    closed(again(again(three / 255 / 255, spec), spec), spec, "normalise once|normalised twice")
+    closed(again(three / 255**2, spec), spec, r"contrast 0\.\d+ .*scaled or normalised twice")
+    closed(again(three, spec), spec, r"run from .* to .*; expected \[0, 1\]")
+    closed(three.astype(np.float32), spec, r"expected \[0, 1\]")
 
 
 @pytest.mark.parametrize("spec", [CLIP, IMAGENET], ids=["clip", "imagenet"])
@@ -410,7 +350,7 @@ def distance(a: Array, b: Array) -> int:
     return (int(perceptual_hash(a), 16) ^ int(perceptual_hash(b), 16)).bit_count()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_hash_is_that_of_scipys_dct(picture: Callable[..., Array], seed: int) -> None:
     grey = picture(90, 70, seed=seed)
     small = np.asarray(Image.fromarray(grey).resize((32, 32), Image.Resampling.LANCZOS), np.float64)
@@ -419,7 +359,7 @@ def test_the_hash_is_that_of_scipys_dct(picture: Callable[..., Array], seed: int
     assert perceptual_hash(grey) == f"{int(bits, 2):016x}"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_hash_survives_resizing_and_contrast(picture: Callable[..., Array], seed: int) -> None:
     grey = picture(256, 200, seed=seed)
     smaller = np.asarray(Image.fromarray(grey).resize((150, 190), Image.Resampling.BICUBIC))

@@ -262,7 +262,7 @@ class TestTemplate:
         for row, s in enumerate(split.column("split")):
             assert (one.text[row] == two.text[row]) == (s != "train")
 
-    @examples(20, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(order=st.permutations(range(24)), seed=st.integers(-5, 2**70))
     def test_words_hang_on_seed_and_id_alone(
         self, order: list[int], seed: int, split: Manifest, tmp_path: Path
