@@ -84,11 +84,13 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             os._exit(_run(json.loads(line)))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
 
 
 def _run(request: dict[str, str]) -> int:
-    for number, place in enumerate((os.devnull, *(os.path.join(request["output"], name) for name in ("out", "err")))):
+    output = Path(request["output"])
+    for number, place in enumerate((os.devnull, output / "out", output / "err")):
         os.dup2(os.open(place, os.O_RDWR | os.O_CREAT), number)
     _block(request["absent"])
     status = 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
-import os
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.small_install import ABSENT, run_small, run_without
+from tests.small_install import ABSENT, run_without
 
 import thoraclip
 
