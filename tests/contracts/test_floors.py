@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-import os
+import ast
+import graphlib
+import json
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.small_install import run_small
+from tests.small_install import ABSENT, run_without
 
 import thoraclip
 
 PACKAGE = Path(thoraclip.__file__).parent
 REPOSITORY = PACKAGE.parents[1]
+EVERY_MODULE = sorted(name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], prefix="thoraclip."))
 TORCH_FREE = (
-    "tables",
-    "judge",
-    "imaging",
-    "pages",
-    "data",
-    "config",
-    "labels",
-    "proportions",
-    "errors",
-    "runs",
-    "predictor",
-    "cli",
-)
-BLOCKED = ("torch", "transformers", "peft", "accelerate")
+    "tables", "judge", "imaging", "pages", "data", "config", "labels", "proportions", "errors", "runs", "predictor", "cli",
+)  # fmt: skip
 NEEDS_TORCH = "thoraclip.heatmaps.gradients"
 """The one module of its room that looks inside a network."""
 
 
-def every_module() -> list[str]:
-    return sorted(name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], prefix="thoraclip."))
+def modules_of(*rooms: str) -> list[str]:
+    """Modules of rooms, without the one that needs torch; no room is empty."""
+    found = [name for name in EVERY_MODULE if name.split(".")[1] in rooms and name != NEEDS_TORCH]
+    assert {name.split(".")[1] for name in found} == set(rooms)
+    return found
 
 
-def modules() -> list[str]:
-    return [name for name in every_module() if name.split(".")[1] in TORCH_FREE]
-
-
-def small_modules() -> list[str]:
-    """What a deployed classifier is explained with."""
-    room = [name for name in every_module() if name.split(".")[1] == "heatmaps" and name != NEEDS_TORCH]
-    return [*room, "thoraclip.models.novelty"]
-
-
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+def failures(names: list[str], *, absent: tuple[str, ...] = (), beside: Path = REPOSITORY) -> dict[str, str]:
+    """Import modules without torch and `absent`: the name of each that fails -> what it said. Importing must be silent
+    and leave the process as it was."""
+    done = run_without(
+        absent,
+        f"""
+import importlib, json, logging, os, warnings
+sys.path.append({str(beside)!r})
+state = lambda: (dict(os.environ), list(warnings.filters), list(logging.root.handlers), logging.root.level)
+before, failed = state(), {{}}
+for name in {names!r}:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        failed[name] = str(error)
+    assert state() == before, f"{{name}} changes the process"
+print(json.dumps(failed))
+""",
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return dict(json.loads(done.stdout))
 
 
 def test_the_linter_finds_nothing() -> None:
@@ -58,36 +61,50 @@ def test_the_linter_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_every_torch_free_room_has_modules() -> None:
-    assert len(modules()) > 30
-    assert {name.split(".")[1] for name in modules()} == set(TORCH_FREE)
+def test_torch_free_modules_import_with_torch_blocked() -> None:
+    assert failures(modules_of(*TORCH_FREE)) == {}
 
 
-@pytest.mark.parametrize("name", modules())
-def test_a_torch_free_module_imports_with_torch_blocked(name: str) -> None:
-    block = "; ".join(f"sys.modules[{b!r}] = None" for b in BLOCKED)
-    done = python(f"import sys; {block}; import {name}")
-    assert done.returncode == 0, done.stderr
+def test_what_explains_a_deployed_classifier_imports_in_a_small_install() -> None:
+    assert failures([*modules_of("heatmaps"), "thoraclip.models.novelty"], absent=ABSENT) == {}
 
 
-def test_the_room_of_heat_maps_has_modules() -> None:
-    assert {f"thoraclip.heatmaps{m}" for m in ("", ".overlay", ".perturbation", ".picture")} <= set(small_modules())
+def test_a_module_that_loads_torch_in_any_way_is_found(tmp_path: Path) -> None:
+    """By itself, through Transformers, through another module, through a package nobody has thought of."""
+    planted = {
+        "planted_itself": "import torch",
+        "planted_part": "from torch.nn.functional import relu",
+        "planted_transformers": "from transformers import CLIPModel",
+        "planted_module": "import planted_itself",
+        "planted_package": "import torchmetrics_like",
+        "torchmetrics_like": "from torch import nn",
+        "planted_not_at_all": "def later():\n    import torch",
+    }
+    for name, code in planted.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    found = failures([*planted, NEEDS_TORCH, "thoraclip.models.dual_encoder"], beside=tmp_path)
+    assert set(found) == {*planted, NEEDS_TORCH, "thoraclip.models.dual_encoder"} - {"planted_not_at_all"}
+    assert all(said.startswith("import of t") and said.endswith("halted") for said in found.values())
+    study = failures(["thoraclip.data.lungs", "thoraclip.tables.manifest"], absent=ABSENT)
+    assert [said.split()[2] for said in study.values()] == ["scipy", "pyarrow"]
 
 
-@pytest.mark.parametrize("name", small_modules())
-def test_what_explains_a_deployed_classifier_imports_in_a_small_install(name: str) -> None:
-    done = run_small(f"import {name}")
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "missing"),
-    [(NEEDS_TORCH, "torch"), ("thoraclip.data.lungs", "scipy"), ("thoraclip.tables.manifest", "pyarrow")],
-)
-def test_a_small_install_is_small(name: str, missing: str) -> None:
-    done = run_small(f"import {name}")
-    assert done.returncode != 0
-    assert f"import of {missing} halted" in done.stderr
+def test_no_module_needs_itself() -> None:
+    """So each can be the first to be imported, and one process shows what every one of them loads."""
+    needs: dict[str, set[str]] = {}
+    for name in ("thoraclip", *EVERY_MODULE):
+        path = REPOSITORY / "src" / Path(*name.split("."))
+        tree = ast.parse(
+            (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+        )
+        needs[name] = set()
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom):
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                needs[name] |= (parts & set(EVERY_MODULE)) or {str(node.module)}
+            elif isinstance(node, ast.Import):
+                needs[name] |= {alias.name for alias in node.names}
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
 
 
 def test_the_judge_works_without_torch(tmp_path: Path) -> None:
@@ -96,60 +113,51 @@ def test_the_judge_works_without_torch(tmp_path: Path) -> None:
         "image_id,label,score_a,score_b\n"
         + "".join(f"{i},{'ab'[i % 2]},0.{i % 9}5,{0.95 - i % 9 / 10:.2f}\n" for i in range(40))
     )
-    code = (
-        "import sys, importlib.abc\n"
-        "class Wall(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        f"        if name.split('.')[0] in {BLOCKED!r}: raise ModuleNotFoundError(name, name=name)\n"
-        "sys.meta_path.insert(0, Wall())\n"
-        "from thoraclip.cli.app import run\n"
-        f"sys.exit(run(['report', {str(tmp_path / 'p.csv')!r}, '--resamples', '200', '--out', {str(tmp_path / 'r')!r}]))\n"
-    )
-    done = python(code)
+    words = ["report", str(tmp_path / "p.csv"), "--resamples", "200", "--out", str(tmp_path / "r")]
+    done = run_without((), f"from thoraclip.cli.app import run\nsys.exit(run({words!r}))")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r" / "report.html").is_file()
 
 
-def test_the_block_works() -> None:
-    done = python("import sys; sys.modules['torch'] = None; import thoraclip.models.dual_encoder")
-    assert done.returncode != 0
-    assert "torch" in done.stderr
-
-
 @pytest.mark.parametrize(
-    "command", [["check", "m.parquet"], ["split", "m.parquet", "--folds", "3", "--out", "o.parquet"]]
+    ("package", "command"),
+    [
+        ("scipy", ["check", "m.parquet"]),
+        ("scipy", ["split", "m.parquet", "--folds", "3", "--out", "o.parquet"]),
+        ("pyarrow", ["index", "images", "--out", "m.parquet"]),
+    ],
 )
-def test_without_a_package_of_the_study_a_command_says_so_in_one_line(command: list[str]) -> None:
-    done = python(
-        f"import sys; sys.modules['scipy'] = None; from thoraclip.cli.app import run; sys.exit(run({command!r}))"
-    )
+def test_without_a_package_of_the_study_a_command_says_so_in_one_line(package: str, command: list[str]) -> None:
+    code = f"from thoraclip.cli.app import run\nsys.exit(run({command!r}))"
+    done = run_without([package], code)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: 'scipy' is not installed; mend it with: pip install 'thoraclip[study]'"]
+    assert done.stderr == f"error: '{package}' is not installed; mend it with: pip install 'thoraclip[study]'\n"
 
 
-@pytest.mark.parametrize(
-    "code", ["import thoraclip", "import thoraclip.cli.app", "from thoraclip.cli.app import run; run(['--help'])"]
-)
-def test_the_door_and_the_help_load_nothing_heavy(code: str) -> None:
-    heavy = ("torch", "transformers", "pyarrow", "sklearn", "matplotlib", "numpy", "PIL", "pydicom")
-    done = python(f"import sys\n{code}\nprint([m for m in {heavy!r} if m in sys.modules])")
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_door_and_the_help_load_nothing_heavy() -> None:
+    done = python(
+        "import sys\n"
+        "heavy = ('torch', 'transformers', 'pyarrow', 'sklearn', 'matplotlib', 'numpy', 'PIL', 'pydicom', 'scipy')\n"
+        "for code in ('import thoraclip', 'import thoraclip.cli.app', 'thoraclip.cli.app.run([\"--help\"])'):\n"
+        "    exec(code)\n"
+        "    assert not [m for m in heavy if m in sys.modules], code\n"
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_importing_is_silent_and_changes_nothing() -> None:
-    code = (
-        "import os, warnings, logging\n"
-        "before = dict(os.environ), list(warnings.filters), list(logging.root.handlers)\n"
+@pytest.mark.slow
+def test_every_public_name_opens_in_silence_and_sets_no_variable() -> None:
+    done = python(
+        "import os, logging\n"
+        "before = dict(os.environ), list(logging.root.handlers)\n"
         "import thoraclip\n"
         "for name in thoraclip.__all__: getattr(thoraclip, name)\n"
-        "assert before[2] == list(logging.root.handlers)\n"
+        "assert before[1] == list(logging.root.handlers)\n"
         "new = {k for k in os.environ if os.environ[k] != before[0].get(k)}\n"
         "assert not {k for k in new if 'THORACLIP' in k or 'HF_' in k or 'TOKENIZERS' in k}, new\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert done.stderr == ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
