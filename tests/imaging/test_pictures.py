@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -372,3 +373,14 @@ def test_the_hash_tells_pictures_apart(picture: Callable[..., Array]) -> None:
     greys = [picture(64, 64, seed=s) for s in range(8)]
     assert len({perceptual_hash(g) for g in greys}) == 8
     assert distance(greys[0], greys[0][:, ::-1]) > 10 and distance(greys[0], greys[0].T) > 10
+
+
+@pytest.mark.parametrize(
+    ("geometry", "digest"), [("squash", "c8609bde24f939cc"), ("crop", "e8fd715cd32f541c"), ("pad", "fe0d54d968963dd9")]
+)
+def test_a_tall_image_has_the_bytes_of_every_version_of_pillow(geometry: str, digest: str) -> None:
+    """Made with Pillow 12.3.0; one call of `Image.resize` gives other bytes in Pillow 13.0.0."""
+    tall = np.random.default_rng(0).integers(0, 256, (97, 41), dtype=np.uint8)
+    fitted = fit(tall, Preprocess(size=16, geometry=geometry))
+    assert hashlib.sha256(fitted.tobytes()).hexdigest()[:16] == digest
+    assert perceptual_hash(tall) == "9c3127cfd4e81ae8"

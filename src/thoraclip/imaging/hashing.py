@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from thoraclip.imaging.decoding import Grey
+from thoraclip.imaging.resizing import resize
 
 __all__ = ["perceptual_hash"]
 
@@ -16,7 +17,7 @@ def perceptual_hash(pixels: Grey) -> str:
 
     The picture is shrunk to 32 x 32, its lowest 8 x 8 DCT-II coefficients are compared with their median.
     """
-    small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    small = np.asarray(resize(Image.fromarray(pixels), (32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
     k, n = np.arange(8)[:, None], np.arange(32)[None, :]
     basis = np.cos(np.pi * k * (2 * n + 1) / 64)
     low = (basis @ small @ basis.T).ravel()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.imaging.decoding import MAX_PIXELS, Grey, Radiograph
+from thoraclip.imaging.resizing import resize
 
 __all__ = ["GEOMETRIES", "Pixels", "Preprocess", "check_pixels", "fit", "normalise", "preprocess"]
 
@@ -82,7 +83,7 @@ def fit(pixels: Grey, spec: Preprocess) -> Grey:
     image = Image.fromarray(pixels)
     resample = _RESAMPLE[spec.resample]
     if spec.geometry == "squash":
-        return np.asarray(image.resize((spec.size, spec.size), resample))
+        return np.asarray(resize(image, (spec.size, spec.size), resample))
     if spec.geometry == "crop":
         short = spec.short_side or spec.size
         # whole numbers, and the floor of the half difference, as in Transformers' image processors
@@ -91,13 +92,13 @@ def fit(pixels: Grey, spec: Preprocess) -> Grey:
             raise ImageError(
                 f"{image.width} x {image.height} pixels: too long a strip for geometry 'crop'; use squash or pad"
             )
-        image = image.resize((width, height), resample)
+        image = resize(image, (width, height), resample)
         left, top = (width - spec.size) // 2, (height - spec.size) // 2
         return np.asarray(image.crop((left, top, left + spec.size, top + spec.size)))
     scale = spec.size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     canvas = Image.new("L", (spec.size, spec.size), 0)
-    canvas.paste(image.resize((width, height), resample), ((spec.size - width) // 2, (spec.size - height) // 2))
+    canvas.paste(resize(image, (width, height), resample), ((spec.size - width) // 2, (spec.size - height) // 2))
     return np.asarray(canvas)
 
 
