@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -15,6 +17,7 @@ from tests.conftest import CLASSES, draw_picture
 
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_fractions
+from thoraclip.deploy import onnx as onnx_export
 from thoraclip.deploy.export import export_bundle
 from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.finetune import Config as FinetuneConfig
@@ -129,3 +132,24 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksh
 def greys() -> Callable[[int, int], np.ndarray]:
     """`greys(count, side)` -> u8[count, side, side] of noise, every grey level among them."""
     return lambda count, side: np.random.default_rng(7).integers(0, 256, (count, side, side), dtype=np.uint8)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def exported() -> Iterator[dict[str, bytes]]:
+    """Networks that were exported from torch, which takes seconds: the same one is exported once; `clear()` it to do so again."""
+    known: dict[str, bytes] = {}
+    export = onnx_export._exported
+
+    def look_up(module: onnx_export.GreyClassifier, *, pictures: int) -> onnx.ModelProto:
+        kind = getattr(module.features, "_kind", ""), module.is_folded, module.spec, pictures
+        parts = [
+            f"{name} {tensor.shape}".encode() + tensor.numpy().tobytes() for name, tensor in module.state_dict().items()
+        ]
+        key = hashlib.sha256(b"".join([*parts, repr((module, kind)).encode()])).hexdigest()
+        if key not in known:
+            known[key] = export(module, pictures=pictures).SerializeToString()
+        return onnx.ModelProto.FromString(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "_exported", look_up)
+        yield known

@@ -58,29 +58,24 @@ def test_a_broken_model_is_the_reason_and_not_what_came_of_it(
     copy = Path(shutil.copytree(workshop.bundle("probe", int8=precision == "int8"), tmp_path / "bundle"))
     content = (copy / "model.onnx").read_bytes()
     rng = np.random.default_rng(0)
-    for at in (*range(0, 4000, 200), *rng.integers(0, len(content), 20)):
+    for at in (*range(0, 4000, 400), *rng.integers(0, len(content), 5)):
         (copy / "model.onnx").write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
         with pytest.raises(MismatchError, match=r"model\.onnx: its content is not the one"):
             open_bundle(copy)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "bundle.json", "SHA256SUMS", "self-test.npz", "README.md"])
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises(InputError, match=f"{name}: is missing.*copy the bundle again"):
-        check_seal(copy)
-
-
-def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_and_others_beside_are_left_alone(copy: Path, tmp_path: Path) -> None:
+    (copy / ".DS_Store").write_bytes(b"x")
+    assert open_bundle(copy).bundle.kind == "probe"
+    for name in ("model.onnx", "bundle.json", "SHA256SUMS", "self-test.npz", "README.md"):
+        (copy / name).rename(tmp_path / "away")
+        with pytest.raises(InputError, match=f"{name}: is missing.*copy the bundle again"):
+            check_seal(copy)
+        (tmp_path / "away").rename(copy / name)
     with pytest.raises(InputError, match="nowhere: no such folder; name a folder that `thoraclip export RUN"):
         open_bundle(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no bundle there"):
         open_bundle(tmp_path)
-
-
-def test_files_beside_the_bundle_are_left_alone(copy: Path) -> None:
-    (copy / ".DS_Store").write_bytes(b"x")
-    assert open_bundle(copy).bundle.kind == "probe"
 
 
 def _rewrite(folder: Path, **changes: object) -> None:
@@ -105,16 +100,12 @@ def test_a_later_schema_asks_for_an_upgrade_and_nonsense_for_another_export(copy
 
 
 def test_the_checksums_are_those_of_sha256sum(workshop: Workshop) -> None:
-    done = subprocess.run(
-        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"],
-        cwd=workshop.bundle("probe"),
-        check=False,
-        capture_output=True,
-    )
+    bundle = workshop.bundle("probe")
+    command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=bundle, check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert {line.split("  ")[1] for line in (workshop.bundle("probe") / "SHA256SUMS").read_text().splitlines()} == set(
-        files(workshop.bundle("probe"))
-    ) - {"SHA256SUMS"}
+    names = {line.split("  ")[1] for line in (bundle / "SHA256SUMS").read_text().splitlines()}
+    assert names == set(files(bundle)) - {"SHA256SUMS"}
 
 
 def test_a_bundle_of_schema_1_is_read_for_ever() -> None:
@@ -129,17 +120,12 @@ def test_a_bundle_of_schema_1_is_read_for_ever() -> None:
             assert found.scores[name] == pytest.approx(score, abs=1e-3)
 
 
-def test_a_machine_that_computes_other_scores_is_told(copy: Path) -> None:
+def test_a_machine_that_computes_other_scores_or_cannot_load_the_model_is_told(copy: Path) -> None:
     greys, scores = read_bundle(copy).self_test()
     bundle.write_self_test(copy, greys, np.roll(scores, 1, axis=1))
     seal(copy)
-    with pytest.raises(
-        ParityError, match=r"on this machine its scores differ by .*, more than 0.001; upgrade onnxruntime"
-    ):
+    with pytest.raises(ParityError, match=r"on this machine its scores differ by .*, more than 0.001; upgrade onnxrun"):
         open_bundle(copy)
-
-
-def test_a_model_that_this_onnxruntime_cannot_load_is_told(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(b"\x08\x0anot a model")
     seal(copy)
     with pytest.raises(MismatchError, match=r"ONNX Runtime .* cannot load it .*; upgrade: pip install -U onnxruntime"):

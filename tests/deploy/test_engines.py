@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -85,19 +89,56 @@ def near(bundle: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return scored(tmp_path / "near.csv", bundle)
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of two processors, the smallest."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'thoraclip[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            num_cpus=2, num_gpus=0, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False,
+            logging_level=logging.ERROR,
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.slow
 @needs_ray
 def test_two_actors_one_of_which_is_killed_give_the_rows_of_one_process(
-    bundle: Path, near: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, near: bytes, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gate = tmp_path / "gate"
+
+    class Waiting(engines._Actor):
+        """Scores nothing before two actors were there and one was killed."""
+
+        def __call__(self, threads: int) -> Any:
+            work = super().__call__(threads)
+
+            def wait(shard: dict[str, Any]) -> dict[str, Any]:
+                while not gate.exists():
+                    time.sleep(0.02)
+                return work(shard)
+
+            return wait
+
+    def are_two(actors: list[Any]) -> bool:
+        if len(actors) == 2:
+            gate.touch()
+        return gate.exists()
+
+    monkeypatch.setattr(engines, "_Actor", Waiting)
     monkeypatch.setattr(engines, "_SHARD", 2)
-    killed = kill_one(lambda actors: len(actors) == 2)
+    killed = kill_one(are_two)
     far = scored(tmp_path / "far.csv", bundle, engine="ray", workers=2)
     assert killed and far == near
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_table_that_threads_began_is_ended_by_actors(
-    bundle: Path, near: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, near: bytes, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual, seen = BundleClassifier.classify_each, []
 

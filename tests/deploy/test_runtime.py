@@ -32,18 +32,15 @@ def png(pixels: np.ndarray) -> bytes:
     return encoded(Image.fromarray(pixels))
 
 
-def test_it_is_a_predictor_like_any_other(workshop: Workshop) -> None:
+def test_scores_sets_and_labels_hang_together(workshop: Workshop) -> None:
+    """Of a predictor like any other."""
     opened = open_bundle(workshop.bundle("probe"))
     assert isinstance(opened, Predictor) and not hasattr(opened, "logits")
     looker: Looker = opened
     assert looker.features_key == ("bundle", opened.bundle.fingerprint)
-
-
-def test_scores_sets_and_labels_hang_together(workshop: Workshop) -> None:
-    opened = open_bundle(workshop.bundle("probe"))
     sets = opened.bundle.sets
     assert sets is not None
-    for seed in range(12):
+    for seed in range(0, 12, 2):
         pixels = draw_picture(48, 40, seed=seed, lungs=0.1 + 0.03 * seed)
         found = opened.classify(png(pixels))
         assert sum(found.scores.values()) == pytest.approx(1)
@@ -58,7 +55,7 @@ def test_dicom_gives_the_probabilities_of_its_png(workshop: Workshop, tmp_path: 
     """The same 8-bit pixels, once as MONOCHROME2 and once inverted as MONOCHROME1."""
     for name in ("probe", "baseline-resnet"):
         opened = open_bundle(workshop.bundle(name))
-        for seed in range(4):
+        for seed in range(2):
             pixels = draw_picture(60, 50, seed=seed, lungs=0.2 + 0.1 * seed)
             told = opened.classify(png(pixels))
             for photometric, stored in (("MONOCHROME2", pixels), ("MONOCHROME1", 255 - pixels)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_classes_are_even_and_no_patient_comes_twice_before_all_came(
     rows = draw_rows(targets, patients, count=count, seed=seed)
     assert rows.tolist() == sorted(set(rows.tolist())) and len(rows) == min(count, len(found))
     assert np.array_equal(rows, draw_rows(targets, patients, count=count, seed=seed))
+    others = {tuple(draw_rows(np.zeros(100, np.int64), [None] * 100, count=5, seed=seed + more)) for more in range(5)}
+    assert len(others) == 5, "another seed draws others"
     there, drawn = Counter(targets.tolist()), Counter(targets[rows].tolist())
     for one in there:
         for other in there:
@@ -47,11 +50,6 @@ def test_classes_are_even_and_no_patient_comes_twice_before_all_came(
         known = {patient for target, patient in found if target == label and patient is not None}
         if len(set(named)) < len(named):
             assert set(named) == known, "a patient comes twice while another has not come"
-
-
-def test_another_seed_draws_others() -> None:
-    drawn = {tuple(draw_rows(np.zeros(100, np.int64), [None] * 100, count=5, seed=seed)) for seed in range(5)}
-    assert len(drawn) == 5
 
 
 @given(st.integers(1, 12), st.integers(0, 20), st.integers(0, 99))
@@ -73,10 +71,9 @@ def test_the_nearest_are_those_of_the_largest_cosine(images: int, count: int, se
     assert [one.similarity for one in found] == pytest.approx([value for value, _ in slow[:count]], abs=1e-9)
 
 
-@pytest.mark.parametrize("images", [2, 7, 16, 33])
-def test_equal_pictures_tie_and_no_cosine_exceeds_1(images: int) -> None:
+def test_equal_pictures_tie_and_no_cosine_exceeds_1() -> None:
     """Of any length D; the server refuses to tell more than 1."""
-    for width in range(3, 200, 7):
+    for images, width in itertools.product((2, 7, 33), range(3, 200, 14)):
         own = np.random.default_rng(width).normal(size=width)
         unit = np.tile(own / np.linalg.norm(own), (images, 1)).astype(np.float16)
         kept = Thumbnails(np.zeros((images, 1, 1), np.uint8), [str(i) for i in range(images)], unit)
@@ -103,16 +100,13 @@ def test_a_training_picture_is_nearest_to_itself(carrying: Path, workshop: Works
     assert len(found) >= 9
 
 
-def test_the_card_says_that_they_are_inside(carrying: Path, workshop: Workshop) -> None:
+def test_the_card_says_that_they_are_inside_and_a_changed_one_is_noticed(
+    carrying: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    plain, copy = workshop.bundle("probe"), shutil.copytree(carrying, tmp_path / "copy")
     assert "**9 training images inside**" in (carrying / "README.md").read_text()
-    plain = workshop.bundle("probe")
     assert "inside**" not in (plain / "README.md").read_text()
-    assert not (plain / "thumbnails.npz").exists()
-    assert open_bundle(plain).bundle.thumbnails is None
-
-
-def test_a_changed_picture_is_noticed(carrying: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(carrying, tmp_path / "copy")
+    assert not (plain / "thumbnails.npz").exists() and open_bundle(plain).bundle.thumbnails is None
     content = bytearray((copy / "thumbnails.npz").read_bytes())
     content[len(content) // 2] ^= 1
     (copy / "thumbnails.npz").write_bytes(content)

@@ -194,6 +194,11 @@ class Visit:
         for heat in self.tab.locator("[data-heat]").all():
             heat.wait_for()
 
+    def show(self, data: bytes, *, name: str = "picture.png") -> None:
+        """Choose a file and wait for its maps."""
+        self.give(data, name=name)
+        self.wait_for_maps()
+
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Let the tab go on until something is so."""
         until = time.monotonic() + SECONDS

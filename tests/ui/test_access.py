@@ -70,8 +70,7 @@ def test_all_of_it_works_by_keyboard(visit: Visit, pictures: dict[str, bytes]) -
 
 
 def test_a_screen_reader_finds_everything_by_name(visit: Visit, pictures: dict[str, bytes]) -> None:
-    visit.give(pictures["png"])
-    visit.wait_for_maps()
+    visit.show(pictures["png"])
     tab = visit.tab
     assert tab.locator("html").get_attribute("lang") == "en"
     assert tab.get_by_role("main").count() == 1
@@ -96,8 +95,7 @@ def test_texts_stand_out_from_what_is_behind_them(themed: Visit, pictures: dict[
     themed.give(b"no picture")
     themed.tab.get_by_role("alert").filter(has_text="cannot be read").wait_for()
     seen += themed.tab.evaluate(_CONTRASTS)
-    themed.give(pictures["dicom"])
-    themed.wait_for_maps()
+    themed.show(pictures["dicom"])
     themed.tab.get_by_text("About this bundle").first.click()
     seen += themed.tab.evaluate(_CONTRASTS)
     assert len(seen) > 60
@@ -107,8 +105,7 @@ def test_texts_stand_out_from_what_is_behind_them(themed: Visit, pictures: dict[
 def test_a_phone_shows_all_of_it_without_moving_sideways(phone: Visit, pictures: dict[str, bytes]) -> None:
     wide = "document.scrollingElement.scrollWidth"
     assert phone.tab.evaluate(wide) == PHONE["width"]
-    phone.give(pictures["png"], name="a-very-long-name-" * 12 + ".png")
-    phone.wait_for_maps()
+    phone.show(pictures["png"], name="a-very-long-name-" * 12 + ".png")
     assert phone.tab.evaluate(wide) == PHONE["width"]
     for card in phone.tab.get_by_text("About this bundle").all():
         card.click()
@@ -118,8 +115,7 @@ def test_a_phone_shows_all_of_it_without_moving_sideways(phone: Visit, pictures:
 
 
 def test_what_it_is_not_for_stays_in_sight(phone: Visit, pictures: dict[str, bytes]) -> None:
-    phone.give(pictures["png"])
-    phone.wait_for_maps()
+    phone.show(pictures["png"])
     phone.tab.evaluate("scrollTo(0, document.body.scrollHeight)")
     assert phone.tab.evaluate("scrollY") > 500
     note = phone.tab.get_by_text("Research use only, not for diagnosis", exact=True)

@@ -20,6 +20,7 @@ from thoraclip.deploy.runtime import BundleClassifier
 from thoraclip.deploy.server import app as app_module
 from thoraclip.deploy.server.answers import Explained, Predicted
 from thoraclip.deploy.server.desk import BusyError, Desk
+from thoraclip.deploy.server.intake import MEDIA_TYPES
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.openapi import EXPLAINED, PREDICTED
 from thoraclip.deploy.thumbnails import Thumbnails
@@ -67,11 +68,11 @@ def test_the_numbers_are_those_of_predict(opened: Opened, bundle: Path, tmp_path
     assert told["bundle"]["fingerprint"] == thoraclip.open_bundle(bundle).bundle.fingerprint
 
 
-@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "application/dicom", "Application/Octet-Stream; x=y"])
-def test_a_body_may_be_one_picture_whatever_it_claims_to_be(opened: Opened, png: bytes, kind: str) -> None:
+def test_a_body_may_be_one_picture_whatever_it_claims_to_be(opened: Opened, png: bytes) -> None:
     client = opened()
-    plain = client.post("/v1/predict", content=png, headers={"content-type": kind})
-    assert plain.json() == client.post("/v1/predict", files=forms(png)).json()
+    told = client.post("/v1/predict", files=forms(png)).json()
+    for kind in (*MEDIA_TYPES, "Application/Octet-Stream; x=y"):
+        assert client.post("/v1/predict", content=png, headers={"content-type": kind}).json() == told
 
 
 def test_where_none_can_be_read_the_request_is_refused_with_each_reason(opened: Opened) -> None:
@@ -87,7 +88,6 @@ def test_where_none_can_be_read_the_request_is_refused_with_each_reason(opened: 
     [
         (b"x", "", 415, "the content type must be multipart/form-data or one of image/png"),
         (b"x", "text/html", 415, "the content type must be"),
-        (b"{}", "application/json", 415, "the content type must be"),
         (b"x", "multipart/form-data", 400, "names no boundary"),
         (b"x", "multipart/form-data; boundary=" + "b" * 300, 400, "the form is damaged"),
         (b"x", "multipart/form-data; boundary=b", 400, "the form is damaged"),
@@ -104,19 +104,7 @@ def test_other_bodies_are_refused(opened: Opened, body: bytes, kind: str, status
 def test_more_pictures_than_the_limit_are_refused_while_they_come(opened: Opened, png: bytes) -> None:
     client = opened(Limits(files=3))
     assert client.post("/v1/predict", files=forms(*[png] * 3)).status_code == 200
-    assert "more than 3 pictures in one request" in reason(client.post("/v1/predict", files=forms(*[png] * 2000)), 413)
-
-
-@pytest.mark.parametrize(
-    ("query", "status", "message"),
-    [
-        ("bundle=prob", 404, "no bundle is called 'prob'; did you mean 'probe'?"),
-        ("neighbours=-1", 422, "neighbours: Input should be greater than or equal to 0"),
-        ("neighbours=many", 422, "neighbours: Input should be a valid integer"),
-    ],
-)
-def test_wrong_parameters(opened: Opened, png: bytes, query: str, status: int, message: str) -> None:
-    assert message in reason(opened().post(f"/v1/predict?{query}", files=forms(png)), status)
+    assert "more than 3 pictures in one request" in reason(client.post("/v1/predict", files=forms(*[png] * 4)), 413)
 
 
 def test_an_explanation_is_the_command_s_in_layers(
@@ -158,22 +146,24 @@ def test_the_layers_laid_over_the_picture_are_the_sheet_s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "body", "status", "message"),
+    ("asked", "status", "message"),
     [
-        ("class=Nromal", None, 422, "class: 'Nromal' is not one of the classes"),
-        ("method=rize", None, 422, "method: unknown method 'rize'; did you mean 'rise'?"),
-        ("method=smoothgrad", None, 422, "method: unknown method 'smoothgrad'; known: occlusion, rise"),
-        ("", b"text", 422, "not a PNG, JPEG or DICOM picture"),
+        ("predict?bundle=prob", 404, "no bundle is called 'prob'; did you mean 'probe'?"),
+        ("predict?neighbours=-1", 422, "neighbours: Input should be greater than or equal to 0"),
+        ("predict?neighbours=21", 422, "neighbours: Input should be less than or equal to 20"),
+        ("explain?class=Nromal", 422, "class: 'Nromal' is not one of the classes"),
+        ("explain?method=rize", 422, "method: unknown method 'rize'; did you mean 'rise'?"),
+        ("explain?method=smoothgrad", 422, "method: unknown method 'smoothgrad'; known: occlusion, rise"),
     ],
 )
-def test_an_explanation_that_cannot_be(
-    opened: Opened, png: bytes, query: str, body: bytes | None, status: int, message: str
-) -> None:
-    assert message in reason(opened().post(f"/v1/explain?{query}", files=forms(body or png)), status)
+def test_wrong_parameters(opened: Opened, png: bytes, asked: str, status: int, message: str) -> None:
+    assert message in reason(opened().post(f"/v1/{asked}", files=forms(png)), status)
 
 
-def test_one_picture_is_explained_at_a_time(opened: Opened, png: bytes) -> None:
-    assert reason(opened().post("/v1/explain", files=forms(png, png)), 422) == "2 pictures; one at a time is explained"
+def test_one_picture_that_can_be_read_is_explained_at_a_time(opened: Opened, png: bytes) -> None:
+    client = opened()
+    assert reason(client.post("/v1/explain", files=forms(png, png)), 422) == "2 pictures; one at a time is explained"
+    assert reason(client.post("/v1/explain", files=forms(b"text")), 422) == "not a PNG, JPEG or DICOM picture"
 
 
 def test_the_most_similar_training_pictures_are_told_when_asked_for(
@@ -208,18 +198,15 @@ def test_a_busy_desk_is_a_429_that_says_when_to_come(
     assert response.headers["retry-after"] == "7"
 
 
-def test_two_bundles_are_asked_by_name(opened: Opened, png: bytes) -> None:
+def test_two_bundles_are_asked_by_name(opened: Opened, bundle: Path, png: bytes) -> None:
     client = opened(names=("first", "second"))
     assert [one["name"] for one in client.get("/v1/bundles").json()] == ["first", "second"]
     asked = [client.post(f"/v1/predict{query}", files=forms(png)).json() for query in ("", "?bundle=second")]
     assert [one["bundle"]["name"] for one in asked] == ["first", "second"]
-
-
-def test_the_card_is_the_bundle_s(opened: Opened, bundle: Path) -> None:
-    response = opened().get("/card")
-    assert response.headers["content-type"] == "text/markdown; charset=utf-8"
-    assert response.text == (bundle / "README.md").read_text()
-    assert "did you mean 'probe'" in reason(opened().get("/card?bundle=probee"), 404)
+    card = client.get("/card")
+    assert card.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert card.text == (bundle / "README.md").read_text()
+    assert "did you mean 'second'" in reason(client.get("/card?bundle=secand"), 404)
 
 
 def test_health_and_readiness(opened: Opened) -> None:
@@ -290,10 +277,7 @@ def test_the_document_s_examples_are_answers_and_every_operation_has_its_refusal
         assert set(found["requestBody"]["content"]) == {
             "multipart/form-data", "image/png", "image/jpeg", "application/dicom", "application/octet-stream",
         }  # fmt: skip
-    assert (
-        "401"
-        in opened(token="t" * 20)
-        .get("/openapi.json", headers={"authorization": "Bearer " + "t" * 20})
-        .json()["paths"]["/v1/predict"]["post"]["responses"]
-    )
+    bearer = {"authorization": "Bearer " + "t" * 20}
+    guarded = opened(token="t" * 20).get("/openapi.json", headers=bearer).json()
+    assert "401" in guarded["paths"]["/v1/predict"]["post"]["responses"]
     assert document["components"]["schemas"]["Problem"]["required"] == ["title", "status", "detail"]

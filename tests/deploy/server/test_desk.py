@@ -18,6 +18,7 @@ from PIL import Image
 from tests.conftest import examples
 
 from thoraclip.deploy.runtime import BundleClassifier, Prediction
+from thoraclip.deploy.server import desk as desk_module
 from thoraclip.deploy.server.desk import BusyError, Desk, TooLongError
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.meters import Meters
@@ -188,15 +189,17 @@ def test_a_fault_of_the_model_reaches_who_asked_and_the_next_is_answered(
 def test_who_waits_too_long_for_others_is_told_to_come_later_and_costs_nothing(desks: Any) -> None:
     stub = Stub()
     stub.go.clear()
-    desk = desks(stub, seconds=0.2)
+    desk = desks(stub, seconds=2)
 
     async def ask() -> None:
         blocking = asyncio.create_task(desk.predict([picture(1)]))
         await asyncio.to_thread(stub.entered.acquire)
-        with pytest.raises(BusyError, match=r"no answer within 0.2 s, so many are waiting"):
+        desk.limits = Limits(seconds=0.1)
+        with pytest.raises(BusyError, match=r"no answer within 0.1 s, so many are waiting"):
             await desk.predict([picture(2)])
-        with pytest.raises(TooLongError, match=r"takes longer than 0.2 s"):
+        with pytest.raises(TooLongError, match=r"takes longer than 0.1 s"):
             await blocking
+        desk.limits = Limits(seconds=60)
         stub.go.set()
         assert levels(await desk.predict([picture(3)])) == [3]
 
@@ -205,12 +208,16 @@ def test_who_waits_too_long_for_others_is_told_to_come_later_and_costs_nothing(d
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.BytesIO()
-    Image.new("L", (1001, 1000)).save(stream, "PNG")
-    desk = desks(Stub(), megapixels=1)
+    """Their number counts, not a side."""
+    desk, streams = desks(Stub(), megapixels=1), [io.BytesIO(), io.BytesIO(), io.BytesIO()]
+    for stream, size in zip(streams, [(1001, 1000), (250, 4001), (4000, 250)], strict=True):
+        Image.new("L", size, 5).save(stream, "PNG")
+    *large, small = [stream.getvalue() for stream in streams]
+    assert levels(asyncio.run(desk.predict([small]))) == [5]
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
-    (found,) = asyncio.run(desk.predict([stream.getvalue()]))
-    assert str(found) == "image: 1001 x 1000 pixels is more than 1,000,000; not a radiograph"
+    told = [str(one) for one in asyncio.run(desk.predict(large))]
+    assert told[0] == "image: 1001 x 1000 pixels is more than 1,000,000; not a radiograph"
+    assert told[1].startswith("image: 250 x 4001 pixels is more than")
 
 
 def test_an_explanation_has_the_scores_of_the_prediction(classifier: BundleClassifier, png: bytes) -> None:
@@ -224,17 +231,18 @@ def test_an_explanation_has_the_scores_of_the_prediction(classifier: BundleClass
 
 
 def test_an_explanation_gives_up_in_time_and_the_next_one_is_made(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = Stub()
-    desk = desks(stub, seconds=0.2)
-    quick = stub.predict
+    stub, now = Stub(), [0.0]
+    desk, quick = desks(stub), stub.predict
+    monkeypatch.setattr(desk_module, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter))
 
     def slow(pixels: np.ndarray) -> np.ndarray:
-        time.sleep(0.15)
+        now[0] += 16
         return quick(pixels)
 
     monkeypatch.setattr(stub, "predict", slow)
-    with pytest.raises(TooLongError, match="explaining it takes longer than 0.2 s"):
+    with pytest.raises(TooLongError, match="explaining it takes longer than 30 s"):
         asyncio.run(desk.explain(picture(5)))
+    assert now == [32]
     monkeypatch.setattr(stub, "predict", quick)
     _, shown = asyncio.run(desk.explain(picture(200), class_name="dark"))
     assert shown.label == "dark"
@@ -293,3 +301,4 @@ def test_a_closed_desk_answers_what_waits_and_takes_no_more(desks: Any) -> None:
 def test_limits_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Limits(**values)
+    assert Limits(files=64, megabytes=256).files == 64, "as many as can wait, and as large as can be held"

@@ -74,12 +74,8 @@ def run_example(kind: str, code: str, folder: Path, address: str) -> str:
     if kind == "sh":
         if shutil.which("curl") is None:
             pytest.skip("curl is not installed")
-        command = [
-            "sh",
-            "-e",
-            "-c",
-            code.replace("curl ", "curl --fail --silent --show-error ").replace(ADDRESS, address),
-        ]
+        code = code.replace("curl ", "curl --fail --silent --show-error ")
+        command = ["sh", "-e", "-c", code.replace(ADDRESS, address)]
     else:
         command = [sys.executable, "-c", code.replace(ADDRESS, address)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
@@ -158,13 +154,8 @@ def test_the_table_of_limits_is_that_of_the_code() -> None:
     assert [line for line in section("Limits").splitlines() if line.startswith("| `")] == rows
 
 
-@pytest.fixture
-def app() -> Any:
-    limits, meters = Limits(), Meters()
-    return create_app(Counter([], limits, meters))
-
-
-def test_every_route_is_told(app: Any) -> None:
+def test_every_route_is_told() -> None:
+    app = create_app(Counter([], Limits(), Meters()))
     told = set(re.findall(r"^\| `(GET|POST) (/\S*)` \|", PAGE, re.MULTILINE))
     there = {(method.upper(), path) for path, ways in app.openapi()["paths"].items() for method in ways}
     assert told == there | {("GET", "/openapi.json")}
@@ -189,16 +180,11 @@ def test_every_metric_is_told_and_every_one_that_is_told_exists(servers: dict[bo
     used = set(re.findall(r"thoraclip_\w+", queries))
     assert used <= there | {f"{name}_bucket" for name in there if kinds[name] == "histogram"}
     assert "/v1/predict" in re.findall(r'route="([^"]+)"', text)
-    assert (
-        yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])["scrape_configs"][0]["job_name"]
-        == "thoraclip"
-    )
+    (scraped,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[:1]
+    assert yaml.safe_load(scraped)["scrape_configs"][0]["job_name"] == "thoraclip"
 
 
-def test_it_begins_with_what_it_is_not_for() -> None:
+def test_it_begins_with_what_it_is_not_for_and_is_found() -> None:
     assert PAGE.split("\n\n")[1] == "**Research use only, not for diagnosis.**"
-
-
-@pytest.mark.parametrize("name", ["docs/deploy.md", "README.md", "mkdocs.yml"])
-def test_the_page_is_found(name: str) -> None:
-    assert "serving.md" in (REPOSITORY / name).read_text(encoding="utf-8")
+    for name in ("docs/deploy.md", "README.md", "mkdocs.yml"):
+        assert "serving.md" in (REPOSITORY / name).read_text(encoding="utf-8")
