@@ -23,7 +23,7 @@ class ModelConfig:
     geometry: str = "squash"
     """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
     precision: str = "auto"
-    """fp32, bf16, or auto: bf16 where the device computes in it, and of finished embeddings the one that they were made in."""
+    """fp32, bf16, or auto: bf16 where the device computes in it."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     only_folds: tuple[int, ...] = ()
