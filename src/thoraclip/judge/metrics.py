@@ -127,7 +127,8 @@ def confusion(scored: Scored) -> Ints:
 
 def _share(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
     """above / below, and 0 where below is 0."""
-    return np.divide(above, below, out=np.zeros(len(below)), where=below > 0)
+    share: Floats = np.divide(above, below, out=np.zeros(len(below)), where=below > 0)
+    return share
 
 
 def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
