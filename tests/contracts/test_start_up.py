@@ -96,7 +96,11 @@ def test_finished_features_are_taken_only_from_the_very_model(manifest: Manifest
         assert finished_embeddings(EncoderConfig(**config | other)) is None, other
     weights = load_file(model / "model.safetensors")
     name = min(weights, key=lambda one: weights[one].size)
-    save_file(weights | {name: weights[name] + np.float32(1)}, model / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        weights | {name: np.asarray(weights[name] + 1, dtype=weights[name].dtype)},
+        model / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     assert finished_embeddings(EncoderConfig(**config)) is None, "one number of the weights is another"
 
 
