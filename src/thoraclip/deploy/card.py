@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from jinja2 import Environment
 
 from thoraclip.deploy.parity import FP32_TOLERANCE, INT8_ACCURACY, INT8_FLIPS
 from thoraclip.errors import ManifestError
@@ -24,18 +27,23 @@ _SHOWN = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "auroc", "e
 
 def bundle_card(original: Original, facts: Mapping[str, Any], parity: Mapping[str, Any]) -> str:
     """Markdown, from what the bundle says of itself and the run's own predictions."""
-    found = environment("thoraclip.deploy", html=False)
-    found.filters |= {"share": share, "points": points, "interval": share_interval, "n": "{:,}".format}
-    found.globals |= {"counted": counted}
     base = base_model(original.model)
     entry, why = _judged(original)
-    body = found.get_template("bundle_card.md.j2").render(
+    body = _templates().get_template("bundle_card.md.j2").render(
         facts=facts, parity=parity, base=base, entry=entry, unjudged=why, metrics={n: METRICS[n].title for n in _SHOWN},
         folds=sorted({f for f in original.predictions.fold if f is not None}), alike=len(original.alike),
         fp32_tolerance=FP32_TOLERANCE, int8_flips=INT8_FLIPS, int8_accuracy=INT8_ACCURACY,
         train=len(original.train), val=len(original.val),
     )  # fmt: skip
     return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+
+
+@cache
+def _templates() -> Environment:
+    found = environment("thoraclip.deploy", html=False)
+    found.filters |= {"share": share, "points": points, "interval": share_interval, "n": "{:,}".format}
+    found.globals |= {"counted": counted}
+    return found
 
 
 def _judged(original: Original) -> tuple[dict[str, Any] | None, str | None]:

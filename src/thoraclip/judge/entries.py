@@ -12,7 +12,7 @@ import numpy.typing as npt
 from thoraclip.judge.align import Aligned
 from thoraclip.judge.calibration import reliability_bins
 from thoraclip.judge.intervals import estimate
-from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class
+from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class, roc
 from thoraclip.judge.resampling import Replicates
 from thoraclip.judge.results import MAJORITY
 
@@ -111,9 +111,7 @@ def _roc(scored: Scored, c: int) -> dict[str, list[float]] | None:
     """Corners of the ROC curve of one class against the rest, thinned for drawing; `None` where it does not exist."""
     if c not in scored.rankable:
         return None
-    from sklearn.metrics import roc_curve
-
-    false, true, _ = roc_curve(scored.target == c, scored.scores[:, c])
+    false, true = roc(scored.target == c, scored.scores[:, c])
     keep = np.unique(np.linspace(0, len(false) - 1, min(len(false), _ROC_POINTS)).round().astype(int))
     return {"fpr": [round(float(v), 4) for v in false[keep]], "tpr": [round(float(v), 4) for v in true[keep]]}
 

@@ -1,4 +1,4 @@
-"""Point values of every metric; scikit-learn computes them where it has them.
+"""Point values of every metric; scikit-learn's numbers to the last bit, without its import, which takes longer than a report.
 
 Conventions, here and in `intervals`:
     the predicted class is the first of the largest scores (`argmax`);
@@ -16,20 +16,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import xlogy  # type: ignore[import-untyped]
 
 from thoraclip.judge import calibration
 
-__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "per_class"]
+__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "per_class", "roc"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-
-def _sk() -> Any:
-    """scikit-learn's metrics, imported when first needed: importing the judge stays light."""
-    from sklearn import metrics
-
-    return metrics
 
 
 @dataclass(frozen=True)
@@ -76,30 +70,34 @@ class Scored:
         return tuple(int(c) for c in np.flatnonzero((counts > 0) & (counts < len(self.target))))
 
     @cached_property
-    def averages(self) -> dict[str | None, tuple[Any, ...]]:
-        """Precision, recall and F1: `macro` and `weighted` means, and per class under `None`."""
-        labels = list(range(self.class_count))
+    def by_class(self) -> tuple[Floats, Floats, Floats]:
+        """Precision, recall and F1, f64[C] each."""
+        cells = confusion(self)
+        hit, true, predicted = np.diag(cells), cells.sum(axis=1), cells.sum(axis=0)
+        return _share(hit, predicted), _share(hit, true), _share(2.0 * hit, true.astype(np.float64) + predicted)
+
+    @cached_property
+    def averages(self) -> dict[str, tuple[float, ...]]:
+        """Means of precision, recall and F1 over the classes, `macro` and `weighted` by their images."""
+        images = np.bincount(self.target, minlength=self.class_count)
         return {
-            average: _sk().precision_recall_fscore_support(
-                self.target, self.predicted, labels=labels, average=average, zero_division=0
-            )
-            for average in ("macro", "weighted", None)
+            "macro": tuple(float(np.average(values)) for values in self.by_class),
+            "weighted": tuple(float(np.average(values, weights=images)) for values in self.by_class),
         }
 
     @cached_property
     def auroc(self) -> list[float | None]:
         """Area under the ROC curve of each class against the rest."""
-        return self._ranked(_sk().roc_auc_score)
+        return self._ranked(_auroc)
 
     @cached_property
     def average_precision(self) -> list[float | None]:
         """Average precision of each class: sum_k (recall_k - recall_{k-1}) precision_k over the thresholds."""
-        return self._ranked(_sk().average_precision_score)
+        return self._ranked(_average_precision)
 
-    def _ranked(self, score: Callable[..., float]) -> list[float | None]:
+    def _ranked(self, score: Callable[[npt.NDArray[np.bool_], Floats], float]) -> list[float | None]:
         return [
-            float(score(self.target == c, self.scores[:, c])) if c in self.rankable else None
-            for c in range(self.class_count)
+            score(self.target == c, self.scores[:, c]) if c in self.rankable else None for c in range(self.class_count)
         ]
 
 
@@ -122,18 +120,52 @@ class Metric:
 
 def confusion(scored: Scored) -> Ints:
     """i64[C, C]: rows are the true class, columns the predicted one."""
-    labels = range(scored.class_count)
-    return np.asarray(_sk().confusion_matrix(scored.target, scored.predicted, labels=list(labels)), dtype=np.int64)
+    count = scored.class_count
+    cells = np.bincount(scored.target * count + scored.predicted, minlength=count * count)
+    return cells.reshape(count, count).astype(np.int64)
+
+
+def _share(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
+    """above / below, and 0 where below is 0."""
+    share: Floats = np.divide(above, below, out=np.zeros(len(below)), where=below > 0)
+    return share
+
+
+def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+    """(true positives, false positives) at every distinct score, from the highest down."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    true = np.cumsum(is_class[order], dtype=np.float64)[last]
+    return true, 1 + last - true
+
+
+def roc(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+    """(false, true positive rates) at the corners of the ROC curve of one class against the rest, both of which have images."""
+    true, false = _thresholds(is_class, score)
+    if len(true) > 2:  # points on a straight line
+        corner = np.concatenate([[True], (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), [True]])
+        true, false = true[corner], false[corner]
+    return np.append(0.0, false) / false[-1], np.append(0.0, true) / true[-1]
+
+
+def _auroc(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+    false, true = roc(is_class, score)
+    return float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
+
+
+def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+    true, false = _thresholds(is_class, score)
+    precision, recall = true / (true + false), np.append((true / true[-1])[::-1], 0.0)
+    return float(max(0.0, -(np.diff(recall) * precision[::-1]).sum()))
 
 
 def _accuracy(scored: Scored) -> float:
-    return float(_sk().accuracy_score(scored.target, scored.predicted))
+    return float(scored.correct.mean())
 
 
 def _balanced_accuracy(scored: Scored) -> float:
     """Mean recall of the classes that have images (as scikit-learn's `balanced_accuracy_score`)."""
-    present = np.unique(scored.target)
-    return float(_sk().recall_score(scored.target, scored.predicted, labels=present, average="macro", zero_division=0))
+    return float(scored.by_class[1][np.unique(scored.target)].mean())
 
 
 def _averaged(part: int, average: str) -> Callable[[Scored], float]:
@@ -142,9 +174,13 @@ def _averaged(part: int, average: str) -> Callable[[Scored], float]:
 
 def _mcc(scored: Scored) -> float:
     """Matthews correlation, its R_K form for several classes (Gorodkin 2004); 0 for a constant prediction."""
-    if len(np.union1d(scored.target, scored.predicted)) == 1:
-        return 0.0  # scikit-learn says the same, with a warning
-    return float(_sk().matthews_corrcoef(scored.target, scored.predicted))
+    cells = confusion(scored)
+    present = np.union1d(scored.target, scored.predicted)
+    cells = cells[np.ix_(present, present)]
+    true, predicted = cells.sum(axis=1, dtype=np.float64), cells.sum(axis=0, dtype=np.float64)
+    hit, total = np.trace(cells, dtype=np.float64), predicted.sum()
+    spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
+    return 0.0 if spread == 0 else float((hit * total - true @ predicted) / np.sqrt(spread))
 
 
 def _macro(values: list[float | None]) -> float | None:
@@ -154,7 +190,9 @@ def _macro(values: list[float | None]) -> float | None:
 
 def _log_loss(scored: Scored) -> float:
     """Mean of -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
-    return float(_sk().log_loss(scored.target, scored.scores, labels=list(range(scored.class_count))))
+    tiny = np.finfo(np.float64).eps
+    chance = np.clip(scored.scores[np.arange(len(scored.target)), scored.target], tiny, 1 - tiny)
+    return float(-np.mean(xlogy(1.0, chance)))
 
 
 def brier_terms(scored: Scored) -> Floats:
@@ -206,7 +244,7 @@ def per_class(scored: Scored) -> dict[str, list[float | None]]:
     Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
     """
     labels = list(range(scored.class_count))
-    precision, recall, f1, _ = scored.averages[None]
+    precision, recall, f1 = scored.by_class
     present = np.bincount(scored.target, minlength=scored.class_count) > 0
     return {
         "precision": [float(v) for v in precision],
@@ -222,4 +260,4 @@ def _specificity(scored: Scored, c: int) -> float | None:
     others = scored.target != c
     if not others.any():
         return None
-    return float(_sk().recall_score(others, scored.predicted != c, zero_division=0))
+    return float((scored.predicted[others] != c).sum() / others.sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
         load: file -> grey pixels.
     """
     context = _context(report)
+    for one in context["external"]:
+        one["figure"] = Markup(figures.dumbbell_figure(one["methods"], one["name"])) if one["methods"] else None
     for name, audited in context["audits"].items():
         audited["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
     context["figures"] = _figures(report, context["ordered"]) if report["methods"] else None
@@ -83,11 +85,15 @@ def markdown_page(report: Mapping[str, Any]) -> str:
 
 def latex_table(report: Mapping[str, Any]) -> str:
     """The comparison as a LaTeX `table` that needs the package booktabs and nothing else."""
-    found = _environment(html=False).overlay(
+    return _latex_environment().get_template("report.tex.j2").render(_context(report))
+
+
+@cache
+def _latex_environment() -> Environment:
+    return _environment(html=False).overlay(
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>",
     )  # fmt: skip
-    return found.get_template("report.tex.j2").render(_context(report))
 
 
 def escape_latex(text: object) -> str:
@@ -95,6 +101,7 @@ def escape_latex(text: object) -> str:
     return "".join(c for c in " ".join(str(text).split()) if c.isprintable()).translate(_LATEX)
 
 
+@cache
 def _environment(*, html: bool) -> Environment:
     found = environment("thoraclip.judge", html=html)
     found.filters |= {"share": share, "printed": printed, "points": points, "p": probability, "tex": escape_latex}
@@ -135,7 +142,6 @@ def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, An
     return {
         **one, "notes": external_notes(one), "methods": found, "best": found[0] if found else None, "drops": DROPS,
         "changed": {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found},
-        "figure": Markup(figures.dumbbell_figure(found, one["name"])) if found else None,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,13 @@ from thoraclip.judge.intervals import LEVEL
 from thoraclip.judge.metrics import Scored
 from thoraclip.judge.published import read_published
 from thoraclip.judge.reading import reading, verdict
-from thoraclip.judge.render import Load, html_page, latex_table, load_pixels, markdown_page
 from thoraclip.judge.resampling import Replicates, replicate
 from thoraclip.judge.results import MAJORITY, MethodResult
 from thoraclip.judge.trust import trust_entry
 from thoraclip.runs import write_json, write_text
+
+if TYPE_CHECKING:
+    from thoraclip.judge.render import Load
 
 __all__ = ["NOT_AUDITED", "MethodResult", "judge", "with_audits", "write_report"]
 
@@ -129,7 +131,7 @@ def write_report(
     *,
     image_paths: Mapping[str, Path] | None = None,
     thumbnails: bool = True,
-    load: Load = load_pixels,
+    load: Load | None = None,
 ) -> None:
     """Write `report.json`, `.md`, `.html` and `.tex` into `out`; the same report gives the same bytes.
 
@@ -138,12 +140,14 @@ def write_report(
         out: a folder, made if need be.
         image_paths: image id -> file, for the pictures of misclassified images; without it none are shown.
         thumbnails: False leaves these pictures out (they may be private).
-        load: file -> grey pixels u8[H, W].
+        load: file -> grey pixels u8[H, W]; `None` for `imaging.decode`.
     """
+    from thoraclip.judge.render import html_page, latex_table, load_pixels, markdown_page  # with Matplotlib
+
     write_json(out / "report.json", dict(report))
     write_text(out / "report.md", markdown_page(report))
     write_text(out / "report.tex", latex_table(report))
-    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load))
+    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load or load_pixels))
 
 
 def _judged(

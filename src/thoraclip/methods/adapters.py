@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import InputError, LeakError
-from thoraclip.methods.embed import EncoderConfig
+from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import Part, require_folds
-from thoraclip.models.adapter import adapter_folders, read_note
+from thoraclip.models.adapter_note import adapter_folders, read_note
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["by_adapter", "follow_adapter", "refuse_trained_on", "with_adapter"]

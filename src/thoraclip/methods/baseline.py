@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ConfigError, InputError
-from thoraclip.methods.embed import ModelConfig
+from thoraclip.methods.encoders import ModelConfig
 from thoraclip.methods.rounds import Result, Round, fit, run_rounds
 from thoraclip.methods.running import Context
 from thoraclip.methods.supervised import Supervised, scores_of

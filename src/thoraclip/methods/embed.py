@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +12,13 @@ import numpy as np
 import torch
 
 from thoraclip.data.batches import picture_source
-from thoraclip.errors import ConfigError, MismatchError
+from thoraclip.errors import MismatchError
+from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.engines import Engine, Features, by_processes, by_threads, cut
-from thoraclip.models.adapter import adapter_folders
-from thoraclip.models.checkpoint import locate
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
+from thoraclip.models.files import description
 from thoraclip.models.frozen import FrozenEncoder
-from thoraclip.runs import Progress, digest, folder_digest
+from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayWriter, is_valid
 from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_fingerprint, read_embeddings
 from thoraclip.tables.manifest import Manifest
@@ -31,57 +30,6 @@ __all__ = ["EncoderConfig", "ModelConfig", "cached_embeddings", "embed", "load_e
 
 _CPU_BATCH, _DEVICE_BATCH = 32, 256
 _SECONDS_BETWEEN_WRITES = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which dual encoder, seen how, on which classes and folds."""
-
-    model: str = "tiny-clip"
-    """Hub id, local folder in Transformers format, or the shipped tiny-clip."""
-    geometry: str = "squash"
-    """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
-    precision: str = "auto"
-    """fp32, bf16, or auto: bf16 where the device computes in it."""
-    classes: tuple[str, ...] = ()
-    """Class names in the order of the scores; empty for the manifest's, sorted."""
-    only_folds: tuple[int, ...] = ()
-    """Folds that are held out and scored, where the manifest has folds; empty for all of them."""
-
-    def inputs(self) -> dict[str, str]:
-        """Hashes of the artefacts that the config names, so that a run is repeated when one of them changes."""
-        location, is_local = locate(self.model)
-        return {"model": folder_digest(Path(location)) if is_local else f"Hub: {location}"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig(ModelConfig):
-    """Which encoder makes the features, and how."""
-
-    adapter: str = ""
-    """PEFT adapter folder, or the run folder of a finetune (each fold is then scored by its own); empty for none."""
-    adapter_scale: float = 1.0
-    """Share of the adapter in the weights: 1 as trained, 0 the base, between them interpolated (WiSE-FT)."""
-    embeddings: str = ""
-    """Folder of finished embeddings to use instead of running the encoder."""
-    batch_size: int = 0
-    """Images per forward pass; 0 for 32 on a CPU and 256 elsewhere."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 0:
-            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed, or 0 for what suits the device")
-        if not 0 <= self.adapter_scale <= 1:
-            raise ConfigError(f"adapter_scale = {self.adapter_scale}: a number between 0 and 1 is needed")
-
-    def inputs(self) -> dict[str, str]:
-        """The model's, the adapter's and the embeddings' hashes."""
-        hashes = super().inputs()
-        if self.adapter:
-            hashes["adapter"] = digest(
-                [folder_digest(folder) for folder in adapter_folders(Path(self.adapter)).values()]
-            )
-        note = Path(self.embeddings) / "embeddings.json"
-        return hashes | ({"embeddings": folder_digest(note)} if self.embeddings and note.exists() else {})
 
 
 def load_encoder(config: EncoderConfig) -> FrozenEncoder:
@@ -133,7 +81,10 @@ def cached_embeddings(
             announce=announce,
         )
     found = read_embeddings(Path(config.embeddings))
-    if dict(found.encoder) != encoder.description:
+    expected = encoder.description
+    if config.precision == "auto" and found.encoder.get("precision") in ("fp32", "bf16"):  # finished ones keep theirs
+        expected = description(expected["weights"], found.encoder["precision"])
+    if dict(found.encoder) != expected:
         raise MismatchError(
             f"{config.embeddings}: made by another encoder or precision than model '{config.model}'; embed again"
         )

@@ -20,15 +20,15 @@ import torch
 
 from thoraclip.data.batches import decoded
 from thoraclip.errors import MismatchError
-from thoraclip.models.checkpoint import SHIPPED
 from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.models.files import SHIPPED
 from thoraclip.ray_pool import over_ray
 from thoraclip.runs import process_count
 from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
-    from thoraclip.methods.embed import EncoderConfig
+    from thoraclip.methods.encoders import EncoderConfig
     from thoraclip.methods.processes import ProcessGroup
 
 __all__ = ["Engine", "Features", "Pictures", "by_processes", "by_ray", "by_threads", "cut", "threads_here"]

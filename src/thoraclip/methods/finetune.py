@@ -18,7 +18,7 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError
 from thoraclip.labels import load_prompts
 from thoraclip.methods import losses
-from thoraclip.methods.embed import EncoderConfig, ModelConfig
+from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.rounds import Result, fit, run_rounds
 from thoraclip.methods.running import Context
 from thoraclip.methods.training import TrainingSettings, require_known, require_positive

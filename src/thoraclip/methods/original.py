@@ -109,7 +109,7 @@ def _alike(
 def _has_fold_adapters(run: FinishedRun) -> bool:
     from pathlib import Path
 
-    from thoraclip.models.adapter import adapter_folders
+    from thoraclip.models.adapter_note import adapter_folders
 
     adapter = run.config.adapter
     return bool(adapter) and None not in adapter_folders(Path(adapter))

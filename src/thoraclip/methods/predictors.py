@@ -59,7 +59,7 @@ class FinishedRun:
     @property
     def distinct_folds(self) -> tuple[int | None, ...]:
         """The folds whose classifiers differ; `(None,)` where one frozen classifier scored all of them."""
-        from thoraclip.models.adapter import adapter_folders
+        from thoraclip.models.adapter_note import adapter_folders
 
         adapter = getattr(self.config, "adapter", "")
         is_one = self.kind == "zeroshot" and (not adapter or None in adapter_folders(Path(adapter)))
@@ -224,7 +224,7 @@ def _of_zeroshot(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
 
 
 def _of_finetune(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
-    from thoraclip.methods.embed import EncoderConfig
+    from thoraclip.methods.encoders import EncoderConfig
 
     config, place = run.config, run.folder if fold is None else run.folder / f"fold-{fold}"
     encoder = EncoderConfig(

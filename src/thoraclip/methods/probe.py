@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,9 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
-from thoraclip.methods.embed import EncoderConfig, cached_embeddings, load_encoder
+from thoraclip.methods.encoders import EncoderConfig, finished_embeddings
 from thoraclip.methods.running import Context, Part, parts, pooled_predictions
 from thoraclip.methods.zeroshot import class_vectors, prompts_digest
-from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.heads import (
     LinearHead,
     fit_adamw,
@@ -29,8 +28,12 @@ from thoraclip.models.heads import (
     write_head,
 )
 from thoraclip.models.novelty import MIN_ROWS, fit_novelty, write_novelty
+from thoraclip.tables.embeddings import Embeddings
 from thoraclip.tables.predictions import Predictions
 from thoraclip.threads import cores, in_order
+
+if TYPE_CHECKING:
+    from thoraclip.models.dual_encoder import DualEncoder
 
 __all__ = ["Config", "run"]
 
@@ -169,15 +172,25 @@ def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Rou
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
         if shared is None or shared[0] != chosen:
-            encoder = load_encoder(chosen)
-            embedded = cached_embeddings(
-                chosen, manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
-                announce=context.announce,
-            )  # fmt: skip
+            embedded, texts = _inputs(chosen, context, labels)
             features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
-            texts = _Texts.of(encoder, labels, config.prompts) if config.solver == "lp++" else None
             shared = chosen, features, texts
         yield _Round(part, shared[1], shared[2])
+
+
+def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddings, _Texts | None]:
+    """The features of all images, and for lp++ the classes' texts; the encoder is loaded where they are not there."""
+    finished = finished_embeddings(config) if config.solver != "lp++" else None
+    if finished is not None:
+        return finished, None
+    from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
+
+    encoder = load_encoder(config)
+    embedded = cached_embeddings(
+        config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
+        announce=context.announce,
+    )  # fmt: skip
+    return embedded, _Texts.of(encoder, labels, config.prompts) if config.solver == "lp++" else None
 
 
 def _keep_novelty(

@@ -19,6 +19,7 @@ from thoraclip.errors import ManifestError
 from thoraclip.judge.model_card import TrainedRun, write_model_card
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
+from thoraclip.methods.validation import read_validation, validation_file
 from thoraclip.runs import Progress, RunFolder, digest, is_main_process, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
@@ -69,26 +70,12 @@ class Context:
             labels=labels, image_id=_pick(manifest, "image_id", rows), target=manifest.targets(labels)[rows], scores=scores,
             split=("val",) * len(rows), fold=(part.fold,) * len(rows), patient=_pick(manifest, "patient", rows),
         )  # fmt: skip
-        name = "validation.parquet" if part.fold is None else f"validation-fold-{part.fold}.parquet"
-        write_predictions(self.folder.file(name), table)
+        write_predictions(self.folder.file(validation_file(part.fold)), table)
 
 
 def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
     column = manifest.column(name)
     return tuple(column[row] for row in rows)
-
-
-def read_validation(folder: Path) -> tuple[Predictions, ...]:
-    """The validation scores of a run: one table, or one for each fold in the order of the folds; `()` where none are kept."""
-    whole, prefix = folder / "validation.parquet", "validation-fold-"
-    if whole.is_file():
-        return (read_predictions(whole),)
-    folds = sorted(
-        int(number)
-        for file in folder.glob(f"{prefix}*.parquet")
-        if (number := file.stem.removeprefix(prefix)).isdigit()
-    )
-    return tuple(read_predictions(folder / f"{prefix}{fold}.parquet") for fold in folds)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from thoraclip.methods.contrast import Contrast
 from thoraclip.methods.pairs import CaptionTexts, PairTexts, PromptTexts
 from thoraclip.methods.rounds import Round
 from thoraclip.methods.training import Batch, Progressing
-from thoraclip.models.adapter import read_note
+from thoraclip.models.adapter_note import read_note
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.heads import class_weights
 from thoraclip.models.lora import TunableEncoder, add_lora

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter
-from thoraclip.methods.embed import EncoderConfig, cached_embeddings, load_encoder
+from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import Context, Part, parts, pooled_predictions
 from thoraclip.models.heads import log_loss, softmax
 from thoraclip.runs import digest
@@ -59,6 +59,8 @@ class Scored:
 
 def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: Context) -> Scored:
     """Softmax over logit scale times cosine, for every image of the context's manifest."""
+    from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
+
     encoder = load_encoder(config)
     embedded = cached_embeddings(
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,

@@ -1,70 +1,21 @@
-"""A PEFT adapter folder with the package's own note beside it: what it belongs to, and what it was trained on."""
+"""Merge a PEFT adapter into the weights that it was trained on."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from thoraclip.errors import InputError, MismatchError, ModelError, first_line
+from thoraclip.errors import MismatchError, ModelError, first_line
+from thoraclip.models.adapter_note import AdapterNote, adapter_folders, read_note, write_note
 from thoraclip.models.checkpoint import Checkpoint, quiet, weights_fingerprint
-from thoraclip.runs import write_json
 
 __all__ = ["AdapterNote", "adapter_folders", "load_adapter", "read_note", "write_note"]
-
-_NOTE = "thoraclip.json"
-_SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class AdapterNote:
-    """What PEFT's own files do not say.
-
-    Args:
-        base: fingerprint of the weights that the adapter was trained on.
-        log_scale: logarithm of the logit scale after training; it is no part of any module, so PEFT cannot keep it.
-        bias: logit bias after training.
-        facts: what it was trained on, and how.
-    """
-
-    base: str
-    log_scale: float
-    bias: float
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def write_note(folder: Path, note: AdapterNote) -> None:
-    """Write the note into an adapter folder."""
-    content = {"base": note.base, "log_scale": note.log_scale, "bias": note.bias, "facts": dict(note.facts)}
-    write_json(folder / _NOTE, {"schema": _SCHEMA, **content})
-
-
-def read_note(folder: Path) -> AdapterNote | None:
-    """The note of an adapter folder; `None` for one that another program wrote.
-
-    Raises:
-        InputError: no adapter there.
-        ModelError: the note is not readable, or from a newer version.
-    """
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"adapter '{folder}': no adapter_config.json there; name a PEFT adapter folder")
-    if not (folder / _NOTE).is_file():
-        return None
-    try:
-        content = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
-        schema = int(content.pop("schema"))
-        if schema > _SCHEMA:  # before its fields are looked at: it may have others
-            raise ModelError(f"adapter '{folder}': schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
-        return AdapterNote(**content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"adapter '{folder}': {_NOTE} is not readable ({error!r}); train it again") from error
 
 
 def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, scale: float) -> nn.Module:
@@ -120,17 +71,3 @@ def _require_same(stored: Set[str], adapter: Mapping[str, Tensor], network: Mapp
 def _base_name(folder: Path) -> str:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return str(config.get("base_model_name_or_path") or "nothing")
-
-
-def adapter_folders(path: Path) -> dict[int | None, Path]:
-    """Held-out fold -> PEFT folder, of an adapter or of a finished fine-tuning run; fold `None` stands for all images.
-
-    Args:
-        path: a PEFT adapter folder, or a run folder with `adapter/` or `fold-<k>/adapter/` in it; nothing there: `{}`.
-    """
-    for single in (path, path / "adapter"):
-        if (single / "adapter_config.json").is_file():
-            return {None: single}
-    found = (folder.parent for folder in path.glob("fold-*/adapter/adapter_config.json"))
-    by_fold = {int(f.parent.name.removeprefix("fold-")): f for f in found if f.parent.name[5:].isdigit()}
-    return dict(sorted(by_fold.items()))

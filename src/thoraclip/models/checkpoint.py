@@ -1,4 +1,4 @@
-"""Find a checkpoint (Hub id, local folder, shipped), load it whole, and read what its image processor says.
+"""Find a checkpoint (Hub id, local folder, shipped) and load it whole.
 
 Only safetensors are read, and no code from a checkpoint is ever run.
 """
@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 
-from thoraclip.errors import ModelError, did_you_mean, first_line
-from thoraclip.imaging import Preprocess
+from thoraclip.errors import ModelError, first_line
+from thoraclip.models.files import SHIPPED, Checkpoint, locate, preprocessor_json, read_preprocess
 
 __all__ = [
     "SHIPPED",
@@ -33,30 +29,6 @@ __all__ = [
     "require_finite_weights",
     "weights_fingerprint",
 ]
-
-SHIPPED = ("tiny-clip",)
-_PILLOW_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a model is and what it says of itself.
-
-    Args:
-        name: as the user named it.
-        location: a local folder, or the Hub id.
-        is_local: True for a folder: then the network is never asked.
-        config: the Transformers configuration.
-    """
-
-    name: str
-    location: str
-    is_local: bool
-    config: Any
-
-    def error(self, text: str) -> ModelError:
-        """A ModelError that names this model."""
-        return ModelError(f"model '{self.name}': {text}")
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -81,20 +53,6 @@ def find_checkpoint(name: str) -> Checkpoint:
             f"({first_line(error)}); check the spelling, or download it and give the folder"
         ) from error
     return Checkpoint(name, location, is_local, config)
-
-
-def locate(name: str) -> tuple[str, bool]:
-    """(folder, True) for a shipped or local model, (Hub id, False) for a name like owner/name; else ModelError."""
-    if name in SHIPPED:
-        return str(resources.files("thoraclip") / "models" / "assets" / name), True
-    if Path(name).is_dir():
-        return name, True
-    parts = name.split("/")
-    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
-        raise ModelError(
-            f"model '{name}': no such folder or shipped model{did_you_mean(name, SHIPPED)} (a Hub id reads owner/name)"
-        )
-    return name, False
 
 
 def load_model(
@@ -165,70 +123,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise checkpoint.error(
             f"its tokenizer cannot be loaded ({first_line(error)}); a tokenizer.json is needed"
         ) from error
-
-
-def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
-    """Size, mean, std and resampling from `preprocessor_config.json`; the geometry is the caller's.
-
-    Raises:
-        ModelError: the file is missing or says something that `imaging` does not do.
-    """
-    path = _preprocessor_file(checkpoint)
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    try:
-        sides = dict(_sides(content.get("size")))
-        crop = _sides(content["crop_size"]) if content.get("do_center_crop") and "crop_size" in content else {}
-        size = int(crop.get("height") or sides.get("height") or sides["shortest_edge"])
-        short = int(sides.get("shortest_edge") or size)
-        if "crop_pct" in content and size < 384:  # ConvNeXt's processor, which ResNet has too: larger ones are not cut
-            short = int(size / float(content["crop_pct"] or 224 / 256))
-        return Preprocess(
-            size=size,
-            geometry=geometry,
-            short_side=max(short, size) if geometry == "crop" else None,
-            resample=_PILLOW_RESAMPLE[int(content.get("resample", 3))],
-            mean=tuple(content["image_mean"]),
-            std=tuple(content["image_std"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        config = getattr(checkpoint.config, "vision_config", checkpoint.config)
-        native = getattr(config, "image_size", None)
-        raise checkpoint.error(
-            f"{path.name} is not understood ({error!r}); expected size, image_mean and image_std for {native}"
-        ) from error
-
-
-def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
-    """`preprocessor_config.json` that `read_preprocess` reads back; bars (geometry `pad`) have no word in it."""
-    side = {"height": spec.size, "width": spec.size}
-    content: dict[str, Any] = {
-        "image_processor_type": "CLIPImageProcessor" if spec.geometry == "crop" else "ViTImageProcessor",
-        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
-        "resample": {name: number for number, name in _PILLOW_RESAMPLE.items()}[spec.resample],
-        "image_mean": list(spec.mean), "image_std": list(spec.std), "size": side,
-    }  # fmt: skip
-    if spec.geometry == "crop":
-        content |= {"do_center_crop": True, "crop_size": side, "size": {"shortest_edge": spec.short_side}}
-    return content
-
-
-def _sides(value: Any) -> Mapping[str, Any]:
-    return {"height": value, "width": value} if isinstance(value, int) else (value or {})
-
-
-def _preprocessor_file(checkpoint: Checkpoint) -> Path:
-    if checkpoint.is_local:
-        path = Path(checkpoint.location) / "preprocessor_config.json"
-        if not path.is_file():
-            raise checkpoint.error("preprocessor_config.json is missing; save the image processor beside the weights")
-        return path
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(checkpoint.location, "preprocessor_config.json")
-    except OSError as error:
-        raise checkpoint.error(f"preprocessor_config.json cannot be had ({first_line(error)})") from error
-    return Path(str(found))
 
 
 def weights_fingerprint(network: nn.Module) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.models.files import description
 from thoraclip.models.grey import fold_grey
 
 __all__ = ["FrozenEncoder"]
@@ -26,8 +27,6 @@ __all__ = ["FrozenEncoder"]
 _MIDDLE = 128
 """Grey level that is 0 at a folded door."""
 _QUICK_GELU = 1.702
-_ARITHMETIC = 1
-"""Number of the rules above; features made by others are other numbers."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class FrozenEncoder(DualEncoder):
     @property
     def description(self) -> dict[str, str]:
         """See `DualEncoder`; in bf16 with the number of the rules by which it computes."""
-        return super().description | ({"arithmetic": str(_ARITHMETIC)} if self.precision == "bf16" else {})
+        return description(self.fingerprint, self.precision)
 
     @property
     def arithmetic(self) -> str:

@@ -238,17 +238,40 @@ def _gaussians(features: Features, targets: npt.NDArray[np.int64] | None, *, rel
 
 def _whitening(centred: Floats) -> Features:
     """f32[D, D], symmetric: the inverse root of the shrunk covariance of centred rows f64[N, D]."""
-    from sklearn.covariance import ledoit_wolf
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # sums keep one order everywhere
-        covariance, _ = ledoit_wolf(centred, assume_centered=True)
+        covariance = _shrunk_covariance(centred)
         values, vectors = np.linalg.eigh(covariance)
         if values[-1] <= 0:
             raise InputError("training features that are all the same: a novelty score needs different images")
         roots = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
         factor: Features = ((vectors / roots) @ vectors.T).astype(np.float32)
     return factor
+
+
+def _shrunk_covariance(centred: Floats) -> Floats:
+    """f64[D, D] of centred rows f64[N, D] (Ledoit & Wolf 2004, J. Multivariate Analysis 88:365).
+
+    The numbers of scikit-learn's `ledoit_wolf(centred, assume_centered=True)`, up to 1,000 columns to the last bit; its import
+    takes longer than a probe.
+    """
+    rows, columns = centred.shape
+    if columns == 1:
+        return np.atleast_2d((centred**2).mean())
+    squares = centred**2
+    variances = squares.sum(axis=0) / rows
+    mean = variances.sum() / columns
+    delta = ((centred.T @ centred) ** 2).sum() / rows**2
+    beta = 1.0 / (columns * rows) * ((squares.T @ squares).sum() / rows - delta)
+    delta = (delta - 2.0 * mean * variances.sum() + columns * mean**2) / columns
+    beta = min(beta, delta)
+    shrinkage = 0.0 if beta == 0 else beta / delta
+    covariance: Floats = centred.T @ centred / rows
+    mean = np.trace(covariance) / columns
+    covariance *= 1.0 - shrinkage
+    covariance.flat[:: columns + 1] += shrinkage * mean
+    return covariance
 
 
 def _calibrated(fitted: NoveltyScore, held_out: Features | None) -> NoveltyScore:

@@ -12,7 +12,7 @@ from thoraclip.data.views import VIEWS
 from thoraclip.errors import ThoraclipError
 from thoraclip.judge.audit_page import write_audit
 from thoraclip.methods.audit import AuditConfig, audit
-from thoraclip.methods.embed import EncoderConfig
+from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.predictors import CLASSIFYING, read_run
 from thoraclip.runs import Progress, write_text
 from thoraclip.study.counting import Counting

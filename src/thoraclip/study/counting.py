@@ -226,7 +226,7 @@ class Counting:
             yield Task(Unit("fit", fit), size=len(part.train))
 
     def _finetune(self, config: Any, folder: Path) -> Iterator[Task]:
-        from thoraclip.methods.embed import EncoderConfig
+        from thoraclip.methods.encoders import EncoderConfig
         from thoraclip.methods.probe import Config as ProbeConfig
 
         labels, training = self.manifest.label_set(config.classes), training_unit(config)
@@ -339,7 +339,7 @@ class Counting:
     def _adapters(self, config: Any) -> dict[int | None, _Adapter]:
         """Held-out fold -> adapter: that of an earlier run of this study, of the disk, or none."""
         from thoraclip.methods.adapters import with_adapter
-        from thoraclip.models.adapter import adapter_folders
+        from thoraclip.models.adapter_note import adapter_folders
 
         if not config.adapter:
             return {None: _Adapter()}
@@ -394,7 +394,7 @@ class Counting:
 
 def _encoder_config(config: Any, adapter: _Adapter = _Adapter(), *, batch_size: int = _SCORING_BATCH) -> Any:
     """The part of a method's settings that tells the encoder."""
-    from thoraclip.methods.embed import EncoderConfig
+    from thoraclip.methods.encoders import EncoderConfig
 
     scale = config.adapter_scale if adapter.folder else 1.0
     return EncoderConfig(

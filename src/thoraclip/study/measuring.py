@@ -265,7 +265,7 @@ class Bench:
     def _fit(self, unit: Unit) -> Law:
         """Two samples of features, so that what does not grow with them is told apart."""
         from thoraclip.methods import probe
-        from thoraclip.methods.embed import EncoderConfig
+        from thoraclip.methods.encoders import EncoderConfig
 
         config = unit.config
         encoder = EncoderConfig(model=config.model, geometry=config.geometry, precision=config.precision)

@@ -51,7 +51,7 @@ def training_laws(bench: Bench, config: Any, folder: RunFolder) -> Mapping[str, 
 
 
 def _tuning(bench: Bench, config: Any, folder: RunFolder, group: Any) -> Mapping[str, Law]:
-    from thoraclip.methods.embed import EncoderConfig
+    from thoraclip.methods.encoders import EncoderConfig
     from thoraclip.methods.tuning import TuningRound
     from thoraclip.models.dual_encoder import load_dual_encoder
 

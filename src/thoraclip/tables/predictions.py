@@ -15,6 +15,7 @@ import pyarrow.csv as pacsv
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open
+from thoraclip.tables.codes import floats
 from thoraclip.tables.store import read_table, write_table
 
 __all__ = ["Predictions", "read_predictions", "write_predictions"]
@@ -198,7 +199,7 @@ def _from_table(table: pa.Table) -> Predictions:
 
 def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
     try:
-        return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
+        return floats(table[name].cast(pa.float64()))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ManifestError(
             f"column '{name}' holds a value that is not a number; scores are numbers in [0, 1]"

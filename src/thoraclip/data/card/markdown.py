@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from jinja2 import Environment
 
 from thoraclip.data.card.cautions import percent
 from thoraclip.data.card.settings import NOT_STATED, CardSettings
@@ -21,19 +24,21 @@ def data_card(facts: Mapping[str, Any], settings: CardSettings, check: Mapping[s
         settings: what the user adds.
         check: findings of a check; the sentences under `leaks` and `warnings` are listed as they are.
     """
-    found = environment("thoraclip.data.card", html=False)
-    found.filters |= {
-        "named": _named,
-        "n": "{:,}".format,
-        "percent": percent,
-        "spread": _spread,
-    }
-    found.globals |= {"counted": counted}
     listed = None if check is None else {key: list(check.get(key) or ()) for key in ("leaks", "warnings")}
-    page = found.get_template("data-card.md.j2").render(
-        facts=facts, settings=settings, check=listed, summary=summary(facts), not_stated=NOT_STATED
+    page = (
+        _templates()
+        .get_template("data-card.md.j2")
+        .render(facts=facts, settings=settings, check=listed, summary=summary(facts), not_stated=NOT_STATED)
     )
     return re.sub(r"\n{3,}", "\n\n", page)
+
+
+@cache
+def _templates() -> Environment:
+    found = environment("thoraclip.data.card", html=False)
+    found.filters |= {"named": _named, "n": "{:,}".format, "percent": percent, "spread": _spread}
+    found.globals |= {"counted": counted}
+    return found
 
 
 def summary(facts: Mapping[str, Any]) -> str:

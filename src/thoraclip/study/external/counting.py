@@ -65,7 +65,7 @@ def _passes(
     external: External, methods: Sequence[MethodEntry], study: Manifest, out: Path
 ) -> Iterator[tuple[tuple[Any, ...], Unit]]:
     """(what tells two passes apart, the unit of one pass), of the networks whose scores are not there."""
-    from thoraclip.methods.embed import EncoderConfig
+    from thoraclip.methods.encoders import EncoderConfig
 
     kept = _kept(out / "external" / external.name / "manifest.parquet")
     folds = sorted({fold for fold in study.column("fold") if fold is not None})

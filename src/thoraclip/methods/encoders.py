@@ -1,0 +1,90 @@
+"""Which encoder makes the features of a method, and finished features that are read without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from thoraclip.errors import ConfigError, ModelError
+from thoraclip.models.adapter_note import adapter_folders
+from thoraclip.models.files import Checkpoint, description, locate, read_preprocess, stored_fingerprint, stored_folder
+from thoraclip.runs import digest, folder_digest
+from thoraclip.tables.embeddings import Embeddings, read_embeddings
+
+__all__ = ["EncoderConfig", "ModelConfig", "finished_embeddings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which dual encoder, seen how, on which classes and folds."""
+
+    model: str = "tiny-clip"
+    """Hub id, local folder in Transformers format, or the shipped tiny-clip."""
+    geometry: str = "squash"
+    """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
+    precision: str = "auto"
+    """fp32, bf16, or auto: bf16 where the device computes in it."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the scores; empty for the manifest's, sorted."""
+    only_folds: tuple[int, ...] = ()
+    """Folds that are held out and scored, where the manifest has folds; empty for all of them."""
+
+    def inputs(self) -> dict[str, str]:
+        """Hashes of the artefacts that the config names, so that a run is repeated when one of them changes."""
+        location, is_local = locate(self.model)
+        return {"model": folder_digest(Path(location)) if is_local else f"Hub: {location}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(ModelConfig):
+    """Which encoder makes the features, and how."""
+
+    adapter: str = ""
+    """PEFT adapter folder, or the run folder of a finetune (each fold is then scored by its own); empty for none."""
+    adapter_scale: float = 1.0
+    """Share of the adapter in the weights: 1 as trained, 0 the base, between them interpolated (WiSE-FT)."""
+    embeddings: str = ""
+    """Folder of finished embeddings to use instead of running the encoder."""
+    batch_size: int = 0
+    """Images per forward pass; 0 for 32 on a CPU and 256 elsewhere."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 0:
+            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed, or 0 for what suits the device")
+        if not 0 <= self.adapter_scale <= 1:
+            raise ConfigError(f"adapter_scale = {self.adapter_scale}: a number between 0 and 1 is needed")
+
+    def inputs(self) -> dict[str, str]:
+        """The model's, the adapter's and the embeddings' hashes."""
+        hashes = super().inputs()
+        if self.adapter:
+            hashes["adapter"] = digest(
+                [folder_digest(folder) for folder in adapter_folders(Path(self.adapter)).values()]
+            )
+        note = Path(self.embeddings) / "embeddings.json"
+        return hashes | ({"embeddings": folder_digest(note)} if self.embeddings and note.exists() else {})
+
+
+def finished_embeddings(config: EncoderConfig) -> Embeddings | None:
+    """The features in the folder that a config names, where the model's files alone prove that it made them.
+
+    `None` where they do not, and the encoder has to be loaded to know: no folder is named, the weights are merged with an
+    adapter, are not on this machine or not in one file of names as the architecture has them, or are others.
+
+    Raises:
+        InputError, ManifestError: see `tables.embeddings.read_embeddings`.
+    """
+    if not config.embeddings or config.adapter:
+        return None
+    found = read_embeddings(Path(config.embeddings))
+    precision = found.encoder.get("precision")
+    folder = stored_folder(config.model)
+    if precision not in ("fp32", "bf16") or config.precision not in ("auto", precision) or folder is None:
+        return None
+    try:
+        spec = read_preprocess(Checkpoint(config.model, str(folder), True, config=None), geometry=config.geometry)
+    except (ModelError, ConfigError):  # said by what loads the model
+        return None
+    weights = stored_fingerprint(folder)
+    is_same = found.encoder == description(weights or "", precision) and found.preprocess == spec.as_dict()
+    return found if is_same else None

@@ -1,0 +1,27 @@
+"""The scores of a run's validation images: where they lie in its folder, read without what a run needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thoraclip.tables.predictions import Predictions, read_predictions
+
+__all__ = ["read_validation", "validation_file"]
+
+
+def validation_file(fold: int | None) -> str:
+    """The name in the run folder, for a held-out fold (`None`: of a train/val/test split)."""
+    return "validation.parquet" if fold is None else f"validation-fold-{fold}.parquet"
+
+
+def read_validation(folder: Path) -> tuple[Predictions, ...]:
+    """The validation scores of a run: one table, or one for each fold in the order of the folds; `()` where none are kept."""
+    whole, prefix = folder / "validation.parquet", "validation-fold-"
+    if whole.is_file():
+        return (read_predictions(whole),)
+    folds = sorted(
+        int(number)
+        for file in folder.glob(f"{prefix}*.parquet")
+        if (number := file.stem.removeprefix(prefix)).isdigit()
+    )
+    return tuple(read_predictions(folder / f"{prefix}{fold}.parquet") for fold in folds)
