@@ -68,6 +68,7 @@ def test_the_bundle_gives_the_probabilities_of_the_original_and_of_the_run(works
     assert list(told[0]) == list(opened.labels.names) == list(original.predictions.labels.names)
 
 
+@pytest.mark.parametrize("name", ["probe", "baseline-resnet"])
 def test_int8_is_alike_and_one_picture_does_not_see_its_neighbours(workshop: Workshop, name: str) -> None:
     opened = open_bundle(workshop.bundle(name, int8=True))
     assert opened.bundle.precision == "int8"

@@ -7,6 +7,8 @@ import json
 import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 from scripts.served import Served
 from tests.deploy.server.test_app import forms, reason
-from tests.small_install import run_small
+from tests.small_install import REPOSITORY
 
 from thoraclip.cli.app import run
 from thoraclip.deploy.server.running import read_token
@@ -272,7 +274,8 @@ def test_no_torch_in_the_process(bundle: Path) -> None:
         f"code = run(['serve', {str(bundle)!r}, '--port', '0', '--no-page'])\n"
         "print(code, [name for name in ('torch', 'transformers', 'gradio', 'scipy', 'pandas') if sys.modules.get(name)])"
     )
-    done = run_small(code)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "0 []\n", done.stderr
 
 
