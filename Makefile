@@ -2,11 +2,14 @@
 #   PYTHON=python3.12 make test     another interpreter
 #   TORCH=cpu make demo             on Linux: the small CPU build of PyTorch instead of the CUDA one
 #   TORCH=cuda make demo            PyTorch's CUDA build, where the default is another
+#   CONSTRAINTS= make test          the newest versions instead of those of constraints.txt, which were taken on Python 3.11
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PYTHON_IN_VENV := $(BIN)/python$(if $(filter Windows_NT,$(OS)),.exe)
 TORCH ?=
+CONSTRAINTS ?= constraints.txt
 TORCH_INDEX_cpu := --extra-index-url https://download.pytorch.org/whl/cpu
 TORCH_INDEX_cuda := --extra-index-url https://download.pytorch.org/whl/cu130
 ifneq ($(TORCH),)
@@ -14,7 +17,7 @@ ifeq ($(TORCH_INDEX_$(TORCH)),)
 $(error TORCH=$(TORCH): use cpu or cuda, or leave it out)
 endif
 endif
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_INDEX_$(TORCH))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) $(TORCH_INDEX_$(TORCH))
 
 .PHONY: demo test test-all test-ui mutants lint format docs bench build clean
 
@@ -52,22 +55,22 @@ bench: $(VENV)/.dev  ## all benchmarks, more than an hour: benchmarks/results.js
 clean:
 	rm -rf $(VENV) demo-out site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-$(BIN)/python:
+$(PYTHON_IN_VENV):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.study: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.study: $(PYTHON_IN_VENV) pyproject.toml constraints.txt
 	$(PIP) -e '.[study]'
 	touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(PYTHON_IN_VENV) pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.study
 
-$(VENV)/.ui-test: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.ui-test: $(PYTHON_IN_VENV) pyproject.toml constraints.txt
 	$(PIP) -e '.[ui-test]'
 	touch $@ $(VENV)/.dev $(VENV)/.study
 
-$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.docs: $(PYTHON_IN_VENV) pyproject.toml constraints.txt
 	$(PIP) -e '.[docs]'
 	touch $@ $(VENV)/.study
