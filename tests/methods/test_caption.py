@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from PIL import Image
+from tests import forked
 from tests.checkpoints import save_blip
 from tests.conftest import examples
 
@@ -98,7 +95,7 @@ class TestBlip:
         assert dict(zip(again.image_id, again.text, strict=True)) == dict(zip(done.image_id, done.text, strict=True))
         assert {f.name for f in tmp_path.glob("*.parquet*")} == {"c.parquet", "d.parquet"}, "no journal stays"
 
-    @pytest.mark.parametrize("rows", [4, 12, 24])
+    @pytest.mark.parametrize("rows", [4, 24])
     def test_an_interrupted_pass_goes_on_and_ends_with_the_same_bytes(
         self, rows: int, blip: Path, manifest: Manifest, tmp_path: Path, asked: list[int]
     ) -> None:
@@ -117,7 +114,7 @@ class TestBlip:
         assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
         assert not (tmp_path / "broken.parquet.journal").exists()
 
-    @pytest.mark.parametrize("cut", [1, 20, 75, 150])
+    @pytest.mark.parametrize("cut", [1, 75])
     def test_a_torn_journal_is_used_up_to_its_last_whole_batch(
         self, cut: int, blip: Path, manifest: Manifest, tmp_path: Path
     ) -> None:
@@ -131,7 +128,7 @@ class TestBlip:
         assert (seen[0], seen[-1]) == ((16 if cut == 1 else 12), 24), "without its newline alone a line is whole"
         assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
-    @pytest.mark.parametrize("other", [{"batch_size": 3}, {"max_new_tokens": 9}, {"prompt": "a"}, {"geometry": "crop"}])
+    @pytest.mark.parametrize("other", [{"batch_size": 3}, {"max_new_tokens": 9}])
     def test_a_journal_of_other_work_is_passed_over(
         self, other: dict[str, Any], blip: Path, manifest: Manifest, tmp_path: Path
     ) -> None:
@@ -141,7 +138,7 @@ class TestBlip:
         caption(manifest, by_blip(blip, **other), out, progress=lambda done, total: seen.append(done))
         assert seen[0] == other.get("batch_size", 4)
 
-    @pytest.mark.parametrize("content", ["", "{}\n", '[1]\n{"image_id": 3}\n', "\x00\ufffd"])
+    @pytest.mark.parametrize("content", ["", '[1]\n{"image_id": 3}\n'])
     def test_a_file_that_is_no_journal_is_passed_over(
         self, content: str, blip: Path, manifest: Manifest, tmp_path: Path
     ) -> None:
@@ -203,7 +200,8 @@ class TestBlip:
         two = caption(manifest, by_blip(save_blip(tmp_path / "blip", seed=4)), tmp_path / "c.parquet")
         assert one.text != two.text and one.origin["weights"] != two.origin["weights"]
 
-    def test_the_pixel_cache_changes_no_bit(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
+    def test_the_pixel_cache_changes_no_bit(self, blip: Path, own_manifest: Manifest, tmp_path: Path) -> None:
+        manifest = own_manifest
         caption(manifest, by_blip(blip), tmp_path / "direct.parquet")
         caption(manifest, by_blip(blip), tmp_path / "cached.parquet", pixels=tmp_path / "pixels")
         for path in manifest.paths():
@@ -444,8 +442,10 @@ class TestCommand:
         assert not split_file.with_name("c.parquet").exists()
 
     def test_a_changed_picture_is_found(self, blip: Path, split_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        path = read_manifest(split_file).paths()[20]
-        Image.fromarray(np.random.default_rng(9).integers(0, 256, (50, 50), dtype=np.uint8)).save(path)
+        manifest = read_manifest(split_file)
+        contents = list(manifest.column("sha256"))
+        contents[20] = contents[0]
+        write_manifest(split_file, manifest.with_columns(sha256=contents))
         assert run(self.arguments(split_file, "--captioner", "blip", "--model", str(blip), "--batch-size", "8")) == 2
         assert "its content changed since it was indexed" in capsys.readouterr().err
 
@@ -454,17 +454,27 @@ class TestCommand:
         arguments += ["--precision", "fp32", "--batch-size", "2", "--out"]
         assert run([*arguments, str(tmp_path / "whole.parquet")]) == 0
         out, journal = tmp_path / "broken.parquet", tmp_path / "broken.parquet.journal"
-        for reach in (4, 10):
-            command = [sys.executable, "-m", "thoraclip", *arguments, str(out)]
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ))
-            end = time.monotonic() + 90
-            while len(lines(journal)) < reach and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.002)
-            assert process.poll() is None, "the process ended before it could be killed"
-            process.send_signal(signal.SIGKILL)
-            process.wait(timeout=30)
+        for kept in (4, 10):
+            killed = forked.start(killed_at_batch, 3 if kept == 4 else 4, [*arguments, str(out)])
+            killed.join(120)
+            assert killed.exitcode == -signal.SIGKILL
+            assert len(lines(journal)) == 1 + kept
         assert not out.exists()
         assert run([*arguments, str(out)]) == 0
         assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
         assert pq.read_table(out).num_rows == 24
         assert not journal.exists()
+
+
+def killed_at_batch(number: int, arguments: list[str]) -> int:
+    """The command, which dies as it begins this batch of its own, from 1."""
+    once, begun = Captioner.caption, []
+
+    def dies(self: Captioner, greys: np.ndarray, *, check: bool = False) -> list[str]:
+        begun.append(1)
+        if len(begun) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return once(self, greys, check=check)
+
+    Captioner.caption = dies  # type: ignore[method-assign]
+    return run(arguments)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 from tests.actors import kill_one, needs_ray
 from tests.conftest import files
+from tests.methods.processes_worker import command, together
 
 import thoraclip
 from thoraclip import ray_pool
@@ -47,11 +46,10 @@ def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestThreads:
-    @pytest.mark.parametrize("threads", [2, 5])
-    def test_any_number_gives_the_same_files(self, images: Path, alone: Path, tmp_path: Path, threads: int) -> None:
+    def test_any_number_gives_the_same_files(self, images: Path, alone: Path, tmp_path: Path) -> None:
         manifest, encoder = read_manifest(images), load_encoder(EncoderConfig())
         usual = torch.get_num_threads()
-        some = by_threads(encoder, picture_source(manifest, encoder.preprocess), threads=threads)
+        some = by_threads(encoder, picture_source(manifest, encoder.preprocess), threads=3)
         embed(manifest, encoder, tmp_path / "e", batch_size=BATCH, engine=some)
         assert files(tmp_path / "e") == files(alone)
         assert torch.get_num_threads() == usual, "given back"
@@ -82,8 +80,9 @@ class TestThreads:
         assert max(np.cumsum(started)) == 2 and sum(started) == 0, "the next batch is begun before the last is fetched"
 
     def test_an_unreadable_picture_ends_the_pass_and_keeps_what_is_before_it(
-        self, manifest: Manifest, tmp_path: Path
+        self, own_manifest: Manifest, tmp_path: Path
     ) -> None:
+        manifest = own_manifest
         gone = manifest.paths()[11]
         gone.unlink()
         encoder = load_encoder(EncoderConfig())
@@ -102,28 +101,24 @@ class TestThreads:
         assert engines.threads_here() == 1
 
 
+def embed_in_turns(arguments: list[str]) -> int:
+    """Two batches of each process between two gatherings, so that there are three turns, and one batch in the last."""
+    engines._TURN = 2
+    return command(arguments)
+
+
 class TestProcesses:
-    @pytest.mark.parametrize("count", [2, 3])
-    def test_several_give_the_files_of_one(self, images: Path, alone: Path, tmp_path: Path, count: int) -> None:
+    @pytest.mark.slow
+    def test_several_give_the_files_of_one(self, images: Path, alone: Path, tmp_path: Path) -> None:
         """63 images in batches of 5: the last is short, and three processes get an uneven number of batches."""
-        command = [
-            *(
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc_per_node={count}",
-                "-m",
-                "thoraclip",
-            ),
-            *("embed", str(images), "--model", "tiny-clip", "--batch-size", str(BATCH), "--out", str(tmp_path / "e")),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        arguments = ["embed", str(images), "--model", "tiny-clip", "--batch-size", str(BATCH), "--out"]
+        ended = together(3, embed_in_turns, [*arguments, str(tmp_path / "e")])
+        assert [one.returncode for one in ended] == [0, 0, 0], ended
         assert files(tmp_path / "e") == files(alone)
-        assert done.stderr.count("63 images, pooled") == 1, "the first process speaks"
+        assert ["63 images, pooled" in one.stderr for one in ended] == [True, False, False], "the first process speaks"
 
 
+@pytest.mark.slow
 @needs_ray
 class TestRay:
     @pytest.fixture(scope="class", autouse=True)
@@ -170,7 +165,8 @@ class TestRay:
         )  # fmt: skip
         assert begun == [20] and files(tmp_path / "e") == files(alone)
 
-    def test_what_an_actor_says_is_what_a_thread_would_say(self, manifest: Manifest, tmp_path: Path) -> None:
+    def test_what_an_actor_says_is_what_a_thread_would_say(self, own_manifest: Manifest, tmp_path: Path) -> None:
+        manifest = own_manifest
         manifest.paths()[0].unlink()
         encoder = load_encoder(EncoderConfig())
         with pytest.raises(InputError, match="cannot be read any more"):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.checkpoints import save_checkpoint
-from tests.conftest import write_class_folder
+from tests.conftest import examples, write_class_folder
 from torch import Tensor, nn
 
 from thoraclip.data.batches import pixel_cache
@@ -45,14 +48,14 @@ def make_contrast(
     model = folder / family
     if not model.exists():
         save_checkpoint(family, model)
-    given = {
+    values = {
         "batch_size": BATCH,
         "chunk_size": BATCH,
         "loss": loss,
         "precision": "fp32",
         "lora_dropout": 0.1,
     } | settings
-    config = Config(model=str(model), **given)
+    config = Config(model=str(model), **values)
     encoder = load_dual_encoder(config.model, precision="fp32")
     tuned = add_lora(encoder, config, seed=3, train_scale=True, train_bias=loss == "siglip",
                      checkpointing=config.gradient_checkpointing)  # fmt: skip
@@ -119,7 +122,7 @@ def contrast(work: Path, request: pytest.FixtureRequest) -> Iterator[Contrast]:
     return make_contrast(work, loss=request.param)
 
 
-@pytest.mark.parametrize("chunk", [24, 12, 8, 5, 1])
+@pytest.mark.parametrize("chunk", [24, 5])
 def test_the_chunk_never_changes_the_gradient(contrast: Contrast, chunk: int) -> None:
     expected_loss, expected = gradients(contrast, plain)
     loss, found = gradients(with_chunk(contrast, chunk), cached)
@@ -136,7 +139,7 @@ def test_nor_in_another_family(work: Path, family: str) -> None:
     assert difference(gradients(with_chunk(contrast, 5), cached)[1], gradients(contrast, plain)[1]) < 1e-5
 
 
-@pytest.mark.parametrize("loss", ["infonce", "unicl", "siglip"])
+@pytest.mark.parametrize("loss", ["infonce", "siglip"])
 def test_nor_without_captions(work: Path, loss: str) -> None:
     contrast = make_contrast(work, loss=loss, captions=False)
     _, expected = gradients(contrast, plain)
@@ -246,3 +249,43 @@ def test_a_loss_that_is_not_finite_leaves_the_encoders_without_gradient() -> Non
     value = cached_backward((Tower(7, lambda rows: layer(x[rows])),), lambda a: a.sum() / 0, chunk_size=3)
     assert not torch.isfinite(value)
     assert layer.weight.grad is None
+
+
+@examples(40)
+@given(
+    images=st.integers(1, 9),
+    texts=st.integers(1, 5),
+    count=st.integers(1, 4),
+    chunk=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_the_processes_gradients_add_up_to_one_and_padding_adds_nothing(
+    images: int, texts: int, count: int, chunk: int, seed: int
+) -> None:
+    """As many processes as are asked for, one after the other; the padding may fill a chunk, or all that one has."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [nn.Linear(3, 2).double(), nn.Linear(4, 2).double()]
+    inputs = [torch.randn(n, width, generator=generator).double() for n, width in ((images, 3), (texts, 4))]
+
+    def loss(image: Tensor, text: Tensor) -> Tensor:
+        return torch.logsumexp(image @ text.T, dim=1).sum() - (image[:1] * text[-1:]).sum()
+
+    def gradient() -> list[Tensor]:
+        made = [torch.zeros_like(p) if p.grad is None else p.grad for layer in layers for p in layer.parameters()]
+        for layer in layers:
+            layer.zero_grad()
+        return made
+
+    loss(*(layer(x) for layer, x in zip(layers, inputs, strict=True))).backward()
+    expected, added = gradient(), [torch.zeros_like(p) for layer in layers for p in layer.parameters()]
+    for rank in range(count):
+        whole = iter([layer(x).detach() for layer, x in zip(layers, inputs, strict=True)])
+        place: Any = SimpleNamespace(count=count, _accelerator=SimpleNamespace(process_index=rank))
+        group: Any = SimpleNamespace(
+            own=lambda rows, place=place: ProcessGroup.own(place, rows), gather=lambda _, rows, whole=whole: next(whole)
+        )
+        towers = [Tower(len(x), lambda rows, n=n: layers[n](inputs[n][rows])) for n, x in enumerate(inputs)]
+        cached_backward(towers, loss, chunk_size=chunk, processes=group)
+        added = [one + more for one, more in zip(added, gradient(), strict=True)]
+    for found, wanted in zip(added, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)

@@ -19,11 +19,17 @@ from thoraclip.tables.manifest import Manifest, write_manifest
 
 
 @pytest.fixture
-def study(manifest: Manifest, tmp_path: Path) -> tuple[FinishedRun, Manifest]:
+def study(manifest: Manifest, cache: Path, plain: None, tmp_path: Path) -> tuple[FinishedRun, Manifest]:
     """A probe of three folds, of which one is held out, and its manifest beside it."""
     folds = split_folds(manifest.with_columns(split=[None] * len(manifest)), folds=3, seed=0)
     write_manifest(tmp_path / "study" / "manifest.parquet", folds)
-    run_method("probe", Config(l2_steps=2, only_folds=(1,)), folds, tmp_path / "study" / "runs" / "probe")
+    run_method(
+        "probe",
+        Config(l2_steps=1, l2_min=1.0, only_folds=(1,)),
+        folds,
+        tmp_path / "study" / "runs" / "probe",
+        cache=cache,
+    )
     return read_run(tmp_path / "study" / "runs" / "probe"), folds
 
 

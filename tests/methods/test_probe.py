@@ -10,39 +10,87 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from tests.conftest import files
 
 from thoraclip.config import build_config, read_toml
-from thoraclip.data.splits import independent_groups, split_fractions
+from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.labels import load_prompts
 from thoraclip.methods.embed import cached_embeddings, load_encoder
 from thoraclip.methods.probe import Config
-from thoraclip.methods.running import is_done, parts, run_method
+from thoraclip.methods.running import is_done, parts, read_validation, run_method
 from thoraclip.methods.zeroshot import class_vectors
-from thoraclip.models.heads import read_head
+from thoraclip.models.heads import fit_adamw, fit_lbfgs, log_loss, read_head
 from thoraclip.tables.manifest import Manifest
 
+pytestmark = pytest.mark.usefixtures("plain")
 
-def test_folds_are_pooled_and_every_image_is_scored_once(manifest: Manifest, tmp_path: Path) -> None:
-    predictions, details = run_method("probe", Config(), manifest, tmp_path / "run")
+
+def test_each_fold_is_scored_by_the_head_that_never_saw_it(manifest: Manifest, cache: Path, tmp_path: Path) -> None:
+    config = Config(l2_steps=5, l2_min=1e-3)
+    predictions, details = run_method("probe", config, manifest, tmp_path / "run", cache=cache)
     assert predictions.image_id == tuple(manifest.column("image_id"))
     assert set(predictions.split) == {"test"}
     assert predictions.fold == tuple(manifest.column("fold"))
-    assert [c["fold"] for c in details["chosen"]] == sorted(set(manifest.column("fold")))
+    assert [c["fold"] for c in details["chosen"]] == [0, 1, 2]
     assert (predictions.scores.argmax(axis=1) == predictions.target).mean() > 0.8, "three brightness patterns are easy"
-
-
-def test_each_fold_is_scored_by_the_head_that_never_saw_it(manifest: Manifest, tmp_path: Path) -> None:
-    config = Config()
-    predictions, _ = run_method("probe", config, manifest, tmp_path / "run")
-    features = cached_embeddings(config, manifest, tmp_path / "run" / "embeddings").pooled
+    features = cached_embeddings(config, manifest, cache).pooled
     fold = np.array(manifest.column("fold"))
-    for number in sorted(set(fold)):
+    for number in range(3):
         head = read_head(tmp_path / "run" / f"head-fold-{number}.safetensors")
         rows = np.flatnonzero(fold == number)
         np.testing.assert_allclose(predictions.scores[rows], head.predict(np.asarray(features[rows])), atol=1e-12)
         train = features[np.flatnonzero(fold != number)]
         np.testing.assert_allclose(head.standardiser.mean, train.mean(axis=0), atol=1e-5)
+    run_method("probe", config, manifest, tmp_path / "again", cache=cache)
+    assert files(tmp_path / "again") == files(tmp_path / "run")
+
+
+@pytest.mark.parametrize("refit", [True, False])
+@pytest.mark.parametrize("class_weight", ["none", "balanced"])
+def test_validation_chooses_the_penalty_and_refit_says_what_the_head_is_fitted_on(
+    refit: bool, class_weight: str, manifest: Manifest, cache: Path, tmp_path: Path
+) -> None:
+    """Some labels are wrong, so that the penalty of the lowest training loss is not that of the lowest validation loss."""
+    labels, split = list(manifest.column("label")), (["train"] * 4 + ["val", "test", "train", "val"]) * 3
+    labels[0], labels[8], labels[2], labels[10] = labels[8], labels[0], labels[16], labels[17]
+    images = manifest.with_columns(label=labels, split=split, fold=[None] * 24, patient=[None] * 24)
+    config = Config(l2_min=1e-3, l2_max=10.0, l2_steps=4, refit=refit, class_weight=class_weight)
+    predictions, details = run_method("probe", config, images, tmp_path / "run", cache=cache)
+    names, y = images.label_set(), images.targets(images.label_set())
+    x = np.asarray(cached_embeddings(config, images, cache).pooled)
+    train, val, test = (np.flatnonzero(np.array(split) == part) for part in ("train", "val", "test"))
+    grid = [10.0, 10**-1 * 10 ** (2 / 3), 10 ** (-5 / 3), 1e-3]
+    heads = fit_lbfgs(x[train], y[train], names, l2=grid, weighting=class_weight)
+    losses = {rows: [log_loss(h.predict(x[r]), y[r]) for h in heads] for rows, r in (("train", train), ("val", val))}
+    best = int(np.argmin(losses["val"]))
+    assert best != np.argmin(losses["train"])
+    (chosen,) = details["chosen"]
+    assert chosen["l2"] == pytest.approx(grid[best]) and chosen["val_log_loss"] == pytest.approx(losses["val"][best])
+    rows = np.sort(np.concatenate([train, val])) if refit else train
+    (expected,) = fit_lbfgs(x[rows], y[rows], names, l2=[grid[best]], weighting=class_weight)
+    head = read_head(tmp_path / "run" / "head.safetensors")
+    np.testing.assert_allclose(head.standardiser.mean, x[rows].mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(head.weight, expected.weight, atol=1e-4)
+    np.testing.assert_allclose(predictions.scores, expected.predict(x[test]), atol=1e-4)
+    (kept,) = read_validation(tmp_path / "run")
+    np.testing.assert_allclose(kept.scores, heads[best].predict(x[val]), atol=1e-6)
+
+
+def test_the_seed_reaches_adamw_and_validation_chooses_its_epoch(
+    split_manifest: Manifest, cache: Path, tmp_path: Path
+) -> None:
+    config = Config(solver="adamw", epochs=6, train_batch_size=4, learning_rate=0.3, seed=3, refit=False)
+    predictions, details = run_method("probe", config, split_manifest, tmp_path / "run", cache=cache)
+    names = split_manifest.label_set()
+    x, y = np.asarray(cached_embeddings(config, split_manifest, cache).pooled), split_manifest.targets(names)
+    train, val, test = (np.flatnonzero(np.array(split_manifest.column("split")) == p) for p in ("train", "val", "test"))
+    heads = fit_adamw(
+        x[train], y[train], names, epochs=6, batch_size=4, learning_rate=0.3, weighting="none", seed=3
+    )  # fmt: skip
+    best = int(np.argmin([log_loss(head.predict(x[val]), y[val]) for head in heads]))
+    assert details["chosen"][0]["epoch"] == best + 1
+    np.testing.assert_allclose(predictions.scores, heads[best].predict(x[test]), atol=1e-9)
 
 
 def test_refit_head_is_scikit_learns_on_training_and_validation(manifest: Manifest, tmp_path: Path) -> None:
@@ -71,26 +119,18 @@ def test_parts_never_overlap_and_keep_patients_whole(manifest: Manifest) -> None
         assert not (people[0] & people[1] or people[0] & people[2] or people[1] & people[2])
 
 
-def test_labels_of_the_test_images_do_not_reach_the_scores(manifest: Manifest, tmp_path: Path) -> None:
+def test_labels_of_the_test_images_do_not_reach_the_scores(manifest: Manifest, cache: Path, tmp_path: Path) -> None:
     """Shuffle the labels of one fold: its own scores may not move."""
     labels, fold = manifest.column("label"), manifest.column("fold")
     held = [i for i, f in enumerate(fold) if f == 0]
     turned = list(labels)
     for a, b in zip(held, held[::-1], strict=True):
         turned[a] = labels[b]
-    first, _ = run_method("probe", Config(), manifest, tmp_path / "a")
-    second, _ = run_method("probe", Config(), manifest.with_columns(label=turned), tmp_path / "b")
+    config = Config(l2_steps=3, l2_min=0.1)
+    first, _ = run_method("probe", config, manifest, tmp_path / "a", cache=cache)
+    second, _ = run_method("probe", config, manifest.with_columns(label=turned), tmp_path / "b", cache=cache)
     np.testing.assert_array_equal(first.scores[held], second.scores[held])
     assert np.abs(first.scores - second.scores).max() > 0, "the other folds train on them"
-
-
-def test_a_split_is_obeyed_and_its_validation_part_used(manifest: Manifest, tmp_path: Path) -> None:
-    split = split_fractions(manifest, fractions=(0.5, 0.2, 0.3), seed=0)
-    predictions, details = run_method("probe", Config(), split, tmp_path / "run")
-    wanted = {i for i, s in zip(split.column("image_id"), split.column("split"), strict=True) if s == "test"}
-    assert set(predictions.image_id) == wanted
-    assert details["chosen"][0]["val"] == split.column("split").count("val")
-    assert (tmp_path / "run" / "head.safetensors").is_file()
 
 
 def test_a_manifest_without_parts_is_refused(manifest: Manifest, tmp_path: Path) -> None:
@@ -136,19 +176,10 @@ def test_settings_out_of_range_are_named(settings: dict[str, object], message: s
         Config(**settings)  # type: ignore[arg-type]
 
 
-def test_the_same_seed_gives_the_same_bytes(manifest: Manifest, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        run_method("probe", Config(seed=5), manifest, tmp_path / name)
-    names = [f.name for f in (tmp_path / "a").iterdir() if f.is_file()]
-    assert "predictions.parquet" in names
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+INFORMED: dict[str, Any] = {"solver": "lp++", "features": "projected", "l2_min": 1.0, "l2_max": 1e4, "l2_steps": 3}
 
 
-INFORMED: dict[str, Any] = {"solver": "lp++", "features": "projected", "l2_min": 1e-2, "l2_max": 1e4, "l2_steps": 5}
-
-
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2])
 def test_the_text_informed_probe_runs_from_prompts_to_predictions(
     classes: int, manifest: Manifest, tmp_path: Path
 ) -> None:
@@ -163,7 +194,7 @@ def test_the_text_informed_probe_runs_from_prompts_to_predictions(
     prompts = load_prompts(config.prompts)
     texts = class_vectors([encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in names])
     features = np.asarray(cached_embeddings(config, kept, tmp_path / "run" / "embeddings").projected)
-    grid, fold = np.geomspace(1e4, 1e-2, 5), np.array(kept.column("fold"))
+    grid, fold = np.geomspace(1e4, 1.0, 3), np.array(kept.column("fold"))
     for chosen in details["chosen"]:
         head = read_head(tmp_path / "run" / f"head-fold-{chosen['fold']}.safetensors")
         alpha = (head.weight @ texts.T).diagonal() / encoder.logit_scale
@@ -172,8 +203,6 @@ def test_the_text_informed_probe_runs_from_prompts_to_predictions(
         assert min(abs(grid - chosen["l2"])) < 1e-9
         rows = np.flatnonzero(fold == chosen["fold"])
         np.testing.assert_allclose(predictions.scores[rows], head.predict(features[rows]), atol=1e-12)
-    again, _ = run_method("probe", config, kept, tmp_path / "again")
-    np.testing.assert_array_equal(predictions.scores, again.scores)
 
 
 def test_the_text_informed_probe_needs_the_space_shared_with_text() -> None:
@@ -185,8 +214,8 @@ def test_the_text_informed_probe_needs_the_space_shared_with_text() -> None:
 
 def test_prompts_count_where_they_are_read_and_nowhere_else(manifest: Manifest, tmp_path: Path) -> None:
     assert "prompts" not in Config().inputs()
-    run_method("probe", Config(l2_steps=1), manifest, tmp_path / "lbfgs")
-    assert is_done("probe", Config(l2_steps=1, prompts="reference"), manifest, tmp_path / "lbfgs")
+    run_method("probe", Config(l2_steps=1, l2_min=1.0), manifest, tmp_path / "lbfgs")
+    assert is_done("probe", Config(l2_steps=1, l2_min=1.0, prompts="reference"), manifest, tmp_path / "lbfgs")
     one = Config(**INFORMED | {"l2_steps": 1})
     run_method("probe", one, manifest, tmp_path / "lp")
     assert is_done("probe", one, manifest, tmp_path / "lp")

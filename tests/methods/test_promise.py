@@ -35,6 +35,7 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     return Scored(target[rows[450:]], head.predict(features[rows[450:]]))
 
 
+@pytest.mark.slow
 def test_sets_hold_what_they_promise_in_every_class(unseen: Scored) -> None:
     """200 splits; of an ideal draw the mean is ceil(111 * 0.9) / 111 = 0.901."""
     accuracy = float(unseen.correct.mean())
@@ -51,6 +52,7 @@ def test_sets_hold_what_they_promise_in_every_class(unseen: Scored) -> None:
     np.testing.assert_allclose(np.mean(covered, axis=0), 0.9, atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_calibration_error_of_real_scores_is_that_of_another_implementation(unseen: Scored) -> None:
     """Sorted and cut into runs, one at a time; equal where no two scores are equal."""
     scaled = fit_temperature(unseen.scores, unseen.target).apply(unseen.scores)

@@ -31,7 +31,9 @@ from thoraclip.tables.manifest import Manifest, write_manifest
 Grey = npt.NDArray[np.uint8]
 Draw = Callable[[int, np.random.Generator], tuple[Grey, int]]
 
-QUICK: dict[str, Any] = {"max_iter": 40, "min_samples_leaf": 5}
+pytestmark = pytest.mark.usefixtures("plain")
+
+QUICK: dict[str, Any] = {"max_iter": 20, "min_samples_leaf": 5}
 
 
 def noise(rng: np.random.Generator) -> Grey:
@@ -116,7 +118,7 @@ def test_where_nothing_tells_the_classes_apart_it_stays_at_chance(
     predictions, details = run_method("trivial", Config(**QUICK), planted(clean), tmp_path / "run")
     right = (predictions.scores.argmax(axis=1) == predictions.target).mean()
     assert abs(right - 0.5) < 3.5 * 0.5 / np.sqrt(len(predictions))
-    assert all(chosen["rounds"] < 20 for chosen in details["chosen"]), "validation stops it"
+    assert all(chosen["rounds"] < 15 for chosen in details["chosen"]), "validation stops it"
     assert predictions.scores.max() < 0.9
 
 
@@ -177,8 +179,9 @@ def test_killed_while_measuring_it_goes_on_and_ends_with_the_same_bytes(
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
-def test_other_seeds_and_the_check_of_a_study_share_the_measurements(manifest: Manifest, tmp_path: Path) -> None:
+def test_other_seeds_and_the_check_of_a_study_share_the_measurements(own_manifest: Manifest, tmp_path: Path) -> None:
     """What looking for near duplicates left beside the embeddings is used: no picture is opened again."""
+    manifest = own_manifest
     inspect(manifest, tmp_path / "inspection")
     for path in manifest.paths():
         path.unlink()
@@ -242,8 +245,9 @@ def test_the_same_seed_gives_the_same_bytes(planted: Callable[[Draw], Manifest],
 
 @pytest.mark.parametrize("content", [b"no picture", None])
 def test_a_picture_that_cannot_be_read_is_the_error_that_every_method_gives(
-    content: bytes | None, manifest: Manifest, tmp_path: Path
+    content: bytes | None, own_manifest: Manifest, tmp_path: Path
 ) -> None:
+    manifest = own_manifest
     path = manifest.paths()[3]
     path.write_bytes(content) if content else path.unlink()
     broken = manifest.with_columns(sha256=[None] * len(manifest))
@@ -282,6 +286,7 @@ def test_settings_out_of_range_are_named(settings: dict[str, object], message: s
         Config(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_it_runs_where_torch_is_not_installed(manifest: Manifest, tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.parquet", manifest)
     code = (

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tests.checkpoints import save_checkpoint, save_classifier
 from tests.conftest import files
 
 from thoraclip import verbs
-from thoraclip.data.splits import split_fractions
 from thoraclip.methods import running
 from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.embed import cached_embeddings
@@ -28,20 +26,21 @@ from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import Predictions
 
 TRAINING: dict[str, Any] = {
-    "batch_size": 4, "chunk_size": 4, "steps": 2, "learning_rate": 3e-3, "precision": "fp32", "val_fraction": 0.25,
+    "batch_size": 4, "chunk_size": 4, "steps": 1, "learning_rate": 3e-3, "precision": "fp32", "val_fraction": 0.25,
 }  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("plain")
+
+
 @pytest.fixture(scope="module")
-def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("models")
-    dual = str(save_checkpoint("vision-text-dual-encoder", root / "dual"))
+def configs(models: dict[str, str]) -> dict[str, Any]:
     return {
         "zeroshot": ZeroshotConfig(),
-        "probe": ProbeConfig(l2_steps=2, val_fraction=0.25),
-        "trivial": TrivialConfig(max_iter=4, min_samples_leaf=2, val_fraction=0.25),
-        "finetune": FinetuneConfig(model=dual, **TRAINING),
-        "baseline": BaselineConfig(model=str(save_classifier("vit", root / "vit")), **TRAINING),
+        "probe": ProbeConfig(l2_steps=2, l2_min=1.0, val_fraction=0.25),
+        "trivial": TrivialConfig(max_iter=2, min_samples_leaf=2, val_fraction=0.25, features=("file",)),
+        "finetune": FinetuneConfig(model=models["dual"], prompts="reference", **TRAINING),
+        "baseline": BaselineConfig(model=models["vit"], **TRAINING),
     }
 
 
@@ -50,40 +49,66 @@ def rows_of(table: Predictions, manifest: Manifest) -> npt.NDArray[np.int64]:
     return np.array([ids.index(image) for image in table.image_id])
 
 
-@pytest.mark.parametrize("kind", ["zeroshot", "probe", "trivial", "finetune", "baseline"])
-def test_every_fold_keeps_its_own(kind: str, configs: dict[str, Any], manifest: Manifest, tmp_path: Path) -> None:
+KINDS = ("zeroshot", "probe", "trivial", "finetune", "baseline")
+
+
+def test_the_seed_decides_which_images_are_held_out(manifest: Manifest) -> None:
+    labels = manifest.label_set()
+    held = {
+        seed: [part.val.tolist() for part in parts(manifest, labels, val_fraction=0.25, seed=seed)] for seed in range(6)
+    }
+    assert len({str(rows) for rows in held.values()}) > 3
+    assert held[0] != held[1], "the two that `test_every_fold_keeps_its_own` tells apart"
+    again = [part.val.tolist() for part in parts(manifest, labels, val_fraction=0.25, seed=3)]
+    assert again == held[3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_fold_keeps_its_own(
+    kind: str, configs: dict[str, Any], manifest: Manifest, cache: Path, tmp_path: Path
+) -> None:
+    """What is held out is drawn by the settings' seed and share."""
     config, labels = configs[kind], manifest.label_set()
-    run_method(kind, config, manifest, tmp_path / "run")
+    seed, share = (1, 0.25) if kind != "zeroshot" else (0, 0.2)
+    config = config if kind == "zeroshot" else dataclasses.replace(config, seed=seed)
+    run_method(kind, config, manifest, tmp_path / "run", cache=cache)
     found = read_validation(tmp_path / "run")
-    wanted = list(parts(manifest, labels, val_fraction=getattr(config, "val_fraction", 0.2), seed=0))
+    wanted = list(parts(manifest, labels, val_fraction=share, seed=seed))
     assert len(found) == len(wanted) == 3
     for table, part in zip(found, wanted, strict=True):
         assert rows_of(table, manifest).tolist() == part.val.tolist()
         assert set(table.split) == {"val"} and set(table.fold) == {part.fold}
         assert table.target.tolist() == manifest.targets(labels)[part.val].tolist()
         assert table.patient == tuple(manifest.column("patient")[row] for row in part.val)
-    run_method(kind, config, manifest, tmp_path / "again")
-    again = {n: b for n, b in files(tmp_path / "again").items() if n.startswith("validation")}
-    assert again == {n: b for n, b in files(tmp_path / "run").items() if n.startswith("validation")}
 
 
-@pytest.mark.parametrize("kind", ["zeroshot", "probe", "trivial", "finetune", "baseline"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_split_keeps_one_table_and_nothing_of_earlier_folds_stays(
-    kind: str, configs: dict[str, Any], manifest: Manifest, tmp_path: Path
+    kind: str, configs: dict[str, Any], split_manifest: Manifest, cache: Path, tmp_path: Path
 ) -> None:
-    split = split_fractions(manifest, fractions=(0.5, 0.25, 0.25), seed=0)
-    run_method("probe", configs["probe"], manifest, tmp_path / "run")
-    run_method(kind, configs[kind], split, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "validation-fold-2.parquet").write_text("of a run on folds")
+    run_method(kind, configs[kind], split_manifest, tmp_path / "run", cache=cache)
     assert [f.name for f in sorted((tmp_path / "run").glob("validation*"))] == ["validation.parquet"]
     (found,) = read_validation(tmp_path / "run")
-    assert {split.column("split")[row] for row in rows_of(found, split)} == {"val"}
-    assert len(found) == split.column("split").count("val") and set(found.fold) == {None}
+    assert {split_manifest.column("split")[row] for row in rows_of(found, split_manifest)} == {"val"}
+    assert len(found) == split_manifest.column("split").count("val") and set(found.fold) == {None}
+    if kind == "finetune":
+        adapted = ZeroshotConfig(
+            model=configs[kind].model, adapter=str(tmp_path / "run"), prompts="reference", precision="fp32"
+        )
+        all_of_them, _ = run_method(
+            "zeroshot", adapted, split_manifest, tmp_path / "z", cache=tmp_path / "run" / "embeddings"
+        )
+        np.testing.assert_allclose(found.scores, all_of_them.scores[rows_of(found, split_manifest)], atol=1e-6)
 
 
-def test_the_probe_keeps_what_the_head_before_the_second_fit_says(manifest: Manifest, tmp_path: Path) -> None:
+def test_the_probe_keeps_what_the_head_before_the_second_fit_says(
+    manifest: Manifest, cache: Path, tmp_path: Path
+) -> None:
     config = ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1)
-    run_method("probe", config, manifest, tmp_path / "run")
-    embedded = cached_embeddings(config, manifest, tmp_path / "run" / "embeddings")
+    run_method("probe", config, manifest, tmp_path / "run", cache=cache)
+    embedded = cached_embeddings(config, manifest, cache)
     features, labels = np.asarray(embedded.pooled), manifest.label_set()
     for table, part in zip(
         read_validation(tmp_path / "run"), parts(manifest, labels, val_fraction=0.2, seed=0), strict=True
@@ -129,9 +154,10 @@ def test_a_run_of_before_is_repeated_but_its_weights_are_not_trained_again(
     assert is_done("baseline", config, manifest, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_report_of_run_folders_is_calibrated(manifest: Manifest, tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.parquet", manifest)
-    run_method("probe", ProbeConfig(l2_steps=2), manifest, tmp_path / "probe")
+    run_method("probe", ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1), manifest, tmp_path / "probe")
     for file in ("probe", "probe/predictions.parquet"):
         report = verbs.report(tmp_path / file, out=tmp_path / "report", resamples=100)
         trust = report["methods"][0]["trust"]
