@@ -50,7 +50,7 @@ Announce = Callable[[str], None]
 def demo(
     *,
     out: str | Path = "demo-out",
-    images: int = 900,
+    images: int = 480,
     seed: int = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
@@ -74,6 +74,7 @@ def demo(
         raise ConfigError(f"images = {images}: the demo needs 60 or more")
     draw, tell = _hooks("images", progress, announce)
     phantoms = PhantomConfig(images=images, seed=seed, difficulty=0.0)
+    tell(f"drawing {images} phantoms")
     summary = write_phantoms(Path(out) / "phantoms", phantoms, progress=draw)
     tell(f"{summary.images} phantoms of {summary.patients} patients")
     config, methods = demo_study(summary.root, Path(out) / "phantoms.parquet")
@@ -283,7 +284,7 @@ def card(
 def phantom(
     folder: str | Path,
     *,
-    images: int = 600,
+    images: int = 480,
     size: int = 256,
     seed: int = 0,
     difficulty: float = 0.5,

@@ -15,11 +15,16 @@ __all__ = ["announce", "print_table", "progress_bar"]
 
 _PLAIN_SECONDS = 10.0
 """Where no person watches, one line in this many seconds."""
+_STAGE_WIDTH = 40
+"""Letters of the stage beside a bar."""
+_stages: list[str] = []
+"""The newest line of `announce`, which the bars show."""
 
 
 def announce(text: str) -> None:
     """One line on standard error; of several processes the first one speaks."""
     if is_main_process():
+        _stages[:] = [text.split(" (")[0][:_STAGE_WIDTH]]
         typer.echo(text, err=True)
 
 
@@ -34,6 +39,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield _PlainProgress(what)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -53,10 +59,10 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
             if task is None or done < bars.tasks[-1].completed or known != bars.tasks[-1].total:
                 if task is not None:
                     bars.update(task, visible=False)
-                task, began = bars.add_task(what, total=known, completed=done, rate=""), (time.monotonic(), done)
+                task, began = bars.add_task("", total=known, completed=done, rate=""), (time.monotonic(), done)
             passed = time.monotonic() - began[0]
-            rate = f"{(done - began[1]) / passed:.0f}/s" if passed > 0.5 else ""
-            bars.update(task, completed=done, rate=rate)
+            rate = f"{what} {(done - began[1]) / passed:.0f}/s" if passed > 0.5 else what
+            bars.update(task, completed=done, rate=rate, description=escape(_stages[0] if _stages else ""))
 
         yield update
 

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("demo-out"),
-    images: Annotated[int, typer.Option(min=60, help="Phantoms to draw.")] = 900,
+    images: Annotated[int, typer.Option(min=60, help="Phantoms to draw.")] = 480,
     seed: Annotated[int, typer.Option(help="Of the phantoms.")] = 0,
 ) -> None:
     """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, show the page."""

@@ -95,6 +95,8 @@ class Round:
     labels: LabelSet
     group: ProcessGroup
 
+    title: str = ""
+    """Which of how many folds, for messages: `fold 2 of 3, `; empty where there is one training."""
     validated: ClassVar[str] = "validation"
     """What gives the answers at a validation, as the figure calls it."""
 
@@ -246,11 +248,14 @@ def run_rounds(
         labels = manifest.label_set(config.classes)
         metrics: list[Mapping[str, object]] = []
         group.track(dataclasses.asdict(config))
-        rounds = parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
+        rounds = list(
+            parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
+        )
         if group.is_main:
             _remove_others(context)
-        for part in rounds:
-            one = make(config, context, part, labels, group)
+        for number, part in enumerate(rounds, start=1):
+            title = f"fold {number} of {len(rounds)}, " if len(rounds) > 1 else ""
+            one = make(config, context, part, labels, group, title)
             if not group.first(one.is_trained):
                 train(one)
             group.wait()
@@ -302,8 +307,13 @@ def fit(one: Round, trainee: Trainee, sampler: Sampler) -> Progressing:
 
     if not done.rows:
         _validate(one, trainee, done)
+    epochs = -(-steps // sampler.steps_per_epoch)
     with stop_requests() as stop:
         while done.step < steps and not (config.patience and done.waited >= config.patience):
+            if done.step % sampler.steps_per_epoch == 0:
+                context.announce(
+                    f"{one.title}epoch {done.step // sampler.steps_per_epoch + 1} of {epochs}{_latest(done)}"
+                )
             batch = sampler.batch(done.step)
             rate = learning_rate_at(done.step, steps=steps, warmup_steps=config.warmup_steps, peak=config.learning_rate)
             for settings in trainee.optimizer.param_groups:
@@ -330,6 +340,12 @@ def fit(one: Round, trainee: Trainee, sampler: Sampler) -> Progressing:
                 group.wait()
                 raise KeyboardInterrupt
     return done
+
+
+def _latest(done: Progressing) -> str:
+    """The newest macro F1 of the validation images, in brackets."""
+    values = [row["val_macro_f1"] for row in done.rows if "val_macro_f1" in row]
+    return f" (validation macro F1 {values[-1]:.3f})" if values else ""
 
 
 def _calmer(config: TrainingSettings) -> str:
