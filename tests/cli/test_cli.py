@@ -273,7 +273,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["report", "{csv}", *OUT], "class 'c' stands in 'label' but has no column 'score_c'"),
     (["probe", "{manifest}", *SET, "bacth_size=3"], "unknown setting 'bacth_size'; did you mean 'batch_size'?"),
     (["probe", "{manifest}", *SET, "bacth_size=3", "--set", "sede=1"], "unknown setting 'sede'; did you mean 'seed'?"),
-    (["audit", "{manifest}", *SET, "out=x"], "--set: unknown setting 'out'; arguments and options are no settings"),
+    *(
+        ([command, "{manifest}", *SET, "out=x"], "--set: unknown setting 'out'; arguments and options are no settings")
+        for command in ("probe", "audit", "card")
+    ),
     (["probe"], "give a manifest and a folder"),
     (["indx"], "No such command 'indx'"),
     (["split", "m.parquet", "--flods", "3"], "No such option: --flods"),
