@@ -45,7 +45,7 @@ def test_every_mask_based_test_runs_on_the_given_masks(covid_qu_ex: IndexResult,
 
 
 def test_frame_and_file_of_covid3_talo_are_named(talo: IndexResult, tmp_path: Path) -> None:
-    manifest = talo.manifest.take(np.array(first_of_each_class(talo.manifest, 50)))
+    manifest = talo.manifest.take(np.array(first_of_each_class(talo.manifest, 40)))
     manifest = manifest.with_columns(lung_mask=[None] * len(manifest))
     content = audited(split_folds(manifest, folds=2, seed=0), tmp_path)
     found = {t["name"]: t for t in content["tests"]}

@@ -35,7 +35,6 @@ def test_check_of_covid3_talo(talo: IndexResult, tmp_path: Path, capsys: pytest.
 
     pairs = found["duplicates"]["pairs"]
     assert [(p["kind"], [Path(i).stem for i in p["image_id"]]) for p in pairs] == PAIRS
-    print({row["name"]: row["alone"] for row in found["differences"]})
     assert pairs[0]["correlation"] > 0.97
     assert not any(p["across_label"] or p["across_patient"] for p in pairs)
     assert len(found["patients"]["under_two_labels"]) == 21

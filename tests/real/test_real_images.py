@@ -15,6 +15,7 @@ from thoraclip.data.splits import split_folds
 from thoraclip.errors import ImageError
 from thoraclip.imaging import decode, perceptual_hash
 
+pytestmark = pytest.mark.slow
 NIH = "nih_dx_1.3.6.1.4.1.11129.5.5.110503645592756492463169821050252582267888.dcm"
 
 

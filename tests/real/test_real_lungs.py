@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from thoraclip.data.index import IndexResult
 from thoraclip.data.lungs import estimate_lungs
@@ -14,6 +15,8 @@ from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.imaging import Preprocess, decode
 
 Mask = npt.NDArray[np.bool_]
+
+pytestmark = pytest.mark.slow
 
 
 def compare(pairs: list[tuple[Path, Path]]) -> tuple[npt.NDArray[np.float64], float]:
