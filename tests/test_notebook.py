@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 SMALLER = {
-    "images=60, size=128": "images=30, size=64",
+    "images=60, size=128": "images=42, size=64",
     "trivial(folds, ": "trivial(folds, max_iter=5, ",
     "probe(folds, ": "probe(folds, l2_steps=3, ",
     '"epochs": 4': '"epochs": 1',
@@ -62,7 +62,7 @@ def test_the_main_job_runs_offline(
         exec(compile(text, name, "exec"), names)
     report = names["report"]
     assert {m["name"] for m in report["methods"]} == {"trivial", "zero-shot", "probe", "LoRA", "majority"}
-    assert all(m["n"] == 30 for m in report["methods"])
+    assert all(m["n"] == 42 for m in report["methods"])
     assert names["figure"].startswith("<svg")
     assert {"report.html", "report.json", "report.md"} <= {f.name for f in Path("main-job/report").iterdir()}
     captured = capsys.readouterr()
