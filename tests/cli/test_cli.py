@@ -163,6 +163,7 @@ def test_embed_killed_again_and_again_goes_on_and_ends_with_the_same_bytes(manif
     assert files(broken) == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_study_killed_at_several_stages_ends_with_the_same_bytes(manifest_file: Path, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(
         'manifest = "m.parquet"\nresamples = 100\nprecision = "fp32"\naudit = "none"\n'

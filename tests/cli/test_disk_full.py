@@ -38,7 +38,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"images": images, "manifest": root / "m.parquet"}
 
 
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "finetune" else n for n in WORK])
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     name: str, places: dict[str, Path], tmp_path: Path
 ) -> None:
