@@ -6,30 +6,10 @@ import json
 import shutil
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import (
-    BertConfig,
-    BertModel,
-    BertTokenizerFast,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    CLIPConfig,
-    CLIPModel,
-    Dinov2Config,
-    Dinov2Model,
-    ResNetConfig,
-    ResNetForImageClassification,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
-    Siglip2Config,
-    Siglip2Model,
-    SiglipConfig,
-    SiglipModel,
-    VisionTextDualEncoderModel,
-    ViTConfig,
-    ViTForImageClassification,
-)
+if TYPE_CHECKING:
+    import torch
 
 TINY = Path(str(resources.files("thoraclip") / "models" / "assets" / "tiny-clip"))
 SIDE = 32
@@ -49,6 +29,8 @@ FAMILIES = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
 
 def save_checkpoint(family: str, folder: Path, *, seed: int = 0) -> Path:
     """A random dual encoder of one family with its tokenizer and image processor, in Transformers format."""
+    import torch
+
     torch.manual_seed(seed)
     _model(family).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -64,19 +46,23 @@ def save_checkpoint(family: str, folder: Path, *, seed: int = 0) -> Path:
 
 
 def _model(family: str) -> torch.nn.Module:
+    import transformers as hf
+
     if family == "clip":
-        return CLIPModel(
-            CLIPConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": SIDE}, projection_dim=12)
+        return hf.CLIPModel(
+            hf.CLIPConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": SIDE}, projection_dim=12)
         )
     if family == "siglip":
-        return SiglipModel(SiglipConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": SIDE}))
+        return hf.SiglipModel(hf.SiglipConfig(text_config=_TEXT, vision_config={**_VISION, "image_size": SIDE}))
     if family == "siglip2":
-        return Siglip2Model(Siglip2Config(text_config=_TEXT, vision_config={**_VISION, "num_patches": 16}))
-    vision = Dinov2Model(
-        Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8)
+        return hf.Siglip2Model(hf.Siglip2Config(text_config=_TEXT, vision_config={**_VISION, "num_patches": 16}))
+    vision = hf.Dinov2Model(
+        hf.Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8)
     )
     text = {k: v for k, v in _TEXT.items() if not k.endswith("_token_id")}
-    return VisionTextDualEncoderModel(vision_model=vision, text_model=BertModel(BertConfig(**text, pad_token_id=1)))
+    return hf.VisionTextDualEncoderModel(
+        vision_model=vision, text_model=hf.BertModel(hf.BertConfig(**text, pad_token_id=1))
+    )
 
 
 BLIP_WORDS = (
@@ -103,6 +89,9 @@ def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: b
 
     Of a `silent` one the first word is always the end of the text; a `talkative` one has nothing but words.
     """
+    import torch
+    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration
+
     tokenizer = BertTokenizerFast(
         {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *BLIP_WORDS))},
         bos_token="[DEC]",
@@ -137,6 +126,9 @@ CLASSIFIERS = ("resnet", "vit")
 
 def save_classifier(kind: str, folder: Path, *, seed: int = 0, classes: int = 5) -> Path:
     """A random ResNet-18-like (basic layers, batch normalisation) or ViT-like image classifier with its image processor."""
+    import torch
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+
     torch.manual_seed(seed)
     if kind == "resnet":
         config = ResNetConfig(
@@ -165,6 +157,9 @@ def save_segmenter(
     folder: Path, *, seed: int = 0, classes: tuple[str, ...] = LUNG_CLASSES, always: str | None = None
 ) -> Path:
     """A random SegFormer with its image processor; of every pixel it says `always`, where that is given."""
+    import torch
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
     torch.manual_seed(seed)
     config = SegformerConfig(
         num_encoder_blocks=2, depths=[1, 1], hidden_sizes=[8, 16], num_attention_heads=[1, 2], sr_ratios=[2, 1],

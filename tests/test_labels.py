@@ -94,17 +94,15 @@ def write(folder: Path, text: str) -> str:
 
 def test_a_prompt_file_of_ones_own(tmp_path: Path) -> None:
     prompts = load_prompts(
-        write(tmp_path, 'templates = ["x {}", "y {}"]\n[classes]\nA = ["one", "two"]\n[prompts]\nB = ["in full"]\n')
+        write(
+            tmp_path,
+            'templates = ["x {}", "y {}"]\n[classes]\nA = ["one", "two"]\nB = ["b"]\n[prompts]\nB = ["in full"]\n',
+        )
     )
     assert prompts.name == "mine"
     assert prompts.for_class("a") == ("x one", "x two", "y one", "y two")
-    assert prompts.for_class("B") == ("in full",)
+    assert prompts.for_class("B") == ("in full",), "written-out prompts stand alone"
     assert prompts.for_class("C") == ("x C", "y C")
-
-
-def test_written_out_prompts_stand_alone(tmp_path: Path) -> None:
-    prompts = load_prompts(write(tmp_path, '[classes]\nA = ["one"]\n[prompts]\nA = ["in full"]\n'))
-    assert prompts.for_class("A") == ("in full",)
 
 
 @pytest.mark.parametrize(

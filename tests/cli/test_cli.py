@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.cli.interrupted import killed_at, killed_while_reading
 from tests.conftest import files
+from tests.forked import finish
 
+import thoraclip.study
 from thoraclip.cli.app import run
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
-from thoraclip.tables.predictions import read_predictions
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -76,6 +78,16 @@ def test_a_manifest_knows_its_folds_after_split(manifest_file: Path, tmp_path: P
 def test_the_demo_runs_offline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the first method of two kinds alone; `make demo` runs them all."""
+    whole = thoraclip.study.run_study
+
+    def short(config: Any, methods: list[Any], *arguments: Any, **others: Any) -> Any:
+        by_kind = {method.kind: method for method in reversed(methods)}
+        assert set(by_kind) >= {"zeroshot", "probe", "finetune"}
+        few = [dataclasses.replace(by_kind[kind], after=None) for kind in ("zeroshot", "probe")]
+        return whole(dataclasses.replace(config, audit="none", resamples=100), few, *arguments, **others)
+
+    monkeypatch.setattr(thoraclip.study, "run_study", short)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert run(["demo", "--images", "60", "--out", str(tmp_path / "demo")]) == 0
     assert {"report.json", "report.md", "report.html"} <= {f.name for f in (tmp_path / "demo").iterdir()}
@@ -96,17 +108,16 @@ def test_anyones_csv_is_judged(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["classes"] == ["sick", "well"]
     assert report["methods"][0]["name"] == "mine"
+    assert report["sample"]["unit"] == "image"
 
 
 def test_patients_are_looked_up_in_the_manifest(manifest: Manifest, manifest_file: Path, tmp_path: Path) -> None:
     rows = "".join(f"{i},{label},0.4,0.3,0.3\n" for i, label in manifest.by_id("label").items())
     header = "image_id,label," + ",".join(f"score_{name}" for name in manifest.label_set().names)
     (tmp_path / "p.csv").write_text(f"{header}\n{rows}")
-    for extra, unit in (([], "image"), (["--manifest", str(manifest_file)], "patient")):
-        assert (
-            run(["report", str(tmp_path / "p.csv"), *extra, "--resamples", "100", "--out", str(tmp_path / unit)]) == 0
-        )
-        assert json.loads((tmp_path / unit / "report.json").read_text())["sample"]["unit"] == unit
+    arguments = ["report", str(tmp_path / "p.csv"), "--manifest", str(manifest_file), "--resamples", "100"]
+    assert run([*arguments, "--out", str(tmp_path / "r")]) == 0
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["sample"]["unit"] == "patient"
 
 
 def test_unreadable_pictures_are_set_aside_and_the_rest_goes_on(
@@ -124,82 +135,68 @@ def test_unreadable_pictures_are_set_aside_and_the_rest_goes_on(
     assert report["images"] == 24
 
 
-def spawn(*arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "thoraclip", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
-
-
-def kill_when(process: subprocess.Popen[bytes], reached: object, *, seconds: float = 90) -> None:
-    """SIGKILL the process as soon as `reached()` holds."""
-    end = time.monotonic() + seconds
-    while not reached() and process.poll() is None and time.monotonic() < end:  # type: ignore[operator]
-        time.sleep(0.005)
-    assert process.poll() is None, "the process ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
-
-
-def test_embed_killed_twice_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """Some seconds of work, which is written once a second."""
-    assert run(["phantom", str(tmp_path / "phantoms"), "--images", "600", "--size", "48"]) == 0
-    assert run(["index", str(tmp_path / "phantoms"), "--out", str(tmp_path / "m.parquet")]) == 0
+def test_embed_killed_again_and_again_goes_on_and_ends_with_the_same_bytes(manifest_file: Path, tmp_path: Path) -> None:
     arguments = [
         "embed",
-        str(tmp_path / "m.parquet"),
+        str(manifest_file),
         "--model",
         "tiny-clip",
         "--batch-size",
-        "1",
+        "4",
         "--precision",
         "fp32",
         "--out",
     ]
     assert run([*arguments, str(tmp_path / "whole")]) == 0
-    progress = tmp_path / "broken" / "progress.json"
-
-    def rows() -> int:
-        try:
-            return int(json.loads(progress.read_text())["rows"])
-        except (OSError, ValueError, KeyError):
-            return 0
-
-    for reach in (1, 3):
-        kill_when(spawn(*arguments, str(tmp_path / "broken")), lambda reach=reach: rows() >= reach)
-    assert not (tmp_path / "broken" / "embeddings.json").exists()
-    assert run([*arguments, str(tmp_path / "broken")]) == 0
-    assert files(tmp_path / "broken") == files(tmp_path / "whole")
-
-
-def test_study_killed_at_several_stages_ends_with_the_same_bytes(manifest_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text('manifest = "m.parquet"\nresamples = 200\nprecision = "fp32"\nbatch_size = 1\n')
-    arguments = ["study", str(tmp_path / "s.toml"), "--out"]
-    assert run([*arguments, str(tmp_path / "whole")]) == 0
     broken = tmp_path / "broken"
-    stages = [
-        lambda: any(broken.glob("embeddings/*/progress.json")),
-        lambda: (broken / "runs" / "zero-shot-ensemble" / "done.json").exists(),
-        lambda: (broken / "runs" / "linear-probe" / "head-fold-0.safetensors").exists(),
-    ]
-    for stage in stages:
-        kill_when(spawn(*arguments, str(broken)), stage)
-    assert not (broken / "report.html").exists()
+    for name, count, is_written, rows in (
+        ("progress.json", 1, True, 4),
+        ("progress.json", 3, False, 12),  # two of three written by this process
+        ("pooled.npy", 1, True, 24),
+        ("embeddings.json", 1, False, 24),
+    ):
+        killed = finish(killed_at, [*arguments, str(broken)], name, count, is_written)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert json.loads((broken / "progress.json").read_text())["rows"] == rows
+        assert not (broken / "embeddings.json").exists()
     assert run([*arguments, str(broken)]) == 0
     assert files(broken) == files(tmp_path / "whole")
 
 
-def test_index_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    root = write_phantoms(tmp_path / "p", PhantomConfig(images=300, size=128, infection_fraction=0.5)).root
+@pytest.mark.slow
+def test_study_killed_at_several_stages_ends_with_the_same_bytes(manifest_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(
+        'manifest = "m.parquet"\nresamples = 100\nprecision = "fp32"\naudit = "none"\n'
+        '[[methods]]\nkind = "zeroshot"\n[[methods]]\nkind = "probe"\nl2_steps = 3\n'
+    )
+    arguments = ["study", str(tmp_path / "s.toml"), "--out"]
+    assert run([*arguments, str(tmp_path / "whole")]) == 0
+    broken = tmp_path / "broken"
+    for name, count, is_written in (
+        ("progress.json", 1, True),
+        ("done.json", 1, False),
+        ("done.json", 1, True),
+        ("head-fold-1.safetensors", 1, True),
+        ("report.html", 1, False),
+    ):
+        killed = finish(killed_at, [*arguments, str(broken)], name, count, is_written)
+        assert killed.returncode == -signal.SIGKILL, (name, killed.stderr)
+        assert not (broken / "report.html").exists()
+    assert run([*arguments, str(broken)]) == 0
+    assert files(broken) == files(tmp_path / "whole")
+
+
+def test_index_killed_again_and_again_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    root = write_phantoms(tmp_path / "p", PhantomConfig(images=12, size=48, infection_fraction=0.5)).root
     arguments = ["index", str(root), "--layout", "covid-qu-ex", "--out"]
     assert run([*arguments, str(tmp_path / "whole" / "m.parquet")]) == 0
-    facts = tmp_path / "broken" / "m.facts.jsonl"
-
-    def lines() -> int:
-        return len(facts.read_bytes().splitlines()) if facts.exists() else 0
-
-    for reach in (20, 120, 240):
-        kill_when(spawn(*arguments, str(tmp_path / "broken" / "m.parquet")), lambda reach=reach: lines() >= reach)
-    assert not (tmp_path / "broken" / "m.parquet").exists()
-    assert run([*arguments, str(tmp_path / "broken" / "m.parquet")]) == 0
+    broken = tmp_path / "broken" / "m.parquet"
+    for count, known in ((3, 3), (5, 8)):
+        assert finish(killed_while_reading, [*arguments, str(broken)], count).returncode == -signal.SIGKILL
+        lines = broken.with_name("m.facts.jsonl").read_text().splitlines()
+        assert len({line.split(",")[0] for line in lines if line.endswith("]")}) == known
+        assert not broken.exists()
+    assert run([*arguments, str(broken)]) == 0
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
@@ -264,167 +261,74 @@ def test_python_dash_m_works() -> None:
     assert done.stdout.startswith("thoraclip ")
 
 
-class TestMistakes:
-    """One clear line, exit code 2, nothing half-written."""
-
-    def test_missing_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        out = str(tmp_path / "m.parquet")
-        assert "no such folder" in refused(["index", str(tmp_path / "nowhere"), "--out", out], capsys)
-        assert "no such settings file" in refused(["study", str(tmp_path / "nowhere"), "--out", out], capsys)
-        assert not Path(out).exists()
-
-    def test_folder_without_images(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "empty").mkdir()
-        line = refused(
-            ["index", str(tmp_path / "empty"), "--layout", "folders", "--out", str(tmp_path / "m.parquet")], capsys
-        )
-        assert "no PNG, JPEG or DICOM picture" in line
-        assert not (tmp_path / "m.parquet").exists()
-
-    def test_empty_class(self, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (class_folder / "rare").mkdir()
-        assert "class 'rare' holds no" in refused(
-            ["index", str(class_folder), "--out", str(tmp_path / "m.parquet")], capsys
-        )
-
-    def test_class_of_unreadable_pictures(
-        self, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (class_folder / "rare").mkdir()
-        (class_folder / "rare" / "a.png").write_bytes(b"no picture")
-        line = refused(["index", str(class_folder), "--out", str(tmp_path / "m.parquet")], capsys)
-        assert "class 'rare' holds no readable picture" in line
-
-    def test_unknown_layout(self, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = ["index", str(class_folder), "--layout", "folder", "--out", str(tmp_path / "m.parquet")]
-        assert "unknown layout 'folder'; did you mean 'folders'?" in refused(arguments, capsys)
-
-    def test_unknown_setting(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = [
-            "probe",
-            str(manifest_file),
-            "--out",
-            str(tmp_path / "r"),
-            "--set",
-            "bacth_size=3",
-            "--set",
-            "sede=1",
-        ]
-        line = refused(arguments, capsys)
-        assert "unknown setting 'bacth_size'; did you mean 'batch_size'?" in line
-        assert "unknown setting 'sede'; did you mean 'seed'?" in line
-        assert not (tmp_path / "r").exists()
-
-    @pytest.mark.parametrize("command", ["probe", "audit", "card"])
-    def test_setting_in_place_of_an_option(
-        self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-    ) -> None:
-        arguments = [command, str(manifest_file), "--out", str(tmp_path / "r"), "--set", "out=elsewhere"]
-        assert "--set: unknown setting 'out'; arguments and options are no settings" in refused(arguments, capsys)
-
-    def test_unknown_model(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = ["embed", str(manifest_file), "--model", "tiny-clop", "--out", str(tmp_path / "e")]
-        assert "did you mean 'tiny-clip'?" in refused(arguments, capsys)
-        assert not (tmp_path / "e").exists()
-
-    def test_hub_model_out_of_reach(
-        self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        import huggingface_hub.constants
-
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        arguments = ["embed", str(manifest_file), "--model", "nobody/no-such-model", "--out", str(tmp_path / "e")]
-        assert "model 'nobody/no-such-model': neither a local folder" in refused(arguments, capsys)
-
-    def test_missing_weights(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        from safetensors.torch import load_file, save_file
-        from tests.checkpoints import save_checkpoint
-
-        folder = save_checkpoint("clip", tmp_path / "model")
-        capsys.readouterr()
-        weights = load_file(folder / "model.safetensors")
-        del weights["text_projection.weight"]
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        line = refused(
-            ["zeroshot", str(manifest_file), "--out", str(tmp_path / "z"), "--set", f"model={folder}"], capsys
-        )
-        assert "1 weights are missing, first 'text_projection.weight'" in line
-
-    def test_embeddings_of_another_data_set(
-        self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for name in ("one", "two"):
-            (tmp_path / "other" / name).mkdir(parents=True)
-            for i in range(4):
-                grey = np.random.default_rng(i + len(name)).integers(0, 256, (40, 40), dtype=np.uint8)
-                Image.fromarray(grey).save(tmp_path / "other" / name / f"{i}.png")
-        assert run(["index", str(tmp_path / "other"), "--out", str(tmp_path / "o.parquet")]) == 0
-        assert run(["embed", str(tmp_path / "o.parquet"), "--model", "tiny-clip", "--out", str(tmp_path / "e")]) == 0
-        capsys.readouterr()
-        arguments = ["probe", str(manifest_file), "--out", str(tmp_path / "p"), "--set", f"embeddings={tmp_path / 'e'}"]
-        assert "they belong to another manifest" in refused(arguments, capsys)
-
-    def test_changed_pictures(self, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        path = read_manifest(manifest_file).paths()[0]
-        Image.fromarray(np.random.default_rng(9).integers(0, 256, (50, 50), dtype=np.uint8)).save(path)
-        line = refused(["embed", str(manifest_file), "--model", "tiny-clip", "--out", str(tmp_path / "e")], capsys)
-        assert "its content changed since it was indexed" in line
-
-    def test_a_file_that_is_no_manifest(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "m.parquet").write_text("hello")
-        line = refused(
-            ["split", str(tmp_path / "m.parquet"), "--folds", "3", "--out", str(tmp_path / "o.parquet")], capsys
-        )
-        assert "not a readable Parquet file" in line
-
-    def test_predictions_with_a_missing_class(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,c,0.5,0.5\n")
-        assert "class 'c' stands in 'label' but has no column 'score_c'" in refused(
-            ["report", str(tmp_path / "p.csv"), "--out", str(tmp_path / "r")], capsys
-        )
-        assert not (tmp_path / "r").exists()
-
-    def test_predictions_that_do_not_sum_to_one(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,b,0.5,0.9\n")
-        assert "image '2': scores sum to 1.4, not 1" in refused(
-            ["report", str(tmp_path / "p.csv"), "--out", str(tmp_path / "r")], capsys
-        )
-
-    def test_predictions_of_other_images(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,b,0.5,0.5\n")
-        (tmp_path / "q.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n3,b,0.5,0.5\n")
-        line = refused(
-            ["report", str(tmp_path / "p.csv"), str(tmp_path / "q.csv"), "--out", str(tmp_path / "r")], capsys
-        )
-        assert "'p'" in line or "'q'" in line
-
-    def test_missing_extra(self, class_folder: Path, tmp_path: Path) -> None:
-        code = "import sys; sys.modules['pyarrow'] = None; from thoraclip.cli.app import main; main()"
-        command = [sys.executable, "-c", code, "index", str(class_folder), "--out", str(tmp_path / "m.parquet")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 2
-        assert done.stderr.strip() == "error: 'pyarrow' is not installed; mend it with: pip install 'thoraclip[study]'"
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["indx"], "No such command 'indx'"),
-            (["split", "m.parquet", "--flods", "3"], "No such option: --flods"),
-            (["split", "m.parquet", "--out", "x.parquet"], "give either --folds 5 or --fractions"),
-            (["split", "m.parquet", "--folds", "many", "--out", "x"], "Invalid value for '--folds'"),
-            (["probe"], "give a manifest and a folder"),
-            (["phantom", "x", "--shortcut", "boarder=0.9"], "did you mean 'border'"),
-        ],
-    )
-    def test_usage(self, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-        assert message in refused(arguments, capsys)
-
-    def test_unwritable_output(self, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "file").write_text("x")
-        line = refused(["index", str(class_folder), "--out", str(tmp_path / "file" / "m.parquet")], capsys)
-        assert "cannot be written" in line
+OUT = ["--out", "{out}.parquet"]
+SET = ["--out", "{out}", "--set"]
+MISTAKES: list[tuple[list[str], str]] = [
+    (["index", "{nowhere}", *OUT], "no such folder"),
+    (["index", "{empty}", "--layout", "folders", *OUT], "no PNG, JPEG or DICOM picture"),
+    (["index", "{images}", "--layout", "folder", *OUT], "unknown layout 'folder'; did you mean 'folders'?"),
+    (["index", "{images}", "--out", "{text}/m.parquet"], "cannot be written"),
+    (["study", "{nowhere}", *OUT], "no such settings file"),
+    (["split", "{text}", "--folds", "3", *OUT], "not a readable Parquet file"),
+    (["embed", "{manifest}", "--model", "tiny-clop", *OUT], "did you mean 'tiny-clip'?"),
+    (["report", "{csv}", *OUT], "class 'c' stands in 'label' but has no column 'score_c'"),
+    (["probe", "{manifest}", *SET, "bacth_size=3"], "unknown setting 'bacth_size'; did you mean 'batch_size'?"),
+    (["probe", "{manifest}", *SET, "bacth_size=3", "--set", "sede=1"], "unknown setting 'sede'; did you mean 'seed'?"),
+    *(
+        ([command, "{manifest}", *SET, "out=x"], "--set: unknown setting 'out'; arguments and options are no settings")
+        for command in ("probe", "audit", "card")
+    ),
+    (["probe"], "give a manifest and a folder"),
+    (["indx"], "No such command 'indx'"),
+    (["split", "m.parquet", "--flods", "3"], "No such option: --flods"),
+    (["split", "m.parquet", *OUT], "give either --folds 5 or --fractions"),
+    (["split", "m.parquet", "--folds", "many", *OUT], "Invalid value for '--folds'"),
+    (["phantom", "{out}", "--shortcut", "boarder=0.9"], "did you mean 'border'"),
+]
 
 
-def test_read_predictions_accepts_a_run_folder(manifest_file: Path, tmp_path: Path) -> None:
-    assert run(["zeroshot", str(manifest_file), "--out", str(tmp_path / "z")]) == 0
-    assert len(read_predictions(tmp_path / "z")) == 24
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    arguments: list[str], message: str, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("hello")
+    (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,c,0.5,0.5\n")
+    places = {"images": "images", "nowhere": "no", "empty": "empty", "out": "out", "text": "text.parquet",
+              "csv": "p.csv", "manifest": manifest_file.name}  # fmt: skip
+    before = files(tmp_path)
+    words = [word.format(**{name: tmp_path / place for name, place in places.items()}) for word in arguments]
+    assert message in refused(words, capsys)
+    assert files(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_hub_model_out_of_reach(
+    manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    arguments = ["embed", str(manifest_file), "--model", "nobody/no-such-model", "--out", str(tmp_path / "e")]
+    assert "model 'nobody/no-such-model': neither a local folder" in refused(arguments, capsys)
+
+
+def test_embeddings_and_predictions_of_other_images(
+    manifest: Manifest, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(tmp_path / "o.parquet", manifest.take(np.arange(4)))
+    e, p, q = tmp_path / "e", tmp_path / "p.csv", tmp_path / "q.csv"
+    assert run(["embed", str(tmp_path / "o.parquet"), "--model", "tiny-clip", "--out", str(e)]) == 0
+    capsys.readouterr()
+    arguments = ["probe", str(manifest_file), "--out", str(tmp_path / "r"), "--set", f"embeddings={e}"]
+    assert "they belong to another manifest" in refused(arguments, capsys)
+    for path, second in ((p, 2), (q, 3)):
+        path.write_text(f"image_id,label,score_a,score_b\n1,a,0.5,0.5\n{second},b,0.5,0.5\n")
+    assert "'q'" in refused(["report", str(p), str(q), "--out", str(tmp_path / "r")], capsys)
+
+
+def test_changed_pictures(manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = read_manifest(manifest_file).paths()[0]
+    Image.fromarray(np.random.default_rng(9).integers(0, 256, (50, 50), dtype=np.uint8)).save(path)
+    line = refused(["embed", str(manifest_file), "--model", "tiny-clip", "--out", str(tmp_path / "e")], capsys)
+    assert "its content changed since it was indexed" in line

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import mlcroissant
 import numpy as np
 import pytest
 
@@ -257,6 +256,8 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, str], message: st
 
 
 def test_hostile_names_stay_names(tmp_path: Path) -> None:
+    import mlcroissant
+
     rows = [
         {"label": (HOSTILE, "- b", "")[n % 3], "source": HOSTILE + str(n % 2), "view": "</td>|", HOSTILE: HOSTILE}
         for n in range(12)
@@ -311,6 +312,8 @@ def test_the_record_says_where_the_manifest_lies(manifest: Manifest, tmp_path: P
 
 
 def test_croissant_validates_and_yields_the_rows(rich: Manifest, tmp_path: Path) -> None:
+    import mlcroissant
+
     rich = rich.with_columns(duplicate_cluster=["c"] * len(rich))
     write_manifest(tmp_path / "m.parquet", rich)
     write_card(tmp_path / "m.parquet", read_back(rich), STATED, tmp_path)
@@ -333,6 +336,8 @@ def read_back(manifest: Manifest) -> Manifest:
 
 
 def test_an_empty_settings_record_is_valid_and_invents_nothing(manifest: Manifest, tmp_path: Path) -> None:
+    import mlcroissant
+
     write_manifest(tmp_path / "m.parquet", manifest)
     record = croissant_record(read_manifest(tmp_path / "m.parquet"), tmp_path / "m.parquet", CardSettings())
     dataset = mlcroissant.Dataset(jsonld=record)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tests.real.conftest import first_of_each_class
 
-from thoraclip.data.index import index
-from thoraclip.data.layouts import CsvColumns
+from thoraclip.data.index import IndexResult
 from thoraclip.data.splits import split_folds
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.predictors import read_run
@@ -17,20 +18,18 @@ from thoraclip.methods.probe import Config
 from thoraclip.methods.running import run_method
 from thoraclip.tables.manifest import Manifest
 
+pytestmark = pytest.mark.slow
 SETTINGS = AuditConfig(resamples=200, saliency=0, duplicates=False)
 
 
-def audited(manifest: Manifest, folder: Path, settings: AuditConfig = SETTINGS) -> dict[str, object]:
+def audited(manifest: Manifest, folder: Path, settings: AuditConfig = SETTINGS) -> dict[str, Any]:
     probe = Config(model="tiny-clip", l2_min=0.01, l2_max=1.0, l2_steps=3)
     run_method("probe", probe, manifest, folder / "run", pixels=folder / "pixels")
     return audit(read_run(folder / "run"), manifest, settings, folder / "audit", pixels=folder / "pixels")
 
 
-def test_every_mask_based_test_runs_on_the_given_masks(shared: Path, tmp_path: Path) -> None:
-    root = shared / "data" / "covid-qu-ex-sample"
-    if not root.is_dir():
-        pytest.skip("covid-qu-ex-sample absent")
-    manifest = index(root, layout="covid-qu-ex").manifest
+def test_every_mask_based_test_runs_on_the_given_masks(covid_qu_ex: IndexResult, tmp_path: Path) -> None:
+    manifest = covid_qu_ex.manifest
     assert None not in manifest.column("lung_mask")
     labelled = manifest.take(np.flatnonzero([label is not None for label in manifest.column("label")]))
     plain = labelled.with_columns(split=[None] * len(labelled))
@@ -45,17 +44,10 @@ def test_every_mask_based_test_runs_on_the_given_masks(shared: Path, tmp_path: P
     assert content["overall"] == "cannot_tell", "so few images cannot show a thing"
 
 
-def test_frame_and_file_of_covid3_talo_are_named(shared: Path, tmp_path: Path) -> None:
-    root = shared / "data" / "covid3-talo"
-    if not root.is_dir():
-        pytest.skip("covid3-talo absent")
-    columns = CsvColumns(
-        path="rel_path", patient="patient_id", source="source_repo", view="view", sex="sex", age_years="age"
-    )
-    manifest = index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns).manifest
-    targets = manifest.targets(manifest.label_set())
-    rows = np.sort(np.concatenate([np.flatnonzero(targets == c)[:100] for c in range(3)]))
-    content = audited(split_folds(manifest.take(rows), folds=2, seed=0), tmp_path)
+def test_frame_and_file_of_covid3_talo_are_named(talo: IndexResult, tmp_path: Path) -> None:
+    manifest = talo.manifest.take(np.array(first_of_each_class(talo.manifest, 40)))
+    manifest = manifest.with_columns(lung_mask=[None] * len(manifest))
+    content = audited(split_folds(manifest, folds=2, seed=0), tmp_path)
     found = {t["name"]: t for t in content["tests"]}
     assert found["background all"]["verdict"] == found["background file"]["verdict"] == "strong"
     assert content["overall"] in {"strong", "some"}

@@ -5,31 +5,36 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tests.real.conftest import first_of_each_class
 
 from thoraclip.cli.app import run
+from thoraclip.data.index import IndexResult
+from thoraclip.tables.manifest import write_manifest
 
-COLUMNS = {
-    "path": "rel_path", "patient": "patient_id", "view": "view", "sex": "sex", "age": "age", "mask": "mask_path",
-    "source": "source_repo",
-}  # fmt: skip
+PAIRS = [
+    ("near", ["E63574A7-4188-4C8D-8D17-9D67A18A1AFA", "F4341CE7-73C9-45C6-99C8-8567A5484B63"]),
+    ("identical", ["00002658_001", "00002658_002"]),
+]
 
 
-def test_check_of_covid3_talo(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, manifest, out = shared / "data" / "covid3-talo", str(tmp_path / "m.parquet"), tmp_path / "check"
-    names = [word for name, column in COLUMNS.items() for word in (f"--{name}-column", column)]
-    assert (
-        run(["index", str(data), "--layout", "csv", "--csv", str(data / "manifest.csv"), *names, "--out", manifest])
-        == 0
-    )
+@pytest.mark.slow
+def test_check_of_covid3_talo(talo: IndexResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On 100 images of each class, both copies, and everyone who has images under two labels."""
+    table, manifest, out = talo.manifest, str(tmp_path / "m.parquet"), tmp_path / "check"
+    both, copies = table.patients_in_two("label"), {name for _, names in PAIRS for name in names}
+    rows = {
+        row
+        for row, (patient, path) in enumerate(zip(table.column("patient"), table.paths(), strict=True))
+        if patient in both or path.stem in copies
+    }
+    write_manifest(Path(manifest), table.take(np.array(sorted(rows | set(first_of_each_class(table, 100))))))
     assert run(["check", manifest, "--strict", "--out", str(out)]) == 0, "without a split nothing can leak"
     found = json.loads((out / "check.json").read_text())
 
     pairs = found["duplicates"]["pairs"]
-    assert [(p["kind"], [Path(i).stem for i in p["image_id"]]) for p in pairs] == [
-        ("near", ["E63574A7-4188-4C8D-8D17-9D67A18A1AFA", "F4341CE7-73C9-45C6-99C8-8567A5484B63"]),
-        ("identical", ["00002658_001", "00002658_002"]),
-    ]
+    assert [(p["kind"], [Path(i).stem for i in p["image_id"]]) for p in pairs] == PAIRS
     assert pairs[0]["correlation"] > 0.97
     assert not any(p["across_label"] or p["across_patient"] for p in pairs)
     assert len(found["patients"]["under_two_labels"]) == 21

@@ -9,12 +9,13 @@ import numpy as np
 import pydicom
 import pytest
 
-from thoraclip.data.index import IndexResult, index
-from thoraclip.data.layouts import CsvColumns, detect_layout
+from thoraclip.data.index import IndexResult
+from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds
 from thoraclip.errors import ImageError
 from thoraclip.imaging import decode, perceptual_hash
 
+pytestmark = pytest.mark.slow
 NIH = "nih_dx_1.3.6.1.4.1.11129.5.5.110503645592756492463169821050252582267888.dcm"
 
 
@@ -45,11 +46,10 @@ def test_a_header_without_pixels_is_refused(shared: Path) -> None:
         decode(shared / "data" / "dicom" / "pydicom_chrJapMulti_chest32x32.dcm")
 
 
-def test_covid_qu_ex_sample(shared: Path) -> None:
-    root = shared / "data" / "covid-qu-ex-sample"
+def test_covid_qu_ex_sample(covid_qu_ex: IndexResult) -> None:
+    result, manifest = covid_qu_ex, covid_qu_ex.manifest
+    root = manifest.root
     assert detect_layout(root) == "covid-qu-ex"
-    result = index(root, layout="covid-qu-ex")
-    manifest = result.manifest
     assert Counter(manifest.column("label")) == {"COVID-19": 6, "Non-COVID": 6, "Normal": 6}
     assert Counter(manifest.column("split")) == {"test": 12, None: 6}
     assert sum(mask is not None for mask in manifest.column("infection_mask")) == 12
@@ -58,15 +58,6 @@ def test_covid_qu_ex_sample(shared: Path) -> None:
     assert result.set_aside == [] and result.repeats == [] and result.other_files == ["manifest.csv"]
     masks = [decode(root / mask) for mask in manifest.column("lung_mask")]
     assert all((m.width, m.height) == (256, 256) and set(np.unique(m.pixels)) <= {0, 255} for m in masks)
-
-
-@pytest.fixture(scope="module")
-def talo(shared: Path) -> IndexResult:
-    columns = CsvColumns(
-        path="rel_path", patient="patient_id", age_years="age", source="source_repo", lung_mask="mask_path"
-    )
-    root = shared / "data" / "covid3-talo"
-    return index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns)
 
 
 def test_covid3_talo(talo: IndexResult) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from thoraclip.data.index import index
-from thoraclip.data.layouts import CsvColumns
+from thoraclip.data.index import IndexResult
 from thoraclip.data.lungs import estimate_lungs
 from thoraclip.data.lungs.regions import lung_masks
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.imaging import Preprocess, decode
-from thoraclip.tables.manifest import Manifest
 
 Mask = npt.NDArray[np.bool_]
+
+pytestmark = pytest.mark.slow
 
 
 def compare(pairs: list[tuple[Path, Path]]) -> tuple[npt.NDArray[np.float64], float]:
@@ -32,42 +31,35 @@ def compare(pairs: list[tuple[Path, Path]]) -> tuple[npt.NDArray[np.float64], fl
     return np.array(found), len(found) / len(pairs)
 
 
-@pytest.fixture(scope="module")
-def covid_qu_ex(shared: Path) -> Manifest:
-    return index(shared / "data" / "covid-qu-ex-sample", layout="covid-qu-ex").manifest
-
-
-def test_the_masks_of_covid_qu_ex(covid_qu_ex: Manifest) -> None:
-    files = [covid_qu_ex.root / mask for mask in covid_qu_ex.column("lung_mask")]
-    overlap, plausible = compare(list(zip(covid_qu_ex.paths(), files, strict=True)))
+def test_the_masks_of_covid_qu_ex(covid_qu_ex: IndexResult) -> None:
+    found = covid_qu_ex.manifest
+    files = [found.root / mask for mask in found.column("lung_mask")]
+    overlap, plausible = compare(list(zip(found.paths(), files, strict=True)))
     assert np.median(overlap) >= 0.86 and overlap.min() >= 0.6
     assert plausible >= 0.9
 
 
-def test_the_masks_of_covid3_talo(shared: Path) -> None:
+def test_the_masks_of_covid3_talo(talo: IndexResult) -> None:
     """Other readers, who drew the lung behind the heart as well."""
-    root = shared / "data" / "covid3-talo"
-    with (root / "manifest.csv").open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["mask_path"]]
-    assert len(rows) == 58
-    overlap, plausible = compare([(root / row["rel_path"], root / row["mask_path"]) for row in rows])
+    found = talo.manifest
+    pairs = [(p, found.root / mask) for p, mask in zip(found.paths(), found.column("lung_mask"), strict=True) if mask]
+    assert len(pairs) == 58
+    overlap, plausible = compare(pairs)
     assert np.median(overlap) >= 0.86 and overlap.min() >= 0.7
     assert plausible >= 0.9
 
 
-def test_given_masks_of_every_image_are_used(covid_qu_ex: Manifest) -> None:
-    spec = Preprocess(size=64)
-    found = lung_masks(covid_qu_ex, spec)
+def test_given_masks_of_every_image_are_used(covid_qu_ex: IndexResult) -> None:
+    spec, manifest = Preprocess(size=64), covid_qu_ex.manifest
+    found = lung_masks(manifest, spec)
     assert found.origin == "given" and found.set_aside == ()
-    first = read_mask(covid_qu_ex.root / covid_qu_ex.column("lung_mask")[0], (256, 256))
+    first = read_mask(manifest.root / manifest.column("lung_mask")[0], (256, 256))
     np.testing.assert_array_equal(found.masks[0], fit_mask(first, spec))
 
 
-def test_masks_of_one_class_alone_are_not_used(shared: Path) -> None:
+def test_masks_of_one_class_alone_are_not_used(talo: IndexResult) -> None:
     """FIELD.md, section 7: lung masks exist for covid only."""
-    columns = CsvColumns(path="rel_path", lung_mask="mask_path")
-    root = shared / "data" / "covid3-talo"
-    manifest = index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns).manifest
+    manifest = talo.manifest
     has = np.array([mask is not None for mask in manifest.column("lung_mask")])
     labels = np.array(manifest.column("label"))
     rows = np.concatenate([np.flatnonzero(has)[:10], np.flatnonzero(labels == "normal")[:10]])

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
-from thoraclip.data.index import index
-from thoraclip.data.layouts import CsvColumns
+from thoraclip.data.index import IndexResult
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.imaging import decode, fit
 from thoraclip.models.novelty import fit_novelty
 
+pytestmark = pytest.mark.slow
+
 
 def photographs() -> list[np.ndarray]:
     """Grey crops of the two photographs that scikit-learn ships: a temple and a flower."""
+    from sklearn.datasets import load_sample_images
+
     crops = []
     for picture in load_sample_images().images:
         grey = np.round(picture @ [0.299, 0.587, 0.114]).astype(np.uint8)
@@ -25,14 +27,10 @@ def photographs() -> list[np.ndarray]:
     return crops
 
 
-def test_photographs_are_no_chest_xrays(shared: Path) -> None:
-    root, model = shared / "data" / "covid3-talo", shared / "models" / "dino-minilm"
-    if not root.is_dir() or not model.is_dir():
-        pytest.skip("covid3-talo or dino-minilm absent")
+def test_photographs_are_no_chest_xrays(shared: Path, talo: IndexResult) -> None:
+    model, manifest = shared / "models" / "dino-minilm", talo.manifest
     from thoraclip.models.dual_encoder import load_dual_encoder
 
-    columns = CsvColumns(path="rel_path", patient="patient_id", source="source_repo")
-    manifest = index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns).manifest
     targets, groups, paths = manifest.targets(manifest.label_set()), independent_groups(manifest), manifest.paths()
     rows = np.concatenate([np.flatnonzero(targets == c)[::step][:28] for c, step in ((0, 4), (1, 17), (2, 17))])
     part = assign_groups(targets[rows], [groups[row] for row in rows], [0.5, 0.3, 0.2], seed=0)

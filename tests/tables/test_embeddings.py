@@ -54,19 +54,6 @@ def test_rows_are_joined_by_key_not_by_position(folder: Path, manifest: Manifest
     np.testing.assert_array_equal(found.pooled[found.rows_for(manifest.take(order))][:, 0], order)
 
 
-def test_another_manifest_is_refused(folder: Path, manifest: Manifest) -> None:
-    ids = ["stranger", *manifest.column("image_id")[1:]]
-    with pytest.raises(MismatchError, match="1 of 24 images of the manifest are not in them, first 'stranger'"):
-        read_embeddings(folder).rows_for(manifest.with_columns(image_id=ids))
-
-
-def test_changed_pictures_are_refused(folder: Path, manifest: Manifest) -> None:
-    hashes = ["0" * 64, "1" * 64, *manifest.column("sha256")[2:]]
-    first = manifest.column("image_id")[0]
-    with pytest.raises(MismatchError, match=f"2 images differ in content from the manifest's, first '{first}'"):
-        read_embeddings(folder).rows_for(manifest.with_columns(sha256=hashes))
-
-
 def test_the_fingerprint_follows_pictures_encoder_and_preprocessing_not_labels(manifest: Manifest) -> None:
     base = embeddings_fingerprint(manifest, ENCODER, SPEC)
     assert embeddings_fingerprint(manifest.with_columns(label=["x"] * 24, fold=[None] * 24), ENCODER, SPEC) == base
