@@ -244,6 +244,15 @@ def test_a_strong_penalty_leaves_zero_shot_with_a_trust_for_each_class(classes: 
     assert loss(alpha) < loss(np.ones(classes)), "zero-shot itself trusts all texts alike"
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_weak_penalty_leaves_the_plain_linear_probe(classes: int) -> None:
+    features, targets, texts = toy_texts(classes, n=400, noise=2.0)
+    (head,) = informed(features, targets, texts, l2=[1e-7])
+    oracle = LogisticRegression(C=1e9, fit_intercept=False, max_iter=5000, tol=1e-8)
+    oracle.fit(features.astype(np.float64), targets)
+    np.testing.assert_allclose(head.predict(features), oracle.predict_proba(features), atol=5e-3)
+
+
 def test_the_text_informed_grid_keeps_its_order_and_the_path_does_not_matter() -> None:
     features, targets, texts = toy_texts(3)
     grid = [1e-3, 10.0, 0.1]
@@ -253,3 +262,18 @@ def test_the_text_informed_grid_keeps_its_order_and_the_path_does_not_matter() -
         np.testing.assert_allclose(head.predict(features), alone.predict(features), atol=1e-4)
     own = [np.linalg.norm(head.weight / 20 - text_multipliers(head, texts, 20.0)[:, None] * texts) for head in along]
     assert own[0] > own[2] > own[1], "the weaker the penalty, the more of its own each class has"
+
+
+def test_few_images_are_better_served_with_texts() -> None:
+    """What the method is for: four images a class in 128 dimensions, and texts that point the right way."""
+    rng = np.random.default_rng(0)
+    texts = rng.normal(size=(3, 128))
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    targets = np.arange(612) % 3
+    features = 0.1 * texts[targets] + rng.normal(size=(612, 128)) / np.sqrt(128)
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    train, test = slice(0, 12), slice(12, None)
+    with_texts = informed(features[train], targets[train], texts, l2=[100.0])[0].predict(features[test])
+    without = informed(features[train], targets[train], np.zeros_like(texts), l2=[0.1])[0].predict(features[test])
+    right = [(scores.argmax(axis=1) == targets[test]).mean() for scores in (with_texts, without)]
+    assert right[0] > right[1] + 0.1

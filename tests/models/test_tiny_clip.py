@@ -29,9 +29,9 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def answers(script: ModuleType) -> dict[str, float]:
-    """Balanced accuracy per question on 150 phantoms."""
+    """Balanced accuracy per question on 300 phantoms."""
     encoder = load_dual_encoder("tiny-clip", precision="fp32")
-    drawn = [script.draw((303, i)) for i in range(150)]
+    drawn = [script.draw((303, i)) for i in range(300)]
     pixels = np.stack([p for p, _ in drawn])
     found = script.answer(encoder.model, encoder.tokenizer, pixels, [a for _, a in drawn])
     return {question: values["balanced_accuracy"] for question, values in found.items()}

@@ -269,6 +269,7 @@ def test_who_fails_costs_nothing_and_loses_only_its_followers(study_file: Path, 
     assert plan["totals"]["complete"] is False
 
 
+@pytest.mark.slow
 def test_every_unit_of_a_study_is_measured_once_and_nothing_is_written(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
