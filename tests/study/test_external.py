@@ -308,6 +308,7 @@ def test_the_resolved_config_reads_back(done: Done) -> None:
 # --- other shapes ---
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_baseline_and_tuned_folds_score_a_folder(images: Path, clip: Path, tmp_path: Path) -> None:
     """Networks that are no frozen encoder, on a folder that the study indexes, some of it unreadable."""
@@ -320,8 +321,8 @@ def test_a_baseline_and_tuned_folds_score_a_folder(images: Path, clip: Path, tmp
     head, _, _ = STUDY.partition("[[methods]]")
     text = (
         head.replace("[0, 1]", "[0]") + "only_folds = [0, 1]\n"
-        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\nthen = "probe"\n'
-        '[[methods]]\nname = "tower"\nkind = "baseline"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
+        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\nthen = "probe"\n'
+        '[[methods]]\nname = "tower"\nkind = "baseline"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
         '[external.c]\nfolder = "c"\nlayout = "folders"\n'
     )
     report = run_study(*read_study(write_study(tmp_path, images, clip, text), {}), tmp_path / "out")
