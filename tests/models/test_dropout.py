@@ -213,6 +213,11 @@ def test_under_autocast_it_answers_in_the_precision_of_what_follows() -> None:
     assert torch.equal(x.grad, kept * 2.0)
 
 
+def test_without_autocast_the_precision_stays() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert keyed(0.5, [0])(torch.ones(1, 8, dtype=dtype)).dtype == dtype
+
+
 def test_its_state_is_empty_and_its_text_says_what_it_does() -> None:
     layer = keyed(0.1, None, module=3)
     assert layer.state_dict() == {} and list(layer.parameters()) == []

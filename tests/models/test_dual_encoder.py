@@ -188,6 +188,15 @@ def test_a_peft_adapter_is_merged(checkpoints: dict[str, Path], pixels: np.ndarr
     assert stock.fingerprint != adapted.fingerprint
 
 
+def test_an_adapter_of_another_model_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    other = AutoModel.from_pretrained(checkpoints["vision-text-dual-encoder"])
+    get_peft_model(other, LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="does not fit model"):
+        load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"))
+    with pytest.raises(InputError, match="nothing': no adapter_config.json there"):
+        load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "nothing"))
+
+
 def test_an_adapter_that_fits_in_part_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """SigLIP's layers bear CLIP's names; what its pooling head has besides would be lost without a word."""
     other = AutoModel.from_pretrained(checkpoints["siglip"])
