@@ -49,6 +49,7 @@ def test_what_its_captions_describe_is_known_zero_shot(answers: dict[str, float]
     assert answers["devices"] >= 0.8
 
 
+@pytest.mark.slow
 def test_what_its_captions_never_name_is_not(answers: dict[str, float]) -> None:
     assert answers["disease"] <= 0.55
 
