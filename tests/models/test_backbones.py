@@ -109,17 +109,12 @@ def test_a_saved_network_comes_back(kind: str, folders: dict[str, Path], tmp_pat
     assert again.preprocess == found.preprocess
     assert np.array_equal(again.predict(pixels()), found.predict(pixels()))
     assert read_trained_note(tmp_path / "one")["facts"] == {"step": 3}
-
-
-@pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_plain_transformers_loads_it(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    found = load(folders[kind])
-    found.save(tmp_path / "model", {})
-    plain = AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
-    with torch.no_grad():
-        logits = plain(pixel_values=torch.from_numpy(pixels())).logits
-    assert plain.config.id2label == dict(enumerate(LABELS.names))
-    assert np.abs(logits.softmax(-1).numpy() - found.predict(pixels())).max() < 1e-6
+    if kind in CLASSIFIERS:
+        plain = AutoModelForImageClassification.from_pretrained(tmp_path / "one").eval()
+        with torch.no_grad():
+            logits = plain(pixel_values=torch.from_numpy(pixels())).logits
+        assert plain.config.id2label == dict(enumerate(LABELS.names))
+        assert np.abs(logits.softmax(-1).numpy() - found.predict(pixels())).max() < 1e-6
 
 
 def test_depths_follow_the_layers(folders: dict[str, Path]) -> None:

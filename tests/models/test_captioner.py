@@ -54,18 +54,6 @@ def test_texts_equal_transformers_called_by_hand(prompt: str, folder: Path, grey
     assert all(text.startswith("a chest x - ray of") == bool(prompt) for text in found)
 
 
-def test_every_token_is_the_likeliest_one(captioner: Captioner, greys: np.ndarray) -> None:
-    """The slow oracle: no generate, no cache; one forward pass over the whole text for every next token."""
-    model, pixels = captioner.model, torch.from_numpy(normalise(greys, captioner.preprocess))
-    with torch.inference_mode():
-        for row, text in enumerate(captioner.caption(greys)):
-            tokens = [5]
-            while len(tokens) <= 12 and tokens[-1] != 3:
-                logits = model(pixel_values=pixels[row : row + 1], input_ids=torch.tensor([tokens])).logits
-                tokens.append(int(logits[0, -1].argmax()))
-            assert captioner.tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
-
-
 @examples(15)
 @given(rows=st.lists(st.integers(0, 8), min_size=1, max_size=7))
 def test_a_text_depends_on_its_own_picture_alone(captioner: Captioner, greys: np.ndarray, rows: list[int]) -> None:
@@ -187,7 +175,6 @@ def test_settings_out_of_range_are_refused(folder: Path) -> None:
         load_captioner(str(folder), geometry="stretch")
 
 
-@pytest.mark.parametrize(("prompt", "most"), [("", 47), (PROMPT, 41)])
-def test_the_longest_text_fits(prompt: str, most: int, folder: Path, greys: np.ndarray) -> None:
-    longest = load_captioner(str(folder), max_new_tokens=most, prompt=prompt, precision="fp32", device="cpu")
+def test_the_longest_text_fits(folder: Path, greys: np.ndarray) -> None:
+    longest = load_captioner(str(folder), max_new_tokens=41, prompt=PROMPT, precision="fp32", device="cpu")
     assert len(longest.caption(greys)) == 9

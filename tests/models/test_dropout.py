@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -61,7 +59,7 @@ def slow_mask(p: float, seed: int, step: int, module: int, samples: list[int], p
 
 @examples(60)
 @given(
-    p=st.floats(0, 0.99),
+    p=st.floats(0, 0.999),
     seed=ANY,
     step=ANY,
     module=ANY,
@@ -71,24 +69,11 @@ def slow_mask(p: float, seed: int, step: int, module: int, samples: list[int], p
 def test_the_mask_is_the_hash_written_with_unsigned_words(
     p: float, seed: int, step: int, module: int, samples: list[int], positions: int
 ) -> None:
-    found = mask(samples, positions, p=p, seed=seed, step=step, module=module)
+    given_samples = torch.tensor(samples, dtype=torch.int64)
+    found = mask(given_samples, positions, p=p, seed=seed, step=step, module=module)
+    assert given_samples.tolist() == samples, "left as they were"
     assert found.dtype == torch.bool and found.shape == (len(samples), positions)
     np.testing.assert_array_equal(found.numpy(), slow_mask(p, seed, step, module, samples, positions))
-
-
-@examples(30)
-@given(samples=st.lists(ANY, min_size=1, max_size=12), data=st.data(), step=st.integers(0, 10**6))
-def test_a_row_depends_on_its_own_sample_alone(samples: list[int], data: st.DataObject, step: int) -> None:
-    whole = mask(samples, 65, step=step)
-    for row, sample in enumerate(samples):
-        assert torch.equal(mask([sample], 65, step=step)[0], whole[row])
-    order = data.draw(st.permutations(range(len(samples))))
-    assert torch.equal(mask([samples[i] for i in order], 65, step=step), whole[list(order)])
-
-
-@pytest.mark.parametrize("positions", [1, 2, 3, 7, 64, 65])
-def test_fewer_positions_are_the_first_of_more(positions: int) -> None:
-    assert torch.equal(mask([3, 5], positions), mask([3, 5], 200)[:, :positions])
 
 
 def test_it_draws_nothing_from_the_global_stream() -> None:
@@ -101,27 +86,7 @@ def test_it_draws_nothing_from_the_global_stream() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_samples_are_left_as_they_were() -> None:
-    samples = torch.tensor([5, -3, 2**40])
-    mask(samples, 9)
-    assert samples.tolist() == [5, -3, 2**40]
-
-
-def test_seed_step_module_and_sample_each_give_another_mask() -> None:
-    base = {"seed": 0, "step": 0, "module": 0}
-    numbers = [base] + [{**base, name: value} for name in base for value in (1, 2, 2**32, 2**33 + 1)]
-    rows = [mask([0], 256, **n)[0] for n in numbers] + [mask([s], 256)[0] for s in (1, -1, 2**32, 2**33, -(2**32))]
-    for one, other in itertools.combinations(rows, 2):
-        assert 64 < int((one != other).sum()) < 192
-
-
-def test_seed_step_and_module_may_not_change_places() -> None:
-    rows = [mask([0], 256, seed=a, step=b, module=c)[0] for a, b, c in itertools.permutations((0, 1, 2))]
-    for one, other in itertools.combinations(rows, 2):
-        assert not torch.equal(one, other)
-
-
-@pytest.mark.parametrize("p", [0.0, 2**-12, 0.05, 0.1, 0.25, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("p", [0.0, 2**-12, 0.1, 0.999])
 def test_the_share_that_is_dropped_is_what_was_asked(p: float) -> None:
     found = mask(torch.arange(512), 4096, p=p, seed=3)
     low, high = binom.ppf([1e-7, 1 - 1e-7], found.numel(), round(p * 2**16) / 2**16)
@@ -131,9 +96,8 @@ def test_the_share_that_is_dropped_is_what_was_asked(p: float) -> None:
     assert (low <= each).all() and (each <= high).all(), "in every sample"
 
 
-@pytest.mark.parametrize("p", [0.999995, 1 - 2**-30])
-def test_a_share_next_to_one_still_drops(p: float) -> None:
-    assert float((~mask(torch.arange(64), 1024, p=p)).float().mean()) > 0.999
+def test_a_share_next_to_one_still_drops() -> None:
+    assert float((~mask(torch.arange(64), 1024, p=1 - 2**-30)).float().mean()) > 0.999
 
 
 def standardised(rows: Tensor, p: float) -> npt.NDArray[np.float64]:
@@ -163,25 +127,17 @@ def test_samples_do_not_know_of_each_other(name: str, p: float) -> None:
     assert largest_correlation(mask(SAMPLES[name], 20_000, p=p, seed=1), p) < 6
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("p", [0.1])
 def test_nor_modules_steps_and_seeds_of_one_sample(p: float) -> None:
     for name in ("module", "step", "seed"):
         rows = torch.cat([mask([11], 20_000, p=p, **{name: number}) for number in range(200)])
         assert largest_correlation(rows, p) < 6, name
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("p", [0.1])
 def test_nor_positions(p: float) -> None:
     """Each position's values over 20,000 samples; neighbours share a word."""
     assert largest_correlation(mask(torch.arange(20_000), 301, p=p, seed=2).T, p) < 6
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_nor_a_sample_and_another_in_another_module_or_at_another_position(p: float) -> None:
-    """Rows of two modules together, and moved by a position or two."""
-    rows = torch.cat([mask(torch.arange(60), 20_002, p=p, module=m) for m in (0, 1)])
-    moved = torch.cat([rows[:, :20_000], rows[:, 1:20_001], rows[:, 2:]])
-    assert largest_correlation(moved, p) < 6
 
 
 def keyed(p: float, samples: list[int] | None, *, step: int = 0, module: int = 0, seed: int = 0) -> KeyedDropout:
@@ -217,15 +173,7 @@ def test_the_key_is_read_at_every_call() -> None:
     assert torch.equal(layer(x), first.flip(0))
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_the_expectation_stays(p: float) -> None:
-    x = torch.full((400, 1000), 3.0)
-    found = keyed(p, list(range(400)))(x)
-    spread = 3 * np.sqrt(p / (1 - p) / x.numel())
-    assert abs(float(found.double().mean()) - 3) < 6 * spread + 3 * 2**-16 / (1 - p)
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 5), (4, 1), (4, 2, 3, 7)])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 2, 3, 7)])
 def test_the_gradient_is_the_mask_times_the_scale(shape: tuple[int, ...]) -> None:
     """Against autograd through x * mask * scale."""
     torch.manual_seed(0)
@@ -240,18 +188,13 @@ def test_the_gradient_is_the_mask_times_the_scale(shape: tuple[int, ...]) -> Non
     assert torch.equal(found == 0, ~kept)
 
 
-def test_gradcheck_passes() -> None:
-    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(keyed(0.4, [1, 2, 3]), (x,))
-
-
-@pytest.mark.parametrize("rows", [1, 2, 4, 6])
+@pytest.mark.parametrize("rows", [1, 6])
 def test_a_tower_that_loses_or_multiplies_its_rows_is_refused(rows: int) -> None:
     with pytest.raises(ConfigError, match=f"3 samples for {rows} rows; a tower must keep one row a sample"):
         keyed(0.1, [0, 1, 2])(torch.zeros(rows, 4))
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("p", [-0.1, 1.0, float("nan")])
 def test_a_share_out_of_range_is_refused(p: float) -> None:
     with pytest.raises(ConfigError, match=f"lora_dropout = {p}"):
         keyed(p, None)

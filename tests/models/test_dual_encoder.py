@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.checkpoints import FAMILIES, SIDE, save_checkpoint
+from tests.checkpoints import FAMILIES, SIDE, TINY, save_checkpoint
 from transformers import AutoModel, AutoTokenizer
 
 from thoraclip.errors import ConfigError, InputError, ModelError
@@ -108,29 +108,21 @@ def test_pooled_is_the_vision_tower_before_projection(checkpoints: dict[str, Pat
     np.testing.assert_allclose(encoder.encode_images(pixels)[0], expected, atol=1e-6)
 
 
-def test_missing_weights_are_an_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"visual_projection.weight": None}, r"1 weights are missing, first 'visual_projection.weight'"),
+        ({"stray.weight": torch.zeros(2)}, r"not part of the architecture, first 'stray.weight'"),
+        ({"visual_projection.weight": torch.zeros(3, 3)}, "visual_projection.weight|shape"),
+    ],
+)
+def test_incomplete_weights_are_an_error(
+    change: dict[str, torch.Tensor | None], message: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     broken = Path(shutil.copytree(checkpoints["clip"], tmp_path / "broken"))
-    weights = load_file(broken / "model.safetensors")
-    del weights["visual_projection.weight"]
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 weights are missing, first 'visual_projection.weight'"):
-        load_dual_encoder(str(broken))
-
-
-def test_unexpected_weights_are_an_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    broken = Path(shutil.copytree(checkpoints["clip"], tmp_path / "broken"))
-    weights = load_file(broken / "model.safetensors") | {"stray.weight": torch.zeros(2)}
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"not part of the architecture, first 'stray.weight'"):
-        load_dual_encoder(str(broken))
-
-
-def test_misshapen_weights_are_an_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    broken = Path(shutil.copytree(checkpoints["clip"], tmp_path / "broken"))
-    weights = load_file(broken / "model.safetensors")
-    weights["visual_projection.weight"] = torch.zeros(3, 3)
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="visual_projection.weight|shape"):
+    weights = load_file(broken / "model.safetensors") | change
+    save_file({k: v for k, v in weights.items() if v is not None}, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=message):
         load_dual_encoder(str(broken))
 
 
@@ -201,6 +193,8 @@ def test_an_adapter_of_another_model_is_refused(checkpoints: dict[str, Path], tm
     get_peft_model(other, LoraConfig(r=2, target_modules=["query"])).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match="does not fit model"):
         load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"))
+    with pytest.raises(InputError, match="nothing': no adapter_config.json there"):
+        load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "nothing"))
 
 
 def test_an_adapter_that_fits_in_part_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -228,16 +222,10 @@ def test_an_incomplete_adapter_is_refused(
         load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "adapter"))
 
 
-def test_an_adapter_that_is_not_there_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing': no adapter_config.json there"):
-        load_dual_encoder(str(checkpoints["clip"]), adapter=str(tmp_path / "nothing"))
-
-
 def test_the_shipped_model_keeps_its_promises() -> None:
     """At most 3.7 M parameters, 128 pixels, 8 MB in the package, and any text encodes."""
     encoder = load_dual_encoder("tiny-clip")
-    from tests.checkpoints import TINY
-
+    assert {f.suffix for f in TINY.iterdir()} <= {".json", ".safetensors", ".md"}, "no pickle"
     assert sum(p.numel() for p in encoder.model.parameters()) <= 3_700_000
     assert encoder.preprocess.size == 128
     assert sum(f.stat().st_size for f in TINY.iterdir()) <= 8 * 2**20
@@ -245,9 +233,3 @@ def test_the_shipped_model_keeps_its_promises() -> None:
     vectors = encoder.encode_texts(["COVID-19", "pneumonia ünd 肺炎 \N{LUNGS}", "x" * 500])
     assert np.isfinite(vectors).all()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-
-
-def test_no_file_of_the_shipped_model_is_a_pickle() -> None:
-    from tests.checkpoints import TINY
-
-    assert {f.suffix for f in TINY.iterdir()} <= {".json", ".safetensors", ".md"}

@@ -37,6 +37,7 @@ def answers(script: ModuleType) -> dict[str, float]:
     return {question: values["balanced_accuracy"] for question, values in found.items()}
 
 
+@pytest.mark.slow
 def test_what_its_captions_describe_is_known_zero_shot(answers: dict[str, float]) -> None:
     """Balanced accuracy; the card has the same on 1,500 phantoms. The tube over the spine is the hard one at 128 pixels."""
     assert answers["view"] >= 0.9
@@ -48,6 +49,7 @@ def test_what_its_captions_describe_is_known_zero_shot(answers: dict[str, float]
     assert answers["devices"] >= 0.8
 
 
+@pytest.mark.slow
 def test_what_its_captions_never_name_is_not(answers: dict[str, float]) -> None:
     assert answers["disease"] <= 0.55
 

@@ -6,11 +6,8 @@ import csv
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,16 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from tests.checkpoints import save_checkpoint, save_classifier
+from tests.checkpoints import save_classifier
 from tests.conftest import draw_picture, files
+from tests.forked import start
+from tests.study.conftest import without_pages
 
 from thoraclip.cli.app import run
 from thoraclip.tables.predictions import read_predictions
 
-TWO = ("no", "yes <b>&{x}%_#$")
-FIVE = ("COVID-19 (PCR+)", "Ödem, beidseits", "肺炎", "1", "True")
+TWO = ("no", "yes")
+FIVE = ("COVID-19 (PCR+)", "Ödem, beidseits", "肺炎", "1", "<b>&{x}%_#$")
 METHODS = """
 [[methods]]
 name = "trivial"
@@ -45,7 +44,8 @@ features = "projected"
 [[methods]]
 name = "LoRA"
 kind = "finetune"
-steps = 6
+select = "last"
+steps = 4
 batch_size = 8
 chunk_size = 4
 validate_every = 2
@@ -55,7 +55,7 @@ then = "probe"
 name = "network"
 kind = "baseline"
 model = "NETWORK"
-steps = 6
+steps = 4
 batch_size = 8
 chunk_size = 4
 validate_every = 2
@@ -80,29 +80,27 @@ def write_images(
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "clip": str(save_checkpoint("clip", root / "clip", seed=10)),
-        "vit": str(save_classifier("vit", root / "vit", seed=1)),
-    }
+def models(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    vit = save_classifier("vit", tmp_path_factory.mktemp("models") / "vit", seed=1)
+    return {"clip": str(clip), "vit": str(vit)}
 
 
-def study_file(root: Path, models: dict[str, str], table: Path) -> Path:
+def study_file(root: Path, models: dict[str, str], table: Path, methods: str = METHODS) -> Path:
     manifest = root / "manifest.parquet"
     assert run(["index", str(root), "--layout", "csv", "--csv", str(table), "--out", str(manifest)]) == 0
-    text = METHODS.replace('"NETWORK"', json.dumps(models["vit"]))
-    head = f'manifest = "manifest.parquet"\nmodel = {json.dumps(models["clip"])}\nresamples = 200\nprecision = "fp32"\n'
-    (root / "study.toml").write_text(head + text, encoding="utf-8")
+    head = f'manifest = "manifest.parquet"\nmodel = {json.dumps(models["clip"])}\nresamples = 100\nprecision = "fp32"\n'
+    text = head + 'audit = "none"\n' + methods.replace('"NETWORK"', json.dumps(models["vit"]))
+    (root / "study.toml").write_text(text, encoding="utf-8")
     return root / "study.toml"
 
 
-@pytest.mark.parametrize("classes", [TWO, FIVE], ids=["two", "five"])
-def test_classes_of_any_number_and_spelling(classes: tuple[str, ...], models: dict[str, str], tmp_path: Path) -> None:
-    (root := tmp_path / "images").mkdir()
-    out = tmp_path / "out"
-    assert run(["study", str(study_file(root, models, write_images(root, classes))), "--out", str(out)]) == 0
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+def command(file: Path, out: Path) -> list[str]:
+    return ["study", str(file), "--out", str(out)]
+
+
+def check_runs(out: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """The report, after a look at every table and card."""
+    report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["failed"] == []
     assert {row["name"] for row in report["methods"]} == {
         "trivial", "zero-shot", "probe", "text-informed", "LoRA", "LoRA, then probe", "network", "majority",
@@ -115,47 +113,72 @@ def test_classes_of_any_number_and_spelling(classes: tuple[str, ...], models: di
         text = card.read_text(encoding="utf-8")
         ModelCard(text).data.to_dict()
         assert "not for diagnosis" in text
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert "<b>&{x}" not in page
+    return report
+
+
+@pytest.mark.slow
+def test_five_classes_of_any_spelling(models: dict[str, str], tmp_path: Path) -> None:
+    (root := tmp_path / "images").mkdir()
+    out = tmp_path / "out"
+    assert run(command(study_file(root, models, write_images(root, FIVE)), out)) == 0
+    check_runs(out, FIVE)
+    assert "<b>&{x}" not in (out / "report.html").read_text(encoding="utf-8")
     tex = (out / "report.tex").read_text(encoding="utf-8")
     assert tex.count("\\begin{tab") == tex.count("\\end{tab") > 0
 
 
-def test_a_study_killed_at_three_random_moments_is_that_of_an_undisturbed_one(
-    models: dict[str, str], tmp_path: Path
-) -> None:
+def run_without_pages(arguments: list[str]) -> int:
+    with without_pages():
+        return run(arguments)
+
+
+@pytest.mark.slow
+def test_two_classes_whose_study_is_killed_three_times(models: dict[str, str], tmp_path: Path) -> None:
+    """Two seeds differ wherever chance has a part, and a study killed at random moments is that of an undisturbed one."""
     (root := tmp_path / "images").mkdir()
-    file, out = study_file(root, models, write_images(root, ("a", "b", "c"))), tmp_path / "out"
-    command = [sys.executable, "-m", "thoraclip", "study", str(file), "--out", str(out)]
+    file, out = study_file(root, models, write_images(root, TWO), "seeds = [0, 1]\n" + METHODS), tmp_path / "out"
+    assert run_without_pages(command(file, out)) == 0
+    out.rename(tmp_path / "whole")  # the settings of a run name the folder of its adapters
+    by_chance = set()
+    for row in check_runs(tmp_path / "whole", TWO)["methods"]:
+        if row["seeds"]:
+            assert row["seeds"] == [0, 1], row["name"]
+            scores = [read_predictions(place).scores.tobytes() for place in runs_of(tmp_path / "whole", row["name"])]
+            by_chance |= {row["name"]} if scores[0] != scores[1] else set()
+    assert {"LoRA", "LoRA, then probe", "network"} <= by_chance
+    rng = random.Random(7)
+    for place in ("probe/seed-0/done.json", "lora/seed-0/config.toml", "network/seed-0/config.toml"):
+        process = start(run_without_pages, command(file, out))
+        wait_for(lambda place=place, process=process: (out / "runs" / place).exists() or process.exitcode is not None)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.join()
+        assert process.exitcode != 0, "killed before its end"
+    assert run_without_pages(command(file, out)) == 0
+    assert files(out) == files(tmp_path / "whole")
 
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    began = time.monotonic()
-    assert start().wait() == 0
-    duration, whole = time.monotonic() - began, files(out)
-    shutil.rmtree(out)
-    kills, rng = 0, random.Random(7)
-    while kills < 3:
-        process = start()
-        try:
-            process.wait(timeout=rng.uniform(0.3, 0.8) * duration)
-            shutil.rmtree(out)  # it ended before the kill: from the beginning again
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert start().wait() == 0
-    assert files(out) == whole
+def runs_of(study: Path, name: str) -> list[Path]:
+    slug = {"LoRA, then probe": "lora-then-probe"}.get(name, name.lower())
+    return sorted((study / "runs" / slug).glob("seed-*/predictions.parquet"))
+
+
+def wait_for(is_there: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not is_there():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
 
 
 class TestDataThatCannotBeUsed:
     """Every row that cannot be computed says why; the others are there."""
 
-    def study(self, root: Path, models: dict[str, str], table: Path) -> tuple[int, dict[str, str], dict[str, Any]]:
+    def study(
+        self, root: Path, models: dict[str, str], table: Path, methods: str = METHODS, *, drawn: bool = False
+    ) -> tuple[int, dict[str, str], dict[str, Any]]:
         """(exit code, name -> error of each failed row, the report)."""
         out = root.parent / "out"
-        code = run(["study", str(study_file(root, models, table)), "--out", str(out)])
+        code = (run if drawn else run_without_pages)(command(study_file(root, models, table, methods), out))
         path = out / "report.json"
         report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"failed": [], "methods": []}
         return code, {row["name"]: row["error"] for row in report["failed"]}, report
@@ -171,7 +194,7 @@ class TestDataThatCannotBeUsed:
 
     @pytest.mark.parametrize("split", ["train", "val"])
     def test_a_class_missing_where_it_is_learnt_or_chosen(
-        self, split: str, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, split: str, models: dict[str, str], tmp_path: Path
     ) -> None:
         (root := tmp_path / "images").mkdir()
         table = self.without(write_images(root, ("a", "b", "c")), "b", split)
@@ -183,19 +206,17 @@ class TestDataThatCannotBeUsed:
         assert code == 1
         assert [row["name"] for row in report["methods"]] == ["zero-shot", "majority"]
 
+    @pytest.mark.slow
     def test_a_class_missing_from_the_test_images(self, models: dict[str, str], tmp_path: Path) -> None:
         (root := tmp_path / "images").mkdir()
-        code, failed, report = self.study(root, models, self.without(write_images(root, ("a", "b", "c")), "b", "test"))
+        table = self.without(write_images(root, ("a", "b", "c")), "b", "test")
+        methods, _, _ = METHODS.partition('[[methods]]\nname = "LoRA"')
+        code, failed, report = self.study(root, models, table, methods, drawn=True)
         assert (code, failed) == (0, {})
         assert "b" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
         assert all(np.isfinite(row["metrics"]["macro_f1"]["value"]) for row in report["methods"])
 
-    def test_a_class_of_one_image(self, models: dict[str, str], tmp_path: Path) -> None:
-        (root := tmp_path / "images").mkdir()
-        code, failed, _ = self.study(root, models, write_images(root, ("a", "b", "c"), [15, 15, 1]))
-        assert code == 1
-        assert "class 'c' has no validation image" in failed["probe"]
-
+    @pytest.mark.slow
     def test_pictures_that_are_all_equal(self, models: dict[str, str], tmp_path: Path) -> None:
         (root := tmp_path / "images").mkdir()
         _, failed, report = self.study(root, models, write_images(root, ("a", "b", "c"), same=True))

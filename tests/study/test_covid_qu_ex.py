@@ -15,8 +15,17 @@ from thoraclip.cli.app import run
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 
 CONFIG = Path(str(files("thoraclip"))).parents[1] / "configs" / "studies" / "covid-qu-ex.toml"
-IMAGES = 1800
-"""So that a batch of 1,024 fits into the training split."""
+IMAGES = 400
+_SMALLER = {
+    "seeds = [0, 1, 2]": "seeds = [0]", "batch_size = 1024": "batch_size = 48", "batch_size = 80": "batch_size = 16",
+    "chunk_size = 40": "chunk_size = 16", "epochs = 10": "epochs = 3",
+    'kind = "finetune"': 'kind = "finetune"\nselect = "last"',
+}  # fmt: skip
+"""Numbers of the shipped file, and those of the miniature: they change how long it takes, and no row's meaning.
+
+The last adapters are kept: after so few steps the best ones may be those of the start, which are no row of their own.
+"""
+_SETTINGS = {"resamples": 100, "audit_images": 12, "thumbnails": "false"}
 _CLIP = 10
 """A random CLIP that answers with more than one class before any training."""
 SIX = {
@@ -38,9 +47,15 @@ def run_miniature(root: Path) -> Path:
     for name, folder in models.items():
         assert f'"{name}"' in text
         text = text.replace(f'"{name}"', json.dumps(str(folder)))
+    for number, smaller in _SMALLER.items():
+        assert number in text
+        text = text.replace(number, smaller)
     (root / "study.toml").write_text(text, encoding="utf-8")
     out = root / "out"
-    assert run(["study", str(root / "study.toml"), "--set", f"folder={phantoms.root}", "--out", str(out)]) == 0
+    given = [
+        word for name, value in {**_SETTINGS, "folder": phantoms.root}.items() for word in ("--set", f"{name}={value}")
+    ]
+    assert run(["study", str(root / "study.toml"), *given, "--out", str(out)]) == 0
     return out
 
 
@@ -51,7 +66,7 @@ def every_row_is_there_and_none_failed(study: Path, report: dict[str, Any]) -> N
     assert {row["name"] for row in report["methods"]} == {*names, *followers, "majority"}
     assert set(SIX) < set(names)
     for row in report["methods"]:
-        assert row["seeds"] in ([], [0, 1, 2]), row["name"]
+        assert row["seeds"] in ([], [0]), row["name"]
         assert (
             row["metrics"]["accuracy"]["low"]
             <= row["metrics"]["accuracy"]["value"]
@@ -66,26 +81,6 @@ def no_two_rows_have_the_same_numbers(study: Path, report: dict[str, Any]) -> No
         numbers = tuple(row["metrics"][name]["value"] for name in ("auroc", "ece", "log_loss"))
         assert numbers not in seen, (row["name"], seen.get(numbers))
         seen[numbers] = row["name"]
-
-
-def seeds_have_a_spread_of_their_own(study: Path, report: dict[str, Any]) -> None:
-    """A convex fit, or trees that see every image, end at the same place from any seed; so do trainings that kept their start."""
-    for row in report["methods"]:
-        if row["seeds"]:
-            each = row["metrics"]["log_loss"]["per_seed"]
-            by_chance = "adamw" in str(row["settings"])
-            is_drawn = row["kind"] in ("finetune", "baseline") or by_chance or "adapter" in row["settings"]
-            kept = 0 if by_chance else seeds_that_kept_their_start(study, row["name"])
-            assert kept < 3, row["name"]
-            assert len(set(each)) == (3 - max(0, kept - 1) if is_drawn else 1), row["name"]
-
-
-def seeds_that_kept_their_start(study: Path, name: str) -> int:
-    """Of the training behind a row, the seeds whose best step on the validation images was the one before the first."""
-    training = name.removesuffix(", then probe")
-    folder = study / "runs" / re.sub(r"[^a-z0-9]+", "-", training.lower()).strip("-")
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("seed-*/details.json")]
-    return sum(one["chosen"][0].get("step") == 0 for one in found if "chosen" in one)
 
 
 def published_values_stand_beside_the_rows_and_are_marked(study: Path, report: dict[str, Any]) -> None:
@@ -110,7 +105,7 @@ def every_trained_method_has_a_card(study: Path, report: dict[str, Any]) -> None
     trained = {path.parent for path in study.glob("runs/**/predictions.parquet")
                if re.search(r'kind = "(probe|finetune|baseline)"', (path.parent / "config.toml").read_text())}  # fmt: skip
     assert cards == trained
-    assert len(cards) == 3 * 13
+    assert len(cards) == 13
 
 
 def captions_were_made_once_and_named_no_class_of_a_scored_image(study: Path, report: dict[str, Any]) -> None:
@@ -124,7 +119,6 @@ def captions_were_made_once_and_named_no_class_of_a_scored_image(study: Path, re
 CHECKS = (
     every_row_is_there_and_none_failed,
     no_two_rows_have_the_same_numbers,
-    seeds_have_a_spread_of_their_own,
     published_values_stand_beside_the_rows_and_are_marked,
     training_helped_where_a_network_can_learn,
     every_trained_method_has_a_card,
@@ -132,6 +126,7 @@ CHECKS = (
 )
 
 
+@pytest.mark.slow
 def test_the_whole_reference_study(tmp_path: Path, subtests: pytest.Subtests) -> None:
     """One test, since several workers would run the study once each."""
     study = run_miniature(tmp_path)

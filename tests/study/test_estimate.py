@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.checkpoints import save_blip, save_checkpoint
+from tests.checkpoints import save_blip
 from tests.conftest import files
 
 from thoraclip.cli import start
@@ -28,9 +28,10 @@ from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.study import plan_study, read_study, run_study
 from thoraclip.study.estimate import Law, Measured, draw_plan, make_plan
 from thoraclip.study.measuring import Bench
+from thoraclip.study.settings import MethodEntry, StudyConfig
 from thoraclip.study.tasks import Task, Unit, Work, training_unit
 from thoraclip.study.timing import few_pictures
-from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
+from thoraclip.tables.manifest import Manifest, read_manifest
 
 STUDY = """
 manifest = "m.parquet"
@@ -91,11 +92,15 @@ steps = 1
 """
 
 
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_blip(tmp_path_factory.mktemp("models") / "blip", seed=1)
+
+
 @pytest.fixture
-def study_file(manifest: Manifest, tmp_path: Path) -> Path:
-    save_checkpoint("clip", tmp_path / "clip", seed=1)
-    save_blip(tmp_path / "blip", seed=1)
-    write_manifest(tmp_path / "m.parquet", manifest)
+def study_file(images: Path, clip: Path, blip: Path, tmp_path: Path) -> Path:
+    for name, place in {"m.parquet": images / "m.parquet", "clip": clip, "blip": blip}.items():
+        (tmp_path / name).symlink_to(place)
     (tmp_path / "s.toml").write_text(STUDY)
     return tmp_path / "s.toml"
 
@@ -140,6 +145,8 @@ class Spy:
         return {name: (self.encoded[name], self.trained[name]) for name in names}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("has_pixel_cache", "folds"), [(True, [0, 1, 2]), (False, [2, 0])])
 def test_what_is_counted_is_what_happens(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_pixel_cache: bool, folds: list[int]
@@ -167,6 +174,28 @@ def test_what_is_counted_is_what_happens(
     assert all(r["done"] and r["cached"] == ["run"] and not r["passes"] for r in again["runs"])
     assert summed([*again["runs"], *again["stages"]]) == {}
     assert next(s for s in again["stages"] if s["name"] == "captions")["done"]
+    if has_pixel_cache:
+        what_is_lost_is_counted_alone(config, methods, out, monkeypatch)
+
+
+def what_is_lost_is_counted_alone(
+    config: StudyConfig, methods: list[MethodEntry], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("probe/seed-0", "lora-then-probe/seed-1", "network"):
+        shutil.rmtree(out / "runs" / name)
+    before = files(out)
+    plan = plan_study(config, methods, out)
+    assert files(out) == before
+    to_do = {(r["name"], r["seed"]): r["cached"] for r in plan["runs"] if not r["done"]}
+    assert to_do == {
+        ("probe", 0): ["embeddings"], ("LoRA, then probe", 1): ["embeddings"], ("network", 0): ["pixels"],
+        ("network", 1): ["pixels"],
+    }  # fmt: skip
+    assert not any(r["shared"] for r in plan["runs"])
+    with monkeypatch.context() as patch:
+        spy = Spy(patch)
+        run_study(config, methods, out, announce=spy.announce)
+    assert summed(plan["runs"]) == spy.seen
 
 
 def test_an_audit_is_counted_until_it_is_there(study_file: Path, tmp_path: Path) -> None:
@@ -187,26 +216,6 @@ def test_an_audit_is_counted_until_it_is_there(study_file: Path, tmp_path: Path)
     assert not next(s for s in plan_study(config, methods, out)["stages"] if s["name"] == "audit")["done"]
     nothing, _ = read_study(study_file, {"audit": "none"})
     assert not next(s for s in plan_study(nothing, methods, out)["stages"] if s["name"] == "audit")["passes"]
-
-
-def test_what_is_on_disk_is_not_counted(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, out = read_study(study_file, {"only_folds": [1]}), tmp_path / "out"
-    run_study(*study, out)
-    for name in ("probe/seed-0", "lora-then-probe/seed-1", "network"):
-        shutil.rmtree(out / "runs" / name)
-    before = files(out)
-    plan = plan_study(*study, out)
-    assert files(out) == before
-    to_do = {(r["name"], r["seed"]): r["cached"] for r in plan["runs"] if not r["done"]}
-    assert to_do == {
-        ("probe", 0): ["embeddings"], ("LoRA, then probe", 1): ["embeddings"], ("network", 0): ["pixels"],
-        ("network", 1): ["pixels"],
-    }  # fmt: skip
-    assert not any(r["shared"] for r in plan["runs"])
-    with monkeypatch.context() as patch:
-        spy = Spy(patch)
-        run_study(*study, out, announce=spy.announce)
-    assert summed(plan["runs"]) == spy.seen
 
 
 def test_a_plan_is_sums_of_counts_and_costs() -> None:
@@ -260,6 +269,7 @@ def test_who_fails_costs_nothing_and_loses_only_its_followers(study_file: Path, 
     assert plan["totals"]["complete"] is False
 
 
+@pytest.mark.slow
 def test_every_unit_of_a_study_is_measured_once_and_nothing_is_written(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,10 +307,9 @@ model = "./nowhere"
 
 
 def test_the_command_prints_the_plan(
-    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_manifest(tmp_path / "m.parquet", manifest)
-    (tmp_path / "s.toml").write_text(SMALL)
+    (tmp_path / "s.toml").write_text(SMALL.replace("m.parquet", str(images / "m.parquet")))
     command = ["study", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--dry-run"]
     assert run([*command, "--json"]) == 0
     captured = capsys.readouterr()
@@ -309,19 +318,11 @@ def test_the_command_prints_the_plan(
     assert not (tmp_path / "out").exists()
     assert set(plan) == {"schema", "images", "source", "runs", "stages", "totals", "machine", "measured"}
     keys = {
-        "name",
-        "kind",
-        "seed",
-        "done",
-        "images_encoded",
-        "images_trained",
-        "seconds",
-        "memory_mb",
-        "cached",
-        "shared",
-    }
-    assert all(set(row) == keys | {"passes", "error"} for row in plan["runs"])
-    assert all(set(row) == (keys | {"passes", "error"}) - {"kind", "seed"} for row in plan["stages"])
+        "name", "kind", "seed", "done", "images_encoded", "images_trained", "seconds", "memory_mb", "cached", "shared",
+        "passes", "error",
+    }  # fmt: skip
+    assert all(set(row) == keys for row in plan["runs"])
+    assert all(set(row) == keys - {"kind", "seed"} for row in plan["stages"])
     assert set(plan["totals"]) == {"images_encoded", "images_trained", "seconds", "memory_mb", "complete"}
     assert set(plan["machine"]) == {"device", "threads", "precision"}
     fine, broken = plan["runs"]
@@ -336,15 +337,6 @@ def test_the_command_prints_the_plan(
     assert "embed 24 (tiny-clip)" in page
     assert "cannot run: model './nowhere'" in " ".join(page.split())
     assert "What could be estimated: about" in page
-
-
-def test_a_folder_that_is_not_indexed_yet_is_listed(class_folder: Path, tmp_path: Path) -> None:
-    config, methods = read_study(class_folder, {"folds": 2})
-    plan = plan_study(config, methods, tmp_path / "out")
-    assert plan["images"] == 24
-    assert [(r["done"], r["images_encoded"]) for r in plan["runs"]] == [(False, 24), (False, 0)]
-    run_study(config, methods, tmp_path / "out")
-    assert all(r["done"] for r in plan_study(config, methods, tmp_path / "out")["runs"])
 
 
 def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path) -> None:

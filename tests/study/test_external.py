@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import CLASSES, draw_picture, files, write_class_folder
+from tests.conftest import CLASSES, draw_picture, files
 
 from thoraclip.data.duplicates import find_duplicates, thumbnail
 from thoraclip.data.index import index
-from thoraclip.data.splits import split_folds
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import fit
 from thoraclip.labels import LabelSet
 from thoraclip.methods.predictors import read_run
-from thoraclip.runs import write_json
-from thoraclip.study import plan_study, read_study, run_study, running
+from thoraclip.study import plan_study, read_study, run_study
 from thoraclip.study.external import scoring
 from thoraclip.study.external.images import select
 from thoraclip.study.external.settings import External
@@ -59,16 +57,6 @@ LABELS = LabelSet(CLASSES)
 Done = tuple[Path, dict[str, Any], list[str]]
 
 
-def write_study_images(folder: Path) -> Manifest:
-    """24 images of 12 patients in three folds, as `m.parquet`."""
-    found = index(write_class_folder(folder / "images"), layout="folders").manifest
-    manifest = split_folds(
-        found.with_columns(patient=[f"p{row // 2:02d}" for row in range(len(found))]), folds=3, seed=0
-    )
-    write_manifest(folder / "m.parquet", manifest)
-    return manifest
-
-
 def write_other_images(folder: Path, study: Manifest) -> Manifest:
     """Eight new pictures, and of every reason for leaving one out at least one, as `b.parquet`."""
     root = folder / "b"
@@ -95,21 +83,21 @@ def write_other_images(folder: Path, study: Manifest) -> Manifest:
     return manifest
 
 
+def write_study(folder: Path, images: Path, clip: Path, text: str, name: str = "s.toml") -> Path:
+    text = text.replace("m.parquet", str(images / "m.parquet"))
+    (folder / name).write_text(f"model = {json.dumps(str(clip))}\n{text}")
+    return folder / name
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+def done(images: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """(folder of a finished study with an external set, its report, what was announced)."""
     folder = tmp_path_factory.mktemp("external")
-    write_other_images(folder, write_study_images(folder))
-    (folder / "s.toml").write_text(STUDY + EXTERNAL)
+    write_other_images(folder, read_manifest(images / "m.parquet"))
+    write_study(folder, images, clip, STUDY + EXTERNAL)
     told: list[str] = []
     report = run_study(*read_study(folder / "s.toml", {}), folder / "out", announce=told.append)
     return folder, report, told
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the pages as they are: drawing takes longer than all else."""
-    monkeypatch.setattr(running, "write_report", lambda report, out, **_: write_json(out / "report.json", report))
 
 
 # --- a finished study ---
@@ -210,28 +198,27 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(lost: int, done: Done, t
     assert files(out) == files(done[0] / "out")
 
 
-@pytest.mark.parametrize(
-    ("dies_in", "call"),
-    [("overlap.find_duplicates", 1), ("sets.write_manifest", 1), ("scoring._scores", 4), ("scoring.write_json", 3)],
-)
 @pytest.mark.usefixtures("undrawn")
 def test_a_study_killed_meanwhile_ends_with_the_same_bytes(
-    dies_in: str, call: int, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed four times, each time a little later."""
     out = without_some(done[0], tmp_path, lambda _: False)
-    name = f"thoraclip.study.external.{dies_in}"
-    real, calls = resolve_name(name), []
+    for place, call in (
+        ("overlap.find_duplicates", 1), ("sets.write_manifest", 1), ("scoring._scores", 4), ("scoring.write_json", 3),
+    ):  # fmt: skip
+        name = f"thoraclip.study.external.{place}"
+        real, left = resolve_name(name), iter(range(call - 1))
 
-    def die(*arguments: Any, **named: Any) -> Any:
-        calls.append(name)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return real(*arguments, **named)
+        def die(*arguments: Any, _real: Any = real, _left: Any = left, **named: Any) -> Any:
+            if next(_left, None) is None:
+                raise KeyboardInterrupt
+            return _real(*arguments, **named)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(name, die)
-        with pytest.raises(KeyboardInterrupt):
-            run_study(*read_study(done[0] / "s.toml", {}), out)
+        with monkeypatch.context() as patch:
+            patch.setattr(name, die)
+            with pytest.raises(KeyboardInterrupt):
+                run_study(*read_study(done[0] / "s.toml", {}), out)
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
 
@@ -251,13 +238,13 @@ def test_what_is_scored_is_not_scored_again(done: Done, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_other_labels_there_are_judged_anew(done: Done, tmp_path: Path) -> None:
+def test_other_labels_there_are_judged_anew(done: Done, images: Path, clip: Path, tmp_path: Path) -> None:
     folder, report, _ = done
     shutil.copytree(folder / "out", tmp_path / "out")
     turned = EXTERNAL.replace(
         '"covid" = "COVID-19", "healthy" = "Normal"', '"covid" = "Normal", "healthy" = "COVID-19"'
     )
-    (folder / "turned.toml").write_text(STUDY + turned)
+    write_study(folder, images, clip, STUDY + turned, "turned.toml")
     again = run_study(*read_study(folder / "turned.toml", {}), tmp_path / "out")
     assert again["external"][0]["methods"] != report["external"][0]["methods"]
     tables = [folder / "out", tmp_path / "out"]
@@ -293,17 +280,17 @@ def test_a_method_whose_model_is_gone_does_not_lose_the_others(
     assert "break_down" in (tmp_path / "out" / reason.rpartition(": ")[2]).read_text()
 
 
-def test_the_plan_counts_the_images_and_what_is_there(done: Done, tmp_path: Path) -> None:
+def test_the_plan_counts_the_images_and_what_is_there(done: Done, images: Path, clip: Path, tmp_path: Path) -> None:
     folder, _, _ = done
     config, methods = read_study(folder / "s.toml", {})
     stage = next(
         s for s in plan_study(config, methods, tmp_path / "new")["stages"] if s["name"] == "external hospital-b"
     )
-    assert stage["passes"] == [{"what": "score", "model": "tiny-clip", "images": 13}], "one pass for all heads"
+    assert stage["passes"] == [{"what": "score", "model": str(clip), "images": 13}], "one pass for all heads"
     assert stage["images_encoded"] == 13 and stage["cached"] == [] and not stage["done"]
     stage = next(s for s in plan_study(config, methods, folder / "out")["stages"] if s["name"] == "external hospital-b")
     assert stage["images_encoded"] == 0 and stage["cached"] == ["scores"]
-    (folder / "gone.toml").write_text(STUDY + EXTERNAL.replace("b.parquet", "gone.parquet"))
+    write_study(folder, images, clip, STUDY + EXTERNAL.replace("b.parquet", "gone.parquet"), "gone.toml")
     plan = plan_study(*read_study(folder / "gone.toml", {}), tmp_path / "new")
     (stage,) = (s for s in plan["stages"] if s["name"] == "external hospital-b")
     assert "external 'hospital-b': gone.parquet: no such manifest file" in stage["error"]
@@ -321,10 +308,10 @@ def test_the_resolved_config_reads_back(done: Done) -> None:
 # --- other shapes ---
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_a_baseline_and_tuned_folds_score_a_folder(tmp_path: Path) -> None:
+def test_a_baseline_and_tuned_folds_score_a_folder(images: Path, clip: Path, tmp_path: Path) -> None:
     """Networks that are no frozen encoder, on a folder that the study indexes, some of it unreadable."""
-    write_study_images(tmp_path)
     for name in CLASSES[:2]:
         (tmp_path / "c" / name).mkdir(parents=True)
         for i in range(3):
@@ -332,28 +319,39 @@ def test_a_baseline_and_tuned_folds_score_a_folder(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / "c" / name / f"{i}.png")
     (tmp_path / "c" / CLASSES[0] / "bad.png").write_bytes(b"no picture")
     head, _, _ = STUDY.partition("[[methods]]")
-    (tmp_path / "s.toml").write_text(
+    text = (
         head.replace("[0, 1]", "[0]") + "only_folds = [0, 1]\n"
-        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\nthen = "probe"\n'
-        '[[methods]]\nname = "tower"\nkind = "baseline"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
+        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\nthen = "probe"\n'
+        '[[methods]]\nname = "tower"\nkind = "baseline"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
         '[external.c]\nfolder = "c"\nlayout = "folders"\n'
     )
-    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    report = run_study(*read_study(write_study(tmp_path, images, clip, text), {}), tmp_path / "out")
     (one,) = report["external"]
     assert {m["name"]: m["classifiers"] for m in one["methods"]} == {"LoRA": 2, "LoRA, then probe": 2, "tower": 2}
     assert one["left_out"]["unreadable"] == 1 and one["n"] == 6
     found = json.loads((tmp_path / "out" / "external" / "c" / "left-out.json").read_text())
     assert [row["path"] for row in found["not_indexed"]] == [f"{CLASSES[0]}/bad.png"]
-    folds = [read_predictions(tmp_path / "out" / "runs" / "tower" / f"external-c-fold-{k}.parquet") for k in (0, 1)]
-    assert not np.array_equal(folds[0].scores, folds[1].scores), "each fold has a network of its own"
+    judged = read_manifest(tmp_path / "out" / "external" / "c" / "manifest.parquet")
+    for name in ("lora", "lora-then-probe", "tower"):
+        run, found = read_run(tmp_path / "out" / "runs" / name), []
+        for fold in (0, 1):
+            classifier = run.classifier(fold, LABELS)
+            greys = np.stack(
+                [fit(np.asarray(Image.open(p).convert("L")), classifier.preprocess) for p in judged.paths()]
+            )
+            found.append(read_predictions(run.folder / f"external-c-fold-{fold}.parquet").scores)
+            assert found[-1] == pytest.approx(classifier.look(greys)[1], abs=1e-5), name
+        assert not np.array_equal(*found), "each fold has a network of its own"
     assert sorted(p.name for p in (tmp_path / "out" / "pixels").iterdir()), "decoded pictures are kept"
 
 
-def test_a_set_that_is_all_in_the_study_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    study = write_study_images(tmp_path)
+def test_a_set_that_is_all_in_the_study_is_refused_before_anything_runs(
+    images: Path, clip: Path, tmp_path: Path
+) -> None:
+    study = read_manifest(images / "m.parquet")
     nothing = [None] * len(study)
     write_manifest(tmp_path / "b.parquet", study.with_columns(fold=nothing, patient=nothing))
-    (tmp_path / "s.toml").write_text(STUDY + '[external.b]\nmanifest = "b.parquet"\n')
+    write_study(tmp_path, images, clip, STUDY + '[external.b]\nmanifest = "b.parquet"\n')
     with pytest.raises(
         ManifestError, match=r"external 'b': no image is left to judge \(24 identical to a picture of the study\)"
     ):
@@ -462,9 +460,8 @@ def test_external_sets_cannot_be_set_from_the_command_line(tmp_path: Path) -> No
         read_study(tmp_path / "s.toml", {"external": "x"})
 
 
-def test_a_missing_manifest_is_named_before_anything_runs(tmp_path: Path) -> None:
-    write_study_images(tmp_path)
-    (tmp_path / "s.toml").write_text(STUDY + EXTERNAL)
+def test_a_missing_manifest_is_named_before_anything_runs(images: Path, clip: Path, tmp_path: Path) -> None:
+    write_study(tmp_path, images, clip, STUDY + EXTERNAL)
     with pytest.raises(InputError, match=r"external 'hospital-b': b\.parquet: no such manifest file"):
         run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
     assert not (tmp_path / "out" / "runs").exists()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,12 +17,17 @@ from thoraclip.data import batches
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_fractions
 from thoraclip.errors import ConfigError, InputError, ThoraclipError
-from thoraclip.study import plan_study, read_study, run_study
+from thoraclip.methods import probe, zeroshot
+from thoraclip.methods.running import run_method
+from thoraclip.runs import write_json
+from thoraclip.study import plan_study, read_study, run_study, running
+from thoraclip.study.settings import MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
+from thoraclip.tables.predictions import read_predictions
 
 STUDY = """
 manifest = "m.parquet"
-resamples = 200
+resamples = 100
 audit = "none"
 [[methods]]
 name = "zero-shot"
@@ -29,154 +37,236 @@ name = "probe, L-BFGS"
 kind = "probe"
 l2_steps = 3
 """
+MORE = """
+[[methods]]
+name = "AdamW"
+kind = "probe"
+solver = "adamw"
+epochs = 2
+[[methods]]
+name = "broken"
+kind = "probe"
+embeddings = "nowhere"
+"""
+PUBLISHED = """
+[[published]]
+name = "linear classifier"
+of = "probe, L-BFGS"
+accuracy = 0.878
+macro_recall = 1
+source = 'the "study"'
+note = "n = 6,788"
+[[published]]
+name = "Xception"
+accuracy = 0.961
+"""
+PAGES = ("report.html", "report.md", "report.tex")
+
+
+class Done(NamedTuple):
+    """A finished study of two seeds, one of whose methods failed; read only."""
+
+    out: Path
+    config: StudyConfig
+    methods: list[MethodEntry]
+    report: dict[str, Any]
+    lines: list[str]
+
+
+def write_study(folder: Path, clip: Path, text: str, name: str = "s.toml") -> Path:
+    (folder / name).write_text(f"model = {json.dumps(str(clip))}\n{text}")
+    return folder / name
 
 
 @pytest.fixture
-def study_file(manifest: Manifest, tmp_path: Path) -> Path:
-    write_manifest(tmp_path / "m.parquet", manifest)
-    (tmp_path / "s.toml").write_text(STUDY)
-    return tmp_path / "s.toml"
+def study_file(images: Path, clip: Path, tmp_path: Path) -> Path:
+    return write_study(tmp_path, clip, STUDY.replace("m.parquet", str(images / "m.parquet")))
 
 
-def test_a_study_writes_what_the_contract_names(study_file: Path, tmp_path: Path) -> None:
-    report = run_study(*read_study(study_file, {}), tmp_path / "out")
-    names = set(files(tmp_path / "out"))
-    assert {
-        "config.toml",
-        "provenance.json",
-        "metrics.jsonl",
-        "predictions.parquet",
-        "report.json",
-        "report.md",
-        "report.html",
-        "report.tex",
-    } <= names
-    assert {"runs/zero-shot/predictions.parquet", "runs/probe-l-bfgs/head-fold-0.safetensors"} <= names
-    assert [m["name"] for m in report["methods"]].count("majority") == 1
-    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
-    for method in report["methods"]:
-        assert method["n"] == 24
-    page = (tmp_path / "out" / "report.html").read_text()
+@pytest.fixture(scope="module")
+def done(images: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    source = write_study(images, clip, "seeds = [0, 1]" + STUDY + MORE + PUBLISHED)
+    config, methods = read_study(source, {})
+    out, lines = tmp_path_factory.mktemp("done") / "out", list[str]()
+    return Done(out, config, methods, run_study(config, methods, out, announce=lines.append), lines)
+
+
+@pytest.fixture
+def copied(done: Done, tmp_path: Path) -> Path:
+    """The finished study again, to be changed."""
+    return Path(shutil.copytree(done.out, tmp_path / "copied"))
+
+
+def named(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(row for row in rows if row["name"] == name)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("done again")
+
+
+def test_a_study_writes_what_the_contract_names(done: Done) -> None:
+    names = set(files(done.out))
+    assert {"config.toml", "provenance.json", "metrics.jsonl", "predictions.parquet", "report.json", *PAGES} <= names
+    assert {"runs/zero-shot/predictions.parquet", "runs/probe-l-bfgs/seed-0/head-fold-0.safetensors"} <= names
+    assert [m["name"] for m in done.report["methods"]].count("majority") == 1
+    assert done.report == json.loads((done.out / "report.json").read_text())
+    assert {method["n"] for method in done.report["methods"]} == {24}
+    page = (done.out / "report.html").read_text()
     assert "squash" in page, "the geometry is printed in every report"
     assert "not for diagnosis" in page
+    assert read_study(done.out / "config.toml", {}) == (done.config, done.methods)
 
 
-def test_what_is_done_is_not_run_again(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_study(*read_study(study_file, {}), tmp_path / "out")
-    before = files(tmp_path / "out")
-    from thoraclip.methods import probe, zeroshot
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("ran again")
-
-    monkeypatch.setattr(probe, "run", refuse)
-    monkeypatch.setattr(zeroshot, "run", refuse)
-    run_study(*read_study(study_file, {}), tmp_path / "out")
-    assert files(tmp_path / "out") == before
+def test_a_failed_method_is_shown_and_does_not_lose_the_others(done: Done) -> None:
+    (failed,) = done.report["failed"]
+    assert failed["name"] == "broken" and "no finished embeddings" in failed["error"]
+    assert {m["name"] for m in done.report["methods"]} == {"zero-shot", "probe, L-BFGS", "AdamW", "majority"}
+    assert any("broken failed" in line for line in done.lines)
+    for name in ("report.md", "report.html"):
+        assert "no finished embeddings" in (done.out / name).read_text(), name
 
 
-def test_the_best_network_is_audited_and_the_reading_says_so(study_file: Path, tmp_path: Path) -> None:
-    report = run_study(*read_study(study_file, {"audit": "best", "audit_images": 12}), tmp_path / "out")
-    (name,) = report["audits"]
-    best = max(
-        (m for m in report["methods"] if m["kind"] != "majority"), key=lambda m: m["metrics"]["macro_f1"]["value"]
+def test_published_values_reach_the_report(done: Done) -> None:
+    assert [(row.name, row.of, row.accuracy) for row in done.config.published] == [
+        ("linear classifier", "probe, L-BFGS", 0.878),
+        ("Xception", None, 0.961),
+    ]
+    assert [row["name"] for row in done.report["published"]] == ["linear classifier", "Xception"]
+    assert "Published (not measured here)" in (done.out / "report.md").read_text()
+
+
+def test_every_run_has_its_seed_and_its_settings(done: Done, tmp_path: Path) -> None:
+    """Against the methods themselves, run with the settings that the study file names."""
+    runs = {f.parent.relative_to(done.out / "runs").as_posix() for f in (done.out / "runs").rglob("done.json")}
+    probes = {f"{name}/seed-{seed}" for name in ("probe-l-bfgs", "adamw") for seed in (0, 1)}
+    assert runs == {"zero-shot"} | probes, "what knows no seed runs once"
+    manifest = read_manifest(Path(done.config.manifest))
+    for name, given in (("probe-l-bfgs", {"l2_steps": 3}), ("adamw", {"solver": "adamw", "epochs": 2})):
+        values = []
+        for seed in (0, 1):
+            own = probe.Config(model=done.config.model, seed=seed, **given)
+            expected, _ = run_method("probe", own, manifest, tmp_path / name / str(seed), cache=done.out / "embeddings")
+            found = read_predictions(done.out / "runs" / name / f"seed-{seed}" / "predictions.parquet")
+            np.testing.assert_array_equal(found.scores, expected.scores)
+            values.append(found.scores)
+        row = named(done.report["methods"], next(m.name for m in done.methods if m.folder == name))
+        assert row["seeds"] == [0, 1]
+        apart = 1 if name == "probe-l-bfgs" else 2  # a convex fit ends at the same place from any seed
+        assert len({one.tobytes() for one in values}) == len(set(row["metrics"]["log_loss"]["per_seed"])) == apart
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_done_is_not_run_again(done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = probe.run
+    monkeypatch.setattr(
+        probe, "run", lambda config, *given: (original if config.embeddings == "nowhere" else refuse)(config, *given)
     )
-    assert name == best["name"]
-    assert report["reading"][1].startswith(f"Audit of {name}: ") and "non-lung content" in report["reading"][1]
-    assert report["audits"][name]["images"] == 12 and report["audits"][name]["lungs"]["origin"] == "estimated"
-    folder = tmp_path / "out" / "audits" / ("zero-shot" if name == "zero-shot" else "probe-l-bfgs")
-    assert json.loads((folder / "audit.json").read_text()) == report["audits"][name]
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert f"Audit of {name}" in page and "Lungs or shortcuts: every test" in page
-    before = files(tmp_path / "out")
-    run_study(*read_study(study_file, {"audit": "best", "audit_images": 12}), tmp_path / "out")
-    assert files(tmp_path / "out") == before
+    monkeypatch.setattr(zeroshot, "run", refuse)
+    run_study(done.config, done.methods, copied)
+    assert files(copied) == files(done.out)
 
 
-def test_an_audit_that_fails_does_not_lose_the_report(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("undrawn")
+def test_other_settings_run_again_what_they_touch_and_nothing_else(
+    done: Done, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thoraclip.study import auditing
+    methods = [
+        dataclasses.replace(m, config=dataclasses.replace(m.config, l2_steps=4)) if m.folder == "probe-l-bfgs" else m
+        for m in done.methods
+    ]
+    ran, original = [], probe.run
+    monkeypatch.setattr(
+        probe, "run", lambda config, context: (ran.append(context.folder.path), original(config, context))[1]
+    )
+    plan = plan_study(done.config, methods, copied)
+    assert {(r["name"], r["done"]) for r in plan["runs"]} == {
+        ("zero-shot", True), ("probe, L-BFGS", False), ("AdamW", True), ("broken", False),
+    }  # fmt: skip
+    report = run_study(done.config, methods, copied)
+    expected = [copied / "runs" / "probe-l-bfgs" / f"seed-{seed}" for seed in (0, 1)]
+    assert [place for place in ran if place.parent.name != "broken"] == expected
+    assert named(report["methods"], "probe, L-BFGS")["settings"]["l2_steps"] == "4"
+    fresh = run_study(done.config, methods, tmp_path / "fresh")
+    assert report == fresh
+    for name in ("predictions.parquet", "config.toml", "details.json", "done.json"):
+        places = [out / "runs" / "probe-l-bfgs" / "seed-1" / name for out in (copied, tmp_path / "fresh", done.out)]
+        again, alone, before = (place.read_bytes() for place in places)
+        assert again == alone, name
+        assert again != before or name == "predictions.parquet", name
 
-    def breaks(*_: object, **__: object) -> None:
-        raise InputError("no lungs here")
 
-    monkeypatch.setattr(auditing, "audit", breaks)
-    lines: list[str] = []
-    report = run_study(*read_study(study_file, {"audit": "all"}), tmp_path / "out", announce=lines.append)
-    assert report["audits"] == {} and report["reading"][1].startswith("Not audited")
-    assert sum("failed: no lungs here" in line for line in lines) == 2
-    assert (tmp_path / "out" / "report.html").is_file()
-
-
-@pytest.mark.parametrize("dies_in", ["zeroshot", "probe", "judge"])
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_study_ends_with_the_same_bytes(
-    dies_in: str, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_study(*read_study(study_file, {}), tmp_path / "whole")
-
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    target = {"zeroshot": "thoraclip.methods.zeroshot.class_vectors", "probe": "thoraclip.methods.probe.write_head"}
-    monkeypatch.setattr(target.get(dies_in, "thoraclip.study.running.write_report"), die)
-    with pytest.raises(KeyboardInterrupt):
-        run_study(*read_study(study_file, {}), tmp_path / "broken")
-    monkeypatch.undo()
-    (tmp_path / "broken" / "runs" / ".report.json.abc.part").write_text("left by a killed process")
-    run_study(*read_study(study_file, {}), tmp_path / "broken")
-    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+    out = tmp_path / "interrupted"
+    for place in ("methods.zeroshot.class_vectors", "methods.probe.write_head", "study.running.write_report"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"thoraclip.{place}", die)
+            with pytest.raises(KeyboardInterrupt):
+                run_study(done.config, done.methods, out)
+    (out / "runs" / ".report.json.abc.part").write_text("left by a killed process")
+    run_study(done.config, done.methods, out)
+    assert files(out) == {name: content for name, content in files(done.out).items() if name not in PAGES}
 
 
-def test_a_failed_method_does_not_lose_the_others(study_file: Path, tmp_path: Path) -> None:
-    study_file.write_text(STUDY + '[[methods]]\nname = "broken"\nkind = "probe"\nembeddings = "nowhere"\n')
+@pytest.mark.slow
+def test_the_best_network_is_audited_and_the_reading_says_so(
+    done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(done.config, audit="best", audit_images=9)
+    report = run_study(config, done.methods, copied)
+    (name,) = report["audits"]
+    able = [m for m in report["methods"] if m["kind"] != "majority"]
+    assert name == max(able, key=lambda m: m["metrics"]["macro_f1"]["value"])["name"]
+    assert report["reading"][1].startswith(f"Audit of {name}: ") and "non-lung content" in report["reading"][1]
+    assert report["audits"][name]["images"] == 9 and report["audits"][name]["lungs"]["origin"] == "estimated"
+    folder = copied / "audits" / next(m.folder for m in done.methods if m.name == name)
+    assert json.loads((folder / "audit.json").read_text()) == report["audits"][name]
+    page = (copied / "report.html").read_text()
+    assert f"Audit of {name}" in page and "Lungs or shortcuts: every test" in page
+    before = files(copied)
+    monkeypatch.setattr(running, "write_report", lambda report, out, **_: write_json(out / "report.json", report))
+    run_study(config, done.methods, copied)
+    assert files(copied) == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_audit_that_fails_does_not_lose_the_report(
+    done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise InputError("no lungs here")
+
+    monkeypatch.setattr("thoraclip.study.auditing.audit", breaks)
+    (copied / "report.json").unlink()
     lines: list[str] = []
-    report = run_study(*read_study(study_file, {}), tmp_path / "out", announce=lines.append)
-    assert [m["name"] for m in report["failed"]] == ["broken"]
-    assert "no finished embeddings" in report["failed"][0]["error"]
-    assert {m["name"] for m in report["methods"]} == {"zero-shot", "probe, L-BFGS", "majority"}
-    assert any("broken failed" in line for line in lines)
+    report = run_study(dataclasses.replace(done.config, audit="all"), done.methods, copied, announce=lines.append)
+    assert report["audits"] == {} and report["reading"][1].startswith("Not audited")
+    assert sum("failed: no lungs here" in line for line in lines) == 3
+    assert (copied / "report.json").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_method_that_breaks_does_not_lose_the_others_either(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("nobody foresaw this")
 
+    shutil.rmtree(copied / "runs" / "adamw")
     with monkeypatch.context() as patch:
-        patch.setattr("thoraclip.methods.probe.run", break_down)
-        report = run_study(*read_study(study_file, {}), tmp_path / "out")
-    (failed,) = report["failed"]
-    assert failed["error"].startswith("ZeroDivisionError: nobody foresaw this; where it happened: runs/")
-    place = tmp_path / "out" / failed["error"].rpartition(": ")[2]
+        patch.setattr(probe, "run", break_down)
+        error = named(run_study(done.config, done.methods, copied)["failed"], "AdamW")["error"]
+    assert error.startswith("ZeroDivisionError: nobody foresaw this; where it happened: runs/")
+    place = copied / error.rpartition(": ")[2]
     assert "break_down" in place.read_text(encoding="utf-8")
-    assert run_study(*read_study(study_file, {}), tmp_path / "out")["failed"] == []
+    assert [m["name"] for m in run_study(done.config, done.methods, copied)["failed"]] == ["broken"]
     assert not place.exists()
-
-
-def test_a_study_that_was_moved_runs_nothing_again(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Captions and adapters lie in its folder, whose name is no part of a result."""
-    write_manifest(tmp_path / "m.parquet", split_fractions(manifest, fractions=(0.5, 0.25, 0.25), seed=0))
-    (tmp_path / "s.toml").write_text(
-        'manifest = "m.parquet"\nmodel = "tiny-clip"\ncaptioner = "template"\nresamples = 100\nthumbnails = false\n'
-        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nappend_label = true\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
-        'then = "probe"\n'
-    )
-    first = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "here")
-    (tmp_path / "here").rename(tmp_path / "there")
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("it was run again")
-
-    with monkeypatch.context() as patch:
-        for kind in ("finetune", "probe"):
-            patch.setattr(f"thoraclip.methods.{kind}.run", refuse)
-        again = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "there")
-    assert again["failed"] == []
-    assert [row["metrics"] for row in again["methods"]] == [row["metrics"] for row in first["methods"]]
 
 
 def test_when_every_method_fails_the_study_does(study_file: Path, tmp_path: Path) -> None:
@@ -184,21 +274,20 @@ def test_when_every_method_fails_the_study_does(study_file: Path, tmp_path: Path
         run_study(*read_study(study_file, {"model": "./nowhere"}), tmp_path / "out")
 
 
-def test_seeds_repeat_only_what_is_seeded(study_file: Path, tmp_path: Path) -> None:
-    config, methods = read_study(study_file, {"seeds": [0, 1]})
-    report = run_study(config, methods, tmp_path / "out")
-    runs = {f.parent.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out" / "runs").rglob("done.json")}
-    assert runs == {"runs/zero-shot", "runs/probe-l-bfgs/seed-0", "runs/probe-l-bfgs/seed-1"}
-    probe = next(m for m in report["methods"] if m["name"].startswith("probe"))
-    assert len(probe["metrics"]["accuracy"]["per_seed"]) == 2
-
-
 def test_settings_reach_the_methods_that_know_them(study_file: Path) -> None:
-    config, methods = read_study(study_file, {"geometry": "pad", "l2_steps": 7, "prompts": "pairs"})
+    """The command's before the method's own before the study's."""
+    config, methods = read_study(study_file, {"geometry": "pad", "l2_steps": 7, "prompts": "pairs", "only_folds": [2]})
     assert config.geometry == "pad"
     assert [m.config.geometry for m in methods] == ["pad", "pad"]
+    assert [m.config.only_folds for m in methods] == [(2,), (2,)]
     assert methods[0].config.prompts == "pairs"
     assert methods[1].config.l2_steps == 7
+    text = study_file.read_text()
+    study_file.write_text(f'class_weight = "balanced"\ngeometry = "crop"\nbatch_size = 3\n{text}geometry = "pad"\n')
+    _, methods = read_study(study_file, {})
+    assert [m.config.geometry for m in methods] == ["crop", "pad"]
+    assert [m.config.batch_size for m in methods] == [3, 3]
+    assert methods[1].config.class_weight == "balanced" and methods[1].config.l2_steps == 3
 
 
 @pytest.mark.parametrize(
@@ -240,77 +329,44 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
         read_study(tmp_path / "s.toml", {})
 
 
-def test_a_bare_folder_is_indexed_split_and_run(class_folder: Path, tmp_path: Path) -> None:
-    config, methods = read_study(class_folder, {"folds": 2, "resamples": 100})
+@pytest.mark.usefixtures("undrawn")
+def test_a_bare_folder_is_indexed_split_and_run(images: Path, clip: Path, tmp_path: Path) -> None:
+    config, methods = read_study(images / "images", {"folds": 2, "resamples": 100, "model": str(clip), "audit": "none"})
     assert {m.kind for m in methods} == {"zeroshot", "probe"}, "what trains for long is asked for"
+    plan = plan_study(config, methods, tmp_path / "out")
+    assert plan["images"] == 24
+    assert [(r["done"], r["images_encoded"]) for r in plan["runs"]] == [(False, 24), (False, 0)]
     run_study(config, methods, tmp_path / "out")
     manifest = read_manifest(tmp_path / "out" / "manifest.parquet")
     assert set(manifest.column("fold")) == {0, 1}
     assert (tmp_path / "out" / "manifest.index.json").is_file()
+    assert all(r["done"] for r in plan_study(config, methods, tmp_path / "out")["runs"])
 
 
-def test_a_study_inside_its_own_images_is_refused(class_folder: Path) -> None:
+def test_a_study_inside_its_own_images_is_refused(images: Path) -> None:
     with pytest.raises(InputError, match="choose an --out elsewhere"):
-        run_study(*read_study(class_folder, {}), class_folder / "out")
-    assert not (class_folder / "out").exists()
+        run_study(*read_study(images / "images", {}), images / "images" / "out")
+    assert not (images / "images" / "out").exists()
 
 
-def test_images_without_a_part_are_left_out_and_counted(manifest: Manifest, tmp_path: Path) -> None:
-    labels = manifest.column("label")
-    split: list[str | None] = [("train", "train", "val", "test")[i % 4] for i in range(len(labels))]
+def test_what_is_wrong_with_the_split_is_counted_and_printed(manifest: Manifest, clip: Path, tmp_path: Path) -> None:
+    """An image without a part is left out; one that stands in two parts is a leak."""
+    split: list[str | None] = [("train", "train", "val", "test")[i % 4] for i in range(len(manifest))]
     split[3] = None
-    mixed = manifest.with_columns(fold=[None] * len(labels), patient=[None] * len(labels)).with_columns(split=split)
+    hashes, nothing = manifest.column("sha256"), [None] * len(manifest)
+    hashes[7] = hashes[0]
+    manifest.paths()[7].write_bytes(manifest.paths()[0].read_bytes())
+    mixed = manifest.with_columns(fold=nothing, patient=nothing, sha256=hashes).with_columns(split=split)
     write_manifest(tmp_path / "m.parquet", mixed)
-    (tmp_path / "s.toml").write_text(STUDY)
-    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    told: list[str] = []
+    study = read_study(write_study(tmp_path, clip, STUDY), {})
+    report = run_study(*study, tmp_path / "out", announce=told.append)
     assert report["dataset"]["left_out"] == {"without split": 1}
     assert {m["n"] for m in report["methods"]} == {split.count("test")}
-
-
-def test_the_plan_tells_what_is_done(study_file: Path, tmp_path: Path) -> None:
-    config, methods = read_study(study_file, {})
-    before = plan_study(config, methods, tmp_path / "out")
-    assert [r["done"] for r in before["runs"]] == [False, False]
-    assert before["images"] == 24
-    assert not (tmp_path / "out").exists()
-    run_study(config, methods, tmp_path / "out")
-    assert [r["done"] for r in plan_study(config, methods, tmp_path / "out")["runs"]] == [True, True]
-    changed = plan_study(*read_study(study_file, {"l2_steps": 4}), tmp_path / "out")
-    assert [r["done"] for r in changed["runs"]] == [True, False]
-
-
-def test_the_resolved_config_is_a_study_file(study_file: Path, tmp_path: Path) -> None:
-    config, methods = read_study(study_file, {"seeds": [0, 1]})
-    run_study(config, methods, tmp_path / "out")
-    again, same = read_study(tmp_path / "out" / "config.toml", {})
-    assert (again, same) == (config, methods)
-
-
-PUBLISHED = """
-[[published]]
-name = "linear classifier"
-of = "probe, L-BFGS"
-accuracy = 0.878
-macro_recall = 1
-source = 'the "study"'
-note = "n = 6,788"
-[[published]]
-name = "Xception"
-accuracy = 0.961
-"""
-
-
-def test_published_values_reach_the_report_and_the_resolved_config(study_file: Path, tmp_path: Path) -> None:
-    study_file.write_text(STUDY + PUBLISHED)
-    config, methods = read_study(study_file, {})
-    assert [(row.name, row.of, row.accuracy) for row in config.published] == [
-        ("linear classifier", "probe, L-BFGS", 0.878),
-        ("Xception", None, 0.961),
-    ]
-    report = run_study(config, methods, tmp_path / "out")
-    assert [row["name"] for row in report["published"]] == ["linear classifier", "Xception"]
-    assert "Published (not measured here)" in (tmp_path / "out" / "report.md").read_text()
-    assert read_study(tmp_path / "out" / "config.toml", {}) == (config, methods)
+    assert any(line.startswith("warning: pictures in two parts of the split: 1") for line in told)
+    assert report["dataset"]["pictures_in_two_parts"].startswith("1 (identical files): a leak")
+    assert report["dataset"]["near_duplicates"].startswith("not looked for")
+    assert "pictures in two parts" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -343,36 +399,41 @@ def test_published_values_cannot_be_set_from_the_command_line(study_file: Path) 
         read_study(study_file, {"published": []})
 
 
-def test_results_do_not_depend_on_the_order_of_the_rows(manifest: Manifest, tmp_path: Path) -> None:
-    from thoraclip.methods.probe import Config as ProbeConfig
-    from thoraclip.methods.running import run_method
-
+def test_results_do_not_depend_on_the_order_of_the_rows(images: Path, clip: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(images / "m.parquet")
     order = np.random.default_rng(0).permutation(len(manifest))
-    config = ProbeConfig(precision="fp32")
+    config = probe.Config(precision="fp32", model=str(clip))
     first, _ = run_method("probe", config, manifest, tmp_path / "a")
     second, _ = run_method("probe", config, manifest.take(order), tmp_path / "b")
     scores = dict(zip(second.image_id, second.scores, strict=True))
     np.testing.assert_allclose(first.scores, [scores[i] for i in first.image_id], atol=1e-3)
 
 
-def without_parts(manifest: Manifest, tmp_path: Path) -> Path:
-    """A study of images without split or folds, one of which stands there twice, recompressed, under another patient."""
-    first = manifest.paths()[0]
-    copy = Image.open(first).resize((60, 72))
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("is_grouped", [True, False])
+def test_folds_that_the_study_makes_keep_copies_together_and_a_dry_run_looks_at_no_picture(
+    manifest: Manifest, clip: Path, tmp_path: Path, is_grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images without split or folds, one of which stands there twice, recompressed, under another patient."""
+    copy = Image.open(manifest.paths()[0]).resize((60, 72))
     copy.save(manifest.root / "Normal" / "copy.jpg", quality=80)
     found = index(manifest.root, layout="folders").manifest
-    write_manifest(tmp_path / "m.parquet", found.with_columns(patient=[f"p{row}" for row in range(len(found))]))
-    (tmp_path / "s.toml").write_text(STUDY)
-    return tmp_path / "s.toml"
+    found = found.with_columns(patient=[f"p{row}" for row in range(len(found))])
+    write_manifest(tmp_path / "m.parquet", found)
+    out, told = tmp_path / "out", list[str]()
+    study = read_study(write_study(tmp_path, clip, STUDY), {"group_duplicates": is_grouped, "folds": 3})
 
+    def planned() -> list[bool]:
+        with monkeypatch.context() as patch:
+            patch.setattr("thoraclip.study.running.duplicate_clusters", lambda *_, **__: pytest.fail("looked"))
+            plan = plan_study(*study, out)
+        assert plan["images"] == 25
+        return [run["done"] for run in plan["runs"]]
 
-@pytest.mark.parametrize("is_grouped", [True, False])
-def test_folds_that_the_study_makes_keep_copies_together(manifest: Manifest, tmp_path: Path, is_grouped: bool) -> None:
-    study = without_parts(manifest, tmp_path)
-    told: list[str] = []
-    settings = {"group_duplicates": is_grouped, "folds": 3}
-    run_study(*read_study(study, settings), tmp_path / "out", announce=told.append)
-    done = read_manifest(tmp_path / "out" / "manifest.parquet")
+    assert planned() == [False, False] and not out.exists()
+    run_study(*study, out, announce=told.append)
+    assert planned() == [True, True]
+    done = read_manifest(out / "manifest.parquet")
     cluster = done.by_id("duplicate_cluster") if is_grouped else {}
     assert {i for i, c in cluster.items() if c} == ({"COVID-19/0.png", "Normal/copy.jpg"} if is_grouped else set())
     if is_grouped:
@@ -380,53 +441,23 @@ def test_folds_that_the_study_makes_keep_copies_together(manifest: Manifest, tmp
         assert fold["COVID-19/0.png"] == fold["Normal/copy.jpg"]
         assert "pictures that stand there more than once: 1, in 2 images; kept together" in told
     else:
-        assert not (tmp_path / "out" / "inspection").exists()
+        assert not (out / "inspection").exists()
+    write_manifest(tmp_path / "m.parquet", found.with_columns(label=["Normal", *found.column("label")[1:]]))
+    assert planned() == [False, False], "under other labels, the folds of before are no longer these"
 
 
-def test_identical_pictures_in_two_parts_are_warned_of_and_reported(manifest: Manifest, tmp_path: Path) -> None:
-    first, other = manifest.column("fold").index(0), manifest.column("fold").index(1)
-    hashes = manifest.column("sha256")
-    hashes[other] = hashes[first]
-    manifest.paths()[other].write_bytes(manifest.paths()[first].read_bytes())
-    write_manifest(tmp_path / "m.parquet", manifest.with_columns(sha256=hashes))
-    (tmp_path / "s.toml").write_text(STUDY)
-    told: list[str] = []
-    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out", announce=told.append)
-    assert any(line.startswith("warning: pictures in two parts of the split: 1") for line in told)
-    assert report["dataset"]["pictures_in_two_parts"].startswith("1 (identical files): a leak")
-    assert report["dataset"]["near_duplicates"].startswith("not looked for")
-    assert "pictures in two parts" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_dry_run_looks_at_no_picture(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = without_parts(manifest, tmp_path)
-    config, methods = read_study(study, {"folds": 3})
-    with monkeypatch.context() as patch:
-        patch.setattr("thoraclip.study.running.duplicate_clusters", lambda *_, **__: pytest.fail("looked"))
-        plan = plan_study(config, methods, tmp_path / "out")
-        assert plan["images"] == 25 and [run["done"] for run in plan["runs"]] == [False, False]
-    run_study(config, methods, tmp_path / "out")
-    monkeypatch.setattr("thoraclip.study.running.duplicate_clusters", lambda *_, **__: pytest.fail("looked"))
-    assert [run["done"] for run in plan_study(config, methods, tmp_path / "out")["runs"]] == [True, True]
-    relabelled = read_manifest(tmp_path / "m.parquet")
-    labels = ["Normal", *relabelled.column("label")[1:]]
-    write_manifest(tmp_path / "m.parquet", relabelled.with_columns(label=labels))
-    assert [run["done"] for run in plan_study(config, methods, tmp_path / "out")["runs"]] == [False, False]
-
-
-def test_a_study_decodes_each_picture_once(
-    study_file: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_decodes_each_picture_once(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
     original = batches.read_indexed
     monkeypatch.setattr(batches, "read_indexed", lambda path, sha: (decoded.append(path.name), original(path, sha))[1])
-    text = STUDY + '[[methods]]\nname = "other precision"\nkind = "zeroshot"\nprecision = "bf16"\n'
-    study_file.write_text(text.replace("resamples = 200", 'resamples = 200\nprecision = "fp32"'))
+    text = study_file.read_text() + '[[methods]]\nname = "other precision"\nkind = "zeroshot"\nprecision = "bf16"\n'
+    study_file.write_text(text.replace("resamples = 100", 'resamples = 100\nprecision = "fp32"'))
     run_study(*read_study(study_file, {}), tmp_path / "out")
-    assert len(decoded) == len(manifest)
+    assert len(decoded) == 24
     decoded.clear()
     run_study(*read_study(study_file, {"pixel_cache": False}), tmp_path / "direct")
-    assert len(decoded) == 2 * len(manifest)
+    assert len(decoded) == 2 * 24
     assert not (tmp_path / "direct" / "pixels").exists()
     for name in ("zero-shot", "probe-l-bfgs", "other-precision"):
         kept, direct = (files(tmp_path / out / "runs" / name)["predictions.parquet"] for out in ("out", "direct"))
@@ -436,15 +467,18 @@ def test_a_study_decodes_each_picture_once(
 TUNED = """
 manifest = "m.parquet"
 resamples = 100
+audit = "none"
 seeds = [0, 1]
 batch_size = 16
+captioner = "template"
 [[methods]]
 name = "LoRA"
 kind = "finetune"
 then = "probe"
-batch_size = 6
-chunk_size = 6
-epochs = 1
+append_label = true
+batch_size = 4
+chunk_size = 4
+steps = 1
 val_fraction = 0.3
 [[methods]]
 name = "projected"
@@ -454,37 +488,55 @@ features = "projected"
 """
 
 
-def test_a_fine_tuning_and_what_comes_after_it(manifest: Manifest, tmp_path: Path) -> None:
-    write_manifest(tmp_path / "m.parquet", manifest)
-    (tmp_path / "s.toml").write_text(TUNED)
-    config, methods = read_study(tmp_path / "s.toml", {})
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_a_fine_tuning_and_what_comes_after_it(
+    images: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = split_fractions(read_manifest(images / "m.parquet"), fractions=(0.5, 0.25, 0.25), seed=0)
+    write_manifest(tmp_path / "m.parquet", split)
+    study = write_study(tmp_path, clip, TUNED)
+    config, methods = read_study(study, {})
     assert [(m.name, m.kind, m.seeds) for m in methods] == [
         ("LoRA", "finetune", (0, 1)),
         ("LoRA, then probe", "probe", (0, 1)),
         ("projected", "probe", (0, 1)),
     ]
-    assert methods[0].config.batch_size == 6, "the study's batch_size is the images of a forward pass"
+    assert methods[0].config.batch_size == 4, "the study's batch_size is the images of a forward pass"
     assert methods[1].config.batch_size == 16
     assert methods[1].config.val_fraction == 0.3, "inherited from the training"
-    report = run_study(config, methods, tmp_path / "out")
-    assert {m["name"] for m in report["methods"]} == {"LoRA", "LoRA, then probe", "projected", "majority"}
-    assert not report["failed"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    first = run_study(config, methods, here)
+    assert {m["name"] for m in first["methods"]} == {"LoRA", "LoRA, then probe", "projected", "majority"}
+    assert not first["failed"]
     for seed in (0, 1):
-        adapter = (tmp_path / "out/runs/lora-then-probe" / f"seed-{seed}" / "config.toml").read_text()
-        assert f'adapter = "{tmp_path}/out/runs/lora/seed-{seed}"' in adapter
-    assert all(run["done"] for run in plan_study(config, methods, tmp_path / "out")["runs"])
-    shown = {m["name"]: m["settings"] for m in report["methods"]}
-    assert shown["projected"]["adapter"] == "of 'LoRA'"
-    again = read_study(tmp_path / "out" / "config.toml", {})
-    assert again[1] == methods
+        assert f"seed = {seed}\n" in (here / f"runs/lora/seed-{seed}/config.toml").read_text()
+        adapter = (here / f"runs/lora-then-probe/seed-{seed}/config.toml").read_text()
+        assert f'adapter = "{here}/runs/lora/seed-{seed}"' in adapter
+    assert all(run["done"] for run in plan_study(config, methods, here)["runs"])
+    assert named(first["methods"], "projected")["settings"]["adapter"] == "of 'LoRA'"
+    assert read_study(here / "config.toml", {})[1] == methods
+
+    here.rename(there)  # captions and adapters lie in its folder, whose name is no part of a result
+    with monkeypatch.context() as patch:
+        for kind in ("finetune", "probe"):
+            patch.setattr(f"thoraclip.methods.{kind}.run", refuse)
+        again = run_study(*read_study(study, {}), there)
+    assert again["failed"] == []
+    assert [row["metrics"] for row in again["methods"]] == [row["metrics"] for row in first["methods"]]
 
 
-def test_what_comes_after_a_failed_training_fails_too(manifest: Manifest, tmp_path: Path) -> None:
-    write_manifest(tmp_path / "m.parquet", manifest)
-    (tmp_path / "s.toml").write_text(
-        TUNED.replace("batch_size = 6\n", "batch_size = 600\n") + '[[methods]]\nkind = "zeroshot"\n'
+@pytest.mark.usefixtures("undrawn")
+def test_what_comes_after_a_failed_training_fails_too(images: Path, clip: Path, tmp_path: Path) -> None:
+    text = TUNED.replace("batch_size = 4\n", "batch_size = 600\n")
+    text = (
+        text.replace('captioner = "template"\n', "")
+        .replace("append_label = true\n", "")
+        .replace("m.parquet", str(images / "m.parquet"))
     )
-    report = run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+    report = run_study(
+        *read_study(write_study(tmp_path, clip, text + '[[methods]]\nkind = "zeroshot"\n'), {}), tmp_path / "out"
+    )
     failed = {f["name"]: f["error"] for f in report["failed"]}
     assert "larger than the training set" in failed["LoRA"]
     assert failed["LoRA, then probe"] == failed["projected"] == "its adapters are those of 'LoRA', which failed"

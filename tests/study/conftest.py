@@ -1,0 +1,47 @@
+"""What the tests of studies share: images, a small encoder, and studies that draw no pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.checkpoints import save_checkpoint
+from tests.conftest import write_class_folder
+
+from thoraclip.data.index import index
+from thoraclip.data.splits import split_folds
+from thoraclip.runs import write_json
+from thoraclip.study import running
+from thoraclip.tables.manifest import write_manifest
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of 32 pixels that answers with more than one class before any training."""
+    return save_checkpoint("clip", tmp_path_factory.mktemp("models") / "clip", seed=10)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to read: `images/`, and `m.parquet` of these 24 images of 12 patients in three folds."""
+    folder = tmp_path_factory.mktemp("study")
+    found = index(write_class_folder(folder / "images"), layout="folders").manifest
+    patients = [f"p{row // 2:02d}" for row in range(len(found))]
+    write_manifest(folder / "m.parquet", split_folds(found.with_columns(patient=patients), folds=3, seed=0))
+    return folder
+
+
+@contextmanager
+def without_pages() -> Iterator[None]:
+    """Within it, studies write `report.json` alone: drawing the pages takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "write_report", lambda report, out, **_: write_json(out / "report.json", report))
+        yield
+
+
+@pytest.fixture
+def undrawn() -> Iterator[None]:
+    with without_pages():
+        yield
