@@ -284,7 +284,7 @@ def card(
 def phantom(
     folder: str | Path,
     *,
-    images: int = 480,
+    images: int = 600,
     size: int = 256,
     seed: int = 0,
     difficulty: float = 0.5,
