@@ -19,16 +19,19 @@ endif
 endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) $(TORCH_INDEX_$(TORCH))
 
+# One thread a worker; compiled modules are kept, also where the environment forbids it.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+
 .PHONY: demo test test-all test-ui mutants lint format docs bench build clean
 
 demo: $(VENV)/.study  ## everything offline: phantoms, shipped model, report
 	$(BIN)/thoraclip demo --out demo-out
 
 test: $(VENV)/.dev  ## what a change needs, in minutes: everything but the tests marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: $(VENV)/.dev  ## every test, and each property on more examples
-	HYPOTHESIS_PROFILE=deep OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	HYPOTHESIS_PROFILE=deep $(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-ui: $(VENV)/.ui-test  ## the page of `serve` in a headless Chromium: Debian's chromium, Chrome, or the one that CHROMIUM names
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --show-capture=no tests/ui

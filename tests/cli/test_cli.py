@@ -28,7 +28,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run what must fail; returns its one line."""
     code = run(arguments)
     captured = capsys.readouterr()
-    work = ("indexing:", "embedding:", "images:", "[", "judging")
+    work = ("indexing:", "embedding:", "images:", "row ", "judging")
     lines = [line for line in captured.err.splitlines() if not line.startswith(work)]
     assert code == 2, captured.err
     assert len(lines) == 1, captured.err

@@ -50,7 +50,7 @@ def test_any_changed_byte_is_refused(workshop: Workshop, copy: Path, data: st.Da
     read_bundle(copy)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_broken_model_is_the_reason_and_not_what_came_of_it(
     workshop: Workshop, tmp_path: Path, precision: str
 ) -> None:

@@ -49,7 +49,12 @@ def test_there_is_a_quick_run_for_every_method_that_is_trained() -> None:
     assert set(QUICK) == {kind for kind, method in METHODS.items() if method.is_trained}
 
 
-@pytest.mark.parametrize("kind", QUICK)
+_SLOW = {"finetune", "baseline"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in _SLOW else ()) for kind in QUICK]
+)
 def test_what_is_trained_gets_a_card_and_the_same_run_the_same_bytes(
     kind: str, manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -136,8 +136,8 @@ class Spy:
         patch.setattr(owner, name, counted)
 
     def announce(self, line: str) -> None:
-        if line.startswith("["):
-            self.name = line.partition("] ")[2]
+        if line.startswith("row "):
+            self.name = line.partition(": ")[2]
 
     @property
     def seen(self) -> dict[str, tuple[int, int]]:

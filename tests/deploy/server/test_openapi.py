@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from scripts.served import Served
 from tests.conftest import IS_DEEP
 from tests.deploy.server.conftest import REPOSITORY
@@ -38,6 +39,7 @@ for kind in ("image/png", "image/jpeg", "application/dicom", "application/octet-
 TOKEN = "a-token-of-some-length"
 
 
+@pytest.mark.slow
 def test_every_answer_is_one_that_the_document_knows(serve: Callable[..., Served], tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text(SETTINGS)
     (tmp_path / "hooks.py").write_text(HOOKS)
