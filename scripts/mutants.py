@@ -243,6 +243,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON file for the result of every mutant")
     given = parser.parse_args()
+    for name in given.modules:
+        if not path_of(name).exists():
+            parser.error(
+                f"--modules {name}: no such room or module of thoraclip; name one such as judge or judge.metrics"
+            )
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
     chosen, names = list[Mutant](), modules(given.modules)
     for name in names:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
-
-from jinja2 import Environment
 
 from thoraclip.deploy.parity import FP32_TOLERANCE, INT8_ACCURACY, INT8_FLIPS
 from thoraclip.errors import ManifestError
@@ -17,7 +14,7 @@ from thoraclip.judge.reading import points, share, share_interval
 from thoraclip.judge.report import judge
 from thoraclip.judge.results import MethodResult
 from thoraclip.models.original import Original
-from thoraclip.pages import counted, environment
+from thoraclip.pages import environment
 
 __all__ = ["bundle_card"]
 
@@ -29,21 +26,16 @@ def bundle_card(original: Original, facts: Mapping[str, Any], parity: Mapping[st
     """Markdown, from what the bundle says of itself and the run's own predictions."""
     base = base_model(original.model)
     entry, why = _judged(original)
-    body = _templates().get_template("bundle_card.md.j2").render(
+    found = environment(
+        "thoraclip.deploy", html=False, share=share, points=points, interval=share_interval, n="{:,}".format
+    )
+    body = found.get_template("bundle_card.md.j2").render(
         facts=facts, parity=parity, base=base, entry=entry, unjudged=why, metrics={n: METRICS[n].title for n in _SHOWN},
         folds=sorted({f for f in original.predictions.fold if f is not None}), alike=len(original.alike),
         fp32_tolerance=FP32_TOLERANCE, int8_flips=INT8_FLIPS, int8_accuracy=INT8_ACCURACY,
         train=len(original.train), val=len(original.val),
     )  # fmt: skip
     return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
-
-
-@cache
-def _templates() -> Environment:
-    found = environment("thoraclip.deploy", html=False)
-    found.filters |= {"share": share, "points": points, "interval": share_interval, "n": "{:,}".format}
-    found.globals |= {"counted": counted}
-    return found
 
 
 def _judged(original: Original) -> tuple[dict[str, Any] | None, str | None]:

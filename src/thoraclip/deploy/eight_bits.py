@@ -13,8 +13,7 @@ where activations hardly go below 0, this nearly doubles the digits. Activations
 stay as they are.
 
 Q is stored as Q + 128 in u8, with 128 as its zero point. On x86 without dot products of bytes (VNNI), ONNX Runtime adds pairs
-of u8 x s8 products in 16 bits, and these sums saturate (VPMADDUBSW); its products of u8 x u8 are exact there, too. Measured
-with AVX2, [200, 768] x [768, 768]: 3.1 ms, against 2.9 ms for the products that saturate.
+of u8 x s8 products in 16 bits, and these sums saturate (VPMADDUBSW); its products of u8 x u8 are exact there, too.
 """
 
 from __future__ import annotations

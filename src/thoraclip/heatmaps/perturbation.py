@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from thoraclip.imaging import normalise
+from thoraclip.imaging.resizing import resize
 from thoraclip.predictor import Predictor
 
 __all__ = ["blurred", "centre", "log_odds", "occlusion", "perturbation_curves", "random_map", "resized", "rise"]
@@ -52,7 +53,7 @@ def blurred(grey: Grey) -> Grey:
 def resized(heat: npt.NDArray[np.floating], height: int, width: int) -> Heat:
     """f[h, w] -> f32[height, width], bilinear."""
     image = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(resize(image, (width, height), Image.Resampling.BILINEAR))
 
 
 def occlusion(predictor: Predictor, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:

@@ -18,6 +18,7 @@ from thoraclip.heatmaps import MAPS, default_map, heat_map
 from thoraclip.heatmaps.overlay import Panel, display_size, draw_overlay, spread
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import decode, fit, normalise
+from thoraclip.imaging.resizing import resize
 from thoraclip.predictor import Predictor
 from thoraclip.runs import atomic_open
 
@@ -153,7 +154,7 @@ def explain_pixels(
         label=names[chosen],
         scores=dict(zip(names, scores.tolist(), strict=True)),
         method=method,
-        grey=np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)),
+        grey=np.asarray(resize(Image.fromarray(pixels), (width, height), Image.Resampling.BICUBIC)),
         heat=shown,
         seen=seen,
         lungs=(resized(lungs.astype(np.float32), height, width) > 0.5) & seen,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
 from markupsafe import Markup
 
 from thoraclip.judge.figures import audit_figure
@@ -41,11 +39,5 @@ def write_audit(content: Mapping[str, Any], out: Path) -> None:
     context = audit_context(content) | {"title": "Audit: lungs or shortcuts?", "reading": content["reading"]}
     for name, html in (("audit.md", False), ("audit.html", True)):
         figure = {"figure": Markup(audit_figure(content["tests"]))} if html else {}
-        write_text(out / name, _templates(html=html).get_template(f"{name}.j2").render(context | figure))
-
-
-@cache
-def _templates(*, html: bool) -> Environment:
-    found = environment("thoraclip.judge", html=html)
-    found.filters |= {"share": share, "points": points, "p": probability}
-    return found
+        found = environment("thoraclip.judge", html=html, share=share, points=points, p=probability)
+        write_text(out / name, found.get_template(f"{name}.j2").render(context | figure))

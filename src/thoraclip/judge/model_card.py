@@ -12,11 +12,9 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
-
-from jinja2 import Environment
 
 from thoraclip.config import field_help, toml_value
 from thoraclip.errors import ManifestError
@@ -164,7 +162,10 @@ def model_card(facts: CardFacts) -> str:
     run, (report, why) = facts.run, facts.judged
     rows = {row["name"]: row for row in report.get("methods", ())}
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
-    found = _templates()
+    found = environment(
+        "thoraclip.judge", html=False, share=share, points=points, interval=share_interval, n="{:,}".format,
+        shell=shlex.quote, place=_shown,
+    )  # fmt: skip
     body = found.get_template("model_card.md.j2").render(
         name=facts.name, run=run, config=run.config, details=plain(run.details), data=run.data, base=facts.base,
         about=facts.about, files=facts.files, licence=facts.licence, settings=_settings(run.config),
@@ -175,16 +176,6 @@ def model_card(facts: CardFacts) -> str:
     )  # fmt: skip
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{_front_matter(facts)}\n---\n\n{body}\n"
-
-
-@cache
-def _templates() -> Environment:
-    found = environment("thoraclip.judge", html=False)
-    found.filters |= {
-        "share": share, "points": points, "interval": share_interval, "n": "{:,}".format, "shell": shlex.quote, "place": _shown,
-    }  # fmt: skip
-    found.globals |= {"counted": counted}
-    return found
 
 
 def base_model(model: str) -> BaseModel:

@@ -101,11 +101,10 @@ def escape_latex(text: object) -> str:
     return "".join(c for c in " ".join(str(text).split()) if c.isprintable()).translate(_LATEX)
 
 
-@cache
 def _environment(*, html: bool) -> Environment:
-    found = environment("thoraclip.judge", html=html)
-    found.filters |= {"share": share, "printed": printed, "points": points, "p": probability, "tex": escape_latex}
-    return found
+    return environment(
+        "thoraclip.judge", html=html, share=share, printed=printed, points=points, p=probability, tex=escape_latex
+    )
 
 
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:

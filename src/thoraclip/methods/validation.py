@@ -16,7 +16,7 @@ def validation_file(fold: int | None) -> str:
 
 def read_validation(folder: Path) -> tuple[Predictions, ...]:
     """The validation scores of a run: one table, or one for each fold in the order of the folds; `()` where none are kept."""
-    whole, prefix = folder / "validation.parquet", "validation-fold-"
+    whole, prefix = folder / validation_file(None), "validation-fold-"
     if whole.is_file():
         return (read_predictions(whole),)
     folds = sorted(
@@ -24,4 +24,4 @@ def read_validation(folder: Path) -> tuple[Predictions, ...]:
         for file in folder.glob(f"{prefix}*.parquet")
         if (number := file.stem.removeprefix(prefix)).isdigit()
     )
-    return tuple(read_predictions(folder / f"{prefix}{fold}.parquet") for fold in folds)
+    return tuple(read_predictions(folder / validation_file(fold)) for fold in folds)

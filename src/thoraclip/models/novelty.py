@@ -262,12 +262,13 @@ def _shrunk_covariance(centred: Floats) -> Floats:
     squares = centred**2
     variances = squares.sum(axis=0) / rows
     mean = variances.sum() / columns
-    delta = ((centred.T @ centred) ** 2).sum() / rows**2
+    products = centred.T @ centred
+    delta = (products**2).sum() / rows**2
     beta = 1.0 / (columns * rows) * ((squares.T @ squares).sum() / rows - delta)
     delta = (delta - 2.0 * mean * variances.sum() + columns * mean**2) / columns
     beta = min(beta, delta)
     shrinkage = 0.0 if beta == 0 else beta / delta
-    covariance: Floats = centred.T @ centred / rows
+    covariance: Floats = products / rows
     mean = np.trace(covariance) / columns
     covariance *= 1.0 - shrinkage
     covariance.flat[:: columns + 1] += shrinkage * mean

@@ -10,6 +10,7 @@ import base64
 import io
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +22,23 @@ from thoraclip.errors import ThoraclipError
 __all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "show"]
 
 
-def environment(package: str, *, html: bool) -> Environment:
+@cache
+def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> Environment:
     """Jinja's environment for the templates of a package, with the shared ones behind them.
+
+    The same arguments give the same environment, so that each template is compiled once in a process.
 
     Args:
         package: such as `thoraclip.judge`; its templates lie in `templates/`.
         html: escape what is put into the page.
+        filters: the package's own, by name.
     """
     found = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("thoraclip.pages")]), autoescape=html,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    found.filters |= {"md": escape_markdown, "show": show}
+    found.filters |= {"md": escape_markdown, "show": show, **filters}
+    found.globals["counted"] = counted
     found.tests["table"] = _is_table
     return found
 

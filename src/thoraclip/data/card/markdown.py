@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
-
-from jinja2 import Environment
 
 from thoraclip.data.card.cautions import percent
 from thoraclip.data.card.settings import NOT_STATED, CardSettings
@@ -25,20 +22,13 @@ def data_card(facts: Mapping[str, Any], settings: CardSettings, check: Mapping[s
         check: findings of a check; the sentences under `leaks` and `warnings` are listed as they are.
     """
     listed = None if check is None else {key: list(check.get(key) or ()) for key in ("leaks", "warnings")}
-    page = (
-        _templates()
-        .get_template("data-card.md.j2")
-        .render(facts=facts, settings=settings, check=listed, summary=summary(facts), not_stated=NOT_STATED)
+    found = environment(
+        "thoraclip.data.card", html=False, named=_named, n="{:,}".format, percent=percent, spread=_spread
+    )
+    page = found.get_template("data-card.md.j2").render(
+        facts=facts, settings=settings, check=listed, summary=summary(facts), not_stated=NOT_STATED
     )
     return re.sub(r"\n{3,}", "\n\n", page)
-
-
-@cache
-def _templates() -> Environment:
-    found = environment("thoraclip.data.card", html=False)
-    found.filters |= {"named": _named, "n": "{:,}".format, "percent": percent, "spread": _spread}
-    found.globals |= {"counted": counted}
-    return found
 
 
 def summary(facts: Mapping[str, Any]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment
 from PIL import Image, ImageDraw
 
 from thoraclip.data.appearance import find_marks
@@ -40,17 +39,12 @@ def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     pictures = [[picture_or_reason(partial(_grey, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
     marked = [(row, picture_or_reason(partial(_framed, paths[row["image_id"]]), _SIDE)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
-    return _templates(html=True).get_template("check.html.j2").render(context)
+    return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
 
 
 def markdown_page(content: Mapping[str, Any]) -> str:
     """The check's sentences and tables as Markdown (GitHub's dialect)."""
-    return _templates(html=False).get_template("check.md.j2").render(_context(content))
-
-
-@cache
-def _templates(*, html: bool) -> Environment:
-    return environment("thoraclip.data.check", html=html)
+    return environment("thoraclip.data.check", html=False).get_template("check.md.j2").render(_context(content))
 
 
 def _context(content: Mapping[str, Any]) -> dict[str, Any]:

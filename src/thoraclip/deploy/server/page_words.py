@@ -168,13 +168,6 @@ def _and(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-@cache
-def _templates() -> Any:
-    found = environment("thoraclip.deploy.server", html=True)
-    found.filters |= {"chance": chance, "whole": _whole}
-    return found
-
-
 def _whole(text: str) -> Any:
     """Escaped, and no line is broken at the hyphen of a short name."""
     from markupsafe import Markup, escape
@@ -184,4 +177,5 @@ def _whole(text: str) -> Any:
 
 
 def _render(name: str, **values: Any) -> str:
-    return str(_templates().get_template(name).render(**values))
+    found = environment("thoraclip.deploy.server", html=True, chance=chance, whole=_whole)
+    return str(found.get_template(name).render(**values))
