@@ -5,8 +5,9 @@
     python -m scripts.mutants --out mutants.json
 
 A mutant is one change: a comparison (< becomes <=), an operator, a number, a condition, min and max, a keyword argument or a
-statement left out. The test files that import the module run; where there is none, those of its room. mutmut and cosmic-ray start an
-interpreter for each mutant, and ours needs 10 s to load torch and Transformers; here each mutant is a fork of one that has.
+statement left out. The tests of the files that import the module run once under coverage; then, for each mutant, those that reach its
+statement, and the rest of their files. mutmut and cosmic-ray start an interpreter for each mutant, and ours needs 10 s to load torch and
+Transformers; here each mutant is a fork of one that has.
 """
 
 from __future__ import annotations
@@ -23,21 +24,28 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
+
+import coverage
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE, TESTS = REPOSITORY / "src", REPOSITORY / "tests"
 ROOMS = ("judge", "methods", "data.splits", "tables")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 """Key of a mutant that no test can tell from the code -> why."""
-_SECONDS = 150
+_TESTS = 40
+"""Seconds of tests that a mutant has to survive."""
+_SECONDS = 4 * _TESTS
 """Of processor time, for the tests of one mutant; more is an endless loop, and counts as noticed."""
-_NEAREST = 5
-"""Test files that run first."""
+_DRAWINGS = ("judge.figures",)
+"""Modules whose numbers are places on a drawing: people look at those; they are not changed here."""
 
 _SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -53,7 +61,7 @@ class Mutant:
     """One change of a module: the node at `path` becomes `new`; `key` tells it and does not depend on line numbers."""
 
     module: str
-    line: int
+    lines: range
     key: str
     path: tuple[object, ...]
     new: ast.AST
@@ -86,12 +94,14 @@ def mutants(module: str) -> list[Mutant]:
     """All mutants of a module, in the order of its lines."""
     tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
     found, counts = [], dict[str, int]()
-    for path, where, old in _places(tree, (), module):
+    for path, where, lines, old in _places(tree, (), module, range(0)):
+        if module in _DRAWINGS and isinstance(old, ast.Constant) and not isinstance(old.value, bool):
+            continue
         for new in _changed(old):
             key = f"{where}: {_text(old)} -> {_text(new)}"
             counts[key] = counts.get(key, 0) + 1
             key += f" #{counts[key]}" if counts[key] > 1 else ""
-            found.append(Mutant(module, getattr(old, "lineno", 0), key, path, new))
+            found.append(Mutant(module, lines, key, path, new))
     return found
 
 
@@ -103,23 +113,30 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-def _places(node: ast.AST, path: tuple[object, ...], where: str) -> Iterator[tuple[tuple[object, ...], str, ast.AST]]:
-    """(path from the module, name of the function, node) of everything that may be changed."""
+_Place = tuple[tuple[object, ...], str, range, ast.AST]
+
+
+def _places(node: ast.AST, path: tuple[object, ...], where: str, lines: range) -> Iterator[_Place]:
+    """(path from the module, name of the function, lines of the statement, node) of everything that may be changed."""
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         where = f"{where}.{node.name}"
+    if isinstance(node, ast.stmt):
+        body = getattr(node, "body", None)
+        last = body[0].lineno - 1 if body else node.end_lineno or node.lineno
+        lines = range(node.lineno, max(last, node.lineno) + 1)
     if path:
-        yield path, where, node
+        yield path, where, lines, node
     for field, value in ast.iter_fields(node):
         if field in {"annotation", "returns", "decorator_list", "type_params", "bases"}:
             continue
         if isinstance(value, ast.AST):
-            yield from _places(value, (*path, field), where)
+            yield from _places(value, (*path, field), where, lines)
         elif isinstance(value, list):
             for number, child in enumerate(value):
                 if isinstance(child, ast.AST):
-                    yield from _places(child, (*path, field, number), where)
+                    yield from _places(child, (*path, field, number), where, lines)
 
 
 def _changed(node: ast.AST) -> Iterator[ast.AST]:
@@ -173,7 +190,85 @@ def nearest(module: str) -> list[str]:
     files = [file for file in TESTS.rglob("test_*.py") if file.parent.name not in {"ui", "real"}]
     near = [file for file in files if said.search(file.read_text(encoding="utf-8"))]
     near.sort(key=lambda file: (file.stem != f"test_{name}", room not in file.parts, file.stat().st_size))
-    return [str(file) for file in near[:_NEAREST]] or [str(TESTS / module.split(".")[0])]
+    return [str(file) for file in near] or [str(TESTS / module.split(".")[0])]
+
+
+class _Watch:
+    """Notes which test runs which line of some files, and how long each test takes."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.coverage = coverage.Coverage(data_file=None, include=list(files), config_file=False)
+        self.seconds = dict[str, float]()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.coverage.switch_context(item.nodeid)
+        started = time.process_time()
+        yield
+        self.seconds[item.nodeid] = time.process_time() - started
+
+
+class _Chosen:
+    """Runs first the tests that reach the mutant, the quickest first; then others, up to `_TESTS` seconds."""
+
+    def __init__(self, reach: set[str], seconds: dict[str, float]) -> None:
+        self.reach, self.seconds = reach, seconds
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: (item.nodeid not in self.reach, self.seconds.get(item.nodeid, 0)))
+        total = 0.0
+        for number, item in enumerate(items):
+            total += self.seconds.get(item.nodeid, 0)
+            if total > _TESTS:
+                del items[number + 1 :]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the tests touch: line of a module -> tests; test -> processor seconds."""
+
+    lines: dict[str, dict[str, list[str]]]
+    seconds: dict[str, float]
+
+    def of(self, mutant: Mutant) -> set[str]:
+        """The tests that run the statement of a mutant; none where it runs on import or in another process."""
+        lines = self.lines.get(mutant.module, {})
+        return {test for line in mutant.lines for test in lines.get(str(line), []) if test}
+
+
+def _watched(files: Sequence[str], names: Sequence[str], out: Path) -> None:
+    """Run in a fork: the tests of some files, once, on the code as it is."""
+    watch = _Watch([str(path_of(name)) for name in names])
+    watch.coverage.start()
+    code = _pytest(files, watch)
+    watch.coverage.stop()
+    if code not in {0, 5}:
+        raise SystemExit(f"the tests fail on the code as it is: pytest {' '.join(files)}")
+    data = watch.coverage.get_data()
+    lines = {name: data.contexts_by_lineno(str(path_of(name))) for name in names}
+    out.write_text(json.dumps([lines, watch.seconds]), encoding="utf-8")
+
+
+def reach(names: Sequence[str], *, workers: int) -> Reach:
+    """Run the tests nearest to some modules once, and see which test runs which line."""
+    files = sorted({file for name in names for file in nearest(name)}, key=lambda file: -Path(file).stat().st_size)
+    lines, seconds = {name: dict[str, list[str]]() for name in names}, dict[str, float]()
+    with tempfile.TemporaryDirectory() as folder:
+        outs = [Path(folder, str(number)) for number in range(min(workers, len(files)))]
+        jobs = [
+            (lambda number=number, out=out: _watched(files[number :: len(outs)], names, out))
+            for number, out in enumerate(outs)
+        ]
+        if any(code for _, code in _forks(jobs, workers=workers)):
+            raise SystemExit("the tests must pass before the code is changed")
+        for out in outs:
+            some_lines, some_seconds = json.loads(out.read_text(encoding="utf-8"))
+            seconds |= some_seconds
+            for name, touched in some_lines.items():
+                for line, tests in touched.items():
+                    lines[name][line] = lines[name].get(line, []) + tests
+    return Reach(lines, seconds)
 
 
 class _Finder(importlib.machinery.SourceFileLoader):
@@ -194,42 +289,51 @@ class _Finder(importlib.machinery.SourceFileLoader):
         return importlib.util.spec_from_file_location(name, self._path, loader=self)
 
 
-def _child(mutant: Mutant) -> int:
-    """Run in a fork: 1 where a test notices the mutant, 0 where none does."""
-    import pytest
-
+def _pytest(arguments: Sequence[str], *plugins: object) -> int:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
+    fixed = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    return int(pytest.main([*fixed, *arguments], plugins=list(plugins)))
+
+
+def _noticed(mutant: Mutant, reach: Reach) -> None:
+    """Run in a fork: exit with 1 where a test notices the mutant."""
+    tests = reach.of(mutant)
+    files = sorted({test.partition("::")[0] for test in tests}) or nearest(mutant.module)
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
-    code = pytest.main(
-        ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *nearest(mutant.module)]
-    )
-    return int(code not in {0, 5})
+    if _pytest(files, _Chosen(tests, reach.seconds)) not in {0, 5}:
+        raise SystemExit(1)
 
 
-def run(chosen: Sequence[Mutant], *, workers: int) -> Iterator[tuple[Mutant, str]]:
-    """Yield (mutant, killed | survived | timeout), as they end."""
-    left, running = list(reversed(chosen)), dict[int, Mutant]()
+def _forks(jobs: Sequence[Callable[[], None]], *, workers: int) -> Iterator[tuple[int, int]]:
+    """Run each job in a fork of its own; yield (number of the job, exit code), as they end."""
+    left, running = list(reversed(list(enumerate(jobs)))), dict[int, int]()
     while left or running:
         while left and len(running) < workers:
-            mutant = left.pop()
+            number, job = left.pop()
             pid = os.fork()
             if pid == 0:
                 os.setsid()
+                code = 1
                 with suppress(BaseException):
-                    os._exit(_child(mutant))
-                os._exit(1)
-            running[pid] = mutant
+                    job()
+                    code = 0
+                os._exit(code)
+            running[pid] = number
         pid, status = os.wait()
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what it started and left
-        code = os.waitstatus_to_exitcode(status)
-        yield (
-            running.pop(pid),
-            "survived" if code == 0 else "timeout" if code in {-signal.SIGXCPU, -signal.SIGKILL} else "killed",
-        )
+        yield running.pop(pid), os.waitstatus_to_exitcode(status)
+
+
+def run(chosen: Sequence[Mutant], reach: Reach, *, workers: int) -> Iterator[tuple[Mutant, str]]:
+    """Yield (mutant, killed | survived | timeout), as they end."""
+    jobs = [(lambda mutant=mutant: _noticed(mutant, reach)) for mutant in chosen]
+    for number, code in _forks(jobs, workers=workers):
+        what = "survived" if code == 0 else "timeout" if code in {-signal.SIGXCPU, -signal.SIGKILL} else "killed"
+        yield chosen[number], what
 
 
 def main() -> None:
@@ -241,6 +345,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="mutants drawn from each module; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--again", type=Path, help="such a JSON file: try only the mutants that survived there")
     parser.add_argument("--out", type=Path, help="JSON file for the result of every mutant")
     given = parser.parse_args()
     for name in given.modules:
@@ -249,18 +354,24 @@ def main() -> None:
                 f"--modules {name}: no such room or module of thoraclip; name one such as judge or judge.metrics"
             )
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    earlier = json.loads(given.again.read_text(encoding="utf-8")) if given.again else []
+    survivors = {one["key"] for one in earlier if one["result"] == "survived"}
     chosen, names = list[Mutant](), modules(given.modules)
     for name in names:
         found = [one for one in mutants(name) if one.key not in equivalent]
         rng = random.Random(f"{given.seed} {name}")
         some = rng.sample(found, min(given.each or len(found), len(found)))
-        chosen += sorted(some, key=lambda one: (one.line, one.key))
+        if given.again:
+            some = [one for one in found if one.key in survivors]
+        chosen += sorted(some, key=lambda one: (one.lines.start, one.key))
     import tests.preloaded_libraries  # noqa: F401  what each fork has
 
     results: list[dict[str, object]] = []
-    for number, (mutant, what) in enumerate(run(chosen, workers=given.workers), start=1):
-        results.append({"module": mutant.module, "line": mutant.line, "key": mutant.key, "result": what})
-        mark = "" if what == "killed" else f"  {what.upper()} line {mutant.line}: {mutant.key}"
+    touched = reach(sorted({mutant.module for mutant in chosen}), workers=given.workers)
+    for number, (mutant, what) in enumerate(run(chosen, touched, workers=given.workers), start=1):
+        line = mutant.lines.start
+        results.append({"module": mutant.module, "line": line, "key": mutant.key, "result": what})
+        mark = "" if what == "killed" else f"  {what.upper()} line {line}: {mutant.key}"
         print(f"{number} of {len(chosen)}{mark}", flush=True)
         if given.out:
             given.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
