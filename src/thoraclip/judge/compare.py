@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln  # type: ignore[import-untyped]
 
 from thoraclip.judge.intervals import LEVEL
 
@@ -112,7 +111,8 @@ def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) 
     chance = np.ones(1)  # of the sum being -reach, ..., reach
     for size, count in zip(*np.unique(np.abs(lead[lead != 0]), return_counts=True), strict=True):
         heads = np.arange(count + 1)
-        log_pmf = gammaln(count + 1) - gammaln(heads + 1) - gammaln(count - heads + 1) - count * np.log(2)
+        log_factorial = np.cumsum(np.log(np.maximum(heads, 1)))
+        log_pmf = log_factorial[-1] - log_factorial - log_factorial[::-1] - count * np.log(2)
         step = np.zeros(2 * size * count + 1)
         step[2 * size * heads] = np.exp(log_pmf)
         chance = np.convolve(chance, step)

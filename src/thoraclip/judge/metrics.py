@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import xlogy  # type: ignore[import-untyped]
 
 from thoraclip.judge import calibration
 
@@ -192,7 +191,7 @@ def _log_loss(scored: Scored) -> float:
     """Mean of -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
     tiny = np.finfo(np.float64).eps
     chance = np.clip(scored.scores[np.arange(len(scored.target)), scored.target], tiny, 1 - tiny)
-    return float(-np.mean(xlogy(1.0, chance)))
+    return float(-np.mean(np.log(chance)))
 
 
 def brier_terms(scored: Scored) -> Floats:
