@@ -132,8 +132,9 @@ def fit_vector(scores: Floats, target: Ints, *, names: Sequence[str] = ()) -> Ve
         excess = chance - truth
         gradient = (np.concatenate([(excess * scaled).sum(axis=0), excess.sum(axis=0)]) + values - start) / n
         spread = chance[:, :, None] * (np.eye(classes) - chance[:, None, :])  # f64[N, C, C]
-        mixed = np.einsum("nc,ncd->cd", scaled, spread)
-        own = np.einsum("nc,ncd,nd->cd", scaled, spread, scaled)
+        mixed = scaled[:, :, None] * spread
+        own = (mixed * scaled[:, None, :]).sum(axis=0)
+        mixed = mixed.sum(axis=0)
         curve = (np.block([[own, mixed], [mixed.T, spread.sum(axis=0)]]) + np.eye(2 * classes)) / n
         step = np.linalg.solve(curve, gradient)
         fall = float(gradient @ step)
@@ -148,7 +149,7 @@ def fit_vector(scores: Floats, target: Ints, *, names: Sequence[str] = ()) -> Ve
 
 
 def _logits(scores: Floats) -> Floats:
-    return np.asarray(np.log(np.maximum(scores, _LEAST_SCORE)), dtype=np.float64)
+    return np.asarray(np.log(np.maximum(scores, _LEAST_SCORE)), dtype=np.float64, order="C")  # one order of summing
 
 
 def _softmax(logits: Floats) -> Floats:
