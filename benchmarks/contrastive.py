@@ -3,8 +3,8 @@
     python -m benchmarks.contrastive --batches 32,128,512,2048
 
 Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient clipping
-and the optimiser in it. Without --model it is a random CLIP of the shape ViT-B/32. The plain step is a batch of one chunk, which is encoded
-once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
+and the optimiser in it. Without --model it is a random CLIP of the shape ViT-B/32. The plain step is a batch of one chunk, which
+is encoded once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
 more often, each of which is encoded once; with `--captions 0` none is repeated, and the ratio is that of the cache.
 
 The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in it; so
@@ -116,13 +116,17 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
     pictures, samples = torch.from_numpy(contrast.greys), list(range(given.batch))
     change = partial(augment, pictures, contrast.config, seed=0, step=0, samples=samples)
     width = contrast.tuned.encoder.encode_texts(["chest"]).shape[1]
+    cached, plainly = (float(np.median(found)) for found in times.values())
+    share = several * given.chunk / given.batch
     return peak | {
-        "texts": len(contrast.texts.texts), "seconds": float(np.median(times["cached"])),
-        "plain_seconds": float(np.median(times["plain"])) / several,
-        "ratio": several * ratio(times["cached"], times["plain"]) * given.chunk / given.batch,
+        "texts": len(contrast.texts.texts),
+        "seconds": cached,
+        "plain_seconds": plainly / several,
+        "ratio": share * ratio(times["cached"], times["plain"]),
         "augmentation": seconds(change, given.steps),
-        "logits": 4 * given.batch**2 / MIB, "representations": 2 * 4 * given.batch * width / MIB,
-    }  # fmt: skip
+        "logits": 4 * given.batch**2 / MIB,
+        "representations": 2 * 4 * given.batch * width / MIB,
+    }
 
 
 def work(given: argparse.Namespace, **changes: object) -> dict[str, Any]:
@@ -154,10 +158,8 @@ def bench(work_folder: Path, *, quick: bool = False) -> list[Result]:
 
 def main() -> None:
     """`role` and `batch` are those of the processes that this one starts."""
-    own: dict[str, Any] = {"role": "", "batch": 0}
-    given = options(
-        __doc__, model="", batches="32,128,512,2048", chunk=32, captions=40, steps=5, naive_up_to=128, **own
-    )
+    sizes = {"batches": "32,128,512,2048", "chunk": 32, "captions": 40, "steps": 5, "naive_up_to": 128}
+    given = options(__doc__, model="", role="", batch=0, **sizes)
     if given.role:
         print(json.dumps(measure_step(given)))
         return

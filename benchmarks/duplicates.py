@@ -51,12 +51,11 @@ def tone(
     return np.clip(np.round(255 * values), 0, 255).astype(np.uint8)
 
 
-def crop(
-    pixels: Grey, rng: np.random.Generator, *, left: float = 0, right: float = 0, top: float = 0, bottom: float = 0
-) -> Grey:
+def crop(pixels: Grey, rng: np.random.Generator, **shares: float) -> Grey:
     height, width = pixels.shape
-    rows = slice(round(height * top), height - round(height * bottom))
-    return pixels[rows, round(width * left) : width - round(width * right)]
+    left, right = (round(width * shares.get(side, 0)) for side in ("left", "right"))
+    top, bottom = (round(height * shares.get(side, 0)) for side in ("top", "bottom"))
+    return pixels[top : height - bottom, left : width - right]
 
 
 def rotate(pixels: Grey, rng: np.random.Generator) -> Grey:
@@ -143,9 +142,6 @@ def clumped_hashes(count: int, rng: np.random.Generator) -> Hashes:
     return hashes
 
 
-HASHES = {"random": random_hashes, "clumped": clumped_hashes}
-
-
 def cost_curve(largest: int) -> None:
     """Seconds of the join of ever more hashes, and how they grow."""
     counts = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= largest]
@@ -158,22 +154,15 @@ def cost_curve(largest: int) -> None:
         print(f"{kind:20s}time grows as hashes^{np.polyfit(np.log(counts), np.log(times), 1)[0]:.2f}")
 
 
-def all_with_all(hashes: Hashes) -> None:
-    """Count the pairs within RADIUS bits, by looking at every one of them."""
-    for row in range(len(hashes) - 1):
-        (np.bitwise_count(hashes[row + 1 :] ^ hashes[row]) <= RADIUS).sum()
-
-
 def join(count: int, small: int) -> Result:
     """The join of so many hashes against all with all, of a few of them."""
     hashes = clumped_hashes(count, np.random.default_rng(0))
-    hamming_pairs(hashes[:small], radius=RADIUS)
-    took = once(lambda: hamming_pairs(hashes, radius=RADIUS))
-    every = once(lambda: all_with_all(hashes[:small])) * (count / small) ** 2
-    told = f"all with all in NumPy, extrapolated from {small:,} hashes"
-    return Result(
-        f"pairs among {count:,} hashes within {RADIUS} bits", every / took, 10, told, count / took, "hashes/s"
-    )
+    few = hashes[:small]
+    hamming_pairs(few, radius=RADIUS)
+    rate = count / once(lambda: hamming_pairs(hashes, radius=RADIUS))
+    every = once(lambda: [(np.bitwise_count(few[i + 1 :] ^ few[i]) <= RADIUS).sum() for i in range(small - 1)])
+    name, told = f"pairs among {count:,} hashes within {RADIUS} bits", "all with all in NumPy, extrapolated from"
+    return Result(name, every * count / small**2 * rate, 10, f"{told} {small:,} hashes", rate, "hashes/s")
 
 
 def accuracy(pictures: list[Grey], names: list[str], *, copies: int, phantoms: bool) -> list[Result]:
@@ -200,8 +189,8 @@ def measure(folder: Path, images: Path | None, phantoms: int, copies: int, large
     """The cost of the join, and the accuracy on every picture below `images`, or on phantoms."""
     cost_curve(largest)
     root = images or draw_phantoms(folder, phantoms, infection_fraction=0).root
-    files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
-    files = [path for path in files if images or path.parent.name == "images"]
+    wanted = "*" if images else "images/*"
+    files = [path for path in sorted(root.rglob(wanted)) if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
     names = [f"{file.parent.name}/{file.name}" for file in files]
     return accuracy([decode(file).pixels for file in files], names, copies=copies, phantoms=not images)
 

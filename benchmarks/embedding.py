@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import nn
 
 import thoraclip
 from thoraclip.data.batches import grey_batches
+from thoraclip.imaging import Preprocess
 from thoraclip.methods.embed import EncoderConfig, load_encoder, usual_batch_size
 from thoraclip.methods.engines import by_threads
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
@@ -118,15 +120,10 @@ def against_products(encoder: DualEncoder, batches: Sequence[Greys], rounds: int
     ]
 
 
-def from_files(manifest: Manifest, model: str, work: Path, rounds: int) -> list[Result]:
+def from_files(manifest: Manifest, model: str, batches: Sequence[Greys], work: Path, rounds: int) -> list[Result]:
     """`thoraclip.embed` against the plain loop, and against decoding alone and encoding alone."""
-    paths, encoder = manifest.paths(), load_encoder(EncoderConfig(model=model))
-    tower, pictures, number = plain.load_tower(model), plain.Pictures(paths, model), itertools.count()
-    batches = [greys for _, greys in grey_batches(manifest, encoder.preprocess, batch_size=BATCH)]
-
-    def drain(batches: Iterable[object]) -> None:
-        for _ in batches:
-            pass
+    encoder, number = load_encoder(EncoderConfig(model=model)), itertools.count()
+    tower, pictures = plain.load_tower(model), plain.Pictures(manifest.paths(), model)
 
     def ours() -> None:
         with tempfile.TemporaryDirectory(dir=work, prefix=f"embedded-{next(number)}-") as folder:
@@ -135,25 +132,25 @@ def from_files(manifest: Manifest, model: str, work: Path, rounds: int) -> list[
     ours()  # the model is loaded, as the plain loop's is
     ways = {
         "embed": ours,
-        "plain": lambda: drain(plain.encoded(plain.loader(pictures, batch_size=BATCH), tower)),
-        "decoding": lambda: drain(grey_batches(manifest, encoder.preprocess, batch_size=BATCH)),
+        "plain": lambda: list(plain.encoded(plain.loader(pictures, batch_size=BATCH), tower)),
+        "decoding": lambda: list(grey_batches(manifest, encoder.preprocess, batch_size=BATCH)),
         "encoding": lambda: encode(encoder, batches),
     }
     times = in_turn(ways, rounds)
     rate = {name: float(np.median(len(manifest) / spent)) for name, spent in times.items()}
     loop = f"Dataset + PIL + image processor, {plain.WORKERS} workers, fp32: {rate['plain']:.1f} images/s; ours in {encoder.precision}"
     apart = "decoding alone and encoding alone, one after the other on all cores"
-    parts, decoding = times["decoding"] + times["encoding"], "decoding and fitting, share of the time from files"
+    parts, decoding = times["decoding"] + times["encoding"], ratio(times["decoding"], times["embed"])
+    share = "decoding and fitting, share of the time from files"
     return [
         Result("from files", ratio(times["plain"], times["embed"]), 3, loop, rate["embed"], "images/s"),
         Result("from files, against its parts", ratio(parts, times["embed"]), 0.9, apart, rate["embed"], "images/s"),
-        Result.small(decoding, ratio(times["decoding"], times["embed"]), None, "the time from files", rate["decoding"], "images/s"),
-    ]  # fmt: skip
+        Result.small(share, decoding, None, "the time from files", rate["decoding"], "images/s"),
+    ]
 
 
-def from_cache(manifest: Manifest, model: str, work: Path, rounds: int) -> Result:
+def from_cache(manifest: Manifest, spec: Preprocess, work: Path, rounds: int) -> Result:
     """Reading the pixel cache against a big copy: those bytes that are read; the same number is written."""
-    spec = load_encoder(EncoderConfig(model=model)).preprocess
     took = seconds(lambda: list(grey_batches(manifest, spec, batch_size=BATCH, pixels=work / "pixels")), rounds)
     source, target = np.ones(256 * MIB, np.uint8), np.zeros(256 * MIB, np.uint8)
     rate = len(manifest) * spec.size**2 / took / 1e9
@@ -169,9 +166,9 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     encoder = load_encoder(EncoderConfig(model=model))
     batches = [greys for _, greys in grey_batches(manifest, encoder.preprocess, batch_size=BATCH)]
     return [
-        *from_files(manifest, model, work, rounds),
+        *from_files(manifest, model, batches, work, rounds),
         *against_products(encoder, batches, 3 * rounds),
-        from_cache(manifest, model, work, rounds),
+        from_cache(manifest, encoder.preprocess, work, rounds),
     ]
 
 
@@ -180,19 +177,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest, warm = phantoms(Path(folder), given.images), Path(folder) / "pixels"
         exact, rough = (load_dual_encoder(given.model, precision=precision) for precision in ("fp32", "bf16"))
-        spec = exact.preprocess
-        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
+        read = partial(grey_batches, manifest, exact.preprocess, batch_size=BATCH)
+        batches = [greys for _, greys in read(pixels=warm)]
         fp32, bf16 = (seconds(lambda one=one: encode(one, batches)) for one in (exact, rough))
-        shares = {
-            "decoding and resizing": lambda: list(grey_batches(manifest, spec, batch_size=BATCH)),
-            "from a warm cache": lambda: [
-                exact.expand(greys) for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)
-            ],
-        }
+        decoding = seconds(lambda: list(read())) / min(fp32, bf16)
+        feeding = seconds(lambda: [exact.expand(greys) for _, greys in read(pixels=warm)]) / min(fp32, bf16)
         n = len(manifest)
         print(f"encoding: fp32 {n / fp32:.0f} images/s, bf16 {n / bf16:.0f} images/s, {fp32 / bf16:.2f} x fp32")
-        for what, way in shares.items():
-            print(f"{what}: {seconds(way) / min(fp32, bf16):.3f} of the faster encoding's time")
+        print(f"shares of the faster one's time: decoding and resizing {decoding:.3f}, from a warm cache {feeding:.3f}")
         features = np.concatenate([exact.encode_greys(greys)[0] for greys in batches])
     labels, grid = manifest.label_set(), np.geomspace(10, 1e-4, 11).tolist()
     probe = seconds(lambda: fit_lbfgs(features, manifest.targets(labels), labels, l2=grid, weighting="none"))

@@ -13,8 +13,8 @@ patients and photographs (1,000 resamples).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,33 @@ PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock", "coff
 class Group:
     """Pictures of one kind: pixels, the source that each comes from, and the fold in which it is tested (None: in all)."""
 
-    pixels: list[Grey] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
+    pixels: list[Grey]
+    sources: list[str]
     folds: npt.NDArray[np.int64] | None = None
+    targets: npt.NDArray[np.int64] | None = None
+
+    def look(self, encoder: DualEncoder, seed: int) -> None:
+        """Set `features`, f32[N, D] pooled ones, and `weights`, f64[1 + RESAMPLES, N]: how often an image is taken.
+
+        Row 0 takes each once, the others resample whole sources.
+        """
+        greys = np.stack([fit(picture, encoder.preprocess) for picture in self.pixels])
+        self.features = np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)])
+        numbers = np.unique(np.asarray(self.sources), return_inverse=True)[1]
+        drawn = np.concatenate(list(resample_weights(numbers, resamples=RESAMPLES, seed=seed)), axis=1).T
+        self.weights = np.concatenate([np.ones((1, len(numbers))), drawn])
+
+
+def chests(pixels: list[Grey], sources: list[str], targets: npt.NDArray[np.int64]) -> Group:
+    """Frontal chest X-rays in five folds of whole sources."""
+    return Group(pixels, sources, assign_groups(targets, sources, [1 / FOLDS] * FOLDS, seed=0), targets)
+
+
+def phantom_chests(count: int, rng: np.random.Generator) -> Group:
+    """Chest phantoms."""
+    targets = np.arange(count) % len(CLASSES)
+    drawn = [draw_phantom(CLASSES[t], rng=rng).pixels for t in targets]
+    return chests(drawn, [f"phantom {i}" for i in range(count)], targets)
 
 
 def grey_of(array: npt.NDArray[np.generic]) -> Grey:
@@ -67,7 +91,7 @@ def grey_of(array: npt.NDArray[np.generic]) -> Grey:
 
 def with_crops(pictures: dict[str, Grey], crops: int, rng: np.random.Generator) -> Group:
     """Each picture whole, and square crops of 40 to 80 % of its short side."""
-    group = Group()
+    group = Group([], [])
     for name, picture in pictures.items():
         height, width = picture.shape
         cut = [picture]
@@ -98,18 +122,14 @@ def noise_images(count: int, rng: np.random.Generator, size: int = 256) -> Group
     f = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij"))
     pink = np.where(f > 0, 1 / np.maximum(f, 1 / size), 0)
     square = (size, size)
-
-    def one_over_f() -> Floats:
-        wave = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(square)) * pink, s=square)
-        return 128 + 45 * wave / wave.std()
-
-    kinds: dict[str, Callable[[], Floats]] = {
-        "uniform": lambda: rng.uniform(0, 256, square),
-        "gaussian": lambda: rng.normal(128, 45, square),
-        "1/f": one_over_f,
-        "constant": lambda: rng.uniform(0, 255) + rng.normal(0, 4, square),
-    }
-    made = [np.clip(draw(), 0, 255).astype(np.uint8) for draw in kinds.values() for _ in range(count)]
+    waves = (np.fft.irfft2(np.fft.rfft2(rng.standard_normal(square)) * pink, s=square) for _ in range(count))
+    kinds: list[Iterator[Floats]] = [
+        (rng.uniform(0, 256, square) for _ in range(count)),
+        (rng.normal(128, 45, square) for _ in range(count)),
+        (128 + 45 * wave / wave.std() for wave in waves),
+        (rng.uniform(0, 255) + rng.normal(0, 4, square) for _ in range(count)),
+    ]
+    made = [np.clip(values, 0, 255).astype(np.uint8) for kind in kinds for values in kind]
     return Group(made, [f"noise {number}" for number in range(len(made))])
 
 
@@ -132,40 +152,20 @@ def strangers(rng: np.random.Generator) -> dict[str, Group]:
     return groups
 
 
-def phantom_chests(count: int, rng: np.random.Generator) -> tuple[Group, npt.NDArray[np.int64]]:
-    """Chest phantoms, and their targets."""
-    targets = np.arange(count) % len(CLASSES)
-    drawn = [draw_phantom(CLASSES[t], rng=rng).pixels for t in targets]
-    return Group(drawn, [f"phantom {i}" for i in range(count)]), targets
-
-
-def in_folds(group: Group, targets: npt.NDArray[np.int64]) -> None:
-    """Five folds of whole sources."""
-    group.folds = assign_groups(targets, group.sources, [1 / FOLDS] * FOLDS, seed=0)
-
-
 def spoiled(inside: Group) -> dict[str, Group]:
     """About 75 in-distribution images turned, upside down and inverted; each is tested where its original is."""
     kept = slice(None, None, max(1, len(inside.pixels) // 75))
-    changes: dict[str, Callable[[Grey], Grey]] = {
-        "chest, turned by 90 degrees": np.rot90,
-        "chest, upside down": np.flipud,
-        "chest, inverted greys": np.invert,
-    }
-    return {
-        name: Group(
-            [np.ascontiguousarray(change(p)) for p in inside.pixels[kept]], inside.sources[kept], inside.folds[kept]
-        )
-        for name, change in changes.items()
-    }
+    pixels, where = inside.pixels[kept], (inside.sources[kept], inside.folds[kept])
+    changes = {"turned by 90 degrees": np.rot90, "upside down": np.flipud, "inverted greys": np.invert}
+    return {f"chest, {n}": Group([np.ascontiguousarray(f(p)) for p in pixels], *where) for n, f in changes.items()}
 
 
 def other_chests(folder: Path) -> Group:
     """Every radiograph of a folder, masks and what cannot be read left out."""
-    group = Group()
-    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*IMAGE_SUFFIXES, ".dcm")]
-    for path in files:
-        if "mask" in path.parent.name or "lung_only" in str(path):
+    group = Group([], [])
+    for path in sorted(folder.rglob("*")):
+        is_image = path.suffix.lower() in (*IMAGE_SUFFIXES, ".dcm")
+        if not is_image or "mask" in path.parent.name or "lung_only" in str(path):
             continue
         try:
             group.pixels.append(decode(path).pixels)
@@ -173,19 +173,6 @@ def other_chests(folder: Path) -> Group:
         except ThoraclipError as error:
             print(f"{error}; left out")
     return group
-
-
-def embedded(pixels: Sequence[Grey], encoder: DualEncoder) -> npt.NDArray[np.float32]:
-    """f32[N, D] pooled features."""
-    greys = np.stack([fit(picture, encoder.preprocess) for picture in pixels])
-    return np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)])
-
-
-def weights_of(sources: Sequence[str], seed: int) -> Floats:
-    """f64[1 + RESAMPLES, N]: how often an image is taken; row 0 takes each once, the others resample whole sources."""
-    groups = np.unique(np.asarray(sources), return_inverse=True)[1]
-    drawn = np.concatenate(list(resample_weights(groups, resamples=RESAMPLES, seed=seed)), axis=1).T
-    return np.concatenate([np.ones((1, len(groups))), drawn])
 
 
 def share(above: Floats, total: Floats) -> Floats:
@@ -204,54 +191,44 @@ def cell(replicates: Floats) -> str:
     return f"{replicates[0]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-class Judge:
-    """Chest X-rays in folds, their features and targets, and groups of other pictures."""
-
-    def __init__(
-        self, encoder: DualEncoder, inside: Group, targets: npt.NDArray[np.int64], others: dict[str, Group]
-    ) -> None:
-        self.inside, self.targets, self.others = inside, targets, others
-        self.features = embedded(inside.pixels, encoder)
-        self._strange = {name: embedded(group.pixels, encoder) for name, group in others.items()}
-        self._own = weights_of(inside.sources, seed=0)
-        self._weights = {name: weights_of(g.sources, seed) for seed, (name, g) in enumerate(others.items(), start=1)}
-
-    def __call__(
-        self, score: dict[str, Any], *, by_reference: bool = False
-    ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """(AUROC of each group, share flagged of each group and of the tested chest X-rays, ""): f64[1 + RESAMPLES]."""
-        areas: dict[str, list[Floats]] = {name: [] for name in self.others}
-        hits: dict[str, list[Floats]] = {name: [] for name in ("", *self.others)}
-        for fold in range(FOLDS):
-            test, held = self.inside.folds == fold, self.inside.folds == (fold + 1) % FOLDS
-            rest, own = ~test & ~held, self._own[:, test]
-            apart = None if by_reference else self.features[held]
-            fitted = fit_novelty(self.features[rest], targets=self.targets[rest], held_out=apart, **score)
-            scores = fitted.score(self.features[test])
-            hits[""].append(share(own @ fitted.is_flagged(scores), own.sum(axis=1)))
-            for name, group in self.others.items():
-                here = slice(None) if group.folds is None else group.folds == fold
-                found, weights = fitted.score(self._strange[name][here]), self._weights[name][:, here]
-                areas[name].append(auroc(scores, found, own, weights))
-                hits[name].append(share(weights @ fitted.is_flagged(found), weights.sum(axis=1)))
-        return tuple({name: np.nanmean(of, axis=0) for name, of in every.items()} for every in (areas, hits))  # type: ignore[return-value]
+def judge(
+    inside: Group, others: dict[str, Group], score: dict[str, Any], *, by_reference: bool = False
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """(AUROC of each group, share flagged of each group and of the tested chest X-rays, ""): f64[1 + RESAMPLES]."""
+    areas: dict[str, list[Floats]] = {name: [] for name in others}
+    hits: dict[str, list[Floats]] = {name: [] for name in ("", *others)}
+    for fold in range(FOLDS):
+        test, held = inside.folds == fold, inside.folds == (fold + 1) % FOLDS
+        rest, own = ~test & ~held, inside.weights[:, test]
+        apart = None if by_reference else inside.features[held]
+        fitted = fit_novelty(inside.features[rest], targets=inside.targets[rest], held_out=apart, **score)
+        scores = fitted.score(inside.features[test])
+        hits[""].append(share(own @ fitted.is_flagged(scores), own.sum(axis=1)))
+        for name, group in others.items():
+            here = slice(None) if group.folds is None else group.folds == fold
+            found, weights = fitted.score(group.features[here]), group.weights[:, here]
+            areas[name].append(auroc(scores, found, own, weights))
+            hits[name].append(share(weights @ fitted.is_flagged(found), weights.sum(axis=1)))
+    means = ({name: np.nanmean(found, axis=0) for name, found in every.items()} for every in (areas, hits))
+    return next(means), next(means)
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """A reduced accuracy: the default score on tiny-clip and chest phantoms, against strangers; and the speed of the score."""
     rng, encoder, score = np.random.default_rng(0), load_dual_encoder("tiny-clip"), SCORES["kNN, k = 5"]
-    inside, targets = phantom_chests(120 if quick else 400, rng)
-    in_folds(inside, targets)
-    judge = Judge(encoder, inside, targets, {"noise": noise_images(5, rng)} if quick else strangers(rng))
-    areas, flagged = judge(score)
+    inside = phantom_chests(120 if quick else 400, rng)
+    others = {"noise": noise_images(5, rng)} if quick else strangers(rng)
+    for seed, group in enumerate((inside, *others.values())):
+        group.look(encoder, seed)
+    areas, flagged = judge(inside, others, score)
     mean, false = float(np.mean([area[0] for area in areas.values()])), float(flagged[""][0])
-    fitted = fit_novelty(judge.features, targets=targets, **score)
+    fitted = fit_novelty(inside.features, targets=inside.targets, **score)
     greys = np.stack([fit(picture, encoder.preprocess) for picture in inside.pixels[:64]])
-    scoring, encoding = once(lambda: fitted.score(judge.features[:64])), once(lambda: encoder.encode_greys(greys))
-    others, by = f"{len(areas)} groups of pictures that are no chest X-rays", "encoding 64 pictures by tiny-clip"
+    scoring, encoding = once(lambda: fitted.score(inside.features[:64])), once(lambda: encoder.encode_greys(greys))
+    told, by = f"{len(areas)} groups of pictures that are no chest X-rays", "encoding 64 pictures by tiny-clip"
     microseconds = 1e6 * scoring / len(greys)
     return [
-        Result("mean AUROC of kNN, k = 5", mean, 0.9, others, mean, ""),
+        Result("mean AUROC of kNN, k = 5", mean, 0.9, told, mean, ""),
         Result.small("chest phantoms flagged at 1 %", false, None, "all that were tested", 100 * false, "%"),
         Result.small("scoring, share of encoding", scoring / encoding, 0.05, by, microseconds, "us a picture"),
     ]
@@ -259,31 +236,28 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 def main() -> None:
     given = options(__doc__, model="tiny-clip", data=None, extra=[], images=400)
-    rng = np.random.default_rng(0)
-    inside, targets = phantom_chests(given.images, rng)
+    rng, encoder = np.random.default_rng(0), load_dual_encoder(given.model)
+    inside = phantom_chests(given.images, rng)
     if given.data:
         with tempfile.TemporaryDirectory() as folder:
             manifest = radiographs(given.data, Path(folder))
-        inside = Group([decode(path).pixels for path in manifest.paths()], independent_groups(manifest))
-        targets = manifest.targets(manifest.label_set())
-    in_folds(inside, targets)
-    pictures = strangers(rng) | spoiled(inside)
-    if given.data:
-        pictures["chest phantoms"] = phantom_chests(60, rng)[0]
-    pictures |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in given.extra}
-    judge = Judge(load_dual_encoder(given.model), inside, targets, pictures)
-    every = [judge(score) for score in SCORES.values()]
+        pixels, targets = [decode(path).pixels for path in manifest.paths()], manifest.targets(manifest.label_set())
+        inside = chests(pixels, independent_groups(manifest), targets)
+    others = strangers(rng) | spoiled(inside)
+    others |= {"chest phantoms": replace(phantom_chests(60, rng), folds=None)} if given.data else {}
+    others |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in given.extra}
+    for seed, group in enumerate((inside, *others.values())):
+        group.look(encoder, seed)
+    every = [judge(inside, others, score) for score in SCORES.values()]
     print(f"{given.model}, {len(inside.pixels)} images in distribution; images of sources in brackets.")
     for number, title in enumerate(("AUROC", "share flagged at 1 %")):
         print(f"\n| {title} | {' | '.join(SCORES)} |\n{'|---' * (len(SCORES) + 1)}|")
         for name in every[0][number]:
-            group = pictures.get(name, inside)
+            group = others.get(name, inside)
             named = f"{name or 'tested chest X-rays'} ({len(group.pixels)} of {len(set(group.sources))})"
             print(f"| {named} | {' | '.join(cell(found[number][name]) for found in every)} |")
-    loo = judge(SCORES["kNN, k = 5"], by_reference=True)[1][""]
-    print(
-        f"\nThreshold of kNN, k = 5 from the reference rows, each against the others: tested images flagged {cell(loo)}."
-    )
+    flagged = cell(judge(inside, others, SCORES["kNN, k = 5"], by_reference=True)[1][""])
+    print(f"\nkNN, k = 5, threshold from the reference rows, each against the others: tested images flagged {flagged}.")
 
 
 if __name__ == "__main__":

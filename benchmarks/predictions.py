@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import psutil
-from benchmarks.measure import MIB, command, once, phantoms
+from benchmarks.measure import MIB, command, phantoms
 from benchmarks.results import Result
 
 import thoraclip
@@ -64,16 +64,15 @@ def measure(folder: Path, images: int) -> list[Result]:
     bundle, many = make(folder, images)
     out, partial = folder / "scores.csv", folder / "scores.csv.partial"
     words = [sys.executable, "-m", "thoraclip", "predict", str(bundle), str(many), "--out", str(out)]
-    memory: list[list[float]] = []
-    kept, spent = 0, 0.0
+    memory, kept, began = [], 0, time.perf_counter()
     for stop_at, status in ((0.4 * images * BYTES_OF_A_ROW, -signal.SIGKILL), (float("inf"), 0)):
-        ended: list[tuple[list[float], int]] = []
-        spent += once(lambda stop_at=stop_at, ended=ended: ended.append(watch(words, partial, stop_at)))
-        if ended[0][1] != status or out.exists() != (status == 0):
-            raise SystemExit(f"exit status {ended[0][1]} instead of {status}, or {out} there before the end")
-        memory.append(ended[0][0])
+        seen, ended = watch(words, partial, stop_at)
+        if ended != status or out.exists() != (status == 0):
+            raise SystemExit(f"exit status {ended} instead of {status}, or {out} there before the end")
         kept = kept or len(partial.read_bytes().splitlines()) - 1
-        print(f"MiB after a tenth of its time {memory[-1][0]:.0f}, then {max(memory[-1]):.0f} at the most")
+        memory.append(seen)
+        print(f"MiB after a tenth of its time {seen[0]:.0f}, then {max(seen):.0f} at the most")
+    spent = time.perf_counter() - began
     rows, answers = Counter[str](), defaultdict[str, set[str]](set)
     with out.open(newline="") as stream:
         for row in csv.DictReader(stream):
@@ -83,12 +82,12 @@ def measure(folder: Path, images: int) -> list[Result]:
     single = sum(count == 1 for count in rows.values())
     print(f"images with more than one answer: {sum(len(found) > 1 for found in answers.values())} of {len(answers)}")
     first, last = memory[1][0], memory[1][-1]
-    told = f"{images:,} names; {kept:,} rows before the kill"
+    names, tenth = f"{images:,} names; {kept:,} rows before the kill", f"after a tenth of it, {first:.0f} MiB"
     return [
-        Result.small("memory at the end of a long pass", last / first, 1.1, f"after a tenth of it, {first:.0f} MiB", last, "MiB"),
-        Result("pictures once in the table after a kill", single / images, 1, told, single, "pictures"),
+        Result.small("memory at the end of a long pass", last / first, 1.1, tenth, last, "MiB"),
+        Result("pictures once in the table after a kill", single / images, 1, names, single, "pictures"),
         Result.plain("predict, from a folder to the table", images / spent, "images/s"),
-    ]  # fmt: skip
+    ]
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:

@@ -126,13 +126,12 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     low, high = np.quantile(lead @ weights / weights.sum(axis=0), [0.025, 0.975])
     epoch = (before + after) / 2
     whole = epoch * (EPOCHS + len(part.test) / len(part.train))
-    encoder = f"encoder in the loop, {EPOCHS} epochs of {epoch:.1f} s and one pass over the test images, extrapolated from two epochs"
-    layer = (
-        f"the recipe's after {EPOCHS} epochs, {100 * theirs.mean():.1f} % in {len(drawn)} draws of {len(held) // len(drawn)} images of "
-        f"{len(drawn[0])} folds, on features computed once, which are those of every epoch; difference [{low:.1f}, {high:.1f}]"
-    )
-    accuracy = 100 * float(mine.mean())
+    loop = f"encoder in the loop, {EPOCHS} epochs of {epoch:.1f} s and one pass over the test images, extrapolated from two epochs"
+    of = f"{len(drawn)} draws of {len(held) // len(drawn)} images of {len(drawn[0])} folds"
+    theirs_told = f"the recipe's after {EPOCHS} epochs, {100 * theirs.mean():.1f} % in {of}, on features computed once"
+    against = f"{theirs_told}, which are those of every epoch; difference [{low:.1f}, {high:.1f}]"
+    name, points = "validation accuracy, difference in points", float(lead.mean())
     return [
-        Result(f"from files to predictions, one fold of {what}", whole / took, 100, encoder, took, "s"),
-        Result("validation accuracy, difference in points", float(lead.mean()), 0, layer, accuracy, "%"),
+        Result(f"from files to predictions, one fold of {what}", whole / took, 100, loop, took, "s"),
+        Result(name, points, 0, against, 100 * float(mine.mean()), "%"),
     ]

@@ -75,13 +75,8 @@ def watched(train: Callable[[], object], trainee: type, *doors: tuple[type, str]
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """LoRA on, and the whole of, a random ViT-B/32 at 224 pixels; with `quick` tiny-clip."""
     manifest = phantoms(work, 60 if quick else 240)
+    settings = {"model": vit_b_32(work, quick=quick), "batch_size": 32, "chunk_size": 16, "epochs": EPOCHS}
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        settings: dict[str, Any] = {
-            "model": vit_b_32(work, quick=quick),
-            "batch_size": 32,
-            "chunk_size": 16,
-            "epochs": EPOCHS,
-        }
 
         def train(name: str) -> Callable[[], object]:
             verb = getattr(thoraclip, name)
@@ -91,7 +86,8 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
             "finetune": watched(train("finetune"), Contrast, (Contrast, "_images_of"), (DualEncoder, "expand")),
             "baseline": watched(train("baseline"), Supervised, (Supervised, "_pixels")),
         }
-    return [
-        Result.small(f"{name}, share of the second epoch without pixels", waited / whole, SHARE, f"the epoch, {whole:.1f} s", waited, "s")
-        for name, (waited, whole) in found.items()
-    ]  # fmt: skip
+    rows = []
+    for name, (waited, whole) in found.items():
+        stage, against = f"{name}, share of the second epoch without pixels", f"the epoch, {whole:.1f} s"
+        rows.append(Result.small(stage, waited / whole, SHARE, against, waited, "s"))
+    return rows
