@@ -67,22 +67,22 @@ def load(address: str, pictures: list[bytes], *, clients: int, requests: int) ->
 
 def against_a_loop(bundle: Path, pictures: list[bytes], server: Served, clients: int, requests: int) -> list[Result]:
     """One client and several, and before and after them, so that a drift of the machine evens out, a loop in one thread."""
-    classifier, count = open_bundle(bundle, threads=1), clients * requests
-    runs: dict[str, Load] = {}
+    classifier = open_bundle(bundle, threads=1)
 
     def loop() -> list[float]:
-        return [once(lambda i=i: classifier.classify(pictures[i % len(pictures)])) for i in range(count // 8)]
+        count = clients * requests // 8
+        return [once(lambda i=i: classifier.classify(pictures[i % len(pictures)])) for i in range(count)]
 
     half = loop()
     load(server.address, pictures, clients=1, requests=min(20, requests))
-    runs["one client"] = load(server.address, pictures, clients=1, requests=requests)
-    runs["clients"] = several, times, statuses = load(server.address, pictures, clients=clients, requests=requests)
+    one = load(server.address, pictures, clients=1, requests=requests)
+    several = seconds, times, statuses = load(server.address, pictures, clients=clients, requests=requests)
     single = half + loop()
-    runs["loop in one thread, no server"] = sum(single), single, Counter()
-    for name, found in runs.items():
-        report(name, found)
-    rate, own = len(times) / several, len(single) / sum(single)
-    alone, loops = (1000 * float(np.median(found)) for found in (runs["one client"][1], single))
+    report("loop in one thread, no server", (sum(single), single, Counter()))
+    report("one client", one)
+    report(f"{clients} clients", several)
+    rate, own = len(times) / seconds, len(single) / sum(single)
+    alone, loops = (1000 * float(np.median(found)) for found in (one[1], single))
     plain, same = f"a loop in one thread without a server, {own:.1f} pictures/s", f"the same loop, {loops:.1f} ms"
     return [
         Result(f"{clients} clients", rate / own, 1.5, plain, rate, "pictures/s"),

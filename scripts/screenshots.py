@@ -93,7 +93,10 @@ def start(visit: Visit) -> None:
 
 def result(visit: Visit) -> None:
     """A phantom of a chest."""
-    visit.show(png(draw_phantom("COVID-19", rng=np.random.default_rng(12), size=384, difficulty=0.0).pixels), name="phantom.png")
+    visit.show(
+        png(draw_phantom("COVID-19", rng=np.random.default_rng(12), size=384, difficulty=0.0).pixels),
+        name="phantom.png",
+    )
 
 
 def strange(visit: Visit) -> None:
