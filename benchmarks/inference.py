@@ -36,6 +36,7 @@ from thoraclip.deploy.opening import open_bundle
 from thoraclip.imaging import decode, fit
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import find_manifest, read_run
+from thoraclip.tables.manifest import write_manifest
 from thoraclip.threads import cores
 
 TORCH, TORCH_BF16 = "torch fp32, batches of 32", "torch bf16 autocast, batches of 32"
@@ -55,7 +56,9 @@ def shared_bundles(work: Path, *, quick: bool = False) -> dict[str, Path]:
     folders = {name: root / f"bundle-{name}" for name in ("fp32", "int8")}
     if all(folder.is_dir() for folder in folders.values()):
         return folders
-    thoraclip.probe(phantoms(root, 60 if quick else 400), out=root / "probe", model=vit_b_32(work, quick=quick))
+    manifest = phantoms(root, 60 if quick else 400)
+    write_manifest(root / "manifest.parquet", manifest)  # beside the run, where an export looks for it
+    thoraclip.probe(manifest, out=root / "probe", model=vit_b_32(work, quick=quick))
     for name, folder in folders.items():
         export(root / "probe", folder, int8=name == "int8", images=200)
     return folders

@@ -34,7 +34,7 @@ def make(root: Path, images: int) -> tuple[Path, Path]:
     """(bundle, folder of links)."""
     manifest = phantoms(root, PICTURES, size=128)
     thoraclip.probe(manifest, out=root / "probe", model="tiny-clip")
-    thoraclip.export(root / "probe", out=root / "bundle")
+    thoraclip.export(root / "probe", out=root / "bundle", manifest=manifest)
     folder, paths = root / "many", manifest.paths()
     for number in range(images):
         place = folder / f"{number // 1000:04d}" / f"{number:07d}-{number % len(paths):03d}.png"
