@@ -26,6 +26,7 @@ from benchmarks.measure import options
 from benchmarks.results import Result
 
 from thoraclip.proportions import clopper_pearson
+from thoraclip.threads import cores
 
 STRENGTHS = (0.5, 0.7, 0.9, 1.0)
 OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
@@ -43,33 +44,29 @@ def one(kind: str, strength: float, seed: int, images: int, difficulty: float) -
     """Draw, split, fit, audit; a row of the file."""
     import torch
 
-    torch.set_num_threads(1)
-    from thoraclip.data.index import index
+    import thoraclip
     from thoraclip.data.phantom import PhantomConfig, write_phantoms
-    from thoraclip.data.splits import split_folds
-    from thoraclip.methods.audit import AuditConfig, audit
-    from thoraclip.methods.predictors import read_run
-    from thoraclip.methods.probe import Config
-    from thoraclip.methods.running import run_method
 
+    torch.set_num_threads(1)
+    drawn = {"images": images, "seed": seed, "difficulty": difficulty}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # noqa: PTH112
-        root = Path(folder)
-        phantoms = PhantomConfig(
-            images=images, size=128, seed=seed, difficulty=difficulty, shortcut=kind, shortcut_strength=strength
-        )
-        write_phantoms(root / "phantoms", phantoms, workers=1)
-        found = index(root / "phantoms", layout="csv", csv_file=root / "phantoms" / "phantoms.csv").manifest
-        manifest = split_folds(found, folds=5, seed=seed)
-        probe = Config(model="tiny-clip", l2_min=1e-3, l2_max=1.0, l2_steps=4, seed=seed)
-        run_method("probe", probe, manifest, root / "run", pixels=root / "pixels")
-        settings = AuditConfig(images=0, saliency=0, duplicates=False, seed=seed)  # these two take part in no verdict
+        root, pictures = Path(folder), Path(folder) / "phantoms"
+        planted = PhantomConfig(size=128, shortcut=kind, shortcut_strength=strength, **drawn)
+        write_phantoms(pictures, planted, workers=1)
+        found = thoraclip.index(pictures, out=root / "all.parquet", layout="csv", csv=pictures / "phantoms.csv")
+        manifest = thoraclip.split(found.manifest, out=root / "folds.parquet", folds=5, seed=seed)
+        probe = {"model": "tiny-clip", "l2_min": 1e-3, "l2_max": 1.0, "l2_steps": 4}
+        thoraclip.probe(manifest, out=root / "run", pixels=root / "pixels", seed=seed, **probe)
         wall, cpu = time.perf_counter(), time.process_time()
-        content = audit(read_run(root / "run"), manifest, settings, root / "audit", pixels=root / "pixels")
+        aside = {"images": 0, "saliency": 0, "duplicates": False}  # the last two take part in no verdict
+        content = thoraclip.audit(
+            root / "run", out=root / "audit", manifest=manifest, pixels=root / "pixels", seed=seed, **aside
+        )
         spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     tests = {t["name"]: [t["verdict"], round(t["effect"], 4), t["finds"], t["p_holm"]] for t in content["tests"]}
-    row = {"kind": kind or "clean", "strength": strength, "seed": seed, "images": images, "difficulty": difficulty}
     accuracy = content["balanced_accuracy"]["value"]
-    return {**row, "overall": content["overall"], "balanced_accuracy": accuracy, "tests": tests, **spent}
+    row = {"kind": kind or "clean", "strength": strength, "overall": content["overall"], "balanced_accuracy": accuracy}
+    return {**row, **drawn, "tests": tests, **spent}
 
 
 def positive(row: dict[str, Any]) -> list[str]:
@@ -95,10 +92,15 @@ def plan(clean: int, each: int) -> Iterator[tuple[str, float, int]]:
                 yield kind, strength, 10_000 + seed
 
 
-def shares(rows: list[dict[str, Any]], kind: str, strength: float) -> tuple[int, float, float, float] | None:
-    """(runs, share found, exact 95 % interval) of a confounder at a strength."""
-    own = [is_found(r) for r in rows if r["kind"] == kind and r["strength"] == strength]
-    return (len(own), sum(own) / len(own), *clopper_pearson(sum(own), len(own))) if own else None
+def of(rows: list[dict[str, Any]], kind: str, strength: float | None = None) -> list[dict[str, Any]]:
+    """The runs of a confounder, at a strength or at all."""
+    return [row for row in rows if row["kind"] == kind and strength in (None, row["strength"])]
+
+
+def shares(own: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Percent of some runs in which the confounder is found, and the exact 95 % interval."""
+    hits = sum(map(is_found, own))
+    return 100 * hits / len(own), *(100 * end for end in clopper_pearson(hits, len(own)))
 
 
 def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -107,13 +109,12 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield f"| Confounder | Strength | Runs | Found, 95 %, exact | Overall: {' / '.join(levels)} | Balanced accuracy |"
     yield "| --- | ---: | ---: | --- | --- | ---: |"
     for kind, strength in itertools.product(("clean", *POINTS_AT), (0.0, *STRENGTHS)):
-        if found := shares(rows, kind, strength):
-            own = [r for r in rows if r["kind"] == kind and r["strength"] == strength]
-            runs, share, low, high = found
+        if own := of(rows, kind, strength):
+            share, low, high = shares(own)
             told = " / ".join(str(sum(r["overall"] == level for r in own)) for level in levels)
             accuracy = 100 * np.mean([r["balanced_accuracy"] for r in own])
-            percent = f"{100 * share:.0f} % [{100 * low:.1f}, {100 * high:.1f}]"
-            yield f"| {kind} | {strength:g} | {runs} | {percent} | {told} | {accuracy:.0f} % |"
+            percent = f"{share:.0f} % [{low:.1f}, {high:.1f}]"
+            yield f"| {kind} | {strength:g} | {len(own)} | {percent} | {told} | {accuracy:.0f} % |"
     for name in ("seconds", "cpu_seconds"):
         spent = [r[name] for r in rows]
         yield f"{name} of an audit of {rows[0]['images']} images, median and longest: {np.median(spent):.1f}, {max(spent):.1f}"
@@ -129,14 +130,12 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     axes = figure.add_subplot()
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#1b2733")
     curves = {kind: (kind, STRENGTHS, 0.006 * (number - 2)) for number, kind in enumerate(POINTS_AT)}
-    clean = sum(row["kind"] == "clean" for row in rows)
-    curves["clean"] = (f"clean ({clean} runs): false alarms", (0.0,), 0.0)
+    curves["clean"] = (f"clean ({len(of(rows, 'clean'))} runs): false alarms", (0.0,), 0.0)
     for (kind, (label, strengths, shift)), colour in zip(curves.items(), colours, strict=True):
-        points = [(strength, *found) for strength in strengths if (found := shares(rows, kind, strength))]
-        x, y, low, high = np.array(points).T[[0, 2, 3, 4]]
-        errors = 100 * np.array([y - low, high - y])
-        axes.errorbar(x + shift, 100 * y, yerr=errors, color=colour, marker="s" if kind == "clean" else "o", markersize=4,
-                      linewidth=1.4, label=label)  # fmt: skip
+        points = [(strength, *shares(own)) for strength in strengths if (own := of(rows, kind, strength))]
+        x, y, low, high = np.array(points).T
+        style = {"color": colour, "marker": "s" if kind == "clean" else "o", "markersize": 4, "linewidth": 1.4}
+        axes.errorbar(x + shift, y, yerr=[y - low, high - y], label=label, **style)
     axes.set(xlabel="strength: chance that the class decides the confounder", ylabel="runs (%)", ylim=(-3, 103))
     axes.grid(color="#d5dbe1", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -148,24 +147,21 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """A reduced campaign: a clean set, and each confounder once at its full strength; and the speed of the audits."""
     jobs = [("marker", 1.0, 10_000)] if quick else [("", 0.0, 0), *((kind, 1.0, 10_000) for kind in POINTS_AT)]
     rows = [one(*job, images=120 if quick else 240, difficulty=0.0) for job in jobs]
-    planted = [row for row in rows if row["kind"] != "clean"]
-    hits, cpu = sum(map(is_found, planted)), sorted(row["cpu_seconds"] for row in rows)
-    alarms = sum(is_found(row) for row in rows if row["kind"] == "clean")
+    clean = of(rows, "clean")
+    planted = [row for row in rows if row not in clean]
+    hits, alarms, cpu = sum(map(is_found, planted)), sum(map(is_found, clean)), [row["cpu_seconds"] for row in rows]
+    against = f"{len(planted)} planted in phantoms; false alarms on {len(clean)} clean sets: {alarms}"
+    name, unit = "confounders of full strength found", f"of {len(planted)}"
+    audit = f"an audit of {rows[0]['images']} images"
     return [
-        Result(
-            "confounders of full strength found", hits / len(planted), 1,
-            f"{len(planted)} planted in phantoms; false alarms on {len(rows) - len(planted)} clean sets: {alarms}", hits,
-            f"of {len(planted)}",
-        ),
-        Result(f"an audit of {rows[0]['images']} images", None, None, "", cpu[len(cpu) // 2], "s of processor time"),
-    ]  # fmt: skip
+        Result(name, hits / len(planted), 1, against, hits, unit),
+        Result.plain(audit, float(np.median(cpu)), "s of processor time"),
+    ]
 
 
 def main() -> None:
-    given = options(
-        __doc__, out=Path("audit-runs.jsonl"), clean=100, each=20, images=240, difficulty=0.0, workers=os.cpu_count() or 1,
-        figure=None,
-    )  # fmt: skip
+    sizes = {"clean": 100, "each": 20, "images": 240, "difficulty": 0.0, "workers": cores()}
+    given = options(__doc__, out=Path("audit-runs.jsonl"), figure=None, **sizes)
     rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
     done = {(r["kind"], r["strength"], r["seed"]) for r in rows}
     todo = [job for job in plan(given.clean, given.each) if (job[0] or "clean", *job[1:]) not in done]

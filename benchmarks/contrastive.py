@@ -1,10 +1,10 @@
 """Memory and speed of contrastive steps with a gradient cache, against a plain step and a whole batch in one pass.
 
-    python -m benchmarks.contrastive --model vit-b-32 --batches 32,128,512,2048
+    python -m benchmarks.contrastive --batches 32,128,512,2048
 
 Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient clipping
-and the optimiser in it. `vit-b-32` is a random CLIP of that shape. The plain step is a batch of one chunk, which is encoded
-once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
+and the optimiser in it. Without --model it is a random CLIP of the shape ViT-B/32. The plain step is a batch of one chunk, which
+is encoded once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
 more often, each of which is encoded once; with `--captions 0` none is repeated, and the ratio is that of the cache.
 
 The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in it; so
@@ -24,25 +24,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from benchmarks.measure import in_turn, options, ratio, seconds, write_vit_b_32
+from benchmarks.measure import MIB, in_turn, options, ratio, seconds, vit_b_32
 from benchmarks.results import Result
 
 from thoraclip.methods.contrast import Contrast
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.pairs import CaptionTexts
 from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.training import Batch, Sampler
+from thoraclip.methods.training import Sampler
 from thoraclip.models.augment import augment
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
 
-CLASSES, MIB = 3, 2**20
+CLASSES = 3
 
 
 class Memory:
@@ -64,8 +65,8 @@ class Memory:
         return {"peak": peak / MIB, "added": np.nan if hidden else max(0, peak - self._before) / MIB}
 
 
-def make_contrast(given: argparse.Namespace) -> tuple[Contrast, Batch]:
-    """A step on `given.batch` synthetic pictures of three classes, its texts tokenised; and a batch of all of them."""
+def make_contrast(given: argparse.Namespace) -> Contrast:
+    """A step on `given.batch` synthetic pictures of three classes, its texts tokenised."""
     rng, every = np.random.default_rng(0), np.arange(given.batch)
     config = Config(model=given.model, batch_size=given.batch, chunk_size=given.chunk, loss="unicl")
     encoder = load_dual_encoder(given.model)
@@ -75,9 +76,7 @@ def make_contrast(given: argparse.Namespace) -> tuple[Contrast, Batch]:
     numbers = rng.integers(0, given.captions, given.batch) if given.captions else every
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
-    contrast = Contrast(config, tuned, greys, targets, np.ones(CLASSES), texts, ProcessGroup())
-    assert len(contrast.tokens["input_ids"]) == len(texts.texts)
-    return contrast, Batch(0, every, every)
+    return Contrast(config, tuned, greys, targets, np.ones(CLASSES), texts, ProcessGroup())
 
 
 def stepper(contrast: Contrast, batch_size: int) -> Callable[[], None]:
@@ -104,7 +103,7 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
 
     The roles `mapped` and `whole` (a chunk as large as the batch) end with the memory.
     """
-    contrast, batch = make_contrast(given)
+    contrast = make_contrast(given)
     step, memory = stepper(contrast, given.batch), Memory()
     step()
     step()
@@ -114,19 +113,20 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
     plain, several = stepper(contrast, given.chunk), min(4, given.batch // given.chunk)
     plain()
     times = in_turn({"cached": step, "plain": lambda: [plain() for _ in range(several)]}, given.steps)
-    pictures, samples = torch.from_numpy(contrast.greys), batch.samples.tolist()
-
-    def change() -> None:
-        augment(pictures, contrast.config, seed=0, step=0, samples=samples)
-
+    pictures, samples = torch.from_numpy(contrast.greys), list(range(given.batch))
+    change = partial(augment, pictures, contrast.config, seed=0, step=0, samples=samples)
     width = contrast.tuned.encoder.encode_texts(["chest"]).shape[1]
+    cached, plainly = (float(np.median(found)) for found in times.values())
+    share = several * given.chunk / given.batch
     return peak | {
-        "texts": len(contrast.texts.texts), "seconds": float(np.median(times["cached"])),
-        "plain_seconds": float(np.median(times["plain"])) / several,
-        "ratio": several * ratio(times["cached"], times["plain"]) * given.chunk / given.batch,
+        "texts": len(contrast.texts.texts),
+        "seconds": cached,
+        "plain_seconds": plainly / several,
+        "ratio": share * ratio(times["cached"], times["plain"]),
         "augmentation": seconds(change, given.steps),
-        "logits": 4 * given.batch**2 / MIB, "representations": 2 * 4 * given.batch * width / MIB,
-    }  # fmt: skip
+        "logits": 4 * given.batch**2 / MIB,
+        "representations": 2 * 4 * given.batch * width / MIB,
+    }
 
 
 def work(given: argparse.Namespace, **changes: object) -> dict[str, Any]:
@@ -141,53 +141,40 @@ def work(given: argparse.Namespace, **changes: object) -> dict[str, Any]:
 def bench(work_folder: Path, *, quick: bool = False) -> list[Result]:
     """Eight chunks in a batch against one, on a random ViT-B/32: memory in use, and time an image; with `quick` tiny-clip."""
     chunk, many = (8, 16) if quick else (32, 256)
-    model = "tiny-clip" if quick else write_vit_b_32(work_folder / "vit-b-32")
+    model = vit_b_32(work_folder, quick=quick)
     given = argparse.Namespace(model=model, chunk=chunk, steps=1 if quick else 2, captions=40)
     small, large = (work(given, role="mapped", batch=size, captions=0)["added"] for size in (chunk, many))
-    logits = 4 * many**2 / MIB
-    cached = work(given, role="cached", batch=4 * chunk)
+    cached, batch = work(given, role="cached", batch=4 * chunk), 4 * chunk
+    least = f"a batch of {chunk}, {small:,.0f} MiB added by training; the logits left out"
+    rate, share = batch / cached["seconds"], cached["augmentation"] / cached["seconds"]
+    grown, plain = (large - 4 * many**2 / MIB) / small, f"plain steps of {chunk}, each image encoded once"
+    each = 1000 * cached["augmentation"] / batch
     return [
-        Result(
-            f"memory of a batch of {many} in chunks of {chunk}", (large - logits) / small, 1.1,
-            f"a batch of {chunk}, {small:,.0f} MiB added by training; the logits left out", large, "MiB", higher_is_better=False,
-        ),
-        Result(
-            f"time an image, batch of {4 * chunk}", cached["ratio"], 1.33, f"plain steps of {chunk}, each image encoded once",
-            4 * chunk / cached["seconds"], "images/s", higher_is_better=False,
-        ),
-        Result(
-            "augmentation, share of a step", cached["augmentation"] / cached["seconds"], 0.1, "the step",
-            1000 * cached["augmentation"] / (4 * chunk), "ms an image", higher_is_better=False,
-        ),
-    ]  # fmt: skip
-
-
-def parse() -> argparse.Namespace:
-    """The settings of the command line; `role` and `batch` are those of the processes that this one starts."""
-    return options(
-        __doc__, model="tiny-clip", batches="32,128,512,2048", chunk=32, captions=40, steps=5, naive_up_to=128, role="", batch=0
-    )  # fmt: skip
+        Result.small(f"memory of a batch of {many} in chunks of {chunk}", grown, 1.1, least, large, "MiB"),
+        Result.small(f"time an image, batch of {batch}", cached["ratio"], 1.33, plain, rate, "images/s"),
+        Result.small("augmentation, share of a step", share, 0.1, "the step", each, "ms an image"),
+    ]
 
 
 def main() -> None:
-    given = parse()
+    """`role` and `batch` are those of the processes that this one starts."""
+    sizes = {"batches": "32,128,512,2048", "chunk": 32, "captions": 40, "steps": 5, "naive_up_to": 128}
+    given = options(__doc__, model="", role="", batch=0, **sizes)
     if given.role:
         print(json.dumps(measure_step(given)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        model = write_vit_b_32(Path(folder)) if given.model == "vit-b-32" else given.model
+        model = given.model or vit_b_32(Path(folder))
         for size in map(int, given.batches.split(",")):
             row = work(given, model=model, role="cached", batch=size)
             mapped = work(given, model=model, role="mapped", batch=size, captions=0)["added"]
             whole = work(given, model=model, role="whole", batch=size, chunk=size) if size <= given.naive_up_to else {}
-            table = {
-                "different captions": row["texts"], "images/s": size / row["seconds"],
-                "images/s of a plain step": given.chunk / row["plain_seconds"], "time an image, cached / plain": row["ratio"],
-                "peak MiB": row["peak"], "added by training": row["added"], "in use, a caption an image: added": mapped,
-                "in use, less logits and representations": mapped - row["logits"] - row["representations"],
-                "whole batch at once: peak MiB": whole.get("peak", np.nan), "its added": whole.get("added", np.nan),
-            }  # fmt: skip
-            print(f"batch {size}: {'; '.join(f'{what} {value:,.2f}' for what, value in table.items())}", flush=True)
+            row |= {
+                "images/s": size / row["seconds"], "images/s of a plain step": given.chunk / row["plain_seconds"],
+                "in use, a caption an image: added": mapped,
+                "in use, less the logits and the stored representations": mapped - row["logits"] - row["representations"],
+            } | {f"whole batch at once: {what}": value for what, value in whole.items()}  # fmt: skip
+            print(f"batch {size}: {'; '.join(f'{what} {value:,.2f}' for what, value in row.items())}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Duplicate pictures: recall for planted copies, precision, the cost of the Hamming join.
 
-    python -m benchmarks.duplicates                          # phantoms, drawn into a temporary folder
-    python -m benchmarks.duplicates --images radiographs/    # every PNG and JPEG below one folder or several
+    python -m benchmarks.duplicates --phantoms 400
+    python -m benchmarks.duplicates --images radiographs/    # every PNG and JPEG below a folder
 
 Copies of the originals are planted by one transform at a time and searched for among all originals. A pair is right when
 it joins a copy with its original (or two copies or originals of one picture); pairs that the originals hold among
@@ -11,20 +11,18 @@ themselves are listed, for the reader to look at, and count as one picture from 
 from __future__ import annotations
 
 import io
-import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.measure import once, options
+from benchmarks.measure import command, once
 from benchmarks.measure import phantoms as draw_phantoms
 from benchmarks.results import Result
 from PIL import Image
 
 from thoraclip.data.duplicates import clusters, find_duplicates, hamming_pairs, thumbnail
-from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.imaging import decode
 from thoraclip.proportions import wilson
 
@@ -45,42 +43,35 @@ def jpeg(pixels: Grey, rng: np.random.Generator) -> Grey:
     return np.asarray(Image.open(file))
 
 
-def tone(gain: tuple[float, float], offset: float, gamma: float) -> Transform:
-    def change(pixels: Grey, rng: np.random.Generator) -> Grey:
-        values = (pixels / 255) ** np.exp(rng.uniform(-gamma, gamma))
-        values = (values - 0.5) * rng.uniform(*gain) + 0.5 + rng.uniform(-offset, offset)
-        return np.clip(np.round(255 * values), 0, 255).astype(np.uint8)
+def tone(
+    pixels: Grey, rng: np.random.Generator, *, gain: tuple[float, float] = (1, 1), offset: float = 0, gamma: float = 0
+) -> Grey:
+    values = (pixels / 255) ** np.exp(rng.uniform(-gamma, gamma))
+    values = (values - 0.5) * rng.uniform(*gain) + 0.5 + rng.uniform(-offset, offset)
+    return np.clip(np.round(255 * values), 0, 255).astype(np.uint8)
 
-    return change
 
-
-def crop(left: float, right: float, top: float, bottom: float) -> Transform:
-    def cut(pixels: Grey, _: np.random.Generator) -> Grey:
-        height, width = pixels.shape
-        return pixels[
-            round(height * top) : height - round(height * bottom), round(width * left) : width - round(width * right)
-        ]
-
-    return cut
+def crop(pixels: Grey, rng: np.random.Generator, **shares: float) -> Grey:
+    height, width = pixels.shape
+    left, right = (round(width * shares.get(side, 0)) for side in ("left", "right"))
+    top, bottom = (round(height * shares.get(side, 0)) for side in ("top", "bottom"))
+    return pixels[top : height - bottom, left : width - right]
 
 
 def rotate(pixels: Grey, rng: np.random.Generator) -> Grey:
-    turned = Image.fromarray(pixels).rotate(float(rng.choice([-2, 2])), Image.Resampling.BICUBIC)
-    return np.asarray(turned)
+    return np.asarray(Image.fromarray(pixels).rotate(float(rng.choice([-2, 2])), Image.Resampling.BICUBIC))
 
 
+SIDES = ("left", "right", "top", "bottom")
 TRANSFORMS: dict[str, Transform] = {
     "resized to 40-80 %, each side": resize,
     "JPEG, quality 20-59": jpeg,
-    "contrast 0.6-1.3": tone((0.6, 1.3), 0, 0),
-    "brightness +-10 %": tone((1, 1), 0.1, 0),
-    "gamma 0.6-1.6": tone((1, 1), 0, 0.5),
-    "centre 95 %": crop(0.025, 0.025, 0.025, 0.025),
-    "5 % off every side": crop(0.05, 0.05, 0.05, 0.05),
-    "5 % off the left": crop(0.05, 0, 0, 0),
-    "5 % off the right": crop(0, 0.05, 0, 0),
-    "5 % off the top": crop(0, 0, 0.05, 0),
-    "5 % off the bottom": crop(0, 0, 0, 0.05),
+    "contrast 0.6-1.3": partial(tone, gain=(0.6, 1.3)),
+    "brightness +-10 %": partial(tone, offset=0.1),
+    "gamma 0.6-1.6": partial(tone, gamma=0.5),
+    "centre 95 %": partial(crop, **dict.fromkeys(SIDES, 0.025)),
+    "5 % off every side": partial(crop, **dict.fromkeys(SIDES, 0.05)),
+    **{f"5 % off the {side}": partial(crop, **{side: 0.05}) for side in SIDES},
     "turned by 2 degrees": rotate,
     "mirrored": lambda pixels, _: pixels[:, ::-1],
 }
@@ -92,35 +83,37 @@ def two_of_them(pixels: Grey, rng: np.random.Generator) -> Grey:
     return pixels
 
 
-def search(thumbnails: Grey, names: list[str]) -> list[tuple[int, int]]:
-    return [(pair.first, pair.second) for pair in find_duplicates(thumbnails, names)]
+def search(thumbnails: Grey, name: str) -> list[tuple[int, int]]:
+    # a copy that came out with the original's bytes is another file all the same
+    found = find_duplicates(thumbnails, [f"{name} {i}" for i in range(len(thumbnails))])
+    return [(pair.first, pair.second) for pair in found]
 
 
 def quality(
     pictures: list[Grey], names: list[str], *, copies: int, phantoms: bool
 ) -> tuple[dict[str, tuple[int, int]], tuple[int, int]]:
-    """Recall of each transform and precision over all of them: found, and of how many; pairs among the originals are printed."""
+    """Recall of each transform and precision over all of them: found, and of how many; both are printed, too."""
     rng, count = np.random.default_rng(0), len(pictures)
     originals = np.stack([thumbnail(picture) for picture in pictures])
-    own = search(originals, [f"original {i}" for i in range(count)])
+    own = search(originals, "original")
     for first, second in own[:20]:
         print(f"among the originals: {names[first]}  {names[second]}")
     same = clusters(count, np.array([] if phantoms else own, dtype=np.int64).reshape(-1, 2))
     chosen = rng.choice(count, min(copies, count), replace=False)
     picture_of = np.concatenate([same, same[chosen]])
-    right = len([pair for pair in own if same[pair[0]] == same[pair[1]]]) if phantoms else 0
-    reported = len(own) if phantoms else 0
+    reported = own if phantoms else []
     recall = {}
     for name, change in {**TRANSFORMS, "two of these": two_of_them}.items():
         planted = np.stack([thumbnail(np.ascontiguousarray(change(pictures[i], rng))) for i in chosen])
-        # a copy that came out with the original's bytes is another file all the same
-        every = search(np.concatenate([originals, planted]), [f"{name} {i}" for i in range(len(picture_of))])
-        pairs = [pair for pair in every if pair[1] >= count]
-        hits = {second for first, second in pairs if first == chosen[second - count]}
-        right += sum(picture_of[first] == picture_of[second] for first, second in pairs)
-        reported += len(pairs)
-        recall[name] = len(hits), len(chosen)
-    return recall, (int(right), reported)
+        pairs = [pair for pair in search(np.concatenate([originals, planted]), name) if pair[1] >= count]
+        recall[name] = len({second for first, second in pairs if first == chosen[second - count]}), len(chosen)
+        reported = reported + pairs
+    right = sum(bool(picture_of[first] == picture_of[second]) for first, second in reported)
+    precision = right, len(reported)
+    for name, (hits, of) in {**recall, "precision over all": precision}.items():
+        low, high = wilson(hits, max(of, 1))
+        print(f"{name:32s}{hits:6d} of {of:6d}  {hits / max(of, 1):.4f}  [{low:.4f}, {high:.4f}]")
+    return recall, precision
 
 
 def random_hashes(count: int, rng: np.random.Generator) -> Hashes:
@@ -149,69 +142,58 @@ def clumped_hashes(count: int, rng: np.random.Generator) -> Hashes:
     return hashes
 
 
-HASHES = {"random": random_hashes, "clumped": clumped_hashes}
-
-
 def cost_curve(largest: int) -> None:
     """Seconds of the join of ever more hashes, and how they grow."""
     counts = [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= largest]
-    for kind in HASHES:
+    for kind, draw in {"random": random_hashes, "clumped": clumped_hashes}.items():
         times = []
         for count in counts:
-            hashes, began = HASHES[kind](count, np.random.default_rng(0)), time.perf_counter()
-            pairs = hamming_pairs(hashes, radius=RADIUS)
-            times.append(time.perf_counter() - began)
-            print(f"{kind:20s}{count:14,d} hashes{len(pairs):12,d} pairs{times[-1]:10.3f} s")
+            hashes, pairs = draw(count, np.random.default_rng(0)), list[int]()
+            times.append(once(lambda h=hashes, found=pairs: found.append(len(hamming_pairs(h, radius=RADIUS)))))
+            print(f"{kind:20s}{count:14,d} hashes{pairs[0]:12,d} pairs{times[-1]:10.3f} s")
         print(f"{kind:20s}time grows as hashes^{np.polyfit(np.log(counts), np.log(times), 1)[0]:.2f}")
 
 
-def all_with_all(hashes: Hashes) -> int:
-    """Pairs within RADIUS bits, by looking at every one of them."""
-    return sum(
-        int((np.bitwise_count(hashes[row + 1 :] ^ hashes[row]) <= RADIUS).sum()) for row in range(len(hashes) - 1)
-    )
+def join(count: int, small: int) -> Result:
+    """The join of so many hashes against all with all, of a few of them."""
+    hashes = clumped_hashes(count, np.random.default_rng(0))
+    few = hashes[:small]
+    hamming_pairs(few, radius=RADIUS)
+    rate = count / once(lambda: hamming_pairs(hashes, radius=RADIUS))
+    every = once(lambda: [(np.bitwise_count(few[i + 1 :] ^ few[i]) <= RADIUS).sum() for i in range(small - 1)])
+    name, told = f"pairs among {count:,} hashes within {RADIUS} bits", "all with all in NumPy, extrapolated from"
+    return Result(name, every * count / small**2 * rate, 10, f"{told} {small:,} hashes", rate, "hashes/s")
+
+
+def accuracy(pictures: list[Grey], names: list[str], *, copies: int, phantoms: bool) -> list[Result]:
+    """`quality` of all transforms together."""
+    recall, (right, reported) = quality(pictures, names, copies=copies, phantoms=phantoms)
+    hits, of = (sum(column) for column in zip(*recall.values(), strict=True))
+    kind = "phantoms" if phantoms else "radiographs"
+    planted, pairs = f"{of:,} copies of {kind} by {len(recall)} transforms", f"{reported:,} reported pairs"
+    return [
+        Result("planted copies found", hits / of, 0.95, planted, 100 * hits / of, "%"),
+        Result("pairs that are copies", right / reported, 0.95, pairs, 100 * right / reported, "%"),
+    ]
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """The join of 100,000 hashes against all with all, counted for 10,000; and a reduced accuracy: 100 copies a transform."""
-    small, count = (1000, 2000) if quick else (10_000, 100_000)
-    hashes = clumped_hashes(count, np.random.default_rng(0))
-    hamming_pairs(hashes[:small], radius=RADIUS)
-    took = once(lambda: hamming_pairs(hashes, radius=RADIUS))
-    every = once(lambda: all_with_all(hashes[:small])) * (count / small) ** 2
     manifest = draw_phantoms(work, 24 if quick else 256)
-    recall, precision = quality(
-        [decode(path).pixels for path in manifest.paths()], list(manifest.column("image_id")), copies=12 if quick else 100,
-        phantoms=True,
-    )  # fmt: skip
-    hits, of = (sum(column) for column in zip(*recall.values(), strict=True))
-    return [
-        Result(
-            f"pairs among {count:,} hashes within {RADIUS} bits", every / took, 10,
-            f"all with all in NumPy, extrapolated from {small:,} hashes", count / took, "hashes/s",
-        ),
-        Result("planted copies found", hits / of, 0.95, f"{of:,} copies of phantoms by {len(recall)} transforms", 100 * hits / of, "%"),
-        Result("pairs that are copies", precision[0] / precision[1], 0.95, f"{precision[1]:,} reported pairs",
-               100 * precision[0] / precision[1], "%"),
-    ]  # fmt: skip
+    pictures = [decode(path).pixels for path in manifest.paths()]
+    found = accuracy(pictures, manifest.column("image_id"), copies=12 if quick else 100, phantoms=True)
+    return [join(2000, 1000) if quick else join(100_000, 10_000), *found]
 
 
-def main() -> None:
-    given = options(__doc__, images=[], phantoms=600, copies=300, largest=1_000_000)
-    cost_curve(given.largest)
-    with tempfile.TemporaryDirectory() as folder:
-        folders = given.images
-        if not folders:
-            config = PhantomConfig(images=given.phantoms, infection_fraction=0)
-            folders = sorted(write_phantoms(Path(folder) / "phantoms", config).root.rglob("images"))
-        found = [path for folder in folders for path in sorted(folder.rglob("*"))]
-        files = [path for path in found if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
-        pictures, names = [decode(file).pixels for file in files], [f"{file.parent.name}/{file.name}" for file in files]
-    recall, precision = quality(pictures, names, copies=given.copies, phantoms=not given.images)
-    for name, (right, of) in {**recall, "precision over all": precision}.items():
-        low, high = wilson(right, max(of, 1))
-        print(f"{name:32s}{right:6d} of {of:6d}  {right / max(of, 1):.4f}  [{low:.4f}, {high:.4f}]")
+def measure(folder: Path, images: Path | None, phantoms: int, copies: int, largest: int) -> list[Result]:
+    """The cost of the join, and the accuracy on every picture below `images`, or on phantoms."""
+    cost_curve(largest)
+    root = images or draw_phantoms(folder, phantoms, infection_fraction=0).root
+    wanted = "*" if images else "images/*"
+    files = [path for path in sorted(root.rglob(wanted)) if path.suffix.lower() in {".png", ".jpg", ".jpeg"}]
+    names = [f"{file.parent.name}/{file.name}" for file in files]
+    return accuracy([decode(file).pixels for file in files], names, copies=copies, phantoms=not images)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, images=None, phantoms=600, copies=300, largest=1_000_000)

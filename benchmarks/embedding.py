@@ -7,22 +7,25 @@ Draws phantoms, prints ratios that were all measured in this one run; the machin
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from benchmarks import plain
-from benchmarks.measure import in_turn, memory_bandwidth, options, phantoms, ratio, seconds, write_vit_b_32
+from benchmarks.measure import MIB, in_turn, options, phantoms, ratio, seconds, vit_b_32
 from benchmarks.results import Result
 from torch import nn
 
 import thoraclip
 from thoraclip.data.batches import grey_batches
+from thoraclip.imaging import Preprocess
 from thoraclip.methods.embed import EncoderConfig, load_encoder, usual_batch_size
 from thoraclip.methods.engines import by_threads
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
@@ -65,16 +68,13 @@ def tower_products(encoder: DualEncoder, images: int) -> tuple[int, int, Callabl
     return whole, of_weights, runner
 
 
-def with_threads(count: int, work: Callable[[], object]) -> Callable[[], None]:
-    """A call of `work` during which an operator has so many threads."""
-
-    def run() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(count)
-        work()
-        torch.set_num_threads(before)
-
-    return run
+@contextlib.contextmanager
+def operators_have(count: int) -> Iterator[None]:
+    """So many threads for an operator meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
 
 
 def against_products(encoder: DualEncoder, batches: Sequence[Greys], rounds: int) -> list[Result]:
@@ -88,100 +88,87 @@ def against_products(encoder: DualEncoder, batches: Sequence[Greys], rounds: int
     several = max(1, len(batches) // many)
     square = torch.randn(_SQUARE, _SQUARE).to(torch.bfloat16 if encoder.precision == "bf16" else torch.float32)
 
+    @operators_have(1)
     def each_core_one() -> None:
         with ThreadPoolExecutor(many) as pool:
             list(pool.map(lambda run: [run() for _ in range(several)], runners))
 
+    @operators_have(many)
+    def operators_share() -> None:
+        for _ in range(several * many):
+            runners[0]()
+
     ways = {
         "encoder": lambda: encode(encoder, batches),
-        "square": with_threads(many, lambda: [square @ square for _ in range(4)]),
-        "operators share": with_threads(many, lambda: [runners[0]() for _ in range(several * many)]),
-        "cores share": with_threads(1, each_core_one),
+        "square": operators_have(many)(lambda: [square @ square for _ in range(4)]),
+        "operators share": operators_share,
+        "cores share": each_core_one,
     }
     for work in ways.values():
         work()
     times = in_turn(ways, rounds)
     reached = whole * images / times["encoder"]
     large = 4 * _SQUARE**3 / times["square"]
-    fastest = np.minimum(times["operators share"], times["cores share"])
-    own = of_weights * several * many * batch / fastest
-    rate = float(np.median(images / times["encoder"]))
+    own = of_weights * several * many * batch / np.minimum(times["operators share"], times["cores share"])
+    rate, kind = float(np.median(images / times["encoder"])), f"{encoder.precision} products of"
+    speed, own_speed = (f"{np.median(found) / 1e9:.0f} G multiply-adds/s" for found in (large, own))
+    squares = f"{kind} {_SQUARE} x {_SQUARE}, {speed} on {many} threads"
+    shapes, name = f"{kind} its shapes, nothing between them: {own_speed}", "encoder alone, against its own products"
     return [
-        Result(
-            "encoder alone", ratio(reached, large), 0.75,
-            f"{encoder.precision} products of {_SQUARE} x {_SQUARE}, {np.median(large) / 1e9:.0f} G multiply-adds/s on {many} threads", rate, "images/s",
-        ),
-        Result(
-            "encoder alone, against its own products", ratio(reached, own), None,
-            f"{encoder.precision} products of its shapes, nothing between them: {np.median(own) / 1e9:.0f} G multiply-adds/s", rate, "images/s",
-        ),
-    ]  # fmt: skip
+        Result("encoder alone", ratio(reached, large), 0.75, squares, rate, "images/s"),
+        Result(name, ratio(reached, own), None, shapes, rate, "images/s"),
+    ]
 
 
-def from_files(manifest: Manifest, model: str, work: Path, rounds: int) -> list[Result]:
+def from_files(manifest: Manifest, model: str, batches: Sequence[Greys], work: Path, rounds: int) -> list[Result]:
     """`thoraclip.embed` against the plain loop, and against decoding alone and encoding alone."""
-    paths, encoder = manifest.paths(), load_encoder(EncoderConfig(model=model))
-    tower, pictures, number = plain.load_tower(model), plain.Pictures(paths, model), itertools.count()
-    batches = [greys for _, greys in grey_batches(manifest, encoder.preprocess, batch_size=BATCH)]
-
-    def plainly() -> None:
-        for _ in plain.encoded(plain.loader(pictures, batch_size=BATCH), tower):
-            pass
+    encoder, number = load_encoder(EncoderConfig(model=model)), itertools.count()
+    tower, pictures = plain.load_tower(model), plain.Pictures(manifest.paths(), model)
 
     def ours() -> None:
         with tempfile.TemporaryDirectory(dir=work, prefix=f"embedded-{next(number)}-") as folder:
             thoraclip.embed(manifest, model=model, out=Path(folder) / "features")
 
-    def decoding() -> None:
-        for _ in grey_batches(manifest, encoder.preprocess, batch_size=BATCH):
-            pass
-
     ours()  # the model is loaded, as the plain loop's is
-    times = in_turn(
-        {"embed": ours, "plain": plainly, "decoding": decoding, "encoding": lambda: encode(encoder, batches)}, rounds
-    )
-    n, rate = len(manifest), float(np.median(len(manifest) / times["embed"]))
-    plain_rate = np.median(n / times["plain"])
+    ways = {
+        "embed": ours,
+        "plain": lambda: list(plain.encoded(plain.loader(pictures, batch_size=BATCH), tower)),
+        "decoding": lambda: list(grey_batches(manifest, encoder.preprocess, batch_size=BATCH)),
+        "encoding": lambda: encode(encoder, batches),
+    }
+    times = in_turn(ways, rounds)
+    rate = {name: float(np.median(len(manifest) / spent)) for name, spent in times.items()}
+    loop = f"Dataset + PIL + image processor, {plain.WORKERS} workers, fp32: {rate['plain']:.1f} images/s; ours in {encoder.precision}"
+    apart = "decoding alone and encoding alone, one after the other on all cores"
+    parts, decoding = times["decoding"] + times["encoding"], ratio(times["decoding"], times["embed"])
+    share = "decoding and fitting, share of the time from files"
     return [
-        Result(
-            "from files", ratio(times["plain"], times["embed"]), 3,
-            f"Dataset + PIL + image processor, {plain.WORKERS} workers, fp32: {plain_rate:.1f} images/s; ours in {encoder.precision}", rate, "images/s",
-        ),
-        Result(
-            "from files, against its parts", ratio(times["decoding"] + times["encoding"], times["embed"]), 0.9,
-            "decoding alone and encoding alone, one after the other on all cores", rate, "images/s",
-        ),
-        Result(
-            "decoding and fitting, share of the time from files", ratio(times["decoding"], times["embed"]), None,
-            "the time from files", float(np.median(n / times["decoding"])), "images/s", higher_is_better=False,
-        ),
-    ]  # fmt: skip
+        Result("from files", ratio(times["plain"], times["embed"]), 3, loop, rate["embed"], "images/s"),
+        Result("from files, against its parts", ratio(parts, times["embed"]), 0.9, apart, rate["embed"], "images/s"),
+        Result.small(share, decoding, None, "the time from files", rate["decoding"], "images/s"),
+    ]
 
 
-def from_cache(manifest: Manifest, model: str, work: Path, rounds: int) -> Result:
-    """Reading the pixel cache against a big copy."""
-    spec = load_encoder(EncoderConfig(model=model)).preprocess
-
-    def read() -> None:
-        for _ in grey_batches(manifest, spec, batch_size=BATCH, pixels=work / "pixels"):
-            pass
-
-    rate = len(manifest) * spec.size**2 / seconds(read, rounds)
-    copied = memory_bandwidth(rounds)
-    against = f"a big copy in memory, {copied / 1e9:.1f} GB/s"
-    return Result("from a warm pixel cache", rate / copied, None, against, rate / 1e9, "GB/s")
+def from_cache(manifest: Manifest, spec: Preprocess, work: Path, rounds: int) -> Result:
+    """Reading the pixel cache against a big copy: those bytes that are read; the same number is written."""
+    took = seconds(lambda: list(grey_batches(manifest, spec, batch_size=BATCH, pixels=work / "pixels")), rounds)
+    source, target = np.ones(256 * MIB, np.uint8), np.zeros(256 * MIB, np.uint8)
+    rate = len(manifest) * spec.size**2 / took / 1e9
+    copied = source.nbytes / seconds(lambda: np.copyto(target, source), rounds) / 1e9
+    against = f"a big copy in memory, {copied:.1f} GB/s"
+    return Result("from a warm pixel cache", rate / copied, None, against, rate, "GB/s")
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """A CLIP of the shape ViT-B/32 at 224 pixels with random weights; with `quick` tiny-clip."""
-    model = "tiny-clip" if quick else write_vit_b_32(work / "vit-b-32")
+    model = vit_b_32(work, quick=quick)
     manifest, rounds = phantoms(work, 24 if quick else 256), 1 if quick else 3
     encoder = load_encoder(EncoderConfig(model=model))
     batches = [greys for _, greys in grey_batches(manifest, encoder.preprocess, batch_size=BATCH)]
     return [
-        *from_files(manifest, model, work, rounds),
+        *from_files(manifest, model, batches, work, rounds),
         *against_products(encoder, batches, 3 * rounds),
-        from_cache(manifest, model, work, rounds),
+        from_cache(manifest, encoder.preprocess, work, rounds),
     ]
 
 
@@ -190,24 +177,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest, warm = phantoms(Path(folder), given.images), Path(folder) / "pixels"
         exact, rough = (load_dual_encoder(given.model, precision=precision) for precision in ("fp32", "bf16"))
-        spec = exact.preprocess
-        batches = [greys for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
-        decoding = seconds(lambda: list(grey_batches(manifest, spec, batch_size=BATCH)))
-        feeding = seconds(
-            lambda: [exact.expand(greys) for _, greys in grey_batches(manifest, spec, batch_size=BATCH, pixels=warm)]
-        )
+        read = partial(grey_batches, manifest, exact.preprocess, batch_size=BATCH)
+        batches = [greys for _, greys in read(pixels=warm)]
         fp32, bf16 = (seconds(lambda one=one: encode(one, batches)) for one in (exact, rough))
+        decoding = seconds(lambda: list(read())) / min(fp32, bf16)
+        feeding = seconds(lambda: [exact.expand(greys) for _, greys in read(pixels=warm)]) / min(fp32, bf16)
+        n = len(manifest)
+        print(f"encoding: fp32 {n / fp32:.0f} images/s, bf16 {n / bf16:.0f} images/s, {fp32 / bf16:.2f} x fp32")
+        print(f"shares of the faster one's time: decoding and resizing {decoding:.3f}, from a warm cache {feeding:.3f}")
         features = np.concatenate([exact.encode_greys(greys)[0] for greys in batches])
-    labels, n = manifest.label_set(), len(manifest)
-    grid = np.geomspace(10, 1e-4, 11).tolist()
+    labels, grid = manifest.label_set(), np.geomspace(10, 1e-4, 11).tolist()
     probe = seconds(lambda: fit_lbfgs(features, manifest.targets(labels), labels, l2=grid, weighting="none"))
-    print(f"encoding: fp32 {n / fp32:.0f} images/s, bf16 {n / bf16:.0f} images/s, {fp32 / bf16:.2f} x fp32")
-    for what, taken in (("decoding and resizing", decoding), ("from a warm cache", feeding)):
-        print(f"{what}: {taken / min(fp32, bf16):.3f} of the faster encoding's time")
-    again = given.epochs * fp32
-    print(
-        f"probe, 11 penalties: {probe:.2f} s; {given.epochs} epochs of encoding: {again / (fp32 + probe):.1f} x encoding once and it"
-    )
+    times = given.epochs * fp32 / (fp32 + probe)
+    print(f"probe, 11 penalties: {probe:.2f} s; {given.epochs} epochs of encoding: {times:.1f} x encoding once and it")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which heat map finds the lesion: every method of `thoraclip explain`, and two baselines that have seen nothing, side by side.
 
-    python -m benchmarks.explanations --out explanations.md
-    python -m benchmarks.explanations --masks covid-qu-ex-sample --run study/runs/linear-probe --out real.md
+    python -m benchmarks.explanations
+    python -m benchmarks.explanations --masks covid-qu-ex-sample --run study/runs/linear-probe
 
 Without --masks: phantoms of 128 pixels and difficulty 0, whose lesions are known because they were drawn, and two
 classifiers on the shipped tiny-clip, its vision tower fine-tuned and a probe on its features. With --masks: a folder of the
@@ -14,7 +14,7 @@ data set COVID-QU-Ex and a finished run, --run. Only test images with a lesion t
     head, all   rank correlation with the map of the same network with a random head, or with all weights shuffled
     seconds     for one map
 
-Intervals of 95 % resample the images. --cache keeps phantoms, runs and decoded pictures.
+Intervals of 95 % resample the images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks.measure import once, options, seconds
+from benchmarks.measure import once, options, phantoms, seconds
 from benchmarks.results import Result
 
 import thoraclip
@@ -39,67 +39,59 @@ from thoraclip.data.masks import fit_mask, read_mask
 from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
 from thoraclip.heatmaps.perturbation import perturbation_curves
 from thoraclip.imaging import decode, fit
+from thoraclip.judge import saliency
 from thoraclip.judge.intervals import Estimate
-from thoraclip.judge.saliency import (
-    curve_area,
-    mass_share,
-    mean_with_interval,
-    points_at,
-    rank_correlation,
-    ratio_with_interval,
-)
 from thoraclip.methods.predictors import read_run
 from thoraclip.models.backbones import Backbone
-from thoraclip.models.classifiers import Classifier, EncoderClassifier
+from thoraclip.models.classifiers import Classifier
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions
 
-Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
-Case = tuple[Grey, npt.NDArray[np.bool_], int]
+Case = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]
 """Picture as the network takes it, lesions in it, class."""
+EASY = {"size": 128, "difficulty": 0.0, "infection_fraction": 1.0}
+"""Phantoms with known lesions."""
 
 
 def cases(
-    manifest: Manifest, classifier: Classifier, name_of: Callable[[str], str], given: argparse.Namespace
+    manifest: Manifest, classifier: Classifier, given: argparse.Namespace, names: Mapping[str, str] = {}
 ) -> tuple[list[Case], int]:
-    """(images with a lesion that the classifier gets right, how many have a lesion)."""
-    found, looked = [], 0
-    spec = classifier.preprocess
+    """(test images with a lesion that the classifier gets right, how many have a lesion); `names`: label -> the classifier's."""
+    found, looked, spec = [], 0, classifier.preprocess
     columns = (manifest.column(name) for name in ("label", "split", "infection_mask"))
     for path, label, split, mask_file in zip(manifest.paths(), *columns, strict=True):
         if mask_file is None or split != "test" or len(found) == given.limit:
             continue
         pixels = decode(path).pixels
         lesion = fit_mask(read_mask(manifest.root / mask_file, pixels.shape), spec)
-        if not lesion.any():
-            continue
-        looked += 1
-        grey, c = np.array(fit(pixels, spec)), classifier.labels.index(name_of(label))
-        if given.wrong_too or int(classifier.look(grey[None])[1].argmax()) == c:
+        grey, c = np.array(fit(pixels, spec)), classifier.labels.index(names.get(label, label))
+        looked += bool(lesion.any())
+        if lesion.any() and (given.wrong_too or int(classifier.look(grey[None])[1].argmax()) == c):
             found.append((grey, lesion, c))
     return found, looked
 
 
-def randomised(classifier: Classifier, *, whole: bool) -> Classifier:
+def randomised(classifier: Any, *, whole: bool) -> Classifier:
     """The same network with a random head, or with the entries of each of its weights shuffled (Adebayo et al. 2018)."""
     generator = torch.Generator().manual_seed(0)
-    twin: Any = classifier
+
+    def shuffled(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
+
     if isinstance(classifier, Backbone):
         twin = replace(classifier, network=copy.deepcopy(classifier.network))
         chosen = twin.network.parameters() if whole else twin.head_parameters.values()
-    elif isinstance(classifier, EncoderClassifier):
-        weight = torch.from_numpy(classifier.head.weight)
-        shuffled = weight.flatten()[torch.randperm(weight.numel(), generator=generator)].reshape(weight.shape).numpy()
-        encoder = (
-            replace(classifier.encoder, model=copy.deepcopy(classifier.encoder.model)) if whole else classifier.encoder
-        )
-        twin = EncoderClassifier(encoder, replace(classifier.head, weight=shuffled), classifier.features)
+    else:
+        head = replace(classifier.head, weight=shuffled(torch.from_numpy(classifier.head.weight)).numpy())
+        twin = replace(classifier, head=head)
+        if whole:
+            twin = replace(twin, encoder=replace(twin.encoder, model=copy.deepcopy(twin.encoder.model)))
         chosen = twin.network.parameters() if whole else []
     with torch.no_grad():
         for tensor in chosen:
-            tensor.copy_(tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape))
-    return twin  # type: ignore[no-any-return]
+            tensor.copy_(shuffled(tensor))
+    return twin
 
 
 def cell(found: Estimate, digits: int = 2) -> str:
@@ -110,111 +102,95 @@ def cell(found: Estimate, digits: int = 2) -> str:
 def heats(classifier: Classifier, judged: list[Case], method: str) -> tuple[list[Heat], list[float]]:
     """(the map of each picture, its seconds)."""
     found: list[Heat] = []
-    took = [
-        once(lambda grey=grey, c=c: found.append(heat_map(classifier, grey, c, method=method))) for grey, _, c in judged
-    ]
+    took = [once(lambda g=g, c=c: found.append(heat_map(classifier, g, c, method=method))) for g, _, c in judged]
     return found, took
 
 
 def row(
     classifier: Classifier, twins: list[Classifier], judged: list[Case], method: str, given: argparse.Namespace
 ) -> list[str]:
-    hits, masses, areas, curves, alike = [], [], [], [], []
+    """The cells of a method."""
     found, took = heats(classifier, judged, method)
+    several, alike = [], []
     for number, ((grey, lesion, c), heat) in enumerate(zip(judged, found, strict=True)):
-        hits.append(points_at(heat, lesion))
-        masses.append(mass_share(heat, lesion))
-        areas.append(lesion.mean())
-        curves.append(
-            [curve_area(curve) for curve in perturbation_curves(classifier, grey, heat, c, steps=given.steps)]
-        )
+        curves = perturbation_curves(classifier, grey, heat, c, steps=given.steps)
+        where = saliency.points_at(heat, lesion), saliency.mass_share(heat, lesion), lesion.mean()
+        several.append([*where, *map(saliency.curve_area, curves)])
         if number < given.sanity and method in MAPS:
-            alike.append([rank_correlation(heat, heat_map(twin, grey, c, method=method)) for twin in twins])
-    mass, area = np.array(masses), np.array(areas)
-    deletion, insertion = np.array(curves).T
+            others = [heat_map(twin, grey, c, method=method) for twin in twins]
+            alike.append([saliency.rank_correlation(heat, other) for other in others])
+    hits, mass, area, deletion, insertion = np.array(several, dtype=np.float64).T
+    mean = saliency.mean_with_interval
+    pointing, over = cell(mean(hits, is_share=True)), cell(saliency.ratio_with_interval(mass, area), 1)
     means = [f"{value:.2f}" for value in np.mean(alike, axis=0)] if alike else ["-", "-"]
-    share, ratio = mean_with_interval(mass), ratio_with_interval(mass, area)
-    return [cell(mean_with_interval(np.array(hits, float), is_share=True)), f"{share.value:.2f}, {cell(ratio, 1)} x",
-            cell(mean_with_interval(deletion)), cell(mean_with_interval(insertion)), *means, f"{np.median(took):.2f}"]  # fmt: skip
+    areas = [cell(mean(values)) for values in (deletion, insertion)]
+    return [pointing, f"{mean(mass).value:.2f}, {over} x", *areas, *means, f"{np.median(took):.2f}"]
 
 
-def table(title: str, classifier: Classifier, judged: list[Case], looked: int, given: argparse.Namespace) -> list[str]:
-    area = np.mean([lesion.mean() for _, lesion, _ in judged])
-    lines = [f"**{title}**: {len(judged)} images judged of {looked} looked at with a lesion; lesions cover {100 * area:.1f} % of a picture.", "",
-             "| method | pointing | mass | deletion | insertion | head | all | seconds |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+def table(title: str, classifier: Classifier, judged: list[Case], looked: int, given: argparse.Namespace) -> None:
+    """Print the rows of every method as they are found."""
+    area = 100 * np.mean([lesion.mean() for _, lesion, _ in judged])
+    of = f"{len(judged)} images judged of {looked} looked at with a lesion"
+    print(f"**{title}**: {of}; lesions cover {area:.1f} % of a picture.\n")
+    print(f"| method | pointing | mass | deletion | insertion | head | all | seconds |\n{'|---' * 8}|")
     twins = [randomised(classifier, whole=whole) for whole in (False, True)]
     for method in (*MAPS, *BASELINES):
-        lines.append(f"| {method} | {' | '.join(row(classifier, twins, judged, method, given))} |")
-        print(lines[-1], flush=True)
-    return [*lines, ""]
+        print(f"| {method} | {' | '.join(row(classifier, twins, judged, method, given))} |", flush=True)
 
 
-def draw(cache: Path, images: int) -> Manifest:
-    """Phantoms with known lesions, and their manifest, below `cache`."""
-    from thoraclip.data.phantom import PhantomConfig, write_phantoms
-
-    write_phantoms(cache / "phantoms", PhantomConfig(images=images, size=128, difficulty=0.0, infection_fraction=1.0))
-    return thoraclip.index(cache / "phantoms", out=cache / "phantoms.parquet").manifest
-
-
-def phantoms(given: argparse.Namespace) -> list[str]:
-    found = draw(given.cache, given.images)
+def on_phantoms(root: Path, given: argparse.Namespace) -> None:
+    """Two classifiers trained on phantoms."""
+    found = phantoms(root, given.images, **EASY)
     tuning = {"epochs": given.epochs, "learning_rate": 3e-4, "warmup_steps": 20}
-    thoraclip.baseline(found, out=given.cache / "tower", model="tiny-clip", **tuning)
-    thoraclip.probe(found, out=given.cache / "probe", model="tiny-clip")
-    lines = []
+    thoraclip.baseline(found, out=root / "tower", model="tiny-clip", **tuning)
+    thoraclip.probe(found, out=root / "probe", model="tiny-clip")
     for name, title in (("tower", "Phantoms, vision tower fine-tuned"), ("probe", "Phantoms, linear probe")):
-        scored = read_predictions(given.cache / name / "predictions.parquet").judged()
+        scored = read_predictions(root / name / "predictions.parquet").judged()
         right = np.mean(scored.scores.argmax(axis=1) == scored.target)
-        classifier = read_run(given.cache / name).classifier(None, found.label_set())
-        judged, looked = cases(found, classifier, str, given)
-        lines += table(f"{title} (test accuracy {right:.2f})", classifier, judged, looked, given)
-    return lines
+        classifier = read_run(root / name).classifier(None, found.label_set())
+        table(f"{title} (test accuracy {right:.2f})", classifier, *cases(found, classifier, given), given)
 
 
-def real(given: argparse.Namespace) -> list[str]:
-    run = read_run(given.run)
-    labels = read_predictions(given.run / "predictions.parquet").labels
+def real(given: argparse.Namespace) -> None:
+    """A finished run, on other radiographs."""
+    run, labels = read_run(given.run), read_predictions(given.run / "predictions.parquet").labels
     classifier = run.classifier(run.folds[0], labels)
+    own = {"COVID-19": "covid", "Normal": "normal", "Non-COVID": "pneumonia"}
+    names = {name: other for name, other in own.items() if name not in labels.names}
     found = index(given.masks, layout="covid-qu-ex").manifest
-    names = {"COVID-19": "covid", "Normal": "normal", "Non-COVID": "pneumonia"}
-    judged, looked = cases(found, classifier, lambda name: name if name in labels.names else names[name], given)
-    return table("Radiographs, linear probe", classifier, judged, looked, given)
+    table("Radiographs, linear probe", classifier, *cases(found, classifier, given, names), given)
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """A reduced accuracy: the default map of a probe on tiny-clip points at lesions of phantoms, against a Gaussian at the centre."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        manifest = draw(Path(folder), 120 if quick else 900)
+        manifest = phantoms(Path(folder), 120 if quick else 900, **EASY)
         thoraclip.probe(manifest, out=Path(folder) / "probe", model="tiny-clip")
         classifier = read_run(Path(folder) / "probe").classifier(None, manifest.label_set())
-        given = argparse.Namespace(limit=3 if quick else 40, wrong_too=False)
-        judged, _ = cases(manifest, classifier, str, given)
+        judged, _ = cases(manifest, classifier, argparse.Namespace(limit=3 if quick else 40, wrong_too=False))
     method, looking = default_map(classifier), seconds(lambda: classifier.look(judged[0][0][None]))
     share, spent = {}, {}
     for name in (method, "centre"):
         found, took = heats(classifier, judged, name)
-        share[name] = float(
-            np.mean([points_at(heat, lesion) for heat, (_, lesion, _) in zip(found, judged, strict=True)])
-        )
-        spent[name] = float(np.median(took))
+        hits = [saliency.points_at(heat, lesion) for heat, (_, lesion, _) in zip(found, judged, strict=True)]
+        share[name], spent[name] = float(np.mean(hits)), float(np.median(took))
+    better = share[method] / max(share["centre"], 1 / len(judged))
+    centre = f"a Gaussian at the centre, {100 * share['centre']:.0f} % of {len(judged)} phantoms"
+    answer, took = f"one answer of the network, {1000 * looking:.1f} ms", spent[method]
     return [
-        Result(
-            f"{method} points at a lesion", share[method] / max(share["centre"], 1 / len(judged)), 1,
-            f"a Gaussian at the centre, {100 * share['centre']:.0f} % of {len(judged)} phantoms", 100 * share[method], "%",
-        ),
-        Result(f"one map by {method}", spent[method] / looking, None, f"one answer of the network, {1000 * looking:.1f} ms", 1000 * spent[method], "ms",
-               higher_is_better=False),
-    ]  # fmt: skip
+        Result(f"{method} points at a lesion", better, 1, centre, 100 * share[method], "%"),
+        Result.small(f"one map by {method}", took / looking, None, answer, 1000 * took, "ms"),
+    ]
 
 
 def main() -> None:
-    given = options(
-        __doc__, masks=None, run=None, images=2400, epochs=10, limit=30, wrong_too=False,
-        sanity=6, steps=16, cache=Path("explanations-cache"), out=Path("explanations.md"),
-    )  # fmt: skip
-    lines = real(given) if given.masks else phantoms(given)
-    given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sizes = {"images": 2400, "epochs": 10, "limit": 30, "sanity": 6, "steps": 16}
+    given = options(__doc__, masks=None, run=None, wrong_too=False, **sizes)
+    if given.masks:
+        real(given)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        on_phantoms(Path(folder), given)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.inference
     python -m benchmarks.inference --data covid3-talo --model dino-minilm
-    python -m benchmarks.inference --keep FOLDER --python small-venv/bin/python
+    python -m benchmarks.inference --python small-venv/bin/python
 
 Speed needs no trained weights: a CLIP of the shape ViT-B/32 at 224 pixels with random weights, a probe on phantoms, exported in
 fp32 and, without asking whether its answers stay alike, in int8. Torch in fp32, in bf16 and the bundles see
@@ -23,157 +23,116 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.measure import (
-    SMALL_TEXT_TOWER,
-    Used,
-    in_turn,
-    launch,
-    options,
-    radiographs,
-    ratio,
-    typical,
-    write_vit_b_32,
-)
-from benchmarks.results import Result
+from benchmarks.measure import Used, in_turn, launch, options, phantoms, radiographs, ratio, typical, vit_b_32
+from benchmarks.results import Result, table
 
 import thoraclip
 from thoraclip.deploy import parity
-from thoraclip.deploy.bundle import MODEL
-from thoraclip.deploy.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.deploy.opening import open_bundle
-from thoraclip.deploy.passes import Passes, open_part
 from thoraclip.imaging import decode, fit
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import find_manifest, read_run
+from thoraclip.tables.manifest import write_manifest
 from thoraclip.threads import cores
 
 TORCH, TORCH_BF16 = "torch fp32, batches of 32", "torch bf16 autocast, batches of 32"
 FP32, INT8, FILES = "bundle fp32", "bundle int8", "bundle int8, from files: decode, predict, calibrate, flag"
+GOALS = {FP32: 1, INT8: 4, FILES: 3}
 
 
-def make_bundles(root: Path, images: int, model: str = "") -> dict[str, Path]:
-    """`fp32` and `int8` bundles of a probe on a model, by default the random tower; made once."""
+def export(run: Path, out: Path, *, int8: bool, images: int) -> dict[str, Any]:
+    """A bundle, whatever int8 changes: the answers of a network that has learned nothing are not alike. Returns its parity."""
+    with mock.patch.multiple(parity, INT8_ACCURACY=1.0, INT8_FLIPS=1.0):
+        return thoraclip.export(run, out=out, int8=int8, images=images)
+
+
+def shared_bundles(work: Path, *, quick: bool = False) -> dict[str, Path]:
+    """`fp32` and `int8` bundles of a probe on the random tower, with `quick` on tiny-clip; made once for several benchmarks."""
+    root = work / "inference"
     folders = {name: root / f"bundle-{name}" for name in ("fp32", "int8")}
     if all(folder.is_dir() for folder in folders.values()):
         return folders
-    model = model or write_vit_b_32(root / "vit-b-32", SMALL_TEXT_TOWER)
-    thoraclip.phantom(root / "phantoms", images=images)
-    found = thoraclip.index(root / "phantoms", out=root / "manifest.parquet")
-    thoraclip.probe(found.manifest, out=root / "probe", model=model)
-    parity.INT8_ACCURACY = parity.INT8_FLIPS = 1.0  # speed is asked for here, of a network that has learned nothing
+    manifest = phantoms(root, 60 if quick else 400)
+    write_manifest(root / "manifest.parquet", manifest)  # beside the run, where an export looks for it
+    thoraclip.probe(manifest, out=root / "probe", model=vit_b_32(work, quick=quick))
     for name, folder in folders.items():
-        thoraclip.export(root / "probe", out=folder, int8=name == "int8", images=200)
+        export(root / "probe", folder, int8=name == "int8", images=200)
     return folders
 
 
-def shared_bundles(work: Path, *, quick: bool) -> dict[str, Path]:
-    """The bundles that several benchmarks of one run use, in `work`; with `quick` of tiny-clip."""
-    return make_bundles(work / "inference", 60, "tiny-clip") if quick else make_bundles(work / "inference", 400)
-
-
-def one_picture(root: Path) -> Path:
-    """A picture of the probe's, under a name of its own."""
-    return Path(shutil.copy(find_manifest(read_run(root / "probe")).paths()[0], root / "one.png"))
-
-
-def speeds(
-    root: Path, folders: dict[str, Path], rounds: int, count: int
-) -> tuple[dict[str, npt.NDArray[np.float64]], int]:
-    """(who -> f64[rounds] seconds for the same pictures, how many)."""
-    run = read_run(root / "probe")
+def speeds(folders: dict[str, Path], rounds: int, count: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Who -> f64[rounds] seconds for the same `count` pictures."""
+    run = read_run(folders["fp32"].parent / "probe")
     manifest = find_manifest(run)
     classifier = load_original(run, manifest).classifier
     paths = manifest.paths()[:count]
     greys = np.stack([fit(decode(path).pixels, classifier.preprocess) for path in paths])
-    batches = [greys[i : i + 32] for i in range(0, len(greys), 32)]
     opened = {name: open_bundle(folder) for name, folder in folders.items()}
     few = opened["int8"].together
     groups = [paths[i : i + few] for i in range(0, len(paths), few)]
 
     def torch_in(precision: str) -> Callable[[], object]:
         one = replace(classifier, encoder=replace(classifier.encoder, precision=precision))
-        return lambda: [one.look(batch) for batch in batches]
+        return lambda: [one.look(greys[i : i + 32]) for i in range(0, len(greys), 32)]
 
     def from_files() -> None:
         with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(opened["int8"].classify_each, groups))
 
-    ways: dict[str, Callable[[], Any]] = {
-        TORCH: torch_in("fp32"), TORCH_BF16: torch_in("bf16"), FP32: lambda: opened["fp32"].look(greys),
-        INT8: lambda: opened["int8"].look(greys), FILES: from_files,
-    }  # fmt: skip
+    ways: dict[str, Callable[[], Any]] = {TORCH: torch_in("fp32"), TORCH_BF16: torch_in("bf16")}
+    ways |= {FP32: lambda: opened["fp32"].look(greys), INT8: lambda: opened["int8"].look(greys), FILES: from_files}
     for work in ways.values():
         work()
-    return in_turn(ways, rounds), len(paths)
+    return in_turn(ways, rounds)
 
 
-def cold_start(python: str, bundle: Path, picture: Path, rounds: int) -> Used:
-    """Of `thoraclip predict` on one picture."""
-    return typical([launch([python, "-m", "thoraclip", "predict", str(bundle), str(picture)]) for _ in range(rounds)])
+def cold_start(bundle: Path, rounds: int, *, python: str = sys.executable) -> Used:
+    """Of `thoraclip predict` on one picture of the probe's, under a name of its own."""
+    known = find_manifest(read_run(bundle.parent / "probe")).paths()[0]
+    picture = shutil.copy(known, bundle.parent / "one.png")
+    return typical([launch("predict", bundle, picture, python=python) for _ in range(rounds)])
 
 
-def size_of(bundle: Path) -> int:
-    """Bytes of all its files."""
-    return sum(file.stat().st_size for file in bundle.iterdir())
+def measure(folders: dict[str, Path], rounds: int, count: int) -> list[Result]:
+    """Speed of the bundles against torch, and their size."""
+    times = speeds(folders, rounds, count)
+    rate = {name: float(np.median(count / spent)) for name, spent in times.items()}
+    bf16, torch = ratio(times[TORCH], times[TORCH_BF16]), f"{TORCH}: {rate[TORCH]:.1f} images/s"
+    print(f"{TORCH_BF16}: {rate[TORCH_BF16]:.1f} images/s, {bf16:.2f} x torch fp32")
+    sizes = {name: sum(f.stat().st_size for f in folder.iterdir()) / 1e6 for name, folder in folders.items()}
+    small, told = sizes["int8"] / sizes["fp32"], f"the fp32 bundle, {sizes['fp32']:.1f} MB"
+    rows = [Result(n, ratio(times[TORCH], times[n]), goal, torch, rate[n], "images/s") for n, goal in GOALS.items()]
+    return [*rows, Result.small("size of the int8 bundle", small, 0.3, told, sizes["int8"], "MB")]
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """Bundles of a probe on a random ViT-B/32 against torch; with `quick` on tiny-clip."""
-    folders = shared_bundles(work, quick=quick)
-    times, count = speeds(work / "inference", folders, 1 if quick else 5, 16 if quick else 96)
-    against = f"{TORCH}: {count / np.median(times[TORCH]):.1f} images/s"
-    goals = {FP32: 1, INT8: 4, FILES: 3}
-    sizes = {name: size_of(folder) / 1e6 for name, folder in folders.items()}
-    return [
-        *[
-            Result(name, ratio(times[TORCH], times[name]), goal, against, float(np.median(count / times[name])), "images/s")
-            for name, goal in goals.items()
-        ],
-        Result(
-            "size of the int8 bundle", sizes["int8"] / sizes["fp32"], 0.3, f"the fp32 bundle, {sizes['fp32']:.0f} MB",
-            sizes["int8"], "MB", higher_is_better=False,
-        ),
-    ]  # fmt: skip
+    return measure(shared_bundles(work, quick=quick), 1 if quick else 5, 16 if quick else 96)
 
 
 def on_radiographs(data: Path, model: str, root: Path) -> None:
     """What int8 changes about the probe of five folds on real images."""
     folds = thoraclip.split(radiographs(data, root), out=root / "manifest.parquet", folds=5)
     thoraclip.probe(folds, out=root / "probe", model=model, progress=True)
-    run = read_run(root / "probe")
-    original = load_original(run, folds)
-    part = root / "part"
-    part.mkdir()
-    write_onnx(grey_classifier(original.classifier), part / MODEL)
-    passes = Passes(original, images=2000, seed=0, progress=None, is_int8=True)
-    fp32 = passes.equality(open_part(part, original, "fp32"))
-    quantise(part / MODEL, passes.for_scales())
-    told = passes.alikeness(open_part(part, original, "int8", quantisation="row-wise"))
-    print(
-        f"fp32 against torch: largest difference {fp32['largest_difference']:.1e} on {fp32['images']} images of fold 0"
-    )
-    print(f"int8: {told}")
+    found = export(root / "probe", root / "bundle", int8=True, images=2000)
+    print(f"fp32 against torch, fold 0: {found['fp32']}\nint8: {found['int8']}")
 
 
 def main() -> None:
-    given = options(__doc__, count=96, rounds=5, python=sys.executable, keep=None, data=None, model="")
-    with tempfile.TemporaryDirectory() as work:
-        root = given.keep or Path(work)
+    given = options(__doc__, count=96, rounds=5, python=sys.executable, data=None, model="")
+    with tempfile.TemporaryDirectory() as folder:
         if given.data:
-            on_radiographs(given.data, given.model, root)
+            on_radiographs(given.data, given.model, Path(folder))
             return
-        folders = make_bundles(root, 400)
-        times, count = speeds(root, folders, given.rounds, given.count)
-        for name, told in times.items():
-            print(f"{name}: {np.median(count / told):.1f} images/s, {ratio(times[TORCH], told):.2f} x torch fp32")
-        for name, folder in folders.items():
-            used = cold_start(given.python, folder, one_picture(root), given.rounds)
-            print(
-                f"{name}: {size_of(folder) / 1e6:.1f} MB, cold start {used.wall:.2f} s, {used.peak:.0f} MiB at the peak"
-            )
+        bundles = shared_bundles(Path(folder))
+        print(table(measure(bundles, given.rounds, given.count)))
+        for name, bundle in bundles.items():
+            used = cold_start(bundle, given.rounds, python=given.python)
+            print(f"{name}: cold start {used.wall:.2f} s, {used.peak:.0f} MiB at the peak")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time, rate and peak memory of what is done to a manifest of millions of images; no picture is opened.
 
-    python -m benchmarks.manifests --rows 10000000
+    python -m benchmarks.run --only manifests
 
 A manifest is made up (patients of 1 to 10 images, three classes, a few images without a label, one file in a thousand twice)
 and written; every stage after that is a process of its own, so that its peak memory is its own, and reads the file first.
@@ -8,71 +8,61 @@ and written; every stage after that is a process of its own, so that its peak me
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-from benchmarks.measure import Used, launch, options
+from benchmarks.measure import MIB, Used, launch, options
 from benchmarks.results import Result
 
 from thoraclip.tables.arrays import finish_arrays
 from thoraclip.tables.embeddings import EMBEDDINGS, read_embeddings
 from thoraclip.tables.manifest import COLUMNS, Manifest, read_manifest, write_manifest
-from thoraclip.threads import cores
 
 ROWS, QUICK_ROWS = 10_000_000, 20_000
 LIMIT_GB = 4
 _BLOCK, _SHUFFLED = 1 << 17, 1 << 10
 
 
-def _texts(letters: npt.NDArray[np.uint8]) -> pa.Array:
-    """Text of u8[N, L] letters."""
-    ends = np.arange(len(letters) + 1, dtype=np.int32) * letters.shape[1]
-    return pa.StringArray.from_buffers(len(letters), pa.py_buffer(ends), pa.py_buffer(letters.tobytes()))
-
-
-def _digits(random: np.random.Generator, rows: int, digits: int) -> pa.Array:
+def _digits(random: np.random.Generator, rows: int, digits: int) -> list[str]:
     """Random hexadecimal numbers."""
-    text = random.bytes(rows * digits // 2).hex().encode()
-    return _texts(np.frombuffer(text, dtype=np.uint8).reshape(rows, digits))
-
-
-def _some(random: np.random.Generator, rows: int, values: Sequence[str | None], shares: Sequence[float]) -> pa.Array:
-    return pa.array(values, pa.string()).take(pa.array(random.choice(len(values), rows, p=shares)))
+    text = random.bytes(rows * digits // 2).hex()
+    return [text[start : start + digits] for start in range(0, len(text), digits)]
 
 
 def _block(random: np.random.Generator, rows: int, first_patient: int) -> tuple[pa.Table, int]:
     """The next rows, and the number of the next patient."""
+
+    def some(values: Sequence[str | None], shares: Sequence[float]) -> pa.Array:
+        return pa.array(values, pa.string()).take(pa.array(random.choice(len(values), rows, p=shares)))
+
     number = first_patient + np.repeat(np.arange(rows), random.integers(1, 11, rows))[:rows]
-    patient = pc.binary_join_element_wise("p", pa.array(10_000_000 + number).cast(pa.string()), "")
-    study = pc.binary_join_element_wise("s", pa.array(random.integers(50_000_000, 59_999_999, rows)).cast("string"), "")
-    place = [pc.utf8_slice_codeunits(patient, 0, 5), patient, study, _digits(random, rows, 8)]
-    path = pc.binary_join_element_wise(pc.binary_join_element_wise(*place, "/"), ".png", "")
+    patients, studies = [f"p{n}" for n in 10_000_000 + number], random.integers(50_000_000, 59_999_999, rows)
+    places = zip(patients, studies, _digits(random, rows, 8), strict=True)
+    path = pa.array([f"{patient[:5]}/{patient}/s{study}/{name}.png" for patient, study, name in places])
     twice = np.where(random.random(rows) < 0.001, random.integers(0, rows, rows), np.arange(rows))
     size = random.integers(0, 200, rows)
     columns = {
         "image_id": path,
         "path": path,
-        "sha256": _digits(random, rows, 64).take(pa.array(twice)),
+        "sha256": pa.array(_digits(random, rows, 64)).take(pa.array(twice)),
         "phash": _digits(random, rows, 16),
-        "label": _some(random, rows, ["COVID-19", "Non-COVID", "Normal", None], [0.3, 0.3, 0.39, 0.01]),
-        "patient": patient,
-        "source": _some(random, rows, ["bimcv", "mimic-cxr", "padchest", "rsna"], [0.2, 0.4, 0.2, 0.2]),
-        "view": _some(random, rows, ["AP", "PA", "LATERAL"], [0.4, 0.4, 0.2]),
-        "sex": _some(random, rows, ["F", "M", None], [0.45, 0.45, 0.1]),
-        "age_years": pa.array(random.integers(18, 95, rows)).cast(pa.float32()),
-        "width": pa.array(1024 + 8 * size).cast(pa.int32()),
-        "height": pa.array(1024 + 8 * (size % 50)).cast(pa.int32()),
-        "mode": _some(random, rows, ["L", "RGB"], [0.9, 0.1]),
-        "format": _some(random, rows, ["PNG", "JPEG"], [0.7, 0.3]),
+        "label": some(["COVID-19", "Non-COVID", "Normal", None], [0.3, 0.3, 0.39, 0.01]),
+        "patient": patients,
+        "source": some(["bimcv", "mimic-cxr", "padchest", "rsna"], [0.2, 0.4, 0.2, 0.2]),
+        "view": some(["AP", "PA", "LATERAL"], [0.4, 0.4, 0.2]),
+        "sex": some(["F", "M", None], [0.45, 0.45, 0.1]),
+        "age_years": random.integers(18, 95, rows),
+        "width": 1024 + 8 * size,
+        "height": 1024 + 8 * (size % 50),
+        "mode": some(["L", "RGB"], [0.9, 0.1]),
+        "format": some(["PNG", "JPEG"], [0.7, 0.3]),
     }
-    filled = [columns[name] if name in columns else pa.nulls(rows, kind) for name, kind in COLUMNS.items()]
-    return pa.Table.from_arrays(filled, schema=pa.schema(list(COLUMNS.items()))), int(number[-1]) + 1
+    filled = [pa.nulls(rows, kind) if name not in columns else columns[name] for name, kind in COLUMNS.items()]
+    typed = [pa.array(cells).cast(kind) for cells, kind in zip(filled, COLUMNS.values(), strict=True)]
+    return pa.Table.from_arrays(typed, schema=pa.schema(list(COLUMNS.items()))), int(number[-1]) + 1
 
 
 def make(rows: int, root: Path) -> Manifest:
@@ -112,67 +102,55 @@ def keep(work: Path, folds: Sequence[int]) -> None:
     write_manifest(work / "kept.parquet", read_manifest(work / "folds.parquet", where={"fold": list(folds)}))
 
 
-def measure(work: Path, rows: int) -> dict[str, Used]:
-    """Stage -> what its process took."""
-    thoraclip, own = (
-        [sys.executable, "-m", "thoraclip"],
-        [sys.executable, "-m", "benchmarks.manifests", "--work", str(work)],
-    )
-    manifest, folds = str(work / "manifest.parquet"), str(work / "folds.parquet")
-    commands = {
-        "make up and write": [*own, "--rows", str(rows), "--stage", "write"],
-        "read and validate": [*own, "--stage", "read"],
-        "split into 5 folds": [*thoraclip, "split", manifest, "--folds", "5", "--out", folds],
-        "split by fractions": [*thoraclip, "split", manifest, "--fractions", "0.7,0.1,0.2", "--out", str(work / "s.parquet")],
-        "filter, one fold is kept": [*own, "--stage", "one"],
-        "filter, four folds of five are kept": [*own, "--stage", "four"],
-        "index": [*own, "--stage", "index"],
-        "join with embeddings in another order": [*own, "--stage", "join"],
-        "check --no-pictures": [*thoraclip, "check", folds, "--no-pictures", "--strict", "--out", str(work / "check")],
-    }  # fmt: skip
-    used = {what: launch(command) for what, command in commands.items()}
-    return {what: one for what, one in used.items() if what != "index"}
+STAGES = {
+    "write": lambda work, rows: write_manifest(work / "manifest.parquet", make(rows, work / "root")),
+    "read": lambda work, rows: read_manifest(work / "manifest.parquet"),
+    "one": lambda work, rows: keep(work, [0]),
+    "four": lambda work, rows: keep(work, [1, 2, 3, 4]),
+    "index": lambda work, rows: index(work),
+    "join": lambda work, rows: join(work),
+}
+"""What a process of this module does."""
 
 
-def _gigabytes(used: Used) -> float:
-    return used.peak * 2**20 / 1e9
+def measure(work: Path, rows: int) -> list[Result]:
+    """Peak memory and seconds of the process of each stage."""
+    manifest, folds = work / "manifest.parquet", work / "folds.parquet"
 
+    def own(stage: str) -> Used:
+        words = ["--work", work, "--rows", rows, "--stage", stage]
+        return launch(*words, start=("-m", "benchmarks.manifests"))
 
-def bench(work: Path, *, quick: bool = False) -> list[Result]:
-    """Ten million rows: peak memory and seconds of each stage."""
-    rows = QUICK_ROWS if quick else ROWS
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        measured = measure(Path(folder), rows)
-    size = f"{rows / 1e6:g}M rows"
-    found = []
-    for what, used in measured.items():
-        peak = _gigabytes(used)
-        memory = f"{size}: {what}, peak memory / {LIMIT_GB} GB"
-        limit = f"{LIMIT_GB} GB of memory"
-        found.append(Result(memory, peak / LIMIT_GB, 1.0, limit, peak, "GB", higher_is_better=False))
-        found.append(Result(f"{size}: {what}, time", None, None, "", used.wall, "s"))
+    def split(*how: object) -> Used:
+        return launch("split", manifest, *how)
+
+    used = {
+        "make up and write": own("write"),
+        "read and validate": own("read"),
+        "split into 5 folds": split("--folds", 5, "--out", folds),
+        "split by fractions": split("--fractions", "0.7,0.1,0.2", "--out", work / "s.parquet"),
+        "filter, one fold is kept": own("one"),
+        "filter, four folds of five are kept": own("four"),
+        "index": own("index"),
+        "join with embeddings in another order": own("join"),
+        "check --no-pictures": launch("check", folds, "--no-pictures", "--strict", "--out", work / "check"),
+    }
+    del used["index"]
+    found, size = [], f"{rows / 1e6:g}M rows"
+    for what, one in used.items():
+        peak = one.peak * MIB / 1e9
+        name, limit = f"{size}: {what}, peak memory / {LIMIT_GB} GB", f"{LIMIT_GB} GB of memory"
+        found.append(Result.small(name, peak / LIMIT_GB, 1.0, limit, peak, "GB"))
+        found.append(Result.plain(f"{size}: {what}, time", one.wall, "s"))
     return found
 
 
-def main() -> None:
-    given = options(__doc__, rows=ROWS, work=None, stage="")
-    if given.stage:
-        file = given.work / "manifest.parquet"
-        stages = {
-            "write": lambda: write_manifest(file, make(given.rows, given.work / "root")), "read": lambda: read_manifest(file),
-            "one": lambda: keep(given.work, [0]), "four": lambda: keep(given.work, [1, 2, 3, 4]),
-            "index": lambda: index(given.work), "join": lambda: join(given.work),
-        }  # fmt: skip
-        stages[given.stage]()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        measured = measure((given.work or Path(folder)).resolve(), given.rows)
-    print(f"{given.rows:,} rows, {cores()} cores")
-    for what, used in measured.items():
-        print(
-            f"{what:<40} {used.wall:8.1f} s {given.rows / used.wall:11,.0f} rows/s {1000 * _gigabytes(used):8,.0f} MB"
-        )
+def bench(work: Path, *, quick: bool = False) -> list[Result]:
+    """Ten million rows."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        return measure(Path(folder), QUICK_ROWS if quick else ROWS)
 
 
 if __name__ == "__main__":
-    main()
+    given = options(__doc__, rows=ROWS, work=None, stage="")
+    STAGES[given.stage](given.work, given.rows)

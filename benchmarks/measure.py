@@ -7,12 +7,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import psutil
+from benchmarks.results import Result, table
 
 import thoraclip
+from thoraclip.data.phantom import PhantomConfig, write_phantoms
+from thoraclip.models.files import locate
 from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores
 
-SMALL_TEXT_TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+MIB = 2**20
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
@@ -35,10 +39,16 @@ def options(about: str | None, **defaults: Any) -> argparse.Namespace:
         kind = Path if default is None or isinstance(default, list | Path) else type(default)
         how: dict[str, Any] = {"action": "store_true"} if default is False else {"type": kind, "default": default}
         how |= {"nargs": "+"} if isinstance(default, list) else {}
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", **how, help="" if default in (None, False, []) else "%(default)s"
-        )
+        told = "" if default in (None, False, []) else "%(default)s"
+        parser.add_argument(f"--{name.replace('_', '-')}", **how, help=told)
     return parser.parse_args()
+
+
+def command(about: str | None, measure: Callable[..., list[Result]], **defaults: Any) -> None:
+    """The command line of `measure(folder, **settings)`: what it prints, then its rows as a table."""
+    given = vars(options(about, **defaults))
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{cores()} cores\n\n{table(measure(Path(folder), **given))}")
 
 
 def once(work: Callable[[], object]) -> float:
@@ -65,39 +75,35 @@ def ratio(over: npt.NDArray[np.float64], under: npt.NDArray[np.float64]) -> floa
     return float(np.median(over / under))
 
 
-def write_vit_b_32(folder: Path, text: Mapping[str, int] | None = None) -> str:
-    """A CLIP of the shape ViT-B/32 at 224 pixels with random weights, the shipped tokenizer and its vocabulary; made once.
-
-    Args:
-        folder: in Transformers format.
-        text: shape of the text tower; None for CLIP's own.
-    """
-    if (folder / "preprocessor_config.json").is_file():
-        return str(folder)
+def vit_b_32(work: Path, *, quick: bool = False) -> str:
+    """A CLIP of that shape at 224 pixels with random weights and the shipped tokenizer, made once; with `quick` tiny-clip."""
+    folder, tiny = work / "vit-b-32", Path(locate("tiny-clip")[0])
+    processor = folder / "preprocessor_config.json"
+    if quick or processor.is_file():
+        return "tiny-clip" if quick else str(folder)
     import torch
     from transformers import CLIPConfig, CLIPModel
 
     from thoraclip.models.checkpoint import quiet
 
-    tiny = resources.files("thoraclip") / "models" / "assets" / "tiny-clip"
-    known = CLIPConfig.from_pretrained(str(tiny)).text_config
-    kept = {name: getattr(known, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    known = CLIPConfig.from_pretrained(tiny).text_config
+    text = {name: getattr(known, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(0)
     with quiet():
-        CLIPModel(CLIPConfig(text_config={**kept, **(text or {})})).save_pretrained(folder)
+        CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((tiny / name).read_bytes())
-    picture = json.loads((tiny / "preprocessor_config.json").read_text(encoding="utf-8"))
+        shutil.copy(tiny / name, folder)
+    picture = json.loads((tiny / processor.name).read_text(encoding="utf-8"))
     picture |= {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(picture), encoding="utf-8")
+    processor.write_text(json.dumps(picture), encoding="utf-8")
     return str(folder)
 
 
-def phantoms(work: Path, images: int) -> Manifest:
-    """So many phantoms of 256 pixels and their manifest, below `work`; made once."""
-    folder = work / f"phantoms-{images}"
-    thoraclip.phantom(folder, images=images)
-    return thoraclip.index(folder, out=folder.with_suffix(".parquet")).manifest
+def phantoms(work: Path, images: int, **settings: Any) -> Manifest:
+    """So many phantoms (settings of `PhantomConfig`) and their manifest, below `work`; made once."""
+    folder = work / "-".join(["phantoms", str(images), *map(str, settings.values())])
+    write_phantoms(folder, PhantomConfig(images=images, **settings))
+    return thoraclip.index(folder, out=folder.with_name(f"{folder.name}.parquet")).manifest
 
 
 def radiographs(folder: Path, out: Path) -> Manifest:
@@ -108,11 +114,12 @@ def radiographs(folder: Path, out: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class Used:
-    """What a process took: wall and processor seconds, MiB at the peak."""
+    """What a process took: wall and processor seconds, MiB at the peak; and what it printed."""
 
     wall: float
     processor: float
     peak: float
+    printed: str = ""
 
 
 LAUNCHER = """
@@ -121,55 +128,38 @@ began = time.perf_counter()
 done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 wall, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
 peak = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-print(json.dumps([done.returncode, wall, used.ru_utime + used.ru_stime, peak, done.stderr.decode()[-400:]]))
+spent = wall, used.ru_utime + used.ru_stime, peak
+print(json.dumps([done.returncode, done.stderr.decode()[-400:], *spent, done.stdout.decode()]))
 """
 """A small process that starts another: the peak of memory of a child counts what its parent had when it was forked."""
 
 
-def launch(command: Sequence[str]) -> Used:
-    """Run a command in a process of its own, to its end; it may keep compiled modules, as for a user who has set nothing."""
+def launch(*words: object, start: Sequence[str] = ("-m", "thoraclip"), python: str = sys.executable) -> Used:
+    """Run Python in a process of its own, to its end; it may keep compiled modules, as for a user who has set nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    started = [sys.executable, "-S", "-c", LAUNCHER, *command]
-    done = subprocess.run(started, capture_output=True, text=True, check=True, env=environment)
-    code, *used, told = json.loads(done.stdout)
+    asked = [python, *start, *map(str, words)]
+    launcher = [sys.executable, "-S", "-c", LAUNCHER]
+    done = subprocess.run([*launcher, *asked], capture_output=True, text=True, check=True, env=environment)
+    code, told, *used = json.loads(done.stdout)
     if code:
-        raise SystemExit(f"failed ({code}): {' '.join(command)}\n{told}")
+        raise SystemExit(f"failed ({code}): {' '.join(asked)}\n{told}")
     return Used(*used)
 
 
 def typical(runs: Sequence[Used]) -> Used:
     """Median times, and the largest peak."""
-    return Used(
-        float(np.median([r.wall for r in runs])),
-        float(np.median([r.processor for r in runs])),
-        max(r.peak for r in runs),
-    )
-
-
-def _about_processor() -> str:
-    file = Path("/proc/cpuinfo")
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def processor_name() -> str:
-    """What the maker calls the processor."""
-    found = re.search(r"model name\s*: (.*)", _about_processor())
-    return found[1] if found else platform.processor() or platform.machine()
+    wall, processor = np.median([(run.wall, run.processor) for run in runs], axis=0).tolist()
+    return Used(wall, processor, max(run.peak for run in runs))
 
 
 def hardware() -> str:
     """Processor, cores, memory and versions, in one line."""
-    about, name = _about_processor(), processor_name()
-    units = [unit for unit in ("avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if unit in about]
+    file = Path("/proc/cpuinfo")
+    about = file.read_text(encoding="utf-8") if file.is_file() else ""
+    named = re.search(r"model name\s*: (.*)", about)
+    name = named[1] if named else platform.processor() or platform.machine()
+    units = ",".join(u for u in ("avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if u in about)
     memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "onnxruntime"))
-    return (
-        f"{name}, {cores()} cores{f' ({chr(44).join(units)})' if units else ''}, {memory:.0f} GiB; "
-        f"Python {platform.python_version()}, {versions}"
-    )
-
-
-def memory_bandwidth(rounds: int = 5, mib: int = 256) -> float:
-    """Bytes a second of a big copy: those that are read; the same number is written."""
-    source, target = np.ones(mib * 2**20, np.uint8), np.zeros(mib * 2**20, np.uint8)
-    return source.nbytes / seconds(lambda: np.copyto(target, source), rounds)
+    machine = f"{name}, {cores()} cores{f' ({units})' if units else ''}, {memory:.0f} GiB"
+    return f"{machine}; Python {platform.python_version()}, {versions}"

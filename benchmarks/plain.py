@@ -37,10 +37,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return made["pixel_values"][0], number
 
 
-def loader(pictures: Pictures, *, batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-    """Batches, read by two processes."""
+def loader(data: Dataset[Any], *, batch_size: int, shuffle: bool = False, workers: int = WORKERS) -> DataLoader[Any]:
+    """Batches, read by so many processes."""
     order = torch.Generator().manual_seed(0)
-    return DataLoader(pictures, batch_size=batch_size, shuffle=shuffle, num_workers=WORKERS, generator=order)
+    return DataLoader(data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, generator=order)
 
 
 def load_tower(model: str) -> Callable[[Tensor], Tensor]:

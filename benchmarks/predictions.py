@@ -19,117 +19,82 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
-from benchmarks.measure import options
+from benchmarks.measure import MIB, command, phantoms
 from benchmarks.results import Result
 
 import thoraclip
 
-PICTURES = 500
+PICTURES, BYTES_OF_A_ROW = 500, 230
+"""Of the partial table, about."""
 
 
 def make(root: Path, images: int) -> tuple[Path, Path]:
     """(bundle, folder of links)."""
-    thoraclip.phantom(root / "phantoms", images=PICTURES, size=128)
-    found = thoraclip.index(root / "phantoms", out=root / "manifest.parquet")
-    thoraclip.probe(found.manifest, out=root / "probe", model="tiny-clip")
-    thoraclip.export(root / "probe", out=root / "bundle")
-    folder, paths = root / "many", found.manifest.paths()
+    manifest = phantoms(root, PICTURES, size=128)
+    thoraclip.probe(manifest, out=root / "probe", model="tiny-clip")
+    thoraclip.export(root / "probe", out=root / "bundle", manifest=manifest)
+    folder, paths = root / "many", manifest.paths()
     for number in range(images):
         place = folder / f"{number // 1000:04d}" / f"{number:07d}-{number % len(paths):03d}.png"
-        if not number % 1000:
-            place.parent.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         os.link(paths[number % len(paths)], place)
     return root / "bundle", folder
 
 
-def watch(command: list[str], partial: Path, stop_at: int) -> tuple[list[float], float, int]:
-    """(MiB every half second, seconds, exit status) of a process; killed once the partial table has so many lines (0: never)."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def watch(words: list[str], partial: Path, stop_at: float) -> tuple[list[float], int]:
+    """(MiB every half second from a tenth of the time on, exit status); killed once the partial table has so many bytes."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seen: list[float] = []
     while process.poll() is None:
         time.sleep(0.5)
         try:
-            seen.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+            seen.append(psutil.Process(process.pid).memory_info().rss / MIB)
         except psutil.Error:
             break
-        if stop_at and partial.is_file() and partial.stat().st_size > stop_at:
+        if partial.is_file() and partial.stat().st_size > stop_at:
             process.send_signal(signal.SIGKILL)
-    return seen, time.perf_counter() - began, process.wait()
+    known = [size for size in seen if size]  # a process that ended has none
+    return known[len(seen) // 10 :], process.wait()
 
 
-class Seen(NamedTuple):
-    """A run that was killed and gone on with: MiB and seconds of both processes, rows before the kill, and the table."""
-
-    kept: int
-    memory: tuple[list[float], list[float]]
-    seconds: tuple[float, float]
-    rows: Counter[str]
-    """How often each image is in the table."""
-    answers: dict[str, set[str]]
-    """The different rows of each image, which stands under several names."""
-
-
-def killed_and_continued(work: Path, images: int) -> Seen:
+def measure(folder: Path, images: int) -> list[Result]:
     """Predict a folder of so many names, killed at 40 %, and again; then read the table."""
-    bundle, folder = make(work, images)
-    out = work / "scores.csv"
-    partial = out.with_name("scores.csv.partial")
-    command = [sys.executable, "-m", "thoraclip", "predict", str(bundle), str(folder), "--out", str(out)]
-    line = 230  # bytes of a row of the partial table, about
-    first, began, killed = watch(command, partial, int(0.4 * images * line))
-    with partial.open("rb") as stream:
-        kept = sum(1 for _ in stream) - 1
-    if out.exists():
-        raise SystemExit(f"{out}: there before the end")
-    second, more, code = watch(command, partial, 0)
-    rows = Counter[str]()
-    answers: dict[str, set[str]] = defaultdict(set)
+    bundle, many = make(folder, images)
+    out, partial = folder / "scores.csv", folder / "scores.csv.partial"
+    words = [sys.executable, "-m", "thoraclip", "predict", str(bundle), str(many), "--out", str(out)]
+    memory, kept, began = [], 0, time.perf_counter()
+    for stop_at, status in ((0.4 * images * BYTES_OF_A_ROW, -signal.SIGKILL), (float("inf"), 0)):
+        seen, ended = watch(words, partial, stop_at)
+        if ended != status or out.exists() != (status == 0):
+            raise SystemExit(f"exit status {ended} instead of {status}, or {out} there before the end")
+        kept = kept or len(partial.read_bytes().splitlines()) - 1
+        memory.append(seen)
+        print(f"MiB after a tenth of its time {seen[0]:.0f}, then {max(seen):.0f} at the most")
+    spent = time.perf_counter() - began
+    rows, answers = Counter[str](), defaultdict[str, set[str]](set)
     with out.open(newline="") as stream:
         for row in csv.DictReader(stream):
-            rows[row["path"]] += 1
-            answers[row["path"][-7:-4]].add(",".join(v for k, v in row.items() if k != "path"))
-    if killed != -signal.SIGKILL or code:
-        raise SystemExit(f"exit statuses {killed} and {code}")
-    return Seen(kept, (first, second), (began, more), rows, answers)
-
-
-def steady(memory: list[float]) -> list[float]:
-    """MiB from a tenth of a process's time on."""
-    return [size for size in memory if size][len(memory) // 10 :]  # a process that ended has none
+            path = row.pop("path")
+            rows[path] += 1
+            answers[path[-7:-4]].add(",".join(row.values()))
+    single = sum(count == 1 for count in rows.values())
+    print(f"images with more than one answer: {sum(len(found) > 1 for found in answers.values())} of {len(answers)}")
+    first, last = memory[1][0], memory[1][-1]
+    names, tenth = f"{images:,} names; {kept:,} rows before the kill", f"after a tenth of it, {first:.0f} MiB"
+    return [
+        Result.small("memory at the end of a long pass", last / first, 1.1, tenth, last, "MiB"),
+        Result("pictures once in the table after a kill", single / images, 1, names, single, "pictures"),
+        Result.plain("predict, from a folder to the table", images / spent, "images/s"),
+    ]
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """20,000 names of 500 phantoms."""
-    images = 1000 if quick else 20_000
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        seen = killed_and_continued(Path(folder), images)
-    memory, once = steady(seen.memory[1]), sum(count == 1 for count in seen.rows.values())
-    return [
-        Result(
-            "memory at the end of a long pass", memory[-1] / memory[0], 1.1, f"after a tenth of it, {memory[0]:.0f} MiB", memory[-1],
-            "MiB", higher_is_better=False,
-        ),
-        Result("pictures once in the table after a kill", once / images, 1, f"{images:,} names; {seen.kept:,} rows before the kill",
-               once, "pictures"),
-        Result("predict, from a folder to the table", None, None, "", images / sum(seen.seconds), "images/s"),
-    ]  # fmt: skip
-
-
-def main() -> None:
-    images = options(__doc__, images=100_000).images
-    with tempfile.TemporaryDirectory() as work:
-        seen = killed_and_continued(Path(work), images)
-    print(f"killed with {seen.kept:,} rows; {images / sum(seen.seconds):.0f} images/s over both processes")
-    for memory in seen.memory:
-        told = steady(memory)
-        print(f"MiB: after a tenth of its time {told[0]:.0f}, at the end {told[-1]:.0f}, most {max(memory):.0f}")
-    print(f"images once in the table: {sum(count == 1 for count in seen.rows.values()):,}")
-    print(f"images with more than one answer: {sum(len(answer) > 1 for answer in seen.answers.values())}")
+        return measure(Path(folder), 1000 if quick else 20_000)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, images=100_000)

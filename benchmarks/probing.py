@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from benchmarks import plain
 from benchmarks.measure import once, phantoms, radiographs
 from benchmarks.results import Result
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 import thoraclip
 from thoraclip.data.splits import group_codes
@@ -33,7 +34,6 @@ from thoraclip.tables.manifest import Manifest
 EPOCHS, BATCH, VAL_FRACTION = 100, 80, 0.1
 DRAWS = 5
 """Of validation images in every fold, by the seed."""
-RESAMPLES = 2000
 
 
 class Recipe:
@@ -70,8 +70,8 @@ class Recipe:
         for _ in self.encode(np.array(missing, dtype=np.int64)) if missing else ():
             pass
         train, val = (torch.stack([self._features[row] for row in rows]) for rows in (part.train, part.val))
-        layer, order = self._layer(part, train), torch.Generator().manual_seed(0)
-        batches = DataLoader(TensorDataset(train, torch.arange(len(train))), BATCH, shuffle=True, generator=order)
+        layer, rows = self._layer(part, train), TensorDataset(train, torch.arange(len(train)))
+        batches = plain.loader(rows, batch_size=BATCH, shuffle=True, workers=0)
         for _ in range(EPOCHS):
             layer.epoch(batches)
         return np.asarray(layer.predict(val) == self._targets[part.val])
@@ -87,73 +87,51 @@ def images(work: Path, *, quick: bool) -> tuple[Manifest, str, str]:
     is_real = not quick and data.is_dir() and model.is_dir()
     found = radiographs(data, work) if is_real else phantoms(work, 60 if quick else 600)
     folds = thoraclip.split(found, out=work / "folds.parquet", folds=5)
-    return (
-        (folds, str(model), "radiographs, DINOv2 ViT-S/14") if is_real else (folds, "tiny-clip", "phantoms, tiny-clip")
-    )
+    named = (str(model), "radiographs, DINOv2 ViT-S/14") if is_real else ("tiny-clip", "phantoms, tiny-clip")
+    return (folds, *named)
 
 
-def ours_right(manifest: Manifest, run: Path, folds: Sequence[Part]) -> list[npt.NDArray[np.bool_]]:
-    """bool[V] for each fold, the same validation images, by its probe."""
+def right_of(run: Path, manifest: Manifest, folds: list[Part]) -> npt.NDArray[np.bool_]:
+    """bool[V], whether the run's probes are right about the recipe's validation images, fold after fold."""
     ids, tables = manifest.column("image_id"), read_validation(run)
     if [table.image_id for table in tables] != [tuple(ids[row] for row in part.val) for part in folds]:
         raise SystemExit(f"{run}: holds out other images than the recipe")
-    return [table.scores.argmax(axis=1) == table.target for table in tables]
-
-
-def interval(lead: npt.NDArray[np.int64], groups: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """95 % percentile interval of the mean lead, patients drawn with replacement.
-
-    Args:
-        lead: i64[N], 1 where only ours is right, -1 where only the recipe is.
-        groups: i64[N], number of the patient.
-    """
-    numbered = np.unique(groups, return_inverse=True)[1]
-    chunks = resample_weights(numbered, resamples=RESAMPLES, seed=0)
-    means = np.concatenate([lead @ weights / weights.sum(axis=0) for weights in chunks])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return np.concatenate([table.scores.argmax(axis=1) == table.target for table in tables])
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """The time of one fold, the accuracy of all."""
     manifest, model, what = images(work, quick=quick)
-    recipe = Recipe(manifest, model)
-    drawn = [
-        list(parts(manifest, manifest.label_set(), val_fraction=VAL_FRACTION, seed=seed))
-        for seed in range(1 if quick else DRAWS)
-    ]
+    recipe, labels, draws = Recipe(manifest, model), manifest.label_set(), range(1 if quick else DRAWS)
+    drawn = [list(parts(manifest, labels, val_fraction=VAL_FRACTION, seed=seed)) for seed in draws]
     part = drawn[0][0]
     with tempfile.TemporaryDirectory(dir=work) as name:
-        runs = [Path(name) / f"probe-{seed}" for seed in range(len(drawn))]
-
-        def ours(seed: int, **settings: object) -> None:
-            thoraclip.probe(manifest, out=runs[seed], model=model, val_fraction=VAL_FRACTION, seed=seed, **settings)
-
+        runs = [Path(name) / f"probe-{seed}" for seed in draws]
+        settings = {"model": model, "val_fraction": VAL_FRACTION}
+        ours = [partial(thoraclip.probe, manifest, out=runs[seed], seed=seed, **settings) for seed in draws]
         before = once(lambda: recipe.epoch(part))
-        took = once(lambda: ours(0, only_folds=(part.fold,)))  # nothing is cached
+        took = once(lambda: ours[0](only_folds=(part.fold,)))  # nothing is cached
         after = once(lambda: recipe.epoch(part))
-        ours(0)  # the other folds
+        ours[0]()  # the other folds
         (features,) = (runs[0] / "embeddings").iterdir()
-        for seed in range(1, len(drawn)):
-            ours(seed, embeddings=str(features))
-        found = [right for run, folds in zip(runs, drawn, strict=True) for right in ours_right(manifest, run, folds)]
+        for seed in draws[1:]:
+            ours[seed](embeddings=str(features))
+        mine = np.concatenate([right_of(run, manifest, folds) for run, folds in zip(runs, drawn, strict=True)])
     rounds = [part for folds in drawn for part in folds]
-    mine, theirs = np.concatenate(found), np.concatenate([recipe.right(part) for part in rounds])
+    theirs = np.concatenate([recipe.right(part) for part in rounds])
     held = np.concatenate([part.val for part in rounds])
-    lead = mine.astype(np.int64) - theirs
-    low, high = interval(lead, group_codes(manifest)[held])
+    lead = 100 * (mine.astype(np.int64) - theirs)
+    patients = np.unique(group_codes(manifest)[held], return_inverse=True)[1]
+    weights = np.concatenate(list(resample_weights(patients, resamples=2000, seed=0)), axis=1)
+    low, high = np.quantile(lead @ weights / weights.sum(axis=0), [0.025, 0.975])
     epoch = (before + after) / 2
-    scoring = epoch * len(part.test) / len(part.train)
+    whole = epoch * (EPOCHS + len(part.test) / len(part.train))
+    loop = f"encoder in the loop, {EPOCHS} epochs of {epoch:.1f} s and one pass over the test images, extrapolated from two epochs"
+    of = f"{len(drawn)} draws of {len(held) // len(drawn)} images of {len(drawn[0])} folds"
+    theirs_told = f"the recipe's after {EPOCHS} epochs, {100 * theirs.mean():.1f} % in {of}, on features computed once"
+    against = f"{theirs_told}, which are those of every epoch; difference [{low:.1f}, {high:.1f}]"
+    name, points = "validation accuracy, difference in points", float(lead.mean())
     return [
-        Result(
-            f"from files to predictions, one fold of {what}", (EPOCHS * epoch + scoring) / took, 100,
-            f"encoder in the loop, {EPOCHS} epochs of {epoch:.1f} s and one pass over the test images, extrapolated from two epochs",
-            took, "s",
-        ),
-        Result(
-            "validation accuracy, difference in points", 100 * float(lead.mean()), 0,
-            f"the recipe's after {EPOCHS} epochs, {100 * theirs.mean():.1f} % in {len(drawn)} draws of {len(held) // len(drawn)} images of "
-            f"{len(drawn[0])} folds, on features computed once, which are those of every epoch; difference "
-            f"[{100 * low:.1f}, {100 * high:.1f}]", 100 * float(mine.mean()), "%",
-        ),
-    ]  # fmt: skip
+        Result(f"from files to predictions, one fold of {what}", whole / took, 100, loop, took, "s"),
+        Result(name, points, 0, against, 100 * float(mine.mean()), "%"),
+    ]

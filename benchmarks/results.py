@@ -23,7 +23,7 @@ class Result:
     ratio: float | None
     """Ours over `against`; for a time, a memory or a share the other way, `higher_is_better=False`. None: nothing to compare."""
     goal: float | None
-    """What the ratio is to reach, or not to pass. None: it is only told."""
+    """What the ratio is to reach, or not to pass; None: it is only told."""
     against: str
     """What the ratio is over: a plain way, or a limit measured on the spot."""
     value: float
@@ -33,6 +33,16 @@ class Result:
     """Of the ratio."""
     hardware: str = ""
     """What it was measured on, as `measure.hardware` says it."""
+
+    @classmethod
+    def small(cls, name: str, ratio: float | None, goal: float | None, against: str, value: float, unit: str) -> Result:
+        """A row whose ratio is good when it is small."""
+        return cls(name, ratio, goal, against, value, unit, higher_is_better=False)
+
+    @classmethod
+    def plain(cls, name: str, value: float, unit: str, told: str = "") -> Result:
+        """A number that stands against nothing."""
+        return cls(name, None, None, told, value, unit)
 
     @property
     def met(self) -> bool | None:
@@ -56,11 +66,8 @@ def write_results(file: Path, results: Sequence[Result]) -> None:
 
 def _row(result: Result) -> dict[str, Any]:
     """As it is written: the direction only where small is good, the hardware where it is known."""
-    row = asdict(result)
-    if result.higher_is_better:
-        del row["higher_is_better"]
-    if not result.hardware:
-        del row["hardware"]
+    usual = {"higher_is_better": True, "hardware": ""}
+    row = {name: cell for name, cell in asdict(result).items() if name not in usual or cell != usual[name]}
     return {name: float(f"{cell:.6g}") if isinstance(cell, float) else cell for name, cell in row.items()}
 
 
@@ -102,13 +109,8 @@ def _number(value: float) -> str:
     """Three digits, a whole number as it is, and no exponent where a reader can do without."""
     if float(value).is_integer() and abs(value) < 1e9:
         return f"{value:,.0f}"
-    if not 1e-3 <= abs(value) < 1e9:
-        return f"{value:.3g}"
-    return f"{value:,.{max(0, 2 - _magnitude(value))}f}"
-
-
-def _magnitude(value: float) -> int:
-    return int(f"{value:e}".partition("e")[2])
+    magnitude = int(f"{value:e}".partition("e")[2])
+    return f"{value:,.{max(0, 2 - magnitude)}f}" if -3 <= magnitude < 9 else f"{value:.3g}"
 
 
 def put_between_markers(file: Path, text: str) -> None:

@@ -63,22 +63,17 @@ def run_one(name: str, work: Path, *, quick: bool) -> list[Result] | None:
     return [replace(row, name=f"{name}: {row.name}", hardware=machine) for row in read_results(file)]
 
 
-def run_all(names: list[str], work: Path, *, quick: bool) -> tuple[list[Result], list[str]]:
-    """(rows of those that worked, names of those that did not)."""
-    rows: list[Result] = []
-    failed = []
+def run_all(names: list[str], work: Path, *, quick: bool) -> dict[str, list[Result] | None]:
+    """Name -> its rows, None where it failed; how far it is is told."""
+    found = {}
     for number, name in enumerate(names, start=1):
-        print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)
+        place = f"[{number}/{len(names)}] {name}"
+        print(place, file=sys.stderr, flush=True)
         began = time.perf_counter()
-        found = run_one(name, work, quick=quick)
-        rows += found or []
-        if found is None:
-            failed.append(name)
-        told = "FAILED" if found is None else f"{len(found)} rows"
-        print(
-            f"[{number}/{len(names)}] {name}: {told}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True
-        )
-    return rows, failed
+        rows = found[name] = run_one(name, work, quick=quick)
+        told = "FAILED" if rows is None else f"{len(rows)} rows"
+        print(f"{place}: {told}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def page_text(rows: list[Result]) -> str:
@@ -93,9 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="as small as can be: shows that all of it works")
     parser.add_argument("--out", type=Path, help=f"results; {RESULTS.relative_to(ROOT)} unless --quick")
-    parser.add_argument(
-        "--page", type=Path, help="page whose table is replaced; that of the docs unless --quick or --out"
-    )
+    parser.add_argument("--page", type=Path, help="page whose table is replaced; that of the docs with --out's default")
     parser.add_argument("--work", type=Path, help="folder that keeps what is made; else a temporary one")
     parser.add_argument("--child", choices=BENCHMARKS, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -109,7 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = given.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        rows, failed = run_all(given.only or list(BENCHMARKS), work.resolve(), quick=given.quick)
+        found = run_all(given.only or list(BENCHMARKS), work.resolve(), quick=given.quick)
+    rows = [row for some in found.values() for row in some or []]
     if out:
         rows = merge(read_results(out), rows, order=list(BENCHMARKS))
         write_results(out, rows)
@@ -117,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     if page:
         put_between_markers(page, text)
     print(text)
+    failed = [name for name, some in found.items() if some is None]
     if failed:
         print(f"failed: {', '.join(failed)}; their earlier rows, if any, are kept", file=sys.stderr)
     return 1 if failed else 0

@@ -9,15 +9,15 @@ nothing show how much the one driver that writes can take in.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.measure import once, phantoms, write_vit_b_32
+from benchmarks.measure import once, phantoms, vit_b_32
 from benchmarks.results import Result
 
 import thoraclip
@@ -35,67 +35,48 @@ MILLION = 1_000_000
 def growth(stage: str, cost: Callable[[int], float], size: int) -> list[Result]:
     """Seconds at `size` and at twice that, the less of two runs each: what a further million takes, and the exponent."""
     less, more = np.array([(cost(size), cost(2 * size)) for _ in range(2)]).min(axis=0).tolist()
-    exponent = float(np.log2(more / less))
-    each = (more - less) / size
+    hours, exponent = (more - less) / size * MILLION / 3600, float(np.log2(more / less))
     return [
-        Result(f"{stage}, a further million images", None, None, f"{size:,} and {2 * size:,} images", each * MILLION / 3600, "hours"),
-        Result(f"{stage}, exponent of its growth", exponent, None, "linear is 1", exponent, "", higher_is_better=False),
-    ]  # fmt: skip
+        Result.plain(f"{stage}, a further million images", hours, "hours", f"{size:,} and {2 * size:,} images"),
+        Result.small(f"{stage}, exponent of its growth", exponent, None, "linear is 1", exponent, ""),
+    ]
 
 
-def indexing(work: Path) -> Callable[[int], float]:
-    """Seconds of `index` for so many phantoms, nothing known before."""
+def costs(work: Path, model: str) -> dict[str, Callable[[int], float]]:
+    """Stage -> seconds of it for so many images.
 
-    def cost(images: int) -> float:
+    `index` knows nothing before, `embed` reads files, `probe` has finished features, five folds and eleven penalties.
+    """
+
+    def index(images: int) -> float:
         root = phantoms(work, images).root
         return once(lambda: thoraclip.index(root, out=work / "again.parquet", fresh=True))
 
-    return cost
-
-
-def embedding(work: Path, model: str) -> Callable[[int], float]:
-    """Seconds of `embed` from files."""
-    prepared = load_encoder(EncoderConfig(model=model)).arithmetic
-    print(prepared, file=sys.stderr)
-
-    def cost(images: int) -> float:
+    def embed(images: int) -> float:
         manifest = phantoms(work, images)
         with tempfile.TemporaryDirectory(dir=work) as folder:
             return once(lambda: thoraclip.embed(manifest, model=model, out=folder))
 
-    return cost
-
-
-def probing(work: Path) -> Callable[[int], float]:
-    """Seconds of `probe`, five folds and eleven penalties, on finished features."""
-
-    def cost(images: int) -> float:
+    def probe(images: int) -> float:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             root = Path(folder)
             manifest = synthetic_features(root, images)
             return once(lambda: thoraclip.probe(manifest, out=root / "probe", embeddings=str(root / "features")))
 
-    return cost
+    return {"index": index, "embed": embed, "probe": probe}
 
 
-def synthetic_features(root: Path, images: int, *, seed: int = 0) -> Manifest:
+def synthetic_features(root: Path, images: int) -> Manifest:
     """A manifest of pictures that are not there, in five folds, and correlated features that tell three classes apart, roughly."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     target, hidden = rng.integers(0, 3, images), rng.normal(size=(images, 60))
     hidden[:, 0] += 1.2 * target
     hidden[:, 1] += 0.8 * (target == 1)
     mixing = 0.3 * rng.normal(size=(60, WIDTH))
     pooled = (hidden @ mixing + 0.5 * rng.normal(size=(images, WIDTH))).astype(np.float32)
-    rows = [
-        {
-            "image_id": f"i{i}",
-            "path": f"{i}.png",
-            "sha256": f"{i:064x}",
-            "label": "abc"[target[i]],
-            "patient": f"p{i // 3}",
-        }
-        for i in range(images)
-    ]
+    names = ("image_id", "path", "sha256", "label", "patient")
+    cells = ((f"i{i}", f"{i}.png", f"{i:064x}", "abc"[c], f"p{i // 3}") for i, c in enumerate(target))
+    rows = [dict(zip(names, row, strict=True)) for row in cells]
     manifest = split_folds(Manifest.from_rows(rows, root), folds=5, seed=0)
     encoder = load_encoder(EncoderConfig())
     about, spec = encoder.description, encoder.preprocess.as_dict()
@@ -111,22 +92,22 @@ def by_ray(work: Path, manifest: Manifest, model: str, *, workers: int) -> list[
     times: dict[str, tuple[float, float]] = {}
     for name, options in (("threads", {}), ("ray", {"engine": "ray", "workers": workers})):
         seen: list[tuple[int, float]] = []
+
+        def note(done: int, total: int, seen: list[tuple[int, float]] = seen) -> None:
+            seen.append((done, time.perf_counter()))
+
         began = time.perf_counter()
-        thoraclip.embed(
-            manifest, model=model, out=work / name,
-            progress=lambda done, total, seen=seen: seen.append((done, time.perf_counter())), **options,
-        )  # fmt: skip
+        thoraclip.embed(manifest, model=model, out=work / name, progress=note, **options)
         (first, at), (last, end) = seen[0], seen[-1]
         times[name] = at - began, (last - first) / (end - at)
     for file in ("pooled.npy", "projected.npy", "index.parquet", "embeddings.json"):
         if (work / "threads" / file).read_bytes() != (work / "ray" / file).read_bytes():
             raise SystemExit(f"{file}: the actors' features differ from those of one process")
     ours, plain = times["ray"][1], times["threads"][1]
+    name = f"{workers} Ray actors, the same bytes"
     return [
-        Result(
-            f"{workers} Ray actors, the same bytes", ours / plain, None, "the threads of one process", ours, "images/s"
-        ),
-        Result("Ray, before the first shard is back", None, None, "once a run", times["ray"][0], "s"),
+        Result(name, ours / plain, None, "the threads of one process", ours, "images/s"),
+        Result.plain("Ray, before the first shard is back", times["ray"][0], "s", "once a run"),
     ]
 
 
@@ -148,36 +129,29 @@ def to_the_writer(work: Path, shards: int, *, rows: int = 512) -> list[Result]:
     """The most that one driver can take in: from actors that compute nothing, and into the files."""
     import pyarrow as pa
 
-    tables = [
-        pa.table({"row": pa.array(range(number * rows, (number + 1) * rows), pa.int64()), "path": ["x" * 40] * rows})
-        for number in range(shards)
-    ]
+    starts, paths = range(0, rows * shards, rows), ["x" * 40] * rows
+    tables = [pa.table({"row": pa.array(range(start, start + rows), pa.int64()), "path": paths}) for start in starts]
     times = [time.perf_counter() for _ in over_ray(Nothing(), tables, workers=1)]
     passed = rows * (shards - 1) / (times[-1] - times[0])
     writer = ArrayWriter(work / "written", EMBEDDINGS, total=rows * shards, token="")
-    block = {
-        "pooled": np.ones((4 * rows, WIDTH), np.float32),
-        "projected": np.ones((4 * rows, SHARED_WIDTH), np.float32),
-    }
+    block = Nothing()(1)({"row": range(4 * rows)})
+    del block["row"]
     written = rows * shards / once(lambda: [writer.append(block) for _ in range(shards // 4)])
+    handed = "Ray, features handed to the driver by actors that compute none"
+    each = "each write is on the disk before it is counted"
     return [
-        Result("Ray, features handed to the driver by actors that compute none", None, None, "the most it can take in", passed, "images/s"),
-        Result("features written to the disk", None, None, "each write is on the disk before it is counted", written, "images/s"),
-    ]  # fmt: skip
+        Result.plain(handed, passed, "images/s", "the most it can take in"),
+        Result.plain("features written to the disk", written, "images/s", each),
+    ]
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """Growth of three stages, and Ray on this machine."""
-    model = "tiny-clip" if quick else write_vit_b_32(work / "vit-b-32")
-    few = 48 if quick else 400
+    model = vit_b_32(work, quick=quick)
+    of_stage = costs(work, model)
+    sizes = (48, 48, 300) if quick else (1500, 400, 10_000)
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        there = [
-            *by_ray(Path(folder), phantoms(work, 600 if quick else 1536), model, workers=2),
-            *to_the_writer(Path(folder), 8 if quick else 200),
-        ]
-    return [
-        *growth("index", indexing(work), 48 if quick else 1500),
-        *growth("embed", embedding(work, model), few),
-        *growth("probe", probing(work), 300 if quick else 10_000),
-        *there,
-    ]
+        there = by_ray(Path(folder), phantoms(work, 600 if quick else 1536), model, workers=2)
+        there += to_the_writer(Path(folder), 8 if quick else 200)
+    grown = [growth(stage, cost, size) for (stage, cost), size in zip(of_stage.items(), sizes, strict=True)]
+    return [*chain(*grown), *there]

@@ -1,8 +1,8 @@
 """Load on a server: several clients against a loop in one thread over the same bundle, a crowd, 10,000 requests, a slow client.
 
-    python -m benchmarks.serving --bundle BUNDLE [--images FOLDER] [--clients 8] [--requests 500] [--many 10000]
+    python -m benchmarks.serving --bundle BUNDLE [--clients 8] [--requests 500] [--many 10000]
 
-Prints a table. Everything runs in one call on one machine: the clients take time from the server, as they do in no other place.
+Everything runs in one call on one machine: the clients take time from the server, as they do in no other place.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import contextlib
 import http.client
 import io
 import socket
-import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 from benchmarks.inference import shared_bundles
 from benchmarks.measure import once, options
-from benchmarks.results import Result
+from benchmarks.results import Result, table
 from PIL import Image
 from scripts.served import Served
 
@@ -30,13 +30,12 @@ from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.deploy.opening import open_bundle
 
 KIND = {"content-type": "application/octet-stream"}
+Load = tuple[float, list[float], Counter[int]]
+"""(seconds in all, seconds of each answer, statuses)."""
 
 
-def pictures_of(folder: Path | None, count: int = 32) -> list[bytes]:
-    """Files of a folder, or phantoms as PNG."""
-    if folder is not None:
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".png", ".jpg", ".jpeg", ".dcm"})
-        return [file.read_bytes() for file in files[:count]]
+def phantom_files(count: int = 32) -> list[bytes]:
+    """Phantoms as PNG."""
     found = []
     for number in range(count):
         stream = io.BytesIO()
@@ -46,10 +45,8 @@ def pictures_of(folder: Path | None, count: int = 32) -> list[bytes]:
     return found
 
 
-def load(
-    address: str, pictures: list[bytes], *, clients: int, requests: int
-) -> tuple[float, list[float], Counter[int]]:
-    """(seconds in all, seconds of each answer, statuses) of clients that ask one after another, side by side."""
+def load(address: str, pictures: list[bytes], *, clients: int, requests: int) -> Load:
+    """Clients that ask one after another, side by side."""
     times: list[float] = []
     statuses: Counter[int] = Counter()
 
@@ -64,43 +61,48 @@ def load(
             times.append(time.perf_counter() - begin)
             statuses[response.status] += 1
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - begin, times, statuses
+    with ThreadPoolExecutor(clients) as pool:
+        return once(lambda: list(pool.map(work, range(clients)))), times, statuses
 
 
-def loop(bundle: Path, pictures: list[bytes], count: int) -> list[float]:
-    """Seconds of each picture, one after another in one thread, without a server."""
+def against_a_loop(bundle: Path, pictures: list[bytes], server: Served, clients: int, requests: int) -> list[Result]:
+    """One client and several, and before and after them, so that a drift of the machine evens out, a loop in one thread."""
     classifier = open_bundle(bundle, threads=1)
+
+    def loop() -> list[float]:
+        count = clients * requests // 8
+        return [once(lambda i=i: classifier.classify(pictures[i % len(pictures)])) for i in range(count)]
+
+    half = loop()
+    load(server.address, pictures, clients=1, requests=min(20, requests))
+    one = load(server.address, pictures, clients=1, requests=requests)
+    several = seconds, times, statuses = load(server.address, pictures, clients=clients, requests=requests)
+    single = half + loop()
+    report("loop in one thread, no server", (sum(single), single, Counter()))
+    report("one client", one)
+    report(f"{clients} clients", several)
+    rate, own = len(times) / seconds, len(single) / sum(single)
+    alone, loops = (1000 * float(np.median(found)) for found in (one[1], single))
+    plain, same = f"a loop in one thread without a server, {own:.1f} pictures/s", f"the same loop, {loops:.1f} ms"
     return [
-        once(lambda number=number: classifier.classify(pictures[number % len(pictures)])) for number in range(count)
+        Result(f"{clients} clients", rate / own, 1.5, plain, rate, "pictures/s"),
+        Result.small("one client, median answer", alone / loops, 1.25, same, alone, "ms"),
+        Result("requests answered", statuses[200] / len(times), 1, f"{len(times)} requests", statuses[200], "answers"),
     ]
+
+
+def report(name: str, found: Load) -> None:
+    """Print a load."""
+    seconds, times, statuses = found
+    p50, p95 = 1000 * np.percentile(times, [50, 95])
+    print(f"{name}: {len(times) / seconds:.1f} a second, p50 {p50:.1f} ms, p95 {p95:.1f} ms, {dict(statuses)}")
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """Eight clients of a server of the int8 bundle, against a loop in one thread over it."""
-    bundle, pictures = shared_bundles(work, quick=quick)["int8"], pictures_of(None)
-    clients, requests = 8, 2 if quick else 60
-    half = loop(bundle, pictures, clients * requests // 4)
-    server = Served(bundle, "--no-page")
-    try:
-        load(server.address, pictures, clients=1, requests=2 if quick else 20)
-        _, alone, _ = load(server.address, pictures, clients=1, requests=requests)
-        seconds, times, statuses = load(server.address, pictures, clients=clients, requests=requests)
-    finally:
-        server.stop()
-    single = half + loop(bundle, pictures, clients * requests // 4)
-    rate, own = len(times) / seconds, len(single) / sum(single)
-    return [
-        Result(f"{clients} clients", rate / own, 1.5, f"a loop in one thread without a server, {own:.1f} pictures/s", rate, "pictures/s"),
-        Result("one client, median answer", statistics.median(alone) / statistics.median(single), 1.25,
-               f"the same loop, {1000 * statistics.median(single):.1f} ms", 1000 * statistics.median(alone), "ms", higher_is_better=False),
-        Result("requests answered", statuses[200] / len(times), 1, f"{len(times)} requests", statuses[200], "answers"),
-    ]  # fmt: skip
+    bundle = shared_bundles(work, quick=quick)["int8"]
+    with Served(bundle, "--no-page") as server:
+        return against_a_loop(bundle, phantom_files(), server, 8, 2 if quick else 60)
 
 
 @contextlib.contextmanager
@@ -123,32 +125,24 @@ def slow_clients(address: str, count: int) -> Iterator[None]:
 
 
 def main() -> None:
-    given = options(__doc__, bundle=None, images=None, clients=8, requests=500, many=10_000)
-    pictures, clients, count = pictures_of(given.images), given.clients, given.clients * given.requests
-    half = loop(given.bundle, pictures, count // 8)
-    server = Served(given.bundle, "--no-page")
-    load(server.address, pictures, clients=1, requests=20)
-    alone = load(server.address, pictures, clients=1, requests=count // 8)
-    several = load(server.address, pictures, clients=clients, requests=given.requests)
-    single = half + loop(
-        given.bundle, pictures, count // 8
-    )  # before and after, so that a drift of the machine evens out
-    with slow_clients(server.address, 20):
-        beside = load(server.address, pictures, clients=1, requests=100)
-    runs = {"loop in one thread, no server": (sum(single), single, Counter[int]()), "one client": alone,
-            f"{clients} clients": several, "one client beside 20 whose upload drips": beside}  # fmt: skip
-    for name, (seconds, times, statuses) in runs.items():
-        p50, p95 = 1000 * np.percentile(times, [50, 95])
-        print(f"{name}: {len(times) / seconds:.1f} a second, p50 {p50:.1f} ms, p95 {p95:.1f} ms, {dict(statuses)}")
-    crowded = Served(given.bundle, "--no-page", "--set", "waiting=32")
-    crowd = load(crowded.address, pictures, clients=200, requests=10)[2]
-    after = load(crowded.address, pictures, clients=1, requests=20)[2]
-    print(f"a crowd of 200 clients, 32 may wait: {dict(crowd)}; afterwards {dict(after)}; exit code {crowded.stop()}")
-    memory = []
-    for _ in range(10):
-        load(server.address, pictures, clients=clients, requests=max(1, given.many // 10 // clients))
-        memory.append(round(server.megabytes(), 1))
-    print(f"memory in MB after each tenth of {given.many} requests: {memory}; exit code {server.stop()}")
+    given = options(__doc__, bundle=None, clients=8, requests=500, many=10_000)
+    pictures = phantom_files()
+    with Served(given.bundle, "--no-page") as server:
+        print(table(against_a_loop(given.bundle, pictures, server, given.clients, given.requests)))
+        with slow_clients(server.address, 20):
+            beside = load(server.address, pictures, clients=1, requests=100)
+        report("one client beside 20 whose upload drips", beside)
+        memory = []
+        for _ in range(10):
+            load(server.address, pictures, clients=given.clients, requests=max(1, given.many // 10 // given.clients))
+            memory.append(round(server.megabytes(), 1))
+        print(f"memory in MB after each tenth of {given.many} requests: {memory}; exit code {server.stop()}")
+    with Served(given.bundle, "--no-page", "--set", "waiting=32") as server:
+        crowd = load(server.address, pictures, clients=200, requests=10)[2]
+        after = load(server.address, pictures, clients=1, requests=20)[2]
+        print(
+            f"a crowd of 200 clients, 32 may wait: {dict(crowd)}; afterwards {dict(after)}; exit code {server.stop()}"
+        )
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ Each run is a process of its own, from its start to its end.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from benchmarks.inference import cold_start, one_picture, shared_bundles
+from benchmarks.inference import cold_start, shared_bundles
 from benchmarks.measure import launch, typical
 from benchmarks.results import Result
 
@@ -19,20 +18,13 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     """`--help` by processor seconds, `predict` of one picture by an int8 bundle by wall seconds, medians of 7."""
     runs = 1 if quick else RUNS
     bundle = shared_bundles(work, quick=quick)["int8"]
-    picture = one_picture(work / "inference")
-    launch([sys.executable, "-m", "thoraclip", "--help"])  # the compiled modules are written
-    told = typical([launch([sys.executable, "-m", "thoraclip", "--help"]) for _ in range(runs)])
-    library = typical([launch([sys.executable, "-c", "import typer.rich_utils"]) for _ in range(runs)])
-    answered = cold_start(sys.executable, bundle, picture, runs)
+    launch("--help")  # the compiled modules are written
+    told = typical([launch("--help") for _ in range(runs)])
+    library = typical([launch(start=("-c", "import typer.rich_utils")) for _ in range(runs)])
+    answered = cold_start(bundle, runs)
+    against = f"{HELP_SECONDS} s of processor time; to import Typer and Rich alone takes {library.processor:.2f} s"
+    limit = f"{ANSWER_SECONDS} s; {answered.processor:.2f} s of processor time, {answered.peak:.0f} MiB"
     return [
-        Result(
-            "thoraclip --help", told.processor / HELP_SECONDS, 1,
-            f"{HELP_SECONDS} s of processor time; to import Typer and Rich alone takes {library.processor:.2f} s", told.processor, "s",
-            higher_is_better=False,
-        ),
-        Result(
-            "thoraclip predict BUNDLE one.png", answered.wall / ANSWER_SECONDS, 1,
-            f"{ANSWER_SECONDS} s; {answered.processor:.2f} s of processor time, {answered.peak:.0f} MiB", answered.wall, "s",
-            higher_is_better=False,
-        ),
-    ]  # fmt: skip
+        Result.small("thoraclip --help", told.processor / HELP_SECONDS, 1, against, told.processor, "s"),
+        Result.small("thoraclip predict BUNDLE one.png", answered.wall / ANSWER_SECONDS, 1, limit, answered.wall, "s"),
+    ]

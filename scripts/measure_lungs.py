@@ -24,9 +24,6 @@ from thoraclip.data.masks import read_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.imaging import decode
 
-Grey = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-
 
 class Case(NamedTuple):
     """Dice of the estimate and the mask that the image came with, 2 |A n B| / (|A| + |B|); seconds of one core."""
@@ -36,7 +33,7 @@ class Case(NamedTuple):
     seconds: float
 
 
-def measure(pixels: Grey, truth: Mask) -> Case:
+def measure(pixels: npt.NDArray[np.uint8], truth: npt.NDArray[np.bool_]) -> Case:
     start = time.process_time()
     estimate = estimate_lungs(pixels)
     spent, mask = time.process_time() - start, estimate.mask
@@ -51,49 +48,50 @@ def phantoms(number: int, difficulty: float, seed: int) -> Iterator[Case]:
         yield measure(drawn.pixels, drawn.lung_mask > 0)
 
 
-def covid_qu_ex(root: Path) -> Iterator[Case]:
+def covid_qu_ex(root: Path) -> Iterator[tuple[Path, Path]]:
+    """(picture, mask)."""
     for picture in sorted(root.rglob("images/*.png")):
-        mask = picture.parent.parent / "lung masks" / picture.name
-        if mask.is_file():
-            pixels = decode(picture).pixels
-            yield measure(pixels, read_mask(mask, pixels.shape))
+        yield picture, picture.parent.parent / "lung masks" / picture.name
 
 
-def covid3_talo(root: Path) -> Iterator[Case]:
-    """The 58 covid pictures with a mask."""
+def covid3_talo(root: Path) -> Iterator[tuple[Path, Path]]:
+    """The same of the 58 covid pictures with a mask."""
     with (root / "manifest.csv").open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             if row["mask_path"]:
-                pixels = decode(root / row["rel_path"]).pixels
-                yield measure(pixels, read_mask(root / row["mask_path"], pixels.shape))
+                yield root / row["rel_path"], root / row["mask_path"]
+
+
+def masked(pairs: Iterator[tuple[Path, Path]]) -> list[Case]:
+    pictures = [(decode(picture).pixels, mask) for picture, mask in pairs if mask.is_file()]
+    return [measure(pixels, read_mask(mask, pixels.shape)) for pixels, mask in pictures]
 
 
 def line(name: str, cases: list[Case]) -> str:
     kept = np.array([case.dice for case in cases if case.is_plausible])
     aside = len(cases) - len(kept)
     speed = 1000 * float(np.median([case.seconds for case in cases]))
-    cells = [
-        f"{v:.3f}" for scores in (kept, kept / (2 - kept)) for v in (scores.mean(), np.median(scores), scores.min())
-    ]
-    return f"| {name} | {len(cases)} | {' | '.join(cells)} | {100 * aside / len(cases):.1f} % ({aside}) | {speed:.0f} |"
+    both = [(scores.mean(), np.median(scores), scores.min()) for scores in (kept, kept / (2 - kept))]
+    cells = " | ".join(f"{value:.3f}" for values in both for value in values)
+    return f"| {name} | {len(cases)} | {cells} | {100 * aside / len(cases):.1f} % ({aside}) | {speed:.0f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--phantoms", type=int, default=60, help="per difficulty")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    given = parser.parse_args()
     estimate_lungs(np.zeros((256, 256), np.uint8))  # the grid is made once
     sets = {
-        f"phantoms, difficulty {difficulty}": list(phantoms(args.phantoms, difficulty, args.seed))
+        f"phantoms, difficulty {difficulty}": list(phantoms(given.phantoms, difficulty, given.seed))
         for difficulty in (0.0, 0.25, 0.5, 0.75, 1.0)
     }
     data = Path(os.environ.get("THORACLIP_SHARED", "nowhere")) / "data"
     if data.is_dir():
-        sets["covid-qu-ex-sample"] = list(covid_qu_ex(data / "covid-qu-ex-sample"))
-        sets["covid3-talo, masked covid"] = list(covid3_talo(data / "covid3-talo"))
+        sets["covid-qu-ex-sample"] = masked(covid_qu_ex(data / "covid-qu-ex-sample"))
+        sets["covid3-talo, masked covid"] = masked(covid3_talo(data / "covid3-talo"))
     print("| set | images | Dice mean | median | min | IoU mean | median | min | implausible | ms of one core |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 10 + "|")
     for name, cases in sets.items():
         print(line(name, cases))
 

@@ -20,21 +20,18 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.served import Served
+from tests.ui.conftest import ARGUMENTS, Visit, png
 
 from thoraclip.data.phantom import draw_phantom
 from thoraclip.data.phantom.others import draw_other_phantom
 
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 COLOURS = 256
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run",
-]  # fmt: skip
 ALONE = ("--threads", "1")
 
 
@@ -76,43 +73,35 @@ def call(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "thoraclip", *map(str, words)], check=True)
 
 
-def draw(browser: Browser, file: Path, address: str, scene: Callable[[Page], None], size: str, scheme: str) -> None:
+def draw(browser: Browser, file: Path, address: str, scene: Callable[[Visit], None], size: str, scheme: str) -> None:
     """One picture, in few colours."""
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce")
-    page.goto(address)
-    page.get_by_label("Choose a chest X-ray").wait_for(state="attached")
-    scene(page)
+    page.set_default_timeout(60_000)
+    scene(Visit(page, address).open())
     page.wait_for_timeout(300)
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.FLOYDSTEINBERG).save(
-        file, optimize=True
-    )
+    few = image.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.FLOYDSTEINBERG)
+    few.save(file, optimize=True)
     print(f"{file}: {file.stat().st_size:,} bytes")
     page.close()
 
 
-def start(page: Page) -> None:
+def start(visit: Visit) -> None:
     """Before any picture."""
 
 
-def result(page: Page) -> None:
+def result(visit: Visit) -> None:
     """A phantom of a chest."""
-    give(page, draw_phantom("COVID-19", rng=np.random.default_rng(12), size=384, difficulty=0.0).pixels)
+    visit.show(
+        png(draw_phantom("COVID-19", rng=np.random.default_rng(12), size=384, difficulty=0.0).pixels),
+        name="phantom.png",
+    )
 
 
-def strange(page: Page) -> None:
+def strange(visit: Visit) -> None:
     """A phantom of something else."""
-    give(page, draw_other_phantom("hand", rng=np.random.default_rng(2), size=384))
-
-
-def give(page: Page, pixels: np.ndarray) -> None:
-    """Choose a picture, and wait for all heat maps."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    page.set_input_files("#tc-file", {"name": "phantom.png", "mimeType": "image/png", "buffer": stream.getvalue()})
-    for heat in page.locator("[data-heat]").all():
-        heat.wait_for(timeout=60_000)
+    visit.show(png(draw_other_phantom("hand", rng=np.random.default_rng(2), size=384)), name="phantom.png")
 
 
 DOCUMENTED = (

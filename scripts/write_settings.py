@@ -17,11 +17,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
 
 def table(config: type) -> str:
-    texts = field_help(config)
-    rows = [
-        f"| `{f.name}` | `{toml_value(f.default)}` | {texts[f.name].replace('|', chr(92) + '|')} |"
-        for f in dataclasses.fields(config)
-    ]
+    texts = {name: text.replace("|", r"\|") for name, text in field_help(config).items()}
+    fields = dataclasses.fields(config)
+    rows = [f"| `{f.name}` | `{toml_value(f.default)}` | {texts[f.name]} |" for f in fields]
     return "\n".join(["| setting | default | what it does |", "|---|---|---|", *rows])
 
 
@@ -36,12 +34,8 @@ def page() -> str:
     ]
     for kind, method in METHODS.items():
         parts += [f"## {kind}", method.summary, table(method.config_type)]
-    parts += [
-        "## card",
-        'What `thoraclip card` takes; what is left out is "not stated" on the card.',
-        table(CardSettings),
-    ]
-    return "\n\n".join(parts) + "\n"
+    stated = 'What `thoraclip card` takes; what is left out is "not stated" on the card.'
+    return "\n\n".join([*parts, "## card", stated, table(CardSettings)]) + "\n"
 
 
 if __name__ == "__main__":
