@@ -59,11 +59,11 @@ class Bundles:
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Bundles:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """Made once for all processes of tests."""
     need_ui()
     base = tmp_path_factory.getbasetemp()
-    root = (base if worker_id == "master" else base.parent) / "ui"
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ui"
     with FileLock(f"{root}.lock"):
         if not (root / "zeroshot").is_dir():
             config = PhantomConfig(images=90, size=96, seed=3, difficulty=0.0, fractions=(0.4, 0.4, 0.2))
