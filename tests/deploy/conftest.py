@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from filelock import FileLock
@@ -122,12 +121,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """See `Workshop`; one for all processes of tests."""
     base = tmp_path_factory.getbasetemp()
     return Workshop((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workshop")
-
-
-@pytest.fixture(scope="session")
-def greys() -> Callable[[int, int], np.ndarray]:
-    """`greys(count, side)` -> u8[count, side, side] of noise, every grey level among them."""
-    return lambda count, side: np.random.default_rng(7).integers(0, 256, (count, side, side), dtype=np.uint8)
 
 
 @pytest.fixture(scope="package", autouse=True)
