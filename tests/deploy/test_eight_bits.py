@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from scripts.make_bytes_probe import bytes_probe
 from tests.conftest import examples
 from tests.deploy.conftest import Workshop
@@ -40,40 +40,26 @@ def activations(greys: np.ndarray, shape: str) -> np.ndarray:
     return x if shape == "symmetric" else np.where(x < 0, x * np.float32(0.1 if shape == "leaky" else 0), x)
 
 
-SHAPES = ("symmetric", "leaky", "positive", "bytes")
+SHAPES = {"symmetric": "Identity", "leaky": "LeakyRelu<alpha=0.1>", "positive": "Relu", "bytes": ""}
+PRODUCTS = {
+    "MatMul": "y = MatMul(x, w) features = Add(y, b)",
+    "Gemm": "rows = Reshape(x, shape) features = Gemm<transB=1>(rows, w, b)",
+}
 
 
 def write(path: Path, matrix: np.ndarray, bias: np.ndarray, kind: str, *, shape: str) -> None:
     """greys u8[B, 5, 8] -> `activations` -> product -> `features`; and a head, which takes them."""
-    nodes = [helper.make_node("Cast", ["greys"], ["x" if shape == "bytes" else "f"], to=TensorProto.FLOAT)]
-    if shape != "bytes":
-        nodes += [
-            helper.make_node("Mul", ["f", "step"], ["g"]),
-            helper.make_node("Add", ["g", "low"], ["h"]),
-            {
-                "symmetric": helper.make_node("Identity", ["h"], ["x"]),
-                "leaky": helper.make_node("LeakyRelu", ["h"], ["x"], alpha=0.1),
-                "positive": helper.make_node("Relu", ["h"], ["x"]),
-            }[shape],
-        ]
-    constants = {"step": np.float32(1 / 64), "low": np.float32(-2), "b": bias.astype(np.float32)}
-    if kind == "MatMul":
-        constants["w"] = matrix.astype(np.float32)
-        nodes += [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "b"], ["features"])]
-    else:
-        constants |= {"w": matrix.T.astype(np.float32), "shape": np.array([-1, 8], np.int64)}
-        nodes += [
-            helper.make_node("Reshape", ["x", "shape"], ["rows"]),
-            helper.make_node("Gemm", ["rows", "w", "b"], ["features"], transB=1),
-        ]
-    constants["head"] = np.eye(matrix.shape[1], dtype=np.float32)
-    nodes.append(helper.make_node("MatMul", ["features", "head"], ["scores"]))
-    graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("greys", TensorProto.UINT8, ["B", 5, 8])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("features", "scores")],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
+    enters = f"f = Cast<to=1>(greys) g = Mul(f, step) h = Add(g, low) x = {SHAPES[shape]}(h)"
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 20]> g (uint8[B, 5, 8] greys) => (float[] features, float[] scores) {'
+        f"{'x = Cast<to=1>(greys)' if shape == 'bytes' else enters} {PRODUCTS[kind]} scores = MatMul(features, head) }}"
+    )
+    constants = {"step": np.float32(1 / 64), "low": np.float32(-2), "b": bias, "head": np.eye(matrix.shape[1])}
+    constants |= {"w": matrix if kind == "MatMul" else matrix.T}
+    for name, value in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 8]), "shape"))
+    onnx.save(model, str(path))
 
 
 WAYS = tuple(itertools.product(("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"), ("0", "1")))

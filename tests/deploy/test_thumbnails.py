@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from thoraclip.cli.app import run
 from thoraclip.deploy.export import export_bundle
 from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.thumbnails import SIDE, Thumbnails, draw_rows
-from thoraclip.errors import ConfigError, MismatchError
+from thoraclip.errors import ConfigError
 from thoraclip.imaging import decode
 
 pictures = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([None, "a", "b", "c", "d"])), min_size=1, max_size=40)
@@ -100,24 +99,16 @@ def test_a_training_picture_is_nearest_to_itself(carrying: Path, workshop: Works
     assert len(found) >= 9
 
 
-def test_the_card_says_that_they_are_inside_and_a_changed_one_is_noticed(
-    carrying: Path, workshop: Workshop, tmp_path: Path
-) -> None:
-    plain, copy = workshop.bundle("probe"), shutil.copytree(carrying, tmp_path / "copy")
+def test_the_card_says_that_they_are_inside(carrying: Path, workshop: Workshop) -> None:
+    plain = workshop.bundle("probe")
     assert "**9 training images inside**" in (carrying / "README.md").read_text()
     assert "inside**" not in (plain / "README.md").read_text()
     assert not (plain / "thumbnails.npz").exists() and open_bundle(plain).bundle.thumbnails is None
-    content = bytearray((copy / "thumbnails.npz").read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / "thumbnails.npz").write_bytes(content)
-    with pytest.raises(MismatchError, match=r"thumbnails\.npz: its content is not the one"):
-        open_bundle(copy)
 
 
 def test_what_cannot_be(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(
-        ConfigError, match="thumbnails = 3: the run 'zeroshot' has learned from no picture; leave it out"
-    ):
+    message = "thumbnails = 3: the run 'zeroshot' has learned from no picture; leave it out"
+    with pytest.raises(ConfigError, match=message):
         export_bundle(workshop.original("zeroshot"), tmp_path / "bundle", thumbnails=3)
     manifest = str(workshop.root / "manifest.parquet")
     arguments = ["export", str(workshop.run("probe")), "--manifest", manifest, "--out", str(tmp_path / "bundle")]
