@@ -21,7 +21,6 @@ from tests.conftest import examples
 from tests.deploy.conftest import Workshop
 from tests.deploy.fake_bundle import LABELS, FakeClassifier, prediction
 from tests.imaging.files import LOSSLESS, data_set, dicom, encoded, waves
-from tests.small_install import run_small
 
 from thoraclip.deploy import partial
 from thoraclip.deploy.opening import open_bundle
@@ -311,18 +310,6 @@ def half_done(out: Path, *paths: str | Path, until: str) -> None:
         run(out, *paths, classifier=FakeClassifier(fails={until: Killed()}), threads=1)
 
 
-def test_killed_again_and_again_at_any_picture(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "in", 16)
-    run(tmp_path / "whole.csv", folder)
-    for reach in (3, 4, 12):
-        half_done(tmp_path / "t.csv", folder, until=f"{reach:02d}.png")
-        assert not (tmp_path / "t.csv").exists()
-        kept = (tmp_path / "t.csv.partial").read_bytes().splitlines()[1:]
-        assert {json.loads(line)["path"] for line in kept} == {f"{folder}/{i:02d}.png" for i in range(reach)}
-    run(tmp_path / "t.csv", folder)
-    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-
-
 def test_killed_while_the_table_is_written_leaves_the_old_one_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,10 +467,3 @@ def test_places_are_a_mapping_that_grows() -> None:
         assert len(places) == len(expected)
     assert {key: places.get(key) for key in keys} == expected
     assert places.get(path_key("/a/4000")) == places.get(200 << 20) == 0
-
-
-def test_it_runs_on_a_small_machine() -> None:
-    done = run_small(
-        "sys.modules['onnxruntime'] = None\nfrom thoraclip.deploy import lists, partial, pictures, rows, scoring"
-    )
-    assert done.returncode == 0, done.stderr
