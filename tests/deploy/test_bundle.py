@@ -77,9 +77,7 @@ def _rewrite(folder: Path, **changes: object) -> None:
         ({"preprocess": {"size": 0}}, "is not readable .*; export the run again"),
     ],
 )
-def test_a_later_schema_asks_for_an_upgrade_and_nonsense_for_another_export(
-    copy: Path, changes: dict[str, object], message: str
-) -> None:
+def test_a_later_schema_or_nonsense_tells_the_remedy(copy: Path, changes: dict[str, object], message: str) -> None:
     facts = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(facts | changes))
     seal(copy)

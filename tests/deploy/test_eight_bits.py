@@ -176,9 +176,7 @@ def test_the_probe_of_the_processor_is_the_one_that_the_script_makes() -> None:
 
 
 @pytest.mark.parametrize("name", ["probe", "baseline-resnet"])
-def test_a_bundle_answers_alike_whatever_the_processor_can(
-    workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundles_answer_alike_on_any_processor(workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without exact kernels of signed bytes, asked for and not; no factor of a product is signed."""
     folder = workshop.bundle(name, int8=True)
     model = onnx.load(str(folder / "model.onnx"))

@@ -26,7 +26,7 @@ from thoraclip.deploy import partial
 from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.pictures import Pictures, find_pictures
 from thoraclip.deploy.places import Places, path_key
-from thoraclip.deploy.rows import columns, csv_line, failed_row, head_line, json_line, row_of, table_format
+from thoraclip.deploy.rows import FORMATS, columns, csv_line, failed_row, head_line, json_line, row_of, table_format
 from thoraclip.deploy.runtime import Prediction
 from thoraclip.deploy.scoring import ScoringSummary, open_table, require_one, score
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
@@ -131,25 +131,17 @@ def test_every_picture_gets_its_row_in_order_however_many_threads_and_pictures_a
         failed_row(path, failed[path], LABELS) if path in failed else row_of(path, one, LABELS)
         for path, one in found.items()
     ]
-    for threads, together in ((1, 1), (3, 1), (3, 4)):
-        summary = run(out, folder, threads=threads, classifier=FakeClassifier(together=together))
-        assert out.read_bytes() == head_line("csv", LABELS) + b"".join(map(csv_line, rows))
+    for threads, together, kind in ((1, 1, "csv"), (3, 1, "jsonl"), (3, 4, "csv")):
+        summary = run(out, folder, kind=kind, threads=threads, classifier=FakeClassifier(together=together))
+        assert out.read_bytes() == head_line(kind, LABELS) + b"".join(map(FORMATS[kind], rows))
         assert (summary.images, summary.failed, summary.resumed, summary.repeated) == (40, 2, 0, 0)
         assert summary.flagged == sum(one.ood for path, one in found.items() if path not in failed) > 0  # type: ignore[misc]
         assert summary.first_failed == list(failed.items())
         assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "t.csv"]
-
-
-def test_a_file_a_stream_and_a_list_hold_the_same(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "in")
-    for kind in ("csv", "jsonl"):
         stream = io.BytesIO()
-        run(stream, folder, kind=kind)
-        run(tmp_path / "t", folder, kind=kind)
-        assert (tmp_path / "t").read_bytes() == stream.getvalue()
-    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert run(None, folder).rows == lines
-    assert run(io.BytesIO(), folder).rows is None
+        assert summary.rows is run(stream, folder, kind=kind).rows is None
+        assert stream.getvalue() == out.read_bytes()
+    assert run(None, folder).rows == rows
 
 
 def test_a_stream_is_written_row_by_row_and_progress_copes_with_what_is_not_known(tmp_path: Path) -> None:
@@ -283,9 +275,7 @@ def killed(_: object) -> Any:
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\0" * 40, b'{"path"', b"[]\n", b'{"path":"x"}\n'])
-def test_cut_anywhere_the_same_command_ends_with_the_same_bytes(
-    undisturbed: Work, rubbish: bytes, tmp_path: Path
-) -> None:
+def test_cut_anywhere_the_command_ends_with_the_same_bytes(undisturbed: Work, rubbish: bytes, tmp_path: Path) -> None:
     """At the end of any line, beside it, and within; and with what else a loss of power leaves there."""
     folder, kept, tables = undisturbed
     lines = [json.loads(line) for line in tables["jsonl"].splitlines()]
@@ -310,9 +300,7 @@ def half_done(out: Path, *paths: str | Path, until: str) -> None:
         run(out, *paths, classifier=FakeClassifier(fails={until: Killed()}), threads=1)
 
 
-def test_killed_while_the_table_is_written_leaves_the_old_one_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_while_it_is_written_leaves_the_old_table_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path / "in")
     run(tmp_path / "whole.csv", folder)
     (tmp_path / "t[1].csv").write_text("old")
@@ -364,9 +352,7 @@ def test_the_table_follows_the_pictures_of_today(tmp_path: Path, monkeypatch: py
         (None, "is in the way, and no partial table"),
     ],
 )
-def test_a_partial_table_of_something_else_is_refused_and_kept(
-    head: dict[str, Any] | None, message: str, tmp_path: Path
-) -> None:
+def test_another_partial_table_is_refused_and_kept(head: dict[str, Any] | None, message: str, tmp_path: Path) -> None:
     folder = fill(tmp_path / "in")
     half_done(tmp_path / "t.csv", folder, until="05.png")
     kept = (tmp_path / "t.csv.partial").read_bytes()

@@ -31,9 +31,7 @@ def carrying(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @given(pictures, st.integers(1, 50), st.integers(0, 3))
-def test_classes_are_even_and_no_patient_comes_twice_before_all_came(
-    found: list[tuple[int, str | None]], count: int, seed: int
-) -> None:
+def test_classes_and_patients_are_drawn_evenly(found: list[tuple[int, str | None]], count: int, seed: int) -> None:
     targets, patients = np.array([one for one, _ in found]), [one for _, one in found]
     rows = draw_rows(targets, patients, count=count, seed=seed)
     assert rows.tolist() == sorted(set(rows.tolist())) and len(rows) == min(count, len(found))

@@ -19,7 +19,7 @@ import thoraclip
 from thoraclip.deploy.runtime import BundleClassifier
 from thoraclip.deploy.server import app as app_module
 from thoraclip.deploy.server.answers import Explained, Predicted
-from thoraclip.deploy.server.desk import BusyError, Desk
+from thoraclip.deploy.server.desk import BusyError, Desk, TooLongError
 from thoraclip.deploy.server.intake import MEDIA_TYPES
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.openapi import EXPLAINED, PREDICTED
@@ -177,16 +177,17 @@ def test_the_most_similar_training_pictures_are_told_when_asked_for(
     assert client.post("/v1/predict", files=forms(png)).json()["pictures"][0]["neighbours"] is None
 
 
-def test_a_busy_desk_is_a_429_that_says_when_to_come(
-    opened: Opened, png: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def busy(*_: object, **__: object) -> None:
-        raise BusyError("64 pictures are waiting already; come later", 7)
+def test_what_the_desk_refuses_has_its_status(opened: Opened, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = [BusyError("64 pictures are waiting already; come later", 7), TooLongError("takes longer than 30 s")]
+    answers = iter(reasons)
 
-    monkeypatch.setattr(Desk, "predict", busy)
-    response = opened().post("/v1/predict", files=forms(png))
-    assert reason(response, 429) == "64 pictures are waiting already; come later"
-    assert response.headers["retry-after"] == "7"
+    async def refuse(*_: object, **__: object) -> None:
+        raise next(answers)
+
+    monkeypatch.setattr(Desk, "predict", refuse)
+    busy, long = (opened().post("/v1/predict", files=forms(png)) for _ in reasons)
+    assert [reason(busy, 429), reason(long, 422)] == [str(one) for one in reasons]
+    assert busy.headers["retry-after"] == "7" and "retry-after" not in long.headers
 
 
 def test_two_bundles_are_asked_by_name(opened: Opened, bundle: Path, png: bytes) -> None:

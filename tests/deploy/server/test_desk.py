@@ -94,9 +94,7 @@ def levels(found: list[Any]) -> list[int]:
     together=st.integers(1, 4),
     threads=st.integers(1, 3),
 )
-def test_everyone_gets_the_own_answer_in_the_own_order(
-    desks: Any, requests: list[list[int]], together: int, threads: int
-) -> None:
+def test_each_gets_the_own_answers_in_order(desks: Any, requests: list[list[int]], together: int, threads: int) -> None:
     stub, desk = desks(together=together, threads=threads)
 
     async def ask() -> list[list[Any]]:
@@ -166,9 +164,7 @@ def test_a_bad_picture_harms_no_other_of_its_batch(desks: Any) -> None:
     assert isinstance(bad, ImageError) and str(bad) == "image: not a PNG, JPEG or DICOM picture"
 
 
-def test_a_fault_of_the_model_reaches_who_asked_and_the_next_is_answered(
-    desks: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_the_model_reaches_who_asked_and_nobody_else(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stub, desk = desks(together=2)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(stub, "classify_greys", lambda _: 1 / 0)

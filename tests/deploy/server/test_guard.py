@@ -118,7 +118,7 @@ def talk(client: TestClient, headers: dict[str, str], receive: Callable[[Sent], 
 
 
 @pytest.mark.parametrize("size", [1_000_001, 10**15])
-def test_a_body_that_is_announced_as_too_large_is_refused_unread(
+def test_a_body_announced_too_large_is_refused_unread(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     async def nothing(sent: Sent) -> None:
@@ -197,9 +197,7 @@ def written() -> Iterator[io.StringIO]:
         logging.getLogger(name).handlers, logging.getLogger(name).propagate = handlers, propagate
 
 
-def test_the_log_has_a_line_for_each_request_and_no_name_in_it(
-    opened: Opened, png: bytes, written: io.StringIO
-) -> None:
+def test_the_log_has_a_line_for_each_request_and_no_name(opened: Opened, png: bytes, written: io.StringIO) -> None:
     client, name = opened(), "Mueller^Hans"
     client.post(f"/v1/predict?bundle={name}", files=[(name, (f"{name}.dcm", png))])
     client.post("/v1/predict", files=[(name, (f"{name}.dcm", png)), ("x", ("y", name.encode()))])

@@ -12,10 +12,7 @@ import pytest
 from PIL import Image
 from scripts.served import Served
 from tests.deploy.server.test_app import forms, reason
-from tests.imaging.damage import damaged, valid_files
 from tests.imaging.files import chunk, data_set, encoded, waves, written
-
-Serve = Callable[..., Served]
 
 
 @pytest.fixture(scope="module")
@@ -120,25 +117,6 @@ def test_headers_of_a_part_are_bounded(ask: Callable[..., httpx.Response], png: 
     for head in (b"x: " + b"y" * 1_000_000, b"x: y\r\n" * 100_000):
         body = b"--b\r\n" + head + b"\r\n\r\n" + png + b"\r\n--b--\r\n"
         assert reason(ask(content=body, headers=kind), 400)
-
-
-def test_damaged_files_are_read_or_refused_with_a_reason(server: Served) -> None:
-    kinds, files = {"png": "image/png", "jpeg": "image/jpeg", "dicom": "application/dicom"}, valid_files()
-    with httpx.Client(base_url=server.address, timeout=120) as client:
-        for number in range(100_000, 100_080):
-            name, data = damaged(files, 0, number)
-            response = client.post("/v1/predict", content=data, headers={"content-type": kinds[name.split()[0]]})
-            if response.status_code == 200:
-                assert sum(response.json()["pictures"][0]["scores"].values()) == pytest.approx(1, abs=1e-4)
-            else:
-                assert reason(response, response.status_code).strip() and 400 <= response.status_code < 500, number
-
-
-def test_what_a_decoder_hangs_on_is_given_up_and_others_are_served_meanwhile(serve: Serve, png: bytes) -> None:
-    server, large = serve("--threads", "2", "--set", "seconds=0.1"), encoded(Image.effect_noise((3500, 3500), 80))
-    with httpx.Client(base_url=server.address, timeout=60) as client:
-        assert reason(client.post("/v1/predict", files=forms(large)), 422) == "takes longer than 0.1 s"
-        assert client.post("/v1/predict", files=forms(png)).status_code == 200
 
 
 PATHS = ("/../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/card/../../x", "/%00")

@@ -193,24 +193,7 @@ def test_who_is_slow_holds_nobody_and_is_given_up(serve: Serve, png: bytes) -> N
         one.close()
 
 
-def test_requests_that_are_none_get_a_400(server: Served) -> None:
-    for bad in (
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
-        b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\ntransfer-encoding: x\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
-    ):
-        with connect(server) as connection:
-            connection.sendall(bad)
-            connection.shutdown(socket.SHUT_WR)
-            told = answer(connection)
-            assert told[9:10] in (b"4", b""), (bad[:40], told)
-    assert httpx.get(server.address + "/health").status_code == 200
-
-
-def test_more_connections_than_the_limit_are_told_to_come_later_and_a_token_comes_from_a_file(
-    serve: Serve, tmp_path: Path
-) -> None:
+def test_connections_beyond_the_limit_come_later_and_a_token_comes_from_a_file(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("a-token-of-some-length\n")
     server = serve("--set", "connections=8", "--set", "head_seconds=600", "--token-file", str(tmp_path / "token"))
     held = [connect(server) for _ in range(8)]
@@ -244,9 +227,7 @@ def test_no_torch_in_the_process(serve: Serve) -> None:
     assert "onnxruntime" in loaded and not loaded & {"torch", "transformers", "gradio", "scipy", "pandas"}
 
 
-def test_where_somebody_listens_already_it_says_so_before_the_bundle_is_loaded(
-    bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_taken_port_is_told_before_the_bundle_is_loaded(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["serve", str(bundle / "no-such"), "--port", str(port)]) == 2
@@ -256,7 +237,7 @@ def test_where_somebody_listens_already_it_says_so_before_the_bundle_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
         (["--host", "no-such-host.invalid"], "error: --host no-such-host.invalid --port 0: cannot listen there ("),
         (["--set", "fils=3"], "error: --set: unknown setting 'fils'; did you mean 'files'?"),
@@ -265,17 +246,13 @@ def test_where_somebody_listens_already_it_says_so_before_the_bundle_is_loaded(
         (["--beside", "no-such-bundle"], "error: no-such-bundle: no such folder; name a folder that `thoraclip export"),
     ],
 )
-def test_mistakes_are_one_line(
-    bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["serve", str(bundle), "--port", "0", "--no-page", *arguments]) == 2
+def test_mistakes_are_a_line(bundle: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(bundle), "--port", "0", "--no-page", *words]) == 2
     told = capsys.readouterr().err
     assert told.startswith(message) and told.count("\n") == 1
 
 
-def test_a_token_is_that_of_the_file_else_of_the_environment_and_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_is_the_file_s_else_the_environment_s_and_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     monkeypatch.delenv("THORACLIP_TOKEN", raising=False)
     assert read_token(None) == ""
