@@ -37,9 +37,6 @@ def below(root: Path, pictures: Pictures) -> list[str]:
     return [str(Path(path).relative_to(root)) for path in pictures]
 
 
-# folders
-
-
 NAMES = st.text(alphabet="aB1.-_ é", min_size=1, max_size=3).filter(lambda name: name not in {".", ".."})
 ENDINGS = st.sampled_from(["", ".png", ".PNG", ".dcm", ".txt", ".1"])
 TREES = st.recursive(
@@ -165,9 +162,6 @@ def test_a_tree_deeper_than_the_stack_is_walked(tmp_path: Path) -> None:
             Path(folder).rmdir()
 
 
-# what is named
-
-
 def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     put(tmp_path, "x.txt", ".hidden.png", "folder/a.png", "folder/.b/c.png")
     given = [tmp_path / "x.txt", str(tmp_path / ".hidden.png"), f"{tmp_path}/./folder//", tmp_path / "folder" / ".b"]
@@ -185,9 +179,6 @@ def test_what_does_not_exist_is_refused_before_any_work_and_so_are_neither_and_b
     for paths, manifest in (([], None), ([tmp_path], tmp_path / "m.csv")):
         with pytest.raises(ConfigError, match="give either pictures .* or --manifest FILE"):
             find_pictures(paths, manifest=manifest)
-
-
-# lists
 
 
 class Slow(io.BytesIO):
@@ -235,9 +226,6 @@ def test_a_list_that_is_a_picture_or_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="-: no path in the list, no picture; give one path a line"):
         list(find_pictures(["-"], stream=io.BytesIO(b"\n\n")))
     assert len(list(find_pictures(["-", tmp_path / "a.png"], stream=io.BytesIO(b"")))) == 1
-
-
-# manifests
 
 
 def test_a_table_is_read_below_its_folder(tmp_path: Path) -> None:

@@ -62,9 +62,6 @@ def read_csv(data: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
 
 
-# rows
-
-
 def test_the_columns_of_both_formats() -> None:
     scores = {"COVID-19": 2 / 3, "Non-COVID": 1 / 3 - 1e-7, "Normal": 1e-7}
     found = row_of("a,b.png", Prediction("COVID-19", scores, ("COVID-19", "Normal"), True, 0.4), LABELS)
@@ -118,9 +115,6 @@ def test_the_format_is_what_was_asked_for_else_what_the_name_says(asked: str, ou
         assert table_format(asked, out) == answer
     except ConfigError as error:
         assert str(error) == answer
-
-
-# the pass
 
 
 def test_every_picture_gets_its_row_in_order_however_many_threads_and_pictures_at_once(tmp_path: Path) -> None:
@@ -240,9 +234,6 @@ def test_only_ten_reasons_are_kept_and_not_one_picture_is_an_error_with_the_tabl
         require_one(summary, tmp_path / "t.csv")
     with pytest.raises(ConfigError, match="threads = -1: 1 or more are needed, or 0"):
         run(None, tmp_path / "in", threads=-1)
-
-
-# killed and gone on with
 
 
 class Killed(BaseException):
@@ -397,9 +388,6 @@ def test_folders_above_the_table_are_made_and_a_run_without_a_row_leaves_nothing
     with pytest.raises(InputError, match="no path in the list"):
         run(tmp_path / "a" / "b" / "t.csv", "-", stream=io.BytesIO(b""))
     assert list((tmp_path / "a" / "b").iterdir()) == []
-
-
-# memory and parts
 
 
 class Archive:

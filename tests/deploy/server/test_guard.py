@@ -88,11 +88,8 @@ PNG = {"content-type": "image/png"}
 
 def test_a_body_may_be_as_large_as_the_limit_and_no_byte_larger(opened: Opened) -> None:
     """Whether its length is told or not."""
-    client = opened(Limits(megabytes=1))
-    for size, status, told in (
-        (1_000_000, 422, "not a PNG"),
-        (1_000_001, 413, "larger than 1 MB; send fewer or smaller"),
-    ):
+    client, large = opened(Limits(megabytes=1)), "larger than 1 MB; send fewer or smaller"
+    for size, status, told in ((1_000_000, 422, "not a PNG"), (1_000_001, 413, large)):
         body = b"x" * size
         for content in (body, (body[at : at + 100_000] for at in range(0, size, 100_000))):
             assert told in reason(client.post("/v1/predict", content=content, headers=PNG), status)
@@ -102,37 +99,38 @@ def test_a_body_may_be_as_large_as_the_limit_and_no_byte_larger(opened: Opened) 
 Sent = list[dict[str, Any]]
 
 
-def talk(client: TestClient, headers: dict[str, str], receive: Callable[[Sent], Awaitable[Any]]) -> Sent:
-    """All that the app sends to one who posts a picture; `receive` gives its next part and knows what was sent so far."""
-    sent: Sent = []
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sent]:
+    """`talk(client, receive, ...)` -> all that is sent to one who posts a picture; `receive(sent so far)` gives its next part."""
+    monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
+    def make(client: TestClient, receive: Callable[[Sent], Awaitable[Any]], length: int | None = None) -> Sent:
+        sent, headers = Sent(), PNG | ({} if length is None else {"content-length": str(length)})
 
-    scope = {
-        "type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1",
-        "headers": [(name.encode(), value.encode()) for name, value in (PNG | headers).items()],
-    }  # fmt: skip
-    asyncio.run(client.app(scope, lambda: receive(sent), send))  # type: ignore[arg-type]
-    return sent
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1"}
+        scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+        asyncio.run(client.app(scope, lambda: receive(sent), send))  # type: ignore[arg-type]
+        return sent
+
+    return make
 
 
-@pytest.mark.parametrize("size", [1_000_001, 10**15])
-def test_a_body_announced_too_large_is_refused_unread(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
+def test_a_body_announced_too_large_is_refused_unread(opened: Opened, talk: Callable[..., Sent]) -> None:
     async def nothing(sent: Sent) -> None:
         assert len(sent) == 2, "it was read before the refusal"
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)
-    sent = talk(opened(Limits(megabytes=1)), {"content-length": str(size)}, nothing)
-    assert sent[0]["status"] == 413 and b"larger than 1 MB" in sent[1]["body"]
-    assert (b"connection", b"close") in sent[0]["headers"]
+    for size in (1_000_001, 10**15):
+        sent = talk(opened(Limits(megabytes=1)), nothing, size)
+        assert sent[0]["status"] == 413 and b"larger than 1 MB" in sent[1]["body"]
+        assert (b"connection", b"close") in sent[0]["headers"]
 
 
 def test_a_body_that_drips_is_given_up_and_who_goes_away_is_no_failure(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    opened: Opened, talk: Callable[..., Sent], caplog: pytest.LogCaptureFixture
 ) -> None:
     """All of it has to come in time, not each part."""
     parts = iter(range(1000))
@@ -144,12 +142,11 @@ def test_a_body_that_drips_is_given_up_and_who_goes_away_is_no_failure(
     async def gone(sent: Sent) -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
-    monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)
     caplog.set_level(logging.INFO, LOGGER.name)
     client = opened(Limits(upload_seconds=0.2))
-    sent = talk(client, {}, drip)
+    sent = talk(client, drip)
     assert sent[0]["status"] == 408 and b"the request took longer than 0.2 s to arrive" in sent[1]["body"]
-    assert talk(client, {"content-length": "9"}, gone) == []
+    assert talk(client, gone, 9) == []
     assert [record.facts["status"] for record in caplog.records] == [408, 499]  # type: ignore[attr-defined]
     assert client.app.state.counter.held.bytes == 0  # type: ignore[attr-defined]
 
@@ -205,9 +202,8 @@ def test_the_log_has_a_line_for_each_request_and_no_name(opened: Opened, png: by
     client.get("/health")
     assert "Mueller" not in written.getvalue()
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
-    assert [(one["route"], one["status"]) for one in lines] == [
-        ("/v1/predict", 404), ("/v1/predict", 200), ("other", 404),
-    ]  # fmt: skip
+    answers = [(one["route"], one["status"]) for one in lines]
+    assert answers == [("/v1/predict", 404), ("/v1/predict", 200), ("other", 404)]
     assert lines[1] | {"pictures": 2, "unreadable": 1, "bytes": len(png) + 12} == lines[1]
     assert all(one["time"].endswith("Z") and one["level"] == "info" and one["seconds"] >= 0 for one in lines)
 
