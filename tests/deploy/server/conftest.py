@@ -21,6 +21,12 @@ from thoraclip.deploy.server.meters import Meters
 REPOSITORY = Path(__file__).parents[3]
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Asynchronous tests run in this loop."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def bundle(workshop: Workshop) -> Path:
     """Folder of a small bundle."""

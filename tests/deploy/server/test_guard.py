@@ -151,32 +151,27 @@ def test_a_body_that_drips_is_given_up_and_who_goes_away_is_no_failure(
     assert client.app.state.counter.held.bytes == 0  # type: ignore[attr-defined]
 
 
-def test_all_bodies_together_are_held_to_a_limit_and_let_go(opened: Opened, png: bytes) -> None:
-    app = opened(Limits(megabytes=1, held_megabytes=2))
-    counter = app.app.state.counter  # type: ignore[attr-defined]
+@pytest.mark.anyio
+async def test_all_bodies_together_are_held_to_a_limit_and_let_go(opened: Opened, png: bytes) -> None:
+    app, go = opened(Limits(megabytes=1, held_megabytes=2)).app, asyncio.Event()
 
-    async def ask() -> None:
-        go = asyncio.Event()
+    async def waits() -> AsyncIterator[bytes]:
+        yield b"x" * 900_000
+        await go.wait()
 
-        async def waits() -> AsyncIterator[bytes]:
-            yield b"x" * 900_000
-            await go.wait()
-
-        here = httpx.ASGITransport(app.app)  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=here, base_url="http://here") as client:
-            held = [asyncio.create_task(client.post("/v1/predict", content=waits(), headers=PNG)) for _ in range(2)]
-            while counter.held.bytes < 1_800_000:
-                await asyncio.sleep(0.001)
-            more = await client.post("/v1/predict", content=b"x" * 300_000, headers=PNG)
-            assert reason(more, 429) == "too much is being received at once; come later"
-            assert more.headers["retry-after"] == "1"
-            go.set()
-            assert [(await one).status_code for one in held] == [422, 422]
-            assert counter.held.bytes == 0
-            assert (await client.post("/v1/predict", content=png, headers=PNG)).status_code == 200
-
-    asyncio.run(ask())
-    assert counter.held.bytes == 0
+    held = app.state.counter.held  # type: ignore[attr-defined]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here", headers=PNG) as client:  # type: ignore[arg-type]
+        first = [asyncio.create_task(client.post("/v1/predict", content=waits())) for _ in range(2)]
+        while held.bytes < 1_800_000:
+            await asyncio.sleep(0.001)
+        more = await client.post("/v1/predict", content=b"x" * 300_000)
+        assert reason(more, 429) == "too much is being received at once; come later"
+        assert more.headers["retry-after"] == "1"
+        go.set()
+        assert [(await one).status_code for one in first] == [422, 422]
+        assert held.bytes == 0
+        assert (await client.post("/v1/predict", content=png)).status_code == 200
+    assert held.bytes == 0
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from thoraclip.deploy.server.running import read_token
 from thoraclip.errors import InputError
 
 Serve = Callable[..., Served]
+HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
 HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-type: image/png\r\n"
 
 
@@ -53,20 +54,14 @@ def noise(side: int) -> bytes:
     return encoded(Image.effect_noise((side, side), 60))
 
 
-def connect(server: Served) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+def connect(server: Served, sent: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    connection.sendall(sent)
+    return connection
 
 
 def answer(connection: socket.socket) -> bytes:
-    """All that comes until the server closes."""
-    parts = []
-    while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def first_answer(connection: socket.socket) -> bytes:
-    """What comes up to the end of a short answer in JSON."""
+    """What comes up to the end of a short answer in JSON, or until the server closes."""
     told = b""
     while not told.endswith(b"}"):
         told += connection.recv(65536) or b"(closed)}"
@@ -95,8 +90,7 @@ def until_taken(server: Served, connections: int) -> None:
 @contextmanager
 def begun(server: Served) -> Iterator[socket.socket]:
     """A connection whose upload has begun and does not go on; no failure is in the log afterwards."""
-    with connect(server) as connection:
-        connection.sendall(HEAD + b"content-length: 10\r\n\r\nx")
+    with connect(server, HEAD + b"content-length: 10\r\n\r\nx") as connection:
         until_taken(server, 1)
         yield connection
     assert not [line for line in server.log if "Traceback" in line or "exception" in line.lower()]
@@ -157,8 +151,7 @@ def test_a_body_without_a_length_is_cut_at_the_limit_and_costs_no_memory(server:
     with httpx.Client(base_url=server.address, timeout=60) as client:
         client.post("/v1/predict", files=forms(png))
         before, block, sent, told = process.memory_info().rss, b"x" * 1_000_000, 0, b""
-        with connect(server) as connection:
-            connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        with connect(server, HEAD + b"transfer-encoding: chunked\r\n\r\n") as connection:
             while not told and sent < 1000:
                 connection.sendall(b"%x\r\n" % len(block) + block + b"\r\n")
                 sent += 1
@@ -173,12 +166,9 @@ def test_a_body_without_a_length_is_cut_at_the_limit_and_costs_no_memory(server:
 def test_who_is_slow_holds_nobody_and_is_given_up(serve: Serve, png: bytes) -> None:
     """With the body, with the head, and with the first byte; between two requests one may be."""
     server = serve("--set", "upload_seconds=2", "--set", "head_seconds=2")
-    silent, dripping, kept = (connect(server) for _ in range(3))
-    kept.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
-    assert first_answer(kept).startswith(b"HTTP/1.1 200")
-    slow = [connect(server) for _ in range(20)]
-    for one in slow:
-        one.sendall(HEAD + b"content-length: 1000\r\n\r\nxy")
+    silent, dripping, kept = (connect(server, sent) for sent in (b"", b"", HEALTH))
+    assert answer(kept).startswith(b"HTTP/1.1 200")
+    slow = [connect(server, HEAD + b"content-length: 1000\r\n\r\nxy") for _ in range(20)]
     with httpx.Client(base_url=server.address, timeout=60) as client:
         assert client.post("/v1/predict", files=forms(png)).status_code == 200
     assert {one.recv(65536)[:12] for one in slow} == {b"HTTP/1.1 408"}
@@ -187,8 +177,8 @@ def test_who_is_slow_holds_nobody_and_is_given_up(serve: Serve, png: bytes) -> N
             dripping.sendall(bytes([letter]))
             time.sleep(0.1)
     assert silent.recv(1) == b""
-    kept.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
-    assert first_answer(kept).startswith(b"HTTP/1.1 200")
+    kept.sendall(HEALTH)
+    assert answer(kept).startswith(b"HTTP/1.1 200")
     for one in (*slow, silent, dripping, kept):
         one.close()
 
@@ -198,8 +188,8 @@ def test_connections_beyond_the_limit_come_later_and_a_token_comes_from_a_file(s
     server = serve("--set", "connections=8", "--set", "head_seconds=600", "--token-file", str(tmp_path / "token"))
     held = [connect(server) for _ in range(8)]
     until_taken(server, 8)
-    held[-1].sendall(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
-    assert first_answer(held[-1]).startswith(b"HTTP/1.1 200"), "the last one within the limit"
+    held[-1].sendall(HEALTH)
+    assert answer(held[-1]).startswith(b"HTTP/1.1 200"), "the last one within the limit"
     refused = httpx.get(server.address + "/health")
     assert reason(refused, 503) == "too many connections are open; come later"
     assert refused.headers["retry-after"] == "5" and refused.headers["x-request-id"]
@@ -231,9 +221,8 @@ def test_a_taken_port_is_told_before_the_bundle_is_loaded(bundle: Path, capsys: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["serve", str(bundle / "no-such"), "--port", str(port)]) == 2
-    assert capsys.readouterr().err == (
-        f"error: --host 127.0.0.1 --port {port}: cannot listen there (Address already in use); name another port\n"
-    )
+    told = f"--host 127.0.0.1 --port {port}: cannot listen there (Address already in use); name another port"
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 @pytest.mark.parametrize(
