@@ -175,33 +175,33 @@ def test_a_picture_that_is_named_twice_is_scored_once(tmp_path: Path, monkeypatc
 
 def test_what_cannot_be_read_is_a_row_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grey = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
-    whole = encoded(Image.fromarray(grey))
+    whole, packed = encoded(Image.fromarray(grey)), LOSSLESS["RLE"](data_set(waves(12), bits=12))
+    remedy = "is not installed; mend it with: pip install 'thoraclip[dicom]'"
     contents = {
-        "good.png": whole,
-        "text.png": b"text",
-        "empty.png": b"",
-        "torn.png": whole[: len(whole) // 2],
-        "good.dcm": dicom(grey),
-        "rle.dcm": LOSSLESS["RLE"](data_set(waves(12), bits=12)),
+        "good.png": (whole, None),
+        "good.dcm": (dicom(grey), None),
+        "text.png": (b"text", "not a PNG, JPEG or DICOM picture"),
+        "empty.png": (b"", "the file is empty"),
+        "torn.png": (whole[: len(whole) // 2], "damaged picture (image file is truncated)"),
+        "rle.dcm": (packed, f"'a decoder for RLE Lossless' {remedy}"),
     }
     monkeypatch.setattr("thoraclip.imaging.dicom._PLUGINS", ())
-    for name, content in contents.items():
+    for name, (content, _) in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    paths = [f"{tmp_path}/{name}" for name in [*contents, "folder", "pipe.png", "gone.png", "x" * 300, "nul\0/byte"]]
+    expected = {name: told for name, (_, told) in contents.items()} | {
+        "folder": "cannot be read (not a regular file)",
+        "pipe.png": "cannot be read (not a regular file)",
+        "gone.png": "cannot be read (No such file or directory)",
+        "x" * 300: "cannot be read (File name too long)",
+        "nul\0/byte": "no file's name holds a NUL byte",
+    }
     decoder = FakeClassifier(read=lambda source: decode(source).pixels.tobytes())
+    paths = [f"{tmp_path}/{name}" for name in expected]
     with open_table(None, LABELS, "csv", fingerprint="f") as table:
         rows = score(decoder, Pictures([], table=paths, stream=None), table, threads=2).rows or []
-    assert [row["path"] for row in rows] == paths
-    assert {Path(row["path"]).name[:9]: row["error"] for row in rows} == {
-        "good.png": None, "text.png": "not a PNG, JPEG or DICOM picture", "empty.png": "the file is empty",
-        "torn.png": "damaged picture (image file is truncated)", "good.dcm": None,
-        "folder": "cannot be read (not a regular file)", "pipe.png": "cannot be read (not a regular file)",
-        "gone.png": "cannot be read (No such file or directory)", "x" * 9: "cannot be read (File name too long)",
-        "byte": "no file's name holds a NUL byte",
-        "rle.dcm": "'a decoder for RLE Lossless' is not installed; mend it with: pip install 'thoraclip[dicom]'",
-    }  # fmt: skip
+    assert [(row["path"], row["error"]) for row in rows] == list(zip(paths, expected.values(), strict=True))
 
 
 def test_a_bundle_that_takes_some_at_once_says_the_same_picture_by_picture(workshop: Workshop, tmp_path: Path) -> None:
@@ -228,9 +228,8 @@ def test_only_ten_reasons_are_kept_and_not_one_picture_is_an_error_with_the_tabl
     summary = run(tmp_path / "t.csv", fill(tmp_path / "none", 3, bad=(0, 1, 2)))
     assert len(read_csv((tmp_path / "t.csv").read_bytes())) == 3
     assert summary.flagged is None
-    with pytest.raises(
-        InputError, match=r"t\.csv: not one of 3 pictures can be read, first .*00\.png: damaged picture \(bad 0\)"
-    ):
+    message = r"t\.csv: not one of 3 pictures can be read, first .*00\.png: damaged picture \(bad 0\)"
+    with pytest.raises(InputError, match=message):
         require_one(summary, tmp_path / "t.csv")
     with pytest.raises(ConfigError, match="threads = -1: 1 or more are needed, or 0"):
         run(None, tmp_path / "in", threads=-1)
