@@ -67,10 +67,8 @@ def test_the_bundle_gives_the_probabilities_of_the_original_and_of_the_run(works
 
 @pytest.mark.parametrize(("name", "way"), [("probe", "row-wise"), ("baseline-resnet", "static")])
 def test_int8_is_another_model_and_a_like_one(workshop: Workshop, name: str, way: str) -> None:
-    opened, found = (
-        open_bundle(workshop.bundle(name, int8=True)),
-        read_bundle(workshop.bundle(name, int8=True)).parity["int8"],
-    )
+    opened = open_bundle(workshop.bundle(name, int8=True))
+    found = opened.bundle.parity["int8"]
     assert (opened.bundle.precision, opened.together, found["quantisation"]) == ("int8", 4, way)
     assert found["share"] <= 0.02 and -0.005 <= found["accuracy"]["low"] <= found["accuracy"]["high"] <= 0.005
     greys = np.random.default_rng(0).integers(0, 256, (9, 32, 32), dtype=np.uint8)
