@@ -60,9 +60,7 @@ def test_the_numbers_are_those_of_predict(opened: Opened, bundle: Path, tmp_path
         if one["error"]:
             assert row["error"].endswith(one["error"]) and one["scores"] is None and one["set"] is None
             continue
-        assert {f"score_{name}": score for name, score in one["scores"].items()} == {
-            name: value for name, value in row.items() if name.startswith("score_")
-        }
+        assert one["scores"] == {name[6:]: value for name, value in row.items() if name.startswith("score_")}
         assert (one["label"], one["set"], one["ood"]) == (row["label"], row["set"], row["ood"])
     assert told["note"] == "Research use only, not for diagnosis."
     assert told["bundle"]["fingerprint"] == thoraclip.open_bundle(bundle).bundle.fingerprint
@@ -78,9 +76,8 @@ def test_a_body_may_be_one_picture_whatever_it_claims_to_be(opened: Opened, png:
 def test_where_none_can_be_read_the_request_is_refused_with_each_reason(opened: Opened) -> None:
     response = opened().post("/v1/predict", files=forms(b"text", b""))
     assert reason(response, 422) == "not a PNG, JPEG or DICOM picture (and 1 more, none of which can be read)"
-    assert response.json()["pictures"] == [
-        {"index": 0, "error": "not a PNG, JPEG or DICOM picture"}, {"index": 1, "error": "the file is empty"},
-    ]  # fmt: skip
+    reasons = ["not a PNG, JPEG or DICOM picture", "the file is empty"]
+    assert response.json()["pictures"] == [{"index": i, "error": told} for i, told in enumerate(reasons)]
 
 
 FORM = "multipart/form-data; boundary="
@@ -152,17 +149,15 @@ def test_the_layers_laid_over_the_picture_are_the_sheet_s() -> None:
     layer.putalpha(Image.fromarray(cover.round().astype(np.uint8)))
     mixed = Image.alpha_composite(Image.fromarray(grey).convert("RGBA"), layer)
     mixed = Image.alpha_composite(mixed, outline_layer(lungs)).convert("RGB")
-    dark = ~seen
     assert np.abs(np.asarray(mixed)[seen] - sheet[seen]).max() <= 3
-    assert np.asarray(mixed)[dark].mean() < 0.5 * grey[dark].mean()
+    assert np.asarray(mixed)[~seen].mean() < 0.5 * grey[~seen].mean()
 
 
 def test_the_most_similar_training_pictures_are_told_when_asked_for(
     opened: Opened, classifier: BundleClassifier, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = opened()
-    none = client.post("/v1/predict?neighbours=3", files=forms(png)).json()["pictures"][0]
-    assert none["neighbours"] is None
+    assert client.post("/v1/predict?neighbours=3", files=forms(png)).json()["pictures"][0]["neighbours"] is None
     features = classifier.classify(png).features
     greys = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, axis=1).repeat(8, axis=2)
     unit = np.stack([features, -features, features * 0 + 1, features]) / np.linalg.norm(features)
@@ -193,8 +188,9 @@ def test_what_the_desk_refuses_has_its_status(opened: Opened, png: bytes, monkey
 def test_two_bundles_are_asked_by_name(opened: Opened, bundle: Path, png: bytes) -> None:
     client = opened(names=("first", "second"))
     assert [one["name"] for one in client.get("/v1/bundles").json()] == ["first", "second"]
-    asked = [client.post(f"/v1/predict{query}", files=forms(png)).json() for query in ("", "?bundle=second")]
-    assert [one["bundle"]["name"] for one in asked] == ["first", "second"]
+    asked = ("predict", "predict?bundle=second", "explain", "explain?bundle=second")
+    told = [client.post(f"/v1/{one}", files=forms(png)).json()["bundle"]["name"] for one in asked]
+    assert told == ["first", "second"] * 2
     card = client.get("/card")
     assert card.headers["content-type"] == "text/markdown; charset=utf-8"
     assert card.text == (bundle / "README.md").read_text()
@@ -202,18 +198,16 @@ def test_two_bundles_are_asked_by_name(opened: Opened, bundle: Path, png: bytes)
 
 
 def test_health_and_readiness(opened: Opened) -> None:
-    client = opened()
-    assert client.get("/health").json() == {"status": "alive"}
-    assert client.get("/ready").json() == {"status": "ready"}
+    """Of two bundles, both have to be ready."""
+    client = opened(names=("first", "second"))
     counter = client.app.state.counter  # type: ignore[attr-defined]
-    counter.is_stopping = True
-    response = client.get("/ready")
-    assert (response.status_code, response.json()) == (503, {"status": "stopping"})
-    assert client.get("/health").status_code == 200
-    counter.is_stopping = False
-    counter.desks[0]._is_open = False
-    assert client.get("/ready").json() == {"status": "busy"}
-    counter.desks[0]._is_open = True
+    assert client.get("/ready").json() == {"status": "ready"}
+    for place, name, status in ((counter.desks[1], "_is_open", "busy"), (counter, "is_stopping", "stopping")):
+        setattr(place, name, not getattr(place, name))
+        response = client.get("/ready")
+        assert (response.status_code, response.json()) == (503, {"status": status})
+        assert client.get("/health").json() == {"status": "alive"}
+        setattr(place, name, not getattr(place, name))
 
 
 def test_metrics_count_what_happened(opened: Opened, png: bytes) -> None:

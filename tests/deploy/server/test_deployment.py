@@ -24,12 +24,6 @@ DEPLOYMENT = REPOSITORY / "deployment"
 ADDRESS = "127.0.0.1:8000"
 
 
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Served]:
-    with Served(bundle, "--no-page", "--threads", "1") as running:
-        yield running
-
-
 def read(name: str) -> str:
     """A file of deployment/, its comments left out."""
     return re.sub(r"^#.*\n| #.*", "", (DEPLOYMENT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -50,11 +50,10 @@ def section(title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def servers(bundle: Path) -> Iterator[dict[bool, Served]]:
-    """Whether a token is demanded -> a server."""
-    words = (bundle, "--no-page", "--threads", "1")
-    with Served(*words) as plain, Served(*words, environment={"THORACLIP_TOKEN": TOKEN}) as guarded:
-        yield {False: plain, True: guarded}
+def guarded(bundle: Path) -> Iterator[Served]:
+    """A server that demands a token."""
+    with Served(bundle, "--no-page", "--threads", "1", environment={"THORACLIP_TOKEN": TOKEN}) as one:
+        yield one
 
 
 @pytest.fixture
@@ -81,9 +80,9 @@ def run_example(kind: str, code: str, folder: Path, address: str) -> str:
 
 
 @pytest.mark.parametrize(("kind", "code"), ASKING)
-def test_every_example_runs(kind: str, code: str, servers: dict[bool, Served], folder: Path) -> None:
-    server = servers[code in section("Tokens")]
-    told = run_example(kind, code, folder, f"127.0.0.1:{server.port}")
+def test_every_example_runs(kind: str, code: str, server: Served, guarded: Served, folder: Path) -> None:
+    port = (guarded if code in section("Tokens") else server).port
+    told = run_example(kind, code, folder, f"127.0.0.1:{port}")
     if "explain" in code and kind == "sh":
         layers = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
         assert layers["heat"].startswith("data:image/png;base64,")
@@ -144,9 +143,9 @@ def test_every_status_and_every_field_is_told() -> None:
     assert set(re.findall(r"`(\w+)`", rows)) == set(OnePicture.model_fields)
 
 
-def test_every_metric_is_told_and_every_one_that_is_told_exists(servers: dict[bool, Served], png: bytes) -> None:
-    httpx.post(servers[False].address + "/v1/predict", content=png, headers={"content-type": "image/png"}, timeout=60)
-    text = httpx.get(servers[False].address + "/metrics").text
+def test_every_metric_is_told_and_every_one_that_is_told_exists(server: Served, png: bytes) -> None:
+    httpx.post(server.address + "/v1/predict", content=png, headers={"content-type": "image/png"}, timeout=60)
+    text = httpx.get(server.address + "/metrics").text
     kinds = dict(re.findall(r"^# TYPE (thoraclip_\w+) (\w+)$", text, re.MULTILINE))
     there = {name for name in kinds if not name.endswith("_created")}
     rows = "\n".join(line.split("|")[1] for line in section("Metrics").splitlines() if line.startswith("| `"))

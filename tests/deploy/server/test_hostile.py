@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import httpx
 import psutil
@@ -13,14 +14,6 @@ from PIL import Image
 from scripts.served import Served
 from tests.deploy.server.test_app import forms, reason
 from tests.imaging.files import chunk, data_set, encoded, waves, written
-
-
-@pytest.fixture(scope="module")
-def server(bundle: object) -> Iterator[Served]:
-    with Served(bundle, "--no-page") as one:  # type: ignore[arg-type]
-        yield one
-        assert one.stop() == 0
-        assert not [line for line in one.log if '"level": "error"' in line]
 
 
 @pytest.fixture
@@ -42,6 +35,7 @@ def ask(server: Served, png: bytes) -> Iterator[Callable[..., httpx.Response]]:
         assert process.memory_info().rss - before < 100e6
 
 
+@cache
 def zeros(megabytes: int) -> bytes:
     """So many, compressed."""
     packer = zlib.compressobj(9)

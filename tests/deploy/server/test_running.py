@@ -30,25 +30,6 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
 HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-type: image/png\r\n"
 
 
-@pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the server would write."""
-    return tmp_path_factory.mktemp("homes")
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path, homes: Path) -> Iterator[Served]:
-    """One with the usual limits; it ends with 0, without a failure in its log, and has written nothing."""
-    environment = {name: str(homes / name) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
-    for folder in environment.values():
-        Path(folder).mkdir()
-    with Served(bundle, "--no-page", environment=environment) as one:
-        yield one
-        assert one.stop(signal.SIGINT) == 0
-        assert not [line for line in one.log if '"level": "error"' in line]
-    assert [str(path) for path in homes.rglob("*") if path.is_file()] == []
-
-
 def noise(side: int) -> bytes:
     """A picture of some size that takes a moment to decode."""
     return encoded(Image.effect_noise((side, side), 60))
@@ -202,7 +183,7 @@ def test_connections_beyond_the_limit_come_later_and_a_token_comes_from_a_file(s
 
 
 def test_nothing_is_written_to_disk(server: Served, homes: Path, png: bytes) -> None:
-    """The server's folders are looked at once more when it has ended."""
+    """Its folders are looked at once more when it has ended."""
     large = noise(2500)
     assert len(large) > 2_000_000
     assert httpx.post(server.address + "/v1/predict", files=forms(large, png), timeout=60).status_code == 200
