@@ -1,16 +1,13 @@
-"""Whoever scores, the rows are the same: threads, and the actors of a Ray cluster, one of which may die or be at home elsewhere."""
+"""Whoever scores, the rows are the same: threads, and the actors of a Ray cluster, which may be at home elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from tests.actors import kill_one, needs_ray
+from tests.actors import needs_ray
 from tests.conftest import draw_picture
 from tests.deploy.conftest import Workshop
 
@@ -99,45 +96,16 @@ def test_threads_with_actors_are_refused(bundle: Path, home: Path, tmp_path: Pat
     assert not (tmp_path / "t.csv").exists()
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A Ray cluster of two processors, the smallest."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'thoraclip[ray]'")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(num_cpus=2, num_gpus=0, object_store_memory=80 * 2**20, **quiet)
-        yield
-        ray.shutdown()
-
-
 @pytest.mark.slow
 @needs_ray
-def test_two_actors_one_of_which_is_killed_give_the_rows_of_one_process(
-    bundle: Path, near: bytes, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_actors_of_a_cluster_give_the_rows_of_one_process(
+    bundle: Path, near: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = tmp_path / "gate"
+    """What becomes of one that dies is tested where features are made."""
+    import ray
 
-    class Waiting(engines._Actor):
-        """Scores nothing before two actors were there and one was killed."""
-
-        def __call__(self, threads: int) -> Any:
-            work = super().__call__(threads)
-
-            def wait(shard: dict[str, Any]) -> dict[str, Any]:
-                while not gate.exists():
-                    time.sleep(0.02)
-                return work(shard)
-
-            return wait
-
-    def are_two(actors: list[Any]) -> bool:
-        if len(actors) == 2:
-            gate.touch()
-        return gate.exists()
-
-    monkeypatch.setattr(engines, "_Actor", Waiting)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setattr(engines, "_SHARD", 2)
-    killed = kill_one(are_two)
-    far = scored(tmp_path / "far.csv", bundle, engine="ray", workers=2)
-    assert killed and far == near
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    with ray.init(num_cpus=2, num_gpus=0, object_store_memory=80 * 2**20, **quiet):
+        assert scored(tmp_path / "far.csv", bundle, engine="ray", workers=2) == near
