@@ -20,8 +20,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.testclient import TestClient
 from tests.ui.conftest import Bundles, Server, Visit, need_ui, visiting
 
+from thoraclip.deploy.opening import open_bundle
+from thoraclip.deploy.server.app import Counter, create_app
+from thoraclip.deploy.server.desk import BusyError, Desk, TooLongError
+from thoraclip.deploy.server.limits import Limits
+from thoraclip.deploy.server.meters import Meters
+from thoraclip.deploy.server.page import _safely, mount_page
 from thoraclip.errors import ConfigError
 
 
@@ -50,13 +57,8 @@ def test_no_other_route_of_gradio_is_reached(server: Server) -> None:
 
     with gradio.Blocks(analytics_enabled=False) as blocks:
         gradio.HTML("")
-    routes = [
-        (r.path, r.methods or set())
-        for r in iter_route_contexts(gradio.routes.App.create_app(blocks).routes)
-        if getattr(r, "path", None)
-    ]
-    open_to = {"/", "/theme.css", "/favicon.ico", "/openapi.json"}
-    reached = set()
+    found = iter_route_contexts(gradio.routes.App.create_app(blocks).routes)
+    routes, reached = [(one.path, one.methods or set()) for one in found if getattr(one, "path", None)], set()
     for path, methods in routes:
         for method in methods & {"GET", "POST"}:
             filled = path.replace("{path_or_url:path}", "/etc/passwd").replace("{path:path}", "x")
@@ -64,7 +66,7 @@ def test_no_other_route_of_gradio_is_reached(server: Server) -> None:
             if ask(server, method, filled.replace(" ", ""))[0] not in (404, 405):
                 reached.add(path)
     assert len(routes) > 50
-    assert reached <= open_to
+    assert reached <= {"/", "/theme.css", "/favicon.ico", "/openapi.json"}
 
 
 @pytest.mark.parametrize(
@@ -199,15 +201,6 @@ def test_an_open_page_does_not_keep_the_server_and_tells_that_it_is_gone(
 
 def test_gradio_keeps_no_picture(bundles: Bundles, pictures: dict[str, bytes]) -> None:
     need_ui()
-    from starlette.testclient import TestClient
-
-    from thoraclip.deploy.opening import open_bundle
-    from thoraclip.deploy.server.app import Counter, create_app
-    from thoraclip.deploy.server.desk import Desk
-    from thoraclip.deploy.server.limits import Limits
-    from thoraclip.deploy.server.meters import Meters
-    from thoraclip.deploy.server.page import mount_page
-
     limits, meters = Limits(), Meters()
     desk = Desk(open_bundle(bundles.probe, threads=1), name="probe", limits=limits, meters=meters, threads=1)
     app = create_app(Counter([desk], limits, meters))
@@ -258,9 +251,6 @@ def test_what_gradio_refuses_is_told_as_a_problem_and_never_quoted(server: Serve
 
 
 def test_reasons_are_told_in_words_and_a_fault_tells_nothing() -> None:
-    from thoraclip.deploy.server.desk import BusyError, TooLongError
-    from thoraclip.deploy.server.page import _safely
-
     def refused(error: Exception) -> str:
         async def answer(_: dict[str, Any]) -> dict[str, Any]:
             raise error
