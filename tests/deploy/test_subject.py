@@ -46,13 +46,9 @@ def test_another_set_of_classes_is_refused_and_a_manifest_is_needed(workshop: Wo
 @pytest.mark.slow
 def test_an_audit_of_a_bundle_is_that_of_its_run(workshop: Workshop, tmp_path: Path) -> None:
     """The same effects; and torch, Transformers and PEFT are never imported."""
-    bundle, manifest, out = (
-        str(one) for one in (workshop.bundle("probe"), workshop.root / "manifest.parquet", tmp_path / "b")
-    )
-    done = run_without(
-        ["onnx", "onnxscript"],
-        f"from thoraclip.verbs import audit\naudit({bundle!r}, manifest={manifest!r}, out={out!r}, **{SETTINGS!r})\n",
-    )
+    words = {"manifest": str(workshop.root / "manifest.parquet"), "out": str(tmp_path / "b"), **SETTINGS}
+    code = f"from thoraclip.verbs import audit\naudit({str(workshop.bundle('probe'))!r}, **{words!r})\n"
+    done = run_without(["onnx", "onnxscript"], code)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "b" / "audit.json").read_text())
     told = audit(workshop.run("probe"), out=tmp_path / "r", **SETTINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -57,15 +58,13 @@ def test_the_nearest_are_those_of_the_largest_cosine(images: int, count: int, se
     own = rng.normal(size=5).astype(np.float32)
     kept = Thumbnails(np.arange(images, dtype=np.uint8)[:, None, None], [str(i) for i in range(images)], unit)
     slow = []
-    for i in range(images):
-        dot = sum(float(a) * float(b) for a, b in zip(unit[i], own, strict=True))
-        lengths = [sum(float(value) ** 2 for value in row) ** 0.5 for row in (unit[i], own)]
-        slow.append((dot / (lengths[0] * lengths[1]), i))
-    slow.sort(key=lambda one: (-one[0], one[1]))
+    for i, row in enumerate(unit.astype(np.float64)):
+        dot = sum(a * float(b) for a, b in zip(row, own, strict=True))
+        slow.append((-dot / (math.sqrt(sum(a * a for a in row)) * math.sqrt(sum(float(b) ** 2 for b in own))), i))
+    slow = sorted(slow)[:count]
     found = kept.nearest(own, count=count)
-    assert [one.label for one in found] == [str(i) for _, i in slow[:count]]
-    assert [int(one.grey[0, 0]) for one in found] == [i for _, i in slow[:count]]
-    assert [one.similarity for one in found] == pytest.approx([value for value, _ in slow[:count]], abs=1e-9)
+    assert [(one.label, one.grey.tolist()) for one in found] == [(str(i), [[i]]) for _, i in slow]
+    assert [one.similarity for one in found] == pytest.approx([-value for value, _ in slow], abs=1e-9)
 
 
 def test_equal_pictures_tie_and_no_cosine_exceeds_1() -> None:

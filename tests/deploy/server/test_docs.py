@@ -66,23 +66,17 @@ def folder(tmp_path: Path, png: bytes) -> Path:
     return tmp_path
 
 
-def run_example(kind: str, code: str, folder: Path, address: str) -> str:
-    """Standard output of an example, asked of another server."""
-    code = code.replace(ADDRESS, address)
-    command = [sys.executable, "-c", code]
-    if kind == "sh":
-        if shutil.which("curl") is None:
-            pytest.skip("curl is not installed")
-        command = ["sh", "-e", "-c", code.replace("curl ", "curl --fail --silent --show-error ")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{code}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.mark.parametrize(("kind", "code"), ASKING)
 def test_every_example_runs(kind: str, code: str, server: Served, guarded: Served, folder: Path) -> None:
     port = (guarded if code in section("Tokens") else server).port
-    told = run_example(kind, code, folder, f"127.0.0.1:{port}")
+    asked = code.replace(ADDRESS, f"127.0.0.1:{port}")
+    command = [sys.executable, "-c", asked]
+    if kind == "sh":
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+        command = ["sh", "-e", "-c", asked.replace("curl ", "curl --fail --silent --show-error ")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{asked}\n{done.stderr}"
     if "explain" in code and kind == "sh":
         layers = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
         assert layers["heat"].startswith("data:image/png;base64,")
@@ -90,7 +84,7 @@ def test_every_example_runs(kind: str, code: str, server: Served, guarded: Serve
     elif "explain" in code:
         assert {path.name for path in folder.glob("*.png")} >= {"picture.png", "heat.png"}
     else:
-        assert re.search("COVID|Normal|labels", told), told
+        assert re.search("COVID|Normal|labels", done.stdout), done.stdout
 
 
 def test_there_are_examples_of_everything() -> None:
