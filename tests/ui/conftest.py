@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -212,12 +211,7 @@ def visit_pair(browser: Any, pair: Server) -> Iterator[Visit]:
 
 
 @pytest.fixture(scope="session")
-def chest() -> npt.NDArray[np.uint8]:
-    """u8[128, 128], a phantom."""
-    return draw_phantom("COVID-19", rng=np.random.default_rng(12), size=128, difficulty=0.0).pixels
-
-
-@pytest.fixture(scope="session")
-def pictures(chest: npt.NDArray[np.uint8]) -> dict[str, bytes]:
-    """The phantom as `png` and `dicom`, in which it looks a little different."""
+def pictures() -> dict[str, bytes]:
+    """A phantom of side 128 as `png` and `dicom`, in which it looks a little different."""
+    chest = draw_phantom("COVID-19", rng=np.random.default_rng(12), size=128, difficulty=0.0).pixels
     return {"png": encoded(Image.fromarray(chest)), "dicom": dicom(np.flipud(chest).copy())}
