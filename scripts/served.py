@@ -21,15 +21,18 @@ class Served:
         bundle: folder.
         arguments: more of them.
         environment: more variables.
+        cwd: its working folder.
 
     Raises:
         RuntimeError: it does not start; with its log.
     """
 
-    def __init__(self, bundle: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, bundle: Path, *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         command = [sys.executable, "-m", "thoraclip", "serve", str(bundle), "--port", "0", *arguments]
         self.process = subprocess.Popen(
-            command, env=os.environ | (environment or {}), stderr=subprocess.PIPE, text=True
+            command, env=os.environ | (environment or {}), cwd=cwd, stderr=subprocess.PIPE, text=True
         )
         self.log: list[str] = []
         self._heard = threading.Event()

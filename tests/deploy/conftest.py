@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from filelock import FileLock
@@ -44,7 +44,7 @@ class Workshop:
     """`root/manifest.parquet` and `root/runs/<name>`, each run when it is first asked for.
 
     Args:
-        root: folder of the study.
+        root: folder of the study; several processes of tests may share it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -61,10 +61,9 @@ class Workshop:
         """Pictures, models and the manifest, which comes last."""
         for number, label in enumerate(CLASSES):
             (root / "images" / label).mkdir(parents=True)
+            looks = {"lungs": (0.25, 0.45, 0.1)[number], "patch": 0.5 - 0.25 * number}
             for i in range(PER_CLASS):
-                pixels = draw_picture(
-                    48, 40, seed=1000 * number + i, lungs=(0.25, 0.45, 0.1)[number], patch=0.5 - 0.25 * number
-                )
+                pixels = draw_picture(48, 40, seed=1000 * number + i, **looks)
                 Image.fromarray(pixels).save(root / "images" / label / f"{i}.png")
         for name in ("clip", "vision-text-dual-encoder", "siglip2"):
             save_checkpoint(name, root / name)
@@ -82,31 +81,27 @@ class Workshop:
         """The folder of a run, made the first time."""
         folder = self.root / "runs" / name
         kind, config = self._settings(name)
-        with FileLock(self.root / f"{name}.run.lock"):  # several processes of tests share the workshop
+        with FileLock(self.root / f"{name}.run.lock"):
             if not (folder / "done.json").is_file():
                 run_method(kind, config, self.manifest, folder)
         return folder
 
     def _settings(self, name: str) -> tuple[str, Any]:
-        models = self.models
-        if name.startswith("baseline"):
-            model = models["clip" if name == "baseline-tower" else name.removeprefix("baseline-")]
-            return "baseline", BaselineConfig(model=model, **_TRAINING)
-        settings: dict[str, tuple[str, Any]] = {
-            "zeroshot": ("zeroshot", ZeroshotConfig(model=models["clip"], precision="fp32")),
-            "finetune": ("finetune", FinetuneConfig(model=models["clip"], loss="prompt_ce", **_TRAINING)),
-            "probe": ("probe", ProbeConfig(model=models["vision-text-dual-encoder"], l2_steps=3, precision="fp32")),
-            "probe-projected": (
-                "probe",
-                ProbeConfig(model=models["siglip2"], features="projected", l2_steps=2, precision="fp32"),
-            ),
-            "probe-first-fit": ("probe", ProbeConfig(model="tiny-clip", refit=False, l2_steps=3, precision="fp32")),
-        }
-        if name == "probe-tuned":
-            return "probe", ProbeConfig(
-                model=models["clip"], adapter=str(self.run("finetune")), l2_steps=2, precision="fp32"
-            )
-        return settings[name]
+        kind, _, of = name.partition("-")
+        if kind == "baseline":
+            return kind, BaselineConfig(model=self.models["clip" if of == "tower" else of], **_TRAINING)
+        if kind == "finetune":
+            return kind, FinetuneConfig(model=self.models["clip"], loss="prompt_ce", **_TRAINING)
+        if kind == "zeroshot":
+            return kind, ZeroshotConfig(model=self.models["clip"], precision="fp32")
+        settings: dict[str, Any] = {"model": self.models["vision-text-dual-encoder"], "l2_steps": 3}
+        if of == "projected":
+            settings = {"model": self.models["siglip2"], "features": "projected", "l2_steps": 2}
+        elif of == "first-fit":
+            settings = {"model": "tiny-clip", "refit": False, "l2_steps": 3}
+        elif of == "tuned":
+            settings = {"model": self.models["clip"], "adapter": str(self.run("finetune")), "l2_steps": 2}
+        return kind, ProbeConfig(precision="fp32", **settings)
 
     def original(self, name: str) -> Original:
         """The classifier of a run with its images."""
@@ -122,16 +117,10 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workshop:
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """See `Workshop`; one for all processes of tests."""
     base = tmp_path_factory.getbasetemp()
-    return Workshop((base if worker_id == "master" else base.parent) / "workshop")
-
-
-@pytest.fixture(scope="session")
-def greys() -> Callable[[int, int], np.ndarray]:
-    """`greys(count, side)` -> u8[count, side, side] of noise, every grey level among them."""
-    return lambda count, side: np.random.default_rng(7).integers(0, 256, (count, side, side), dtype=np.uint8)
+    return Workshop((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workshop")
 
 
 @pytest.fixture(scope="package", autouse=True)

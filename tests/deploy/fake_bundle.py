@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,36 +22,40 @@ class FakeClassifier:
 
     Args:
         seconds: that a picture takes.
-        fingerprint: of the bundle.
+        together: pictures that are asked for at once.
+        read: content of a file.
+        fails: name of a file -> what is raised where it is asked for.
     """
 
     labels = LABELS
-    together = 1
 
-    def __init__(self, *, seconds: float = 0.0, fingerprint: str = "f" * 64) -> None:
-        self.bundle = SimpleNamespace(fingerprint=fingerprint, name="fake", precision="fp32")
-        self.asked: list[str] = []
-        self._seconds, self._lock = seconds, threading.Lock()
+    def __init__(
+        self,
+        *,
+        seconds: float = 0.0,
+        together: int = 1,
+        read: Callable[[Path], bytes] = read_bytes,
+        fails: Mapping[str, BaseException] | None = None,
+    ) -> None:
+        self.bundle = SimpleNamespace(fingerprint="f" * 64, name="fake", precision="fp32")
+        self.together, self.asked = together, list[str]()
+        self._seconds, self._read, self._fails, self._lock = seconds, read, fails or {}, threading.Lock()
 
     def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
         """See `BundleClassifier.classify_each`."""
-        found: list[Prediction | ImageError] = []
-        for source in sources:
-            try:
-                found.append(self.classify(source))
-            except ImageError as error:
-                found.append(error)
-        return found
+        return [self._classify(source) for source in sources]
 
-    def classify(self, source: Path) -> Prediction:
-        """See `BundleClassifier.classify`."""
+    def _classify(self, source: Path) -> Prediction | ImageError:
         with self._lock:
             self.asked.append(str(source))
+        if source.name in self._fails:
+            raise self._fails[source.name]
         time.sleep(self._seconds)
-        data = read_bytes(source)
-        if data.startswith(b"bad"):
-            raise ImageError(f"{source}: damaged picture ({data.decode()})")
-        return prediction(data)
+        try:
+            data = self._read(source)
+        except ImageError as error:
+            return error
+        return ImageError(f"{source}: damaged picture ({data.decode()})") if data[:3] == b"bad" else prediction(data)
 
 
 def prediction(data: bytes) -> Prediction:

@@ -68,7 +68,5 @@ def test_fp32_is_equal_or_refused_and_nan_is_not_equal() -> None:
     one = scores(np.array([0, 1, 2]))
     require_equal(compare_scores(one, one + 5e-5), "run")
     for other in (one + 2e-4, one * np.nan):
-        with pytest.raises(
-            ParityError, match="run: the exported model's probabilities differ by .* nothing was written"
-        ):
+        with pytest.raises(ParityError, match="run: the exported model's probabilities differ by .* nothing was"):
             require_equal(compare_scores(one, other), "run")

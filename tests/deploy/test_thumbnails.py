@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import shutil
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from thoraclip.cli.app import run
 from thoraclip.deploy.export import export_bundle
 from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.thumbnails import SIDE, Thumbnails, draw_rows
-from thoraclip.errors import ConfigError, MismatchError
+from thoraclip.errors import ConfigError
 from thoraclip.imaging import decode
 
 pictures = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([None, "a", "b", "c", "d"])), min_size=1, max_size=40)
@@ -32,9 +32,7 @@ def carrying(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @given(pictures, st.integers(1, 50), st.integers(0, 3))
-def test_classes_are_even_and_no_patient_comes_twice_before_all_came(
-    found: list[tuple[int, str | None]], count: int, seed: int
-) -> None:
+def test_classes_and_patients_are_drawn_evenly(found: list[tuple[int, str | None]], count: int, seed: int) -> None:
     targets, patients = np.array([one for one, _ in found]), [one for _, one in found]
     rows = draw_rows(targets, patients, count=count, seed=seed)
     assert rows.tolist() == sorted(set(rows.tolist())) and len(rows) == min(count, len(found))
@@ -60,15 +58,13 @@ def test_the_nearest_are_those_of_the_largest_cosine(images: int, count: int, se
     own = rng.normal(size=5).astype(np.float32)
     kept = Thumbnails(np.arange(images, dtype=np.uint8)[:, None, None], [str(i) for i in range(images)], unit)
     slow = []
-    for i in range(images):
-        dot = sum(float(a) * float(b) for a, b in zip(unit[i], own, strict=True))
-        lengths = [sum(float(value) ** 2 for value in row) ** 0.5 for row in (unit[i], own)]
-        slow.append((dot / (lengths[0] * lengths[1]), i))
-    slow.sort(key=lambda one: (-one[0], one[1]))
+    for i, row in enumerate(unit.astype(np.float64)):
+        dot = sum(a * float(b) for a, b in zip(row, own, strict=True))
+        slow.append((-dot / (math.sqrt(sum(a * a for a in row)) * math.sqrt(sum(float(b) ** 2 for b in own))), i))
+    slow = sorted(slow)[:count]
     found = kept.nearest(own, count=count)
-    assert [one.label for one in found] == [str(i) for _, i in slow[:count]]
-    assert [int(one.grey[0, 0]) for one in found] == [i for _, i in slow[:count]]
-    assert [one.similarity for one in found] == pytest.approx([value for value, _ in slow[:count]], abs=1e-9)
+    assert [(one.label, one.grey.tolist()) for one in found] == [(str(i), [[i]]) for _, i in slow]
+    assert [one.similarity for one in found] == pytest.approx([-value for value, _ in slow], abs=1e-9)
 
 
 def test_equal_pictures_tie_and_no_cosine_exceeds_1() -> None:
@@ -100,24 +96,16 @@ def test_a_training_picture_is_nearest_to_itself(carrying: Path, workshop: Works
     assert len(found) >= 9
 
 
-def test_the_card_says_that_they_are_inside_and_a_changed_one_is_noticed(
-    carrying: Path, workshop: Workshop, tmp_path: Path
-) -> None:
-    plain, copy = workshop.bundle("probe"), shutil.copytree(carrying, tmp_path / "copy")
+def test_the_card_says_that_they_are_inside(carrying: Path, workshop: Workshop) -> None:
+    plain = workshop.bundle("probe")
     assert "**9 training images inside**" in (carrying / "README.md").read_text()
     assert "inside**" not in (plain / "README.md").read_text()
     assert not (plain / "thumbnails.npz").exists() and open_bundle(plain).bundle.thumbnails is None
-    content = bytearray((copy / "thumbnails.npz").read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / "thumbnails.npz").write_bytes(content)
-    with pytest.raises(MismatchError, match=r"thumbnails\.npz: its content is not the one"):
-        open_bundle(copy)
 
 
 def test_what_cannot_be(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(
-        ConfigError, match="thumbnails = 3: the run 'zeroshot' has learned from no picture; leave it out"
-    ):
+    message = "thumbnails = 3: the run 'zeroshot' has learned from no picture; leave it out"
+    with pytest.raises(ConfigError, match=message):
         export_bundle(workshop.original("zeroshot"), tmp_path / "bundle", thumbnails=3)
     manifest = str(workshop.root / "manifest.parquet")
     arguments = ["export", str(workshop.run("probe")), "--manifest", manifest, "--out", str(tmp_path / "bundle")]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from filelock import FileLock
 from PIL import Image
-from tests.imaging.files import dicom
+from scripts.served import Served
+from tests.imaging.files import dicom, encoded
 
 from thoraclip.data.index import index
 from thoraclip.data.phantom import PhantomConfig, draw_phantom, write_phantoms
@@ -30,10 +26,8 @@ from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run",
-]  # fmt: skip
+FEWER = ("gpu", "background-networking", "component-update", "sync")
+ARGUMENTS = ["--no-sandbox", "--no-first-run", *(f"--disable-{one}" for one in FEWER)]
 SECONDS = 30
 _WATCH = """
 addEventListener("securitypolicyviolation", e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`));
@@ -59,11 +53,11 @@ class Bundles:
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Bundles:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """Made once for all processes of tests."""
     need_ui()
     base = tmp_path_factory.getbasetemp()
-    root = (base if worker_id == "master" else base.parent) / "ui"
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ui"
     with FileLock(f"{root}.lock"):
         if not (root / "zeroshot").is_dir():
             config = PhantomConfig(images=90, size=96, seed=3, difficulty=0.0, fractions=(0.4, 0.4, 0.2))
@@ -77,53 +71,27 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Bundles
     return Bundles(root / "probe", root / "zeroshot")
 
 
-class Server:
+class Server(Served):
     """`thoraclip serve` in a process of its own, whose home, temporary folder and working folder are new.
 
     Args:
         root: where these folders are made.
-        words: after `serve`.
+        bundle: folder.
+        arguments: more of them.
     """
 
-    def __init__(self, root: Path, *words: object) -> None:
+    def __init__(self, root: Path, bundle: Path, *arguments: str) -> None:
         self.folders = [root / name for name in ("home", "temporary", "here")]
         for folder in self.folders:
             folder.mkdir(parents=True)
-        home, temporary, here = map(str, self.folders)
-        self._log = root / "log"
-        self._command = [sys.executable, "-m", "thoraclip", "serve", *map(str, words), "--threads", "1"]
-        self._place: dict[str, Any] = {"cwd": here, "env": os.environ | {"HOME": home, "TMPDIR": temporary}}
-        self.address = ""
+        self._bundle, self._arguments = bundle, ("--threads", "1", *arguments)
         self.start()
 
-    def start(self) -> None:
-        """Start it, again at the same port."""
-        port = self.address.rpartition(":")[2] or "0"
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen([*self._command, "--port", port], stderr=log, **self._place)
-        until = time.monotonic() + 60
-        while not (found := re.search(r"serving at (http://[\w.:]+)", self.log)):
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"the server does not start: {self.log}")
-            time.sleep(0.05)
-        self.address = found[1]
-
-    def stop(self) -> int:
-        """Ask it to end; its exit code."""
-        self.process.terminate()
-        return self.process.wait(timeout=SECONDS)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.stop()
-
-    @property
-    def log(self) -> str:
-        """What it has written so far."""
-        return self._log.read_text()
+    def start(self, port: int = 0) -> None:
+        """Start it, the first time at any port."""
+        home, temporary, here = self.folders
+        environment = {"HOME": str(home), "TMPDIR": str(temporary)}
+        super().__init__(self._bundle, *self._arguments, "--port", str(port), environment=environment, cwd=here)
 
     @property
     def written(self) -> list[str]:
@@ -141,7 +109,7 @@ def server(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def pair(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Both bundles, and requests of 2 MB at most."""
-    words = ("--beside", bundles.zeroshot, "--set", "megabytes=2")
+    words = ("--beside", str(bundles.zeroshot), "--set", "megabytes=2")
     with Server(tmp_path_factory.mktemp("pair"), bundles.probe, *words) as made:
         yield made
 
@@ -243,19 +211,7 @@ def visit_pair(browser: Any, pair: Server) -> Iterator[Visit]:
 
 
 @pytest.fixture(scope="session")
-def chest() -> npt.NDArray[np.uint8]:
-    """u8[128, 128], a phantom."""
-    return draw_phantom("COVID-19", rng=np.random.default_rng(12), size=128, difficulty=0.0).pixels
-
-
-def png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """A file of it."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="session")
-def pictures(chest: npt.NDArray[np.uint8]) -> dict[str, bytes]:
-    """The phantom as `png` and `dicom`, in which it looks a little different."""
-    return {"png": png(chest), "dicom": dicom(np.flipud(chest).copy())}
+def pictures() -> dict[str, bytes]:
+    """A phantom of side 128 as `png` and `dicom`, in which it looks a little different."""
+    chest = draw_phantom("COVID-19", rng=np.random.default_rng(12), size=128, difficulty=0.0).pixels
+    return {"png": encoded(Image.fromarray(chest)), "dicom": dicom(np.flipud(chest).copy())}

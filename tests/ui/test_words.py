@@ -57,29 +57,23 @@ def test_names_are_escaped_and_numbers_exact() -> None:
 
 
 def test_the_warning_stands_above_the_numbers_or_nowhere() -> None:
-    assert answer_html(desk(), one(ood=True)).index("mean nothing") < answer_html(desk(), one(ood=True)).index(
-        "data-score"
-    )
+    html = answer_html(desk(), one(ood=True))
+    assert html.index("mean nothing") < html.index("data-score")
     assert "mean nothing" not in answer_html(desk(), one())
-    assert "cannot tell whether a picture is unlike" in answer_html(desk(), one(ood=None, ood_score=None))
 
 
-def test_what_is_not_calibrated_is_not_called_so() -> None:
-    assert "<caption>Probability, not calibrated</caption>" in answer_html(desk(), one())
-    assert "<caption>Calibrated probability</caption>" in answer_html(desk(scaling=object()), one())
-
-
-def test_a_line_does_not_break_within_a_short_name() -> None:
-    html = answer_html(desk(), one(set=["COVID-19", "<b>-c"], scores={"COVID-19": 0.5, "<b>-c": 0.5}))
-    headline = (
-        'abstains between <span class="tc-whole">COVID-19</span> and <span class="tc-whole">&lt;b&gt;-c</span></h3>'
-    )
-    assert headline in html
-
-
-def test_the_promise_is_that_of_the_bundle() -> None:
-    html = answer_html(desk(SimpleNamespace(alpha=0.05)), one())
-    assert "the true class is not ruled out in 95\u00a0% of cases." in html
+def test_the_answer_is_that_of_the_bundle() -> None:
+    """And a line of it does not break within a short name."""
+    names = {"set": ["COVID-19", "<b>-c"], "scores": {"COVID-19": 0.5, "<b>-c": 0.5}}
+    whole = '<span class="tc-whole">COVID-19</span> and <span class="tc-whole">&lt;b&gt;-c</span></h3>'
+    for place, told, part in (
+        (desk(), {"ood": None, "ood_score": None}, "cannot tell whether a picture is unlike"),
+        (desk(), {}, "<caption>Probability, not calibrated</caption>"),
+        (desk(scaling=object()), {}, "<caption>Calibrated probability</caption>"),
+        (desk(SimpleNamespace(alpha=0.05)), {}, "the true class is not ruled out in 95\u00a0% of cases."),
+        (desk(), names, f"abstains between {whole}"),
+    ):
+        assert part in answer_html(place, one(**told))
 
 
 @pytest.mark.parametrize(

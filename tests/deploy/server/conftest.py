@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.meters import Meters
 
 REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Asynchronous tests run in this loop."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +75,22 @@ def serve(bundle: Path) -> Iterator[Callable[..., Served]]:
     yield start
     for one in running:
         one.__exit__()
+
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `server` would write."""
+    return tmp_path_factory.mktemp("homes")
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Path, homes: Path) -> Iterator[Served]:
+    """One with the usual limits; it ends with 0, without a failure in its log, and has written nothing."""
+    environment = {name: str(homes / name) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
+    for folder in environment.values():
+        Path(folder).mkdir()
+    with Served(bundle, "--no-page", environment=environment) as one:
+        yield one
+        assert one.stop(signal.SIGINT) == 0
+        assert not [line for line in one.log if '"level": "error"' in line]
+    assert [str(path) for path in homes.rglob("*") if path.is_file()] == []

@@ -24,31 +24,24 @@ DEPLOYMENT = REPOSITORY / "deployment"
 ADDRESS = "127.0.0.1:8000"
 
 
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Served]:
-    with Served(bundle, "--no-page", "--threads", "1") as running:
-        yield running
+def read(name: str) -> str:
+    """A file of deployment/, its comments left out."""
+    return re.sub(r"^#.*\n| #.*", "", (DEPLOYMENT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
-def stages() -> tuple[str, str]:
-    text = (DEPLOYMENT / "Dockerfile").read_text(encoding="utf-8")
-    code = "\n".join(line for line in text.splitlines() if not line.startswith("#")).replace("\\\n", " ")
-    _, first, last = re.split(r"^FROM ", code, flags=re.MULTILINE)
-    return first, last
+_, FIRST, LAST = re.split(r"^FROM ", read("Dockerfile").replace("\\\n", " "), flags=re.MULTILINE)
+"""The stages of the image: where it is built, and what it is."""
 
 
 def test_the_image_has_a_user_without_rights_and_no_shell_between_it_and_the_signal() -> None:
-    _, last = stages()
-    told = dict(re.findall(r"^(USER|STOPSIGNAL|EXPOSE|ENTRYPOINT) (.*)$", last, re.MULTILINE))
-    entry = json.loads(told.pop("ENTRYPOINT"))
-    assert told == {"USER": "10001:10001", "STOPSIGNAL": "SIGTERM", "EXPOSE": "8000"}
-    assert entry == ["thoraclip", "serve", "/bundle", "--host", "0.0.0.0", "--port", "8000"]
-    assert not re.search(r"^(RUN|COPY \.|ADD)", last, re.MULTILINE)
+    told = dict(re.findall(r"^(USER|STOPSIGNAL|EXPOSE|ENTRYPOINT) (.*)$", LAST, re.MULTILINE))
+    entry = '["thoraclip", "serve", "/bundle", "--host", "0.0.0.0", "--port", "8000"]'
+    assert told == {"USER": "10001:10001", "STOPSIGNAL": "SIGTERM", "EXPOSE": "8000", "ENTRYPOINT": entry}
+    assert not re.search(r"^(RUN|COPY \.|ADD)", LAST, re.MULTILINE)
 
 
 def test_the_image_asks_itself_by_an_example_that_runs(server: Served) -> None:
-    _, last = stages()
-    (told,) = re.findall(r"^HEALTHCHECK .*? CMD (\[.*\])$", last, re.MULTILINE)
+    (told,) = re.findall(r"^HEALTHCHECK .*? CMD (\[.*\])$", LAST, re.MULTILINE)
     _, option, code = json.loads(told)
     codes = []
     for port in (server.port, 9):
@@ -58,16 +51,12 @@ def test_the_image_asks_itself_by_an_example_that_runs(server: Served) -> None:
 
 
 def test_the_image_is_made_of_exact_versions_without_torch() -> None:
-    first, _ = stages()
-    assert "ARG EXTRAS=serve\n" in first
-    assert re.search(
-        r'pip install --no-cache-dir -c constraints\.txt "\$\(echo /wheels/\*\.whl\)\[\$\{EXTRAS\}\]"', first
-    )
-    copied = {name for line in re.findall(r"^COPY (.*) \S+$", first, re.MULTILINE) for name in line.split()}
+    assert "ARG EXTRAS=serve\n" in FIRST
+    assert 'pip install --no-cache-dir -c constraints.txt "$(echo /wheels/*.whl)[${EXTRAS}]"' in FIRST
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", FIRST, re.MULTILINE) for name in line.split()}
     assert copied == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "src"}
     ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in ignored
-    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == copied
     assert not {"torch", "transformers", "gradio"} & requirements("serve")
     assert "torch" not in requirements("ui,dicom")
 
@@ -85,7 +74,7 @@ def requirements(extras: str) -> set[str]:
 
 
 def test_compose_lets_the_container_write_nothing_and_reach_nobody() -> None:
-    (service,) = yaml.safe_load((DEPLOYMENT / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
+    (service,) = yaml.safe_load(read("compose.yaml"))["services"].values()
     closed = {"read_only": True, "cap_drop": ["ALL"], "volumes": ["./bundle:/bundle:ro"], "user": "10001:10001"}
     assert service | closed == service
     assert "no-new-privileges:true" in service["security_opt"] and "mem_limit" in service
@@ -96,41 +85,32 @@ def test_compose_lets_the_container_write_nothing_and_reach_nobody() -> None:
 
 
 def test_the_unit_waits_long_enough_and_closes_what_it_says() -> None:
-    text = (DEPLOYMENT / "thoraclip.service").read_text(encoding="utf-8").partition("[Service]")[2]
-    told = dict(re.findall(r"^(\w+)=(.*)$", text.replace("\\\n", " "), re.MULTILINE))
-    assert int(told["TimeoutStopSec"]) > 2 * Limits().grace_seconds
+    told = read("thoraclip.service").partition("[Service]")[2].splitlines()
+    (seconds,) = [int(line.partition("=")[2]) for line in told if line.startswith("TimeoutStopSec=")]
+    assert seconds > 2 * Limits().grace_seconds
     closed = ["DynamicUser", "PrivateTmp", "NoNewPrivileges", "ProtectHome", "PrivateDevices", "MemoryDenyWriteExecute"]
-    expected = dict.fromkeys(closed, "yes") | {
-        "ProtectSystem": "strict", "CapabilityBoundingSet": "", "IPAddressDeny": "any",
-        "LoadCredential": "token:/etc/thoraclip/token",
-    }  # fmt: skip
-    assert told | expected == told
-    assert "--token-file %d/token" in told["ExecStart"] and "--host 127.0.0.1" in told["ExecStart"]
-    filters = re.findall(r"^SystemCallFilter=(\S+)", text, re.MULTILINE)
-    assert filters[0] == "@system-service" and "~@privileged" in filters[1]
+    lines = [*(f"{name}=yes" for name in closed), "ProtectSystem=strict", "CapabilityBoundingSet=", "IPAddressDeny=any"]
+    lines += ["LoadCredential=token:/etc/thoraclip/token", "SystemCallFilter=@system-service"]
+    assert [line for line in lines if line not in told] == []
+    (start,) = [line for line in told if line.startswith("ExecStart=")]
+    assert "--token-file %d/token" in start and "--host 127.0.0.1" in start
+    assert any(line.startswith("SystemCallFilter=~@privileged") for line in told)
 
 
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    text = (DEPLOYMENT / "thoraclip.service").read_text(encoding="utf-8")
-    (tmp_path / "thoraclip.service").write_text(
-        text.replace("/opt/thoraclip/bin/thoraclip", "/bin/true"), encoding="utf-8"
-    )
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(tmp_path / "thoraclip.service")], capture_output=True, text=True, check=False
-    )
+    unit = tmp_path / "thoraclip.service"
+    unit.write_text(read("thoraclip.service").replace("/opt/thoraclip/bin/thoraclip", "/bin/true"), encoding="utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def directives() -> dict[str, str]:
-    """Of nginx.conf, the last value of each name."""
-    text = re.sub(r"\s#.*|^#.*", "", (DEPLOYMENT / "nginx.conf").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return dict(re.findall(r"^\s*(\w+) ([^;{]+);", text, re.MULTILINE))
-
-
 def test_nginx_lets_through_what_the_server_lets_through_and_writes_nothing_down() -> None:
-    told, limits = directives(), Limits()
+    told, limits = (
+        dict(re.findall(r"^\s*(\w+) ([^;{]+);", read("nginx.conf"), re.MULTILINE)),
+        Limits(),
+    )  # the last values
     assert int(told["client_max_body_size"].removesuffix("m")) * 2**20 > limits.bytes
     assert int(told["proxy_read_timeout"].removesuffix("s")) > limits.upload_seconds + limits.seconds
     assert told["proxy_request_buffering"] == told["proxy_buffering"] == told["access_log"] == "off"
@@ -142,7 +122,7 @@ def test_nginx_lets_through_what_the_server_lets_through_and_writes_nothing_down
 
 
 def test_what_nginx_says_itself_is_problem_details() -> None:
-    text = (DEPLOYMENT / "nginx.conf").read_text(encoding="utf-8")
+    text = read("nginx.conf")
     told = {int(code): json.loads(body) for code, body in re.findall(r"return (\d{3}) '(.*)';", text)}
     assert list(told) == [413, 429, 503]
     for code, body in told.items():
@@ -151,18 +131,15 @@ def test_what_nginx_says_itself_is_problem_details() -> None:
 
 def nginx_here(folder: Path, upstream: int, port: int) -> Path:
     """deployment/nginx.conf for somebody without rights, without TLS."""
-    text = (DEPLOYMENT / "nginx.conf").read_text(encoding="utf-8")
+    text = read("nginx.conf")
     text = re.sub(r"^server \{\n    listen 80;.*?^\}\n", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^\s*(ssl_\w+|listen \[::\]).*\n", "", text, flags=re.MULTILINE)
     text = text.replace(ADDRESS, f"127.0.0.1:{upstream}").replace("listen 443 ssl http2", f"listen 127.0.0.1:{port}")
     text = text.replace("/var/log/nginx/thoraclip.log", str(folder / "site.log"))
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/main.log; events {{}}\nhttp {{ {temporary}\n{text}\n}}",
-        encoding="utf-8",
-    )
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    inner = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds) + "\n" + text
+    outer = f"daemon off; pid {folder}/pid; error_log {folder}/main.log; events {{}}"
+    (folder / "nginx.conf").write_text(f"{outer}\nhttp {{ {inner}\n}}", encoding="utf-8")
     return folder / "nginx.conf"
 
 

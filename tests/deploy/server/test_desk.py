@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from PIL import Image
 from tests.conftest import examples
+from tests.imaging.files import encoded
 
 from thoraclip.deploy.runtime import BundleClassifier, Prediction
 from thoraclip.deploy.server import desk as desk_module
@@ -27,33 +27,30 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 
 SPEC = Preprocess(size=8)
+pytestmark = pytest.mark.anyio
 
 
 class Stub:
     """A classifier that says how bright a picture is, when it is let."""
 
     labels, preprocess, features_key = LabelSet(("dark", "bright")), SPEC, ("stub",)
+    bundle = SimpleNamespace(title="stub")
 
-    def __init__(self, together: int = 1) -> None:
+    def __init__(self, together: int, *, is_let: bool) -> None:
         self.together, self.calls = together, list[int]()
         self.go, self.entered = threading.Event(), threading.Semaphore(0)
-        self.go.set()
-        self.bundle = SimpleNamespace(title="stub")
+        if is_let:
+            self.go.set()
 
     def classify_greys(self, greys: np.ndarray) -> list[Prediction]:
         self.entered.release()
         self.calls.append(len(greys))
         assert self.go.wait(30)
-        return [self._prediction(float(grey.mean())) for grey in greys]
+        bright = [float(grey.mean()) / 255 for grey in greys]
+        return [Prediction("dark", {"dark": 1 - one, "bright": one}, None, None, None) for one in bright]
 
     def classify_grey(self, grey: np.ndarray) -> Prediction:
         return self.classify_greys(grey[None])[0]
-
-    @staticmethod
-    def _prediction(mean: float) -> Prediction:
-        return Prediction(
-            "bright" if mean > 127 else "dark", {"dark": 1 - mean / 255, "bright": mean / 255}, None, None, None
-        )
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         self.go.wait(30)
@@ -61,20 +58,19 @@ class Stub:
         return np.stack([1 - bright, bright], axis=1).astype(np.float32)
 
 
-def picture(level: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("L", (9, 9), level).save(stream, "PNG")
-    return stream.getvalue()
+def picture(level: int, size: tuple[int, int] = (9, 9)) -> bytes:
+    return encoded(Image.new("L", size, level))
 
 
 @pytest.fixture
 def desks() -> Iterator[Any]:
-    """`desks(stub, threads=1, waiting=8)` -> a desk that is closed in the end."""
+    """`desks(together=1, threads=1, is_let=True, waiting=8)` -> a stub and its desk, which is closed in the end."""
     made: list[tuple[Stub, Desk]] = []
 
-    def make(stub: Stub, *, threads: int = 1, **limits: Any) -> Desk:
-        made.append((stub, Desk(stub, name="stub", limits=Limits(**limits), meters=Meters(), threads=threads)))  # type: ignore[arg-type]
-        return made[-1][1]
+    def make(*, together: int = 1, threads: int = 1, is_let: bool = True, **limits: Any) -> tuple[Stub, Desk]:
+        stub: Any = Stub(together, is_let=is_let)
+        made.append((stub, Desk(stub, name="stub", limits=Limits(**limits), meters=Meters(), threads=threads)))
+        return made[-1]
 
     yield make
     for stub, desk in made:
@@ -82,138 +78,110 @@ def desks() -> Iterator[Any]:
         desk.close()
 
 
+async def begun(stub: Stub, desk: Desk) -> asyncio.Task[Any]:
+    """A request for picture 1 that a thread has taken."""
+    asked = asyncio.create_task(desk.predict([picture(1)]))
+    await asyncio.to_thread(stub.entered.acquire)
+    return asked
+
+
 def levels(found: list[Any]) -> list[int]:
     return [round(255 * one.scores["bright"]) for one in found]
 
 
-@examples(25)
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=5), min_size=1, max_size=8),
     together=st.integers(1, 4),
     threads=st.integers(1, 3),
 )
-def test_everyone_gets_the_own_answer_in_the_own_order(requests: list[list[int]], together: int, threads: int) -> None:
-    stub = Stub(together)
-    desk = Desk(stub, name="stub", limits=Limits(), meters=Meters(), threads=threads)  # type: ignore[arg-type]
+def test_each_gets_the_own_answers_in_order(desks: Any, requests: list[list[int]], together: int, threads: int) -> None:
+    stub, desk = desks(together=together, threads=threads)
 
     async def ask() -> list[list[Any]]:
         return await asyncio.gather(*(desk.predict([picture(level) for level in one]) for one in requests))
 
     found = asyncio.run(ask())
-    desk.close()
     assert [levels(one) for one in found] == requests
     assert max(stub.calls) <= together and sum(stub.calls) == sum(map(len, requests))
 
 
-def test_what_waits_is_taken_together_and_no_thread_is_idle_meanwhile(desks: Any) -> None:
-    stub = Stub(together=4)
-    stub.go.clear()
-    desk = desks(stub, threads=1)
-
-    async def ask() -> None:
-        first = asyncio.create_task(desk.predict([picture(1)]))
-        await asyncio.to_thread(stub.entered.acquire)
-        rest = [asyncio.create_task(desk.predict([picture(level)])) for level in range(6)]
-        while desk.waiting < 6:
-            await asyncio.sleep(0.001)
-        stub.go.set()
-        await asyncio.gather(first, *rest)
-
-    asyncio.run(ask())
+async def test_what_waits_is_taken_together_and_no_thread_is_idle_meanwhile(desks: Any) -> None:
+    stub, desk = desks(together=4, is_let=False)
+    first = await begun(stub, desk)
+    rest = [asyncio.create_task(desk.predict([picture(level)])) for level in range(6)]
+    while desk.waiting < 6:
+        await asyncio.sleep(0.001)
+    stub.go.set()
+    await asyncio.gather(first, *rest)
     assert stub.calls == [1, 4, 2]
 
 
-def test_several_idle_threads_share_a_request(desks: Any) -> None:
-    stub = Stub(together=4)
-    stub.go.clear()
-    desk = desks(stub, threads=2)
+async def test_several_idle_threads_share_a_request(desks: Any) -> None:
+    stub, desk = desks(together=4, threads=2, is_let=False)
     while desk._idle < 2:
         time.sleep(0.001)
-
-    async def ask() -> None:
-        asked = asyncio.create_task(desk.predict([picture(1), picture(2), picture(3), picture(4)]))
-        await asyncio.to_thread(stub.entered.acquire)
-        await asyncio.to_thread(stub.entered.acquire)
-        stub.go.set()
-        await asked
-
-    asyncio.run(ask())
+    asked = asyncio.create_task(desk.predict([picture(1), picture(2), picture(3), picture(4)]))
+    await asyncio.to_thread(stub.entered.acquire)
+    await asyncio.to_thread(stub.entered.acquire)
+    stub.go.set()
+    await asked
     assert stub.calls == [2, 2]
 
 
-def test_a_full_queue_says_when_to_come_again_and_takes_no_part_of_a_request(desks: Any) -> None:
-    stub = Stub()
-    stub.go.clear()
-    desk = desks(stub, waiting=3, files=3)
-
-    async def ask() -> None:
-        first = asyncio.create_task(desk.predict([picture(1)]))
-        await asyncio.to_thread(stub.entered.acquire)
-        second = asyncio.create_task(desk.predict([picture(2), picture(3)]))
-        await asyncio.sleep(0)
-        assert desk.is_ready
+async def test_a_full_queue_says_when_to_come_again_and_takes_no_part_of_a_request(desks: Any) -> None:
+    stub, desk = desks(is_let=False, waiting=3, files=3)
+    first = await begun(stub, desk)
+    second = asyncio.create_task(desk.predict([picture(2), picture(3)]))
+    await asyncio.sleep(0)
+    assert desk.is_ready
+    for pace, seconds in ((10, 20), (1e-3, 1), (99, 60)):
+        desk._pace.seconds = pace
         with pytest.raises(BusyError, match="2 pictures are waiting already; come later") as caught:
             await desk.predict([picture(4), picture(5)])
-        assert 1 <= caught.value.retry_after <= 60
-        third = asyncio.create_task(desk.predict([picture(6)]))
-        await asyncio.sleep(0)
-        assert not desk.is_ready
-        stub.go.set()
-        assert levels([*await first, *await second, *await third]) == [1, 2, 3, 6]
-
-    asyncio.run(ask())
+        assert caught.value.retry_after == seconds
+    third = asyncio.create_task(desk.predict([picture(6)]))
+    await asyncio.sleep(0)
+    assert not desk.is_ready
+    stub.go.set()
+    assert levels([*await first, *await second, *await third]) == [1, 2, 3, 6]
     assert desk.waiting == 0
 
 
 def test_a_bad_picture_harms_no_other_of_its_batch(desks: Any) -> None:
-    desk = desks(Stub(together=4))
+    _, desk = desks(together=4)
     first, bad, last = asyncio.run(desk.predict([picture(7), b"no picture", picture(9)]))
     assert levels([first, last]) == [7, 9]
-    assert isinstance(bad, ImageError)
-    assert str(bad) == "image: not a PNG, JPEG or DICOM picture"
+    assert isinstance(bad, ImageError) and str(bad) == "image: not a PNG, JPEG or DICOM picture"
 
 
-def test_a_fault_of_the_model_reaches_who_asked_and_the_next_is_answered(
-    desks: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stub = Stub(together=2)
-    desk = desks(stub)
-    whole = stub.classify_greys
-    monkeypatch.setattr(stub, "classify_greys", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+def test_a_fault_of_the_model_reaches_who_asked_and_nobody_else(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub, desk = desks(together=2)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(stub, "classify_greys", lambda _: 1 / 0)
         asyncio.run(desk.predict([picture(1), picture(2)]))
-    monkeypatch.setattr(stub, "classify_greys", whole)
     assert levels(asyncio.run(desk.predict([picture(3)]))) == [3]
 
 
-def test_who_waits_too_long_for_others_is_told_to_come_later_and_costs_nothing(desks: Any) -> None:
-    stub = Stub()
-    stub.go.clear()
-    desk = desks(stub, seconds=2)
-
-    async def ask() -> None:
-        blocking = asyncio.create_task(desk.predict([picture(1)]))
-        await asyncio.to_thread(stub.entered.acquire)
-        desk.limits = Limits(seconds=0.1)
-        with pytest.raises(BusyError, match=r"no answer within 0.1 s, so many are waiting"):
-            await desk.predict([picture(2)])
-        with pytest.raises(TooLongError, match=r"takes longer than 0.1 s"):
-            await blocking
-        desk.limits = Limits(seconds=60)
-        stub.go.set()
-        assert levels(await desk.predict([picture(3)])) == [3]
-
-    asyncio.run(ask())
+async def test_who_waits_too_long_for_others_is_told_to_come_later_and_costs_nothing(desks: Any) -> None:
+    stub, desk = desks(is_let=False, seconds=2)
+    blocking = await begun(stub, desk)
+    desk.limits = Limits(seconds=0.1)
+    with pytest.raises(BusyError, match=r"no answer within 0.1 s, so many are waiting"):
+        await desk.predict([picture(2)])
+    with pytest.raises(TooLongError, match=r"takes longer than 0.1 s"):
+        await blocking
+    desk.limits = Limits(seconds=60)
+    stub.go.set()
+    assert levels(await desk.predict([picture(3)])) == [3]
     assert stub.calls == [1, 1]  # the picture of the one that has gone was not looked at
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their number counts, not a side."""
-    desk, streams = desks(Stub(), megapixels=1), [io.BytesIO(), io.BytesIO(), io.BytesIO()]
-    for stream, size in zip(streams, [(1001, 1000), (250, 4001), (4000, 250)], strict=True):
-        Image.new("L", size, 5).save(stream, "PNG")
-    *large, small = [stream.getvalue() for stream in streams]
-    assert levels(asyncio.run(desk.predict([small]))) == [5]
+    _, desk = desks(megapixels=1)
+    large = [picture(5, (1001, 1000)), picture(5, (250, 4001))]
+    assert levels(asyncio.run(desk.predict([picture(5, (4000, 250))]))) == [5]
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     told = [str(one) for one in asyncio.run(desk.predict(large))]
     assert told[0] == "image: 1001 x 1000 pixels is more than 1,000,000; not a radiograph"
@@ -231,8 +199,8 @@ def test_an_explanation_has_the_scores_of_the_prediction(classifier: BundleClass
 
 
 def test_an_explanation_gives_up_in_time_and_the_next_one_is_made(desks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub, now = Stub(), [0.0]
-    desk, quick = desks(stub), stub.predict
+    (stub, desk), now = desks(), [0.0]
+    quick = stub.predict
     monkeypatch.setattr(desk_module, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter))
 
     def slow(pixels: np.ndarray) -> np.ndarray:
@@ -244,48 +212,36 @@ def test_an_explanation_gives_up_in_time_and_the_next_one_is_made(desks: Any, mo
         asyncio.run(desk.explain(picture(5)))
     assert now == [32]
     monkeypatch.setattr(stub, "predict", quick)
-    _, shown = asyncio.run(desk.explain(picture(200), class_name="dark"))
-    assert shown.label == "dark"
+    found, shown = asyncio.run(desk.explain(picture(200), class_name="bright"))
+    assert (found.label, shown.label) == ("dark", "bright")
 
 
-def test_explanations_are_made_one_by_one_and_few_wait(desks: Any) -> None:
-    stub = Stub()
-    stub.go.clear()
-    desk = desks(stub, explanations=2)
-
-    async def ask() -> None:
-        both = [asyncio.create_task(desk.explain(picture(level))) for level in (10, 20)]
-        await asyncio.to_thread(stub.entered.acquire)
-        with pytest.raises(BusyError, match="2 explanations are waited for"):
-            await desk.explain(picture(30))
-        assert not stub.entered.acquire(timeout=0.05), "the second has begun beside the first"
-        stub.go.set()
-        await asyncio.gather(*both)
+async def test_explanations_are_made_one_by_one_and_few_wait(desks: Any) -> None:
+    stub, desk = desks(is_let=False, explanations=2)
+    both = [asyncio.create_task(desk.explain(picture(level))) for level in (10, 20)]
+    await asyncio.to_thread(stub.entered.acquire)
+    with pytest.raises(BusyError, match="2 explanations are waited for"):
         await desk.explain(picture(30))
+    assert not stub.entered.acquire(timeout=0.05), "the second has begun beside the first"
+    stub.go.set()
+    await asyncio.gather(*both)
+    await desk.explain(picture(30))
 
-    asyncio.run(ask())
 
-
-def test_a_closed_desk_answers_what_waits_and_takes_no_more(desks: Any) -> None:
-    stub = Stub()
-    stub.go.clear()
-    desk = desks(stub)
-
-    async def ask() -> None:
-        asked = [asyncio.create_task(desk.predict([picture(level)])) for level in (1, 2, 3)]
-        await asyncio.to_thread(stub.entered.acquire)
-        closing = asyncio.create_task(asyncio.to_thread(desk.close))
-        while desk._is_open:
-            await asyncio.sleep(0.001)
+async def test_a_closed_desk_answers_what_waits_and_takes_no_more(desks: Any) -> None:
+    stub, desk = desks(is_let=False)
+    first = await begun(stub, desk)
+    asked = [first, *(asyncio.create_task(desk.predict([picture(level)])) for level in (2, 3))]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(asyncio.to_thread(desk.close))
+    while desk._is_open:
+        await asyncio.sleep(0.001)
+    for refused in (desk.predict([picture(4)]), desk.explain(picture(4))):
         with pytest.raises(BusyError):
-            await desk.predict([picture(4)])
-        with pytest.raises(BusyError):
-            await desk.explain(picture(4))
-        stub.go.set()
-        assert levels([(await one)[0] for one in asked]) == [1, 2, 3]
-        await closing
-
-    asyncio.run(ask())
+            await refused
+    stub.go.set()
+    assert levels([(await one)[0] for one in asked]) == [1, 2, 3]
+    await closing
     assert not any(thread.is_alive() for thread in desk._threads)
 
 

@@ -7,16 +7,18 @@ Of an example only the address is another: `127.0.0.1:8000` is that of a running
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
-import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -38,9 +40,7 @@ PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
 ADDRESS = "127.0.0.1:8000"
 TOKEN = "0123456789-abcdefghij"
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-ASKING = [
-    (kind, code) for kind, code in BLOCKS if ADDRESS in code and "docker" not in code and "thoraclip serve" not in code
-]
+ASKING = [one for one in BLOCKS if ADDRESS in one[1] and "docker" not in one[1] and "thoraclip serve" not in one[1]]
 
 
 def section(title: str) -> str:
@@ -50,13 +50,10 @@ def section(title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def servers(bundle: Path) -> Iterator[dict[bool, Served]]:
-    """Whether a token is demanded -> a server."""
-    with (
-        Served(bundle, "--no-page", "--threads", "1") as plain,
-        Served(bundle, "--no-page", "--threads", "1", environment={"THORACLIP_TOKEN": TOKEN}) as guarded,
-    ):
-        yield {False: plain, True: guarded}
+def guarded(bundle: Path) -> Iterator[Served]:
+    """A server that demands a token."""
+    with Served(bundle, "--no-page", "--threads", "1", environment={"THORACLIP_TOKEN": TOKEN}) as one:
+        yield one
 
 
 @pytest.fixture
@@ -69,24 +66,17 @@ def folder(tmp_path: Path, png: bytes) -> Path:
     return tmp_path
 
 
-def run_example(kind: str, code: str, folder: Path, address: str) -> str:
-    """Standard output of an example, asked of another server."""
+@pytest.mark.parametrize(("kind", "code"), ASKING)
+def test_every_example_runs(kind: str, code: str, server: Served, guarded: Served, folder: Path) -> None:
+    port = (guarded if code in section("Tokens") else server).port
+    asked = code.replace(ADDRESS, f"127.0.0.1:{port}")
+    command = [sys.executable, "-c", asked]
     if kind == "sh":
         if shutil.which("curl") is None:
             pytest.skip("curl is not installed")
-        code = code.replace("curl ", "curl --fail --silent --show-error ")
-        command = ["sh", "-e", "-c", code.replace(ADDRESS, address)]
-    else:
-        command = [sys.executable, "-c", code.replace(ADDRESS, address)]
+        command = ["sh", "-e", "-c", asked.replace("curl ", "curl --fail --silent --show-error ")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{code}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.mark.parametrize(("kind", "code"), ASKING)
-def test_every_example_runs(kind: str, code: str, servers: dict[bool, Served], folder: Path) -> None:
-    server = servers[code in section("Tokens")]
-    told = run_example(kind, code, folder, f"127.0.0.1:{server.port}")
+    assert done.returncode == 0, f"{asked}\n{done.stderr}"
     if "explain" in code and kind == "sh":
         layers = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
         assert layers["heat"].startswith("data:image/png;base64,")
@@ -94,58 +84,36 @@ def test_every_example_runs(kind: str, code: str, servers: dict[bool, Served], f
     elif "explain" in code:
         assert {path.name for path in folder.glob("*.png")} >= {"picture.png", "heat.png"}
     else:
-        assert re.search("|".join(["COVID", "Normal", "labels"]), told), told
+        assert re.search("COVID|Normal|labels", done.stdout), done.stdout
 
 
 def test_there_are_examples_of_everything() -> None:
     asked = "\n".join(code for _, code in ASKING)
-    assert len(ASKING) == 8
-    for what in (
-        "-F files=",
-        "--data-binary",
-        "httpx",
-        "urllib",
-        "Accept: image/png",
-        "Retry-After",
-        "Bearer",
-        "image.dcm",
-    ):
-        assert what in asked, what
-
-
-class Busy(BaseHTTPRequestHandler):
-    """Sends one client away twice, then answers."""
-
-    answers: list[tuple[int, dict[str, str], bytes]]
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        status, headers, body = self.answers.pop(0)
-        self.send_response(status)
-        for name, value in (headers | {"content-length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+    parts = ("-F files=", "--data-binary", "httpx", "urllib", "Accept: image/png", "Retry-After", "Bearer", "image.dcm")
+    assert len(ASKING) == 8 and [part for part in parts if part not in asked] == []
 
 
 @pytest.mark.parametrize("is_patient", [True, False])
-def test_the_retry_example_waits_as_told_and_gives_up_with_the_reason(is_patient: bool, folder: Path) -> None:
+def test_the_retry_example_waits_as_told_and_gives_up_with_the_reason(
+    is_patient: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = [code for _, code in ASKING if "Retry-After" in code]
-    away = (429, {"Retry-After": "0"}, b'{"detail": "come later"}')
-    good = (200, {}, b'{"pictures": [{"label": "Normal"}]}')
-    Busy.answers = [away, (503, {"Retry-After": "0"}, b"Service Unavailable"), good] if is_patient else [away] * 5
-    with HTTPServer(("127.0.0.1", 0), Busy) as stub:
-        threading.Thread(target=stub.serve_forever, daemon=True).start()
-        changed = code.replace(ADDRESS, f"127.0.0.1:{stub.server_port}")
-        done = subprocess.run(
-            [sys.executable, "-c", changed], cwd=folder, capture_output=True, text=True, timeout=60, check=False
-        )
-        stub.shutdown()
-    assert Busy.answers == []
-    assert (done.stdout == "Normal\n") if is_patient else ('RuntimeError: {"detail": "come later"}' in done.stderr)
+    away, good = (429, b'{"detail": "come later"}'), (200, b'{"pictures": [{"label": "Normal"}]}')
+    answers, slept = [away, (503, b"Service Unavailable"), good] if is_patient else [away] * 5, list[float]()
+
+    def urlopen(request: urllib.request.Request, *, timeout: float) -> io.BytesIO:
+        status, body = answers.pop(0)
+        if status != 200:
+            raise urllib.error.HTTPError(request.full_url, status, "", {"Retry-After": "7"}, io.BytesIO(body))  # type: ignore[arg-type]
+        return io.BytesIO(body)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.chdir(folder)
+    with nullcontext() if is_patient else pytest.raises(RuntimeError, match='^{"detail": "come later"}$'):
+        exec(code, {})
+    assert answers == [] and slept == [7] * (2 if is_patient else 4)
+    assert capsys.readouterr().out == ("Normal\n" if is_patient else "")
 
 
 def test_the_table_of_limits_is_that_of_the_code() -> None:
@@ -169,9 +137,9 @@ def test_every_status_and_every_field_is_told() -> None:
     assert set(re.findall(r"`(\w+)`", rows)) == set(OnePicture.model_fields)
 
 
-def test_every_metric_is_told_and_every_one_that_is_told_exists(servers: dict[bool, Served], png: bytes) -> None:
-    httpx.post(servers[False].address + "/v1/predict", content=png, headers={"content-type": "image/png"}, timeout=60)
-    text = httpx.get(servers[False].address + "/metrics").text
+def test_every_metric_is_told_and_every_one_that_is_told_exists(server: Served, png: bytes) -> None:
+    httpx.post(server.address + "/v1/predict", content=png, headers={"content-type": "image/png"}, timeout=60)
+    text = httpx.get(server.address + "/metrics").text
     kinds = dict(re.findall(r"^# TYPE (thoraclip_\w+) (\w+)$", text, re.MULTILINE))
     there = {name for name in kinds if not name.endswith("_created")}
     rows = "\n".join(line.split("|")[1] for line in section("Metrics").splitlines() if line.startswith("| `"))
