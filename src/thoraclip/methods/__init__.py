@@ -27,6 +27,9 @@ class Method:
         is_seeded: True where the result depends on the seed; a study repeats only such methods.
         is_parallel: True where several processes can share the work.
         is_trained: True where weights come out; its run folder then gets a model card.
+        embeds: True where it reads the features of all images, which the runs of a study share.
+        trains_network: True where it trains a network in steps (`training.TrainingSettings`).
+        fit_seconds: about how long a training image of anything else that is fitted takes on one core, for the dry run.
     """
 
     module: str
@@ -34,6 +37,9 @@ class Method:
     is_seeded: bool
     is_parallel: bool = False
     is_trained: bool = False
+    embeds: bool = False
+    trains_network: bool = False
+    fit_seconds: float = 0.0
 
     @property
     def config_type(self) -> type[Any]:
@@ -43,13 +49,17 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "zeroshot": Method("thoraclip.methods.zeroshot", "Classify by the nearest class prompts, without training.", False),
+    "zeroshot": Method(
+        "thoraclip.methods.zeroshot", "Classify by the nearest class prompts, without training.", False, embeds=True
+    ),
     "finetune": Method(
         "thoraclip.methods.finetune",
         "Tune LoRA adapters with a contrastive loss; any batch size in any memory.",
         True,
         is_parallel=True,
         is_trained=True,
+        embeds=True,
+        trains_network=True,
     ),
     "baseline": Method(
         "thoraclip.methods.baseline",
@@ -57,12 +67,21 @@ METHODS: Mapping[str, Method] = {
         True,
         is_parallel=True,
         is_trained=True,
+        trains_network=True,
     ),
     "probe": Method(
-        "thoraclip.methods.probe", "Fit a linear classifier on frozen image features.", True, is_trained=True
+        "thoraclip.methods.probe",
+        "Fit a linear classifier on frozen image features.",
+        True,
+        is_trained=True,
+        embeds=True,
+        fit_seconds=5e-4,
     ),
     "trivial": Method(
-        "thoraclip.methods.trivial", "Classify by what needs no medicine: the floor of every table.", True
+        "thoraclip.methods.trivial",
+        "Classify by what needs no medicine: the floor of every table.",
+        True,
+        fit_seconds=3e-3,
     ),
 }
 
