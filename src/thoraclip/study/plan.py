@@ -194,7 +194,9 @@ class _Planner:
         if method.trains_network:
             seconds += sum(self._training(row, config, part) for part in self._parts(config))
         if method.embeds:
-            seconds += sum(self._embedding(row, config, adapter) for adapter in self._adapters(row, config, folder))
+            seconds += sum(
+                self._embedding(row, config, adapter) for adapter in self._adapters(row.kind, config, folder)
+            )
         if method.fit_seconds:
             seconds += sum(method.fit_seconds * len(part.train) for part in self._parts(config))
         row.seconds = seconds if self.clock else None
@@ -226,14 +228,14 @@ class _Planner:
         passes = 4 if config.batch_size > config.chunk_size else 3  # a backward pass is two forward ones
         return float((passes * trained + encoded) * self._forward(row.kind, config))
 
-    def _adapters(self, row: Row, config: Any, folder: Path) -> list[tuple[str, bool]]:
+    def _adapters(self, kind: str, config: Any, folder: Path) -> list[tuple[str, bool]]:
         """(adapter folder, whether it is there) of each pass over the images; `("", True)` where there is none."""
         from thoraclip.methods.adapters import with_adapter
         from thoraclip.models.adapter_note import adapter_folders
 
         require_folds(config.only_folds, sorted({fold for fold in self.manifest.column("fold") if fold is not None}))
         held_out = self._held_out(config)
-        is_own = find_method(row.kind).trains_network
+        is_own = find_method(kind).trains_network
         source = Path(folder if is_own else config.adapter)
         if not is_own and not config.adapter:
             return [("", True)]
@@ -293,8 +295,7 @@ class _Planner:
             row = Row(f"external {one.name}", done=is_finished and (self.out / "external" / one.name).is_dir())
             with _errors_of(row):
                 images = len(listed_images(one, self.manifest.label_set(config.classes)))
-                classifiers = [m for m in networks for _ in range(len(m.seeds) or 1) for _ in self._held_out(m.config)]
-                self._scoring(row, classifiers, images)
+                self._scoring(row, self._encoders(networks), images)
             yield row
         audited = {"all": networks, "best": networks[-1:], "none": []}[config.audit]  # the last one stands for the best
         row = Row("audit", done=is_finished and (not audited or (self.out / "audits").is_dir()))
@@ -317,6 +318,18 @@ class _Planner:
     def _held_out(self, config: Any) -> list[int | None]:
         folds: list[int | None] = sorted({fold for fold in self.manifest.column("fold") if fold is not None})
         return [fold for fold in folds if fold in (config.only_folds or folds)] or [None]
+
+    def _encoders(self, methods: Sequence[MethodEntry]) -> list[MethodEntry]:
+        """One method for each different network of all runs and folds; heads on one encoder share its features."""
+        found = dict[tuple[Any, ...], MethodEntry]()
+        for method in methods:
+            for _, config, folder in method.runs(self.out / "runs"):
+                keys: list[tuple[Any, ...]] = [(folder, fold) for fold in self._held_out(config)]
+                if find_method(method.kind).embeds:
+                    adapters = self._adapters(method.kind, config, folder)
+                    keys = [(config.model, config.geometry, config.precision, adapter) for adapter, _ in adapters]
+                found |= dict.fromkeys(keys, method)
+        return list(found.values())
 
     def _scoring(self, row: Row, classifiers: Sequence[MethodEntry], images: int) -> None:
         """Count a pass of some images through each classifier."""
