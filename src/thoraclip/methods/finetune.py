@@ -64,12 +64,14 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     def __post_init__(self) -> None:
         LoraSettings.__post_init__(self)
         TrainingSettings.__post_init__(self)
-        require_known(self, loss=losses.LOSSES, select=_SELECTIONS)
+        require_known(self, loss=tuple(losses.LOSSES), select=_SELECTIONS)
         require_positive(logit_scale_max=self.logit_scale_max)
         if self.append_label and not self.captions:
             raise ConfigError("append_label = true needs captions = FILE; class prompts name the class already")
-        if self.captions and self.loss == "prompt_ce":
-            raise ConfigError("loss = 'prompt_ce' trains on class prompts; leave captions out, or choose another loss")
+        if self.captions and losses.LOSSES[self.loss].on_prompts:
+            raise ConfigError(
+                f"loss = '{self.loss}' trains on class prompts; leave captions out, or choose another loss"
+            )
 
     def inputs(self) -> dict[str, str]:
         """Model, prompts and captions as they are now."""
