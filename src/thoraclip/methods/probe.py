@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings
+from thoraclip.methods.predictors import require_classes
 from thoraclip.methods.running import Context, Part, parts, pooled_predictions
 from thoraclip.methods.zeroshot import class_vectors, prompts_digest
 from thoraclip.models.heads import (
@@ -24,6 +26,7 @@ from thoraclip.models.heads import (
     fit_lbfgs,
     fit_text_informed,
     log_loss,
+    read_head,
     text_multipliers,
     write_head,
 )
@@ -33,6 +36,7 @@ from thoraclip.tables.predictions import Predictions
 from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
+    from thoraclip.models.classifiers import EncoderClassifier
     from thoraclip.models.dual_encoder import DualEncoder
 
 __all__ = ["Config", "run"]
@@ -264,3 +268,13 @@ def _fit(
         "at_edge_of_grid": edge,
     }
     return head, validation[best], chosen | facts
+
+
+def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
+    """The encoder with the head that was fitted for the fold."""
+    from thoraclip.methods.embed import load_encoder
+    from thoraclip.models.classifiers import EncoderClassifier
+
+    head = read_head(folder / ("head.safetensors" if fold is None else f"head-fold-{fold}.safetensors"))
+    require_classes(folder, head.labels, labels)
+    return EncoderClassifier(load_encoder(with_adapter(config, fold)), head, config.features)

@@ -9,8 +9,9 @@ from typing import Any
 
 from thoraclip.errors import ThoraclipError
 from thoraclip.judge.audit_page import write_audit
+from thoraclip.methods import find_method
 from thoraclip.methods.audit import AuditConfig, audit
-from thoraclip.methods.predictors import CLASSIFYING, read_run
+from thoraclip.methods.predictors import read_run
 from thoraclip.runs import Progress, write_text
 from thoraclip.study.settings import MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest
@@ -23,7 +24,7 @@ def audited_methods(
 ) -> list[MethodEntry]:
     """The methods that keep a classifier: all that did not fail, or the one of the highest macro F1."""
     values = {m["name"]: m["metrics"]["macro_f1"]["value"] for m in report["methods"]}
-    able = [m for m in methods if m.kind in CLASSIFYING and m.name in values]
+    able = [m for m in methods if find_method(m.kind).keeps_classifier and m.name in values]
     if config.audit == "none" or not able:
         return []
     return able if config.audit == "all" else [max(able, key=lambda m: values[m.name])]

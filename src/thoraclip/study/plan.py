@@ -28,7 +28,6 @@ from thoraclip.errors import InputError, ThoraclipError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
-from thoraclip.methods.predictors import CLASSIFYING
 from thoraclip.methods.running import Part, is_done, parts, require_folds
 from thoraclip.runs import digest
 from thoraclip.study.external.images import listed_images
@@ -290,7 +289,7 @@ class _Planner:
             with _errors_of(row):
                 row.seconds = row.images_encoded * (clock.caption(config) if clock and not row.done else 0.0)
             yield row
-        networks = [m for m in methods if m.kind in CLASSIFYING]
+        networks = [m for m in methods if find_method(m.kind).keeps_classifier]
         for one in config.external:
             row = Row(f"external {one.name}", done=is_finished and (self.out / "external" / one.name).is_dir())
             with _errors_of(row):

@@ -112,7 +112,7 @@ def _score_method(one: ExternalSet, method: MethodEntry, scoring: Scoring) -> tu
     (scoring.out / _traceback(one, method)).unlink(missing_ok=True)
     for _, _, folder in method.runs(scoring.out / "runs"):
         run = read_run(folder)
-        if not run.keeps_classifier:
+        if not run.method.keeps_classifier:
             return ()
         for fold in run.distinct_folds:
             file = score_file(folder, one.external.name, fold)
