@@ -293,7 +293,7 @@ def _pytest(arguments: Sequence[str], *plugins: object) -> int:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
-    fixed = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    fixed = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", "0"]
     return int(pytest.main([*fixed, *arguments], plugins=list(plugins)))
 
 

@@ -23,8 +23,9 @@ from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.runtime import BundleClassifier
 from thoraclip.errors import ConfigError, InputError, MismatchError, ParityError
 from thoraclip.imaging import decode, fit, preprocess
+from thoraclip.methods import METHODS
 from thoraclip.methods.original import load_original
-from thoraclip.methods.predictors import CLASSIFYING, read_run
+from thoraclip.methods.predictors import read_run
 from thoraclip.models.heads import softmax
 
 HEADS = ("zeroshot", "probe", "baseline-resnet", *(
@@ -35,7 +36,9 @@ HEADS = ("zeroshot", "probe", "baseline-resnet", *(
 
 def test_every_kind_that_keeps_a_classifier_has_a_parity_test() -> None:
     names = [name if isinstance(name, str) else name.values[0] for name in HEADS]
-    assert {str(name).split("-")[0] for name in names} == set(CLASSIFYING)
+    assert {str(name).split("-")[0] for name in names} == {
+        kind for kind, method in METHODS.items() if method.keeps_classifier
+    }
 
 
 @pytest.mark.parametrize("name", HEADS)

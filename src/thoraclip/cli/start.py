@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +44,10 @@ def study(
     out: OutFolder,
     settings: Settings = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would run, how long it would take, and in what memory.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only say what would run, on how many images, and about how long it would take."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON.")] = False,
 ) -> None:
@@ -55,7 +57,7 @@ def study(
 
     config, methods = read_study(source, parse_settings(settings or []))
     if dry_run:
-        plan = plan_study(config, methods, out, measure=True, start=time.process_time(), announce=announce)
+        plan = plan_study(config, methods, out, measure=True, announce=announce)
         _print_plan(plan, as_json=as_json)
         return
     with progress_bar("images") as progress:
@@ -66,67 +68,33 @@ def study(
 
 
 def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
-    """The plan as JSON, or as a table of methods and stages, their seeds together, and what it was made from."""
+    """The plan as JSON, or as a table of runs and stages."""
     if as_json:
         typer.echo(json.dumps(plan, indent=2))
         return
-    together: dict[str, list[dict[str, Any]]] = {}
-    for run in plan["runs"]:
-        together.setdefault(run["name"], []).append(run)
-    stages = [_plan_row([{**stage, "kind": "", "seed": None}]) for stage in plan["stages"] if not stage["done"]]
-    rows = [*stages[:-1], *(_plan_row(runs) for runs in together.values()), *stages[-1:]]  # the judge comes last
-    title = f"{plan['source']}: {plan['images'] or 'unknown'} images"
-    print_table(
-        ["", "kind", "seeds", "images through a model", "time", "memory", "state"], rows, title=title, numbers=False
+    rows = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])]
+    title = f"{plan['source']}: {'unknown' if plan['images'] is None else format(plan['images'], ',')} images"
+    print_table(["", "kind", "seed", "encoded", "trained", "time", "state"], rows, title=title, numbers=False)
+    totals = plan["totals"]
+    low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
+    what = "In all" if totals["complete"] else "What can be estimated"
+    typer.echo(
+        f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no training stops "
+        f"early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward and backward."
     )
-    typer.echo(_plan_total(plan))
 
 
-def _plan_row(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    passes: dict[tuple[str, str], int] = {}
-    for run in runs:
-        for one in run["passes"]:
-            key = (one["what"], one["model"])
-            passes[key] = passes.get(key, 0) + one["images"]
-    done, errors = sum(run["done"] for run in runs), [run["error"] for run in runs if run["error"]]
-    todo = [run for run in runs if not run["done"]]
-    state = "done" if not todo else f"{done} of {len(runs)} done" if done else "to do"
-    notes = []
-    for where, said in (("cached", "there"), ("shared", "shared")):
-        if names := dict.fromkeys(what for run in todo for what in run[where]):
-            notes.append(f"{' and '.join(names)} {said}")
-    known = [run for run in todo if run["seconds"] is not None]
+def _plan_row(row: Mapping[str, Any]) -> list[str]:
+    cached = f"{' and '.join(row['cached'])} cached" if row["cached"] else "to do"
     return [
-        runs[0]["name"],
-        runs[0]["kind"],
-        ", ".join(str(run["seed"]) for run in runs if run["seed"] is not None),
-        "; ".join(f"{what} {images:,} ({_short(model)})" for (what, model), images in passes.items()),
-        "" if not todo else "?" if len(known) < len(todo) else _duration(sum(run["seconds"] for run in known)),
-        _size(max((run["memory_mb"] or 0 for run in known), default=0)),
-        f"cannot run: {errors[0]}" if errors else "; ".join([state, *notes]),
+        row["name"],
+        row["kind"],
+        "" if row["seed"] is None else str(row["seed"]),
+        f"{row['images_encoded']:,}" if row["images_encoded"] else "",
+        f"{row['images_trained']:,}" if row["images_trained"] else "",
+        "" if row["done"] else "?" if row["seconds"] is None else _duration(row["seconds"]),
+        f"cannot run: {row['error']}" if row["error"] else "done" if row["done"] else cached,
     ]
-
-
-def _plan_total(plan: Mapping[str, Any]) -> str:
-    """The sum, and how it was found, in sentences."""
-    totals, machine, measured = plan["totals"], plan["machine"], plan["measured"]
-    if measured is None:
-        return "Nothing could be measured: the images are not known."
-    low, high = (_duration(totals["seconds"] * by) for by in (1 / measured["factor"], measured["factor"]))
-    what = "In all" if totals["complete"] else "What could be estimated"
-    precision = f", {machine['precision']}" if machine["precision"] else ""
-    where = f"{machine['device']}, {machine['threads']} threads{precision}"
-    return (
-        f"{what}: about {_duration(totals['seconds'])} and at most {_size(totals['memory_mb']) or 'little'} of memory; "
-        f"{totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward and backward.\n"
-        f"Measured in {_duration(measured['seconds'])} by doing the real work on {measured['pictures']} pictures ({where}); "
-        f"between {low} and {high} if the machine does nothing else and no training stops early."
-    )
-
-
-def _short(model: str) -> str:
-    """A folder without those above it; a Hub id as it is."""
-    return Path(model).name if Path(model).is_dir() else model
 
 
 def _duration(seconds: float) -> str:
@@ -135,7 +103,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.{digits}f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-
-
-def _size(megabytes: float) -> str:
-    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB" if megabytes else ""

@@ -73,12 +73,25 @@ class View:
         region: (scene, rows) -> bool[R, S, S], what is replaced.
         fill: `mean`, `blur`, or the donor's background: `same`, `other`, `any`.
         needs_lungs: False where the region is the same whatever the picture shows.
+        finds: what is left for a classifier that still answers (where `is_alone`), or what it lost; as "the border".
+        is_alone: the answers are compared with chance; else with those on `before`.
+        before: name of the view that it is compared with; empty for a view that others are compared with.
+        trial: name and title of the comparison with `before`, where they are not those of the view.
+        counts: False for a control of the classifier, which is in no verdict.
+        refits: whether probes are fitted on it anew: `yes`; `control`, fitted on it and compared with the originals, in no
+            verdict; or `no`.
     """
 
     title: str
     region: Callable[[Scene, Rows], Masks]
     fill: str
     needs_lungs: bool = True
+    finds: str = "what lies outside the lungs"
+    is_alone: bool = False
+    before: str = "original"
+    trial: tuple[str, str] | None = None
+    counts: bool = True
+    refits: str = "yes"
 
 
 def make_view(view: View, scene: Scene, rows: Rows) -> Greys:
@@ -185,26 +198,46 @@ def _as_much_at_random(scene: Scene, rows: Rows) -> Masks:
     return np.stack(regions)
 
 
+_SWAPPED = ("background-swapped", "the background of a picture of another class in place of one of the same class")
+
 VIEWS: Mapping[str, View] = {
-    "original": View("the pictures as they are", _nothing, "mean", needs_lungs=False),
-    "sham": View("nothing replaced, by the same code", _nothing, "blur", needs_lungs=False),
-    "lungs-removed-mean": View("the lungs replaced by one grey level", _lungs, "mean"),
-    "lungs-removed-blur": View("the lungs replaced by a smooth continuation of what is around them", _lungs, "blur"),
-    "lungs-removed-other": View("the lungs replaced by another picture's background", _lungs, "any"),
-    "box-removed-mean": View("the box around the lungs replaced by one grey level", _box, "mean"),
-    "box-removed-blur": View("the box around the lungs replaced by a smooth continuation", _box, "blur"),
-    "box-removed-other": View("the box around the lungs replaced by another picture's background", _box, "any"),
-    "lungs-only-mean": View("all but the lungs replaced by one grey level", _around_the_lungs, "mean"),
-    "lungs-only-blur": View("all but the lungs replaced by their smooth continuation", _around_the_lungs, "blur"),
+    "original": View("the pictures as they are", _nothing, "mean", needs_lungs=False, before="", refits="no"),
+    "sham": View("nothing replaced, by the same code", _nothing, "blur", needs_lungs=False, before="", refits="no"),
+    "lungs-removed-mean": View("the lungs replaced by one grey level", _lungs, "mean", is_alone=True),
+    "lungs-removed-blur": View(
+        "the lungs replaced by a smooth continuation of what is around them", _lungs, "blur", is_alone=True
+    ),
+    "lungs-removed-other": View("the lungs replaced by another picture's background", _lungs, "any", is_alone=True),
+    "box-removed-mean": View("the box around the lungs replaced by one grey level", _box, "mean", is_alone=True),
+    "box-removed-blur": View("the box around the lungs replaced by a smooth continuation", _box, "blur", is_alone=True),
+    "box-removed-other": View(
+        "the box around the lungs replaced by another picture's background", _box, "any", is_alone=True
+    ),
+    "lungs-only-mean": View("all but the lungs replaced by one grey level", _around_the_lungs, "mean", counts=False),
+    "lungs-only-blur": View(
+        "all but the lungs replaced by their smooth continuation", _around_the_lungs, "blur", counts=False
+    ),
     "lungs-only-other": View(
-        "all but the lungs replaced by the background of a picture of another class", _around_the_lungs, "other"
+        "all but the lungs replaced by the background of a picture of another class", _around_the_lungs, "other",
+        before="lungs-only-same", trial=_SWAPPED,
     ),
     "lungs-only-same": View(
-        "all but the lungs replaced by the background of a picture of the same class", _around_the_lungs, "same"
+        "all but the lungs replaced by the background of a picture of the same class", _around_the_lungs, "same",
+        before="", refits="no",
     ),
-    "border-removed": View("the border replaced by a smooth continuation", _border, "blur", needs_lungs=False),
-    "corners-removed": View("the corners replaced by a smooth continuation", _corners, "blur", needs_lungs=False),
-    "border-only": View("all but the border replaced by one grey level", _inside_the_border, "mean", needs_lungs=False),
-    "random-removed": View("as many pixels as the lungs have, at random, replaced by one grey level", _as_much_at_random, "mean"),
+    "border-removed": View(
+        "the border replaced by a smooth continuation", _border, "blur", needs_lungs=False, finds="the border"
+    ),
+    "corners-removed": View(
+        "the corners replaced by a smooth continuation", _corners, "blur", needs_lungs=False, finds="the corners"
+    ),
+    "border-only": View(
+        "all but the border replaced by one grey level", _inside_the_border, "mean", needs_lungs=False, finds="the border",
+        is_alone=True,
+    ),
+    "random-removed": View(
+        "as many pixels as the lungs have, at random, replaced by one grey level", _as_much_at_random, "mean", counts=False,
+        refits="control",
+    ),
 }  # fmt: skip
 """Name -> view, in the order in which they are made."""

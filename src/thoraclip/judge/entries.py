@@ -71,7 +71,7 @@ def _metrics(
         noise = [one.noise[name] for one in drawn if name in one.noise] if drawn else []
         entry = estimate(
             name, _mean(each), _average([one.headline[name] for one in drawn]) if drawn else None,
-            trials=trials, bounds=metric.bounds, noise=_average(noise) if noise else None,
+            trials=trials, bounds=metric.bounds, higher_is_better=metric.higher_is_better, noise=_average(noise) if noise else None,
         ).as_json()  # fmt: skip
         entries[name] = {**entry, **_spread(each)}
     return entries

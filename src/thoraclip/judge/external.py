@@ -176,7 +176,14 @@ def measure(
         noise = np.asarray(np.mean([one.noise[name] for one in drawn], axis=0)) if drawn and name == "ece" else None
         trials = many if name == "accuracy" else rarest
         value = _mean([one[name] for one in points])
-        values[name] = estimate(name, value, replicates.get(name), trials=trials, noise=noise)
+        values[name] = estimate(
+            name,
+            value,
+            replicates.get(name),
+            trials=trials,
+            higher_is_better=METRICS[name].higher_is_better,
+            noise=noise,
+        )
     recall = {}
     for c in np.unique(target).tolist():
         draws = np.mean([one.per_class["recall"][:, c] for one in drawn], axis=0) if drawn else None

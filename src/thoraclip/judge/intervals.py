@@ -27,8 +27,6 @@ LEVEL = 0.95
 _PROPORTIONS = frozenset({"accuracy", "recall", "specificity"})
 """Shares of a fixed number of images: the Clopper-Pearson bound is exact for them, also at 0."""
 
-_LOSSES = frozenset({"log_loss", "brier", "ece"})
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -52,6 +50,7 @@ def estimate(
     *,
     trials: int,
     bounds: tuple[float, float] = (0.0, 1.0),
+    higher_is_better: bool = True,
     noise: Floats | None = None,
 ) -> Estimate:
     """Value with interval; the value always lies inside.
@@ -63,6 +62,7 @@ def estimate(
         trials: independent groups behind the value, for the bound of a perfect score: for a macro mean those of the
             rarest class (then the bound is conservative).
         bounds: smallest and largest possible value.
+        higher_is_better: the largest possible value is the perfect one.
         noise: f64[R] for the calibration error, see `_calibration_interval`.
     """
     if value is None:
@@ -73,7 +73,7 @@ def estimate(
     if len(known) < len(replicates) / 2:
         return Estimate(value, reason="does not exist in most resamples: too few images of a class")
     if np.ptp(known) < 1e-12 and trials > 0:
-        return _degenerate(name, value, trials)
+        return _degenerate(name, value, trials, best=bounds[1] if higher_is_better else None)
     low, high = _percentile(known) if noise is None else _calibration_interval(value, known, noise)
     return Estimate(value, max(bounds[0], min(low, value)), min(bounds[1], max(high, value)))
 
@@ -98,14 +98,14 @@ def _calibration_interval(value: float, replicates: Floats, noise: Floats) -> tu
     return (0.0 if by_chance else 2 * value - high), value + (high - low) / 2
 
 
-def _degenerate(name: str, value: float, trials: int) -> Estimate:
+def _degenerate(name: str, value: float, trials: int, *, best: float | None) -> Estimate:
     """Every resample gives the same value: bound a perfect one, and do not pretend to know the others.
 
     Clopper & Pearson 1934 (Biometrika 26:404): all of t right excludes, at 2.5 %, success rates below 0.025^(1/t).
     """
     bound = ((1 - LEVEL) / 2) ** (1 / trials)
-    if value > 1 - 1e-12 and name not in _LOSSES:
-        return Estimate(value, bound, 1.0)
+    if best is not None and value > best - 1e-12:
+        return Estimate(value, bound, best)
     if value == 0 and name in _PROPORTIONS:
         return Estimate(0.0, 0.0, 1 - bound)
     if value == 0:

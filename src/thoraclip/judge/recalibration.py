@@ -88,7 +88,7 @@ class _Prepared:
     def estimate(self, metric: str, trials: int) -> Estimate:
         """Value with interval."""
         return estimate(
-            metric, self.values[metric], self.replicates(metric), trials=trials, bounds=METRICS[metric].bounds,
+            metric, self.values[metric], self.replicates(metric), trials=trials, bounds=METRICS[metric].bounds, higher_is_better=METRICS[metric].higher_is_better,
             noise=self.replicates("noise") if metric == "ece" else None,
         )  # fmt: skip
 

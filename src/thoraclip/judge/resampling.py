@@ -8,7 +8,7 @@ All tables that are judged together see the same weights, so their differences a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -18,8 +18,9 @@ from threadpoolctl import ThreadpoolController
 
 from thoraclip.judge import calibration
 from thoraclip.judge.metrics import METRICS, Scored, brier_terms
+from thoraclip.judge.weighted import Weighted, ratio
 
-__all__ = ["Replicates", "from_confusion", "replicate", "resample_weights", "weighted_metrics"]
+__all__ = ["Replicates", "replicate", "resample_weights", "weighted_metrics"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -111,51 +112,22 @@ def _join(parts: Sequence[Replicates]) -> Replicates:
     )
 
 
-def _ratio(above: Floats, below: Floats, empty: float = 0.0) -> Floats:
-    """above / below, and `empty` where below is 0."""
-    out: Floats = np.full(np.broadcast(above, below).shape, empty)
-    np.divide(above, below, out=out, where=below > 0)
-    return out
-
-
-def _mean_of_known(values: Floats) -> Floats:
-    """f64[R, C] -> f64[R]: mean over the classes that are not NaN; NaN where none is."""
-    known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64), np.nan)
-
-
-def from_confusion(cells: Floats) -> Replicates:
-    """Every metric that a confusion matrix decides; the formulas are those of `metrics` (scikit-learn's).
-
-    Args:
-        cells: f64[R, C, C], rows true, columns predicted.
-    """
-    hit = np.einsum("rcc->rc", cells)
-    true, predicted, total = cells.sum(axis=2), cells.sum(axis=1), cells.sum(axis=(1, 2))[:, None]
-    precision, recall, f1 = _ratio(hit, predicted), _ratio(hit, true), _ratio(2 * hit, true + predicted)
-    share = true / total
-    present = np.where(true > 0, recall, np.nan)
-    covariance = hit.sum(axis=1) * total[:, 0] - (true * predicted).sum(axis=1)
-    spread = (total[:, 0] ** 2 - (predicted**2).sum(axis=1)) * (total[:, 0] ** 2 - (true**2).sum(axis=1))
-    return Replicates(
-        headline={
-            "accuracy": hit.sum(axis=1) / total[:, 0],
-            "balanced_accuracy": _mean_of_known(present),
-            "macro_f1": f1.mean(axis=1),
-            "macro_precision": precision.mean(axis=1),
-            "macro_recall": recall.mean(axis=1),
-            "weighted_f1": (f1 * share).sum(axis=1),
-            "weighted_precision": (precision * share).sum(axis=1),
-            "weighted_recall": (recall * share).sum(axis=1),
-            "mcc": _ratio(covariance, np.sqrt(np.maximum(spread, 0.0))),
-        },
-        per_class={
-            "precision": precision,
-            "recall": present,
-            "specificity": _ratio(total - true - predicted + hit, total - true, np.nan),
-            "f1": np.where(true > 0, f1, np.nan),
-        },
-    )
+def _metrics_of(weighted: Weighted, *, confusion_only: bool) -> Replicates:
+    """Every metric that the sums decide."""
+    headline = {
+        name: metric.resampled(weighted)
+        for name, metric in METRICS.items()
+        if metric.resampled and not (confusion_only and metric.needs_scores)
+    }
+    per_class = {
+        "precision": weighted.precision,
+        "recall": weighted.of_present(weighted.recall),
+        "specificity": weighted.specificity,
+        "f1": weighted.of_present(weighted.f1),
+    }
+    if weighted.auroc is not None and weighted.average_precision is not None:
+        per_class |= {"auroc": weighted.auroc, "average_precision": weighted.average_precision}
+    return Replicates(headline, per_class)
 
 
 class _Prepared:
@@ -163,7 +135,7 @@ class _Prepared:
 
     def __init__(self, scored: Scored, *, confusion_only: bool) -> None:
         n, c = scored.scores.shape
-        self.classes = c
+        self.table, self.classes = scored, c
         columns = [np.eye(c * c)[scored.target * c + scored.predicted]]  # [N, C*C]
         self.curves: list[_Ranking | None] = []
         self.scored = not confusion_only
@@ -180,25 +152,26 @@ class _Prepared:
     def metrics(self, weights: Floats) -> Replicates:
         """Metrics under f64[N, r] weights."""
         sums, c2 = (self.columns @ weights).T, self.classes**2  # [r, K]
-        found = from_confusion(sums[:, :c2].reshape(-1, self.classes, self.classes))
+        cells = sums[:, :c2].reshape(-1, self.classes, self.classes)
         if not self.scored:
-            return found
+            return _metrics_of(Weighted(cells), confusion_only=True)
         total = sums[:, :c2].sum(axis=1)
         ranked = [curve.areas(weights) if curve else np.full((2, len(total)), np.nan) for curve in self.curves]
         auroc, precision = np.stack(ranked, axis=2)  # each [r, C]
         gaps = sums[:, c2 + 2 :] / total[:, None]
-        headline = {
-            **found.headline,
-            "auroc": _mean_of_known(auroc),
-            "average_precision": _mean_of_known(precision),
-            "log_loss": sums[:, c2] / total,
-            "brier": sums[:, c2 + 1] / total,
-            "ece": np.abs(gaps).sum(axis=1),
-        }
-        per_class = {**found.per_class, "auroc": auroc, "average_precision": precision}
-        return Replicates(
-            {name: headline[name] for name in METRICS}, per_class, {"ece": np.abs(gaps - self.gaps).sum(axis=1)}
-        )
+        errors = {"log_loss": sums[:, c2] / total, "brier": sums[:, c2 + 1] / total, "ece": np.abs(gaps).sum(axis=1)}
+        found = _metrics_of(Weighted(cells, auroc, precision, **errors), confusion_only=False)
+        slow = {name: self._by_rows(name, weights) for name, metric in METRICS.items() if metric.resampled is None}
+        return replace(found, headline=found.headline | slow, noise={"ece": np.abs(gaps - self.gaps).sum(axis=1)})
+
+    def _by_rows(self, name: str, weights: Floats) -> Floats:
+        """f64[r]: a metric evaluated on the rows, each as often as its whole weight says."""
+        found = []
+        for column in weights.T:
+            rows = np.repeat(np.arange(len(column)), column.astype(np.int64))
+            value = METRICS[name].point(Scored(self.table.target[rows], self.table.scores[rows]))
+            found.append(np.nan if value is None else value)
+        return np.array(found, dtype=np.float64)
 
 
 class _Ranking:
@@ -227,10 +200,10 @@ class _Ranking:
         beaten = false[self.below]
         half_ties = 0.5 * (false[self.up_to] - beaten) if self.tied else 0.0
         pairs = np.einsum("pr,pr->r", w_pos, beaten + half_ties)
-        auroc = _ratio(pairs, true[-1] * false[-1], np.nan)
+        auroc = ratio(pairs, true[-1] * false[-1], np.nan)
         recalled = true[-1] - (true[:-1] if self.distinct else true[self.first])
-        precision = _ratio(recalled, recalled + (false[-1] - beaten))
-        area = _ratio(np.einsum("pr,pr->r", w_pos, precision), true[-1], np.nan)
+        precision = ratio(recalled, recalled + (false[-1] - beaten))
+        area = ratio(np.einsum("pr,pr->r", w_pos, precision), true[-1], np.nan)
         return np.stack([auroc, np.where(false[-1] > 0, area, np.nan)])
 
 

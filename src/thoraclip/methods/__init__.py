@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.labels import LabelSet
 from thoraclip.runs import process_count
 
 __all__ = ["METHODS", "Method", "find_method", "require_shared_work"]
@@ -27,6 +29,13 @@ class Method:
         is_seeded: True where the result depends on the seed; a study repeats only such methods.
         is_parallel: True where several processes can share the work.
         is_trained: True where weights come out; its run folder then gets a model card.
+        keeps_classifier: True where a run scores other images; then the module has
+            `load_classifier(config, folder, fold, labels)`, which `audit`, `explain`, `export` and external sets call.
+        trains_adapters: True where its run folder can be the `adapter` of another method.
+        fits_head: True where a linear head on frozen features is fitted, so that it can be fitted again on other images.
+        embeds: True where it reads the features of all images, which the runs of a study share.
+        trains_network: True where it trains a network in steps (`training.TrainingSettings`).
+        fit_seconds: about how long a training image of anything else that is fitted takes on one core, for the dry run.
     """
 
     module: str
@@ -34,6 +43,12 @@ class Method:
     is_seeded: bool
     is_parallel: bool = False
     is_trained: bool = False
+    keeps_classifier: bool = False
+    trains_adapters: bool = False
+    fits_head: bool = False
+    embeds: bool = False
+    trains_network: bool = False
+    fit_seconds: float = 0.0
 
     @property
     def config_type(self) -> type[Any]:
@@ -41,15 +56,29 @@ class Method:
         kind: type[Any] = import_module(self.module).Config
         return kind
 
+    def load_classifier(self, config: Any, folder: Path, fold: int | None, labels: LabelSet) -> Any:
+        """The `predictor.Predictor` of a held-out fold (`None`: of the split) of a finished run."""
+        return import_module(self.module).load_classifier(config, folder, fold, labels)
+
 
 METHODS: Mapping[str, Method] = {
-    "zeroshot": Method("thoraclip.methods.zeroshot", "Classify by the nearest class prompts, without training.", False),
+    "zeroshot": Method(
+        "thoraclip.methods.zeroshot",
+        "Classify by the nearest class prompts, without training.",
+        False,
+        keeps_classifier=True,
+        embeds=True,
+    ),
     "finetune": Method(
         "thoraclip.methods.finetune",
         "Tune LoRA adapters with a contrastive loss; any batch size in any memory.",
         True,
         is_parallel=True,
         is_trained=True,
+        keeps_classifier=True,
+        trains_adapters=True,
+        embeds=True,
+        trains_network=True,
     ),
     "baseline": Method(
         "thoraclip.methods.baseline",
@@ -57,12 +86,24 @@ METHODS: Mapping[str, Method] = {
         True,
         is_parallel=True,
         is_trained=True,
+        keeps_classifier=True,
+        trains_network=True,
     ),
     "probe": Method(
-        "thoraclip.methods.probe", "Fit a linear classifier on frozen image features.", True, is_trained=True
+        "thoraclip.methods.probe",
+        "Fit a linear classifier on frozen image features.",
+        True,
+        is_trained=True,
+        keeps_classifier=True,
+        fits_head=True,
+        embeds=True,
+        fit_seconds=5e-4,
     ),
     "trivial": Method(
-        "thoraclip.methods.trivial", "Classify by what needs no medicine: the floor of every table.", True
+        "thoraclip.methods.trivial",
+        "Classify by what needs no medicine: the floor of every table.",
+        True,
+        fit_seconds=3e-3,
     ),
 }
 

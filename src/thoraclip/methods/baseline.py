@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ConfigError, InputError
+from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
+from thoraclip.methods.predictors import require_classes
 from thoraclip.methods.rounds import Result, Round, fit, run_rounds
 from thoraclip.methods.running import Context
 from thoraclip.methods.supervised import Supervised, scores_of
@@ -132,3 +135,10 @@ def _score(one: BaselineRound) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
     greys, progress = one.pictures(backbone.preprocess), one.context.progress
     test = scores_of(backbone, greys, one.part.test, progress=progress)
     return test, scores_of(backbone, greys, one.part.val, progress=progress)
+
+
+def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> Backbone:
+    """The network of the fold."""
+    backbone = load_trained((folder if fold is None else folder / f"fold-{fold}") / "model", precision=config.precision)
+    require_classes(folder, backbone.labels, labels)
+    return backbone

@@ -116,7 +116,7 @@ class Contrast:
         return encode
 
     def _loss_of(self, batch: Batch, inverse: Rows) -> Callable[[Tensor, Tensor], Tensor]:
-        device, name = self.tuned.encoder.device, self.config.loss
+        device, chosen = self.tuned.encoder.device, losses.LOSSES[self.config.loss]
         target = torch.from_numpy(self.targets[batch.rows]).to(device)
         weight = (
             torch.from_numpy(self.weight).float().to(device)[target] if self.config.class_weight != "none" else None
@@ -124,18 +124,11 @@ class Contrast:
         which = torch.from_numpy(inverse).to(device)
 
         def loss(image: Tensor, text: Tensor) -> Tensor:
-            scale = self.tuned.log_scale.exp()
-            if isinstance(self.texts, PromptTexts):
-                classes = torch.from_numpy(self.texts.classes).to(device)
-                if name == "prompt_ce":
-                    return losses.prompt_cross_entropy(image, text, scale, target, classes, weight=weight)
-                text = losses.class_means(text, classes)
-            pairs = text[which]
-            if name == "infonce":
-                return losses.infonce(image, pairs, scale, weight=weight)
-            if name == "unicl":
-                return losses.unicl(image, pairs, scale, target, weight=weight)
-            return losses.siglip(image, pairs, scale, self.tuned.bias, target, weight=weight)
+            classes = torch.from_numpy(self.texts.classes).to(device) if isinstance(self.texts, PromptTexts) else None
+            if not chosen.on_prompts:
+                text = (text if classes is None else losses.class_means(text, classes))[which]
+            scale, bias = self.tuned.log_scale.exp(), self.tuned.bias
+            return chosen.value(losses.Pairs(image, text, scale, bias, target, classes, weight))
 
         return loss
 

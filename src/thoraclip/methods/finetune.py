@@ -11,21 +11,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ConfigError
-from thoraclip.labels import load_prompts
+from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods import losses
 from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.rounds import Result, fit, run_rounds
 from thoraclip.methods.running import Context
 from thoraclip.methods.training import TrainingSettings, require_known, require_positive
 from thoraclip.methods.tuning import TuningRound
-from thoraclip.methods.zeroshot import prompts_digest, score_images
+from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
 from thoraclip.models.lora import LoraSettings
 from thoraclip.runs import file_sha256
+
+if TYPE_CHECKING:
+    from thoraclip.models.classifiers import EncoderClassifier
 
 __all__ = ["Config", "run"]
 
@@ -64,12 +68,14 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     def __post_init__(self) -> None:
         LoraSettings.__post_init__(self)
         TrainingSettings.__post_init__(self)
-        require_known(self, loss=losses.LOSSES, select=_SELECTIONS)
+        require_known(self, loss=tuple(losses.LOSSES), select=_SELECTIONS)
         require_positive(logit_scale_max=self.logit_scale_max)
         if self.append_label and not self.captions:
             raise ConfigError("append_label = true needs captions = FILE; class prompts name the class already")
-        if self.captions and self.loss == "prompt_ce":
-            raise ConfigError("loss = 'prompt_ce' trains on class prompts; leave captions out, or choose another loss")
+        if self.captions and losses.LOSSES[self.loss].on_prompts:
+            raise ConfigError(
+                f"loss = '{self.loss}' trains on class prompts; leave captions out, or choose another loss"
+            )
 
     def inputs(self) -> dict[str, str]:
         """Model, prompts and captions as they are now."""
@@ -103,8 +109,17 @@ def _train(one: TuningRound) -> None:
 def _score(one: TuningRound) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The test and the validation rows, zero-shot with the adapter that was kept."""
     config: Config = one.config
-    encoder = EncoderConfig(
-        model=config.model, adapter=str(one.folder / "adapter"), geometry=config.geometry, precision=config.precision
-    )
-    scores = score_images(encoder, one.labels, load_prompts(config.prompts), one.context).scores
+    scores = score_images(_tuned(config, one.folder), one.labels, load_prompts(config.prompts), one.context).scores
     return scores[one.part.test], scores[one.part.val]
+
+
+def _tuned(config: Config, place: Path) -> EncoderConfig:
+    return EncoderConfig(
+        model=config.model, adapter=str(place / "adapter"), geometry=config.geometry, precision=config.precision
+    )
+
+
+def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
+    """The base with the adapter of the fold, and the class prompts as its head."""
+    place = folder if fold is None else folder / f"fold-{fold}"
+    return prompted_classifier(_tuned(config, place), config.prompts, labels)

@@ -7,13 +7,52 @@ and SigLIP with labels know it, and the cross-entropy over class prompts has no 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
-__all__ = ["LOSSES", "class_means", "infonce", "prompt_cross_entropy", "siglip", "unicl"]
+__all__ = ["LOSSES", "Loss", "Pairs", "class_means", "infonce", "prompt_cross_entropy", "siglip", "unicl"]
 
-LOSSES = ("unicl", "infonce", "siglip", "prompt_ce")
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a loss may read.
+
+    Args:
+        image: unit vectors, f32[B, P].
+        text: unit vectors: f32[B, P], the text of each image; of a loss on prompts f32[K, P], all prompts.
+        scale: positive scalar, the inverse temperature.
+        bias: scalar that is added to the logits; trained where the loss needs one.
+        target: i64[B], the class of each image.
+        classes: i64[K], the class of each prompt, of a loss on prompts.
+        weight: f32[B], mean 1; `None` for equal ones.
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+    bias: Tensor
+    target: Tensor
+    classes: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One entry of `LOSSES`.
+
+    Args:
+        value: `Pairs` -> scalar loss in nats.
+        has_bias: the logit bias is trained.
+        on_prompts: it compares every image with the prompts of all classes, so captions cannot be used.
+    """
+
+    value: Callable[[Pairs], Tensor]
+    has_bias: bool = False
+    on_prompts: bool = False
 
 
 def infonce(image: Tensor, text: Tensor, scale: Tensor, *, weight: Tensor | None = None) -> Tensor:
@@ -111,3 +150,18 @@ def class_means(prompt: Tensor, classes: Tensor) -> Tensor:
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return values.mean() if weight is None else (weight * values).mean()
+
+
+def _on_prompts(pairs: Pairs) -> Tensor:
+    if pairs.classes is None:
+        raise ValueError("a loss on prompts needs the class of each prompt")
+    return prompt_cross_entropy(pairs.image, pairs.text, pairs.scale, pairs.target, pairs.classes, weight=pairs.weight)
+
+
+LOSSES: Mapping[str, Loss] = {
+    "unicl": Loss(lambda p: unicl(p.image, p.text, p.scale, p.target, weight=p.weight)),
+    "infonce": Loss(lambda p: infonce(p.image, p.text, p.scale, weight=p.weight)),
+    "siglip": Loss(lambda p: siglip(p.image, p.text, p.scale, p.bias, p.target, weight=p.weight), has_bias=True),
+    "prompt_ce": Loss(_on_prompts, on_prompts=True),
+}
+"""Name -> loss; the setting `loss` takes these names."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ConfigError, InputError, MismatchError
-from thoraclip.methods.predictors import CLASSIFYING, FinishedRun
+from thoraclip.methods.predictors import FinishedRun
 from thoraclip.methods.running import read_validation
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.heads import LinearHead
@@ -35,10 +35,7 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         ConfigError: the run has no such fold.
         MismatchError: another manifest than the run's.
     """
-    if not run.keeps_classifier:
-        raise InputError(
-            f"{run.folder}: a run of '{run.kind}' keeps no classifier of pictures; name a run of {', '.join(CLASSIFYING)}"
-        )
+    run.require_classifier()
     if manifest.fingerprint != run.manifest:
         raise MismatchError(
             f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; name that one "
@@ -53,8 +50,8 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
     val = np.sort([row[image] for image in kept.image_id]).astype(np.int64)
     judged = dict(run.parts(manifest))
     train = _others(manifest, np.concatenate([val, judged[chosen]]), has_folds=chosen is not None)
-    has_learned = run.kind != "zeroshot" or bool(run.config.adapter)
-    learned_from_val = run.kind == "probe" and run.config.refit
+    has_learned = run.method.is_trained or bool(run.config.adapter)
+    learned_from_val = getattr(run.config, "refit", False)
     return Original(
         name=run.folder.resolve().name, kind=run.kind, model=run.config.model, classifier=classifier,  # type: ignore[arg-type]
         manifest=manifest, fold=chosen, train=train, val=val, test=judged[chosen], has_learned=has_learned,
@@ -97,12 +94,12 @@ def _alike(
     run: FinishedRun, own: object, predictions: Predictions, judged: dict[int | None, Rows], chosen: int | None, left_out: Rows
 ) -> Iterator[tuple[LinearHead, Rows]]:  # fmt: skip
     """(head, rows that it held out) of the other folds, where the encoder is the same one for all."""
-    if not isinstance(own, EncoderClassifier) or run.kind == "finetune" or _has_fold_adapters(run):
+    if not isinstance(own, EncoderClassifier) or run.method.trains_adapters or _has_fold_adapters(run):
         return
     for fold, rows in judged.items():
         if fold == chosen:
             continue
-        head = own.head if run.kind == "zeroshot" else _head(run, fold)
+        head = _head(run, fold) if run.method.fits_head else own.head
         yield head, np.setdiff1d(rows, left_out)
 
 

@@ -14,14 +14,14 @@ import numpy.typing as npt
 from thoraclip.config import build_config, read_toml
 from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
-from thoraclip.methods import find_method
+from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.tables.manifest import Manifest, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import Classifier
 
-__all__ = ["CLASSIFYING", "FinishedRun", "find_manifest", "read_run"]
+__all__ = ["FinishedRun", "find_manifest", "read_run", "require_classes"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -52,9 +52,17 @@ class FinishedRun:
         return self.folder.name
 
     @property
-    def keeps_classifier(self) -> bool:
-        """False where the kind of method leaves nothing that scores other images."""
-        return self.kind in CLASSIFYING
+    def method(self) -> Method:
+        """Entry of `METHODS`."""
+        return find_method(self.kind)
+
+    def require_classifier(self) -> None:
+        """Raise InputError where the kind of method leaves nothing that scores other images."""
+        if not self.method.keeps_classifier:
+            able = ", ".join(kind for kind, method in METHODS.items() if method.keeps_classifier)
+            raise InputError(
+                f"{self.folder}: a run of '{self.kind}' keeps no classifier of pictures; name a run of {able}"
+            )
 
     @property
     def distinct_folds(self) -> tuple[int | None, ...]:
@@ -62,13 +70,13 @@ class FinishedRun:
         from thoraclip.models.adapter_note import adapter_folders
 
         adapter = getattr(self.config, "adapter", "")
-        is_one = self.kind == "zeroshot" and (not adapter or None in adapter_folders(Path(adapter)))
+        is_one = not self.method.is_trained and (not adapter or None in adapter_folders(Path(adapter)))
         return (None,) if is_one else self.folds
 
     @property
     def is_retrainable(self) -> bool:
         """True where the classifier is a linear probe on frozen features, so that it can be fitted again on any pictures."""
-        return self.kind == "probe"
+        return self.method.fits_head
 
     def label_set(self, manifest: Manifest) -> LabelSet:
         """The classes of a manifest, as the run's settings name them."""
@@ -86,12 +94,8 @@ class FinishedRun:
         Raises:
             InputError: the kind keeps no model, or a file of the run is gone.
         """
-        if self.kind not in _LOADERS:
-            raise InputError(
-                f"{self.folder}: a run of '{self.kind}' keeps no classifier of pictures; name a run of "
-                f"{', '.join(_LOADERS)}"
-            )
-        loaded: Classifier = _LOADERS[self.kind](self, fold, labels)
+        self.require_classifier()
+        loaded: Classifier = self.method.load_classifier(self.config, self.folder, fold, labels)
         return loaded
 
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
@@ -217,63 +221,10 @@ def find_manifest(run: FinishedRun) -> Manifest:
     raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")
 
 
-def _of_zeroshot(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
-    from thoraclip.methods.adapters import with_adapter
-
-    return _prompted(with_adapter(run.config, fold), run.config.prompts, labels)
-
-
-def _of_finetune(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
-    from thoraclip.methods.encoders import EncoderConfig
-
-    config, place = run.config, run.folder if fold is None else run.folder / f"fold-{fold}"
-    encoder = EncoderConfig(
-        model=config.model, adapter=str(place / "adapter"), geometry=config.geometry, precision=config.precision
-    )
-    return _prompted(encoder, config.prompts, labels)
-
-
-def _prompted(config: Any, prompt_set: str, labels: LabelSet) -> Any:
-    from thoraclip.labels import load_prompts
-    from thoraclip.methods.embed import load_encoder
-    from thoraclip.methods.zeroshot import class_vectors
-    from thoraclip.models.classifiers import EncoderClassifier, prompt_head
-
-    encoder, prompts = load_encoder(config), load_prompts(prompt_set)
-    vectors = [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
-    return EncoderClassifier(encoder, prompt_head(labels, class_vectors(vectors), encoder.logit_scale), "projected")
-
-
-def _of_probe(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
-    from thoraclip.methods.adapters import with_adapter
-    from thoraclip.methods.embed import load_encoder
-    from thoraclip.models.classifiers import EncoderClassifier
-    from thoraclip.models.heads import read_head
-
-    head = read_head(run.folder / ("head.safetensors" if fold is None else f"head-fold-{fold}.safetensors"))
-    _require_classes(run, head.labels, labels)
-    return EncoderClassifier(load_encoder(with_adapter(run.config, fold)), head, run.config.features)
-
-
-def _of_baseline(run: FinishedRun, fold: int | None, labels: LabelSet) -> Any:
-    from thoraclip.models.backbones import load_trained
-
-    place = run.folder if fold is None else run.folder / f"fold-{fold}"
-    backbone = load_trained(place / "model", precision=run.config.precision)
-    _require_classes(run, backbone.labels, labels)
-    return backbone
-
-
-def _require_classes(run: FinishedRun, found: LabelSet, wanted: LabelSet) -> None:
+def require_classes(folder: Path, found: LabelSet, wanted: LabelSet) -> None:
+    """Raise MismatchError where a run was trained on other classes than those of a manifest."""
     if found != wanted:
         raise MismatchError(
-            f"{run.folder}: was trained on the classes {list(found.names)}, and these are {list(wanted.names)}; "
+            f"{folder}: was trained on the classes {list(found.names)}, and these are {list(wanted.names)}; "
             "name the manifest that it was trained on"
         )
-
-
-_LOADERS = {"zeroshot": _of_zeroshot, "finetune": _of_finetune, "probe": _of_probe, "baseline": _of_baseline}
-"""Kind -> what loads the classifier of a fold."""
-
-CLASSIFYING = tuple(_LOADERS)
-"""Kinds of methods whose runs keep what scores other images."""

@@ -5,8 +5,9 @@ Features are read once from the embedding cache; the penalty (or, for AdamW, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings
+from thoraclip.methods.predictors import require_classes
 from thoraclip.methods.running import Context, Part, parts, pooled_predictions
 from thoraclip.methods.zeroshot import class_vectors, prompts_digest
 from thoraclip.models.heads import (
@@ -24,6 +26,7 @@ from thoraclip.models.heads import (
     fit_lbfgs,
     fit_text_informed,
     log_loss,
+    read_head,
     text_multipliers,
     write_head,
 )
@@ -33,11 +36,11 @@ from thoraclip.tables.predictions import Predictions
 from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
+    from thoraclip.models.classifiers import EncoderClassifier
     from thoraclip.models.dual_encoder import DualEncoder
 
-__all__ = ["Config", "run"]
+__all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 
-_SOLVERS = ("lbfgs", "adamw", "lp++")
 _FEATURES = ("pooled", "projected")
 _WEIGHTINGS = ("none", "balanced")
 Scores = npt.NDArray[np.float64]
@@ -80,7 +83,7 @@ class Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("features", _FEATURES), ("solver", _SOLVERS), ("class_weight", _WEIGHTINGS)):
+        for name, known in (("features", _FEATURES), ("solver", tuple(SOLVERS)), ("class_weight", _WEIGHTINGS)):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
@@ -95,29 +98,100 @@ class Config(EncoderConfig):
                 f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, train_batch_size = {self.train_batch_size}: "
                 "all must be positive"
             )
-        if self.solver == "lp++" and self.features != "projected":
+        if SOLVERS[self.solver].needs_texts and self.features != "projected":
             raise ConfigError(
-                f"solver = 'lp++' weighs features against texts, and features = '{self.features}' are not in the space shared "
+                f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in the space shared "
                 "with text; set features = 'projected'"
             )
 
     def inputs(self) -> dict[str, str]:
-        """The encoder's artefacts, and for lp++ the prompts as they read."""
-        return super().inputs() | ({"prompts": prompts_digest(self.prompts)} if self.solver == "lp++" else {})
+        """The encoder's artefacts, and the prompts as they read where the solver needs texts."""
+        return super().inputs() | (
+            {"prompts": prompts_digest(self.prompts)} if SOLVERS[self.solver].needs_texts else {}
+        )
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """Of the classes: unit vectors f64[C, P], and the encoder's logit scale."""
+class Texts:
+    """The class prompts: unit vectors f64[C, P], and the encoder's logit scale."""
 
     vectors: npt.NDArray[np.float64]
     logit_scale: float
 
     @classmethod
-    def of(cls, encoder: DualEncoder, labels: LabelSet, prompts: str) -> _Texts:
+    def of(cls, encoder: DualEncoder, labels: LabelSet, prompts: str) -> Texts:
         known = load_prompts(prompts)
         vectors = [encoder.encode_texts(known.for_class(name)).astype(np.float64) for name in labels.names]
         return cls(class_vectors(vectors), encoder.logit_scale)
+
+
+Heads = Callable[
+    [Config, npt.NDArray[np.float32], npt.NDArray[np.int64], LabelSet, Sequence[float], "Texts | None"],
+    list[LinearHead],
+]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One entry of `SOLVERS`.
+
+    Args:
+        fit: (settings, features f32[N, D], targets i64[N], classes, penalties, texts) -> a head for each penalty; of a
+            solver by epochs a head after each of `settings.epochs`.
+        by_epoch: the epoch is chosen by validation; else the penalty.
+        needs_texts: the class prompts are read, in the space shared with text.
+    """
+
+    fit: Heads
+    by_epoch: bool = False
+    needs_texts: bool = False
+
+
+def _lbfgs(
+    config: Config,
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.int64],
+    labels: LabelSet,
+    l2: Sequence[float],
+    texts: Texts | None,
+) -> list[LinearHead]:
+    return fit_lbfgs(x, y, labels, l2=l2, weighting=config.class_weight)
+
+
+def _adamw(
+    config: Config,
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.int64],
+    labels: LabelSet,
+    l2: Sequence[float],
+    texts: Texts | None,
+) -> list[LinearHead]:
+    return fit_adamw(
+        x, y, labels, epochs=config.epochs, batch_size=config.train_batch_size, learning_rate=config.learning_rate,
+        weighting=config.class_weight, seed=config.seed,
+    )  # fmt: skip
+
+
+def _text_informed(
+    config: Config,
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.int64],
+    labels: LabelSet,
+    l2: Sequence[float],
+    texts: Texts | None,
+) -> list[LinearHead]:
+    assert texts is not None, "read where a solver needs them"
+    return fit_text_informed(
+        x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, l2=l2, weighting=config.class_weight
+    )
+
+
+SOLVERS: Mapping[str, Solver] = {
+    "lbfgs": Solver(_lbfgs),
+    "adamw": Solver(_adamw, by_epoch=True),
+    "lp++": Solver(_text_informed, needs_texts=True),
+}
+"""Name -> solver; the setting `solver` takes these names."""
 
 
 def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
@@ -161,13 +235,13 @@ class _Round:
 
     part: Part
     features: npt.NDArray[np.float32]
-    texts: _Texts | None
+    texts: Texts | None
 
 
 def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Round]:
     """One for each fold; where the folds have one encoder, they share the features."""
     manifest = context.manifest
-    shared: tuple[Config, npt.NDArray[np.float32], _Texts | None] | None = None
+    shared: tuple[Config, npt.NDArray[np.float32], Texts | None] | None = None
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
@@ -178,9 +252,10 @@ def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Rou
         yield _Round(part, shared[1], shared[2])
 
 
-def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddings, _Texts | None]:
-    """The features of all images, and for lp++ the classes' texts; the encoder is loaded where they are not there."""
-    finished = finished_embeddings(config) if config.solver != "lp++" else None
+def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
+    """The features of all images, and the classes' texts where the solver needs them; the encoder is loaded for what is missing."""
+    needs_texts = SOLVERS[config.solver].needs_texts
+    finished = None if needs_texts else finished_embeddings(config)
     if finished is not None:
         return finished, None
     from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
@@ -190,7 +265,7 @@ def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddi
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
         announce=context.announce,
     )  # fmt: skip
-    return embedded, _Texts.of(encoder, labels, config.prompts) if config.solver == "lp++" else None
+    return embedded, Texts.of(encoder, labels, config.prompts) if needs_texts else None
 
 
 def _keep_novelty(
@@ -220,38 +295,28 @@ def _fit(
     targets: npt.NDArray[np.int64],
     labels: LabelSet,
     part: Part,
-    texts: _Texts | None,
+    texts: Texts | None,
 ) -> tuple[LinearHead, npt.NDArray[np.float64], dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.
 
     Returns:
         The head, scores f64[V, C] of the validation images by the one that was chosen, and facts.
     """
-    grid = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist()
+    grid, solver = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist(), SOLVERS[config.solver]
 
     def heads(rows: npt.NDArray[np.int64], upto: int | None = None) -> list[LinearHead]:
         """One head per candidate; with `upto`, the last one is that candidate."""
-        x, y = features[rows], targets[rows]
-        if config.solver == "adamw":
-            return fit_adamw(
-                x, y, labels, epochs=config.epochs if upto is None else upto + 1, batch_size=config.train_batch_size,
-                learning_rate=config.learning_rate, weighting=config.class_weight, seed=config.seed,
-            )  # fmt: skip
-        penalties = grid if upto is None else [grid[upto]]
-        if config.solver == "lbfgs":
-            return fit_lbfgs(x, y, labels, l2=penalties, weighting=config.class_weight)
-        assert texts is not None, "the solver that is left reads the texts"
-        return fit_text_informed(
-            x, y, labels, texts=texts.vectors, logit_scale=texts.logit_scale, l2=penalties,
-            weighting=config.class_weight,
-        )  # fmt: skip
+        asked, penalties = config, grid if upto is None else [grid[0] if solver.by_epoch else grid[upto]]
+        if solver.by_epoch and upto is not None:
+            asked = replace(config, epochs=upto + 1)
+        return solver.fit(asked, features[rows], targets[rows], labels, penalties, texts)
 
     candidates = heads(part.train)
     validation = [head.predict(features[part.val]) for head in candidates]
     losses = [log_loss(scores, targets[part.val]) for scores in validation]
     best = int(np.argmin(losses))
     head = heads(np.sort(np.concatenate([part.train, part.val])), best)[-1] if config.refit else candidates[best]
-    chosen: dict[str, object] = {"epoch": best + 1} if config.solver == "adamw" else {"l2": grid[best]}
+    chosen: dict[str, object] = {"epoch": best + 1} if solver.by_epoch else {"l2": grid[best]}
     if texts:
         alpha = text_multipliers(head, texts.vectors, texts.logit_scale)
         chosen["alpha"] = dict(zip(labels.names, alpha.tolist(), strict=True))
@@ -264,3 +329,13 @@ def _fit(
         "at_edge_of_grid": edge,
     }
     return head, validation[best], chosen | facts
+
+
+def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
+    """The encoder with the head that was fitted for the fold."""
+    from thoraclip.methods.embed import load_encoder
+    from thoraclip.models.classifiers import EncoderClassifier
+
+    head = read_head(folder / ("head.safetensors" if fold is None else f"head-fold-{fold}.safetensors"))
+    require_classes(folder, head.labels, labels)
+    return EncoderClassifier(load_encoder(with_adapter(config, fold)), head, config.features)

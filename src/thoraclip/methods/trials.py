@@ -16,43 +16,28 @@ Ints = npt.NDArray[np.int64]
 
 
 def trials_of_views(named: Mapping[str, Ints]) -> list[Trial]:
-    """What is asked of the classifier as it is."""
-    behind, level = "what lies outside the lungs", "classifier"
+    """What is asked of the classifier as it is; controls come last."""
     trials = [
-        Trial(name, VIEWS[name].title, level, after=name, finds=behind)
-        for name in VIEWS
-        if name in named and name.startswith(("lungs-removed", "box-removed"))
-    ]
-    if "lungs-only-other" in named:
-        title = "the background of a picture of another class in place of one of the same class"
-        trials.append(
-            Trial("background-swapped", title, level, before="lungs-only-same", after="lungs-only-other", finds=behind)
+        Trial(
+            *(view.trial or (name, view.title)), "classifier", after=name, before="" if view.is_alone else view.before,
+            counts=view.counts, finds=view.finds if view.counts else "",
         )
-    for name, region in (("border-removed", "the border"), ("corners-removed", "the corners")):
-        trials.append(Trial(name, VIEWS[name].title, level, before="original", after=name, finds=region))
-    trials.append(Trial("border-only", VIEWS["border-only"].title, level, after="border-only", finds="the border"))
-    for name in ("lungs-only-mean", "lungs-only-blur", "random-removed"):
-        if name in named:
-            trials.append(Trial(name, VIEWS[name].title, level, before="original", after=name, counts=False))
-    return trials
+        for name, view in VIEWS.items()
+        if name in named and (view.is_alone or view.before)
+    ]  # fmt: skip
+    return sorted(trials, key=lambda trial: not trial.counts)
 
 
 def trials_refitted(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
     """What is asked of probes that are fitted anew on altered pictures; they count where the classifier is such a probe."""
-    behind, level, trials = "what lies outside the lungs", "features", []
-    for name in VIEWS:
+    trials = []
+    for name, view in VIEWS.items():
         told = f"refitted {name}"
-        if told not in answers or name in {"original", "lungs-only-same", "random-removed"}:
+        if told not in answers or view.refits == "no":
             continue
-        gone = name.startswith(("lungs-removed", "box-removed", "border-only"))
-        finds = {"border-only": "the border", "border-removed": "the border", "corners-removed": "the corners"}.get(
-            name, behind
-        )
-        before = "" if gone else "refitted original"
-        trials.append(Trial(told, VIEWS[name].title, level, before=before, after=told, counts=counts, finds=finds))
-    if "refitted random-removed" in answers:
-        title = VIEWS["random-removed"].title
-        trials.append(
-            Trial("refitted random-removed", title, level, "refitted random-removed", "refitted original", counts=False)
-        )
+        if view.refits == "control":  # what the originals have more
+            trials.append(Trial(told, view.title, "features", told, "refitted original", counts=False))
+            continue
+        before = "" if view.is_alone else "refitted original"
+        trials.append(Trial(told, view.title, "features", after=told, before=before, counts=counts, finds=view.finds))
     return trials

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thoraclip.labels import load_prompts
 from thoraclip.methods.contrast import Contrast
+from thoraclip.methods.losses import LOSSES
 from thoraclip.methods.pairs import CaptionTexts, PairTexts, PromptTexts
 from thoraclip.methods.rounds import Round
 from thoraclip.methods.training import Batch, Progressing
@@ -54,7 +55,7 @@ class TuningRound(Round):
             config.model, geometry=config.geometry, precision=config.precision, device=str(self.group.device)
         )
         tuned = add_lora(
-            encoder, config, seed=config.seed, train_scale=config.train_logit_scale, train_bias=config.loss == "siglip",
+            encoder, config, seed=config.seed, train_scale=config.train_logit_scale, train_bias=LOSSES[config.loss].has_bias,
             checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
         weight = class_weights(self.targets[rows], len(self.labels), config.class_weight)
@@ -119,7 +120,7 @@ class Tuning:
         values = contrast.validate(part.val, self._one.prompts)
         if self._config.select == "probe":
             values |= contrast.validate_probe(part.train, part.val, self._one.labels)
-        if self._config.loss == "siglip" and contrast.tuned.bias == 0:
+        if LOSSES[self._config.loss].has_bias and contrast.tuned.bias == 0:
             # before the first step: begin where the mean logit is zero, not deep in saturation
             contrast.tuned.centre_bias(self._one.group.first(values["val_mean_cosine"]))
         return values

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
-from thoraclip.methods.adapters import by_adapter, follow_adapter
+from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import Context, Part, parts, pooled_predictions
 from thoraclip.models.heads import log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
+
+if TYPE_CHECKING:
+    from thoraclip.models.classifiers import EncoderClassifier
 
 __all__ = ["Config", "Scored", "class_vectors", "macro_f1", "prompts_digest", "run", "score_images"]
 
@@ -157,3 +161,19 @@ def prompts_digest(name: str) -> str:
     """SHA-256 over a prompt set as it reads now."""
     prompts = load_prompts(name)
     return digest([prompts.templates, dict(prompts.classes), dict(prompts.prompts)])
+
+
+def load_classifier(config: EncoderConfig, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
+    """The encoder with the class prompts as its head; `folder` holds nothing that it needs."""
+    del folder
+    return prompted_classifier(with_adapter(config, fold), config.prompts, labels)  # type: ignore[attr-defined]
+
+
+def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -> EncoderClassifier:
+    """An encoder with the mean vectors of each class's prompts as a linear head."""
+    from thoraclip.methods.embed import load_encoder
+    from thoraclip.models.classifiers import EncoderClassifier, prompt_head
+
+    encoder, chosen = load_encoder(config), load_prompts(prompts)
+    vectors = [encoder.encode_texts(chosen.for_class(name)).astype(np.float64) for name in labels.names]
+    return EncoderClassifier(encoder, prompt_head(labels, class_vectors(vectors), encoder.logit_scale), "projected")

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thoraclip.data.views import VIEWS
 from thoraclip.errors import ThoraclipError
 from thoraclip.judge.audit_page import write_audit
+from thoraclip.methods import find_method
 from thoraclip.methods.audit import AuditConfig, audit
-from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.methods.predictors import CLASSIFYING, read_run
+from thoraclip.methods.predictors import read_run
 from thoraclip.runs import Progress, write_text
-from thoraclip.study.counting import Counting
 from thoraclip.study.settings import MethodEntry, StudyConfig
-from thoraclip.study.tasks import Task, Unit, Work, training_unit
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["audit_methods", "audit_work", "audited_methods"]
-
-_COPIES_AND_MAPS = 2
-"""What heat maps, probes and trees cost beside the views, in passes of the same images."""
+__all__ = ["audit_methods", "audited_methods"]
 
 
 def audited_methods(
@@ -31,7 +24,7 @@ def audited_methods(
 ) -> list[MethodEntry]:
     """The methods that keep a classifier: all that did not fail, or the one of the highest macro F1."""
     values = {m["name"]: m["metrics"]["macro_f1"]["value"] for m in report["methods"]}
-    able = [m for m in methods if m.kind in CLASSIFYING and m.name in values]
+    able = [m for m in methods if find_method(m.kind).keeps_classifier and m.name in values]
     if config.audit == "none" or not able:
         return []
     return able if config.audit == "all" else [max(able, key=lambda m: values[m.name])]
@@ -76,37 +69,3 @@ def audit_methods(
         write_audit(content, folder)
         found[method.name] = content
     return found
-
-
-def audit_work(config: StudyConfig, methods: Sequence[MethodEntry], counting: Counting, out: Path) -> Work:
-    """A pass of the audited images for every view; of the last network, where it is not known yet which one is the best.
-
-    Args:
-        config: of the study.
-        methods: those that can run.
-        counting: of the study.
-        out: the study folder; it is only read. An audit that is there counts as done.
-    """
-    work = Work("audit", "stage")
-    able = [m for m in methods if m.kind in CLASSIFYING]
-    if config.audit == "none" or not able:
-        return work
-    wanted = able if config.audit == "all" else able[-1:]
-    kept = [file.parent.name for file in (out / "audits").glob("*/audit.json")]
-    if kept and (config.audit == "best" or {m.folder for m in wanted} <= set(kept)):
-        work.done, work.cached = True, ["audit"]
-        return work
-    if config.group_duplicates:
-        work.tasks += [*counting.inspect_once(), Task(Unit("duplicates"), size=len(counting.manifest))]
-    for method in wanted:
-        judged = counting.judged_by(method.config)
-        n = min(judged, config.audit_images) if config.audit_images else judged
-        views = len(VIEWS) + _COPIES_AND_MAPS
-        if method.kind == "baseline":
-            unit = replace(training_unit(method.config), kind="validate")
-        else:
-            own = method.config
-            unit = Unit("encode", EncoderConfig(model=own.model, geometry=own.geometry, precision=own.precision))
-            work.tasks.append(Task(Unit("load", unit.config)))
-        work.tasks.append(Task(unit, size=n, times=views, encoded=n * views, what="score"))
-    return work

@@ -21,67 +21,20 @@ from thoraclip.methods.caption import CaptionConfig, caption
 from thoraclip.methods.running import read_validation, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
 from thoraclip.study.auditing import audit_methods, audited_methods
-from thoraclip.study.estimate import make_plan
 from thoraclip.study.external.scoring import Scoring, score_set
 from thoraclip.study.external.sets import prepare_sets
-from thoraclip.study.measuring import Bench
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
 
-__all__ = ["demo_study", "plan_study", "run_study"]
+__all__ = ["demo_study", "run_study"]
 
 _TRACEBACK = "error.txt"
 """In the folder of a run that broke in a way that nobody foresaw."""
 
 
-def plan_study(
-    config: StudyConfig,
-    methods: Sequence[MethodEntry],
-    out: Path,
-    *,
-    measure: bool = False,
-    start: float = 0.0,
-    announce: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """What `run_study` would do, without doing it: every run, on how many images, and whether it is there already.
-
-    Args:
-        config, methods: from `read_study`.
-        out: the study folder; it is only read.
-        measure: estimate time and memory by timing the real functions on a few pictures; else both are `None`.
-        start: seconds that the process took before this call, which a study of its own process takes too.
-        announce: gets a line at every stage of measuring.
-
-    Returns:
-        See docs/index.md. A run that cannot be estimated has no time, and says why under `error`.
-    """
-    given = read_manifest(Path(config.manifest)) if config.manifest else None
-    manifest = given if given and _has_parts(given) else _kept_manifest(out, given)
-    bench = Bench(config, out, announce=announce, start=start)
-    return make_plan(
-        config,
-        methods,
-        out,
-        manifest=manifest,
-        given=given,
-        describe=bench.describe,
-        measure=bench if measure else None,
-    )
-
-
 def _has_parts(manifest: Manifest) -> bool:
     return any(part is not None for part in manifest.parts())
-
-
-def _kept_manifest(out: Path, given: Manifest | None) -> Manifest | None:
-    """The split manifest that an earlier run of the study left, where it holds the given images under the given labels."""
-    file = out / "manifest.parquet"
-    found = read_manifest(file) if file.is_file() else None
-    if found is None or given is None:
-        return found
-    same = found.content_fingerprint == given.content_fingerprint and found.column("label") == given.column("label")
-    return found if same else None
 
 
 def run_study(

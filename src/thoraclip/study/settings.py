@@ -29,7 +29,6 @@ _SHARED = (
 """Study settings that reach every method which knows them, unless the method says otherwise."""
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
-_TRAINS_ADAPTERS = ("finetune",)
 _PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts", "audit_masks")
 CAPTIONS = "captions.parquet"
 """File of the captions that the study makes, in its folder."""
@@ -284,7 +283,7 @@ def _find_training(name: Any, methods: Sequence[MethodEntry], known: Collection[
         return None
     if "adapter" not in known:
         raise ConfigError(f"{where}: uses no adapter, so it cannot come after '{name}'")
-    trainings = {m.name: m for m in methods if m.kind in _TRAINS_ADAPTERS}
+    trainings = {m.name: m for m in methods if METHODS[m.kind].trains_adapters}
     if name not in trainings:
         raise ConfigError(
             f"{where}: after = {name!r} must be the name of a finetune that stands above it{did_you_mean(str(name), trainings)}"

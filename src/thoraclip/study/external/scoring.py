@@ -24,7 +24,7 @@ from thoraclip.study.settings import MethodEntry
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
-__all__ = ["NO_MODEL", "Scoring", "is_scored", "score_file", "score_fingerprint", "score_set"]
+__all__ = ["NO_MODEL", "Scoring", "score_file", "score_fingerprint", "score_set"]
 
 NO_MODEL = "keeps no model"
 
@@ -112,7 +112,7 @@ def _score_method(one: ExternalSet, method: MethodEntry, scoring: Scoring) -> tu
     (scoring.out / _traceback(one, method)).unlink(missing_ok=True)
     for _, _, folder in method.runs(scoring.out / "runs"):
         run = read_run(folder)
-        if not run.keeps_classifier:
+        if not run.method.keeps_classifier:
             return ()
         for fold in run.distinct_folds:
             file = score_file(folder, one.external.name, fold)
@@ -141,21 +141,6 @@ def score_fingerprint(run: Path, images: Manifest, fold: int | None) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run}: the run is not finished; run the study again") from error
     return digest([_SCHEMA, _RULES, done, images.fingerprint, fold])
-
-
-def is_scored(run: Path, name: str, fold: int | None, images: Manifest) -> bool:
-    """True where the scores of a classifier are there, or those of one that serves every fold.
-
-    Args:
-        run: folder of the run; it may not be there yet.
-        name: of the set.
-        fold: that the classifier held out.
-        images: of the set, that are judged.
-    """
-    try:
-        return any(_kept(score_file(run, name, one), score_fingerprint(run, images, one)) for one in (fold, None))
-    except InputError:
-        return False
 
 
 def _kept(file: Path, fingerprint: str) -> Predictions | None:

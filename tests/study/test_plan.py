@@ -1,0 +1,263 @@
+"""A dry run: what it counts is what happens, it writes nothing, and what cannot run is an error of its row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.checkpoints import save_blip
+from tests.conftest import files
+
+from thoraclip.cli import start
+from thoraclip.cli.app import run
+from thoraclip.data.views import VIEWS
+from thoraclip.methods import baseline, supervised
+from thoraclip.methods.contrast import Contrast
+from thoraclip.methods.supervised import Supervised
+from thoraclip.methods.tuning import Tuning
+from thoraclip.models.captioner import Captioner
+from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.study import plan, plan_study, read_study, run_study
+
+STUDY = """
+manifest = "m.parquet"
+resamples = 100
+audit = "none"
+seeds = [0, 1]
+only_folds = [2, 0]
+model = "clip"
+batch_size = 10
+captioner = "blip"
+caption_model = "blip"
+[[methods]]
+name = "zero-shot"
+kind = "zeroshot"
+[[methods]]
+name = "probe"
+kind = "probe"
+l2_steps = 2
+[[methods]]
+name = "LoRA"
+kind = "finetune"
+batch_size = 5
+chunk_size = 2
+steps = 3
+validate_every = 2
+val_fraction = 0.3
+select = "probe"
+then = "probe"
+[[methods]]
+name = "zero-shot, tuned"
+kind = "zeroshot"
+after = "LoRA"
+[[methods]]
+name = "network"
+kind = "baseline"
+batch_size = 4
+chunk_size = 4
+epochs = 2
+[[methods]]
+name = "other geometry"
+kind = "zeroshot"
+geometry = "pad"
+[[methods]]
+name = "trivial"
+kind = "trivial"
+max_iter = 4
+min_samples_leaf = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_blip(tmp_path_factory.mktemp("models") / "blip", seed=1)
+
+
+@pytest.fixture
+def study_file(images: Path, clip: Path, blip: Path, tmp_path: Path) -> Path:
+    for name, place in {"m.parquet": images / "m.parquet", "clip": clip, "blip": blip}.items():
+        (tmp_path / name).symlink_to(place)
+    (tmp_path / "s.toml").write_text(STUDY)
+    return tmp_path / "s.toml"
+
+
+def summed(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Name -> (encoded, trained), over the seeds; without those that do neither."""
+    encoded, trained = Counter[str](), Counter[str]()
+    for row in rows:
+        encoded[row["name"]] += row["images_encoded"]
+        trained[row["name"]] += row["images_trained"]
+    return {name: (encoded[name], trained[name]) for name in encoded if encoded[name] or trained[name]}
+
+
+class Spy:
+    """Counts the images that go through the networks, by the method that a study is at."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.name, self.encoded, self.trained = "captions", Counter[str](), Counter[str]()
+        for owner, method in ((DualEncoder, "encode_greys"), (Captioner, "caption")):
+            self._spy(patch, owner, method, lambda _, greys: self.encoded.update({self.name: len(greys)}))
+        for module in (supervised, baseline):
+            self._spy(patch, module, "scores_of", lambda *a: self.encoded.update({self.name: len(a[2])}))
+        for trainee in (Contrast, Supervised):
+            self._spy(patch, trainee, "backward", lambda _, batch: self.trained.update({self.name: len(batch.rows)}))
+
+    def _spy(self, patch: pytest.MonkeyPatch, owner: Any, name: str, count: Any) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            count(*args)
+            return original(*args, **kwargs)
+
+        patch.setattr(owner, name, counted)
+
+    def announce(self, line: str) -> None:
+        if line.startswith("row "):
+            self.name = line.partition(": ")[2]
+
+    @property
+    def seen(self) -> dict[str, tuple[int, int]]:
+        return {name: (self.encoded[name], self.trained[name]) for name in (*self.encoded, *self.trained)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_counted_is_what_happens(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, methods = read_study(study_file, {})
+    out = tmp_path / "out"
+    first = plan_study(config, methods, out)
+    assert not out.exists()
+    with monkeypatch.context() as patch:
+        # the last weights are kept: those of step 0 would be the base's, whose embeddings are there
+        patch.setattr(Tuning, "criterion", lambda *_: None)
+        spy = Spy(patch)
+        assert not run_study(config, methods, out, announce=spy.announce)["failed"]
+    assert summed([*first["runs"], *first["stages"]]) == spy.seen
+    assert {"zero-shot", "LoRA", "network", "other geometry", "captions"} == set(spy.seen), "who comes first pays"
+    assert first["totals"]["images_trained"] == sum(spy.trained.values())
+
+    again = plan_study(config, methods, out)
+    assert all(row["done"] and row["cached"] == ["run"] for row in again["runs"])
+    assert all(row["done"] for row in again["stages"])
+    assert summed([*again["runs"], *again["stages"]]) == {}
+    for name in ("probe/seed-0", "lora-then-probe/seed-1", "network"):
+        shutil.rmtree(out / "runs" / name)
+    before = files(out)
+    lost = plan_study(config, methods, out)
+    assert files(out) == before
+    assert {(row["name"], row["seed"]): row["cached"] for row in lost["runs"] if not row["done"]} == {
+        ("probe", 0): ["embeddings"], ("LoRA, then probe", 1): ["embeddings"], ("network", 0): [], ("network", 1): [],
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        spy = Spy(patch)
+        run_study(config, methods, out, announce=spy.announce)
+    assert summed(lost["runs"]) == spy.seen
+
+
+def test_times_are_counts_times_what_a_batch_took(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step costs three forward passes, of cached chunks four; models are timed once, and nothing is written."""
+    asked = Counter[tuple[Any, ...]]()
+
+    def timed(_: Any, key: tuple[Any, ...], load: Any) -> float:
+        asked[key] += 1
+        return 0.5
+
+    monkeypatch.setattr(plan._Clock, "_timed", timed)
+    config, methods = read_study(
+        study_file, {"audit": "all", "audit_images": 5, "seeds": [0], "group_duplicates": False}
+    )
+    before = files(tmp_path)
+    found = plan_study(config, methods, tmp_path / "out", measure=True)
+    assert files(tmp_path) == before
+    rows = {row["name"]: row for row in (*found["runs"], *found["stages"])}
+    for name, passes in (("LoRA", 4), ("network", 3)):
+        row = rows[name]
+        assert row["images_trained"] > 0
+        assert row["seconds"] == pytest.approx(0.5 * (passes * row["images_trained"] + row["images_encoded"]) + 2)
+    assert rows["zero-shot"]["seconds"] == 0.5 * 24 + 2
+    assert rows["probe"]["images_encoded"] == rows["LoRA, then probe"]["images_encoded"] == 0
+    assert rows["probe"]["seconds"] == pytest.approx(2, abs=0.1)
+    audited = [m for m in methods if m.kind != "trivial"]
+    assert rows["audit"]["images_encoded"] == len(audited) * 5 * len(VIEWS)
+    assert rows["audit"]["seconds"] == 0.5 * rows["audit"]["images_encoded"]
+    assert rows["captions"]["seconds"] == 0.5 * 24
+    assert found["totals"]["complete"] is True
+    assert found["totals"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows.values()), abs=0.06)
+    best, _ = read_study(study_file, {"audit": "best", "audit_images": 5})
+    one = next(row for row in plan_study(best, methods, tmp_path / "out")["stages"] if row["name"] == "audit")
+    assert one["images_encoded"] == 5 * len(VIEWS), "which one is the best is not known: the last one stands for it"
+
+
+def test_what_fails_is_an_error_of_its_row_and_of_its_followers(study_file: Path, tmp_path: Path) -> None:
+    text = STUDY.replace("steps = 3", "batch_size = 500\nsteps = 3").replace("batch_size = 5\n", "")
+    (tmp_path / "captions.csv").write_text("image_id,caption\nCOVID-19/0.png,a chest film")
+    text += '[[methods]]\nname = "captioned"\nkind = "finetune"\ncaptions = "captions.csv"\nbatch_size = 5\nchunk_size = 5\nsteps = 1\n'
+    study_file.write_text(text + '[[methods]]\nname = "broken"\nkind = "probe"\nadapter = "nowhere"\n')
+    found = plan_study(*read_study(study_file, {}), tmp_path / "out")
+    errors = {row["name"]: row["error"] for row in found["runs"] if row["error"]}
+    assert "larger than the training set" in errors["LoRA"]
+    assert errors["LoRA, then probe"] == errors["zero-shot, tuned"] == "its adapters are those of 'LoRA', which failed"
+    assert "nowhere': no adapter there" in errors["broken"]
+    assert "images have none" in errors["captioned"]
+    assert set(errors) == {"LoRA", "LoRA, then probe", "zero-shot, tuned", "broken", "captioned"}
+    assert found["totals"]["complete"] is False
+
+
+SMALL = """
+manifest = "m.parquet"
+resamples = 100
+audit = "none"
+[[methods]]
+name = "zero-shot"
+kind = "zeroshot"
+[[methods]]
+name = "broken"
+kind = "zeroshot"
+model = "./nowhere"
+[[methods]]
+kind = "trivial"
+"""
+
+
+def test_the_command_prints_the_plan(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.toml").write_text(SMALL.replace("m.parquet", str(images / "m.parquet")))
+    command = ["study", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert run([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert captured.err.count("timing tiny-clip") == 1
+    assert not (tmp_path / "out").exists()
+    keys = {"name", "kind", "seed", "done", "images_encoded", "images_trained", "seconds", "cached", "error"}
+    assert all(set(row) == keys for row in (*found["runs"], *found["stages"]))
+    assert (found["schema"], found["images"], found["totals"]["factor"]) == (2, 24, 3)
+    fine, broken, trivial = found["runs"]
+    assert (fine["images_encoded"], fine["error"], broken["seconds"]) == (24, None, None)
+    assert fine["seconds"] > 2 and trivial["seconds"] > 2 and found["stages"][0]["seconds"] > 0
+    assert "no such folder" in broken["error"]
+
+    assert run(command) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "24 images" in page and "cannot run: model './nowhere'" in page
+    assert "What can be estimated: about" in page
+
+
+def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('folder = "nowhere"\n[[methods]]\nkind = "zeroshot"\n')
+    found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out", measure=True)
+    assert found["images"] is None and found["stages"] == []
+    assert [row["error"] for row in found["runs"]] == ["nowhere: no such folder; name the folder that holds the images"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "under 1 s"), (12.4, "12 s"), (89, "89 s"), (180, "3 min"), (7560, "2.1 h"), (302400, "3.5 days")],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert start._duration(seconds) == text
