@@ -1,9 +1,9 @@
-"""How far a dry run's estimate of time and memory is from what the study then takes, for studies of different kinds.
+"""How far a dry run's estimate of time is from what the study then takes, for studies of different kinds.
 
     python -m benchmarks.estimate --images 600
 
 Draws phantoms; for each study a dry run and the study itself, each a process of its own, so that start and imports count. What
-it takes over what was estimated is 1 when exact; between 0.5 and 2 is what a dry run promises. Let the machine do nothing else
+it takes over what was estimated is 1 when exact; between 1/3 and 3 is what a dry run promises. Let the machine do nothing else
 meanwhile.
 """
 
@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import MIB, command, launch, phantoms
+from benchmarks.measure import command, launch, phantoms
 from benchmarks.results import Result
 
 import thoraclip
@@ -43,17 +43,11 @@ def compare(file: Path, name: str) -> list[Result]:
         unknown = [f"{row['name']}: {row['error']}" for row in (*plan["runs"], *plan["stages"]) if row["error"]]
         raise SystemExit(f"{file.name}: the dry run cannot tell everything: {'; '.join(unknown)}")
     study = launch(*words)
-    found = [("time", plan["totals"]["seconds"], study.wall, "s")]
-    if plan["machine"]["device"] == "cpu":  # a device's memory can be asked for by no other process afterwards
-        found.append(("memory", plan["totals"]["memory_mb"], study.peak * MIB / 1e6, "MB"))
-    print(f"{name}: the dry run took {dry.wall:.1f} s")
-    rows = []
-    for what, estimated, took, unit in found:
-        print(f"  {what:<7} estimated {estimated:8.1f} {unit}  took {took:8.1f} {unit}, {took / estimated:.2f} x")
-        told = f"the dry run's estimate, {estimated:.0f} {unit}; whichever is more over the other"
-        off = max(took / estimated, estimated / took)
-        rows.append(Result.small(f"{what} of a study, {name}", off, 2, told, took, unit))
-    return rows
+    estimated, took = plan["totals"]["seconds"], study.wall
+    print(f"{name}: estimated {estimated:.1f} s, took {took:.1f} s; the dry run took {dry.wall:.1f} s")
+    off = max(took / estimated, estimated / took)
+    told = f"the dry run's estimate, {estimated:.0f} s; whichever is more over the other"
+    return [Result.small(f"time of a study, {name}", off, plan["totals"]["factor"], told, took, "s")]
 
 
 def measure(folder: Path, images: int, only: str) -> list[Result]:

@@ -37,7 +37,6 @@ BENCHMARKS = {
     "embedding": "benchmarks.embedding",
     "scaling": "benchmarks.scaling",
     "probing": "benchmarks.probing",
-    "waiting": "benchmarks.waiting",
     "contrastive": "benchmarks.contrastive",
     "estimate": "benchmarks.estimate",
     "audit": "benchmarks.audit",
