@@ -134,7 +134,8 @@ FOLDERS: dict[str, tuple[list[str], dict[str, tuple[str, str | None]], Listing]]
     ),
     "classes below splits": (
         ["Train/A/1.png", "training/B/2.png", "valid/A/3.png", "TEST/B/4.png", "extra/A/5.png", "extra/6.txt"],
-        {"TEST/B/4.png": ("B", "test"), "Train/A/1.png": ("A", "train"), "training/B/2.png": ("B", "train"), "valid/A/3.png": ("A", "val")},
+        {"TEST/B/4.png": ("B", "test"), "Train/A/1.png": ("A", "train"), "training/B/2.png": ("B", "train"),
+         "valid/A/3.png": ("A", "val")},
         Listing(unknown_folders=[("extra", 2)]),
     ),
     "one folder with a split's name is a class": (
