@@ -361,13 +361,3 @@ def test_the_order_of_the_file_system_does_not_matter(
                 patch.setattr(Path, name, reordered(getattr(Path, name), reverse=reverse))
             seen.append(found(tmp_path, layout))
     assert seen[0] == seen[1] and len(seen[0].rows) > 6
-
-
-def test_any_name_of_file_and_class(tmp_path: Path) -> None:
-    names = ["肺 炎 (1).png", "ñandú é.png", "a'b\"c.png", "100%.png", "#1 & co.png"]
-    put(tmp_path, *(f"Class ü/{name}" for name in names), "Normal/1.png")
-    rows = found(tmp_path, "folders").rows
-    assert {(row["label"], row["path"]) for row in rows[:-1]} == {("Class ü", f"Class ü/{name}") for name in names}
-    quoted = [name.replace('"', '""') for name in names]
-    listing = from_csv(tmp_path, "path,label\n" + "".join(f'"Class ü/{name}",Class ü\n' for name in quoted))
-    assert [row["path"] for row in listing.rows] == [f"Class ü/{name}" for name in names]
