@@ -18,7 +18,7 @@ from tests.conftest import examples
 from thoraclip.data.lungs import LungEstimate, estimate_lungs, oddities, regions
 from thoraclip.data.lungs import contour as contours
 from thoraclip.data.lungs import shape as shapes
-from thoraclip.data.lungs.regions import Estimate, LungRegions, lung_masks
+from thoraclip.data.lungs.regions import LungRegions, lung_masks
 from thoraclip.data.masks import fit_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, ImageError, ManifestError, MismatchError
@@ -146,30 +146,33 @@ def test_other_arrays_are_refused(pixels: npt.NDArray[np.generic]) -> None:
         estimate_lungs(pixels)  # type: ignore[arg-type]
 
 
-def discs(*places: tuple[float, float, float], shape: tuple[int, int] = (400, 500)) -> Mask:
-    """Discs at (x, y) with a radius, all as shares of the height."""
-    rows, columns = np.mgrid[: shape[0], : shape[1]] / shape[0]
-    return np.any([(columns - x) ** 2 + (rows - y) ** 2 < r * r for x, y, r in places], axis=0)
-
-
 ODD = {
     "two side by side": ([(0.3, 0.5, 0.2), (0.9, 0.5, 0.2)], None),
     "with a speck": ([(0.3, 0.5, 0.2), (0.9, 0.5, 0.2), (0.6, 0.9, 0.02)], None),
     "one": ([(0.5, 0.5, 0.3)], "1 parts in place of two lungs"),
     "three": ([(0.2, 0.5, 0.15), (0.6, 0.5, 0.15), (1.0, 0.5, 0.15)], "3 parts in place of two lungs"),
+    "none": ([], "0.0 % of the picture is lung; expected 5 to 70 %"),
+    "all": ([(0.5, 0.5, 2)], "100.0 % of the picture is lung; expected 5 to 70 %"),
     "tiny": ([(0.3, 0.5, 0.06), (0.9, 0.5, 0.06)], "1.8 % of the picture is lung; expected 5 to 70 %"),
     "uneven": ([(0.3, 0.5, 0.25), (0.9, 0.5, 0.1)], "one lung is 0.16 of the other; expected 0.30 or more"),
     "stacked": ([(0.6, 0.25, 0.2), (0.6, 0.75, 0.2)], "the two parts do not lie side by side"),
-    "in a corner": ([(0.12, 0.15, 0.14), (0.45, 0.15, 0.14)], "the lungs' middle lies at 0.23 of the width and 0.15 of the height"),
-}  # fmt: skip
+    "in a corner": (
+        [(0.12, 0.15, 0.14), (0.45, 0.15, 0.14)],
+        "the lungs' middle lies at 0.23 of the width and 0.15 of",
+    ),
+}
+"""Discs at (x, y) with a radius, as shares of the height, in a picture of 400 x 500; and what is said of them."""
 
 
-def test_oddities() -> None:
-    for case, (places, reason) in ODD.items():
-        found = oddities(discs(*places))
-        assert found == () if reason is None else len(found) == 1 and found[0].startswith(reason), (case, found)
-    assert oddities(np.zeros((9, 9), bool)) == ("0.0 % of the picture is lung; expected 5 to 70 %",)
-    assert oddities(np.ones((9, 9), bool)) == ("100.0 % of the picture is lung; expected 5 to 70 %",)
+@pytest.mark.parametrize("name", ODD)
+def test_oddities(name: str) -> None:
+    discs, reason = ODD[name]
+    y, x = np.mgrid[:400, :500] / 400
+    mask = np.zeros((400, 500), bool)
+    for across, down, radius in discs:
+        mask |= (x - across) ** 2 + (y - down) ** 2 < radius * radius
+    found = oddities(mask)
+    assert found == () if reason is None else len(found) == 1 and found[0].startswith(reason)
 
 
 # its parts
@@ -321,39 +324,23 @@ def a_models_bare_mask(grey: Grey) -> Mask:
     return mask
 
 
-@pytest.mark.parametrize(
-    ("source", "estimate", "origin", "why", "reason"),
-    [
-        (
-            "auto",
-            an_odd_estimate,
-            "estimated",
-            "No image has a lung mask, so all lung regions are",
-            "too faint; too small",
-        ),
-        (
-            "estimate",
-            an_odd_estimate,
-            "estimated",
-            "All lung regions are estimated from the pict",
-            "too faint; too small",
-        ),
-        (
-            "model",
-            a_models_bare_mask,
-            "model",
-            "All lung regions are estimated by the given",
-            "1 parts in place of two lungs",
-        ),
-    ],
-)
-def test_implausible_estimates_are_set_aside(
-    manifest: Manifest, source: str, estimate: Estimate, origin: str, why: str, reason: str
-) -> None:
+WHY = {
+    "auto": ("estimated", "No image has a lung mask, so all lung regions are estimated from the pictures."),
+    "estimate": ("estimated", "All lung regions are estimated from the pictures, as asked for."),
+    "model": ("model", "All lung regions are estimated by the given segmentation model, as asked for."),
+}
+
+
+@pytest.mark.parametrize("source", WHY)
+def test_implausible_estimates_are_set_aside(manifest: Manifest, source: str) -> None:
+    origin, why = WHY[source]
     odd = np.array([shift_of(decode(path).pixels) == 0 for path in manifest.paths()])
-    found = lung_masks(manifest, SPEC, source=source, estimate=estimate)
+    made, reason = an_odd_estimate, "implausible: too faint; too small"
+    if source == "model":
+        made, reason = a_models_bare_mask, "implausible: 1 parts in place of two lungs"
+    found = lung_masks(manifest, SPEC, source=source, estimate=made)
     assert 0 < odd.sum() < 24 and found.origin == origin and found.words.startswith(why)
-    assert [reason for _, reason in found.set_aside] == [f"implausible: {reason}"] * odd.sum()
+    assert [reason for _, reason in found.set_aside] == [reason] * odd.sum()
     np.testing.assert_array_equal(found.usable, ~odd)
     np.testing.assert_array_equal(found.masks.any(axis=(1, 2)), ~odd)
 
@@ -362,8 +349,7 @@ def test_the_fingerprint_follows_pixels_and_origin(manifest: Manifest) -> None:
     one, again = (lung_masks(manifest, SPEC, estimate=stand_in).fingerprint for _ in range(2))
     model = lung_masks(manifest, SPEC, source="model", estimate=lambda grey: stand_in(grey).mask).fingerprint
     moved = lung_masks(manifest, SPEC, estimate=lambda g: LungEstimate(two_lungs(g.shape, 1), 0.5, ())).fingerprint
-    assert one == again
-    assert len({one, model, moved}) == 3
+    assert one == again and len({one, model, moved}) == 3
 
 
 def test_none_may_be_asked_for_and_what_makes_no_sense_is_refused(manifest: Manifest) -> None:
