@@ -50,24 +50,15 @@ def test_planted_confounders_stand_at_the_top_and_noise_at_chance() -> None:
     swapped = np.where(rng.uniform(size=len(target)) < 0.03, "AP", views)
     categorical = {"view": swapped.tolist(), "sex": rng.choice(["F", "M"], len(target)).tolist()}
     rows = class_differences(labels, groups, numeric, categorical, seed=0, descriptions={"planted": "mm"})
-    assert [row.name for row in rows[:2]] == [TOGETHER, "planted"]
-    assert rows[2].name == "view" and rows[3].name == "weak"
+    assert [row.name for row in rows[:4]] == [TOGETHER, "planted", "view", "weak"]
+    assert (rows[1].description, rows[1].kind, rows[1].reason) == ("mm", "numeric", "")
     assert all(value(row) > 0.9 for row in rows[:3])
-    found = by_name(rows)
-    assert found["planted"].description == "mm" and found["planted"].kind == "numeric"
-    assert found["constant"].alone is None and found["constant"].reason == "one value only"
-    for name in ("noise", "sex"):
-        alone = found[name].alone
-        assert alone is not None
-        assert alone.low - 0.03 <= 1 / 3 <= alone.high + 0.03, name
-    measured = [row for row in rows if row.name != "constant"]
-    assert rows[-1].name == "constant"
-    for row in measured:
-        assert row.alone is not None and row.reason == ""
-        assert row.alone.low <= row.alone.value <= row.alone.high
-        assert row.alone.chance == pytest.approx(1 / 3)
-    values = [value(row) for row in measured[1:]]
+    for row in rows[4:6]:
+        assert row.alone is not None and row.name in {"noise", "sex"}
+        assert row.alone.low - 0.03 <= 1 / 3 <= row.alone.high + 0.03, row.name
+    values = [value(row) for row in rows[1:6]]
     assert values == sorted(values, reverse=True)
+    assert (rows[6].name, rows[6].alone, rows[6].reason) == ("constant", None, "one value only")
 
 
 def test_a_column_that_memorises_patients_does_not_score() -> None:

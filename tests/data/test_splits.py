@@ -31,6 +31,7 @@ from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
 Ints = npt.NDArray[np.int64]
+UNEQUAL = ((0.7, 0.1, 0.2), (0.98, 0.01, 0.01))
 check = examples(200)
 
 
@@ -40,19 +41,6 @@ def made(labels: list[str | None], patients: list[str | None]) -> Manifest:
         for k, (label, patient) in enumerate(zip(labels, patients, strict=True))
     ]
     return Manifest.from_rows(rows, Path())
-
-
-@st.composite
-def groupings(draw: st.DrawFn) -> tuple[Ints, list[str]]:
-    """(targets, groups), the images of a group next to each other or not."""
-    sizes = draw(st.lists(st.integers(1, 6), min_size=4, max_size=40))
-    groups = [f"g{k}" for k, size in enumerate(sizes) for _ in range(size)]
-    targets = draw(st.lists(st.integers(-1, 2), min_size=len(groups), max_size=len(groups)))
-    order = draw(st.permutations(range(len(groups)))) if draw(st.booleans()) else range(len(groups))
-    return np.array(targets, dtype=np.int64), [groups[k] for k in order]
-
-
-weightings = st.sampled_from([(0.5, 0.5), (0.2,) * 5, (0.7, 0.1, 0.2), (0.98, 0.01, 0.01)])
 
 
 def unbalance(targets: Ints, part: Ints, folds: int) -> float:
@@ -84,7 +72,7 @@ def test_the_balance_is_that_of_scikit_learn_or_better() -> None:
 
 
 def test_a_class_needs_a_patient_for_every_part_and_gets_into_each() -> None:
-    for seed, fractions in enumerate([(0.7, 0.1, 0.2), (0.98, 0.01, 0.01)] * 3):
+    for seed, fractions in enumerate(UNEQUAL * 3):
         table = made([*"aaaabbbbbbbbb"], [None] * 13)
         split = split_fractions(table, fractions=fractions, seed=seed).column("split")
         assert set(split[:4]) == set(split[4:]) == set(SPLITS)
@@ -220,32 +208,37 @@ def test_clusters_that_are_numbers_join_as_their_text_does() -> None:
     assert independent_groups(Manifest(numbered, Path())) == groups
 
 
+def labelled(manifest: Manifest) -> tuple[Ints, list[str]]:
+    labels = sorted(set(manifest.column("label")) - {None})
+    targets = [-1 if label is None else labels.index(label) for label in manifest.column("label")]
+    return np.array(targets, dtype=np.int64), plain_groups(manifest)
+
+
 @check
-@given(groupings(), weightings, st.integers(0, 9), st.sampled_from([1, 5, 1000]))
+@given(shared(), st.sampled_from([2, 5, *UNEQUAL]), st.integers(0, 9), st.sampled_from([1, 5, 1000]))
 def test_parts_are_those_of_the_plain_loop(
-    table: tuple[Ints, list[str]], weights: tuple[float, ...], seed: int, block: int
+    manifest: Manifest, asked: int | tuple[float, ...], seed: int, block: int
 ) -> None:
-    targets, groups = table
-    numbers = np.unique(groups, return_inverse=True)[1]
+    """For any size of block, and whether groups are text or numbers."""
+    targets, groups = labelled(manifest)
+    weights = [1 / asked] * asked if isinstance(asked, int) else asked
+    numbers = 7 * group_codes(manifest) - 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "_BLOCK", block)
-        parts = [assign_groups(targets, g, weights, seed=seed).tolist() for g in (groups, numbers, 7 * numbers - 3)]
-    assert parts == [plain_parts(targets, groups, weights, seed)] * 3
+        parts = [assign_groups(targets, g, weights, seed=seed).tolist() for g in (groups, numbers)]
+    assert parts == [plain_parts(targets, groups, weights, seed)] * 2
 
 
 @examples(200)
-@given(shared(), st.integers(0, 9), st.sampled_from([2, (0.7, 0.1, 0.2), (0.98, 0.01, 0.01)]))
+@given(shared(), st.integers(0, 9), st.sampled_from([2, *UNEQUAL]))
 def test_a_split_is_that_of_the_plain_loop(manifest: Manifest, seed: int, asked: int | tuple[float, ...]) -> None:
     """Or it is refused, where a class has fewer patients than parts or is left without one; nothing old stays."""
-    labels = sorted({label for label in manifest.column("label") if label is not None})
-    assume(len(labels) > 1)
-    targets = np.array([labels.index(x) if x is not None else -1 for x in manifest.column("label")], dtype=np.int64)
-    groups, weights = plain_groups(manifest), [1 / asked] * asked if isinstance(asked, int) else asked
+    targets, groups = labelled(manifest)
+    weights, classes = [1 / asked] * asked if isinstance(asked, int) else asked, targets.max() + 1
+    assume(classes > 1)
     part = np.array(plain_parts(targets, groups, weights, seed))
-    short = any(
-        len({g for g, t in zip(groups, targets, strict=True) if t == c}) < len(weights) for c in range(len(labels))
-    )
-    gap = any(len(set(part[targets == c])) < len(weights) for c in range(len(labels)))
+    short = any(len({g for g, t in zip(groups, targets, strict=True) if t == c}) < len(weights) for c in range(classes))
+    gap = any(len(set(part[targets == c])) < len(weights) for c in range(classes))
     old = manifest.with_columns(split=["val"] * len(part), fold=[7] * len(part))
     old = Manifest(old.table, old.root, may_leak=True)
     split = partial(split_folds, folds=asked) if isinstance(asked, int) else partial(split_fractions, fractions=asked)
