@@ -193,13 +193,19 @@ def test_every_other_fault_is_said_once_where_it_is_and_never_where_it_is_not() 
     assert "drop the copies" in said(duplicate_cluster="c1")
     assert said(age_years=10.0).splitlines()[-1] == "All 10 images of known age are of patients under 18."
     assert "aspect ratio" in said(width=128, label="c")
+    mixed = texts(
+        made([row | {"age_years": 17.0 + n // 20, "lung_mask": "m.png" if n else None} for n, row in enumerate(clean)])
+    )
+    assert "Children and adults are mixed. Under 18, of those whose age is known: 'a' 50.0 %, 'b' 50.0 %." in mixed
+    assert (
+        "Lung masks of class 'a' are incomplete: 19 of 20 images." in mixed and "class 'b' are incomplete" not in mixed
+    )
     assert said(split=None) == "10 images in no split, while others are in one."
     for first, is_said in ((10, True), (11, False)):
         thrice = texts(made([row | {"label": "b" if n >= first else "a"} for n, row in enumerate(clean)]))
         assert ("Class 'b' has 3.0 times as many images as class 'a'" in thrice) == is_said
-    skewed = [row | {"label": "b" if n else "a"} for n, row in enumerate(clean)]
-    assert "Class 'b' has 39.0 times as many images as class 'a'" in texts(made(skewed))
-    assert "Class 'a' has no image in split test" in texts(made(skewed))
+    skewed = texts(made([row | {"label": "b" if n else "a"} for n, row in enumerate(clean)]))
+    assert "Class 'b' has 39.0 times as many images" in skewed and "Class 'a' has no image in split test" in skewed
     one = [row | {"source": "s"} for row in clean]
     assert texts(made(one)).startswith("All images name one source ('s')")
 
@@ -224,16 +230,14 @@ def test_unknown_stays_unknown() -> None:
 def test_edges_of_counting() -> None:
     ages = data_facts(made([{"label": "a", "age_years": age} for age in (17.9, 18.0)]))["ages"]
     assert [entry["minors"] for entry in ages] == [1]
-    assert groups([1, 1, 2, 2, None, None], labels=["a", None, "a", "b", "a", "b"]) == {
-        "groups": 2, "images": 4, "across_labels": 1,
-    }  # fmt: skip
+    pairs = groups([1, 1, 2, 2, None, None], labels=["a", None, "a", "b", "a", "b"])
+    assert pairs == {"groups": 2, "images": 4, "across_labels": 1}
     for labels in ("aab", (None, "a", "b"), ("a", None, "b")):
         assert groups([1, 1, 1], labels=labels)["across_labels"] == 1, "every copy counts"
     copies = [{"label": "ab"[n], "sha256": "0" * 64, "fold": n} for n in range(2)]
     assert "1 with different labels, 1 with different folds. A test image that was trained on" in texts(made(copies))
-    assert [percent(part, 10_000) for part in (0, 1, 5_000, 9_999, 10_000)] == [
-        "0.0 %", "< 0.1 %", "50.0 %", "> 99.9 %", "100.0 %",
-    ]  # fmt: skip
+    shares = {0: "0.0 %", 4: "< 0.1 %", 5: "0.1 %", 5_000: "50.0 %", 9_995: "> 99.9 %", 10_000: "100.0 %"}
+    assert {part: percent(part, 10_000) for part in shares} == shares
 
 
 def test_what_the_user_and_a_check_say_is_shown(manifest: Manifest) -> None:
