@@ -108,20 +108,6 @@ def test_the_table_is_counted_and_every_column_measured(content: dict[str, Any])
     assert rows["megapixels"]["per_class"]["covid"] == size
 
 
-def test_patients_in_two_parts_and_under_two_labels(manifest: Manifest) -> None:
-    patients, first_train = manifest.column("patient"), manifest.column("split").index("train")
-    leaky = Manifest(manifest.table, manifest.root, may_leak=True)
-    leaky = leaky.with_columns(patient=["same" if row in (0, first_train) else p for row, p in enumerate(patients)])
-    assert check(leaky, None)["leaks"][0] == (
-        "1 patient in two parts of the split, first 'same' (test, train); split again by patient: thoraclip split"
-    )
-    with_labels = manifest.with_columns(patient=["p"] * 12 + [None] * 24, split=[None] * 36)
-    found = check(with_labels, None)
-    assert found["leaks"] == [], "without a split nothing leaks"
-    assert "24 images of unknown patients" in found["warnings"]
-    assert "1 patient under two labels (12 images), first 'p' (covid, normal, pneumonia)" in found["warnings"]
-
-
 def test_a_clean_set_has_no_leak_and_hostile_names_stay_text(manifest: Manifest, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>|`*"
     clean = manifest.take(
@@ -355,7 +341,14 @@ def test_long_lists_are_cut_and_counted(tmp_path: Path, monkeypatch: pytest.Monk
     whole = without_pictures(table, tmp_path / "whole")
     monkeypatch.setattr(findings, "_MOST", 6)
     cut = without_pictures(table, tmp_path / "cut")
-    assert len(cut["leaks"]) == 2 and cut["leaks"][0] == whole["leaks"][0]
+    torn, two = (whole["patients"][name] for name in ("in_two_splits", "under_two_labels"))
+    first = f"{torn[0]['patient']}' ({', '.join(torn[0]['values'])})"
+    found = f"{len(torn)} patients in two parts of the split, first '{first}; split again by patient: thoraclip split"
+    assert len(cut["leaks"]) == 2 and cut["leaks"][0] == whole["leaks"][0] == found
+    unknown, images = whole["patients"]["images_of_unknown_patients"], sum(row["images"] for row in two)
+    assert f"{unknown} images of unknown patients" in whole["warnings"]
+    first = f"{two[0]['patient']}' ({', '.join(two[0]['values'])})"
+    assert f"{len(two)} patients under two labels ({images} images), first '{first}" in whole["warnings"]
     assert [line.partition(", first")[0] for line in cut["leaks"] + cut["warnings"]] == [
         line.partition(", first")[0] for line in whole["leaks"] + whole["warnings"]
     ], "every number is that of the whole"

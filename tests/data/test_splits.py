@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 from tests.conftest import examples
@@ -32,7 +32,6 @@ from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
 Ints = npt.NDArray[np.int64]
 UNEQUAL = ((0.7, 0.1, 0.2), (0.98, 0.01, 0.01))
-check = examples(200)
 
 
 def made(labels: list[str | None], patients: list[str | None]) -> Manifest:
@@ -192,7 +191,7 @@ def shared(draw: st.DrawFn) -> Manifest:
     return Manifest.from_rows(rows, Path())
 
 
-@check
+@examples(100)
 @given(shared())
 def test_groups_are_those_of_a_plain_union(manifest: Manifest) -> None:
     groups = plain_groups(manifest)
@@ -208,24 +207,28 @@ def test_clusters_that_are_numbers_join_as_their_text_does() -> None:
     assert independent_groups(Manifest(numbered, Path())) == groups
 
 
-def labelled(manifest: Manifest) -> tuple[Ints, list[str]]:
-    labels = sorted(set(manifest.column("label")) - {None})
-    targets = [-1 if label is None else labels.index(label) for label in manifest.column("label")]
-    return np.array(targets, dtype=np.int64), plain_groups(manifest)
-
-
-@check
-@given(shared(), st.sampled_from([2, 5, *UNEQUAL]), st.integers(0, 9), st.sampled_from([1, 5, 1000]))
+@examples(200)
+@given(
+    st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 12)), min_size=1, max_size=40),
+    st.sampled_from([(0.5, 0.5), (0.2,) * 5, *UNEQUAL]),
+    st.integers(0, 9),
+    st.sampled_from([1, 5, 1000]),
+)
+@example([(2, 0), (2, 1), (-1, 1), (2, 0)], UNEQUAL[1], 0, 1)  # only the group that is taken first can be spared
+@example([(0, 0), (1, 3), (0, 2), (0, 1), (0, 2)], UNEQUAL[1], 0, 5)
+@example([(2, 2), (2, 2), (2, 2), (1, 1), (2, 1), (2, 0), (0, 0)], UNEQUAL[0], 0, 5)  # classes of one image
+@example(  # a group that is moved brings another class
+    [(2, 3), (2, 2), (-1, 0), (-1, 0), (-1, 4), (0, 2), (-1, 3), (-1, 2), (-1, 1), (2, 3)], UNEQUAL[0], 0, 5
+)
 def test_parts_are_those_of_the_plain_loop(
-    manifest: Manifest, asked: int | tuple[float, ...], seed: int, block: int
+    table: list[tuple[int, int]], weights: tuple[float, ...], seed: int, block: int
 ) -> None:
     """For any size of block, and whether groups are text or numbers."""
-    targets, groups = labelled(manifest)
-    weights = [1 / asked] * asked if isinstance(asked, int) else asked
-    numbers = 7 * group_codes(manifest) - 3
+    targets, numbers = np.array(table).T
+    groups = [f"g{number:02d}" for number in numbers]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "_BLOCK", block)
-        parts = [assign_groups(targets, g, weights, seed=seed).tolist() for g in (groups, numbers)]
+        parts = [assign_groups(targets, keys, weights, seed=seed).tolist() for keys in (groups, 7 * numbers - 3)]
     assert parts == [plain_parts(targets, groups, weights, seed)] * 2
 
 
@@ -233,7 +236,9 @@ def test_parts_are_those_of_the_plain_loop(
 @given(shared(), st.integers(0, 9), st.sampled_from([2, *UNEQUAL]))
 def test_a_split_is_that_of_the_plain_loop(manifest: Manifest, seed: int, asked: int | tuple[float, ...]) -> None:
     """Or it is refused, where a class has fewer patients than parts or is left without one; nothing old stays."""
-    targets, groups = labelled(manifest)
+    labels = sorted(set(manifest.column("label")) - {None})
+    targets = np.array([labels.index(label) if label else -1 for label in manifest.column("label")], dtype=np.int64)
+    groups = plain_groups(manifest)
     weights, classes = [1 / asked] * asked if isinstance(asked, int) else asked, targets.max() + 1
     assume(classes > 1)
     part = np.array(plain_parts(targets, groups, weights, seed))
