@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.conftest import draw_picture, examples, files
+from tests.conftest import examples, files
 
 from thoraclip.cli.app import run
 from thoraclip.data import check as package
@@ -31,46 +32,29 @@ from thoraclip.data.check import (
 from thoraclip.data.check import inspection as module
 from thoraclip.data.check.inspection import MEASURED
 from thoraclip.data.index import index
+from thoraclip.data.phantom import draw_phantom
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.tables.manifest import Manifest, write_manifest
 
 pytestmark = pytest.mark.usefixtures("small_forest")
 
 
-def picture(seed: int) -> npt.NDArray[np.uint8]:
-    """One of each seed: body, ribs of its own and noise, 160 x 160."""
-    rng = np.random.default_rng(seed)
-    grey = draw_picture(160, 160, seed=seed).astype(float)
-    y, x = np.mgrid[:160, :160] / 160
-    for _ in range(14):
-        cx, cy, sx, sy = rng.uniform(0.1, 0.9, 2).tolist() + rng.uniform(0.02, 0.12, 2).tolist()
-        grey += rng.uniform(-60, 60) * np.exp(-(((x - cx) / sx) ** 2 + ((y - cy) / sy) ** 2))
-    return np.clip(grey * 0.8 + 20, 0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 pictures in train and test of three classes; copies: one identical, one recompressed, both across the split."""
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """36 phantoms in train and test of three classes; copies: one identical, one recompressed, both across the split."""
     root = tmp_path_factory.mktemp("check") / "images"
-    seed = 0
-    for split, n in (("train", 8), ("test", 4)):
-        for label in ("covid", "normal", "pneumonia"):
-            (root / split / label).mkdir(parents=True)
-            for i in range(n):
-                Image.fromarray(picture(seed)).save(root / split / label / f"{i}.png")
-                seed += 1
-    (root / "test" / "covid" / "3.png").write_bytes((root / "train" / "covid" / "0.png").read_bytes())
+    for label in ("covid", "normal", "pneumonia"):
+        for i in range(12):
+            file = root / ("train" if i < 8 else "test") / label / f"{i % 8}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            phantom = draw_phantom("Normal", rng=np.random.default_rng([i, len(label)]), size=160)
+            Image.fromarray(phantom.pixels).save(file)
+    shutil.copy(root / "train" / "covid" / "0.png", root / "test" / "covid" / "3.png")
     again = Image.open(root / "train" / "normal" / "1.png").resize((120, 120), Image.Resampling.BICUBIC)
     again.save(root / "test" / "pneumonia" / "3.jpg", quality=70)
     (root / "test" / "pneumonia" / "3.png").unlink()
-    return root
-
-
-@pytest.fixture(scope="module")
-def manifest(root: Path) -> Manifest:
     found = index(root, layout="folders").manifest
-    patients = [f"p{row // 2:02d}-{split}" for row, split in enumerate(found.column("split"))]
-    return found.with_columns(patient=patients)
+    return found.with_columns(patient=[f"p{row // 2:02d}-{split}" for row, split in enumerate(found.column("split"))])
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +84,12 @@ def test_the_table_is_counted_and_every_column_measured(content: dict[str, Any])
     png = {"covid": {"PNG": 12}, "normal": {"PNG": 12}}
     assert content["tallies"]["format"] == png | {"pneumonia": {"PNG": 11, "JPEG": 1}}
     assert content["tallies"]["mode"]["covid"] == {"L": 12}
+    marked = content["marks"]["images"]
+    assert len(marked) > 9 and marked == sorted(marked, key=lambda row: (-row["area"], row["image_id"]))
+    hits = Counter(row["image_id"].split("/")[1] for row in marked)
+    assert {label: (m["hits"], m["of"], m["value"]) for label, m in content["marks"]["per_class"].items()} == {
+        label: (hits[label], 12, hits[label] / 12) for label in counted
+    }
     rows = {row["name"]: row for row in content["differences"]}
     first, *others = rows
     assert first == "all of these together"
