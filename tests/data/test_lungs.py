@@ -17,7 +17,6 @@ from tests.conftest import examples
 
 from thoraclip.data.lungs import LungEstimate, estimate_lungs, oddities, regions
 from thoraclip.data.lungs import contour as contours
-from thoraclip.data.lungs import shape as shapes
 from thoraclip.data.lungs.regions import LungRegions, lung_masks
 from thoraclip.data.masks import fit_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom
@@ -191,19 +190,6 @@ def test_the_best_path_is_the_best_of_all_closed_paths(stiff: float, least: int)
         value = gain[np.arange(6), found].sum() - cost[found, np.roll(found, -1)].sum()
         same += value >= values.max() - 1e-9
     assert same >= least
-
-
-@pytest.mark.parametrize("side", [-1, 1])
-def test_a_dent_in_the_lateral_wall_is_filled_and_one_at_the_heart_is_not(side: int) -> None:
-    outline = shapes.outlines(np.array([[0.5, 0.1, 0.9, 0.4, 0.0, 0.0]]), side)[0]
-    whole = contours._make_wall_convex(outline, side)
-    dented = outline.copy()
-    dented[7, 0] -= side * 0.1
-    np.testing.assert_allclose(contours._make_wall_convex(dented, side)[7, 0], whole[7, 0], atol=0.02)
-    hearted = outline.copy()
-    hearted[19, 0] += side * 0.1
-    np.testing.assert_array_equal(contours._make_wall_convex(hearted, side)[19], hearted[19])
-    assert (side * (whole[:, 0] - outline[:, 0]) >= 0).all()
 
 
 # one origin for every image
