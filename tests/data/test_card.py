@@ -227,7 +227,7 @@ def test_unknown_stays_unknown() -> None:
     assert facts["classes"] == [] and "2 images without a label" in data_card(facts, CardSettings())
 
 
-def test_edges_of_counting() -> None:
+def test_edges_of_counting_and_escaping() -> None:
     ages = data_facts(made([{"label": "a", "age_years": age} for age in (17.9, 18.0)]))["ages"]
     assert [entry["minors"] for entry in ages] == [1]
     pairs = groups([1, 1, 2, 2, None, None], labels=["a", None, "a", "b", "a", "b"])
@@ -238,6 +238,8 @@ def test_edges_of_counting() -> None:
     assert "1 with different labels, 1 with different folds. A test image that was trained on" in texts(made(copies))
     shares = {0: "0.0 %", 4: "< 0.1 %", 5: "0.1 %", 5_000: "50.0 %", 9_995: "> 99.9 %", 10_000: "100.0 %"}
     assert {part: percent(part, 10_000) for part in shares} == shares
+    shown = {"- a": "\\- a", "+ a": "\\+ a", "12. a": "12\\. a", "3) a": "3\\) a", "=": "\\=", "a - b": "a - b"}
+    assert {text: escape_markdown(text) for text in shown} == shown
 
 
 def test_what_the_user_and_a_check_say_is_shown(manifest: Manifest) -> None:
@@ -286,11 +288,6 @@ def test_hostile_names_stay_names(tmp_path: Path) -> None:
     dataset = mlcroissant.Dataset(jsonld=record, mapping={"manifest": tmp_path / "m.parquet"})
     assert next(iter(dataset.records("images")))["images/label"].decode() == HOSTILE
     assert [row["labels/name"] for row in dataset.records("labels")] == sorted({HOSTILE, "- b", ""})
-
-
-def test_escaping_covers_the_start_of_a_line() -> None:
-    shown = {"- a": "\\- a", "+ a": "\\+ a", "12. a": "12\\. a", "3) a": "3\\) a", "=": "\\=", "a - b": "a - b"}
-    assert {text: escape_markdown(text) for text in shown} == shown
 
 
 @pytest.mark.parametrize(("out", "url"), [("", "m.parquet"), ("card", "../m.parquet"), ("far/away", "m.parquet")])
