@@ -27,49 +27,31 @@ RIGHT[6:32, 18:27] = True
 BOTH = LEFT | RIGHT
 
 
-def coloured(left: tuple[int, ...], right: tuple[int, ...], mode: str) -> Image.Image:
-    """Two lungs of two colours on black, opaque where the mode has alpha."""
-    values = np.zeros((HEIGHT, WIDTH, len(left)), np.uint8)
-    if mode in {"RGBA", "LA"}:
-        values[..., -1] = 255
+def painted(left: Any, right: Any, ground: Any = 0, dtype: Any = np.uint8) -> Image.Image:
+    """Two lungs of two colours."""
+    values = np.zeros((HEIGHT, WIDTH, *np.shape(left)), dtype) + np.asarray(ground, dtype)
     values[LEFT], values[RIGHT] = left, right
-    return Image.fromarray(values, mode)
-
-
-def palette() -> Image.Image:
-    image = Image.fromarray(LEFT.astype(np.uint8) + 2 * RIGHT.astype(np.uint8), "P")
-    image.putpalette([0, 0, 0, 0, 0, 200, 180, 0, 0])
-    return image
-
-
-def grey(left: int, right: int, dtype: Any = np.uint8) -> Image.Image:
-    return Image.fromarray(np.where(LEFT, left, np.where(RIGHT, right, 0)).astype(dtype))
-
-
-def see_through() -> Image.Image:
-    """White everywhere, but only the lungs are opaque."""
-    values = np.full((HEIGHT, WIDTH, 4), 255, np.uint8)
-    values[..., 3] = 255 * BOTH
-    return Image.fromarray(values, "RGBA")
+    return Image.fromarray(values)
 
 
 FILES = {
-    "0 and 255": lambda: grey(255, 255),
-    "0 and 1": lambda: grey(1, 1),
-    "numbered 1 and 2": lambda: grey(1, 2),
-    "one bit": lambda: Image.fromarray(BOTH),
-    "16 bits": lambda: grey(40_000, 65_535, np.uint16),
-    "red and blue": lambda: coloured((255, 0, 0), (0, 0, 200), "RGB"),
-    "green and blue, opaque": lambda: coloured((0, 220, 0, 255), (0, 0, 255, 255), "RGBA"),
-    "grey with alpha": lambda: coloured((200, 255), (255, 255), "LA"),
-    "palette": palette,
-    "alpha alone": see_through,
+    "0 and 255": painted(255, 255),
+    "0 and 1": painted(1, 1),
+    "numbered 1 and 2": painted(1, 2),
+    "one bit": painted(True, True, dtype=bool),
+    "16 bits": painted(40_000, 65_535, dtype=np.uint16),
+    "red and blue": painted((255, 0, 0), (0, 0, 200)),
+    "green and blue, opaque": painted((0, 220, 0, 255), (0, 0, 255, 255), (0, 0, 0, 255)),
+    "grey with alpha": painted((200, 255), (255, 255), (0, 255)),
+    "palette": painted(1, 2),
+    "white, and only the lungs opaque": painted((255,) * 4, (255,) * 4, (255, 255, 255, 0)),
 }
+FILES["palette"].putpalette([0, 0, 0, 0, 0, 200, 180, 0, 0])
 
 
 @pytest.mark.parametrize("kind", FILES)
 def test_every_mode_is_read_alike(tmp_path: Path, kind: str) -> None:
-    FILES[kind]().save(tmp_path / "mask.png")
+    FILES[kind].save(tmp_path / "mask.png")
     found = read_mask(tmp_path / "mask.png", (HEIGHT, WIDTH))
     assert found.dtype == bool
     np.testing.assert_array_equal(found, BOTH)
@@ -90,7 +72,7 @@ def test_half_of_the_largest_value_is_inside_and_nothing_of_black(tmp_path: Path
 
 
 def test_another_size_is_resampled(tmp_path: Path) -> None:
-    grey(255, 255).save(tmp_path / "mask.png")
+    painted(255, 255).save(tmp_path / "mask.png")
     expected = BOTH.repeat(3, axis=0).repeat(3, axis=1)
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (3 * HEIGHT, 3 * WIDTH)), expected)
 

@@ -57,14 +57,10 @@ def drawn():
     }
 
 
-def test_bytes_do_not_depend_on_the_workers(folder, tmp_path):
-    write_phantoms(tmp_path / "again", SMALL, workers=2)
-    assert files(tmp_path / "again") == files(folder[0])
-
-
-def test_resume_restores_the_same_bytes(folder):
-    root, _ = folder
-    before = files(root)
+def test_bytes_do_not_depend_on_the_workers_and_resume_restores_them(folder, tmp_path):
+    root, before = tmp_path / "again", files(folder[0])
+    write_phantoms(root, SMALL, workers=2)
+    assert files(root) == before
     lost = sorted(root.rglob("*.png"))[::7]
     for path in lost:
         path.unlink()
