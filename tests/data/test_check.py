@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("small_forest")
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """36 phantoms in train and test of three classes; copies: one identical, one recompressed, both across the split."""
+    """36 phantoms in train and test of three classes; two copies across the split: one identical, one recompressed."""
     root = tmp_path_factory.mktemp("check") / "images"
     for label in ("covid", "normal", "pneumonia"):
         for i in range(12):

@@ -125,7 +125,8 @@ OUTSIDE = "outside any class folder"
 FOLDERS: dict[str, tuple[list[str], dict[str, tuple[str, str | None]], Listing]] = {
     "classes": (
         ["B class/deep/2.PNG", "A/1.jpg", "A/3.jpeg", "A/4.dcm", "A/notes.txt", "A/.thumbs/1.png"],
-        {"A/1.jpg": ("A", None), "A/3.jpeg": ("A", None), "A/4.dcm": ("A", None), "B class/deep/2.PNG": ("B class", None)},
+        {"A/1.jpg": ("A", None), "A/3.jpeg": ("A", None), "A/4.dcm": ("A", None),
+         "B class/deep/2.PNG": ("B class", None)},
         Listing(other_files=["A/notes.txt"]),
     ),
     "classes below splits": (

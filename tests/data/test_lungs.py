@@ -66,7 +66,7 @@ MEASURED = (
     (0.859, 0.489), (0.887, 0.409), (0.927, 0.449), (0.750, 0.343), (0.872, 0.424), (0.933, 0.439), (0.703, 0.504),
     (0.802, 0.361), (0.903, 0.437), (0.907, 0.502),
 )  # fmt: skip
-"""Dice with the true mask, and quality, of ten phantoms. Most rules and constants of the estimate move one by 0.006 or more."""
+"""Dice with the true mask, and quality, of ten phantoms; most rules and constants move one by 0.006 or more."""
 
 
 @pytest.mark.parametrize("number", range(10))

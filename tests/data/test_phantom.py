@@ -119,7 +119,7 @@ MEASURED = {
     "Non-COVID": (111.6, 68.9, 8.52, 29.34, 5.31),
     "Normal": (101.8, 69.6, 8.13, 29.32, 0.0),
 }
-"""Of twelve phantoms, means of: grey level, its spread in an image, step to the next pixel; lung and lesion, % of the area."""
+"""Of twelve phantoms, means of: grey level, its spread, step to the next pixel; lung and lesion, % of the area."""
 
 
 @pytest.mark.parametrize("label", CLASSES)
