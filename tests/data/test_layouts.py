@@ -144,7 +144,7 @@ FOLDERS: dict[str, tuple[list[str], dict[str, tuple[str, str | None]], Listing]]
         Listing(set_aside=[("top.png", OUTSIDE), ("train/loose.png", OUTSIDE)], other_files=["list.csv"]),
     ),
     "masks within classes, as in the COVID-19 Radiography Database, and beside them": (
-        ["A/images/1.png", "A/masks/1.png", "A/masks/left/1.png", "B/images/1.png", "B/masks/1.png", "lung_masks/1.png"],
+        ["A/images/1.png", "A/masks/1.png", "A/masks/l/1.png", "B/images/1.png", "B/masks/1.png", "lung_masks/1.png"],
         {"A/images/1.png": ("A", None), "B/images/1.png": ("B", None)},
         Listing(unknown_folders=[("A/masks", 2), ("B/masks", 1), ("lung_masks", 1)]),
     ),

@@ -177,7 +177,7 @@ def test_oddities(name: str) -> None:
 
 @pytest.mark.parametrize(("stiff", "least"), [(0.0, 20), (0.6, 18)])
 def test_the_best_path_is_the_best_of_all_closed_paths(stiff: float, least: int) -> None:
-    """Of 6 points and 3 offsets, where the picture decides clearly; beginning elsewhere than it ends may cost a little."""
+    """Of 6 points and 3 offsets; beginning elsewhere than it ends may cost a little."""
     cost = stiff * (np.arange(3)[:, None] - np.arange(3)) ** 2.0
     paths = np.array(list(product(range(3), repeat=6)))
     same = 0

@@ -142,7 +142,7 @@ def test_problems_are_told_in_words() -> None:
 @given(height=st.integers(40, 120), width=st.integers(40, 120), seed=st.integers(0, 999))
 @examples(40)
 def test_a_mask_stays_on_the_bright_pixels(geometry: str, height: int, width: int, seed: int) -> None:
-    """Of two grey levels: where the fitted picture is clear about its level, the fitted mask agrees; bars are outside."""
+    """Where the fitted picture is clear about its grey level, the fitted mask agrees; bars are outside."""
     rng = np.random.default_rng(seed)
     mask = np.zeros((height, width), bool)
     top, left = int(rng.integers(0, height // 2)), int(rng.integers(0, width // 2))
