@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,28 +37,20 @@ def test_pictures_come_in_manifest_order_from_any_start_whatever_the_batch_size(
             np.testing.assert_array_equal(greys, expected[at : at + batch_size])
 
 
-def test_a_changed_picture_is_refused_with_its_path(manifest: Manifest) -> None:
-    path = manifest.paths()[20]
+def test_a_picture_that_changed_is_gone_or_is_none_is_refused_with_its_path(manifest: Manifest) -> None:
+    path, gone = manifest.paths()[20], manifest.paths()[3]
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(path)
     found = grey_batches(manifest, SPEC, batch_size=8)
     assert [next(found)[0], next(found)[0]] == [0, 8]
     with pytest.raises(MismatchError, match=f"{path}: its content changed since it was indexed"):
         next(found)
-
-
-def test_a_picture_that_is_gone_is_refused_with_its_path(manifest: Manifest) -> None:
-    path = manifest.paths()[3]
-    path.unlink()
-    with pytest.raises(InputError, match=rf"{path}: cannot be read any more \(No such file"):
-        next(grey_batches(manifest, SPEC, batch_size=8))
-
-
-def test_a_picture_without_a_recorded_hash_is_not_compared_but_must_decode(manifest: Manifest) -> None:
-    manifest = manifest.with_columns(sha256=[None] * len(manifest))
-    assert len(list(grey_batches(manifest, SPEC, batch_size=24))) == 1
-    path = manifest.paths()[0]
+    bare = manifest.with_columns(sha256=[None] * len(manifest))
+    assert len(list(grey_batches(bare, SPEC, batch_size=24))) == 1, "without a recorded hash it is not compared"
     path.write_text("no picture")
     with pytest.raises(ImageError, match=f"^{path}: not a PNG, JPEG or DICOM picture"):
+        list(grey_batches(bare, SPEC, batch_size=8))
+    gone.unlink()
+    with pytest.raises(InputError, match=rf"{gone}: cannot be read any more \(No such file"):
         next(grey_batches(manifest, SPEC, batch_size=8))
 
 
@@ -98,50 +91,43 @@ def test_a_warm_cache_needs_no_picture(manifest: Manifest, tmp_path: Path) -> No
     assert isinstance(warm.pixels.base, np.memmap)
 
 
-def test_mean_and_std_share_a_cache_and_geometry_and_images_do_not(manifest: Manifest, tmp_path: Path) -> None:
-    pixel_cache(manifest, SPEC, tmp_path / "c")
-    pixel_cache(manifest, Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3), tmp_path / "c")
-    assert len(list((tmp_path / "c").iterdir())) == 1
-    pixel_cache(manifest, Preprocess(size=16, geometry="pad"), tmp_path / "c")
-    pixel_cache(manifest, Preprocess(size=17), tmp_path / "c")
-    pixel_cache(manifest.take(np.arange(9)), SPEC, tmp_path / "c")
-    pixel_cache(manifest.with_columns(label=["x"] * 24), SPEC, tmp_path / "c")
-    assert len(list((tmp_path / "c").iterdir())) == 4
-
-
-def test_other_rules_of_decoding_make_another_cache(
+def test_mean_and_std_share_a_cache_and_geometry_images_and_rules_do_not(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixel_cache(manifest, SPEC, tmp_path / "c")
+    def caches(manifest: Manifest, spec: Preprocess) -> int:
+        pixel_cache(manifest, spec, tmp_path / "c")
+        return len(list((tmp_path / "c").iterdir()))
+
+    assert caches(manifest, SPEC) == caches(manifest, Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)) == 1
+    assert caches(manifest.with_columns(label=["x"] * 24), SPEC) == 1
+    assert caches(manifest, Preprocess(size=16, geometry="pad")) == 2
+    assert caches(manifest, Preprocess(size=17)) == 3
+    assert caches(manifest.take(np.arange(9)), SPEC) == 4
     monkeypatch.setattr("thoraclip.tables.pixels.DECODING", 10_000)
-    pixel_cache(manifest, SPEC, tmp_path / "c")
-    assert len(list((tmp_path / "c").iterdir())) == 2
+    assert caches(manifest, SPEC) == 5
 
 
-@pytest.mark.parametrize("dies_after", [0, 3, 5])
+@pytest.mark.parametrize("dies_after", [5, 20, 24, "the end"])
 def test_a_killed_cache_goes_on_and_ends_with_the_same_bytes(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: int
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: int | str
 ) -> None:
+    """Also where only the renaming was left."""
     monkeypatch.setattr(module, "_CACHE_BATCH", 5)
     pixel_cache(manifest, SPEC, tmp_path / "whole")
-    calls = 0
 
-    def die(done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > dies_after:
+    def die(done: object, *_: object, **__: object) -> None:
+        if done == dies_after or dies_after == "the end":
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        if dies_after < 5:
-            pixel_cache(manifest, SPEC, tmp_path / "broken", progress=die)
-        else:
-            die_at_end(manifest, tmp_path, monkeypatch)
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        if dies_after == "the end":
+            patch.setattr(module.ArrayWriter, "finish", die)
+        pixel_cache(manifest, SPEC, tmp_path / "broken", progress=None if dies_after == "the end" else die)
     folder = next((tmp_path / "broken").iterdir())
     with pytest.raises(InputError, match="no finished pixels"):
         read_pixels(folder)
     rows = json.loads((folder / "progress.json").read_text())["rows"]
-    assert rows == min(5 * (dies_after + 1), 24)
+    assert rows == (24 if dies_after == "the end" else dies_after)
     read: list[str] = []
     original = module.read_indexed
     monkeypatch.setattr(module, "read_indexed", lambda path, sha: (read.append(path.name), original(path, sha))[1])
@@ -150,26 +136,14 @@ def test_a_killed_cache_goes_on_and_ends_with_the_same_bytes(
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
-def die_at_end(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dies between the last batch and the renaming."""
-
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.ArrayWriter, "finish", die)
-        pixel_cache(manifest, SPEC, tmp_path / "broken")
-
-
 def test_a_full_disk_is_told_before_the_work(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Usage:
-        free = 1000
-
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=24 * 256 / 0.95 - 1))
     with pytest.raises(InputError, match=r"needs 0\.0 GB and the disk has 0\.0 GB left; name a folder on another disk"):
         pixel_cache(manifest, SPEC, tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=24 * 256 / 0.95 + 1))
+    pixel_cache(manifest, SPEC, tmp_path)
 
 
 def test_a_cache_of_changed_pictures_is_refused(manifest: Manifest, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,12 +23,10 @@ from thoraclip.data.duplicates import (
     THUMBNAIL_SIDE,
     WARPS,
     DuplicatePair,
-    alignment,
     clusters,
     find_duplicates,
     hamming,
     hamming_pairs,
-    hashing,
     near_hashes,
     thumbnail,
 )
@@ -63,15 +62,6 @@ def phantoms() -> list[Grey]:
 # --- the join ---
 
 
-def brute_force(hashes: list[int], others: list[int] | None, radius: int) -> list[list[int]]:
-    return [
-        [i, j]
-        for i, a in enumerate(hashes)
-        for j, b in enumerate(hashes if others is None else others)
-        if (others is not None or i < j) and (a ^ b).bit_count() <= radius
-    ]
-
-
 @st.composite
 def clumped(draw: st.DrawFn) -> list[int]:
     """Hashes around a few centres, some equal, so that every distance occurs."""
@@ -82,15 +72,26 @@ def clumped(draw: st.DrawFn) -> list[int]:
     return [centre ^ sum(1 << bit for bit in set(bits)) for centre, bits in members]
 
 
-@examples(60)
-@given(hashes=clumped(), others=st.none() | clumped(), radius=st.integers(0, 64) | st.integers(0, 8))
+@examples(100)
+@given(
+    hashes=clumped(),
+    others=st.none() | clumped(),
+    radius=st.integers(0, 64) | st.integers(0, 8),
+    room=st.sampled_from([7, hamming.ROOM]),
+)
 def test_the_join_finds_what_comparing_all_with_all_finds(
-    hashes: list[int], others: list[int] | None, radius: int
+    hashes: list[int], others: list[int] | None, radius: int, room: int
 ) -> None:
     second = None if others is None else np.array(others, dtype=np.uint64)
-    found = hamming_pairs(np.array(hashes, dtype=np.uint64), second, radius=radius)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hamming, "ROOM", room)
+        found = hamming_pairs(np.array(hashes, dtype=np.uint64), second, radius=radius)
     assert found.dtype == np.int64 and found.shape[1:] == (2,)
-    assert found.tolist() == brute_force(hashes, others, radius)
+    pairs = itertools.combinations(range(len(hashes)), 2)
+    if others is not None:
+        pairs = itertools.product(range(len(hashes)), range(len(others)))
+    right = hashes if others is None else others
+    assert found.tolist() == [[i, j] for i, j in pairs if (hashes[i] ^ right[j]).bit_count() <= radius]
 
 
 @pytest.mark.parametrize("radius", [0, 3, 8])
@@ -106,19 +107,6 @@ def test_the_join_is_exact_for_thousands(radius: int) -> None:
     expected = np.argwhere(np.triu(distance <= radius, 1))
     assert len(expected) > 10
     assert np.array_equal(hamming_pairs(hashes, radius=radius), expected)
-
-
-def test_small_blocks_give_the_same_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = np.repeat(np.arange(20, dtype=np.uint64), 30)
-    whole = hamming_pairs(hashes, radius=2)
-    monkeypatch.setattr(hamming, "ROOM", 7)
-    assert np.array_equal(hamming_pairs(hashes, radius=2), whole)
-
-
-@pytest.mark.parametrize("radius", [-1, 65])
-def test_a_radius_outside_the_hash_is_refused(radius: int) -> None:
-    with pytest.raises(ConfigError, match=f"radius = {radius}: must lie between 0 and 64 bits"):
-        hamming_pairs(np.zeros(3, dtype=np.uint64), radius=radius)
 
 
 # --- the hashes ---
@@ -149,21 +137,6 @@ def test_a_hash_is_the_signs_of_the_warped_pictures_cosines(phantoms: list[Grey]
         assert np.array_equal(np.array(bits)[clear], (np.array(values) > 0)[clear])
 
 
-def test_the_mirrored_hash_needs_no_mirrored_picture(phantoms: list[Grey]) -> None:
-    thumbnails = np.stack([thumbnail(p) for p in phantoms])
-    mirrored = near_hashes(np.ascontiguousarray(thumbnails[:, :, ::-1]))[:, 0]
-    differing = np.bitwise_count(hashing.mirror(near_hashes(thumbnails)[:, 0]) ^ mirrored).sum(axis=1)
-    assert differing.max() <= 1  # a cosine may be zero but for rounding
-
-
-def test_detail_is_a_difference_of_gaussians(phantoms: list[Grey]) -> None:
-    small = thumbnail(phantoms[0])
-    grey = hashing.equalise(small[None])[0].astype(float)
-    fine, coarse = (scipy.ndimage.gaussian_filter(grey, sigma, truncate=8, mode="constant") for sigma in (0.7, 3.0))
-    inner = (slice(24, -24), slice(24, -24))  # the edges are weighted otherwise
-    assert np.allclose(alignment._detail(small[None])[0][inner], (fine - coarse)[inner], atol=1e-4)
-
-
 # --- planted copies ---
 
 
@@ -181,41 +154,41 @@ def turned(degrees: float) -> Callable[[Grey], Grey]:
     return lambda p: np.asarray(Image.fromarray(p).rotate(degrees, Image.Resampling.BICUBIC))
 
 
-COPIES: dict[str, Callable[[Grey], Grey]] = {
-    "other aspect": resized(200, 140),
-    "jpeg": jpeg,
-    "gamma": lambda p: np.round(255 * (p / 255) ** 1.5).astype(np.uint8),
-    "every side": lambda p: p[8:-8, 8:-8],
-    "left": lambda p: p[:, 8:],
-    "bottom": lambda p: p[:-8],
-    "turned left": turned(2),
-    "turned right": turned(-2),
-    "mirrored": lambda p: p[:, ::-1],
-    "mirrored and turned": lambda p: turned(2)(np.ascontiguousarray(p[:, ::-1])),
-    "cropped and jpeg": lambda p: jpeg(np.ascontiguousarray(p[:, 8:])),
-    "turned and gamma": lambda p: np.round(255 * (turned(-2)(p) / 255) ** 0.7).astype(np.uint8),
-    "left and top": lambda p: p[8:, 8:],
+COPIES: dict[str, tuple[Callable[[Grey], Grey], float, float]] = {
+    "other aspect": (resized(200, 140), 0.9981, 1.25),
+    "jpeg": (jpeg, 0.9945, 4.0),
+    "gamma": (lambda p: np.round(255 * (p / 255) ** 1.5).astype(np.uint8), 0.9979, 2.42),
+    "every side": (lambda p: p[8:-8, 8:-8], 0.9864, 7.5),
+    "left": (lambda p: p[:, 8:], 0.9965, 13.5),
+    "bottom": (lambda p: p[:-8], 0.9973, 15.25),
+    "turned left": (turned(2), 0.9956, 20.92),
+    "turned right": (turned(-2), 0.9958, 18.92),
+    "mirrored": (lambda p: p[:, ::-1], 1.0, 0.0),
+    "mirrored and turned": (lambda p: turned(2)(np.ascontiguousarray(p[:, ::-1])), 0.9956, 18.92),
+    "cropped and jpeg": (lambda p: jpeg(np.ascontiguousarray(p[:, 8:])), 0.9921, 18.17),
+    "turned and gamma": (lambda p: np.round(255 * (turned(-2)(p) / 255) ** 0.7).astype(np.uint8), 0.9947, 19.33),
+    "left and top": (lambda p: p[8:, 8:], 0.9932, 7.5),
 }
+"""Name -> change, and the mean correlation and distance of twelve such copies, as measured."""
 
 
-@pytest.mark.parametrize("change", COPIES)
-def test_planted_copies_are_found_and_nothing_else(phantoms: list[Grey], change: str) -> None:
-    copies = [np.ascontiguousarray(COPIES[change](p)) for p in phantoms[:12]]
-    found = search([*phantoms[:12], *copies])
+@pytest.mark.parametrize("name", COPIES)
+def test_planted_copies_are_found_and_nothing_else(phantoms: list[Grey], name: str) -> None:
+    change, correlation, distance = COPIES[name]
+    found = search([*phantoms[:12], *(np.ascontiguousarray(change(p)) for p in phantoms[:12])])
     assert ends(found) == [(i, 12 + i) for i in range(12)]
-    assert {pair.kind for pair in found} == {"near"}
+    assert {(pair.kind, pair.mirrored) for pair in found} == {("near", "mirrored" in name)}
     assert all(0.95 <= pair.correlation <= 1 for pair in found)
-    assert {pair.mirrored for pair in found} == {"mirrored" in change}
+    assert np.mean([pair.correlation for pair in found]) == pytest.approx(correlation, abs=0.0005)
+    assert np.mean([pair.distance for pair in found]) == pytest.approx(distance, abs=0.2)
 
 
-def test_the_alignment_is_told_in_plain_terms(phantoms: list[Grey]) -> None:
-    turned_one, cropped_one = search([phantoms[0], turned(2)(phantoms[0]), phantoms[1], phantoms[1][8:-8, 8:-8]])
-    assert abs(turned_one.rotation_degrees - 2) < 0.2 and abs(turned_one.scale - 1) < 0.01
-    assert abs(cropped_one.scale - 1 / 0.9) < 0.01 and abs(cropped_one.rotation_degrees) < 0.2
-    swapped_turn, swapped_crop = search(
-        [turned(2)(phantoms[0]), phantoms[0], np.ascontiguousarray(phantoms[1][8:-8, 8:-8]), phantoms[1]]
-    )
-    assert abs(swapped_turn.rotation_degrees + 2) < 0.2 and abs(swapped_crop.scale - 0.9) < 0.01
+@pytest.mark.parametrize("cropped_first", [False, True])
+def test_the_scale_is_that_of_the_second_picture(phantoms: list[Grey], cropped_first: bool) -> None:
+    pair = [phantoms[1], np.ascontiguousarray(phantoms[1][8:-8, 8:-8])]
+    (found,) = search(pair[::-1] if cropped_first else pair)
+    assert found.scale == pytest.approx(0.9 if cropped_first else 1 / 0.9, abs=0.01)
+    assert abs(found.rotation_degrees) < 0.2
 
 
 @pytest.mark.parametrize("names", [("0", "1"), ("1", "0")])
@@ -260,17 +233,12 @@ def test_thousands_of_blank_pictures_are_not_aligned(monkeypatch: pytest.MonkeyP
     assert find_duplicates(blank, [f"{i:04x}" for i in range(5000)]) == []
 
 
-def test_identical_files_are_a_star(phantoms: list[Grey]) -> None:
+def test_identical_files_are_a_star_and_a_copy_is_paired_with_the_first(phantoms: list[Grey]) -> None:
     blank = np.zeros((64, 64), dtype=np.uint8)
-    found = search([blank, phantoms[0], blank, phantoms[1], phantoms[0], phantoms[0], blank])
-    assert ends(found) == [(0, 2), (0, 6), (1, 4), (1, 5)]
-    assert {(pair.kind, pair.distance, pair.correlation) for pair in found} == {("identical", 0, 1.0)}
-
-
-def test_a_copy_of_identical_files_is_paired_with_the_first(phantoms: list[Grey]) -> None:
-    copy = jpeg(phantoms[0])
-    found = search([copy, phantoms[0], phantoms[0]])
-    assert [(p.first, p.second, p.kind) for p in found] == [(0, 1, "near"), (1, 2, "identical")]
+    found = search([blank, jpeg(phantoms[0]), phantoms[0], blank, phantoms[1], phantoms[0], phantoms[0], blank])
+    assert ends(found) == [(0, 3), (0, 7), (1, 2), (2, 5), (2, 6)]
+    assert [pair.kind for pair in found] == ["identical", "identical", "near", "identical", "identical"]
+    assert {(pair.distance, pair.correlation) for pair in found if pair.kind == "identical"} == {(0, 1.0)}
 
 
 def test_a_copy_is_looked_for_where_any_of_three_identical_files_is_wanted(phantoms: list[Grey]) -> None:
@@ -285,62 +253,51 @@ def test_a_copy_is_looked_for_where_any_of_three_identical_files_is_wanted(phant
 def test_many_copies_of_one_picture_are_one_cluster_for_few_alignments(
     phantoms: list[Grey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aligned = 0
-
-    def count(thumbnails: Grey, pairs: npt.NDArray[np.int64], *rest: npt.NDArray[np.generic]):
-        nonlocal aligned
-        aligned += len(pairs)
-        return confirm(thumbnails, pairs, *rest)
-
+    aligned: list[int] = []
     confirm = duplicates.confirm
-    monkeypatch.setattr(duplicates, "confirm", count)
+    monkeypatch.setattr(
+        duplicates, "confirm", lambda t, pairs, *rest: aligned.append(len(pairs)) or confirm(t, pairs, *rest)
+    )
     monkeypatch.setattr(duplicates, "_BLOCK", 16)
     monkeypatch.setattr(duplicates, "_ROUND", 2)
     rng = np.random.default_rng(0)
     base = thumbnail(phantoms[3]).astype(int)
     copies = [np.clip(base + rng.integers(-1, 2, base.shape), 0, 255).astype(np.uint8) for _ in range(60)]
-    found = find_duplicates(np.stack(copies), [digest(c) for c in copies])
-    assert clusters(60, found).max() == 0
-    assert aligned < 12 * 60
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_none_and_one(phantoms: list[Grey], count: int) -> None:
-    thumbnails = np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
-    if count:
-        thumbnails[0] = thumbnail(phantoms[0])
-    assert find_duplicates(thumbnails, ["0a"] * count) == []
+    assert clusters(60, find_duplicates(np.stack(copies), [digest(c) for c in copies])).max() == 0
+    assert sum(aligned) < 12 * 60
 
 
 def test_order_and_repetition_do_not_matter(phantoms: list[Grey], tmp_path: Path) -> None:
-    changes = list(COPIES.values())
-    pictures = [
-        *phantoms[:13],
-        *(np.ascontiguousarray(change(p)) for change, p in zip(changes, phantoms, strict=False)),
-    ]
+    copies = [np.ascontiguousarray(change(p)) for (change, *_), p in zip(COPIES.values(), phantoms, strict=False)]
+    pictures = [*phantoms[: len(COPIES)], *copies]
     thumbnails, names = np.stack([thumbnail(p) for p in pictures]), [digest(p) for p in pictures]
     seen: list[tuple[int, int]] = []
     found = find_duplicates(thumbnails, names, progress=lambda *at: seen.append(at))
     assert seen == [(i + 1, seen[-1][1]) for i in range(seen[-1][1])]
-    assert found == sorted(found, key=lambda pair: (pair.first, pair.second))
+    assert ends(found) == sorted(ends(found))
+    np.save(tmp_path / "thumbnails.npy", thumbnails)
+    assert find_duplicates(np.load(tmp_path / "thumbnails.npy", mmap_mode="r"), names) == found
     turn = np.random.default_rng(1).permutation(len(pictures))
     again = find_duplicates(thumbnails[turn], [names[i] for i in turn])
 
-    def facts(pair: DuplicatePair, old: list[int]) -> tuple[object, ...]:
-        return (*sorted((old[pair.first], old[pair.second])), pair.kind, pair.distance, pair.correlation, pair.mirrored)
+    def facts(pair: DuplicatePair, old: npt.NDArray[np.int64]) -> tuple[object, ...]:
+        return (*sorted(old[[pair.first, pair.second]]), pair.kind, pair.distance, pair.correlation, pair.mirrored)
 
-    assert sorted(facts(p, turn.tolist()) for p in again) == sorted(facts(p, list(range(len(pictures)))) for p in found)
-    np.save(tmp_path / "thumbnails.npy", thumbnails)
-    assert find_duplicates(np.load(tmp_path / "thumbnails.npy", mmap_mode="r"), names) == found
+    assert {facts(p, turn) for p in again} == {facts(p, np.arange(len(pictures))) for p in found}
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_none_and_one_have_no_copies_and_what_does_not_fit_is_refused() -> None:
+    for count in (0, 1):
+        assert find_duplicates(np.ones((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8), ["0a"] * count) == []
     with pytest.raises(ImageError, match=r"thumbnails uint8\[2, 64, 64\]: expected uint8 \[N, 96, 96\]"):
         find_duplicates(np.zeros((2, 64, 64), dtype=np.uint8), ["a", "b"])
     with pytest.raises(ImageError, match=r"thumbnails float32"):
         find_duplicates(np.zeros((2, 96, 96), dtype=np.float32), ["a", "b"])  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match="1 SHA-256 for 2 thumbnails"):
         find_duplicates(np.zeros((2, 96, 96), dtype=np.uint8), ["a"])
+    for radius in (-1, 65):
+        with pytest.raises(ConfigError, match=f"radius = {radius}: must lie between 0 and 64 bits"):
+            hamming_pairs(np.zeros(3, dtype=np.uint64), radius=radius)
 
 
 # --- clusters ---
@@ -353,11 +310,10 @@ def test_clusters_are_the_connected_components(count: int, data: st.DataObject) 
     pairs = np.array(data.draw(st.lists(st.tuples(node, node), max_size=40)), dtype=np.int64).reshape(-1, 2)
     graph = scipy.sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     expected = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
-    found = clusters(count, pairs)
-    assert len(set(zip(found.tolist(), expected.tolist(), strict=True))) == len(set(found.tolist()))
-    assert len(set(found.tolist())) == len(set(expected.tolist()))
-    first_seen = list(dict.fromkeys(found.tolist()))
-    assert first_seen == list(range(len(first_seen)))
+    number = {
+        label: k for k, label in enumerate(dict.fromkeys(expected.tolist()))
+    }  # in the order of their first members
+    assert clusters(count, pairs).tolist() == [number[label] for label in expected.tolist()]
 
 
 def test_clusters_take_pairs_as_they_are_found() -> None:
@@ -369,6 +325,7 @@ def test_clusters_take_pairs_as_they_are_found() -> None:
 # --- real radiographs ---
 
 
+@pytest.mark.slow
 def test_exactly_two_pairs_in_1124_real_radiographs(shared: Path) -> None:
     root = shared / "data" / "covid3-talo"
     files = sorted(path for part in ("covid", "normal", "pneumonia") for path in (root / part).iterdir())

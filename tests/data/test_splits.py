@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 from tests.conftest import examples
@@ -29,7 +31,7 @@ from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
 Ints = npt.NDArray[np.int64]
-check = examples(50)
+UNEQUAL = ((0.7, 0.1, 0.2), (0.98, 0.01, 0.01))
 
 
 def made(labels: list[str | None], patients: list[str | None]) -> Manifest:
@@ -38,32 +40,6 @@ def made(labels: list[str | None], patients: list[str | None]) -> Manifest:
         for k, (label, patient) in enumerate(zip(labels, patients, strict=True))
     ]
     return Manifest.from_rows(rows, Path())
-
-
-@st.composite
-def groupings(draw: st.DrawFn) -> tuple[Ints, list[str]]:
-    """(targets, groups), the images of a group next to each other or not."""
-    sizes = draw(st.lists(st.integers(1, 6), min_size=4, max_size=40))
-    groups = [f"g{k}" for k, size in enumerate(sizes) for _ in range(size)]
-    targets = draw(st.lists(st.integers(-1, 2), min_size=len(groups), max_size=len(groups)))
-    order = draw(st.permutations(range(len(groups)))) if draw(st.booleans()) else range(len(groups))
-    return np.array(targets, dtype=np.int64), [groups[k] for k in order]
-
-
-weightings = st.sampled_from([(0.5, 0.5), (0.2,) * 5, (0.7, 0.1, 0.2), (0.9, 0.1)])
-
-
-@check
-@given(st.integers(0, 99), st.sampled_from([(0.7, 0.1, 0.2), (0.8, 0.1, 0.1), (0.5, 0.2, 0.3)]))
-def test_unequal_parts_get_their_share_of_each_class(seed: int, weights: tuple[float, ...]) -> None:
-    rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, 4, 120)
-    targets = np.repeat(rng.integers(0, 3, 120), sizes)
-    groups = [f"g{k}" for k, size in enumerate(sizes) for _ in range(size)]
-    part = assign_groups(targets, groups, weights, seed=seed)
-    for target in range(3):
-        counts = np.bincount(part[targets == target], minlength=3)
-        assert np.abs(counts - np.array(weights) * (targets == target).sum()).max() <= 3
 
 
 def unbalance(targets: Ints, part: Ints, folds: int) -> float:
@@ -94,67 +70,33 @@ def test_the_balance_is_that_of_scikit_learn_or_better() -> None:
     assert max(np.array(ours) - np.array(theirs)) <= 0.5
 
 
-def test_folds(manifest: Manifest) -> None:
-    done = split_folds(manifest, folds=4, seed=1)
-    assert set(done.column("fold")) == {0, 1, 2, 3} and set(done.column("split")) == {None}
-    assert done.fingerprint == split_folds(manifest, folds=4, seed=1).fingerprint
-    assert done.column("fold") != split_folds(manifest, folds=4, seed=2).column("fold")
-    counts = {(label, f) for label, f in zip(done.column("label"), done.column("fold"), strict=True)}
-    assert len(counts) == 12
-
-
-def test_a_new_split_replaces_folds_and_splits(manifest: Manifest) -> None:
-    done = split_fractions(manifest, fractions=(0.5, 0.25, 0.25), seed=0)
-    assert set(done.column("fold")) == {None}
-    by_label = defaultdict(list)
-    for label, split in zip(done.column("label"), done.column("split"), strict=True):
-        by_label[label].append(split)
-    assert all(sorted(v) == ["test"] * 2 + ["train"] * 4 + ["val"] * 2 for v in by_label.values())
-    again = split_folds(done, folds=2, seed=0)
-    assert set(again.column("split")) == {None} and set(again.column("fold")) == {0, 1}
-
-
-def test_unlabelled_images_get_no_part_even_beside_a_labelled_one() -> None:
-    manifest = made(["a", "b"] * 6 + [None] * 4, [f"p{k}" for k in range(12)] + ["p0", "p1", None, None])
-    folds = split_folds(manifest, folds=3, seed=0).column("fold")
-    assert None not in folds[:12] and folds[12:] == [None] * 4
-    splits = split_fractions(manifest, fractions=(0.4, 0.3, 0.3), seed=0).column("split")
-    assert None not in splits[:12] and splits[12:] == [None] * 4
-
-
-def test_an_unknown_patient_is_a_patient_of_its_own_and_ids_never_meet() -> None:
-    manifest = made(["a", "b", "a", "b"], ["p", "p", None, "i002"])
-    groups = independent_groups(manifest)
-    assert groups[0] == groups[1] and len(set(groups)) == 3
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("fractions", [(0.7, 0.1, 0.2), (0.98, 0.01, 0.01)])
-def test_every_class_stands_in_every_part(seed: int, fractions: tuple[float, ...]) -> None:
-    labels: list[str | None] = ["a"] * 4 + ["b"] * 9
-    split = split_fractions(made(labels, [None] * 13), fractions=fractions, seed=seed).column("split")
-    for part in (split[:4], split[4:]):
-        assert set(part) == {"train", "val", "test"}
-
-
-def test_too_few_patients_are_refused() -> None:
+def test_a_class_needs_a_patient_for_every_part_and_gets_into_each() -> None:
+    for seed, fractions in enumerate(UNEQUAL * 3):
+        table = made([*"aaaabbbbbbbbb"], [None] * 13)
+        split = split_fractions(table, fractions=fractions, seed=seed).column("split")
+        assert set(split[:4]) == set(split[4:]) == set(SPLITS)
     manifest = made(["a"] * 9 + ["b"] * 9, [f"p{k}" for k in range(9)] + ["q0", "q1"] * 4 + ["q0"])
-    with pytest.raises(ManifestError, match="class 'b' has 2 patients .* for 3 parts; add images, drop the class"):
-        split_folds(manifest, folds=3, seed=0)
-    with pytest.raises(ManifestError, match="class 'b' has 2 patients"):
-        split_fractions(manifest, fractions=(0.7, 0.1, 0.2), seed=0)
-    assert set(split_folds(manifest, folds=2, seed=0).column("fold")) == {0, 1}
+    few = r"class 'b' has 2 patients \(or .*\) for 3 parts; add images, drop the class or ask for fewer parts"
+    for split in (partial(split_folds, folds=3), partial(split_fractions, fractions=(0.7, 0.1, 0.2))):
+        with pytest.raises(ManifestError, match=few):
+            split(manifest, seed=0)
+    tied = made([*"bcaabacbc"], [*"sttuurpqq"])
+    with pytest.raises(ManifestError, match="class 'c' has too few patients to stand in each of 3 parts; add images"):
+        split_fractions(tied, fractions=(0.98, 0.01, 0.01), seed=0)
 
 
 def test_settings_that_cannot_be_are_refused(manifest: Manifest) -> None:
     for folds in (1, -2):
         with pytest.raises(ConfigError, match=f"folds = {folds}: two or more are needed"):
             split_folds(manifest, folds=folds, seed=0)
-    for fractions in ((0.5, 0.5), (0.7, 0.2, 0.2), (1.0, 0.0, 0.0), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5), ()):
+    wrong = ((0.5, 0.5), (0.25,) * 4, (0.7, 0.2, 0.2), (0.4, 0.3, 0.299998), (1.0, 0.0, 0.0), (np.nan, 0.5, 0.5))
+    for fractions in wrong:
         with pytest.raises(ConfigError, match=r"fractions \[.*\]: three positive numbers"):
             split_fractions(manifest, fractions=fractions, seed=0)
-    with pytest.raises(ConfigError, match="seed = -1: must not be negative"):
-        split_folds(manifest, folds=2, seed=-1)
+    split_fractions(manifest, fractions=(0.4, 0.3, 0.2999992), seed=0)
+    for split in (partial(split_folds, folds=2), partial(split_fractions, fractions=(0.5, 0.25, 0.25))):
+        with pytest.raises(ConfigError, match="seed = -1: must not be negative"):
+            split(manifest, seed=-1)
 
 
 def test_fractions_as_text() -> None:
@@ -170,7 +112,9 @@ def test_hold_out_is_a_stratified_grouped_part() -> None:
     held = hold_out(targets, groups, fraction=0.2, seed=0)
     assert held.dtype == np.bool_ and held[:100].sum() == held[100:].sum() == 20
     assert (held[0::2] == held[1::2]).all()
-    assert (held != hold_out(targets, groups, fraction=0.2, seed=1)).any()
+    for seed in range(3):
+        held = hold_out(targets, groups, fraction=0.3, seed=seed)
+        assert held.tolist() == [part == 1 for part in plain_parts(targets, groups, [0.7, 0.3], seed)]
 
 
 def plain_groups(manifest: Manifest) -> list[str]:
@@ -228,7 +172,7 @@ def plain_parts(targets: Ints, groups: Sequence[str], weights: Sequence[float], 
 @st.composite
 def shared(draw: st.DrawFn) -> Manifest:
     """Images that share patients, bytes and clusters in chains, under ids that are in no order."""
-    n = draw(st.integers(4, 30))
+    n = draw(st.integers(8, 40))
 
     def some(prefix: str, most_unknown: int) -> list[str | None]:
         different = draw(st.sampled_from([n // 3, n, 2 * n]))
@@ -238,7 +182,7 @@ def shared(draw: st.DrawFn) -> Manifest:
 
     columns = {
         "image_id": draw(st.permutations([f"é{k}" if k % 3 else str(k) for k in range(n)])),
-        "label": draw(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=n, max_size=n)),
+        "label": draw(st.lists(st.sampled_from(["a", "a", "b", None]), min_size=n, max_size=n)),
         "patient": some("p", 20), "sha256": some("", 1),
     }  # fmt: skip
     if draw(st.booleans()):
@@ -247,7 +191,7 @@ def shared(draw: st.DrawFn) -> Manifest:
     return Manifest.from_rows(rows, Path())
 
 
-@check
+@examples(100)
 @given(shared())
 def test_groups_are_those_of_a_plain_union(manifest: Manifest) -> None:
     groups = plain_groups(manifest)
@@ -257,36 +201,59 @@ def test_groups_are_those_of_a_plain_union(manifest: Manifest) -> None:
 
 
 def test_clusters_that_are_numbers_join_as_their_text_does() -> None:
-    table = made(["a"] * 3, [None] * 3).with_columns(duplicate_cluster=["10", "9", "9"]).table
-    numbered = table.set_column(len(COLUMNS), "duplicate_cluster", pa.array([10, 9, 9]))
-    assert independent_groups(Manifest(numbered, Path())) == ["image:i000", "cluster:9", "cluster:9"]
+    table = made(["a"] * 5, [None] * 5).with_columns(duplicate_cluster=["10", "9", "9", None, None]).table
+    numbered = table.set_column(len(COLUMNS), "duplicate_cluster", pa.array([10, 9, 9, None, None]))
+    groups = ["image:i000", "cluster:9", "cluster:9", "image:i003", "image:i004"]
+    assert independent_groups(Manifest(numbered, Path())) == groups
 
 
-@check
-@given(groupings(), weightings, st.integers(0, 9), st.sampled_from([1, 5, 1000]))
+@examples(200)
+@given(
+    st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 12)), min_size=1, max_size=40),
+    st.sampled_from([(0.5, 0.5), (0.2,) * 5, *UNEQUAL]),
+    st.integers(0, 9),
+    st.sampled_from([1, 5, 1000]),
+)
+@example([(2, 0), (2, 1), (-1, 1), (2, 0)], UNEQUAL[1], 0, 1)  # only the group that is taken first can be spared
+@example([(0, 0), (1, 3), (0, 2), (0, 1), (0, 2)], UNEQUAL[1], 0, 5)
+@example([(2, 2), (2, 2), (2, 2), (1, 1), (2, 1), (2, 0), (0, 0)], UNEQUAL[0], 0, 5)  # classes of one image
+@example(  # a group that is moved brings another class
+    [(2, 3), (2, 2), (-1, 0), (-1, 0), (-1, 4), (0, 2), (-1, 3), (-1, 2), (-1, 1), (2, 3)], UNEQUAL[0], 0, 5
+)
 def test_parts_are_those_of_the_plain_loop(
-    table: tuple[Ints, list[str]], weights: tuple[float, ...], seed: int, block: int
+    table: list[tuple[int, int]], weights: tuple[float, ...], seed: int, block: int
 ) -> None:
-    targets, groups = table
-    numbers = np.unique(groups, return_inverse=True)[1]
+    """For any size of block, and whether groups are text or numbers."""
+    targets, numbers = np.array(table).T
+    groups = [f"g{number:02d}" for number in numbers]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "_BLOCK", block)
-        parts = [assign_groups(targets, g, weights, seed=seed).tolist() for g in (groups, numbers, 7 * numbers - 3)]
-    assert parts == [plain_parts(targets, groups, weights, seed)] * 3
+        parts = [assign_groups(targets, keys, weights, seed=seed).tolist() for keys in (groups, 7 * numbers - 3)]
+    assert parts == [plain_parts(targets, groups, weights, seed)] * 2
 
 
-@check
-@given(shared(), st.integers(0, 9))
-def test_a_split_is_that_of_the_plain_loop(manifest: Manifest, seed: int) -> None:
-    labels = sorted({label for label in manifest.column("label") if label is not None})
-    targets = np.array([labels.index(x) if x is not None else -1 for x in manifest.column("label")], dtype=np.int64)
-    try:
-        done = split_fractions(manifest, fractions=(0.7, 0.1, 0.2), seed=seed)
-    except ManifestError:
+@examples(200)
+@given(shared(), st.integers(0, 9), st.sampled_from([2, *UNEQUAL]))
+def test_a_split_is_that_of_the_plain_loop(manifest: Manifest, seed: int, asked: int | tuple[float, ...]) -> None:
+    """Or it is refused, where a class has fewer patients than parts or is left without one; nothing old stays."""
+    labels = sorted(set(manifest.column("label")) - {None})
+    targets = np.array([labels.index(label) if label else -1 for label in manifest.column("label")], dtype=np.int64)
+    groups = plain_groups(manifest)
+    weights, classes = [1 / asked] * asked if isinstance(asked, int) else asked, targets.max() + 1
+    assume(classes > 1)
+    part = np.array(plain_parts(targets, groups, weights, seed))
+    short = any(len({g for g, t in zip(groups, targets, strict=True) if t == c}) < len(weights) for c in range(classes))
+    gap = any(len(set(part[targets == c])) < len(weights) for c in range(classes))
+    old = manifest.with_columns(split=["val"] * len(part), fold=[7] * len(part))
+    old = Manifest(old.table, old.root, may_leak=True)
+    split = partial(split_folds, folds=asked) if isinstance(asked, int) else partial(split_fractions, fractions=asked)
+    if short or gap:
+        with pytest.raises(ManifestError, match="patients .*for .* parts" if short else "too few patients to stand in"):
+            split(old, seed=seed)
         return
-    part = plain_parts(targets, plain_groups(manifest), (0.7, 0.1, 0.2), seed)
-    assert done.column("split") == [None if t < 0 else SPLITS[p] for t, p in zip(targets, part, strict=True)]
-    fold = plain_parts(targets, plain_groups(manifest), [1 / 2] * 2, seed)
-    done = split_folds(Manifest(done.table, done.root, may_leak=True), folds=2, seed=seed)
-    assert done.column("fold") == [None if t < 0 else p for t, p in zip(targets, fold, strict=True)]
+    done = split(old, seed=seed)
+    names: Sequence[Any] = (0, 1) if isinstance(asked, int) else SPLITS
+    taken, left = ("fold", "split") if isinstance(asked, int) else ("split", "fold")
+    assert done.column(taken) == [None if t < 0 else names[p] for t, p in zip(targets, part, strict=True)]
+    assert set(done.column(left)) == {None}
     assert not done.may_leak and done.table.schema == manifest.table.schema
