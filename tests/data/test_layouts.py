@@ -340,7 +340,7 @@ def test_the_order_of_the_file_system_does_not_matter(
     put(tmp_path, f"{INFECTION}/Train/COVID-19/images/covid_1.png", content=b"another picture")
 
     def reordered(original: Callable[..., Iterator[Path]], *, reverse: bool) -> Callable[..., Iterator[Path]]:
-        return lambda self, *a: iter(sorted(original(self, *a), reverse=reverse))
+        return lambda self, *a, **k: iter(sorted(original(self, *a, **k), reverse=reverse))
 
     seen = []
     for reverse in (False, True):
