@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -48,14 +50,11 @@ def test_what_is_drawn_does_not_depend_on_the_batch(greys: torch.Tensor, monkeyp
 
 
 def test_seed_step_and_sample_each_change_the_draw(greys: torch.Tensor) -> None:
-    one = greys[:1]
     results = [
-        augment(one, Augmentation(), seed=a, step=b, samples=[c])
-        for a, b, c in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+        augment(greys[:1], Augmentation(), seed=seed, step=step, samples=[sample])
+        for seed, step, sample in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
-    for i, first in enumerate(results):
-        for second in results[i + 1 :]:
-            assert not torch.equal(first, second)
+    assert not any(torch.equal(first, second) for first, second in itertools.combinations(results, 2))
 
 
 @pytest.mark.parametrize(("x", "y"), [(1.0, 0.0), (0.0, 1.0), (-1.0, 1.0)])
@@ -148,10 +147,12 @@ def test_any_setting_gives_pictures_of_the_same_shape(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"zoom": 1.0}, "zoom = 1.0: a number between 0 and 0.9"),
+        ({"zoom": 0.91}, "zoom = 0.91: a number between 0 and 0.9"),
         ({"mirror": -0.1}, "mirror = -0.1"),
+        ({"shift": 1.1}, "shift = 1.1: a number between 0 and 1"),
+        ({"contrast": 1.1}, "contrast = 1.1: a number between 0 and 1"),
         ({"rotate_degrees": 200.0}, "rotate_degrees = 200.0: a number between 0 and 180"),
-        ({"noise": -1.0}, "noise = -1.0: must not be negative"),
+        *(({name: -1.0}, f"{name} = -1.0: must not be negative") for name in ("noise", "gamma", "brightness")),
     ],
 )
 def test_bad_settings_are_refused(values: dict[str, float], message: str) -> None:

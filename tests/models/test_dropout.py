@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 from tests.conftest import examples
 from torch import Tensor
 
@@ -52,12 +49,12 @@ def slow_mask(p: float, samples: list[int], positions: int, *numbers: int) -> np
             word = int(((number | np.uint32(1)) * place + murmur(number + golden))[0])
             bits += [(word & 0xFFFF) ^ (word >> 16), word >> 16]
         signed = [b - 2**16 if b >= 2**15 else b for b in bits[:positions]]
-        rows.append([b >= round(p * 2**16) - 2**15 for b in signed])
+        rows.append([b >= min(round(p * 2**16), 2**16 - 1) - 2**15 for b in signed])
     return np.array(rows, dtype=bool).reshape(len(samples), positions)
 
 
 @examples(60)
-@given(st.floats(0, 0.999), st.tuples(ANY, ANY, ANY), st.lists(ANY, max_size=4), st.integers(1, 33))
+@given(st.floats(0, 1, exclude_max=True), st.tuples(ANY, ANY, ANY), st.lists(ANY, max_size=4), st.integers(1, 33))
 def test_the_mask_is_the_hash_written_with_unsigned_words(
     p: float, numbers: tuple[int, int, int], samples: list[int], positions: int
 ) -> None:
@@ -68,38 +65,18 @@ def test_the_mask_is_the_hash_written_with_unsigned_words(
     np.testing.assert_array_equal(found.numpy(), slow_mask(p, samples, positions, *numbers))
 
 
-@pytest.mark.parametrize("p", [0.0, 2**-12, 0.1, 0.999, 1 - 2**-30])
-def test_the_share_that_is_dropped_is_what_was_asked_in_every_sample(p: float) -> None:
-    dropped = (~mask(torch.arange(512), 4096, p=p, seed=3)).sum(dim=1).numpy()
-    for count, total, tail in ((dropped.sum(), 512 * 4096, 1e-7), (dropped, 4096, 1e-10)):
-        low, high = binom.ppf([tail, 1 - tail], total, min(round(p * 2**16), 2**16 - 1) / 2**16)
-        assert (low <= count).all() and (count <= high).all()
-
-
-ROWS: dict[str, Callable[[], Tensor]] = {
-    "neighbours": lambda: mask(torch.arange(400), 20_000, p=0.1, seed=1),
-    "neighbours, half dropped": lambda: mask(torch.arange(400), 20_000, seed=1),
-    "every 2^16th sample": lambda: mask(torch.arange(400) * 2**16, 20_000, p=0.1, seed=1),
-    "every 2^32nd sample": lambda: mask(torch.arange(400) * 2**32, 20_000, p=0.1, seed=1),
-    "samples below zero": lambda: mask(-torch.arange(400) - 1, 20_000, p=0.1, seed=1),
-    "samples drawn again": lambda: mask(torch.arange(400) * 33_920 + 17, 20_000, p=0.1, seed=1),
-    "positions, two of which share a word": lambda: mask(torch.arange(20_000), 301, p=0.1, seed=2).T,
-} | {
-    f"{name}s of one sample": lambda name=name: torch.cat(
-        [mask([11], 20_000, p=0.1, **{name: number}) for number in range(200)]
-    )
-    for name in ("module", "step", "seed")
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_different_rows_do_not_know_of_each_other(name: str) -> None:
-    """The largest correlation between two of them, in standard deviations of independent ones."""
-    rows = ROWS[name]().numpy().astype(np.float64)
-    z = (rows - rows.mean()) / rows.std()
-    product = z @ z.T / np.sqrt(z.shape[1])
-    np.fill_diagonal(product, 0)
-    assert np.abs(product).max() < 6
+def test_as_many_are_dropped_as_asked_and_no_row_knows_of_another() -> None:
+    """The largest correlation between two samples, steps or positions, in standard deviations of independent ones."""
+    for rows in (
+        mask(torch.arange(400) * 2**16, 20_000, p=0.1, seed=1),
+        torch.cat([mask([11], 20_000, p=0.1, step=step) for step in range(200)]),
+        mask(torch.arange(20_000), 301, p=0.1, seed=2).T,  # two positions share a word
+    ):
+        assert float(rows.float().mean()) == pytest.approx(0.9, abs=1e-3)
+        z = (rows.numpy() - 0.9) / 0.3
+        product = z @ z.T / np.sqrt(z.shape[1])
+        np.fill_diagonal(product, 0)
+        assert np.abs(product).max() < 6
 
 
 def keyed(p: float, samples: list[int] | None, *, step: int = 0, module: int = 0, seed: int = 0) -> KeyedDropout:
