@@ -13,8 +13,6 @@ from torch import nn
 from thoraclip.imaging import Preprocess, normalise
 from thoraclip.models.grey import fold_grey
 
-SPEC = Preprocess(size=12, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2))
-
 
 @given(
     st.tuples(*[st.floats(0, 1)] * 3), st.tuples(*[st.floats(0.05, 1)] * 3), st.integers(1, 4), st.booleans(),
@@ -52,13 +50,8 @@ def test_patches_as_one_product_are_the_convolution(
 
 
 def test_at_a_padded_border_folding_would_be_wrong_and_is_refused() -> None:
+    """A zero beside the picture is no grey level."""
     network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
     weight = network[0].weight.clone()
-    assert not fold_grey(network, SPEC) and torch.equal(network[0].weight, weight) and network[0].in_channels == 3
-    grey = torch.randint(0, 256, (1, 12, 12), dtype=torch.uint8)
-    forced = nn.Sequential(nn.Conv2d(3, 5, 3))
-    forced[0].load_state_dict(network[0].state_dict())
-    fold_grey(forced, SPEC)
-    forced[0].padding = (1, 1)
-    gap = (forced(grey[:, None].float()) - network(torch.from_numpy(normalise(grey.numpy(), SPEC)))).abs()
-    assert gap[..., 1:-1, 1:-1].max() < 1e-4 < 1e-2 < gap[..., 0, :].max(), "the inside is right, the border is not"
+    assert not fold_grey(network, Preprocess(size=12))
+    assert torch.equal(network[0].weight, weight) and network[0].in_channels == 3
