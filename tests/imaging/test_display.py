@@ -172,10 +172,12 @@ def square(count: int, bits: int, first: int = 0) -> Table:
 @pytest.mark.parametrize(
     ("bits", "signed", "photometric", "ends"),
     [
-        (8, False, "MONOCHROME2", (51, 178)), (8, True, "MONOCHROME1", (77, 204)),
-        (10, True, "MONOCHROME2", (0, 255)), (16, False, "MONOCHROME1", (0, 255)),
+        (8, False, "MONOCHROME2", (51, 178)),
+        (8, True, "MONOCHROME1", (77, 204)),
+        (10, True, "MONOCHROME2", (0, 255)),
+        (16, False, "MONOCHROME1", (0, 255)),
     ],
-)  # fmt: skip
+)
 def test_without_a_window(bits: int, signed: bool, photometric: str, ends: tuple[int, int]) -> None:
     """8 bits as they are; deeper ones from black to white."""
     expected = check(ramp(bits, signed=signed, low=0.2, high=0.7), Display(bits=bits, photometric=photometric))
@@ -215,9 +217,13 @@ def test_tables_in_big_endian_and_in_implicit_files() -> None:
     expected = oracle(ramp(12), Display(voi=table))
     swapped = table.item(vr="OW")
     swapped.LUTData = np.frombuffer(swapped.LUTData, "<u2").astype(">u2").tobytes()
+    plain = table.item()
     for item, implicit, little in (
-        (table.item(), True, True), (table.item(), False, True), (table.item(), False, False), (swapped, False, False)
-    ):  # fmt: skip
+        (plain, True, True),
+        (plain, False, True),
+        (plain, False, False),
+        (swapped, False, False),
+    ):
         data = bare(data_set(ramp(12), bits=12, VOILUTSequence=[item]), implicit=implicit, little=little)
         assert np.abs(decode(data).pixels - expected).max() <= HALF
 

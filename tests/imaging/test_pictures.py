@@ -262,11 +262,15 @@ def test_the_gate_refuses_wrong_types_and_shapes_colour_and_blank_batches(spec: 
     colour[:, 0], broken[1, 2, 3, 4] = colour[:, 0, ::-1], np.nan
     for pixels, message in (
         (right.astype(np.float64), r"pixels float64\[4, 3, 48, 48\]: expected float32 \[B, 3, 48, 48\]"),
-        (right[0], r"pixels float32\[3, 48, 48\]"), (right[:, :1], r"pixels float32\[4, 1, 48, 48\]"),
-        (right[:, :, :40], r"pixels float32\[4, 3, 40, 48\]"), (right[..., :40], r"pixels float32\[4, 3, 48, 40\]"),
-        (right[:0], r"pixels float32\[0, 3, 48, 48\]"), (colour, "channels differ by"), (broken, "run from nan to nan"),
+        (right[0], r"pixels float32\[3, 48, 48\]"),
+        (right[:, :1], r"pixels float32\[4, 1, 48, 48\]"),
+        (right[:, :, :40], r"pixels float32\[4, 3, 40, 48\]"),
+        (right[..., :40], r"pixels float32\[4, 3, 48, 40\]"),
+        (right[:0], r"pixels float32\[0, 3, 48, 48\]"),
+        (colour, "channels differ by"),
+        (broken, "run from nan to nan"),
         (normalise(np.full((2, 48, 48), 90, np.uint8), spec), r"contrast \S+ .*every picture is blank"),
-    ):  # fmt: skip
+    ):
         closed(pixels, spec, message)
 
 

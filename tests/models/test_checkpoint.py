@@ -25,6 +25,12 @@ LOADERS: dict[str, tuple[Callable[..., Any], str]] = {
     "vit": (partial(load_backbone, labels=LABELS), "vit.embeddings.position_embeddings"),
 }
 """Each loader by the kind that it loads, and a weight of the same name on disk and in memory."""
+OTHER_TYPE = {
+    "clip": "not a dual encoder",
+    "blip": "no captioner; name a BLIP model, such as Salesforce/blip-",
+    "segformer": "no semantic segmentation model",
+    "vit": "neither an image classifier nor a dual encoder",
+}
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -35,12 +41,13 @@ def test_weights_that_do_not_fill_the_architecture_are_named(
     weight = load_file(checkpoints[kind] / "model.safetensors")[name]
     infinite = weight.clone()
     infinite.view(-1)[-1] = torch.inf
-    for number, (change, message) in enumerate([
+    cases = [
         ({name: None}, f"1 weights are missing, first '{name}'"),
         ({f"{name}.stray": weight}, f"1 weights are not part of the architecture, first '{name}.stray'"),
         ({name: torch.zeros(9, 9)}, f"1 weights have another shape, first '{name}'"),
         ({name: infinite}, f"weight '{name}' holds NaN or infinite numbers"),
-    ]):  # fmt: skip
+    ]
+    for number, (change, message) in enumerate(cases):
         with pytest.raises(ModelError, match=message):
             load(str(changed(checkpoints[kind], tmp_path / str(number), change)))
 
@@ -50,13 +57,12 @@ def test_folders_that_are_not_whole_or_of_another_type_are_refused(
     kind: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     load, _ = LOADERS[kind]
-    text = {"clip": "is not a dual encoder", "blip": "is no captioner; name a BLIP model, such as Salesforce/blip-",
-            "segformer": "is no semantic segmentation model", "vit": "is neither an image classifier nor a dual"}  # fmt: skip
-    for number, (removed, message) in enumerate([
+    cases = [
         ("model.safetensors", "weights cannot be loaded .*; a model.safetensors is needed"),
         ("preprocessor_config.json", "preprocessor_config.json is missing; save the image processor"),
         ("config.json", "holds no readable config.json"),
-    ]):  # fmt: skip
+    ]
+    for number, (removed, message) in enumerate(cases):
         broken = changed(checkpoints[kind], tmp_path / str(number))
         if removed == "model.safetensors":  # pickled ones are not read
             torch.save(load_file(broken / removed), broken / "pytorch_model.bin")
@@ -64,7 +70,7 @@ def test_folders_that_are_not_whole_or_of_another_type_are_refused(
         with pytest.raises(ModelError, match=message):
             load(str(broken))
     (broken / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
-    with pytest.raises(ModelError, match=f"type 'bert' {text[kind]}"):
+    with pytest.raises(ModelError, match=f"type 'bert' is {OTHER_TYPE[kind]}"):
         load(str(broken))
     for name, message in (("tiny-clop", "did you mean 'tiny-clip'"), ("./no/where", "no such folder")):
         with pytest.raises(ModelError, match=message):
