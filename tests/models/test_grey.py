@@ -1,4 +1,4 @@
-"""Folding grey into the first layer is exact where nothing is padded, and is not done where it would not be."""
+"""Folding grey into the first layer is exact where nothing is padded; `deploy/test_onnx.py` has the network that pads."""
 
 from __future__ import annotations
 
@@ -47,11 +47,3 @@ def test_patches_as_one_product_are_the_convolution(
     assert fold_grey(network, spec) and isinstance(network[0], nn.Linear)
     found = network(greys[:, None].float())
     assert found.shape == expected.shape and torch.allclose(found.double(), expected, atol=1e-3)
-
-
-def test_at_a_padded_border_folding_would_be_wrong_and_is_refused() -> None:
-    """A zero beside the picture is no grey level."""
-    network = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
-    weight = network[0].weight.clone()
-    assert not fold_grey(network, Preprocess(size=12))
-    assert torch.equal(network[0].weight, weight) and network[0].in_channels == 3
