@@ -216,7 +216,7 @@ def view(*meanings: str) -> dict[str, list[Dataset]]:
     return {"ViewCodeSequence": codes}
 
 
-AGES = {"006M": 0.5, "012W": round(12 * 7 / 365.25, 2), "003D": 0.01, "000Y": 0.0, "45": 45.0, "45Y": 45.0}
+AGES = {"006M": 0.5, "520W": 9.97, "900D": 2.46, "000Y": 0.0, "45": 45.0, "45Y": 45.0}
 EMPTY = dict.fromkeys(("PatientID", "ViewPosition", "PatientSex", "PatientAge", "PatientBirthDate", "BodyPartExamined"))
 
 

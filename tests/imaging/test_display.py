@@ -248,9 +248,13 @@ def test_empty_numbers_count_as_missing_and_so_does_a_window_that_shows_nothing(
         assert np.abs(decode(dicom(values, bits=bits, **tags)).pixels - expected).max() <= HALF, tags
 
 
-def test_the_first_of_several_windows_is_taken() -> None:
-    found = decode(dicom(ramp(12), bits=12, WindowCenter=[1000, 3000], WindowWidth=[500, 700])).pixels
-    assert np.abs(found - oracle(ramp(12), Display(centre=1000, width=500))).max() <= HALF
+def test_the_first_of_several_windows_and_of_several_tables_is_taken() -> None:
+    tables = [square(4096, 12), square(3000, 12)]
+    for tags, say in (
+        ({"WindowCenter": [1000, 3000], "WindowWidth": [500, 700]}, Display(centre=1000, width=500)),
+        ({"VOILUTSequence": [table.item() for table in tables]}, Display(voi=tables[0])),
+    ):
+        assert np.abs(decode(dicom(ramp(12), bits=12, **tags)).pixels - oracle(ramp(12), say)).max() <= HALF
 
 
 @pytest.mark.parametrize("padding", [(0, None), (4095, None), (0, 300), (4095, 3900), (300, 0)])
@@ -263,15 +267,15 @@ def test_padding_is_black_and_does_not_count(padding: tuple[int, int | None]) ->
     assert (check(np.full((4, 5), padding[0], "u2"), Display(photometric="MONOCHROME1", padding=padding)) == 0).all()
 
 
-def test_padding_of_signed_pixels() -> None:
+@pytest.mark.parametrize("padding", [-2000, -32_768])
+def test_padding_of_signed_pixels(padding: int) -> None:
     """Files say US where the rule is SS; 63,536 and -2,000 are the same 16 bits."""
     values = ramp(16, signed=True, low=0.45, high=0.6)
-    values[:2] = -2000
-    check(values, Display(bits=16, padding=(-2000, None)))
-    check(values, Display(bits=16, padding=(-2000, -1900), slope=2, intercept=7))
+    values[:2] = padding
+    check(values, Display(bits=16, padding=(padding, padding + 100), slope=2, intercept=7))
     ds = data_set(values)
-    ds.add_new("PixelPaddingValue", "US", 63_536)
-    expected = oracle(values, Display(bits=16, padding=(-2000, None)))
+    ds.add_new("PixelPaddingValue", "US", padding % 2**16)
+    expected = oracle(values, Display(bits=16, padding=(padding, None)))
     assert np.abs(decode(written(ds)).pixels - expected).max() <= HALF
 
 

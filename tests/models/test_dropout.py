@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.conftest import examples
 from torch import Tensor
@@ -54,6 +54,7 @@ def slow_mask(p: float, samples: list[int], positions: int, *numbers: int) -> np
 
 
 @examples(60)
+@example(1 - 2**-30, (0, 0, 0), [1, 2], 33)  # 2^15 is no 16-bit number: nothing would be dropped
 @given(st.floats(0, 1, exclude_max=True), st.tuples(ANY, ANY, ANY), st.lists(ANY, max_size=4), st.integers(1, 33))
 def test_the_mask_is_the_hash_written_with_unsigned_words(
     p: float, numbers: tuple[int, int, int], samples: list[int], positions: int
