@@ -117,7 +117,8 @@ def test_grad_cam_of_a_resnet_by_hand(networks: dict[str, Backbone]) -> None:
     """The last stage's output, its gradient by a head that is a mean and a linear layer: closed form."""
     classifier = networks["resnet"]
     with torch.no_grad():
-        features = classifier.network.resnet(classifier.expand(GREY[None])).last_hidden_state[0]  # type: ignore[operator, union-attr]
+        body: Any = classifier.network.resnet
+        features = body(classifier.expand(GREY[None])).last_hidden_state[0]
         head = classifier.network.classifier[1]  # type: ignore[index]
         others = torch.tensor([1, 2])
         share = head(features.mean(dim=(1, 2)))[others].softmax(dim=0)

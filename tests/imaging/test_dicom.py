@@ -107,23 +107,11 @@ def test_files_without_preamble(bits: int, tmp_path: Path) -> None:
         assert decode(tmp_path / "bare").format == "DICOM"
 
 
-def as_bare(data: bytes) -> bytes:
-    """Without file meta information."""
-    ds = read(data)
-    del ds.file_meta
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, ds, implicit_vr=False, little_endian=True)
-    return stream.getvalue()
-
-
 # refusals
 
 
-def without(ds: Dataset, name: str) -> Dataset:
-    del ds[name]
-    return ds
-
-
+HEADER = data_set(RAMP)
+del HEADER.PixelData
 RGB = {"SamplesPerPixel": 3, "PlanarConfiguration": 0}
 JPEG_2000 = LOSSLESS["JPEG 2000 lossless"](data_set(waves(12), bits=12))
 
@@ -135,10 +123,10 @@ JPEG_2000 = LOSSLESS["JPEG 2000 lossless"](data_set(waves(12), bits=12))
         (dicom(RAMP, NumberOfFrames=2, PixelData=2 * RAMP.tobytes()), "2 frames; one is expected: export the frame"),
         (dicom(np.stack([RAMP] * 3, axis=-1), PhotometricInterpretation="RGB", **RGB),
          "3 samples a pixel, photometric interpretation 'RGB'; one grey sample is expected"),
-        (dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "1 samples a pixel, photometric interpretation 'PALETTE COLOR'"),
+        (dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "1 .* 'PALETTE COLOR'; one grey sample is expected"),
         (dicom(RAMP, PhotometricInterpretation=None), "1 samples a pixel, photometric interpretation ''"),
-        *((dicom(RAMP, Modality=m), rf"DICOM modality '{m}'; a radiograph \(CR, DX or RG\) is") for m in ("CT", "MG", "SR")),
-        (written(without(data_set(RAMP), "PixelData")), "a DICOM header without pixel data$"),
+        *((dicom(RAMP, Modality=m), rf"DICOM modality '{m}'; a radiograph \(CR, DX or R") for m in ("CT", "MG", "SR")),
+        (written(HEADER), "a DICOM header without pixel data$"),
         (dicom(RAMP, Rows=None), "DICOM pixels cannot be decoded"),
         (dicom(RAMP, PixelData=b"12"), "DICOM pixels cannot be decoded"),
         (dicom(RAMP, BitsAllocated=32, BitsStored=32), "32 bits stored in 32; 8 to 16 bits are expected"),
@@ -150,7 +138,8 @@ JPEG_2000 = LOSSLESS["JPEG 2000 lossless"](data_set(waves(12), bits=12))
          r".* \(VOI LUT function 'CUBIC'; LINEAR, LINEAR_EXACT or SIGMOID"),
         (dicom(RAMP, SamplesPerPixel=None), "DICOM pixels cannot be decoded"),  # pydicom itself wants the number
         (dicom(RAMP).replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00ZZ"), "damaged DICOM"),  # an unreadable element
-        (as_bare(JPEG_2000), r"compressed DICOM pixels, and the file does not say how \(no transfer syntax\)$"),
+        (bare(read(JPEG_2000), implicit=False),
+         r"compressed DICOM pixels, and the file does not say how \(no transfer syntax\)$"),
         (encapsulated(data_set(waves(8)), "1.2.840.10008.1.2.4.100", b"1234"), "DICOM pixels cannot be decoded"),
         (dicom(RAMP).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), "DICOM pixels cannot be decoded"),
         (LOSSY["JPEG extended"](data_set(waves(12), bits=12)),

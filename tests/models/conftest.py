@@ -20,7 +20,7 @@ LABELS = LabelSet(("COVID-19", "Non-COVID", "Normal"))
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of each family of dual encoders and each kind of classifier, a captioner and a segmenter; not to be changed."""
+    """A folder of each dual encoder, each classifier, a captioner and a segmenter, by its kind; not to be changed."""
     root = tmp_path_factory.mktemp("checkpoints")
     made = {family: save_checkpoint(family, root / family) for family in FAMILIES}
     made |= {kind: save_classifier(kind, root / kind) for kind in CLASSIFIERS}
@@ -30,7 +30,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def changed(
     folder: Path, out: Path, weights: Mapping[str, torch.Tensor | None] | None = None, **files: Mapping[str, Any]
 ) -> Path:
-    """A copy of a checkpoint with some weights replaced (`None`: left out), and some values of its JSON files, by their names."""
+    """A copy of a checkpoint with some weights (`None`: left out) and some values of its JSON files, by name, replaced."""
     shutil.copytree(folder, out)
     if weights is not None:
         tensors = load_file(out / "model.safetensors") | weights

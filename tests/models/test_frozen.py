@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +43,7 @@ def test_in_bf16_it_is_as_near_to_fp32_as_autocast_is(family: str, checkpoints: 
     exact = plain(checkpoints[family], "fp32").encode_greys(GREYS)
     autocast = plain(checkpoints[family], "bf16")
     ours = FrozenEncoder.of(autocast)
+    assert ours.description != autocast.description, "its features are not taken for those of other arithmetic"
     for one, usual, true in zip(ours.encode_greys(GREYS), autocast.encode_greys(GREYS), exact, strict=True):
         assert 0 < distance(one, true) < 1.25 * distance(usual, true) + 1e-4
         cosine = (one * true).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(true, axis=1)
@@ -76,6 +76,7 @@ def test_the_original_stays_as_it_was_and_its_text_tower_is_not_copied(checkpoin
     ours = FrozenEncoder.of(encoder)
     ours.encode_greys(GREYS[:2])
     assert all(torch.equal(value, before[name]) for name, value in encoder.model.state_dict().items())
+    assert "grey folded into the patch embedding, QuickGELU as SiLU" in ours.arithmetic
     assert ours._fast.tower.model.text_model is None
     copied = [m for m in ours._fast.tower.model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert {m.weight.dtype for m in copied} == {torch.bfloat16}
@@ -93,11 +94,3 @@ def test_bits_do_not_depend_on_the_batch_or_the_threads(family: str, checkpoints
     finally:
         torch.set_num_threads(usual)
     assert bits(whole) == bits(again)
-
-
-def test_its_features_are_not_taken_for_those_of_other_arithmetic(checkpoints: dict[str, Path]) -> None:
-    encoder = plain(checkpoints["clip"], "bf16")
-    ours = FrozenEncoder.of(encoder)
-    assert ours.description != encoder.description
-    assert replace(ours, precision="fp32").description == replace(encoder, precision="fp32").description
-    assert "grey folded into the patch embedding, QuickGELU as SiLU" in ours.arithmetic
