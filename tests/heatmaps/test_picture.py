@@ -64,7 +64,10 @@ def test_lungs_are_the_given_mask_or_an_estimate_or_are_said_not_to_be_found(che
         explain_picture(READER, chest, mask=tmp_path / "blank.png")
 
 
-def test_a_small_install_draws_the_same_map_and_only_the_estimate_is_missing(chest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", ["", "scipy"])
+def test_a_small_install_draws_the_same_and_only_without_scipy_the_estimate_is_missing(
+    beside: str, chest: Path, tmp_path: Path
+) -> None:
     code = f"""
 from pathlib import Path
 import numpy as np
@@ -77,29 +80,18 @@ for name, mask in (("without", None), ("with", folder / "lungs.png")):
     write_overlay(folder / f"{{name}}.png", found)
 assert why_no_mask(folder / "lungs.png", folder / "chest.png") is None
 """
-    done = run_small(code)
+    done = run_small(code, beside=beside)
     assert done.returncode == 0, done.stderr
-    told = {}
     for name, mask in (("without", None), ("with", tmp_path / "lungs.png")):
         here = explain_picture(READER, chest, mask=mask, note="a copy")
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), here.heat)
         with Image.open(tmp_path / f"{name}.png") as sheet:
-            told[name] = json.loads(sheet.info["thoraclip"])
-        assert told[name]["scores"] == here.scores
-    assert told["with"] == here.as_dict() and here.lungs_from == "given mask"
-    assert told["without"]["lungs_from"] == "not drawn: scipy is not installed"
-    assert (told["without"]["evidence_in_lungs"], told["without"]["lung_area"]) == (None, None)
-
-
-def test_scipy_alone_brings_the_estimate_back(chest: Path) -> None:
-    code = f"""
-from pathlib import Path
-from tests.heatmaps.readers import PatchReader
-from thoraclip.heatmaps.picture import explain_picture
-print(explain_picture(PatchReader(32, slice(8, 16), slice(4, 12)), Path({str(chest)!r})).as_dict()["lungs_from"])
-"""
-    done = run_small(code, beside="scipy")
-    assert (done.returncode, done.stdout) == (0, "estimated\n"), done.stderr
+            told = json.loads(sheet.info["thoraclip"])
+        expected = here.as_dict()
+        if mask is None and not beside:
+            missing = "not drawn: scipy is not installed"
+            expected |= {"lungs_from": missing, "evidence_in_lungs": None, "lung_area": None}
+        assert told == expected
 
 
 @pytest.mark.parametrize("name", ["thoraclip.data.lungs", "scipy.ndimage"])

@@ -16,7 +16,6 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 from tests.imaging.files import (
-    FLAT,
     LOSSLESS,
     LOSSY,
     Array,
@@ -30,19 +29,22 @@ from tests.imaging.files import (
     written,
 )
 
-from thoraclip.imaging import DicomHeader, decode
+from thoraclip.imaging import decode
 
 pytest.importorskip("gdcm", reason="the encoder of half the transfer syntaxes: pip install python-gdcm")
 pytest.importorskip("openjpeg", reason="the encoder of JPEG 2000: pip install pylibjpeg-openjpeg")
 
-RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
+
+
+def read(data: bytes) -> Dataset:
+    return pydicom.dcmread(io.BytesIO(data))
 
 
 def shown(values: Array, photometric: str, bits: int) -> Array:
     """f64: 8 bits as they are (signed ones from -128 up), deeper ones from the smallest to the largest value."""
-    low, high = (
-        (int(values.min()), int(values.max())) if bits > 8 else (-128, 127) if values.dtype.kind == "i" else (0, 255)
-    )
+    least = -128 if values.dtype.kind == "i" else 0
+    low, high = (int(values.min()), int(values.max())) if bits > 8 else (least, least + 255)
     grey = (values.astype(np.float64) - low) * 255 / (high - low)
     return 255 - grey if photometric == "MONOCHROME1" else grey
 
@@ -60,44 +62,8 @@ def test_lossless_syntaxes_give_the_same_picture(bits: int, signed: bool) -> Non
         assert found.pixels.dtype == np.uint8 and found.pixels.flags.writeable
 
 
-@pytest.mark.parametrize(("bits", "name"), [(8, name) for name in LOSSY] + [(12, "JPEG 2000")])
-def test_lossy_syntaxes_stay_within_two_grey_levels(bits: int, name: str) -> None:
-    """Two: what quality 100 (JPEG) and a rate of 4 (JPEG 2000) lose of a smooth picture; one was measured."""
-    values = waves(bits)
-    found = decode(LOSSY[name](data_set(values, bits=bits)))
-    apart = np.abs(found.pixels - shown(values, "MONOCHROME2", bits))
-    assert apart.max() <= 2 and apart.mean() < 0.4
-
-
-@pytest.mark.parametrize("signed", [False, True])
-def test_near_lossless_jpeg_ls_stays_within_its_bound(signed: bool) -> None:
-    pytest.importorskip("jpeg_ls", reason="an encoder that really loses: pip install pyjpegls")
-    values = waves(
-        11, signed=signed
-    )  # half the range: the code is unsigned, and -2048 less an error would wrap to 2047
-    ds = data_set(values, bits=12, WindowCenter=0 if signed else 2048, WindowWidth=4096, VOILUTFunction="LINEAR_EXACT")
-    plain = decode(written(ds)).pixels.astype(int)
-    ds.compress(uid.JPEGLSNearLossless, jls_error=40, encoding_plugin="pyjpegls", generate_instance_uid=False)
-    apart = np.abs(decode(written(ds)).pixels - plain)
-    assert 0 < apart.max() <= 40 * 255 / 4096 + 1  # 40 stored values, and the rounding of both
-
-
-def test_pyjpegls_agrees_on_lossless_jpeg_ls() -> None:
-    pytest.importorskip("jpeg_ls")
-    data = LOSSLESS["JPEG-LS"](data_set(waves(12), bits=12))
-    values = pydicom.pixels.pixel_array(pydicom.dcmread(io.BytesIO(data)), decoding_plugin="pyjpegls")
-    np.testing.assert_array_equal(values, waves(12))
-
-
-@pytest.mark.parametrize("name", FLAT)
-def test_high_throughput_jpeg_2000(name: str) -> None:
-    window = {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "LINEAR_EXACT"}
-    assert (decode(FLAT[name](data_set(waves(8)))).pixels == 128).all()
-    assert (decode(FLAT[name](data_set(waves(12), bits=12, **window))).pixels == 128).all()
-
-
 def test_a_frame_in_several_fragments_is_one_frame() -> None:
-    whole = pydicom.dcmread(io.BytesIO(LOSSLESS["JPEG 2000 lossless"](data_set(waves(12), bits=12))))
+    whole = read(LOSSLESS["JPEG 2000 lossless"](data_set(waves(12), bits=12)))
     frame = pydicom.encaps.get_frame(whole.PixelData, 0, number_of_frames=1)
     parts = [frame[at : at + 100] for at in range(0, len(frame), 100)]
     found = decode(encapsulated(data_set(waves(12), bits=12), uid.JPEG2000Lossless, *parts))
@@ -115,12 +81,6 @@ def test_odd_sizes(sides: tuple[int, int]) -> None:
             np.testing.assert_array_equal(decode(encode(data_set(values, bits=12))).pixels, reference, err_msg=name)
     small = values.astype(np.uint8)
     np.testing.assert_array_equal(decode(dicom(small)).pixels, small)
-
-
-def test_eight_bits_are_those_of_a_png() -> None:
-    """The same pixels as DICOM and as PNG must be the same picture, or a model sees the file's format."""
-    narrow = (RAMP // 3 + 40).astype(np.uint8)
-    np.testing.assert_array_equal(decode(dicom(narrow)).pixels, decode(encoded(Image.fromarray(narrow))).pixels)
 
 
 def test_a_blank_dicom_is_black_and_an_even_one_of_8_bits_stays() -> None:
@@ -147,70 +107,57 @@ def test_files_without_preamble(bits: int, tmp_path: Path) -> None:
         assert decode(tmp_path / "bare").format == "DICOM"
 
 
-def test_compressed_pixels_without_a_transfer_syntax_are_refused() -> None:
-    ds = pydicom.dcmread(io.BytesIO(LOSSLESS["JPEG 2000 lossless"](data_set(waves(12), bits=12))))
-    del ds.file_meta
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, ds, implicit_vr=False, little_endian=True)
-    refused(
-        stream.getvalue(), r"^image: compressed DICOM pixels, and the file does not say how \(no transfer syntax\)$"
-    )
-
-
 # refusals
 
 
-def test_what_is_not_one_grey_frame_is_refused() -> None:
-    two = np.stack([RAMP, RAMP])
-    refused(
-        dicom(RAMP, NumberOfFrames=2, PixelData=two.tobytes()), r"^image: 2 frames; one is expected: export the frame"
-    )
-    rgb = np.stack([RAMP] * 3, axis=-1)
-    for photometric in ("RGB", "YBR_FULL"):
-        tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": photometric, "PlanarConfiguration": 0}
-        refused(
-            dicom(rgb, **tags), f"3 samples a pixel, photometric interpretation '{photometric}'; one grey sample is"
-        )
-    refused(dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "photometric interpretation 'PALETTE COLOR'")
-    refused(dicom(RAMP, PhotometricInterpretation=None), "photometric interpretation ''")
+HEADER = data_set(RAMP)
+del HEADER.PixelData
+RGB = {"SamplesPerPixel": 3, "PlanarConfiguration": 0}
+JPEG_2000 = LOSSLESS["JPEG 2000 lossless"](data_set(waves(12), bits=12))
 
 
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
-def test_only_a_modality_that_can_be_a_radiograph_is_read() -> None:
-    for modality in ("CR", "DX", "RG", "OT", "SC", "", None, "dx"):
-        np.testing.assert_array_equal(decode(dicom(RAMP, Modality=modality)).pixels, RAMP)
-    for modality in ("CT", "MG", "SR"):
-        refused(dicom(RAMP, Modality=modality), rf"DICOM modality '{modality}'; a radiograph \(CR, DX or RG\) is expe")
-
-
-def test_a_header_without_pixels_is_refused(tmp_path: Path) -> None:
-    ds = data_set(RAMP)
-    del ds.PixelData
-    (tmp_path / "head.dcm").write_bytes(written(ds))
-    refused(tmp_path / "head.dcm", r"head\.dcm: a DICOM header without pixel data$")
-
-
-@pytest.mark.filterwarnings("ignore:A value of 'None'")
+@pytest.mark.filterwarnings("ignore:A value of 'None'", "ignore:Invalid value for VR")
 @pytest.mark.parametrize(
-    ("tags", "message"),
+    ("data", "message"),
     [
-        ({"Rows": None}, "DICOM pixels cannot be decoded"),
-        ({"PixelData": b"12"}, "DICOM pixels cannot be decoded"),
-        ({"BitsAllocated": 32, "BitsStored": 32}, "32 bits stored in 32; 8 to 16 bits are expected"),
-        ({"BitsAllocated": 1, "BitsStored": 1}, "1 bits stored in 1; 8 to 16 bits are expected"),
-        ({"BitsStored": 12}, "12 bits stored in 8; 8 to 16 bits are expected"),
-        ({"BitsStored": 0}, "0 bits stored in 8"),
-        ({"WindowCenter": 9, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "VOI LUT function 'CUBIC'; LINEAR, LINEAR_EXACT or"),
-        ({"SamplesPerPixel": None}, "DICOM pixels cannot be decoded"),  # pydicom itself wants the number
+        (dicom(RAMP, NumberOfFrames=2, PixelData=2 * RAMP.tobytes()), "2 frames; one is expected: export the frame"),
+        (dicom(np.stack([RAMP] * 3, axis=-1), PhotometricInterpretation="RGB", **RGB),
+         "3 samples a pixel, photometric interpretation 'RGB'; one grey sample is expected"),
+        (dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "1 .* 'PALETTE COLOR'; one grey sample is expected"),
+        (dicom(RAMP, PhotometricInterpretation=None), "1 samples a pixel, photometric interpretation ''"),
+        *((dicom(RAMP, Modality=m), rf"DICOM modality '{m}'; a radiograph \(CR, DX or R") for m in ("CT", "MG", "SR")),
+        (written(HEADER), "a DICOM header without pixel data$"),
+        (dicom(RAMP, Rows=None), "DICOM pixels cannot be decoded"),
+        (dicom(RAMP, PixelData=b"12"), "DICOM pixels cannot be decoded"),
+        (dicom(RAMP, BitsAllocated=32, BitsStored=32), "32 bits stored in 32; 8 to 16 bits are expected"),
+        (dicom(RAMP, BitsAllocated=1, BitsStored=1), "1 bits stored in 1; 8 to 16 bits are expected"),
+        (dicom(RAMP, BitsStored=9), "9 bits stored in 8; 8 to 16 bits are expected"),
+        (dicom(RAMP, BitsStored=1), "1 bits stored in 8"),
+        (dicom(RAMP.astype("<u2"), bits=12, HighBit=15), "12 bits stored, the highest at place 15; 11 is expected"),
+        (dicom(RAMP, WindowCenter=9, WindowWidth=9, VOILUTFunction="CUBIC"),
+         r".* \(VOI LUT function 'CUBIC'; LINEAR, LINEAR_EXACT or SIGMOID"),
+        (dicom(RAMP, SamplesPerPixel=None), "DICOM pixels cannot be decoded"),  # pydicom itself wants the number
+        (dicom(RAMP).replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00ZZ"), "damaged DICOM"),  # an unreadable element
+        (bare(read(JPEG_2000), implicit=False),
+         r"compressed DICOM pixels, and the file does not say how \(no transfer syntax\)$"),
+        (encapsulated(data_set(waves(8)), "1.2.840.10008.1.2.4.100", b"1234"), "DICOM pixels cannot be decoded"),
+        (dicom(RAMP).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"), "DICOM pixels cannot be decoded"),
+        (LOSSY["JPEG extended"](data_set(waves(12), bits=12)),
+         r"DICOM pixels cannot be decoded \(.*JPEG Extended.*12-bit"),  # it has no decoder
     ],
 )  # fmt: skip
-def test_damaged_or_unfit_dicom_is_refused(tags: dict[str, Any], message: str) -> None:
-    refused(dicom(RAMP, **tags), message)
+def test_what_is_not_one_grey_frame_of_a_radiograph_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
+    refused(data, f"^image: {message}")
+    (tmp_path / "a.dcm").write_bytes(data)
+    refused(tmp_path / "a.dcm", rf"a\.dcm: {message}")
 
 
-@pytest.mark.filterwarnings("ignore:A value of 'None'")
-def test_an_empty_count_of_frames_is_one() -> None:
-    np.testing.assert_array_equal(decode(dicom(RAMP, NumberOfFrames=None)).pixels, RAMP)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:A value of 'None'")
+@pytest.mark.parametrize(
+    "tags", [{"NumberOfFrames": None}, *({"Modality": m} for m in ("CR", "DX", "RG", "OT", "SC", "", None, "dx"))]
+)
+def test_any_modality_that_can_be_a_radiograph_is_read_and_no_count_of_frames_is_one(tags: dict[str, Any]) -> None:
+    np.testing.assert_array_equal(decode(dicom(RAMP, **tags)).pixels, RAMP)
 
 
 @pytest.mark.filterwarnings("ignore:End of file reached")
@@ -222,46 +169,23 @@ def test_a_file_that_ends_early_is_not_taken_for_a_header(name: str) -> None:
     refused(data[: len(data) * 3 // 4], "damaged DICOM|DICOM pixels cannot be decoded")
 
 
-def test_an_unreadable_element_is_refused() -> None:
-    data = dicom(RAMP)
-    at = data.index(b"\x28\x00\x10\x00US")  # Rows
-    refused(data[: at + 4] + b"ZZ" + data[at + 6 :], "damaged DICOM")
-
-
 @pytest.mark.parametrize("name", ["JPEG 2000 lossless", "JPEG lossless", "JPEG-LS", "JPEG baseline"])
 def test_a_frame_of_another_size_is_refused(name: str) -> None:
     encode = {**LOSSLESS, **LOSSY}[name]
-    ds = pydicom.dcmread(io.BytesIO(encode(data_set(waves(8)))))
+    ds = read(encode(data_set(waves(8))))
     for rows, columns in ((20, 96), (48, 40)):  # as many pixels
         ds.Rows, ds.Columns = rows, columns
         refused(written(ds), f"frame says 48 x 40 pixels of 1 components, the header {columns} x {rows} of one")
 
 
-@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEG2000])
-def test_a_frame_in_colour_is_refused(syntax: str) -> None:
-    rgb = Image.fromarray(np.stack([waves(8)] * 3, axis=-1))
-    frame = encoded(
-        rgb, "JPEG2000" if syntax == uid.JPEG2000 else "JPEG", **({"no_jp2": True} if syntax == uid.JPEG2000 else {})
-    )
-    refused(
-        encapsulated(data_set(waves(8)), syntax, frame), "48 x 40 pixels of 3 components, the header 48 x 40 of one"
-    )
-
-
-def test_jpeg_of_12_bits_has_no_decoder_and_says_so() -> None:
-    data = LOSSY["JPEG extended"](data_set(waves(12), bits=12))
-    refused(data, r"DICOM pixels cannot be decoded \(.*JPEG Extended.*12-bit")
-
-
-def test_an_unknown_transfer_syntax_is_refused() -> None:
-    refused(
-        encapsulated(data_set(waves(8)), "1.2.840.10008.1.2.4.100", b"1234"), "^image: DICOM pixels cannot be decoded"
-    )
-    ds = data_set(RAMP)
-    ds.file_meta.TransferSyntaxUID = "1.2.3.4.5"
-    stream = io.BytesIO()
-    pydicom.dcmwrite(stream, ds, implicit_vr=False, little_endian=True)
-    refused(stream.getvalue(), "^image: DICOM pixels cannot be decoded")
+@pytest.mark.parametrize(
+    ("syntax", "kind", "options"),
+    [(uid.JPEGBaseline8Bit, "JPEG", {}), (uid.JPEG2000, "JPEG2000", {"no_jp2": True})],
+)
+def test_a_frame_in_colour_is_refused(syntax: str, kind: str, options: dict[str, bool]) -> None:
+    frame = encoded(Image.fromarray(np.stack([waves(8)] * 3, axis=-1)), kind, **options)
+    says = "48 x 40 pixels of 3 components, the header 48 x 40 of one"
+    refused(encapsulated(data_set(waves(8)), syntax, frame), says)
 
 
 @pytest.mark.parametrize("name", ["JPEG lossless", "JPEG 2000 lossless"])
@@ -274,66 +198,50 @@ def test_a_missing_decoder_names_the_install(name: str, monkeypatch: pytest.Monk
 # header
 
 
-def header(**tags: Any) -> DicomHeader:
-    found = decode(dicom(RAMP, **tags)).header
-    assert found is not None
-    return found
-
-
-def view_code(*meanings: str) -> list[Dataset]:
+def view(*meanings: str) -> dict[str, list[Dataset]]:
     codes = [Dataset() for _ in meanings]
     for code, meaning in zip(codes, meanings, strict=True):
         code.CodeMeaning = meaning
-    return codes
+    return {"ViewCodeSequence": codes}
 
 
-def test_an_empty_header_says_nothing() -> None:
-    assert set(dataclasses.astuple(header())) == {None}
-    empty = dict.fromkeys(
-        ("PatientID", "ViewPosition", "PatientSex", "PatientAge", "PatientBirthDate", "BodyPartExamined")
-    )
-    assert set(dataclasses.astuple(header(**empty))) == {None}
+AGES = {"006M": 0.5, "520W": 9.97, "900D": 2.46, "000Y": 0.0, "45": 45.0, "45Y": 45.0}
+EMPTY = dict.fromkeys(("PatientID", "ViewPosition", "PatientSex", "PatientAge", "PatientBirthDate", "BodyPartExamined"))
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
 @pytest.mark.parametrize(
-    ("tags", "name", "value"),
+    ("tags", "expected"),
     [
-        ({"PatientID": "0042"}, "patient_id", "0042"),
-        ({"PatientID": " 00  42 ", "IssuerOfPatientID": "Ward 3"}, "patient_id", "Ward 3/00 42"),
-        ({"IssuerOfPatientID": "Ward 3"}, "patient_id", None),
-        ({"ViewPosition": "pa"}, "view", "PA"),
-        ({"ViewPosition": "AP", "ViewCodeSequence": view_code("postero-anterior")}, "view", "AP"),
-        ({"ViewCodeSequence": view_code("Postero-Anterior")}, "view", "PA"),
-        ({"ViewCodeSequence": view_code("antero-posterior")}, "view", "AP"),
-        ({"ViewCodeSequence": view_code("left lateral")}, "view", "LL"),
-        ({"ViewCodeSequence": view_code("right lateral")}, "view", "RL"),
-        ({"ViewCodeSequence": view_code("lateral", "oblique")}, "view", "LATERAL"),
-        ({"ViewCodeSequence": view_code("upside down")}, "view", None),
-        ({"ViewCodeSequence": []}, "view", None),
-        ({"PatientSex": "F"}, "sex", "F"),
-        ({"PatientSex": "m"}, "sex", "M"),
-        ({"PatientSex": "O"}, "sex", "O"),
-        ({"PatientSex": "W"}, "sex", None),
-        ({"PatientAge": "045Y"}, "age_years", 45.0),
-        ({"PatientAge": "006M"}, "age_years", 0.5),
-        ({"PatientAge": "012W"}, "age_years", round(12 * 7 / 365.25, 2)),
-        ({"PatientAge": "003D"}, "age_years", round(3 / 365.25, 2)),
-        ({"PatientAge": "000Y"}, "age_years", 0.0),
-        ({"PatientAge": "", "PatientBirthDate": "20200101", "StudyDate": "20200702"}, "age_years", 0.5),
-        ({"PatientAge": "030Y", "PatientBirthDate": "19500101", "StudyDate": "20200101"}, "age_years", 30.0),
-        ({"PatientBirthDate": "19500101"}, "age_years", None),
-        ({"BodyPartExamined": "chest"}, "body_part", "CHEST"),
+        ({}, {}),
+        (EMPTY, {}),
+        (
+            {"PatientID": " 00  42 ", "IssuerOfPatientID": "Ward 3", "ViewPosition": "pa", "BodyPartExamined": "chest"},
+            {"patient_id": "Ward 3/00 42", "view": "PA", "body_part": "CHEST"},
+        ),
+        ({"PatientSex": "m", "PatientAge": "045Y"}, {"sex": "M", "age_years": 45.0}),
+        ({"PatientID": "0042", "PatientSex": "F"}, {"patient_id": "0042", "sex": "F"}),
+        ({"IssuerOfPatientID": "Ward 3", "PatientSex": "W", "PatientBirthDate": "19500101"}, {}),
+        ({"SpecificCharacterSet": "ISO_IR 192", "PatientID": "Østerås-山田"}, {"patient_id": "Østerås-山田"}),
+        ({"PatientSex": "O"}, {"sex": "O"}),
+        ({"ViewPosition": "AP"} | view("postero-anterior"), {"view": "AP"}),
+        (view("Postero-Anterior"), {"view": "PA"}),
+        (view("antero-posterior"), {"view": "AP"}),
+        (view("left lateral"), {"view": "LL"}),
+        (view("right lateral"), {"view": "RL"}),
+        (view("lateral", "oblique"), {"view": "LATERAL"}),
+        (view("upside down"), {}),
+        (view(), {}),
+        ({"PatientAge": "", "PatientBirthDate": "20200101", "StudyDate": "20200702"}, {"age_years": 0.5}),
+        ({"PatientAge": "030Y", "PatientBirthDate": "19500101", "StudyDate": "20200101"}, {"age_years": 30.0}),
+        *(({"PatientAge": age}, {"age_years": years}) for age, years in AGES.items()),
+        *(({"PatientAge": age}, {}) for age in ("0045Y", "old", "Y")),
     ],
 )
-def test_header(tags: dict[str, Any], name: str, value: str | float | None) -> None:
-    assert getattr(header(**tags), name) == value
-
-
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")
-@pytest.mark.parametrize(("age", "years"), [("45", 45.0), ("45Y", 45.0), ("0045Y", None), ("old", None), ("Y", None)])
-def test_ages_that_break_the_rules(age: str, years: float | None) -> None:
-    assert header(PatientAge=age).age_years == years
+def test_a_header_says_this_and_no_more(tags: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = decode(dicom(RAMP, **tags)).header
+    assert found is not None
+    assert {name: value for name, value in dataclasses.asdict(found).items() if value is not None} == expected
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
@@ -345,9 +253,6 @@ def test_ages_that_break_the_rules(age: str, years: float | None) -> None:
         ("20200101", "20200119", 0.0),
         ("20200101", "20200120", 0.1),  # a tenth of a year, rounded, is the finest that is told
         ("19500102", "20200101", 70.0),  # on the day before the birthday
-        ("19500102", "20200102", 70.0),
-        ("20000229", "20240229", 24.0),
-        ("20000229", "20010228", 1.0),
         ("20000229", "20040816", 4.5),
         ("19000229", "20000101", None),  # there was no such day
         ("18900101", "20191231", 130.0),
@@ -356,12 +261,5 @@ def test_ages_that_break_the_rules(age: str, years: float | None) -> None:
     ],
 )
 def test_the_age_is_that_between_two_dates(born: str, studied: str, years: float | None) -> None:
-    assert header(PatientBirthDate=born, StudyDate=studied).age_years == years
-
-
-def test_text_in_another_character_set() -> None:
-    assert header(SpecificCharacterSet="ISO_IR 192", PatientID="Østerås-山田").patient_id == "Østerås-山田"
-
-
-def test_bits_at_an_unusual_place_are_refused() -> None:
-    refused(dicom(RAMP.astype("<u2"), bits=12, HighBit=15), "12 bits stored, the highest at place 15; 11 is expected")
+    header = decode(dicom(RAMP, PatientBirthDate=born, StudyDate=studied)).header
+    assert header is not None and header.age_years == years

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import resource
 import struct
 import time
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,33 +44,63 @@ pytest.importorskip("openjpeg")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PIXEL = chunk(b"IDAT", zlib.compress(b"\0\0"))
+GREY = waves(8)
+JPEG = encoded(Image.fromarray(GREY), "JPEG")
+
+
+def survived(data: bytes) -> None:
+    """It is read or refused."""
+    found = outcome(data)
+    assert not found.startswith("FAILED"), found
 
 
 @pytest.fixture(autouse=True)
-def soon() -> Iterator[None]:
-    begin = time.process_time()
+def soon_and_in_bounded_memory() -> Iterator[None]:
+    begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert time.process_time() - begin < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
 # what is no picture
 
 
 def test_other_files_by_any_name(tmp_path: Path) -> None:
-    archive, picture = io.BytesIO(), Image.fromarray(waves(8))
+    archive, picture = io.BytesIO(), Image.fromarray(GREY)
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a.txt", "hello")
     others = {
         "zip": archive.getvalue(), "gzip": gzip.compress(b"hello"), "elf": b"\x7fELF\x02\x01\x01" + bytes(100),
-        "html": b"<!doctype html><html><body>Not found</body></html>", "gif": encoded(picture, "GIF"),
-        "bmp": encoded(picture, "BMP"), "tiff": encoded(picture, "TIFF"), "webp": encoded(picture, "WEBP"),
-        "ppm": encoded(picture, "PPM"), "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "svg": b"<svg/>",
-        "json": b'{"message": "not found"}', "npy": b"\x93NUMPY\x01\x00v\x00", "zeros": bytes(1000), "one": b"x",
+        "html": b"<!doctype html><html><body>Not found</body></html>", "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        "svg": b"<svg/>", "json": b'{"message": "not found"}', "npy": b"\x93NUMPY\x01\x00v\x00", "zeros": bytes(1000),
+        "one": b"x", **{kind: encoded(picture, kind) for kind in ("gif", "bmp", "tiff", "webp", "ppm")},
     }  # fmt: skip
     for name, data in others.items():
         for suffix in (".png", ".jpg", ".dcm"):
             (tmp_path / (name + suffix)).write_bytes(data)
             refused(tmp_path / (name + suffix), rf"{name}\{suffix}: not a PNG, JPEG or DICOM picture$")
+
+
+def test_no_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(512 * 1024**2 + 1)
+    for name, message in (
+        ("", "cannot be read"),
+        ("gone", r"gone: cannot be read \(No such file"),
+        ("empty", "empty: the file is empty"),
+        ("loop", "cannot be read"),
+        ("zero", r"zero: cannot be read \(not a regular file\)"),
+        ("pipe", r"pipe: cannot be read \(not a regular file\)"),
+        ("sparse", r"536,870,913 bytes is more than 536,870,912; not a radiograph"),
+    ):
+        refused(tmp_path / name, message)
+
+
+# what ends early
 
 
 def test_headers_alone() -> None:
@@ -78,79 +109,68 @@ def test_headers_alone() -> None:
         refused(data, "not a PNG|damaged|header without pixel data")
 
 
-def test_no_regular_file(tmp_path: Path) -> None:
-    refused(tmp_path, "cannot be read")
-    refused(tmp_path / "gone.png", r"gone\.png: cannot be read \(No such file")
-    (tmp_path / "empty.dcm").write_bytes(b"")
-    refused(tmp_path / "empty.dcm", r"empty\.dcm: the file is empty")
-    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    refused(tmp_path / "loop.png", "cannot be read")
-    (tmp_path / "zero.png").symlink_to("/dev/zero")
-    refused(tmp_path / "zero.png", r"zero\.png: cannot be read \(not a regular file\)")
-    os.mkfifo(tmp_path / "pipe.png")
-    refused(tmp_path / "pipe.png", r"pipe\.png: cannot be read \(not a regular file\)")
-    with (tmp_path / "sparse.png").open("wb") as file:
-        file.truncate(512 * 1024**2 + 1)
-    refused(tmp_path / "sparse.png", r"536,870,913 bytes is more than 536,870,912; not a radiograph")
+SMALL = waves(8, height=12, width=9)
 
 
-# pictures
-
-
-@pytest.mark.parametrize("kind", ["png", "interlaced", "jpeg", "progressive", "palette"])
-def test_truncated_at_every_length(kind: str) -> None:
-    grey = Image.fromarray(waves(8, height=12, width=9))
-    whole = {
-        "png": encoded(grey),
-        "interlaced": interlaced(waves(8, height=12, width=9)),
-        "jpeg": encoded(grey, "JPEG"),
-        "progressive": encoded(grey.convert("RGB"), "JPEG", progressive=True),
-        "palette": encoded(grey.convert("RGB").quantize(9)),
-    }[kind]
-    assert decode(whole).pixels.shape == (12, 9)
-    read = 0
+@pytest.mark.parametrize(
+    "whole",
+    [
+        encoded(Image.fromarray(SMALL)),
+        interlaced(SMALL),
+        encoded(Image.fromarray(SMALL), "JPEG"),
+        encoded(Image.fromarray(SMALL).convert("RGB"), "JPEG", progressive=True),
+        encoded(Image.fromarray(SMALL).convert("RGB").quantize(9)),
+    ],
+    ids=["png", "interlaced", "jpeg", "progressive", "palette"],
+)
+def test_pictures_truncated_at_every_length(whole: bytes) -> None:
+    pixels, read = decode(whole).pixels, 0
+    assert pixels.shape == (12, 9)
     for length in range(1, len(whole)):
         found = outcome(whole[:length])
         if found != "read":
             assert found.startswith(("damaged picture (", "not a PNG, JPEG or DICOM picture")), (length, found)
         else:  # only the end chunk, a checksum or the end marker are missing
-            np.testing.assert_array_equal(decode(whole[:length]).pixels, decode(whole).pixels)
+            np.testing.assert_array_equal(decode(whole[:length]).pixels, pixels)
             read += 1
     assert read <= 24
+
+
+def test_dicom_truncated_at_many_lengths() -> None:
+    for name in ("explicit", "implicit", "deflated", "RLE", "JPEG lossless"):
+        whole = LOSSLESS[name](data_set(waves(12, height=9, width=7), bits=12, PatientID="1"))
+        for length in range(1, len(whole) - 8, 11 if name == "JPEG lossless" else 3):
+            survived(whole[:length])
 
 
 # sizes
 
 
+def jpeg_of(height: int, width: int, **options: object) -> bytes:
+    data = bytearray(encoded(Image.fromarray(GREY), "JPEG", **options))
+    at = data.index(b"\xff\xc2" if options else b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
 @pytest.mark.parametrize(("height", "width"), [(3, 40), (40, 3)])
-def test_the_limit_is_on_width_times_height(height: int, width: int) -> None:
-    """A wide or tall picture of exactly so many pixels is read, one more is refused, in every format."""
-    grey = waves(8, height=height, width=width)
-    ds = data_set(grey)
-    frame = encoded(Image.fromarray(grey), "JPEG")
-    files = [
-        encoded(Image.fromarray(grey)),
-        frame,
-        dicom(grey),
-        encapsulated(data_set(grey), uid.JPEGBaseline8Bit, frame),
-    ]
-    for data in (*files, LOSSLESS["deflated"](ds), LOSSLESS["RLE"](ds)):
-        assert decode(data, max_pixels=120).pixels.shape == (height, width)
-        refused(data, "more than 119.*not a radiograph$", max_pixels=119)
-
-
-@pytest.mark.parametrize(("height", "width"), [(2_000, 50_001), (50_001, 2_000), (65_000, 65_000)])
-def test_more_than_100_megapixels_are_refused_before_they_are_decoded(
+def test_the_limit_is_on_width_times_height_before_anything_is_decoded(
     height: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A wide or tall picture of exactly so many pixels is read, one more is refused, in every format."""
+    grey = waves(8, height=height, width=width)
+    frame = encoded(Image.fromarray(grey), "JPEG")
+    files = [encoded(Image.fromarray(grey)), frame, encapsulated(data_set(grey), uid.JPEGBaseline8Bit, frame)]
+    files += [dicom(grey), LOSSLESS["deflated"](data_set(grey)), LOSSLESS["RLE"](data_set(grey))]
+    for data in files:
+        assert decode(data, max_pixels=120).pixels.shape == (height, width)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("pydicom.pixels.pixel_array", lambda *_, **__: pytest.fail("decoded"))
-    for data in (png((width, height, 8, 0), PIXEL), jpeg_of(height, width)):
-        refused(data, r"more than 100,000,000.*not a radiograph")
-    for encode in (written, LOSSLESS["RLE"]):
-        ds = pydicom.dcmread(io.BytesIO(encode(data_set(waves(8)))))
-        ds.Rows, ds.Columns = height, width
-        refused(written(ds), "^image: more than 100,000,000 pixels; not a radiograph$")
+    for data in files:
+        refused(data, "more than 119.*not a radiograph$", max_pixels=119)
+    large = (1000 * height, 10**8 // (1000 * height) + 1)
+    for data in (png((large[1], large[0], 8, 0), PIXEL), jpeg_of(*large), dicom(GREY, Rows=large[0], Columns=large[1])):
+        refused(data, r"more than 100,000,000.*not a radiograph$")
 
 
 @pytest.mark.parametrize("sides", [(2**31 - 1, 1), (2**31 - 1, 2**31 - 1), (1, 100_000_001)])
@@ -161,100 +181,115 @@ def test_png_of_huge_size(sides: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "header", [(0, 9, 8, 0), (9, 0, 8, 0), (2**32 - 1, 9, 8, 0), (9, 9, 3, 0), (9, 9, 8, 1), (9, 9, 255, 255)]
 )
-def test_png_of_impossible_header(header: tuple[int, int, int, int]) -> None:
+def test_a_header_that_cannot_be(header: tuple[int, int, int, int]) -> None:
     refused(png(header, PIXEL), "damaged picture|not a PNG|not a radiograph")
-
-
-def test_png_whose_pixels_inflate_beyond_its_size() -> None:
-    data = png((16, 16, 8, 0), chunk(b"IDAT", zlib.compress(bytes(100_000_000), 9)))
-    assert len(data) < 125_000
-    assert outcome(data) in {"read", "damaged picture (broken data stream when reading image file)"}
-
-
-@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
-def test_png_whose_text_inflates(kind: bytes) -> None:
-    bomb = zlib.compress(bytes(50_000_000), 9)
-    content = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}[kind] + bomb
-    many = [chunk(kind, content)] * 8
-    for at in ("before", "after"):
-        chunks = [*many, PIXEL] if at == "before" else [PIXEL, *many]
-        assert not outcome(png((1, 1, 8, 0), *chunks)).startswith("FAILED")
-
-
-def test_png_of_many_chunks() -> None:
-    assert not outcome(png((1, 1, 8, 0), *[chunk(b"tEXt", b"a\0b")] * 20_000, PIXEL)).startswith("FAILED")
-    stream = zlib.compress(b"\0\0")
-    pieces = [chunk(b"IDAT", b"")] * 20_000 + [chunk(b"IDAT", stream[i : i + 1]) for i in range(len(stream))]
-    assert not outcome(png((1, 1, 8, 0), *pieces)).startswith("FAILED")
-
-
-def jpeg_of(rows: int, columns: int, **options: object) -> bytes:
-    data = bytearray(encoded(Image.fromarray(waves(8)), "JPEG", **options))
-    at = data.index(b"\xff\xc2" if options else b"\xff\xc0")
-    data[at + 5 : at + 9] = struct.pack(">HH", rows, columns)
-    return bytes(data)
-
-
-def test_jpeg_of_huge_size() -> None:
     refused(jpeg_of(0, 40), "damaged picture|not a PNG")
-    assert not outcome(jpeg_of(5_000, 5_000)).startswith("FAILED")  # libjpeg fills up what a marker cuts short
-
-
-def many_scans(count: int, side: int = 1000) -> bytes:
-    """The last scan of a progressive JPEG, again and again."""
-    data = jpeg_of(side, side, progressive=True)
-    at = data.rindex(b"\xff\xda")
-    return data[:at] + data[at:-2] * count + data[-2:]
-
-
-def test_jpeg_of_many_scans() -> None:
-    refused(many_scans(5000), r"a JPEG of 5,0\d\d scans; more than 100 are not decoded")
-    ds = data_set(waves(8, height=1000, width=1000))
-    refused(encapsulated(ds, uid.JPEGBaseline8Bit, many_scans(5000)), r"a JPEG of 5,0\d\d scans; more than 100")
-
-
-def test_jpeg_of_as_many_scans_as_are_decoded() -> None:
-    count = 101 - many_scans(1).count(b"\xff\xda")
-    assert outcome(many_scans(count)) == "read"
-    refused(many_scans(count + 1), "a JPEG of 101 scans; more than 100 are not decoded")
-
-
-def test_jpeg_of_many_pictures_and_segments() -> None:
-    data = encoded(Image.fromarray(waves(8)), "JPEG")
-    for piece in (b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xfe\x00\x02", b"\xff\xe2\x00\x10ICC_PROFILE\0\x01", b"\xff" * 50):
-        assert not outcome(data[:2] + piece * 3000 + data[2:]).startswith("FAILED")
-
-
-def test_exif_that_points_at_itself() -> None:
-    tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<I", 8)
-    exif = b"Exif\0\0" + tiff
-    data = encoded(Image.fromarray(waves(8)), "JPEG")
-    assert outcome(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]) == "read"
-
-
-# DICOM
-
-
-def test_dicom_truncated_at_many_lengths() -> None:
-    for name in ("explicit", "implicit", "deflated", "RLE", "JPEG lossless"):
-        whole = LOSSLESS[name](data_set(waves(12, height=9, width=9), bits=12, PatientID="1"))
-        for length in range(1, len(whole) - 8, 11 if name == "JPEG lossless" else 3):
-            found = outcome(whole[:length])
-            assert not found.startswith("FAILED"), (name, length, found)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(65_535, 1), (0, 9), (9, 0), (9_999, 10_000)])
 def test_dicom_of_absurd_sizes(rows: int, columns: int) -> None:
-    refused(dicom(waves(12), bits=12, Rows=rows, Columns=columns), "not a radiograph|cannot be decoded")
-    for name in ("RLE", "JPEG lossless", "JPEG 2000 lossless", "JPEG-LS"):
+    for name in ("explicit", "RLE", "JPEG lossless", "JPEG 2000 lossless", "JPEG-LS"):
         ds = pydicom.dcmread(io.BytesIO(LOSSLESS[name](data_set(waves(12), bits=12))))
         ds.Rows, ds.Columns = rows, columns
         refused(written(ds), "not a radiograph|cannot be decoded")
 
 
+# bombs
+
+
+def inside(data: bytes, piece: bytes, *, at: int | bytes) -> bytes:
+    """A piece put in at a place, or before these bytes."""
+    where = at if isinstance(at, int) else data.index(at)
+    return data[:where] + piece + data[where:]
+
+
+def nested(depth: int, *, is_defined: bool, tag: bytes = b"\x40\x00\x75\x02") -> bytes:
+    """A data set, implicit little endian, of sequences within each other, of defined length or not."""
+    inner = b""
+    end = b"\xfe\xff\x0d\xe0" + bytes(4) + b"\xfe\xff\xdd\xe0" + bytes(4)
+    if not is_defined:
+        return (tag + b"\xff" * 4 + b"\xfe\xff\x00\xe0" + b"\xff" * 4) * depth + end * depth
+    for _ in range(depth):
+        item = b"\xfe\xff\x00\xe0" + struct.pack("<I", len(inner)) + inner
+        inner = tag + struct.pack("<I", len(item)) + item
+    return inner
+
+
+def jpeg_2000(size: int, *, tile: int = 0, precinct: int = 0, layers: int = 0) -> bytes:
+    """A frame of 64 x 64 pixels that says it has `size` x `size`, and a data set that agrees."""
+    ds = data_set(np.zeros((64, 64), np.uint16))
+    ds.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
+    frame = bytearray(get_frame(ds.PixelData, 0, number_of_frames=1))
+    cod = frame.index(b"\xff\x52")
+    frame[8:16], frame[24:32] = struct.pack(">II", size, size), struct.pack(">II", tile or size, tile or size)
+    if precinct:
+        length = int.from_bytes(frame[cod + 2 : cod + 4], "big") + 2
+        segment, levels = frame[cod : cod + length], frame[cod + 9]
+        segment[4] |= 1
+        segment += bytes([precinct * 17]) * (levels + 1)
+        segment[2:4] = struct.pack(">H", len(segment) - 2)
+        frame[cod : cod + length] = segment
+    if layers:
+        frame[cod + 6 : cod + 8] = struct.pack(">H", layers)
+    ds = data_set(np.zeros((64, 64), np.uint16), Rows=size, Columns=size)
+    return encapsulated(ds, uid.JPEG2000Lossless, bytes(frame))
+
+
+STREAM, PIXELS = zlib.compress(b"\0\0"), b"\xe0\x7f\x10\x00"
+LONG = b"\x28\x00\x50\x10UN\x00\x00" + struct.pack("<I", 60_000) + b"1\\" * 30_000
+IN_PIECES = [chunk(b"IDAT", STREAM[i : i + 1]) for i in range(len(STREAM))]
+SEGMENTS = (b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xfe\x00\x02", b"\xff\xe2\x00\x10ICC_PROFILE\0\x01", b"\xff" * 50)
+
+
+def bombs() -> Iterator[Callable[[], bytes]]:
+    """Small files that name a million parts, or hold what grows a thousandfold."""
+    yield lambda: png((16, 16, 8, 0), chunk(b"IDAT", zlib.compress(bytes(100_000_000), 9)))
+    yield lambda: png((1, 1, 8, 0), *[chunk(b"tEXt", b"a\0b")] * 20_000, PIXEL)
+    yield lambda: png((1, 1, 8, 0), *[chunk(b"IDAT", b"")] * 20_000, *IN_PIECES)
+    for kind, head in ((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0")):
+        text = partial(chunk, kind, head + zlib.compress(bytes(50_000_000), 9))
+        yield lambda text=text: png((1, 1, 8, 0), *[text()] * 8, PIXEL)
+        yield lambda text=text: png((1, 1, 8, 0), PIXEL, *[text()] * 8)
+    yield lambda: jpeg_of(5_000, 5_000)  # it is cut short, and libjpeg fills up the rest
+    for piece in SEGMENTS:
+        yield lambda piece=piece: inside(JPEG, piece * 3000, at=2)
+    yield lambda: inside(dicom(GREY), LONG, at=PIXELS)
+    for tag in (b"\x40\x00\x75\x02", b"\x54\x00\x20\x02"):  # the second one is looked at
+        for deep in (partial(nested, depth, is_defined=d, tag=tag) for depth in (50, 20_000) for d in (True, False)):
+            yield lambda deep=deep: inside(bare(data_set(GREY), implicit=True), deep(), at=PIXELS)
+    yield lambda: run_lengths(64, 65, b"\x81\x00" * 3000)
+    for changes in ({"tile": 1}, {"tile": 8}, {"layers": 65_535}, {"precinct": 1}, {"precinct": 15}):
+        yield partial(jpeg_2000, 1000, **changes)
+
+
+@pytest.mark.parametrize("bomb", list(bombs()))
+def test_a_bomb_is_read_or_refused(bomb: Callable[[], bytes]) -> None:
+    survived(bomb())
+
+
+def many_scans(count: int) -> bytes:
+    """The last scan of a progressive JPEG, again and again."""
+    data = jpeg_of(1000, 1100, progressive=True)
+    at = data.rindex(b"\xff\xda")
+    return data[:at] + data[at:-2] * count + data[-2:]
+
+
+def test_jpeg_of_many_scans() -> None:
+    ds, most = data_set(waves(8, height=1000, width=1100)), 101 - many_scans(1).count(b"\xff\xda")
+    assert outcome(many_scans(most)) == "read"
+    for data in (many_scans(most + 1), encapsulated(ds, uid.JPEGBaseline8Bit, many_scans(most + 1))):
+        refused(data, "a JPEG of 101 scans; more than 100 are not decoded")
+
+
+def test_exif_that_points_at_itself() -> None:
+    tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<I", 8)
+    exif = b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
+    assert outcome(inside(JPEG, exif, at=2)) == "read"
+
+
 def test_a_deflated_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thoraclip.imaging.dicom.MAX_INFLATED", 50_000_000)  # the real limit takes seconds
-    plain = written(data_set(waves(8)), syntax=uid.DeflatedExplicitVRLittleEndian)
+    plain = written(data_set(GREY), syntax=uid.DeflatedExplicitVRLittleEndian)
     head = plain[: 144 + int.from_bytes(plain[140:144], "little")]  # the group length is the first element of the meta
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     body = b"".join(packer.compress(bytes(2**24)) for _ in range(6)) + packer.flush()
@@ -262,48 +297,18 @@ def test_a_deflated_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
         refused(head[start:] + body, "^image: a deflated DICOM of more than 50,000,000 bytes; not a radiograph$")
 
 
-def nested(depth: int, *, defined: bool) -> bytes:
-    """A data set, implicit little endian, of sequences within each other."""
-    inner = b""
-    start, end = b"\x40\x00\x75\x02", b"\xfe\xff\x0d\xe0" + bytes(4) + b"\xfe\xff\xdd\xe0" + bytes(4)
-    if not defined:
-        return (start + b"\xff" * 4 + b"\xfe\xff\x00\xe0" + b"\xff" * 4) * depth + end * depth
-    for _ in range(depth):
-        item = b"\xfe\xff\x00\xe0" + struct.pack("<I", len(inner)) + inner
-        inner = start + struct.pack("<I", len(item)) + item
-    return inner
-
-
-@pytest.mark.parametrize("defined", [True, False])
-@pytest.mark.parametrize("depth", [50, 20_000])
-def test_deeply_nested_sequences(depth: int, defined: bool) -> None:
-    whole = bare(data_set(waves(8)), implicit=True)
-    at = whole.index(b"\xe0\x7f\x10\x00")
-    found = outcome(whole[:at] + nested(depth, defined=defined) + whole[at:])
-    assert not found.startswith("FAILED")
-    codes = nested(depth, defined=defined).replace(b"\x40\x00\x75\x02", b"\x54\x00\x20\x02")  # one that is looked at
-    found = outcome(whole[:at] + codes + whole[at:])
-    assert not found.startswith("FAILED")
-
-
 @pytest.mark.parametrize("length", [2**31 - 2, 2**32 - 2, 2**32 - 1])
 def test_an_element_that_claims_to_be_giant(length: int) -> None:
-    whole = dicom(waves(8), PatientComments="x" * 20)
+    whole = dicom(GREY, PatientComments="x" * 20)
     for vr in (b"OB", b"UN", b"UT", b"SQ"):
         at = whole.index(b"\x10\x00\x00\x40LT")
         data = whole[:at] + b"\x10\x00\x00\x40" + vr + bytes(2) + struct.pack("<I", length) + whole[at + 8 :]
         refused(data, "damaged DICOM|without pixel data|cannot be decoded")
 
 
-def test_many_elements_and_values() -> None:
-    whole = dicom(waves(8))
-    at = whole.index(b"\x28\x00\x02\x00US")
+def test_many_elements() -> None:
     many = b"".join(b"\x11\x00" + struct.pack("<H", i) + b"LO\x02\x00a " for i in range(0x1000, 0xFFFF))
-    assert outcome(whole[:at] + many + whole[at:]) == "read"
-    values = b"1\\" * 30_000
-    long = b"\x28\x00\x50\x10UN\x00\x00" + struct.pack("<I", len(values)) + values
-    end = whole.index(b"\xe0\x7f\x10\x00")
-    assert not outcome(whole[:end] + long + whole[end:]).startswith("FAILED")
+    assert outcome(inside(dicom(GREY), many, at=b"\x28\x00\x02\x00US")) == "read"
 
 
 @pytest.mark.parametrize(
@@ -314,38 +319,6 @@ def test_encapsulated_nothing(syntax: str) -> None:
     headers = (b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\xff\xd8" + b"\xff" * 500, b"\xff\x4f\xff\x51", b"hello world")
     for items in ((), (b"", b"", b""), (b"\0" * 64,), (b"\xff" * 200,), *((header,) for header in headers)):
         refused(encapsulated(data_set(waves(12), bits=12), syntax, *items), "cannot be decoded")
-
-
-def jpeg_2000(size: int, **changes: int) -> bytes:
-    """A frame of 64 x 64 pixels that says it has `size` x `size`, and a data set that agrees."""
-    ds = data_set(np.zeros((64, 64), np.uint16))
-    ds.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
-    frame = bytearray(get_frame(ds.PixelData, 0, number_of_frames=1))
-    tile, cod = changes.get("tile", size), frame.index(b"\xff\x52")
-    frame[8:16], frame[24:32] = struct.pack(">II", size, size), struct.pack(">II", tile, tile)
-    if "precinct" in changes:
-        length = int.from_bytes(frame[cod + 2 : cod + 4], "big") + 2
-        segment, levels = frame[cod : cod + length], frame[cod + 9]
-        segment[4] |= 1
-        segment += bytes([changes["precinct"] * 17]) * (levels + 1)
-        segment[2:4] = struct.pack(">H", len(segment) - 2)
-        frame[cod : cod + length] = segment
-    if "layers" in changes:
-        frame[cod + 6 : cod + 8] = struct.pack(">H", changes["layers"])
-    return encapsulated(
-        data_set(np.zeros((64, 64), np.uint16), Rows=size, Columns=size), uid.JPEG2000Lossless, bytes(frame)
-    )
-
-
-@pytest.mark.parametrize("changes", [{"tile": 1}, {"tile": 8}, {"layers": 65_535}, {"precinct": 1}, {"precinct": 15}])
-def test_jpeg_2000_bombs_stay_in_the_helper(changes: dict[str, int]) -> None:
-    """A few hundred bytes that name a million precincts or tiles cost the decoder gigabytes."""
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = outcome(jpeg_2000(1000, **changes))
-    assert not found.startswith("FAILED")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
 def run_lengths(rows: int, columns: int, *segments: bytes) -> bytes:
@@ -365,7 +338,6 @@ def test_run_length_bombs() -> None:
         refused(data, "a run-length frame of 200,064 bytes for 4,096 bytes of pixels")
         assert outcome(run_lengths(rows, columns, run * 32)) == "read"
     refused(run_lengths(1000, 9000, run * 8_000_000), "unpacks to more than the 9,000,000 bytes of its pixels")
-    assert not outcome(run_lengths(64, 64, run * 3000)).startswith("FAILED")
     assert outcome(run_lengths(3008, 3008, run * (3008 * 3008 // 128))) == "read"
     refused(run_lengths(64, 64, *[run * 32] * 15), "cannot be decoded")
 
@@ -387,19 +359,14 @@ def files() -> dict[str, bytes]:
 
 
 def test_every_valid_file_is_read(files: dict[str, bytes]) -> None:
-    refusals = {name for name, data in files.items() if outcome(data) != "read"}
-    assert refusals == set()
+    assert [name for name, data in files.items() if outcome(data) != "read"] == []
 
 
 @pytest.mark.parametrize("part", range(6 if IS_DEEP else 2))
 def test_mutated_files_are_read_or_refused(files: dict[str, bytes], part: int) -> None:
-    failures, read = [], 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for number in range(100 * part, 100 * part + 100):
-            name, data = damaged(files, 0, number)
-            found = outcome(data)
-            read += found == "read"
-            if found.startswith("FAILED"):
-                failures.append((number, name, found))
-    assert failures == [] and 10 < read < 90
+    outcomes = {}
+    for number in range(100 * part, 100 * part + 100):
+        name, data = damaged(files, 0, number)
+        outcomes[number, name] = outcome(data)
+    assert {which: found for which, found in outcomes.items() if found.startswith("FAILED")} == {}
+    assert 10 < sum(found == "read" for found in outcomes.values()) < 90

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,21 +31,30 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and zom
 NAMES = ("JPEG lossless", "JPEG-LS", "JPEG 2000 lossless")
 
 
-def compressed(name: str = "JPEG lossless SV1", bits: int = 12) -> bytes:
-    return LOSSLESS[name](data_set(waves(bits), bits=bits))
+def compressed(name: str = "JPEG lossless SV1") -> bytes:
+    return LOSSLESS[name](data_set(waves(12), bits=12))
 
 
-def plain(bits: int = 12) -> Array:
-    return decode(dicom(waves(bits), bits=bits)).pixels
+def require_decoded(found: Array) -> None:
+    np.testing.assert_array_equal(found, decode(dicom(waves(12), bits=12)).pixels)
 
 
-def crasher() -> bytes:
-    """A lossless JPEG that says 17 bits a sample, where the standard ends at 16; GDCM aborts on it."""
-    ds = pydicom.dcmread(io.BytesIO(compressed(bits=8)))
+def with_frame(change: Callable[[bytearray], None]) -> bytes:
+    """A file of lossless JPEG whose frame was changed."""
+    ds = pydicom.dcmread(io.BytesIO(LOSSLESS["JPEG lossless SV1"](data_set(waves(8)))))
     frame = bytearray(get_frame(ds.PixelData, 0, number_of_frames=1))
+    change(frame)
+    return encapsulated(data_set(waves(8)), ds.file_meta.TransferSyntaxUID, bytes(frame))
+
+
+def crash(frame: bytearray) -> None:
+    """Say 17 bits a sample, where the standard ends at 16; GDCM aborts on it."""
     assert frame[2:4] == b"\xff\xc3"
     frame[6] = 17
-    return encapsulated(data_set(waves(8)), ds.file_meta.TransferSyntaxUID, bytes(frame))
+
+
+def spoil(frame: bytearray) -> None:
+    frame[30:] = b"\xff\x00" * 200
 
 
 def helpers() -> list[int]:
@@ -70,13 +79,10 @@ def test_one_helper_decodes_many_files_and_goes_on_after_a_damaged_one() -> None
     (pid,) = helpers()
     if hasattr(psutil.Process, "rlimit"):
         assert psutil.Process(pid).rlimit(psutil.RLIMIT_AS)[0] == 4 * 1024**3
-    for name in NAMES * 4:
-        np.testing.assert_array_equal(decode(compressed(name)).pixels, plain())
-    ds = pydicom.dcmread(io.BytesIO(compressed()))
-    frame = get_frame(ds.PixelData, 0, number_of_frames=1)
-    broken = encapsulated(data_set(waves(12), bits=12), ds.file_meta.TransferSyntaxUID, frame[:30] + b"\xff\x00" * 200)
-    refused(broken, r"^image: DICOM pixels cannot be decoded \(GDCM cannot decode the frame; it is")
-    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+    for name in NAMES * 2:
+        require_decoded(decode(compressed(name)).pixels)
+    refused(with_frame(spoil), r"^image: DICOM pixels cannot be decoded \(GDCM cannot decode the frame; it is")
+    require_decoded(decode(compressed()).pixels)
     assert helpers() == [pid]
     for timer in [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]:
         timer.join(30)  # one that is not cancelled waits for a minute
@@ -88,7 +94,7 @@ def test_a_helper_that_dies_of_an_earlier_file_is_replaced_unnoticed(monkeypatch
     decode(compressed())
     (pid,) = helpers()
     os.kill(pid, signal.SIGKILL)
-    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+    require_decoded(decode(compressed()).pixels)
     (second,) = helpers()
     assert second != pid
     ask = isolated._ask
@@ -99,28 +105,27 @@ def test_a_helper_that_dies_of_an_earlier_file_is_replaced_unnoticed(monkeypatch
         return ask(helper, plugin, data)
 
     monkeypatch.setattr(isolated, "_ask", spoilt)
-    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+    require_decoded(decode(compressed()).pixels)
     assert second not in helpers() and len(helpers()) == 1
 
 
 def test_threads_share_a_few_helpers_and_leave_none_behind() -> None:
-    files = {name: compressed(name) for name in NAMES}
-    expected = plain()
+    data = [compressed(name) for name in NAMES]
     for _ in range(2):  # each pool has threads of its own
         with ThreadPoolExecutor(2) as pool:
-            for found in pool.map(lambda i: decode(files[NAMES[i % 3]]).pixels, range(12)):
-                np.testing.assert_array_equal(found, expected)
+            for found in pool.map(lambda i: decode(data[i % 3]).pixels, range(12)):
+                require_decoded(found)
         assert 1 <= len(helpers()) <= 2
 
 
 def test_a_file_that_crashes_the_decoder_is_refused_and_does_not_touch_the_others() -> None:
-    data, bad, expected = compressed(), crasher(), plain()
+    data, bad = compressed(), with_frame(crash)
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(decode, bad if i == 0 else data) for i in range(6)]
     with pytest.raises(ImageError, match=r"the decoder crashed or took more than 60 s on damaged data\)$"):
         jobs[0].result()
     for job in jobs[1:]:
-        np.testing.assert_array_equal(job.result().pixels, expected)
+        require_decoded(job.result().pixels)
 
 
 def test_a_helper_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +138,8 @@ def test_a_helper_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not psutil.pid_exists(pid)
 
 
-def _in_child(data: bytes, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
-    results.put((len(isolated._idle), int(decode(data).pixels.astype(int).sum())))
+def _in_child(data: bytes, results: multiprocessing.Queue[tuple[int, Array]]) -> None:
+    results.put((len(isolated._idle), decode(data).pixels))
 
 
 def test_a_forked_process_has_helpers_of_its_own() -> None:
@@ -144,10 +149,11 @@ def test_a_forked_process_has_helpers_of_its_own() -> None:
     results = context.Queue()
     child = context.Process(target=_in_child, args=(compressed(), results))
     child.start()
-    assert results.get(timeout=30) == (0, int(plain().astype(int).sum()))
+    idle, found = results.get(timeout=30)
     child.join()
-    assert helpers() == [pid]
-    np.testing.assert_array_equal(decode(compressed()).pixels, plain())
+    assert (idle, helpers()) == (0, [pid])
+    for pixels in (found, decode(compressed()).pixels):
+        require_decoded(pixels)
 
 
 @pytest.mark.parametrize("end", ["raise SystemExit(3)", "os.kill(os.getpid(), 9)"])

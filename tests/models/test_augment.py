@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -48,50 +50,43 @@ def test_what_is_drawn_does_not_depend_on_the_batch(greys: torch.Tensor, monkeyp
 
 
 def test_seed_step_and_sample_each_change_the_draw(greys: torch.Tensor) -> None:
-    one = greys[:1]
     results = [
-        augment(one, Augmentation(), seed=a, step=b, samples=[c])
-        for a, b, c in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+        augment(greys[:1], Augmentation(), seed=seed, step=step, samples=[sample])
+        for seed, step, sample in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
-    for i, first in enumerate(results):
-        for second in results[i + 1 :]:
-            assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize(("x", "y"), [(1.0, 0.0), (0.0, 1.0), (-1.0, 1.0)])
-def test_a_move_by_whole_pixels_is_a_slice(
-    greys: torch.Tensor, monkeypatch: pytest.MonkeyPatch, x: float, y: float
-) -> None:
-    drawn(monkeypatch, x=x, y=y)
-    found = augment(greys, only(shift=0.125), seed=0, step=0, samples=range(6))
-    expected, k = torch.zeros_like(greys), 6  # 0.125 of 48
-    for row in range(48):
-        for column in range(48):
-            r, c = row + int(y) * k, column + int(x) * k
-            if 0 <= r < 48 and 0 <= c < 48:
-                expected[:, row, column] = greys[:, r, c]
-    assert torch.equal(found, expected)
+    assert not any(torch.equal(first, second) for first, second in itertools.combinations(results, 2))
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (32, 48)])
-def test_a_turn_is_a_turn_in_pixels(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
-    """Against a pixel-by-pixel bilinear rotation about the centre."""
-    grey = torch.from_numpy(draw_picture(*shape, seed=1))[None]
-    drawn(monkeypatch, turn=0.5)
-    found = augment(grey, only(rotate_degrees=20), seed=0, step=0, samples=[0])[0].numpy().astype(float)
-    angle, (height, width) = np.deg2rad(10), shape
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"turn": 0.5},
+        {"zoom": 1.0},
+        {"zoom": -0.5},
+        {"x": 1.0},
+        {"y": -0.4},
+        {"turn": -1.0, "zoom": 0.5, "x": -0.3, "y": 0.8},
+    ],
+)
+def test_turn_zoom_and_move_are_those_of_the_plane(
+    monkeypatch: pytest.MonkeyPatch, numbers: dict[str, float], shape: tuple[int, int]
+) -> None:
+    """In pixels, about the centre: against a bilinear look-up, pixel by pixel."""
+    grey, (height, width) = torch.from_numpy(draw_picture(*shape, seed=1))[None], shape
+    drawn(monkeypatch, **numbers)
+    config = only(rotate_degrees=20, zoom=0.2, shift=0.125)
+    found = augment(grey, config, seed=0, step=0, samples=[0])[0].numpy().astype(float)
+    turn, zoom, x, y = (numbers.get(name, 0.0) for name in ("turn", "zoom", "x", "y"))
+    cos, sin = (f(np.deg2rad(20 * turn)) / (1 + 0.2 * zoom) for f in (np.cos, np.sin))
     padded = np.pad(grey[0].numpy().astype(float), 40)
-    for row in range(0, height, 5):
-        for column in range(0, width, 5):
-            u, v = column + 0.5 - width / 2, row + 0.5 - height / 2
-            x = np.cos(angle) * u - np.sin(angle) * v + width / 2 - 0.5 + 40
-            y = np.sin(angle) * u + np.cos(angle) * v + height / 2 - 0.5 + 40
-            i, j, a, b = int(np.floor(y)), int(np.floor(x)), y % 1, x % 1
-            value = (
-                (1 - a) * ((1 - b) * padded[i, j] + b * padded[i, j + 1])
-                + a * ((1 - b) * padded[i + 1, j] + b * padded[i + 1, j + 1])
-            )  # fmt: skip
-            assert abs(found[row, column] - value) <= 0.51 + 1e-3
+    for row, column in itertools.product(range(0, height, 3), range(0, width, 3)):
+        u, v = column + 0.5 - width / 2, row + 0.5 - height / 2
+        at_x = cos * u - sin * v + 0.125 * x * width + width / 2 - 0.5 + 40
+        at_y = sin * u + cos * v + 0.125 * y * height + height / 2 - 0.5 + 40
+        i, j, a, b = int(np.floor(at_y)), int(np.floor(at_x)), at_y % 1, at_x % 1
+        upper, lower = ((1 - b) * padded[k, j] + b * padded[k, j + 1] for k in (i, i + 1))
+        assert abs(found[row, column] - (1 - a) * upper - a * lower) <= 0.51 + 1e-3
 
 
 def test_mirroring_exchanges_left_and_right_and_never_top_and_bottom(greys: torch.Tensor) -> None:
@@ -148,10 +143,12 @@ def test_any_setting_gives_pictures_of_the_same_shape(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"zoom": 1.0}, "zoom = 1.0: a number between 0 and 0.9"),
+        ({"zoom": 0.91}, "zoom = 0.91: a number between 0 and 0.9"),
         ({"mirror": -0.1}, "mirror = -0.1"),
+        ({"shift": 1.1}, "shift = 1.1: a number between 0 and 1"),
+        ({"contrast": 1.1}, "contrast = 1.1: a number between 0 and 1"),
         ({"rotate_degrees": 200.0}, "rotate_degrees = 200.0: a number between 0 and 180"),
-        ({"noise": -1.0}, "noise = -1.0: must not be negative"),
+        *(({name: -1.0}, f"{name} = -1.0: must not be negative") for name in ("noise", "gamma", "brightness")),
     ],
 )
 def test_bad_settings_are_refused(values: dict[str, float], message: str) -> None:

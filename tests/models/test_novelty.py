@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,27 +13,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.covariance import LedoitWolf
-from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
-from tests.small_install import run_small
 
-from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
 from thoraclip.deploy import export
 from thoraclip.deploy.passes import Passes
 from thoraclip.errors import ConfigError, InputError, ManifestError
-from thoraclip.imaging import Preprocess, fit
+from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods.probe import _keep_novelty
 from thoraclip.methods.running import Part
-from thoraclip.models.novelty import (
-    KINDS,
-    NoveltyScore,
-    fit_novelty,
-    read_novelty,
-    threshold_of,
-    write_novelty,
-)
+from thoraclip.models.novelty import KINDS, NoveltyScore, fit_novelty, read_novelty, threshold_of, write_novelty
 from thoraclip.runs import RunFolder
 
 
@@ -86,42 +73,33 @@ def test_unknown_classes_are_left_out_and_no_classes_are_one() -> None:
     features, targets = toy()
     held = toy(seed=1)[0]
     hidden = np.where(np.arange(120) < 30, -1, targets)
-    left = fit_novelty(features, targets=hidden, held_out=held)
-    np.testing.assert_allclose(
-        left.score(held), fit_novelty(features[30:], targets=targets[30:], held_out=held).score(held)
+    left, right = (
+        fit_novelty(f, targets=t, held_out=held) for f, t in ((features, hidden), (features[30:], targets[30:]))
     )
+    np.testing.assert_allclose(left.score(held), right.score(held))
     one = fit_novelty(features, held_out=held)
-    assert one.arrays["means"].shape == (1, 6)
-    np.testing.assert_allclose(one.arrays["means"][0], features.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(one.arrays["means"], features.mean(axis=0)[None], rtol=1e-5)
 
 
 def test_more_features_than_images_are_shrunk_not_singular() -> None:
-    rng = np.random.default_rng(0)
-    train, held = rng.normal(size=(40, 200)).astype(np.float32), rng.normal(size=(40, 200)).astype(np.float32)
+    train, held = np.random.default_rng(0).normal(size=(2, 40, 200)).astype(np.float32)
     scores = fit_novelty(train, held_out=held).score(np.concatenate([held, 3 * held]))
     assert np.isfinite(scores).all() and scores[40:].min() > scores[:40].max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_order_and_company_do_not_matter(kind: str) -> None:
-    features, targets = toy()
-    order, held, strange = np.random.default_rng(1).permutation(120), toy(seed=1)[0], toy(n=60, seed=2)[0]
+    (features, targets), held, strange = toy(), toy(seed=1)[0], toy(n=2100, seed=2)[0]
+    order = np.random.default_rng(1).permutation(120)
     first = fit_novelty(features, targets=targets, held_out=held, kind=kind)
     again = fit_novelty(features[order], targets=targets[order], held_out=held[::-1], kind=kind)
     scores = first.score(strange)
+    assert scores.shape == (2100,) and scores.dtype == np.float64
     np.testing.assert_allclose(again.score(strange), scores, rtol=1e-4, atol=1e-4)
     assert again.threshold == pytest.approx(first.threshold, rel=1e-4)
-    np.testing.assert_allclose(first.score(strange[::-1])[::-1], scores, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose([first.score(row[None])[0] for row in strange], scores, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_pictures_are_scored_in_blocks_and_none_gives_none(kind: str) -> None:
-    fitted, features = fitted_on(kind), toy(n=2500)[0]
-    whole = fitted.score(features)
-    np.testing.assert_allclose(whole[1000:1100], fitted.score(features[1000:1100]), rtol=1e-9, atol=1e-9)
-    assert whole.shape == (2500,) and whole.dtype == np.float64
-    assert fitted.score(features[:0]).shape == (0,)
+    np.testing.assert_allclose(first.score(strange[1000:1100]), scores[1000:1100], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose([first.score(row[None])[0] for row in strange[:60]], scores[:60], rtol=1e-9, atol=1e-9)
+    assert first.score(strange[:0]).shape == (0,)
 
 
 def test_the_conformal_quantile_keeps_its_promise_exactly() -> None:
@@ -141,16 +119,12 @@ def test_too_few_calibration_images_promise_less() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fresh_images_are_flagged_as_often_as_promised(kind: str) -> None:
-    features, targets = toy(n=600, d=12)
-    shares = []
-    for seed in range(1, 9):
-        fitted = fit_novelty(
-            features, targets=targets, held_out=toy(n=400, d=12, seed=seed)[0], kind=kind, false_positive_rate=0.05
-        )
-        assert (fitted.calibrated_on, fitted.calibration_images) == ("held-out", 400)
-        shares.append(fitted.is_flagged(fitted.score(toy(n=2000, d=12, seed=100 + seed)[0])).mean())
-    assert 0.035 < np.mean(shares) < 0.065
+def test_the_threshold_is_that_of_the_held_out_scores(kind: str) -> None:
+    (features, targets), held = toy(), toy(n=37, seed=1)[0]
+    fitted = fit_novelty(features, targets=targets, held_out=held, kind=kind, false_positive_rate=0.1)
+    assert (fitted.calibrated_on, fitted.calibration_images) == ("held-out", 37)
+    assert fitted.threshold == threshold_of(fitted.score(held), 0.1)
+    assert fitted.is_flagged(fitted.score(held)).sum() == 37 - 35, "the threshold itself is not beyond it"
 
 
 def test_the_reference_rows_calibrate_knn_by_leaving_each_out() -> None:
@@ -160,19 +134,16 @@ def test_the_reference_rows_calibrate_knn_by_leaving_each_out() -> None:
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     near = NearestNeighbors(n_neighbors=4).fit(unit).kneighbors(unit)[0][:, 3]  # the first neighbour is the row itself
     assert fitted.threshold == pytest.approx(threshold_of(near, 0.05), abs=1e-4)
-    assert 0.03 < fitted.is_flagged(fitted.score(toy(n=4000, d=12, seed=50)[0])).mean() < 0.07
 
 
 def test_the_reference_is_bounded_and_drawn_by_the_seed() -> None:
-    features, held = toy(n=300)[0], toy(seed=1)[0]
     first, again, other = (
-        fit_novelty(features, held_out=held, kind="knn", max_rows=100, seed=seed) for seed in (1, 1, 2)
+        fit_novelty(toy(n=300)[0], held_out=toy(seed=1)[0], kind="knn", max_rows=100, seed=seed).arrays["rows"]
+        for seed in (1, 1, 2)
     )
-    assert first.arrays["rows"].shape == (100, 6)
-    assert len(np.unique(first.arrays["rows"], axis=0)) == 100
-    np.testing.assert_array_equal(first.arrays["rows"], again.arrays["rows"])
-    assert (first.arrays["rows"] != other.arrays["rows"]).any()
-    np.testing.assert_allclose(np.linalg.norm(first.arrays["rows"], axis=1), 1, rtol=1e-6)
+    assert first.shape == np.unique(first, axis=0).shape == (100, 6)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,7 +170,7 @@ def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", 
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (lambda p: p.write_bytes(b"not safetensors at all"), "not a novelty score"),
+        (lambda p: p.write_bytes(b"not safetensors at all"), "SafetensorError"),
         (lambda p: save_file({"rows": np.ones((2, 2), np.float32)}, p), "thoraclip"),
         (lambda p: changed(p, {"kind": "linear-head"}), "it holds a linear-head"),
         (lambda p: changed(p, {"schema": 9}), "schema 9, this version reads 1"),
@@ -216,11 +187,8 @@ def test_files_that_are_no_scores_are_refused(damage: Callable[[Path], object], 
     path = tmp_path / "n.safetensors"
     write_novelty(path, fitted_on("mahalanobis"))
     damage(path)
-    with pytest.raises(ManifestError, match=f"n.safetensors: not a novelty score.*{what}|{what}"):
+    with pytest.raises(ManifestError, match=f"n.safetensors: not a novelty score.*{what}"):
         read_novelty(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.safetensors: no such novelty score"):
         read_novelty(tmp_path / "gone.safetensors")
 
@@ -234,7 +202,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"max_rows": 3}, ConfigError, "max_rows = 3: 20 or more"),
         ({"held_out": None}, InputError, "held_out: none given, but 'mahalanobis' needs"),
         ({"held_out": toy(n=7)[0]}, InputError, "held-out features of 7 images: a novelty score needs 20"),
-        ({"held_out": toy(d=5)[0]}, InputError, "features of 5 numbers: the novelty score was fitted on 6"),
         ({"targets": np.full(120, -1)}, InputError, "training features of 0 labelled images: 20 or more"),
         ({"targets": np.zeros(119, np.int64)}, InputError, "targets of 119 images: there are 120"),
     ],
@@ -248,61 +215,23 @@ def test_bad_settings_are_refused(options: dict[str, object], error: type[Except
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_features_are_refused(kind: str) -> None:
     features, targets = toy()
-    with pytest.raises(InputError, match="training features of 19 images: a novelty score needs 20 or more"):
-        fit_novelty(features[:19], targets=targets[:19], held_out=features, kind=kind)
-    with pytest.raises(InputError, match="training features of 24 images: a novelty score needs 32"):
-        fit_novelty(features[:24], targets=targets[:24], held_out=features, kind="knn", neighbours=30)
-    broken = features.copy()
+    broken, fitted = features.copy(), fitted_on(kind)
     broken[7, 2] = np.nan
-    with pytest.raises(InputError, match="training features: row 7 is not finite"):
-        fit_novelty(broken, targets=targets, held_out=features, kind=kind)
-    with pytest.raises(InputError, match="features to score: row 7 is not finite"):
-        fitted_on(kind).score(broken)
-    with pytest.raises(InputError, match=r"features to score of shape \(6,\)"):
-        fitted_on(kind).score(features[0])
 
+    def fit_to(rows: np.ndarray, **options: Any) -> NoveltyScore:
+        return fit_novelty(rows, targets=targets[: len(rows)], held_out=features, **{"kind": kind} | options)
 
-def test_images_that_are_all_the_same_are_refused() -> None:
-    with pytest.raises(InputError, match="all the same"):
-        fit_novelty(np.ones((30, 4), np.float32), held_out=np.ones((30, 4), np.float32))
-
-
-def test_scoring_needs_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
-    fitted, strange = fitted_on("mahalanobis"), toy(n=3, seed=9)[0]
-    write_novelty(tmp_path / "n.safetensors", fitted)
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'sklearn', 'scipy', 'transformers', 'threadpoolctl'): sys.modules[name] = None\n"
-        "import numpy as np\nfrom pathlib import Path\nfrom thoraclip.models.novelty import read_novelty\n"
-        f"print(read_novelty(Path({str(tmp_path / 'n.safetensors')!r})).score(np.array({strange.tolist()}, np.float32)).tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    np.testing.assert_allclose(json.loads(done.stdout), fitted.score(strange), rtol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_numpy_alone_scores_and_flags(kind: str, tmp_path: Path) -> None:
-    fitted, features = fitted_on(kind), np.concatenate([toy(n=4, seed=8)[0], -toy(n=4, seed=9)[0]])
-    np.savez(tmp_path / "arrays.npz", features=features, **fitted.arrays)
-    code = f"""
-import json
-import numpy as np
-from thoraclip.models.novelty import NoveltyScore
-arrays = dict(np.load({str(tmp_path / "arrays.npz")!r}))
-features = arrays.pop("features")
-fitted = NoveltyScore(
-    kind={kind!r}, threshold={fitted.threshold!r}, false_positive_rate=0.01, calibrated_on="held-out",
-    calibration_images=100, neighbours={fitted.neighbours}, arrays=arrays,
-)
-scores = fitted.score(features)
-print(json.dumps([scores.tolist(), fitted.is_flagged(scores).tolist()]))
-"""
-    done = run_small(code)
-    assert done.returncode == 0, done.stderr
-    scores, flagged = json.loads(done.stdout)
-    np.testing.assert_allclose(scores, fitted.score(features), rtol=1e-6)
-    assert flagged == fitted.is_flagged(fitted.score(features)).tolist()
-    assert any(flagged) and not all(flagged)
+    for call, message in (
+        (lambda: fit_to(features[:19]), "training features of 19 images: a novelty score needs 20 or more"),
+        (lambda: fit_to(features[:31], kind="knn", neighbours=30), "training features of 31 images: .* needs 32"),
+        (lambda: fit_to(broken), "training features: row 7 is not finite"),
+        (lambda: fitted.score(broken), "features to score: row 7 is not finite"),
+        (lambda: fitted.score(features[0]), r"features to score of shape \(6,\)"),
+        (lambda: fitted.score(features[:, :5]), "features of 5 numbers: the novelty score was fitted on 6"),
+        (lambda: fit_to(np.ones((30, 6), np.float32), kind="mahalanobis"), "all the same"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
 
 
 FEATURES = np.random.default_rng(3).normal(size=(300, 6)).astype(np.float32)
@@ -312,29 +241,20 @@ ROWS = {"train": np.arange(120), "val": np.arange(120, 200), "test": np.arange(2
 TARGETS = np.arange(300) % 3
 
 
-def require_threshold_of_validation_rows(found: NoveltyScore) -> None:
-    train, val = (FEATURES[ROWS[name]] for name in ("train", "val"))
-    expected = fit_novelty(train, targets=TARGETS[:120], held_out=val)
-    assert found.threshold == pytest.approx(expected.threshold, rel=1e-6)
-    assert (found.calibrated_on, found.calibration_images) == ("held-out", 80)
-    np.testing.assert_array_equal(found.arrays["means"], expected.arrays["means"])
-
-
-def test_a_probe_takes_the_threshold_from_validation_images(tmp_path: Path) -> None:
-    context: Any = SimpleNamespace(folder=RunFolder(tmp_path))
+def kept_by_a_probe(folder: Path) -> NoveltyScore:
+    context: Any = SimpleNamespace(folder=RunFolder(folder))
     _keep_novelty(context, FEATURES, TARGETS, Part(fold=None, **ROWS))
-    require_threshold_of_validation_rows(read_novelty(tmp_path / "novelty.safetensors"))
+    return read_novelty(folder / "novelty.safetensors")
 
 
-def test_a_bundle_takes_the_threshold_from_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_by_a_bundle(folder: Path) -> NoveltyScore:
     """All of an export up to the fitted score, on features that are known."""
 
     class WrittenError(Exception):
         pass
 
     def write(_: Path, found: NoveltyScore) -> None:
-        require_threshold_of_validation_rows(found)
-        raise WrittenError
+        raise WrittenError(found)
 
     labels, scores = LabelSet(("a", "b", "c")), np.random.default_rng(0).dirichlet(np.ones(3), 300)
     original: Any = SimpleNamespace(
@@ -342,30 +262,18 @@ def test_a_bundle_takes_the_threshold_from_validation_images(tmp_path: Path, mon
         model="m", classifier=SimpleNamespace(preprocess=Preprocess(size=32)), validation=None, alike=(), **ROWS,
     )  # fmt: skip
     passes = Passes(original, images=1000, seed=0, progress=None, is_int8=False)
-    monkeypatch.setattr(passes, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
-    monkeypatch.setattr("thoraclip.deploy.bundle.write_novelty_arrays", write)
-    runtime: Any = SimpleNamespace(look=None)
-    with pytest.raises(WrittenError):
-        export._finish(tmp_path, passes, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(WrittenError) as written:
+        patch.setattr(passes, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
+        patch.setattr("thoraclip.deploy.bundle.write_novelty_arrays", write)
+        runtime: Any = SimpleNamespace(look=None)
+        export._finish(folder, passes, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
+    return written.value.args[0]  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
-def test_chest_phantoms_are_told_from_other_parts_and_from_noise() -> None:
-    from thoraclip.models.dual_encoder import load_dual_encoder
-
-    encoder, rng = load_dual_encoder("tiny-clip", precision="fp32"), np.random.default_rng(0)
-    chests = [draw_phantom(CLASSES[i % 3], rng=rng, size=128).pixels for i in range(120)]
-    parts = [draw_other_phantom(OTHER_PARTS[i % len(OTHER_PARTS)], rng=rng, size=128) for i in range(14)]
-    noise = [rng.integers(0, 256, (128, 128), np.uint8) for _ in range(5)]
-
-    def embedded(pictures: list[np.ndarray]) -> np.ndarray:
-        return encoder.encode_greys(np.stack([fit(picture, encoder.preprocess) for picture in pictures]))[0]
-
-    features = embedded(chests)
-    fitted = fit_novelty(features[:60], targets=np.arange(60) % 3, held_out=features[60:90])
-    fresh = fitted.score(features[90:])
-    for strangers in (parts, noise):
-        scores = fitted.score(embedded(strangers))
-        assert roc_auc_score(np.r_[np.zeros(30), np.ones(len(scores))], np.r_[fresh, scores]) > 0.95
-        assert fitted.is_flagged(scores).mean() > 0.7
-    assert fitted.is_flagged(fresh).mean() < 0.15
+@pytest.mark.parametrize("kept_by", [kept_by_a_probe, kept_by_a_bundle])
+def test_the_threshold_comes_from_validation_images(kept_by: Callable[[Path], NoveltyScore], tmp_path: Path) -> None:
+    found, (train, val) = kept_by(tmp_path), (FEATURES[ROWS[name]] for name in ("train", "val"))
+    expected = fit_novelty(train, targets=TARGETS[:120], held_out=val)
+    assert found.threshold == pytest.approx(expected.threshold, rel=1e-6)
+    assert (found.calibrated_on, found.calibration_images) == ("held-out", 80)
+    np.testing.assert_array_equal(found.arrays["means"], expected.arrays["means"])
