@@ -15,7 +15,7 @@ from PIL import Image
 
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds
-from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.manifest import Manifest, write_manifest
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 PER_CLASS = 8
@@ -101,3 +101,10 @@ def manifest(class_folder: Path) -> Manifest:
     found = index(class_folder, layout="folders").manifest
     patients = [f"p{row // 2:02d}" for row in range(len(found))]
     return split_folds(found.with_columns(patient=patients), folds=3, seed=0)
+
+
+@pytest.fixture
+def manifest_file(manifest: Manifest, tmp_path: Path) -> Path:
+    """`m.parquet`: `manifest` as a file."""
+    write_manifest(tmp_path / "m.parquet", manifest)
+    return tmp_path / "m.parquet"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.cli.test_cli import refused
-from tests.conftest import write_class_folder
+from tests.conftest import draw_picture, write_class_folder
 
 import thoraclip
 from thoraclip.cli.app import run
@@ -55,50 +55,33 @@ def test_a_picture_of_the_study_is_explained_by_the_fold_that_held_it_out(
         assert found["class"] == found["predicted"] == max(found["scores"], key=found["scores"].get)
         assert 0 <= found["evidence_in_lungs"] <= 1
     assert capsys.readouterr() == ("", "")
-    assert (
-        run(
-            explain(
-                study, folds.paths()[0], tmp_path / "b.png", "--class", "Normal", "--method", "grad-cam", "--fold", "2"
-            )
-        )
-        == 0
-    )
+    options = ["--class", "Normal", "--method", "grad-cam", "--fold", "2"]
+    assert run(explain(study, folds.paths()[0], tmp_path / "b.png", *options)) == 0
     shown = capsys.readouterr().out
-    for text in (
-        "Normal, probability",
-        "grad-cam",
-        "fold 2",
-        "evidence in the lungs",
-        "given mask",
-        "not for diagnosis",
-        "b.png",
-    ):
+    for text in ("Normal, probability", "grad-cam", "fold 2", "evidence in the lungs", "given mask", "not for diagnosis",
+                 "b.png"):  # fmt: skip
         assert text in shown, text
     sheet = Image.open(tmp_path / "b.png")
     assert sheet.format == "PNG" and sheet.height == 480 + 24, "48 pixels high, ten times as large"
 
 
 def test_a_strange_picture_is_explained_by_the_first_fold_with_the_mask_that_is_given(
-    study: Path, tmp_path: Path, picture: object
+    study: Path, tmp_path: Path
 ) -> None:
-    pixels = picture(96, 80, seed=77)  # type: ignore[operator]
-    Image.fromarray(pixels).save(tmp_path / "new.jpg", quality=95)
+    run, new = study / "runs" / "probe", tmp_path / "new.jpg"
+    Image.fromarray(draw_picture(96, 80, seed=77)).save(new, quality=95)
     Image.fromarray((np.arange(96 * 80).reshape(96, 80) < 96 * 20).astype(np.uint8) * 255).save(tmp_path / "mask.png")
-    found = thoraclip.explain(
-        study / "runs" / "probe", tmp_path / "new.jpg", out=tmp_path / "a.png", mask=tmp_path / "mask.png"
-    )
+    found = thoraclip.explain(run, new, out=tmp_path / "a.png", mask=tmp_path / "mask.png")
     assert found["note"] == "fold 0, the first: the picture is in no fold of the run's manifest"
     assert found["lung_area"] == pytest.approx(0.25, abs=0.01)
-    estimated = thoraclip.explain(study / "runs" / "probe", tmp_path / "new.jpg", out=tmp_path / "b.png")
+    estimated = thoraclip.explain(run, new, out=tmp_path / "b.png")
     assert estimated["lungs_from"].startswith(("estimated", "not found: "))
     assert (estimated["lung_area"] is None) == estimated["lungs_from"].startswith("not found")
 
 
 def test_without_its_manifest_a_run_still_explains(study: Path, folds: Manifest, tmp_path: Path) -> None:
-    shutil.copytree(study / "runs" / "probe", tmp_path / "alone" / "far" / "away" / "probe")
-    found = thoraclip.explain(
-        tmp_path / "alone" / "far" / "away" / "probe", folds.paths()[9], out=tmp_path / "a.png", method="attention"
-    )
+    alone = shutil.copytree(study / "runs" / "probe", tmp_path / "alone" / "far" / "away" / "probe")
+    found = thoraclip.explain(alone, folds.paths()[9], out=tmp_path / "a.png", method="attention")
     assert found["note"].startswith("fold 0, the first")
 
 

@@ -10,7 +10,6 @@ from tests.checkpoints import save_classifier
 
 from thoraclip.cli import console
 from thoraclip.cli.app import run
-from thoraclip.tables.manifest import Manifest, write_manifest
 
 
 class Terminal(io.StringIO):
@@ -50,11 +49,10 @@ def test_lines_where_nobody_watches_are_few(
     assert lines[-1] == "images: 100/100, 2/s" and len(lines) == 5
 
 
-def test_training_names_fold_and_epoch(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_manifest(tmp_path / "m.parquet", manifest)
+def test_training_names_fold_and_epoch(manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"model": save_classifier("resnet", tmp_path / "resnet"), "epochs": 2, "batch_size": 4, "chunk_size": 4}
-    arguments = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    assert run(["baseline", str(tmp_path / "m.parquet"), "--out", str(tmp_path / "out"), *arguments]) == 0
+    arguments = [f"--set={name}={value}" for name, value in settings.items()]
+    assert run(["baseline", str(manifest_file), "--out", str(tmp_path / "out"), *arguments]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
     assert [line.split(" (")[0] for line in lines] == [
         f"fold {fold} of 3, epoch {epoch} of 2" for fold in (1, 2, 3) for epoch in (1, 2)
