@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.checkpoints import save_checkpoint
 from tests.conftest import write_class_folder
 
+from thoraclip.config import toml_value
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds
 from thoraclip.methods import rounds
@@ -40,6 +42,12 @@ def write_study(folder: Path, model: Path, text: str, *, manifest: Path | None =
     place = json.dumps(str(manifest or "m.parquet"))
     (folder / name).write_text(f"model = {json.dumps(str(model))}\nmanifest = {place}\n{text}")
     return folder / name
+
+
+def method(kind: str, name: str = "", **settings: Any) -> str:
+    """A `[[methods]]` table of a study file; its name is its kind unless another is given."""
+    values = {"name": name or kind, "kind": kind, **settings}
+    return "[[methods]]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())
 
 
 @contextmanager

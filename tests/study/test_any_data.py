@@ -19,49 +19,22 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints import save_classifier
 from tests.conftest import draw_picture, files
 from tests.forked import start
-from tests.study.conftest import without_pages, write_study
+from tests.study.conftest import method, without_pages, write_study
 
 from thoraclip.cli.app import run
 from thoraclip.tables.predictions import read_predictions
 
 TWO = ("no", "yes")
 FIVE = ("COVID-19 (PCR+)", "Ödem, beidseits", "肺炎", "1", "<b>&{x}%_#$")
-METHODS = """
-[[methods]]
-name = "trivial"
-kind = "trivial"
-max_iter = 10
-[[methods]]
-name = "zero-shot"
-kind = "zeroshot"
-[[methods]]
-name = "probe"
-kind = "probe"
-[[methods]]
-name = "text-informed"
-kind = "probe"
-solver = "lp++"
-features = "projected"
-[[methods]]
-name = "LoRA"
-kind = "finetune"
-select = "last"
-steps = 4
-batch_size = 8
-chunk_size = 4
-validate_every = 2
-checkpoint_minutes = 0.001
-then = "probe"
-[[methods]]
-name = "network"
-kind = "baseline"
-model = "NETWORK"
-steps = 4
-batch_size = 8
-chunk_size = 4
-validate_every = 2
-checkpoint_minutes = 0.001
-"""
+FEW_STEPS = {"steps": 4, "batch_size": 8, "chunk_size": 4, "validate_every": 2, "checkpoint_minutes": 0.001}
+FAST = (
+    method("trivial", max_iter=10) + method("zeroshot", "zero-shot") + method("probe")
+    + method("probe", "text-informed", solver="lp++", features="projected")
+)  # fmt: skip
+METHODS = (
+    FAST + method("finetune", "LoRA", select="last", then="probe", **FEW_STEPS)
+    + method("baseline", "network", model="NETWORK", **FEW_STEPS)
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -206,9 +179,8 @@ def test_a_class_missing_where_it_is_learnt_or_chosen(
 
 @pytest.mark.slow
 def test_a_class_missing_from_the_test_images(models: dict[str, str], root: Path) -> None:
-    methods, _, _ = METHODS.partition('[[methods]]\nname = "LoRA"')
     table = write_images(root, ("a", "b", "c"), without=("b", "test"))
-    code, failed, report = broken_study(root, models, table, methods, drawn=True)
+    code, failed, report = broken_study(root, models, table, FAST, drawn=True)
     assert (code, failed) == (0, {})
     assert all(np.isfinite(row["metrics"]["macro_f1"]["value"]) for row in report["methods"])
 

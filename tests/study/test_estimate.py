@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import files
-from tests.study.conftest import write_study
+from tests.study.conftest import method, write_study
 
 from thoraclip.cli import start
 from thoraclip.cli.app import run
@@ -22,43 +22,15 @@ from thoraclip.methods.tuning import Tuning
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.study import plan_study, read_study, run_study
 
-STUDY = """
-resamples = 100
-audit = "none"
-only_folds = [2, 0]
-batch_size = 10
-[[methods]]
-name = "zero-shot"
-kind = "zeroshot"
-[[methods]]
-name = "probe"
-kind = "probe"
-l2_steps = 2
-[[methods]]
-name = "LoRA"
-kind = "finetune"
-batch_size = 5
-chunk_size = 2
-steps = 3
-validate_every = 2
-val_fraction = 0.3
-select = "probe"
-then = "probe"
-[[methods]]
-name = "zero-shot, tuned"
-kind = "zeroshot"
-after = "LoRA"
-[[methods]]
-name = "network"
-kind = "baseline"
-batch_size = 4
-chunk_size = 4
-epochs = 1
-[[methods]]
-name = "other geometry"
-kind = "zeroshot"
-geometry = "pad"
-"""
+SETTINGS = 'resamples = 100\naudit = "none"\nonly_folds = [2, 0]\nbatch_size = 10\n'
+ZERO_SHOT = method("zeroshot", "zero-shot")
+BROKEN = method("probe", "broken", model="./nowhere")
+TUNING = {"batch_size": 5, "chunk_size": 2, "steps": 3, "validate_every": 2, "val_fraction": 0.3, "select": "probe"}
+STUDY = SETTINGS + "".join([
+    ZERO_SHOT, method("probe", l2_steps=2), method("finetune", "LoRA", **TUNING, then="probe"),
+    method("zeroshot", "zero-shot, tuned", after="LoRA"), method("baseline", "network", batch_size=4, chunk_size=4, epochs=1),
+    method("zeroshot", "other geometry", geometry="pad"),
+])  # fmt: skip
 
 
 @pytest.fixture
@@ -135,7 +107,7 @@ def test_what_is_counted_is_what_happens(study: Path, tmp_path: Path, monkeypatc
 
 def test_who_fails_costs_nothing_and_loses_only_its_followers(study: Path, tmp_path: Path) -> None:
     text = study.read_text().replace("batch_size = 5\n", "batch_size = 500\n")
-    study.write_text(text + '[[methods]]\nname = "broken"\nkind = "probe"\nmodel = "./nowhere"\n')
+    study.write_text(text + BROKEN)
     runs = plan_study(*read_study(study, {}), tmp_path / "out")["runs"]
     errors = {run["name"]: run["error"] for run in runs if run["error"]}
     assert set(errors) == {"LoRA", "LoRA, then probe", "zero-shot, tuned", "broken"}
@@ -159,9 +131,8 @@ def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys:
 def test_the_command_prints_the_plan_and_writes_nothing(
     images: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    methods, _, _ = STUDY.partition('[[methods]]\nname = "probe"')
-    broken = '[[methods]]\nname = "broken"\nkind = "probe"\nmodel = "./nowhere"\n'
-    file = write_study(tmp_path, clip, "seeds = [0, 1]" + methods + broken, manifest=images / "m.parquet")
+    text = f"seeds = [0, 1]\n{SETTINGS}{ZERO_SHOT}{BROKEN}"
+    file = write_study(tmp_path, clip, text, manifest=images / "m.parquet")
     before = files(tmp_path)
     command = ["study", str(file), "--out", str(tmp_path / "out"), "--dry-run"]
     assert run([*command, "--json"]) == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import CLASSES, draw_picture, files
-from tests.study.conftest import write_study
+from tests.study.conftest import method, write_study
 
 from thoraclip.data.index import index
 from thoraclip.errors import ConfigError, ManifestError, ThoraclipError
@@ -29,23 +29,9 @@ from thoraclip.study.settings import study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
-STUDY = """
-resamples = 100
-seeds = [0, 1]
-audit = "none"
-thumbnails = false
-[[methods]]
-name = "zero-shot"
-kind = "zeroshot"
-[[methods]]
-name = "probe"
-kind = "probe"
-l2_steps = 2
-[[methods]]
-name = "trivial"
-kind = "trivial"
-max_iter = 5
-"""
+SETTINGS = 'resamples = 100\nseeds = [0, 1]\naudit = "none"\nthumbnails = false\n'
+METHODS = method("zeroshot", "zero-shot") + method("probe", l2_steps=2) + method("trivial", max_iter=5)
+STUDY = SETTINGS + METHODS
 EXTERNAL = """
 [external.hospital-b]
 manifest = "b.parquet"
@@ -299,13 +285,10 @@ def test_a_baseline_and_tuned_folds_score_a_folder(images: Path, clip: Path, tmp
             pixels = draw_picture(40, 40, seed=700 + i + 10 * len(name))
             Image.fromarray(pixels).save(tmp_path / "c" / name / f"{i}.png")
     (tmp_path / "c" / CLASSES[0] / "bad.png").write_bytes(b"no picture")
-    head, _, _ = STUDY.partition("[[methods]]")
-    text = (
-        head.replace("[0, 1]", "[0]") + "only_folds = [0, 1]\n"
-        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\nthen = "probe"\n'
-        '[[methods]]\nname = "tower"\nkind = "baseline"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
-        '[external.c]\nfolder = "c"\nlayout = "folders"\n'
-    )
+    few = {"select": "last", "steps": 1, "batch_size": 4, "chunk_size": 4}
+    methods = method("finetune", "LoRA", then="probe", **few) + method("baseline", "tower", **few)
+    text = SETTINGS.replace("[0, 1]", "[0]") + "only_folds = [0, 1]\n" + methods
+    text += '[external.c]\nfolder = "c"\nlayout = "folders"\n'
     file = write_study(tmp_path, clip, text, manifest=images / "m.parquet")
     report = run_study(*read_study(file, {}), tmp_path / "out")
     (one,) = report["external"]

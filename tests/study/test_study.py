@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import files
-from tests.study.conftest import without_pages, write_study
+from tests.study.conftest import method, without_pages, write_study
 
 from thoraclip.data import batches
 from thoraclip.data.index import index
@@ -25,28 +25,9 @@ from thoraclip.study.settings import MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions
 
-STUDY = """
-resamples = 100
-audit = "none"
-[[methods]]
-name = "zero-shot"
-kind = "zeroshot"
-[[methods]]
-name = "probe, L-BFGS"
-kind = "probe"
-l2_steps = 3
-"""
-MORE = """
-[[methods]]
-name = "AdamW"
-kind = "probe"
-solver = "adamw"
-epochs = 2
-[[methods]]
-name = "broken"
-kind = "probe"
-embeddings = "nowhere"
-"""
+SETTINGS = 'resamples = 100\naudit = "none"\n'
+STUDY = SETTINGS + method("zeroshot", "zero-shot") + method("probe", "probe, L-BFGS", l2_steps=3)
+MORE = method("probe", "AdamW", solver="adamw", epochs=2) + method("probe", "broken", embeddings="nowhere")
 PUBLISHED = """
 [[published]]
 name = "linear classifier"
@@ -79,7 +60,7 @@ def study_file(images: Path, clip: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def done(images: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    config, methods = read_study(write_study(images, clip, "seeds = [0, 1]" + STUDY + MORE + PUBLISHED), {})
+    config, methods = read_study(write_study(images, clip, "seeds = [0, 1]\n" + STUDY + MORE + PUBLISHED), {})
     out, lines = tmp_path_factory.mktemp("done") / "out", list[str]()
     return Done(out, config, methods, run_study(config, methods, out, announce=lines.append), lines)
 
@@ -270,8 +251,8 @@ def test_settings_reach_the_methods_that_know_them(study_file: Path) -> None:
     assert methods[0].config.prompts == "pairs"
     assert methods[1].config.l2_steps == 7
     text = study_file.read_text()
-    head, more = 'class_weight = "balanced"\ngeometry = "crop"\nbatch_size = 3\n', '[[methods]]\nkind = "zeroshot"\n'
-    study_file.write_text(f'{head}{text}geometry = "pad"\n{more}name = "Zero shot?"\n')
+    head = 'class_weight = "balanced"\ngeometry = "crop"\nbatch_size = 3\n'
+    study_file.write_text(f'{head}{text}geometry = "pad"\n{method("zeroshot", "Zero shot?")}')
     _, methods = read_study(study_file, {})
     assert [m.folder for m in methods] == ["zero-shot", "probe-l-bfgs", "zero-shot-2"]
     assert [m.config.geometry for m in methods] == ["crop", "pad", "crop"]
@@ -430,7 +411,7 @@ def test_a_study_decodes_each_picture_once(study_file: Path, tmp_path: Path, mon
     decoded: list[str] = []
     original = batches.read_indexed
     monkeypatch.setattr(batches, "read_indexed", lambda path, sha: (decoded.append(path.name), original(path, sha))[1])
-    text = study_file.read_text() + '[[methods]]\nname = "other precision"\nkind = "zeroshot"\nprecision = "bf16"\n'
+    text = study_file.read_text() + method("zeroshot", "other precision", precision="bf16")
     study_file.write_text(text.replace("resamples = 100", 'resamples = 100\nprecision = "fp32"'))
     run_study(*read_study(study_file, {}), tmp_path / "out")
     assert len(decoded) == 24
@@ -443,27 +424,11 @@ def test_a_study_decodes_each_picture_once(study_file: Path, tmp_path: Path, mon
         assert kept == direct
 
 
-TUNED = """
-resamples = 100
-audit = "none"
-seeds = [0, 1]
-batch_size = 16
-captioner = "template"
-[[methods]]
-name = "LoRA"
-kind = "finetune"
-then = "probe"
-append_label = true
-batch_size = 4
-chunk_size = 4
-steps = 1
-val_fraction = 0.3
-[[methods]]
-name = "projected"
-kind = "probe"
-after = "LoRA"
-features = "projected"
-"""
+TRAINING = {"then": "probe", "append_label": True, "batch_size": 4, "chunk_size": 4, "steps": 1, "val_fraction": 0.3}
+TUNED = (
+    SETTINGS + 'seeds = [0, 1]\nbatch_size = 16\ncaptioner = "template"\n' + method("finetune", "LoRA", **TRAINING)
+    + method("probe", "projected", after="LoRA", features="projected")
+)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -506,7 +471,7 @@ def test_a_fine_tuning_and_what_comes_after_it(
 @pytest.mark.usefixtures("undrawn")
 def test_what_comes_after_a_failed_training_fails_too(images: Path, clip: Path, tmp_path: Path) -> None:
     text = TUNED.replace("batch_size = 4\n", "batch_size = 600\n").replace('captioner = "template"\n', "")
-    text = text.replace("append_label = true\n", "") + '[[methods]]\nkind = "zeroshot"\n'
+    text = text.replace("append_label = true\n", "") + method("zeroshot")
     file = write_study(tmp_path, clip, text, manifest=images / "m.parquet")
     report = run_study(*read_study(file, {}), tmp_path / "out")
     failed = {f["name"]: f["error"] for f in report["failed"]}
