@@ -14,13 +14,12 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 from PIL import Image
-from tests.cli.interrupted import killed_at, killed_while_reading
+from tests.cli.interrupted import killed_at
 from tests.conftest import files
 from tests.forked import finish
 
 import thoraclip.study
 from thoraclip.cli.app import run
-from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 
@@ -140,20 +139,6 @@ def test_embed_killed_again_and_again_goes_on_and_ends_with_the_same_bytes(manif
         assert not (broken / "embeddings.json").exists()
     assert run([*arguments, str(broken)]) == 0
     assert files(broken) == files(tmp_path / "whole")
-
-
-def test_index_killed_again_and_again_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    root = write_phantoms(tmp_path / "p", PhantomConfig(images=12, size=48, infection_fraction=0.5)).root
-    arguments = ["index", str(root), "--layout", "covid-qu-ex", "--out"]
-    assert run([*arguments, str(tmp_path / "whole" / "m.parquet")]) == 0
-    broken = tmp_path / "broken" / "m.parquet"
-    for count, known in ((3, 3), (5, 8)):
-        assert finish(killed_while_reading, [*arguments, str(broken)], count).returncode == -signal.SIGKILL
-        lines = broken.with_name("m.facts.jsonl").read_text().splitlines()
-        assert len({line.split(",")[0] for line in lines if line.endswith("]")}) == known
-        assert not broken.exists()
-    assert run([*arguments, str(broken)]) == 0
-    assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
 def test_check_split_and_card(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
