@@ -21,6 +21,7 @@ CLASSES = ("COVID-19", "Non-COVID", "Normal")
 PER_CLASS = 8
 
 Grey = npt.NDArray[np.uint8]
+Capture = pytest.CaptureFixture[str]
 
 IS_DEEP = os.environ.get("HYPOTHESIS_PROFILE", "quick") == "deep"
 """`make test-all` tries every property on as many examples as it names; `make test` on a quarter of them."""

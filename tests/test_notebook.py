@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Capture
 
 import thoraclip
 
@@ -40,9 +41,7 @@ def test_every_step_is_explained_and_no_output_is_kept(notebook: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_main_job_runs_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_main_job_runs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict[str, Any] = {"__name__": "notebook"}

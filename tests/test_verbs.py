@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import files
+from tests.conftest import Capture, files
 
 import thoraclip
 from thoraclip import verbs
@@ -19,9 +19,7 @@ from thoraclip.methods import METHODS, Method
 from thoraclip.tables.manifest import Manifest
 
 
-def test_from_a_folder_to_a_report_in_silence(
-    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_a_folder_to_a_report_in_silence(class_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     """Text and paths, files and tables, all the way."""
     found = thoraclip.index(str(class_folder), out=tmp_path / "m.parquet")
     assert (tmp_path / "m.index.json").is_file()
@@ -76,7 +74,7 @@ def test_a_study_takes_settings_as_keywords(manifest_file: Path, tmp_path: Path)
         thoraclip.run_study(tmp_path / "s.toml", out=tmp_path / "s", sedes=[0, 1])
 
 
-def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: Capture) -> None:
     captions = thoraclip.caption(manifest, captioner="template", everywhere=True, out=str(tmp_path / "c.parquet"))
     assert sum(captions.with_label) == 24
     summary = thoraclip.phantom(str(tmp_path / "phantoms"), images=6, size=96, shortcut="border=0.9")
@@ -86,9 +84,7 @@ def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: pytes
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_is_told_when_asked_for(
-    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_is_told_when_asked_for(manifest: Manifest, tmp_path: Path, capsys: Capture) -> None:
     thoraclip.embed(manifest, model="tiny-clip", out=tmp_path / "e", progress=True)
     out, err = capsys.readouterr()
     assert out == "" and err.endswith("\rembedding: 24/24\n")
@@ -104,7 +100,7 @@ def test_progress_is_told_when_asked_for(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_line_begins_anew_after_an_unfinished_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_begins_anew_after_an_unfinished_stage(capsys: Capture) -> None:
     lines = verbs._Lines("work")
     lines.draw(1, 3)
     lines.tell("look")
@@ -143,9 +139,7 @@ def test_mistakes_name_the_verb(
 
 
 @pytest.mark.parametrize("kind", [*METHODS, "card"])
-def test_no_argument_can_be_given_as_a_setting(
-    kind: str, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_argument_can_be_given_as_a_setting(kind: str, manifest_file: Path, tmp_path: Path, capsys: Capture) -> None:
     settings = CardSettings if kind == "card" else METHODS[kind].config_type
     names = [p.name for p in inspect.signature(getattr(thoraclip, kind)).parameters.values() if p.kind != p.VAR_KEYWORD]
     for name in {"manifest", *names} - set(settings.__dataclass_fields__):

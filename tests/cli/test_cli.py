@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.cli.interrupted import killed_at
-from tests.conftest import files
+from tests.conftest import Capture, files
 from tests.forked import finish
 
 import thoraclip.study
@@ -23,7 +23,7 @@ from thoraclip.cli.app import run
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(arguments: list[str], capsys: Capture) -> str:
     """Run what must fail; returns its one line."""
     code = run(arguments)
     captured = capsys.readouterr()
@@ -36,7 +36,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-def test_from_a_folder_to_a_page(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_folder_to_a_page(class_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     m, s, out = str(tmp_path / "m.parquet"), str(tmp_path / "s.parquet"), tmp_path / "report"
     assert run(["index", str(class_folder), "--layout", "folders", "--out", m]) == 0
     assert run(["split", m, "--folds", "3", "--seed", "1", "--out", s]) == 0
@@ -64,9 +64,7 @@ def test_a_manifest_knows_its_folds_after_split(manifest_file: Path, tmp_path: P
     assert set(manifest.column("fold")) == {None}
 
 
-def test_the_demo_runs_offline(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demo_runs_offline(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the first method of two kinds alone; `make demo` runs them all."""
     whole = thoraclip.study.run_study
 
@@ -108,9 +106,7 @@ def test_patients_are_looked_up_in_the_manifest(manifest: Manifest, manifest_fil
     assert json.loads((tmp_path / "r" / "report.json").read_text())["sample"]["unit"] == "patient"
 
 
-def test_unreadable_pictures_are_set_aside_and_the_rest_goes_on(
-    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_pictures_are_set_aside(class_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     whole = (class_folder / "COVID-19" / "0.png").read_bytes()
     (class_folder / "COVID-19" / "broken.png").write_bytes(whole[: len(whole) // 2])
     (class_folder / "COVID-19" / "empty.jpg").write_bytes(b"")
@@ -141,7 +137,7 @@ def test_embed_killed_again_and_again_goes_on_and_ends_with_the_same_bytes(manif
     assert files(broken) == files(tmp_path / "whole")
 
 
-def test_check_split_and_card(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_split_and_card(class_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     """A user finds a copy on both sides of the split, splits again with the copies together, and describes the data."""
     for picture in class_folder.rglob("*.png"):
         to = tmp_path / "data" / ("train" if int(picture.stem) < 5 else "test") / picture.relative_to(class_folder)
@@ -218,7 +214,7 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_a_mistake_is_one_line_and_writes_nothing(
-    arguments: list[str], message: str, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str, manifest_file: Path, tmp_path: Path, capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -235,7 +231,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 
 
 def test_embeddings_and_predictions_of_other_images(
-    manifest: Manifest, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    manifest: Manifest, manifest_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     write_manifest(tmp_path / "o.parquet", manifest.take(np.arange(4)))
     e, p, q = tmp_path / "e", tmp_path / "p.csv", tmp_path / "q.csv"
@@ -248,7 +244,7 @@ def test_embeddings_and_predictions_of_other_images(
     assert "'q'" in refused(["report", str(p), str(q), "--out", str(tmp_path / "r")], capsys)
 
 
-def test_changed_pictures(manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_pictures(manifest_file: Path, tmp_path: Path, capsys: Capture) -> None:
     path = read_manifest(manifest_file).paths()[0]
     Image.fromarray(np.random.default_rng(9).integers(0, 256, (50, 50), dtype=np.uint8)).save(path)
     line = refused(["embed", str(manifest_file), "--model", "tiny-clip", "--out", str(tmp_path / "e")], capsys)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.cli.test_cli import refused
-from tests.conftest import draw_picture, write_class_folder
+from tests.conftest import Capture, draw_picture, write_class_folder
 
 import thoraclip
 from thoraclip.cli.app import run
@@ -42,8 +42,8 @@ def explain(study: Path, picture: Path, out: Path, *more: str) -> list[str]:
     return ["explain", str(study / "runs" / "probe"), str(picture), "--out", str(out), *more]
 
 
-def test_a_picture_of_the_study_is_explained_by_the_fold_that_held_it_out(
-    study: Path, folds: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_fold_that_held_a_picture_out_explains_it(
+    study: Path, folds: Manifest, tmp_path: Path, capsys: Capture
 ) -> None:
     for row in (0, 9, 23):
         picture, fold = folds.paths()[row], folds.column("fold")[row]
@@ -65,9 +65,7 @@ def test_a_picture_of_the_study_is_explained_by_the_fold_that_held_it_out(
     assert sheet.format == "PNG" and sheet.height == 480 + 24, "48 pixels high, ten times as large"
 
 
-def test_a_strange_picture_is_explained_by_the_first_fold_with_the_mask_that_is_given(
-    study: Path, tmp_path: Path
-) -> None:
+def test_the_first_fold_explains_a_strange_picture_with_the_mask_given(study: Path, tmp_path: Path) -> None:
     run, new = study / "runs" / "probe", tmp_path / "new.jpg"
     Image.fromarray(draw_picture(96, 80, seed=77)).save(new, quality=95)
     Image.fromarray((np.arange(96 * 80).reshape(96, 80) < 96 * 20).astype(np.uint8) * 255).save(tmp_path / "mask.png")
@@ -87,7 +85,7 @@ def test_without_its_manifest_a_run_still_explains(study: Path, folds: Manifest,
 
 @pytest.mark.parametrize("case", ["class", "method", "fold", "trivial", "mask", "picture", "gone", "out", "folder"])
 def test_a_mistake_is_answered_in_one_line(
-    case: str, study: Path, folds: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, study: Path, folds: Manifest, tmp_path: Path, capsys: Capture
 ) -> None:
     first, out = folds.paths()[0], tmp_path / "a.png"
     (tmp_path / "text.png").write_text("no picture")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.conftest import draw_picture, files
+from tests.conftest import Capture, draw_picture, files
 from tests.deploy.conftest import Workshop, workshop
 from tests.deploy.test_scoring import HEAD
 
@@ -20,9 +20,7 @@ from thoraclip.methods.trivial import Config
 __all__ = ["workshop"]
 
 
-def test_from_a_run_to_predictions_and_a_map(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_a_run_to_predictions_and_a_map(workshop: Workshop, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "bundle"
     assert run(["export", str(workshop.run("probe")), "--out", str(out), "--int8"]) == 0
     told = capsys.readouterr()
@@ -63,7 +61,7 @@ def test_from_a_run_to_predictions_and_a_map(
     ],
 )  # fmt: skip
 def test_what_goes_wrong_is_one_line(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    workshop: Workshop, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch,
     arguments: list[str], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.test_cli import refused
-from tests.conftest import files, write_class_folder
+from tests.conftest import Capture, files, write_class_folder
 from tests.deploy.fake_bundle import pretend
 from tests.deploy.test_scoring import HEAD, fill
 from tests.small_install import run_small
@@ -59,9 +59,7 @@ def wait_for_rows(partial: Path, count: int) -> None:
         time.sleep(0.002)
 
 
-def test_rows_go_to_standard_output_and_all_else_to_standard_error(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_go_to_standard_output_and_all_else_to_the_error_stream(folder: Path, capsys: Capture) -> None:
     (folder / "notes.txt").write_text("text")
     assert run(["predict", "bundle", str(folder), str(folder / "00.png")]) == 0
     captured = capsys.readouterr()
@@ -81,7 +79,7 @@ def test_rows_go_to_standard_output_and_all_else_to_standard_error(
     ]
 
 
-def test_more_than_ten_failures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_than_ten_failures_are_counted(tmp_path: Path, capsys: Capture) -> None:
     assert run(["predict", "bundle", str(fill(tmp_path / "in", 20, bad=tuple(range(13))))]) == 0
     told = capsys.readouterr().err.splitlines()
     assert sum(": damaged picture" in line for line in told) == 10
@@ -93,7 +91,7 @@ def test_more_than_ten_failures_are_counted(tmp_path: Path, capsys: pytest.Captu
     [("t.csv", [], False), ("t.jsonl", [], True), ("t.csv", ["--format=jsonl"], True), ("t.jsonl", ["--format=csv"], False)],
 )  # fmt: skip
 def test_the_format_follows_the_option_or_the_name(
-    name: str, options: list[str], is_json: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, options: list[str], is_json: bool, folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert run(["predict", "bundle", str(folder), "--out", str(tmp_path / name), "--threads", "2", *options]) == 0
     lines = (tmp_path / name).read_text().splitlines()
@@ -103,9 +101,7 @@ def test_the_format_follows_the_option_or_the_name(
     assert f"-> {tmp_path / name}" in captured.err
 
 
-def test_the_function_gives_the_rows_back_in_silence(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_function_gives_the_rows_back_in_silence(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     summary = thoraclip.predict("bundle", folder)
     assert [row["path"] for row in summary.rows or []] == [f"{folder}/{i:02d}.png" for i in range(12)]
     again = thoraclip.predict("bundle", [folder / "00.png", str(folder / "01.png")], out=str(tmp_path / "t.csv"))
@@ -129,7 +125,7 @@ def test_a_list_comes_through_a_pipe(separator: str, folder: Path) -> None:
     assert b"names that are not UTF-8: 1; a CSV holds their bytes" in err
 
 
-def test_both_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_manifests(tmp_path: Path, capsys: Capture) -> None:
     images = write_class_folder(tmp_path / "images")
     found = thoraclip.index(images, out=tmp_path / "m.parquet").manifest
     (tmp_path / "m.csv").write_text("\n".join(["path", *(f"images/{path}" for path in found.column("path"))]))
@@ -139,7 +135,7 @@ def test_both_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert [row["path"] for row in rows] == [str(path) for path in found.paths()]
 
 
-def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsys: Capture) -> None:
     folder = fill(tmp_path / "in", 2, bad=(0, 1))
     line = refused(["predict", "bundle", str(folder), "--out", str(tmp_path / "t.csv")], capsys)
     assert "t.csv: not one of 2 pictures can be read, first " in line
@@ -162,7 +158,7 @@ def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsy
     ],
 )  # fmt: skip
 def test_a_mistake_is_answered_in_one_line_and_writes_nothing(
-    arguments: list[str], answer: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], answer: str, folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "empty").mkdir()
     (folder / "m.csv").write_text("path\n00.png\n")
@@ -191,9 +187,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_the_same_command_goes_on_after_any_end(
-    end: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_command_goes_on_after_any_end(end: signal.Signals, tmp_path: Path, capsys: Capture) -> None:
     folder, out = fill(tmp_path / "in", 40), tmp_path / "t.csv"
     kept = tmp_path / "t.csv.partial"
     process = child(str(folder), "--out", str(out), "--threads", "2", seconds=0.05, stderr=subprocess.PIPE)
@@ -252,14 +246,14 @@ def test_a_small_install_predicts_and_names_the_extra_of_what_is_missing(folder:
     assert done.stderr == "error: 'onnxruntime' is not installed; mend it with: pip install 'thoraclip[predict]'\n"
 
 
-def test_a_name_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_cannot_move_the_cursor(tmp_path: Path, capsys: Capture) -> None:
     fill(tmp_path)
     (tmp_path / "\x1b[2Ja\nb.png").write_bytes(b"bad")
     assert run(["predict", "bundle", str(tmp_path)]) == 0
     assert f"  {tmp_path}/\\x1b[2Ja\\nb.png: damaged picture" in capsys.readouterr().err
 
 
-def test_an_unknown_total_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_total_is_not_drawn(capsys: Capture) -> None:
     plain = _PlainProgress("images")
     for done in range(5):
         plain(done, 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.checkpoints import save_classifier
+from tests.conftest import Capture
 
 from thoraclip.cli import console
 from thoraclip.cli.app import run
@@ -35,9 +36,7 @@ def test_a_bar_names_the_stage_and_counts(monkeypatch: pytest.MonkeyPatch) -> No
     assert "fold 1 of 3, epoch 2 of 7 \x1b" in shown, "beside the bar, without the brackets"
 
 
-def test_lines_where_nobody_watches_are_few(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_where_nobody_watches_are_few(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with console.progress_bar("images") as progress:
@@ -49,7 +48,7 @@ def test_lines_where_nobody_watches_are_few(
     assert lines[-1] == "images: 100/100, 2/s" and len(lines) == 5
 
 
-def test_training_names_fold_and_epoch(manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_names_fold_and_epoch(manifest_file: Path, tmp_path: Path, capsys: Capture) -> None:
     settings = {"model": save_classifier("resnet", tmp_path / "resnet"), "epochs": 2, "batch_size": 4, "chunk_size": 4}
     arguments = [f"--set={name}={value}" for name, value in settings.items()]
     assert run(["baseline", str(manifest_file), "--out", str(tmp_path / "out"), *arguments]) == 0

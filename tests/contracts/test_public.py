@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from tests.conftest import Capture
 
 import thoraclip
 from thoraclip import verbs
@@ -130,12 +131,12 @@ def test_shipped_prompts_describe_themselves(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     assert run([command, "--help"]) == 0
     assert command in capsys.readouterr().out
 
 
-def test_the_help_names_every_command_under_its_panel(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_names_every_command_under_its_panel(capsys: Capture) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
     panels = re.findall(r"─ (\w+) ─", text)

@@ -165,9 +165,7 @@ def broken_study(
 
 
 @pytest.mark.parametrize(("split", "what"), [("train", "training"), ("val", "validation")])
-def test_a_class_missing_where_it_is_learnt_or_chosen(
-    split: str, what: str, models: dict[str, str], root: Path
-) -> None:
+def test_a_class_missing_where_it_is_learnt(split: str, what: str, models: dict[str, str], root: Path) -> None:
     table = write_images(root, ("a", "b", "c"), without=("b", split))
     code, failed, report = broken_study(root, models, table)
     assert set(failed) == {"trivial", "probe", "text-informed", "LoRA", "LoRA, then probe", "network"}

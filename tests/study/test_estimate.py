@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import files
+from tests.conftest import Capture, files
 from tests.study.conftest import method, write_study
 
 from thoraclip.cli import start
@@ -116,7 +116,7 @@ def test_who_fails_costs_nothing_and_loses_only_its_followers(study: Path, tmp_p
     assert all(run["images_encoded"] == run["images_trained"] == 0 for run in runs if run["error"])
 
 
-def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "s.toml").write_text(
         'folder = "nowhere"\n[[methods]]\nkind = "zeroshot"\n[[methods]]\nkind = "probe"\n'
     )
@@ -129,7 +129,7 @@ def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys:
 
 @pytest.mark.slow
 def test_the_command_prints_the_plan_and_writes_nothing(
-    images: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    images: Path, clip: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"seeds = [0, 1]\n{SETTINGS}{ZERO_SHOT}{BROKEN}"
     file = write_study(tmp_path, clip, text, manifest=images / "m.parquet")

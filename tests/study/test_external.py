@@ -177,7 +177,7 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(lost: int, done: Done, t
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_study_killed_meanwhile_ends_with_the_same_bytes(
+def test_killed_meanwhile_it_ends_with_the_same_bytes(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed four times, each time a little later."""
@@ -221,7 +221,7 @@ def test_other_labels_there_are_judged_anew(done: Done, images: Path, clip: Path
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_method_whose_model_is_gone_does_not_lose_the_others(
+def test_a_method_whose_model_is_gone_loses_no_other(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, _ = done

@@ -132,7 +132,7 @@ def test_every_run_has_its_seed_and_its_settings(done: Done, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_other_settings_run_again_what_they_touch_and_nothing_else(
+def test_other_settings_run_again_what_they_touch_alone(
     done: Done, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = [
@@ -162,9 +162,7 @@ def test_other_settings_run_again_what_they_touch_and_nothing_else(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_interrupted_study_ends_with_the_same_bytes(
-    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_it_ends_with_the_same_bytes(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -199,9 +197,7 @@ def test_the_best_network_is_audited_and_the_reading_says_so(done: Done, copied:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_audit_that_fails_does_not_lose_the_report(
-    done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_audit_that_fails_loses_no_report(done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = iter([InputError("no lungs here"), ZeroDivisionError("nobody foresaw this"), InputError("none here")])
 
     def breaks(*_: object, **__: object) -> None:
@@ -220,9 +216,7 @@ def test_an_audit_that_fails_does_not_lose_the_report(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_method_that_breaks_does_not_lose_the_others_either(
-    done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_that_breaks_loses_no_other(done: Done, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("nobody foresaw this")
 
