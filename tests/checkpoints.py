@@ -13,12 +13,10 @@ if TYPE_CHECKING:
 
 TINY = Path(str(resources.files("thoraclip") / "models" / "assets" / "tiny-clip"))
 SIDE = 32
+_LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_VISION = {**_LAYERS, "patch_size": 8}
 _TEXT = {
-    "vocab_size": 768, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
-}  # fmt: skip
-_VISION = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8,
+    **_LAYERS, "vocab_size": 768, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
 }  # fmt: skip
 FAMILIES = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
 
@@ -63,9 +61,8 @@ def _model(family: str) -> torch.nn.Module:
     )
 
 
-BLIP_WORDS = tuple(
-    ["a", "an", "chest", "x", "-", "ray", "of", "the", "lung", "heart", "left", "right", "both", "white", "dark"]
-)
+_WORDS = ["a", "an", "chest", "x", "-", "ray", "of", "the", "lung", "heart", "left", "right", "both", "white", "dark"]
+BLIP_WORDS = tuple(_WORDS)
 
 
 def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: bool = False) -> Path:
@@ -95,10 +92,8 @@ def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: b
         bias[:6] = -1e4  # the tokens that are no words
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    content = {
-        "image_processor_type": "BlipImageProcessor", "size": {"height": SIDE, "width": SIDE},
-        "image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.3, 0.2],
-    }  # fmt: skip
+    numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.3, 0.2], "size": {"height": SIDE, "width": SIDE}}
+    content = {"image_processor_type": "BlipImageProcessor", **numbers}
     return _with_processor(folder, content)
 
 
@@ -116,9 +111,8 @@ def save_classifier(kind: str, folder: Path, *, seed: int = 0, classes: int = 5)
             embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=classes
         )
         model: torch.nn.Module = ResNetForImageClassification(config)
-        processor = {
-            "image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": SIDE}, "crop_pct": 0.875,
-        }  # fmt: skip
+        size = {"size": {"shortest_edge": SIDE}, "crop_pct": 0.875}
+        processor = {"image_processor_type": "ConvNextImageProcessor", **size}
     else:
         vit = {**_VISION, "image_size": SIDE, "num_labels": classes}
         model = ViTForImageClassification(ViTConfig(**vit))

@@ -128,14 +128,13 @@ def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, 
     ],
 )
 def test_mistakes_name_the_verb(
-    verb: str, settings: dict[str, Any], message: str, manifest_file: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
+    verb: str, settings: dict[str, Any], message: str, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(manifest_file.parent)
     Path("z.toml").write_text('kind = "zeroshot"\n')
     with pytest.raises(ThoraclipError, match=message):
-        getattr(thoraclip, verb)(**{"manifest": manifest_file, "out": tmp_path / "p", **settings})
-    assert not (tmp_path / "p").exists()
+        getattr(thoraclip, verb)(**{"manifest": manifest_file, "out": "p", **settings})
+    assert not Path("p").exists()
 
 
 @pytest.mark.parametrize("kind", [*METHODS, "card"])

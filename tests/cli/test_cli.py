@@ -182,6 +182,11 @@ def test_python_dash_m_works() -> None:
     assert done.startswith("thoraclip ")
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
 OUT = ["--out", "{out}.parquet"]
 SET = ["--out", "{out}", "--set"]
 MISTAKES: list[tuple[list[str], str]] = [
@@ -213,16 +218,15 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+@pytest.mark.usefixtures("manifest_file", "offline")
 def test_a_mistake_is_one_line_and_writes_nothing(
-    arguments: list[str], message: str, manifest_file: Path, tmp_path: Path, capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    arguments: list[str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.parquet").write_text("hello")
     (tmp_path / "p.csv").write_text("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,c,0.5,0.5\n")
-    places = {"images": "images", "nowhere": "no", "empty": "empty", "out": "out", "text": "text.parquet",
-              "csv": "p.csv", "manifest": manifest_file.name}  # fmt: skip
+    places = {name: name for name in ("images", "empty", "out")}
+    places |= {"nowhere": "no", "text": "text.parquet", "csv": "p.csv", "manifest": "m.parquet"}
     before = files(tmp_path)
     words = [word.format(**{name: tmp_path / place for name, place in places.items()}) for word in arguments]
     assert message in refused(words, capsys)

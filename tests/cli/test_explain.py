@@ -58,9 +58,16 @@ def test_the_fold_that_held_a_picture_out_explains_it(
     options = ["--class", "Normal", "--method", "grad-cam", "--fold", "2"]
     assert run(explain(study, folds.paths()[0], tmp_path / "b.png", *options)) == 0
     shown = capsys.readouterr().out
-    for text in ("Normal, probability", "grad-cam", "fold 2", "evidence in the lungs", "given mask", "not for diagnosis",
-                 "b.png"):  # fmt: skip
+    for text in (
+        "Normal, probability",
+        "grad-cam",
+        "fold 2",
+        "evidence in the lungs",
+        "given mask",
+        "not for diagnosis",
+    ):
         assert text in shown, text
+    assert "b.png" in shown
     sheet = Image.open(tmp_path / "b.png")
     assert sheet.format == "PNG" and sheet.height == 480 + 24, "48 pixels high, ten times as large"
 

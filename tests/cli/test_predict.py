@@ -86,13 +86,13 @@ def test_more_than_ten_failures_are_counted(tmp_path: Path, capsys: Capture) -> 
     assert "  ... and 3 more" in told
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "is_json"),
-    [("t.csv", [], False), ("t.jsonl", [], True), ("t.csv", ["--format=jsonl"], True), ("t.jsonl", ["--format=csv"], False)],
-)  # fmt: skip
+@pytest.mark.parametrize("named", ["csv", "jsonl"])
+@pytest.mark.parametrize("asked", ["", "csv", "jsonl"])
 def test_the_format_follows_the_option_or_the_name(
-    name: str, options: list[str], is_json: bool, folder: Path, tmp_path: Path, capsys: Capture
+    named: str, asked: str, folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
+    name, options = f"t.{named}", [f"--format={asked}"] if asked else []
+    is_json = (asked or named) == "jsonl"
     assert run(["predict", "bundle", str(folder), "--out", str(tmp_path / name), "--threads", "2", *options]) == 0
     lines = (tmp_path / name).read_text().splitlines()
     assert list(json.loads(lines[0])) == HEAD if is_json else lines[0] == ",".join(HEAD)

@@ -27,14 +27,10 @@ from thoraclip.tables.predictions import read_predictions
 TWO = ("no", "yes")
 FIVE = ("COVID-19 (PCR+)", "Ödem, beidseits", "肺炎", "1", "<b>&{x}%_#$")
 FEW_STEPS = {"steps": 4, "batch_size": 8, "chunk_size": 4, "validate_every": 2, "checkpoint_minutes": 0.001}
-FAST = (
-    method("trivial", max_iter=10) + method("zeroshot", "zero-shot") + method("probe")
-    + method("probe", "text-informed", solver="lp++", features="projected")
-)  # fmt: skip
-METHODS = (
-    FAST + method("finetune", "LoRA", select="last", then="probe", **FEW_STEPS)
-    + method("baseline", "network", model="NETWORK", **FEW_STEPS)
-)  # fmt: skip
+FAST = method("trivial", max_iter=10) + method("zeroshot", "zero-shot") + method("probe")
+FAST += method("probe", "text-informed", solver="lp++", features="projected")
+METHODS = FAST + method("finetune", "LoRA", select="last", then="probe", **FEW_STEPS)
+METHODS += method("baseline", "network", model="NETWORK", **FEW_STEPS)
 
 
 @pytest.fixture

@@ -26,11 +26,9 @@ SETTINGS = 'resamples = 100\naudit = "none"\nonly_folds = [2, 0]\nbatch_size = 1
 ZERO_SHOT = method("zeroshot", "zero-shot")
 BROKEN = method("probe", "broken", model="./nowhere")
 TUNING = {"batch_size": 5, "chunk_size": 2, "steps": 3, "validate_every": 2, "val_fraction": 0.3, "select": "probe"}
-STUDY = SETTINGS + "".join([
-    ZERO_SHOT, method("probe", l2_steps=2), method("finetune", "LoRA", **TUNING, then="probe"),
-    method("zeroshot", "zero-shot, tuned", after="LoRA"), method("baseline", "network", batch_size=4, chunk_size=4, epochs=1),
-    method("zeroshot", "other geometry", geometry="pad"),
-])  # fmt: skip
+STUDY = f"{SETTINGS}{ZERO_SHOT}" + method("probe", l2_steps=2) + method("finetune", "LoRA", **TUNING, then="probe")
+STUDY += method("zeroshot", "zero-shot, tuned", after="LoRA") + method("zeroshot", "other geometry", geometry="pad")
+STUDY += method("baseline", "network", batch_size=4, chunk_size=4, epochs=1)
 
 
 @pytest.fixture
@@ -99,9 +97,8 @@ def test_what_is_counted_is_what_happens(study: Path, tmp_path: Path, monkeypatc
     before = files(out)
     lost = plan_study(config, methods, out)["runs"]
     assert files(out) == before
-    assert {run["name"]: run["cached"] for run in lost if not run["done"]} == {
-        "probe": ["embeddings"], "LoRA, then probe": ["embeddings"], "network": ["pixels"],
-    }  # fmt: skip
+    cached = {run["name"]: run["cached"] for run in lost if not run["done"]}
+    assert cached == {"probe": ["embeddings"], "LoRA, then probe": ["embeddings"], "network": ["pixels"]}
     assert summed(lost) == {"network": spy.seen["network"]}
 
 
@@ -141,9 +138,8 @@ def test_the_command_prints_the_plan_and_writes_nothing(
     keys = {"name", "kind", "seed", "done", "images_encoded", "images_trained", "seconds", "cached", "error"}
     assert all(keys <= set(row) for row in plan["runs"])
     fine, *others = plan["runs"]
-    assert [fine[key] for key in ("name", "kind", "seed", "done", "cached", "error")] == [
-        "zero-shot", "zeroshot", None, False, [], None,
-    ]  # fmt: skip
+    found = [fine[key] for key in ("name", "kind", "seed", "done", "cached", "error")]
+    assert found == ["zero-shot", "zeroshot", None, False, [], None]
     assert (fine["images_encoded"], fine["images_trained"]) == (24, 0) and fine["seconds"] > 0
     assert [(row["name"], row["seed"], row["seconds"]) for row in others] == [("broken", 0, None), ("broken", 1, None)]
     assert all("no such folder" in row["error"] for row in others)
