@@ -62,7 +62,6 @@ def _model(family: str) -> torch.nn.Module:
 
 
 _WORDS = ["a", "an", "chest", "x", "-", "ray", "of", "the", "lung", "heart", "left", "right", "both", "white", "dark"]
-BLIP_WORDS = tuple(_WORDS)
 
 
 def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: bool = False) -> Path:
@@ -74,7 +73,7 @@ def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: b
     from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration
 
     tokenizer = BertTokenizerFast(
-        {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *BLIP_WORDS))},
+        {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *_WORDS))},
         bos_token="[DEC]",
     )
     text = {

@@ -107,6 +107,9 @@ def test_a_line_begins_anew_after_an_unfinished_stage(capsys: Capture) -> None:
     lines.draw(3, 3)
     lines.tell("done")
     assert capsys.readouterr().err == "\rwork: 1/3\nlook\n\rwork: 3/3\ndone\n"
+    for total in (0, 0, 2):
+        lines.draw(2, total)
+    assert capsys.readouterr().err == "\rwork: 2\rwork: 2\rwork: 2/2\n", "an unknown total is not drawn"
 
 
 def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,13 @@ from tests.cli.test_cli import refused
 from tests.conftest import Capture, files, write_class_folder
 from tests.deploy.fake_bundle import pretend
 from tests.deploy.test_scoring import HEAD, fill
+from tests.forked import wait_for
 from tests.small_install import run_small
 
 import thoraclip
 from thoraclip.cli.app import run
 from thoraclip.cli.console import _PlainProgress
 from thoraclip.deploy import opening
-from thoraclip.verbs import _Lines
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -49,14 +48,6 @@ def child(*arguments: str, seconds: float = 0.0, **streams: object) -> subproces
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **streams)  # type: ignore[call-overload,no-any-return]
-
-
-def wait_for_rows(partial: Path, count: int) -> None:
-    """Until a partial table holds more than so many lines."""
-    end = time.monotonic() + 60
-    while not (partial.exists() and partial.read_bytes().count(b"\n") > count):
-        assert time.monotonic() < end, "nothing was scored"
-        time.sleep(0.002)
 
 
 def test_rows_go_to_standard_output_and_all_else_to_the_error_stream(folder: Path, capsys: Capture) -> None:
@@ -125,13 +116,12 @@ def test_a_list_comes_through_a_pipe(separator: str, folder: Path) -> None:
     assert b"names that are not UTF-8: 1; a CSV holds their bytes" in err
 
 
-def test_both_manifests(tmp_path: Path, capsys: Capture) -> None:
-    images = write_class_folder(tmp_path / "images")
-    found = thoraclip.index(images, out=tmp_path / "m.parquet").manifest
+def test_the_pictures_of_both_manifests(tmp_path: Path, capsys: Capture) -> None:
+    found = thoraclip.index(write_class_folder(tmp_path / "images"), out=tmp_path / "m.parquet").manifest
     (tmp_path / "m.csv").write_text("\n".join(["path", *(f"images/{path}" for path in found.column("path"))]))
     for name in ("m.parquet", "m.csv"):
         assert run(["predict", "bundle", "--manifest", str(tmp_path / name)]) == 0
-        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
         assert [row["path"] for row in rows] == [str(path) for path in found.paths()]
 
 
@@ -191,7 +181,7 @@ def test_the_same_command_goes_on_after_any_end(end: signal.Signals, tmp_path: P
     folder, out = fill(tmp_path / "in", 40), tmp_path / "t.csv"
     kept = tmp_path / "t.csv.partial"
     process = child(str(folder), "--out", str(out), "--threads", "2", seconds=0.05, stderr=subprocess.PIPE)
-    wait_for_rows(kept, 8)
+    wait_for(lambda: kept.exists() and kept.read_bytes().count(b"\n") > 8)
     process.send_signal(end)
     _, err = process.communicate(timeout=30)
     if end == signal.SIGINT:
@@ -263,8 +253,3 @@ def test_an_unknown_total_is_not_drawn(capsys: Capture) -> None:
     assert capsys.readouterr().err.startswith("images: 5, ")
     plain(6, 6)
     assert capsys.readouterr().err.startswith("images: 6/6, ")
-    lines = _Lines("images")
-    lines.draw(1, 0)
-    lines.draw(2, 0)
-    lines.draw(2, 2)
-    assert capsys.readouterr().err == "\rimages: 1\rimages: 2\rimages: 2/2\n"

@@ -64,9 +64,7 @@ def test_a_probe_on_finished_features_and_its_report_need_no_torch(manifest: Man
     assert (tmp_path / "report" / "report.html").is_file()
 
 
-def test_file_and_network_have_one_fingerprint_without_what_loading_passes_over(
-    model: Path,
-) -> None:
+def test_file_and_network_have_one_fingerprint_without_what_loading_passes_over(model: Path) -> None:
     before, weights = stored_fingerprint(model), load_file(model / "model.safetensors")
     assert before == load_encoder(EncoderConfig(model=str(model))).fingerprint
     assert stored_fingerprint(model / "nothing") is None

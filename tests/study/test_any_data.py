@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.checkpoints import save_classifier
 from tests.conftest import draw_picture, files
-from tests.forked import start
+from tests.forked import start, wait_for
 from tests.study.conftest import method, without_pages, write_study
 
 from thoraclip.cli.app import run
@@ -141,13 +141,6 @@ def test_two_classes_whose_study_is_killed_three_times(models: dict[str, str], r
 def runs_of(study: Path, name: str) -> list[Path]:
     slug = {"LoRA, then probe": "lora-then-probe"}.get(name, name.lower())
     return sorted((study / "runs" / slug).glob("seed-*/predictions.parquet"))
-
-
-def wait_for(is_there: Callable[[], bool], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not is_there():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)
 
 
 def broken_study(
