@@ -6,24 +6,18 @@ import json
 import shutil
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 TINY = Path(str(resources.files("thoraclip") / "models" / "assets" / "tiny-clip"))
 SIDE = 32
+_LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_VISION = {**_LAYERS, "patch_size": 8}
 _TEXT = {
-    "vocab_size": 768, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    **_LAYERS, "vocab_size": 768, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
 }  # fmt: skip
-_VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "patch_size": 8,
-}
 FAMILIES = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
 
 
@@ -35,12 +29,14 @@ def save_checkpoint(family: str, folder: Path, *, seed: int = 0) -> Path:
     _model(family).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
-    size = (
-        {"shortest_edge": SIDE} if family in {"clip", "vision-text-dual-encoder"} else {"height": SIDE, "width": SIDE}
-    )
-    content = {"size": size, "resample": 3, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.3, 0.2]}
-    if "shortest_edge" in size:
-        content |= {"do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}}
+    square = {"height": SIDE, "width": SIDE}
+    content = {"size": square, "resample": 3, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.3, 0.2]}
+    if family in {"clip", "vision-text-dual-encoder"}:
+        content |= {"size": {"shortest_edge": SIDE}, "do_center_crop": True, "crop_size": square}
+    return _with_processor(folder, content)
+
+
+def _with_processor(folder: Path, content: dict[str, Any]) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
@@ -65,23 +61,7 @@ def _model(family: str) -> torch.nn.Module:
     )
 
 
-BLIP_WORDS = (
-    "a",
-    "an",
-    "chest",
-    "x",
-    "-",
-    "ray",
-    "of",
-    "the",
-    "lung",
-    "heart",
-    "left",
-    "right",
-    "both",
-    "white",
-    "dark",
-)
+_WORDS = ["a", "an", "chest", "x", "-", "ray", "of", "the", "lung", "heart", "left", "right", "both", "white", "dark"]
 
 
 def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: bool = False) -> Path:
@@ -93,7 +73,7 @@ def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: b
     from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration
 
     tokenizer = BertTokenizerFast(
-        {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *BLIP_WORDS))},
+        {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *_WORDS))},
         bos_token="[DEC]",
     )
     text = {
@@ -111,14 +91,9 @@ def save_blip(folder: Path, *, seed: int = 0, silent: bool = False, talkative: b
         bias[:6] = -1e4  # the tokens that are no words
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    content = {
-        "image_processor_type": "BlipImageProcessor",
-        "size": {"height": SIDE, "width": SIDE},
-        "image_mean": [0.5, 0.4, 0.3],
-        "image_std": [0.25, 0.3, 0.2],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
+    numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.3, 0.2], "size": {"height": SIDE, "width": SIDE}}
+    content = {"image_processor_type": "BlipImageProcessor", **numbers}
+    return _with_processor(folder, content)
 
 
 CLASSIFIERS = ("resnet", "vit")
@@ -135,19 +110,15 @@ def save_classifier(kind: str, folder: Path, *, seed: int = 0, classes: int = 5)
             embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=classes
         )
         model: torch.nn.Module = ResNetForImageClassification(config)
-        processor = {
-            "image_processor_type": "ConvNextImageProcessor",
-            "size": {"shortest_edge": SIDE},
-            "crop_pct": 0.875,
-        }
+        size = {"size": {"shortest_edge": SIDE}, "crop_pct": 0.875}
+        processor = {"image_processor_type": "ConvNextImageProcessor", **size}
     else:
         vit = {**_VISION, "image_size": SIDE, "num_labels": classes}
         model = ViTForImageClassification(ViTConfig(**vit))
         processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}}
     model.save_pretrained(folder)
     content = {**processor, "resample": 3, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
+    return _with_processor(folder, content)
 
 
 LUNG_CLASSES = ("background", "left lung", "Right Lung", "heart")
@@ -175,5 +146,4 @@ def save_segmenter(
         "image_processor_type": "SegformerImageProcessor", "size": {"height": SIDE, "width": SIDE}, "resample": 2,
         "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
     }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
+    return _with_processor(folder, content)

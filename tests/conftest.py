@@ -15,12 +15,13 @@ from PIL import Image
 
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds
-from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.manifest import Manifest, write_manifest
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 PER_CLASS = 8
 
 Grey = npt.NDArray[np.uint8]
+Capture = pytest.CaptureFixture[str]
 
 IS_DEEP = os.environ.get("HYPOTHESIS_PROFILE", "quick") == "deep"
 """`make test-all` tries every property on as many examples as it names; `make test` on a quarter of them."""
@@ -101,3 +102,10 @@ def manifest(class_folder: Path) -> Manifest:
     found = index(class_folder, layout="folders").manifest
     patients = [f"p{row // 2:02d}" for row in range(len(found))]
     return split_folds(found.with_columns(patient=patients), folds=3, seed=0)
+
+
+@pytest.fixture
+def manifest_file(manifest: Manifest, tmp_path: Path) -> Path:
+    """`m.parquet`: `manifest` as a file."""
+    write_manifest(tmp_path / "m.parquet", manifest)
+    return tmp_path / "m.parquet"

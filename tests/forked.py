@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -44,11 +45,6 @@ def start(
     return process
 
 
-def start_thoraclip(*arguments: str, output: Path | None = None, env: dict[str, str] | None = None) -> BaseProcess:
-    """Start the command line in a process of its own; `.kill()` sends SIGKILL."""
-    return start(_thoraclip, [str(one) for one in arguments], output=output, env=env)
-
-
 def finish(work: Callable[..., Any], *arguments: Any, env: dict[str, str] | None = None, seconds: float = 240) -> Done:
     """`start` and wait."""
     with tempfile.TemporaryDirectory() as folder:
@@ -61,15 +57,11 @@ def finish(work: Callable[..., Any], *arguments: Any, env: dict[str, str] | None
         return Done(process.exitcode, output.read_text(), output.with_name("output.err").read_text())
 
 
-def thoraclip(*arguments: str, env: dict[str, str] | None = None, seconds: float = 240) -> Done:
-    """Run the command line in a process of its own and wait for its end."""
-    return finish(_thoraclip, [str(one) for one in arguments], env=env, seconds=seconds)
-
-
-def _thoraclip(arguments: list[str]) -> int:
-    from thoraclip.cli.app import run
-
-    return run(arguments)
+def wait_for(is_there: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not is_there():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.005)
 
 
 def _work(work: Callable[..., Any], arguments: tuple[Any, ...], output: Path | None, env: dict[str, str]) -> None:

@@ -11,16 +11,7 @@ from pathlib import Path
 import pytest
 from benchmarks import run
 from benchmarks.measure import options
-from benchmarks.results import (
-    BEGIN,
-    END,
-    Result,
-    merge,
-    put_between_markers,
-    read_results,
-    table,
-    write_results,
-)
+from benchmarks.results import BEGIN, END, Result, merge, put_between_markers, read_results, table, write_results
 
 FAST = Result("speed", 4.0, 3.0, "the plain way", 12345.6, "images/s")
 BIG = Result("memory", 1.2, 1.1, "one chunk", 0.00012, "MiB", higher_is_better=False)
@@ -40,14 +31,10 @@ def test_every_script_is_in_the_registry_and_has_a_bench():
 @pytest.mark.parametrize(
     ("ratio", "goal", "higher", "met"),
     [
-        (3.0, 3.0, True, True),
-        (2.9, 3.0, True, False),
-        (1.0, 1.1, False, True),
-        (1.2, 1.1, False, False),
-        (None, 1.0, True, None),
-        (1.0, None, True, None),
+        (3.0, 3.0, True, True), (2.9, 3.0, True, False), (1.1, 1.1, False, True), (1.2, 1.1, False, False),
+        (None, 1.0, True, None), (1.0, None, True, None),
     ],
-)
+)  # fmt: skip
 def test_met_follows_the_direction(ratio, goal, higher, met):
     assert Result("a", ratio, goal, "b", 1.0, "s", higher_is_better=higher).met is met
 
@@ -69,21 +56,17 @@ def test_the_table_says_what_is_met():
     ]
 
 
-def test_only_the_rows_of_what_ran_are_replaced():
-    def row(name, value):
-        return Result(name, None, None, "", value, "s")
+def row(name, value=1, **more):
+    return Result(name, None, None, "", value, "s", **more)
 
+
+def test_only_the_rows_of_what_ran_are_replaced_and_those_of_other_hardware_stay_in_a_table_of_their_own():
     earlier = [row("a: one", 1), row("a: two", 2), row("b: one", 3), row("gone: one", 4)]
     merged = merge(earlier, [row("b: new", 5)], order=["b", "a"])
-    assert [(result.name, result.value) for result in merged] == [("b: new", 5), ("a: one", 1), ("a: two", 2)]
+    assert [(found.name, found.value) for found in merged] == [("b: new", 5), ("a: one", 1), ("a: two", 2)]
 
-
-def test_rows_of_other_hardware_stay_in_a_table_of_their_own():
-    def row(name, value, hardware):
-        return Result(name, None, None, "", value, "s", hardware=hardware)
-
-    earlier = [row("a: one", 1, "big"), row("b: one", 2, "big"), row("b: one", 3, "small")]
-    merged = merge(earlier, [row("b: new", 4, "small")], order=["a", "b"])
+    earlier = [row("a: one", 1, hardware="big"), row("b: one", 2, hardware="big"), row("b: one", 3, hardware="small")]
+    merged = merge(earlier, [row("b: new", 4, hardware="small")], order=["a", "b"])
     assert [(found.name, found.value) for found in merged] == [("b: new", 4), ("a: one", 1), ("b: one", 2)]
     small, big = run.page_text(merged).split("`make bench`, on ")[1:]
     assert small.startswith("small.") and small.count("\n| b: new |") == 1 and "| a: one |" not in small
@@ -99,38 +82,30 @@ def test_a_page_keeps_what_stands_around_the_table(tmp_path):
     with pytest.raises(ValueError, match=f"has no lines {BEGIN} and {END}"):
         put_between_markers(page, "new")
     assert page.read_text() == "no markers"
-
-
-def test_the_docs_have_the_markers():
     text = run.PAGE.read_text(encoding="utf-8")
-    assert text.index(BEGIN) < text.index(END)
+    assert text.index(BEGIN) < text.index(END), "the docs have them"
 
 
 def test_a_quick_run_writes_results_and_table(tmp_path, capfd):
     out, page = tmp_path / "results.json", tmp_path / "page.md"
-    write_results(out, [Result("start: other", None, None, "", 1, "s"), Result("marks: old", None, None, "", 1, "s")])
+    write_results(out, [row("start: other"), row("marks: old")])
     page.write_text(f"{BEGIN}\n{END}\n")
     assert run.main(["--quick", "--only", "marks", "--out", str(out), "--page", str(page)]) == 0
     told = capfd.readouterr()
     assert "[1/1] marks: 2 rows" in told.err
-    names = [row["name"] for row in json.loads(out.read_text())]
-    assert names == [
-        "marks: marked pictures found",
-        "marks: reported pictures that are marked",
-        "start: other",
-        "marks: old",
-    ]
+    new = ["marks: marked pictures found", "marks: reported pictures that are marked"]
+    assert [found.name for found in read_results(out)] == [*new, "start: other", "marks: old"]
     assert "| marks: marked pictures found |" in page.read_text() and "`make bench`, on " in page.read_text()
     assert page.read_text() == f"{BEGIN}\n{told.out}{END}\n"
 
 
 def test_one_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     def run_one(name: str, work: Path, *, quick: bool) -> list[Result] | None:
-        return None if name == "data" else [Result(f"{name}: new", None, None, "", 2, "s")]
+        return None if name == "data" else [row(f"{name}: new")]
 
     monkeypatch.setattr(run, "run_one", run_one)
     out = tmp_path / "results.json"
-    write_results(out, [Result("data: old", None, None, "", 1, "s")])
+    write_results(out, [row("data: old")])
     assert run.main(["--only", "data", "marks", "--out", str(out)]) == 1
     told = capsys.readouterr()
     assert "[1/2] data: FAILED" in told.err and "failed: data" in told.err
@@ -154,11 +129,7 @@ def test_options_take_their_kinds_from_their_defaults(monkeypatch):
     }
     monkeypatch.setattr(sys, "argv", ["x"])
     assert vars(options("about", **defaults)) == defaults
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["x", *["--images", "7", "--rate", "2", "--wrong-too", "--folder", "f", "--extra", "g", "h", "--out", "b"]],
-    )
-    found = vars(options("about", **defaults))
-    assert found == {"images": 7, "rate": 2.0, "model": "tiny", "wrong_too": True, "folder": Path("f"),
-                     "extra": [Path("g"), Path("h")], "out": Path("b")}  # fmt: skip
+    words = "x --images 7 --rate 2 --wrong-too --folder f --extra g h --out b"
+    monkeypatch.setattr(sys, "argv", words.split())
+    given = {"images": 7, "rate": 2.0, "wrong_too": True, "folder": Path("f"), "extra": [Path("g"), Path("h")]}
+    assert vars(options("about", **defaults)) == {**given, "model": "tiny", "out": Path("b")}

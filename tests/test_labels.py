@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,23 +11,11 @@ from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.labels import LabelSet, load_prompts, shipped_prompt_sets
 
 
-def test_given_order_stays_and_default_order_is_by_name() -> None:
-    assert LabelSet(("b", "a")).names == ("b", "a")
-    assert LabelSet.of(["b", None, "a", "b"]).names == ("a", "b")
-    assert LabelSet(("b", "a")).index("a") == 1
-    assert len(LabelSet(("b", "a"))) == 2
-
-
-def test_equal_sets_are_one_key() -> None:
-    assert {LabelSet(("a", "b")): 1}[LabelSet.of(["b", "a"])] == 1
-    assert LabelSet(("a", "b")) != LabelSet(("b", "a"))
-
-
-def test_unknown_is_not_negative() -> None:
-    labels = LabelSet.of(["Normal", None, "COVID-19"])
-    assert labels.names == ("COVID-19", "Normal")
-    with pytest.raises(ManifestError, match="label 'unknown' is not one of the classes; known: COVID-19, Normal"):
-        labels.index("unknown")
+def test_given_order_stays_and_default_order_is_by_name_without_the_unknown() -> None:
+    given, by_name = LabelSet(("b", "a")), LabelSet.of(["b", None, "a", "b"])
+    assert given.names == ("b", "a") and by_name.names == ("a", "b")
+    assert given.index("a") == 1 and len(given) == 2
+    assert given != by_name and {LabelSet(("a", "b")): 1}[by_name] == 1
 
 
 @pytest.mark.parametrize(
@@ -43,42 +32,32 @@ def test_bad_classes_are_refused(names: tuple[str, ...], message: str) -> None:
         LabelSet(names)
 
 
-def test_an_unknown_label_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ManifestError, match="label 'Covid19' is not one of the classes; did you mean 'COVID-19'"):
-        LabelSet(("COVID-19", "Normal")).index("Covid19")
+@pytest.mark.parametrize(
+    ("label", "answer"), [("Covid19", "did you mean 'COVID-19'"), ("unknown", "known: COVID-19, Normal")]
+)
+def test_an_unknown_label_is_answered_with_the_nearest_or_all(label: str, answer: str) -> None:
+    with pytest.raises(ManifestError, match=f"label '{label}' is not one of the classes; {answer}"):
+        LabelSet(("COVID-19", "Normal")).index(label)
 
 
 def test_the_shipped_sets_are_counted() -> None:
     assert shipped_prompt_sets() == ("chest-xray-ensemble", "descriptions", "pairs", "reference", "view-and-class")
 
 
+SPELLINGS = {"COVID-19": ("covid19", "Covid 19"), "Non-COVID": ("NON_COVID", "noncovid"), "Normal": ("normal",)}
+
+
 @pytest.mark.parametrize("name", shipped_prompt_sets())
-@pytest.mark.parametrize(
-    "label", ["COVID-19", "COVID", "Non-COVID", "Normal", "Pneumonia", "Tuberculosis", "肺炎", "{}"]
-)
-def test_every_class_has_prompts_in_every_shipped_set(name: str, label: str) -> None:
+def test_every_class_has_prompts_in_every_shipped_set_whatever_its_spelling(name: str) -> None:
     prompts = load_prompts(name)
-    texts = prompts.for_class(label)
     assert prompts.name == name
-    assert texts and len(set(texts)) == len(texts)
-    assert all(text.strip() == text and text for text in texts)
-
-
-@pytest.mark.parametrize("name", shipped_prompt_sets())
-def test_the_classes_of_the_field_are_told_apart(name: str) -> None:
-    sets = [set(load_prompts(name).for_class(label)) for label in ("COVID-19", "Non-COVID", "Normal")]
-    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
-
-
-@pytest.mark.parametrize("name", shipped_prompt_sets())
-@pytest.mark.parametrize(
-    ("spelling", "known"),
-    [("covid19", "COVID-19"), ("Covid 19", "COVID-19"), ("NON_COVID", "Non-COVID"), ("noncovid", "Non-COVID"), ("normal", "Normal")],
-)  # fmt: skip
-def test_any_spelling_gives_the_same_prompts(name: str, spelling: str, known: str) -> None:
-    prompts = load_prompts(name)
-    assert prompts.for_class(spelling) == prompts.for_class(known)
-    assert prompts.for_class(known) != prompts.for_class("Tuberculosis")
+    for label in (*SPELLINGS, "COVID", "Pneumonia", "Tuberculosis", "肺炎", "{}", "a class of my own"):
+        texts = prompts.for_class(label)
+        assert texts and len(set(texts)) == len(texts), label
+        assert all(text == text.strip() and "  " not in text for text in texts), label
+        assert all(prompts.for_class(spelling) == texts for spelling in SPELLINGS.get(label, ())), label
+    for one, other in itertools.combinations([*SPELLINGS, "Tuberculosis"], 2):
+        assert not set(prompts.for_class(one)) & set(prompts.for_class(other)), "classes are told apart"
 
 
 def test_an_unknown_class_fills_the_templates_with_its_own_name() -> None:
@@ -93,12 +72,8 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_a_prompt_file_of_ones_own(tmp_path: Path) -> None:
-    prompts = load_prompts(
-        write(
-            tmp_path,
-            'templates = ["x {}", "y {}"]\n[classes]\nA = ["one", "two"]\nB = ["b"]\n[prompts]\nB = ["in full"]\n',
-        )
-    )
+    text = 'templates = ["x {}", "y {}"]\n[classes]\nA = ["one", "two"]\nB = ["b"]\n[prompts]\nB = ["in full"]\n'
+    prompts = load_prompts(write(tmp_path, text))
     assert prompts.name == "mine"
     assert prompts.for_class("a") == ("x one", "x two", "y one", "y two")
     assert prompts.for_class("B") == ("in full",), "written-out prompts stand alone"
@@ -129,13 +104,10 @@ def test_a_bad_prompt_file_is_refused_with_the_value(tmp_path: Path, text: str, 
     assert "mine.toml" in str(caught.value)
 
 
-def test_a_prompt_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+def test_a_prompt_file_in_another_encoding_a_missing_one_and_an_unknown_set(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes('templates = ["é {}"]'.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"latin\.toml: not UTF-8"):
         load_prompts(str(tmp_path / "latin.toml"))
-
-
-def test_an_unknown_set_and_a_missing_file() -> None:
     with pytest.raises(ConfigError, match="unknown prompts 'pair'; did you mean 'pairs'"):
         load_prompts("pair")
     with pytest.raises(InputError, match=r"/nowhere/p\.toml: no such prompt file; .*reference"):

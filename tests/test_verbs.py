@@ -5,28 +5,21 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.conftest import files
+from tests.conftest import Capture, files
 
 import thoraclip
 from thoraclip import verbs
 from thoraclip.cli.app import run
 from thoraclip.data.card import CardSettings
-from thoraclip.errors import ConfigError, InputError, LeakError
+from thoraclip.errors import ConfigError, LeakError, ThoraclipError
 from thoraclip.methods import METHODS, Method
-from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.manifest import Manifest
 
 
-@pytest.fixture
-def manifest_file(manifest: Manifest, tmp_path: Path) -> Path:
-    write_manifest(tmp_path / "m.parquet", manifest)
-    return tmp_path / "m.parquet"
-
-
-def test_from_a_folder_to_a_report_in_silence(
-    class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_a_folder_to_a_report_in_silence(class_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     """Text and paths, files and tables, all the way."""
     found = thoraclip.index(str(class_folder), out=tmp_path / "m.parquet")
     assert (tmp_path / "m.index.json").is_file()
@@ -44,25 +37,21 @@ def test_from_a_folder_to_a_report_in_silence(
     predictions, details = thoraclip.zeroshot(
         str(tmp_path / "f.parquet"), out=tmp_path / "z", embeddings=tmp_path / "e"
     )
-    assert len(predictions) == 24
-    assert details["per_prompt"]
+    assert len(predictions) == 24 and details["per_prompt"]
     thoraclip.probe(folds, out=str(tmp_path / "p"), embeddings=str(tmp_path / "e"), l2_steps=3)
     runs = [str(tmp_path / "z"), tmp_path / "p" / "predictions.parquet"]
     report = thoraclip.report(runs, out=tmp_path / "report", manifest=folds, resamples=200)
     assert {m["name"] for m in report["methods"]} == {"z", "p", "majority"}
     alone = thoraclip.report(str(tmp_path / "z"), out=tmp_path / "alone", manifest=folds, resamples=200, title="One")
-    assert "data:image" in (tmp_path / "alone" / "report.html").read_text(encoding="utf-8"), (
-        "it is surely wrong somewhere"
-    )
+    assert "data:image" in (tmp_path / "alone" / "report.html").read_text(encoding="utf-8"), "it is wrong somewhere"
     assert (alone["title"], alone["sample"]["n"]) == ("One", 24)
-    captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_split_by_shares_takes_numbers_as_well_as_text(manifest: Manifest, tmp_path: Path) -> None:
-    by_numbers = thoraclip.split(manifest, out=tmp_path / "a.parquet", fractions=(0.6, 0.2, 0.2))
-    by_text = thoraclip.split(manifest, out=tmp_path / "b.parquet", fractions="0.6,0.2,0.2")
-    assert by_numbers.column("split") == by_text.column("split")
+    by_numbers = thoraclip.split(manifest, out=tmp_path / "a.parquet", fractions=(0.6, 0.2, 0.2)).column("split")
+    by_text = thoraclip.split(manifest, out=tmp_path / "b.parquet", fractions="0.6,0.2,0.2").column("split")
+    assert by_numbers == by_text and set(by_text) == {"train", "val", "test"}
     with pytest.raises(ConfigError, match="give either"):
         thoraclip.split(manifest, out=tmp_path / "c.parquet", folds=3, fractions=(0.6, 0.2, 0.2))
 
@@ -85,7 +74,7 @@ def test_a_study_takes_settings_as_keywords(manifest_file: Path, tmp_path: Path)
         thoraclip.run_study(tmp_path / "s.toml", out=tmp_path / "s", sedes=[0, 1])
 
 
-def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: Capture) -> None:
     captions = thoraclip.caption(manifest, captioner="template", everywhere=True, out=str(tmp_path / "c.parquet"))
     assert sum(captions.with_label) == 24
     summary = thoraclip.phantom(str(tmp_path / "phantoms"), images=6, size=96, shortcut="border=0.9")
@@ -95,33 +84,32 @@ def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: pytes
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_is_told_when_asked_for(
-    manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_is_told_when_asked_for(manifest: Manifest, tmp_path: Path, capsys: Capture) -> None:
     thoraclip.embed(manifest, model="tiny-clip", out=tmp_path / "e", progress=True)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.endswith("\rembedding: 24/24\n")
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith("\rembedding: 24/24\n")
     calls: list[tuple[int, int]] = []
     thoraclip.embed(manifest, model="tiny-clip", out=tmp_path / "f", progress=lambda *done: calls.append(done))
     assert calls[-1] == (24, 24)
-    thoraclip.caption(manifest, captioner="template", everywhere=True, out=tmp_path / "c.parquet", progress=True)
+    captions = {"captioner": "template", "everywhere": True, "out": tmp_path / "c.parquet", "progress": True}
+    thoraclip.caption(manifest, **captions)
     assert "the class stands in the captions of images that are later scored" in capsys.readouterr().err
     told: list[str] = []
-    thoraclip.caption(
-        manifest, captioner="template", everywhere=True, out=tmp_path / "c.parquet", progress=True, announce=told.append
-    )
+    thoraclip.caption(manifest, **captions, announce=told.append)
     assert len(told) == 1
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_line_begins_anew_after_an_unfinished_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_begins_anew_after_an_unfinished_stage(capsys: Capture) -> None:
     lines = verbs._Lines("work")
     lines.draw(1, 3)
     lines.tell("look")
     lines.draw(3, 3)
     lines.tell("done")
     assert capsys.readouterr().err == "\rwork: 1/3\nlook\n\rwork: 3/3\ndone\n"
+    for total in (0, 0, 2):
+        lines.draw(2, total)
+    assert capsys.readouterr().err == "\rwork: 2\rwork: 2\rwork: 2/2\n", "an unknown total is not drawn"
 
 
 def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, tmp_path: Path) -> None:
@@ -133,23 +121,27 @@ def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, 
     assert thoraclip.check(leaking)["leaks"]
 
 
-def test_mistakes_name_the_verb(manifest_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^probe: unknown setting 'bacth_size'; did you mean 'batch_size'\?$"):
-        thoraclip.probe(manifest_file, out=tmp_path / "p", bacth_size=3)
-    with pytest.raises(ConfigError, match=r"^card: unknown setting 'license'; did you mean 'licence'\?$"):
-        thoraclip.card(manifest_file, out=tmp_path / "c", license="CC0-1.0")
-    (tmp_path / "z.toml").write_text('kind = "zeroshot"\n')
-    with pytest.raises(ConfigError, match=r"z\.toml: holds settings of another method than 'probe'"):
-        thoraclip.probe(manifest_file, out=tmp_path / "p", config=tmp_path / "z.toml")
-    with pytest.raises(InputError, match="nowhere"):
-        thoraclip.probe(tmp_path / "nowhere.parquet", out=tmp_path / "p")
-    assert not (tmp_path / "p").exists()
+@pytest.mark.parametrize(
+    ("verb", "settings", "message"),
+    [
+        ("probe", {"bacth_size": 3}, r"^probe: unknown setting 'bacth_size'; did you mean 'batch_size'\?$"),
+        ("card", {"license": "CC0-1.0"}, r"^card: unknown setting 'license'; did you mean 'licence'\?$"),
+        ("probe", {"config": "z.toml"}, r"z\.toml: holds settings of another method than 'probe'"),
+        ("probe", {"manifest": "nowhere.parquet"}, "nowhere"),
+    ],
+)
+def test_mistakes_name_the_verb(
+    verb: str, settings: dict[str, Any], message: str, manifest_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(manifest_file.parent)
+    Path("z.toml").write_text('kind = "zeroshot"\n')
+    with pytest.raises(ThoraclipError, match=message):
+        getattr(thoraclip, verb)(**{"manifest": manifest_file, "out": "p", **settings})
+    assert not Path("p").exists()
 
 
 @pytest.mark.parametrize("kind", [*METHODS, "card"])
-def test_no_argument_can_be_given_as_a_setting(
-    kind: str, manifest_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_argument_can_be_given_as_a_setting(kind: str, manifest_file: Path, tmp_path: Path, capsys: Capture) -> None:
     settings = CardSettings if kind == "card" else METHODS[kind].config_type
     names = [p.name for p in inspect.signature(getattr(thoraclip, kind)).parameters.values() if p.kind != p.VAR_KEYWORD]
     for name in {"manifest", *names} - set(settings.__dataclass_fields__):
@@ -161,13 +153,11 @@ def test_a_new_method_has_its_function_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(METHODS, "echo", Method("thoraclip.methods.trivial", "Say it again.", True))  # type: ignore[arg-type]
     echo = thoraclip.echo
     assert echo is verbs.echo
-    assert echo.__name__ == "echo"
-    assert echo.__module__ == "thoraclip.verbs"
-    assert (echo.__doc__ or "").startswith("Say it again.\n\nArgs:\n    manifest: ")
-    assert "    max_iter: Rounds of boosting that are tried" in (echo.__doc__ or "")
+    assert (echo.__name__, echo.__module__) == ("echo", "thoraclip.verbs")
+    assert str(echo.__doc__).startswith("Say it again.\n\nArgs:\n    manifest: ")
+    assert "    max_iter: Rounds of boosting that are tried" in str(echo.__doc__)
     assert {"manifest", "out", "max_iter"} <= set(inspect.signature(echo).parameters)
-    assert "echo" in thoraclip.__all__
-    assert "echo" in dir(verbs)
+    assert "echo" in thoraclip.__all__ and "echo" in dir(verbs)
     monkeypatch.undo()
     with pytest.raises(AttributeError, match="module 'thoraclip.verbs' has no attribute 'echo'"):
         verbs.echo  # noqa: B018

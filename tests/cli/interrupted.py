@@ -6,10 +6,8 @@ import itertools
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 from thoraclip.cli.app import run
-from thoraclip.data.facts import FactStore
 from thoraclip.methods import embed
 
 
@@ -28,22 +26,6 @@ def killed_at(arguments: list[str], name: str, count: int, is_written: bool) -> 
 
     Path.replace = replaced  # type: ignore[assignment, method-assign]
     embed._SECONDS_BETWEEN_WRITES = 0.0
-    return run(arguments)
-
-
-def killed_while_reading(arguments: list[str], count: int) -> int:
-    """The command line, until the facts of so many files are kept: killed within the next line."""
-    left, add = itertools.count(count, -1), FactStore._add
-
-    def added(self: FactStore, path: str, stamp: list[int], facts: dict[str, Any]) -> None:
-        if next(left) == 0:
-            assert self._stream is not None
-            self._stream.write(f'["{path}",')
-            self._stream.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-        add(self, path, stamp, facts)
-
-    FactStore._add = added  # type: ignore[method-assign]
     return run(arguments)
 
 

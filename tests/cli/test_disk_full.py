@@ -39,9 +39,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "finetune" else n for n in WORK])
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
-    name: str, places: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_full_disk_is_one_line_and_the_work_goes_on(name: str, places: dict[str, Path], tmp_path: Path) -> None:
     template, limit, first = WORK[name]
     out = tmp_path / "out"
     command = [part.format(out=out, **places) for part in template]

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.conftest import draw_picture
+from tests.conftest import Capture, draw_picture, files
 from tests.deploy.conftest import Workshop, workshop
+from tests.deploy.test_scoring import HEAD
 
 from thoraclip.cli.app import run
+from thoraclip.methods.running import run_method
+from thoraclip.methods.trivial import Config
 
 __all__ = ["workshop"]
 
 
-def test_from_a_run_to_predictions_and_a_map(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_a_run_to_predictions_and_a_map(workshop: Workshop, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "bundle"
     assert run(["export", str(workshop.run("probe")), "--out", str(out), "--int8"]) == 0
     told = capsys.readouterr()
@@ -33,16 +34,7 @@ def test_from_a_run_to_predictions_and_a_map(
     assert run(["predict", str(out), str(pictures), "--out", str(tmp_path / "p.csv")]) == 0
     assert "Research use only, not for diagnosis" in capsys.readouterr().err
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
-    assert list(rows[0]) == [
-        "path",
-        "label",
-        "score_COVID-19",
-        "score_Non-COVID",
-        "score_Normal",
-        "set",
-        "ood",
-        "error",
-    ]
+    assert list(rows[0]) == HEAD
     assert [bool(row["error"]) for row in rows] == [False, False, False, True]
     assert run(["explain", str(out), str(pictures / "0.png"), "--out", str(tmp_path / "map.png")]) == 0
     told = capsys.readouterr()
@@ -55,10 +47,7 @@ def test_from_a_run_to_predictions_and_a_map(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--fold", "1"],
-            "a bundle holds one classifier; leave --fold out",
-        ),
+        (["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--fold", "1"], "a bundle holds one classifier; leave --fold out"),
         (["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--method", "grad-cam"], "needs the network"),
         (["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--class", "Norml"], "did you mean 'Normal'"),
         (["audit", "BUNDLE", "--out", "a"], "name a manifest with --manifest"),
@@ -70,14 +59,11 @@ def test_from_a_run_to_predictions_and_a_map(
         (["predict", "CHANGED", "PICTURE"], "its content is not the one that the bundle was made with"),
         (["predict", "TORN", "PICTURE"], "model.onnx: is missing from the bundle"),
     ],
-)
+)  # fmt: skip
 def test_what_goes_wrong_is_one_line(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    workshop: Workshop, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch,
     arguments: list[str], message: str,
 ) -> None:  # fmt: skip
-    from thoraclip.methods.running import run_method
-    from thoraclip.methods.trivial import Config
-
     monkeypatch.chdir(tmp_path)
     Image.fromarray(draw_picture(48, 40)).save(tmp_path / "picture.png")
     places = {"BUNDLE": workshop.bundle("probe"), "PICTURE": tmp_path / "picture.png", "RUN": workshop.run("probe")}
@@ -92,8 +78,8 @@ def test_what_goes_wrong_is_one_line(
         else:
             model.write_bytes(model.read_bytes()[:-1] + b"x")
     capsys.readouterr()
-    before = {f.name for f in tmp_path.iterdir()}
+    before = files(tmp_path)
     assert run([str(places.get(word, word)) for word in arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error: ") and message in lines[-1]
-    assert {f.name for f in tmp_path.iterdir()} == before
+    assert files(tmp_path) == before

@@ -9,22 +9,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tests.cli.test_cli import refused
-from tests.conftest import write_class_folder
-from tests.deploy.fake_bundle import FakeClassifier, pretend
+from tests.conftest import Capture, files, write_class_folder
+from tests.deploy.fake_bundle import pretend
 from tests.deploy.test_scoring import HEAD, fill
+from tests.forked import wait_for
 from tests.small_install import run_small
 
 import thoraclip
 from thoraclip.cli.app import run
 from thoraclip.cli.console import _PlainProgress
 from thoraclip.deploy import opening
-from thoraclip.errors import ConfigError
-from thoraclip.verbs import _Lines
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,9 +50,7 @@ def child(*arguments: str, seconds: float = 0.0, **streams: object) -> subproces
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **streams)  # type: ignore[call-overload,no-any-return]
 
 
-def test_rows_go_to_standard_output_and_all_else_to_standard_error(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_go_to_standard_output_and_all_else_to_the_error_stream(folder: Path, capsys: Capture) -> None:
     (folder / "notes.txt").write_text("text")
     assert run(["predict", "bundle", str(folder), str(folder / "00.png")]) == 0
     captured = capsys.readouterr()
@@ -74,25 +70,20 @@ def test_rows_go_to_standard_output_and_all_else_to_standard_error(
     ]
 
 
-def test_more_than_ten_failures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_than_ten_failures_are_counted(tmp_path: Path, capsys: Capture) -> None:
     assert run(["predict", "bundle", str(fill(tmp_path / "in", 20, bad=tuple(range(13))))]) == 0
     told = capsys.readouterr().err.splitlines()
     assert sum(": damaged picture" in line for line in told) == 10
     assert "  ... and 3 more" in told
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "is_json"),
-    [
-        ("t.csv", [], False),
-        ("t.jsonl", [], True),
-        ("t.csv", ["--format", "jsonl"], True),
-        ("t.jsonl", ["--format", "csv"], False),
-    ],
-)
+@pytest.mark.parametrize("named", ["csv", "jsonl"])
+@pytest.mark.parametrize("asked", ["", "csv", "jsonl"])
 def test_the_format_follows_the_option_or_the_name(
-    name: str, options: list[str], is_json: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    named: str, asked: str, folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
+    name, options = f"t.{named}", [f"--format={asked}"] if asked else []
+    is_json = (asked or named) == "jsonl"
     assert run(["predict", "bundle", str(folder), "--out", str(tmp_path / name), "--threads", "2", *options]) == 0
     lines = (tmp_path / name).read_text().splitlines()
     assert list(json.loads(lines[0])) == HEAD if is_json else lines[0] == ",".join(HEAD)
@@ -101,9 +92,7 @@ def test_the_format_follows_the_option_or_the_name(
     assert f"-> {tmp_path / name}" in captured.err
 
 
-def test_the_function_gives_the_rows_back_in_silence(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_function_gives_the_rows_back_in_silence(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     summary = thoraclip.predict("bundle", folder)
     assert [row["path"] for row in summary.rows or []] == [f"{folder}/{i:02d}.png" for i in range(12)]
     again = thoraclip.predict("bundle", [folder / "00.png", str(folder / "01.png")], out=str(tmp_path / "t.csv"))
@@ -115,11 +104,9 @@ def test_the_function_gives_the_rows_back_in_silence(
 
 @pytest.mark.parametrize("separator", ["\n", "\0"])
 def test_a_list_comes_through_a_pipe(separator: str, folder: Path) -> None:
-    names = [f"{folder}/{i:02d}.png" for i in (3, 1, 1)] + [
-        f"{folder}/gone.png",
-        os.fsdecode(bytes(folder) + b"/caf\xe9.png"),
-    ]
-    Path(names[-1]).write_bytes(b"x")
+    strange = os.fsdecode(bytes(folder) + b"/caf\xe9.png")
+    Path(strange).write_bytes(b"x")
+    names = [*(f"{folder}/{i:02d}.png" for i in (3, 1, 1)), f"{folder}/gone.png", strange]
     process = child("-", "--format", "jsonl", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = process.communicate(os.fsencode(separator.join(names)), timeout=60)
     assert process.returncode == 0, err
@@ -129,19 +116,16 @@ def test_a_list_comes_through_a_pipe(separator: str, folder: Path) -> None:
     assert b"names that are not UTF-8: 1; a CSV holds their bytes" in err
 
 
-def test_both_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = write_class_folder(tmp_path / "images")
-    found = thoraclip.index(images, out=tmp_path / "m.parquet").manifest
-    (tmp_path / "m.csv").write_text(
-        "".join(f"{line}\n" for line in ["path", *(f"images/{p}" for p in found.column("path"))])
-    )
+def test_the_pictures_of_both_manifests(tmp_path: Path, capsys: Capture) -> None:
+    found = thoraclip.index(write_class_folder(tmp_path / "images"), out=tmp_path / "m.parquet").manifest
+    (tmp_path / "m.csv").write_text("\n".join(["path", *(f"images/{path}" for path in found.column("path"))]))
     for name in ("m.parquet", "m.csv"):
         assert run(["predict", "bundle", "--manifest", str(tmp_path / name)]) == 0
-        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
         assert [row["path"] for row in rows] == [str(path) for path in found.paths()]
 
 
-def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsys: Capture) -> None:
     folder = fill(tmp_path / "in", 2, bad=(0, 1))
     line = refused(["predict", "bundle", str(folder), "--out", str(tmp_path / "t.csv")], capsys)
     assert "t.csv: not one of 2 pictures can be read, first " in line
@@ -156,57 +140,23 @@ def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsy
         (["{in}/99.png"], "99.png: no such file or folder; name pictures, or folders that hold some"),
         (["{empty}"], "empty: no PNG, JPEG or DICOM picture in this folder; it holds nothing"),
         (["{in}", "--format", "xml"], "--format: unknown format 'xml'; known: csv, jsonl"),
-        (
-            ["{in}", "--out", "{in}/t.parquet"],
-            "t.parquet: the table is CSV or JSON lines; end its name in .csv or .jsonl",
-        ),
+        (["{in}", "--out", "{in}/t.parquet"], "t.parquet: the table is CSV or JSON lines; end its name in .csv or .jsonl"),
         (["{in}", "--out", "{in}"], "in: is a folder, and a file is to be written; choose another --out"),
         (["{in}", "--threads", "-1"], "Invalid value for '--threads'"),
-        (["--manifest", "{in}/t.csv", "--out", "{in}/t.csv"], "t.csv: is the manifest; choose another --out"),
+        (["--manifest", "{in}/m.csv", "--out", "{in}/./m.csv"], "m.csv: is the manifest; choose another --out"),
+        (["{in}", "--out", "{in}/old.csv"], "old.csv.partial: was begun with another bundle (0123456789ab, now ffffffffffff)"),
     ],
-)
-def test_a_mistake_is_answered_in_one_line(
-    arguments: list[str], answer: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+)  # fmt: skip
+def test_a_mistake_is_answered_in_one_line_and_writes_nothing(
+    arguments: list[str], answer: str, folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "empty").mkdir()
-    before = sorted(tmp_path.rglob("*"))
+    (folder / "m.csv").write_text("path\n00.png\n")
+    (folder / "old.csv.partial").write_text('{"partial":"thoraclip predict","schema":1,"bundle":"0123456789abcdef"}\n')
+    before = files(tmp_path)
     places = {"in": str(folder), "empty": str(tmp_path / "empty")}
     assert answer in refused(["predict", "bundle", *(part.format(**places) for part in arguments)], capsys)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_partial_table_of_another_bundle_is_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "t.csv.partial").write_text('{"partial":"thoraclip predict","schema":1,"bundle":"0123456789abcdef"}\n')
-    line = refused(["predict", "bundle", str(folder), "--out", str(tmp_path / "t.csv")], capsys)
-    assert (
-        "t.csv.partial: was begun with another bundle (0123456789ab, now ffffffffffff); remove it to begin anew" in line
-    )
-
-
-def test_killed_half_way_the_same_command_ends_with_the_same_bytes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = fill(tmp_path / "in", 40)
-    assert run(["predict", "bundle", str(folder), "--out", str(tmp_path / "whole.csv")]) == 0
-    out, kept = tmp_path / "t.csv", tmp_path / "t.csv.partial"
-    for reach in (8, 20):
-        process = child(str(folder), "--out", str(out), "--threads", "2", seconds=0.05, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 60
-        while not (kept.exists() and kept.read_bytes().count(b"\n") > reach) and time.monotonic() < end:
-            time.sleep(0.002)
-        assert process.poll() is None, "it ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
-        assert not out.exists()
-    capsys.readouterr()
-    done = {json.loads(line)["path"] for line in kept.read_bytes().splitlines()[1:] if line.endswith(b"}")}
-    assert len(done) < 40
-    assert run(["predict", "bundle", str(folder), "--out", str(out)]) == 0
-    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert f"{out}: goes on; {len(done) - 2} pictures were scored by an earlier run" in capsys.readouterr().err
-    assert {file.name for file in tmp_path.iterdir()} == {"in", "whole.csv", "t.csv"}
+    assert files(tmp_path) == before
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -226,17 +176,27 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path) ->
     assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
-    folder, kept = fill(tmp_path / "in", 40, bad=()), tmp_path / "t.csv.partial"
-    process = child(str(folder), "--out", str(tmp_path / "t.csv"), seconds=0.5, stderr=subprocess.PIPE)
-    end = time.monotonic() + 60
-    while not (kept.exists() and kept.read_bytes().count(b"\n") > 3) and time.monotonic() < end:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_the_same_command_goes_on_after_any_end(end: signal.Signals, tmp_path: Path, capsys: Capture) -> None:
+    folder, out = fill(tmp_path / "in", 40), tmp_path / "t.csv"
+    kept = tmp_path / "t.csv.partial"
+    process = child(str(folder), "--out", str(out), "--threads", "2", seconds=0.05, stderr=subprocess.PIPE)
+    wait_for(lambda: kept.exists() and kept.read_bytes().count(b"\n") > 8)
+    process.send_signal(end)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.decode().splitlines()[-1] == "interrupted; run the same command again to go on"
-    assert kept.exists()
+    if end == signal.SIGINT:
+        assert process.returncode == 130
+        assert err.decode().splitlines()[-1] == "interrupted; run the same command again to go on"
+    else:
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert not out.exists()
+    done = {json.loads(line)["path"] for line in kept.read_bytes().splitlines()[1:] if line.endswith(b"}")}
+    assert len(done) < 40
+    assert run(["predict", "bundle", str(folder), "--out", str(out)]) == 0
+    assert f"{out}: goes on; {len(done) - 2} pictures were scored by an earlier run" in capsys.readouterr().err
+    assert run(["predict", "bundle", str(folder), "--out", str(tmp_path / "whole.csv")]) == 0
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {"in", "whole.csv", "t.csv"}
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
@@ -263,32 +223,27 @@ def test_a_list_without_end_is_scored_as_it_comes(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 0
 
 
-def test_what_is_missing_is_named_with_its_extra(folder: Path) -> None:
+def test_a_small_install_predicts_and_names_the_extra_of_what_is_missing(folder: Path) -> None:
+    command = f"from thoraclip.cli.app import run\nsys.exit(run(['predict', 'bundle', {str(folder)!r}]))"
     done = run_small(
-        "sys.modules['onnxruntime'] = None\nfrom thoraclip.cli.app import run\n"
-        f"sys.exit(run(['predict', 'bundle', {str(folder)!r}]))"
+        "from tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import opening\nopening.open_bundle = pretend\n"
+        + command
     )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 13
+    done = run_small(f"sys.modules['onnxruntime'] = None\n{command}")
     assert done.returncode == 2
     assert done.stderr == "error: 'onnxruntime' is not installed; mend it with: pip install 'thoraclip[predict]'\n"
 
 
-def test_a_small_install_predicts(folder: Path) -> None:
-    done = run_small(
-        "from tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import opening\nopening.open_bundle = pretend\n"
-        f"from thoraclip.cli.app import run\nsys.exit(run(['predict', 'bundle', {str(folder)!r}]))"
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 13
-
-
-def test_a_name_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_cannot_move_the_cursor(tmp_path: Path, capsys: Capture) -> None:
     fill(tmp_path)
     (tmp_path / "\x1b[2Ja\nb.png").write_bytes(b"bad")
     assert run(["predict", "bundle", str(tmp_path)]) == 0
     assert f"  {tmp_path}/\\x1b[2Ja\\nb.png: damaged picture" in capsys.readouterr().err
 
 
-def test_an_unknown_total_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_total_is_not_drawn(capsys: Capture) -> None:
     plain = _PlainProgress("images")
     for done in range(5):
         plain(done, 0)
@@ -298,16 +253,3 @@ def test_an_unknown_total_is_not_drawn(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith("images: 5, ")
     plain(6, 6)
     assert capsys.readouterr().err.startswith("images: 6/6, ")
-    lines = _Lines("images")
-    lines.draw(1, 0)
-    lines.draw(2, 0)
-    lines.draw(2, 2)
-    assert capsys.readouterr().err == "\rimages: 1\rimages: 2\rimages: 2/2\n"
-
-
-def test_the_manifest_is_never_written_over(folder: Path) -> None:
-    (folder / "m.csv").write_text("path\n00.png\n")
-    with pytest.raises(ConfigError, match=r"m\.csv: is the manifest"):
-        thoraclip.predict("bundle", manifest=folder / "m.csv", out=folder / "." / "m.csv")
-    assert isinstance(pretend("bundle"), FakeClassifier)
-    assert (folder / "m.csv").read_text() == "path\n00.png\n"

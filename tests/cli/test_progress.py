@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.checkpoints import save_classifier
+from tests.conftest import Capture
 
 from thoraclip.cli import console
 from thoraclip.cli.app import run
-from thoraclip.tables.manifest import Manifest, write_manifest
 
 
 class Terminal(io.StringIO):
@@ -36,9 +36,7 @@ def test_a_bar_names_the_stage_and_counts(monkeypatch: pytest.MonkeyPatch) -> No
     assert "fold 1 of 3, epoch 2 of 7 \x1b" in shown, "beside the bar, without the brackets"
 
 
-def test_lines_where_nobody_watches_are_few(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_where_nobody_watches_are_few(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with console.progress_bar("images") as progress:
@@ -50,11 +48,10 @@ def test_lines_where_nobody_watches_are_few(
     assert lines[-1] == "images: 100/100, 2/s" and len(lines) == 5
 
 
-def test_training_names_fold_and_epoch(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_manifest(tmp_path / "m.parquet", manifest)
+def test_training_names_fold_and_epoch(manifest_file: Path, tmp_path: Path, capsys: Capture) -> None:
     settings = {"model": save_classifier("resnet", tmp_path / "resnet"), "epochs": 2, "batch_size": 4, "chunk_size": 4}
-    arguments = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    assert run(["baseline", str(tmp_path / "m.parquet"), "--out", str(tmp_path / "out"), *arguments]) == 0
+    arguments = [f"--set={name}={value}" for name, value in settings.items()]
+    assert run(["baseline", str(manifest_file), "--out", str(tmp_path / "out"), *arguments]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
     assert [line.split(" (")[0] for line in lines] == [
         f"fold {fold} of 3, epoch {epoch} of 2" for fold in (1, 2, 3) for epoch in (1, 2)

@@ -35,9 +35,7 @@ def modules_of(*rooms: str) -> list[str]:
 def failures(names: list[str], *, absent: tuple[str, ...] = (), beside: Path = REPOSITORY) -> dict[str, str]:
     """Import modules without torch and `absent`: the name of each that fails -> what it said. Importing must be silent
     and leave the process as it was."""
-    done = run_without(
-        absent,
-        f"""
+    code = f"""
 import importlib, json, logging, os, warnings
 sys.path.append({str(beside)!r})
 state = lambda: (dict(os.environ), list(warnings.filters), list(logging.root.handlers), logging.root.level)
@@ -49,8 +47,8 @@ for name in {names!r}:
         failed[name] = str(error)
     assert state() == before, f"{{name}} changes the process"
 print(json.dumps(failed))
-""",
-    )
+"""
+    done = run_without(absent, code)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return dict(json.loads(done.stdout))
 
@@ -70,7 +68,7 @@ def test_what_explains_a_deployed_classifier_imports_in_a_small_install() -> Non
 
 
 def test_a_module_that_loads_torch_in_any_way_is_found(tmp_path: Path) -> None:
-    """By itself, through Transformers, through another module, through a package nobody has thought of."""
+    """By itself, through Transformers, another module, or a package nobody has thought of."""
     planted = {
         "planted_itself": "import torch",
         "planted_part": "from torch.nn.functional import relu",
@@ -94,9 +92,8 @@ def test_no_module_needs_itself() -> None:
     needs: dict[str, set[str]] = {}
     for name in ("thoraclip", *EVERY_MODULE):
         path = REPOSITORY / "src" / Path(*name.split("."))
-        tree = ast.parse(
-            (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-        )
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         needs[name] = set()
         for node in tree.body:
             if isinstance(node, ast.ImportFrom):
@@ -109,10 +106,8 @@ def test_no_module_needs_itself() -> None:
 
 def test_the_judge_works_without_torch(tmp_path: Path) -> None:
     """Not only imported: a report is written while every way to torch is shut."""
-    (tmp_path / "p.csv").write_text(
-        "image_id,label,score_a,score_b\n"
-        + "".join(f"{i},{'ab'[i % 2]},0.{i % 9}5,{0.95 - i % 9 / 10:.2f}\n" for i in range(40))
-    )
+    rows = [f"{i},{'ab'[i % 2]},0.{i % 9}5,{0.95 - i % 9 / 10:.2f}" for i in range(40)]
+    (tmp_path / "p.csv").write_text("\n".join(["image_id,label,score_a,score_b", *rows]))
     words = ["report", str(tmp_path / "p.csv"), "--resamples", "200", "--out", str(tmp_path / "r")]
     done = run_without((), f"from thoraclip.cli.app import run\nsys.exit(run({words!r}))")
     assert done.returncode == 0, done.stderr
@@ -128,36 +123,30 @@ def test_the_judge_works_without_torch(tmp_path: Path) -> None:
     ],
 )
 def test_without_a_package_of_the_study_a_command_says_so_in_one_line(package: str, command: list[str]) -> None:
-    code = f"from thoraclip.cli.app import run\nsys.exit(run({command!r}))"
-    done = run_without([package], code)
+    done = run_without([package], f"from thoraclip.cli.app import run\nsys.exit(run({command!r}))")
     assert done.returncode == 2
     assert done.stderr == f"error: '{package}' is not installed; mend it with: pip install 'thoraclip[study]'\n"
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-
-
-def test_the_door_and_the_help_load_nothing_heavy() -> None:
-    done = python(
-        "import sys\n"
+@pytest.mark.parametrize(
+    "code",
+    [
         "heavy = ('torch', 'transformers', 'pyarrow', 'sklearn', 'matplotlib', 'numpy', 'PIL', 'pydicom', 'scipy')\n"
         "for code in ('import thoraclip', 'import thoraclip.cli.app', 'thoraclip.cli.app.run([\"--help\"])'):\n"
-        "    exec(code)\n"
-        "    assert not [m for m in heavy if m in sys.modules], code\n"
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_every_public_name_opens_in_silence_and_sets_no_variable() -> None:
-    done = python(
-        "import os, logging\n"
-        "before = dict(os.environ), list(logging.root.handlers)\n"
-        "import thoraclip\n"
-        "for name in thoraclip.__all__: getattr(thoraclip, name)\n"
-        "assert before[1] == list(logging.root.handlers)\n"
-        "new = {k for k in os.environ if os.environ[k] != before[0].get(k)}\n"
-        "assert not {k for k in new if 'THORACLIP' in k or 'HF_' in k or 'TOKENIZERS' in k}, new\n"
-    )
+        "    with contextlib.redirect_stdout(io.StringIO()): exec(code)\n"
+        "    assert not [m for m in heavy if m in sys.modules], code\n",
+        pytest.param(
+            "import thoraclip\n"
+            "for name in thoraclip.__all__: getattr(thoraclip, name)\n"
+            "assert before[1] == list(logging.root.handlers)\n"
+            "new = {k for k in os.environ if os.environ[k] != before[0].get(k)}\n"
+            "assert not {k for k in new if 'THORACLIP' in k or 'HF_' in k or 'TOKENIZERS' in k}, new\n",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["the door and the help load nothing heavy", "every public name opens in silence and sets no variable"],
+)
+def test_the_package_as_it_is_loaded(code: str) -> None:
+    code = f"import contextlib, io, logging, os, sys\nbefore = dict(os.environ), list(logging.root.handlers)\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import Capture
 from tests.real.conftest import first_of_each_class
 
 from thoraclip.cli.app import run
@@ -20,7 +21,7 @@ PAIRS = [
 
 
 @pytest.mark.slow
-def test_check_of_covid3_talo(talo: IndexResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_covid3_talo(talo: IndexResult, tmp_path: Path, capsys: Capture) -> None:
     """On 100 images of each class, both copies, and everyone who has images under two labels."""
     table, manifest, out = talo.manifest, str(tmp_path / "m.parquet"), tmp_path / "check"
     both, copies = table.patients_in_two("label"), {name for _, names in PAIRS for name in names}

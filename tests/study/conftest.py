@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.checkpoints import save_checkpoint
 from tests.conftest import write_class_folder
 
+from thoraclip.config import toml_value
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds
+from thoraclip.methods import rounds
 from thoraclip.runs import write_json
 from thoraclip.study import running
 from thoraclip.tables.manifest import write_manifest
@@ -33,10 +37,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_study(folder: Path, model: Path, text: str, *, manifest: Path | None = None, name: str = "s.toml") -> Path:
+    """A study file of this text, on `m.parquet` beside it unless another manifest is given."""
+    place = json.dumps(str(manifest or "m.parquet"))
+    (folder / name).write_text(f"model = {json.dumps(str(model))}\nmanifest = {place}\n{text}")
+    return folder / name
+
+
+def method(kind: str, name: str = "", **settings: Any) -> str:
+    """A `[[methods]]` table of a study file; its name is its kind unless another is given."""
+    values = {"name": name or kind, "kind": kind, **settings}
+    return "[[methods]]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())
+
+
 @contextmanager
 def without_pages() -> Iterator[None]:
-    """Within it, studies write `report.json` alone: drawing the pages takes longer than all else."""
+    """Within it, studies write `report.json` alone and no curves: drawing takes longer than all else."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "training_figure", lambda *_, **__: "<svg/>")
         patch.setattr(running, "write_report", lambda report, out, **_: write_json(out / "report.json", report))
         yield
 

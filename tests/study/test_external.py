@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import CLASSES, draw_picture, files
+from tests.study.conftest import method, write_study
 
-from thoraclip.data.duplicates import find_duplicates, thumbnail
 from thoraclip.data.index import index
-from thoraclip.errors import ConfigError, InputError, ManifestError
+from thoraclip.errors import ConfigError, ManifestError, ThoraclipError
 from thoraclip.imaging import fit
 from thoraclip.labels import LabelSet
 from thoraclip.methods.predictors import read_run
@@ -26,26 +27,11 @@ from thoraclip.study.external.images import select
 from thoraclip.study.external.settings import External
 from thoraclip.study.settings import study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
-from thoraclip.tables.predictions import read_predictions
+from thoraclip.tables.predictions import Predictions, read_predictions
 
-STUDY = """
-manifest = "m.parquet"
-resamples = 100
-seeds = [0, 1]
-audit = "none"
-thumbnails = false
-[[methods]]
-name = "zero-shot"
-kind = "zeroshot"
-[[methods]]
-name = "probe"
-kind = "probe"
-l2_steps = 2
-[[methods]]
-name = "trivial"
-kind = "trivial"
-max_iter = 5
-"""
+SETTINGS = 'resamples = 100\nseeds = [0, 1]\naudit = "none"\nthumbnails = false\n'
+METHODS = method("zeroshot", "zero-shot") + method("probe", l2_steps=2) + method("trivial", max_iter=5)
+STUDY = SETTINGS + METHODS
 EXTERNAL = """
 [external.hospital-b]
 manifest = "b.parquet"
@@ -83,10 +69,15 @@ def write_other_images(folder: Path, study: Manifest) -> Manifest:
     return manifest
 
 
-def write_study(folder: Path, images: Path, clip: Path, text: str, name: str = "s.toml") -> Path:
-    text = text.replace("m.parquet", str(images / "m.parquet"))
-    (folder / name).write_text(f"model = {json.dumps(str(clip))}\n{text}")
-    return folder / name
+def looked_at_alone(run: Path, fold: int, images: Manifest) -> np.ndarray:
+    """What the classifier of a fold says of the images, prepared by the library's own `fit`."""
+    classifier = read_run(run).classifier(fold, LABELS)
+    greys = [fit(np.asarray(Image.open(path).convert("L")), classifier.preprocess) for path in images.paths()]
+    return np.asarray(classifier.look(np.stack(greys))[1])
+
+
+def scored(run: Path, name: str, fold: int) -> Predictions:
+    return read_predictions(run / f"external-{name}-fold-{fold}.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +85,7 @@ def done(images: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """(folder of a finished study with an external set, its report, what was announced)."""
     folder = tmp_path_factory.mktemp("external")
     write_other_images(folder, read_manifest(images / "m.parquet"))
-    write_study(folder, images, clip, STUDY + EXTERNAL)
+    write_study(folder, clip, STUDY + EXTERNAL, manifest=images / "m.parquet")
     told: list[str] = []
     report = run_study(*read_study(folder / "s.toml", {}), folder / "out", announce=told.append)
     return folder, report, told
@@ -112,19 +103,15 @@ def test_overlapping_pictures_are_left_out_and_named(done: Done) -> None:
     }  # fmt: skip
     found = json.loads((folder / "out" / "external" / "hospital-b" / "left-out.json").read_text())
     assert found["counts"] == one["left_out"] and found["labels_not_in_the_mapping"] == {"tb": 1}
-    rows = {row["image_id"]: row for row in found["images"]}
-    assert set(rows) == {f"covid/{n}.png" for n in ("same", "zcopy", "torn")} | {
-        "healthy/near.jpg",
-        "healthy/near-too.jpg",
+    near = ("near", "Normal/3.png")
+    assert {row["image_id"]: (row["reason"], row.get("of")) for row in found["images"]} == {
+        "covid/same.png": ("identical", "COVID-19/0.png"),
+        **{f"healthy/{name}.jpg": near for name in ("near", "near-too")},
+        "covid/zcopy.png": ("copies", "covid/new0.png"),
+        "covid/torn.png": ("unreadable", None),
     }
-    assert (rows["covid/same.png"]["reason"], rows["covid/same.png"]["of"]) == ("identical", "COVID-19/0.png")
-    for name in ("healthy/near.jpg", "healthy/near-too.jpg"):
-        assert (rows[name]["reason"], rows[name]["of"]) == ("near", "Normal/3.png"), name
-    assert (rows["covid/zcopy.png"]["reason"], rows["covid/zcopy.png"]["of"]) == ("copies", "covid/new0.png")
-    assert (
-        rows["covid/torn.png"]["reason"] == "unreadable"
-        and "changed since it was indexed" in rows["covid/torn.png"]["detail"]
-    )
+    (torn,) = (row for row in found["images"] if row["reason"] == "unreadable")
+    assert "changed since it was indexed" in torn["detail"]
     assert one["n"] == 8 and one["images_per_class"] == {"COVID-19": 4, "Non-COVID": 0, "Normal": 4}
     assert one["absent"] == ["Non-COVID"]
     assert (one["patients_shared"], one["images_of_shared"], one["unit"]) == (1, 2, "patient")
@@ -137,18 +124,13 @@ def test_every_classifier_scores_every_image(done: Done) -> None:
     """Against the classifiers themselves, one picture at a time."""
     folder, report, _ = done
     images = read_manifest(folder / "out" / "external" / "hospital-b" / "manifest.parquet")
+    places = [folder / "out" / "runs" / "probe" / f"seed-{seed}" for seed in (0, 1)]
     correct = []
-    for seed in (0, 1):
-        run = read_run(folder / "out" / "runs" / "probe" / f"seed-{seed}")
-        for fold in (0, 1, 2):
-            table = read_predictions(run.folder / f"external-hospital-b-fold-{fold}.parquet")
-            classifier = run.classifier(fold, LABELS)
-            greys = np.stack(
-                [fit(np.asarray(Image.open(path).convert("L")), classifier.preprocess) for path in images.paths()]
-            )
-            assert table.image_id == tuple(images.column("image_id")) and set(table.fold) == {fold}
-            assert table.scores == pytest.approx(classifier.look(greys)[1], abs=1e-5)
-            correct.append(np.mean(table.scores.argmax(axis=1) == table.target))
+    for place, fold in itertools.product(places, (0, 1, 2)):
+        table = scored(place, "hospital-b", fold)
+        assert table.image_id == tuple(images.column("image_id")) and set(table.fold) == {fold}
+        assert table.scores == pytest.approx(looked_at_alone(place, fold, images), abs=1e-5)
+        correct.append(np.mean(table.scores.argmax(axis=1) == table.target))
     assert not (folder / "out" / "runs" / "zero-shot" / "external-hospital-b-fold-0.parquet").exists(), (
         "one for all folds"
     )
@@ -156,10 +138,8 @@ def test_every_classifier_scores_every_image(done: Done) -> None:
     assert (entries["probe"]["classifiers"], entries["zero-shot"]["classifiers"]) == (6, 1)
     assert entries["probe"]["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(correct))
     assert report["external"][0]["not_scored"] == [{"name": "trivial", "reason": "keeps no model"}]
-    inside = [
-        read_predictions(folder / "out" / "runs" / "probe" / f"seed-{seed}" / "predictions.parquet") for seed in (0, 1)
-    ]
-    kept = np.array([name != "Non-COVID" for name in (CLASSES[t] for t in inside[0].target)])
+    inside = [read_predictions(place / "predictions.parquet") for place in places]
+    kept = np.array([CLASSES[target] != "Non-COVID" for target in inside[0].target])
     value = np.mean([np.mean((t.scores.argmax(axis=1) == t.target)[kept]) for t in inside])
     assert entries["probe"]["inside"]["accuracy"]["value"] == pytest.approx(value)
     assert entries["probe"]["drop"]["accuracy"]["value"] == pytest.approx(value - np.mean(correct))
@@ -199,7 +179,7 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(lost: int, done: Done, t
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_study_killed_meanwhile_ends_with_the_same_bytes(
+def test_killed_meanwhile_it_ends_with_the_same_bytes(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed four times, each time a little later."""
@@ -221,20 +201,10 @@ def test_a_study_killed_meanwhile_ends_with_the_same_bytes(
                 run_study(*read_study(done[0] / "s.toml", {}), out)
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_what_is_scored_is_not_scored_again(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, _, _ = done
-    before = files(folder / "out")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("done again")
-
-    monkeypatch.setattr("thoraclip.study.external.scoring._scores", refuse)
-    monkeypatch.setattr("thoraclip.study.external.overlap.find_duplicates", refuse)
-    run_study(*read_study(folder / "s.toml", {}), folder / "out")
-    assert files(folder / "out") == before
+    for place in ("overlap.find_duplicates", "scoring._scores"):
+        monkeypatch.setattr(f"thoraclip.study.external.{place}", lambda *_, **__: pytest.fail("done again"))
+    run_study(*read_study(done[0] / "s.toml", {}), out)
+    assert files(out) == files(done[0] / "out")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -244,17 +214,16 @@ def test_other_labels_there_are_judged_anew(done: Done, images: Path, clip: Path
     turned = EXTERNAL.replace(
         '"covid" = "COVID-19", "healthy" = "Normal"', '"covid" = "Normal", "healthy" = "COVID-19"'
     )
-    write_study(folder, images, clip, STUDY + turned, "turned.toml")
-    again = run_study(*read_study(folder / "turned.toml", {}), tmp_path / "out")
+    file = write_study(folder, clip, STUDY + turned, manifest=images / "m.parquet", name="turned.toml")
+    again = run_study(*read_study(file, {}), tmp_path / "out")
     assert again["external"][0]["methods"] != report["external"][0]["methods"]
-    tables = [folder / "out", tmp_path / "out"]
-    name = "runs/zero-shot/external-hospital-b.parquet"
-    one, other = (read_predictions(where / name) for where in tables)
+    name = "out/runs/zero-shot/external-hospital-b.parquet"
+    one, other = (read_predictions(where / name) for where in (folder, tmp_path))
     assert np.array_equal(one.scores, other.scores) and not np.array_equal(one.target, other.target)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_method_whose_model_is_gone_does_not_lose_the_others(
+def test_a_method_whose_model_is_gone_loses_no_other(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, _ = done
@@ -282,18 +251,18 @@ def test_a_method_whose_model_is_gone_does_not_lose_the_others(
 
 def test_the_plan_counts_the_images_and_what_is_there(done: Done, images: Path, clip: Path, tmp_path: Path) -> None:
     folder, _, _ = done
-    config, methods = read_study(folder / "s.toml", {})
-    stage = next(
-        s for s in plan_study(config, methods, tmp_path / "new")["stages"] if s["name"] == "external hospital-b"
-    )
-    assert stage["passes"] == [{"what": "score", "model": str(clip), "images": 13}], "one pass for all heads"
-    assert stage["images_encoded"] == 13 and stage["cached"] == [] and not stage["done"]
-    stage = next(s for s in plan_study(config, methods, folder / "out")["stages"] if s["name"] == "external hospital-b")
-    assert stage["images_encoded"] == 0 and stage["cached"] == ["scores"]
-    write_study(folder, images, clip, STUDY + EXTERNAL.replace("b.parquet", "gone.parquet"), "gone.toml")
-    plan = plan_study(*read_study(folder / "gone.toml", {}), tmp_path / "new")
-    (stage,) = (s for s in plan["stages"] if s["name"] == "external hospital-b")
-    assert "external 'hospital-b': gone.parquet: no such manifest file" in stage["error"]
+
+    def stage(file: Path, out: Path) -> dict[str, Any]:
+        plan = plan_study(*read_study(file, {}), out)
+        return next(one for one in plan["stages"] if one["name"] == "external hospital-b")
+
+    new = stage(folder / "s.toml", tmp_path / "new")
+    assert new["images_encoded"] == 13 and not new["done"], "one pass for all heads"
+    there = stage(folder / "s.toml", folder / "out")
+    assert there["images_encoded"] == 0 and there["done"]
+    text = STUDY + EXTERNAL.replace("b.parquet", "gone.parquet")
+    gone = write_study(folder, clip, text, manifest=images / "m.parquet", name="gone.toml")
+    assert "external 'hospital-b': gone.parquet: no such manifest file" in stage(gone, tmp_path / "new")["error"]
 
 
 def test_the_resolved_config_reads_back(done: Done) -> None:
@@ -318,14 +287,12 @@ def test_a_baseline_and_tuned_folds_score_a_folder(images: Path, clip: Path, tmp
             pixels = draw_picture(40, 40, seed=700 + i + 10 * len(name))
             Image.fromarray(pixels).save(tmp_path / "c" / name / f"{i}.png")
     (tmp_path / "c" / CLASSES[0] / "bad.png").write_bytes(b"no picture")
-    head, _, _ = STUDY.partition("[[methods]]")
-    text = (
-        head.replace("[0, 1]", "[0]") + "only_folds = [0, 1]\n"
-        '[[methods]]\nname = "LoRA"\nkind = "finetune"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\nthen = "probe"\n'
-        '[[methods]]\nname = "tower"\nkind = "baseline"\nselect = "last"\nsteps = 1\nbatch_size = 4\nchunk_size = 4\n'
-        '[external.c]\nfolder = "c"\nlayout = "folders"\n'
-    )
-    report = run_study(*read_study(write_study(tmp_path, images, clip, text), {}), tmp_path / "out")
+    few = {"select": "last", "steps": 1, "batch_size": 4, "chunk_size": 4}
+    methods = method("finetune", "LoRA", then="probe", **few) + method("baseline", "tower", **few)
+    text = SETTINGS.replace("[0, 1]", "[0]") + "only_folds = [0, 1]\n" + methods
+    text += '[external.c]\nfolder = "c"\nlayout = "folders"\n'
+    file = write_study(tmp_path, clip, text, manifest=images / "m.parquet")
+    report = run_study(*read_study(file, {}), tmp_path / "out")
     (one,) = report["external"]
     assert {m["name"]: m["classifiers"] for m in one["methods"]} == {"LoRA": 2, "LoRA, then probe": 2, "tower": 2}
     assert one["left_out"]["unreadable"] == 1 and one["n"] == 6
@@ -333,55 +300,23 @@ def test_a_baseline_and_tuned_folds_score_a_folder(images: Path, clip: Path, tmp
     assert [row["path"] for row in found["not_indexed"]] == [f"{CLASSES[0]}/bad.png"]
     judged = read_manifest(tmp_path / "out" / "external" / "c" / "manifest.parquet")
     for name in ("lora", "lora-then-probe", "tower"):
-        run, found = read_run(tmp_path / "out" / "runs" / name), []
+        run = tmp_path / "out" / "runs" / name
+        found = [scored(run, "c", fold).scores for fold in (0, 1)]
         for fold in (0, 1):
-            classifier = run.classifier(fold, LABELS)
-            greys = np.stack(
-                [fit(np.asarray(Image.open(p).convert("L")), classifier.preprocess) for p in judged.paths()]
-            )
-            found.append(read_predictions(run.folder / f"external-c-fold-{fold}.parquet").scores)
-            assert found[-1] == pytest.approx(classifier.look(greys)[1], abs=1e-5), name
+            assert found[fold] == pytest.approx(looked_at_alone(run, fold, judged), abs=1e-5), name
         assert not np.array_equal(*found), "each fold has a network of its own"
     assert sorted(p.name for p in (tmp_path / "out" / "pixels").iterdir()), "decoded pictures are kept"
-
-
-def test_a_set_that_is_all_in_the_study_is_refused_before_anything_runs(
-    images: Path, clip: Path, tmp_path: Path
-) -> None:
-    study = read_manifest(images / "m.parquet")
-    nothing = [None] * len(study)
-    write_manifest(tmp_path / "b.parquet", study.with_columns(fold=nothing, patient=nothing))
-    write_study(tmp_path, images, clip, STUDY + '[external.b]\nmanifest = "b.parquet"\n')
-    with pytest.raises(
-        ManifestError, match=r"external 'b': no image is left to judge \(24 identical to a picture of the study\)"
-    ):
-        run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
-    assert not (tmp_path / "out" / "runs").exists()
-
-
-def test_pairs_within_the_rest_are_not_looked_for() -> None:
-    """`among` gives the pairs of the whole search that hold one of them."""
-    pictures = [draw_picture(64, 64, seed=s, patch=0.3) for s in range(6)]
-    again = [np.asarray(Image.fromarray(p).resize((96, 90))) for p in pictures[:4]]
-    thumbnails = np.stack([thumbnail(p) for p in (*pictures, *again)])
-    names = [str(i) for i in range(10)]
-    everything = find_duplicates(thumbnails, names)
-    assert {(p.first, p.second) for p in everything} >= {(0, 6), (1, 7), (2, 8), (3, 9)}
-    among = np.isin(np.arange(10), [1, 8])
-    wanted = [pair for pair in everything if among[pair.first] or among[pair.second]]
-    assert find_duplicates(thumbnails, names, among=among) == wanted
-    assert 0 < len(wanted) < len(everything)
-    same = find_duplicates(thumbnails, [*names[:9], "0"], among=among)
-    assert (0, 9, "identical") in {(p.first, p.second, p.kind) for p in same}, "identical files cost nothing"
 
 
 # --- bad input ---
 
 
-def rows(*labels: str | None, split: Callable[[int], str | None] = lambda _: None) -> Manifest:
+def rows(*labels: str | None, split: str = "") -> Manifest:
+    """Images of these labels; `split` names that of each, or none."""
+    splits = split.split() or [None] * len(labels)
     table = [
-        {"image_id": f"{i}.png", "path": f"{i}.png", "label": label, "split": split(i)}
-        for i, label in enumerate(labels)
+        {"image_id": f"{i}.png", "path": f"{i}.png", "label": label, "split": one}
+        for i, (label, one) in enumerate(zip(labels, splits, strict=True))
     ]
     return Manifest.from_rows(table, Path(), may_leak=True)
 
@@ -396,7 +331,7 @@ def test_labels_are_mapped_kept_and_left_out() -> None:
 
 
 def test_one_split_can_be_taken() -> None:
-    manifest = rows(*["Normal", "COVID-19", "tb"] * 2, split=lambda i: "test" if i < 3 else "train")
+    manifest = rows(*["Normal", "COVID-19", "tb"] * 2, split="test test test train train train")
     found = select(External(name="x", manifest="x", split="test"), manifest, LABELS)
     assert found.images.column("image_id") == ["0.png", "1.png"] and found.splits == ("test",)
     assert found.left_out == {"other splits": 3, "label not in the mapping": 1}
@@ -405,29 +340,23 @@ def test_one_split_can_be_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "labels", "message"),
+    ("more", "manifest", "message"),
     [
-        ({}, ["sick", "well"], "no label in common: its labels are sick, well, the study's classes COVID-19, Non-COVID, Normal; "
-                               'add labels = { "sick" = "COVID-19" } to \\[external.x\\]'),
-        ({"labels": (("sik", "COVID-19"),)}, ["sick", "Normal"], "no image has the label 'sik'; did you mean 'sick'"),
-        ({"labels": (("sick", "COVID19"),)}, ["sick"], "'sick' = 'COVID19', which is no class of the study; did you mean 'COVID-19'"),
-        ({"labels": (("Normal", ""),)}, ["Normal"], "no label in common"),
-        ({"split": "test"}, ["Normal"], "its images name no split; leave split out"),
+        ({}, rows("sick", "well"), "no label in common: its labels are sick, well, the study's classes COVID-19, Non-COVID, "
+                                   'Normal; add labels = { "sick" = "COVID-19" } to \\[external.x\\]'),
+        ({"labels": (("sik", "COVID-19"),)}, rows("sick", "Normal"), "no image has the label 'sik'; did you mean 'sick'"),
+        ({"labels": (("sick", "COVID19"),)}, rows("sick"), "'COVID19', which is no class of the study; did you mean 'COVID-19'"),
+        ({"labels": (("Normal", ""),)}, rows("Normal"), "no label in common"),
+        ({}, rows(None), "no image has a label"),
+        ({"split": "test"}, rows("Normal"), "its images name no split; leave split out"),
+        ({"split": "val"}, rows("Normal", "tb", split="train test"), "no image of split 'val'; its splits are test, train"),
+        ({"split": "test"}, rows("Normal", "tb", split="train test"), "no image of split 'test' has a class of the study"),
     ],
 )  # fmt: skip
-def test_labels_that_do_not_fit_are_named(more: dict[str, Any], labels: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        select(External(name="x", manifest="x", **more), rows(*labels), LABELS)
-
-
-def test_a_split_without_images_is_named() -> None:
-    manifest = rows("Normal", "tb", split=lambda i: ("train", "test")[i])
-    with pytest.raises(ConfigError, match="no image of split 'val'; its splits are test, train"):
-        select(External(name="x", manifest="x", split="val"), manifest, LABELS)
-    with pytest.raises(ConfigError, match="no image of split 'test' has a class of the study"):
-        select(External(name="x", manifest="x", split="test"), manifest, LABELS)
-    with pytest.raises(ManifestError, match="no image has a label"):
-        select(External(name="x", manifest="x"), rows(None), LABELS)
+def test_labels_and_splits_that_do_not_fit_are_named(more: dict[str, Any], manifest: Manifest, message: str) -> None:
+    with pytest.raises(ThoraclipError, match=message) as caught:
+        select(External(name="x", manifest="x", **more), manifest, LABELS)
+    assert type(caught.value) is (ManifestError if manifest.column("label") == [None] else ConfigError)
 
 
 @pytest.mark.parametrize(
@@ -449,19 +378,27 @@ def test_a_split_without_images_is_named() -> None:
     ],
 )  # fmt: skip
 def test_mistakes_in_the_table_are_named(table: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text(STUDY + table + "\n")
+    (tmp_path / "s.toml").write_text(f'manifest = "m.parquet"\n{table}\n')
     with pytest.raises(ConfigError, match=message):
         read_study(tmp_path / "s.toml", {})
 
 
-def test_external_sets_cannot_be_set_from_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text(STUDY)
-    with pytest.raises(ConfigError, match="--set external: external sets stand in the study file"):
-        read_study(tmp_path / "s.toml", {"external": "x"})
-
-
-def test_a_missing_manifest_is_named_before_anything_runs(images: Path, clip: Path, tmp_path: Path) -> None:
-    write_study(tmp_path, images, clip, STUDY + EXTERNAL)
-    with pytest.raises(InputError, match=r"external 'hospital-b': b\.parquet: no such manifest file"):
-        run_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("is_there", "message"),
+    [
+        (True, "no image is left to judge \\(24 identical to a picture of the study\\)"),
+        (False, "b.parquet: no such manifest"),
+    ],
+)
+def test_a_set_without_images_is_refused_before_anything_runs(
+    is_there: bool, message: str, images: Path, clip: Path, tmp_path: Path
+) -> None:
+    if is_there:
+        study = read_manifest(images / "m.parquet")
+        nothing = [None] * len(study)
+        write_manifest(tmp_path / "b.parquet", study.with_columns(fold=nothing, patient=nothing))
+    text = STUDY + '[external.b]\nmanifest = "b.parquet"\n'
+    file = write_study(tmp_path, clip, text, manifest=images / "m.parquet")
+    with pytest.raises(ThoraclipError, match=f"external 'b': {message}"):
+        run_study(*read_study(file, {}), tmp_path / "out")
     assert not (tmp_path / "out" / "runs").exists()
