@@ -19,9 +19,8 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
-from thoraclip.methods.predictors import require_classes
 from thoraclip.methods.rounds import Result, Round, fit, run_rounds
-from thoraclip.methods.running import Context
+from thoraclip.methods.running import Context, require_classes
 from thoraclip.methods.supervised import Supervised, scores_of
 from thoraclip.methods.training import TrainingSettings, require_known
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note

@@ -21,7 +21,7 @@ from thoraclip.tables.predictions import Predictions, read_predictions
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import Classifier
 
-__all__ = ["FinishedRun", "find_manifest", "read_run", "require_classes"]
+__all__ = ["FinishedRun", "find_manifest", "read_run"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -219,12 +219,3 @@ def find_manifest(run: FinishedRun) -> Manifest:
                 )
             return found
     raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")
-
-
-def require_classes(folder: Path, found: LabelSet, wanted: LabelSet) -> None:
-    """Raise MismatchError where a run was trained on other classes than those of a manifest."""
-    if found != wanted:
-        raise MismatchError(
-            f"{folder}: was trained on the classes {list(found.names)}, and these are {list(wanted.names)}; "
-            "name the manifest that it was trained on"
-        )

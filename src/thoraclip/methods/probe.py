@@ -17,8 +17,7 @@ from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings
-from thoraclip.methods.predictors import require_classes
-from thoraclip.methods.running import Context, Part, parts, pooled_predictions
+from thoraclip.methods.running import Context, Part, parts, pooled_predictions, require_classes
 from thoraclip.methods.zeroshot import class_vectors, prompts_digest
 from thoraclip.models.heads import (
     LinearHead,

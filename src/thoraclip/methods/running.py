@@ -15,7 +15,7 @@ import numpy.typing as npt
 from thoraclip.config import config_toml
 from thoraclip.data.card import data_facts
 from thoraclip.data.splits import hold_out, independent_groups
-from thoraclip.errors import ManifestError
+from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.judge.model_card import TrainedRun, write_model_card
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
@@ -25,7 +25,7 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
 __all__ = [
-    "Context", "Part", "is_done", "parts", "pooled_predictions", "read_validation", "require_folds", "run_method",
+    "Context", "Part", "is_done", "parts", "pooled_predictions", "read_validation", "require_classes", "require_folds", "run_method",
 ]  # fmt: skip
 
 Rows = npt.NDArray[np.int64]
@@ -131,6 +131,15 @@ def parts(
                     where = "" if fold is None else f" of fold {fold}"
                     raise ManifestError(f"class '{label}' has no {name} image{where}; add images or split again")
         yield Part(fold, np.flatnonzero(train), np.flatnonzero(val), np.flatnonzero(test))
+
+
+def require_classes(folder: Path, found: LabelSet, wanted: LabelSet) -> None:
+    """Raise MismatchError where a run was trained on other classes than those of a manifest."""
+    if found != wanted:
+        raise MismatchError(
+            f"{folder}: was trained on the classes {list(found.names)}, and these are {list(wanted.names)}; "
+            "name the manifest that it was trained on"
+        )
 
 
 def require_folds(only: Sequence[int], known: Sequence[int]) -> None:
