@@ -3,7 +3,7 @@
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
 thoraclip.judge.align, thoraclip.judge.audit, thoraclip.judge.audit_page, thoraclip.judge.compare, thoraclip.judge.entries,
 thoraclip.judge.external, thoraclip.judge.external_reading, thoraclip.judge.figures, thoraclip.judge.intervals,
-thoraclip.judge.published, thoraclip.judge.reading, thoraclip.judge.recalibration, thoraclip.judge.render,
+thoraclip.judge.model_card, thoraclip.judge.published, thoraclip.judge.reading, thoraclip.judge.recalibration, thoraclip.judge.render,
 thoraclip.judge.report, thoraclip.judge.results, thoraclip.judge.shortcuts and thoraclip.judge.trust.
 
 `python -m tests.judge.test_golden` writes the files anew (made with NumPy 2.4, SciPy 1.17, Matplotlib 3.11): read the
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.conftest import files
+from tests.judge.cards import Config, card_of, trained
 from tests.judge.tables import answers, audit, method, predictions
 
 from thoraclip.judge import figures
@@ -33,6 +34,7 @@ from thoraclip.judge.audit_page import write_audit
 from thoraclip.judge.external import ExternalResult
 from thoraclip.judge.report import MethodResult, judge, plain, with_audits, write_report
 from thoraclip.judge.shortcuts import Answers
+from thoraclip.runs import write_text
 from thoraclip.tables.predictions import Predictions
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -153,13 +155,47 @@ def training(folder: Path) -> None:
     figures.training_figure(rows[:-1], best_step=0, validated="forest")
 
 
-CASES: dict[str, Callable[[Path], None]] = {c.__name__: c for c in (reliant, clean, study, single, poor, training)}
+def cards(folder: Path) -> None:
+    """Model cards: of adapters in three folds with all that a method may add; of one class; of rows without a label."""
+    chosen = [
+        {"fold": 0, "step": 0, "validation": {"step": 0, "val_macro_f1": 0.5}, "scale": {"step": 3, "alpha": 0.25}},
+        {"fold": 1, "step": 4, "validation": None, "nothing": None},
+    ]
+    added = {"what": "A *forest*.", "choice": ["One.", "Two."], "use": "Load it.", "sources": ["- Breiman 2001."]}
+    about = {
+        "name": "X-rays",
+        "license": "CC-BY-4.0",
+        "url": "https://huggingface.co/datasets/owner/xrays",
+        "citeAs": "Doe 2024",
+    }
+    weights = {fold: [f"fold-{fold}/adapter/"] for fold in (0, 1)} | {2: []}
+    run = trained(
+        n=60,
+        folds=3,
+        config=Config(model="owner/name", adapter="runs/lora/seed-1", rate=0.2, workers=9),
+        chosen=chosen,
+        card=added,
+    )
+    write_text(folder / "folds.md", card_of(run, files=weights, about=about))
+    write_text(folder / "one-class.md", card_of(trained(present=1, patients=False), files={None: ["adapter/"]}))
+    write_text(folder / "weak.md", card_of(trained(n=20, skill=0.0, present=2), base=None))
+    half = {"patients": run.data["patients"] | {"unknown": 7, "patients": 40}}
+    unlabelled = replace(run.predictions, target=np.full(60, -1))
+    write_text(
+        folder / "unlabelled.md", card_of(replace(run, predictions=unlabelled, data=run.data | half), files=weights)
+    )
+
+
+CASES: dict[str, Callable[[Path], None]] = {
+    c.__name__: c for c in (reliant, clean, study, single, poor, training, cards)
+}
 
 
 def made(case: str) -> dict[str, str]:
     """File -> text: pages without their look and drawings, and what was drawn."""
     drawn, draw = list[dict[str, Any]](), figures._svg
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thoraclip.judge.model_card._RESAMPLES", 100)
         patch.setattr(
             figures, "_svg", lambda figure, salt: (draw(figure, salt), drawn.append({"salt": salt} | shown(figure)))[0]
         )

@@ -10,7 +10,8 @@ import pytest
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError
 from thoraclip.judge.conformal import fit_thresholds
-from thoraclip.judge.render import html_page, load_pixels, markdown_page
+from thoraclip.judge.reading import reading
+from thoraclip.judge.render import markdown_page
 from thoraclip.judge.report import MethodResult, judge
 from thoraclip.judge.scaling import fit_temperature, fit_vector
 from thoraclip.labels import LabelSet
@@ -150,16 +151,6 @@ def test_rows_of_split_val_serve_where_no_file_does() -> None:
     assert "Temperature scaling" not in bare["reading"]
 
 
-def test_the_reading_says_what_it_gives() -> None:
-    test, val = table(600, seed=0), table(300, seed=1, split="val", prefix="v")
-    found = trust(test, validation=((val,),))
-    assert "Temperature scaling changes the calibration error of a from" in found["reading"]
-    assert "promised to hold the true class in 90 % of each class" in found["reading"]
-    assert "may be chance" not in found["reading"]
-    calm = trust(table(600, seed=0, sharp=1.0), validation=((table(300, seed=1, split="val", prefix="v", sharp=1.0),),))
-    assert "which may be chance" in calm["reading"]
-
-
 def test_few_images_are_said_and_not_hidden() -> None:
     test, val = table(300, seed=0), table(400, seed=1, split="val", prefix="v")
     kept = np.concatenate([np.flatnonzero(val.target == c)[:k] for c, k in enumerate((30, 12, 5))])
@@ -187,12 +178,6 @@ def test_the_first_of_several_seeds_is_shown() -> None:
     assert found["temperature"]["fitted"] == [fit_temperature(vals[0].scores, vals[0].target).temperature]
 
 
-def test_one_patient_has_no_intervals() -> None:
-    test = dataclasses.replace(table(90, seed=0), patient=("p",) * 90)
-    found = trust(test, validation=((table(90, seed=1, split="val", prefix="v"),),))
-    assert found["after_temperature"]["change"]["ece"]["low"] is None and found["selective"]["at"][0]["low"] is None
-
-
 def test_wrong_validation_scores_are_refused() -> None:
     test, val = table(90, seed=0), table(60, seed=1, split="val", prefix="v")
     with pytest.raises(
@@ -213,24 +198,24 @@ def test_wrong_validation_scores_are_refused() -> None:
             trust(test, validation=(tables,))
 
 
-def test_pages_with_some_with_all_and_with_no_validation_scores() -> None:
-    test, val = table(90, seed=0), table(90, seed=1, split="val", prefix="v")
-    fitted = MethodResult(name="fitted", kind="probe", predictions=(test,), validation=((val,),))
-    bare = MethodResult(name="bare", kind="probe", predictions=(table(90, seed=0, sharp=1.0),))
-    few = MethodResult(name="few", kind="probe", predictions=(test,), validation=((val.take(np.arange(4)),),))
-    equal = dataclasses.replace(val, scores=np.full((90, 3), 1 / 3))
-    flat = MethodResult(name="flat", kind="probe", predictions=(test,), validation=((equal,),))
-    some = [markdown_page(judge([fitted, bare, few, flat], title="t", resamples=100)),
-            html_page(judge([bare, few], title="t", resamples=100), None, load_pixels)]  # fmt: skip
-    for text in some:
-        assert "the run kept none" in text and "at least 9 are needed" in text
-    assert "equal scores" in some[0]
-    for name, methods in (("all", [fitted]), ("none", [bare])):
-        report = judge(methods, title="t", resamples=100)
-        for text in [markdown_page(report), *(some if name == "all" else [])]:
-            assert "Answering only when sure" in text
-            assert ("Prediction sets" in text) == (name == "all")
-            assert ("No method came with scores of validation images" in text) == (name == "none")
+def test_a_report_of_an_earlier_version_is_drawn_without_calibration() -> None:
+    report = judge(
+        [MethodResult(name="bare", kind="probe", predictions=(table(90, seed=0),))], title="t", resamples=100
+    )
     for entry in report["methods"]:
-        del entry["trust"]  # as in a report of an earlier version
+        del entry["trust"]
     assert "Answering only when sure" not in markdown_page(report)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "certain"), [(-0.2, -0.1, True), (0.1, 0.2, True), (-0.1, 0.0, False), (0.0, 0.1, False), (None, None, True)]
+)  # fmt: skip
+def test_a_change_of_the_calibration_error_that_may_be_chance_is_said_to_be(low: Any, high: Any, certain: bool) -> None:
+    test, val = table(90, seed=0), table(90, seed=1, split="val", prefix="v")
+    report = judge(
+        [MethodResult(name="a", kind="probe", predictions=(test,), validation=((val,),))], title="t", resamples=100
+    )
+    gain = report["methods"][0]["trust"]["after_temperature"]["change"]["ece"]
+    gain |= {"value": 0.1, "low": low, "high": high}
+    (said,) = [sentence for sentence in reading(report) if sentence.startswith("Temperature scaling changes")]
+    assert ("which may be chance" in said) != certain
