@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +14,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from thoraclip.errors import ImageError
 from thoraclip.judge import figures
@@ -138,6 +141,8 @@ def test_thumbnails_only_where_wanted_and_else_the_same_bytes_twice(written: Pat
     for file in ("report.json", "report.md", "report.tex"):
         assert (tmp_path / file).read_bytes() == (written / file).read_bytes()
     assert sum(tag == "img" for tag, _ in page.tags) == len(_paths(again)) - 1 and "cannot be decoded <x>" in page.text
+    pictures = [str(a["src"]).partition(",")[2] for tag, a in page.tags if tag == "img"]
+    assert {Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures} == {(85, 128)}
     assert "img" not in dict(_read(tmp_path).tags)
     svg = [re.findall(r"<svg.*?</svg>", (f / "report.html").read_text(), flags=re.DOTALL) for f in (tmp_path, written)]
     assert svg[0] == svg[1] != []

@@ -56,6 +56,8 @@ def test_the_order_of_rows_and_columns_plays_no_part() -> None:
 def test_other_images_truths_classes_and_patients_are_refused() -> None:
     with pytest.raises(MismatchError, match=r"2 ids differ, such as 'img0120' \(in 'b' only\)"):
         report(method("a", predictions()), method("b", predictions(122)))
+    with pytest.raises(MismatchError, match=r"1 ids differ, such as 'img0119' \(in 'a' only\)"):
+        report(method("a", predictions()), method("b", predictions(119)))
     with pytest.raises(MismatchError, match="true class of 119 images: 'img0001'"):
         report(method("a", predictions()), method("b", predictions(targets=[0] * 2 + [0, 1, 2] * 39 + [0])))
     with pytest.raises(MismatchError, match="same task"):
@@ -168,11 +170,13 @@ def test_bounds_of_a_perfect_score_count_patients() -> None:
 
 
 def test_the_roc_curve_and_the_mistakes_are_those_of_the_scores() -> None:
-    table = predictions(60, signal=0.6)
+    table = predictions(400, signal=0.6)
     found = entry(report(method("a", table)), "a")
+    assert len(found["mistakes"]) == 24 < found["mistake_count"]
     for label, curve in found["roc"].items():
         area = np.trapezoid(curve["tpr"], curve["fpr"])
         assert area == pytest.approx(found["per_class"][label]["auroc"]["value"], abs=2e-3)
+        assert len(curve["fpr"]) == 60 and (curve["fpr"][0], curve["tpr"][-1]) == (0, 1)
     wrong = np.flatnonzero(table.scores.argmax(axis=1) != table.target)
     sure = sorted((round(float(table.scores[i].max()), 4) for i in wrong), reverse=True)
     assert [row["score"] for row in found["mistakes"]] == sure[: len(found["mistakes"])]

@@ -77,6 +77,9 @@ def test_a_group_is_drawn_as_a_whole_and_as_many_as_there_are() -> None:
     assert (weights[0] == weights[2]).all() and (weights[1] == weights[4]).all()
     assert (weights[[0, 1, 3]].sum(axis=0) == 3).all()
     assert weights[0].mean() == pytest.approx(1, abs=0.15)
+    turned = np.array([2, 0, 1])
+    (plain,), (moved,) = (list(resample_weights(g, resamples=9, seed=0)) for g in (np.arange(3), turned))
+    assert (moved == plain[turned]).all(), "as many groups as images, in another order"
 
 
 def test_confusion_only_gives_the_same_numbers_for_less() -> None:

@@ -71,6 +71,7 @@ def test_the_vector_is_where_the_slope_is_zero() -> None:
 
 
 def test_bounds_and_refusals() -> None:
+    assert (MIN_TEMPERATURE, MAX_TEMPERATURE) == (0.05, 20.0)
     right = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
     perfect = fit_temperature(right, np.array([0, 1, 2]))
     assert perfect.temperature == MIN_TEMPERATURE and perfect.is_at_bound
@@ -82,6 +83,8 @@ def test_bounds_and_refusals() -> None:
     assert np.isfinite(zero.apply(np.array([[1.0, 0.0]]))).all() and zero.temperature > 1
     with pytest.raises(InputError, match="each of 4 validation images has equal scores for all classes"):
         fit_temperature(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0]))
+    flat = np.array([[0.4, 0.3, 0.3], [1 / 3, 1 / 3, 1 / 3], [0.3, 0.35, 0.35]])
+    assert fit_temperature(flat, np.array([0, 1, 0])).temperature > 0, "one image that tells something is enough"
     with pytest.raises(InputError, match="no validation image"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
     with pytest.raises(InputError, match="class 'Normal' has no validation image"):
@@ -109,6 +112,11 @@ def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
     gain = brier_terms(after) - brier_terms(before)
     drawn = np.quantile(gain @ weights / weights.sum(axis=0), [0.025, 0.975])
     assert [paired["change"]["brier"][side] for side in ("low", "high")] == pytest.approx(drawn.tolist())
+    for count in (1, 2):
+        perfect = Scored(target[:4], np.eye(3)[target[:4]])
+        still = recalibration({"before": perfect, "after": perfect}, np.arange(4) % count, resamples=9, seed=0)["after"]
+        assert [still[m]["value"] for m in ("ece", "brier", "accuracy")] == [0, 0, 1]
+        assert still["change"]["ece"] == {"value": 0, "low": None, "high": None}
     alone = recalibration({"before": before, "after": after}, np.zeros(1500, dtype=np.int64), resamples=200, seed=0)
     assert alone["after"]["change"]["ece"]["low"] is None and alone["before"]["ece"]["low"] is None
 

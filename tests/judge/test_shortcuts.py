@@ -147,7 +147,7 @@ def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
 
 
 def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
-    clear = answers_of({"a": 1.0}, n=18)
+    clear = answers_of({"a": 1.0}, n=27)
     trial = Trial("t", "t", "classifier", after="a")
     assert judge_trials([trial], clear, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
     assert judge_trials([trial], answers_of({"a": 1.0}, n=30), resamples=200, seed=0)[0]["verdict"] == "strong"
