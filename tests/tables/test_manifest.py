@@ -21,6 +21,8 @@ from thoraclip.tables import codes, store
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest, read_manifest, write_manifest
 from thoraclip.tables.store import read_table, write_table
 
+FEW = [str(k) for k in range(50)]
+"""As many values as a wrong one is compared with."""
 check = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -87,6 +89,9 @@ def test_take_and_with_columns_return_new_tables() -> None:
     changed = made.with_columns(label=["x", None, "x"])
     assert changed.column("label") == ["x", None, "x"] and made.column("label") == ["a", "b", "c"]
     assert changed.table.column_names == made.table.column_names
+    other = made.with_columns(image_id=["x", "y", "z"], fold=pa.array([0, 1, 2], pa.int64()), ward=pa.array([1, 2, 3]))
+    assert other.column("image_id") == ["x", "y", "z"] and other.table.column_names == [*COLUMNS, "ward"]
+    assert other.table["fold"].type == pa.int32() and other.column("ward") == ["1", "2", "3"]
 
 
 def test_columns_by_id_and_classes_in_the_order_that_is_given() -> None:
@@ -239,6 +244,7 @@ def test_every_result_is_that_of_plain_lists(table: list[dict[str, Any]], piece:
     )
     names, counts = made.counts()
     assert made.parts() == parts and set(names) == {part for _, part in cells}
+    assert names == [*(s for s in SPLITS if s in names), *sorted(set(names) - set(SPLITS))]
     assert {(label, part): n for label, row in counts.items() for part, n in zip(names, row, strict=True) if n} == cells
     assert list(counts) == sorted(counts)
     found = [label for label in listed["label"] if label is not None]
@@ -301,10 +307,12 @@ def test_a_file_is_filtered_while_it_is_read(
         ({"label": []}, "no image whose label is one of no values; name others"),
         ({"label": "COVID", "fold": 1}, "no image has all of these values of label, fold; ask for fewer"),
         ({"fold": "first"}, "fold ['first']: the column holds int32; ask for such values"),
+        ({"few": "x"}, f"no image whose few is 'x'; known: {', '.join(sorted(FEW))}"),
+        ({"many": "x"}, "no image whose many is 'x'; name others"),
     ],
 )
 def test_where_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
-    made = rows(label=["Normal", "COVID"], fold=[1, 0])
+    made = rows(label=["Normal"] + ["COVID"] * 50, fold=[1] + [0] * 50, few=[*FEW, "0"], many=[*FEW, "50"])
     with pytest.raises(ManifestError) as caught:
         made.where(**values)
     assert str(caught.value) == f"manifest: {message}"
