@@ -3,8 +3,8 @@
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
 thoraclip.judge.align, thoraclip.judge.audit, thoraclip.judge.audit_page, thoraclip.judge.compare, thoraclip.judge.entries,
 thoraclip.judge.external, thoraclip.judge.external_reading, thoraclip.judge.figures, thoraclip.judge.intervals,
-thoraclip.judge.model_card, thoraclip.judge.published, thoraclip.judge.reading, thoraclip.judge.recalibration, thoraclip.judge.render,
-thoraclip.judge.report, thoraclip.judge.results, thoraclip.judge.shortcuts and thoraclip.judge.trust.
+thoraclip.judge.model_card, thoraclip.judge.published, thoraclip.judge.reading, thoraclip.judge.recalibration,
+thoraclip.judge.render, thoraclip.judge.report, thoraclip.judge.results, thoraclip.judge.shortcuts and thoraclip.judge.trust.
 
 `python -m tests.judge.test_golden` writes the files anew (made with NumPy 2.4, SciPy 1.17, Matplotlib 3.11): read the
 difference before you commit it. Numbers may differ by 1e-6, as the fits of scalings end within 1e-9; drawings are compared by
@@ -162,28 +162,17 @@ def cards(folder: Path) -> None:
         {"fold": 1, "step": 4, "validation": None, "nothing": None},
     ]
     added = {"what": "A *forest*.", "choice": ["One.", "Two."], "use": "Load it.", "sources": ["- Breiman 2001."]}
-    about = {
-        "name": "X-rays",
-        "license": "CC-BY-4.0",
-        "url": "https://huggingface.co/datasets/owner/xrays",
-        "citeAs": "Doe 2024",
-    }
+    url = "https://huggingface.co/datasets/owner/xrays"
+    about = {"name": "X-rays", "license": "CC-BY-4.0", "url": url, "citeAs": "Doe 2024"}
     weights = {fold: [f"fold-{fold}/adapter/"] for fold in (0, 1)} | {2: []}
-    run = trained(
-        n=60,
-        folds=3,
-        config=Config(model="owner/name", adapter="runs/lora/seed-1", rate=0.2, workers=9),
-        chosen=chosen,
-        card=added,
-    )
+    config = Config(model="owner/name", adapter="runs/lora/seed-1", rate=0.2, workers=9)
+    run = trained(n=60, folds=3, config=config, chosen=chosen, card=added)
     write_text(folder / "folds.md", card_of(run, files=weights, about=about))
     write_text(folder / "one-class.md", card_of(trained(present=1, patients=False), files={None: ["adapter/"]}))
     write_text(folder / "weak.md", card_of(trained(n=20, skill=0.0, present=2), base=None))
-    half = {"patients": run.data["patients"] | {"unknown": 7, "patients": 40}}
-    unlabelled = replace(run.predictions, target=np.full(60, -1))
-    write_text(
-        folder / "unlabelled.md", card_of(replace(run, predictions=unlabelled, data=run.data | half), files=weights)
-    )
+    data = run.data | {"patients": run.data["patients"] | {"unknown": 7, "patients": 40}}
+    bare = replace(run, predictions=replace(run.predictions, target=np.full(60, -1)), data=data)
+    write_text(folder / "unlabelled.md", card_of(bare, files=weights))
 
 
 CASES: dict[str, Callable[[Path], None]] = {
@@ -196,9 +185,7 @@ def made(case: str) -> dict[str, str]:
     drawn, draw = list[dict[str, Any]](), figures._svg
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr("thoraclip.judge.model_card._RESAMPLES", 100)
-        patch.setattr(
-            figures, "_svg", lambda figure, salt: (draw(figure, salt), drawn.append({"salt": salt} | shown(figure)))[0]
-        )
+        patch.setattr(figures, "_svg", lambda figure, salt: (draw(figure, salt), drawn.append(shown(figure, salt)))[0])
         CASES[case](Path(name, "out"))
         found = {f: data.decode().replace(name, "FOLDER") for f, data in files(Path(name, "out")).items()}
     hidden = re.compile(r"<(svg|style)\b.*?</\1>", flags=re.DOTALL)
@@ -206,12 +193,12 @@ def made(case: str) -> dict[str, str]:
     return found | {"figures.json": json.dumps(plain(drawn))}
 
 
-def shown(figure: Any) -> dict[str, Any]:
+def shown(figure: Any, salt: str) -> dict[str, Any]:
     """Everything that a figure was asked to show, and how."""
     legends = [*figure.legends, *(a.get_legend() for a in figure.axes if a.get_legend())]
     return {
-        "inches": figure.get_size_inches(), "axes": [_panel(axes) for axes in figure.axes],
-        "legends": [[one.get_frame_on(), one._loc, *(t.get_text() for t in one.get_texts())] for one in legends],
+        "salt": salt, "inches": figure.get_size_inches(), "axes": [_panel(axes) for axes in figure.axes],
+        "legends": [[one.get_frame_on(), *(t.get_text() for t in one.get_texts())] for one in legends],
     }  # fmt: skip
 
 
