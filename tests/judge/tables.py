@@ -52,7 +52,7 @@ AGES = (0.0, 17.9, 18.0, 39.9, 40.0, 59.9, 60.0, 79.9, 80.0, None, 130.0, -1.0)
 def audit(
     behind: float, *, n: int = 150, right: float = 0.8, columns: Mapping[str, Any] | None = None, **changed: Any
 ) -> dict[str, Any]:
-    """Of a classifier that is right for a share of the images, and for a share `behind` without lungs; facts may be changed."""
+    """Of a classifier that is right for a share of the images, for `behind` of them without lungs; facts may be changed."""
     target = (np.arange(n) % 3).astype(np.int64)
     known: dict[str, Any] = {
         "source": [("clinic", "archive", "store")[t] for t in target],
@@ -69,13 +69,13 @@ def audit(
     named = {name: answers(share, target, seed) for seed, (name, share) in enumerate(shares.items())}
     named["grey"], named["refitted"][::5] = np.zeros(n, dtype=np.int64), -1
     trials = [
-        Trial("drop", "all but the lungs replaced", "classifier", before="original", after="lungs alone", finds="the rest"),
-        Trial("no-lungs", "the lungs replaced", "classifier", after="no lungs", finds="what lies outside the lungs"),
-        Trial("grey", "all replaced", "classifier", after="grey"),
-        Trial("refitted", "fitted again without lungs", "features", before="original", after="refitted", finds="the rest"),
-        Trial("turned", "lungs alone, before and after", "classifier", before="no lungs", after="original", counts=False),
-        *(Trial(f"background {k}", k, "data", after=f"background {k}", finds=k) for k in ("all", "frame", "file")),
-    ]  # fmt: skip
+        Trial("drop", "all but the lungs replaced", "classifier", "lungs alone", before="original", finds="the rest"),
+        Trial("no-lungs", "the lungs replaced", "classifier", "no lungs", finds="what lies outside the lungs"),
+        Trial("grey", "all replaced", "classifier", "grey"),
+        Trial("refitted", "fitted again without lungs", "features", "refitted", before="original", finds="the rest"),
+        Trial("turned", "lungs alone, before and after", "classifier", "original", before="no lungs", counts=False),
+        *(Trial(f"background {k}", k, "data", f"background {k}", finds=k) for k in ("all", "frame", "file")),
+    ]
     attributes: list[dict[str, Any]] = []
     for seed, column in enumerate(("source", "view", "sex", "format")):
         values = manifest.column(column)
@@ -84,9 +84,9 @@ def audit(
         names = answers(0.7, codes, seed, 2) if column == "view" else None
         attributes.append({"column": column, "values": found, "asked": found, "codes": codes, "named": names})
     facts = Facts(
-        run="runs/probe", kind="probe", labels=LabelSet(CLASSES), manifest=manifest, trials=trials, attributes=attributes,
+        run="runs/probe", kind="probe", labels=LabelSet(CLASSES), manifest=manifest, trials=trials,
         answers=Answers(target, np.arange(n) // 2, named, 3), lungs={"words": "The lung regions are the given masks."},
-        sham={"images": 64, "largest_change": 0.0, "other_answers": 0}, saliency=None, without_duplicates=None,
+        attributes=attributes, sham={"images": 64, "largest_change": 0.0, "other_answers": 0}, saliency=None, without_duplicates=None,
         has_masks=True,
     )  # fmt: skip
     return audit_report(replace(facts, **changed), resamples=100, seed=3)

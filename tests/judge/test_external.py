@@ -1,4 +1,4 @@
-"""External sets: the drop against a slow bootstrap by hand, its symmetry, absent classes, correction, words and pages."""
+"""External sets: the drop against a slow bootstrap by hand, its symmetry, correction, words and pages."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def test_what_does_not_belong_to_the_study_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("p", "low", "high", "so"),
-    [(0.049, -1, 1, True), (0.05, 0.1, 0.2, False), (None, 0.1, 0.2, True), (None, -0.2, -0.1, True), (None, 0.0, 0.1, False),
-     (None, -0.1, 0.0, False), (None, None, None, False)],
+    [(0.049, -1, 1, True), (0.05, 0.1, 0.2, False), (None, 0.1, 0.2, True), (None, -0.2, -0.1, True),
+     (None, 0.0, 0.1, False), (None, -0.1, 0.0, False), (None, None, None, False)],
 )  # fmt: skip
 def test_a_change_goes_by_the_corrected_p_and_else_by_the_interval(p: Any, low: Any, high: Any, so: bool) -> None:
     assert is_change({"p_holm": p, "low": low, "high": high}) is so
@@ -193,8 +193,8 @@ def test_fewer_than_thirty_groups_are_said_to_be_few(images: int, said: bool) ->
 def test_what_was_left_out_is_told_by_its_reason() -> None:
     gone = {"identical": 3000, "near": 1, "copies": 2, "unreadable": 0, "label not in the mapping": 4, "odd": 5}
     assert left_out_words(gone) == (
-        "3,000 identical to a picture of the study, 1 nearly identical to a picture of the study, 2 showing the picture of "
-        "another image of the set, 4 with a label that is no class here, 5 odd"
+        "3,000 identical to a picture of the study, 1 nearly identical to a picture of the study, "
+        "2 showing the picture of another image of the set, 4 with a label that is no class here, 5 odd"
     )
 
 

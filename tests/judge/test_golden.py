@@ -1,14 +1,15 @@
 """Small reports, audits and figures, whole: every number, sentence, table and line is that of the files in `golden/`.
 
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
-thoraclip.judge.align, thoraclip.judge.audit, thoraclip.judge.audit_page, thoraclip.judge.compare, thoraclip.judge.entries,
-thoraclip.judge.external, thoraclip.judge.external_reading, thoraclip.judge.figures, thoraclip.judge.intervals,
-thoraclip.judge.model_card, thoraclip.judge.published, thoraclip.judge.reading, thoraclip.judge.recalibration,
-thoraclip.judge.render, thoraclip.judge.report, thoraclip.judge.results, thoraclip.judge.shortcuts and thoraclip.judge.trust.
+thoraclip.judge.align, thoraclip.judge.audit, thoraclip.judge.audit_page, thoraclip.judge.compare,
+thoraclip.judge.entries, thoraclip.judge.external, thoraclip.judge.external_reading, thoraclip.judge.figures,
+thoraclip.judge.intervals, thoraclip.judge.model_card, thoraclip.judge.published, thoraclip.judge.reading,
+thoraclip.judge.recalibration, thoraclip.judge.render, thoraclip.judge.report, thoraclip.judge.results,
+thoraclip.judge.shortcuts and thoraclip.judge.trust.
 
 `python -m tests.judge.test_golden` writes the files anew (made with NumPy 2.4, SciPy 1.17, Matplotlib 3.11): read the
-difference before you commit it. Numbers may differ by 1e-6, as the fits of scalings end within 1e-9; drawings are compared by
-what they are asked to show, since another Matplotlib places it otherwise.
+difference before you commit it. Numbers may differ by 1e-6, as the fits of scalings end within 1e-9; drawings are
+compared by what they are asked to show, since another Matplotlib places it otherwise.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def reliant(folder: Path) -> None:
             0.7, shuffled=Answers(shuffled, np.arange(150), {"refitted shuffled": answers(0.8, shuffled, 9)}, 3),
             sham={"images": 64, "largest_change": 0.4, "other_answers": 3},
             saliency={"method": "occlusion", "inside": [0.6, 0.7, 0.65, 0.7], "area": [0.3, 0.3, 0.35, 0.3]},
-            without_duplicates={"left_out": 4, "images": 150, "across_parts": 1, "accuracy": 0.8, "accuracy_without": 0.79,
-                                "low": 0.7, "high": 0.85},
+            without_duplicates={"left_out": 4, "images": 150, "across_parts": 1, "accuracy": 0.8,
+                                "accuracy_without": 0.79, "low": 0.7, "high": 0.85},
         ),
         folder,
     )  # fmt: skip
@@ -77,7 +78,7 @@ def coarse(table: Predictions) -> Predictions:
 
 
 def study(folder: Path) -> None:
-    """Two networks, one with two seeds, trees and a failure, in three folds; validation scores, external sets, an audit."""
+    """Two networks, one with two seeds, trees and a failure, in three folds; validation scores, external sets."""
     targets = np.array([-1, -1, *(np.arange(82) % 3)])
     tables = [
         folds(predictions(signal=s, seed=k, targets=np.maximum(targets, 0), patients=28), target=targets)
@@ -103,7 +104,7 @@ def study(folder: Path) -> None:
         MethodResult(name="blip", kind="caption", failed="out of memory", settings={"model": "blip"}),
     ]
     published = [
-        {"name": "theirs", "of": "tuned", "accuracy": 0.9244, "macro_recall": 0.878, "source": "A 2024", "note": "other folds"},
+        {"name": "theirs", "of": "tuned", "accuracy": 0.9244, "macro_recall": 0.878, "source": "A 2024", "note": "new"},
         {"name": "again", "of": "blip", "macro_f1": 0.5}, {"name": "apart", "macro_precision": 0.25},
     ]  # fmt: skip
     outside = [predictions(60, signal=0.9 - k / 10, seed=5 + k, prefix="o", patients=35) for k in range(2)]
@@ -129,7 +130,7 @@ def study(folder: Path) -> None:
 
 
 def single(folder: Path) -> None:
-    """One network on two classes, with rows of other splits, which is always right; images are the unit. An audit of it."""
+    """One network on two classes that is always right, and its audit; rows of other splits; images are the unit."""
     table = predictions(64, signal=60, classes=("no", "yes"))
     split = tuple(("test", "test", "val", "train")[i // 2 % 4] for i in range(64))
     weak = predictions(12, signal=1, seed=8, classes=("no", "yes"))
@@ -204,14 +205,15 @@ def shown(figure: Any, salt: str) -> dict[str, Any]:
 
 def _panel(axes: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "limits": [*axes.get_xlim(), *axes.get_ylim()], "labels": [axes.get_xlabel(), axes.get_ylabel()], "aspect": axes.get_aspect(),
-        "below": axes.get_axisbelow(), "spines": [name for name, spine in axes.spines.items() if spine.get_visible()],
+        "limits": [*axes.get_xlim(), *axes.get_ylim()], "labels": [axes.get_xlabel(), axes.get_ylabel()],
+        "aspect": axes.get_aspect(), "below": axes.get_axisbelow(),
+        "spines": [name for name, spine in axes.spines.items() if spine.get_visible()],
     }  # fmt: skip
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         line = axis.get_gridlines()[0]
         found[name] = [
-            [t.get_text() for t in axis.get_ticklabels()], axis.get_ticklocs(), axis.get_ticklines()[0].get_markersize(),
-            line.get_visible() and [line.get_color(), line.get_linewidth()], axis.get_offset_text().get_text(),
+            [t.get_text() for t in axis.get_ticklabels()], axis.get_ticklocs(),
+            axis.get_ticklines()[0].get_markersize(), line.get_visible() and [line.get_color(), line.get_linewidth()], axis.get_offset_text().get_text(),
         ]  # fmt: skip
     for kind in ("lines", "texts", "collections"):
         found[kind] = [
@@ -220,8 +222,10 @@ def _panel(axes: Any) -> dict[str, Any]:
     return found
 
 
-_LOOK = ("xdata", "ydata", "segments", "array", "text", "position", "color", "linestyle", "linewidth", "marker", "markersize",
-         "markerfacecolor", "markeredgecolor", "markeredgewidth", "label", "zorder", "fontsize", "rotation", "ha", "va")  # fmt: skip
+_LOOK = (
+    "xdata", "ydata", "segments", "array", "text", "position", "color", "linestyle", "linewidth", "marker", "markersize",
+    "markerfacecolor", "markeredgecolor", "markeredgewidth", "label", "zorder", "fontsize", "rotation", "ha", "va",
+)  # fmt: skip
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

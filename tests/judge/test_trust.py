@@ -208,7 +208,8 @@ def test_a_report_of_an_earlier_version_is_drawn_without_calibration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "certain"), [(-0.2, -0.1, True), (0.1, 0.2, True), (-0.1, 0.0, False), (0.0, 0.1, False), (None, None, True)]
+    ("low", "high", "certain"),
+    [(-0.2, -0.1, True), (0.1, 0.2, True), (-0.1, 0.0, False), (0.0, 0.1, False), (None, None, True)],
 )  # fmt: skip
 def test_a_change_of_the_calibration_error_that_may_be_chance_is_said_to_be(low: Any, high: Any, certain: bool) -> None:
     test, val = table(90, seed=0), table(90, seed=1, split="val", prefix="v")

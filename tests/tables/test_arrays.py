@@ -1,4 +1,4 @@
-"""Folders of arrays are filled with the same bytes however often the work is killed; columns as integers, against loops."""
+"""Folders of arrays hold the same bytes however often the work is killed; columns as integers, against loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARRAYS: dict[str, Any] = {"a": np.arange(3.0 * ROWS).reshape(ROWS, 3), "b": np.a
 
 
 def fill(folder: Path, block: int, *, most: int = ROWS, token: str = "t", finish: bool = True) -> int:
-    """Write some blocks and perhaps the end, as a process does that is killed or is not; returns the rows found at the start."""
+    """Write some blocks and perhaps the end, as a process that may be killed; returns the rows found at the start."""
     writer = ArrayWriter(folder, KIND, total=ROWS, token=token)
     start = writer.rows
     for row in range(start, min(ROWS, start + most), block):
