@@ -87,6 +87,8 @@ def test_what_is_fitted_on_validation_is_measured_on_the_rest() -> None:
     assert point["test"]["sensitivity"]["value"] == pytest.approx(called[test.target == 0].mean())
     cleared, others = int((~called & (test.target != 0)).sum()), int((test.target != 0).sum())
     assert (point["test"]["specificity"]["low"], point["test"]["specificity"]["high"]) == wilson(cleared, others)
+    curve = found["selective"]["curve"]
+    assert len(curve["coverage"]) == len(curve["accuracy"]) == 50 and curve["coverage"][0] == 0.05
     at = {row["coverage"]: row for row in found["selective"]["at"]}
     assert at[1.0]["value"] == pytest.approx(found["before"]["accuracy"]["value"])
     assert at[1.0]["low"] == pytest.approx(found["before"]["accuracy"]["low"])
@@ -179,6 +181,15 @@ def test_the_first_of_several_seeds_is_shown() -> None:
     found = trust(*tables, validation=((vals[0],), (vals[1],)), seeds=(7, 8))
     assert found["seed"] == 7
     assert found["temperature"]["fitted"] == [fit_temperature(vals[0].scores, vals[0].target).temperature]
+
+
+def test_two_patients_have_intervals_and_ten_images_a_curve() -> None:
+    for patients, number in ((1, 10), (2, 10), (2, 60)):
+        few = dataclasses.replace(table(number, seed=0), patient=tuple(f"p{i % patients}" for i in range(number)))
+        found = trust(few)["selective"]
+        assert (found["at"][0]["low"] is None) == (patients == 1)
+        assert len(found["curve"]["coverage"]) == min(number, 50) and found["curve"]["coverage"][-1] == 1
+        assert found["curve"]["coverage"][0] == pytest.approx(max(1, number // 20) / number)
 
 
 def test_wrong_validation_scores_are_refused() -> None:
