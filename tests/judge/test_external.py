@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def test_the_same_scores_on_both_sides_are_two_samples_all_the_same() -> None:
     drop = found["external"][0]["methods"][0]["drop"]
     for name in DROPS:
         assert drop[name]["value"] == 0 and drop[name]["low"] < 0 < drop[name]["high"], "independent, not paired"
+    assert re.search(r", 0\.0 points \[.*\] less than inside \(p", found["reading"][-1])
 
 
 def test_a_perfect_score_is_not_certain() -> None:
@@ -110,6 +112,23 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert here.recall["covid"].low == pytest.approx(0.025 ** (1 / 14))
     both = difference(here, sample(align([method("a", perfect)]), seed=1), "accuracy")
     assert both["value"] == 0 and both["low"] == pytest.approx(bound - 1) and both["high"] == pytest.approx(1 - bound)
+
+
+def test_a_drop_is_at_most_everything() -> None:
+    wrong, right = predictions(40, signal=-50), predictions(40, signal=50)
+    none, every = sample(align([method("a", wrong)]), seed=0), sample(align([method("a", right)]), seed=1)
+    lost, gained = difference(every, none, "accuracy"), difference(none, every, "accuracy")
+    assert lost["value"] == lost["high"] == 1 and gained["value"] == gained["low"] == -1
+    assert 0 < lost["low"] < 1 and gained["high"] == -lost["low"]
+
+
+@pytest.mark.parametrize("patients", [1, 2])
+def test_two_patients_outside_have_an_interval_and_one_has_none(patients: int) -> None:
+    (found,) = report([ExternalResult(name="x", methods=(method("a", predictions(12, patients=patients)),))])[
+        "external"
+    ]
+    drop = found["methods"][0]["drop"]["accuracy"]
+    assert drop["value"] is not None and (drop["low"] is None) == (patients == 1)
 
 
 def test_a_set_with_all_classes_is_measured_as_the_report_measures() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.judge.tables import CLASSES, method, predictions
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
-from thoraclip.judge.reading import probability, verdict, versus
+from thoraclip.judge.reading import probability, reading, verdict, versus
 from thoraclip.judge.report import MethodResult, judge, plain, write_report
 from thoraclip.judge.resampling import resample_weights
 from thoraclip.labels import LabelSet
@@ -102,6 +102,27 @@ def test_a_wrong_published_row_is_named(row: Any, message: str) -> None:
         report(method("LoRA", predictions()), published=[row])
 
 
+@pytest.mark.parametrize(
+    ("tied", "said"),
+    [
+        ([], ["It leads the runner-up, b, by", "a real difference on these 120 images."]),
+        (["c"], ["a real difference on these 120 images.", "It cannot be told apart from c."]),
+        (["c", "d"], ["a real difference on these 120 images.", "It cannot be told apart from c and d."]),
+        (["b"], ["the two cannot be told apart on these 120 images."]),
+        (["b", "c"], ["on these 120 images. Nor can it be told apart from c."]),
+        (["b", "c", "d", "e"], ["on these 120 images. Nor can it be told apart from c, d and e."]),
+    ],
+)
+def test_the_reading_names_all_that_cannot_be_told_apart(tied: list[str], said: list[str]) -> None:
+    found = report(*(method(name, predictions(signal=3 - k / 2)) for k, name in enumerate("abcde")), resamples=100)
+    text = " ".join(reading(found | {"verdict": found["verdict"] | {"best": "a", "runner_up": "b", "tied": tied}}))
+    for sentence in said:
+        assert f"{sentence} It beats always" in text or sentence in text
+    assert ("cannot be told apart from" in text) == (len(said) == 2 and bool(tied)) and ("Nor can" in text) == (
+        "Nor" in said[0]
+    )
+
+
 def test_published_values_change_nothing_that_is_measured() -> None:
     without, beside = (
         report(method("a", predictions()), method("b", predictions(signal=1.0, seed=1)), published=rows)
@@ -190,12 +211,15 @@ def test_the_verdict_goes_by_corrected_p_and_both_metrics() -> None:
     methods = [
         {"name": n, "metrics": {"macro_f1": {"value": v}}} for n, v in (("b", 0.6), ("a", 0.8), ("majority", 0.9))
     ]
-    rows = [row("b", "a", "macro_f1", -0.2, 0.03, 0.06), row("a", "majority", "macro_f1", 0.5, 0.001, 0.002)]
+    rows = [row("b", "a", "macro_f1", -0.2, 0.03, 0.05), row("a", "majority", "macro_f1", 0.5, 0.001, 0.002)]
     against = row("majority", "a", "accuracy", 0.3, 0.001, 0.002)
     assert verdict(methods, [*rows, against]) == {
         "metric": "macro_f1", "best": "a", "runner_up": "b", "tied": ["b"], "beats_majority": False,
     }  # fmt: skip
     assert verdict(methods, [*rows, against | {"difference": -0.3}])["beats_majority"]
+    for other in ({"difference": 0.0}, {"difference": -0.3, "p_holm": 0.05}, {"difference": -0.3, "p_holm": None}):
+        assert not verdict(methods, [*rows, against | other])["beats_majority"]
+    assert verdict(methods, [rows[0] | {"p_holm": 0.049}, rows[1], against])["tied"] == []
     turned = versus(rows, "a", "b")
     assert (turned["low"], turned["difference"], turned["high"]) == (pytest.approx(0.0), 0.2, pytest.approx(0.3))
     assert [probability(p) for p in (None, 0.0009, 0.001, 0.0123)] == [

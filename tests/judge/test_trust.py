@@ -170,6 +170,8 @@ def test_few_images_are_said_and_not_hidden() -> None:
     assert "class 'Normal' has no validation image" in without["vector"]["reason"]
     assert without["after_vector"] is None and without["after_temperature"] is not None
     assert without["operating_point"]["classes"]["Normal"]["test"]["sensitivity"]["value"] is None
+    part = trust(test.take(np.flatnonzero(test.target < 2)), validation=((val,),))
+    assert part["conformal"]["classes"]["Normal"]["coverage"]["value"] is None and "hold it in" in part["reading"]
     flat = dataclasses.replace(val, scores=np.full((400, 3), 1 / 3))
     refused = trust(test, validation=((flat,),))
     assert "equal scores for all classes" in refused["temperature"]["reason"] and refused["after_temperature"] is None
