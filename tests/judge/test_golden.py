@@ -165,7 +165,7 @@ def cards(folder: Path) -> None:
     added = {"what": "A *forest*.", "choice": ["One.", "Two."], "use": "Load it.", "sources": ["- Breiman 2001."]}
     url = "https://huggingface.co/datasets/owner/xrays"
     about = {"name": "X-rays", "license": "CC-BY-4.0", "url": url, "citeAs": "Doe 2024"}
-    weights = {fold: [f"fold-{fold}/adapter/"] for fold in (0, 1)} | {2: []}
+    weights = {0: ["fold-0/adapter/", "fold-0/head.safetensors"], 1: ["fold-1/adapter/"], 2: []}
     config = Config(model="owner/name", adapter="runs/lora/seed-1", rate=0.2, workers=9)
     run = trained(n=60, folds=3, config=config, chosen=chosen, card=added)
     write_text(folder / "folds.md", card_of(run, files=weights, about=about))

@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from tests.judge.cards import Config, card_of, trained
 
 from thoraclip.data.card import CardSettings, write_card
+from thoraclip.judge import model_card as module
 from thoraclip.judge.model_card import BASE_MODELS, TrainedRun, base_model, write_model_card
 from thoraclip.judge.reading import share
 from thoraclip.judge.report import judge
@@ -26,7 +27,8 @@ HOSTILE = ('Pneumonia: "viral" | other', "- *x*: {y} # z", "null", "a\n---\nb")
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thoraclip.judge.model_card._RESAMPLES", 100)
+    assert module._RESAMPLES == 1000
+    monkeypatch.setattr(module, "_RESAMPLES", 100)
 
 
 def results_of(card: ModelCard) -> dict[str, Any]:
@@ -121,6 +123,9 @@ def test_the_settings_of_paths_that_look_like_hub_ids(tmp_path: Path, monkeypatc
     (tmp_path / "runs" / "lora").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert "| `adapter` | lora |" in card_of(trained(config=Config(adapter="runs/lora")))
+    assert base_model("tiny-clip").licence == "apache-2.0"
+    (tmp_path / "tiny-clip").mkdir()
+    assert base_model("tiny-clip").licence is None, "a folder of this name is something else"
 
 
 def test_known_licences_are_those_of_the_docs() -> None:

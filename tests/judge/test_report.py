@@ -95,11 +95,12 @@ def test_other_refusals() -> None:
         ({"accuracy": 0.9}, "published 1: setting 'name' is needed; add name"),
         ({"name": " "}, "published 1: name is empty; give the name"),
         ("x", "must be one \\[\\[published\\]\\] table or more"),
+        ([{"name": "x"}, "x"], "must be one \\[\\[published\\]\\] table or more"),
     ],
 )
 def test_a_wrong_published_row_is_named(row: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"report 'a study', .*{message}" if row != "x" else message):
-        report(method("LoRA", predictions()), published=[row])
+    with pytest.raises(ConfigError, match=f"report 'a study', .*{message}" if isinstance(row, dict) else message):
+        report(method("LoRA", predictions()), published=row if isinstance(row, list) else [row])
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,11 @@ def test_patients_are_the_unit_where_known_and_fewer_than_thirty_are_few(patient
     assert found["sample"]["unit"] == "patient" and found["sample"]["groups"] == patients
     assert ("Only 29 patients: the intervals are rough and may be too narrow." in found["reading"]) == said
     assert report(method("a", predictions()))["sample"]["unit"] == "image"
+
+
+def test_two_thousand_resamples_and_seed_0_where_nothing_else_is_said() -> None:
+    found = judge([method("a", predictions(9))], title="t")["bootstrap"]
+    assert (found["resamples"], found["comparison_resamples"], found["seed"]) == (2000, 2000, 0)
 
 
 def test_where_every_method_failed_the_report_says_so(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError
+from thoraclip.judge.align import align
 from thoraclip.judge.conformal import fit_thresholds
+from thoraclip.judge.operating import choose_threshold
 from thoraclip.judge.reading import reading
 from thoraclip.judge.render import markdown_page
 from thoraclip.judge.report import MethodResult, judge
 from thoraclip.judge.scaling import fit_temperature, fit_vector
+from thoraclip.judge.trust import trust_entry
 from thoraclip.labels import LabelSet
 from thoraclip.proportions import clopper_pearson, wilson
 from thoraclip.tables.predictions import Predictions
@@ -177,6 +180,18 @@ def test_few_images_are_said_and_not_hidden() -> None:
     assert "equal scores for all classes" in refused["temperature"]["reason"] and refused["after_temperature"] is None
 
 
+def test_other_promises_than_the_usual_ones() -> None:
+    test, val = table(300, seed=0), table(200, seed=1, split="val", prefix="v")
+    method = MethodResult(name="a", kind="probe", predictions=(test,), validation=((val,),))
+    found = trust_entry(method, align([method]), resamples=100, seed=0, alpha=0.3, sensitivity=0.8)
+    thresholds = fit_thresholds(val.scores, val.target, alpha=0.3).threshold
+    for c, name in enumerate(CLASSES):
+        assert found["conformal"]["classes"][name]["threshold"] == [thresholds[c]]
+        chosen = choose_threshold(val.scores[:, c], val.target == c, goal=0.8)
+        assert found["operating_point"]["classes"][name]["threshold"] == [chosen]
+    assert (found["conformal"]["promised"], found["operating_point"]["goal"]) == (0.7, 0.8)
+
+
 def test_the_first_of_several_seeds_is_shown() -> None:
     tables = [table(300, seed=0, sharp=s) for s in (2.5, 1.0)]
     vals = [table(200, seed=1, split="val", prefix="v", sharp=s) for s in (2.5, 1.0)]
@@ -208,6 +223,8 @@ def test_wrong_validation_scores_are_refused() -> None:
     unknown = dataclasses.replace(val, target=np.where(np.arange(60) == 3, -1, val.target))
     with pytest.raises(ManifestError, match="method 'a': a validation image has no label"):
         trust(test, validation=((unknown,),))
+    with pytest.raises(ManifestError, match="method 'a': a validation image has no label"):
+        trust(test, validation=((val.take(np.arange(0)),),))
     numbered = dataclasses.replace(val, fold=(0,) * 60)
     for tables in ((numbered, numbered), (val, numbered), (dataclasses.replace(val, fold=(0, 1) * 30),)):
         with pytest.raises(ConfigError, match=r"method 'a': validation scores for the folds \["):
