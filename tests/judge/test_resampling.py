@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,30 +17,40 @@ from thoraclip.judge.resampling import replicate, resample_weights, weighted_met
 
 
 def _table(rng: np.random.Generator, *, ties: bool) -> Scored:
-    classes, n = int(rng.integers(2, 7)), int(rng.integers(1, rng.choice([5, 40])))
+    classes, n = int(rng.integers(2, 7)), int(rng.integers(1, 40))
     scores = rng.dirichlet(np.ones(classes), size=n)
     if ties:
         scores = np.round(scores * 4) + 0.25
     return Scored(rng.integers(0, rng.integers(1, classes + 1), n), scores)
 
 
-@examples(120)
+@examples(24)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_weights_mean_repeated_rows(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     scored = _table(rng, ties=ties)
     weights = rng.integers(0, 4, size=(len(scored.target), 1)).astype(np.float64)
     weights[rng.integers(len(weights)), weights.sum(axis=0) == 0] = 1
+    _compare(scored, weights)
+
+
+def test_weights_mean_repeated_rows_for_all_small_ones() -> None:
+    weights = np.array(list(itertools.product(range(3), repeat=4))[1:], dtype=np.float64).T
+    for scores in ([0.9, 0.4, 0.6, 0.3], [0.5, 0.5, 0.7, 0.5]):
+        _compare(Scored(np.array([0, 1, 1, 0]), np.stack([np.array(scores), 1 - np.array(scores)], axis=1)), weights)
+
+
+def _compare(scored: Scored, weights: npt.NDArray[np.float64]) -> None:
     found = weighted_metrics(scored, weights)
     assert tuple(found.headline) == tuple(METRICS) and set(found.per_class) == set(PER_CLASS)
-    rows = np.repeat(np.arange(len(weights)), weights[:, 0].astype(int))
-    repeated = Scored(scored.target[rows], scored.scores[rows])
-    for name, value in headline(repeated).items():
-        if name != "ece":
-            assert _same(found.headline[name][0], value), name
-    for name, values in per_class(repeated).items():
-        for c, value in enumerate(values):
-            assert _same(found.per_class[name][0, c], value), (name, c)
+    for column, own in enumerate(weights.T.astype(int)):
+        rows = np.repeat(np.arange(len(own)), own)
+        repeated = Scored(scored.target[rows], scored.scores[rows])
+        for name, value in headline(repeated).items():
+            assert name == "ece" or _same(found.headline[name][column], value), (name, own)
+        for name, values in per_class(repeated).items():
+            for c, value in enumerate(values):
+                assert _same(found.per_class[name][column, c], value), (name, c, own)
 
 
 def _same(found: float, expected: float | None) -> bool:
