@@ -101,6 +101,8 @@ def test_names_of_the_registries() -> None:
     scored = Scored(np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]))
     assert tuple(headline(scored)) == tuple(METRICS)
     assert tuple(per_class(scored)) == PER_CLASS
+    bounds = {name: metric.bounds for name, metric in METRICS.items() if metric.bounds != (0.0, 1.0)}
+    assert bounds == {"mcc": (-1.0, 1.0), "log_loss": (0.0, math.inf), "brier": (0.0, 2.0)}
 
 
 @examples(40)

@@ -90,21 +90,6 @@ def test_hostile_names_break_neither_the_front_matter_nor_a_table(tmp_path: Path
     assert "](" not in text
 
 
-def test_settings_are_shown_with_their_meaning_and_without_places(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / "mine"
-    folder.mkdir(parents=True)
-    config = Config(model=str(folder), adapter="/home/me/runs/lora/seed-1", rate=0.2, workers=9)
-    text = card_of(trained(config=config))
-    assert "| `model` | mine | Which model. |" in text
-    assert "| `adapter` | lora/seed-1 | Where the adapter is. |" in text
-    assert "| `rate` | 0.2 | How fast \\| how far. |" in text
-    assert "`geometry` | squash" in text and "workers" not in text
-    assert text.index("| `geometry`") < text.index("| `adapter`"), "what always matters comes first"
-    assert str(tmp_path) not in text and "/home" not in text
-    assert "`rate`" not in card_of(trained())
-    assert "| adapter lora/seed-1 | unknown |" in text
-
-
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -117,6 +117,8 @@ def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
         still = recalibration({"before": perfect, "after": perfect}, np.arange(4) % count, resamples=9, seed=0)["after"]
         assert [still[m]["value"] for m in ("ece", "brier", "accuracy")] == [0, 0, 1]
         assert still["change"]["ece"] == {"value": 0, "low": None, "high": None}
+    two = recalibration({"before": before, "after": after}, np.arange(1500) % 2, resamples=9, seed=0)
+    assert two["after"]["change"]["brier"]["low"] is not None
     alone = recalibration({"before": before, "after": after}, np.zeros(1500, dtype=np.int64), resamples=200, seed=0)
     assert alone["after"]["change"]["ece"]["low"] is None and alone["before"]["ece"]["low"] is None
 
@@ -125,11 +127,14 @@ def test_the_interval_of_a_difference_by_hand() -> None:
     """Together: the reaches subtract. Apart: they add as the sides of a right angle. Against each other: they add."""
     # reaches: down 0.04 and up 0.03; up 0.03 and down 0.02
     after, before = Estimate(0.10, 0.06, 0.13), Estimate(0.20, 0.18, 0.23)
-    wave = np.array([1.0, -1.0, 1.0, -1.0])
+    wave = 0.1 * np.array([1.0, -1.0, 1.0, -1.0])
     for other, low, high in (
         (wave, 0.01, 0.01),
-        (np.array([1.0, 1.0, -1.0, -1.0]), 0.05, np.hypot(0.03, 0.02)),
+        (0.1 * np.array([1.0, 1.0, -1.0, -1.0]), 0.05, np.hypot(0.03, 0.02)),
         (-wave, 0.07, 0.05),
         (np.ones(4), 0.05, np.hypot(0.03, 0.02)),
     ):
         assert _mover(after, before, (wave, other)) == (pytest.approx(-0.10 - low), pytest.approx(-0.10 + high))
+    assert _mover(Estimate(0.0, 0.0, 0.03), Estimate(0.0, 0.0, 0.04), (wave, -wave)) == (-0.04, 0.03)
+    for half in (Estimate(0.1, 0.1), Estimate(0.1, None, 0.1), Estimate(0.1)):
+        assert _mover(half, before, (wave, wave)) is _mover(after, half, (wave, wave)) is None

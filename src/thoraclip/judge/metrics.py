@@ -66,7 +66,7 @@ class Scored:
     @cached_property
     def rankable(self) -> tuple[int, ...]:
         """Classes that have at least one image, but not all of them."""
-        counts = np.bincount(self.target, minlength=self.class_count)
+        counts = np.bincount(self.target)
         return tuple(int(c) for c in np.flatnonzero((counts > 0) & (counts < len(self.target))))
 
     @cached_property
@@ -108,13 +108,11 @@ class Metric:
     Args:
         title: as printed.
         point: the value of a table, `None` where it does not exist.
-        higher_is_better: direction.
         bounds: smallest and largest possible value.
     """
 
     title: str
     point: Callable[[Scored], float | None]
-    higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
 
 
@@ -223,9 +221,9 @@ METRICS: dict[str, Metric] = {
         "average precision, macro one-vs-rest", lambda scored: _macro(scored.average_precision)
     ),
     "mcc": Metric("Matthews correlation", _mcc, bounds=(-1.0, 1.0)),
-    "log_loss": Metric("log loss (nats)", _log_loss, higher_is_better=False, bounds=(0.0, float("inf"))),
-    "brier": Metric("Brier score (0 to 2)", _brier, higher_is_better=False, bounds=(0.0, 2.0)),
-    "ece": Metric("expected calibration error", _ece, higher_is_better=False),
+    "log_loss": Metric("log loss (nats)", _log_loss, bounds=(0.0, float("inf"))),
+    "brier": Metric("Brier score (0 to 2)", _brier, bounds=(0.0, 2.0)),
+    "ece": Metric("expected calibration error", _ece),
 }
 """Headline metrics. Each has a weighted twin in `intervals`; a test holds the two together."""
 
