@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def _read(folder: Path) -> _Reader:
 
 def test_the_page_is_well_formed_escaped_and_asks_for_nothing(written: Path) -> None:
     reader = _read(written)
-    assert not {"script", "link", "iframe", "b", "i", "object", "base", "d", "p1"} & {tag for tag, _ in reader.tags}
+    assert not {"script", "link", "iframe", "b", "i", "object", "base", "d", "p1", "metadata"} & {
+        tag for tag, _ in reader.tags
+    }
     for tag, attributes in reader.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -160,6 +163,9 @@ def test_markdown_tables_hold_together(written: Path) -> None:
 def test_class_names_in_figures_are_no_formulas(study: dict[str, Any]) -> None:
     text = re.sub(r"<!--.*?-->", "", figures.confusion_figure(study["methods"][0], study["classes"]), flags=re.DOTALL)
     assert "a|b $c$ _d_ `e`" in text and "&lt;b&gt;&amp;" in text
+    with warnings.catch_warnings(action="error"):
+        drawn = figures.confusion_figure({"name": "a", "confusion": [[1, 0], [0, 0]]}, ["\u80ba\u708e", "b"])
+    assert "\u80ba\u708e" in drawn, "letters that our own fonts lack are the reader's to draw"
 
 
 def test_without_a_row_to_stand_beside_there_is_no_column(study: dict[str, Any]) -> None:
