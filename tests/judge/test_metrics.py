@@ -77,6 +77,10 @@ def test_a_class_without_images_has_no_auroc() -> None:
     assert per_class(only)["specificity"] == [None, 0.5]
 
 
+def test_a_sure_and_right_answer_loses_as_little_as_in_scikit_learn() -> None:
+    assert headline(Scored(np.array([0]), np.array([[1.0, 0.0]])))["log_loss"] == pytest.approx(2.2e-16, rel=0.1)
+
+
 def test_specificity_is_true_negatives_over_negatives() -> None:
     scored = Scored(np.array([0, 0, 1, 1, 2]), np.eye(3)[[0, 1, 1, 0, 2]] * 0.7 + 0.1)
     assert per_class(scored)["specificity"] == [pytest.approx(v) for v in (2 / 3, 2 / 3, 1.0)]

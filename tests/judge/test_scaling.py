@@ -54,6 +54,13 @@ def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: i
     np.testing.assert_allclose(found.apply(scores).sum(axis=1), 1)
 
 
+@pytest.mark.parametrize("apart", [0.06, 0.1, 1, 15, 21])
+def test_the_temperature_of_three_right_of_four(apart: float) -> None:
+    """Logits that lie `apart`: a chance of 3/4 asks for apart / T = ln 3."""
+    scores = softmax(np.array([[apart, 0.0]] * 4))
+    assert fit_temperature(scores, np.array([0, 0, 1, 0])).temperature == pytest.approx(apart / np.log(3), rel=1e-6)
+
+
 def test_the_vector_is_where_the_slope_is_zero() -> None:
     """Central differences of the objective, written down anew."""
     scores, target = draw(3, 150, 2.0)
