@@ -41,6 +41,7 @@ def test_the_tolerance_is_three_pixels_of_a_hundred() -> None:
         heat = np.zeros((100, 80))
         heat[50 + distance, 40] = 1
         assert points_at(heat, mask) is hit
+        assert not points_at(heat, np.zeros_like(mask)), "there is nothing to point at"
     assert POINTING_TOLERANCE == 0.03
     assert not points_at(np.ones((100, 80)), np.ones((100, 80), bool)), "a flat map points at nothing"
 
