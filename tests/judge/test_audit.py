@@ -9,6 +9,7 @@ import pytest
 from tests.judge.tables import answers, audit, method, predictions
 
 from thoraclip.judge.audit import _leaking
+from thoraclip.judge.audit_page import audit_context
 from thoraclip.judge.report import NOT_AUDITED, judge, with_audits
 from thoraclip.judge.shortcuts import Answers
 
@@ -77,6 +78,16 @@ def test_a_classifier_that_may_be_guessing_cannot_be_told() -> None:
     accuracy = content["balanced_accuracy"]
     assert accuracy["value"] > accuracy["chance"] > accuracy["low"] and content["overall"] == "cannot_tell"
     assert "not shown to be better than chance" in content["reading"][1]
+
+
+def test_a_page_has_a_table_for_each_level_that_was_tested() -> None:
+    content = audit(1 / 3)
+    levels = {
+        level: [t for t in content["tests"] if t["level"] == level] for level in ("classifier", "features", "data")
+    }
+    assert audit_context(content)["tests"] == levels
+    for level in levels:
+        assert audit_context(content | {"tests": levels[level]})["tests"] == {level: levels[level]}
 
 
 def test_a_report_says_whether_it_was_audited() -> None:

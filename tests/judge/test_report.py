@@ -77,6 +77,7 @@ def test_other_refusals() -> None:
         ({"name": "x", "acuracy": 0.9}, "published 'x': unknown setting 'acuracy'; did you mean 'accuracy'"),
         ({"name": "x", "of": "lora"}, "published 'x': of = 'lora' names no method; did you mean 'LoRA'"),
         ({"name": "x", "of": "majority"}, "of = 'majority' names no method; known: LoRA"),
+        ({"name": "x", "accuracy": 1.01}, r"accuracy = 1\.01; give a fraction in \[0, 1\]"),
         ({"name": "x", "macro_f1": -0.1}, r"macro_f1 = -0\.1; give a fraction in \[0, 1\]"),
         ({"name": "x", "macro_recall": float("nan")}, "macro_recall = nan; give a fraction"),
         ({"name": "x", "accuracy": "0.9"}, "'accuracy' = '0.9' must be a number"),
