@@ -325,8 +325,9 @@ def test_what_is_read_is_what_was_written_and_equal_columns_are_held_once(tmp_pa
     places = {name: found[name].chunk(0).buffers()[2].address for name in ("image_id", "path", "sha256", "hospital")}
     assert places["path"] == places["image_id"] != places["sha256"] == places["hospital"]
     write_table(tmp_path / "none.parquet", made.table.slice(0, 0), kind="k", schema=1)
-    for name in ("m", "none"):
-        stored = open_table(tmp_path / f"{name}.parquet", kind="k", newest_schema=1)
+    pq.ParquetWriter(tmp_path / "bare.parquet", made.table.schema).close()
+    for name in ("m", "none", "bare"):
+        stored = open_table(tmp_path / f"{name}.parquet", kind="k", newest_schema=1, foreign=True)
         assert [part.column_names for part in stored.parts(["path", "label"])] == [["path", "label"]]
     assert read_table(tmp_path / "none.parquet", kind="k", newest_schema=1)[0].equals(made.table.slice(0, 0))
 
