@@ -52,7 +52,7 @@ AGES = (0.0, 17.9, 18.0, 39.9, 40.0, 59.9, 60.0, 79.9, 80.0, None, 130.0, -1.0)
 def audit(
     behind: float, *, n: int = 150, right: float = 0.8, columns: Mapping[str, Any] | None = None, **changed: Any
 ) -> dict[str, Any]:
-    """Of a classifier that is right for a share of the images, for `behind` of them without lungs; facts may be changed."""
+    """Of a classifier that is right for a share of the images, and for `behind` of them without lungs."""
     target = (np.arange(n) % 3).astype(np.int64)
     known: dict[str, Any] = {
         "source": [("clinic", "archive", "store")[t] for t in target],
@@ -86,7 +86,7 @@ def audit(
     facts = Facts(
         run="runs/probe", kind="probe", labels=LabelSet(CLASSES), manifest=manifest, trials=trials,
         answers=Answers(target, np.arange(n) // 2, named, 3), lungs={"words": "The lung regions are the given masks."},
-        attributes=attributes, sham={"images": 64, "largest_change": 0.0, "other_answers": 0}, saliency=None, without_duplicates=None,
-        has_masks=True,
+        attributes=attributes, sham={"images": 64, "largest_change": 0.0, "other_answers": 0}, saliency=None,
+        without_duplicates=None, has_masks=True,
     )  # fmt: skip
     return audit_report(replace(facts, **changed), resamples=100, seed=3)

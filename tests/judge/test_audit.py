@@ -24,8 +24,8 @@ def test_what_coincides_with_the_class_cannot_be_told_from_it() -> None:
     """Neither where every value holds one class, nor where it is unknown or the only one; one mixed value is enough."""
     told = row(audit(1 / 3), "source")
     assert told["coincides"] and told["words"] == (
-        "Every source holds one class only, so whether the classifier tells the class or the source cannot be told on this "
-        "set."
+        "Every source holds one class only, so whether the classifier tells the class or the source cannot be told on "
+        "this set."
     )
     partly = ["clinic" if i % 3 == 0 and i < 90 else "archive" for i in range(N)]
     assert not row(audit(1 / 3, columns={"source": partly}), "source")["coincides"]

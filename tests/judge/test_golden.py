@@ -213,7 +213,8 @@ def _panel(axes: Any) -> dict[str, Any]:
         line = axis.get_gridlines()[0]
         found[name] = [
             [t.get_text() for t in axis.get_ticklabels()], axis.get_ticklocs(),
-            axis.get_ticklines()[0].get_markersize(), line.get_visible() and [line.get_color(), line.get_linewidth()], axis.get_offset_text().get_text(),
+            axis.get_ticklines()[0].get_markersize(), line.get_visible() and [line.get_color(), line.get_linewidth()],
+            axis.get_offset_text().get_text(),
         ]  # fmt: skip
     for kind in ("lines", "texts", "collections"):
         found[kind] = [
@@ -223,8 +224,9 @@ def _panel(axes: Any) -> dict[str, Any]:
 
 
 _LOOK = (
-    "xdata", "ydata", "segments", "array", "text", "position", "color", "linestyle", "linewidth", "marker", "markersize",
-    "markerfacecolor", "markeredgecolor", "markeredgewidth", "label", "zorder", "fontsize", "rotation", "ha", "va",
+    "xdata", "ydata", "segments", "array", "text", "position", "color", "linestyle", "linewidth", "marker",
+    "markersize", "markerfacecolor", "markeredgecolor", "markeredgewidth", "label", "zorder", "fontsize", "rotation",
+    "ha", "va",
 )  # fmt: skip
 
 
