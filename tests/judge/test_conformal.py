@@ -18,7 +18,9 @@ from thoraclip.proportions import clopper_pearson
 
 
 @examples(60)
-@given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from(["1/10", "1/20", "1/5", "3/10", "1/3"]))
+@given(
+    st.integers(0, 10**6), st.integers(1, 60), st.sampled_from(["1/10", "1/20", "1/5", "3/10", "1/3", "1/2", "9/10"])
+)
 def test_thresholds_equal_a_slow_oracle(seed: int, n: int, share: str) -> None:
     """Counted in fractions, so that no rounding can hide; few distinct scores, so that there are ties."""
     rng, alpha = np.random.default_rng(seed), Fraction(share)

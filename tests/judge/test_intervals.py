@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from thoraclip.judge import calibration
-from thoraclip.judge.intervals import estimate
+from thoraclip.judge.intervals import Estimate, estimate
 from thoraclip.judge.metrics import METRICS, Scored
 from thoraclip.judge.resampling import replicate, weighted_metrics
 
@@ -57,6 +57,9 @@ def test_a_perfect_score_gets_the_exact_bound() -> None:
     assert nothing.high == pytest.approx(1 - 0.9288783, abs=1e-6)
     unknown = estimate("precision", 0.0, np.zeros(200), trials=50)
     assert unknown.low is None and unknown.reason is not None
+    assert estimate("accuracy", 1.0, np.ones(200), trials=1).low == pytest.approx(0.025), "one group is one, too"
+    for name, value in (("log_loss", 1.0), ("f1", 0.5)):
+        assert estimate(name, value, np.full(200, value), trials=9) == Estimate(value, value, value)
 
 
 def test_what_does_not_exist_is_null_with_a_reason() -> None:
@@ -65,6 +68,7 @@ def test_what_does_not_exist_is_null_with_a_reason() -> None:
     assert alone["value"] == 0.5 and alone["low"] is None and "nothing to resample" in str(alone["reason"])
     rare = estimate("auroc", 0.7, np.array([np.nan, np.nan, 0.7]), trials=1)
     assert rare.low is None and rare.reason is not None
+    assert estimate("auroc", 0.7, np.array([np.nan, np.nan, 0.6, 0.7]), trials=1).low is not None, "half of them do"
 
 
 def test_the_value_lies_inside_the_interval() -> None:
@@ -72,6 +76,7 @@ def test_the_value_lies_inside_the_interval() -> None:
     assert found.high == 0.9 and found.low is not None and found.low < 0.6
     beyond = estimate("mcc", 0.99, np.linspace(0.9, 1.2, 100), trials=5, bounds=(-1.0, 1.0))
     assert beyond.high == 1
+    assert estimate("f1", 0.5, np.linspace(-0.5, 1.5, 100), trials=5) == Estimate(0.5, 0.0, 1.0)
 
 
 def test_the_interval_of_the_calibration_error_by_hand() -> None:
@@ -79,4 +84,5 @@ def test_the_interval_of_the_calibration_error_by_hand() -> None:
     drawn, noise = np.linspace(0.10, 0.20, 1001), np.linspace(0, 0.08, 1001)
     sure = estimate("ece", 0.12, drawn, trials=5, noise=noise)
     assert (sure.low, sure.high) == (pytest.approx(0.24 - 0.1975), pytest.approx(0.12 + 0.095 / 2))
-    assert estimate("ece", 0.12, drawn, trials=5, noise=2 * noise).low == 0
+    for more in (2 * noise, np.full(9, 0.12)):
+        assert estimate("ece", 0.12, drawn, trials=5, noise=more).low == 0

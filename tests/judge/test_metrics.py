@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from tests.conftest import examples
 
 from thoraclip.judge.calibration import ece, equal_mass_bins, reliability_bins
-from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class
+from thoraclip.judge.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class, roc
 from thoraclip.proportions import wilson
 
 
@@ -77,14 +77,27 @@ def test_a_class_without_images_has_no_auroc() -> None:
     assert per_class(only)["specificity"] == [None, 0.5]
 
 
+def test_a_sure_and_right_answer_loses_as_little_as_in_scikit_learn() -> None:
+    assert headline(Scored(np.array([0]), np.array([[1.0, 0.0]])))["log_loss"] == pytest.approx(2.2e-16, rel=0.1)
+
+
 def test_specificity_is_true_negatives_over_negatives() -> None:
     scored = Scored(np.array([0, 0, 1, 1, 2]), np.eye(3)[[0, 1, 1, 0, 2]] * 0.7 + 0.1)
     assert per_class(scored)["specificity"] == [pytest.approx(v) for v in (2 / 3, 2 / 3, 1.0)]
 
 
+def test_the_curve_has_a_point_at_its_corners_only() -> None:
+    """The first threshold is always one of them."""
+    for count, corners in ((2, [0, 1 / 2, 1]), (3, [0, 1 / 3, 1]), (5, [0, 1 / 5, 1])):
+        false, true = roc(np.array([True, False] * count), np.repeat(np.arange(count), 2)[::-1].astype(float))
+        assert false.tolist() == true.tolist() == corners
+    false, true = roc(np.array([True, True, False, True, False]), np.array([5.0, 4, 3, 2, 1]))
+    assert (false.tolist(), true.tolist()) == ([0, 0, 0, 0.5, 0.5, 1], [0, 1 / 3, 2 / 3, 2 / 3, 1, 1])
+
+
 def test_rows_are_scaled_to_a_sum_of_one_and_right_ones_left_alone() -> None:
     rows = np.random.default_rng(0).dirichlet(np.ones(3), size=9)
-    np.testing.assert_allclose(Scored(np.zeros(9, np.int64), 7 * rows).scores, rows)
+    np.testing.assert_allclose(Scored(np.zeros(9, np.int64), 1.5 * rows).scores, rows)
     assert (Scored(np.zeros(9, np.int64), rows).scores == rows).all()
 
 
@@ -92,6 +105,8 @@ def test_names_of_the_registries() -> None:
     scored = Scored(np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]]))
     assert tuple(headline(scored)) == tuple(METRICS)
     assert tuple(per_class(scored)) == PER_CLASS
+    bounds = {name: metric.bounds for name, metric in METRICS.items() if metric.bounds != (0.0, 1.0)}
+    assert bounds == {"mcc": (-1.0, 1.0), "log_loss": (0.0, math.inf), "brier": (0.0, 2.0)}
 
 
 @examples(40)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,16 +31,26 @@ def test_weights_mean_repeated_rows(seed: int, ties: bool) -> None:
     scored = _table(rng, ties=ties)
     weights = rng.integers(0, 4, size=(len(scored.target), 1)).astype(np.float64)
     weights[rng.integers(len(weights)), weights.sum(axis=0) == 0] = 1
+    _compare(scored, weights)
+
+
+def test_weights_mean_repeated_rows_for_all_small_ones() -> None:
+    weights = np.array(list(itertools.product(range(3), repeat=4))[1:], dtype=np.float64).T
+    for scores in ([0.9, 0.4, 0.6, 0.3], [0.5, 0.5, 0.7, 0.5]):
+        _compare(Scored(np.array([0, 1, 1, 0]), np.stack([np.array(scores), 1 - np.array(scores)], axis=1)), weights)
+
+
+def _compare(scored: Scored, weights: npt.NDArray[np.float64]) -> None:
     found = weighted_metrics(scored, weights)
     assert tuple(found.headline) == tuple(METRICS) and set(found.per_class) == set(PER_CLASS)
-    rows = np.repeat(np.arange(len(weights)), weights[:, 0].astype(int))
-    repeated = Scored(scored.target[rows], scored.scores[rows])
-    for name, value in headline(repeated).items():
-        if name != "ece":
-            assert _same(found.headline[name][0], value), name
-    for name, values in per_class(repeated).items():
-        for c, value in enumerate(values):
-            assert _same(found.per_class[name][0, c], value), (name, c)
+    for column, own in enumerate(weights.T.astype(int)):
+        rows = np.repeat(np.arange(len(own)), own)
+        repeated = Scored(scored.target[rows], scored.scores[rows])
+        for name, value in headline(repeated).items():
+            assert name == "ece" or _same(found.headline[name][column], value), (name, own)
+        for name, values in per_class(repeated).items():
+            for c, value in enumerate(values):
+                assert _same(found.per_class[name][column, c], value), (name, c, own)
 
 
 def _same(found: float, expected: float | None) -> bool:
@@ -77,6 +90,9 @@ def test_a_group_is_drawn_as_a_whole_and_as_many_as_there_are() -> None:
     assert (weights[0] == weights[2]).all() and (weights[1] == weights[4]).all()
     assert (weights[[0, 1, 3]].sum(axis=0) == 3).all()
     assert weights[0].mean() == pytest.approx(1, abs=0.15)
+    turned = np.array([2, 0, 1])
+    (plain,), (moved,) = (list(resample_weights(g, resamples=9, seed=0)) for g in (np.arange(3), turned))
+    assert (moved == plain[turned]).all(), "as many groups as images, in another order"
 
 
 def test_confusion_only_gives_the_same_numbers_for_less() -> None:

@@ -41,6 +41,7 @@ def test_the_tolerance_is_three_pixels_of_a_hundred() -> None:
         heat = np.zeros((100, 80))
         heat[50 + distance, 40] = 1
         assert points_at(heat, mask) is hit
+        assert not points_at(heat, np.zeros_like(mask)), "there is nothing to point at"
     assert POINTING_TOLERANCE == 0.03
     assert not points_at(np.ones((100, 80)), np.ones((100, 80), bool)), "a flat map points at nothing"
 
@@ -95,8 +96,25 @@ def test_all_hits_get_a_bound_and_one_image_none() -> None:
     every = mean_with_interval(np.ones(30), is_share=True)
     assert (every.value, every.high) == (1.0, 1.0)
     assert every.low == pytest.approx(0.025 ** (1 / 30))
-    alone = ratio_with_interval(np.array([0.2]), np.array([0.1]))
-    assert (alone.value, alone.low) == (2.0, None)
+    none = mean_with_interval(np.zeros(30), is_share=True)
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 30)))
+    assert mean_with_interval(np.zeros(30)).reason is not None, "of what is no share, the bound is not known"
+    alone, single = ratio_with_interval(np.array([0.2]), np.array([0.1])), mean_with_interval(np.array([0.2]))
+    assert (alone.value, alone.low, single.low) == (2.0, None, None)
+
+
+@pytest.mark.parametrize("given", [{}, {"resamples": 300, "seed": 4}])
+def test_intervals_are_percentiles_over_images_drawn_by_the_seed(given: dict[str, int]) -> None:
+    """Two thousand resamples and seed 0, where nothing else is said."""
+    resamples, seed = given.get("resamples", 2000), given.get("seed", 0)
+    for count in (2, 20):
+        one, two = np.random.default_rng(0).uniform(0.1, 0.5, (2, count))
+        drawn = np.random.Generator(np.random.PCG64(seed)).integers(0, count, size=(resamples, count))
+        for found, values in (
+            (mean_with_interval(one, **given), one[drawn].mean(axis=1)),
+            (ratio_with_interval(one, two, **given), one[drawn].sum(axis=1) / two[drawn].sum(axis=1)),
+        ):
+            assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
 
 
 def test_shapes_must_agree() -> None:

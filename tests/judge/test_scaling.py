@@ -54,6 +54,13 @@ def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: i
     np.testing.assert_allclose(found.apply(scores).sum(axis=1), 1)
 
 
+@pytest.mark.parametrize("apart", [0.06, 0.1, 1, 15, 21])
+def test_the_temperature_of_three_right_of_four(apart: float) -> None:
+    """Logits that lie `apart`: a chance of 3/4 asks for apart / T = ln 3."""
+    scores = softmax(np.array([[apart, 0.0]] * 4))
+    assert fit_temperature(scores, np.array([0, 0, 1, 0])).temperature == pytest.approx(apart / np.log(3), rel=1e-6)
+
+
 def test_the_vector_is_where_the_slope_is_zero() -> None:
     """Central differences of the objective, written down anew."""
     scores, target = draw(3, 150, 2.0)
@@ -71,6 +78,7 @@ def test_the_vector_is_where_the_slope_is_zero() -> None:
 
 
 def test_bounds_and_refusals() -> None:
+    assert (MIN_TEMPERATURE, MAX_TEMPERATURE) == (0.05, 20.0)
     right = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
     perfect = fit_temperature(right, np.array([0, 1, 2]))
     assert perfect.temperature == MIN_TEMPERATURE and perfect.is_at_bound
@@ -82,6 +90,8 @@ def test_bounds_and_refusals() -> None:
     assert np.isfinite(zero.apply(np.array([[1.0, 0.0]]))).all() and zero.temperature > 1
     with pytest.raises(InputError, match="each of 4 validation images has equal scores for all classes"):
         fit_temperature(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0]))
+    flat = np.array([[0.4, 0.3, 0.3], [1 / 3, 1 / 3, 1 / 3], [0.3, 0.35, 0.35]])
+    assert fit_temperature(flat, np.array([0, 1, 0])).temperature > 0, "one image that tells something is enough"
     with pytest.raises(InputError, match="no validation image"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
     with pytest.raises(InputError, match="class 'Normal' has no validation image"):
@@ -109,6 +119,13 @@ def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:
     gain = brier_terms(after) - brier_terms(before)
     drawn = np.quantile(gain @ weights / weights.sum(axis=0), [0.025, 0.975])
     assert [paired["change"]["brier"][side] for side in ("low", "high")] == pytest.approx(drawn.tolist())
+    for count in (1, 2):
+        perfect = Scored(target[:4], np.eye(3)[target[:4]])
+        still = recalibration({"before": perfect, "after": perfect}, np.arange(4) % count, resamples=9, seed=0)["after"]
+        assert [still[m]["value"] for m in ("ece", "brier", "accuracy")] == [0, 0, 1]
+        assert still["change"]["ece"] == {"value": 0, "low": None, "high": None}
+    two = recalibration({"before": before, "after": after}, np.arange(1500) % 2, resamples=9, seed=0)
+    assert two["after"]["change"]["brier"]["low"] is not None
     alone = recalibration({"before": before, "after": after}, np.zeros(1500, dtype=np.int64), resamples=200, seed=0)
     assert alone["after"]["change"]["ece"]["low"] is None and alone["before"]["ece"]["low"] is None
 
@@ -117,11 +134,14 @@ def test_the_interval_of_a_difference_by_hand() -> None:
     """Together: the reaches subtract. Apart: they add as the sides of a right angle. Against each other: they add."""
     # reaches: down 0.04 and up 0.03; up 0.03 and down 0.02
     after, before = Estimate(0.10, 0.06, 0.13), Estimate(0.20, 0.18, 0.23)
-    wave = np.array([1.0, -1.0, 1.0, -1.0])
+    wave = 0.1 * np.array([1.0, -1.0, 1.0, -1.0])
     for other, low, high in (
         (wave, 0.01, 0.01),
-        (np.array([1.0, 1.0, -1.0, -1.0]), 0.05, np.hypot(0.03, 0.02)),
+        (0.1 * np.array([1.0, 1.0, -1.0, -1.0]), 0.05, np.hypot(0.03, 0.02)),
         (-wave, 0.07, 0.05),
         (np.ones(4), 0.05, np.hypot(0.03, 0.02)),
     ):
         assert _mover(after, before, (wave, other)) == (pytest.approx(-0.10 - low), pytest.approx(-0.10 + high))
+    assert _mover(Estimate(0.0, 0.0, 0.03), Estimate(0.0, 0.0, 0.04), (wave, -wave)) == (-0.04, 0.03)
+    for half in (Estimate(0.1, 0.1), Estimate(0.1, None, 0.1), Estimate(0.1)):
+        assert _mover(half, before, (wave, wave)) is _mover(after, half, (wave, wave)) is None

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score
 
 from thoraclip.judge.shortcuts import (
@@ -13,6 +14,8 @@ from thoraclip.judge.shortcuts import (
     STRONG,
     Answers,
     Trial,
+    _smallest,
+    _verdict,
     balanced_accuracies,
     judge_trials,
     overall,
@@ -65,6 +68,16 @@ def test_images_that_were_not_asked_do_not_count() -> None:
         Answers(answers.target, answers.groups, {"a": named, "b": half}, CLASSES), resamples=200, seed=0,
     )[0]  # fmt: skip
     assert row["before"] == 1.0 and row["effect"] == 0 and row["images"] == 120
+
+
+def test_chance_counts_the_classes_that_were_asked_about_even_once() -> None:
+    answers = answers_of({"a": 1.0}, n=30)
+    asked = {"one": answers.target < 2, "more": answers.target < 2, "none": np.zeros(30, dtype=bool)}
+    asked["more"] = asked["one"] | (np.arange(30) == 2)
+    named = {name: np.where(rows, answers.target, -1) for name, rows in asked.items()}
+    some = Answers(answers.target, answers.groups, named, CLASSES)
+    values, _, chance = balanced_accuracies(some, list(named), resamples=9, seed=0)
+    assert chance == {"one": 1 / 2, "more": 1 / 3, "none": 1.0} and values == {"one": 1.0, "more": 1.0, "none": 0.0}
 
 
 def test_the_row_says_what_was_computed() -> None:
@@ -141,13 +154,14 @@ def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
     unchanged = Answers(answers.target, answers.groups, {"a": answers.target, "b": answers.target}, CLASSES)
     row = judge_trials([Trial("t", "t", "classifier", before="a", after="b")], unchanged, resamples=200, seed=0)[0]
     assert row["verdict"] == "none" and "says nothing" not in row["words"], "no answer changed: that is no sign"
+    assert "the classifier loses 0.0 points" in row["words"]
     half = Answers(answers.target, answers.groups, {"a": answers.named["b"], "b": answers.named["b"]}, CLASSES)
     row = judge_trials([Trial("t", "t", "classifier", before="a", after="b")], half, resamples=200, seed=0)[0]
     assert row["low"] == row["high"] == 0, "paired: the same answers in every resample"
 
 
 def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
-    clear = answers_of({"a": 1.0}, n=18)
+    clear = answers_of({"a": 1.0}, n=27)
     trial = Trial("t", "t", "classifier", after="a")
     assert judge_trials([trial], clear, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
     assert judge_trials([trial], answers_of({"a": 1.0}, n=30), resamples=200, seed=0)[0]["verdict"] == "strong"
@@ -188,6 +202,15 @@ def test_shared_errors_against_counting_by_hand() -> None:
             by_chance += len(rows) * float((copied[rows] == k).mean() * (answers.named["b"][rows] == k).mean())
     assert row["effect"] == pytest.approx((agree - by_chance) / total)
     assert row["images"] == total and row["verdict"] in {"some", "strong"}
+    for name in ("b", "c"):
+        part = dict(answers.named) | {name: np.where(np.arange(300) < 100, -1, answers.named[name])}
+        asked = {key: values[100:] for key, values in answers.named.items()}
+        rest = Answers(answers.target[100:], np.arange(200), asked, CLASSES)
+        found = shared_errors(Answers(answers.target, answers.groups, part, CLASSES), "c", alone, resamples=9, seed=0)
+        assert found["effect"] == pytest.approx(shared_errors(rest, "c", alone, resamples=9, seed=0)["effect"])
+    right = Answers(answers.target, answers.groups, dict(answers.named) | {"b": answers.target}, CLASSES)
+    never = shared_errors(right, "a", alone, resamples=9, seed=0)
+    assert never["images"] == never["effect"] == 0 and never["verdict"] == "cannot_tell"
     independent = shared_errors(answers, "a", alone, resamples=500, seed=0)
     assert abs(independent["effect"]) < 0.1 and independent["verdict"] in {"none", "cannot_tell"}
 
@@ -220,6 +243,46 @@ def test_the_overall_reading(tests: list[dict[str, object]], above: bool, masks:
     assert words.startswith(begin)
     if expected == "cannot_tell":
         assert "smallest effect that this set could have shown" in words
+
+
+def test_the_three_largest_effects_are_told() -> None:
+    effects = (0.3, 0.5, 0.2, 0.4)
+    own = [row_of("some", effect=e) | {"words": f"{e}."} for e in effects]
+    data = [row_of("some", "data", e) | {"name": f"background {e}", "title": f"{e}"} for e in (*effects, 0.1)]
+    told = "trees on 0.5 reach 60.0 % balanced accuracy (chance 33.3 %)" + "".join(
+        f", on {e} alone 60.0 %" for e in (0.4, 0.3, 0.2)
+    )
+    level, reasons = overall([*own, *data], above_chance=True, masks=True)
+    assert (level, reasons[:3], len(reasons)) == ("some", ["0.5.", "0.4.", "0.3."], 4) and reasons[3].endswith(
+        f"{told}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("p", "effect", "smallest", "verdict"),
+    [
+        (0.049, STRONG, 0.0, "strong"), (0.049, STRONG - 0.01, 0.9, "some"), (0.05, 0.9, STRONG, "none"),
+        (0.05, 0.9, STRONG + 0.01, "cannot_tell"),
+    ],
+)  # fmt: skip
+def test_both_sides_of_every_limit(p: float, effect: float, smallest: float, verdict: str) -> None:
+    row = row_of("", effect=effect, smallest=smallest) | {"p_holm": p}
+    assert _verdict(row) == verdict
+    assert [_verdict(row | other) for other in ({"counts": False}, {"says_nothing": True})] == ["control"] * 2
+
+
+def test_the_smallest_effect_by_hand() -> None:
+    """The spread is largest at a half; where the effect would be beyond 1, that of 0.999 is taken."""
+    steps = norm.ppf(1 - 0.05 / 28) + norm.ppf(0.8)
+    assert _smallest(0.1, 0.4, None, 28) == pytest.approx(MARGIN + 0.1 * steps)
+    for after in (0.0, 1.0):
+        assert _smallest(0.1, after, 1 / 3, 28) == pytest.approx(MARGIN + 0.1 * steps)
+    for error, after, chance in ((0.05, 0.4, 1 / 3), (0.3, 0.5, 0.5)):
+        effects = [MARGIN + error * steps]
+        for _ in range(3):
+            there = min(0.999, chance + effects[-1])
+            effects.append(MARGIN + error * steps * (there * (1 - there) / after / (1 - after)) ** 0.5)
+        assert _smallest(error, after, chance, 28) == pytest.approx(effects[3], rel=1e-9) != effects[2]
 
 
 def test_the_largest_effect_that_could_not_have_been_shown_is_told() -> None:

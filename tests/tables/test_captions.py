@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from tests.conftest import examples
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.tables.captions import Captions, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.store import write_table
 
 
 def table(n: int = 3, **other: Any) -> Captions:
@@ -143,6 +146,19 @@ def test_an_image_without_a_caption_is_refused_when_it_is_wanted(manifest: Manif
 
 
 def test_another_kind_of_file_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    path, plain = tmp_path / "p.parquet", pa.table({"image_id": ["a"], "sha256": ["x"], "text": ["t"]})
+    pq.write_table(plain, path)
+    with pytest.raises(ManifestError, match="holds a table that this package did not write, not captions"):
+        read_captions(path)
+    write_table(path, plain, kind="captions", schema=1)
+    with pytest.raises(ManifestError, match=r"p\.parquet: column 'with_label' is missing; write the captions with"):
+        read_captions(path)
+    whole = plain.append_column("with_label", pa.array([True]))
+    write_table(path, whole, kind="captions", schema=1)
+    assert read_captions(path) == Captions(("a",), ("x",), ("t",), (True,), {})
+    write_table(path, whole, kind="captions", schema=2)
+    with pytest.raises(ManifestError, match="schema 2 is newer than 1"):
+        read_captions(path)
     write_manifest(tmp_path / "m.parquet", manifest)
     with pytest.raises(ManifestError, match=r"m.parquet: holds manifest, not captions"):
         read_captions(tmp_path / "m.parquet")

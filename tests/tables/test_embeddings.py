@@ -47,13 +47,6 @@ def test_what_is_written_is_read(folder: Path, manifest: Manifest) -> None:
     assert isinstance(found.pooled.base, np.memmap)
 
 
-def test_rows_are_joined_by_key_not_by_position(folder: Path, manifest: Manifest) -> None:
-    order = np.random.default_rng(0).permutation(len(manifest))[:10]
-    found = read_embeddings(folder)
-    np.testing.assert_array_equal(found.rows_for(manifest.take(order)), order)
-    np.testing.assert_array_equal(found.pooled[found.rows_for(manifest.take(order))][:, 0], order)
-
-
 def test_the_fingerprint_follows_pictures_encoder_and_preprocessing_not_labels(manifest: Manifest) -> None:
     base = embeddings_fingerprint(manifest, ENCODER, SPEC)
     assert embeddings_fingerprint(manifest.with_columns(label=["x"] * 24, fold=[None] * 24), ENCODER, SPEC) == base

@@ -104,7 +104,7 @@ def test_anyones_csv_in_any_column_order(tmp_path: Path) -> None:
 
 
 def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
-    assert len(from_csv(tmp_path, "image_id,label,score_a,score_b,score_c\n1,a,0.3333,0.3333,0.3333\n")) == 1
+    assert len(from_csv(tmp_path, "image_id,label,score_a,score_b,score_c\n1,a,0.333,0.333,0.3335\n")) == 1
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,9 @@ def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
         ),
         ("image_id,label,score_a\n1,a,1\n", "needs a column score_<class>"),
         ("image_id,label,score_a,score_b\n1,c,0.5,0.5\n", "class 'c' stands in 'label' but has no column 'score_c'"),
-        ("image_id,label,score_a,score_b\n1,a,0.5,0.4\n", "image '1': scores sum to 0.9, not 1 (1 such rows)"),
-        ("image_id,label,score_a,score_b\n1,a,2.5,-1.5\n", "image '1': a score is negative"),
+        ("image_id,label,score_a,score_b\n1,a,0,1\n2,a,0.5,0.4\n", "image '2': scores sum to 0.9, not 1 (1 such rows)"),
+        ("image_id,label,score_a,score_b\n1,a,0.5,0.5012\n", "image '1': scores sum to 1.001, not 1 (1 such rows)"),
+        ("image_id,label,score_a,score_b\n1,a,0,1\n2,a,2.5,-1.5\n", "image '2': a score is negative (1 such rows)"),
         ("image_id,label,score_a,score_b\n1,a,0.5,0.5\n2,a,,1\n", "image '2': a score is missing or not finite"),
         ("image_id,label,score_a,score_b\n1,a,nan,0.5\n", "image '1': a score is missing or not finite"),
         ("image_id,label,score_a,score_b\n1,a,inf,0.5\n", "image '1': a score is missing or not finite"),

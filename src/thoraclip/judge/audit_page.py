@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from thoraclip.judge.figures import audit_figure
-from thoraclip.judge.reading import points, probability, share
+from thoraclip.judge.reading import points, share
 from thoraclip.judge.shortcuts import VERDICTS
 from thoraclip.pages import environment
 from thoraclip.runs import write_json, write_text
@@ -39,5 +39,5 @@ def write_audit(content: Mapping[str, Any], out: Path) -> None:
     context = audit_context(content) | {"title": "Audit: lungs or shortcuts?", "reading": content["reading"]}
     for name, html in (("audit.md", False), ("audit.html", True)):
         figure = {"figure": Markup(audit_figure(content["tests"]))} if html else {}
-        found = environment("thoraclip.judge", html=html, share=share, points=points, p=probability)
+        found = environment("thoraclip.judge", html=html, share=share, points=points)
         write_text(out / name, found.get_template(f"{name}.j2").render(context | figure))

@@ -59,7 +59,7 @@ def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = ECE_BINS
         In [0, 1]; 0 is perfect. The estimate is biased upward: a perfectly calibrated model gets about
         0.8 * sqrt(bins * p (1 - p) / N), not 0.
     """
-    gap = np.bincount(equal_mass_bins(confidence, bins), weights=correct - confidence, minlength=bins)
+    gap = np.bincount(equal_mass_bins(confidence, bins), weights=correct - confidence)
     return float(np.abs(gap).sum() / len(confidence))
 
 

@@ -106,8 +106,7 @@ def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) 
         b: bool[N], the same for the second, image by image.
         groups: i64[N], number of each image's group.
     """
-    lead = np.zeros(int(groups.max(initial=-1)) + 1, dtype=np.int64)
-    np.add.at(lead, groups, a.astype(np.int64) - b.astype(np.int64))
+    lead = np.bincount(groups, weights=a.astype(np.float64) - b).astype(np.int64)
     chance = np.ones(1)  # of the sum being -reach, ..., reach
     for size, count in zip(*np.unique(np.abs(lead[lead != 0]), return_counts=True), strict=True):
         heads = np.arange(count + 1)

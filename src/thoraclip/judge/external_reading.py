@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thoraclip.judge.reading import ALPHA, FEW_GROUPS, MAIN_METRIC, probability, share
+from thoraclip.pages import counted
 
 __all__ = ["best_outside", "external_notes", "external_reading", "is_change", "left_out_words", "ordered_outside"]
 
@@ -43,11 +44,11 @@ def _headline(report: Mapping[str, Any], one: Mapping[str, Any], found: Mapping[
     value, drop = found["metrics"][MAIN_METRIC], found["drop"][MAIN_METRIC]
     return (
         f"On {one['name']} ({one['n']:,} images{of}) {who} has a macro F1 of {share(value['value'])} %{_between(value)}, "
-        f"{_told(drop)}{' on the same classes' if one['absent'] else ''}."
+        f"{_told(drop, ' on the same classes' if one['absent'] else '')}."
     )
 
 
-def _told(drop: Mapping[str, Any]) -> str:
+def _told(drop: Mapping[str, Any], among: str) -> str:
     """`12.3 points [8.1, 16.0] less than inside (p < 0.001 after Holm's correction)`."""
     value, low, high = drop["value"], drop["low"], drop["high"]
     more = value < 0
@@ -56,7 +57,7 @@ def _told(drop: Mapping[str, Any]) -> str:
     between = "" if low is None else f" [{share(low)}, {share(high)}]"
     p = f" ({probability(drop['p_holm'])} after Holm's correction)" if drop["p_holm"] is not None else ""
     doubt = "" if is_change(drop) else ", which may be chance"
-    return f"{share(value)} points{between} {'more' if more else 'less'} than inside{p}{doubt}"
+    return f"{share(value)} points{between} {'more' if more else 'less'} than inside{among}{p}{doubt}"
 
 
 def _highest(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -80,7 +81,7 @@ def _holds(one: Mapping[str, Any]) -> list[str]:
     if not one["methods"]:
         return []
     counts = ", ".join(f"{name} {count:,}" for name, count in one["images_per_class"].items() if count)
-    unit = f" of {one['groups']:,} patients" if one["unit"] == "patient" else ", whose patients are not known"
+    unit = f" of {counted(one['groups'], 'patient')}" if one["unit"] == "patient" else ", whose patients are not known"
     splits = f" Its own splits among them: {', '.join(one['splits'])}." if one["splits"] else ""
     told = [f"{one['n']:,} images{unit}: {counts}.{splits}"]
     if one["absent"]:

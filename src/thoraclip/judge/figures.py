@@ -18,7 +18,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from thoraclip.judge.reading import MAIN_METRIC
@@ -310,9 +309,7 @@ def _percent_axes(axes: Axes, x: str, y: str) -> None:
 
 def _figure(width: float, height: float) -> Figure:
     """A figure of so many inches that makes room for its labels."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure: Figure, salt: str) -> str:

@@ -66,7 +66,7 @@ class Scored:
     @cached_property
     def rankable(self) -> tuple[int, ...]:
         """Classes that have at least one image, but not all of them."""
-        counts = np.bincount(self.target, minlength=self.class_count)
+        counts = np.bincount(self.target)
         return tuple(int(c) for c in np.flatnonzero((counts > 0) & (counts < len(self.target))))
 
     @cached_property

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thoraclip.judge.results import MAJORITY
+from thoraclip.pages import counted
 
 __all__ = ["ALPHA", "MAIN_METRIC", "points", "printed", "reading", "share", "verdict"]
 
@@ -119,7 +120,7 @@ def _winner(report: Mapping[str, Any], images: str) -> str:
     found = report["verdict"]
     entry = next(m for m in report["methods"] if m["name"] == found["best"])
     estimate, sample = entry["metrics"][MAIN_METRIC], report["sample"]
-    of_patients = f" of {sample['groups']:,} patients" if sample["unit"] == "patient" else ""
+    of_patients = f" of {counted(sample['groups'], 'patient')}" if sample["unit"] == "patient" else ""
     has = "is the only method; its macro F1 is" if found["runner_up"] is None else "has the highest macro F1,"
     return (
         f"{found['best']} {has} {share(estimate['value'])} %{_between(estimate)}, and an accuracy of "

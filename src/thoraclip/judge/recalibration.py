@@ -108,14 +108,17 @@ def _change(metric: str, after: _Prepared, before: _Prepared) -> dict[str, float
     if late is None or early is None:
         return {"value": value, "low": None, "high": None}
     if metric == "ece":
-        low, high = _mover(after.estimate("ece", 1), before.estimate("ece", 1), (late, early))
+        bounds = _mover(after.estimate("ece", 1), before.estimate("ece", 1), (late, early))
+        if bounds is None:
+            return {"value": value, "low": None, "high": None}
+        low, high = bounds
     else:
         low, high = np.quantile(late - early, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"value": value, "low": min(float(low), value), "high": max(float(high), value)}
 
 
-def _mover(after: Estimate, before: Estimate, replicates: Sequence[Floats]) -> tuple[float, float]:
-    """Interval of a difference from those of its two terms (Zou & Donner 2008, Statistics in Medicine 27:1693).
+def _mover(after: Estimate, before: Estimate, replicates: Sequence[Floats]) -> tuple[float, float] | None:
+    """Interval of a difference from those of its two terms (Zou & Donner 2008, Statistics in Medicine 27:1693), if both have one.
 
     With a in [l_a, u_a], b in [l_b, u_b] and r, the correlation of the two in the resamples,
     low = a - b - sqrt((a - l_a)^2 + (u_b - b)^2 - 2 r (a - l_a)(u_b - b)), and high the other way round. Both estimates are
@@ -125,7 +128,7 @@ def _mover(after: Estimate, before: Estimate, replicates: Sequence[Floats]) -> t
     """
     a, b = float(after.value or 0.0), float(before.value or 0.0)
     if after.low is None or after.high is None or before.low is None or before.high is None:
-        return math.nan, math.nan
+        return None
     varies = all(float(np.ptp(r)) > 0 for r in replicates)
     r = float(np.corrcoef(replicates[0], replicates[1])[0, 1]) if varies else 0.0
 

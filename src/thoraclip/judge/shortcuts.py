@@ -200,7 +200,7 @@ def _smallest(error: float, after: float, chance: float | None, counted: int) ->
         return effect
     for _ in range(3):
         there = min(0.999, chance + effect)
-        effect = MARGIN + steps * error * math.sqrt(max(there * (1 - there) / (after * (1 - after)), 1e-3))
+        effect = MARGIN + steps * error * math.sqrt(there * (1 - there) / (after * (1 - after)))
     return effect
 
 
