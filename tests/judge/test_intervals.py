@@ -58,8 +58,12 @@ def test_a_perfect_score_gets_the_exact_bound() -> None:
     unknown = estimate("precision", 0.0, np.zeros(200), trials=50)
     assert unknown.low is None and unknown.reason is not None
     assert estimate("accuracy", 1.0, np.ones(200), trials=1).low == pytest.approx(0.025), "one group is one, too"
-    for name, value in (("log_loss", 1.0), ("f1", 0.5)):
-        assert estimate(name, value, np.full(200, value), trials=9) == Estimate(value, value, value)
+    for name, value, bounds, is_higher in (
+        ("log_loss", 1.0, (0.0, np.inf), False), ("ece", 1.0, (0.0, 1.0), False), ("f1", 0.5, (0.0, 1.0), True),
+        ("ratio", 1.0, (0.0, np.inf), True),
+    ):  # fmt: skip
+        found = estimate(name, value, np.full(200, value), trials=9, bounds=bounds, higher_is_better=is_higher)
+        assert found == Estimate(value, value, value)
 
 
 def test_what_does_not_exist_is_null_with_a_reason() -> None:

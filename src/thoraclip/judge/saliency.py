@@ -92,7 +92,8 @@ def mean_with_interval(values: Floats, *, is_share: bool = False, resamples: int
     drawn = _draws(len(values), resamples, seed)
     name = "accuracy" if is_share else "mean"
     replicates = values[drawn].mean(axis=1) if len(values) > 1 else None
-    return estimate(name, float(values.mean()), replicates, trials=len(values), bounds=(-np.inf, np.inf))
+    bounds = (0.0, 1.0) if is_share else (-np.inf, np.inf)
+    return estimate(name, float(values.mean()), replicates, trials=len(values), bounds=bounds)
 
 
 def ratio_with_interval(above: Floats, below: Floats, *, resamples: int = 2000, seed: int = 0) -> Estimate:
