@@ -211,7 +211,7 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     assert (context.manifest, context.folder, context.cache) == (IMAGES, RunFolder(out), tmp_path / "cache")
     assert {name: getattr(context, name) for name in given} == given
     assert launches == [{"wanted": 3, "trackers": ("t",)}]
-    assert {path for path in files(out)} == {
+    assert set(files(out)) == {
         "config.toml", "provenance.json", "details.json", "metrics.jsonl", "predictions.parquet", "validation.parquet",
         "done.json",
     }  # fmt: skip
