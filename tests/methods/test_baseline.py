@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,18 +15,17 @@ import torch
 from tests.checkpoints import save_classifier
 from tests.conftest import files
 from tests.methods.processes_worker import command, together
-from torch import Tensor, nn
+from torch import Tensor
 
 from thoraclip.data.batches import pixel_cache
-from thoraclip.errors import ConfigError, ManifestError, ModelError, TrainingError
+from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, TrainingError
 from thoraclip.labels import LabelSet
-from thoraclip.methods import baseline
+from thoraclip.methods import baseline, supervised
 from thoraclip.methods.baseline import Config
 from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.rounds import Round
 from thoraclip.methods.running import Context, parts, read_validation, run_method
-from thoraclip.methods.supervised import Supervised, layer_groups
-from thoraclip.methods.training import Batch, Sampler
+from thoraclip.methods.supervised import Supervised, scores_of
+from thoraclip.methods.training import Batch
 from thoraclip.models.augment import augment
 from thoraclip.models.backbones import load_backbone, load_trained, read_trained_note
 from thoraclip.runs import RunFolder
@@ -127,45 +128,6 @@ def test_chunks_add_up_to_the_batch(models: dict[str, str], manifest: Manifest, 
         assert far(parts, whole) < TOLERANCE, chunk
 
 
-def test_the_optimum_of_a_toy_is_that_of_a_hand_written_loop(
-    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
-) -> None:
-    """Full batches: AdamW by hand, with its warm-up and its cosine, ends with the same weights."""
-    config = config_of(models["vit"], batch_size=12, chunk_size=12, steps=12, augmentation=False, select="last",
-                       weight_decay=0.05, max_norm=0.0, layer_decay=0.75, validate_every=12, warmup_steps=2)  # fmt: skip
-    run_method("baseline", config, split_manifest, tmp_path / "run")
-    found = load_trained(tmp_path / "run" / "model", precision="fp32", device="cpu")
-
-    network = load_backbone(config.model, LABELS, seed=0, precision="fp32", device="cpu")
-    rows = np.flatnonzero(np.array(split_manifest.column("split")) == "train")
-    greys = np.array(pixel_cache(split_manifest, network.preprocess, tmp_path / "px").pixels[rows])
-    target = torch.from_numpy(split_manifest.targets(LABELS)[rows])
-    groups = []
-    for name, parameter in network.network.named_parameters():
-        layer = {"layers.0.": 1, "layers.1.": 2, "embeddings": 0}
-        depth = next((d for text, d in layer.items() if text in name), 3)
-        groups.append(
-            {"params": [parameter], "share": 0.75 ** (3 - depth), "weight_decay": 0.05 if parameter.dim() > 1 else 0.0}
-        )
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    network.network.train()
-    for step in range(12):
-        rate = config.learning_rate * ((step + 1) / 2 if step < 2 else 0.5 * (1 + np.cos(np.pi * (step - 2) / 10)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        loss = nn.functional.cross_entropy(network.logits(network.expand(greys)), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    rows_of = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows_of if "loss" in row]
-    assert losses[-1] < 0.9 * losses[0]
-    x = network.expand(greys)
-    network.network.eval()
-    with torch.no_grad():
-        assert float((found.logits(x) - network.logits(x)).abs().max()) < 1e-3
-
-
 @pytest.mark.parametrize(("kind", "train"), [("resnet", "all"), ("clip", "head")])
 def test_a_run_leaves_a_network_per_fold_and_every_image_one_score(
     kind: str, train: str, models: dict[str, str], manifest: Manifest, tmp_path: Path
@@ -208,16 +170,95 @@ def test_a_frozen_network_keeps_its_weights_and_statistics(
     assert any("running_var" in key for key in changed["batch"])
 
 
-def test_the_learning_rate_falls_with_the_distance_from_the_head(models: dict[str, str]) -> None:
-    backbone = load_backbone(models["vit"], LABELS, precision="fp32", device="cpu")
-    parameters = dict(backbone.network.named_parameters())
-    groups = layer_groups(backbone, parameters, decay=0.5, weight_decay=0.1)
-    found = {id(p): group for group in groups for p in group["params"]}
-    assert len(found) == len(parameters)
-    for name, parameter in parameters.items():
+def test_the_learning_rate_falls_with_the_distance_from_the_head(
+    models: dict[str, str], manifest: Manifest, tmp_path: Path
+) -> None:
+    config = config_of(models["vit"], layer_decay=0.5, weight_decay=0.1)
+    trainee = make(config, manifest, tmp_path)
+    found = {id(p): group for group in trainee.optimizer.param_groups for p in group["params"]}
+    assert len(found) == len(trainee.parameters)
+    for name, parameter in trainee.parameters.items():
         depth = 0 if "embeddings" in name else int(name.split(".")[2]) + 1 if "layers" in name else 3
-        assert found[id(parameter)]["share"] == 0.5 ** (3 - depth), name
-        assert found[id(parameter)]["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0), name
+        group = found[id(parameter)]
+        assert (group["share"], group["lr"]) == (0.5 ** (3 - depth), config.learning_rate), name
+        assert group["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0), name
+
+
+class StopHereError(Exception):
+    """What a test wanted to know is known."""
+
+
+def test_the_settings_reach_the_network(
+    models: dict[str, str], split_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is made, and where it is loaded to score."""
+    asked: list[Any] = []
+
+    def stop(*arguments: Any, **given: Any) -> Any:
+        asked.append((arguments, given))
+        raise StopHereError
+
+    config = config_of(models["vit"], pretrained=False, seed=5, geometry="pad", precision="bf16")
+    (part,) = parts(split_manifest, LABELS, val_fraction=0.25, seed=0)
+    context = Context(split_manifest, RunFolder(tmp_path), tmp_path, progress=print)
+    one = baseline.BaselineRound(config, context, part, LABELS, ProcessGroup())
+    monkeypatch.setattr(baseline, "load_backbone", stop)
+    with pytest.raises(StopHereError):
+        one.prepare()
+    assert asked.pop() == (
+        (models["vit"], LABELS),
+        {"pretrained": False, "seed": 5, "geometry": "pad", "precision": "bf16", "device": str(one.group.device)},
+    )
+    network = SimpleNamespace(labels=LABELS, preprocess="a spec")
+    monkeypatch.setattr(baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or network)
+    monkeypatch.setattr(baseline.BaselineRound, "pictures", lambda _, spec: f"by {spec}")
+    monkeypatch.setattr(baseline, "scores_of", lambda *arguments, **given: (*arguments, given))
+    with_progress = {"progress": print}
+    assert baseline._score(one) == (
+        (network, "by a spec", part.test, with_progress), (network, "by a spec", part.val, with_progress)
+    )  # fmt: skip
+    assert asked == [(tmp_path / "model", {"precision": "bf16"})]
+    network.labels = LabelSet(("a", "b"))
+    with pytest.raises(InputError, match=r"was trained on \['a', 'b'\]; train it again"):
+        baseline._score(one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "has_norm", "is_refused"),
+    [
+        ({}, 1, True, False),
+        ({"chunk_size": 2}, 1, True, True),
+        ({}, 2, True, True),
+        ({"chunk_size": 2}, 2, False, False),
+        ({"chunk_size": 2, "train": "head"}, 1, True, False),
+        ({"chunk_size": 2, "batch_norm": "frozen"}, 1, True, False),
+    ],
+)
+def test_batch_normalisation_sees_whole_batches(
+    settings: dict[str, Any], processes: int, has_norm: bool, is_refused: bool
+) -> None:
+    one = SimpleNamespace(config=config_of("m", **settings), group=SimpleNamespace(count=processes))
+    backbone = SimpleNamespace(running_statistics={"mean": 0} if has_norm else {})
+    with pytest.raises(ConfigError, match=f"in {processes} process") if is_refused else nullcontext():
+        baseline.BaselineRound._require_whole_batches(one, backbone)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [5, 24, 64])
+def test_pictures_are_scored_in_batches_of_any_size(
+    size: int, models: dict[str, str], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = make(config_of(models["resnet"]), manifest, tmp_path).backbone
+    greys = pixel_cache(manifest, backbone.preprocess, tmp_path / "px").pixels
+    rows = np.random.default_rng(0).permutation(24)[:11]
+    backbone.network.eval()
+    expected = backbone.predict(backbone.expand(np.array(greys[rows])).numpy())
+    backbone.network.train()
+    monkeypatch.setattr(supervised, "_SCORING_BATCH", size)
+    seen: list[tuple[int, int]] = []
+    found = scores_of(backbone, greys, rows, progress=lambda done, total: seen.append((done, total)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert seen == ([(5, 11), (10, 11), (11, 11)] if size == 5 else [(11, 11)])
+    assert not any(module.training for module in backbone.network.modules())
 
 
 def test_a_killed_training_ends_with_the_same_bytes(
@@ -327,42 +368,6 @@ def test_what_is_validated_are_the_validation_images(
     np.testing.assert_allclose(kept.scores, scores, atol=1e-6)
 
 
-def test_the_order_of_the_batches_follows_the_settings(split_manifest: Manifest, tmp_path: Path) -> None:
-    (part,) = parts(split_manifest, LABELS, val_fraction=0.25, seed=0)
-    rare = dataclasses.replace(part, train=part.train[2:])
-    targets = split_manifest.targets(LABELS)
-    context = Context(split_manifest, RunFolder(tmp_path), tmp_path)
-    for given in ({"sampling": "balanced", "seed": 3}, {"batch_size": 7}):
-        config = config_of("m", **given)
-        found = Round(config, context, rare, LABELS, ProcessGroup()).sampler()
-        expected = Sampler(
-            rare.train, targets[rare.train], total=24, batch_size=config.batch_size, sampling=config.sampling, seed=config.seed
-        )  # fmt: skip
-        for step in range(4):
-            assert found.batch(step).samples.tolist() == expected.batch(step).samples.tolist()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train": "tail"}, "unknown train 'tail'"),
-        ({"batch_norm": "none"}, "unknown batch_norm"),
-        ({"select": "accuracy"}, "unknown select"),
-        ({"layer_decay": 0.0}, r"layer_decay = 0\.0"),
-        ({"label_smoothing": 1.0}, r"label_smoothing = 1\.0"),
-        ({"mixup": -1.0}, r"mixup = -1\.0"),
-        ({"chunk_size": 99}, "chunk_size = 99 exceeds batch_size"),
-        ({"patience": 2, "select": "last"}, "with select = last no validation is the better one"),
-        ({"seed": -1}, "seed = -1: must not be negative"),
-        ({"epochs": 0}, "epochs = 0: must be positive"),
-        ({"train": "head", "gradient_checkpointing": True}, "no backward pass"),
-    ],
-)
-def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        config_of("m", **settings)
-
-
 def test_bad_input_is_named_and_leaves_no_result(
     models: dict[str, str], split_manifest: Manifest, tmp_path: Path
 ) -> None:
@@ -420,7 +425,12 @@ def test_a_network_and_a_checkpoint_of_other_classes_give_nothing_away(
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
-def test_gradient_checkpointing_changes_no_gradient(models: dict[str, str], manifest: Manifest, tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_no_gradient(
+    models: dict[str, str], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed: list[str] = []
+    real = supervised.recompute_layers
+    monkeypatch.setattr(supervised, "recompute_layers", lambda net, name: recomputed.append(name) or real(net, name))
     for kind in ("vit", "clip"):
         batch = batch_of(manifest, size=6)
         one = gradients(make(config_of(models[kind], batch_size=12), manifest, tmp_path), batch)
@@ -430,3 +440,5 @@ def test_gradient_checkpointing_changes_no_gradient(models: dict[str, str], mani
         assert one[0] == pytest.approx(two[0], rel=1e-6)
         for name, gradient in one[1].items():
             assert torch.allclose(gradient, two[1][name], atol=1e-6), name
+        assert len(recomputed) == 1
+        recomputed.clear()
