@@ -138,14 +138,7 @@ class TestBlip:
         caption(manifest, by_blip(blip, **other), out, progress=lambda done, total: seen.append(done))
         assert seen[0] == other.get("batch_size", 4)
 
-    @pytest.mark.parametrize("content", ["", '[1]\n{"image_id": 3}\n'])
-    def test_a_file_that_is_no_journal_is_passed_over(
-        self, content: str, blip: Path, manifest: Manifest, tmp_path: Path
-    ) -> None:
-        (tmp_path / "c.parquet.journal").write_text(content, encoding="utf-8")
-        assert len(caption(manifest, by_blip(blip), tmp_path / "c.parquet")) == 24
-
-    def test_a_foreign_line_ends_what_is_used(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
+    def test_a_foreign_line_or_file_ends_what_is_used(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
         caption(manifest, by_blip(blip), tmp_path / "whole.parquet")
         out, journal = tmp_path / "c.parquet", tmp_path / "c.parquet.journal"
         with pytest.raises(KeyboardInterrupt):
@@ -159,6 +152,7 @@ class TestBlip:
                     manifest, by_blip(blip), out, progress=lambda d, t, seen=seen: (seen.append(d), stop_after(8)(d, t))
                 )
             assert seen == [8]
+        journal.write_text("", encoding="utf-8")
         caption(manifest, by_blip(blip), out)
         assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
@@ -190,15 +184,11 @@ class TestBlip:
             (split.with_columns(split=["train"] * 24), by_blip(blip, append_label=True)),
             (split, by_blip(blip, prompt="a")),
             (split.take(np.arange(20)), by_blip(blip)),
+            (split.take(np.arange(20)), by_blip(save_blip(tmp_path / "other", seed=4))),
         ):
             asked.append(-1)
             caption(manifest, config, out)
             assert asked[-1] != -1
-
-    def test_other_weights_write_anew(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
-        one = caption(manifest, by_blip(blip), tmp_path / "c.parquet")
-        two = caption(manifest, by_blip(save_blip(tmp_path / "blip", seed=4)), tmp_path / "c.parquet")
-        assert one.text != two.text and one.origin["weights"] != two.origin["weights"]
 
     def test_the_pixel_cache_changes_no_bit(self, blip: Path, own_manifest: Manifest, tmp_path: Path) -> None:
         manifest = own_manifest
@@ -208,6 +198,14 @@ class TestBlip:
             path.unlink()  # a warm cache needs no picture
         caption(manifest, by_blip(blip), tmp_path / "warm.parquet", pixels=tmp_path / "pixels")
         assert len({(tmp_path / f"{name}.parquet").read_bytes() for name in ("direct", "cached", "warm")}) == 1
+
+    def test_the_settings_reach_the_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Any] = []
+        monkeypatch.setattr(module, "load_captioner", lambda *model, **given: asked.append((*model, given)) or 1 / 0)
+        settings = {"prompt": "a", "max_new_tokens": 7, "geometry": "pad", "precision": "bf16"}
+        with pytest.raises(ZeroDivisionError):
+            caption(Manifest.from_rows([{"image_id": "a", "path": "a"}], tmp_path), CaptionConfig(model="m", **settings), tmp_path / "c.parquet")  # type: ignore[arg-type]  # fmt: skip
+        assert asked == [("m", settings)]
 
     def test_progress_reaches_the_total(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
         seen: list[Sequence[int]] = []
@@ -270,16 +268,11 @@ class TestTemplate:
         mixed = caption(split.take(np.array(order[:15])), config, tmp_path / "c.parquet")
         assert list(mixed.text) == [whole.text[row] for row in order[:15]]
 
-    def test_the_seed_chooses_the_words(self, split: Manifest, tmp_path: Path) -> None:
-        found = [
-            caption(split, CaptionConfig(captioner="template", seed=s), tmp_path / "c.parquet").text for s in (0, 1, 0)
-        ]
-        assert found[0] == found[2] != found[1]
-        assert len(set(found[0])) > 16
-
     def test_the_words_are_these(self, split: Manifest, tmp_path: Path) -> None:
         """Golden: another version of Python or of this package must write the same."""
         assert caption(split, TEMPLATE, tmp_path / "c.parquet").text[:4] == GOLDEN
+        other = CaptionConfig(captioner="template", seed=1)
+        assert caption(split, other, tmp_path / "c.parquet").text[:4] != GOLDEN
 
 
 GOLDEN = (
@@ -360,29 +353,6 @@ class TestColumn:
             caption(split, CaptionConfig(captioner="column", column="width"), tmp_path / "c.parquet")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"captioner": "blop"}, "unknown captioner 'blop'; did you mean 'blip'?"),
-        ({"captioner": "column"}, "captioner 'column': name the column of texts with --column NAME"),
-        (
-            {"captioner": "column", "column": "label"},
-            "column = 'label': is the class itself; take captioner 'template'",
-        ),
-        ({"captioner": "template", "column": "x"}, "column = 'x': is read by captioner 'column' alone; leave it out"),
-        ({"captioner": "template", "prompt": "a"}, "prompt = 'a': is read by captioner 'blip' alone; leave it out"),
-        ({"captioner": "template", "append_label": True}, "captioner 'template' names the class already; leave it out"),
-        ({"everywhere": True}, "everywhere = true: says where the class is appended; add --append-label"),
-        ({"batch_size": 0}, "batch_size = 0: 1 or more is needed"),
-        ({"max_new_tokens": 0}, "max_new_tokens = 0: 1 or more is needed"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        CaptionConfig(**settings)
-    assert message in str(error.value)
-
-
 def test_another_table_is_not_overwritten(split: Manifest, tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.parquet", split)
     before = (tmp_path / "m.parquet").read_bytes()
@@ -449,16 +419,15 @@ class TestCommand:
         assert run(self.arguments(split_file, "--captioner", "blip", "--model", str(blip), "--batch-size", "8")) == 2
         assert "its content changed since it was indexed" in capsys.readouterr().err
 
-    def test_killed_twice_it_ends_with_the_same_bytes(self, blip: Path, split_file: Path, tmp_path: Path) -> None:
+    def test_killed_it_ends_with_the_same_bytes(self, blip: Path, split_file: Path, tmp_path: Path) -> None:
         arguments = ["caption", str(split_file), "--captioner", "blip", "--model", str(blip), "--append-label"]
         arguments += ["--precision", "fp32", "--batch-size", "2", "--out"]
         assert run([*arguments, str(tmp_path / "whole.parquet")]) == 0
         out, journal = tmp_path / "broken.parquet", tmp_path / "broken.parquet.journal"
-        for kept in (4, 10):
-            killed = forked.start(killed_at_batch, 3 if kept == 4 else 4, [*arguments, str(out)])
-            killed.join(120)
-            assert killed.exitcode == -signal.SIGKILL
-            assert len(lines(journal)) == 1 + kept
+        killed = forked.start(killed_at_batch, 3, [*arguments, str(out)])
+        killed.join(120)
+        assert killed.exitcode == -signal.SIGKILL
+        assert len(lines(journal)) == 1 + 4
         assert not out.exists()
         assert run([*arguments, str(out)]) == 0
         assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
