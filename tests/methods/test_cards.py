@@ -52,7 +52,7 @@ def test_there_is_a_quick_run_for_every_method_that_is_trained() -> None:
     assert set(QUICK) == {kind for kind, method in METHODS.items() if method.is_trained}
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", ["probe", "baseline", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_what_is_trained_gets_a_card_and_the_same_run_the_same_bytes(
     kind: str, run: Any, models: dict[str, str], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
