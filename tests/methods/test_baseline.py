@@ -18,7 +18,7 @@ from tests.methods.processes_worker import command, together
 from torch import Tensor
 
 from thoraclip.data.batches import pixel_cache
-from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, TrainingError
+from thoraclip.errors import ConfigError, InputError, ModelError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import baseline, supervised
 from thoraclip.methods.baseline import Config
@@ -113,6 +113,8 @@ def test_the_gradient_is_that_of_a_hand_written_step(
     assert far(found, expected) < 1e-4
     if config.mixup:
         assert float(share.min()) > 0.0 and sorted(partner.tolist()) == list(range(12))
+        seed = make(dataclasses.replace(config, seed=1), manifest, tmp_path)._mixing(batch)[0]
+        assert len({share[0], float(seed[0]), float(trainee._mixing(batch_of(manifest, step=4))[0][0])}) == 3
     else:
         assert (share == 1).all()
 
@@ -152,22 +154,30 @@ def test_a_run_leaves_a_network_per_fold_and_every_image_one_score(
         assert not held & {*facts["trained_on"], *facts["chosen_on"]}
 
 
-def test_a_frozen_network_keeps_its_weights_and_statistics(
-    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
+@pytest.mark.parametrize(
+    ("settings", "has_head_alone", "follows"),
+    [({}, False, True), ({"batch_norm": "frozen"}, False, False), ({"train": "head"}, True, False)],
+)
+def test_the_state_is_all_that_a_step_changes(
+    settings: dict[str, Any],
+    has_head_alone: bool,
+    follows: bool,
+    models: dict[str, str],
+    manifest: Manifest,
+    tmp_path: Path,
 ) -> None:
-    start = load_backbone(models["resnet"], LABELS, precision="fp32", device="cpu").network.state_dict()
-    changed = {}
-    for name, settings in {
-        "head": {"train": "head", "chunk_size": 2}, "frozen": {"batch_norm": "frozen", "chunk_size": 2}, "batch": {},
-    }.items():  # fmt: skip
-        config = config_of(models["resnet"], select="last", **settings)
-        run_method("baseline", config, split_manifest, tmp_path / name)
-        now = load_trained(tmp_path / name / "model", precision="fp32", device="cpu").network.state_dict()
-        changed[name] = {key for key in start if not torch.equal(start[key], now[key])}
-    assert changed["head"] == {"classifier.1.weight", "classifier.1.bias"}
-    assert not any("running" in key for key in changed["frozen"])
-    assert any("convolution" in key for key in changed["frozen"])
-    assert any("running_var" in key for key in changed["batch"])
+    """A checkpoint of it goes on to the same bytes; a frozen network keeps its weights, frozen norms their statistics."""
+    trainee = make(config_of(models["resnet"], mixup=0.2, **settings), manifest, tmp_path)
+    network = trainee.backbone.network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for step in range(2):
+        trainee.backward(batch_of(manifest, step=step))
+        trainee.optimizer.step()
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == set(trainee.state)
+    assert (changed == {"classifier.1.weight", "classifier.1.bias"}) == has_head_alone
+    assert any("convolution" in name for name in changed) != has_head_alone
+    assert any("running_var" in name for name in changed) == follows
 
 
 def test_the_learning_rate_falls_with_the_distance_from_the_head(
@@ -243,7 +253,7 @@ def test_batch_normalisation_sees_whole_batches(
         baseline.BaselineRound._require_whole_batches(one, backbone)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", [5, 24, 64])
+@pytest.mark.parametrize("size", [5, 11])
 def test_pictures_are_scored_in_batches_of_any_size(
     size: int, models: dict[str, str], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,19 +269,6 @@ def test_pictures_are_scored_in_batches_of_any_size(
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert seen == ([(5, 11), (10, 11), (11, 11)] if size == 5 else [(11, 11)])
     assert not any(module.training for module in backbone.network.modules())
-
-
-def test_a_killed_training_ends_with_the_same_bytes(
-    models: dict[str, str], split_manifest: Manifest, tmp_path: Path
-) -> None:
-    """ResNet's running statistics and the best weights are in the checkpoint too."""
-    config = config_of(models["resnet"], checkpoint_minutes=1e-9, mixup=0.2)
-    run_method("baseline", config, split_manifest, tmp_path / "whole")
-    for step in (2, 5):
-        with pytest.raises(RuntimeError, match="killed"):
-            run_method("baseline", config, split_manifest, tmp_path / "again", progress=kill_at(step))
-    run_method("baseline", config, split_manifest, tmp_path / "again")
-    assert files(tmp_path / "again") == files(tmp_path / "whole")
 
 
 def kill_at(step: int) -> Any:
@@ -295,11 +292,20 @@ def test_a_networks_own_dropout_hangs_on_the_step(
     torch.rand(5)
     again, _ = gradients(trainee, batch_of(split_manifest))
     other, _ = gradients(trainee, batch_of(split_manifest, step=4))
-    without, _ = gradients(
-        make(config_of(models["vit"], batch_size=12), split_manifest, tmp_path), batch_of(split_manifest)
+    seed, without = (
+        gradients(make(config, split_manifest, tmp_path), batch_of(split_manifest))[0]
+        for config in (
+            config_of(str(model), batch_size=12, seed=1, augmentation=False),
+            config_of(models["vit"], batch_size=12),
+        )
+    )
+    plain, _ = gradients(
+        make(config_of(str(model), batch_size=12, augmentation=False), split_manifest, tmp_path),
+        batch_of(split_manifest),
     )
     assert one == again
     assert one not in (other, without)
+    assert seed != plain, "the seed decides it, too"
 
 
 def test_two_processes_give_the_run_of_one(models: dict[str, str], split_manifest: Manifest, tmp_path: Path) -> None:
@@ -379,26 +385,6 @@ def test_bad_input_is_named_and_leaves_no_result(
     refused(ConfigError, "which chunk_size = 2 in 1 process", config_of(models["resnet"], chunk_size=2))
     refused(ConfigError, "larger than the training set", config_of(models["vit"], batch_size=99, chunk_size=4))
     refused(ModelError, "no such folder", config_of("no-such-model"))
-    refused(
-        TrainingError,
-        "step 1: val_log_loss is nan on the validation images; lower learning_rate = 1e\\+30",
-        config_of(
-            models["vit"], learning_rate=1e30, max_norm=0.0, weight_decay=0.0, warmup_steps=0, validate_every=1, steps=1
-        ),
-    )
-    refused(
-        TrainingError,
-        "step 1",
-        config_of(models["vit"], learning_rate=1e30, max_norm=0.0, weight_decay=0.0, warmup_steps=0),
-    )
-    labels = ["only" if split == "train" and label == "Normal" else label
-              for label, split in zip(split_manifest.column("label"), split_manifest.column("split"), strict=True)]  # fmt: skip
-    refused(
-        ManifestError,
-        "class 'Normal' has no training image",
-        config_of(models["vit"]),
-        split_manifest.with_columns(label=labels),
-    )
 
 
 def test_a_network_and_a_checkpoint_of_other_classes_give_nothing_away(
