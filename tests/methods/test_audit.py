@@ -304,9 +304,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     trials = [*trials_of_views(named), *trials_refitted(named, True)]
     assert list(facts.trials[: len(trials)]) == trials
     behind = {t.name: (t.title, t.level, t.after, t.before, t.counts, t.finds) for t in facts.trials[len(trials) :]}
-    titles = BACKGROUND | {"all": "frame, marks, exposure, grain and file together"}
-    words = dict(BACKGROUND) | {"all": ", ".join([*BACKGROUND][:-1]) + f" and {[*BACKGROUND][-1]} together"}
-    assert titles == words
+    words = dict(BACKGROUND) | {"all": "frame, marks, exposure, grain and file together"}
     assert behind == {f"background {n}": (words[n], "data", f"background {n}", "", True, words[n]) for n in words}
     assert [one["column"] for one in facts.attributes] == ["source", "view", "sex", "format"]
     assert said == [

@@ -91,7 +91,10 @@ class TestBlip:
         assert set(done.with_label) == {False}
         assert len(set(done.text)) > 12
         order = np.random.default_rng(0).permutation(24)
-        again = caption(manifest.take(order), by_blip(blip, batch_size=7), tmp_path / "d.parquet")
+        seen: list[Sequence[int]] = []
+        config = by_blip(blip, batch_size=7)
+        again = caption(manifest.take(order), config, tmp_path / "d.parquet", progress=lambda *at: seen.append(at))
+        assert seen == [(7, 24), (14, 24), (21, 24), (24, 24)]
         assert dict(zip(again.image_id, again.text, strict=True)) == dict(zip(done.image_id, done.text, strict=True))
         assert {f.name for f in tmp_path.glob("*.parquet*")} == {"c.parquet", "d.parquet"}, "no journal stays"
 
@@ -207,12 +210,6 @@ class TestBlip:
             caption(Manifest.from_rows([{"image_id": "a", "path": "a"}], tmp_path), CaptionConfig(model="m", **settings), tmp_path / "c.parquet")  # type: ignore[arg-type]  # fmt: skip
         assert asked == [("m", settings)]
 
-    def test_progress_reaches_the_total(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
-        seen: list[Sequence[int]] = []
-        config = by_blip(blip, batch_size=10)
-        caption(manifest, config, tmp_path / "c.parquet", progress=lambda done, total: seen.append((done, total)))
-        assert seen == [(10, 24), (20, 24), (24, 24)]
-
     def test_a_model_without_words_is_refused(self, manifest: Manifest, tmp_path: Path) -> None:
         silent = by_blip(save_blip(tmp_path / "silent", silent=True))
         first = manifest.column("image_id")[0]
@@ -224,21 +221,17 @@ class TestBlip:
 
 
 class TestTemplate:
-    def test_the_class_is_told_in_the_training_split_alone(self, split: Manifest, tmp_path: Path) -> None:
-        done = caption(split, TEMPLATE, tmp_path / "c.parquet")
-        assert list(done.with_label) == [s == "train" for s in split.column("split")]
-        blind = split.with_columns(label=[None] * 24)
-        told = caption(blind, TEMPLATE, tmp_path / "d.parquet")
-        assert set(told.with_label) == {False}
-        for row, flag in enumerate(done.with_label):
-            assert (done.text[row] != told.text[row]) == flag
-            assert flag == any(word in done.text[row] for word in ("COVID", "pneumonia", "abnormality", "normal lungs"))
-
     def test_the_finding_is_told_where_it_is_known(self, split: Manifest, tmp_path: Path) -> None:
         text = caption(split, TEMPLATE, tmp_path / "c.parquet").text
         assert text[0].endswith(", finding in the peripheral zone of both lungs.")
         assert text[1].endswith(", finding in the left lung.")
         assert text[3].endswith(", finding in the lower zone of the right lung.")
+        upper = split.with_columns(finding_side=[None] * 24, finding_zone=["upper"] * 24)
+        assert (
+            caption(upper, TEMPLATE, tmp_path / "d.parquet")
+            .text[0]
+            .endswith(", finding in the upper zone of the lungs.")
+        )
         scored = [t for t, s in zip(text, split.column("split"), strict=True) if s != "train"]
         assert not any("finding" in t for t in (text[2], *scored)), (
             "unknown is not negative, and the scored are not told"
@@ -252,11 +245,14 @@ class TestTemplate:
                 assert any(word in text for word in words) == (view == known), text
 
     def test_a_text_says_nothing_of_classes_that_may_not_be_told(self, split: Manifest, tmp_path: Path) -> None:
-        """The scored images' captions do not change when all labels do."""
+        """The scored images' captions do not change when all labels do, nor any where no label is known."""
         other = split.with_columns(label=split.column("label")[8:] + split.column("label")[:8])
         one, two = (caption(m, TEMPLATE, tmp_path / f"{i}.parquet") for i, m in enumerate((split, other)))
         for row, s in enumerate(split.column("split")):
-            assert (one.text[row] == two.text[row]) == (s != "train")
+            assert (one.text[row] != two.text[row]) == one.with_label[row] == (s == "train")
+        blind = caption(split.with_columns(label=[None] * 24), TEMPLATE, tmp_path / "blind.parquet")
+        assert set(blind.with_label) == {False}
+        assert not any(word in t for t in blind.text for word in ("COVID", "pneumonia", "abnormality", "normal lungs"))
 
     @examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(order=st.permutations(range(24)), seed=st.integers(-5, 2**70))
