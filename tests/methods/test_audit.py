@@ -18,8 +18,9 @@ from tests.conftest import files
 from thoraclip.cli.app import run as command
 from thoraclip.data import check
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
+from thoraclip.data.batches import grey_batches
 from thoraclip.data.index import index
-from thoraclip.data.lungs.regions import LungRegions
+from thoraclip.data.lungs.regions import LungRegions, lung_masks
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.data.splits import independent_groups, split_folds
 from thoraclip.errors import ManifestError
@@ -273,7 +274,9 @@ def test_what_is_gathered_is_what_its_parts_give(
     for found, wanted in zip((scene.same, scene.other, scene.any), partners, strict=True):
         assert found.tolist() == wanted.tolist()
     assert (scene.level, scene.seed) == (round(float(scene.greys.mean())), 3)
-    assert scene.greys.shape == scene.lungs.shape == (16, 64, 64)
+    greys = [greys for _, greys in grey_batches(manifest, Preprocess(size=64), batch_size=5)]
+    np.testing.assert_array_equal(scene.greys, np.concatenate(greys))
+    np.testing.assert_array_equal(scene.lungs, lung_masks(manifest, Preprocess(size=64)).masks)
     fold = held_out(target, [str(g) for g in groups], folds=3, seed=3)
     shuffled = module._shuffled(target, groups, 3)
     parts = [np.arange(16)] if keys[0] == "same" else [np.flatnonzero(folds == f) for f in (0, 1)]
@@ -314,6 +317,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     ]
     assert facts.without_duplicates == (run, run.manifest, config, tmp_path / "seen", steps["progress"])
     assert facts.saliency[3].tolist() == named["original"].tolist() and facts.saliency[1] is scene.greys
+    np.testing.assert_array_equal(facts.saliency[2], scene.lungs)
 
 
 def made(target: npt.NDArray[np.int64], **columns: Any) -> _Sample:
