@@ -25,6 +25,7 @@ from thoraclip.methods.processes import ProcessGroup
 from thoraclip.methods.running import Context, parts, read_validation, run_method
 from thoraclip.methods.supervised import Supervised, scores_of
 from thoraclip.methods.training import Batch
+from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.augment import augment
 from thoraclip.models.backbones import load_backbone, load_trained, read_trained_note
 from thoraclip.runs import RunFolder
@@ -360,6 +361,7 @@ def test_what_is_validated_are_the_validation_images(
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["val_log_loss"] == pytest.approx(-np.log(scores[np.arange(len(rows)), target]).mean(), rel=1e-5)
     assert last["val_accuracy"] == (scores.argmax(axis=1) == target).mean()
+    assert last["val_macro_f1"] == macro_f1(target, scores.argmax(axis=1), 3)
     (kept,) = read_validation(tmp_path / "run")
     assert kept.image_id == tuple(split_manifest.column("image_id")[row] for row in rows)
     np.testing.assert_allclose(kept.scores, scores, atol=1e-6)
@@ -368,14 +370,14 @@ def test_what_is_validated_are_the_validation_images(
 def test_bad_input_is_named_and_leaves_no_result(
     models: dict[str, str], split_manifest: Manifest, tmp_path: Path
 ) -> None:
-    def refused(kind: type[Exception], message: str, config: Config, images: Manifest = split_manifest) -> None:
+    for kind, message, config in (
+        (ConfigError, "which chunk_size = 2 in 1 process", config_of(models["resnet"], chunk_size=2)),
+        (ConfigError, "larger than the training set", config_of(models["vit"], batch_size=99, chunk_size=4)),
+        (ModelError, "no such folder", config_of("no-such-model")),
+    ):
         with pytest.raises(kind, match=message):
-            run_method("baseline", config, images, tmp_path / "run")
+            run_method("baseline", config, split_manifest, tmp_path / "run")
         assert not (tmp_path / "run" / "predictions.parquet").exists()
-
-    refused(ConfigError, "which chunk_size = 2 in 1 process", config_of(models["resnet"], chunk_size=2))
-    refused(ConfigError, "larger than the training set", config_of(models["vit"], batch_size=99, chunk_size=4))
-    refused(ModelError, "no such folder", config_of("no-such-model"))
 
 
 def test_the_head_of_a_network_of_other_classes_is_drawn_anew(
