@@ -86,8 +86,9 @@ def test_zero_shot_keeps_the_scores_that_it_gives_and_none_without_parts(manifes
     predictions, _ = run_method("zeroshot", ZeroshotConfig(), manifest, tmp_path / "run")
     for table in read_validation(tmp_path / "run"):
         np.testing.assert_array_equal(table.scores, predictions.scores[rows_of(table, manifest)])
+    partly = manifest.with_columns(fold=[None, None, *manifest.column("fold")[2:]])
     run_method(
-        "zeroshot", ZeroshotConfig(only_folds=(1,)), manifest, tmp_path / "one", cache=tmp_path / "run" / "embeddings"
+        "zeroshot", ZeroshotConfig(only_folds=(1,)), partly, tmp_path / "one", cache=tmp_path / "run" / "embeddings"
     )
     assert [table.fold[0] for table in read_validation(tmp_path / "one")] == [1]
     bare = manifest.with_columns(fold=[None] * len(manifest))
