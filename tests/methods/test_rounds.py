@@ -82,7 +82,7 @@ class Toy:
             return self._spoilt[batch.step](self)
         loss = self.loss(batch.rows)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def after_step(self) -> Mapping[str, float]:
         with torch.no_grad():
@@ -158,7 +158,9 @@ def test_a_training_is_that_of_a_hand_written_loop(
                 parameter.grad *= config.max_norm / norm  # type: ignore[operator]
         slow.optimizer.step()
         more = slow.after_step()
-        rows.append({"step": step + 1, "loss": float(loss), "learning_rate": rate, "gradient_norm": norm, **more})
+        rows.append(
+            {"step": step + 1, "loss": float(loss.detach()), "learning_rate": rate, "gradient_norm": norm, **more}
+        )
         if (step + 1) % every == 0 or step + 1 == steps:
             f1 = next(values)
             rows.append({"step": step + 1, "val_log_loss": 2 * f1, "val_macro_f1": f1})
