@@ -1,70 +1,110 @@
-"""The audit end to end on phantoms with a planted border, and on whatever masks and columns there are."""
+"""The audit end to end on phantoms with a planted border, and each of its steps against a slow oracle."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
-from tests.checkpoints import save_checkpoint
 from tests.conftest import files
 
 from thoraclip.cli.app import run as command
+from thoraclip.data import check
+from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
+from thoraclip.data.batches import grey_batches
 from thoraclip.data.index import index
+from thoraclip.data.lungs.regions import LungRegions, lung_masks
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
-from thoraclip.data.splits import split_folds
-from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
+from thoraclip.data.splits import independent_groups, split_folds
+from thoraclip.errors import ManifestError
+from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
-from thoraclip.methods import altered
-from thoraclip.methods import retrained as module_of_trees
+from thoraclip.methods import altered, retrained
+from thoraclip.methods import audit as module
+from thoraclip.methods.altered import Seen
 from thoraclip.methods.audit import AuditConfig, _across_sources, _Sample, audit
-from thoraclip.methods.predictors import FinishedRun, find_manifest, read_run
 from thoraclip.methods.probe import Config as ProbeConfig
+from thoraclip.methods.retrained import by_trees, held_out
 from thoraclip.methods.running import run_method
-from thoraclip.methods.trivial import Config as TrivialConfig
-from thoraclip.methods.zeroshot import Config as ZeroshotConfig
+from thoraclip.methods.trials import trials_of_views, trials_refitted
+from thoraclip.models import segmenter
+from thoraclip.proportions import wilson
 from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.predictions import Predictions
 
-IMAGES = 36
-SETTINGS = AuditConfig(resamples=100, folds=2, saliency=0, duplicates=False)
+IMAGES, FEW = 36, 18
+SETTINGS = AuditConfig(resamples=100, folds=2, saliency=0, duplicates=False, batch_size=7)
+
+
+class Reader:
+    """A classifier that sees the mean grey of the border and of the middle; nothing is loaded."""
+
+    def __init__(self, key: str = "same") -> None:
+        self.preprocess, self.features_key = Preprocess(size=64), ("pooled", key)
+
+    def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        x = greys.astype(np.float64) / 255
+        seen = np.stack([x[:, :5].mean(axis=(1, 2)), x[:, 20:40, 20:40].mean(axis=(1, 2)), x.std(axis=(1, 2))], axis=1)
+        odds = np.exp(9 * seen)
+        return seen.astype(np.float32), odds / odds.sum(axis=1, keepdims=True)
+
+
+@dataclasses.dataclass
+class Run:
+    """What is audited, as `methods.subject` says it; each fold has a classifier of its own."""
+
+    manifest: Manifest
+    is_retrainable: bool = True
+    name: str = "a run"
+    kind: str = "probe"
+    fingerprint: str = "f"
+    own: Predictions | None = None
+    keys: tuple[str, ...] = ("same", "same", "same")
+    loaded: list[int | None] = dataclasses.field(default_factory=list)
+
+    def label_set(self, manifest: Manifest) -> LabelSet:
+        return manifest.label_set()
+
+    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, npt.NDArray[np.int64]]]:
+        for fold in range(3):
+            yield fold, np.flatnonzero([f == fold and l is not None for f, l in zip(manifest.column("fold"), manifest.column("label"), strict=True)])  # noqa: E741  # fmt: skip
+
+    def classifier(self, fold: int | None, labels: LabelSet) -> Any:
+        assert labels == self.manifest.label_set()
+        self.loaded.append(fold)
+        return Reader(self.keys[fold or 0])
+
+    def own_predictions(self, manifest: Manifest) -> Predictions | None:
+        return self.own
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """A folder with a manifest and the runs of a probe, of zero-shot and of trivial features.
-
-    `probe` and `zeroshot` have an encoder of random weights: what is asked of them costs next to nothing.
-    """
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """In two folds; one class has a border."""
     root = tmp_path_factory.mktemp("study")
-    phantoms = PhantomConfig(images=IMAGES, size=128, seed=5, difficulty=0.0, shortcut="border", shortcut_strength=1.0)
-    write_phantoms(root / "phantoms", phantoms, workers=1)
+    drawn = PhantomConfig(images=IMAGES, size=128, seed=5, difficulty=0.0, shortcut="border", shortcut_strength=1.0)
+    write_phantoms(root / "phantoms", drawn, workers=1)
     found = index(root / "phantoms", layout="csv", csv_file=root / "phantoms" / "phantoms.csv").manifest
-    manifest = split_folds(found, folds=2, seed=0)
-    write_manifest(root / "manifest.parquet", manifest)
-    model = str(save_checkpoint("clip", root / "model"))
-    for name, config in (
-        ("probe", ProbeConfig(model=model, l2_min=0.1, l2_max=0.1, l2_steps=1)),
-        ("zeroshot", ZeroshotConfig(model=model)),
-        ("trivial", TrivialConfig(max_iter=2, features=("file",))),
-    ):
-        run_method(name, config, manifest, root / "runs" / name, cache=root / "embeddings", pixels=root / "pixels")
-    return root, manifest
+    return split_folds(found, folds=2, seed=0)
 
 
-@pytest.fixture(scope="module")
-def probe(study: tuple[Path, Manifest]) -> FinishedRun:
-    return read_run(study[0] / "runs" / "probe")
+@pytest.fixture
+def run(phantoms: Manifest) -> Run:
+    """Of every second image."""
+    return Run(phantoms.take(np.arange(0, IMAGES, 2)))
 
 
 @pytest.fixture
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that ask for no verdict of them."""
-    monkeypatch.setattr(module_of_trees, "_TREES", 2)
+    monkeypatch.setattr(retrained, "_TREES", 2)
 
 
 def verdicts(content: dict[str, Any]) -> dict[str, str]:
@@ -73,13 +113,13 @@ def verdicts(content: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_planted_border_is_found_through_the_command(
-    study: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phantoms: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the shipped encoder."""
-    root, manifest = study
-    place, pixels = root / "runs" / "shipped", root / "pixels"
+    place, pixels = tmp_path / "study" / "runs" / "shipped", tmp_path / "pixels"
+    write_manifest(tmp_path / "study" / "manifest.parquet", phantoms)
     config = ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1)
-    run_method("probe", config, manifest, place, cache=root / "embeddings", pixels=pixels)
+    run_method("probe", config, phantoms, place, pixels=pixels)
     arguments = ["audit", str(place), "--out", str(tmp_path / "audit"), "--pixels", str(pixels)]
     given = ["--set", "resamples=200", "--set", "folds=3", "--set", "saliency=4"]
     assert command([*arguments, *given]) == 0
@@ -102,10 +142,10 @@ def test_the_planted_border_is_found_through_the_command(
 
 @pytest.mark.usefixtures("few_trees")
 def test_a_killed_audit_goes_on_and_ends_with_the_same_bytes(
-    study: tuple[Path, Manifest], probe: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, manifest = study
-    whole = audit(probe, manifest, SETTINGS, tmp_path / "whole", pixels=root / "pixels")
+    manifest = run.manifest
+    whole = audit(run, manifest, SETTINGS, tmp_path / "whole")
     made, real = [], altered.make_view
 
     def dies(view: Any, *rest: Any) -> Any:
@@ -116,16 +156,16 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_bytes(
 
     monkeypatch.setattr(altered, "make_view", dies)
     with pytest.raises(KeyboardInterrupt):
-        audit(probe, manifest, SETTINGS, tmp_path / "killed", pixels=root / "pixels")
+        audit(run, manifest, SETTINGS, tmp_path / "killed")
     made.clear()
     monkeypatch.setattr(altered, "make_view", lambda view, *rest: made.append(view) or real(view, *rest))
-    again = audit(probe, manifest, SETTINGS, tmp_path / "killed", pixels=root / "pixels")
+    again = audit(run, manifest, SETTINGS, tmp_path / "killed")
     assert again == whole
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     shown = {view.title for view in made}
     assert 0 < len(shown) < len(altered.VIEWS)  # the views before the kill were not made again
     made.clear()
-    assert audit(probe, manifest, SETTINGS, tmp_path / "killed", pixels=root / "pixels") == whole and not made
+    assert audit(run, manifest, SETTINGS, tmp_path / "killed") == whole and not made
 
 
 def with_masks(manifest: Manifest, root: Path, change: Any) -> Manifest:
@@ -143,10 +183,8 @@ def with_masks(manifest: Manifest, root: Path, change: Any) -> Manifest:
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_masks_that_are_no_lungs_are_set_aside_and_listed(
-    study: tuple[Path, Manifest], probe: FinishedRun, tmp_path: Path
-) -> None:
-    root, manifest = study
+def test_masks_that_are_no_lungs_are_set_aside_and_listed(run: Run, tmp_path: Path) -> None:
+    manifest = run.manifest
 
     def change(number: int, mask: np.ndarray) -> np.ndarray:
         wrong = {0: np.zeros_like(mask), 1: np.full_like(mask, 255), 2: np.full((40, 128), 255, dtype=np.uint8)}
@@ -155,138 +193,347 @@ def test_masks_that_are_no_lungs_are_set_aside_and_listed(
         )  # another size of the same shape is no mistake
 
     changed = with_masks(manifest, tmp_path / "masks", change)
-    content = audit(probe, changed, SETTINGS, tmp_path / "audit", pixels=root / "pixels")
+    content = audit(run, changed, SETTINGS, tmp_path / "audit")
     aside = {row["image_id"]: row["reason"] for row in content["lungs"]["set_aside"]}
     ids = manifest.column("image_id")
-    assert set(aside) == set(ids[:3]) and content["lungs"]["usable"] == IMAGES - 3
+    assert set(aside) == set(ids[:3]) and content["lungs"]["usable"] == FEW - 3
     assert "no pixel" in aside[ids[0]] or "empty" in aside[ids[0]]
     assert "aspect" in aside[ids[2]] or "40" in aside[ids[2]]
     images = {t["name"]: t["images"] for t in content["tests"]}
-    assert images["lungs-removed-mean"] == IMAGES - 3 and images["border-only"] == IMAGES
+    assert images["lungs-removed-mean"] == FEW - 3 and images["border-only"] == FEW
     assert "set aside" in content["lungs"]["words"]
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_given_and_estimated_masks_are_never_mixed(
-    study: tuple[Path, Manifest], probe: FinishedRun, tmp_path: Path
-) -> None:
-    root, manifest = study
+def test_given_and_estimated_masks_are_never_mixed(run: Run, tmp_path: Path) -> None:
+    manifest = run.manifest
     labels = manifest.column("label")
     changed = with_masks(manifest, tmp_path / "masks", lambda n, mask: mask if labels[n] == "COVID-19" else None)
-    content = audit(probe, changed, SETTINGS, tmp_path / "audit", pixels=root / "pixels")
+    content = audit(run, changed, SETTINGS, tmp_path / "audit")
     assert content["lungs"]["origin"] == "estimated" and "estimated" in " ".join(content["reading"])
     assert "never mixed" in content["lungs"]["words"]
     given = dataclasses.replace(SETTINGS, masks="given")
     with pytest.raises(ManifestError, match="have no lung mask"):
-        audit(probe, changed, given, tmp_path / "given", pixels=root / "pixels")
+        audit(run, changed, given, tmp_path / "given")
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_what_needs_no_mask_always_runs(study: tuple[Path, Manifest], probe: FinishedRun, tmp_path: Path) -> None:
-    root, manifest = study
-    content = audit(
-        probe, manifest, dataclasses.replace(SETTINGS, masks="none"), tmp_path / "audit", pixels=root / "pixels"
-    )
+def test_what_needs_no_mask_always_runs(run: Run, tmp_path: Path) -> None:
+    content = audit(run, run.manifest, dataclasses.replace(SETTINGS, masks="none", saliency=3), tmp_path / "audit")
     found = verdicts(content)
     assert not [name for name in found if "lungs" in name or "box" in name]
-    assert found["border-only"] != "control" and content["saliency"] is None
+    assert next(t["counts"] for t in content["tests"] if t["name"] == "border-only") and content["saliency"] is None
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_a_classifier_that_is_no_probe_is_judged_by_its_own_answers(
-    study: tuple[Path, Manifest], tmp_path: Path
-) -> None:
-    root, manifest = study
-    finished = read_run(root / "runs" / "zeroshot")
-    content = audit(finished, manifest, SETTINGS, tmp_path / "audit", pixels=root / "pixels")
+def test_a_classifier_that_is_no_probe_is_judged_by_its_own_answers(run: Run, tmp_path: Path) -> None:
+    content = audit(dataclasses.replace(run, is_retrainable=False), run.manifest, SETTINGS, tmp_path / "audit")
     assert {t["verdict"] for t in content["tests"] if t["level"] == "features"} == {"control"}
     assert any(t["counts"] for t in content["tests"] if t["level"] == "classifier")
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_fewer_images_are_drawn_by_class(study: tuple[Path, Manifest], probe: FinishedRun, tmp_path: Path) -> None:
-    root, manifest = study
-    few = dataclasses.replace(SETTINGS, images=18, masks="none")
-    content = audit(probe, manifest, few, tmp_path / "audit", pixels=root / "pixels")
-    assert content["images_per_class"] == dict.fromkeys(("COVID-19", "Non-COVID", "Normal"), 6)
-
-
-def test_a_run_finds_its_manifest_and_refuses_another(
-    study: tuple[Path, Manifest], probe: FinishedRun, tmp_path: Path
+@pytest.mark.parametrize(("keys", "has_pixels"), [(("same",) * 3, True), (("one", "two", "three"), False)])
+def test_what_is_gathered_is_what_its_parts_give(
+    keys: tuple[str, ...], has_pixels: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, manifest = study
-    assert find_manifest(probe).fingerprint == manifest.fingerprint
-    moved = tmp_path / "runs" / "probe"
-    shutil.copytree(probe.folder, moved)
-    with pytest.raises(InputError, match="its manifest is not beside it; name it with --manifest"):
-        find_manifest(read_run(moved))
-    write_manifest(tmp_path / "manifest.parquet", manifest.take(np.arange(30)))
-    with pytest.raises(MismatchError, match="is not the manifest that"):
-        find_manifest(read_run(moved))
-    with pytest.raises(MismatchError, match="was trained on the classes"):
-        renamed = manifest.with_columns(label=["Other" if x == "Normal" else x for x in manifest.column("label")])
-        audit(probe, renamed, SETTINGS, tmp_path / "a", pixels=root / "pixels")
+    """Every picture is asked of its own classifier, and probes are fitted on the features of one classifier alone."""
+    run, config = (
+        dataclasses.replace(run, keys=keys),
+        dataclasses.replace(SETTINGS, seed=3, folds=3, saliency=2, l2=0.3),
+    )
+    unlabelled = [None if n in (3, 8) else label for n, label in enumerate(run.manifest.column("label"))]
+    patient = [f"p{n // 4}-{fold}" for n, fold in enumerate(run.manifest.column("fold"))]
+    run.manifest = run.manifest.with_columns(label=unlabelled, patient=patient)
+    looks: list[Any] = []
+    said: list[str] = []
+    steps: dict[str, Any] = {"progress": lambda *_: None, "inspection": tmp_path / "seen"}
+    real = module.look_at_views
+    monkeypatch.setattr(
+        module, "look_at_views", lambda *a, **given: looks.append((a, given, real(*a, **given))) or looks[-1][2]
+    )
+    monkeypatch.setattr(module, "audit_report", lambda facts, **given: (facts, given))
+    monkeypatch.setattr(module, "_without_duplicates", lambda *given: given)
+    monkeypatch.setattr(module, "_saliency", lambda *given: given)
+    pixels = tmp_path / "pixels" if has_pixels else None
+    facts, given = audit(run, run.manifest, config, tmp_path, pixels=pixels, announce=said.append, **steps)
+    assert given == {"resamples": 100, "seed": 3}
+    rows = [n for n in range(FEW) if n not in (3, 8)]
+    manifest, target = run.manifest.take(np.array(rows)), run.manifest.targets(facts.labels)[rows]
+    assert facts.manifest.column("image_id") == manifest.column("image_id")
+    assert (facts.run, facts.kind, facts.has_masks) == ("a run", "probe", True)
+    ((scene, classifiers), how, seen) = looks[0]
+    assert len(how.pop("token")) == 64
+    assert how.pop("manifest").column("image_id") == manifest.column("image_id")
+    assert how == {"batch_size": 7, "cache": tmp_path / "cache" / "views", "progress": steps["progress"]}
+    folds = np.array(manifest.column("fold"))
+    assert [own.tolist() for _, own in classifiers] == [np.flatnonzero(folds == f).tolist() for f in (0, 1)]
+    groups = np.unique(independent_groups(manifest), return_inverse=True)[1]
+    assert facts.answers.groups.tolist() == groups.tolist() and facts.answers.classes == 3
+    partners = altered.choose_partners(target, groups, folds, np.ones(16, bool), seed=3)
+    for found, wanted in zip((scene.same, scene.other, scene.any), partners, strict=True):
+        assert found.tolist() == wanted.tolist()
+    assert (scene.level, scene.seed) == (round(float(scene.greys.mean())), 3)
+    greys = [greys for _, greys in grey_batches(manifest, Preprocess(size=64), batch_size=5)]
+    np.testing.assert_array_equal(scene.greys, np.concatenate(greys))
+    np.testing.assert_array_equal(scene.lungs, lung_masks(manifest, Preprocess(size=64)).masks)
+    fold = held_out(target, [str(g) for g in groups], folds=3, seed=3)
+    shuffled = module._shuffled(target, groups, 3)
+    parts = [np.arange(16)] if keys[0] == "same" else [np.flatnonzero(folds == f) for f in (0, 1)]
+
+    def refitted(features: Any, labels: npt.NDArray[np.int64]) -> list[int]:
+        told = np.full(16, -1)
+        for part in parts:
+            told[part] = retrained.retrained(features[part], labels[part], fold[part], classes=3, l2=0.3)
+        return told.tolist()
+
+    named = facts.answers.named
+    for name, one in seen.items():
+        assert named[name].tolist() == one.named.tolist()
+        assert (f"refitted {name}" in named) == (name != "sham")
+        if name != "sham":
+            assert named[f"refitted {name}"].tolist() == refitted(one.features, target)
+    assert facts.shuffled.target.tolist() == shuffled.tolist() and facts.shuffled.groups.tolist() == groups.tolist()
+    guessed = facts.shuffled.named["refitted shuffled"].tolist()
+    assert guessed == refitted(seen["original"].features, shuffled)
+    measured = []
+    for row, path in enumerate(manifest.paths()):
+        own = file_features(decode(path).pixels, path.stat().st_size / 1000)
+        measured.append(own | shown_features(scene.greys[row], scene.lungs[row]))
+    background = background_features(measured)
+    together = np.concatenate([background[name] for name in BACKGROUND], axis=1)
+    for name, values in {**background, "all": together}.items():
+        assert named[f"background {name}"].tolist() == by_trees(values, target, fold, seed=3).tolist(), name
+    trials = [*trials_of_views(named), *trials_refitted(named, True)]
+    assert list(facts.trials[: len(trials)]) == trials
+    behind = {t.name: (t.title, t.level, t.after, t.before, t.counts, t.finds) for t in facts.trials[len(trials) :]}
+    words = dict(BACKGROUND) | {"all": "frame, marks, exposure, grain and file together"}
+    assert behind == {f"background {n}": (words[n], "data", f"background {n}", "", True, words[n]) for n in words}
+    assert [one["column"] for one in facts.attributes] == ["source", "view", "sex", "format"]
+    assert said == [
+        "16 images that the classifier has not seen",
+        facts.lungs["words"],
+        "what can be told without lungs",
+    ]
+    assert facts.without_duplicates == (run, run.manifest, config, tmp_path / "seen", steps["progress"])
+    assert facts.saliency[3].tolist() == named["original"].tolist() and facts.saliency[1] is scene.greys
+    np.testing.assert_array_equal(facts.saliency[2], scene.lungs)
+
+
+def made(target: npt.NDArray[np.int64], **columns: Any) -> _Sample:
+    """Images without pictures, which one classifier judges."""
+    rows = [
+        {"image_id": f"i{i}", "path": f"{i}.png", "label": "xyz"[t]}
+        | {name: values[i] for name, values in columns.items()}
+        for i, t in enumerate(target)
+    ]
+    everyone = np.arange(len(rows))
+    manifest = Manifest.from_rows(rows, Path("/nowhere"))
+    return _Sample(manifest, [(Reader(), everyone)], LabelSet(("x", "y", "z")), target, everyone)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("images", [0, 20, 33, 34, 90])
+def test_images_are_drawn_by_class_in_their_own_shares(images: int) -> None:
+    target = np.array([0] * 24 + [1] * 9 + [2] * 1 + [0] * 3)
+    folds = [n % 2 for n in range(34)] + [None] * 3
+    manifest = made(target, fold=folds, patient=[f"p{n // 3}-{n % 2}" for n in range(37)]).manifest
+    run = Run(manifest)
+    sample = module._draw(run, manifest, AuditConfig(images=images, seed=5))
+    rows, rng = np.arange(34), np.random.default_rng([5, 0])
+    if images and images < 34:
+        kept = [
+            rng.permutation(rows[target[:34] == c])[: max(2, round(images * n / 34))] for c, n in enumerate((24, 9, 1))
+        ]
+        rows = np.sort(np.concatenate(kept))
+    assert sample.manifest.column("image_id") == [f"i{row}" for row in rows]
+    assert sample.target.tolist() == target[rows].tolist()
+    assert [own.tolist() for _, own in sample.classifiers] == [np.flatnonzero(rows % 2 == f).tolist() for f in (0, 1)]
+    assert run.loaded == [0, 1], "no classifier of a fold without images is loaded"
+    assert sample.parts.tolist() == (rows % 2).tolist()
+    people = np.array(independent_groups(sample.manifest))
+    assert ((sample.groups[:, None] == sample.groups) == (people[:, None] == people)).all()
+    assert sample.keys == [str(group) for group in sample.groups]
+
+
+@pytest.mark.parametrize(
+    ("fold", "message"),
+    [
+        ([None] * 6, "no labelled image that the run may be judged on"),
+        ([0, None] * 3, "only images of 'x' to judge; two"),
+    ],
+)
+def test_without_two_classes_there_is_no_audit(fold: list[Any], message: str, tmp_path: Path) -> None:
+    manifest = made(np.array([0, 1] * 3), fold=fold).manifest
+    with pytest.raises(ManifestError, match=message):
+        audit(Run(manifest), manifest, SETTINGS, tmp_path)
+
+
+def test_of_estimates_one_region_is_taken_for_all() -> None:
+    """Where a tenth of those that are usable see lung."""
+    masks = np.zeros((12, 2, 3), bool)
+    masks[0, 0, 0] = masks[:10, 0, 1] = masks[11, 1, 1] = True
+    regions = LungRegions(masks, tuple("abcdefghijkl"), "estimated", (("k", "torn"), ("l", "odd")), "Estimated.")
+    shared = module._shared_region(regions)
+    assert shared.shape == masks.shape and (shared == [[True, True, False], [False] * 3]).all()
+    assert module._origin(regions)["words"].endswith("set aside too: where 10 % of the estimates see lung.")
+    for origin, aside in (("given", ()), ("estimated", tuple((name, "torn") for name in "abcdefghijkl"))):
+        other = dataclasses.replace(regions, origin=origin, set_aside=aside)
+        assert (module._shared_region(other) is masks) == bool(aside)
+        assert (module._origin(other) == other.as_json()) == (origin == "given")
+
+
+@pytest.mark.parametrize(
+    ("masks", "source"),
+    [("auto", "auto"), ("given", "given"), ("estimate", "estimate"), ("none", "none"), ("a/b", "model")],
+)
+def test_lungs_are_found_as_the_settings_ask(masks: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(segmenter, "load_segmenter", lambda name: SimpleNamespace(estimate=f"by {name}"))
+    monkeypatch.setattr(module, "lung_masks", lambda *place, **given: asked.append((place, given)))
+    sample, spec = made(np.array([0, 1])), Preprocess()
+    module._find_lungs(sample, spec, AuditConfig(masks=masks), print)  # type: ignore[arg-type]
+    estimate = "by a/b" if source == "model" else None
+    assert asked == [((sample.manifest, spec), {"source": source, "estimate": estimate, "progress": print})]
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_where_one_image_has_no_lungs_all_leave_out_the_middle(
+    unknown: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, told = module._draw(run, run.manifest, SETTINGS), []
+    monkeypatch.setattr(module, "shown_features", lambda grey, mask: told.append(mask) or shown_features(grey, mask))
+    monkeypatch.setattr(module, "by_trees", lambda values, *_, **__: values)
+    lungs = np.ones((FEW, 64, 64), bool)
+    lungs[:unknown] = False
+    module._background(sample, np.zeros((FEW, 64, 64), np.uint8), lungs, np.zeros(FEW, np.int64), SETTINGS)
+    assert len(told) == FEW and all((mask is None) == bool(unknown) for mask in told)
 
 
 def test_a_class_that_no_other_source_has_is_not_asked_across_sources() -> None:
     """Source a holds classes 0 and 1, source b 1 and 2: only class 1 can be carried over."""
     rng = np.random.default_rng(0)
     target = np.repeat([0, 1, 1, 2], 30).astype(np.int64)
-    source = ["a"] * 60 + ["b"] * 60
-    rows = [
-        {"image_id": f"i{i}", "path": f"{i}.png", "label": "xyz"[target[i]], "source": source[i]} for i in range(120)
-    ]
     features = rng.normal(size=(120, 6)).astype(np.float32)
     features[:, 0] += 4.0 * target
-
-    class Probe:
-        features_key = ("same",)
-
-    sample = _Sample(
-        Manifest.from_rows(rows, Path("/nowhere")),
-        [(Probe(), np.arange(120))],
-        LabelSet(("x", "y", "z")),
-        target,
-        np.arange(120),
-    )  # type: ignore[arg-type]
-    seen = altered.Seen(features, np.full((120, 3), 1 / 3))
-    answers, (trial,) = _across_sources(sample, seen, np.arange(120) % 5, SETTINGS, counts=True)
+    source, fold = ["a"] * 60 + ["b"] * 60, np.arange(120) % 5
+    sample, seen = made(target, source=source), Seen(features, np.full((120, 3), 1 / 3))
+    answers, (trial,) = _across_sources(sample, seen, fold, SETTINGS, counts=True)
     asked = answers["across sources"] >= 0
     assert set(target[asked]) == {1} and np.array_equal(asked, answers["within sources"] >= 0)
-    assert trial.counts and trial.before == "within sources"
-    assert not _across_sources(sample, seen, np.arange(120) % 5, SETTINGS, counts=False)[1][0].counts
-    apart = dataclasses.replace(sample, target=np.repeat([0, 0, 1, 1], 30))
-    assert _across_sources(apart, seen, np.arange(120) % 5, SETTINGS, counts=True) == ({}, [])
-
-
-def test_what_is_no_run_or_keeps_no_classifier_is_refused(study: tuple[Path, Manifest], tmp_path: Path) -> None:
-    root, manifest = study
-    with pytest.raises(InputError, match="is a study; name one of its runs"):
-        read_run(root)
-    with pytest.raises(InputError, match="no run there"):
-        read_run(tmp_path)
-    with pytest.raises(InputError, match="a run of 'trivial' keeps no classifier"):
-        audit(read_run(root / "runs" / "trivial"), manifest, SETTINGS, tmp_path / "audit")
-    unfinished = tmp_path / "run"
-    shutil.copytree(root / "runs" / "probe", unfinished)
-    (unfinished / "done.json").unlink()
-    with pytest.raises(InputError, match="the run is not finished"):
-        read_run(unfinished)
-
-
-def test_one_class_cannot_be_audited_and_settings_have_rules(
-    study: tuple[Path, Manifest], probe: FinishedRun, tmp_path: Path
-) -> None:
-    _, manifest = study
-    lonely = manifest.with_columns(
-        label=[x if x == "Normal" or i < 6 else None for i, x in enumerate(manifest.column("label"))],
-        split=["train" if i < 6 else "test" for i in range(len(manifest))], fold=[None] * len(manifest),
+    for name, part in (("within sources", fold), ("across sources", np.repeat([0, 1], 60))):
+        named = retrained.retrained(features, target, part, classes=3, l2=SETTINGS.l2)
+        assert answers[name].tolist() == np.where(target == 1, named, -1).tolist()
+    assert (trial.name, trial.level, trial.after, trial.before, trial.finds) == (
+        "across-sources", "features", "across sources", "within sources", "the source"
     )  # fmt: skip
-    assert len({x for x in lonely.column("label") if x}) == 3
-    with pytest.raises(ManifestError, match="two classes are needed"):
-        audit(probe, lonely, SETTINGS, tmp_path / "audit")
-    with pytest.raises(ConfigError, match="masks = 'estimte'.*did you mean 'estimate'"):
-        AuditConfig(masks="estimte")
-    for wrong in ({"folds": 1}, {"resamples": 10}, {"l2": 0.0}, {"images": -1}):
-        with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
-            AuditConfig(**wrong)  # type: ignore[arg-type]
+    assert "of a source (a, b) answered" in trial.title and trial.counts
+    assert not _across_sources(sample, seen, fold, SETTINGS, counts=False)[1][0].counts
+    for other in (
+        dataclasses.replace(sample, target=np.repeat([0, 0, 1, 1], 30)),  # each source has a class of its own
+        dataclasses.replace(sample, classifiers=[(Reader("one"), fold[:60]), (Reader("two"), fold[60:])]),
+        made(target, source=["a"] * 60 + [None] * 60),
+    ):
+        assert _across_sources(other, seen, fold, SETTINGS, counts=True) == ({}, [])
+
+
+@pytest.mark.parametrize(("few", "is_asked"), [(9, False), (10, True)])
+def test_a_source_takes_part_with_ten_images_of_two_classes(few: int, is_asked: bool) -> None:
+    target = np.array([0] * 30 + [1] * 30 + [0] * few + [1] * 30)
+    seen = Seen(np.random.default_rng(0).normal(size=(len(target), 3)).astype(np.float32), np.zeros((len(target), 3)))
+    sample = made(target, source=["a"] * 60 + ["b"] * (few + 30))
+    answers, _ = _across_sources(sample, seen, np.arange(len(target)) % 5, SETTINGS, counts=True)
+    assert bool(answers) == is_asked
+
+
+def test_a_column_is_asked_for_where_two_of_its_values_are_frequent() -> None:
+    count = 45
+    features = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    sex, view = ["M"] * 20 + ["F"] * 20 + ["U"] * 5, ["PA"] * 20 + ["AP"] * 19 + [None] * 6
+    sample, seen, fold = (
+        made(np.arange(count) % 3, sex=sex, view=view),
+        Seen(features, np.zeros((count, 3))),
+        np.arange(45) % 4,
+    )
+    source, by_view, by_sex, form = module._attributes(sample, seen, fold, SETTINGS)
+    codes = np.array([1] * 20 + [0] * 20 + [-1] * 5)
+    assert (by_sex["column"], by_sex["values"], by_sex["asked"]) == ("sex", ["F", "M", "U"], ["F", "M"])
+    assert by_sex["codes"].tolist() == codes.tolist()
+    assert by_sex["named"].tolist() == retrained.retrained(features, codes, fold, classes=2, l2=0.1).tolist()
+    assert (by_view["values"], by_view["asked"], by_view["named"]) == (["AP", "PA"], ["PA"], None)
+    assert (source["values"], form["named"]) == ([], None)
+    apart = dataclasses.replace(
+        sample, classifiers=[(Reader("one"), np.arange(20)), (Reader("two"), np.arange(20, 45))]
+    )
+    assert module._attributes(apart, seen, fold, SETTINGS)[2]["named"] is None
+
+
+def test_the_sham_tells_what_changes_where_nothing_is_replaced() -> None:
+    before = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.5, 0.5]])
+    after = np.array([[0.9, 0.1], [0.7, 0.3], [0.3, 0.7], [np.nan, np.nan]])
+    features = np.zeros((4, 1), np.float32)
+    told = module._sham({"original": Seen(features, before), "sham": Seen(features, after)})
+    assert told == {"images": 3, "largest_change": pytest.approx(0.3), "other_answers": 1}
+
+
+@pytest.mark.parametrize("most", [0, 3, 50])
+def test_heat_inside_the_lungs_is_measured_on_images_with_lungs(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from thoraclip import heatmaps
+
+    asked: list[Any] = []
+
+    def heat_map(classifier: Any, grey: Any, named: int, *, method: str, seed: int) -> Any:
+        asked.append((classifier.features_key[1], int(grey[0, 0]), named, method, seed))
+        return np.full((2, 2), 0.0) if grey[0, 0] == 4 else np.array([[3.0, 1.0], [0.0, 0.0]])
+
+    monkeypatch.setattr(heatmaps, "default_map", lambda classifier: f"by {classifier.features_key[1]}")
+    monkeypatch.setattr(heatmaps, "heat_map", heat_map)
+    sample = made(np.arange(9) % 3)
+    sample = dataclasses.replace(
+        sample, classifiers=[(Reader("one"), np.arange(0, 9, 2)), (Reader("two"), np.arange(1, 9, 2))]
+    )
+    greys = np.repeat(np.arange(9, dtype=np.uint8), 4).reshape(9, 2, 2)
+    lungs = np.tile(np.array([[True, False], [False, False]]), (9, 1, 1))
+    lungs[2] = False
+    named, said = np.arange(9) * 10, list[str]()
+    config = dataclasses.replace(SETTINGS, saliency=most, seed=6)
+    told = module._saliency(sample, greys, lungs, named, config, said.append)
+    if not most:
+        assert told is None and not said
+        return
+    chosen = [0, 4, 8] if most == 3 else [0, 1, 3, 4, 5, 6, 7, 8]
+    own = [("one", row) for row in chosen if row % 2 == 0] + [("two", row) for row in chosen if row % 2]
+    assert asked == [(key, row, row * 10, "by one", 6) for key, row in own]
+    assert told == {"method": "by one", "inside": [0.75] * (len(chosen) - 1), "area": [0.25] * (len(chosen) - 1)}
+    assert said == ["heat maps by by one"]
+    assert module._saliency(sample, greys, np.zeros_like(lungs), named, config, said.append) is None
+
+
+def test_of_copies_one_counts_and_none_that_two_parts_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """a: alone; b, c: one part; d, e: in two parts; f: of a split that is not scored; the first of b and c counts."""
+    cluster = {"a": None, "b": "1", "c": "1", "d": "2", "e": "2", "f": None, "g": None}
+    part = {"a": "test", "b": "test", "c": "test", "d": "test", "e": "train", "f": "train", "g": "test"}
+    rows = [{"image_id": name, "path": name, "split": part[name], "label": "x"} for name in cluster]
+    manifest = Manifest.from_rows(rows, tmp_path)
+    asked: list[Any] = []
+
+    def clusters(*place: Any, **given: Any) -> Manifest:
+        asked.append((*place, given))
+        return manifest.with_columns(duplicate_cluster=list(cluster.values()))
+
+    monkeypatch.setattr(check, "duplicate_clusters", clusters)
+    scores = np.array([[1, 0], [0, 1], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.float64)
+    own = Predictions(LabelSet(("x", "y")), tuple(cluster), np.zeros(7, np.int64), scores, tuple(part.values()), (None,) * 7, (None,) * 7)  # fmt: skip
+    config = AuditConfig()
+    told = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, print)
+    low, high = wilson(2, 3)
+    assert told == {
+        "images": 5, "accuracy": 0.8, "left_out": 2, "across_parts": 1, "accuracy_without": pytest.approx(2 / 3),
+        "low": low, "high": high,
+    }  # fmt: skip
+    assert asked == [(manifest, tmp_path, {"progress": print})]
+    assert module._without_duplicates(Run(manifest), manifest, config, tmp_path, None) is None
+    off = dataclasses.replace(config, duplicates=False)
+    assert module._without_duplicates(Run(manifest, own=own), manifest, off, tmp_path, None) is None
+    cluster.update(dict.fromkeys("abcdg", "2"))
+    none = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, None)
+    assert none is not None and (none["accuracy_without"], none["low"], none["high"]) == (None, 0.0, 1.0)

@@ -91,7 +91,10 @@ class TestBlip:
         assert set(done.with_label) == {False}
         assert len(set(done.text)) > 12
         order = np.random.default_rng(0).permutation(24)
-        again = caption(manifest.take(order), by_blip(blip, batch_size=7), tmp_path / "d.parquet")
+        seen: list[Sequence[int]] = []
+        config = by_blip(blip, batch_size=7)
+        again = caption(manifest.take(order), config, tmp_path / "d.parquet", progress=lambda *at: seen.append(at))
+        assert seen == [(7, 24), (14, 24), (21, 24), (24, 24)]
         assert dict(zip(again.image_id, again.text, strict=True)) == dict(zip(done.image_id, done.text, strict=True))
         assert {f.name for f in tmp_path.glob("*.parquet*")} == {"c.parquet", "d.parquet"}, "no journal stays"
 
@@ -138,14 +141,7 @@ class TestBlip:
         caption(manifest, by_blip(blip, **other), out, progress=lambda done, total: seen.append(done))
         assert seen[0] == other.get("batch_size", 4)
 
-    @pytest.mark.parametrize("content", ["", '[1]\n{"image_id": 3}\n'])
-    def test_a_file_that_is_no_journal_is_passed_over(
-        self, content: str, blip: Path, manifest: Manifest, tmp_path: Path
-    ) -> None:
-        (tmp_path / "c.parquet.journal").write_text(content, encoding="utf-8")
-        assert len(caption(manifest, by_blip(blip), tmp_path / "c.parquet")) == 24
-
-    def test_a_foreign_line_ends_what_is_used(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
+    def test_a_foreign_line_or_file_ends_what_is_used(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
         caption(manifest, by_blip(blip), tmp_path / "whole.parquet")
         out, journal = tmp_path / "c.parquet", tmp_path / "c.parquet.journal"
         with pytest.raises(KeyboardInterrupt):
@@ -159,6 +155,7 @@ class TestBlip:
                     manifest, by_blip(blip), out, progress=lambda d, t, seen=seen: (seen.append(d), stop_after(8)(d, t))
                 )
             assert seen == [8]
+        journal.write_text("", encoding="utf-8")
         caption(manifest, by_blip(blip), out)
         assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
@@ -190,15 +187,11 @@ class TestBlip:
             (split.with_columns(split=["train"] * 24), by_blip(blip, append_label=True)),
             (split, by_blip(blip, prompt="a")),
             (split.take(np.arange(20)), by_blip(blip)),
+            (split.take(np.arange(20)), by_blip(save_blip(tmp_path / "other", seed=4))),
         ):
             asked.append(-1)
             caption(manifest, config, out)
             assert asked[-1] != -1
-
-    def test_other_weights_write_anew(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
-        one = caption(manifest, by_blip(blip), tmp_path / "c.parquet")
-        two = caption(manifest, by_blip(save_blip(tmp_path / "blip", seed=4)), tmp_path / "c.parquet")
-        assert one.text != two.text and one.origin["weights"] != two.origin["weights"]
 
     def test_the_pixel_cache_changes_no_bit(self, blip: Path, own_manifest: Manifest, tmp_path: Path) -> None:
         manifest = own_manifest
@@ -209,11 +202,13 @@ class TestBlip:
         caption(manifest, by_blip(blip), tmp_path / "warm.parquet", pixels=tmp_path / "pixels")
         assert len({(tmp_path / f"{name}.parquet").read_bytes() for name in ("direct", "cached", "warm")}) == 1
 
-    def test_progress_reaches_the_total(self, blip: Path, manifest: Manifest, tmp_path: Path) -> None:
-        seen: list[Sequence[int]] = []
-        config = by_blip(blip, batch_size=10)
-        caption(manifest, config, tmp_path / "c.parquet", progress=lambda done, total: seen.append((done, total)))
-        assert seen == [(10, 24), (20, 24), (24, 24)]
+    def test_the_settings_reach_the_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Any] = []
+        monkeypatch.setattr(module, "load_captioner", lambda *model, **given: asked.append((*model, given)) or 1 / 0)
+        settings = {"prompt": "a", "max_new_tokens": 7, "geometry": "pad", "precision": "bf16"}
+        with pytest.raises(ZeroDivisionError):
+            caption(Manifest.from_rows([{"image_id": "a", "path": "a"}], tmp_path), CaptionConfig(model="m", **settings), tmp_path / "c.parquet")  # type: ignore[arg-type]  # fmt: skip
+        assert asked == [("m", settings)]
 
     def test_a_model_without_words_is_refused(self, manifest: Manifest, tmp_path: Path) -> None:
         silent = by_blip(save_blip(tmp_path / "silent", silent=True))
@@ -226,21 +221,17 @@ class TestBlip:
 
 
 class TestTemplate:
-    def test_the_class_is_told_in_the_training_split_alone(self, split: Manifest, tmp_path: Path) -> None:
-        done = caption(split, TEMPLATE, tmp_path / "c.parquet")
-        assert list(done.with_label) == [s == "train" for s in split.column("split")]
-        blind = split.with_columns(label=[None] * 24)
-        told = caption(blind, TEMPLATE, tmp_path / "d.parquet")
-        assert set(told.with_label) == {False}
-        for row, flag in enumerate(done.with_label):
-            assert (done.text[row] != told.text[row]) == flag
-            assert flag == any(word in done.text[row] for word in ("COVID", "pneumonia", "abnormality", "normal lungs"))
-
     def test_the_finding_is_told_where_it_is_known(self, split: Manifest, tmp_path: Path) -> None:
         text = caption(split, TEMPLATE, tmp_path / "c.parquet").text
         assert text[0].endswith(", finding in the peripheral zone of both lungs.")
         assert text[1].endswith(", finding in the left lung.")
         assert text[3].endswith(", finding in the lower zone of the right lung.")
+        upper = split.with_columns(finding_side=[None] * 24, finding_zone=["upper"] * 24)
+        assert (
+            caption(upper, TEMPLATE, tmp_path / "d.parquet")
+            .text[0]
+            .endswith(", finding in the upper zone of the lungs.")
+        )
         scored = [t for t, s in zip(text, split.column("split"), strict=True) if s != "train"]
         assert not any("finding" in t for t in (text[2], *scored)), (
             "unknown is not negative, and the scored are not told"
@@ -254,11 +245,14 @@ class TestTemplate:
                 assert any(word in text for word in words) == (view == known), text
 
     def test_a_text_says_nothing_of_classes_that_may_not_be_told(self, split: Manifest, tmp_path: Path) -> None:
-        """The scored images' captions do not change when all labels do."""
+        """The scored images' captions do not change when all labels do, nor any where no label is known."""
         other = split.with_columns(label=split.column("label")[8:] + split.column("label")[:8])
         one, two = (caption(m, TEMPLATE, tmp_path / f"{i}.parquet") for i, m in enumerate((split, other)))
         for row, s in enumerate(split.column("split")):
-            assert (one.text[row] == two.text[row]) == (s != "train")
+            assert (one.text[row] != two.text[row]) == one.with_label[row] == (s == "train")
+        blind = caption(split.with_columns(label=[None] * 24), TEMPLATE, tmp_path / "blind.parquet")
+        assert set(blind.with_label) == {False}
+        assert not any(word in t for t in blind.text for word in ("COVID", "pneumonia", "abnormality", "normal lungs"))
 
     @examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(order=st.permutations(range(24)), seed=st.integers(-5, 2**70))
@@ -270,16 +264,11 @@ class TestTemplate:
         mixed = caption(split.take(np.array(order[:15])), config, tmp_path / "c.parquet")
         assert list(mixed.text) == [whole.text[row] for row in order[:15]]
 
-    def test_the_seed_chooses_the_words(self, split: Manifest, tmp_path: Path) -> None:
-        found = [
-            caption(split, CaptionConfig(captioner="template", seed=s), tmp_path / "c.parquet").text for s in (0, 1, 0)
-        ]
-        assert found[0] == found[2] != found[1]
-        assert len(set(found[0])) > 16
-
     def test_the_words_are_these(self, split: Manifest, tmp_path: Path) -> None:
         """Golden: another version of Python or of this package must write the same."""
         assert caption(split, TEMPLATE, tmp_path / "c.parquet").text[:4] == GOLDEN
+        other = CaptionConfig(captioner="template", seed=1)
+        assert caption(split, other, tmp_path / "c.parquet").text[:4] != GOLDEN
 
 
 GOLDEN = (
@@ -360,29 +349,6 @@ class TestColumn:
             caption(split, CaptionConfig(captioner="column", column="width"), tmp_path / "c.parquet")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"captioner": "blop"}, "unknown captioner 'blop'; did you mean 'blip'?"),
-        ({"captioner": "column"}, "captioner 'column': name the column of texts with --column NAME"),
-        (
-            {"captioner": "column", "column": "label"},
-            "column = 'label': is the class itself; take captioner 'template'",
-        ),
-        ({"captioner": "template", "column": "x"}, "column = 'x': is read by captioner 'column' alone; leave it out"),
-        ({"captioner": "template", "prompt": "a"}, "prompt = 'a': is read by captioner 'blip' alone; leave it out"),
-        ({"captioner": "template", "append_label": True}, "captioner 'template' names the class already; leave it out"),
-        ({"everywhere": True}, "everywhere = true: says where the class is appended; add --append-label"),
-        ({"batch_size": 0}, "batch_size = 0: 1 or more is needed"),
-        ({"max_new_tokens": 0}, "max_new_tokens = 0: 1 or more is needed"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        CaptionConfig(**settings)
-    assert message in str(error.value)
-
-
 def test_another_table_is_not_overwritten(split: Manifest, tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.parquet", split)
     before = (tmp_path / "m.parquet").read_bytes()
@@ -449,16 +415,15 @@ class TestCommand:
         assert run(self.arguments(split_file, "--captioner", "blip", "--model", str(blip), "--batch-size", "8")) == 2
         assert "its content changed since it was indexed" in capsys.readouterr().err
 
-    def test_killed_twice_it_ends_with_the_same_bytes(self, blip: Path, split_file: Path, tmp_path: Path) -> None:
+    def test_killed_it_ends_with_the_same_bytes(self, blip: Path, split_file: Path, tmp_path: Path) -> None:
         arguments = ["caption", str(split_file), "--captioner", "blip", "--model", str(blip), "--append-label"]
         arguments += ["--precision", "fp32", "--batch-size", "2", "--out"]
         assert run([*arguments, str(tmp_path / "whole.parquet")]) == 0
         out, journal = tmp_path / "broken.parquet", tmp_path / "broken.parquet.journal"
-        for kept in (4, 10):
-            killed = forked.start(killed_at_batch, 3 if kept == 4 else 4, [*arguments, str(out)])
-            killed.join(120)
-            assert killed.exitcode == -signal.SIGKILL
-            assert len(lines(journal)) == 1 + kept
+        killed = forked.start(killed_at_batch, 3, [*arguments, str(out)])
+        killed.join(120)
+        assert killed.exitcode == -signal.SIGKILL
+        assert len(lines(journal)) == 1 + 4
         assert not out.exists()
         assert run([*arguments, str(out)]) == 0
         assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()

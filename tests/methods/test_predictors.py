@@ -1,79 +1,351 @@
-"""Which classifier of a finished run may score which image: none that was trained on it."""
+"""Which classifier of a finished run may score which image, or explain it: none that was trained on it."""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conftest import examples
 
-from thoraclip.data.splits import split_folds
-from thoraclip.errors import LeakError, ManifestError, MismatchError
-from thoraclip.methods.predictors import FinishedRun, read_run
-from thoraclip.methods.probe import Config
-from thoraclip.methods.running import run_method
+from thoraclip.config import config_toml
+from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
+from thoraclip.labels import LabelSet
+from thoraclip.methods import METHODS, embed, predictors
+from thoraclip.methods.explain import Chosen, choose_classifier, load_classifier
+from thoraclip.methods.predictors import CLASSIFYING, FinishedRun, find_manifest, read_run
+from thoraclip.methods.running import pooled_predictions
+from thoraclip.models import backbones
+from thoraclip.models.heads import LinearHead, Standardiser, write_head
 from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.predictions import write_predictions
+
+LABELS = LabelSet(("a", "b"))
+
+
+def drawn(seed: int, *, has_folds: bool, names_split: bool = True, taken: int = 12) -> Manifest:
+    """12 images or some of them, of which two have the same content; the folds, splits and labels hang on the seed."""
+    rng, rows = np.random.default_rng(seed), []
+    for number in rng.permutation(12)[:taken].tolist():
+        part = int(rng.integers(-1, 3))
+        row = {"image_id": f"i{number}", "path": f"{number}.png", "sha256": f"s{max(number, 1)}"}
+        row |= {
+            "label": ["a", "b", "a", None][rng.integers(4)],
+            "lung_mask": f"masks/{number}.png" if number % 2 else None,
+        }
+        if has_folds:
+            row["fold"] = None if part < 0 else part
+        elif names_split:
+            row["split"] = [None, "train", "val", "test"][part + 1]
+        rows.append(row)
+    rows[0]["label"], rows[1]["label"] = "a", "b"
+    return Manifest.from_rows(rows, Path("/images"), may_leak=True)
+
+
+def write_run(folder: Path, manifest: Manifest, kind: str = "probe", **settings: Any) -> Path:
+    """The run folder of a method that scored all rows with a fold or of split `test`."""
+    config = METHODS[kind].config_type(**settings)
+    inputs = {"manifest": manifest.fingerprint, **config.inputs()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(f'kind = "{kind}"\n' + config_toml(config))
+    (folder / "provenance.json").write_text(json.dumps({"inputs": inputs}))
+    (folder / "done.json").write_text(json.dumps({"fingerprint": "of the run"}))
+    rows = np.flatnonzero([f is not None or s == "test" for f, s in zip(manifest.column("fold"), manifest.column("split"), strict=True)])  # fmt: skip
+    scores = np.full((len(rows), 2), 0.5)
+    write_predictions(folder / "predictions.parquet", pooled_predictions(manifest, LABELS, [rows], [scores]))
+    return folder
+
+
+FOLDS = Manifest.from_rows(
+    [
+        {"image_id": f"i{n}", "path": f"{n}.png", "sha256": f"s{n}", "label": "ab"[n % 2], "fold": n % 3}
+        for n in range(9)
+    ],
+    Path("/images"),
+)
+SPLIT = FOLDS.with_columns(fold=[None] * 9, split=["train", "val", "test"] * 3)
 
 
 @pytest.fixture
-def study(manifest: Manifest, cache: Path, plain: None, tmp_path: Path) -> tuple[FinishedRun, Manifest]:
-    """A probe of three folds, of which one is held out, and its manifest beside it."""
-    folds = split_folds(manifest.with_columns(split=[None] * len(manifest)), folds=3, seed=0)
-    write_manifest(tmp_path / "study" / "manifest.parquet", folds)
-    run_method(
-        "probe",
-        Config(l2_steps=1, l2_min=1.0, only_folds=(1,)),
-        folds,
-        tmp_path / "study" / "runs" / "probe",
-        cache=cache,
-    )
-    return read_run(tmp_path / "study" / "runs" / "probe"), folds
+def study(tmp_path: Path) -> Path:
+    """A study's folder: the manifest, and a probe's run."""
+    write_manifest(tmp_path / "study" / "manifest.parquet", FOLDS)
+    (tmp_path / "study" / "0.png").write_bytes(b"a picture")  # looked for beside the manifest
+    write_run(tmp_path / "study" / "runs" / "probe", FOLDS)
+    return tmp_path / "study"
 
 
-def test_of_its_own_manifest_each_fold_scores_what_it_held_out(study: tuple[FinishedRun, Manifest]) -> None:
-    run, folds = study
-    ((fold, rows),) = run.parts(folds)
-    assert fold == 1 and rows.tolist() == [i for i, f in enumerate(folds.column("fold")) if f == 1]
+def slow_parts(run: FinishedRun, own: Manifest, other: Manifest) -> Iterator[tuple[int | None, list[int]]]:
+    """Image by image."""
+    label, split, sha = (other.column(name) for name in ("label", "split", "sha256"))
+    known = [row for row in range(len(other)) if label[row] is not None]
+    if own.fingerprint == other.fingerprint and run.folds != (None,):
+        for fold in run.folds:
+            yield fold, [row for row in known if other.column("fold")[row] == fold]
+        return
+    if any(split):
+        known = [row for row in known if split[row] == "test"]
+    states: dict[str, set[Any]] = {}
+    for content, fold, part in zip(*(own.column(n) for n in ("sha256", "fold", "split")), strict=True):
+        in_test = part == "test" and run.folds == (None,)
+        states.setdefault(content, set()).add(
+            fold if fold in run.folds and fold is not None else None if in_test else "no"
+        )
+    found = {}
+    for row in known:
+        states_of = states.get(sha[row], {"new"}) if own.fingerprint != other.fingerprint else {None}
+        (state,) = states_of if len(states_of) == 1 else {"no"}
+        found[row] = run.folds[0] if state == "new" else state
+    for fold in run.folds:
+        if rows := [row for row, state in found.items() if state == fold]:
+            yield fold, rows
 
 
-def test_of_another_manifest_what_was_trained_on_is_left_out(study: tuple[FinishedRun, Manifest]) -> None:
-    run, folds = study
-    held = {sha for sha, f in zip(folds.column("sha256"), folds.column("fold"), strict=True) if f == 1}
-    other = split_folds(folds, folds=3, seed=5).with_columns(patient=[f"p{i}" for i in range(len(folds))])
-    ((fold, rows),) = run.parts(other)
-    assert fold == 1 and {other.column("sha256")[row] for row in rows} == held
-    new = other.with_columns(sha256=[f"new{i}" if i < 4 else s for i, s in enumerate(other.column("sha256"))])
-    ((_, rows),) = run.parts(new)
-    kept = {i for i, s in enumerate(new.column("sha256")) if s in held or i < 4}
-    assert set(rows.tolist()) == kept, "images from elsewhere, and those that were held out"
-    seen = folds.take(np.array([i for i, f in enumerate(folds.column("fold")) if f != 1]))
-    with pytest.raises(ManifestError, match="that the run has not seen"):
-        list(run.parts(seen))
-
-
-def test_without_its_own_manifest_nobody_knows_what_it_was_trained_on(
-    study: tuple[FinishedRun, Manifest], tmp_path: Path
+@examples(120)
+@given(
+    seed=st.integers(0, 10_000), has_folds=st.booleans(), folds=st.sampled_from([(0, 1, 2), (1,), (2, 0)]),
+    kind=st.sampled_from(["same", "split", "folds", "bare"]), taken=st.integers(2, 12), new=st.integers(0, 4),
+)  # fmt: skip
+def test_every_image_is_scored_by_whom_a_slow_oracle_says(
+    seed: int, has_folds: bool, folds: tuple[int, ...], kind: str, taken: int, new: int
 ) -> None:
-    run, folds = study
-    shutil.move(run.folder, tmp_path / "alone")
-    alone = read_run(tmp_path / "alone")
-    other = folds.with_columns(patient=[f"p{i}" for i in range(len(folds))])
-    with pytest.raises(LeakError, match="name the manifest that the run ran on"):
+    own = drawn(seed, has_folds=has_folds)
+    other = (
+        own if kind == "same" else drawn(seed + 1, has_folds=kind == "folds", names_split=kind == "split", taken=taken)
+    )
+    if kind != "same":
+        changed = [f"new{i}" if i < new else sha for i, sha in enumerate(other.column("sha256"))]
+        other = other.with_columns(sha256=changed)
+    run = FinishedRun(Path("/run"), "probe", None, own.fingerprint, "", folds if has_folds else (None,))
+    with patch.object(predictors, "find_manifest", lambda _: own):
+        found, expected = run.parts(other), list(slow_parts(run, own, other))
+        if not any(rows for _, rows in expected) and kind != "same":
+            with pytest.raises(ManifestError, match="that the run has not seen"):
+                list(found)
+        else:
+            assert [(fold, rows.tolist()) for fold, rows in found] == expected
+
+
+def test_without_its_own_manifest_nobody_knows_what_it_was_trained_on(tmp_path: Path) -> None:
+    alone = read_run(write_run(tmp_path / "alone", FOLDS))
+    other = FOLDS.with_columns(patient=[f"p{i}" for i in range(9)], split=["test"] * 9)
+    with pytest.raises(LeakError, match="which has 9 of the same images.*name the manifest that the run ran on"):
         list(alone.parts(other))
-    elsewhere = other.with_columns(image_id=[f"x{i}" for i in range(len(folds))], split=["test"] * len(folds))
+    elsewhere = other.with_columns(image_id=[f"x{i}" for i in range(9)])
     ((fold, rows),) = alone.parts(elsewhere)
-    assert fold == 1 and len(rows) == len(folds)
+    assert fold == 0 and rows.tolist() == list(range(9))
+    assert [fold for fold, _ in alone.parts(FOLDS)] == [0, 1, 2]
 
 
-def test_another_model_than_the_one_it_ran_with_is_refused(study: tuple[FinishedRun, Manifest]) -> None:
-    run, _ = study
-    note = run.folder / "provenance.json"
-    facts = json.loads(note.read_text())
-    facts["inputs"]["model"] = "another"
-    note.write_text(json.dumps(facts))
-    with pytest.raises(MismatchError, match="its model .'tiny-clip'. is not the one that it ran with"):
-        read_run(run.folder)
-    assert dataclasses.is_dataclass(run)
+def test_a_run_folder_is_read_as_it_was_written(study: Path, tmp_path: Path) -> None:
+    run = read_run(study / "runs" / "probe")
+    assert (run.folder, run.name, run.kind) == (study / "runs" / "probe", "probe", "probe")
+    assert (run.manifest, run.fingerprint, run.folds) == (FOLDS.fingerprint, "of the run", (0, 1, 2))
+    assert run.config == METHODS["probe"].config_type()
+    split = read_run(write_run(tmp_path / "split", SPLIT, "zeroshot", classes=("b", "a")))
+    assert split.folds == (None,) and split.label_set(SPLIT).names == ("b", "a")
+    assert run.own_predictions(SPLIT) is None
+    own = split.own_predictions(SPLIT)
+    assert own is not None and own.image_id == ("i2", "i5", "i8")
+    assert (run.is_retrainable, split.is_retrainable) == (True, False)
+    kinds = {kind: replace(run, kind=kind).keeps_classifier for kind in METHODS}
+    assert kinds == {kind: kind != "trivial" for kind in METHODS}
+    with pytest.raises(InputError, match="a run of 'trivial' keeps no classifier of pictures; name a run of zeroshot"):
+        replace(run, kind="trivial").classifier(0, LABELS)
+
+
+def test_what_is_no_finished_run_is_refused(study: Path, tmp_path: Path) -> None:
+    place = study / "runs" / "probe"
+    with pytest.raises(InputError, match=r"is a study; name one of its runs, as in .*runs/probe"):
+        read_run(study)
+    with pytest.raises(InputError, match="no run there"):
+        read_run(tmp_path)
+    for name, reason in (("done", "the run is not finished"), ("provenance", "no run there")):
+        (place / f"{name}.json").rename(place / "aside")
+        with pytest.raises(InputError, match=reason):
+            read_run(place)
+        (place / "aside").rename(place / f"{name}.json")
+    (place / "provenance.json").write_text(json.dumps({"inputs": {"manifest": "x", "model": "another"}}))
+    with pytest.raises(
+        MismatchError, match="its model .'tiny-clip'. is not the one that it ran with; put that one back"
+    ):
+        read_run(place)
+
+
+def test_a_manifest_is_looked_for_three_folders_up(study: Path) -> None:
+    place = study / "runs" / "probe"
+    run = read_run(place)
+    assert find_manifest(run).fingerprint == FOLDS.fingerprint
+    deep = study / "a" / "b" / "c"
+    shutil.copytree(place, deep)
+    assert find_manifest(read_run(deep)).fingerprint == FOLDS.fingerprint
+    shutil.copytree(place, deep / "d")
+    with pytest.raises(InputError, match="its manifest is not beside it; name it with --manifest"):
+        find_manifest(read_run(deep / "d"))
+    write_manifest(study / "manifest.parquet", SPLIT)
+    with pytest.raises(MismatchError, match=r"is not the manifest that .* ran on; name it with --manifest"):
+        find_manifest(run)
+
+
+def adapter(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(text)
+    return folder
+
+
+def test_the_adapter_of_a_study_that_was_moved_is_found_beside_the_run(tmp_path: Path) -> None:
+    tuned = adapter(tmp_path / "old" / "runs" / "tuned" / "adapter", "{}").parent
+    for name, place in (("whole", tuned), ("part", tuned / "adapter")):
+        write_run(tuned.parent / name, SPLIT, "zeroshot", adapter=str(place))
+        assert read_run(tuned.parent / name).config.adapter == str(place)
+    (tmp_path / "old").rename(tmp_path / "new")
+    runs = tmp_path / "new" / "runs"
+    assert read_run(runs / "whole").config.adapter == str(runs / "tuned")
+    write_run(runs / "seeds" / "part", SPLIT, "zeroshot", adapter=str(runs / "tuned" / "adapter"))
+    (tmp_path / "new").rename(tmp_path / "newer")
+    runs = tmp_path / "newer" / "runs"
+    assert read_run(runs / "seeds" / "part").config.adapter == str(runs / "tuned" / "adapter")
+
+
+def test_one_frozen_classifier_is_no_set_of_folds(study: Path, tmp_path: Path) -> None:
+    run = read_run(study / "runs" / "probe")
+    adapter(tmp_path / "one" / "adapter", "")
+    for fold in (0, 1, 2):
+        adapter(tmp_path / "each" / f"fold-{fold}" / "adapter", "")
+    for kind, place, folds in (
+        ("probe", "", (0, 1, 2)), ("zeroshot", "", (None,)), ("zeroshot", "one", (None,)), ("zeroshot", "each", (0, 1, 2)),
+        ("probe", "one", (0, 1, 2)),
+    ):  # fmt: skip
+        config = SimpleNamespace(adapter=str(tmp_path / place) if place else "")
+        assert replace(run, kind=kind, config=config).distinct_folds == folds
+
+
+class Encoder:
+    """Texts are known by their length."""
+
+    logit_scale = 10.0
+
+    def encode_texts(self, texts: Any) -> Any:
+        return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+
+@pytest.mark.parametrize("fold", [None, 1])
+def test_each_kind_loads_the_classifier_of_the_fold(
+    fold: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(embed, "load_encoder", lambda config: asked.append(config) or Encoder())
+    monkeypatch.setattr(
+        backbones, "load_trained", lambda *place, **given: asked.append((*place, given)) or SimpleNamespace(labels=LABELS)
+    )  # fmt: skip
+    for number, name in ((1, "fold-1/adapter"), (None, "adapter")):
+        if number == fold:
+            adapter(tmp_path / "tuned" / name, "{}")
+    tuned = tmp_path / "tuned" / ("adapter" if fold is None else "fold-1/adapter")
+    prompts = tmp_path / "p.toml"
+    prompts.write_text('templates = ["{}", "an {} here"]')
+    settings: dict[str, dict[str, Any]] = {
+        "zeroshot": {"adapter": str(tmp_path / "tuned"), "prompts": str(prompts), "precision": "fp32"},
+        "finetune": {"geometry": "pad", "precision": "fp32", "prompts": str(prompts)},
+        "probe": {"adapter": str(tmp_path / "tuned"), "features": "projected"},
+        "baseline": {"precision": "bf16"},
+    }
+    assert set(settings) == set(CLASSIFYING)
+    manifest = SPLIT if fold is None else FOLDS
+    for kind, chosen in settings.items():
+        run = read_run(write_run(tmp_path / kind, manifest, kind, **chosen))
+        if kind == "probe":
+            weight = np.array([[1, 2], [3, 4]], np.float32)
+            file = run.folder / ("head.safetensors" if fold is None else "head-fold-1.safetensors")
+            write_head(file, LinearHead(LABELS, Standardiser.identity(2), weight, np.zeros(2, np.float32)))
+        found, used = run.classifier(fold, LABELS), asked.pop()
+        assert not asked and found.labels == LABELS
+        place = run.folder if fold is None else run.folder / "fold-1"
+        if kind == "baseline":
+            assert used == (place / "model", {"precision": "bf16"})
+        elif kind == "finetune":
+            assert (used.adapter, used.geometry, used.precision) == (str(place / "adapter"), "pad", "fp32")
+            assert used.model == run.config.model
+        else:
+            assert used == replace(run.config, adapter=str(tuned))
+        if kind in {"zeroshot", "finetune"}:
+            mean = (np.array([1, 1]) + np.array([9, 1])) / 2
+            np.testing.assert_allclose(found.head.weight, np.tile(10 * mean / np.linalg.norm(mean), (2, 1)), rtol=1e-6)
+        assert getattr(found, "features", "") == {"probe": "projected", "baseline": ""}.get(kind, "projected")
+        if kind in {"probe", "baseline"}:
+            with pytest.raises(
+                MismatchError, match=r"was trained on the classes \['a', 'b'\], and these are \['a', 'c'\]"
+            ):
+                run.classifier(fold, LabelSet(("a", "c")))
+            asked.clear()
+
+
+@pytest.fixture
+def picture_of(study: Path) -> Any:
+    """Writes the manifest of a study anew, in which a picture has a mask, a fold and a split; returns (run, picture)."""
+    content = hashlib.sha256(b"a picture").hexdigest()
+
+    def make(manifest: Manifest, row: int | None) -> tuple[FinishedRun, Path]:
+        if row is not None:
+            changed = [content if n == row else sha for n, sha in enumerate(manifest.column("sha256"))]
+            manifest = manifest.with_columns(
+                sha256=changed, lung_mask=[None if n == 5 else f"m{n}.png" for n in range(9)]
+            )
+        write_manifest(study / "manifest.parquet", manifest)
+        return read_run(write_run(study / "runs" / "probe", manifest)), study / "0.png"
+
+    return make
+
+
+IN_NO_FOLD = "fold 0, the first: the picture is in no fold of the run's manifest"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "row", "asked", "fold", "note"),
+    [
+        (FOLDS, 4, None, 1, "fold 1, which held this picture out"),
+        (FOLDS, 4, 1, 1, "fold 1, which held this picture out"),
+        (FOLDS, 4, 2, 2, "fold 2, as asked"),
+        (FOLDS, None, None, 0, IN_NO_FOLD),
+        (FOLDS, None, 2, 2, "fold 2, as asked"),
+        (FOLDS.with_columns(fold=[0, 0, 1, 1, None, None, 2, 2, 2]), 4, None, 0,
+         "fold 0, the first: the picture was held out by no fold"),
+        (SPLIT, 3, None, None, "the run's classifier, which was trained on this picture"),
+        (SPLIT, 4, None, None, "the run's classifier, which was chosen by this picture"),
+        (SPLIT, 5, None, None, "the run's classifier"),
+        (SPLIT, None, None, None, "the run's classifier"),
+    ],
+)  # fmt: skip
+def test_a_picture_is_explained_by_who_did_not_see_it(
+    manifest: Manifest, row: int | None, asked: int | None, fold: int | None, note: str, picture_of: Any
+) -> None:
+    run, image = picture_of(manifest, row)
+    mask = None if row is None or row == 5 else image.with_name(f"m{row}.png")
+    assert choose_classifier(run, image, asked) == Chosen(fold, note, mask)
+
+
+def test_where_the_manifest_is_not_beside_the_run_the_first_fold_explains(picture_of: Any, study: Path) -> None:
+    run, image = picture_of(FOLDS, 4)
+    (study / "manifest.parquet").unlink()
+    assert choose_classifier(run, image) == Chosen(0, IN_NO_FOLD)
+    for manifest, names in ((FOLDS, "0, 1, 2"), (SPLIT, "none")):
+        run, image = picture_of(manifest, None)
+        with pytest.raises(ConfigError, match=f"--fold 7: .* has no such fold; its folds: {names}"):
+            choose_classifier(run, image, 7)
+
+
+def test_the_chosen_fold_is_what_is_loaded(picture_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FinishedRun, "classifier", lambda self, fold, labels: (fold, labels))
+    run, image = picture_of(FOLDS, 4)
+    assert load_classifier(run, image) == ((1, LABELS), choose_classifier(run, image))
+    assert load_classifier(run, image, fold=2) == ((2, LABELS), choose_classifier(run, image, 2))

@@ -5,39 +5,199 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from sklearn.linear_model import LogisticRegression
 from tests.conftest import files
 
 from thoraclip.config import build_config, read_toml
-from thoraclip.data.splits import independent_groups
-from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.labels import load_prompts
+from thoraclip.methods import embed, probe
 from thoraclip.methods.embed import cached_embeddings, load_encoder
 from thoraclip.methods.probe import Config
-from thoraclip.methods.running import is_done, parts, read_validation, run_method
+from thoraclip.methods.running import Context, Part, is_done, parts, read_validation, run_method
+from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.methods.zeroshot import class_vectors
-from thoraclip.models.heads import fit_adamw, fit_lbfgs, log_loss, read_head
+from thoraclip.models import heads
+from thoraclip.models.novelty import fit_novelty, read_novelty
+from thoraclip.runs import RunFolder
 from thoraclip.tables.manifest import Manifest
 
 pytestmark = pytest.mark.usefixtures("plain")
 
+COUNT = 180
+NAMES = ("common", "less", "rare")
+TARGET = np.array([0, 1, 0, 2, 0, 1] * 30)
+
+
+def features_of(columns: int) -> npt.NDArray[np.float32]:
+    """f32[180, columns] that tell a little of the class."""
+    features = np.random.default_rng(columns).normal(size=(COUNT, columns)).astype(np.float32)
+    features[np.arange(COUNT), TARGET] += 0.8
+    return features
+
+
+FEATURES = {"pooled": features_of(12), "projected": features_of(7)}
+TEXTS = probe._Texts(np.eye(3, 7), 20.0)
+
+
+@pytest.fixture
+def noisy(monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """180 images in three folds; their features are kept in another order, and no encoder is loaded."""
+    order = np.random.default_rng(0).permutation(COUNT)
+    kept = SimpleNamespace(**{n: v[order] for n, v in FEATURES.items()}, rows_for=lambda _: np.argsort(order))
+    monkeypatch.setattr(probe, "_inputs", lambda c, *_: (kept, TEXTS if c.solver == "lp++" else None))
+    return Manifest.from_rows(
+        [{"image_id": f"i{n}", "path": f"{n}.png", "sha256": f"s{n}", "label": NAMES[t], "fold": n // 6 % 3}
+         for n, t in enumerate(TARGET)], Path("/nowhere"),
+    )  # fmt: skip
+
+
+GRID: dict[str, Any] = {"l2_min": 1e-3, "l2_max": 10.0, "l2_steps": 4}
+ADAMW: dict[str, Any] = {"solver": "adamw", "epochs": 7, "train_batch_size": 16, "learning_rate": 0.1, "seed": 3}
+INFORMED: dict[str, Any] = {"solver": "lp++", "features": "projected", "l2_min": 1.0, "l2_max": 1e4, "l2_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "edges"),
+    [
+        (GRID, {False}),
+        (GRID | {"refit": False, "class_weight": "balanced", "features": "projected"}, {False}),
+        ({"l2_min": 1e-4, "l2_max": 1e-3, "l2_steps": 3}, {True}),
+        ({"l2_min": 10.0, "l2_max": 1e3, "l2_steps": 3, "val_fraction": 0.4, "only_folds": (2, 0)}, {True}),
+        ({"l2_min": 0.5, "l2_max": 0.5, "l2_steps": 1}, {False}),
+        (ADAMW, {False, True}),
+        (ADAMW | {"refit": False, "class_weight": "balanced"}, {False, True}),
+        (INFORMED, {False, True}),
+        (INFORMED | {"refit": False, "class_weight": "balanced"}, {False, True}),
+    ],
+)
+def test_a_run_is_that_of_a_slow_oracle(
+    settings: dict[str, Any], edges: set[bool], noisy: Manifest, tmp_path: Path
+) -> None:
+    """Validation chooses the candidate, refit says what it is fitted on, and the test images decide nothing."""
+    config = Config(**settings)
+    predictions, details = run_method("probe", config, noisy, tmp_path)
+    x, names = FEATURES[config.features], noisy.label_set()
+    weighting = config.class_weight
+    penalties = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist()
+    rounds = list(parts(noisy, names, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert details["chosen"] == lines and len(lines) == len(rounds)
+    assert (details["features"], details["dimension"]) == (config.features, x.shape[1])
+    assert details.get("logit_scale") == (20.0 if config.solver == "lp++" else None)
+    assert details.get("prompt_set") == ("chest-xray-ensemble" if config.solver == "lp++" else None)
+    assert {chosen["at_edge_of_grid"] for chosen in lines} <= edges
+    for part, chosen, told, kept in zip(
+        rounds,
+        lines,
+        details["out_of_distribution"],
+        read_validation(tmp_path)[:: -1 if config.only_folds else 1],
+        strict=True,
+    ):
+
+        def fitted(rows: Any) -> list[heads.LinearHead]:
+            if config.solver == "adamw":
+                return heads.fit_adamw(
+                    x[rows], TARGET[rows], names, epochs=7, batch_size=16, learning_rate=0.1, weighting=weighting, seed=3
+                )  # fmt: skip
+            if config.solver == "lbfgs":
+                return heads.fit_lbfgs(x[rows], TARGET[rows], names, l2=penalties, weighting=weighting)
+            return heads.fit_text_informed(
+                x[rows], TARGET[rows], names, texts=TEXTS.vectors, logit_scale=20.0, l2=penalties, weighting=weighting
+            )  # fmt: skip
+
+        candidates = fitted(part.train)
+        losses = [heads.log_loss(head.predict(x[part.val]), TARGET[part.val]) for head in candidates]
+        best = int(np.argmin(losses))
+        rows = np.sort(np.concatenate([part.train, part.val])) if config.refit else part.train
+        expected = fitted(rows)[best]
+        facts = {"fold": part.fold, "train": len(part.train), "val": len(part.val), "test": len(part.test),
+                 "at_edge_of_grid": best in (0, len(losses) - 1) and len(losses) > 1}  # fmt: skip
+        assert facts.items() <= chosen.items()
+        assert chosen["val_log_loss"] == pytest.approx(losses[best], rel=1e-5)
+        if config.solver == "adamw":
+            assert chosen["epoch"] == best + 1 and "l2" not in chosen
+        else:
+            assert chosen["l2"] == pytest.approx(penalties[best]) and "epoch" not in chosen
+        head = heads.read_head(tmp_path / f"head-fold-{part.fold}.safetensors")
+        if config.solver == "lp++":
+            assert list(chosen["alpha"]) == list(NAMES)
+            alpha = (head.weight @ TEXTS.vectors.T).diagonal() / 20
+            np.testing.assert_allclose(list(chosen["alpha"].values()), alpha, rtol=1e-5)
+        np.testing.assert_allclose(head.predict(x), expected.predict(x), atol=2e-4)
+        scored = np.isin(np.array(predictions.image_id), [f"i{row}" for row in part.test])
+        np.testing.assert_allclose(predictions.scores[scored], head.predict(x[part.test]), atol=1e-6)
+        np.testing.assert_allclose(kept.scores, candidates[best].predict(x[part.val]), atol=1e-5)
+        novelty = fit_novelty(x[part.train], targets=TARGET[part.train], held_out=x[part.val])
+        flags = novelty.is_flagged(novelty.score(x[part.test]))
+        assert read_novelty(tmp_path / f"novelty-fold-{part.fold}.safetensors").threshold == novelty.threshold
+        assert told == {"fold": part.fold, "promised": novelty.guaranteed_rate, "flagged": int(flags.sum()),
+                        "test": len(part.test), "share": flags.mean()}  # fmt: skip
+    assert set(predictions.image_id) == {f"i{row}" for part in rounds for row in part.test}
+
+
+@pytest.mark.parametrize(("train", "val"), [(20, 20), (19, 20), (20, 19)])
+@pytest.mark.parametrize("fold", [2, None])
+def test_with_too_few_images_there_is_no_threshold_and_none_of_before_stays(
+    train: int, val: int, fold: int | None, manifest: Manifest, tmp_path: Path
+) -> None:
+    rows = np.arange(60)
+    part = Part(fold=fold, train=rows[:train], val=rows[20 : 20 + val], test=rows[40:])
+    file = tmp_path / ("novelty.safetensors" if fold is None else "novelty-fold-2.safetensors")
+    file.write_text("of an earlier run")
+    told = probe._keep_novelty(Context(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+    few = train + val < 40
+    assert file.exists() != few and ("fewer than 20" in str(told.get("reason"))) == few
+    if few:
+        probe._keep_novelty(Context(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+
+
+@pytest.mark.parametrize("kind", ["probe", "zeroshot"])
+def test_the_images_are_read_with_the_runs_folders_and_progress(
+    kind: str, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class AskedError(Exception):
+        pass
+
+    def cached(*arguments: Any, **given: Any) -> Any:
+        asked.append((arguments, given))
+        raise AskedError
+
+    monkeypatch.setattr(embed, "load_encoder", lambda config: ("the encoder of", config))
+    monkeypatch.setattr(embed, "cached_embeddings", cached)
+    config = Config() if kind == "probe" else ZeroshotConfig()
+    given: dict[str, Any] = {"pixels": tmp_path / "px", "progress": lambda *_: None, "announce": print}
+    with pytest.raises(AskedError):
+        run_method(kind, config, manifest, tmp_path / "run", cache=tmp_path / "cache", **given)
+    assert asked == [((config, manifest, tmp_path / "cache"), given | {"encoder": ("the encoder of", config)})]
+
+
+def test_finished_features_need_no_encoder_but_for_texts(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> None:
+    def load(_: object) -> None:
+        raise LookupError("loaded")
+
+    monkeypatch.setattr(embed, "load_encoder", load)
+    monkeypatch.setattr(probe, "finished_embeddings", lambda config: config)
+    context: Any = None
+    assert probe._inputs(Config(), context, manifest.label_set()) == (Config(), None)
+    with pytest.raises(LookupError, match="loaded"):
+        probe._inputs(Config(**INFORMED), context, manifest.label_set())
+
 
 def test_each_fold_is_scored_by_the_head_that_never_saw_it(manifest: Manifest, cache: Path, tmp_path: Path) -> None:
     config = Config(l2_steps=5, l2_min=1e-3)
-    predictions, details = run_method("probe", config, manifest, tmp_path / "run", cache=cache)
-    assert predictions.image_id == tuple(manifest.column("image_id"))
-    assert set(predictions.split) == {"test"}
-    assert predictions.fold == tuple(manifest.column("fold"))
-    assert [c["fold"] for c in details["chosen"]] == [0, 1, 2]
+    predictions, _ = run_method("probe", config, manifest, tmp_path / "run", cache=cache)
     assert (predictions.scores.argmax(axis=1) == predictions.target).mean() > 0.8, "three brightness patterns are easy"
     features = cached_embeddings(config, manifest, cache).pooled
     fold = np.array(manifest.column("fold"))
     for number in range(3):
-        head = read_head(tmp_path / "run" / f"head-fold-{number}.safetensors")
+        head = heads.read_head(tmp_path / "run" / f"head-fold-{number}.safetensors")
         rows = np.flatnonzero(fold == number)
         np.testing.assert_allclose(predictions.scores[rows], head.predict(np.asarray(features[rows])), atol=1e-12)
         train = features[np.flatnonzero(fold != number)]
@@ -46,144 +206,10 @@ def test_each_fold_is_scored_by_the_head_that_never_saw_it(manifest: Manifest, c
     assert files(tmp_path / "again") == files(tmp_path / "run")
 
 
-@pytest.mark.parametrize("refit", [True, False])
-@pytest.mark.parametrize("class_weight", ["none", "balanced"])
-def test_validation_chooses_the_penalty_and_refit_says_what_the_head_is_fitted_on(
-    refit: bool, class_weight: str, manifest: Manifest, cache: Path, tmp_path: Path
+def test_the_text_informed_probe_of_two_classes_runs_from_prompts_to_predictions(
+    manifest: Manifest, tmp_path: Path
 ) -> None:
-    """Some labels are wrong, so that the penalty of the lowest training loss is not that of the lowest validation loss."""
-    labels, split = list(manifest.column("label")), (["train"] * 4 + ["val", "test", "train", "val"]) * 3
-    labels[0], labels[8], labels[2], labels[10] = labels[8], labels[0], labels[16], labels[17]
-    images = manifest.with_columns(label=labels, split=split, fold=[None] * 24, patient=[None] * 24)
-    config = Config(l2_min=1e-3, l2_max=10.0, l2_steps=4, refit=refit, class_weight=class_weight)
-    predictions, details = run_method("probe", config, images, tmp_path / "run", cache=cache)
-    names, y = images.label_set(), images.targets(images.label_set())
-    x = np.asarray(cached_embeddings(config, images, cache).pooled)
-    train, val, test = (np.flatnonzero(np.array(split) == part) for part in ("train", "val", "test"))
-    grid = [10.0, 10**-1 * 10 ** (2 / 3), 10 ** (-5 / 3), 1e-3]
-    heads = fit_lbfgs(x[train], y[train], names, l2=grid, weighting=class_weight)
-    losses = {rows: [log_loss(h.predict(x[r]), y[r]) for h in heads] for rows, r in (("train", train), ("val", val))}
-    best = int(np.argmin(losses["val"]))
-    assert best != np.argmin(losses["train"])
-    (chosen,) = details["chosen"]
-    assert chosen["l2"] == pytest.approx(grid[best]) and chosen["val_log_loss"] == pytest.approx(losses["val"][best])
-    rows = np.sort(np.concatenate([train, val])) if refit else train
-    (expected,) = fit_lbfgs(x[rows], y[rows], names, l2=[grid[best]], weighting=class_weight)
-    head = read_head(tmp_path / "run" / "head.safetensors")
-    np.testing.assert_allclose(head.standardiser.mean, x[rows].mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(head.weight, expected.weight, atol=1e-4)
-    np.testing.assert_allclose(predictions.scores, expected.predict(x[test]), atol=1e-4)
-    (kept,) = read_validation(tmp_path / "run")
-    np.testing.assert_allclose(kept.scores, heads[best].predict(x[val]), atol=1e-6)
-
-
-def test_the_seed_reaches_adamw_and_validation_chooses_its_epoch(
-    split_manifest: Manifest, cache: Path, tmp_path: Path
-) -> None:
-    config = Config(solver="adamw", epochs=6, train_batch_size=4, learning_rate=0.3, seed=3, refit=False)
-    predictions, details = run_method("probe", config, split_manifest, tmp_path / "run", cache=cache)
-    names = split_manifest.label_set()
-    x, y = np.asarray(cached_embeddings(config, split_manifest, cache).pooled), split_manifest.targets(names)
-    train, val, test = (np.flatnonzero(np.array(split_manifest.column("split")) == p) for p in ("train", "val", "test"))
-    heads = fit_adamw(
-        x[train], y[train], names, epochs=6, batch_size=4, learning_rate=0.3, weighting="none", seed=3
-    )  # fmt: skip
-    best = int(np.argmin([log_loss(head.predict(x[val]), y[val]) for head in heads]))
-    assert details["chosen"][0]["epoch"] == best + 1
-    np.testing.assert_allclose(predictions.scores, heads[best].predict(x[test]), atol=1e-9)
-
-
-def test_refit_head_is_scikit_learns_on_training_and_validation(manifest: Manifest, tmp_path: Path) -> None:
-    config = Config(l2_min=0.1, l2_max=0.1, l2_steps=1)
-    run_method("probe", config, manifest, tmp_path / "run")
-    features = np.asarray(cached_embeddings(config, manifest, tmp_path / "run" / "embeddings").pooled, dtype=np.float64)
-    labels, fold = manifest.label_set(), np.array(manifest.column("fold"))
-    train, targets = fold != 0, manifest.targets(manifest.label_set())
-    scale = features[train].std(axis=0)
-    scale[scale < 1e-6] = 1
-    z = (features - features[train].mean(axis=0)) / scale
-    oracle = LogisticRegression(C=1 / (0.1 * train.sum()), max_iter=5000, tol=1e-10).fit(z[train], targets[train])
-    head = read_head(tmp_path / "run" / "head-fold-0.safetensors")
-    assert head.labels == labels
-    np.testing.assert_allclose(
-        head.predict(features[~train].astype(np.float32)), oracle.predict_proba(z[~train]), atol=2e-3
-    )
-
-
-def test_parts_never_overlap_and_keep_patients_whole(manifest: Manifest) -> None:
-    labels, groups = manifest.label_set(), np.array(independent_groups(manifest))
-    for part in parts(manifest, labels, val_fraction=0.3, seed=0):
-        rows = [set(part.train.tolist()), set(part.val.tolist()), set(part.test.tolist())]
-        assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])
-        people = [set(groups[list(r)]) for r in rows]
-        assert not (people[0] & people[1] or people[0] & people[2] or people[1] & people[2])
-
-
-def test_labels_of_the_test_images_do_not_reach_the_scores(manifest: Manifest, cache: Path, tmp_path: Path) -> None:
-    """Shuffle the labels of one fold: its own scores may not move."""
-    labels, fold = manifest.column("label"), manifest.column("fold")
-    held = [i for i, f in enumerate(fold) if f == 0]
-    turned = list(labels)
-    for a, b in zip(held, held[::-1], strict=True):
-        turned[a] = labels[b]
-    config = Config(l2_steps=3, l2_min=0.1)
-    first, _ = run_method("probe", config, manifest, tmp_path / "a", cache=cache)
-    second, _ = run_method("probe", config, manifest.with_columns(label=turned), tmp_path / "b", cache=cache)
-    np.testing.assert_array_equal(first.scores[held], second.scores[held])
-    assert np.abs(first.scores - second.scores).max() > 0, "the other folds train on them"
-
-
-def test_a_manifest_without_parts_is_refused(manifest: Manifest, tmp_path: Path) -> None:
-    bare = manifest.with_columns(fold=[None] * len(manifest))
-    with pytest.raises(ManifestError, match="no training image; split it first: thoraclip split"):
-        run_method("probe", Config(), bare, tmp_path / "run")
-
-
-def test_a_class_that_is_missing_from_training_is_named(manifest: Manifest, tmp_path: Path) -> None:
-    labels = manifest.column("label")
-    rare = labels[0]
-    split = ["test" if label == rare else ("train" if i % 3 else "test") for i, label in enumerate(labels)]
-    lopsided = manifest.with_columns(fold=[None] * len(manifest), patient=[None] * len(manifest)).with_columns(
-        split=split
-    )
-    with pytest.raises(ManifestError, match=f"class '{rare}' has no training image"):
-        run_method("probe", Config(), lopsided, tmp_path / "run")
-
-
-def test_the_reference_recipe_runs_and_says_which_epoch(manifest: Manifest, tmp_path: Path) -> None:
-    predictions, details = run_method(
-        "probe", Config(solver="adamw", epochs=5, train_batch_size=4, l2_steps=1), manifest, tmp_path / "run"
-    )
-    assert all(1 <= c["epoch"] <= 5 for c in details["chosen"])
-    assert len(predictions) == len(manifest)
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["fold"] for line in lines] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"solver": "lbfsg"}, "unknown solver 'lbfsg'; did you mean 'lbfgs'"),
-        ({"features": "poled"}, "unknown features 'poled'; did you mean 'pooled'"),
-        ({"class_weight": "balance"}, "unknown class_weight 'balance'; did you mean 'balanced'"),
-        ({"l2_min": 2.0, "l2_max": 1.0}, "l2_min <= l2_max"),
-        ({"val_fraction": 1.0}, "val_fraction = 1.0"),
-        ({"epochs": 0}, "epochs = 0"),
-    ],
-)
-def test_settings_out_of_range_are_named(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Config(**settings)  # type: ignore[arg-type]
-
-
-INFORMED: dict[str, Any] = {"solver": "lp++", "features": "projected", "l2_min": 1.0, "l2_max": 1e4, "l2_steps": 3}
-
-
-@pytest.mark.parametrize("classes", [2])
-def test_the_text_informed_probe_runs_from_prompts_to_predictions(
-    classes: int, manifest: Manifest, tmp_path: Path
-) -> None:
-    names = manifest.label_set().names[:classes]
+    names = manifest.label_set().names[:2]
     kept = manifest.take(np.flatnonzero([label in names for label in manifest.column("label")]))
     config = Config(**INFORMED)
     predictions, details = run_method("probe", config, kept, tmp_path / "run")
@@ -194,57 +220,26 @@ def test_the_text_informed_probe_runs_from_prompts_to_predictions(
     prompts = load_prompts(config.prompts)
     texts = class_vectors([encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in names])
     features = np.asarray(cached_embeddings(config, kept, tmp_path / "run" / "embeddings").projected)
-    grid, fold = np.geomspace(1e4, 1.0, 3), np.array(kept.column("fold"))
+    fold = np.array(kept.column("fold"))
     for chosen in details["chosen"]:
-        head = read_head(tmp_path / "run" / f"head-fold-{chosen['fold']}.safetensors")
+        head = heads.read_head(tmp_path / "run" / f"head-fold-{chosen['fold']}.safetensors")
         alpha = (head.weight @ texts.T).diagonal() / encoder.logit_scale
-        assert list(chosen["alpha"]) == list(names)
         np.testing.assert_allclose(list(chosen["alpha"].values()), alpha, rtol=1e-4, atol=1e-4)
-        assert min(abs(grid - chosen["l2"])) < 1e-9
         rows = np.flatnonzero(fold == chosen["fold"])
         np.testing.assert_allclose(predictions.scores[rows], head.predict(features[rows]), atol=1e-12)
 
 
-def test_the_text_informed_probe_needs_the_space_shared_with_text() -> None:
-    with pytest.raises(
-        ConfigError, match=r"features = 'pooled' are not in the space shared.*set features = 'projected'"
-    ):
-        Config(solver="lp++")
-
-
-def test_prompts_count_where_they_are_read_and_nowhere_else(manifest: Manifest, tmp_path: Path) -> None:
+def test_prompts_count_where_they_are_read_and_nowhere_else(noisy: Manifest, tmp_path: Path) -> None:
     assert "prompts" not in Config().inputs()
-    run_method("probe", Config(l2_steps=1, l2_min=1.0), manifest, tmp_path / "lbfgs")
-    assert is_done("probe", Config(l2_steps=1, l2_min=1.0, prompts="reference"), manifest, tmp_path / "lbfgs")
+    run_method("probe", Config(l2_steps=1, l2_min=1.0), noisy, tmp_path / "lbfgs")
+    assert is_done("probe", Config(l2_steps=1, l2_min=1.0, prompts="reference"), noisy, tmp_path / "lbfgs")
     one = Config(**INFORMED | {"l2_steps": 1})
-    run_method("probe", one, manifest, tmp_path / "lp")
-    assert is_done("probe", one, manifest, tmp_path / "lp")
-    assert not is_done("probe", dataclasses.replace(one, prompts="reference"), manifest, tmp_path / "lp")
+    run_method("probe", one, noisy, tmp_path / "lp")
+    assert is_done("probe", one, noisy, tmp_path / "lp")
+    assert not is_done("probe", dataclasses.replace(one, prompts="reference"), noisy, tmp_path / "lp")
 
 
 def test_the_shipped_text_informed_config_can_be_fitted() -> None:
     file = Path(__file__).parents[2] / "configs" / "probe" / "text-informed.toml"
     config = build_config(Config, read_toml(file), where=str(file))
     assert (config.solver, config.features) == ("lp++", "projected")
-
-
-def test_a_probe_keeps_what_flags_pictures_unlike_its_training_images(tmp_path: Path, manifest: Manifest) -> None:
-    from thoraclip.methods.probe import _keep_novelty
-    from thoraclip.methods.running import Context, Part
-    from thoraclip.models.novelty import read_novelty
-    from thoraclip.runs import RunFolder
-
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(300, 6)).astype(np.float32)
-    features[280:] += 12.0
-    targets = (np.arange(300) % 3).astype(np.int64)
-    context = Context(manifest=manifest, folder=RunFolder(tmp_path), cache=tmp_path)
-    rows = np.arange(300)
-    part = Part(fold=2, train=rows[:130], val=rows[130:260], test=rows[260:])
-    told = _keep_novelty(context, features, targets, part)
-    assert told["test"] == 40 and 20 <= told["flagged"] <= 23 and told["promised"] == 0.01
-    kept = read_novelty(tmp_path / "novelty-fold-2.safetensors")
-    assert kept.is_flagged(kept.score(features[280:])).all()
-    few = Part(fold=2, train=rows[:130], val=rows[130:140], test=rows[260:])
-    assert "fewer than 20" in _keep_novelty(context, features, targets, few)["reason"]
-    assert not (tmp_path / "novelty-fold-2.safetensors").exists(), "an earlier run's threshold is not this one's"
