@@ -100,13 +100,6 @@ def write_computed(work: Path) -> None:
     save_file({n: t.contiguous() for n, t in found.items()}, work / f"found-{index}.safetensors")
 
 
-def write_one_gradient(work: Path) -> None:
-    """Of one loss, into `quick-RANK.safetensors`."""
-    group = ProcessGroup()
-    found = gradients(make_contrast(work, loss="unicl", chunk_size=5), Batch(7, ODD, ODD))
-    save_file({n: t.contiguous() for n, t in found.items()}, work / f"quick-{int(not group.is_main)}.safetensors")
-
-
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 
 
