@@ -162,18 +162,19 @@ def test_blank_pictures_are_refused_at_the_door(own_manifest: Manifest, tmp_path
 
 
 def test_the_pixel_cache_changes_no_bit_and_what_is_made_is_told(own_manifest: Manifest, tmp_path: Path) -> None:
+    few = own_manifest.take(np.arange(6))
     encoder = FrozenEncoder.of(load_dual_encoder("tiny-clip", precision="bf16", device="cpu"))
     said, seen = list[str](), list[Sequence[int]]()
     cache: dict[str, Any] = {"pixels": tmp_path / "pixels", "progress": lambda *given: seen.append(given)}
     for name, given in (("direct", {}), ("cached", cache), ("warm", cache)):
         if name == "warm":
-            assert seen == [(24, 24)] * 2, "of decoding, and of encoding"
-            for path in own_manifest.paths():
+            assert seen == [(6, 6)] * 2, "of decoding, and of encoding"
+            for path in few.paths():
                 path.unlink()  # a warm cache needs no picture
-        embed(own_manifest, encoder, tmp_path / name, batch_size=24, announce=said.append, **given)
-        embed(own_manifest, encoder, tmp_path / name, batch_size=24, announce=said.append)
+        embed(few, encoder, tmp_path / name, batch_size=6, announce=said.append, **given)
+        embed(few, encoder, tmp_path / name, batch_size=6, announce=said.append)
         assert files(tmp_path / name) == files(tmp_path / "direct")
-    assert said == [f"embedding: {encoder.arithmetic}; batches of 24"] * 3, "not when they are read again"
+    assert said == [f"embedding: {encoder.arithmetic}; batches of 6"] * 3, "not when they are read again"
 
 
 def test_named_embeddings_must_belong_to_encoder_precision_and_geometry(manifest: Manifest, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ class TestActors:
 
     def test_one_that_loads_other_weights_refuses(self, many: Manifest, cluster: list[Any]) -> None:
         with pytest.raises(MismatchError, match="model 'tiny-clip': an actor of the cluster loads other weights"):
-            list(by_ray(EncoderConfig(), many, {"weights": "others"})(cut(10, 5)))
+            list(by_ray(EncoderConfig(), many, {"weights": "others"})(cut(3, 5)))
         assert cluster[0] == 0, "as many as the cluster has"
 
     def test_one_that_is_at_home_elsewhere_finds_a_local_model(
