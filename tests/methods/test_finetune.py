@@ -19,15 +19,19 @@ from tests.conftest import files
 from tests.methods.conftest import draw_plainly
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError, ThoraclipError, TrainingError
-from thoraclip.methods import losses, pairs, tuning
+from thoraclip.methods import finetune, losses, pairs, tuning
 from thoraclip.methods.contrast import Contrast
+from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.probe import Config as Probe
 from thoraclip.methods.running import run_method
+from thoraclip.methods.training import TrainingSettings
 from thoraclip.methods.tuning import Tuning
 from thoraclip.methods.zeroshot import Config as ZeroShot
+from thoraclip.methods.zeroshot import prompts_digest
 from thoraclip.models.adapter import read_note
-from thoraclip.runs import Progress
+from thoraclip.models.lora import LoraSettings, TunableEncoder
+from thoraclip.runs import Progress, file_sha256
 from thoraclip.tables.captions import Captions, write_captions
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
@@ -123,16 +127,57 @@ def test_a_split_is_trained_once_and_only_its_test_images_are_scored(
     model: str, split_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the figure and the card are the real ones
-    predictions, _ = run_method("finetune", config_of(model, steps=1), split_manifest, tmp_path / "run")
+    predictions, details = run_method("finetune", config_of(model, steps=1), split_manifest, tmp_path / "run")
     assert all((tmp_path / "run" / name).is_file() for name in TRAINED)
     assert (tmp_path / "run" / "training.svg").read_text().startswith("<svg")
-    assert set(predictions.split) == {"test"}
+    assert set(predictions.split) == {"test"} and details["prompt_set"] == "reference"
     note = read_note(tmp_path / "run" / "adapter")
     assert note is not None
-    content = split_manifest.by_id("sha256")
-    split = split_manifest.by_id("split")
-    assert set(note.facts["trained_on"]) == {content[i] for i, s in split.items() if s == "train"}
-    assert set(note.facts["chosen_on"]) == {content[i] for i, s in split.items() if s == "val"}
+    content, split = split_manifest.by_id("sha256"), split_manifest.by_id("split")
+    for fact, part in (("trained_on", "train"), ("chosen_on", "val")):
+        assert set(note.facts[fact]) == {content[i] for i, s in split.items() if s == part}
+
+
+@pytest.mark.parametrize("loss", ["siglip", "unicl"])
+def test_what_the_settings_say_is_what_is_trained_and_scored(
+    loss: str, model: str, split_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the sigmoid loss begins where the mean logit is zero."""
+    seen: dict[str, list[Any]] = {}
+
+    def watch(place: Any, name: str) -> None:
+        real = getattr(place, name)
+
+        def watched(*given: Any, **named: Any) -> Any:
+            found = real(*given, **named)
+            seen.setdefault(name, []).append((given, named, found))
+            return found
+
+        monkeypatch.setattr(place, name, watched)
+
+    watch(TunableEncoder, "centre_bias")
+    watch(finetune, "score_images")
+    for name in ("load_dual_encoder", "add_lora", "optimizer_of"):
+        watch(tuning, name)
+    config = config_of(
+        model, loss=loss, geometry="crop", seed=5, gradient_checkpointing=True, train_logit_scale=False, weight_decay=0.3, steps=1
+    )  # fmt: skip
+    run_method("finetune", config, split_manifest, tmp_path / "run")
+    ((given, named, encoder),) = seen["load_dual_encoder"]
+    assert (given, named) == ((model,), {"geometry": "crop", "precision": "fp32", "device": "cpu"})
+    ((given, named, tuned),) = seen["add_lora"]
+    assert given == (encoder, config)
+    assert named == {"seed": 5, "train_scale": False, "train_bias": loss == "siglip", "checkpointing": True}
+    ((_, _, optimizer),) = seen["optimizer_of"]
+    groups = optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0][: 1 + (loss == "siglip")]
+    assert [p for group in groups for p in group["params"]] == list(tuned.parameters.values())
+    (((scored, _, prompts, _), _, _),) = seen["score_images"]
+    expected = EncoderConfig(model=model, adapter=str(tmp_path / "run" / "adapter"), geometry="crop", precision="fp32")
+    assert (scored, prompts.name) == (expected, "reference")
+    cosines = [row["val_mean_cosine"] for row in rows_of(tmp_path / "run") if "val_mean_cosine" in row]
+    assert len(cosines) == 2
+    assert [given[1] for given, *_ in seen.get("centre_bias", [])] == cosines[: int(loss == "siglip")]
 
 
 def test_a_fold_that_is_trained_is_not_trained_again_when_others_join_it(
@@ -215,16 +260,6 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
     assert files(tmp_path / "again") == files(whole)
 
 
-def test_a_training_that_replaces_another_is_scored_by_its_own_adapter(
-    whole: Path, model: str, split_manifest: Manifest, tmp_path: Path
-) -> None:
-    """Both in one process, so that the encoder of the first is still there."""
-    run_method("finetune", config_of(model, learning_rate=1e-4, steps=2), split_manifest, tmp_path / "run")
-    run_method("finetune", config_of(model), split_manifest, tmp_path / "run")
-    first, second = ((place / "predictions.parquet").read_bytes() for place in (tmp_path / "run", whole))
-    assert first == second
-
-
 def test_what_another_split_left_does_not_stay(
     model: str, manifest: Manifest, split_manifest: Manifest, tmp_path: Path
 ) -> None:
@@ -295,19 +330,6 @@ def test_which_images_choose_and_by_what(
     assert all(torch.equal(one[name], two[name]) for name in one) == (select == "last")
 
 
-def test_a_validation_by_a_probe_is_of_its_own_images(
-    model: str, split_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoded = []
-    encode = Contrast._encode
-    monkeypatch.setattr(Contrast, "_encode", lambda self, rows: encoded.append(rows.tolist()) or encode(self, rows))
-    _, details = run_method("finetune", config_of(model, select="probe", steps=1), split_manifest, tmp_path / "run")
-    split = np.array(split_manifest.column("split"))
-    train, val = (np.flatnonzero(split == part).tolist() for part in ("train", "val"))
-    assert encoded == [val, train, val] * 2
-    assert 0 <= details["chosen"][0]["validation"]["val_probe_macro_f1"] <= 1
-
-
 def test_an_adapter_never_scores_what_it_was_trained_on(
     folds: tuple[Path, Predictions, dict[str, Any]], model: str, manifest: Manifest, cache: Path, tmp_path: Path
 ) -> None:
@@ -345,10 +367,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(
 
 
 def write_some_captions(path: Path, manifest: Manifest, text: str = "image {}", *, leave_out: int = 0, more: tuple[str, ...] = ()) -> str:  # fmt: skip
+    """Every third one says that it names the class."""
     ids = tuple(manifest.column("image_id")[leave_out:]) + more
     contents = tuple(manifest.column("sha256")[leave_out:]) + (None,) * len(more)
     texts = tuple(text.format(n % 4) for n in range(len(ids)))
-    write_captions(path, Captions(ids, contents, texts, (False,) * len(ids), {"captioner": "test"}))
+    told = tuple(n % 3 == 0 for n in range(len(ids)))
+    write_captions(path, Captions(ids, contents, texts, told, {"captioner": "test"}))
     return str(path)
 
 
@@ -364,13 +388,33 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
     weighed: list[list[int]] = []
     real = tuning.class_weights
     monkeypatch.setattr(tuning, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind))
-    config = config_of(model, captions=captions, append_label=True, steps=1)
-    run_method("finetune", config, split_manifest, tmp_path / "run")
-    ids, labels, split = (split_manifest.column(n) for n in ("image_id", "label", "split"))
-    expected = tuple(f"image {n % 4}, {labels[n]}" for n in range(len(ids)) if split[n] == "train")
-    assert seen == [expected]
-    targets = split_manifest.targets(split_manifest.label_set())
-    assert weighed == [[int(targets[n]) for n in range(len(ids)) if split[n] == "train"]], "nor do others' labels weigh"
+    train = [n for n, split in enumerate(split_manifest.column("split")) if split == "train"]
+    labels, targets = split_manifest.column("label"), split_manifest.targets(split_manifest.label_set())
+    for append in (True, False):
+        config = config_of(model, captions=captions, append_label=append, steps=1)
+        run_method("finetune", config, split_manifest, tmp_path / f"run-{append}")
+        assert seen.pop() == tuple(f"image {n % 4}" + f", {labels[n]}" * (append and n % 3 != 0) for n in train)
+        assert weighed.pop() == targets[train].tolist(), "nor do others' labels weigh"
+
+
+def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_named(tmp_path: Path) -> None:
+    own = {
+        "captions": "", "append_label": False, "prompts": "chest-xray-ensemble", "loss": "unicl", "batch_size": 256,
+        "chunk_size": 32, "learning_rate": 3e-4, "weight_decay": 0.01, "train_logit_scale": True, "logit_scale_max": 100.0,
+        "class_weight": "none", "select": "zeroshot",
+    }  # fmt: skip
+    shared = (ModelConfig, LoraSettings, TrainingSettings)
+    assert (
+        dataclasses.asdict(Config()) == {k: v for kind in shared for k, v in dataclasses.asdict(kind()).items()} | own
+    )
+    Config(patience=1), Config(select="last", loss="prompt_ce"), Config(captions="c", append_label=True)
+    captions = tmp_path / "c.csv"
+    inputs = ModelConfig().inputs() | {"prompts": prompts_digest("reference")}
+    assert Config(prompts="reference").inputs() == inputs
+    assert Config(prompts="reference", captions=str(captions)).inputs() == inputs, "told when it is read"
+    captions.write_text("image_id,caption")
+    named = inputs | {"captions": file_sha256(captions)}
+    assert Config(prompts="reference", captions=str(captions)).inputs() == named
 
 
 @pytest.mark.parametrize(
@@ -380,6 +424,9 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
         ({"target_modules": ("nothing",)}, r"target_modules = \['nothing'\]: none of them is in the vision tower .* its linear layers are: attention.k_proj"),
         ({"target_modules": ("mlp.fc1",)}, "none of them is in the text tower"),
         ({"loss": "infonse"}, "did you mean 'infonce'"),
+        ({"select": "lasst"}, "unknown select 'lasst'; did you mean 'last'"),
+        ({"select": "last", "patience": 1}, "patience = 1: with select = last no validation is the better one"),
+        ({"logit_scale_max": 0}, "logit_scale_max = 0: must be positive"),
         ({"append_label": True}, "append_label = true needs captions"),
         ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out"),
         ({"mirror": 2.0}, "mirror = 2.0"),
@@ -394,22 +441,16 @@ def test_bad_settings_are_named(
         run_method("finetune", config_of(model, **settings), split_manifest, tmp_path / "run")
 
 
-def test_bad_captions_are_named(model: str, split_manifest: Manifest, tmp_path: Path) -> None:
-    cases = {
-        "unknown": (write_some_captions(tmp_path / "1.parquet", split_manifest, more=("a.png",)), "1 are for images that the manifest does not have|1 of 25 are for images"),
-        "missing": (write_some_captions(tmp_path / "2.parquet", split_manifest, leave_out=20), "have none, first"),
-    }  # fmt: skip
-    for captions, message in cases.values():
-        with pytest.raises(MismatchError, match=message):
-            run_method("finetune", config_of(model, captions=captions), split_manifest, tmp_path / "run")
-    (tmp_path / "3.csv").write_text(
-        "image_id,caption\n" + "".join(f"{i},\n" for i in split_manifest.column("image_id"))
-    )
-    with pytest.raises(ManifestError, match="empty text"):
-        run_method("finetune", config_of(model, captions=str(tmp_path / "3.csv")), split_manifest, tmp_path / "run")
-
-
-def test_projections_of_a_model_without_any(split_manifest: Manifest, tmp_path: Path) -> None:
+def test_bad_captions_and_projections_are_named(model: str, split_manifest: Manifest, tmp_path: Path) -> None:
+    empty = tmp_path / "3.csv"
+    empty.write_text("image_id,caption\n" + "".join(f"{i},\n" for i in split_manifest.column("image_id")))
     siglip = str(save_checkpoint("siglip", tmp_path / "siglip"))
-    with pytest.raises(ConfigError, match="has none; set projections = freeze"):
-        run_method("finetune", config_of(siglip, projections="train"), split_manifest, tmp_path / "run")
+    cases: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
+        ({"captions": write_some_captions(tmp_path / "1.parquet", split_manifest, more=("a.png",))}, MismatchError, "1 of 25 are for images"),
+        ({"captions": write_some_captions(tmp_path / "2.parquet", split_manifest, leave_out=20)}, MismatchError, "have none, first"),
+        ({"captions": str(empty)}, ManifestError, "empty text"),
+        ({"model": siglip, "projections": "train"}, ConfigError, "has none; set projections = freeze"),
+    )  # fmt: skip
+    for settings, error, message in cases:
+        with pytest.raises(error, match=message):
+            run_method("finetune", config_of(**{"model": model} | settings), split_manifest, tmp_path / "run")
