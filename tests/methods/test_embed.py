@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tests.conftest import files
 
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
@@ -151,14 +150,6 @@ def test_pictures_normalised_twice_are_refused(
     with pytest.raises(ImageError, match="normalise once|normalised twice"):
         embed(manifest, encoder, tmp_path / "e")
     assert not (tmp_path / "e" / "embeddings.json").exists()
-
-
-def test_blank_pictures_are_refused_at_the_door(own_manifest: Manifest, tmp_path: Path) -> None:
-    for path in own_manifest.paths()[:8]:
-        Image.fromarray(np.full((9, 9), 77, np.uint8)).save(path)
-    blank = own_manifest.with_columns(sha256=[None] * len(own_manifest))
-    with pytest.raises(ImageError, match="every picture is blank"):
-        embed(blank, load_dual_encoder("tiny-clip", precision="fp32"), tmp_path / "e", batch_size=8)
 
 
 def test_the_pixel_cache_changes_no_bit_and_what_is_made_is_told(own_manifest: Manifest, tmp_path: Path) -> None:

@@ -207,13 +207,19 @@ class TestActors:
         monkeypatch.setattr(engines, "over_ray", over_ray)
         return seen
 
-    @pytest.mark.parametrize(("most", "shards"), [(20_000, [10] * 6 + [3]), (3, [25, 25, 13])])
-    def test_they_give_the_files_of_one_thread(
-        self, most: int, shards: list[int], many: Manifest, encoder: FrozenEncoder, alone: dict[str, bytes],
-        tmp_path: Path, cluster: list[Any], pools: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    @pytest.mark.parametrize(("begun", "most", "shards"), [(0, 20_000, [10] * 6 + [3]), (15, 3, [20, 20, 8])])
+    def test_they_give_the_files_of_one_thread_and_end_what_threads_began(
+        self, begun: int, most: int, shards: list[int], many: Manifest, encoder: FrozenEncoder,
+        alone: dict[str, bytes], tmp_path: Path, cluster: list[Any], pools: list[dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         monkeypatch.setattr(engines, "_SHARD", 2)
         monkeypatch.setattr(engines, "_MOST_SHARDS", most)
+        source = picture_source(many, encoder.preprocess)
+        dying = by_threads(encoder, lambda rows: source(rows) if rows.start < begun else 1 / 0, threads=1)  # type: ignore[return-value]
+        with pytest.raises(ZeroDivisionError):
+            embed(many, encoder, tmp_path / "e", batch_size=BATCH, engine=dying)
+        pools.clear()
         actors = by_ray(EncoderConfig(), many, encoder.description, workers=5)
         embed(many, encoder, tmp_path / "e", batch_size=BATCH, engine=actors)
         assert files(tmp_path / "e") == alone
@@ -285,26 +291,6 @@ class TestRay:
         )  # fmt: skip
         assert killed and seen == sorted(set(seen)) and seen[-1] == 63
         assert files(tmp_path / "e") == alone
-
-    def test_a_pass_that_threads_began_is_ended_by_actors(
-        self, many: Manifest, encoder: FrozenEncoder, alone: dict[str, bytes], tmp_path: Path
-    ) -> None:
-        pictures = picture_source(many, encoder.preprocess)
-
-        def some(rows: range) -> np.ndarray:
-            if rows.start == 20:
-                raise KeyboardInterrupt
-            return pictures(rows)
-
-        with pytest.raises(KeyboardInterrupt):
-            embed(many, encoder, tmp_path / "e", batch_size=BATCH, engine=by_threads(encoder, some, threads=1))
-        begun: list[int] = []
-        actors = by_ray(EncoderConfig(), many, encoder.description, workers=1)
-        embed(
-            many, encoder, tmp_path / "e", batch_size=BATCH,
-            engine=lambda batches: (begun.append(batches[0].start), actors(batches))[1],
-        )  # fmt: skip
-        assert begun == [20] and files(tmp_path / "e") == alone
 
     def test_what_an_actor_says_is_what_a_thread_would_say(
         self, own_manifest: Manifest, encoder: FrozenEncoder, tmp_path: Path

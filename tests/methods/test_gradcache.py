@@ -305,6 +305,7 @@ def test_an_unused_or_frozen_tower_and_a_loss_that_is_not_finite() -> None:
 
 
 @example(images=5, texts=3, count=4, chunk=1, seed=0)  # the last of four has two chunks of padding alone
+@example(images=7, texts=3, count=2, chunk=4, seed=0)  # the last of two has three images and one of padding in a chunk
 @examples(60)
 @given(
     images=st.integers(1, 9), texts=st.integers(1, 5), count=st.integers(1, 4), chunk=st.integers(1, 5), seed=st.integers(0, 99)
