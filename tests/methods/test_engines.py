@@ -74,6 +74,14 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads that share a product."""
+    usual = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(usual)
+
+
 def test_batches_are_cut_at_the_same_rows() -> None:
     assert cut(10, 4) == [range(4), range(4, 8), range(8, 10)]
     assert cut(10, 4, start=8) == [range(8, 10)] and cut(8, 4, start=8) == []
@@ -83,28 +91,24 @@ class TestThreads:
     @pytest.mark.parametrize("threads", [3, 0])
     def test_any_number_gives_the_same_files(
         self, threads: int, many: Manifest, encoder: FrozenEncoder, alone: dict[str, bytes], tmp_path: Path,
-        pools: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+        pools: list[dict[str, Any]], torch_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         monkeypatch.setattr(engines, "threads_here", lambda: 2)
-        source, computing, usual = picture_source(many, encoder.preprocess), set(), torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
-            some = by_threads(
-                encoder, lambda rows: (computing.add(torch.get_num_threads()), source(rows))[1], threads=threads
-            )
-            embed(many, encoder, tmp_path / "e", batch_size=BATCH, engine=some)
-            assert computing == {1} and torch.get_num_threads() == 2, "given back"
-        finally:
-            torch.set_num_threads(usual)
+        torch_threads(2)
+        source, computing = picture_source(many, encoder.preprocess), set()
+        noting = lambda rows: (computing.add(torch.get_num_threads()), source(rows))[1]  # noqa: E731
+        embed(many, encoder, tmp_path / "e", batch_size=BATCH, engine=by_threads(encoder, noting, threads=threads))
+        assert computing == {1} and torch.get_num_threads() == 2, "given back"
         assert files(tmp_path / "e") == alone
         assert pools == [{"workers": threads or 2}]
         assert list(by_threads(encoder, source)([])) == []
 
     def test_a_device_that_works_while_it_is_fed_gives_the_same(
         self, many: Manifest, encoder: FrozenEncoder, alone: dict[str, bytes], tmp_path: Path,
-        pools: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+        pools: list[dict[str, Any]], torch_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         """The way for GPUs, on the CPU."""
+        torch_threads(1)
         started, checked = [], []
         kind, start, fetch = type(encoder), type(encoder).start, encoder.fetch
         monkeypatch.setattr(kind, "start", lambda self, greys: started.append(1) or start(encoder, greys))

@@ -246,7 +246,7 @@ class TestContrast:
     def test_a_validation_scores_by_the_prompts_and_by_the_best_of_three_probes(
         self, captioned: Contrast, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        contrast, rows = captioned, np.array([20, 3, 9, 10, 17, 0])
+        contrast, rows = captioned, np.array([20, 3, 9, 10, 2, 0, 1])
         prompts = [("a chest X-ray, number 1", "lungs"), ("a chest X-ray, number 2",), ("nothing",)]
         vectors = class_vectors([contrast.tuned.encoder.encode_texts(p).astype(np.float64) for p in prompts])
         pooled, projected = contrast.tuned.encoder.encode_greys(np.array(contrast.greys[rows]))
@@ -263,10 +263,10 @@ class TestContrast:
         fitted: list[Any] = []
 
         def fit(features: np.ndarray, targets: np.ndarray, labels: Any, **given: Any) -> list[Any]:
-            """Of three heads the second one knows all, and the others name four of six images wrongly."""
+            """Of three heads the second one knows all, and the others name four of seven images wrongly."""
             fitted.append((features, targets.tolist(), labels, given))
             row = lambda x: [np.abs(pooled - one).sum(axis=1).argmin() for one in x]  # noqa: E731
-            answers = [np.eye(3)[(target + wrong * (np.arange(6) < 4)) % 3] for wrong in (1, 0, 2)]
+            answers = [np.eye(3)[(target + wrong * (np.arange(7) < 4)) % 3] for wrong in (1, 0, 2)]
             return [SimpleNamespace(predict=lambda x, a=a: a[row(x)]) for a in answers]
 
         monkeypatch.setattr(module, "fit_lbfgs", fit)
