@@ -260,8 +260,9 @@ class TestConfig:
         assert len(digests) == 2, "of all folds"
 
     def test_finished_features_are_taken_only_where_files_alone_prove_that_the_model_made_them(
-        self, manifest: Manifest, tmp_path: Path
+        self, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("transformers.utils.cached_file", lambda *_: 1 / 0)  # for a folder the Hub is not asked
         encoder = load_dual_encoder("tiny-clip", precision="fp32")
         embed(manifest, encoder, tmp_path / "e")
         given: dict[str, Any] = {"embeddings": str(tmp_path / "e")}
