@@ -205,7 +205,7 @@ class TestActors:
         ) -> Iterator[Any]:
             blocks = list(tables)
             seen.extend([workers, [len(block) for block in blocks]])
-            work = make(2)
+            work = make(3)
             for block in blocks:
                 found = work({name: block[name].to_numpy() for name in block.column_names})
                 assert found["row"].tolist() == block["row"].to_pylist()
@@ -231,7 +231,7 @@ class TestActors:
         embed(many, encoder, tmp_path / "e", batch_size=BATCH, engine=actors)
         assert files(tmp_path / "e") == alone
         assert cluster == [5, shards]
-        assert pools == [{"workers": 2}] * len(shards)
+        assert pools == [{"workers": 3}] * len(shards)
 
     def test_one_that_loads_other_weights_refuses(self, many: Manifest, cluster: list[Any]) -> None:
         with pytest.raises(MismatchError, match="model 'tiny-clip': an actor of the cluster loads other weights"):
