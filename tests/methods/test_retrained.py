@@ -54,7 +54,7 @@ def test_a_class_that_the_training_part_lacks_is_never_named_and_one_class_alone
     assert (across_parts(np.ones(6, bool), target, part, lambda train, test: 1 / 0) == -1).all()
     features, target, fold = problem()
     lacking = np.where((target == 2) & (fold != 0), 1, target)
-    assert 2 not in retrained(features, lacking, fold, classes=3, l2=0.1)[fold == 0]
+    assert set(retrained(features, lacking, fold, classes=3, l2=0.1)[fold == 0]) == {0, 1}
 
 
 def test_groups_stay_together_when_parts_and_labels_are_dealt_out() -> None:
