@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tests import forked
-from tests.methods.test_gradcache import BATCH, LOSSES, make_contrast
+from tests.methods.test_gradcache import BATCH, LOSSES, gradients, make_contrast
 from torch import Tensor
 
 from thoraclip.methods.contrast import Contrast
@@ -65,18 +65,10 @@ def compute(work: Path, *, chunk_size: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for case, rows, settings in CASES:
         contrast = make_contrast(work, chunk_size=chunk_size, **settings)
-        found |= {f"{case}/gradient/{name}": g for name, g in gradients(contrast, Batch(7, rows, rows)).items()}
+        found |= {f"{case}/gradient/{name}": g for name, g in gradients(contrast, rows=rows).items()}
         if case in LOSSES:
             found |= {f"{case}/weight/{name}": w for name, w in weights(contrast, rows).items()}
     return found
-
-
-def gradients(contrast: Contrast, batch: Batch) -> dict[str, Tensor]:
-    for parameter in contrast.tuned.parameters.values():
-        parameter.grad = None
-    loss = contrast.backward(batch)
-    made = {n: p.grad.clone() for n, p in contrast.tuned.parameters.items() if p.grad is not None}
-    return made | {"loss": torch.tensor(loss)}
 
 
 def weights(contrast: Contrast, rows: np.ndarray) -> dict[str, Tensor]:
@@ -98,13 +90,6 @@ def write_computed(work: Path) -> None:
     found["first"] = torch.tensor(group.first(index + 0.5))
     found["any"] = torch.tensor([group.any(index == 1), group.any(False)])
     save_file({n: t.contiguous() for n, t in found.items()}, work / f"found-{index}.safetensors")
-
-
-def write_one_gradient(work: Path) -> None:
-    """Of one loss, into `quick-RANK.safetensors`."""
-    group = ProcessGroup()
-    found = gradients(make_contrast(work, loss="unicl", chunk_size=5), Batch(7, ODD, ODD))
-    save_file({n: t.contiguous() for n, t in found.items()}, work / f"quick-{int(not group.is_main)}.safetensors")
 
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}

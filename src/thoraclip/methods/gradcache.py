@@ -15,7 +15,7 @@ processes then gives the gradient of one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -109,7 +109,7 @@ class _FirstPass:
     last: Tensor | None
     last_rows: Tensor
     earlier_rows: list[Tensor]
-    trained: bool = True
+    trained: bool = field(init=False)
 
 
 def _first_pass(tower: Tower, rows: Tensor, real: int, chunk_size: int) -> _FirstPass:

@@ -143,8 +143,8 @@ def prompt_cross_entropy(
 def class_means(prompt: Tensor, classes: Tensor) -> Tensor:
     """Unit vectors f32[K, P] and their classes i64[K] -> f32[C, P], the unit vector of each class's mean."""
     member = torch.nn.functional.one_hot(classes, int(classes.max()) + 1).T.to(prompt.dtype)
-    means = member @ prompt / member.sum(dim=1, keepdim=True)
-    vectors: Tensor = means / means.norm(dim=1, keepdim=True)
+    sums = member @ prompt
+    vectors: Tensor = sums / sums.norm(dim=1, keepdim=True)
     return vectors
 
 

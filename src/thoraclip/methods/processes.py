@@ -130,7 +130,7 @@ class ProcessGroup:
     def gather(self, local: Tensor, rows: int) -> Tensor:
         """f[b, ...] of every process -> f[rows, ...], in the order of the rows, without gradient."""
         if self.count == 1:
-            return local
+            return local[:rows]
         with _others_alive():
             whole: Tensor = self._accelerator.gather(local.detach().contiguous())
         return whole[:rows]

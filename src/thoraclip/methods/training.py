@@ -193,7 +193,7 @@ def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -
     warmup = max(1, steps // 10) if warmup_steps < 0 else warmup_steps
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 @dataclass
@@ -279,10 +279,9 @@ class Checkpoint:
         with torch.no_grad():
             for name, parameter in state.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
-                moments = {k: tensors.get(f"adamw/{name}/{k}") for k in ("step", "exp_avg", "exp_avg_sq")}
-                if moments["step"] is not None:
-                    moved = {k: v.to(parameter.device) for k, v in moments.items() if v is not None and k != "step"}
-                    optimizer.state[parameter] = {"step": moments["step"], **moved}
+                if f"adamw/{name}/step" in tensors:
+                    moved = {k: tensors[f"adamw/{name}/{k}"].to(parameter.device) for k in ("exp_avg", "exp_avg_sq")}
+                    optimizer.state[parameter] = {"step": tensors[f"adamw/{name}/step"], **moved}
         best = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
         return Progressing(**note, best=best)
 
