@@ -28,10 +28,10 @@ demo: $(VENV)/.study  ## everything offline: phantoms, shipped model, report
 	$(BIN)/thoraclip demo --out demo-out
 
 test: $(VENV)/.dev  ## what a change needs, in minutes: everything but the tests marked slow
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/ui -m "not slow"
 
 test-all: $(VENV)/.dev  ## every test, and each property on more examples
-	HYPOTHESIS_PROFILE=deep $(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal
+	HYPOTHESIS_PROFILE=deep $(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/ui
 
 test-ui: $(VENV)/.ui-test  ## the page of `serve` in a headless Chromium: Debian's chromium, Chrome, or the one that CHROMIUM names
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --show-capture=no tests/ui

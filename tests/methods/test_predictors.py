@@ -21,11 +21,10 @@ from tests.conftest import examples
 from thoraclip.config import config_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
-from thoraclip.methods import METHODS, embed, predictors
+from thoraclip.methods import METHODS, baseline, embed, predictors
 from thoraclip.methods.explain import Chosen, choose_classifier, load_classifier
-from thoraclip.methods.predictors import CLASSIFYING, FinishedRun, find_manifest, read_run
+from thoraclip.methods.predictors import FinishedRun, find_manifest, read_run
 from thoraclip.methods.running import pooled_predictions
-from thoraclip.models import backbones
 from thoraclip.models.heads import LinearHead, Standardiser, write_head
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import write_predictions
@@ -158,7 +157,7 @@ def test_a_run_folder_is_read_as_it_was_written(study: Path, tmp_path: Path) -> 
     own = split.own_predictions(SPLIT)
     assert own is not None and own.image_id == ("i2", "i5", "i8")
     assert (run.is_retrainable, split.is_retrainable) == (True, False)
-    kinds = {kind: replace(run, kind=kind).keeps_classifier for kind in METHODS}
+    kinds = {kind: replace(run, kind=kind).method.keeps_classifier for kind in METHODS}
     assert kinds == {kind: kind != "trivial" for kind in METHODS}
     with pytest.raises(InputError, match="a run of 'trivial' keeps no classifier of pictures; name a run of zeroshot"):
         replace(run, kind="trivial").classifier(0, LABELS)
@@ -246,7 +245,7 @@ def test_each_kind_loads_the_classifier_of_the_fold(
     asked: list[Any] = []
     monkeypatch.setattr(embed, "load_encoder", lambda config: asked.append(config) or Encoder())
     monkeypatch.setattr(
-        backbones, "load_trained", lambda *place, **given: asked.append((*place, given)) or SimpleNamespace(labels=LABELS)
+        baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or SimpleNamespace(labels=LABELS)
     )  # fmt: skip
     for number, name in ((1, "fold-1/adapter"), (None, "adapter")):
         if number == fold:
@@ -260,7 +259,7 @@ def test_each_kind_loads_the_classifier_of_the_fold(
         "probe": {"adapter": str(tmp_path / "tuned"), "features": "projected"},
         "baseline": {"precision": "bf16"},
     }
-    assert set(settings) == set(CLASSIFYING)
+    assert set(settings) == {kind for kind, method in METHODS.items() if method.keeps_classifier}
     manifest = SPLIT if fold is None else FOLDS
     for kind, chosen in settings.items():
         run = read_run(write_run(tmp_path / kind, manifest, kind, **chosen))

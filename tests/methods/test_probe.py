@@ -41,7 +41,7 @@ def features_of(columns: int) -> npt.NDArray[np.float32]:
 
 
 FEATURES = {"pooled": features_of(12), "projected": features_of(7)}
-TEXTS = probe._Texts(np.eye(3, 7), 20.0)
+TEXTS = probe.Texts(np.eye(3, 7), 20.0)
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def test_torn_rows_are_those_of_a_key_with_two_values(rows: list[tuple[int, int]
     known = [(int(k), int(v)) for k, v in zip(key, value, strict=True) if k >= 0 and v >= 0]
     expected = [(k, v) in known and len({w for j, w in known if j == k}) > 1 for k, v in zip(key, value, strict=True)]
     assert torn(key, value).tolist() == expected
+    assert torn(np.where(key < 0, key, 7 * key + 5), value).tolist() == expected, "keys of a larger table"
 
 
 def test_columns_as_integers() -> None:

@@ -50,15 +50,14 @@ def torn(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.ND
     """bool[N]: rows of a key that has more than one value; a row whose key or value is negative (unknown) is none.
 
     Args:
-        key, value: i[N], keys below N; see `ranks` and `codes`.
+        key, value: i[N]; keys may exceed N; see `ranks` and `codes`.
     """
-    found = (key >= 0) & (value >= 0)
-    known, values = key[found], value[found]
-    some = np.zeros_like(value)
-    some[known] = values  # whichever row comes last
-    several = np.zeros(len(key), dtype=bool)
-    several[known[values != some[known]]] = True
-    found[found] = several[known]
+    known = (key >= 0) & (value >= 0)
+    some = np.zeros(int(key.max(initial=-1)) + 1, dtype=value.dtype)
+    some[key[known]] = value[known]  # whichever row comes last
+    several = np.zeros(len(some) + 1, dtype=bool)  # one more, for the keys that are -1
+    several[key[known][value[known] != some[key[known]]]] = True
+    found: npt.NDArray[np.bool_] = known & several[key]
     return found
 
 
