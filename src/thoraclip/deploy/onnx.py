@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -172,11 +173,19 @@ def _exported(module: GreyClassifier, *, pictures: int) -> onnx.ModelProto:
             program = torch.onnx.export(
                 module, (torch.zeros(pictures, side, side, dtype=torch.uint8),), None, dynamo=True, opset_version=OPSET,
                 verbose=False, dynamic_shapes=shapes, input_names=["greys"], output_names=["features", "scores"],
+                custom_translation_table={torch.ops.aten._is_all_true.default: _is_all_true},
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         raise ModelError(f"the network cannot be written as ONNX ({first_line(error)})") from error
     assert program is not None, "the exporter returns the program where no file is named"
     return program.model_proto
+
+
+def _is_all_true(value: Any) -> Any:
+    """Of a boolean that is one number already: the checks of SigLIP 2 in Transformers 5.24, which the exporter does not know."""
+    from onnxscript import opset20
+
+    return opset20.Identity(value)
 
 
 @contextmanager

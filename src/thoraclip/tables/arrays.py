@@ -244,5 +244,5 @@ class ArrayWriter:
             if self._part(name).exists():
                 self._part(name).replace(self._folder / f"{name}.npy")
         finish_arrays(self._folder, self._kind, manifest, facts=facts, fingerprint=fingerprint)
-        (self._folder / "progress.json").unlink()
+        (self._folder / "progress.json").unlink(missing_ok=True)
         return read_arrays(self._folder, self._kind)
