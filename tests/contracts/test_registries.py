@@ -78,6 +78,7 @@ def test_a_metric_stands_in_the_report_with_its_interval(folder: Path, monkeypat
         assert found["dummy"][side] == pytest.approx(found["accuracy"][side] ** 2, rel=0.02), "from the same resamples"
 
 
+@pytest.mark.slow
 def test_a_method_is_studied_planned_audited_and_exported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
