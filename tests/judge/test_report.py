@@ -161,9 +161,7 @@ def test_every_interval_is_that_of_patients_drawn_with_replacement() -> None:
 def test_bounds_of_a_perfect_score_count_patients() -> None:
     """28 patients of one class each, eight of them of the rarest class, which bounds the means over the classes."""
     table = predictions(signal=60, patients=30)
-    dropped = {
-        patient for patient in sorted({p for p, t in zip(table.patient, table.target, strict=True) if t == 0})[:2]
-    }
+    dropped = set(sorted({p for p, t in zip(table.patient, table.target, strict=True) if t == 0})[:2])
     table = table.take(np.array([row for row, patient in enumerate(table.patient) if patient not in dropped]))
     found = entry(report(method("a", table)), "a")
     bounds = {"accuracy": 28, "macro_recall": 8, "auroc": 8}
