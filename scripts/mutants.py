@@ -209,14 +209,18 @@ class _Watch:
 
 
 class _Chosen:
-    """Runs first the tests that reach the mutant, the quickest first; then others, up to `_TESTS` seconds."""
+    """Runs first the tests that reach the mutant, those of the module's own file and the quickest first; then others, up to
+    `_TESTS` seconds."""
 
-    def __init__(self, reach: set[str], seconds: dict[str, float]) -> None:
-        self.reach, self.seconds = reach, seconds
+    def __init__(self, module: str, reach: set[str], seconds: dict[str, float]) -> None:
+        self.own, self.reach, self.seconds = f"test_{module.rpartition('.')[2]}", reach, seconds
+
+    def _rank(self, item: pytest.Item) -> tuple[bool, bool, float]:
+        return item.nodeid not in self.reach, item.path.stem != self.own, self.seconds.get(item.nodeid, 0)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: (item.nodeid not in self.reach, self.seconds.get(item.nodeid, 0)))
+        items.sort(key=self._rank)
         total = 0.0
         for number, item in enumerate(items):
             total += self.seconds.get(item.nodeid, 0)
@@ -303,7 +307,7 @@ def _noticed(mutant: Mutant, reach: Reach) -> None:
     files = sorted({test.partition("::")[0] for test in tests}) or nearest(mutant.module)
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
-    if _pytest(files, _Chosen(tests, reach.seconds)) not in {0, 5}:
+    if _pytest(files, _Chosen(mutant.module, tests, reach.seconds)) not in {0, 5}:
         raise SystemExit(1)
 
 

@@ -18,6 +18,8 @@ from thoraclip.errors import InputError
 from thoraclip.tables import arrays
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid
 from thoraclip.tables.codes import codes, floats, ranks, torn
+from thoraclip.tables.embeddings import EMBEDDINGS
+from thoraclip.tables.pixels import PIXELS
 from thoraclip.tables.manifest import Manifest
 
 KIND = ArrayKind(name="things", arrays={"a": ("float32", 2), "b": ("uint8", 1)}, schema=1, remedy="thoraclip things")
@@ -111,3 +113,7 @@ def test_columns_as_integers() -> None:
     numbers = pa.chunked_array([[1.5, None], [2.5]], pa.float64())
     np.testing.assert_array_equal(floats(numbers), [1.5, np.nan, 2.5])
     assert len(floats(numbers.slice(0, 0))) == 0
+
+
+def test_the_numbers_of_the_formats_are_those_of_the_files_that_people_have() -> None:
+    assert (PIXELS.schema, EMBEDDINGS.schema) == (1, 1)
