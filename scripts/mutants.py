@@ -40,7 +40,7 @@ SOURCE, TESTS = REPOSITORY / "src", REPOSITORY / "tests"
 ROOMS = ("judge", "methods", "data.splits", "tables")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 """Key of a mutant that no test can tell from the code -> why."""
-_TESTS = 40
+_TESTS = 120
 """Seconds of tests that a mutant has to survive."""
 _SECONDS = 4 * _TESTS
 """Of processor time, for the tests of one mutant; more is an endless loop, and counts as noticed."""
