@@ -21,6 +21,7 @@ from thoraclip.runs import (
     canonical_json,
     digest,
     file_sha256,
+    fold_file,
     folder_digest,
     provenance,
     sweep,
@@ -161,3 +162,15 @@ def test_metrics_are_one_object_a_line_and_never_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_json(folder.file("x.json"), float("inf"))
     assert names(tmp_path) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fold", "expected"),
+    [
+        ("head.safetensors", None, "head.safetensors"),
+        ("head.safetensors", 0, "head-fold-0.safetensors"),
+        ("external-st. mary.parquet", 12, "external-st. mary-fold-12.parquet"),
+    ],
+)
+def test_files_of_a_fold(name: str, fold: int | None, expected: str) -> None:
+    assert fold_file(name, fold) == expected

@@ -28,6 +28,8 @@ __all__ = [
     "canonical_json",
     "digest",
     "file_sha256",
+    "fold_file",
+    "fold_folder",
     "folder_digest",
     "is_main_process",
     "make_folder",
@@ -137,6 +139,22 @@ def canonical_json(value: object) -> str:
 def write_json(path: Path, value: object) -> None:
     """Write readable JSON whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def fold_file(name: str, fold: int | None) -> str:
+    """Name of a file of one held-out fold in a run folder: `head.safetensors` of fold 3 is `head-fold-3.safetensors`.
+
+    Args:
+        name: as it stands with a train/val/test split, which has no fold (`None`).
+        fold: number of the fold.
+    """
+    stem, _, suffix = name.rpartition(".")
+    return name if fold is None else f"{stem}-fold-{fold}.{suffix}"
+
+
+def fold_folder(run: Path, fold: int | None) -> Path:
+    """Folder of one held-out fold in a run folder; with a split (`None`) the run folder itself."""
+    return run if fold is None else run / f"fold-{fold}"
 
 
 def digest(value: object) -> str:

@@ -199,6 +199,7 @@ def test_what_fails_is_an_error_of_its_row_and_of_its_followers(study_file: Path
     text = STUDY.replace("steps = 3", "batch_size = 500\nsteps = 3").replace("batch_size = 5\n", "")
     (tmp_path / "captions.csv").write_text("image_id,caption\nCOVID-19/0.png,a chest film")
     text += '[[methods]]\nname = "captioned"\nkind = "finetune"\ncaptions = "captions.csv"\nbatch_size = 5\nchunk_size = 5\nsteps = 1\n'
+    text += '[[methods]]\nname = "reads no prompts"\nkind = "probe"\nprompts = "nowhere.toml"\n'
     study_file.write_text(text + '[[methods]]\nname = "broken"\nkind = "probe"\nadapter = "nowhere"\n')
     found = plan_study(*read_study(study_file, {}), tmp_path / "out")
     errors = {row["name"]: row["error"] for row in found["runs"] if row["error"]}
@@ -248,11 +249,13 @@ def test_the_command_prints_the_plan(images: Path, tmp_path: Path, capsys: pytes
     assert "What can be estimated: about" in page
 
 
-def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.toml").write_text('folder = "nowhere"\n[[methods]]\nkind = "zeroshot"\n')
     found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out", measure=True)
     assert found["images"] is None and found["stages"] == []
     assert [row["error"] for row in found["runs"]] == ["nowhere: no such folder; name the folder that holds the images"]
+    start._print_plan(found, as_json=False)
+    assert "Nothing can be estimated: the images are not known." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class Method:
         fits_head: True where a linear head on frozen features is fitted, so that it can be fitted again on other images.
         embeds: True where it reads the features of all images, which the runs of a study share.
         trains_network: True where it trains a network in steps (`training.TrainingSettings`).
+        inspects: True where it reads the appearance of every image (`data.check.inspect`).
         fit_seconds: about how long a training image of anything else that is fitted takes on one core, for the dry run.
     """
 
@@ -48,6 +49,7 @@ class Method:
     fits_head: bool = False
     embeds: bool = False
     trains_network: bool = False
+    inspects: bool = False
     fit_seconds: float = 0.0
 
     @property
@@ -103,6 +105,7 @@ METHODS: Mapping[str, Method] = {
         "thoraclip.methods.trivial",
         "Classify by what needs no medicine: the floor of every table.",
         True,
+        inspects=True,
         fit_seconds=3e-3,
     ),
 }

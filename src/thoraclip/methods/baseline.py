@@ -25,6 +25,7 @@ from thoraclip.methods.supervised import Supervised, scores_of
 from thoraclip.methods.training import TrainingSettings, require_known
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
 from thoraclip.models.heads import class_weights
+from thoraclip.runs import fold_folder
 
 __all__ = ["Config", "run"]
 
@@ -138,6 +139,6 @@ def _score(one: BaselineRound) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> Backbone:
     """The network of the fold."""
-    backbone = load_trained((folder if fold is None else folder / f"fold-{fold}") / "model", precision=config.precision)
+    backbone = load_trained(fold_folder(folder, fold) / "model", precision=config.precision)
     require_classes(folder, backbone.labels, labels)
     return backbone

@@ -26,7 +26,7 @@ from thoraclip.methods.training import TrainingSettings, require_known, require_
 from thoraclip.methods.tuning import TuningRound
 from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
 from thoraclip.models.lora import LoraSettings
-from thoraclip.runs import file_sha256
+from thoraclip.runs import file_sha256, fold_folder
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
@@ -121,5 +121,4 @@ def _tuned(config: Config, place: Path) -> EncoderConfig:
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
     """The base with the adapter of the fold, and the class prompts as its head."""
-    place = folder if fold is None else folder / f"fold-{fold}"
-    return prompted_classifier(_tuned(config, place), config.prompts, labels)
+    return prompted_classifier(_tuned(config, fold_folder(folder, fold)), config.prompts, labels)

@@ -14,6 +14,7 @@ from thoraclip.methods.running import read_validation
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.heads import LinearHead
 from thoraclip.models.original import Original
+from thoraclip.runs import fold_file
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
@@ -115,4 +116,4 @@ def _has_fold_adapters(run: FinishedRun) -> bool:
 def _head(run: FinishedRun, fold: int | None) -> LinearHead:
     from thoraclip.models.heads import read_head
 
-    return read_head(run.folder / f"head-fold-{fold}.safetensors")
+    return read_head(run.folder / fold_file("head.safetensors", fold))

@@ -30,6 +30,7 @@ from thoraclip.models.heads import (
     write_head,
 )
 from thoraclip.models.novelty import MIN_ROWS, fit_novelty, write_novelty
+from thoraclip.runs import fold_file
 from thoraclip.tables.embeddings import Embeddings
 from thoraclip.tables.predictions import Predictions
 from thoraclip.threads import cores, in_order
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 
+_HEAD = "head.safetensors"
 _FEATURES = ("pooled", "projected")
 _WEIGHTINGS = ("none", "balanced")
 Scores = npt.NDArray[np.float64]
@@ -97,17 +99,20 @@ class Config(EncoderConfig):
                 f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, train_batch_size = {self.train_batch_size}: "
                 "all must be positive"
             )
-        if SOLVERS[self.solver].needs_texts and self.features != "projected":
+        if self.reads_prompts and self.features != "projected":
             raise ConfigError(
                 f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in the space shared "
                 "with text; set features = 'projected'"
             )
 
+    @property
+    def reads_prompts(self) -> bool:
+        """True where the solver needs the class prompts."""
+        return SOLVERS[self.solver].needs_texts
+
     def inputs(self) -> dict[str, str]:
         """The encoder's artefacts, and the prompts as they read where the solver needs texts."""
-        return super().inputs() | (
-            {"prompts": prompts_digest(self.prompts)} if SOLVERS[self.solver].needs_texts else {}
-        )
+        return super().inputs() | ({"prompts": prompts_digest(self.prompts)} if self.reads_prompts else {})
 
 
 @dataclass(frozen=True)
@@ -215,8 +220,7 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
             fold = one.part.fold
             context.keep_validation(one.part, labels, validation)
             metrics.append({"fold": fold, **facts})
-            name = "head.safetensors" if fold is None else f"head-fold-{fold}.safetensors"
-            write_head(context.folder.file(name), head)
+            write_head(context.folder.file(fold_file(_HEAD, fold)), head)
             strange.append({"fold": fold, **told})
             rows.append(one.part.test)
             scores.append(test)
@@ -253,8 +257,7 @@ def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Rou
 
 def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
     """The features of all images, and the classes' texts where the solver needs them; the encoder is loaded for what is missing."""
-    needs_texts = SOLVERS[config.solver].needs_texts
-    finished = None if needs_texts else finished_embeddings(config)
+    finished = None if config.reads_prompts else finished_embeddings(config)
     if finished is not None:
         return finished, None
     from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
@@ -264,7 +267,7 @@ def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddi
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
         announce=context.announce,
     )  # fmt: skip
-    return embedded, Texts.of(encoder, labels, config.prompts) if needs_texts else None
+    return embedded, Texts.of(encoder, labels, config.prompts) if config.reads_prompts else None
 
 
 def _keep_novelty(
@@ -275,7 +278,7 @@ def _keep_novelty(
     Returns:
         The share of the test images that it flags, or why there is none.
     """
-    name = "novelty.safetensors" if part.fold is None else f"novelty-fold-{part.fold}.safetensors"
+    name = fold_file("novelty.safetensors", part.fold)
     if min(len(part.train), len(part.val)) < MIN_ROWS:
         context.folder.file(name).unlink(missing_ok=True)
         return {"reason": f"fewer than {MIN_ROWS} training or validation images"}
@@ -335,6 +338,6 @@ def load_classifier(config: Config, folder: Path, fold: int | None, labels: Labe
     from thoraclip.methods.embed import load_encoder
     from thoraclip.models.classifiers import EncoderClassifier
 
-    head = read_head(folder / ("head.safetensors" if fold is None else f"head-fold-{fold}.safetensors"))
+    head = read_head(folder / fold_file(_HEAD, fold))
     require_classes(folder, head.labels, labels)
     return EncoderClassifier(load_encoder(with_adapter(config, fold)), head, config.features)

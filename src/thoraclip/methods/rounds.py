@@ -37,7 +37,7 @@ from thoraclip.methods.training import (
     learning_rate_at,
     stop_requests,
 )
-from thoraclip.runs import canonical_json, digest, write_text
+from thoraclip.runs import canonical_json, digest, fold_folder, write_text
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Round", "Trainee", "fit", "run_rounds"]
@@ -103,7 +103,7 @@ class Round:
     @property
     def folder(self) -> Path:
         """Of this round's files: the run folder, or one in it for each fold."""
-        return self.context.folder.path / ("" if self.part.fold is None else f"fold-{self.part.fold}")
+        return fold_folder(self.context.folder.path, self.part.fold)
 
     @property
     def token(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from thoraclip.runs import fold_file
 from thoraclip.tables.predictions import Predictions, read_predictions
 
 __all__ = ["read_validation", "validation_file"]
@@ -11,7 +12,7 @@ __all__ = ["read_validation", "validation_file"]
 
 def validation_file(fold: int | None) -> str:
     """The name in the run folder, for a held-out fold (`None`: of a train/val/test split)."""
-    return "validation.parquet" if fold is None else f"validation-fold-{fold}.parquet"
+    return fold_file("validation.parquet", fold)
 
 
 def read_validation(folder: Path) -> tuple[Predictions, ...]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
 from thoraclip.methods.running import Part, is_done, parts, require_folds
-from thoraclip.runs import digest
+from thoraclip.runs import digest, fold_folder
 from thoraclip.study.external.images import listed_images
 from thoraclip.study.settings import CAPTIONS, OWN_CAPTIONS, MethodEntry, StudyConfig
 from thoraclip.tables.arrays import is_valid
@@ -176,6 +177,12 @@ class _Planner:
         self.config, self.out, self.clock = config, out, clock
         self.manifest: Manifest = manifest  # type: ignore[assignment]  # nothing is planned without
         self._embedded = set[tuple[Any, ...]]()
+        self._known_parts = dict[tuple[Any, ...], list[Part]]()
+
+    @cached_property
+    def folds(self) -> list[int]:
+        """Of the manifest."""
+        return sorted({fold for fold in self.manifest.column("fold") if fold is not None})
 
     def run(self, row: Row, config: Any, folder: Path) -> None:
         """Count one run; raises ThoraclipError where it cannot run."""
@@ -184,7 +191,7 @@ class _Planner:
             return
         method, seconds = find_method(row.kind), _RUN_SECONDS
         labels = self.manifest.label_set(config.classes)
-        for name in labels.names if hasattr(config, "prompts") else ():
+        for name in labels.names if hasattr(config, "prompts") and getattr(config, "reads_prompts", True) else ():
             load_prompts(config.prompts).for_class(name)  # says what is missing
         if getattr(config, "captions", "") not in ("", OWN_CAPTIONS, str(self.out / CAPTIONS)):
             captions = read_captions(Path(config.captions))
@@ -201,10 +208,11 @@ class _Planner:
         row.seconds = seconds if self.clock else None
 
     def _parts(self, config: Any) -> list[Part]:
-        labels = self.manifest.label_set(config.classes)
-        return list(
-            parts(self.manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
-        )
+        key = (config.classes, config.val_fraction, config.seed, config.only_folds)
+        if key not in self._known_parts:
+            labels = self.manifest.label_set(config.classes)
+            self._known_parts[key] = list(parts(self.manifest, labels, val_fraction=key[1], seed=key[2], only=key[3]))
+        return self._known_parts[key]
 
     def _training(self, row: Row, config: Any, part: Part) -> float:
         """Seconds of the steps, the validations and, where no features are kept, the scoring of one part."""
@@ -232,7 +240,7 @@ class _Planner:
         from thoraclip.methods.adapters import with_adapter
         from thoraclip.models.adapter_note import adapter_folders
 
-        require_folds(config.only_folds, sorted({fold for fold in self.manifest.column("fold") if fold is not None}))
+        require_folds(config.only_folds, self.folds)
         held_out = self._held_out(config)
         is_own = find_method(kind).trains_network
         source = Path(folder if is_own else config.adapter)
@@ -244,7 +252,7 @@ class _Planner:
                 with_adapter(config, fold)  # says what is missing
         if None in kept:
             return [(str(kept[None]), True)]
-        return [(str(kept.get(fold, source / str(fold))), fold in kept) for fold in held_out]
+        return [(str(kept.get(fold, fold_folder(source, fold))), fold in kept) for fold in held_out]
 
     def _embedding(self, row: Row, config: Any, adapter: tuple[str, bool]) -> float:
         """Seconds of a pass of all images through an encoder, unless an earlier row or the cache has it."""
@@ -310,13 +318,12 @@ class _Planner:
         config, clock = self.config, self.clock
         passes = int(bool(config.folder) and not (self.out / "manifest.facts.jsonl").is_file())
         if not (self.out / "inspection" / "inspection.json").is_file():
-            passes += (config.group_duplicates and not has_parts) or any(m.kind == "trivial" for m in methods)
+            passes += (config.group_duplicates and not has_parts) or any(find_method(m.kind).inspects for m in methods)
         seconds = passes * len(self.manifest) * clock.inspect() if clock and passes else 0.0
         return Row("prepare", done=not passes, seconds=seconds)
 
     def _held_out(self, config: Any) -> list[int | None]:
-        folds: list[int | None] = sorted({fold for fold in self.manifest.column("fold") if fold is not None})
-        return [fold for fold in folds if fold in (config.only_folds or folds)] or [None]
+        return [fold for fold in self.folds if fold in (config.only_folds or self.folds)] or [None]
 
     def _encoders(self, methods: Sequence[MethodEntry]) -> list[MethodEntry]:
         """One method for each different network of all runs and folds; heads on one encoder share its features."""

@@ -18,7 +18,7 @@ from thoraclip.judge.external import ExternalResult
 from thoraclip.judge.results import MethodResult
 from thoraclip.labels import LabelSet
 from thoraclip.methods.predictors import FinishedRun, read_run
-from thoraclip.runs import Progress, digest, file_sha256, write_json, write_text
+from thoraclip.runs import Progress, digest, file_sha256, fold_file, write_json, write_text
 from thoraclip.study.external.sets import ExternalSet
 from thoraclip.study.settings import MethodEntry
 from thoraclip.tables.manifest import Manifest
@@ -131,7 +131,7 @@ def _score_method(one: ExternalSet, method: MethodEntry, scoring: Scoring) -> tu
 
 def score_file(run: Path, name: str, fold: int | None) -> Path:
     """The table of one classifier's scores, in the folder of its run."""
-    return run / f"external-{name}{'' if fold is None else f'-fold-{fold}'}.parquet"
+    return run / fold_file(f"external-{name}.parquet", fold)
 
 
 def score_fingerprint(run: Path, images: Manifest, fold: int | None) -> str:
