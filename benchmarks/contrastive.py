@@ -34,11 +34,10 @@ import torch
 from benchmarks.measure import MIB, in_turn, options, ratio, seconds, vit_b_32
 from benchmarks.results import Result
 
-from thoraclip.methods.contrast import Contrast
+from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep
 from thoraclip.methods.finetune import Config
-from thoraclip.methods.pairs import CaptionTexts
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.training import Sampler
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Sampler
 from thoraclip.models.augment import augment
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
@@ -65,23 +64,25 @@ class Memory:
         return {"peak": peak / MIB, "added": np.nan if hidden else max(0, peak - self._before) / MIB}
 
 
-def make_contrast(given: argparse.Namespace) -> Contrast:
+def make_step(given: argparse.Namespace) -> ContrastiveStep:
     """A step on `given.batch` synthetic pictures of three classes, its texts tokenised."""
     rng, every = np.random.default_rng(0), np.arange(given.batch)
-    config = Config(model=given.model, batch_size=given.batch, chunk_size=given.chunk, loss="unicl")
     encoder = load_dual_encoder(given.model)
-    tuned = add_lora(encoder, config, seed=0, train_scale=True, train_bias=False)
+    tuned = add_lora(encoder, Config(), seed=0, train_scale=True, train_bias=False)
     greys = rng.integers(0, 256, (given.batch, *2 * [encoder.preprocess.size]), dtype=np.uint8)
     targets = rng.integers(0, CLASSES, given.batch)
     numbers = rng.integers(0, given.captions, given.batch) if given.captions else every
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
-    return Contrast(config, tuned, greys, targets, np.ones(CLASSES), texts, ProcessGroup())
+    return ContrastiveStep(
+        tuned=tuned, greys=greys, targets=targets, texts=texts, group=ProcessGroup(), loss="unicl", weight=None,
+        chunk_size=given.chunk, augmentation=Config(), seed=0,
+    )  # fmt: skip
 
 
-def stepper(contrast: Contrast, batch_size: int) -> Callable[[], None]:
+def stepper(contrast: ContrastiveStep, batch_size: int) -> Callable[[], None]:
     """One optimiser's step on the next batch, as `finetune` takes it."""
-    config, tuned = contrast.config, contrast.tuned
+    config, tuned = Config(), contrast.tuned
     optimizer = torch.optim.AdamW(list(tuned.parameters.values()), lr=config.learning_rate)
     rows, numbers = np.arange(len(contrast.targets)), itertools.count()
     sampler = Sampler(rows, contrast.targets, total=len(rows), batch_size=batch_size)
@@ -103,7 +104,7 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
 
     The roles `mapped` and `whole` (a chunk as large as the batch) end with the memory.
     """
-    contrast = make_contrast(given)
+    contrast = make_step(given)
     step, memory = stepper(contrast, given.batch), Memory()
     step()
     step()
@@ -114,7 +115,7 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
     plain()
     times = in_turn({"cached": step, "plain": lambda: [plain() for _ in range(several)]}, given.steps)
     pictures, samples = torch.from_numpy(contrast.greys), list(range(given.batch))
-    change = partial(augment, pictures, contrast.config, seed=0, step=0, samples=samples)
+    change = partial(augment, pictures, Config(), seed=0, step=0, samples=samples)
     width = contrast.tuned.encoder.encode_texts(["chest"]).shape[1]
     cached, plainly = (float(np.median(found)) for found in times.values())
     share = several * given.chunk / given.batch

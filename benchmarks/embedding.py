@@ -26,7 +26,8 @@ from torch import nn
 import thoraclip
 from thoraclip.data.batches import grey_batches
 from thoraclip.imaging import Preprocess
-from thoraclip.methods.embed import EncoderConfig, load_encoder, usual_batch_size
+from thoraclip.methods.embed import usual_batch_size
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.engines import by_threads
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.heads import fit_lbfgs

@@ -22,7 +22,7 @@ from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.data.splits import split_folds
-from thoraclip.methods.embed import EncoderConfig, load_encoder
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.ray_pool import over_ray
 from thoraclip.tables.arrays import ArrayWriter
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,7 +253,7 @@ class RunFolder:
         write_text(self.file("config.toml"), config_toml)
         write_json(self.file("provenance.json"), dict(provenance))
 
-    def write_metrics(self, rows: list[Mapping[str, object]]) -> None:
+    def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write `metrics.jsonl`, one JSON object a line."""
         write_text(self.file("metrics.jsonl"), "".join(canonical_json(row) + "\n" for row in rows))
 

@@ -19,14 +19,13 @@ from tests.conftest import files
 from tests.methods.conftest import draw_plainly
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError, ThoraclipError, TrainingError
-from thoraclip.methods import finetune, losses, pairs, tuning
-from thoraclip.methods.contrast import Contrast
+from thoraclip.methods import finetune, losses
+from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep
 from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.probe import Config as Probe
 from thoraclip.methods.running import run_method
-from thoraclip.methods.training import TrainingSettings
-from thoraclip.methods.tuning import Tuning
+from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import Config as ZeroShot
 from thoraclip.methods.zeroshot import prompts_digest
 from thoraclip.models.adapter import read_note
@@ -172,8 +171,8 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
 
     watch(TunableEncoder, "centre_bias")
     watch(finetune, "score_images")
-    for name in ("load_dual_encoder", "add_lora", "optimizer_of"):
-        watch(tuning, name)
+    for name in ("load_dual_encoder", "add_lora", "_optimizer"):
+        watch(finetune, name)
     settings = {
         "loss": loss,
         "geometry": "crop",
@@ -188,7 +187,7 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
     ((given, named, tuned),) = seen["add_lora"]
     assert given == (encoder, config_of(model, **settings, gradient_checkpointing=True))
     assert named == {"seed": 5, "train_scale": False, "train_bias": loss == "siglip", "checkpointing": True}
-    ((_, _, optimizer),) = seen["optimizer_of"]
+    ((_, _, optimizer),) = seen["_optimizer"]
     groups = optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0][: 1 + (loss == "siglip")]
     assert [p for group in groups for p in group["params"]] == list(tuned.parameters.values())
@@ -285,11 +284,11 @@ def test_the_best_adapter_is_kept_and_waiting_has_an_end(
     """Of equal validations the first; `last` has the weights after the last step."""
     values, seen = iter([0.1, 0.5, 0.9, 0.9, 0.3]), []
 
-    def validate(self: Tuning) -> dict[str, float]:
-        seen.append({tensor.detach().numpy().tobytes() for tensor in self.state.values()})
+    def validate(self: ContrastiveStep, rows: Any, prompts: Any) -> dict[str, float]:
+        seen.append({tensor.detach().numpy().tobytes() for tensor in self.tuned.parameters.values()})
         return {"val_accuracy": 0.0, "val_macro_f1": next(values), "val_mean_cosine": 0.0}
 
-    monkeypatch.setattr(Tuning, "validate", validate)
+    monkeypatch.setattr(ContrastiveStep, "validate", validate)
     _, details = train(validate_every=1, patience=2, steps=20)
     (chosen,) = details["chosen"]
     assert (chosen["step"], chosen["steps"], chosen["validation"]["val_macro_f1"]) == (2, 4, 0.9)
@@ -306,16 +305,16 @@ def test_which_images_choose_and_by_what(
     learnt, val = (np.flatnonzero(split == part).tolist() for part in ("train", "val"))
     zero, probe = iter([0.9, 0.1, 0.2]), iter([0.1, 0.8, 0.3])
 
-    def by_prompts(self: Contrast, rows: np.ndarray, prompts: Any) -> dict[str, float]:
+    def by_prompts(self: ContrastiveStep, rows: np.ndarray, prompts: Any) -> dict[str, float]:
         asked.append(rows.tolist())
         return {"val_macro_f1": next(zero), "val_mean_cosine": 0.0}
 
-    def by_probe(self: Contrast, fitted: np.ndarray, rows: np.ndarray, labels: Any) -> dict[str, float]:
+    def by_probe(self: ContrastiveStep, fitted: np.ndarray, rows: np.ndarray, labels: Any) -> dict[str, float]:
         asked.append((fitted.tolist(), rows.tolist()))
         return {"val_probe_macro_f1": next(probe)}
 
-    monkeypatch.setattr(Contrast, "validate", by_prompts)
-    monkeypatch.setattr(Contrast, "validate_probe", by_probe)
+    monkeypatch.setattr(ContrastiveStep, "validate", by_prompts)
+    monkeypatch.setattr(ContrastiveStep, "validate_probe", by_probe)
     _, details = train(select=select)
     assert details["chosen"][0]["step"] == {"probe": 2, "zeroshot": 0, "last": 4}[select]
     assert asked == ([val, (learnt, val)] if select == "probe" else [val]) * 3
@@ -374,13 +373,11 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
 ) -> None:
     captions = write_some_captions(tmp_path / "c.parquet", split_manifest)
     seen: list[tuple[str, ...]] = []
-    original = pairs.CaptionTexts.of
-    monkeypatch.setattr(
-        pairs.CaptionTexts, "of", lambda rows, texts: seen.append(tuple(texts)) or original(rows, texts)
-    )
+    original = CaptionTexts.of
+    monkeypatch.setattr(CaptionTexts, "of", lambda rows, texts: seen.append(tuple(texts)) or original(rows, texts))
     weighed: list[list[int]] = []
-    real = tuning.class_weights
-    monkeypatch.setattr(tuning, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind))
+    real = finetune.class_weights
+    monkeypatch.setattr(finetune, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind))
     learnt = [n for n, split in enumerate(split_manifest.column("split")) if split == "train"]
     labels, targets = split_manifest.column("label"), split_manifest.targets(split_manifest.label_set())
     for append in (True, False):

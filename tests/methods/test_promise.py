@@ -15,7 +15,8 @@ from thoraclip.judge.calibration import ece
 from thoraclip.judge.conformal import fit_thresholds
 from thoraclip.judge.metrics import Scored
 from thoraclip.judge.scaling import fit_temperature
-from thoraclip.methods.embed import EncoderConfig, cached_embeddings
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.models.heads import fit_lbfgs
 
 CALIBRATING = 110

@@ -17,7 +17,7 @@ from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.finetune import Config as FinetuneConfig
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import is_done, parts, read_validation, run_method
-from thoraclip.methods.supervised import Supervised
+from thoraclip.methods.supervised import SupervisedStep
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import Predictions
@@ -114,7 +114,7 @@ def test_a_run_of_before_is_repeated_but_its_weights_are_not_trained_again(
     def refuse(*_: object) -> float:
         raise RuntimeError("trained again")
 
-    monkeypatch.setattr(Supervised, "backward", refuse)
+    monkeypatch.setattr(SupervisedStep, "backward", refuse)
     assert not is_done("baseline", config, manifest, tmp_path / "run")
     run_method("baseline", config, manifest, tmp_path / "run")
     found = files(tmp_path / "run")

@@ -1,7 +1,12 @@
 """The methods: each a verb that reads a manifest and writes predictions.
 
 `METHODS` is the one list of them; the command line, the study and the docs follow from it. A method is a module with
-`Config` (a frozen dataclass) and `run(config, context) -> (Predictions, details, metrics)`.
+`Config` (a frozen dataclass) and `run(config, context) -> MethodOutput`. Where to read first:
+
+    finetune.py, baseline.py    a training loop each; what they share is in training/
+    probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
+    running.py                  what happens around `run`: folder, folds, resume, files
+    predictors.py               from a finished run back to its classifiers: audit, explain, export
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ class Method:
         trains_adapters: True where its run folder can be the `adapter` of another method.
         fits_head: True where a linear head on frozen features is fitted, so that it can be fitted again on other images.
         embeds: True where it reads the features of all images, which the runs of a study share.
-        trains_network: True where it trains a network in steps (`training.TrainingSettings`).
+        trains_network: True where it trains a network in steps (`training.settings.TrainingSettings`).
         inspects: True where it reads the appearance of every image (`data.check.inspect`).
         fit_seconds: about how long a training image of anything else that is fitted takes on one core, for the dry run.
     """

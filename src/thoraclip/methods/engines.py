@@ -20,6 +20,7 @@ import torch
 
 from thoraclip.data.batches import decoded
 from thoraclip.errors import MismatchError
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import SHIPPED
 from thoraclip.ray_pool import over_ray
@@ -28,8 +29,7 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
-    from thoraclip.methods.encoders import EncoderConfig
-    from thoraclip.methods.processes import ProcessGroup
+    from thoraclip.methods.training.processes import ProcessGroup
 
 __all__ = ["Engine", "Features", "Pictures", "by_processes", "by_ray", "by_threads", "cut", "threads_here"]
 
@@ -198,8 +198,6 @@ class _Actor:
 
     def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Load the encoder; threads: that the actor may use."""
-        from thoraclip.methods.embed import EncoderConfig, load_encoder
-
         encoder = load_encoder(EncoderConfig(**self._config))
         if encoder.description != self._expected:
             raise MismatchError(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.config import require_fraction, require_known
+from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
-from thoraclip.methods.encoders import EncoderConfig, finished_embeddings
-from thoraclip.methods.running import Context, Part, parts, pooled_predictions, require_classes
+from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder
+from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions, require_classes
 from thoraclip.methods.zeroshot import class_vectors, prompts_digest
 from thoraclip.models.heads import (
     LinearHead,
@@ -32,7 +33,6 @@ from thoraclip.models.heads import (
 from thoraclip.models.novelty import MIN_ROWS, fit_novelty, write_novelty
 from thoraclip.runs import fold_file
 from thoraclip.tables.embeddings import Embeddings
-from thoraclip.tables.predictions import Predictions
 from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
@@ -84,16 +84,12 @@ class Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("features", _FEATURES), ("solver", tuple(SOLVERS)), ("class_weight", _WEIGHTINGS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
+        require_known(self, features=_FEATURES, solver=SOLVERS, class_weight=_WEIGHTINGS)
         if not 0 < self.l2_min <= self.l2_max or self.l2_steps < 1:
             raise ConfigError(
                 f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1"
             )
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
+        require_fraction(self, "val_fraction")
         if self.epochs < 1 or self.learning_rate <= 0 or self.train_batch_size < 1:
             raise ConfigError(
                 f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, train_batch_size = {self.train_batch_size}: "
@@ -198,7 +194,7 @@ SOLVERS: Mapping[str, Solver] = {
 """Name -> solver; the setting `solver` takes these names."""
 
 
-def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+def run(config: Config, context: RunContext) -> MethodOutput:
     """Fit one head per fold (or one for the split), predict the test images, pool.
 
     The validation scores that are kept are those of the head that was fitted on the training images alone.
@@ -208,32 +204,33 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
-    rows, scores, metrics, strange, dimension, texts = [], [], [], [], 0, None
+    rows, scores, metrics, ood, dimension, texts = [], [], [], [], 0, None
 
-    def work(one: _Round) -> tuple[_Round, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
-        head, validation, facts = _fit(config, one.features, targets, labels, one.part, one.texts)
-        told = _keep_novelty(context, one.features, targets, one.part)
-        return one, head, validation, facts, head.predict(one.features[one.part.test]), told
+    def work(fold: _FoldInputs) -> tuple[_FoldInputs, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
+        head, validation, chosen = _fit(config, fold.features, targets, labels, fold.part, fold.texts)
+        flagged = _keep_novelty(context, fold.features, targets, fold.part)
+        return fold, head, validation, chosen, head.predict(fold.features[fold.part.test]), flagged
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
-        for one, head, validation, facts, test, told in in_order(work, _rounds(config, context, labels), ahead=cores()):
-            fold = one.part.fold
-            context.keep_validation(one.part, labels, validation)
-            metrics.append({"fold": fold, **facts})
-            write_head(context.folder.file(fold_file(_HEAD, fold)), head)
-            strange.append({"fold": fold, **told})
-            rows.append(one.part.test)
+        inputs = _fold_inputs(config, context, labels)
+        for fold, head, validation, chosen, test, flagged in in_order(work, inputs, ahead=cores()):
+            number = fold.part.fold
+            context.keep_validation(fold.part, labels, validation)
+            metrics.append({"fold": number, **chosen})
+            write_head(context.folder.file(fold_file(_HEAD, number)), head)
+            ood.append({"fold": number, **flagged})
+            rows.append(fold.part.test)
             scores.append(test)
-            dimension, texts = int(one.features.shape[1]), one.texts
+            dimension, texts = int(fold.features.shape[1]), fold.texts
     details = {"chosen": metrics, "features": config.features, "dimension": dimension}
-    details["out_of_distribution"] = strange
+    details["out_of_distribution"] = ood
     if texts:
         details |= {"prompt_set": load_prompts(config.prompts).name, "logit_scale": texts.logit_scale}
-    return pooled_predictions(manifest, labels, rows, scores), details, list(metrics)
+    return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
 
 
 @dataclass(frozen=True)
-class _Round:
+class _FoldInputs:
     """What one fit needs; the features f32[N, D] are those of the whole manifest."""
 
     part: Part
@@ -241,7 +238,7 @@ class _Round:
     texts: Texts | None
 
 
-def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Round]:
+def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_FoldInputs]:
     """One for each fold; where the folds have one encoder, they share the features."""
     manifest = context.manifest
     shared: tuple[Config, npt.NDArray[np.float32], Texts | None] | None = None
@@ -252,26 +249,26 @@ def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Rou
             embedded, texts = _inputs(chosen, context, labels)
             features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
             shared = chosen, features, texts
-        yield _Round(part, shared[1], shared[2])
+        yield _FoldInputs(part, shared[1], shared[2])
 
 
-def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
+def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
     """The features of all images, and the classes' texts where the solver needs them; the encoder is loaded for what is missing."""
     finished = None if config.reads_prompts else finished_embeddings(config)
     if finished is not None:
         return finished, None
-    from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
+    from thoraclip.methods.embed import cached_embeddings  # with torch
 
     encoder = load_encoder(config)
     embedded = cached_embeddings(
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
-        announce=context.announce,
+        announce=context.log,
     )  # fmt: skip
     return embedded, Texts.of(encoder, labels, config.prompts) if config.reads_prompts else None
 
 
 def _keep_novelty(
-    context: Context, features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], part: Part
+    context: RunContext, features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], part: Part
 ) -> dict[str, Any]:
     """Fit the out-of-distribution score on the training images, its threshold on the validation images, and write it.
 
@@ -335,8 +332,7 @@ def _fit(
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
     """The encoder with the head that was fitted for the fold."""
-    from thoraclip.methods.embed import load_encoder
-    from thoraclip.models.classifiers import EncoderClassifier
+    from thoraclip.models.classifiers import EncoderClassifier  # with torch
 
     head = read_head(folder / fold_file(_HEAD, fold))
     require_classes(folder, head.labels, labels)

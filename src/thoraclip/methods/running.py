@@ -1,4 +1,4 @@
-"""What every method's run shares: where it runs, which rows it may train on, and skipping what is already done."""
+"""What every method's run shares: its folder, its folds or split, and skipping what is already done."""
 
 from __future__ import annotations
 
@@ -25,8 +25,17 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
 __all__ = [
-    "Context", "Part", "is_done", "parts", "pooled_predictions", "read_validation", "require_classes", "require_folds", "run_method",
-]  # fmt: skip
+    "MethodOutput",
+    "Part",
+    "RunContext",
+    "is_done",
+    "parts",
+    "pooled_predictions",
+    "read_validation",
+    "require_classes",
+    "require_folds",
+    "run_method",
+]
 
 Rows = npt.NDArray[np.int64]
 
@@ -35,16 +44,16 @@ _SCHEMA, _FOLD_SCHEMA = 2, 1
 
 
 @dataclass(frozen=True)
-class Context:
+class RunContext:
     """Where one run happens.
 
     Args:
         manifest: the images.
         folder: the run's own folder.
         cache: folder for embeddings, shared by the runs of a study.
-        pixels: folder for decoded pictures, shared by the runs of a study; `None` keeps none.
+        pixels: folder for decoded images, shared by the runs of a study; `None` keeps none.
         progress: draws (done, total); `None` for silence.
-        announce: gets a line of what the user should know.
+        log: gets a line of what the user should know.
         fingerprint: of everything that the result of a fold depends on, so not of which folds are run; checkpoints and
             trained weights carry it.
     """
@@ -54,7 +63,7 @@ class Context:
     cache: Path
     pixels: Path | None = None
     progress: Progress | None = None
-    announce: Callable[[str], None] = lambda _: None
+    log: Callable[[str], None] = lambda _: None
     fingerprint: str = ""
 
     def keep_validation(self, part: Part, labels: LabelSet, scores: npt.NDArray[np.float64]) -> None:
@@ -79,8 +88,23 @@ def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
+class MethodOutput:
+    """What the `run` of a method gives.
+
+    Args:
+        predictions: of the images that were scored, all folds together.
+        details: JSON-able; written to `details.json`.
+        metrics: the rows of `metrics.jsonl`.
+    """
+
+    predictions: Predictions
+    details: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True)
 class Part:
-    """One round of training and scoring.
+    """What one training and its scoring use.
 
     Args:
         fold: number of the held-out fold; `None` with a train/val/test split.
@@ -96,7 +120,7 @@ class Part:
 def parts(
     manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: int, only: Sequence[int] = ()
 ) -> Iterator[Part]:
-    """The rounds that a manifest asks for: one per fold (of those in `only`, where it names any), or one for its split.
+    """The parts of a manifest: one per fold (of those in `only`, where it names any), or one for its split.
 
     Where no validation split is given, a stratified part of the training images is held out by patient.
 
@@ -107,15 +131,15 @@ def parts(
     known = targets >= 0
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
-    rounds: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
+    masks: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
     if (folds >= 0).any():
         known_folds = sorted(set(folds[folds >= 0].tolist()))
         require_folds(only, known_folds)
         for fold in only or known_folds:
-            rounds.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
+            masks.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
     else:
-        rounds.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
-    for fold, train, val, test in rounds:
+        masks.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
+    for fold, train, val, test in masks:
         for name, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise ManifestError(
@@ -123,8 +147,8 @@ def parts(
                 )
         if not val.any():
             pool = np.flatnonzero(train)
-            held = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
-            val[held], train[held] = True, False
+            held_out = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
+            val[held_out], train[held_out] = True, False
         for index, label in enumerate(labels.names):
             for name, rows in (("training", train), ("validation", val)):
                 if not (rows & (targets == index)).any():
@@ -133,11 +157,11 @@ def parts(
         yield Part(fold, np.flatnonzero(train), np.flatnonzero(val), np.flatnonzero(test))
 
 
-def require_classes(folder: Path, found: LabelSet, wanted: LabelSet) -> None:
+def require_classes(folder: Path, trained: LabelSet, manifest: LabelSet) -> None:
     """Raise MismatchError where a run was trained on other classes than those of a manifest."""
-    if found != wanted:
+    if trained != manifest:
         raise MismatchError(
-            f"{folder}: was trained on the classes {list(found.names)}, and these are {list(wanted.names)}; "
+            f"{folder}: was trained on the classes {list(trained.names)}, and these are {list(manifest.names)}; "
             "name the manifest that it was trained on"
         )
 
@@ -156,8 +180,8 @@ def pooled_predictions(
 
     Args:
         manifest, labels: of the run.
-        rows: i64[R_k] of every round, disjoint.
-        scores: f64[R_k, C] of every round.
+        rows: i64[R_k] of every part, disjoint.
+        scores: f64[R_k, C] of every part.
     """
     together = np.concatenate(rows)
     order = np.argsort(together, kind="stable")
@@ -190,7 +214,7 @@ def run_method(
         manifest: the images, split.
         out: the run folder.
         cache: folder for embeddings; inside `out` when not given.
-        pixels: folder for decoded pictures; `None` keeps none.
+        pixels: folder for decoded images; `None` keeps none.
         progress: draws (done, total).
         announce: gets a line of what the user should know.
 
@@ -207,7 +231,7 @@ def run_method(
         sweep(out)
     if not folder.is_done(fingerprint):
         if find_method(kind).is_parallel:
-            from thoraclip.methods.processes import require_launch  # with torch, which not every method needs
+            from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 
             require_launch(wanted=config.processes, trackers=config.trackers)
         if is_main_process():
@@ -215,20 +239,24 @@ def run_method(
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
                 stale.unlink()
         method = import_module(find_method(kind).module)
-        context = Context(
-            manifest=manifest, folder=folder, cache=cache or out / "embeddings", pixels=pixels, progress=progress,
-            announce=announce, fingerprint=of_a_fold,
-        )  # fmt: skip
-        result = method.run(config, context)
-        if result is not None:
-            predictions, details, metrics = result
-            write_predictions(folder.file("predictions.parquet"), predictions)
-            write_json(folder.file("details.json"), details)
-            folder.write_metrics(metrics)
+        context = RunContext(
+            manifest=manifest,
+            folder=folder,
+            cache=cache or out / "embeddings",
+            pixels=pixels,
+            progress=progress,
+            log=announce,
+            fingerprint=of_a_fold,
+        )
+        output: MethodOutput | None = method.run(config, context)
+        if output is not None:
+            write_predictions(folder.file("predictions.parquet"), output.predictions)
+            write_json(folder.file("details.json"), output.details)
+            folder.write_metrics(output.metrics)
             if find_method(kind).is_trained:
                 trained = TrainedRun(
-                    kind=kind, config=config, predictions=predictions, details=details, data=data_facts(manifest),
-                    images=manifest.root, provenance=facts,
+                    kind=kind, config=config, predictions=output.predictions, details=output.details,
+                    data=data_facts(manifest), images=manifest.root, provenance=facts,
                 )  # fmt: skip
                 write_model_card(out, trained)
             folder.finish(fingerprint)

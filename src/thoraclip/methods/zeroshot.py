@@ -6,7 +6,6 @@ normalised again; logits are the cosine times the model's logit scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,8 @@ import numpy.typing as npt
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
-from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.methods.running import Context, Part, parts, pooled_predictions
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
+from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
 from thoraclip.models.heads import log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
@@ -61,14 +60,14 @@ class Scored:
     logit_scale: float
 
 
-def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: Context) -> Scored:
+def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:
     """Softmax over logit scale times cosine, for every image of the context's manifest."""
-    from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
+    from thoraclip.methods.embed import cached_embeddings  # with torch
 
     encoder = load_encoder(config)
     embedded = cached_embeddings(
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
-        announce=context.announce,
+        announce=context.log,
     )  # fmt: skip
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
     vectors = [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
@@ -76,7 +75,7 @@ def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, co
     return Scored(scores, images, vectors, encoder.logit_scale)
 
 
-def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+def run(config: Config, context: RunContext) -> MethodOutput:
     """Score every image against the class prompts; nothing is trained here, so every row can be judged.
 
     With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it. The scores of the
@@ -85,13 +84,13 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     manifest = context.manifest
     labels, prompts = manifest.label_set(config.classes), load_prompts(config.prompts)
     texts = [prompts.for_class(name) for name in labels.names]
-    rounds, rows, scores, right = _rounds(config, labels, context), [], [], []
+    validated, rows, scores, named = _validation_parts(config, labels, context), [], [], []
     for chosen, own in by_adapter(config, manifest):
         scored = score_images(chosen, labels, prompts, context)
         rows.append(own)
         scores.append(scored.scores[own])
-        right.append(_per_prompt(texts, scored, own))
-        for part in rounds:
+        named.append(_per_prompt(texts, scored, own))
+        for part in validated:
             if np.isin(part.test, own).all():
                 part = follow_adapter(chosen, manifest, part)
                 context.keep_validation(part, labels, scored.scores[part.val])
@@ -100,20 +99,21 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
         "prompt_set": prompts.name,
         "prompts": {name: list(t) for name, t in zip(labels.names, texts, strict=True)},
         "logit_scale": scored.logit_scale,
-        "per_prompt": _spread(labels, texts, np.concatenate(right)[np.argsort(np.concatenate(rows))], predictions),
+        "per_prompt": _spread(labels, texts, np.concatenate(named)[np.argsort(np.concatenate(rows))], predictions),
     }
     judged = predictions.judged()
-    return predictions, details, [{"rows": len(judged), "log_loss": log_loss(judged.scores, judged.target)}]
+    metrics = [{"rows": len(judged), "log_loss": log_loss(judged.scores, judged.target)}]
+    return MethodOutput(predictions, details, metrics)
 
 
-def _rounds(config: Config, labels: LabelSet, context: Context) -> list[Part]:
+def _validation_parts(config: Config, labels: LabelSet, context: RunContext) -> list[Part]:
     """The parts of a trained method at its defaults, for their validation images; none where it could not be trained."""
     if not any(context.manifest.parts()):
         return []
     try:
         return list(parts(context.manifest, labels, val_fraction=_VAL_FRACTION, seed=0, only=config.only_folds))
     except ManifestError as error:
-        context.announce(f"zeroshot: no validation scores are kept, so nothing can be calibrated ({error})")
+        context.log(f"zeroshot: no validation scores are kept, so nothing can be calibrated ({error})")
         return []
 
 
@@ -171,7 +171,6 @@ def load_classifier(config: EncoderConfig, folder: Path, fold: int | None, label
 
 def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -> EncoderClassifier:
     """An encoder with the mean vectors of each class's prompts as a linear head."""
-    from thoraclip.methods.embed import load_encoder
     from thoraclip.models.classifiers import EncoderClassifier, prompt_head
 
     encoder, chosen = load_encoder(config), load_prompts(prompts)

@@ -29,6 +29,7 @@ from thoraclip.errors import InputError, ThoraclipError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import Part, is_done, parts, require_folds
 from thoraclip.runs import digest, fold_folder
 from thoraclip.study.external.images import listed_images
@@ -216,7 +217,7 @@ class _Planner:
 
     def _training(self, row: Row, config: Any, part: Part) -> float:
         """Seconds of the steps, the validations and, where no features are kept, the scoring of one part."""
-        from thoraclip.methods.training import Sampler
+        from thoraclip.methods.training.sampler import Sampler
 
         targets = self.manifest.targets(self.manifest.label_set(config.classes))
         a_pass = Sampler(
@@ -406,9 +407,6 @@ class _Clock:
 
 
 def _encoder(config: Any, *, adapter: str = "", adapter_scale: float = 1.0) -> Any:
-    from thoraclip.methods.embed import load_encoder
-    from thoraclip.methods.encoders import EncoderConfig
-
     return load_encoder(
         EncoderConfig(
             model=config.model, geometry=config.geometry, precision=config.precision, adapter=adapter, adapter_scale=adapter_scale

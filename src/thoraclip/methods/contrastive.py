@@ -1,8 +1,8 @@
-"""One contrastive step over a batch of any size, and the validation of the encoder that it trains."""
+"""One contrastive step over a batch of any size: its texts, its loss, and the validation of the encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,19 +14,17 @@ from torch import Tensor, nn
 
 from thoraclip.methods import losses
 from thoraclip.methods.gradcache import Tower, cached_backward
-from thoraclip.methods.pairs import PairTexts, PromptTexts
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.training import Batch
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
-from thoraclip.models.augment import augment
+from thoraclip.models.augment import Augmentation, augment
 from thoraclip.models.heads import fit_lbfgs
 from thoraclip.models.lora import TunableEncoder
 
 if TYPE_CHECKING:
     from thoraclip.labels import LabelSet
-    from thoraclip.methods.finetune import Config
 
-__all__ = ["Contrast"]
+__all__ = ["CaptionTexts", "ContrastiveStep", "PromptTexts"]
 
 Rows = npt.NDArray[np.int64]
 _SCORING_BATCH = 64
@@ -34,26 +32,78 @@ _PROBE_PENALTIES = (1.0, 0.1, 0.01)
 
 
 @dataclass(frozen=True)
-class Contrast:
+class CaptionTexts:
+    """Every image has one text.
+
+    Args:
+        texts: U different texts, sorted.
+        of_row: row of the manifest -> number of its text.
+    """
+
+    texts: tuple[str, ...]
+    of_row: Mapping[int, int]
+
+    @classmethod
+    def of(cls, rows: Sequence[int], captions: Sequence[str]) -> CaptionTexts:
+        """From the caption of each row."""
+        texts = tuple(sorted(set(captions)))
+        number = {text: n for n, text in enumerate(texts)}
+        return cls(texts, {row: number[caption] for row, caption in zip(rows, captions, strict=True)})
+
+    def draw(self, batch: Batch) -> Rows:
+        """i64[B]: the number of each image's text."""
+        return np.array([self.of_row[row] for row in batch.rows.tolist()], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class PromptTexts:
+    """The images of a class share one vector, the mean of its prompts' as in scoring.
+
+    Not one prompt at random: then the loss is first lowered by making all prompts alike, the classes' included, and stays
+    there.
+
+    Args:
+        texts: U prompts, one class after the other.
+        classes: i64[U], the class of each prompt.
+    """
+
+    texts: tuple[str, ...]
+    classes: Rows
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[str]]) -> PromptTexts:
+        """From the prompts of each class."""
+        classes = np.repeat(np.arange(len(prompts)), [len(p) for p in prompts])
+        return cls(tuple(text for p in prompts for text in p), classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveStep:
     """Everything that a step needs.
 
     Args:
-        config: of the fine-tuning.
         tuned: the encoder.
-        greys: u8[N, S, S], the pictures of the manifest, on disk.
+        greys: u8[N, S, S], the images of the manifest, on disk.
         targets: i64[N] classes, -1 where unknown.
-        weight: f64[C], weight of each class in the loss.
         texts: what stands beside the images.
         group: the processes.
+        loss: a name in `LOSSES`.
+        weight: f64[C], weight of each class in the loss; `None` for equal ones.
+        chunk_size: pairs per forward pass. Memory only.
+        augmentation: how the images of a batch are changed; `None` leaves them.
+        seed: of the augmentation.
     """
 
-    config: Config
     tuned: TunableEncoder
     greys: npt.NDArray[np.uint8]
     targets: Rows
-    weight: npt.NDArray[np.float64]
-    texts: PairTexts
+    texts: CaptionTexts | PromptTexts
     group: ProcessGroup
+    loss: str
+    weight: npt.NDArray[np.float64] | None
+    chunk_size: int
+    augmentation: Augmentation | None
+    seed: int
 
     @cached_property
     def tokens(self) -> dict[str, Tensor]:
@@ -70,7 +120,7 @@ class Contrast:
         vision = Tower(len(batch.rows), self._images_of(batch))
         text = Tower(len(numbers), self._texts_of(batch, numbers))
         value = cached_backward(
-            (vision, text), self._loss_of(batch, inverse), chunk_size=self.config.chunk_size, processes=self.group
+            (vision, text), self._loss_of(batch, inverse), chunk_size=self.chunk_size, processes=self.group
         )
         self.group.combine(self.tuned.encoder_parameters.values(), self.tuned.loss_parameters.values())
         self.tuned.clear_masks()
@@ -84,20 +134,20 @@ class Contrast:
         return numbers, inverse
 
     def _images_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """Rows of the batch -> unit vectors; this process's pictures are read and augmented once."""
+        """Rows of the batch -> unit vectors; this process's images are read and augmented once."""
         encoder = self.tuned.encoder
         own, _ = self.group.own(len(batch.rows))
-        pictures = torch.from_numpy(self.greys[batch.rows[own.numpy()]]).to(encoder.device)
-        if self.config.augmentation:
+        images = torch.from_numpy(self.greys[batch.rows[own.numpy()]]).to(encoder.device)
+        if self.augmentation:
             samples = batch.samples[own.numpy()].tolist()
-            pictures = augment(pictures, self.config, seed=self.config.seed, step=batch.step, samples=samples)
+            images = augment(images, self.augmentation, seed=self.seed, step=batch.step, samples=samples)
         samples = torch.from_numpy(batch.samples).to(encoder.device)
         first = int(own[0])
 
         def encode(rows: Tensor) -> Tensor:
             self.tuned.vision_key.use(batch.step, samples[rows.to(encoder.device)])
             with encoder.autocast():
-                _, projected = encoder.image_features(encoder.expand(pictures[(rows - first).to(encoder.device)]))
+                _, projected = encoder.image_features(encoder.expand(images[(rows - first).to(encoder.device)]))
             return nn.functional.normalize(projected.float(), dim=-1)
 
         return encode
@@ -116,11 +166,9 @@ class Contrast:
         return encode
 
     def _loss_of(self, batch: Batch, inverse: Rows) -> Callable[[Tensor, Tensor], Tensor]:
-        device, chosen = self.tuned.encoder.device, losses.LOSSES[self.config.loss]
+        device, chosen = self.tuned.encoder.device, losses.LOSSES[self.loss]
         target = torch.from_numpy(self.targets[batch.rows]).to(device)
-        weight = (
-            torch.from_numpy(self.weight).float().to(device)[target] if self.config.class_weight != "none" else None
-        )
+        weight = None if self.weight is None else torch.from_numpy(self.weight).float().to(device)[target]
         which = torch.from_numpy(inverse).to(device)
 
         def loss(image: Tensor, text: Tensor) -> Tensor:
@@ -136,9 +184,9 @@ class Contrast:
         """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""
         from sklearn.metrics import accuracy_score
 
-        _, images = self._encode(rows)
+        _, projected = self._encode(rows)
         vectors = class_vectors([self.tuned.encoder.encode_texts(p).astype(np.float64) for p in prompts])
-        cosine = images.astype(np.float64) @ vectors.T
+        cosine = projected.astype(np.float64) @ vectors.T
         predicted, target = cosine.argmax(axis=1), self.targets[rows]
         return {
             "val_accuracy": float(accuracy_score(target, predicted)),
@@ -150,8 +198,8 @@ class Contrast:
         """Macro F1 of a linear probe that is fitted on the training images, the best of a few penalties."""
         (fitted, _), (scored, _) = self._encode(train), self._encode(rows)
         heads = fit_lbfgs(fitted, self.targets[train], labels, l2=list(_PROBE_PENALTIES), weighting="none")
-        found = [macro_f1(self.targets[rows], h.predict(scored).argmax(axis=1), len(labels)) for h in heads]
-        return {"val_probe_macro_f1": max(found)}
+        scores = [macro_f1(self.targets[rows], h.predict(scored).argmax(axis=1), len(labels)) for h in heads]
+        return {"val_probe_macro_f1": max(scores)}
 
     def _encode(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """(pooled, projected) of some images, each process encoding its share."""
