@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from tests.conftest import files
 
-from thoraclip import verbs
+import thoraclip
 from thoraclip.methods import running
 from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.finetune import Config as FinetuneConfig
@@ -127,10 +127,10 @@ def test_a_report_of_run_folders_is_calibrated(manifest: Manifest, tmp_path: Pat
     write_manifest(tmp_path / "m.parquet", manifest)
     run_method("probe", ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1), manifest, tmp_path / "probe")
     for file in ("probe", "probe/predictions.parquet"):
-        report = verbs.report(tmp_path / file, out=tmp_path / "report", resamples=100)
+        report = thoraclip.report(tmp_path / file, out=tmp_path / "report", resamples=100)
         trust = report["methods"][0]["trust"]
         assert trust["validation"]["folds"] == [0, 1, 2] and trust["conformal"]["classes"]
     for stale in (tmp_path / "probe").glob("validation*"):
         stale.unlink()
-    bare = verbs.report(tmp_path / "probe", out=tmp_path / "report", resamples=100)["methods"][0]["trust"]
+    bare = thoraclip.report(tmp_path / "probe", out=tmp_path / "report", resamples=100)["methods"][0]["trust"]
     assert "the run kept none" in bare["reason"]

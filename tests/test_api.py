@@ -1,9 +1,8 @@
-"""The verbs do what their commands do, take what a notebook gives, and say nothing unless asked."""
+"""The functions do what their commands do, take what a notebook gives, and say nothing unless asked."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from tests.conftest import Capture, files
 
 import thoraclip
-from thoraclip import verbs
+from thoraclip.api import hooks, methods
 from thoraclip.cli.app import run
 from thoraclip.data.card import CardSettings
 from thoraclip.errors import ConfigError, LeakError, ThoraclipError
@@ -87,7 +86,7 @@ def test_captions_and_phantoms(manifest: Manifest, tmp_path: Path, capsys: Captu
 def test_progress_is_told_when_asked_for(manifest: Manifest, tmp_path: Path, capsys: Capture) -> None:
     thoraclip.embed(manifest, model="tiny-clip", out=tmp_path / "e", progress=True)
     out, err = capsys.readouterr()
-    assert out == "" and err.endswith("\rembedding: 24/24\n")
+    assert out == "" and err.endswith("\rimages: 24/24\n")
     calls: list[tuple[int, int]] = []
     thoraclip.embed(manifest, model="tiny-clip", out=tmp_path / "f", progress=lambda *done: calls.append(done))
     assert calls[-1] == (24, 24)
@@ -101,15 +100,15 @@ def test_progress_is_told_when_asked_for(manifest: Manifest, tmp_path: Path, cap
 
 
 def test_a_line_begins_anew_after_an_unfinished_stage(capsys: Capture) -> None:
-    lines = verbs._Lines("work")
+    lines = hooks._Lines()
     lines.draw(1, 3)
-    lines.tell("look")
+    lines.write("look")
     lines.draw(3, 3)
-    lines.tell("done")
-    assert capsys.readouterr().err == "\rwork: 1/3\nlook\n\rwork: 3/3\ndone\n"
+    lines.write("done")
+    assert capsys.readouterr().err == "\rimages: 1/3\nlook\n\rimages: 3/3\ndone\n"
     for total in (0, 0, 2):
         lines.draw(2, total)
-    assert capsys.readouterr().err == "\rwork: 2\rwork: 2\rwork: 2/2\n", "an unknown total is not drawn"
+    assert capsys.readouterr().err == "\rimages: 2\rimages: 2\rimages: 2/2\n", "an unknown total is not drawn"
 
 
 def test_a_leaking_table_is_refused_where_its_file_would_be(manifest: Manifest, tmp_path: Path) -> None:
@@ -152,22 +151,12 @@ def test_no_argument_can_be_given_as_a_setting(kind: str, manifest_file: Path, t
 def test_a_new_method_has_its_function_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "echo", Method("thoraclip.methods.trivial", "Say it again.", True))  # type: ignore[arg-type]
     echo = thoraclip.echo
-    assert echo is verbs.echo
-    assert (echo.__name__, echo.__module__) == ("echo", "thoraclip.verbs")
+    assert echo is methods.echo
+    assert (echo.__name__, echo.__module__) == ("echo", "thoraclip.api.methods")
     assert str(echo.__doc__).startswith("Say it again.\n\nArgs:\n    manifest: ")
     assert "    max_iter: Rounds of boosting that are tried" in str(echo.__doc__)
     assert {"manifest", "out", "max_iter"} <= set(inspect.signature(echo).parameters)
-    assert "echo" in thoraclip.__all__ and "echo" in dir(verbs)
+    assert "echo" in thoraclip.__all__ and "echo" in dir(methods)
     monkeypatch.undo()
-    with pytest.raises(AttributeError, match="module 'thoraclip.verbs' has no attribute 'echo'"):
-        verbs.echo  # noqa: B018
-
-
-def test_nothing_below_imports_the_verbs() -> None:
-    package = Path(thoraclip.__file__).parent
-    users = {
-        file.relative_to(package).parts[0]
-        for file in package.rglob("*.py")
-        if re.search(r"thoraclip\.verbs import|import verbs|import thoraclip\.verbs", file.read_text(encoding="utf-8"))
-    }
-    assert users == {"__init__.py", "cli"}
+    with pytest.raises(AttributeError, match="module 'thoraclip.api.methods' has no attribute 'echo'"):
+        methods.echo  # noqa: B018
