@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from thoraclip.config import require_at_least, require_known
 from thoraclip.data.batches import grey_batches
-from thoraclip.errors import ConfigError, ManifestError, ModelError, did_you_mean
+from thoraclip.errors import ConfigError, ManifestError, ModelError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import Captioner, load_captioner
@@ -58,15 +59,12 @@ class CaptionConfig:
     """Chooses the words of the template."""
 
     def __post_init__(self) -> None:
-        if self.captioner not in CAPTIONERS:
-            raise ConfigError(f"unknown captioner '{self.captioner}'{did_you_mean(self.captioner, CAPTIONERS)}")
+        require_known(self, captioner=CAPTIONERS)
         for field in fields(self):
             value, owner = getattr(self, field.name), _OWNERS.get(field.name, self.captioner)
             if owner != self.captioner and value != field.default:
                 raise ConfigError(f"{field.name} = {value!r}: is read by captioner '{owner}' alone; leave it out")
-        for name in ("batch_size", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: 1 or more is needed")
+        require_at_least(self, batch_size=1, max_new_tokens=1)
         if self.captioner == "column" and not self.column:
             raise ConfigError("captioner 'column': name the column of texts with --column NAME")
         if self.column == "label":

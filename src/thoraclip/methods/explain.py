@@ -41,8 +41,8 @@ def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) ->
         ConfigError: the run has no such fold.
         ImageError: the file cannot be read.
     """
-    found = _row_of(run, hashlib.sha256(read_bytes(image)).hexdigest())
-    mask, held, split = found if found else (None, None, None)
+    row = _row_of(run, hashlib.sha256(read_bytes(image)).hexdigest())
+    mask, held, split = row or (None, None, None)
     if fold is not None:
         if fold not in run.folds:
             names = ", ".join(str(f) for f in run.folds if f is not None) or "none"
@@ -53,7 +53,7 @@ def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) ->
         return Chosen(None, f"the run's classifier{', ' + trained[split] if split in trained else ''}", mask)
     if held in run.folds:
         return Chosen(held, f"fold {held}, which held this picture out", mask)
-    why = "the picture is in no fold of the run's manifest" if found is None else "the picture was held out by no fold"
+    why = "the picture is in no fold of the run's manifest" if row is None else "the picture was held out by no fold"
     return Chosen(run.folds[0], f"fold {run.folds[0]}, the first: {why}", mask)
 
 

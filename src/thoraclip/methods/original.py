@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError, InputError, MismatchError
 from thoraclip.methods.predictors import FinishedRun
 from thoraclip.methods.running import read_validation
+from thoraclip.models.adapter_note import adapter_folders
 from thoraclip.models.classifiers import EncoderClassifier
-from thoraclip.models.heads import LinearHead
+from thoraclip.models.heads import LinearHead, read_head
 from thoraclip.models.original import Original
 from thoraclip.runs import fold_file
 from thoraclip.tables.manifest import Manifest
@@ -100,20 +102,10 @@ def _alike(
     for fold, rows in judged.items():
         if fold == chosen:
             continue
-        head = _head(run, fold) if run.method.fits_head else own.head
-        yield head, np.setdiff1d(rows, left_out)
+        file = run.folder / fold_file("head.safetensors", fold)
+        yield read_head(file) if run.method.fits_head else own.head, np.setdiff1d(rows, left_out)
 
 
 def _has_fold_adapters(run: FinishedRun) -> bool:
-    from pathlib import Path
-
-    from thoraclip.models.adapter_note import adapter_folders
-
     adapter = run.config.adapter
     return bool(adapter) and None not in adapter_folders(Path(adapter))
-
-
-def _head(run: FinishedRun, fold: int | None) -> LinearHead:
-    from thoraclip.models.heads import read_head
-
-    return read_head(run.folder / fold_file("head.safetensors", fold))

@@ -15,6 +15,7 @@ from thoraclip.config import build_config, read_toml
 from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
+from thoraclip.models.adapter_note import adapter_folders
 from thoraclip.tables.manifest import Manifest, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
@@ -67,8 +68,6 @@ class FinishedRun:
     @property
     def distinct_folds(self) -> tuple[int | None, ...]:
         """The folds whose classifiers differ; `(None,)` where one frozen classifier scored all of them."""
-        from thoraclip.models.adapter_note import adapter_folders
-
         adapter = getattr(self.config, "adapter", "")
         is_one = not self.method.is_trained and (not adapter or None in adapter_folders(Path(adapter)))
         return (None,) if is_one else self.folds
@@ -147,13 +146,11 @@ class FinishedRun:
             return ["new"] * len(manifest)
         parts: dict[str, int | str | None] = {}
         for content, fold, part in zip(*(own.column(n) for n in ("sha256", "fold", "split")), strict=True):
-            held = (
-                fold
-                if fold in self.folds and fold is not None
-                else None
-                if part == "test" and None in self.folds
-                else "trained"
-            )
+            held: int | str | None = "trained"
+            if fold is not None and fold in self.folds:
+                held = fold
+            elif part == "test" and None in self.folds:
+                held = None
             parts[content] = held if parts.get(content, held) == held else "trained"
         return [parts.get(content, "new") for content in manifest.column("sha256")]
 
@@ -178,8 +175,8 @@ def read_run(folder: Path) -> FinishedRun:
     )
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     _require_same_files(folder, config, facts["inputs"])
-    found = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
-    folds: tuple[int | None, ...] = tuple(sorted(found)) or (None,)
+    held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
+    folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds)
 
@@ -212,10 +209,10 @@ def find_manifest(run: FinishedRun) -> Manifest:
     """
     for folder in list(run.folder.resolve().parents)[:3]:
         if (folder / "manifest.parquet").is_file():
-            found = read_manifest(folder / "manifest.parquet")
-            if found.fingerprint != run.manifest:
+            manifest = read_manifest(folder / "manifest.parquet")
+            if manifest.fingerprint != run.manifest:
                 raise MismatchError(
                     f"{folder / 'manifest.parquet'}: is not the manifest that {run.folder} ran on; name it with --manifest"
                 )
-            return found
+            return manifest
     raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")

@@ -45,6 +45,8 @@ _HEAD = "head.safetensors"
 _FEATURES = ("pooled", "projected")
 _WEIGHTINGS = ("none", "balanced")
 Scores = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +127,7 @@ class Texts:
         return cls(class_vectors(vectors), encoder.logit_scale)
 
 
-Heads = Callable[
-    [Config, npt.NDArray[np.float32], npt.NDArray[np.int64], LabelSet, Sequence[float], "Texts | None"],
-    list[LinearHead],
-]
+Heads = Callable[[Config, Features, Rows, LabelSet, Sequence[float], Texts | None], list[LinearHead]]
 
 
 @dataclass(frozen=True)
@@ -147,38 +146,8 @@ class Solver:
     needs_texts: bool = False
 
 
-def _lbfgs(
-    config: Config,
-    x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.int64],
-    labels: LabelSet,
-    l2: Sequence[float],
-    texts: Texts | None,
-) -> list[LinearHead]:
-    return fit_lbfgs(x, y, labels, l2=l2, weighting=config.class_weight)
-
-
-def _adamw(
-    config: Config,
-    x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.int64],
-    labels: LabelSet,
-    l2: Sequence[float],
-    texts: Texts | None,
-) -> list[LinearHead]:
-    return fit_adamw(
-        x, y, labels, epochs=config.epochs, batch_size=config.train_batch_size, learning_rate=config.learning_rate,
-        weighting=config.class_weight, seed=config.seed,
-    )  # fmt: skip
-
-
 def _text_informed(
-    config: Config,
-    x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.int64],
-    labels: LabelSet,
-    l2: Sequence[float],
-    texts: Texts | None,
+    config: Config, x: Features, y: Rows, labels: LabelSet, l2: Sequence[float], texts: Texts | None
 ) -> list[LinearHead]:
     assert texts is not None, "read where a solver needs them"
     return fit_text_informed(
@@ -187,8 +156,20 @@ def _text_informed(
 
 
 SOLVERS: Mapping[str, Solver] = {
-    "lbfgs": Solver(_lbfgs),
-    "adamw": Solver(_adamw, by_epoch=True),
+    "lbfgs": Solver(lambda c, x, y, labels, l2, _: fit_lbfgs(x, y, labels, l2=l2, weighting=c.class_weight)),
+    "adamw": Solver(
+        lambda c, x, y, labels, *_: fit_adamw(
+            x,
+            y,
+            labels,
+            epochs=c.epochs,
+            batch_size=c.train_batch_size,
+            learning_rate=c.learning_rate,
+            weighting=c.class_weight,
+            seed=c.seed,
+        ),
+        by_epoch=True,
+    ),
     "lp++": Solver(_text_informed, needs_texts=True),
 }
 """Name -> solver; the setting `solver` takes these names."""
@@ -234,14 +215,14 @@ class _FoldInputs:
     """What one fit needs; the features f32[N, D] are those of the whole manifest."""
 
     part: Part
-    features: npt.NDArray[np.float32]
+    features: Features
     texts: Texts | None
 
 
 def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_FoldInputs]:
     """One for each fold; where the folds have one encoder, they share the features."""
     manifest = context.manifest
-    shared: tuple[Config, npt.NDArray[np.float32], Texts | None] | None = None
+    shared: tuple[Config, Features, Texts | None] | None = None
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
@@ -267,9 +248,7 @@ def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embe
     return embedded, Texts.of(encoder, labels, config.prompts) if config.reads_prompts else None
 
 
-def _keep_novelty(
-    context: RunContext, features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], part: Part
-) -> dict[str, Any]:
+def _keep_novelty(context: RunContext, features: Features, targets: Rows, part: Part) -> dict[str, Any]:
     """Fit the out-of-distribution score on the training images, its threshold on the validation images, and write it.
 
     Returns:
@@ -290,12 +269,12 @@ def _keep_novelty(
 
 def _fit(
     config: Config,
-    features: npt.NDArray[np.float32],
-    targets: npt.NDArray[np.int64],
+    features: Features,
+    targets: Rows,
     labels: LabelSet,
     part: Part,
     texts: Texts | None,
-) -> tuple[LinearHead, npt.NDArray[np.float64], dict[str, object]]:
+) -> tuple[LinearHead, Scores, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.
 
     Returns:
@@ -303,7 +282,7 @@ def _fit(
     """
     grid, solver = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist(), SOLVERS[config.solver]
 
-    def heads(rows: npt.NDArray[np.int64], upto: int | None = None) -> list[LinearHead]:
+    def heads(rows: Rows, upto: int | None = None) -> list[LinearHead]:
         """One head per candidate; with `upto`, the last one is that candidate."""
         asked, penalties = config, grid if upto is None else [grid[0] if solver.by_epoch else grid[upto]]
         if solver.by_epoch and upto is not None:
