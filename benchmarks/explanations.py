@@ -34,12 +34,12 @@ from benchmarks.measure import once, options, phantoms, seconds
 from benchmarks.results import Result
 
 import thoraclip
+from benchmarks import saliency
 from thoraclip.data.index import index
 from thoraclip.data.masks import fit_mask, read_mask
 from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
 from thoraclip.heatmaps.perturbation import perturbation_curves
 from thoraclip.imaging import decode, fit
-from thoraclip.judge import saliency
 from thoraclip.judge.intervals import Estimate
 from thoraclip.methods.predictors import read_run
 from thoraclip.models.backbones import Backbone

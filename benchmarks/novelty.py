@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from benchmarks.measure import once, options, radiographs
+from benchmarks.other_parts import OTHER_PARTS, draw_other_phantom
 from benchmarks.results import Result
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.errors import ThoraclipError
 from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
 from thoraclip.judge.resampling import resample_weights
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
-from thoraclip.models.novelty import fit_novelty
+from thoraclip.posthoc.novelty import fit_novelty
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

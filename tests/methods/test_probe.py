@@ -23,7 +23,7 @@ from thoraclip.methods.running import Part, RunContext, is_done, parts, read_val
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models import heads
-from thoraclip.models.novelty import fit_novelty, read_novelty
+from thoraclip.posthoc.novelty import fit_novelty, read_novelty
 from thoraclip.runs import RunFolder
 from thoraclip.tables.manifest import Manifest
 

@@ -15,16 +15,16 @@ import numpy.typing as npt
 
 from thoraclip.errors import InputError, LeakError
 from thoraclip.judge.align import Aligned
-from thoraclip.judge.conformal import ALPHA, fit_thresholds, images_needed
 from thoraclip.judge.intervals import LEVEL
 from thoraclip.judge.metrics import Scored
-from thoraclip.judge.operating import SENSITIVITY, Counts, choose_threshold, count, positives_needed
 from thoraclip.judge.recalibration import BEFORE, recalibration
 from thoraclip.judge.resampling import resample_weights
 from thoraclip.judge.results import MethodResult
-from thoraclip.judge.scaling import fit_temperature, fit_vector
 from thoraclip.judge.selective import COVERAGES, accuracy_at, accuracy_curve, aurc
 from thoraclip.pages import counted
+from thoraclip.posthoc.conformal import ALPHA, fit_thresholds, images_needed
+from thoraclip.posthoc.operating import SENSITIVITY, Counts, choose_threshold, count, positives_needed
+from thoraclip.posthoc.scaling import fit_temperature, fit_vector
 from thoraclip.proportions import clopper_pearson, wilson
 from thoraclip.tables.predictions import Predictions
 

@@ -30,7 +30,7 @@ from thoraclip.models.heads import (
     text_multipliers,
     write_head,
 )
-from thoraclip.models.novelty import MIN_ROWS, fit_novelty, write_novelty
+from thoraclip.posthoc.novelty import MIN_ROWS, fit_novelty, write_novelty
 from thoraclip.runs import fold_file
 from thoraclip.tables.embeddings import Embeddings
 from thoraclip.threads import cores, in_order

@@ -15,7 +15,7 @@ from thoraclip.judge.intervals import Estimate
 from thoraclip.judge.metrics import METRICS, Scored, brier_terms
 from thoraclip.judge.recalibration import _mover, recalibration
 from thoraclip.judge.resampling import resample_weights
-from thoraclip.judge.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_vector
+from thoraclip.posthoc.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_vector
 
 Floats = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from scipy.stats import binom
 from tests.conftest import examples
 
 from thoraclip.errors import ConfigError
-from thoraclip.judge.conformal import fit_thresholds, images_needed
+from thoraclip.posthoc.conformal import fit_thresholds, images_needed
 from thoraclip.proportions import clopper_pearson
 
 

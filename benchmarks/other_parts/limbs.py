@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from thoraclip.data.phantom.film import Film
+from benchmarks.other_parts.film import Film
 
 __all__ = ["draw_foot", "draw_hand", "draw_knee"]
 

@@ -22,7 +22,7 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods.probe import _keep_novelty
 from thoraclip.methods.running import Part
-from thoraclip.models.novelty import KINDS, NoveltyScore, fit_novelty, read_novelty, threshold_of, write_novelty
+from thoraclip.posthoc.novelty import KINDS, NoveltyScore, fit_novelty, read_novelty, threshold_of, write_novelty
 from thoraclip.runs import RunFolder
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from benchmarks.other_parts import OTHER_PARTS, draw_other_phantom
+from benchmarks.other_parts.film import Film
 
-from thoraclip.data.phantom.film import Film
-from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
 from thoraclip.errors import ConfigError
 
 

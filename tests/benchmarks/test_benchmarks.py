@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from benchmarks import run
 from benchmarks.measure import options
 from benchmarks.results import BEGIN, END, Result, merge, put_between_markers, read_results, table, write_results
+
+from benchmarks import run
 
 FAST = Result("speed", 4.0, 3.0, "the plain way", 12345.6, "images/s")
 BIG = Result("memory", 1.2, 1.1, "one chunk", 0.00012, "MiB", higher_is_better=False)

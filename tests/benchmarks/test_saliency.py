@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import spearmanr
-
-from thoraclip.errors import MismatchError
-from thoraclip.judge.saliency import (
+from benchmarks.saliency import (
     POINTING_TOLERANCE,
     curve_area,
     mass_share,
@@ -18,6 +13,11 @@ from thoraclip.judge.saliency import (
     rank_correlation,
     ratio_with_interval,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from thoraclip.errors import MismatchError
 
 
 @given(st.integers(0, 10_000), st.integers(4, 40), st.integers(4, 40), st.floats(0, 0.5))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from benchmarks.other_parts.film import Film, Knots, root
 
 from thoraclip.data.phantom.drawing import cloud
-from thoraclip.data.phantom.film import Film, Knots, root
 
 __all__ = ["draw_abdomen", "draw_lateral_chest", "draw_pelvis", "draw_skull"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 
 from thoraclip.errors import ConfigError
-from thoraclip.judge.operating import Counts, choose_threshold, count, positives_needed
+from thoraclip.posthoc.operating import Counts, choose_threshold, count, positives_needed
 
 
 @examples(80)

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from benchmarks.other_parts.film import Film
+from benchmarks.other_parts.limbs import draw_foot, draw_hand, draw_knee
+from benchmarks.other_parts.trunk import draw_abdomen, draw_lateral_chest, draw_pelvis, draw_skull
 from numpy.typing import NDArray
 
 from thoraclip.data.phantom.drawing import MU_BONE, MU_SOFT, PHOTONS, Technique, check_choices, cloud, expose
-from thoraclip.data.phantom.film import Film
-from thoraclip.data.phantom.limbs import draw_foot, draw_hand, draw_knee
 from thoraclip.data.phantom.lines import BORDERS, draw_border, draw_marker
-from thoraclip.data.phantom.trunk import draw_abdomen, draw_lateral_chest, draw_pelvis, draw_skull
 from thoraclip.errors import ConfigError, did_you_mean
 
 __all__ = ["OTHER_PARTS", "draw_other_phantom"]
