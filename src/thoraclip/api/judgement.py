@@ -14,7 +14,7 @@ from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
     from thoraclip.api.hooks import Images
-    from thoraclip.methods.subject import Subject
+    from thoraclip.methods.audit.sample import AuditTarget
     from thoraclip.tables.manifest import Manifest
 
     Files = str | Path | Sequence[str | Path]
@@ -118,7 +118,7 @@ def audit(
     return content
 
 
-def _subject(folder: Path, manifest: Images | None) -> tuple[Subject, Manifest]:
+def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manifest]:
     """(a run or a bundle, the images that it is audited on)."""
     from thoraclip.deploy.seal import is_bundle
 

@@ -1,4 +1,4 @@
-"""What a classifier says of altered pictures: features and scores under every view, kept on disk so that a killed audit goes on."""
+"""Features and scores of the images under every view (`data.views.VIEWS`), kept on disk so that a killed audit goes on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["SHAM_IMAGES", "Seen", "choose_partners", "look_at_views"]
+__all__ = ["SHAM_IMAGES", "ViewScores", "choose_partners", "score_views"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -29,8 +29,8 @@ _ANSWERS = ArrayKind(
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was said of N images under one view; NaN where an image was not shown.
+class ViewScores:
+    """Features and scores of N images under one view; NaN where an image was not shown.
 
     Args:
         features: f32[N, D].
@@ -73,7 +73,7 @@ def choose_partners(
     return chosen[0], chosen[1], chosen[2]
 
 
-def look_at_views(
+def score_views(
     scene: Scene,
     classifiers: Sequence[tuple[Looker, Ints]],
     *,
@@ -82,7 +82,7 @@ def look_at_views(
     cache: Path | None = None,
     token: str = "",
     progress: Progress | None = None,
-) -> dict[str, Seen]:
+) -> dict[str, ViewScores]:
     """View -> answers of every image that the view can be made of; a view without such an image is left out.
 
     Args:
@@ -96,7 +96,7 @@ def look_at_views(
     """
     rows = {name: _shown(name, scene) for name in VIEWS}
     total, done = sum(len(r) for r in rows.values()), 0
-    found: dict[str, Seen] = {}
+    scores: dict[str, ViewScores] = {}
     for name, shown in rows.items():
         if not len(shown):
             continue
@@ -104,7 +104,7 @@ def look_at_views(
         fingerprint = digest([token, name, batch_size, shown.tolist()])
         if folder and is_valid(folder, _ANSWERS, fingerprint):
             arrays = read_arrays(folder, _ANSWERS).arrays
-            found[name] = Seen(np.array(arrays["features"]), np.array(arrays["scores"]))
+            scores[name] = ViewScores(np.array(arrays["features"]), np.array(arrays["scores"]))
             done += len(shown)
         else:
             made: list[tuple[Ints, Any, Any]] = []
@@ -113,15 +113,15 @@ def look_at_views(
                 done += len(part[0])
                 if progress:
                     progress(done, total)
-            found[name] = _gather(made, len(scene.greys))
+            scores[name] = _gather(made, len(scene.greys))
             if folder and manifest is not None:
                 writer = ArrayWriter(folder, _ANSWERS, total=len(scene.greys), token=fingerprint)
                 if writer.rows < len(scene.greys):
-                    writer.append({"features": found[name].features, "scores": found[name].scores})
+                    writer.append({"features": scores[name].features, "scores": scores[name].scores})
                 writer.finish(manifest, facts={"view": name}, fingerprint=fingerprint)
         if progress:
             progress(done, total)
-    return found
+    return scores
 
 
 def _shown(name: str, scene: Scene) -> Ints:
@@ -149,9 +149,9 @@ def _batches(
             yield some, *classifier.look(make_view(VIEWS[name], scene, some))
 
 
-def _gather(made: Sequence[tuple[Ints, Any, Any]], count: int) -> Seen:
+def _gather(made: Sequence[tuple[Ints, Any, Any]], count: int) -> ViewScores:
     features = np.full((count, made[0][1].shape[1]), np.nan, dtype=np.float32)
     scores = np.full((count, made[0][2].shape[1]), np.nan, dtype=np.float64)
-    for rows, told, said in made:
-        features[rows], scores[rows] = told, said
-    return Seen(features, scores)
+    for rows, *block in made:
+        features[rows], scores[rows] = block
+    return ViewScores(features, scores)

@@ -7,7 +7,7 @@ import pytest
 
 from thoraclip.data.views import VIEWS
 from thoraclip.judge.shortcuts import Trial
-from thoraclip.methods.trials import trials_of_views, trials_refitted
+from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
 
 OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
 REMOVED = [f"{part}-removed-{fill}" for part in ("lungs", "box") for fill in ("mean", "blur", "other")]
@@ -40,9 +40,7 @@ def test_what_is_asked_of_the_classifier(lungs: bool) -> None:
     controls = [
         (name, "original", name, False, "") for name in ("lungs-only-mean", "lungs-only-blur", "random-removed")
     ]
-    found = told(
-        trials_of_views(dict.fromkeys(named, np.zeros(1, np.int64))), "classifier", {"background-swapped": SWAPPED}
-    )
+    found = told(view_tests(dict.fromkeys(named, np.zeros(1, np.int64))), "classifier", {"background-swapped": SWAPPED})
     assert found == (around + always + controls if lungs else always)
 
 
@@ -58,6 +56,6 @@ def test_what_is_asked_of_probes_that_are_fitted_anew(counts: bool) -> None:
     ]  # fmt: skip
     rows.append(("refitted random-removed", "refitted original", "refitted random-removed", False, ""))
     every = {f"refitted {name}": np.zeros(1, np.int64) for name in VIEWS}
-    assert told(trials_refitted(every, counts), "features", {}) == rows
+    assert told(probe_tests(every, counts), "features", {}) == rows
     few = {name: every[name] for name in ("refitted original", "refitted box-removed-blur")}
-    assert told(trials_refitted(few, counts), "features", {}) == [row for row in rows if row[0] in few]
+    assert told(probe_tests(few, counts), "features", {}) == [row for row in rows if row[0] in few]

@@ -7,7 +7,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 
 from thoraclip.methods.audit import _shuffled
-from thoraclip.methods.retrained import across_parts, by_trees, held_out, retrained
+from thoraclip.methods.audit.probes import answer_held_out, deal_folds, probe_answers, tree_answers
 
 
 def problem(n: int = 140, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -22,8 +22,8 @@ def problem(n: int = 140, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nda
 def test_each_image_is_answered_by_scikit_learns_classifier_of_the_other_folds() -> None:
     """A penalised logistic regression, and extremely randomised trees, which do not train on what has no label either."""
     features, target, fold = problem()
-    named, unknown = retrained(features, target, fold, classes=3, l2=0.1), np.where(np.arange(140) < 20, -1, target)
-    by_tree = by_trees(features, unknown, fold, seed=7)
+    named, unknown = probe_answers(features, target, fold, classes=3, l2=0.1), np.where(np.arange(140) < 20, -1, target)
+    by_tree = tree_answers(features, unknown, fold, seed=7)
     assert (by_tree[:20] == -1).all()
     for number in range(4):
         train, test = fold != number, fold == number
@@ -40,27 +40,27 @@ def test_who_is_not_asked_has_no_answer_and_trains_nobody() -> None:
     features, target, fold = problem()
     without = features.copy()
     without[::7, 2] = np.nan
-    named = retrained(without, target, fold, classes=3, l2=0.1)
+    named = probe_answers(without, target, fold, classes=3, l2=0.1)
     assert (named[::7] == -1).all() and (np.delete(named, np.s_[::7]) >= 0).all()
     kept = np.setdiff1d(np.arange(140), np.arange(0, 140, 7))
-    assert np.array_equal(named[kept], retrained(features[kept], target[kept], fold[kept], classes=3, l2=0.1))
+    assert np.array_equal(named[kept], probe_answers(features[kept], target[kept], fold[kept], classes=3, l2=0.1))
     unknown = np.where(np.arange(140) < 30, -1, target)
-    assert (retrained(features, unknown, fold, classes=3, l2=0.1)[:30] == -1).all()
+    assert (probe_answers(features, unknown, fold, classes=3, l2=0.1)[:30] == -1).all()
 
 
 def test_a_class_that_the_training_part_lacks_is_never_named_and_one_class_alone_names_nothing() -> None:
     target = np.array([0, 0, 0, 1, 1, 1])
     part = np.array([0, 0, 0, 1, 1, 1])
-    assert (across_parts(np.ones(6, bool), target, part, lambda train, test: 1 / 0) == -1).all()
+    assert (answer_held_out(np.ones(6, bool), target, part, lambda train, test: 1 / 0) == -1).all()
     features, target, fold = problem()
     lacking = np.where((target == 2) & (fold != 0), 1, target)
-    assert set(retrained(features, lacking, fold, classes=3, l2=0.1)[fold == 0]) == {0, 1}
+    assert set(probe_answers(features, lacking, fold, classes=3, l2=0.1)[fold == 0]) == {0, 1}
 
 
 def test_groups_stay_together_when_parts_and_labels_are_dealt_out() -> None:
     target = (np.arange(90) // 3 % 3).astype(np.int64)
     groups = (np.arange(90) // 3).astype(np.int64)
-    fold, other = (held_out(target, [str(g) for g in groups], folds=5, seed=seed) for seed in (0, 1))
+    fold, other = (deal_folds(target, [str(g) for g in groups], folds=5, seed=seed) for seed in (0, 1))
     assert np.bincount(fold).tolist() == [18] * 5 and (fold != other).any()
     shuffled = _shuffled(target, groups, 0)
     for group in range(30):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 
 from thoraclip.data.views import VIEWS, Scene, make_view
-from thoraclip.methods import altered
-from thoraclip.methods.altered import choose_partners, look_at_views
+from thoraclip.methods.audit import scoring
+from thoraclip.methods.audit.scoring import choose_partners, score_views
 from thoraclip.tables.manifest import Manifest
 
 
@@ -80,13 +80,13 @@ def slow_rows(name: str, scene: Scene) -> list[int]:
 def test_every_view_is_shown_to_the_classifier_of_each_image_and_kept(
     batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(altered, "SHAM_IMAGES", 6)
+    monkeypatch.setattr(scoring, "SHAM_IMAGES", 6)
     scene, readers = scene_of(11), (Reader(0.5), Reader(0.25))
     classifiers: Any = [(readers[0], np.array([0, 2, 3, 7, 9])), (readers[1], np.array([1, 4, 5, 6, 8, 10]))]
     manifest = Manifest.from_rows([{"image_id": f"i{n}", "path": f"{n}.png"} for n in range(11)], tmp_path)
     drawn: list[tuple[int, int]] = []
     given: dict[str, Any] = {"batch_size": batch_size, "manifest": manifest, "cache": tmp_path, "token": "t"}
-    seen = look_at_views(scene, classifiers, **given, progress=lambda done, total: drawn.append((done, total)))
+    seen = score_views(scene, classifiers, **given, progress=lambda done, total: drawn.append((done, total)))
     shown = {name: slow_rows(name, scene) for name in VIEWS}
     assert list(seen) == list(VIEWS)
     done, total = 0, sum(map(len, shown.values()))
@@ -110,22 +110,20 @@ def test_every_view_is_shown_to_the_classifier_of_each_image_and_kept(
     assert done == total and not drawn
     for reader in readers:
         reader.asked.clear()
-    again = look_at_views(scene, classifiers, **given, progress=lambda done, total: drawn.append((done, total)))
+    again = score_views(scene, classifiers, **given, progress=lambda done, total: drawn.append((done, total)))
     assert not readers[0].asked and not readers[1].asked and drawn[-1] == (total, total) and len(drawn) == len(VIEWS)
     for name in VIEWS:
         np.testing.assert_array_equal(again[name].features, seen[name].features)
         np.testing.assert_array_equal(again[name].scores, seen[name].scores)
     for other in ({"token": "u"}, {"batch_size": batch_size + 1}):
-        look_at_views(scene, classifiers, **given | other)
+        score_views(scene, classifiers, **given | other)
         assert sum(readers[0].asked + readers[1].asked) == total
         for reader in readers:
             reader.asked.clear()
-    assert set(look_at_views(scene, classifiers, batch_size=3)) == set(VIEWS), (
-        "nothing is kept where there is no folder"
-    )
+    assert set(score_views(scene, classifiers, batch_size=3)) == set(VIEWS), "nothing is kept where there is no folder"
 
 
 def test_a_view_of_which_no_image_can_be_made_is_left_out() -> None:
     scene = scene_of(5, has_lungs=False)
-    seen = look_at_views(scene, [(Reader(0), np.arange(5))], batch_size=2)  # type: ignore[list-item]
+    seen = score_views(scene, [(Reader(0), np.arange(5))], batch_size=2)  # type: ignore[list-item]
     assert set(seen) == {name for name, view in VIEWS.items() if not view.needs_lungs}
