@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,35 +243,6 @@ def test_a_killed_training_ends_with_the_same_bytes(whole: Path, train: Train, t
         with pytest.raises(RuntimeError, match="killed"):
             train(checkpoint_minutes=1e-9, progress=interrupt_at(step, die))
         assert (tmp_path / "run" / "training.safetensors").exists() == (step > 1)
-    train(checkpoint_minutes=1e-9)
-    assert content(tmp_path / "run") == content(whole)
-
-
-def test_a_signal_ends_the_step_and_leaves_a_checkpoint(whole: Path, train: Train, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(progress=interrupt_at(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert (tmp_path / "run" / "training.safetensors").exists()
-    seen: list[tuple[int, int]] = []
-    train(progress=lambda done, total: seen.append((done, total)))
-    assert (12, 16) in seen and (8, 16) not in seen, "it went on at step 3"
-    assert files(tmp_path / "run") == files(whole)
-
-
-def test_what_another_split_left_does_not_stay(train: Train, manifest: Manifest, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    for name in ("adapter", "last", "model", "fold-0", "fold-3"):
-        (run / name).mkdir(parents=True)
-    train(manifest=manifest, steps=1, only_folds=(1,))
-    assert {place.name for place in run.iterdir() if place.is_dir()} >= {"fold-0", "fold-1"}
-    assert not any((run / name).exists() for name in ("adapter", "last", "model", "fold-3"))
-    train(steps=1)
-    assert not list(run.glob("fold-*")) and (run / "adapter").is_dir()
-
-
-def test_other_settings_do_not_go_on_from_the_checkpoint(whole: Path, train: Train, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="killed"):
-        train(checkpoint_minutes=1e-9, seed=1, progress=interrupt_at(3, die))
-    assert (tmp_path / "run" / "training.safetensors").exists()
     train(checkpoint_minutes=1e-9)
     assert content(tmp_path / "run") == content(whole)
 

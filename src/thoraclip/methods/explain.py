@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
+from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.imaging import read_bytes
 from thoraclip.methods.predictors import FinishedRun, find_manifest
 from thoraclip.predictor import Predictor
@@ -44,9 +44,7 @@ def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) ->
     row = _row_of(run, hashlib.sha256(read_bytes(image)).hexdigest())
     mask, held, split = row or (None, None, None)
     if fold is not None:
-        if fold not in run.folds:
-            names = ", ".join(str(f) for f in run.folds if f is not None) or "none"
-            raise ConfigError(f"--fold {fold}: {run.folder} has no such fold; its folds: {names}")
+        run.require_fold(fold)
         return Chosen(fold, f"fold {fold}, {'which held this picture out' if held == fold else 'as asked'}", mask)
     if run.folds == (None,):
         trained = {"train": "which was trained on this picture", "val": "which was chosen by this picture"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import ConfigError, InputError, MismatchError
+from thoraclip.errors import InputError, MismatchError
 from thoraclip.methods.predictors import FinishedRun
 from thoraclip.methods.running import read_validation
 from thoraclip.models.adapter_note import adapter_folders
@@ -44,7 +44,9 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
             f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; name that one "
             "with --manifest"
         )
-    chosen = _fold(run, fold)
+    chosen = run.folds[0] if fold is None else fold
+    if fold is not None:
+        run.require_fold(fold)
     predictions = read_predictions(run.folder / "predictions.parquet")
     exact = replace(run, config=replace(run.config, precision="fp32"))
     classifier = exact.classifier(chosen, predictions.labels)
@@ -62,15 +64,6 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         alike=list(_alike(exact, classifier, predictions, judged, chosen, val if not has_learned else val[:0])),
         inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
     )  # fmt: skip
-
-
-def _fold(run: FinishedRun, fold: int | None) -> int | None:
-    if fold is None:
-        return run.folds[0]
-    if fold not in run.folds:
-        names = ", ".join(str(f) for f in run.folds if f is not None) or "none"
-        raise ConfigError(f"--fold {fold}: {run.folder} has no such fold; its folds: {names}")
-    return fold
 
 
 def _validation(run: FinishedRun, fold: int | None) -> Predictions:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import build_config, read_toml
-from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
+from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.models.adapter_note import adapter_folders
@@ -64,6 +64,12 @@ class FinishedRun:
             raise InputError(
                 f"{self.folder}: a run of '{self.kind}' keeps no classifier of pictures; name a run of {able}"
             )
+
+    def require_fold(self, fold: int) -> None:
+        """Raise ConfigError where the run has no such fold."""
+        if fold not in self.folds:
+            names = ", ".join(str(f) for f in self.folds if f is not None) or "none"
+            raise ConfigError(f"--fold {fold}: {self.folder} has no such fold; its folds: {names}")
 
     @property
     def distinct_folds(self) -> tuple[int | None, ...]:

@@ -19,7 +19,7 @@ from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions, require_classes
-from thoraclip.methods.zeroshot import class_vectors, prompts_digest
+from thoraclip.methods.zeroshot import class_vectors, prompt_vectors, prompts_digest
 from thoraclip.models.heads import (
     LinearHead,
     fit_adamw,
@@ -122,9 +122,7 @@ class Texts:
 
     @classmethod
     def of(cls, encoder: DualEncoder, labels: LabelSet, prompts: str) -> Texts:
-        known = load_prompts(prompts)
-        vectors = [encoder.encode_texts(known.for_class(name)).astype(np.float64) for name in labels.names]
-        return cls(class_vectors(vectors), encoder.logit_scale)
+        return cls(class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels)), encoder.logit_scale)
 
 
 Heads = Callable[[Config, Features, Rows, LabelSet, Sequence[float], Texts | None], list[LinearHead]]

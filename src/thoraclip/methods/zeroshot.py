@@ -24,6 +24,7 @@ from thoraclip.tables.predictions import Predictions
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
+    from thoraclip.models.dual_encoder import DualEncoder
 
 __all__ = ["Config", "Scored", "class_vectors", "macro_f1", "prompts_digest", "run", "score_images"]
 
@@ -70,7 +71,7 @@ def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, co
         announce=context.log,
     )  # fmt: skip
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
-    vectors = [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
+    vectors = prompt_vectors(encoder, prompts, labels)
     scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)
     return Scored(scores, images, vectors, encoder.logit_scale)
 
@@ -117,9 +118,14 @@ def _validation_parts(config: Config, labels: LabelSet, context: RunContext) -> 
         return []
 
 
-def class_vectors(prompt_vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+def prompt_vectors(encoder: DualEncoder, prompts: PromptSet, labels: LabelSet) -> list[npt.NDArray[np.float64]]:
+    """Per class f64[K_c, P], the unit vectors of its prompts."""
+    return [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
+
+
+def class_vectors(vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     """Per class f64[K_c, P] unit vectors -> f64[C, P], the unit vector of their mean."""
-    means = np.stack([vectors.mean(axis=0) for vectors in prompt_vectors])
+    means = np.stack([prompts.mean(axis=0) for prompts in vectors])
     unit: npt.NDArray[np.float64] = means / np.linalg.norm(means, axis=1, keepdims=True)
     return unit
 
@@ -173,6 +179,6 @@ def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -
     """An encoder with the mean vectors of each class's prompts as a linear head."""
     from thoraclip.models.classifiers import EncoderClassifier, prompt_head
 
-    encoder, chosen = load_encoder(config), load_prompts(prompts)
-    vectors = [encoder.encode_texts(chosen.for_class(name)).astype(np.float64) for name in labels.names]
-    return EncoderClassifier(encoder, prompt_head(labels, class_vectors(vectors), encoder.logit_scale), "projected")
+    encoder = load_encoder(config)
+    vectors = class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels))
+    return EncoderClassifier(encoder, prompt_head(labels, vectors, encoder.logit_scale), "projected")
