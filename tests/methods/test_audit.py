@@ -28,14 +28,6 @@ from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
 from thoraclip.methods import audit as module
 from thoraclip.methods.audit import AuditConfig, audit, probes, scoring
-from thoraclip.methods.audit.probes import (
-    across_sources,
-    attribute_answers,
-    background_answers,
-    deal_folds,
-    probe_answers,
-    tree_answers,
-)
 from thoraclip.methods.audit.sample import AuditSample, draw_sample
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners
 from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
@@ -284,14 +276,14 @@ def test_what_is_gathered_is_what_its_parts_give(
     greys = [greys for _, greys in grey_batches(manifest, Preprocess(size=64), batch_size=5)]
     np.testing.assert_array_equal(scene.greys, np.concatenate(greys))
     np.testing.assert_array_equal(scene.lungs, lung_masks(manifest, Preprocess(size=64)).masks)
-    fold = deal_folds(target, [str(g) for g in groups], folds=3, seed=3)
+    fold = probes.deal_folds(target, [str(g) for g in groups], folds=3, seed=3)
     shuffled = module._shuffled(target, groups, 3)
     parts = [np.arange(16)] if keys[0] == "same" else [np.flatnonzero(folds == f) for f in (0, 1)]
 
     def refitted(features: Any, labels: npt.NDArray[np.int64]) -> list[int]:
         told = np.full(16, -1)
         for part in parts:
-            told[part] = probe_answers(features[part], labels[part], fold[part], classes=3, l2=0.3)
+            told[part] = probes.probe_answers(features[part], labels[part], fold[part], classes=3, l2=0.3)
         return told.tolist()
 
     named = facts.answers.named
@@ -310,7 +302,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     background = background_features(measured)
     together = np.concatenate([background[name] for name in BACKGROUND], axis=1)
     for name, values in {**background, "all": together}.items():
-        assert named[f"background {name}"].tolist() == tree_answers(values, target, fold, seed=3).tolist(), name
+        assert named[f"background {name}"].tolist() == probes.tree_answers(values, target, fold, seed=3).tolist(), name
     trials = [*view_tests(named), *probe_tests(named, True)]
     assert list(facts.trials[: len(trials)]) == trials
     behind = {t.name: (t.title, t.level, t.after, t.before, t.counts, t.finds) for t in facts.trials[len(trials) :]}
@@ -412,7 +404,7 @@ def test_where_one_image_has_no_lungs_all_leave_out_the_middle(
     monkeypatch.setattr(probes, "tree_answers", lambda values, *_, **__: values)
     lungs = np.ones((FEW, 64, 64), bool)
     lungs[:unknown] = False
-    background_answers(sample, np.zeros((FEW, 64, 64), np.uint8), lungs, np.zeros(FEW, np.int64), seed=0)
+    probes.background_answers(sample, np.zeros((FEW, 64, 64), np.uint8), lungs, np.zeros(FEW, np.int64), seed=0)
     assert len(told) == FEW and all((mask is None) == bool(unknown) for mask in told)
 
 
@@ -424,23 +416,23 @@ def test_a_class_that_no_other_source_has_is_not_askedacross_sources() -> None:
     features[:, 0] += 4.0 * target
     source, fold = ["a"] * 60 + ["b"] * 60, np.arange(120) % 5
     sample, seen = made(target, source=source), ViewScores(features, np.full((120, 3), 1 / 3))
-    answers, (trial,) = across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=True)
+    answers, (trial,) = probes.across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=True)
     asked = answers["across sources"] >= 0
     assert set(target[asked]) == {1} and np.array_equal(asked, answers["within sources"] >= 0)
     for name, part in (("within sources", fold), ("across sources", np.repeat([0, 1], 60))):
-        named = probe_answers(features, target, part, classes=3, l2=SETTINGS.l2)
+        named = probes.probe_answers(features, target, part, classes=3, l2=SETTINGS.l2)
         assert answers[name].tolist() == np.where(target == 1, named, -1).tolist()
     assert (trial.name, trial.level, trial.after, trial.before, trial.finds) == (
         "across-sources", "features", "across sources", "within sources", "the source"
     )  # fmt: skip
     assert "of a source (a, b) answered" in trial.title and trial.counts
-    assert not across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=False)[1][0].counts
+    assert not probes.across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=False)[1][0].counts
     for other in (
         dataclasses.replace(sample, target=np.repeat([0, 0, 1, 1], 30)),  # each source has a class of its own
         dataclasses.replace(sample, classifiers=[(Reader("one"), fold[:60]), (Reader("two"), fold[60:])]),
         made(target, source=["a"] * 60 + [None] * 60),
     ):
-        assert across_sources(other, seen, fold, l2=SETTINGS.l2, counts=True) == ({}, [])
+        assert probes.across_sources(other, seen, fold, l2=SETTINGS.l2, counts=True) == ({}, [])
 
 
 @pytest.mark.parametrize(("few", "is_asked"), [(9, False), (10, True)])
@@ -450,7 +442,7 @@ def test_a_source_takes_part_with_ten_images_of_two_classes(few: int, is_asked: 
         np.random.default_rng(0).normal(size=(len(target), 3)).astype(np.float32), np.zeros((len(target), 3))
     )
     sample = made(target, source=["a"] * 60 + ["b"] * (few + 30))
-    answers, _ = across_sources(sample, seen, np.arange(len(target)) % 5, l2=0.1, counts=True)
+    answers, _ = probes.across_sources(sample, seen, np.arange(len(target)) % 5, l2=0.1, counts=True)
     assert bool(answers) == is_asked
 
 
@@ -463,17 +455,17 @@ def test_a_column_is_asked_for_where_two_of_its_values_are_frequent() -> None:
         ViewScores(features, np.zeros((count, 3))),
         np.arange(45) % 4,
     )
-    source, by_view, by_sex, form = attribute_answers(sample, seen, fold, l2=0.1)
+    source, by_view, by_sex, form = probes.attribute_answers(sample, seen, fold, l2=0.1)
     codes = np.array([1] * 20 + [0] * 20 + [-1] * 5)
     assert (by_sex["column"], by_sex["values"], by_sex["asked"]) == ("sex", ["F", "M", "U"], ["F", "M"])
     assert by_sex["codes"].tolist() == codes.tolist()
-    assert by_sex["named"].tolist() == probe_answers(features, codes, fold, classes=2, l2=0.1).tolist()
+    assert by_sex["named"].tolist() == probes.probe_answers(features, codes, fold, classes=2, l2=0.1).tolist()
     assert (by_view["values"], by_view["asked"], by_view["named"]) == (["AP", "PA"], ["PA"], None)
     assert (source["values"], form["named"]) == ([], None)
     apart = dataclasses.replace(
         sample, classifiers=[(Reader("one"), np.arange(20)), (Reader("two"), np.arange(20, 45))]
     )
-    assert attribute_answers(apart, seen, fold, l2=0.1)[2]["named"] is None
+    assert probes.attribute_answers(apart, seen, fold, l2=0.1)[2]["named"] is None
 
 
 def test_the_sham_tells_what_changes_where_nothing_is_replaced() -> None:

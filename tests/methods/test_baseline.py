@@ -22,7 +22,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.methods import baseline, supervised
 from thoraclip.methods.baseline import Config
 from thoraclip.methods.running import RunContext, parts, read_validation, run_method
-from thoraclip.methods.supervised import SupervisedStep, layer_groups, scores_of
+from thoraclip.methods.supervised import SupervisedStep, scores_of
 from thoraclip.methods.training.folds import FoldTraining
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
@@ -52,11 +52,6 @@ def make(config: Config, manifest: Manifest, folder: Path, weight: tuple[float, 
     return baseline._make_step(
         config, backbone, greys, manifest.targets(LABELS), np.array(weight, float), ProcessGroup()
     )
-
-
-def optimizer_of(config: Config, step: SupervisedStep) -> torch.optim.Optimizer:
-    groups = layer_groups(step.backbone, step.parameters, decay=config.layer_decay, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def gradients(trainee: SupervisedStep, batch: Batch) -> tuple[float, dict[str, Tensor]]:
@@ -175,7 +170,7 @@ def test_the_state_is_all_that_a_step_changes(
     """A checkpoint of it goes on to the same bytes; a frozen network keeps its weights, frozen norms their statistics."""
     config = config_of(models["resnet"], mixup=0.2, **settings)
     trainee = make(config, manifest, tmp_path)
-    network, optimizer = trainee.backbone.network, optimizer_of(config, trainee)
+    network, optimizer = trainee.backbone.network, baseline._optimizer(config, trainee)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for step in range(2):
         trainee.backward(batch_of(manifest, step=step))
@@ -192,7 +187,7 @@ def test_the_learning_rate_falls_with_the_distance_from_the_head(
 ) -> None:
     config = config_of(models["vit"], layer_decay=0.5, weight_decay=0.1)
     trainee = make(config, manifest, tmp_path)
-    found = {id(p): group for group in optimizer_of(config, trainee).param_groups for p in group["params"]}
+    found = {id(p): group for group in baseline._optimizer(config, trainee).param_groups for p in group["params"]}
     assert len(found) == len(trainee.parameters)
     for name, parameter in trainee.parameters.items():
         depth = 0 if "embeddings" in name else int(name.split(".")[2]) + 1 if "layers" in name else 3

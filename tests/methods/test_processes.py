@@ -316,8 +316,7 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
-        "arguments",
-        [["probe", "m.parquet", "--out", "out"], ["study", "s.toml", "--out", "out"], ["demo"]],
+        "arguments", [["probe", "m.parquet", "--out", "out"], ["study", "s.toml", "--out", "out"], ["demo"]]
     )
     @pytest.mark.usefixtures("as_second")
     def test_a_command_that_does_not_share_its_work(

@@ -92,8 +92,7 @@ def _train(training: FoldTraining[Config]) -> None:
     """Train the network of one fold; writes `model/`, `metrics.jsonl` and `training.svg`."""
     config, sampler = training.config, training.sampler()
     step = _prepare(training)
-    groups = layer_groups(step.backbone, step.parameters, decay=config.layer_decay, weight_decay=config.weight_decay)
-    steps = Steps(training, sampler, torch.optim.AdamW(groups, lr=config.learning_rate), step.state)
+    steps = Steps(training, sampler, _optimizer(config, step), step.state)
     _fit(config, steps, step, lambda: _validate(training, steps, step))
     if training.group.is_main:
         progress = steps.progress
@@ -160,6 +159,11 @@ def _make_step(
         label_smoothing=config.label_smoothing, mixup=config.mixup, augmentation=config if config.augmentation else None,
         seed=config.seed,
     )  # fmt: skip
+
+
+def _optimizer(config: Config, step: SupervisedStep) -> torch.optim.Optimizer:
+    groups = layer_groups(step.backbone, step.parameters, decay=config.layer_decay, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def _require_whole_batches(config: Config, backbone: Backbone, processes: int) -> None:

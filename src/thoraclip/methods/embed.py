@@ -49,14 +49,9 @@ def cached_embeddings(
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
         key = digest([encoder.description, encoder.preprocess.as_dict()])[:12]
+        kept = cache / key
         return embed(
-            manifest,
-            encoder,
-            cache / key,
-            batch_size=config.batch_size,
-            pixels=pixels,
-            progress=progress,
-            announce=announce,
+            manifest, encoder, kept, batch_size=config.batch_size, pixels=pixels, progress=progress, announce=announce
         )
     finished = read_embeddings(Path(config.embeddings))
     expected = encoder.description

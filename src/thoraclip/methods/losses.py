@@ -115,13 +115,7 @@ def siglip(
 
 
 def prompt_cross_entropy(
-    image: Tensor,
-    prompt: Tensor,
-    scale: Tensor,
-    target: Tensor,
-    classes: Tensor,
-    *,
-    weight: Tensor | None = None,
+    image: Tensor, prompt: Tensor, scale: Tensor, target: Tensor, classes: Tensor, *, weight: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy of the zero-shot classifier itself, over class prompts (Zanella & Ben Ayed 2024, arXiv:2405.18541).
 

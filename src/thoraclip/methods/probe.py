@@ -186,7 +186,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     rows, scores, metrics, ood, dimension, texts = [], [], [], [], 0, None
 
     def work(fold: _FoldInputs) -> tuple[_FoldInputs, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
-        head, validation, chosen = _fit(config, fold.features, targets, labels, fold.part, fold.texts)
+        head, validation, chosen = _fit(config, fold, targets, labels)
         flagged = _keep_novelty(context, fold.features, targets, fold.part)
         return fold, head, validation, chosen, head.predict(fold.features[fold.part.test]), flagged
 
@@ -266,18 +266,14 @@ def _keep_novelty(context: RunContext, features: Features, targets: Rows, part: 
 
 
 def _fit(
-    config: Config,
-    features: Features,
-    targets: Rows,
-    labels: LabelSet,
-    part: Part,
-    texts: Texts | None,
+    config: Config, fold: _FoldInputs, targets: Rows, labels: LabelSet
 ) -> tuple[LinearHead, Scores, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.
 
     Returns:
         The head, scores f64[V, C] of the validation images by the one that was chosen, and facts.
     """
+    part, features, texts = fold.part, fold.features, fold.texts
     grid, solver = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist(), SOLVERS[config.solver]
 
     def heads(rows: Rows, upto: int | None = None) -> list[LinearHead]:
@@ -297,14 +293,8 @@ def _fit(
         alpha = text_multipliers(head, texts.vectors, texts.logit_scale)
         chosen["alpha"] = dict(zip(labels.names, alpha.tolist(), strict=True))
     edge = best in {0, len(candidates) - 1} and len(candidates) > 1
-    facts = {
-        "train": len(part.train),
-        "val": len(part.val),
-        "test": len(part.test),
-        "val_log_loss": losses[best],
-        "at_edge_of_grid": edge,
-    }
-    return head, validation[best], chosen | facts
+    sizes = {"train": len(part.train), "val": len(part.val), "test": len(part.test)}
+    return head, validation[best], chosen | sizes | {"val_log_loss": losses[best], "at_edge_of_grid": edge}
 
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:

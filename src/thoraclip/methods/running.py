@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
 
 _SCHEMA, _FOLD_SCHEMA = 2, 1
 """Of a run's files (2: with validation scores), and of the weights of a fold, which are the same as before."""
@@ -66,7 +67,7 @@ class RunContext:
     log: Callable[[str], None] = lambda _: None
     fingerprint: str = ""
 
-    def keep_validation(self, part: Part, labels: LabelSet, scores: npt.NDArray[np.float64]) -> None:
+    def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
 
         Args:
@@ -74,17 +75,20 @@ class RunContext:
             labels: of the run.
             scores: f64[V, C] for `part.val`, by a classifier that was not fitted on these images.
         """
-        rows, manifest = part.val, self.manifest
-        table = Predictions(
-            labels=labels, image_id=_pick(manifest, "image_id", rows), target=manifest.targets(labels)[rows], scores=scores,
-            split=("val",) * len(rows), fold=(part.fold,) * len(rows), patient=_pick(manifest, "patient", rows),
-        )  # fmt: skip
+        split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
+        table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
         write_predictions(self.folder.file(validation_file(part.fold)), table)
 
 
 def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
     column = manifest.column(name)
     return tuple(column[row] for row in rows)
+
+
+def _predictions(manifest: Manifest, labels: LabelSet, rows: Rows, scores: Scores, **parts: Any) -> Predictions:
+    """The table of some rows of a manifest; `parts` are the columns `split` and `fold`."""
+    image_id, patient = _pick(manifest, "image_id", rows), _pick(manifest, "patient", rows)
+    return Predictions(labels, image_id, manifest.targets(labels)[rows], scores, patient=patient, **parts)
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def require_folds(only: Sequence[int], known: Sequence[int]) -> None:
 
 
 def pooled_predictions(
-    manifest: Manifest, labels: LabelSet, rows: Sequence[Rows], scores: Sequence[npt.NDArray[np.float64]]
+    manifest: Manifest, labels: LabelSet, rows: Sequence[Rows], scores: Sequence[Scores]
 ) -> Predictions:
     """A predictions table for some rows of a manifest, in its order; pooled folds are the test split.
 
@@ -188,11 +192,7 @@ def pooled_predictions(
     together = together[order]
     fold = _pick(manifest, "fold", together)
     split = tuple("test" if f is not None else s for f, s in zip(fold, _pick(manifest, "split", together), strict=True))
-    return Predictions(
-        labels=labels, image_id=_pick(manifest, "image_id", together), target=manifest.targets(labels)[together],
-        scores=np.concatenate(scores)[order],
-        split=split, fold=fold, patient=_pick(manifest, "patient", together),
-    )  # fmt: skip
+    return _predictions(manifest, labels, together, np.concatenate(scores)[order], split=split, fold=fold)
 
 
 def run_method(

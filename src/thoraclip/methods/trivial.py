@@ -187,24 +187,13 @@ def _fit_and_score(
         both = np.sort(np.concatenate([part.train, part.val]))
         model = fitted(both if config.refit else part.train, rounds)
         scores: npt.NDArray[np.float64] = model.predict_proba(_table(groups, part.test))
-    facts = {
-        "rounds": rounds,
-        "train": len(part.train),
-        "val": len(part.val),
-        "test": len(part.test),
-        "val_log_loss": losses[rounds - 1],
-        "at_edge_of_grid": rounds == config.max_iter,
-    }
-    return scores, staged[rounds - 1], facts, importance
+    sizes = {"train": len(part.train), "val": len(part.val), "test": len(part.test)}
+    chosen = {"val_log_loss": losses[rounds - 1], "at_edge_of_grid": rounds == config.max_iter}
+    return scores, staged[rounds - 1], {"rounds": rounds, **sizes, **chosen}, importance
 
 
 def _importance(
-    model: Any,
-    rounds: int,
-    groups: Mapping[str, Floats],
-    targets: npt.NDArray[np.int64],
-    part: Part,
-    seed: int,
+    model: Any, rounds: int, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part, seed: int
 ) -> dict[str, dict[str, float]]:
     """Group -> how much validation log-loss rises and macro F1 falls when its rows are shuffled (Breiman 2001).
 

@@ -262,11 +262,7 @@ def _saliency(
 
 
 def _without_duplicates(
-    run: AuditTarget,
-    manifest: Manifest,
-    config: AuditConfig,
-    inspection: Path,
-    progress: Progress | None,
+    run: AuditTarget, manifest: Manifest, config: AuditConfig, inspection: Path, progress: Progress | None
 ) -> dict[str, Any] | None:
     """Accuracy of the run's own predictions, with all images and with one of each picture that no other part shows too."""
     own = run.own_predictions(manifest)
