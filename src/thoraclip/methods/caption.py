@@ -104,35 +104,35 @@ def caption(
 
     Raises:
         InputError: the name of `out` does not end in `.parquet`.
-        ConfigError: the class is to be told, and the manifest has no training split.
+        ConfigError: the class is to be named, and the manifest has no training split.
         ManifestError: `out` holds another table, or the column is missing, no text, or empty for an image.
         ModelError: the model cannot be loaded, or has no words for an image.
     """
     require_captions_name(out)
     if out.exists():
         read_captions(out)  # whatever else bears this name is refused, not overwritten
-    told = _told(manifest, config)
+    named = _names_class(manifest, config)
     origin = {"captioner": config.captioner, "append_label": config.append_label, "everywhere": config.everywhere}
     if config.captioner == "blip":
-        return _by_model(manifest, config, told, origin, out, pixels, progress)
+        return _by_model(manifest, config, named, origin, out, pixels, progress)
     if config.captioner == "template":
-        return _store(out, manifest, _by_template(manifest, config.seed, told), told, origin | {"seed": config.seed})
-    texts = _append(_column(manifest, config.column), manifest, told)
-    return _store(out, manifest, texts, told, origin | {"column": config.column})
+        return _store(out, manifest, _by_template(manifest, config.seed, named), named, origin | {"seed": config.seed})
+    texts = _append(_column(manifest, config.column), manifest, named)
+    return _store(out, manifest, texts, named, origin | {"column": config.column})
 
 
 def _store(
-    out: Path, manifest: Manifest, texts: Sequence[str], told: Sequence[bool], origin: dict[str, Any]
+    out: Path, manifest: Manifest, texts: Sequence[str], named: Sequence[bool], origin: dict[str, Any]
 ) -> Captions:
     ids, contents, labels = (tuple(manifest.column(name)) for name in ("image_id", "sha256", "label"))
-    with_label = tuple(tell and label is not None for tell, label in zip(told, labels, strict=True))
+    with_label = tuple(is_named and label is not None for is_named, label in zip(named, labels, strict=True))
     captions = Captions(ids, contents, tuple(texts), with_label, origin)
     write_captions(out, captions)
     return captions
 
 
-def _told(manifest: Manifest, config: CaptionConfig) -> list[bool]:
-    """Per image: may its caption tell the class? Those of the training split, or all."""
+def _names_class(manifest: Manifest, config: CaptionConfig) -> list[bool]:
+    """Per image: may its caption name the class? Those of the training split, or all."""
     if not config.writes_class or config.everywhere:
         return [config.everywhere] * len(manifest)
     split, folds = manifest.column("split"), any(fold is not None for fold in manifest.column("fold"))
@@ -145,9 +145,9 @@ def _told(manifest: Manifest, config: CaptionConfig) -> list[bool]:
     return [s == "train" for s in split]
 
 
-def _append(texts: Sequence[str], manifest: Manifest, told: Sequence[bool]) -> list[str]:
-    rows = zip(texts, manifest.column("label"), told, strict=True)
-    return [append_label(text, label) if tell and label is not None else text for text, label, tell in rows]
+def _append(texts: Sequence[str], manifest: Manifest, named: Sequence[bool]) -> list[str]:
+    rows = zip(texts, manifest.column("label"), named, strict=True)
+    return [append_label(text, label) if is_named and label is not None else text for text, label, is_named in rows]
 
 
 def _column(manifest: Manifest, name: str) -> list[str]:
@@ -175,7 +175,7 @@ _UNTOLD = ("", " of the lungs and heart", " of one patient")
 _CLASS = (" showing {}", " with {}", " of a patient with {}")
 
 
-def _by_template(manifest: Manifest, seed: int, told: Sequence[bool]) -> list[str]:
+def _by_template(manifest: Manifest, seed: int, named: Sequence[bool]) -> list[str]:
     """View, class and place of the finding, where they are known and may be told; else the view and words that fit any chest.
 
     The words of an image hang on the seed and its id alone, not on the other images; the view is said alike for all classes.
@@ -186,11 +186,11 @@ def _by_template(manifest: Manifest, seed: int, told: Sequence[bool]) -> list[st
         for name in ("image_id", "view", "label", "finding_side", "finding_zone")
     ]
     texts = []
-    for image_id, view, label, side, zone, tell in zip(*columns, told, strict=True):
+    for image_id, view, label, side, zone, is_named in zip(*columns, named, strict=True):
         words = random.Random(f"{seed} {image_id}")  # no secret hangs on it; equal in every version of Python
         opening = words.choice(_VIEWS.get(view or "", tuple(f"{w}, {view} view" if view else w for w in _NO_VIEW)))
         ending, phrase = words.choice(_UNTOLD), words.choice(_CLASS)
-        if tell:
+        if is_named:
             ending = phrase.format(words.choice(names.for_class(label))) if label is not None else ""
             ending += _place(side, zone)
         texts.append(f"{opening}{ending}.")
@@ -208,7 +208,7 @@ def _place(side: str | None, zone: str | None) -> str:
 def _by_model(
     manifest: Manifest,
     config: CaptionConfig,
-    told: Sequence[bool],
+    named: Sequence[bool],
     origin: Mapping[str, Any],
     out: Path,
     pixels: Path | None,
@@ -219,14 +219,14 @@ def _by_model(
         precision=config.precision,
     )  # fmt: skip
     work = digest([manifest.content_fingerprint, dict(captioner.origin), DECODING])
-    inputs = digest([work, list(told), manifest.column("label") if any(told) else None])
+    inputs = digest([work, list(named), manifest.column("label") if any(named) else None])
     journal = out.with_name(f"{out.name}.journal")
     captions = read_captions(out) if out.exists() else None
     if captions is None or captions.origin.get("inputs") != inputs:
         header = canonical_json({"schema": 1, "token": digest([work, config.batch_size])})
         texts = _journalled(manifest, captioner, journal, header, config.batch_size, pixels, progress)
         facts = {**origin, **captioner.origin, "inputs": inputs}
-        captions = _store(out, manifest, _append(texts, manifest, told), told, facts)
+        captions = _store(out, manifest, _append(texts, manifest, named), named, facts)
     journal.unlink(missing_ok=True)
     return captions
 

@@ -111,29 +111,29 @@ def by_processes(group: ProcessGroup, encoder: DualEncoder, pictures: Pictures) 
         for at in range(0, len(batches), span):
             turn = batches[at : at + span]
             own, real = group.own(len(turn))
-            found = list(alone([turn[number] for number in own[:real].tolist()]))
-            yield _gathered(group, encoder, turn, found, share=len(own))
+            mine = list(alone([turn[number] for number in own[:real].tolist()]))
+            yield _gathered(group, encoder, turn, mine, share=len(own))
 
     return engine
 
 
 def _gathered(
-    group: ProcessGroup, encoder: DualEncoder, turn: Sequence[range], found: Sequence[Features], *, share: int
+    group: ProcessGroup, encoder: DualEncoder, turn: Sequence[range], mine: Sequence[Features], *, share: int
 ) -> Features:
     """The features of a turn's batches; only the last one may be short, and no real row stands behind padding."""
     rows, most = sum(map(len, turn)), len(turn[0]) * share
     whole = []
-    for place, width in enumerate(_widths(group, found)):
+    for place, width in enumerate(_widths(group, mine)):
         local = torch.zeros(most, width)
-        made = np.concatenate([features[place] for features in found]) if found else np.zeros((0, width), np.float32)
+        made = np.concatenate([features[place] for features in mine]) if mine else np.zeros((0, width), np.float32)
         local[: len(made)] = torch.from_numpy(made)
         whole.append(group.gather(local.to(encoder.device), rows).cpu().numpy())
     return whole[0], whole[1]
 
 
-def _widths(group: ProcessGroup, found: Sequence[Features]) -> list[int]:
+def _widths(group: ProcessGroup, mine: Sequence[Features]) -> list[int]:
     """D and P, which a process without a batch of its own does not know."""
-    return [int(group.first(float(found[0][place].shape[1]) if found else 0.0)) for place in range(2)]
+    return [int(group.first(float(mine[0][place].shape[1]) if mine else 0.0)) for place in range(2)]
 
 
 def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], *, workers: int = 0) -> Engine:
