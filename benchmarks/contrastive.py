@@ -75,9 +75,17 @@ def make_step(given: argparse.Namespace) -> ContrastiveStep:
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
     return ContrastiveStep(
-        tuned=tuned, greys=greys, targets=targets, texts=texts, group=ProcessGroup(), loss="unicl", weight=None,
-        chunk_size=given.chunk, augmentation=Config(), seed=0,
-    )  # fmt: skip
+        tuned=tuned,
+        greys=greys,
+        targets=targets,
+        texts=texts,
+        group=ProcessGroup(),
+        loss="unicl",
+        weight=None,
+        chunk_size=given.chunk,
+        augmentation=Config(),
+        seed=0,
+    )
 
 
 def stepper(contrast: ContrastiveStep, batch_size: int) -> Callable[[], None]:

@@ -328,7 +328,8 @@ def made(target: npt.NDArray[np.int64], **columns: Any) -> AuditSample:
     ]
     everyone = np.arange(len(rows))
     manifest = Manifest.from_rows(rows, Path("/nowhere"))
-    return AuditSample(manifest, [(Reader(), everyone)], LabelSet(("x", "y", "z")), target, everyone)  # type: ignore[list-item]
+    reader: Any = Reader()
+    return AuditSample(manifest, [(reader, everyone)], LabelSet(("x", "y", "z")), target, everyone)
 
 
 @pytest.mark.parametrize("images", [0, 20, 33, 34, 90])

@@ -1,4 +1,4 @@
-"""The loops of `finetune` and `baseline`, on three numbers: against a hand-written loop, stopped, spoilt, and fold by fold."""
+"""The loops of `finetune` and `baseline` on three numbers: against a hand-written loop, stopped, spoilt, by fold."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Toy:
         return float(self.parameters["high"].detach())
 
     def validate(self) -> Mapping[str, float]:
-        f1 = float(self.parameters["low"].sum()) if self._f1 is None else next(self._f1)
+        f1 = float(self.parameters["low"].detach().sum()) if self._f1 is None else next(self._f1)
         return {"val_macro_f1": f1, "val_log_loss": 2 * f1}
 
 

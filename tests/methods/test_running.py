@@ -1,4 +1,4 @@
-"""What every method's run shares: the registry, the parts, pooling, and the run folder, with a method of three lines."""
+"""What every method's run shares: the registry, parts, pooling and the run folder, with a method of three lines."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Rows) -> 
     leaked = [row for row in rows.tolist() if contents[row] in single]
     if leaked:
         raise LeakError(
-            f"adapter '{config.adapter}': was trained or chosen on {len(leaked)} of the {len(rows)} images to be judged, "
-            f"first '{names[leaked[0]]}'; name the run folder of the training, so that every fold is judged by its own "
+            f"adapter '{config.adapter}': was trained or chosen on {len(leaked)} of the {len(rows)} images to be "
+            f"judged, first '{names[leaked[0]]}'; name the run folder of the training, so that every fold is judged by its own "
             "adapter"
         )
 

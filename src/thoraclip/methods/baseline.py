@@ -27,7 +27,6 @@ from thoraclip.methods.running import MethodOutput, RunContext, require_classes
 from thoraclip.methods.supervised import SupervisedStep, layer_groups, scores_of
 from thoraclip.methods.training.checkpoint import stop_requests
 from thoraclip.methods.training.folds import FoldTraining, train_folds
-from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
@@ -130,23 +129,19 @@ def _validate(training: FoldTraining[Config], steps: Steps, step: SupervisedStep
 
 
 def _prepare(training: FoldTraining[Config]) -> SupervisedStep:
-    """Network and images; a wrong setting is refused here, before the first step."""
+    """Network and images; a wrong setting is refused here, before the first step. What is not trained has no gradient."""
     config, rows = training.config, training.part.train
     backbone = load_backbone(
-        config.model, training.labels, pretrained=config.pretrained, seed=config.seed, geometry=config.geometry,
-        precision=config.precision, device=str(training.group.device),
-    )  # fmt: skip
+        config.model,
+        training.labels,
+        pretrained=config.pretrained,
+        seed=config.seed,
+        geometry=config.geometry,
+        precision=config.precision,
+        device=str(training.group.device),
+    )
     _require_whole_batches(config, backbone, training.group.count)
-    weight = class_weights(training.targets[rows], len(training.labels), config.class_weight)
     greys = training.shared_images(backbone.preprocess)
-    return _make_step(config, backbone, greys, training.targets, weight, training.group)
-
-
-def _make_step(
-    config: Config, backbone: Backbone, greys: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64],
-    weight: npt.NDArray[np.float64], group: ProcessGroup,
-) -> SupervisedStep:  # fmt: skip
-    """The step that the settings ask for; what is not trained has no gradient."""
     if config.train == "head":
         heads = backbone.head_parameters
         for name, parameter in backbone.network.named_parameters():
@@ -154,11 +149,19 @@ def _make_step(
     if config.gradient_checkpointing:
         recompute_layers(backbone.network, backbone.name)
     return SupervisedStep(
-        backbone=backbone, greys=greys, targets=targets, weight=weight, group=group, head_alone=config.train == "head",
-        follows_batches=config.train == "all" and config.batch_norm == "batch", chunk_size=config.chunk_size,
-        label_smoothing=config.label_smoothing, mixup=config.mixup, augmentation=config if config.augmentation else None,
+        backbone=backbone,
+        greys=greys,
+        targets=training.targets,
+        weight=class_weights(training.targets[rows], len(training.labels), config.class_weight),
+        group=training.group,
+        head_alone=config.train == "head",
+        follows_batches=config.train == "all" and config.batch_norm == "batch",
+        chunk_size=config.chunk_size,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        augmentation=config if config.augmentation else None,
         seed=config.seed,
-    )  # fmt: skip
+    )
 
 
 def _optimizer(config: Config, step: SupervisedStep) -> torch.optim.Optimizer:

@@ -59,8 +59,7 @@ class CaptionTexts:
 class PromptTexts:
     """The images of a class share one vector, the mean of its prompts' as in scoring.
 
-    Not one prompt at random: then the loss is first lowered by making all prompts alike, the classes' included, and stays
-    there.
+    Not one prompt at random: the loss would first make all prompts alike, those of different classes included.
 
     Args:
         texts: U prompts, one class after the other.

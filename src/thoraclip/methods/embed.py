@@ -66,8 +66,8 @@ def cached_embeddings(
         )
     if dict(finished.preprocess) != encoder.preprocess.as_dict():
         raise MismatchError(
-            f"{config.embeddings}: made with geometry '{finished.preprocess.get('geometry')}' and another preprocessing "
-            f"than '{config.geometry}'; embed again or set geometry"
+            f"{config.embeddings}: made with geometry '{finished.preprocess.get('geometry')}' and another "
+            f"preprocessing than '{config.geometry}'; embed again or set geometry"
         )
     return finished
 

@@ -1,11 +1,11 @@
-"""`finetune`: LoRA fine-tuning of a dual encoder with a contrastive loss. Any batch size fits in memory (gradient cache).
+"""`finetune`: LoRA fine-tuning of a dual encoder with a contrastive loss. Any batch size fits in memory.
 
     batch (rows) -+-> images, augmented once -> vision tower --+
-                  +-> texts, each different one once -> text tower -+-> loss over the whole batch
+                  +-> texts, each different one once -> text tower -+-> loss over the whole batch (gradcache)
 
-`run` trains one adapter per fold (`_train`, whose loop is `_fit`) and scores its test images zero-shot with the best adapter
-by validation; `probe` takes the run folder as its adapter. Everything random is a function of (seed, step, sample), so
-neither the chunk size, nor the number of processes, nor a resumed run changes the result.
+`run` trains one adapter per fold (`_train`, whose loop is `_fit`) and scores its test images zero-shot with the adapter
+that validated best; `probe` takes the run folder as its adapter. Everything random is a function of (seed, step, sample),
+so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _fit(config: Config, steps: Steps, step: ContrastiveStep, validate: Callable
 def _validate(
     training: FoldTraining[Config], steps: Steps, step: ContrastiveStep, prompts: Sequence[Sequence[str]]
 ) -> None:
-    """Score the validation images zero-shot, and by a probe where that chooses; keep the adapter where it is the best."""
+    """Score the validation images zero-shot, and by a probe where that chooses; keep the adapter if it is the best."""
     config, part = training.config, training.part
     values = step.validate(part.val, prompts)
     if config.select == "probe":
@@ -169,15 +169,26 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep:
         config.model, geometry=config.geometry, precision=config.precision, device=str(training.group.device)
     )
     tuned = add_lora(
-        encoder, config, seed=config.seed, train_scale=config.train_logit_scale, train_bias=LOSSES[config.loss].has_bias,
+        encoder,
+        config,
+        seed=config.seed,
+        train_scale=config.train_logit_scale,
+        train_bias=LOSSES[config.loss].has_bias,
         checkpointing=config.gradient_checkpointing,
-    )  # fmt: skip
+    )
     weight = class_weights(training.targets[rows], len(training.labels), config.class_weight)
     return ContrastiveStep(
-        tuned=tuned, greys=training.shared_images(encoder.preprocess), targets=training.targets, texts=texts,
-        group=training.group, loss=config.loss, weight=None if config.class_weight == "none" else weight,
-        chunk_size=config.chunk_size, augmentation=config if config.augmentation else None, seed=config.seed,
-    )  # fmt: skip
+        tuned=tuned,
+        greys=training.shared_images(encoder.preprocess),
+        targets=training.targets,
+        texts=texts,
+        group=training.group,
+        loss=config.loss,
+        weight=None if config.class_weight == "none" else weight,
+        chunk_size=config.chunk_size,
+        augmentation=config if config.augmentation else None,
+        seed=config.seed,
+    )
 
 
 def _texts(training: FoldTraining[Config]) -> CaptionTexts | PromptTexts:

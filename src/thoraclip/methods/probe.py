@@ -37,7 +37,6 @@ from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
-    from thoraclip.models.dual_encoder import DualEncoder
 
 __all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 
@@ -119,10 +118,6 @@ class Texts:
 
     vectors: npt.NDArray[np.float64]
     logit_scale: float
-
-    @classmethod
-    def of(cls, encoder: DualEncoder, labels: LabelSet, prompts: str) -> Texts:
-        return cls(class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels)), encoder.logit_scale)
 
 
 Heads = Callable[[Config, Features, Rows, LabelSet, Sequence[float], Texts | None], list[LinearHead]]
@@ -243,7 +238,10 @@ def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embe
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
         announce=context.log,
     )  # fmt: skip
-    return embedded, Texts.of(encoder, labels, config.prompts) if config.reads_prompts else None
+    if not config.reads_prompts:
+        return embedded, None
+    vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))
+    return embedded, Texts(vectors, encoder.logit_scale)
 
 
 def _keep_novelty(context: RunContext, features: Features, targets: Rows, part: Part) -> dict[str, Any]:

@@ -239,15 +239,8 @@ def run_method(
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
                 stale.unlink()
         method = import_module(find_method(kind).module)
-        context = RunContext(
-            manifest=manifest,
-            folder=folder,
-            cache=cache or out / "embeddings",
-            pixels=pixels,
-            progress=progress,
-            log=announce,
-            fingerprint=of_a_fold,
-        )
+        embeddings = cache or out / "embeddings"
+        context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
         output: MethodOutput | None = method.run(config, context)
         if output is not None:
             write_predictions(folder.file("predictions.parquet"), output.predictions)

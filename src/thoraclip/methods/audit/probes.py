@@ -67,7 +67,7 @@ def probe_answers(features: Floats, target: Ints, fold: Ints, *, classes: int, l
 
 
 def tree_answers(features: Floats, target: Ints, fold: Ints, *, seed: int) -> Ints:
-    """i64[N]: the class that extremely randomised trees of the other folds name (Geurts et al. 2006, Mach. Learn. 63:3)."""
+    """i64[N]: the class that extremely randomised trees (Geurts et al. 2006, Mach. Learn. 63:3) name."""
     from sklearn.ensemble import ExtraTreesClassifier
 
     def named(train: Ints, test: Ints) -> Ints:
@@ -133,8 +133,7 @@ def across_sources(
 ) -> tuple[dict[str, Ints], list[Trial]]:
     """Probes of the other sources against probes of all, on the sources that have two classes or more.
 
-    Only images are asked whose class stands in another of these sources too: nobody can name a class from elsewhere that is
-    nowhere else.
+    Only images whose class is in another of these sources too are asked: else no probe of the others can name it.
     """
     source = np.array([s or "" for s in sample.manifest.column("source")])
     mixed = []
@@ -167,7 +166,7 @@ def across_sources(
 
 
 def attribute_answers(sample: AuditSample, original: ViewScores, fold: Ints, *, l2: float) -> list[dict[str, Any]]:
-    """For each column: its values, and what a probe on the classifier's features makes of them; or why there is none."""
+    """For each column: its values, and the ones that a probe on the classifier's features names."""
     columns: list[dict[str, Any]] = []
     for column in _ATTRIBUTES:
         values = sample.manifest.column(column)

@@ -88,7 +88,7 @@ class AuditSample:
 
 
 def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int, seed: int) -> AuditSample:
-    """The labelled images that the run's classifiers were not trained on; `images` at most, the classes in their own shares.
+    """Labelled images that the run's classifiers were not trained on; `images` at most, the classes in their shares.
 
     Args:
         run: what is audited.

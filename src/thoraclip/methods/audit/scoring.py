@@ -1,4 +1,4 @@
-"""Features and scores of the images under every view (`data.views.VIEWS`), kept on disk so that a killed audit goes on."""
+"""Features and scores of the images under every view, kept on disk so that a killed audit goes on."""
 
 from __future__ import annotations
 

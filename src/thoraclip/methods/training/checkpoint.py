@@ -50,7 +50,7 @@ class TrainingProgress:
 
 
 class Checkpoint:
-    """One safetensors file with trainable tensors, AdamW's moments, the best tensors and `TrainingProgress`; replaced whole.
+    """One safetensors file with trainable tensors, AdamW's moments, the best tensors and the progress; replaced whole.
 
     Args:
         path: the file.

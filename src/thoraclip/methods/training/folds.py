@@ -86,11 +86,9 @@ class FoldTraining(Generic[C]):
 
     def sampler(self) -> Sampler:
         """The order of the training images."""
-        config, rows = self.config, self.part.train
-        return Sampler(
-            rows, self.targets[rows], total=len(self.targets), batch_size=config.batch_size, sampling=config.sampling,
-            seed=config.seed,
-        )  # fmt: skip
+        rows, targets, total, config = self.part.train, self.targets, len(self.targets), self.config
+        size, sampling = config.batch_size, config.sampling
+        return Sampler(rows, targets[rows], total=total, batch_size=size, sampling=sampling, seed=config.seed)
 
     def images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
         """u8[N, S, S] from the pixel cache."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from thoraclip.errors import InputError, TrainingError
 from thoraclip.methods.training.folds import FoldTraining
@@ -36,8 +36,8 @@ class Steps:
     """
 
     def __init__(
-        self, training: FoldTraining[Any], sampler: Sampler, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
-    ) -> None:  # fmt: skip
+        self, training: FoldTraining[Any], sampler: Sampler, optimizer: Optimizer, state: Mapping[str, Tensor]
+    ) -> None:
         config, group = training.config, training.group
         self._training, self._sampler, self.optimizer, self._state = training, sampler, optimizer, state
         self._total = config.steps or config.epochs * sampler.steps_per_epoch
@@ -80,7 +80,7 @@ class Steps:
         return self._sampler.batch(step), rate
 
     def require_finite(self, batch: Batch, *, loss: float, gradient_norm: float) -> None:
-        """Raise TrainingError where the loss or the gradient of a batch is not finite; the last good weights are kept."""
+        """Raise TrainingError where the loss or a gradient is not finite; the last good weights are kept."""
         if np.isfinite(loss) and np.isfinite(gradient_norm):
             return
         path = self._save()
@@ -115,7 +115,7 @@ class Steps:
         return shared
 
     def keep_best(self, criterion: float | None) -> None:
-        """Keep a copy of the weights where the criterion, the higher, the better, is the best so far; `None` keeps none."""
+        """Copy the weights where the criterion is the highest so far; `None` copies none."""
         progress = self.progress
         if criterion is None:
             return
