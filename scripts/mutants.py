@@ -37,7 +37,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE, TESTS = REPOSITORY / "src", REPOSITORY / "tests"
-ROOMS = ("judge", "posthoc", "methods", "data.splits", "tables")
+ROOMS = ("judge", "posthoc", "cards", "methods", "data.splits", "tables")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 """Key of a mutant that no test can tell from the code -> why."""
 _TESTS = 120

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from thoraclip.cards import CardSettings
 from thoraclip.config import field_help, toml_value
-from thoraclip.data.card import CardSettings
 from thoraclip.methods import METHODS
 from thoraclip.study import StudyConfig
 

@@ -194,7 +194,7 @@ def card(
     Returns:
         The card's file.
     """
-    from thoraclip.data.card import CardSettings, write_card
+    from thoraclip.cards import CardSettings, write_card
     from thoraclip.data.check import read_check
 
     chosen = settings_of(CardSettings, config, settings, where="card")

@@ -15,10 +15,9 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from thoraclip.data.card.cautions import percent
-from thoraclip.data.card.facts import data_facts
-from thoraclip.data.card.markdown import summary
-from thoraclip.data.card.settings import NOT_STATED, CardSettings
+from thoraclip.cards.cautions import percent
+from thoraclip.cards.facts import data_facts, summary
+from thoraclip.cards.settings import NOT_STATED, CardSettings
 from thoraclip.errors import InputError
 from thoraclip.pages import counted
 from thoraclip.runs import file_sha256

@@ -89,7 +89,7 @@ class TrainedRun:
         predictions: of its test rows.
         details: what it says of itself. `chosen` (one mapping per fold) is shown as a table; `card` may hold lines of
             Markdown under `what`, `choice`, `use` and `sources`, which are added to these sections.
-        data: the counts of the manifest, see `data.card.data_facts`.
+        data: the counts of the manifest, see `cards.data_facts`.
         images: folder of the pictures; a Croissant record there (`croissant.json`) names the data set and its licence.
         provenance: see `runs.provenance`.
     """
@@ -163,7 +163,7 @@ def model_card(facts: CardFacts) -> str:
     rows = {row["name"]: row for row in report.get("methods", ())}
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
     found = environment(
-        "thoraclip.judge", html=False, share=share, points=points, interval=share_interval, n="{:,}".format,
+        "thoraclip.cards", html=False, share=share, points=points, interval=share_interval, n="{:,}".format,
         shell=shlex.quote, place=_shown,
     )  # fmt: skip
     body = found.get_template("model_card.md.j2").render(
