@@ -75,7 +75,8 @@ def write_card(
 
 
 def _address(manifest_file: Path, out: Path) -> str:
-    """The manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied there."""
+    """The manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied
+    there."""
     file, folder = manifest_file.resolve(), out.resolve()
     if file.is_relative_to(folder):
         return file.relative_to(folder).as_posix()

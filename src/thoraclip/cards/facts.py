@@ -114,10 +114,15 @@ def _sealed(sources: list[Any], labels: list[Any]) -> list[dict[str, Any]]:
         others = {s for other, of in of_class.items() if other != label for s in of}
         if others and not others & set(own) and own.total() >= 2 * len(own):
             names = [s for s, _ in sorted(own.items(), key=lambda item: (-item[1], item[0]))]
-            found.append({
-                "label": label, "images": sizes[label], "known": own.total(), "sources": len(names),
-                "names": names[:_MOST_SOURCES],
-            })  # fmt: skip
+            found.append(
+                {
+                    "label": label,
+                    "images": sizes[label],
+                    "known": own.total(),
+                    "sources": len(names),
+                    "names": names[:_MOST_SOURCES],
+                }
+            )
     return found
 
 
@@ -130,10 +135,15 @@ def _ages(ages: list[float | None], labels: list[Any]) -> list[dict[str, Any]]:
     found = []
     for label, rows in _rows_of(labels):
         known = [age for r in rows if (age := ages[r]) is not None]
-        found.append({
-            "label": label, "images": len(rows), "known": len(known), "years": spread(known),
-            "minors": sum(age < _ADULT_YEARS for age in known),
-        })  # fmt: skip
+        found.append(
+            {
+                "label": label,
+                "images": len(rows),
+                "known": len(known),
+                "years": spread(known),
+                "minors": sum(age < _ADULT_YEARS for age in known),
+            }
+        )
     return found
 
 
@@ -142,11 +152,17 @@ def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
     found = []
     for label, rows in _rows_of(manifest.column("label")):
         known = [(widths[r], heights[r]) for r in rows if widths[r] and heights[r]]
-        found.append({
-            "label": label, "images": len(rows), "known": len(known), "distinct": len(set(known)),
-            "width": spread([w for w, _ in known]), "height": spread([h for _, h in known]),
-            "aspect_ratio": spread([w / h for w, h in known]),
-        })  # fmt: skip
+        found.append(
+            {
+                "label": label,
+                "images": len(rows),
+                "known": len(known),
+                "distinct": len(set(known)),
+                "width": spread([w for w, _ in known]),
+                "height": spread([h for _, h in known]),
+                "aspect_ratio": spread([w / h for w, h in known]),
+            }
+        )
     return found
 
 
@@ -154,12 +170,13 @@ def _masks(manifest: Manifest) -> list[dict[str, Any]]:
     lungs, infections = manifest.column("lung_mask"), manifest.column("infection_mask")
     return [
         {
-            "label": label, "images": len(rows),
+            "label": label,
+            "images": len(rows),
             "lung": sum(lungs[r] is not None for r in rows),
             "infection": sum(infections[r] is not None for r in rows),
         }
         for label, rows in _rows_of(manifest.column("label"))
-    ]  # fmt: skip
+    ]
 
 
 def _duplicates(manifest: Manifest, name: str) -> dict[str, int]:

@@ -41,7 +41,8 @@ from thoraclip.tables.manifest import Manifest, read_manifest
 __all__ = ["FACTOR", "plan_study"]
 
 FACTOR = 3
-"""The true time lies within this factor of the estimate, if the machine does nothing else and no training stops early."""
+"""The true time lies within this factor of the estimate, if the machine does nothing else and no training stops
+early."""
 _SCHEMA = 2
 _SAMPLE = 16
 """Images that are timed."""
@@ -146,7 +147,8 @@ def plan_study(
 
 
 def _split_manifest(out: Path, given: Manifest | None) -> Manifest | None:
-    """The images as the study splits them: the given ones, where they have parts, or what an earlier run of the study left."""
+    """The images as the study splits them: the given ones, where they have parts, or what an earlier run of the study
+    left."""
     if given and any(part is not None for part in given.parts()):
         return given
     file = out / "manifest.parquet"
@@ -220,9 +222,13 @@ class _Planner:
 
         targets = self.manifest.targets(self.manifest.label_set(config.classes))
         a_pass = Sampler(
-            part.train, targets[part.train], total=len(targets), batch_size=config.batch_size, sampling=config.sampling,
+            part.train,
+            targets[part.train],
+            total=len(targets),
+            batch_size=config.batch_size,
+            sampling=config.sampling,
             seed=config.seed,
-        ).steps_per_epoch  # fmt: skip
+        ).steps_per_epoch
         steps = config.steps or config.epochs * a_pass
         validations = 1 + -(-steps // (config.validate_every or a_pass))
         trained, encoded = steps * config.batch_size, validations * len(part.val)
@@ -269,7 +275,8 @@ class _Planner:
         return len(self.manifest) * self._forward(row.kind, config, embeds=True)
 
     def _is_embedded(self, config: Any, adapter: str, scale: float) -> bool:
-        """True where the study's cache holds these features of these images; loads the encoder where there is any cache."""
+        """True where the study's cache holds these features of these images; loads the encoder where there is any
+        cache."""
         if not any((self.out / "embeddings").glob("*/embeddings.json")):
             return False
         encoder = _encoder(config, adapter=adapter, adapter_scale=scale)
@@ -411,6 +418,10 @@ def _encoder(config: Any, *, adapter: str = "", adapter_scale: float = 1.0) -> A
 
     return load_encoder(
         EncoderConfig(
-            model=config.model, geometry=config.geometry, precision=config.precision, adapter=adapter, adapter_scale=adapter_scale
+            model=config.model,
+            geometry=config.geometry,
+            precision=config.precision,
+            adapter=adapter,
+            adapter_scale=adapter_scale,
         )
-    )  # fmt: skip
+    )
