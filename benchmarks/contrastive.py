@@ -2,14 +2,16 @@
 
     python -m benchmarks.contrastive --batches 32,128,512,2048
 
-Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient clipping
-and the optimiser in it. Without --model it is a random CLIP of the shape ViT-B/32. The plain step is a batch of one chunk, which
-is encoded once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
-more often, each of which is encoded once; with `--captions 0` none is repeated, and the ratio is that of the cache.
+Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient
+clipping and the optimiser in it. Without --model it is a random CLIP of the shape ViT-B/32. The plain step is a batch
+of one chunk, which is encoded once; it runs in turn with the cached step, and the ratio is the median over the turns. A
+larger batch repeats its captions more often, each of which is encoded once; with `--captions 0` none is repeated, and
+the ratio is that of the cache.
 
-The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in it; so
-memory is measured a second time with tensors from 64 KiB mapped one by one (glibc only), where the peak is what is in use;
-and with as many captions as images, since a last chunk of few captions would make a larger batch look smaller.
+The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in
+it; so memory is measured a second time with tensors from 64 KiB mapped one by one (glibc only), where the peak is what
+is in use; and with as many captions as images, since a last chunk of few captions would make a larger batch look
+smaller.
 """
 
 from __future__ import annotations
@@ -148,7 +150,8 @@ def work(given: argparse.Namespace, **changes: object) -> dict[str, Any]:
 
 
 def bench(work_folder: Path, *, quick: bool = False) -> list[Result]:
-    """Eight chunks in a batch against one, on a random ViT-B/32: memory in use, and time an image; with `quick` tiny-clip."""
+    """Eight chunks in a batch against one, on a random ViT-B/32: memory in use, and time an image; with `quick`
+    tiny-clip."""
     chunk, many = (8, 16) if quick else (32, 256)
     model = vit_b_32(work_folder, quick=quick)
     given = argparse.Namespace(model=model, chunk=chunk, steps=1 if quick else 2, captions=40)
@@ -179,10 +182,13 @@ def main() -> None:
             mapped = work(given, model=model, role="mapped", batch=size, captions=0)["added"]
             whole = work(given, model=model, role="whole", batch=size, chunk=size) if size <= given.naive_up_to else {}
             row |= {
-                "images/s": size / row["seconds"], "images/s of a plain step": given.chunk / row["plain_seconds"],
+                "images/s": size / row["seconds"],
+                "images/s of a plain step": given.chunk / row["plain_seconds"],
                 "in use, a caption an image: added": mapped,
-                "in use, less the logits and the stored representations": mapped - row["logits"] - row["representations"],
-            } | {f"whole batch at once: {what}": value for what, value in whole.items()}  # fmt: skip
+                "in use, less the logits and the stored representations": mapped
+                - row["logits"]
+                - row["representations"],
+            } | {f"whole batch at once: {what}": value for what, value in whole.items()}
             print(f"batch {size}: {'; '.join(f'{what} {value:,.2f}' for what, value in row.items())}", flush=True)
 
 

@@ -1,7 +1,7 @@
 """How well a heat map points at what is known to be there, and how much the score hangs on what it points at.
 
-Masks come from people (or from the drawing of a phantom), curves from `heatmaps.perturbation`; no model is seen here. None of
-the measures shows that a map is right: a map may point at a lesion that the network does not use.
+Masks come from people (or from the drawing of a phantom), curves from `heatmaps.perturbation`; no model is seen here.
+None of the measures shows that a map is right: a map may point at a lesion that the network does not use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ import numpy.typing as npt
 from thoraclip.errors import MismatchError
 from thoraclip.judge.intervals import Estimate, estimate
 
-__all__ = ["POINTING_TOLERANCE", "curve_area", "mass_share", "mean_with_interval", "points_at", "rank_correlation", "ratio_with_interval"]  # fmt: skip
+__all__ = [
+    "POINTING_TOLERANCE",
+    "curve_area",
+    "mass_share",
+    "mean_with_interval",
+    "points_at",
+    "rank_correlation",
+    "ratio_with_interval",
+]
 
 Heat = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -23,7 +31,8 @@ POINTING_TOLERANCE = 15 / 500
 
 
 def points_at(heat: Heat, mask: Mask, *, tolerance: float = POINTING_TOLERANCE) -> bool:
-    """The pointing game (Zhang et al. 2016, arXiv:1608.00507, section 4.1): is the hottest pixel in the mask, or near it?
+    """The pointing game (Zhang et al. 2016, arXiv:1608.00507, section 4.1): is the hottest pixel in the mask, or near
+    it?
 
     Args:
         heat: f[H, W]; of several hottest pixels the first in reading order counts. A flat map points at nothing.
@@ -97,7 +106,8 @@ def mean_with_interval(values: Floats, *, is_share: bool = False, resamples: int
 
 
 def ratio_with_interval(above: Floats, below: Floats, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """sum(above) / sum(below) over images, such as mass in the mask over the mask's area, with its 95 % bootstrap interval.
+    """sum(above) / sum(below) over images, such as mass in the mask over the mask's area, with its 95 % bootstrap
+    interval.
 
     Args:
         above, below: f64[N], of the same images; `below` positive.

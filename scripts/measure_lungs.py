@@ -2,8 +2,8 @@
 
     THORACLIP_SHARED=FOLDER python scripts/measure_lungs.py [--phantoms 60] [--seed 0]
 
-Prints one Markdown row per set: Dice and IoU of the plausible estimates, and the share of implausible ones. FOLDER holds
-data/covid-qu-ex-sample and data/covid3-talo; without it only phantoms are measured.
+Prints one Markdown row per set: Dice and IoU of the plausible estimates, and the share of implausible ones. FOLDER
+holds data/covid-qu-ex-sample and data/covid3-talo; without it only phantoms are measured.
 """
 
 from __future__ import annotations

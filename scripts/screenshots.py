@@ -2,8 +2,8 @@
 
     python scripts/screenshots.py docs/images [--work DIR]
 
-Needs `thoraclip[study,export,serve,ui]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made in DIR
-and used again if they are there.
+Needs `thoraclip[study,export,serve,ui]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made
+in DIR and used again if they are there.
 """
 
 from __future__ import annotations

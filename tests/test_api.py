@@ -11,8 +11,8 @@ from tests.conftest import Capture, files
 
 import thoraclip
 from thoraclip.api import hooks, methods
+from thoraclip.cards import CardSettings
 from thoraclip.cli.app import run
-from thoraclip.data.card import CardSettings
 from thoraclip.errors import ConfigError, LeakError, ThoraclipError
 from thoraclip.methods import METHODS, Method
 from thoraclip.tables.manifest import Manifest

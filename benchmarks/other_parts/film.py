@@ -1,4 +1,5 @@
-"""A bare film to which bones and flesh are added as analytic solids: rods, ellipsoids and plates, integrated along the beam.
+"""A bare film to which bones and flesh are added as analytic solids: rods, ellipsoids and plates, integrated along the
+beam.
 
 Lengths in the image plane are in half fields (1.0 is half the image), as in `phantom.body`; thicknesses are in cm.
 """
@@ -28,7 +29,8 @@ def root(values: Floats) -> Floats:
 
 
 def curve(knots: Knots, steps: int = 4) -> NDArray[np.float64]:
-    """A smooth line through its knots (Catmull-Rom), f64[m, k]; the columns beyond x and y, such as a radius, go along."""
+    """A smooth line through its knots (Catmull-Rom), f64[m, k]; the columns beyond x and y, such as a radius, go
+    along."""
     p = np.asarray([knots[0], *knots, knots[-1]], float)
     path = _spline(p, steps)
     return np.concatenate([path, p[-1:]])
@@ -84,7 +86,8 @@ class Film:
         return float(mean * (1 + share * np.clip(self.rng.standard_normal(), -2, 2)))
 
     def tube(self, knots: Knots, *, steps: int = 4) -> tuple[tuple[slice, slice], Floats, Floats]:
-        """The pixels near a smooth line through (x, y, radius); there, distance to it squared and in radii, and the radius.
+        """The pixels near a smooth line through (x, y, radius); there, distance to it squared and in radii, and the
+        radius.
 
         Where nothing is near, the distance is 9 and the radius 1.
         """

@@ -1,7 +1,7 @@
 """ThoraCLIP: chest X-ray classifiers, compared so that the comparison can be believed.
 
-One function per command (see `thoraclip.api`), and the tables and parts that they work with. `__init__.pyi` lists the names;
-each is loaded when it is first used. Importing the package imports neither torch nor any other heavy library.
+One function per command (see `thoraclip.api`), and the tables and parts that they work with. `__init__.pyi` lists the
+names; each is loaded when it is first used. Importing the package imports neither torch nor any other heavy library.
 """
 
 from importlib import import_module

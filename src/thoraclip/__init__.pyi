@@ -5,8 +5,8 @@ from .api.deployment import export, predict, serve
 from .api.judgement import audit, explain, report
 from .api.methods import MethodFunction, caption, embed
 from .api.start import demo, run_study
+from .cards import CardSettings, write_card
 from .data.batches import pixel_cache
-from .data.card import CardSettings, write_card
 from .data.check import write_check
 from .data.phantom import PhantomConfig, write_phantoms
 from .data.splits import split_folds, split_fractions

@@ -24,8 +24,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
     """Exact 95 % interval of a proportion, which covers in 95 % or more (Clopper & Pearson 1934, Biometrika 26:404).
 
-    The bounds are the shares at which `successes` or more, and `successes` or fewer, have a probability of 2.5 %. SciPy has
-    the formula, too; loading it takes 0.3 of the 2.7 s of processor time of a report.
+    The bounds are the shares at which `successes` or more, and `successes` or fewer, have a probability of 2.5 %. SciPy
+    has the formula, too; loading it takes 0.3 of the 2.7 s of processor time of a report.
     """
     high = 1.0 - _least_share(trials - successes, trials) if successes < trials else 1.0
     return _least_share(successes, trials) if successes else 0.0, high

@@ -46,8 +46,17 @@ Progress = Callable[[int, int], None]
 """Called with (done, total), 0 for an unknown total; the command line draws it."""
 
 _REPORTED_PACKAGES = (
-    "thoraclip", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pyarrow", "pillow", "pydicom",
-)  # fmt: skip
+    "thoraclip",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "scikit-learn",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "pydicom",
+)
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -97,8 +106,8 @@ def needing_room(path: Path) -> Iterator[None]:
 def take_room(stream: IO[bytes], size: int) -> None:
     """Give the first `size` bytes of an open file their place on the disk now.
 
-    A mapped file without it is only as long as that, and where the disk is full later, the system kills the process. Does
-    nothing where the system cannot do this (macOS).
+    A mapped file without it is only as long as that, and where the disk is full later, the system kills the process.
+    Does nothing where the system cannot do this (macOS).
 
     Raises:
         OSError: the disk has no room.

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples, files
 
-from thoraclip.data.card import data_facts
+from thoraclip.cards import data_facts
+from thoraclip.cards.model_card import TrainedRun
 from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ConfigError, ManifestError
-from thoraclip.judge.model_card import TrainedRun
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method, require_shared_work, running
 from thoraclip.methods.running import (

@@ -43,7 +43,8 @@ def index(
     fresh: bool = False,
     progress: bool | Progress = False,
 ) -> IndexResult:
-    """Read a folder of images into a manifest. What cannot be used is listed, never dropped. A second time, only what changed is read.
+    """Read a folder of images into a manifest. What cannot be used is listed, never dropped. A second time, only what
+    changed is read.
 
     Args:
         root: folder that holds the images.
@@ -112,8 +113,8 @@ def check(
     Args:
         manifest: the images; they may leak.
         out: folder for check.json, .md and .html; default: nothing is written.
-        pictures: read the images. Without, only the table is checked (counts, patients, leaks, identical files), of millions of
-            images.
+        pictures: read the images. Without, only the table is checked (counts, patients, leaks, identical files), of
+            millions of images.
         seed: seed of the folds behind the class differences.
         progress: see `thoraclip.api`.
 
@@ -194,7 +195,7 @@ def card(
     Returns:
         The card's file.
     """
-    from thoraclip.data.card import CardSettings, write_card
+    from thoraclip.cards import CardSettings, write_card
     from thoraclip.data.check import read_check
 
     chosen = settings_of(CardSettings, config, settings, where="card")

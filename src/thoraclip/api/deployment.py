@@ -93,12 +93,12 @@ def predict(
         progress, announce: see `thoraclip.api`.
 
     Returns:
-        How many were scored, failed and out of distribution, the first reasons, and what was left out. Without `out`, the
-        rows as well.
+        How many were scored, failed and out of distribution, the first reasons, and what was left out. Without `out`,
+        the rows as well.
 
     Raises:
-        ThoraclipError: no such image or bundle, the table cannot be written, it was begun with another bundle, or not one
-            image can be read; the table is there then.
+        ThoraclipError: no such image or bundle, the table cannot be written, it was begun with another bundle, or not
+            one image can be read; the table is there then.
     """
     from thoraclip.deploy.opening import open_bundle
     from thoraclip.deploy.rows import table_format

@@ -101,7 +101,8 @@ def audit(
         config: TOML file with settings.
         pixels: folder that keeps decoded images, so that each is decoded once for all methods.
         progress, announce: see `thoraclip.api`.
-        settings: images, masks, folds, ...: the fields of `thoraclip.methods.audit.AuditConfig`; they win over the file.
+        settings: images, masks, folds, ...: the fields of `thoraclip.methods.audit.AuditConfig`; they win over the
+            file.
 
     Returns:
         The content of `audit.json`.
@@ -163,7 +164,8 @@ def explain(
         `lungs_from`, `note`.
 
     Raises:
-        ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or written.
+        ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or
+            written.
     """
     from thoraclip.deploy.seal import is_bundle
     from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay

@@ -103,8 +103,8 @@ def embed(
 ) -> Embeddings | None:
     """Run a frozen encoder over a manifest once and keep its features; goes on where it was interrupted.
 
-    Several processes that `torchrun` or `accelerate launch` started share the work. The features are the same bytes with any
-    number of threads, processes and actors.
+    Several processes that `torchrun` or `accelerate launch` started share the work. The features are the same bytes
+    with any number of threads, processes and actors.
 
     Args:
         manifest: the images.
@@ -153,7 +153,8 @@ def embed(
 
 
 class MethodFunction(Protocol):
-    """Run one method: `zeroshot`, `finetune`, ..., a function for every kind in `METHODS`. What is there and valid is only read.
+    """Run one method: `zeroshot`, `finetune`, ..., a function for every kind in `METHODS`. What is there and valid is
+    only read.
 
     Its settings are keywords too, the same as behind `--set`; `help(thoraclip.probe)` lists those of a method.
     """

@@ -22,7 +22,8 @@ def demo(
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
-    """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, write the page.
+    """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, write the
+    page.
 
     Args:
         out: folder to write to.

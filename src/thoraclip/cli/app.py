@@ -21,12 +21,30 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (*start.COMMANDS, *data.COMMANDS, *methods.COMMANDS, *judgement.COMMANDS, *deployment.COMMANDS)
 _EXTRA_OF = {
-    "accelerate": "study", "fastapi": "serve", "gradio": "ui", "huggingface_hub": "study", "jinja2": "study",
-    "matplotlib": "study", "onnx": "export", "onnxruntime": "predict", "onnxscript": "export", "peft": "study",
-    "prometheus_client": "serve", "pyarrow": "study", "pydantic": "serve", "python_multipart": "serve", "safetensors": "study",
-    "scipy": "study", "sklearn": "study", "starlette": "serve", "threadpoolctl": "study", "torch": "study",
-    "transformers": "study", "uvicorn": "serve", "yaml": "study",
-}  # fmt: skip
+    "accelerate": "study",
+    "fastapi": "serve",
+    "gradio": "ui",
+    "huggingface_hub": "study",
+    "jinja2": "study",
+    "matplotlib": "study",
+    "onnx": "export",
+    "onnxruntime": "predict",
+    "onnxscript": "export",
+    "peft": "study",
+    "prometheus_client": "serve",
+    "pyarrow": "study",
+    "pydantic": "serve",
+    "python_multipart": "serve",
+    "safetensors": "study",
+    "scipy": "study",
+    "sklearn": "study",
+    "starlette": "serve",
+    "threadpoolctl": "study",
+    "torch": "study",
+    "transformers": "study",
+    "uvicorn": "serve",
+    "yaml": "study",
+}
 
 
 _SMALL = ("predict", "serve")
@@ -53,7 +71,8 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with 0 done, 1 a check found something, 2 the user can mend it, 130 interrupted."""
+    """Run the command line and leave with 0 done, 1 a check found something, 2 the user can mend it, 130
+    interrupted."""
     sys.exit(run(arguments))
 
 
@@ -77,7 +96,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(MissingExtraError(package, _EXTRA_OF[package])), 2)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  the reader of the pipe is gone; nothing is left to say
+        # the reader of the pipe is gone; nothing is left to say
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
         return 0
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):  # the command line's own library makes it an exit code
@@ -97,7 +117,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _app_of(words: list[str]) -> typer.Typer:
-    """An app with the options of the one command that is asked for: to prepare those of all takes longer than some commands."""
+    """An app with the options of the one command that is asked for: to prepare those of all takes longer than some
+    commands."""
     asked = next((word for word in words if not word.startswith("-")), "")
     commands = [command for command in COMMANDS if command.title == asked]
     app = typer.Typer(

@@ -1,4 +1,5 @@
-"""A command of the command line, made from a function of `api`: its signature and the section "Args" of its docstring."""
+"""A command of the command line, made from a function of `api`: its signature and the section "Args" of its
+docstring."""
 
 from __future__ import annotations
 

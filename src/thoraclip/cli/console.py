@@ -30,8 +30,8 @@ def announce(text: str) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """A callback for (done, total), 0 for an unknown total: a Rich bar with rate and time left, or plain lines when not a
-    terminal."""
+    """A callback for (done, total), 0 for an unknown total: a Rich bar with rate and time left, or plain lines when not
+    a terminal."""
     if not is_main_process():
         yield lambda done, total: None
         return

@@ -18,12 +18,15 @@ def show_audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """The tests as a table on standard output, and the reading."""
     rows = [
         [
-            t["name"].replace("-", " "), t["level"], f"{100 * t['effect']:+.1f}",
-            f"[{100 * t['low']:+.1f}, {100 * t['high']:+.1f}]", "" if t["p_holm"] is None else f"{t['p_holm']:.3f}",
+            t["name"].replace("-", " "),
+            t["level"],
+            f"{100 * t['effect']:+.1f}",
+            f"[{100 * t['low']:+.1f}, {100 * t['high']:+.1f}]",
+            "" if t["p_holm"] is None else f"{t['p_holm']:.3f}",
             t["verdict"].replace("_", " "),
         ]
         for t in content["tests"]
-    ]  # fmt: skip
+    ]
     title = "Effect in points of balanced accuracy, with 95 % intervals; p after Holm's correction"
     print_table(["test", "of", "effect", "interval", "p", "sign of reliance"], rows, title=title)
     for sentence in content["reading"]:

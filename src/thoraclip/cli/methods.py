@@ -34,8 +34,8 @@ def show_features(features: Embeddings | None, given: Mapping[str, Any]) -> None
     if features is None:
         return
     announce(
-        f"{len(features)} images, pooled {features.pooled.shape[1]} + projected {features.projected.shape[1]} numbers each, "
-        f"geometry {given['geometry']}, {features.encoder['precision']} -> {given['out']}"
+        f"{len(features)} images, pooled {features.pooled.shape[1]} + projected {features.projected.shape[1]} "
+        f"numbers each, geometry {given['geometry']}, {features.encoder['precision']} -> {given['out']}"
     )
 
 

@@ -41,8 +41,9 @@ def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
     what = "In all" if totals["complete"] else "What can be estimated"
     typer.echo(
-        f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no training stops "
-        f"early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward and backward."
+        f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no "
+        f"training stops early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward "
+        "and backward."
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.cards import data_facts
+from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
-from thoraclip.data.card import data_facts
 from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError, MismatchError
-from thoraclip.judge.model_card import TrainedRun, write_model_card
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.validation import read_validation, validation_file

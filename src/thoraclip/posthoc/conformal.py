@@ -1,7 +1,7 @@
 """Prediction sets that hold the true class as often as promised, class by class: split conformal prediction.
 
-Angelopoulos & Bates 2021 (arXiv:2107.07511), section 2 and, class by class, 4.2; Vovk 2012 (arXiv:1209.2673), section 4;
-Sadinle, Lei & Wasserman 2019 (arXiv:1609.00451), who show that these sets are the smallest on average.
+Angelopoulos & Bates 2021 (arXiv:2107.07511), section 2 and, class by class, 4.2; Vovk 2012 (arXiv:1209.2673), section
+4; Sadinle, Lei & Wasserman 2019 (arXiv:1609.00451), who show that these sets are the smallest on average.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ClassThresholds:
 
     Args:
         alpha: promised share of misses.
-        threshold: f64[C], the largest 1 - score of a class with which it is in the set; infinite where there are too few
-            images of it: the class is then in every set.
+        threshold: f64[C], the largest 1 - score of a class with which it is in the set; infinite where there are too
+            few images of it: the class is then in every set.
         images: i64[C], calibrating images of each class.
     """
 
@@ -60,8 +60,8 @@ def images_needed(alpha: float = ALPHA) -> int:
 def fit_thresholds(scores: Floats, target: Ints, *, alpha: float = ALPHA) -> ClassThresholds:
     """Threshold of class c: the ceil((n_c + 1)(1 - alpha))-th smallest of 1 - score_c over its n_c images.
 
-    An image of class c that is exchangeable with these n_c has c in its set with a probability of at least 1 - alpha, and,
-    where no scores are equal, of at most 1 - alpha + 1 / (n_c + 1), over the draw of all n_c + 1.
+    An image of class c that is exchangeable with these n_c has c in its set with a probability of at least 1 - alpha,
+    and, where no scores are equal, of at most 1 - alpha + 1 / (n_c + 1), over the draw of all n_c + 1.
 
     Args:
         scores: f64[N, C] of images that the classifier has not learned from.

@@ -2,13 +2,13 @@
 
 With f the pooled feature of a picture, z = f / |f|, and larger scores for stranger pictures:
 
-    knn          distance to the k-th nearest of the reference rows: || z - z_(k) ||      (Sun et al. 2022, arXiv:2204.06507)
-    mahalanobis  min_c (f - m_c)' S^-1 (f - m_c)                                          (Lee et al. 2018, arXiv:1807.03888)
-    relative     min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' T^-1 (f - m)                  (Ren et al. 2021, arXiv:2106.09022)
+    knn          distance to the k-th nearest of the reference rows: || z - z_(k) || (Sun et al. 2022, arXiv:2204.06507)
+    mahalanobis  min_c (f - m_c)' S^-1 (f - m_c)                                 (Lee et al. 2018, arXiv:1807.03888)
+    relative     min_c (f - m_c)' S^-1 (f - m_c) - (f - m)' T^-1 (f - m)         (Ren et al. 2021, arXiv:2106.09022)
 
-m_c is the mean of class c and S the covariance about the class means, m and T those of all rows; both covariances are shrunk
-towards a multiple of the identity (Ledoit & Wolf 2004, J. Multivariate Anal. 88:365). `mahalanobis` is the default: with two
-encoders it told best what is no chest X-ray (docs/ood.md). Applied with numpy alone.
+m_c is the mean of class c and S the covariance about the class means, m and T those of all rows; both covariances are
+shrunk towards a multiple of the identity (Ledoit & Wolf 2004, J. Multivariate Anal. 88:365). `mahalanobis` is the
+default: with two encoders it told best what is no chest X-ray (docs/ood.md). Applied with numpy alone.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ MIN_ROWS = 20
 
 _SCHEMA = 1
 _BLOCK = 1024  # pictures scored at once: bounds memory at _BLOCK x rows
-_ARRAYS = {"knn": {"rows": 2}, "mahalanobis": {"means": 2, "factor": 2},
-           "relative": {"means": 2, "factor": 2, "background_mean": 1, "background_factor": 2}}  # fmt: skip
+_ARRAYS = {
+    "knn": {"rows": 2},
+    "mahalanobis": {"means": 2, "factor": 2},
+    "relative": {"means": 2, "factor": 2, "background_mean": 1, "background_factor": 2},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +51,12 @@ class NoveltyScore:
         kind: one of `KINDS`.
         threshold: the score that a share `false_positive_rate` of pictures like the training images exceeds.
         false_positive_rate: that share, 0..1.
-        calibrated_on: `held-out` (pictures that were not fitted on) or `leave-one-out` (the reference rows, each against
-            the others).
+        calibrated_on: `held-out` (pictures that were not fitted on) or `leave-one-out` (the reference rows, each
+            against the others).
         calibration_images: how many pictures the threshold was taken from.
         neighbours: k, for `knn`; 0 for the others.
-        arrays: what was fitted. `knn`: rows f32[M, D], unit vectors. `mahalanobis`: means f32[C, D], factor f32[D, D] with
-            factor^2 = S^-1. `relative`: these, and background_mean f32[D], background_factor f32[D, D] for T.
+        arrays: what was fitted. `knn`: rows f32[M, D], unit vectors. `mahalanobis`: means f32[C, D], factor f32[D, D]
+            with factor^2 = S^-1. `relative`: these, and background_mean f32[D], background_factor f32[D, D] for T.
     """
 
     kind: str
@@ -90,7 +93,8 @@ class NoveltyScore:
         features = _checked(features, "features to score")
         if features.shape[1] != self.dimension:
             raise InputError(
-                f"features of {features.shape[1]} numbers: the novelty score was fitted on {self.dimension}; use its encoder"
+                f"features of {features.shape[1]} numbers: the novelty score was fitted on {self.dimension}; use its "
+                "encoder"
             )
         blocks = [_SCORES[self.kind](self, features[i : i + _BLOCK]) for i in range(0, len(features), _BLOCK)]
         return np.concatenate(blocks) if blocks else np.zeros(0)
@@ -158,9 +162,10 @@ def fit_novelty(
 
     Args:
         features: f32[N, D] of the training images, as the encoder gives them.
-        targets: i64[N], their classes; -1 is unknown. Not used by `knn`; an image of unknown class is left out by the others.
-        held_out: f32[V, D] of validation images, no patient of which is trained on. None: the threshold of `knn` comes from
-            its reference rows, each against the others; images of one patient then make it too low.
+        targets: i64[N], their classes; -1 is unknown. Not used by `knn`; an image of unknown class is left out by the
+            others.
+        held_out: f32[V, D] of validation images, no patient of which is trained on. None: the threshold of `knn` comes
+            from its reference rows, each against the others; images of one patient then make it too low.
         kind: one of `KINDS`.
         neighbours: k of `knn`.
         false_positive_rate: share of images like the training ones that may be flagged.
@@ -169,8 +174,8 @@ def fit_novelty(
 
     Raises:
         ConfigError: a setting out of range.
-        InputError: fewer than `MIN_ROWS` images to fit or to calibrate on, features that are not finite or not f[N, D], or
-            `held_out` None for a kind that needs it.
+        InputError: fewer than `MIN_ROWS` images to fit or to calibrate on, features that are not finite or not f[N, D],
+            or `held_out` None for a kind that needs it.
     """
     _check_settings(kind, neighbours, false_positive_rate, max_rows)
     features = _checked(features, "training features", at_least=max(MIN_ROWS, neighbours + 2 if kind == "knn" else 0))
@@ -179,9 +184,14 @@ def fit_novelty(
     else:
         arrays = _gaussians(features, targets, relative=kind == "relative")
     open_ended = NoveltyScore(
-        kind=kind, threshold=np.inf, false_positive_rate=false_positive_rate, calibrated_on="held-out", calibration_images=0,
-        neighbours=neighbours if kind == "knn" else 0, arrays=arrays,
-    )  # fmt: skip
+        kind=kind,
+        threshold=np.inf,
+        false_positive_rate=false_positive_rate,
+        calibrated_on="held-out",
+        calibration_images=0,
+        neighbours=neighbours if kind == "knn" else 0,
+        arrays=arrays,
+    )
     return _calibrated(open_ended, held_out)
 
 
@@ -253,8 +263,8 @@ def _whitening(centred: Floats) -> Features:
 def _shrunk_covariance(centred: Floats) -> Floats:
     """f64[D, D] of centred rows f64[N, D] (Ledoit & Wolf 2004, J. Multivariate Analysis 88:365).
 
-    The numbers of scikit-learn's `ledoit_wolf(centred, assume_centered=True)`, up to 1,000 columns to the last bit; its import
-    takes longer than a probe.
+    The numbers of scikit-learn's `ledoit_wolf(centred, assume_centered=True)`, up to 1,000 columns to the last bit; its
+    import takes longer than a probe.
     """
     rows, columns = centred.shape
     if columns == 1:
@@ -307,8 +317,9 @@ def threshold_of(scores: Floats, false_positive_rate: float) -> float:
     """The score that a share of pictures like the calibration images exceeds: the conformal quantile.
 
     With n calibration scores it is the ceil((n + 1)(1 - rate))-th smallest: a new exchangeable picture exceeds it with
-    probability at most `rate` (Vovk et al. 2005; Bates et al. 2023, Annals of Statistics 51:149, arXiv:2104.08279). Too few
-    scores for the promise, (n + 1) rate < 1: the largest one, which a new picture exceeds with probability 1 / (n + 1).
+    probability at most `rate` (Vovk et al. 2005; Bates et al. 2023, Annals of Statistics 51:149, arXiv:2104.08279). Too
+    few scores for the promise, (n + 1) rate < 1: the largest one, which a new picture exceeds with probability 1 / (n +
+    1).
     """
     rank = int(np.ceil((len(scores) + 1) * (1 - false_positive_rate) - 1e-9))
     return float(np.sort(scores)[min(rank, len(scores)) - 1])
@@ -335,7 +346,8 @@ def write_novelty(path: Path, fitted: NoveltyScore) -> None:
 
 
 def read_novelty(path: Path) -> NoveltyScore:
-    """Read a score; raises InputError when the file is missing and ManifestError when it is not one, or a later schema."""
+    """Read a score; raises InputError when the file is missing and ManifestError when it is not one, or a later
+    schema."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -349,10 +361,14 @@ def read_novelty(path: Path) -> NoveltyScore:
         if about["schema"] != _SCHEMA:
             raise ValueError(f"schema {about['schema']}, this version reads {_SCHEMA}")
         fitted = NoveltyScore(
-            kind=about["score"], threshold=float(about["threshold"]), false_positive_rate=float(about["false_positive_rate"]),
-            calibrated_on=str(about["calibrated_on"]), calibration_images=int(about["calibration_images"]),
-            neighbours=int(about["neighbours"]), arrays=arrays,
-        )  # fmt: skip
+            kind=about["score"],
+            threshold=float(about["threshold"]),
+            false_positive_rate=float(about["false_positive_rate"]),
+            calibrated_on=str(about["calibrated_on"]),
+            calibration_images=int(about["calibration_images"]),
+            neighbours=int(about["neighbours"]),
+            arrays=arrays,
+        )
         _check_arrays(fitted)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ManifestError(f"{path}: not a novelty score ({error!r}); fit it again") from error

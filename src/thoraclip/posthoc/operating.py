@@ -36,9 +36,11 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
-            self.found + other.found, self.positives + other.positives, self.cleared + other.cleared,
+            self.found + other.found,
+            self.positives + other.positives,
+            self.cleared + other.cleared,
             self.negatives + other.negatives,
-        )  # fmt: skip
+        )
 
 
 def positives_needed(goal: float = SENSITIVITY) -> int:
@@ -53,7 +55,8 @@ def positives_needed(goal: float = SENSITIVITY) -> int:
 
 
 def choose_threshold(score: Floats, positive: npt.NDArray[np.bool_], *, goal: float = SENSITIVITY) -> float | None:
-    """The highest threshold with a sensitivity of at least `goal`: the ceil(goal P)-th highest score of the P positives.
+    """The highest threshold with a sensitivity of at least `goal`: the ceil(goal P)-th highest score of the P
+    positives.
 
     Args:
         score: f64[N], of one class.

@@ -1,8 +1,8 @@
 """Temperature and vector scaling of scores, fitted on images that the classifier has not learned from.
 
-Guo et al. 2017 (arXiv:1706.04599), section 4.2: softmax(w * z + b) on the logits z, where w is the one number 1/T and b is
-0 (temperature scaling, which changes no answer), or both have a number for every class (vector scaling). A table of scores
-has no logits; z = ln(score) differs from them by a constant a row, which the softmax takes away again.
+Guo et al. 2017 (arXiv:1706.04599), section 4.2: softmax(w * z + b) on the logits z, where w is the one number 1/T and b
+is 0 (temperature scaling, which changes no answer), or both have a number for every class (vector scaling). A table of
+scores has no logits; z = ln(score) differs from them by a constant a row, which the softmax takes away again.
 """
 
 from __future__ import annotations
@@ -99,8 +99,9 @@ def fit_temperature(scores: Floats, target: Ints) -> TemperatureScaling:
 def fit_vector(scores: Floats, target: Ints, *, names: Sequence[str] = ()) -> VectorScaling:
     """The w and b with the smallest mean of -ln p(true class), held weakly at those of temperature scaling.
 
-    mean(-ln p) + (|T w - 1|^2 + |b|^2) / (2 N): the pull is that of a normal prior of unit spread around (1/T, 0). It fades
-    with the number of images N, and keeps few of them, or images that are all right, from drawing w or b to infinity.
+    mean(-ln p) + (|T w - 1|^2 + |b|^2) / (2 N): the pull is that of a normal prior of unit spread around (1/T, 0). It
+    fades with the number of images N, and keeps few of them, or images that are all right, from drawing w or b to
+    infinity.
 
     Args:
         scores, target: as in `fit_temperature`.

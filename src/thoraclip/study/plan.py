@@ -42,7 +42,8 @@ from thoraclip.tables.manifest import Manifest, read_manifest
 __all__ = ["FACTOR", "plan_study"]
 
 FACTOR = 3
-"""The true time lies within this factor of the estimate, if the machine does nothing else and no training stops early."""
+"""The true time lies within this factor of the estimate, if the machine does nothing else and no training stops
+early."""
 _SCHEMA = 2
 _SAMPLE = 16
 """Images that are timed."""
@@ -147,7 +148,8 @@ def plan_study(
 
 
 def _split_manifest(out: Path, given: Manifest | None) -> Manifest | None:
-    """The images as the study splits them: the given ones, where they have parts, or what an earlier run of the study left."""
+    """The images as the study splits them: the given ones, where they have parts, or what an earlier run of the study
+    left."""
     if given and any(part is not None for part in given.parts()):
         return given
     file = out / "manifest.parquet"
@@ -221,9 +223,13 @@ class _Planner:
 
         targets = self.manifest.targets(self.manifest.label_set(config.classes))
         a_pass = Sampler(
-            part.train, targets[part.train], total=len(targets), batch_size=config.batch_size, sampling=config.sampling,
+            part.train,
+            targets[part.train],
+            total=len(targets),
+            batch_size=config.batch_size,
+            sampling=config.sampling,
             seed=config.seed,
-        ).steps_per_epoch  # fmt: skip
+        ).steps_per_epoch
         steps = config.steps or config.epochs * a_pass
         validations = 1 + -(-steps // (config.validate_every or a_pass))
         trained, encoded = steps * config.batch_size, validations * len(part.val)
@@ -270,7 +276,8 @@ class _Planner:
         return len(self.manifest) * self._forward(row.kind, config, embeds=True)
 
     def _is_embedded(self, config: Any, adapter: str, scale: float) -> bool:
-        """True where the study's cache holds these features of these images; loads the encoder where there is any cache."""
+        """True where the study's cache holds these features of these images; loads the encoder where there is any
+        cache."""
         if not any((self.out / "embeddings").glob("*/embeddings.json")):
             return False
         encoder = _encoder(config, adapter=adapter, adapter_scale=scale)
@@ -409,6 +416,10 @@ class _Clock:
 def _encoder(config: Any, *, adapter: str = "", adapter_scale: float = 1.0) -> Any:
     return load_encoder(
         EncoderConfig(
-            model=config.model, geometry=config.geometry, precision=config.precision, adapter=adapter, adapter_scale=adapter_scale
+            model=config.model,
+            geometry=config.geometry,
+            precision=config.precision,
+            adapter=adapter,
+            adapter_scale=adapter_scale,
         )
-    )  # fmt: skip
+    )

@@ -21,7 +21,8 @@ _ROWS = 1 << 16
 
 
 def ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """i64[N]: position of each value among the distinct ones in their order (text by code points), -1 where it is null."""
+    """i64[N]: position of each value among the distinct ones in their order (text by code points), -1 where it is
+    null."""
     found = np.asarray(pc.rank(column, tiebreaker="dense")).astype(np.int64)
     found -= 1
     if column.null_count:

@@ -72,9 +72,14 @@ class Predictions:
             return tuple(values[i] for i in rows)
 
         return Predictions(
-            self.labels, pick(self.image_id), self.target[rows], self.scores[rows],
-            pick(self.split), pick(self.fold), pick(self.patient),
-        )  # fmt: skip
+            self.labels,
+            pick(self.image_id),
+            self.target[rows],
+            self.scores[rows],
+            pick(self.split),
+            pick(self.fold),
+            pick(self.patient),
+        )
 
     def judged(self) -> Predictions:
         """The rows a report counts: the labelled ones of split `test`; where no row names a split, all labelled ones.
@@ -126,7 +131,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def read_predictions(path: Path) -> Predictions:
     """Read `.parquet` or `.csv`, ours or anyone's.
 
-    Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are optional.
+    Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are
+    optional.
 
     Raises:
         InputError: the file is missing, or neither Parquet nor CSV.
@@ -238,7 +244,8 @@ def _check_scores(scores: npt.NDArray[np.float64], ids: tuple[str, ...]) -> None
     bad = (scores < 0).any(axis=1)
     if bad.any():
         raise ManifestError(
-            f"image '{ids[int(np.argmax(bad))]}': a score is negative ({int(bad.sum())} such rows); scores are probabilities"
+            f"image '{ids[int(np.argmax(bad))]}': a score is negative ({int(bad.sum())} such rows); scores are "
+            "probabilities"
         )
     sums = scores.sum(axis=1)
     bad = np.abs(sums - 1) > _SUM_TOLERANCE

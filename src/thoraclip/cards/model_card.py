@@ -1,7 +1,7 @@
 """The model card of a trained method: `README.md` in its run folder, in the format of the Hugging Face Hub.
 
-It follows "Model Cards for Model Reporting" (Mitchell et al. 2019, arXiv:1810.03993) as far as a run can answer it; what
-a run cannot know, the card calls unknown. The same run gives the same bytes: no clock, no place on a machine.
+It follows "Model Cards for Model Reporting" (Mitchell et al. 2019, arXiv:1810.03993) as far as a run can answer it;
+what a run cannot know, the card calls unknown. The same run gives the same bytes: no clock, no place on a machine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ BASE_MODELS: Mapping[str, tuple[str | None, str]] = {
     "microsoft/resnet-18": ("apache-2.0", f"{_REPORTED}; trained on ImageNet, whose images are for research"),
     "Salesforce/blip-image-captioning-base": ("bsd-3-clause", _REPORTED),
 }
-"""Model -> (the Hub's identifier of its licence, `None` where it declares none; how this is known). See docs/licences.md."""
+"""Model -> (the Hub's identifier of its licence, `None` where it declares none; how this is known). See
+docs/licences.md."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class TrainedRun:
         predictions: of its test rows.
         details: what it says of itself. `chosen` (one mapping per fold) is shown as a table; `card` may hold lines of
             Markdown under `what`, `choice`, `use` and `sources`, which are added to these sections.
-        data: the counts of the manifest, see `data.card.data_facts`.
+        data: the counts of the manifest, see `cards.data_facts`.
         images: folder of the pictures; a Croissant record there (`croissant.json`) names the data set and its licence.
         provenance: see `runs.provenance`.
     """
@@ -163,17 +164,39 @@ def model_card(facts: CardFacts) -> str:
     rows = {row["name"]: row for row in report.get("methods", ())}
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
     found = environment(
-        "thoraclip.judge", html=False, share=share, points=points, interval=share_interval, n="{:,}".format,
-        shell=shlex.quote, place=_shown,
-    )  # fmt: skip
+        "thoraclip.cards",
+        html=False,
+        share=share,
+        points=points,
+        interval=share_interval,
+        n="{:,}".format,
+        shell=shlex.quote,
+        place=_shown,
+    )
     body = found.get_template("model_card.md.j2").render(
-        name=facts.name, run=run, config=run.config, details=plain(run.details), data=run.data, base=facts.base,
-        about=facts.about, files=facts.files, licence=facts.licence, settings=_settings(run.config),
-        chosen=_chosen(run.details), added=added, labels=run.predictions.labels.names, few=_FEW, columns=_HUB_METRICS,
-        metrics=METRICS, report=report, unjudged=why, entry=rows.get(facts.name), majority=rows.get(MAJORITY),
+        name=facts.name,
+        run=run,
+        config=run.config,
+        details=plain(run.details),
+        data=run.data,
+        base=facts.base,
+        about=facts.about,
+        files=facts.files,
+        licence=facts.licence,
+        settings=_settings(run.config),
+        chosen=_chosen(run.details),
+        added=added,
+        labels=run.predictions.labels.names,
+        few=_FEW,
+        columns=_HUB_METRICS,
+        metrics=METRICS,
+        report=report,
+        unjudged=why,
+        entry=rows.get(facts.name),
+        majority=rows.get(MAJORITY),
         lead=versus(report["comparisons"], facts.name, MAJORITY, "accuracy") if report else None,
         own_words=found.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
-    )  # fmt: skip
+    )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{_front_matter(facts)}\n---\n\n{body}\n"
 
@@ -273,13 +296,24 @@ def _front_matter(facts: CardFacts) -> str:
     base, licence, data_set, results = facts.base, facts.licence, _hub_data_set(facts), _eval_results(facts)
     hub_id = base.hub_id if base else None
     data = ModelCardData(
-        license=licence, license_name="base-model-and-data" if licence == "other" else None,
-        base_model=hub_id, base_model_relation="adapter" if hub_id and facts.is_adapter else None,
-        datasets=[data_set] if data_set else None, library_name="thoraclip", pipeline_tag="image-classification",
-        tags=["thoraclip", "chest-x-ray", "research-only", facts.run.kind, *(["lora", "peft"] if facts.is_adapter else [])],
-        metrics=[one.metric_type for one in results] or None, model_name=facts.name if results else None,
+        license=licence,
+        license_name="base-model-and-data" if licence == "other" else None,
+        base_model=hub_id,
+        base_model_relation="adapter" if hub_id and facts.is_adapter else None,
+        datasets=[data_set] if data_set else None,
+        library_name="thoraclip",
+        pipeline_tag="image-classification",
+        tags=[
+            "thoraclip",
+            "chest-x-ray",
+            "research-only",
+            facts.run.kind,
+            *(["lora", "peft"] if facts.is_adapter else []),
+        ],
+        metrics=[one.metric_type for one in results] or None,
+        model_name=facts.name if results else None,
         eval_results=results or None,
-    )  # fmt: skip
+    )
     return str(data.to_yaml())
 
 
@@ -290,7 +324,8 @@ def _hub_data_set(facts: CardFacts) -> str | None:
 
 
 def _eval_results(facts: CardFacts) -> list[Any]:
-    """The headline metrics for the Hub's `model-index`, their intervals in their names; those that do not exist are left out."""
+    """The headline metrics for the Hub's `model-index`, their intervals in their names; those that do not exist are
+    left out."""
     from huggingface_hub import EvalResult
 
     data, (report, _) = facts.run.data, facts.judged
@@ -299,10 +334,13 @@ def _eval_results(facts: CardFacts) -> list[Any]:
     fingerprint, folds = data["fingerprints"]["manifest"], report["sample"]["folds"]
     name = f"{counted(data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
     result = partial(
-        EvalResult, task_type="image-classification", dataset_type=_hub_data_set(facts) or "chest-x-ray-images",
-        dataset_name=facts.about.get("name", name), dataset_revision=fingerprint,
+        EvalResult,
+        task_type="image-classification",
+        dataset_type=_hub_data_set(facts) or "chest-x-ray-images",
+        dataset_name=facts.about.get("name", name),
+        dataset_revision=fingerprint,
         dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
-    )  # fmt: skip
+    )
     metrics = next(row for row in report["methods"] if row["name"] == facts.name)["metrics"]
     found = []
     for ours, (theirs, arguments) in _HUB_METRICS.items():

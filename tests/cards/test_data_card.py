@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.conftest import examples
 
-from thoraclip.data.card import CardSettings, croissant_record, data_card, data_facts, write_card
-from thoraclip.data.card.cautions import percent
-from thoraclip.data.card.counting import crossed, groups, told_by
+from thoraclip.cards import CardSettings, croissant_record, data_card, data_facts, write_card
+from thoraclip.cards.cautions import percent
+from thoraclip.cards.facts import crossed, groups, told_by
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.pages import escape_markdown
 from thoraclip.tables.manifest import COLUMNS, Manifest, read_manifest, write_manifest

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thoraclip.data.card.cautions import cautions
-from thoraclip.data.card.counting import crossed, groups, ordered, spread, told_by
+import numpy as np
+
+from thoraclip.cards.cautions import cautions
+from thoraclip.pages import counted
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
-__all__ = ["data_facts"]
+__all__ = ["crossed", "data_facts", "groups", "summary", "told_by"]
 
 _SCHEMA = 1
 _CLUSTERS = "duplicate_cluster"
 _ADULT_YEARS = 18
 _AGE_GROUPS = (18, 40, 60)
 _MOST_SOURCES = 5
+_MOST_ROWS = 30
 
 
 def data_facts(manifest: Manifest) -> dict[str, Any]:
@@ -111,10 +114,15 @@ def _sealed(sources: list[Any], labels: list[Any]) -> list[dict[str, Any]]:
         others = {s for other, of in of_class.items() if other != label for s in of}
         if others and not others & set(own) and own.total() >= 2 * len(own):
             names = [s for s, _ in sorted(own.items(), key=lambda item: (-item[1], item[0]))]
-            found.append({
-                "label": label, "images": sizes[label], "known": own.total(), "sources": len(names),
-                "names": names[:_MOST_SOURCES],
-            })  # fmt: skip
+            found.append(
+                {
+                    "label": label,
+                    "images": sizes[label],
+                    "known": own.total(),
+                    "sources": len(names),
+                    "names": names[:_MOST_SOURCES],
+                }
+            )
     return found
 
 
@@ -127,10 +135,15 @@ def _ages(ages: list[float | None], labels: list[Any]) -> list[dict[str, Any]]:
     found = []
     for label, rows in _rows_of(labels):
         known = [age for r in rows if (age := ages[r]) is not None]
-        found.append({
-            "label": label, "images": len(rows), "known": len(known), "years": spread(known),
-            "minors": sum(age < _ADULT_YEARS for age in known),
-        })  # fmt: skip
+        found.append(
+            {
+                "label": label,
+                "images": len(rows),
+                "known": len(known),
+                "years": spread(known),
+                "minors": sum(age < _ADULT_YEARS for age in known),
+            }
+        )
     return found
 
 
@@ -139,11 +152,17 @@ def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
     found = []
     for label, rows in _rows_of(manifest.column("label")):
         known = [(widths[r], heights[r]) for r in rows if widths[r] and heights[r]]
-        found.append({
-            "label": label, "images": len(rows), "known": len(known), "distinct": len(set(known)),
-            "width": spread([w for w, _ in known]), "height": spread([h for _, h in known]),
-            "aspect_ratio": spread([w / h for w, h in known]),
-        })  # fmt: skip
+        found.append(
+            {
+                "label": label,
+                "images": len(rows),
+                "known": len(known),
+                "distinct": len(set(known)),
+                "width": spread([w for w, _ in known]),
+                "height": spread([h for _, h in known]),
+                "aspect_ratio": spread([w / h for w, h in known]),
+            }
+        )
     return found
 
 
@@ -151,12 +170,13 @@ def _masks(manifest: Manifest) -> list[dict[str, Any]]:
     lungs, infections = manifest.column("lung_mask"), manifest.column("infection_mask")
     return [
         {
-            "label": label, "images": len(rows),
+            "label": label,
+            "images": len(rows),
             "lung": sum(lungs[r] is not None for r in rows),
             "infection": sum(infections[r] is not None for r in rows),
         }
         for label, rows in _rows_of(manifest.column("label"))
-    ]  # fmt: skip
+    ]
 
 
 def _duplicates(manifest: Manifest, name: str) -> dict[str, int]:
@@ -200,3 +220,94 @@ def _columns(manifest: Manifest) -> list[dict[str, Any]]:
         }
         for name in table.column_names
     ]
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One sentence: how many images, of which classes, of how many known patients."""
+    classes = ", ".join(f"{c['label']} {c['images']:,}" for c in facts["classes"])
+    if facts["unlabelled"]:
+        classes = ", ".join(filter(None, (classes, f"without a label {facts['unlabelled']:,}")))
+    patients = facts["patients"]
+    if patients["known"]:
+        of = f"{counted(patients['patients'], 'known patient')}"
+        lack = f"; the patient of {counted(patients['unknown'], 'image')} is unknown" if patients["unknown"] else ""
+    else:
+        of, lack = "unknown patients", ""
+    return f"{counted(facts['images'], 'chest X-ray image')} ({classes}) of {of}{lack}."
+
+
+def ordered(values: Sequence[Any]) -> list[Any]:
+    """The distinct values sorted, null last."""
+    found = set(values)
+    return sorted(v for v in found if v is not None) + ([None] if None in found else [])
+
+
+def crossed(values: Sequence[Any], labels: Sequence[str | None]) -> dict[str, Any]:
+    """Images per value (rows, commonest first, null last) and label (columns, sorted, null last).
+
+    At most 30 values are listed; the others are summed up under `more`.
+    """
+    columns = ordered(labels)
+    cells = Counter(zip(values, labels, strict=True))
+    totals = Counter(values)
+    known = sorted((v for v in totals if v is not None), key=lambda v: (-totals[v], v))
+    shown = [*known[:_MOST_ROWS], *([None] if None in totals else [])]
+    rest = known[_MOST_ROWS:]
+    return {
+        "known": len(values) - totals[None],
+        "unknown": totals[None],
+        "values": len(known),
+        "columns": columns,
+        "rows": [{"value": v, "images": totals[v], "counts": [cells[v, c] for c in columns]} for v in shown],
+        "more": {"values": len(rest), "images": sum(totals[v] for v in rest)},
+    }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Least, quartiles (linear interpolation) and greatest of the known values; `None` where none is known."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return None
+    names = ("min", "q1", "median", "q3", "max")
+    found = np.quantile(np.array(known, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1))
+    return {name: round(float(v), 2) for name, v in zip(names, found, strict=True)}
+
+
+def groups(keys: Sequence[Any], **columns: Sequence[Any]) -> dict[str, int]:
+    """Rows that share one known key: how many groups, how many rows in them, and groups whose column differs inside.
+
+    A null in a column differs from nothing.
+    """
+    members: dict[Any, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        if key is not None:
+            members[key].append(row)
+    shared = [rows for rows in members.values() if len(rows) > 1]
+    found = {"groups": len(shared), "images": sum(map(len, shared))}
+    for name, column in columns.items():
+        differing = [rows for rows in shared if len({column[r] for r in rows} - {None}) > 1]
+        found[f"across_{name}"] = len(differing)
+    return found
+
+
+def told_by(values: Sequence[Any], labels: Sequence[str | None]) -> float | None:
+    """Balanced accuracy of naming the class from one value alone, leave-one-out; never below chance.
+
+    Each image is given the class in which its value is most frequent among the *other* images, argmax_c n(v, c) / n(c):
+    Bayes' rule under equal class priors. Equal frequencies share the point; a value that nobody else has earns 1/K.
+    Null is a value like any other. Images without a label are left out.
+
+    Returns:
+        A share between 1/K and 1, or `None` for fewer than two classes or a class of a single image.
+    """
+    pairs = [(v, c) for v, c in zip(values, labels, strict=True) if c is not None]
+    sizes = Counter(c for _, c in pairs)
+    if len(sizes) < 2 or min(sizes.values()) < 2:
+        return None
+    cells = Counter(pairs)
+    right = dict.fromkeys(sizes, 0.0)
+    for (value, own), count in cells.items():
+        shares = {c: (cells[value, c] - (c == own)) / (sizes[c] - (c == own)) for c in sizes}
+        best = [c for c in shares if shares[c] == max(shares.values())]
+        right[own] += count * (own in best) / len(best)
+    return round(max(1 / len(sizes), sum(right[c] / sizes[c] for c in sizes) / len(sizes)), 4)

@@ -1,7 +1,8 @@
 """A Croissant 1.0 record (JSON-LD, http://mlcommons.org/croissant/1.0) with the RAI vocabulary (.../croissant/RAI/1.0).
 
 Croissant asks for name, description, licence, creator, address and date of publication. Where the user gives none, the
-four that are text say "not stated"; an address and a date cannot say so and are left out, and so are version and citation.
+four that are text say "not stated"; an address and a date cannot say so and are left out, and so are version and
+citation.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from thoraclip.data.card.cautions import percent
-from thoraclip.data.card.facts import data_facts
-from thoraclip.data.card.markdown import summary
-from thoraclip.data.card.settings import NOT_STATED, CardSettings
+from thoraclip.cards.cautions import percent
+from thoraclip.cards.facts import data_facts, summary
+from thoraclip.cards.settings import NOT_STATED, CardSettings
 from thoraclip.errors import InputError
 from thoraclip.pages import counted
 from thoraclip.runs import file_sha256
@@ -26,19 +26,22 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["croissant_record"]
 
+_TERMS = """citeAs column equivalentProperty extract field fileProperty fileObject fileSet format includes isLiveDataset
+jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source subField
+transform"""
 _CONTEXT: dict[str, Any] = {
-    "@language": "en", "@vocab": "https://schema.org/", "citeAs": "cr:citeAs", "column": "cr:column",
-    "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/",
-    "rai": "http://mlcommons.org/croissant/RAI/", "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"}, "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty", "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract", "field": "cr:field", "fileProperty": "cr:fileProperty", "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet", "format": "cr:format", "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath", "key": "cr:key", "md5": "cr:md5", "parentField": "cr:parentField", "path": "cr:path",
-    "recordSet": "cr:recordSet", "references": "cr:references", "regex": "cr:regex", "repeated": "cr:repeated",
-    "replace": "cr:replace", "samplingRate": "cr:samplingRate", "sc": "https://schema.org/",
-    "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField", "transform": "cr:transform",
-}  # fmt: skip
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "sc": "https://schema.org/",
+    **{term: f"cr:{term}" for term in _TERMS.split()},
+}
 """The context of the Croissant 1.0 specification."""
 
 _MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "DICOM": "application/dicom"}
@@ -107,9 +110,11 @@ def croissant_record(
 def _stated(settings: CardSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
     counts = f"Counted from the manifest: {summary(facts)} Research use only, not for diagnosis."
     optional = {
-        "url": settings.url, "citeAs": settings.citation, "version": settings.version,
+        "url": settings.url,
+        "citeAs": settings.citation,
+        "version": settings.version,
         "datePublished": settings.date_published,
-    }  # fmt: skip
+    }
     return {
         "name": settings.name or f"Chest X-ray images (name {NOT_STATED})",
         "description": f"{settings.description or f'Description {NOT_STATED}.'} {counts}",
@@ -206,10 +211,14 @@ def _images(columns: Mapping[str, str], enumerations: Sequence[Mapping[str, Any]
 def _data_type(kind: pa.DataType) -> str | None:
     """The Croissant type of a column; `None` for nested and binary ones, which the record leaves out."""
     for test, name in (
-        (pa.types.is_string, "sc:Text"), (pa.types.is_large_string, "sc:Text"), (pa.types.is_integer, "sc:Integer"),
-        (pa.types.is_floating, "sc:Float"), (pa.types.is_boolean, "sc:Boolean"), (pa.types.is_date, "sc:Date"),
+        (pa.types.is_string, "sc:Text"),
+        (pa.types.is_large_string, "sc:Text"),
+        (pa.types.is_integer, "sc:Integer"),
+        (pa.types.is_floating, "sc:Float"),
+        (pa.types.is_boolean, "sc:Boolean"),
+        (pa.types.is_date, "sc:Date"),
         (pa.types.is_timestamp, "sc:DateTime"),
-    ):  # fmt: skip
+    ):
         if test(kind):
             return name
     return None

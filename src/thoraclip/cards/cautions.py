@@ -62,9 +62,9 @@ def _sealed(facts: Facts) -> Iterator[tuple[Kind, str]]:
         yield (
             "bias",
             f"{whose} of class '{entry['label']}' comes from {where} that no other class has "
-            f"({_listed(entry['names'], entry['sources'])}): a classifier can be right by recognising the source, and no "
-            "score on this data tells that apart from recognising the finding. Audit for shortcuts, and test on images "
-            "of another source that holds several classes.",
+            f"({_listed(entry['names'], entry['sources'])}): a classifier can be right by recognising the source, "
+            "and no score on this data tells that apart from recognising the finding. Audit for shortcuts, and test "
+            "on images of another source that holds several classes.",
         )
 
 
@@ -79,10 +79,10 @@ def _told(facts: Facts) -> Iterator[tuple[Kind, str]]:
         each = ", ".join(f"{t['attribute']} {percent(t['balanced_accuracy'])}" for t in telling)
         yield (
             "bias",
-            f"Things beside the finding tell the class. Balanced accuracy from one column of the table alone, each image left out "
-            f"in turn: {each} (chance {percent(chance)}; "
-            "an empty field counts as a value). Whatever of this shows in the pixels is open to a classifier; compare it with "
-            "these numbers.",
+            "Things beside the finding tell the class. Balanced accuracy from one column of the table alone, each "
+            f"image left out in turn: {each} (chance {percent(chance)}; "
+            "an empty field counts as a value). Whatever of this shows in the pixels is open to a classifier; "
+            "compare it with these numbers.",
         )
 
 
@@ -98,13 +98,14 @@ def _sources(facts: Facts) -> Iterator[tuple[Kind, str]]:
         yield (
             "limitation",
             f"All {'images' if not sources['unknown'] else 'images of known source'} name one source "
-            f"('{sources['rows'][0]['value']}'). Where that is a collection of others, its parts are not told apart here, and "
-            "the classes may still come from different ones.",
+            f"('{sources['rows'][0]['value']}'). Where that is a collection of others, its parts are not told apart "
+            "here, and the classes may still come from different ones.",
         )
     if sources["unknown"]:
         yield (
             "limitation",
-            f"The source of {counted(sources['unknown'], 'image')} ({percent(sources['unknown'], facts['images'])}) is unknown.",
+            f"The source of {counted(sources['unknown'], 'image')} ({percent(sources['unknown'], facts['images'])}) "
+            "is unknown.",
         )
 
 
@@ -139,18 +140,19 @@ def _patients(facts: Facts) -> Iterator[tuple[Kind, str]]:
     if not patients["known"]:
         yield (
             "limitation",
-            "No image names its patient: whether one patient stands on both sides of a split cannot be told, and intervals "
-            "resampled by image are too narrow where patients repeat.",
+            "No image names its patient: whether one patient stands on both sides of a split cannot be told, and "
+            "intervals resampled by image are too narrow where patients repeat.",
         )
     elif patients["unknown"]:
         lacking = [
             f"'{c['label']}' {percent(c['images'] - c['known'], c['images'])}"
-            for c in patients["per_class"] if c["label"] is not None and c["known"] < c["images"]
-        ]  # fmt: skip
+            for c in patients["per_class"]
+            if c["label"] is not None and c["known"] < c["images"]
+        ]
         yield (
             "limitation",
-            f"The patient of {counted(patients['unknown'], 'image')} is unknown ({', '.join(lacking) or 'unlabelled ones'}): "
-            "those images cannot be kept together by patient.",
+            f"The patient of {counted(patients['unknown'], 'image')} is unknown "
+            f"({', '.join(lacking) or 'unlabelled ones'}): those images cannot be kept together by patient.",
         )
     if several["patients"]:
         sets = ", ".join(
@@ -159,8 +161,8 @@ def _patients(facts: Facts) -> Iterator[tuple[Kind, str]]:
         stand = "patient stands" if several["patients"] == 1 else "patients stand"
         yield (
             "limitation",
-            f"{several['patients']:,} {stand} under more than one label ({counted(several['images'], 'image')}; {sets}): "
-            "split by patient, and find out whether the label is of the image or of the patient.",
+            f"{several['patients']:,} {stand} under more than one label ({counted(several['images'], 'image')}; "
+            f"{sets}): split by patient, and find out whether the label is of the image or of the patient.",
         )
 
 
@@ -179,7 +181,8 @@ def _masks(facts: Facts) -> Iterator[tuple[Kind, str]]:
             if m[key] < m["images"] and key == "lung" and not without:
                 yield (
                     "limitation",
-                    f"Lung masks of class '{m['label']}' are incomplete: {m[key]:,} of {counted(m['images'], 'image')}.",
+                    f"Lung masks of class '{m['label']}' are incomplete: {m[key]:,} of "
+                    f"{counted(m['images'], 'image')}.",
                 )
 
 
@@ -204,7 +207,8 @@ def _labels(facts: Facts) -> Iterator[tuple[Kind, str]]:
     if facts["unlabelled"]:
         yield (
             "limitation",
-            f"{counted(facts['unlabelled'], 'image')} without a label: unknown is not negative; leave them out of training and scores.",
+            f"{counted(facts['unlabelled'], 'image')} without a label: unknown is not negative; leave them out of "
+            "training and scores.",
         )
     classes = sorted(facts["classes"], key=lambda c: c["images"])
     if len(classes) > 1 and classes[-1]["images"] >= _IMBALANCE * classes[0]["images"]:
