@@ -254,7 +254,7 @@ def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys:
     found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out", measure=True)
     assert found["images"] is None and found["stages"] == []
     assert [row["error"] for row in found["runs"]] == ["nowhere: no such folder; name the folder that holds the images"]
-    start._print_plan(found, as_json=False)
+    start._show_plan(found, as_json=False)
     assert "Nothing can be estimated: the images are not known." in capsys.readouterr().out
 
 
