@@ -109,13 +109,12 @@ def training_of(config: Config, folder: Path, group: Any = None, **given: Any) -
     return FoldTraining(config, context, PART, LABELS, group or Group(), "fold 2 of 3, ")
 
 
-def fit(training: FoldTraining[Any], toy: Toy, *, keeps_best: bool = True) -> TrainingProgress:
+def fit(training: FoldTraining[Any], toy: Toy) -> TrainingProgress:
     """By the loop of the method whose settings the training has."""
     steps = Steps(training, training.sampler(), toy.optimizer, toy.state)
 
     def validate() -> None:
-        values = steps.log_validation(toy.validate())
-        steps.keep_best(values["val_macro_f1"] if keeps_best else None)
+        steps.keep_best(steps.log_validation(toy.validate())["val_macro_f1"])
 
     method: Any = finetune if isinstance(training.config, finetune.Config) else baseline
     method._fit(training.config, steps, toy, validate)
@@ -198,11 +197,6 @@ def test_a_training_is_that_of_a_hand_written_loop(
     ]
     assert [entry for entry in group.log if entry != "wait"] == [(step, values) for values, step in tracked]
     assert not (tmp_path / "fold-1" / "training.safetensors").exists(), "no checkpoint is due, and nobody stopped it"
-
-
-def test_without_a_criterion_the_last_weights_are_kept(tmp_path: Path) -> None:
-    done = fit(training_of(config_of(steps=4), tmp_path), Toy(iter(F1)), keeps_best=False)
-    assert (done.best, done.kept_step) == ({}, 4)
 
 
 @pytest.mark.parametrize("kind", [finetune, baseline])

@@ -37,7 +37,7 @@ class Method:
         keeps_classifier: True where a run scores other images; then the module has
             `load_classifier(config, folder, fold, labels)`, which `audit`, `explain`, `export` and external sets call.
         trains_adapters: True where its run folder can be the `adapter` of another method.
-        fits_head: True where a linear head on frozen features is fitted, so that it can be fitted again on other images.
+        fits_head: True where it fits a linear head on frozen features, which can be fitted again on other images.
         embeds: True where it reads the features of all images, which the runs of a study share.
         trains_network: True where it trains a network in steps (`training.settings.TrainingSettings`).
         inspects: True where it reads the appearance of every image (`data.check.inspect`).
@@ -132,6 +132,6 @@ def require_shared_work(what: str) -> None:
     shared = ["embed", *(kind for kind, method in METHODS.items() if method.is_parallel)]
     if process_count() > 1 and what not in shared:
         raise ConfigError(
-            f"{what} runs in one process, and {process_count()} were started; only {', '.join(shared[:-1])} and {shared[-1]} share their work: "
-            "start it without a launcher"
+            f"{what} runs in one process, and {process_count()} were started; "
+            f"only {', '.join(shared[:-1])} and {shared[-1]} share their work: start it without a launcher"
         )

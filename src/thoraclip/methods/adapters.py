@@ -37,7 +37,8 @@ def with_adapter(config: C, fold: int | None) -> C:
         part = "this split" if fold is None else f"fold {fold}"
         what = f"no adapter for {part}" if folders else "no adapter there"
         raise InputError(
-            f"adapter '{config.adapter}': {what}; name a PEFT adapter folder, or the run folder of a finished thoraclip finetune"
+            f"adapter '{config.adapter}': {what}; name a PEFT adapter folder, or the run folder of a finished "
+            "thoraclip finetune"
         )
     return dataclasses.replace(config, adapter=str(chosen))
 
@@ -69,7 +70,7 @@ def by_adapter(config: C, manifest: Manifest) -> Iterator[tuple[C, Rows]]:
 def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Rows) -> None:
     """Raise LeakError where the config's adapter was trained, or chosen, on one of the pictures that are to be judged.
 
-    Pictures that stand more than once in the manifest are passed over: where they are on both sides of its own split, the
+    Images that are more than once in the manifest are passed over: where they are on both sides of its own split, the
     split leaks and not the adapter, and the study and `check` say so.
     """
     used = set().union(*_used(config))
@@ -81,8 +82,8 @@ def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Rows) -> 
     if leaked:
         raise LeakError(
             f"adapter '{config.adapter}': was trained or chosen on {len(leaked)} of the {len(rows)} images to be "
-            f"judged, first '{names[leaked[0]]}'; name the run folder of the training, so that every fold is judged by its own "
-            "adapter"
+            f"judged, first '{names[leaked[0]]}'; name the run folder of the training, so that every fold is judged by "
+            "its own adapter"
         )
 
 

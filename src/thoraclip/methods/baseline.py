@@ -3,8 +3,8 @@
     batch (rows) -> images, augmented once -> (mixed) -> network, chunk by chunk -> cross-entropy over the batch
 
 Any image classifier that Transformers has (ResNet, ViT, ConvNeXt, ...), or the vision tower of a dual encoder with a
-linear layer on its pooled output: `train = all` fine-tunes it, `train = head` is the linear classifier on a frozen tower.
-`run` trains one network per fold (`_train`, whose loop is `_fit`) and scores its test images with the best weights.
+linear layer on its pooled output: `train = all` fine-tunes it, `train = head` is a linear classifier on a frozen
+tower. `run` trains one network per fold (`_train`, whose loop is `_fit`) and scores its test images with the best.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ class Config(ModelConfig, TrainingSettings):
     train: str = "all"
     """all (end to end) or head (a linear classifier on frozen features)."""
     layer_decay: float = 1.0
-    """The learning rate of each layer is this times that of the layer above it; 1 for the same in all, 0.75 suits ViT."""
+    """The learning rate of each layer is this times that of the layer above it; 1 for the same in all, 0.75 suits
+    ViT."""
     batch_norm: str = "batch"
-    """Of networks that have it: batch (statistics of the batch, in one chunk and one process) or frozen (the checkpoint's)."""
+    """Of networks that have it: batch (statistics of the batch, in one chunk and one process) or frozen (the
+    checkpoint's)."""
     label_smoothing: float = 0.0
     """Share of every target that is spread over all classes."""
     mixup: float = 0.0
@@ -129,7 +131,7 @@ def _validate(training: FoldTraining[Config], steps: Steps, step: SupervisedStep
 
 
 def _prepare(training: FoldTraining[Config]) -> SupervisedStep:
-    """Network and images; a wrong setting is refused here, before the first step. What is not trained has no gradient."""
+    """Network and images; a wrong setting is refused here. What is not trained has no gradient."""
     config, rows = training.config, training.part.train
     backbone = load_backbone(
         config.model,

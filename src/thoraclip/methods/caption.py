@@ -24,8 +24,8 @@ __all__ = ["CAPTIONERS", "EVERYWHERE_LEAKS", "CaptionConfig", "caption"]
 CAPTIONERS = ("blip", "template", "column")
 
 EVERYWHERE_LEAKS = (
-    "everywhere: the class stands in the captions of images that are later scored, so it leaks into whatever reads them; "
-    "thoraclip finetune --set append_label=true appends it to training captions only"
+    "everywhere: the class stands in the captions of images that are later scored, so it leaks into whatever reads "
+    "them; thoraclip finetune --set append_label=true appends it to training captions only"
 )
 _OWNERS = {"model": "blip", "prompt": "blip", "max_new_tokens": "blip", "geometry": "blip", "column": "column"}
 """Settings that one captioner alone reads."""
@@ -36,7 +36,8 @@ class CaptionConfig:
     """Who writes the captions, and how."""
 
     captioner: str = "blip"
-    """blip (a model looks at the picture), template (from the manifest's columns), or column (the texts of one column)."""
+    """blip (a model looks at the picture), template (from the manifest's columns), or column (the texts of one
+    column)."""
     model: str = "Salesforce/blip-image-captioning-base"
     """Hub id or local folder of a BLIP captioner."""
     column: str = ""
@@ -93,7 +94,7 @@ def caption(
     """Write one caption per image of a manifest to a Parquet file.
 
     A model's captions are kept line by line in `<out>.journal` while it works, so that a killed pass goes on where it
-    stopped and ends with the same bytes; finished ones are used again. The other captioners take no time and write anew.
+    stopped and ends with the same bytes; finished ones are used again. The others write anew.
 
     Args:
         manifest: N images.
@@ -160,8 +161,8 @@ def _column(manifest: Manifest, name: str) -> list[str]:
     empty = [i for i, text in zip(manifest.column("image_id"), texts, strict=True) if not text]
     if empty:
         raise ManifestError(
-            f"manifest: image '{empty[0]}' has no text in column '{name}' ({len(empty)} such images); fill it in, or leave "
-            "those images out of the manifest"
+            f"manifest: image '{empty[0]}' has no text in column '{name}' ({len(empty)} such images); fill it in, or "
+            "leave those images out of the manifest"
         )
     return texts
 
@@ -176,9 +177,9 @@ _CLASS = (" showing {}", " with {}", " of a patient with {}")
 
 
 def _by_template(manifest: Manifest, seed: int, named: Sequence[bool]) -> list[str]:
-    """View, class and place of the finding, where they are known and may be told; else the view and words that fit any chest.
+    """View, class and place of the finding, where known and allowed; else the view and words that fit any chest.
 
-    The words of an image hang on the seed and its id alone, not on the other images; the view is said alike for all classes.
+    The words of an image are a function of the seed and its id alone; the view is written alike for all classes.
     """
     names = replace(load_prompts("chest-xray-ensemble"), templates=("{}",))
     columns = [
@@ -265,8 +266,8 @@ def _require_words(captioner: Captioner, ids: Sequence[str], texts: Sequence[str
     for image_id, text in zip(ids, texts, strict=False):
         if not text:
             raise ModelError(
-                f"model '{captioner.name}': has no words for image '{image_id}'; begin its captions with a --prompt, or "
-                "name another model"
+                f"model '{captioner.name}': has no words for image '{image_id}'; begin its captions with a --prompt, "
+                "or name another model"
             )
 
 

@@ -110,7 +110,7 @@ class ContrastiveStep:
         return self.tuned.encoder.tokenize(self.texts.texts)
 
     def backward(self, batch: Batch) -> float:
-        """Add the gradients of the batch's loss; summed over the processes they are those of one step on the whole batch.
+        """Add the gradients of the batch's loss; over all processes they are those of one step on the whole batch.
 
         Returns:
             The loss; where it is not finite, there are no gradients.
@@ -126,7 +126,7 @@ class ContrastiveStep:
         return float(value)
 
     def texts_of(self, batch: Batch) -> tuple[Rows, Rows]:
-        """(i64[U] the different texts that the batch needs, i64[B] which of them, or of the classes, each image has)."""
+        """(i64[U] different texts of the batch, i64[B] which of them, or of the classes, each image has)."""
         if isinstance(self.texts, PromptTexts):
             return np.arange(len(self.texts.texts)), self.targets[batch.rows]
         numbers, inverse = np.unique(self.texts.draw(batch), return_inverse=True)

@@ -86,8 +86,8 @@ def embed(
 ) -> Embeddings:
     """Write the features of every image of a manifest to a folder; a valid one is re-used, a begun one continued.
 
-    Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count in
-    `progress.json` says so: the files end up the same, byte for byte, with and without a pixel cache, and whoever encodes.
+    Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count
+    in `progress.json` says so: the files are the same bytes with and without a pixel cache, and whoever encodes.
 
     Args:
         manifest: N images.

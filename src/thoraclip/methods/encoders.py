@@ -97,8 +97,8 @@ def _load(
 def finished_embeddings(config: EncoderConfig) -> Embeddings | None:
     """The features in the folder that a config names, where the model's files alone prove that it made them.
 
-    `None` where they do not, and the encoder has to be loaded to know: no folder is named, the weights are merged with an
-    adapter, are not on this machine or not in one file of names as the architecture has them, or are others.
+    `None` where they do not, and the encoder has to be loaded to know: no folder is named, the weights are merged with
+    an adapter, are not on this machine or not in one file of names as the architecture has them, or are others.
 
     Raises:
         InputError, ManifestError: see `tables.embeddings.read_embeddings`.

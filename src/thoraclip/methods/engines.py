@@ -2,8 +2,8 @@
 
     batches: rows 0..31, 32..63, ... --engine--> (pooled, projected) of each batch, or of several in a row, in order
 
-A batch is cut at the same rows and computed by one thread on a CPU, whoever does it; so the features are the same bytes with
-any number of threads, processes and machines of one kind.
+A batch is cut at the same rows and computed by one thread on a CPU, whoever does it; so the features are the same bytes
+with any number of threads, processes and machines of one kind.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def threads_here() -> int:
 def by_threads(encoder: DualEncoder, pictures: Pictures, *, threads: int = 0) -> Engine:
     """This process: on a CPU each thread decodes and encodes batches of its own, so that neither waits for the other.
 
-    A product of matrices is then not shared between threads, which costs a wait at its end; a thread that reads memory or
-    decodes leaves the matrix unit to the others. With another device the threads decode ahead of it, and what it has done is
-    fetched while it works on the next batch.
+    A product of matrices is then not shared between threads, which costs a wait at its end; a thread that reads memory
+    or decodes leaves the matrix unit to the others. With another device the threads decode ahead of it, and what it has
+    done is fetched while it works on the next batch.
 
     Args:
         encoder: of the features; several threads call it at once.
@@ -201,8 +201,8 @@ class _Actor:
         encoder = load_encoder(EncoderConfig(**self._config))
         if encoder.description != self._expected:
             raise MismatchError(
-                f"model '{self._config['model']}': an actor of the cluster loads other weights than the driver, or computes in "
-                "another precision; give all machines the same files and set precision"
+                f"model '{self._config['model']}': an actor of the cluster loads other weights than the driver, or "
+                "computes in another precision; give all machines the same files and set precision"
             )
 
         def work(shard: dict[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class Chosen:
 def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) -> Chosen:
     """The classifier that did not see the picture in training, where the run has one.
 
-    A picture is known by its bytes. One of the run's own manifest is explained by the fold that held it out; any other, and
-    every one where the manifest is not beside the run, by the first fold.
+    A picture is known by its bytes. One of the run's own manifest is explained by the fold that held it out; any other,
+    and every one where the manifest is not beside the run, by the first fold.
 
     Raises:
         ConfigError: the run has no such fold.

@@ -4,8 +4,8 @@
                   +-> texts, each different one once -> text tower -+-> loss over the whole batch (gradcache)
 
 `run` trains one adapter per fold (`_train`, whose loop is `_fit`) and scores its test images zero-shot with the adapter
-that validated best; `probe` takes the run folder as its adapter. Everything random is a function of (seed, step, sample),
-so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
+that validated best; `probe` takes the run folder as its adapter. Everything random is a function of (seed, step,
+sample), so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
 """
 
 from __future__ import annotations

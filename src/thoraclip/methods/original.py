@@ -41,8 +41,8 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
     run.require_classifier()
     if manifest.fingerprint != run.manifest:
         raise MismatchError(
-            f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; name that one "
-            "with --manifest"
+            f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; "
+            "name that one with --manifest"
         )
     chosen = run.folds[0] if fold is None else fold
     if fold is not None:
@@ -72,8 +72,8 @@ def _validation(run: FinishedRun, fold: int | None) -> Predictions:
         if table.fold[0] == fold:
             return table
     raise InputError(
-        f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the same command again "
-        "(nothing is trained anew), with a manifest that is split"
+        f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the same "
+        "command again (nothing is trained anew), with a manifest that is split"
     )
 
 

@@ -1,4 +1,4 @@
-"""From the folder of a finished run back to what predicts: one classifier per fold, each for the images it has not seen."""
+"""From the folder of a finished run to its classifiers: one per fold, each for the images it was not trained on."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class FinishedRun:
 
     @property
     def is_retrainable(self) -> bool:
-        """True where the classifier is a linear probe on frozen features, so that it can be fitted again on any pictures."""
+        """True where the classifier is a linear probe on frozen features, which can be fitted again on any images."""
         return self.method.fits_head
 
     def label_set(self, manifest: Manifest) -> LabelSet:
@@ -106,12 +106,13 @@ class FinishedRun:
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
         """(fold, i64 rows that its classifier may be judged on) for this manifest.
 
-        Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another one they
-        are the labelled images of its test split (all, where it names no split): pictures that the run's manifest has, too,
-        by the fold that held them out, or left out where they were trained on; all others by the classifier of the first fold.
+        Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another
+        one they are the labelled images of its test split (all, where it names no split): pictures that the run's
+        manifest has, too, by the fold that held them out, or left out where they were trained on; all others by the
+        classifier of the first fold.
 
         Raises:
-            LeakError: another manifest has images of the run, and the run's own is not beside it to tell which were trained on.
+            LeakError: another manifest has images of the run, and the run's own, which names its parts, is not there.
             ManifestError: no image is left.
         """
         known = np.array([label is not None for label in manifest.column("label")])
@@ -146,8 +147,8 @@ class FinishedRun:
             )
             if shared:
                 raise LeakError(
-                    f"{self.folder}: ran on another manifest than this one, which has {len(shared)} of the same images, and "
-                    "which of the others were trained on is not known; name the manifest that the run ran on"
+                    f"{self.folder}: ran on another manifest than this one, which has {len(shared)} of the same images, "
+                    "and which of the others were trained on is not known; name the manifest that the run ran on"
                 ) from error
             return ["new"] * len(manifest)
         parts: dict[str, int | str | None] = {}
@@ -192,8 +193,8 @@ def _require_same_files(folder: Path, config: Any, then: Mapping[str, str]) -> N
     for name, now in config.inputs().items():
         if then.get(name) != now:
             raise MismatchError(
-                f"{folder}: its {name} ('{getattr(config, name, name)}') is not the one that it ran with; put that one back, or "
-                "run the method again"
+                f"{folder}: its {name} ('{getattr(config, name, name)}') is not the one that it ran with; put that one "
+                "back, or run the method again"
             )
 
 
@@ -218,7 +219,8 @@ def find_manifest(run: FinishedRun) -> Manifest:
             manifest = read_manifest(folder / "manifest.parquet")
             if manifest.fingerprint != run.manifest:
                 raise MismatchError(
-                    f"{folder / 'manifest.parquet'}: is not the manifest that {run.folder} ran on; name it with --manifest"
+                    f"{folder / 'manifest.parquet'}: is not the manifest that {run.folder} ran on; name it with "
+                    "--manifest"
                 )
             return manifest
     raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")

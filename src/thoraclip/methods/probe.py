@@ -1,6 +1,7 @@
 """`probe`: a linear classifier on the frozen vision tower's features, with the classes' texts if asked.
 
-Features are read once from the embedding cache; the penalty (or, for AdamW, the epoch) is chosen by validation log-loss.
+Features are read once from the embedding cache; the penalty (or, for AdamW, the epoch) is chosen by validation
+log-loss.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Config(EncoderConfig):
     features: str = "pooled"
     """pooled (the vision tower's output before projection) or projected (the space shared with text)."""
     solver: str = "lbfgs"
-    """lbfgs (penalised logistic regression on standardised features), adamw (the reference study's softmax layer) or lp++
-    (text-informed: class prompts and features together; needs features = "projected")."""
+    """lbfgs (penalised logistic regression on standardised features), adamw (the reference study's softmax layer) or
+    lp++ (text-informed: class prompts and features together; needs features = "projected")."""
     prompts: str = "chest-xray-ensemble"
     """lp++: a shipped prompt set, or a TOML file of your own."""
     l2_min: float = 1e-4
@@ -93,13 +94,13 @@ class Config(EncoderConfig):
         require_fraction(self, "val_fraction")
         if self.epochs < 1 or self.learning_rate <= 0 or self.train_batch_size < 1:
             raise ConfigError(
-                f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, train_batch_size = {self.train_batch_size}: "
-                "all must be positive"
+                f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, "
+                f"train_batch_size = {self.train_batch_size}: all must be positive"
             )
         if self.reads_prompts and self.features != "projected":
             raise ConfigError(
-                f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in the space shared "
-                "with text; set features = 'projected'"
+                f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in "
+                "the space shared with text; set features = 'projected'"
             )
 
     @property
@@ -227,7 +228,7 @@ def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Itera
 
 
 def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
-    """The features of all images, and the classes' texts where the solver needs them; the encoder is loaded for what is missing."""
+    """The features of all images, and the classes' texts where the solver needs them."""
     finished = None if config.reads_prompts else finished_embeddings(config)
     if finished is not None:
         return finished, None

@@ -71,7 +71,7 @@ class RunContext:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
 
         Args:
-            part: its `fold`, the one that is held out, becomes the column `fold`, not the folds of the images themselves.
+            part: its `fold`, the held-out one, becomes the column `fold`, not the folds of the images themselves.
             labels: of the run.
             scores: f64[V, C] for `part.val`, by a classifier that was not fitted on these images.
         """

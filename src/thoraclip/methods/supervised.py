@@ -144,8 +144,8 @@ def layer_groups(
 ) -> list[dict[str, Any]]:
     """The optimizer's groups: the share of the learning rate falls with the distance from the head.
 
-    share = decay^(top - depth), as in ELECTRA (Clark et al. 2020, arXiv:2003.10555, appendix A) and BEiT (Bao et al. 2021,
-    arXiv:2106.08254); depth as in `Backbone.depths`. Only tensors of two dimensions or more have weight decay.
+    share = decay^(top - depth), as in ELECTRA (Clark et al. 2020, arXiv:2003.10555, appendix A) and BEiT (Bao et al.
+    2021, arXiv:2106.08254); depth as in `Backbone.depths`. Only tensors of two dimensions or more have weight decay.
     """
     depths = backbone.depths(list(parameters))
     top = max(depths)

@@ -161,11 +161,11 @@ def _table(groups: Mapping[str, Floats], rows: npt.NDArray[np.int64]) -> Floats:
 def _fit_and_score(
     config: Config, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[str, Any], dict[str, dict[str, float]]]:
-    """Choose the number of rounds by validation log-loss, fit again on training plus validation if asked, score the test.
+    """Choose the number of rounds by validation log-loss, refit on training plus validation if asked, score the test.
 
     Returns:
-        Scores f64[T, C] of the test images, those f64[V, C] of the validation images by the model before the second fit,
-        what was chosen, and the importance of each group.
+        Scores f64[T, C] of the test images, those f64[V, C] of the validation images by the model before the second
+        fit, what was chosen, and the importance of each group.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits

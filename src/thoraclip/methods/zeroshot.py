@@ -79,8 +79,8 @@ def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, co
 def run(config: Config, context: RunContext) -> MethodOutput:
     """Score every image against the class prompts; nothing is trained here, so every row can be judged.
 
-    With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it. The scores of the
-    validation images that a probe would have are kept, for calibration; a manifest without parts has none.
+    With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it. The scores
+    of the validation images that a probe would have are kept, for calibration; a manifest without parts has none.
     """
     manifest = context.manifest
     labels, prompts = manifest.label_set(config.classes), load_prompts(config.prompts)
@@ -108,7 +108,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
 
 
 def _validation_parts(config: Config, labels: LabelSet, context: RunContext) -> list[Part]:
-    """The parts of a trained method at its defaults, for their validation images; none where it could not be trained."""
+    """The parts of a trained method at its defaults, for their validation images; none where none can be trained."""
     if not any(context.manifest.parts()):
         return []
     try:
@@ -131,7 +131,7 @@ def class_vectors(vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.floa
 
 
 def _per_prompt(texts: list[tuple[str, ...]], scored: Scored, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """i64[len(rows), K]: the class that the k-th prompt of each class names; a class with fewer prompts begins again."""
+    """i64[len(rows), K]: the class that the k-th prompt of each class names; fewer prompts begin again."""
     singles = range(max(len(t) for t in texts))
     vectors = [np.stack([v[k % len(v)] for v in scored.prompt_vectors]) for k in singles]
     return np.stack([np.argmax(scored.images[rows] @ v.T, axis=1) for v in vectors], axis=1)

@@ -52,8 +52,8 @@ def choose_partners(
 ) -> tuple[Ints, Ints, Ints]:
     """For every image one of another group: of its class, of another class, of any; -1 where there is none.
 
-    A partner is of the same part, so that the classifier that is asked was not trained on it: it could know the background of
-    a training image together with its label by heart.
+    A partner is of the same part, so that the classifier that is asked was not trained on it: it could know the
+    background of a training image together with its label by heart.
 
     Args:
         target: i64[N].

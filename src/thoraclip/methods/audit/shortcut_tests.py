@@ -29,7 +29,7 @@ def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
 
 
 def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
-    """What is asked of probes that are fitted anew on altered pictures; they count where the classifier is such a probe."""
+    """What is asked of probes that are fitted on the views; they count where the classifier is such a probe."""
     tests = []
     for name, view in VIEWS.items():
         after = f"refitted {name}"

@@ -28,10 +28,10 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
-"""Tracker -> the packages of which one must be installed; Accelerate itself passes over a missing one without a word."""
+"""Tracker -> the packages of which one must be installed; Accelerate itself ignores a missing one."""
 
 _PATIENCE = timedelta(days=7)
-"""How long a process waits for another one that decodes or scores; one that has died is noticed at once, or by the launcher."""
+"""How long a process waits for one that decodes or scores; one that died is noticed at once, or by the launcher."""
 
 
 def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
@@ -52,8 +52,8 @@ def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
     _refuse_lost_processes()
     if wanted and wanted != process_count():
         raise ConfigError(
-            f"processes = {wanted}, but {process_count()} was started; start them with: torchrun --nproc_per_node {wanted} "
-            "-m thoraclip COMMAND ..."
+            f"processes = {wanted}, but {process_count()} was started; start them with: torchrun "
+            f"--nproc_per_node {wanted} -m thoraclip COMMAND ..."
         )
 
 
@@ -204,7 +204,7 @@ def _others_alive() -> Iterator[None]:
 
 
 def _refuse_lost_processes() -> None:
-    """Accelerate's launcher starts one process on CPUs, whatever it was asked, and leaves only this trace of the request."""
+    """Accelerate's launcher starts one process on CPUs, whatever was asked, and leaves only this trace."""
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if asked and "WORLD_SIZE" not in os.environ:
         raise ConfigError(

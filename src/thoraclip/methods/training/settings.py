@@ -55,8 +55,8 @@ class TrainingSettings(Augmentation):
     processes: int = 0
     """How many processes there must be; 0 takes as many as were launched."""
     trackers: tuple[str, ...] = ()
-    """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb. Their files tell the time, so that, unlike
-    the rest of a run folder, they are other bytes in every run."""
+    """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb. Their files tell the time, so that,
+    unlike the rest of a run folder, they are other bytes in every run."""
     seed: int = 0
     """Decides initial values, held-out part, order, augmentation and dropout."""
 
