@@ -708,7 +708,7 @@ def serve(
     beside: str | Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    page: bool | None = None,
+    page: bool = True,
     token_file: str | Path | None = None,
     allow_origin: Sequence[str] | None = None,
     threads: int = 0,
@@ -721,7 +721,7 @@ def serve(
         bundle: folder that `export` wrote.
         beside: another one, to compare: the page shows both, the API answers with it when it is named.
         host, port: where it listens; port 0 for any that is free.
-        page: whether there is a page at `/`; None for whether Gradio is installed.
+        page: whether there is a page at `/`.
         token_file: file with the token that every client must bring; None for the environment's `THORACLIP_TOKEN`, or none.
         allow_origin: origins of pages on other hosts that may ask.
         threads: pictures at once; 0 for as many as there are cores.
@@ -733,20 +733,23 @@ def serve(
     """
     from thoraclip.config import build_config
     from thoraclip.deploy.server.limits import Limits
-    from thoraclip.deploy.server.running import has_page, is_loopback, listen, read_token, serve_bundles
+    from thoraclip.deploy.server.running import is_loopback, listen, read_token, serve_bundles
 
     limits = build_config(Limits, settings, where="--set")
     token, tell = read_token(_path(token_file)), announce or _silent
     with listen(host, port) as place:
         if not token and not is_loopback(place):
             tell(f"no token: whoever reaches {host} can ask; --token-file FILE demands one")
-        with_page = has_page() if page is None else page
-        if not with_page and page is None:
-            tell("no page: pip install 'thoraclip[ui]' brings one")
         serve_bundles(
-            [Path(one) for one in (bundle, beside) if one is not None], place, limits=limits, threads=threads, token=token,
-            origins=allow_origin or (), with_page=with_page, started=lambda address: tell(f"serving at {address} (Ctrl+C ends)"),
-        )  # fmt: skip
+            [Path(one) for one in (bundle, beside) if one is not None],
+            place,
+            limits=limits,
+            threads=threads,
+            token=token,
+            origins=allow_origin or (),
+            with_page=page,
+            started=lambda address: tell(f"serving at {address} (Ctrl+C ends)"),
+        )
 
 
 class MethodVerb(Protocol):

@@ -35,7 +35,7 @@ for panel in (start, data, methods, judgement, deployment):
     panel.register(app)
 
 _EXTRA_OF = {
-    "accelerate": "study", "fastapi": "serve", "gradio": "ui", "huggingface_hub": "study", "jinja2": "study",
+    "accelerate": "study", "fastapi": "serve", "huggingface_hub": "study", "jinja2": "study",
     "matplotlib": "study", "onnx": "export", "onnxruntime": "predict", "onnxscript": "export", "peft": "study",
     "prometheus_client": "serve", "pyarrow": "study", "pydantic": "serve", "python_multipart": "serve", "safetensors": "study",
     "scipy": "study", "sklearn": "study", "starlette": "serve", "threadpoolctl": "study", "torch": "study",

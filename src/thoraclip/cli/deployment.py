@@ -155,9 +155,7 @@ def serve(
     beside: Annotated[Path | None, typer.Option(help="Another bundle, to compare.", show_default=False)] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
-    page: Annotated[
-        bool | None, typer.Option(help="A page at /; default: if Gradio is installed.", show_default=False)
-    ] = None,
+    page: Annotated[bool, typer.Option(help="A page at /, in the browser.")] = True,
     token_file: Annotated[
         Path | None,
         typer.Option(help="File with the token that clients must bring; or $THORACLIP_TOKEN.", show_default=False),
