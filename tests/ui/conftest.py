@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -34,9 +35,8 @@ addEventListener("securitypolicyviolation", e => console.error(`policy: ${e.viol
 """
 
 
-def need_ui() -> str:
-    """Where Chromium is; skips where the page's packages, Playwright or Chromium are missing."""
-    pytest.importorskip("gradio", reason="the page needs thoraclip[ui]")
+def need_browser() -> str:
+    """Where Chromium is; skips where Playwright or Chromium are missing."""
     pytest.importorskip("playwright", reason="these tests drive a browser by Playwright")
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if not found:
@@ -55,7 +55,7 @@ class Bundles:
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """Made once for all processes of tests."""
-    need_ui()
+    need_browser()
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ui"
     with FileLock(f"{root}.lock"):
@@ -117,7 +117,7 @@ def pair(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium, without a window."""
-    chromium = need_ui()
+    chromium = need_browser()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -150,12 +150,17 @@ class Visit:
         self.tab.on("filechooser", lambda _: None)  # the browser asks the test, and does so before a key can come
         self.tab.add_init_script(_WATCH)
         self.tab.goto(self.address)
-        self.tab.get_by_label("Choose a chest X-ray").wait_for(state="attached")
+        self.tab.locator("[data-bundle]").first.wait_for()
         return self
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What a function of words.js answers."""
+        code = "async ([name, told]) => (await import(new URL('page/words.js', document.baseURI)))[name](...told)"
+        return self.tab.evaluate(code, [function, arguments])
 
     def give(self, data: bytes, *, name: str = "picture.png") -> None:
         """Choose a file."""
-        self.tab.set_input_files("#tc-file", {"name": name, "mimeType": "", "buffer": data})
+        self.tab.set_input_files("#file", {"name": name, "mimeType": "", "buffer": data})
 
     def wait_for_maps(self) -> None:
         """Until every heat map is there."""
@@ -174,6 +179,12 @@ class Visit:
             assert time.monotonic() < until
             self.tab.wait_for_timeout(20)
 
+    def forgive(self, part: str, *, times: int = 1) -> None:
+        """So many complaints or more must come, all with this part: the status of a refusal, which Chromium notes."""
+        self.wait_until(lambda: len(self.complaints) >= times)
+        assert [one for one in self.complaints if part not in one] == []
+        self.complaints.clear()
+
     @property
     def scores(self) -> list[dict[str, str]]:
         """Of each table: class -> score with 6 decimals."""
@@ -183,7 +194,8 @@ class Visit:
     @property
     def foreign(self) -> list[str]:
         """Requests to other hosts."""
-        own = tuple(f"{scheme}{self.address}/" for scheme in ("", "blob:"))
+        place = urlsplit(self.address)
+        own = tuple(f"{scheme}http://{place.netloc}/" for scheme in ("", "blob:"))
         return [one for one in self.asked if not one.split(" ", 1)[1].startswith((*own, "data:"))]
 
 

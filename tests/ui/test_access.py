@@ -16,10 +16,10 @@ _CONTRASTS = """() => {
   const behind = e => { for (; e; e = e.parentElement) {
     const found = parse(getComputedStyle(e).backgroundColor); if (found.a > .5) return found; } return parse("rgb(255,255,255)"); };
   const all = [];
-  for (const e of document.querySelectorAll(".tc *")) {
+  for (const e of document.querySelectorAll("body *")) {
     const text = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join("");
-    if (!text || !e.checkVisibility({checkVisibilityCSS: true}) || e.closest("[disabled], :disabled, .tc-sr, option")) continue;
-    if (e.previousElementSibling?.disabled) continue;
+    if (!text || !e.checkVisibility({checkVisibilityCSS: true}) || e.closest("label")?.control?.disabled) continue;
+    if (e.closest("[disabled], :disabled, .sr, option, noscript")) continue;
     const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
     all.push([(a + .05) / (b + .05), text.slice(0, 40)]);
   }
@@ -43,8 +43,8 @@ def test_all_of_it_works_by_keyboard(visit: Visit, pictures: dict[str, bytes]) -
     tab, keys = visit.tab, visit.tab.keyboard
     focused = "document.activeElement"
     keys.press("Tab")
-    assert tab.evaluate(f"{focused}.id") == "tc-file"
-    assert tab.locator(".tc-choose").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    assert tab.evaluate(f"{focused}.id") == "file"
+    assert tab.locator(".choose").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
     with tab.expect_file_chooser() as chooser:
         keys.press("Enter")
     chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": pictures["png"]})
@@ -52,18 +52,18 @@ def test_all_of_it_works_by_keyboard(visit: Visit, pictures: dict[str, bytes]) -
     met = []
     while "SUMMARY" not in met and len(met) < 12:
         keys.press("Tab")
-        met.append(tab.evaluate(f"{focused}.id || {focused}.tagName"))
+        met.append(tab.evaluate(f"Object.keys({focused}.dataset)[0] ?? {focused}.tagName"))
         assert tab.evaluate(f"getComputedStyle({focused}).outlineStyle") == "solid"
-        if met[-1].endswith("-class"):
+        if met[-1] == "class":
             keys.press("End")  # the last class of the bundle
             last = tab.evaluate(f"{focused}.value")
-        elif met[-1].endswith("-opacity"):
+        elif met[-1] == "opacity":
             keys.press("Home")
             assert tab.locator("[data-heat]").evaluate("e => e.style.opacity") == "0"
-        elif met[-1].endswith("-outline"):
+        elif met[-1] == "switch":
             keys.press("Space")
             assert not tab.locator("[data-outline]").is_visible()
-    assert [one.rpartition("-")[2] for one in met] == ["BUTTON", "class", "method", "opacity", "outline", "SUMMARY"]
+    assert met == ["synthetic", "class", "method", "opacity", "switch", "SUMMARY"]
     tab.get_by_role("img", name=f"Heat map: evidence for {last}, by occlusion").wait_for()
     keys.press("Enter")
     assert tab.get_by_role("heading", name="How good it is").is_visible()
@@ -77,7 +77,7 @@ def test_a_screen_reader_finds_everything_by_name(visit: Visit, pictures: dict[s
     assert tab.get_by_role("heading", level=1).inner_text() == "ThoraCLIP"
     for label in ("Choose another", "Evidence for", "Method", "Opacity", "Lung outline"):
         assert tab.get_by_label(label).count() == 1, label
-    assert tab.get_by_role("slider", name="Opacity").get_attribute("aria-valuetext") == "70 %"
+    assert tab.get_by_role("slider", name="Opacity").get_attribute("aria-valuetext") == "70\u00a0%"
     assert tab.get_by_role("switch", name="Lung outline").is_checked()
     table = tab.get_by_role("table", name="Calibrated probability")
     assert table.get_by_role("rowheader").count() == 3
@@ -86,14 +86,15 @@ def test_a_screen_reader_finds_everything_by_name(visit: Visit, pictures: dict[s
         assert tab.get_by_role("img", name=name).count() == 1, name
     assert tab.locator("img:not([alt])").count() == 0
     assert tab.locator("[data-status]").get_attribute("role") == "status"
-    duplicates = "() => { const ids = [...document.querySelectorAll('[id]')].map(e => e.id).filter(Boolean); return ids.filter((id, i) => ids.indexOf(id) !== i); }"
-    assert tab.evaluate(duplicates) == []
+    ids = tab.evaluate("() => [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
 
 
 def test_texts_stand_out_from_what_is_behind_them(themed: Visit, pictures: dict[str, bytes]) -> None:
     seen = themed.tab.evaluate(_CONTRASTS)
-    themed.give(b"no picture")
+    themed.give(b"no image")
     themed.tab.get_by_role("alert").filter(has_text="cannot be read").wait_for()
+    themed.forgive("422", times=2)
     seen += themed.tab.evaluate(_CONTRASTS)
     themed.show(pictures["dicom"])
     themed.tab.get_by_text("About this bundle").first.click()
@@ -125,4 +126,4 @@ def test_what_it_is_not_for_stays_in_sight(phone: Visit, pictures: dict[str, byt
 def test_nothing_moves_for_who_does_not_want_it(browser: Any, server: Server) -> None:
     for visit in visiting(browser, server.address, reduced_motion="reduce"):
         moves = "all => all.filter(e => parseFloat(getComputedStyle(e).transitionDuration) > 0).length"
-        assert visit.tab.locator(".tc *").evaluate_all(moves) == 0
+        assert visit.tab.locator("body *").evaluate_all(moves) == 0

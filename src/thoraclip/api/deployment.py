@@ -130,7 +130,7 @@ def serve(
     beside: File | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    page: bool | None = None,
+    page: bool = True,
     token_file: File | None = None,
     allow_origin: Sequence[str] | None = None,
     threads: int = 0,
@@ -144,7 +144,7 @@ def serve(
         beside: another bundle, to compare. The page shows both, the API answers with it when it is named.
         host: address to listen at; 0.0.0.0 for all of this machine.
         port: port; 0 for any that is free.
-        page: whether there is a page at /; default: if Gradio is installed.
+        page: a page at /, in the browser.
         token_file: file with the token that clients must bring; default: $THORACLIP_TOKEN, or none.
         allow_origin: origin of a page on another host that may ask; repeatable.
         threads: images at once; 0: one for each core.
@@ -156,16 +156,13 @@ def serve(
     """
     from thoraclip.config import build_config
     from thoraclip.deploy.server.limits import Limits
-    from thoraclip.deploy.server.running import has_page, is_loopback, listen, read_token, serve_bundles
+    from thoraclip.deploy.server.running import is_loopback, listen, read_token, serve_bundles
 
     limits = build_config(Limits, settings, where="--set")
     token, (_, log) = read_token(to_path(token_file)), hooks(False, announce)
     with listen(host, port) as place:
         if not token and not is_loopback(place):
             log(f"no token: whoever reaches {host} can ask; --token-file FILE demands one")
-        with_page = has_page() if page is None else page
-        if not with_page and page is None:
-            log("no page: pip install 'thoraclip[ui]' brings one")
         serve_bundles(
             [Path(folder) for folder in (bundle, beside) if folder is not None],
             place,
@@ -173,6 +170,6 @@ def serve(
             threads=threads,
             token=token,
             origins=allow_origin or (),
-            with_page=with_page,
+            with_page=page,
             started=lambda address: log(f"serving at {address} (Ctrl+C ends)"),
         )

@@ -23,7 +23,6 @@ COMMANDS = (*start.COMMANDS, *data.COMMANDS, *methods.COMMANDS, *judgement.COMMA
 _EXTRA_OF = {
     "accelerate": "study",
     "fastapi": "serve",
-    "gradio": "ui",
     "huggingface_hub": "study",
     "jinja2": "study",
     "matplotlib": "study",

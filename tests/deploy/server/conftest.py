@@ -50,10 +50,12 @@ def opened(classifier: BundleClassifier) -> Iterator[Callable[..., TestClient]]:
     """`opened(limits, token=...)` -> a client of the app, without a socket."""
     clients: list[TestClient] = []
 
-    def make(limits: Limits | None = None, *, names: tuple[str, ...] = ("probe",), **options: Any) -> TestClient:
+    def make(
+        limits: Limits | None = None, *, names: tuple[str, ...] = ("probe",), has_page: bool = False, **options: Any
+    ) -> TestClient:
         limits, meters = limits or Limits(), Meters()
         desks = [Desk(classifier, name=name, limits=limits, meters=meters, threads=1) for name in names]
-        app = create_app(Counter(desks, limits, meters), **options)
+        app = create_app(Counter(desks, limits, meters, has_page=has_page), **options)
         clients.append(TestClient(app, raise_server_exceptions=False))
         clients[-1].__enter__()
         return clients[-1]

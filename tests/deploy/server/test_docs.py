@@ -30,7 +30,7 @@ from tests.deploy.server.conftest import REPOSITORY
 from tests.imaging.files import dicom
 
 from thoraclip.config import field_help, toml_value
-from thoraclip.deploy.server.answers import OnePicture
+from thoraclip.deploy.server.answers import BundleFacts, OnePicture
 from thoraclip.deploy.server.app import Counter, create_app
 from thoraclip.deploy.server.limits import Limits
 from thoraclip.deploy.server.meters import Meters
@@ -90,7 +90,7 @@ def test_every_example_runs(kind: str, code: str, server: Served, guarded: Serve
 def test_there_are_examples_of_everything() -> None:
     asked = "\n".join(code for _, code in ASKING)
     parts = ("-F files=", "--data-binary", "httpx", "urllib", "Accept: image/png", "Retry-After", "Bearer", "image.dcm")
-    assert len(ASKING) == 8 and [part for part in parts if part not in asked] == []
+    assert len(ASKING) == 9 and [part for part in parts if part not in asked] == []
 
 
 @pytest.mark.parametrize("is_patient", [True, False])
@@ -135,6 +135,8 @@ def test_every_status_and_every_field_is_told() -> None:
     assert told == {*SOME_PROBLEMS, 200, 401, 405, 503}
     rows = "\n".join(line.split("|")[1] for line in section("Predict").splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`(\w+)`", rows)) == set(OnePicture.model_fields)
+    rows = "\n".join(line.split("|")[1] for line in section("Bundles").splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", rows)) == set(BundleFacts.model_fields)
 
 
 def test_every_metric_is_told_and_every_one_that_is_told_exists(server: Served, png: bytes) -> None:

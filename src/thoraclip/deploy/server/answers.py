@@ -16,14 +16,14 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from thoraclip.deploy.runtime import Prediction
-from thoraclip.deploy.server.desk import Desk
+from thoraclip.deploy.server.desk import METHODS, Desk
 from thoraclip.errors import ImageError
 from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
 
 __all__ = [
-    "NOTE", "About", "Explained", "Neighbour", "OnePicture", "Predicted", "Problem", "State", "about", "data_uri", "explained",
-    "one_picture", "predicted", "reason_of",
+    "NOTE", "About", "BundleFacts", "Explained", "Neighbour", "OnePicture", "Predicted", "Problem", "State", "about",
+    "bundle_facts", "data_uri", "explained", "one_picture", "predicted", "reason_of",
 ]  # fmt: skip
 
 NOTE = "Research use only, not for diagnosis."
@@ -41,6 +41,24 @@ class About(_Told):
     title: str = Field(description="Method, base model and precision.")
     labels: list[str] = Field(description="The classes.")
     fingerprint: str = Field(description="SHA-256 over the checksums of all its files.", min_length=64, max_length=64)
+
+
+class BundleFacts(About):
+    """A bundle in the answer of `/v1/bundles`, and what the server takes."""
+
+    calibrated: bool = Field(description="Whether scores are calibrated; else they are as the model gives them.")
+    set_coverage: float | None = Field(
+        description="Share of images, like those of the validation, whose `set` is to hold the true class; null where "
+        "the bundle has no sets."
+    )
+    detects_ood: bool = Field(description="Whether `ood` says if an image is unlike the training images.")
+    thumbnails: int = Field(description="Training images that the bundle carries, for `neighbours`.", ge=0)
+    methods: list[str] = Field(description="Heat maps of `/v1/explain`; the first is the default.")
+    most_bytes: int = Field(description="Size of the largest request that the server takes.", gt=0)
+    phantoms: int = Field(
+        description="Synthetic radiographs of the page: `/page/phantom-0.png` and on; 0 without the page or SciPy.",
+        ge=0,
+    )
 
 
 class Neighbour(_Told):
@@ -129,6 +147,26 @@ def about(desk: Desk) -> About:
         title=bundle.title.removeprefix("bundle: "),
         labels=list(desk.classifier.labels.names),
         fingerprint=bundle.fingerprint,
+    )
+
+
+def bundle_facts(desk: Desk, *, phantoms: int) -> BundleFacts:
+    """What the bundle of a desk can tell.
+
+    Args:
+        desk: of the bundle.
+        phantoms: synthetic radiographs that the server draws.
+    """
+    bundle = desk.classifier.bundle
+    return BundleFacts(
+        **about(desk).model_dump(),
+        calibrated=bundle.scaling is not None,
+        set_coverage=None if bundle.sets is None else round(1 - bundle.sets.alpha, _DECIMALS),
+        detects_ood=bundle.facts["novelty"] is not None,
+        thumbnails=(bundle.facts.get("thumbnails") or {"images": 0})["images"],
+        methods=list(METHODS),
+        most_bytes=desk.limits.bytes,
+        phantoms=phantoms,
     )
 
 

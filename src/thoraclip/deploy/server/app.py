@@ -18,11 +18,11 @@ from starlette.middleware.cors import CORSMiddleware
 from thoraclip.deploy.bundle import CARD
 from thoraclip.deploy.server.answers import (
     NOTE,
-    About,
+    BundleFacts,
     Explained,
     Predicted,
     State,
-    about,
+    bundle_facts,
     explained,
     predicted,
     reason_of,
@@ -41,6 +41,7 @@ from thoraclip.deploy.server.openapi import (
     add_document,
     refusals,
 )  # fmt: skip
+from thoraclip.deploy.server.page import count_phantoms, page_router
 from thoraclip.deploy.server.problems import RefusedError, problem
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps.picture import overlay_png
@@ -61,6 +62,7 @@ class Counter:
         desks: one for each bundle; the first answers where none is named.
         limits: of the server.
         meters: count what is done.
+        has_page: whether there is a page at `/`.
         is_stopping: set when the server has been told to stop.
         is_in_a_hurry: set when it has been told twice.
     """
@@ -69,6 +71,7 @@ class Counter:
     limits: Limits
     meters: Meters
     held: Held = field(default_factory=Held)
+    has_page: bool = False
     is_stopping: bool = False
     is_in_a_hurry: bool = False
 
@@ -108,6 +111,8 @@ def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = 
     app.state.counter = counter
     app.include_router(_pictures)
     app.include_router(_server)
+    if counter.has_page:
+        app.include_router(page_router)
     labels = dict.fromkeys(name for desk in counter.desks for name in desk.classifier.labels.names)
     add_document(app, {"bundle": [desk.name for desk in counter.desks], "class": list(labels), "method": METHODS})
     for kind, handler in _HANDLERS.items():
@@ -200,9 +205,10 @@ async def explain(
 
 
 @_server.get("/v1/bundles", summary="The bundles that answer")
-async def bundles(counter: Shared) -> list[About]:
+async def bundles(counter: Shared) -> list[BundleFacts]:
     """The first one answers where none is named."""
-    return [about(desk) for desk in counter.desks]
+    phantoms = count_phantoms() if counter.has_page else 0
+    return [bundle_facts(desk, phantoms=phantoms) for desk in counter.desks]
 
 
 @_server.get(

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["LOGGER", "set_up_logs", "tell"]
 
 LOGGER = logging.getLogger("thoraclip.server")
-_NOISY = ("pydicom", "PIL", "python_multipart", "multipart", "uvicorn.access", "asyncio", "httpx", "gradio")
+_NOISY = ("pydicom", "PIL", "python_multipart", "multipart", "uvicorn.access", "asyncio")
 """They may quote a file."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import importlib.util
 import ipaddress
 import math
 import os
@@ -33,7 +32,7 @@ from thoraclip.deploy.server.meters import Meters
 from thoraclip.deploy.server.problems import RefusedError, problem
 from thoraclip.errors import InputError
 
-__all__ = ["has_page", "is_loopback", "listen", "read_token", "serve_bundles"]
+__all__ = ["is_loopback", "listen", "read_token", "serve_bundles"]
 
 _LEAST_TOKEN = 16
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
@@ -61,11 +60,6 @@ def listen(host: str, port: int) -> socket.socket:
 def is_loopback(place: socket.socket) -> bool:
     """Whether only this machine can reach it."""
     return ipaddress.ip_address(place.getsockname()[0]).is_loopback
-
-
-def has_page() -> bool:
-    """Whether what the page needs is installed."""
-    return importlib.util.find_spec("gradio") is not None
 
 
 def read_token(file: Path | None) -> str:
@@ -109,7 +103,7 @@ def serve_bundles(
         limits: what is refused.
         threads: that decode and predict, for each bundle; 0 for as many as there are cores.
         token, origins: see `create_app`.
-        with_page: whether there is a page at `/`, too.
+        with_page: whether there is a page at `/`.
         started: gets the address once it answers.
 
     Raises:
@@ -121,14 +115,10 @@ def serve_bundles(
         classifier = open_bundle(folder, threads=threads)
         name = _free_name(folder.resolve().name, [desk.name for desk in desks])
         desks.append(Desk(classifier, name=name, limits=limits, meters=meters, threads=threads))
-    counter = Counter(desks, limits, meters)
+    counter = Counter(desks, limits, meters, has_page=with_page)
     app = create_app(counter, token=token, origins=origins)
     crowded = Journal(_refuse_crowd, meters)
-    if with_page:
-        from thoraclip.deploy.server.page import mount_page
-
-        mount_page(app, desks, limits)
-    else:
+    if not with_page:
         app.add_route("/", _front)
     set_up_logs()
     patient = type("_Patient", (_Patient,), {"limits": limits, "crowded": crowded})
@@ -150,10 +140,10 @@ def _give_memory_back() -> None:
 
 
 async def _front(_: Request) -> Response:
-    """For who looks for the page."""
+    """Names the routes, where there is no page."""
     return PlainTextResponse(
         f"ThoraCLIP answers here. {NOTE}\n\nPOST /v1/predict   POST /v1/explain   GET /card   GET /openapi.json\n\n"
-        "A page for the browser: pip install 'thoraclip[ui]', and start the server without --no-page.\n"
+        "A page for the browser: start the server without --no-page.\n"
     )
 
 
