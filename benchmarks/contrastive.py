@@ -40,7 +40,7 @@ from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Sampler
-from thoraclip.models.augment import augment
+from thoraclip.models.augment import Augmentation, augment
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
 
@@ -85,7 +85,7 @@ def make_step(given: argparse.Namespace) -> ContrastiveStep:
         loss="unicl",
         weight=None,
         chunk_size=given.chunk,
-        augmentation=Config(),
+        augmentation=Augmentation(),
         seed=0,
     )
 
@@ -125,7 +125,7 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
     plain()
     times = in_turn({"cached": step, "plain": lambda: [plain() for _ in range(several)]}, given.steps)
     pictures, samples = torch.from_numpy(contrast.greys), list(range(given.batch))
-    change = partial(augment, pictures, Config(), seed=0, step=0, samples=samples)
+    change = partial(augment, pictures, Augmentation(), seed=0, step=0, samples=samples)
     width = contrast.tuned.encoder.encode_texts(["chest"]).shape[1]
     cached, plainly = (float(np.median(found)) for found in times.values())
     share = several * given.chunk / given.batch

@@ -27,7 +27,7 @@ from thoraclip.methods.training.folds import FoldTraining
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import macro_f1
-from thoraclip.models.augment import augment
+from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import load_backbone, load_trained, read_trained_note
 from thoraclip.runs import RunFolder
 from thoraclip.tables.manifest import Manifest, write_manifest
@@ -74,53 +74,40 @@ def batch_of(manifest: Manifest, size: int = 12, step: int = 3) -> Batch:
 
 @pytest.mark.parametrize(
     ("kind", "extra"),
-    [("vit", {}), ("clip", {}), ("resnet", {"mixup": 0.4, "label_smoothing": 0.1, "augmentation": True})],
+    [("vit", {}), ("clip", {}), ("resnet", {"label_smoothing": 0.1, "augmentation": "standard"})],
 )
 def test_the_gradient_is_that_of_a_hand_written_step(
     kind: str, extra: dict[str, Any], models: dict[str, str], manifest: Manifest, tmp_path: Path
 ) -> None:
     """Weighted soft cross-entropy over the whole batch, written down sample by sample."""
     weight, smooth = (1.0, 2.0, 0.5), extra.get("label_smoothing", 0.0)
-    config = config_of(models[kind], batch_size=12, chunk_size=12, **({"augmentation": False} | extra))
+    config = config_of(models[kind], batch_size=12, chunk_size=12, **({"augmentation": "none"} | extra))
     trainee, batch = make(config, manifest, tmp_path, weight), batch_of(manifest)
     loss, found = gradients(trainee, batch)
 
     network = load_backbone(models[kind], LABELS, precision="fp32", device="cpu")
     greys = torch.from_numpy(np.array(pixel_cache(manifest, network.preprocess, tmp_path / "px").pixels[batch.rows]))
-    if config.augmentation:
-        greys = augment(greys, config, seed=config.seed, step=batch.step, samples=batch.samples.tolist())
+    if chosen := AUGMENTATIONS[config.augmentation]:
+        greys = augment(greys, chosen, seed=config.seed, step=batch.step, samples=batch.samples.tolist())
     mean, std = (torch.tensor(v)[:, None, None] for v in (network.preprocess.mean, network.preprocess.std))
     x = (greys[:, None].float() / 255 - mean) / std
-    share, partner = (t.numpy() for t in trainee._mixing(batch))
     target = manifest.targets(LABELS)[batch.rows]
     network.network.train()
-    mixed = torch.stack([share[i] * x[i] + (1 - share[i]) * x[partner[i]] for i in range(12)])
-    log_p = network.logits(mixed).log_softmax(-1)
+    log_p = network.logits(x).log_softmax(-1)
     above, below = torch.tensor(0.0), 0.0
     for i in range(12):
         for c in range(3):
-            own, other = (
-                (1 - smooth) * (target[i] == c) + smooth / 3,
-                (1 - smooth) * (target[partner[i]] == c) + smooth / 3,
-            )
-            y = float(share[i]) * own + (1 - float(share[i])) * other
+            y = (1 - smooth) * (target[i] == c) + smooth / 3
             above = above - weight[c] * y * log_p[i, c]
             below += weight[c] * y
     (above / below).backward()
     assert loss == pytest.approx(float(above.detach()) / below, rel=1e-5)
     expected = {n: p.grad for n, p in network.network.named_parameters() if p.grad is not None}
     assert far(found, expected) < 1e-4
-    if config.mixup:
-        assert float(share.min()) > 0.0 and sorted(partner.tolist()) == list(range(12))
-        seed = make(dataclasses.replace(config, seed=1), manifest, tmp_path)._mixing(batch)[0]
-        assert len({share[0], float(seed[0]), float(trainee._mixing(batch_of(manifest, step=4))[0][0])}) == 3
-    else:
-        assert (share == 1).all()
 
 
 def test_chunks_add_up_to_the_batch(models: dict[str, str], manifest: Manifest, tmp_path: Path) -> None:
-    """Also under mixup: an image may meet a partner of another chunk."""
-    base = config_of(models["vit"], batch_size=12, chunk_size=12, mixup=0.4)
+    base = config_of(models["vit"], batch_size=12, chunk_size=12)
     batch = batch_of(manifest)
     loss, whole = gradients(make(base, manifest, tmp_path), batch)
     for chunk in (1, 5):
@@ -166,7 +153,7 @@ def test_the_state_is_all_that_a_step_changes(
     tmp_path: Path,
 ) -> None:
     """A checkpoint of it goes on to the same bytes; a frozen network keeps its weights, frozen norms their statistics."""
-    config = config_of(models["resnet"], mixup=0.2, **settings)
+    config = config_of(models["resnet"], **settings)
     trainee = make(config, manifest, tmp_path)
     network, optimizer = trainee.backbone.network, baseline._optimizer(config, trainee)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -286,12 +273,12 @@ def test_a_networks_own_dropout_hangs_on_the_step(
     seed, without = (
         gradients(dataclasses.replace(make(config, split_manifest, tmp_path), seed=seed), batch_of(split_manifest))[0]
         for seed, config in (
-            (1, config_of(str(model), batch_size=12, augmentation=False)),
+            (1, config_of(str(model), batch_size=12, augmentation="none")),
             (0, config_of(models["vit"], batch_size=12)),
         )
     )
     plain, _ = gradients(
-        make(config_of(str(model), batch_size=12, augmentation=False), split_manifest, tmp_path),
+        make(config_of(str(model), batch_size=12, augmentation="none"), split_manifest, tmp_path),
         batch_of(split_manifest),
     )
     assert one == again
@@ -303,7 +290,7 @@ def test_two_processes_give_the_run_of_one(models: dict[str, str], split_manifes
     """Seven images a step: one process takes four, the other three."""
     write_manifest(tmp_path / "m.parquet", split_manifest)
     values = {"model": models["vit"], "batch_size": 7, "chunk_size": 2, "steps": 3, "validate_every": 1,
-              "learning_rate": 3e-3, "precision": "fp32", "mixup": 0.3}  # fmt: skip
+              "learning_rate": 3e-3, "precision": "fp32"}  # fmt: skip
     arguments = ["baseline", str(tmp_path / "m.parquet"), "--out", str(tmp_path / "two")]
     arguments += [part for k, v in values.items() for part in ("--set", f"{k}={v}")]
     ended = together(2, command, arguments)

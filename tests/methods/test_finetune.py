@@ -226,7 +226,7 @@ def test_the_chunk_and_unseen_settings_do_not_change_the_result(whole: Path, tra
 )
 def test_every_loss_learns_the_training_images(loss: str, extra: dict[str, Any], train: Train, tmp_path: Path) -> None:
     train(
-        model="tiny-clip", loss=loss, steps=8, batch_size=12, chunk_size=12, augmentation=False, lora_dropout=0.0, select="last",
+        model="tiny-clip", loss=loss, steps=8, batch_size=12, chunk_size=12, augmentation="none", lora_dropout=0.0, select="last",
         learning_rate=3e-3, validate_every=8, **extra,
     )  # fmt: skip
     losses = [row["loss"] for row in rows_of(tmp_path / "run") if "loss" in row]
@@ -383,7 +383,7 @@ def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_
         ({"logit_scale_max": 0}, "logit_scale_max = 0: must be positive"),
         ({"append_label": True}, "append_label = true needs captions"),
         ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out"),
-        ({"mirror": 2.0}, "mirror = 2.0"),
+        ({"augmentation": "heavy"}, "unknown augmentation 'heavy'; known: light, none, standard"),
         ({"rank": 0}, "rank = 0"),
     ],
 )  # fmt: skip

@@ -31,7 +31,7 @@ from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors
-from thoraclip.models.augment import Augmentation
+from thoraclip.models.augment import AUGMENTATIONS, Augmentation
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
 
@@ -68,7 +68,7 @@ def make_step(
     weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])
     return ContrastiveStep(
         tuned=tuned, greys=greys, targets=manifest.targets(labels), texts=texts, group=ProcessGroup(), loss=loss,
-        weight=weight, chunk_size=config.chunk_size, augmentation=config, seed=0,
+        weight=weight, chunk_size=config.chunk_size, augmentation=AUGMENTATIONS[config.augmentation], seed=0,
     )  # fmt: skip
 
 

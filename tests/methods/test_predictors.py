@@ -216,6 +216,15 @@ def test_the_adapter_of_a_study_that_was_moved_is_found_beside_the_run(tmp_path:
     assert read_run(runs / "seeds" / "part").config.adapter == str(runs / "tuned" / "adapter")
 
 
+@pytest.mark.parametrize(("then", "now"), [("true", "standard"), ("false", "none")])
+def test_settings_of_an_older_run_are_read(then: str, now: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", SPLIT, "baseline", augmentation=now)
+    file = run / "config.toml"
+    older = file.read_text().replace(f'augmentation = "{now}"', f"augmentation = {then}")
+    file.write_text(f"{older}rotate_degrees = 7.0\nmirror = 0.5\nmixup = 0.4\n")
+    assert read_run(run).config == baseline.Config(augmentation=now)
+
+
 def test_one_frozen_classifier_is_no_set_of_folds(study: Path, tmp_path: Path) -> None:
     run = read_run(study / "runs" / "probe")
     adapter(tmp_path / "one" / "adapter", "")

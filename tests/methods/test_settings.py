@@ -54,7 +54,6 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (Baseline, {"layer_decay": 1.5}, "layer_decay = 1.5"),
     (Baseline, {"label_smoothing": 1.0}, "label_smoothing = 1.0: a number from 0 to below 1 is needed"),
     (Baseline, {"label_smoothing": -0.1}, "label_smoothing = -0.1"),
-    (Baseline, {"mixup": -1.0}, "mixup = -1.0: must not be negative"),
     (Baseline, {"patience": 2, "select": "last"}, LAST),
     (Baseline, {"epochs": 0}, "epochs = 0: must be positive"),
     (
@@ -118,7 +117,7 @@ DEFAULTS: dict[type[Any], dict[str, Any]] = {
         "max_leaf_nodes": 15, "min_samples_leaf": 20, "l2": 1.0, "refit": True, "val_fraction": 0.2, "seed": 0,
     },
     Baseline: {
-        "pretrained": True, "train": "all", "layer_decay": 1.0, "batch_norm": "batch", "label_smoothing": 0.0, "mixup": 0.0,
+        "pretrained": True, "train": "all", "layer_decay": 1.0, "batch_norm": "batch", "label_smoothing": 0.0,
         "weight_decay": 0.05, "select": "macro_f1",
     },
     AuditConfig: {

@@ -15,7 +15,7 @@ from thoraclip.errors import ConfigError
 from thoraclip.models import augment as module
 from thoraclip.models.augment import Augmentation, augment
 
-NOTHING = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma", "noise", "mirror"), 0.0)
+NOTHING = dict.fromkeys(("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma", "noise"), 0.0)
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def only(**values: float) -> Augmentation:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, **numbers: float) -> None:
-    """Fix what is drawn: turn, zoom, x, y, mirror, gamma, contrast, brightness, noise."""
-    names = ("turn", "zoom", "x", "y", "mirror", "gamma", "contrast", "brightness", "noise")
+    """Fix what is drawn: turn, zoom, x, y, nothing, gamma, contrast, brightness, noise."""
+    names = ("turn", "zoom", "x", "y", "", "gamma", "contrast", "brightness", "noise")
     row = np.array([numbers.get(name, 0.0) for name in names], dtype=np.float32)
     monkeypatch.setattr(module, "_draw", lambda seed, step, samples: np.tile(row, (len(samples), 1)))
 
@@ -39,7 +39,7 @@ def test_nothing_asked_nothing_changed(greys: torch.Tensor) -> None:
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch(greys: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, samples = Augmentation(mirror=0.5, noise=0.05), [7, 3, 11, 0, 5, 2]
+    config, samples = Augmentation(noise=0.05), [7, 3, 11, 0, 5, 2]
     whole = augment(greys, config, seed=1, step=4, samples=samples)
     for row, sample in enumerate(samples):
         assert torch.equal(augment(greys[row : row + 1], config, seed=1, step=4, samples=[sample])[0], whole[row])
@@ -89,16 +89,6 @@ def test_turn_zoom_and_move_are_those_of_the_plane(
         assert abs(found[row, column] - (1 - a) * upper - a * lower) <= 0.51 + 1e-3
 
 
-def test_mirroring_exchanges_left_and_right_and_never_top_and_bottom(greys: torch.Tensor) -> None:
-    many = greys.repeat(50, 1, 1)
-    found = augment(many, only(mirror=0.3), seed=0, step=0, samples=range(300))
-    turned = (found == many.flip(2)).all(dim=(1, 2))
-    kept = (found == many).all(dim=(1, 2))
-    assert (turned ^ kept).all()
-    assert 60 <= int(turned.sum()) <= 120
-    assert not augment(many, only(), seed=0, step=0, samples=range(300)).ne(many).any()
-
-
 def test_grey_changes_follow_their_formulas(greys: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     unit = greys.numpy().astype(np.float64) / 255
     mean = unit.mean(axis=(1, 2), keepdims=True)
@@ -126,7 +116,7 @@ def test_noise_has_the_spread_that_was_asked(monkeypatch: pytest.MonkeyPatch) ->
         {
             "rotate_degrees": st.floats(0, 180), "shift": st.floats(0, 1), "zoom": st.floats(0, 0.9),
             "brightness": st.floats(0, 2), "contrast": st.floats(0, 1), "gamma": st.floats(0, 2),
-            "noise": st.floats(0, 1), "mirror": st.floats(0, 1),
+            "noise": st.floats(0, 1),
         }
     ),
     st.integers(0, 2**40), st.integers(0, 2**40), st.integers(1, 9), st.integers(1, 9),
@@ -144,7 +134,7 @@ def test_any_setting_gives_pictures_of_the_same_shape(
     ("values", "message"),
     [
         ({"zoom": 0.91}, "zoom = 0.91: a number between 0 and 0.9"),
-        ({"mirror": -0.1}, "mirror = -0.1"),
+        ({"zoom": -0.1}, "zoom = -0.1"),
         ({"shift": 1.1}, "shift = 1.1: a number between 0 and 1"),
         ({"contrast": 1.1}, "contrast = 1.1: a number between 0 and 1"),
         ({"rotate_degrees": 200.0}, "rotate_degrees = 200.0: a number between 0 and 180"),

@@ -29,6 +29,7 @@ from thoraclip.methods.training.checkpoint import stop_requests
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
+from thoraclip.models.augment import AUGMENTATIONS
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
 from thoraclip.models.heads import class_weights
 from thoraclip.models.recompute import recompute_layers
@@ -60,8 +61,6 @@ class Config(ModelConfig, TrainingSettings):
     checkpoint's)."""
     label_smoothing: float = 0.0
     """Share of every target that is spread over all classes."""
-    mixup: float = 0.0
-    """Alpha of the beta distribution that pairs of images are mixed by; 0 mixes none."""
     weight_decay: float = 0.05
     """AdamW's, on matrices and filters; biases and norms have none."""
     select: str = "macro_f1"
@@ -74,8 +73,6 @@ class Config(ModelConfig, TrainingSettings):
             raise ConfigError(f"layer_decay = {self.layer_decay}: a number above 0, at most 1, is needed")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing = {self.label_smoothing}: a number from 0 to below 1 is needed")
-        if self.mixup < 0:
-            raise ConfigError(f"mixup = {self.mixup}: must not be negative")
         if self.gradient_checkpointing and self.train == "head":
             raise ConfigError("gradient_checkpointing = true: a frozen network has no backward pass; leave it out")
 
@@ -160,8 +157,7 @@ def _prepare(training: FoldTraining[Config]) -> SupervisedStep:
         follows_batches=config.train == "all" and config.batch_norm == "batch",
         chunk_size=config.chunk_size,
         label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-        augmentation=config if config.augmentation else None,
+        augmentation=AUGMENTATIONS[config.augmentation],
         seed=config.seed,
     )
 

@@ -33,6 +33,7 @@ from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
 from thoraclip.models.adapter_note import read_note
+from thoraclip.models.augment import AUGMENTATIONS
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.heads import class_weights
 from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora
@@ -186,7 +187,7 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep:
         loss=config.loss,
         weight=None if config.class_weight == "none" else weight,
         chunk_size=config.chunk_size,
-        augmentation=config if config.augmentation else None,
+        augmentation=AUGMENTATIONS[config.augmentation],
         seed=config.seed,
     )
 

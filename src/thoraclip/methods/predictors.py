@@ -26,6 +26,9 @@ __all__ = ["FinishedRun", "find_manifest", "read_run"]
 
 Rows = npt.NDArray[np.int64]
 
+_RETIRED = ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma", "noise", "mirror", "mixup")
+"""Settings of version 0.1.0 that only changed how a network was trained."""
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -177,15 +180,22 @@ def read_run(folder: Path) -> FinishedRun:
         raise InputError(f"{folder}: the run is not finished; run the same command again")
     values = read_toml(folder / "config.toml")
     kind = str(values.pop("kind", ""))
-    config = build_config(
-        find_method(kind).config_type, values | _moved(folder, values), where=str(folder / "config.toml")
-    )
+    values = _current_settings(values) | _moved(folder, values)
+    config = build_config(find_method(kind).config_type, values, where=str(folder / "config.toml"))
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     _require_same_files(folder, config, facts["inputs"])
     held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds)
+
+
+def _current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a finished run, under the names of this version; those of version 0.1.0 are read for ever."""
+    kept = {name: value for name, value in values.items() if name not in _RETIRED}
+    if isinstance(kept.get("augmentation"), bool):
+        kept["augmentation"] = "standard" if kept["augmentation"] else "none"
+    return kept
 
 
 def _require_same_files(folder: Path, config: Any, then: Mapping[str, str]) -> None:

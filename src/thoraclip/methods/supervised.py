@@ -28,7 +28,7 @@ _SCORING_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedStep:
-    """A classifier under (weighted, smoothed, mixed) cross-entropy; what has no gradient is not trained.
+    """A classifier under (weighted, smoothed) cross-entropy; what has no gradient is not trained.
 
     Args:
         backbone: the network.
@@ -40,9 +40,8 @@ class SupervisedStep:
         follows_batches: batch normalisation uses, and keeps, the statistics of each batch.
         chunk_size: images per forward pass.
         label_smoothing: share of every target that is spread over all classes.
-        mixup: alpha of the beta distribution that pairs of images are mixed by; 0 mixes none.
         augmentation: how the images of a batch are changed; `None` leaves them.
-        seed: of the augmentation, the mixing and the network's own dropout.
+        seed: of the augmentation and the network's own dropout.
     """
 
     backbone: Backbone
@@ -54,7 +53,6 @@ class SupervisedStep:
     follows_batches: bool
     chunk_size: int
     label_smoothing: float
-    mixup: float
     augmentation: Augmentation | None
     seed: int
 
@@ -73,18 +71,13 @@ class SupervisedStep:
         device = self.backbone.device
         weight = torch.from_numpy(self.weight).float().to(device)
         self._train_mode()
-        share, partner = self._mixing(batch)
         target = self._soft_targets(batch.rows)
-        target = share[:, None] * target + (1 - share[:, None]) * target[partner]
         total = (target * weight).sum()
         own, real = self.group.own(len(batch.rows))
         value = 0.0
         for chunk in torch.split(own[:real], self.chunk_size) if real else ():
             at = chunk.numpy()
             pixels = self._pixels(batch, at)
-            if self.mixup:
-                part = share[chunk.to(device), None, None, None]
-                pixels = part * pixels + (1 - part) * self._pixels(batch, partner.cpu().numpy()[at])
             with _stream_of(self.seed, batch.step, int(at[0]), device=device):
                 likelihood = self.backbone.logits(pixels).log_softmax(dim=-1)
             loss = -(target[chunk.to(device)] * weight * likelihood).sum() / total
@@ -127,16 +120,6 @@ class SupervisedStep:
         classes, smooth = len(self.backbone.labels), self.label_smoothing
         hard = nn.functional.one_hot(torch.from_numpy(self.targets[rows]), classes).float()
         return (hard * (1 - smooth) + smooth / classes).to(self.backbone.device)
-
-    def _mixing(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(f32[B] share of the image itself, i64[B] its partner): mixup (Zhang et al. 2018, arXiv:1710.09412)."""
-        size, device = len(batch.rows), self.backbone.device
-        if not self.mixup:
-            return torch.ones(size, device=device), torch.arange(size, device=device)
-        drawn = np.random.Generator(np.random.Philox(key=[self.seed, batch.step], counter=[0, 0, 2, 0]))
-        partner = drawn.permutation(size)
-        share = drawn.beta(self.mixup, self.mixup, size).astype(np.float32)
-        return torch.from_numpy(share).to(device), torch.from_numpy(partner).to(device)
 
 
 def layer_groups(

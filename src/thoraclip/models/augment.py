@@ -1,14 +1,13 @@
 """Augmentation of whole batches of grey pictures, on the device that trains.
 
 What is drawn for an image is a pure function of (seed, step, sample): the batch that it stands in, the number of
-processes and a resumed run change nothing. A vertical flip is never drawn: no radiograph hangs upside down. Mirroring
-is off unless asked for: it puts the heart on the right and turns every side marker around, so that it teaches
-dextrocardia; for findings without a side it doubles the data.
+processes and a resumed run change nothing. No image is flipped: none hangs upside down, and a mirrored one has its heart
+on the right and its side marker reversed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError
 
-__all__ = ["Augmentation", "augment"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "augment"]
 
 _CHUNK = 256
 """Pictures that are floating point at the same time."""
 _NUMBERS = 9
-"""Uniform numbers that one picture takes; new ones are added at the end, so that old draws stay."""
+"""Uniform numbers that one image takes; the fifth is not used. New ones are added at the end, so that old draws stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +42,11 @@ class Augmentation:
     """Exponent of the grey in 0..1, as its natural logarithm."""
     noise: float = 0.01
     """Standard deviation of added Gaussian noise at the most, as a share of the range."""
-    mirror: float = 0.0
-    """Probability of exchanging left and right."""
 
     def __post_init__(self) -> None:
         for name, high in (
             ("zoom", 0.9),
             ("shift", 1.0),
-            ("mirror", 1.0),
             ("contrast", 1.0),
             ("rotate_degrees", 180.0),
         ):
@@ -61,8 +57,16 @@ class Augmentation:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
 
 
+AUGMENTATIONS: Mapping[str, Augmentation | None] = {
+    "standard": Augmentation(),
+    "light": Augmentation(rotate_degrees=3, shift=0.03, zoom=0.05, brightness=0, contrast=0.1, gamma=0, noise=0),
+    "none": None,
+}
+"""Values of the setting `augmentation`. `light` suits a few hundred images in few steps."""
+
+
 def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, samples: Sequence[int]) -> Tensor:
-    """Turn, move, zoom and mirror in one bilinear resampling (black comes in), then change the grey.
+    """Turn, move and zoom in one bilinear resampling (black comes in), then change the grey.
 
     Args:
         greys: u8[B, H, W] on any device.
@@ -99,7 +103,7 @@ def _augment(
     greys: Tensor, drawn: Tensor, config: Augmentation, seed: int, step: int, samples: Sequence[int]
 ) -> Tensor:
     unit = greys[:, None].float() / 255
-    if config.rotate_degrees or config.shift or config.zoom or config.mirror:
+    if config.rotate_degrees or config.shift or config.zoom:
         grid = nn.functional.affine_grid(_warps(drawn, config, greys.shape), list(unit.shape), align_corners=False)
         unit = nn.functional.grid_sample(unit, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     change = drawn[:, 5:, None, None, None]
@@ -116,12 +120,11 @@ def _warps(drawn: Tensor, config: Augmentation, shape: torch.Size) -> Tensor:
     """f32[B, 2, 3]: from places of the new picture to places of the old, both in -1..1."""
     angle = torch.deg2rad(config.rotate_degrees * drawn[:, 0])
     scale = 1 / (1 + config.zoom * drawn[:, 1])
-    side = torch.where(drawn[:, 4] < 2 * config.mirror - 1, -1.0, 1.0)
     ratio = shape[1] / shape[2]  # height over width: a turn is a turn in pixels, not in shares
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     rows = [
-        torch.stack([cos * side, -sin * ratio, 2 * config.shift * drawn[:, 2]], dim=1),
-        torch.stack([sin * side / ratio, cos, 2 * config.shift * drawn[:, 3]], dim=1),
+        torch.stack([cos, -sin * ratio, 2 * config.shift * drawn[:, 2]], dim=1),
+        torch.stack([sin / ratio, cos, 2 * config.shift * drawn[:, 3]], dim=1),
     ]
     return torch.stack(rows, dim=1)
 

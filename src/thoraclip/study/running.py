@@ -281,13 +281,7 @@ _DEMO_TRAINING = {
     "epochs": 6,
     "learning_rate": 1.5e-3,
     "lora_dropout": 0.0,
-    "rotate_degrees": 3.0,
-    "shift": 0.03,
-    "zoom": 0.05,
-    "brightness": 0.0,
-    "contrast": 0.1,
-    "gamma": 0.0,
-    "noise": 0.0,
+    "augmentation": "light",
 }
 """Tuned for a few hundred images in a minute: a high learning rate, light augmentation, one short prompt for each
 class."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from thoraclip.config import require_fraction, require_known, require_positive
 from thoraclip.errors import ConfigError
 from thoraclip.methods.training.processes import require_trackers
-from thoraclip.models.augment import Augmentation
+from thoraclip.models.augment import AUGMENTATIONS
 
 __all__ = ["TrainingSettings"]
 
@@ -17,7 +17,7 @@ _WEIGHTINGS = ("none", "balanced")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings(Augmentation):
+class TrainingSettings:
     """How long, how fast and on what a network is trained, and by what its weights are chosen."""
 
     batch_size: int = 64
@@ -40,8 +40,8 @@ class TrainingSettings(Augmentation):
     """none or balanced: whether images of rare classes weigh more in the loss."""
     sampling: str = "shuffle"
     """shuffle (every image once an epoch) or balanced (as many of each class)."""
-    augmentation: bool = True
-    """Turn, move, zoom and change the grey of training images; never upside down, and mirrored only if asked for."""
+    augmentation: str = "standard"
+    """How training images are turned, moved, zoomed and changed in grey: standard, light or none; never flipped."""
     val_fraction: float = 0.1
     """Share of the training images held out by patient where the manifest names no validation split."""
     validate_every: int = 0
@@ -63,8 +63,7 @@ class TrainingSettings(Augmentation):
     NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("checkpoint_minutes", "processes", "trackers")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_known(self, class_weight=_WEIGHTINGS, sampling=_SAMPLINGS)
+        require_known(self, augmentation=AUGMENTATIONS, class_weight=_WEIGHTINGS, sampling=_SAMPLINGS)
         require_positive(self, "batch_size", "chunk_size", "epochs", "learning_rate", "checkpoint_minutes")
         if self.chunk_size > self.batch_size:
             raise ConfigError(
