@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
+import shutil
+import sqlite3
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,20 @@ from tests.deploy.conftest import Workshop
 from tests.deploy.fake_bundle import LABELS, FakeClassifier, prediction
 from tests.imaging.files import LOSSLESS, data_set, dicom, encoded, waves
 
-from thoraclip.deploy import partial
+from thoraclip.deploy import rows as rows_module
 from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.pictures import Pictures, find_pictures
-from thoraclip.deploy.places import Places, path_key
-from thoraclip.deploy.rows import FORMATS, columns, csv_line, failed_row, head_line, json_line, row_of, table_format
+from thoraclip.deploy.rows import (
+    FORMATS,
+    FileTable,
+    columns,
+    csv_line,
+    failed_row,
+    head_line,
+    json_line,
+    row_of,
+    table_format,
+)
 from thoraclip.deploy.runtime import Prediction
 from thoraclip.deploy.scoring import ScoringSummary, open_table, require_one, score
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
@@ -218,7 +229,7 @@ def test_a_fault_of_ours_is_no_row(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "t.csv", folder, classifier=broken, threads=1)
     assert not (tmp_path / "t.csv").exists()
-    assert len((tmp_path / "t.csv.partial").read_bytes().splitlines()) == 1 + 9, "what was done is kept"
+    assert len(kept_rows(tmp_path / "t.csv.partial")) == 9, "what was done is kept"
 
 
 def test_only_ten_reasons_are_kept_and_not_one_picture_is_an_error_with_the_table_there(tmp_path: Path) -> None:
@@ -239,52 +250,55 @@ class Killed(BaseException):
     """No handler of the package sees it coming."""
 
 
-Work = tuple[Path, bytes, dict[str, bytes]]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """(folder of pictures, the partial table with all rows, the tables by format) of a run that nothing disturbed."""
-    work = tmp_path_factory.mktemp("undisturbed")
-    folder = fill(work / "in")
-    for name in ('comma, "quote"\n.png', os.fsdecode(b"caf\xe9.png")):
-        (folder / name).write_bytes(b"more")
-    for kind in ("csv", "jsonl"):
-        assert run(work / kind, folder, kind=kind).not_utf8 == 1
-    tables = {kind: (work / kind).read_bytes() for kind in ("csv", "jsonl")}
-    named = [Path(row["path"]) for row in read_csv(tables["csv"])]
-    assert named == sorted(folder.iterdir()), "names of any bytes reach the table"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(partial, "atomic_open", killed)
-        run(work / "u", folder)
-    return folder, (work / "u.partial").read_bytes(), tables
-
-
 def killed(_: object) -> Any:
     raise Killed
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"\0" * 40, b'{"path"', b"[]\n", b'{"path":"x"}\n'])
-def test_cut_anywhere_the_command_ends_with_the_same_bytes(undisturbed: Work, rubbish: bytes, tmp_path: Path) -> None:
-    """At the end of any line, beside it, and within; and with what else a loss of power leaves there."""
-    folder, kept, tables = undisturbed
-    lines = [json.loads(line) for line in tables["jsonl"].splitlines()]
-    ends = [i + 1 for i, byte in enumerate(kept) if byte == ord("\n")]
-    cuts = {*range(0, len(kept), 211), *(end + beside for end in ends for beside in (-1, 0, 1) if end < len(kept))}
-    for cut in {*cuts, len(kept) - 1, len(kept)}:
-        after = (
-            rubbish + kept[cut:] if rubbish.endswith(b"\n") else rubbish
-        )  # what stands behind a torn line counts no more
-        (tmp_path / "t.partial").write_bytes(kept[:cut] + (after if cut >= ends[0] else b""))
-        kind, classifier = ("csv", "jsonl")[cut % 2], FakeClassifier()
-        summary = run(tmp_path / "t", folder, classifier=classifier, kind=kind)
-        assert (tmp_path / "t").read_bytes() == tables[kind]
-        done = [json.loads(line) for line in kept[ends[0] : cut].splitlines(keepends=True) if line.endswith(b"\n")]
-        scored = {row["path"] for row in done if row["error"] is None}
-        assert set(classifier.asked) == {row["path"] for row in lines} - scored
-        assert (summary.images, summary.failed, summary.resumed) == (14, 2, len(scored))
-        assert summary.flagged == sum(row["ood"] or False for row in lines)
-        assert [file.name for file in tmp_path.iterdir()] == ["t"]
+def kept_rows(partial: Path) -> list[dict[str, Any]]:
+    """The rows that are safe in a partial table, which another process may be writing."""
+    with closing(sqlite3.connect(f"file:{partial}?immutable=1", uri=True)) as table:
+        return [json.loads(row) for (row,) in table.execute("SELECT row FROM rows")]
+
+
+@pytest.mark.parametrize("seconds", [0, 1e9])
+def test_killed_anywhere_the_command_ends_with_the_same_bytes(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands on the disk at any row, with every row committed and with the first alone; again and again."""
+    monkeypatch.setattr(rows_module, "_SECONDS_BETWEEN_COMMITS", seconds)
+    folder = fill(tmp_path / "in")
+    for name in ('comma, "quote"\n.png', os.fsdecode(b"caf\xe9.png")):
+        (folder / name).write_bytes(b"more")
+    for kind in ("csv", "jsonl"):
+        assert run(tmp_path / kind, folder, kind=kind).not_utf8 == 1
+    rows = [json.loads(line) for line in (tmp_path / "jsonl").read_bytes().splitlines()]
+    assert [Path(row["path"]) for row in rows] == sorted(folder.iterdir()), "names of any bytes reach the table"
+    good = {row["path"] for row in rows if row["error"] is None}
+    snapshots, put = list[Path](), FileTable.put
+
+    def noted(self: FileTable, place: int, row: Any) -> None:
+        put(self, place, row)
+        snapshots.append(tmp_path / f"killed-{len(snapshots)}")
+        snapshots[-1].mkdir()
+        for file in tmp_path.glob("t.partial*"):
+            shutil.copy(file, snapshots[-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileTable, "put", noted)
+        run(tmp_path / "t", folder, threads=1)
+    assert len(snapshots) == 14
+    for number, snapshot in enumerate(snapshots):
+        out, kind = snapshot / "t", ("csv", "jsonl")[number % 2]
+        half_done(out, folder, until="07.png")  # killed once more, at one that is tried again
+        safe = good & {row["path"] for row in rows[: max(7, number + 1 if seconds == 0 else 1)]}
+        assert safe == {row["path"] for row in kept_rows(snapshot / "t.partial")} & good
+        classifier = FakeClassifier()
+        summary = run(out, folder, classifier=classifier, kind=kind)
+        assert out.read_bytes() == (tmp_path / kind).read_bytes()
+        assert set(classifier.asked) == {row["path"] for row in rows} - safe
+        assert (summary.images, summary.failed, summary.resumed) == (14, 2, len(safe))
+        assert summary.flagged == sum(row["ood"] or False for row in rows)
+        assert [file.name for file in snapshot.iterdir()] == ["t"]
 
 
 def half_done(out: Path, *paths: str | Path, until: str) -> None:
@@ -300,7 +314,7 @@ def test_a_kill_while_it_is_written_leaves_the_old_table_alone(tmp_path: Path, m
     (tmp_path / ".t[1].csv.abc.part").write_text("half")
     (tmp_path / ".t1.csv.abc.part").write_text("of another table")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(partial, "FORMATS", {"csv": killed})
+        patch.setattr(rows_module, "FORMATS", {"csv": killed})
         run(tmp_path / "t[1].csv", folder)
     assert (tmp_path / "t[1].csv").read_text() == "old"
     classifier = FakeClassifier()
@@ -330,31 +344,45 @@ def test_the_table_follows_the_pictures_of_today(tmp_path: Path, monkeypatch: py
     assert [row["path"] for row in read_csv(Path("u.csv").read_bytes())] == named
 
 
+def change(partial: Path, statement: str) -> None:
+    with closing(sqlite3.connect(partial)) as table, table:
+        table.execute(statement)
+
+
 @pytest.mark.parametrize(
-    ("head", "message"),
+    ("changed", "message"),
     [
         (
-            {"bundle": "e" * 64},
+            f"UPDATE depends SET value = '{'e' * 64}' WHERE name = 'bundle'",
             r"was begun with another bundle \(e{12}, now f{12}\); remove it to begin anew, or choose",
         ),
-        ({"schema": 99}, r"was begun with another schema \(99, now 1\)"),
-        ({"decoding": 1}, r"was begun with another decoding \(1, now \d+\)"),
-        ({"more": 1}, "was begun by another version of thoraclip"),
-        ({"partial": "x"}, "is in the way, and no partial table of `thoraclip predict`; move it away"),
-        (None, "is in the way, and no partial table"),
+        ("UPDATE depends SET value = 99 WHERE name = 'schema'", r"was begun with another schema \(99, now 2\)"),
+        ("UPDATE depends SET value = 1 WHERE name = 'decoding'", r"was begun with another decoding \(1, now \d+\)"),
+        ("INSERT INTO depends VALUES ('more', 1)", "was begun by another version of thoraclip"),
+        (
+            "UPDATE depends SET value = 'x' WHERE name = 'partial'",
+            "is in the way, and no partial table of `thoraclip predict`; move it away",
+        ),
+        ("DROP TABLE depends", "is in the way, and no partial table"),
+        (b"some text", "is in the way, and no partial table"),
+        (
+            b'{"partial":"thoraclip predict","schema":1,"bundle":"' + b"f" * 64 + b'"}\n',
+            "was begun by an earlier version of thoraclip; end it with that, or remove it to begin anew",
+        ),
+        (None, r"is damaged \(.*\); remove it to begin anew, or choose another --out"),
     ],
 )
-def test_another_partial_table_is_refused_and_kept(head: dict[str, Any] | None, message: str, tmp_path: Path) -> None:
-    folder = fill(tmp_path / "in")
+def test_another_partial_table_is_refused_and_kept(changed: str | bytes | None, message: str, tmp_path: Path) -> None:
+    folder, partial = fill(tmp_path / "in"), tmp_path / "t.csv.partial"
     half_done(tmp_path / "t.csv", folder, until="05.png")
-    kept = (tmp_path / "t.csv.partial").read_bytes()
-    first, rest = kept.split(b"\n", 1)
-    changed = b"some text" if head is None else json.dumps(json.loads(first) | head).encode() + b"\n" + rest
-    (tmp_path / "t.csv.partial").write_bytes(changed)
-    classifier = FakeClassifier()
+    if isinstance(changed, str):
+        change(partial, changed)
+    else:
+        partial.write_bytes(partial.read_bytes()[:-4096] if changed is None else changed)
+    before, classifier = partial.read_bytes(), FakeClassifier()
     with pytest.raises(MismatchError, match=rf"t\.csv\.partial: {message}"):
         run(tmp_path / "t.csv", folder, classifier=classifier)
-    assert (tmp_path / "t.csv.partial").read_bytes() == changed
+    assert partial.read_bytes() == before
     assert classifier.asked == []
 
 
@@ -362,8 +390,7 @@ def test_two_at_once_do_not_write_the_same_table(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in")
     half_done(tmp_path / "t.csv", folder, until="05.png")
     message = r"t\.csv\.partial: another process is writing it; wait for its end, or choose"
-    with (tmp_path / "t.csv.partial").open("rb") as other, pytest.raises(InputError, match=message):
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with open_table(tmp_path / "t.csv", LABELS, "csv", fingerprint="f" * 64), pytest.raises(InputError, match=message):
         run(tmp_path / "t.csv", folder)
     run(tmp_path / "t.csv", folder)
 
@@ -429,16 +456,3 @@ def test_memory_grows_by_a_few_bytes_a_picture(is_file: bool, tmp_path: Path) ->
         tracemalloc.stop()
     assert (summary.images, summary.failed) == (3_000, 300)
     assert (sizes[3_000] - sizes[750]) / 2_250 < 90
-
-
-def test_places_are_a_mapping_that_grows() -> None:
-    """Of 64 bits; some keys, those of equal low bits, want the same slot."""
-    rng, places, expected = np.random.default_rng(0), Places(), dict[int, int]()
-    keys = [*(path_key(f"/a/{i}") for i in range(4_000)), *(i << 20 for i in range(1, 200)), 2**64 - 1]
-    for key in map(keys.__getitem__, rng.permutation([*range(len(keys))] * 2)):
-        assert places.get(key) == expected.get(key, 0)
-        expected[key] = int(rng.integers(1, 2**64, dtype=np.uint64))
-        places.set(key, expected[key])
-        assert len(places) == len(expected)
-    assert {key: places.get(key) for key in keys} == expected
-    assert places.get(path_key("/a/4000")) == places.get(200 << 20) == 0

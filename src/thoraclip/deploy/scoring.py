@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from thoraclip.deploy.engines import Classifier, Engine, by_threads
-from thoraclip.deploy.partial import FileTable, RowList, StreamTable, Table
 from thoraclip.deploy.pictures import OTHER_FILES, Pictures
-from thoraclip.deploy.rows import Row
+from thoraclip.deploy.rows import FileTable, Row, StreamTable, Table
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import LabelSet
@@ -89,15 +88,14 @@ def open_table(
     Raises:
         InputError, MismatchError: see `FileTable`.
     """
-    if out is None:
-        yield RowList()
-    elif not isinstance(out, Path):
-        yield StreamTable(out, labels, kind)
+    if isinstance(out, Path):
+        table: Table = FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING})
     else:
-        with FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING}) as table:
-            if table.found:
-                announce(f"{out}: goes on; {table.found} pictures were scored by an earlier run")
-            yield table
+        table = Table() if out is None else StreamTable(out, labels, kind)
+    with table:
+        if table.resumed:
+            announce(f"{out}: goes on; {table.resumed} pictures were scored by an earlier run")
+        yield table
 
 
 def score(
@@ -127,7 +125,7 @@ def score(
     """
     if threads < 0:
         raise ConfigError(f"threads = {threads}: 1 or more are needed, or 0 for as many as there are cores")
-    summary = ScoringSummary(rows=table.rows if isinstance(table, RowList) else None)
+    summary = ScoringSummary(rows=table.rows)
     total = pictures.count() if progress else None
     waiting, drawn = 0, (0, 0)
 
