@@ -22,8 +22,8 @@ from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.data.splits import split_folds
+from thoraclip.engine import over_ray
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
-from thoraclip.ray_pool import over_ray
 from thoraclip.tables.arrays import ArrayWriter
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint
 from thoraclip.tables.manifest import Manifest
@@ -120,9 +120,9 @@ class Nothing:
         """Threads: not used."""
 
         def work(shard: dict[str, Any]) -> dict[str, Any]:
-            rows = len(shard["row"])
+            rows = len(shard["path"])
             pooled, projected = np.ones((rows, WIDTH), np.float32), np.ones((rows, SHARED_WIDTH), np.float32)
-            return {"row": shard["row"], "pooled": pooled, "projected": projected}
+            return {"pooled": pooled, "projected": projected}
 
         return work
 
@@ -131,13 +131,11 @@ def to_the_writer(work: Path, shards: int, *, rows: int = 512) -> list[Result]:
     """The most that one driver can take in: from actors that compute nothing, and into the files."""
     import pyarrow as pa
 
-    starts, paths = range(0, rows * shards, rows), ["x" * 40] * rows
-    tables = [pa.table({"row": pa.array(range(start, start + rows), pa.int64()), "path": paths}) for start in starts]
+    tables = [pa.table({"path": ["x" * 40] * rows})] * shards
     times = [time.perf_counter() for _ in over_ray(Nothing(), tables, workers=1)]
     passed = rows * (shards - 1) / (times[-1] - times[0])
     writer = ArrayWriter(work / "written", EMBEDDINGS, total=rows * shards, token="")
-    block = Nothing()(1)({"row": range(4 * rows)})
-    del block["row"]
+    block = Nothing()(1)({"path": range(4 * rows)})
     written = rows * shards / once(lambda: [writer.append(block) for _ in range(shards // 4)])
     handed = "Ray, features handed to the driver by actors that compute none"
     each = "each write is on the disk before it is counted"

@@ -12,7 +12,7 @@ from tests.conftest import draw_picture
 from tests.deploy.conftest import Workshop
 
 import thoraclip
-from thoraclip.deploy import engines
+from thoraclip.deploy import scoring
 from thoraclip.deploy.runtime import BundleClassifier
 from thoraclip.errors import ConfigError, MismatchError
 
@@ -74,9 +74,9 @@ def test_an_actor_that_is_at_home_elsewhere_gives_the_same_rows(
             yield work({name: shard[name].to_numpy(zero_copy_only=False) for name in shard.column_names})
         monkeypatch.chdir(home)
 
-    monkeypatch.setattr(engines, "over_ray", over_ray)
-    monkeypatch.setattr("thoraclip.ray_pool.find_spec", lambda name: True)
-    monkeypatch.setattr(engines, "_SHARD", 7)
+    monkeypatch.setattr(scoring, "over_ray", over_ray)
+    monkeypatch.setattr("thoraclip.engine.find_spec", lambda name: True)
+    monkeypatch.setattr(scoring, "_SHARD", 7)
     summary = thoraclip.predict(bundle, "pictures", out=tmp_path / "far.csv", engine="ray")
     assert summary.resumed == max(0, done - 2), "the two that cannot be read are tried again"
     assert (tmp_path / "far.csv").read_bytes() == near
@@ -87,7 +87,7 @@ def test_an_actor_that_is_at_home_elsewhere_gives_the_same_rows(
 
 def test_another_bundle_is_refused_by_an_actor(bundle: Path) -> None:
     with pytest.raises(MismatchError, match="is another bundle on a machine of the cluster"):
-        engines._Actor(str(bundle), "0" * 64, "/")(1)
+        scoring._Actor(str(bundle), "0" * 64, "/")(1)
 
 
 def test_threads_with_actors_are_refused(bundle: Path, home: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_two_actors_of_a_cluster_give_the_rows_of_one_process(
     import ray
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setattr(engines, "_SHARD", 2)
+    monkeypatch.setattr(scoring, "_SHARD", 2)
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     with ray.init(num_cpus=2, num_gpus=0, object_store_memory=80 * 2**20, **quiet):
         assert scored(tmp_path / "far.csv", bundle, engine="ray", workers=2) == near

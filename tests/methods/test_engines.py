@@ -22,7 +22,7 @@ from tests.methods.processes_worker import command, together
 from tests.methods.threads import in_threads
 
 import thoraclip
-from thoraclip import ray_pool
+from thoraclip import engine as engine_module
 from thoraclip.data.batches import picture_source
 from thoraclip.errors import ConfigError, InputError, MismatchError, MissingExtraError
 from thoraclip.methods import engines
@@ -208,9 +208,7 @@ class TestActors:
             seen.extend([workers, [len(block) for block in blocks]])
             work = make(3)
             for block in blocks:
-                found = work({name: block[name].to_numpy() for name in block.column_names})
-                assert found["row"].tolist() == block["row"].to_pylist()
-                yield found
+                yield work({name: block[name].to_numpy() for name in block.column_names})
 
         monkeypatch.setattr(engines, "over_ray", over_ray)
         return seen
@@ -260,13 +258,13 @@ class TestActors:
                 return self
 
             def iter_batches(self, **_: object) -> object:
-                return iter([{"row": np.array([0, 1])}, {"row": np.array([0, 1])}])
+                return iter([{engine_module._ROW: np.array([0, 1])} for _ in range(2)])
 
         data = SimpleNamespace(from_arrow=lambda blocks: Dataset(), ActorPoolStrategy=lambda size: None)
-        monkeypatch.setattr(ray_pool, "_cluster", lambda: nullcontext(SimpleNamespace(data=data)))
-        monkeypatch.setattr(ray_pool, "_share", lambda ray, workers: (1, 0, 1))
-        tables = [pa.table({"row": pa.array(rows, pa.int64())}) for rows in ([0, 1], [2, 3])]
-        found = ray_pool.over_ray(lambda threads: lambda block: block, tables)
+        monkeypatch.setattr(engine_module, "_cluster", lambda: nullcontext(SimpleNamespace(data=data)))
+        monkeypatch.setattr(engine_module, "_share", lambda ray, workers: (1, 0, 1))
+        tables = [pa.table({"path": ["a", "b"]})] * 2
+        found = engine_module.over_ray(lambda threads: lambda block: block, tables)
         next(found)
         with pytest.raises(RuntimeError, match="rows 0 to 1 came from the cluster where 2 was due"):
             next(found)
@@ -327,6 +325,6 @@ def test_an_engine_that_there_is_not_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if error is MissingExtraError:
-        monkeypatch.setattr(ray_pool, "find_spec", lambda name: None)
+        monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
     with pytest.raises(error, match=message):
         thoraclip.embed(images, model="tiny-clip", out=tmp_path / "e", **wrong)

@@ -102,7 +102,7 @@ def predict(
     """
     from thoraclip.deploy.opening import open_bundle
     from thoraclip.deploy.rows import table_format
-    from thoraclip.ray_pool import require_engine
+    from thoraclip.engine import require_engine
 
     require_engine(engine, workers=workers, threads=threads)
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
@@ -110,9 +110,8 @@ def predict(
     kind = table_format(format, out)
     classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
 
-    from thoraclip.deploy.engines import by_ray
     from thoraclip.deploy.pictures import find_pictures
-    from thoraclip.deploy.scoring import open_table, require_one, score
+    from thoraclip.deploy.scoring import by_ray, open_table, require_one, score
 
     named = [paths] if isinstance(paths, str | Path) else paths or []
     pictures = find_pictures(named, manifest=to_path(manifest))

@@ -122,11 +122,11 @@ def embed(
     Returns:
         The features; `None` in all but the first of several processes.
     """
+    from thoraclip.engine import require_engine
     from thoraclip.methods.embed import embed as write
     from thoraclip.methods.encoders import EncoderConfig, load_encoder
     from thoraclip.methods.engines import by_ray
     from thoraclip.methods.training.processes import ProcessGroup
-    from thoraclip.ray_pool import require_engine
 
     require_engine(engine, workers=workers)
     if engine == "ray" and (pixels is not None or process_count() > 1):

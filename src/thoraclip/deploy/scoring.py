@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
-from thoraclip.deploy.engines import Classifier, Engine, by_threads
+from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.pictures import OTHER_FILES, Pictures
-from thoraclip.deploy.rows import FileTable, Row, StreamTable, Table
-from thoraclip.errors import ConfigError, InputError
+from thoraclip.deploy.rows import FileTable, Row, StreamTable, Table, failed_row, json_line, row_of
+from thoraclip.engine import over_ray
+from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import LabelSet
 from thoraclip.runs import Progress
+from thoraclip.threads import in_order
 
-__all__ = ["ScoringSummary", "open_table", "require_one", "score"]
+if TYPE_CHECKING:
+    from thoraclip.deploy.runtime import BundleClassifier, Prediction
+
+__all__ = ["Classifier", "Engine", "ScoringSummary", "by_ray", "by_threads", "open_table", "require_one", "score"]
 
 _MOST_TOLD = 10
+_SHARD = 256
+"""Images that an actor gets at once."""
+_HERE = Path()
+
+Item = TypeVar("Item")
+Place = tuple[int, str]
+"""(place of an image's row, its path)."""
+Engine = Callable[[Iterator[Place]], Iterator[list[tuple[int, Row]]]]
+"""Images in order -> the rows of some, in the same order."""
+
+
+class Classifier(Protocol):
+    """The part of `BundleClassifier` that scoring needs; several threads may call it at once."""
+
+    @property
+    def labels(self) -> LabelSet:
+        """The classes."""
+
+    @property
+    def together(self) -> int:
+        """Images in the call that costs least."""
+
+    def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
+        """Predict some files, each as if it were alone; an image that cannot be decoded gets the reason."""
 
 
 @dataclass
@@ -168,6 +200,88 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         raise InputError(
             f"{where}: not one of {summary.images} pictures can be read, first {path}: {reason}; the column `error` has all reasons"
         )
+
+
+def by_threads(classifier: Classifier, *, threads: int = 0, base: Path = _HERE) -> Engine:
+    """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`."""
+
+    def work(some: Sequence[Place]) -> list[tuple[int, Row]]:
+        rows = _rows(classifier, [path for _, path in some], base)
+        return list(zip((place for place, _ in some), rows, strict=True))
+
+    return lambda items: in_order(work, _in_groups(items, classifier.together), workers=threads)
+
+
+def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
+    """Score in the actors of a Ray cluster, each with the bundle opened once.
+
+    Every machine must see the bundle and the images. All paths are listed before the first image is scored.
+
+    Args:
+        classifier: of a bundle.
+        workers: actors; 0 as in `engine.over_ray`.
+    """
+    make = _Actor(str(classifier.bundle.folder.resolve()), classifier.bundle.fingerprint, str(_HERE.resolve()))
+
+    def engine(items: Iterator[Place]) -> Iterator[list[tuple[int, Row]]]:
+        import pyarrow as pa
+
+        shards = (zip(*some, strict=True) for some in _in_groups(items, _SHARD))
+        tables = (
+            pa.table({"place": list(places), "path": pa.array(map(os.fsencode, paths), pa.binary())})
+            for places, paths in shards
+        )
+        for block in over_ray(make, tables, workers=workers):
+            yield list(zip(block["place"].tolist(), map(json.loads, block["line"].tolist()), strict=True))
+
+    return engine
+
+
+class _Actor:
+    """Makes, in an actor, what scores a shard.
+
+    Args:
+        bundle: its folder.
+        fingerprint: of the bundle that is meant.
+        base: folder of relative paths; the working folder of an actor may be another one.
+    """
+
+    def __init__(self, bundle: str, fingerprint: str, base: str) -> None:
+        self._bundle, self._fingerprint, self._base = bundle, fingerprint, Path(base)
+
+    def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Open the bundle; threads: that the actor may use."""
+        classifier = open_bundle(self._bundle)
+        if classifier.bundle.fingerprint != self._fingerprint:
+            raise MismatchError(f"{self._bundle}: is another bundle on a machine of the cluster; give all the same")
+        alone = by_threads(classifier, threads=threads, base=self._base)
+
+        def work(shard: dict[str, Any]) -> dict[str, Any]:
+            import numpy as np
+
+            rows = chain.from_iterable(alone(zip(shard["place"], map(os.fsdecode, shard["path"]), strict=True)))
+            return {"place": shard["place"], "line": np.array([json_line(row) for _, row in rows], dtype=object)}
+
+        return work
+
+
+def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while group := list(islice(items, size)):
+        yield group
+
+
+def _rows(classifier: Classifier, paths: Sequence[str], base: Path) -> list[Row]:
+    """The rows of some images, which name their paths as they were given."""
+    answers = iter(classifier.classify_each([base / path for path in paths if "\0" not in path]))
+    rows = []
+    for path in paths:
+        answer = ImageError("no file's name holds a NUL byte") if "\0" in path else next(answers)
+        if isinstance(answer, ImageError):
+            reason = str(answer).removeprefix(f"{base / path}: ").removeprefix("image: ")
+            rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
+        else:
+            rows.append(row_of(path, answer, classifier.labels))
+    return rows
 
 
 def _is_utf8(text: str) -> bool:

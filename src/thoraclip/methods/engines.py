@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 
 from thoraclip.data.batches import decoded
+from thoraclip.engine import over_ray
 from thoraclip.errors import MismatchError
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import SHIPPED
-from thoraclip.ray_pool import over_ray
 from thoraclip.runs import process_count
 from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores, in_order
@@ -137,7 +137,7 @@ def _widths(group: ProcessGroup, mine: Sequence[Features]) -> list[int]:
 
 
 def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], *, workers: int = 0) -> Engine:
-    """The actors of a Ray cluster, each with the encoder loaded once; see `ray_pool.over_ray` for what they survive.
+    """The actors of a Ray cluster, each with the encoder loaded once; see `engine.over_ray` for what they survive.
 
     The pictures are read where they are decoded: every machine must see them, and a local model, under the same path.
 
@@ -149,26 +149,13 @@ def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], 
     """
 
     def engine(batches: Sequence[range]) -> Iterator[Features]:
-        import pyarrow as pa
-
         size = len(batches[0]) if batches else 1
         count = max(_SHARD, -(-len(batches) // _MOST_SHARDS))
-        paths, contents = manifest.table["path"], manifest.table["sha256"]
-
-        def shards() -> Iterator[pa.Table]:
-            for at in range(0, len(batches), count):
-                first, stop = batches[at].start, batches[min(at + count, len(batches)) - 1].stop
-                rows = pa.array(range(first, stop), pa.int64())
-                yield pa.table(
-                    {
-                        "row": rows,
-                        "path": paths.slice(first, stop - first),
-                        "sha256": contents.slice(first, stop - first),
-                    }
-                )
-
+        images = manifest.table.select(["path", "sha256"])
+        shards = (batches[at : at + count] for at in range(0, len(batches), count))
+        tables = (images.slice(shard[0].start, sum(map(len, shard))) for shard in shards)
         make = _Actor(_located(config), str(manifest.root.resolve()), size, expected)
-        for block in over_ray(make, shards(), workers=workers):
+        for block in over_ray(make, tables, workers=workers):
             yield block["pooled"], block["projected"]
 
     return engine
@@ -211,6 +198,6 @@ class _Actor:
             table = pa.table({name: shard[name].tolist() for name in ("path", "sha256")})
             alone = by_threads(encoder, decoded(self._root, table, encoder.preprocess), threads=threads)
             pooled, projected = zip(*alone(cut(len(table), self._size)), strict=True)
-            return {"row": shard["row"], "pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}
+            return {"pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}
 
         return work

@@ -1,10 +1,10 @@
-"""Work by the actors of a Ray cluster (Ray Data), whose results come back in order, each exactly once.
+"""Work on other machines: the actors of a Ray cluster (Ray Data). Results come back in order, each exactly once.
 
-    blocks --driver--> object store --actors, each made once--> results --in order, checked--> the caller, who alone writes
+    tables --driver--> object store --actors, each made once--> results --in order, checked--> the caller, who alone writes
 
-An actor or a machine that dies is replaced and its blocks are done again; the results of a block are handed over when they are
-whole, and only if they are those of the next rows, so that nothing is lost or doubled. Ray holds back new blocks while results
-wait for the caller.
+A dead actor or machine is replaced, and its blocks are computed again. The results of a block are handed over when they are
+complete, and only if they are those of the next rows: nothing is lost or doubled. Ray holds back new blocks while results
+wait for the caller. Work on this machine goes through `threads.in_order`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ __all__ = ["ENGINES", "Block", "over_ray", "require_engine"]
 ENGINES = ("threads", "ray")
 
 Block = dict[str, Any]
-"""Column -> array[n, ...]; the column `row` numbers the rows of all blocks from the first one on."""
+"""Column -> array[n, ...]."""
 Maker = Callable[[int], Callable[[Block], Block]]
+
+_ROW = "__row__"
+"""Column that numbers the rows of all blocks, by which their order is checked."""
 
 
 def require_engine(engine: str, *, workers: int = 0, threads: int = 0) -> None:
@@ -64,21 +67,21 @@ def over_ray(make: Maker, tables: Iterable[pa.Table], *, workers: int = 0) -> It
     ended afterwards.
 
     Args:
-        make: pickled for the actors; called in each with the number of its threads, and gives what is called with a block
-            and returns one with the same `row`. A ThoraclipError that it raises ends the pass.
-        tables: each a block with the column `row`.
+        make: pickled for the actors; called in each with the number of its threads. It returns what turns a block into
+            one with as many rows. A ThoraclipError that either raises ends the pass.
+        tables: the blocks.
         workers: actors; 0 for one on each GPU, or, without a GPU, on each machine.
 
     Raises:
         ConfigError: more actors than the cluster has processors or GPUs, or no cluster there.
         ThoraclipError: as the actors raised it.
     """
-    blocks = list(tables)
+    blocks = list(_numbered(tables))
     if not blocks:
         return
     with _cluster() as ray:
         cpus, gpus, workers = _share(ray, workers)
-        due = blocks[0]["row"][0].as_py()
+        due = 0
         dataset = ray.data.from_arrow(blocks).map_batches(
             _Worker, fn_constructor_args=(make, int(cpus)), batch_size=None, batch_format="numpy", zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=cpus, num_gpus=gpus,
@@ -87,11 +90,20 @@ def over_ray(make: Maker, tables: Iterable[pa.Table], *, workers: int = 0) -> It
             if "error" in block:
                 kind, text = str(block["error"][0]).split("\n", 1)
                 raise (ThoraclipError if kind == "MissingExtraError" else getattr(errors, kind))(text)
-            rows = block.pop("row")
+            rows = block.pop(_ROW)
             if rows[0] != due or rows[-1] != due + len(rows) - 1:
                 raise RuntimeError(f"rows {rows[0]} to {rows[-1]} came from the cluster where {due} was due")
             due += len(rows)
             yield block
+
+
+def _numbered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    start = 0
+    for table in tables:
+        yield table.append_column(_ROW, pa.array(range(start, start + len(table)), pa.int64()))
+        start += len(table)
 
 
 class _Worker:
@@ -106,7 +118,7 @@ class _Worker:
 
         try:
             self._work = self._work or self._make(self._threads)
-            return self._work(block)
+            return {**self._work({name: block[name] for name in block if name != _ROW}), _ROW: block[_ROW]}
         except ThoraclipError as error:
             return {"error": np.array([f"{type(error).__name__}\n{error}"])}
 
@@ -115,7 +127,7 @@ class _Worker:
 def _cluster() -> Iterator[Any]:
     """Ray, connected, with blocks kept in order; what was connected before stays so."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is told by errors
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors report what goes wrong
     import ray
     import ray.data
 
