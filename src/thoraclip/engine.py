@@ -1,10 +1,10 @@
 """Work on other machines: the actors of a Ray cluster (Ray Data). Results come back in order, each exactly once.
 
-    tables --driver--> object store --actors, each made once--> results --in order, checked--> the caller, who alone writes
+    tables --driver--> object store --actors, each made once--> results --in order, checked--> the caller, who writes
 
-A dead actor or machine is replaced, and its blocks are computed again. The results of a block are handed over when they are
-complete, and only if they are those of the next rows: nothing is lost or doubled. Ray holds back new blocks while results
-wait for the caller. Work on this machine goes through `threads.in_order`.
+A dead actor or machine is replaced, and its blocks are computed again. The results of a block are handed over when they
+are complete, and only if they are those of the next rows: nothing is lost or doubled. Ray holds back new blocks while
+results wait for the caller. Work on this machine goes through `threads.in_order`.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def require_engine(engine: str, *, workers: int = 0, threads: int = 0) -> None:
 def over_ray(make: Maker, tables: Iterable[pa.Table], *, workers: int = 0) -> Iterator[Block]:
     """Yield the results of all blocks, in their order.
 
-    Takes the cluster that `RAY_ADDRESS` names, or one that runs on this machine; else one on this machine is started, and
-    ended afterwards.
+    Takes the cluster that `RAY_ADDRESS` names, or one that runs on this machine. Otherwise one is started on this machine,
+    and ended afterwards.
 
     Args:
         make: pickled for the actors; called in each with the number of its threads. It returns what turns a block into

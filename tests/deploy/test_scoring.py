@@ -25,8 +25,8 @@ from tests.deploy.fake_bundle import LABELS, FakeClassifier, prediction
 from tests.imaging.files import LOSSLESS, data_set, dicom, encoded, waves
 
 from thoraclip.deploy import rows as rows_module
+from thoraclip.deploy.images import ImagePaths, find_images
 from thoraclip.deploy.opening import open_bundle
-from thoraclip.deploy.pictures import Pictures, find_pictures
 from thoraclip.deploy.rows import (
     FORMATS,
     FileTable,
@@ -64,7 +64,7 @@ def run(
     **options: Any,
 ) -> ScoringSummary:
     classifier = classifier or FakeClassifier()
-    pictures = find_pictures(paths, **options)
+    pictures = find_images(paths, **options)
     with open_table(out, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
         return score(classifier, pictures, table, threads=threads)
 
@@ -155,8 +155,8 @@ def test_a_stream_is_written_row_by_row_and_progress_copes_with_what_is_not_know
     (folder / "README").write_text("text")
     listed = io.BytesIO("".join(f"{folder}/{i:02d}.png\n" for i in range(5)).encode())
     for pictures, totals, dones in (
-        (find_pictures([folder, folder / "00.png"]), [7] * 5, None),
-        (find_pictures(["-"], stream=listed), [0] * 5 + [5], [1, 2, 3, 4, 5, 5]),
+        (find_images([folder, folder / "00.png"]), [7] * 5, None),
+        (find_images(["-"], stream=listed), [0] * 5 + [5], [1, 2, 3, 4, 5, 5]),
     ):
         stream, seen = io.BytesIO(), []
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_read_is_a_row_with_the_reason(tmp_path: Path, monkeypatc
     decoder = FakeClassifier(read=lambda source: decode(source).pixels.tobytes())
     paths = [f"{tmp_path}/{name}" for name in expected]
     with open_table(None, LABELS, "csv", fingerprint="f") as table:
-        rows = score(decoder, Pictures([], table=paths, stream=None), table, threads=2).rows or []
+        rows = score(decoder, ImagePaths([], table=paths, stream=None), table, threads=2).rows or []
     assert [(row["path"], row["error"]) for row in rows] == list(zip(paths, expected.values(), strict=True))
 
 
@@ -446,7 +446,7 @@ def test_memory_grows_by_a_few_bytes_a_picture(is_file: bool, tmp_path: Path) ->
         if done in (750, 3_000):
             sizes[done] = tracemalloc.get_traced_memory()[0]
 
-    pictures = Pictures([], table=Archive(), stream=None)
+    pictures = ImagePaths([], table=Archive(), stream=None)
     out: Any = tmp_path / "t.csv" if is_file else (tmp_path / "s").open("wb")
     tracemalloc.start()
     try:

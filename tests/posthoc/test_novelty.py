@@ -16,7 +16,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
 from thoraclip.deploy import export
-from thoraclip.deploy.passes import Passes
+from thoraclip.deploy.session import ModelSession
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
@@ -261,12 +261,12 @@ def kept_by_a_bundle(folder: Path) -> NoveltyScore:
         manifest=SimpleNamespace(targets=lambda _: TARGETS), predictions=SimpleNamespace(labels=labels), kind="probe",
         model="m", classifier=SimpleNamespace(preprocess=Preprocess(size=32)), validation=None, alike=(), **ROWS,
     )  # fmt: skip
-    passes = Passes(original, images=1000, seed=0, progress=None, is_int8=False)
+    session = ModelSession(original, images=1000, seed=0, progress=None, is_int8=False)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(WrittenError) as written:
-        patch.setattr(passes, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
+        patch.setattr(session, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
         patch.setattr("thoraclip.deploy.bundle.write_novelty_arrays", write)
         runtime: Any = SimpleNamespace(look=None)
-        export._finish(folder, passes, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
+        export._finish(folder, session, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
     return written.value.args[0]  # type: ignore[no-any-return]
 
 

@@ -110,11 +110,11 @@ def predict(
     kind = table_format(format, out)
     classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
 
-    from thoraclip.deploy.pictures import find_pictures
+    from thoraclip.deploy.images import find_images
     from thoraclip.deploy.scoring import by_ray, open_table, require_one, score
 
     named = [paths] if isinstance(paths, str | Path) else paths or []
-    pictures = find_pictures(named, manifest=to_path(manifest))
+    pictures = find_images(named, manifest=to_path(manifest))
     draw, log = hooks(progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
     with open_table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, announce=log) as table:

@@ -26,9 +26,9 @@ from thoraclip.deploy.calibration import calibrate, fit_reference, measure
 from thoraclip.deploy.card import bundle_card
 from thoraclip.deploy.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.deploy.parity import compare_scores, require_alike, require_equal
-from thoraclip.deploy.passes import Passes, open_part
 from thoraclip.deploy.runtime import UNSIGNED, BundleClassifier
 from thoraclip.deploy.seal import is_bundle, seal
+from thoraclip.deploy.session import ModelSession, open_unfinished
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
 from thoraclip.models.original import Original
@@ -81,14 +81,14 @@ def export_bundle(
         raise ConfigError(
             f"thumbnails = {thumbnails}: the run '{original.name}' has learned from no picture; leave it out"
         )
-    passes = Passes(original, images=images, seed=seed, progress=progress, is_int8=int8)
+    session = ModelSession(original, images=images, seed=seed, progress=progress, is_int8=int8)
     with _building(out) as part:
         announce("writing the model")
         module = grey_classifier(original.classifier)
         write_onnx(module, part / layout.MODEL)
         announce("comparing it with the original")
-        runtime = open_part(part, original, "fp32")
-        fp32 = passes.equality(runtime)
+        runtime = open_unfinished(part, original, "fp32")
+        fp32 = session.equality(runtime)
         require_equal(fp32, original.name)
         parity: dict[str, Any] = {
             "schema": 1,
@@ -99,27 +99,29 @@ def export_bundle(
         }
         if int8:
             announce("the same in eight bits")
-            found, runtime = _in_eight_bits(part, passes)
+            found, runtime = _in_eight_bits(part, session)
             require_alike(found, original.name)
             parity |= {"precision": "int8", "int8": found}
         announce("calibrating")
-        _finish(part, passes, runtime, parity, thumbnails=thumbnails)
+        _finish(part, session, runtime, parity, thumbnails=thumbnails)
     return parity
 
 
-def _in_eight_bits(part: Path, passes: Passes) -> tuple[dict[str, Any], BundleClassifier]:
+def _in_eight_bits(part: Path, session: ModelSession) -> tuple[dict[str, Any], BundleClassifier]:
     """Replace the model by one of eight bits; returns how alike it is, and it."""
-    way, share = quantise(part / layout.MODEL, passes.for_scales())
-    runtime = open_part(part, passes.original, "int8", quantisation=way)
-    return {"quantisation": way, "size": share, **passes.alikeness(runtime)}, runtime
+    way, share = quantise(part / layout.MODEL, session.for_scales())
+    runtime = open_unfinished(part, session.original, "int8", quantisation=way)
+    return {"quantisation": way, "size": share, **session.alikeness(runtime)}, runtime
 
 
-def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[str, Any], *, thumbnails: int) -> None:
+def _finish(
+    part: Path, session: ModelSession, runtime: BundleClassifier, parity: dict[str, Any], *, thumbnails: int
+) -> None:
     """Everything beside the model."""
-    original, kept = passes.original, passes.original.validation
+    original, kept = session.original, session.original.validation
     names = original.predictions.labels.names
-    features, scores = passes.look(runtime.look, passes.val)
-    target = passes.targets[passes.val]
+    features, scores = session.look(runtime.look, session.val)
+    target = session.targets[session.val]
     if kept is not None:
         scores, target = kept.scores, kept.target
     facts: dict[str, Any] = {
@@ -128,13 +130,13 @@ def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[
         **calibrate(scores, target, names),
         "calibrated_on": {"images": len(target), "scores": "the bundle's own" if kept is None else "kept by the run"},
     }  # fmt: skip
-    of_training = passes.look(runtime.look, passes.train)[0]
-    found = fit_reference(of_training, passes.targets[passes.train], features)
+    of_training = session.look(runtime.look, session.train)[0]
+    found = fit_reference(of_training, session.targets[session.train], features)
     has_none = isinstance(found, str)
     facts["novelty"] = None if isinstance(found, str) else layout.write_novelty_arrays(part, found)
     facts["no_novelty"] = found if has_none else None
     facts["thumbnails"] = (
-        layout.write_thumbnails(part, passes.thumbnails(of_training, thumbnails), original.predictions.labels)
+        layout.write_thumbnails(part, session.thumbnails(of_training, thumbnails), original.predictions.labels)
         if thumbnails
         else None
     )
@@ -145,36 +147,38 @@ def _finish(part: Path, passes: Passes, runtime: BundleClassifier, parity: dict[
         "has_learned": original.has_learned,
     }
     inputs = dict(original.inputs)
-    facts["provenance"] = provenance(seed=passes.seed, inputs=inputs)
+    facts["provenance"] = provenance(seed=session.seed, inputs=inputs)
     facts["provenance"]["versions"] |= {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
-    layout.write_self_test(part, *_self_test(passes, runtime))
+    layout.write_self_test(part, *_self_test(session, runtime))
     learned = np.concatenate([original.train, original.val]) if original.has_learned else original.val[:0]
     hashes = original.manifest.column("sha256")
     layout.write_trained_on(part, [hashes[row] for row in learned])
-    test_features, test_scores = passes.look(runtime.look, passes.test)
+    test_features, test_scores = session.look(runtime.look, session.test)
     parsed = layout.parse_facts(part, "", facts)
     assert parsed.sets is not None, "calibrate always fits sets"
     parity["test"] = measure(
-        test_scores, test_features, passes.targets[passes.test], sets=parsed.sets,
+        test_scores, test_features, session.targets[session.test], sets=parsed.sets,
         novelty=None if isinstance(found, str) else found,
     )  # fmt: skip
-    parity["run"] = compare_scores(_told_by_run(passes), test_scores)
+    parity["run"] = compare_scores(_told_by_run(session), test_scores)
     layout.write_facts(part, facts)
     write_json(part / layout.PARITY, parity)
     write_text(part / layout.CARD, bundle_card(original, facts, parity))
     seal(part)
 
 
-def _told_by_run(passes: Passes) -> npt.NDArray[np.float64]:
+def _told_by_run(session: ModelSession) -> npt.NDArray[np.float64]:
     """f64[T, C]: the run's own predictions of the test images, in whatever precision it ran."""
-    told, images = passes.original.predictions, passes.original.manifest.column("image_id")
+    told, images = session.original.predictions, session.original.manifest.column("image_id")
     row = {image: number for number, image in enumerate(told.image_id)}
-    return told.scores[[row[images[number]] for number in passes.test]]
+    return told.scores[[row[images[number]] for number in session.test]]
 
 
-def _self_test(passes: Passes, runtime: BundleClassifier) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+def _self_test(
+    session: ModelSession, runtime: BundleClassifier
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """A synthetic radiograph, and what the model says of it."""
-    drawn = draw_phantom(CLASSES[0], rng=np.random.default_rng(passes.seed)).pixels
+    drawn = draw_phantom(CLASSES[0], rng=np.random.default_rng(session.seed)).pixels
     greys = fit(drawn, runtime.preprocess)[None]
     return greys, runtime.look(greys)[1].astype(np.float32)
 

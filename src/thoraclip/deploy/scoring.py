@@ -1,4 +1,4 @@
-"""Any number of pictures to a table of scores: decoded and scored by threads, written in order, in steady memory."""
+"""Any number of images to a table of scores, in order and in steady memory; by threads or by Ray actors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
+from thoraclip.deploy.images import OTHER_FILES, ImagePaths
 from thoraclip.deploy.opening import open_bundle
-from thoraclip.deploy.pictures import OTHER_FILES, Pictures
 from thoraclip.deploy.rows import FileTable, Row, StreamTable, Table, failed_row, json_line, row_of
 from thoraclip.engine import over_ray
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
@@ -132,7 +132,7 @@ def open_table(
 
 def score(
     classifier: Classifier,
-    pictures: Pictures,
+    pictures: ImagePaths,
     table: Table,
     *,
     threads: int = 0,
@@ -188,7 +188,7 @@ def score(
     whole = pictures.looked_at if total is None else total
     if progress and drawn != (whole, whole):
         progress(whole, whole)
-    summary.left_out, summary.left_out_told = pictures.left_out.counts, pictures.left_out.told()
+    summary.left_out, summary.left_out_told = pictures.left_out.counts, pictures.left_out.phrases()
     return summary
 
 
@@ -198,7 +198,8 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         path, reason = summary.first_failed[0]
         where = out if isinstance(out, Path) else "the rows"
         raise InputError(
-            f"{where}: not one of {summary.images} pictures can be read, first {path}: {reason}; the column `error` has all reasons"
+            f"{where}: not one of {summary.images} pictures can be read, first {path}: {reason}; the column `error` has all "
+            "reasons"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which images an export looks at, with whose eyes, and one count of all of them for the progress."""
+"""Features and scores of the images of an export, by the original and by the exported model, with one progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thoraclip.deploy.thumbnails import SIDE, Thumbnails, draw_rows
 from thoraclip.models.original import Original
 from thoraclip.runs import Progress
 
-__all__ = ["Passes", "open_part"]
+__all__ = ["ModelSession", "open_unfinished"]
 
 Greys = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -34,13 +34,12 @@ _SCALES_FROM = 128
 """Validation images that fix the scales of static int8."""
 
 
-class Passes:
-    """The images of one export.
+class ModelSession:
+    """Draws the images of one export, and runs models over them.
 
     Args:
         original: what is exported.
-        images: of the training, validation and test images no more than this are looked at; int8 is compared on all of the
-            test images.
+        images: most images of each split that are used; int8 is compared on all of the test images.
         seed: of what is drawn.
         progress: called with (done, total) images.
         is_int8: whether int8 will be compared.
@@ -63,13 +62,13 @@ class Passes:
 
     def look(self, ask: Look, rows: Rows) -> tuple[Features, Floats]:
         """(features f32[R, D], scores f64[R, C]) of some rows of the manifest."""
-        seen = []
+        parts = []
         for _, greys in self._greys(rows):
-            seen.append(ask(greys))
+            parts.append(ask(greys))
             self._done += len(greys)
             if self._progress:
                 self._progress(self._done, self._total)
-        return np.concatenate([features for features, _ in seen]), np.concatenate([scores for _, scores in seen])
+        return np.concatenate([features for features, _ in parts]), np.concatenate([scores for _, scores in parts])
 
     def for_scales(self) -> Greys:
         """u8[N, S, S]: validation pictures that fix the scales of static int8."""
@@ -92,23 +91,33 @@ class Passes:
 
     def equality(self, runtime: BundleClassifier) -> dict[str, Any]:
         """fp32 against fp32, see `parity.compare_scores`."""
-        before, after = (self.look(one.look, self._equal_on)[1] for one in (self.original.classifier, runtime))
+        models = (self.original.classifier, runtime)
+        before, after = (self.look(model.look, self._equal_on)[1] for model in models)
         return compare_scores(before, after)
 
     def alikeness(self, runtime: BundleClassifier) -> dict[str, Any]:
-        """int8 against the original: its own test images, and those of other folds by their own heads on the same features."""
-        before, after = (self.look(one.look, self._alike_on) for one in (self.original.classifier, runtime))
+        """int8 against the original, see `parity.compare_answers`.
+
+        The images are its own test images, and those of other folds by their own heads on the same features.
+        """
+        models = (self.original.classifier, runtime)
+        before, after = (self.look(model.look, self._alike_on) for model in models)
         groups = np.unique(independent_groups(self.original.manifest.take(self._alike_on)), return_inverse=True)[1]
-        one, other = (self._by_own_heads(*seen) for seen in (before, after))
-        return compare_answers(one, other, self.targets[self._alike_on], groups.astype(np.int64), seed=self.seed)
+        return compare_answers(
+            self._by_own_heads(*before),
+            self._by_own_heads(*after),
+            self.targets[self._alike_on],
+            groups.astype(np.int64),
+            seed=self.seed,
+        )
 
     def _by_own_heads(self, features: Features, scores: Floats) -> Floats:
         """f64[N, C]: each image by the head of the fold that held it out."""
-        start, told = len(self.original.test), scores.copy()
+        start, own = len(self.original.test), scores.copy()
         for head, rows in self.original.alike:
-            told[start : start + len(rows)] = head.predict(features[start : start + len(rows)])
+            own[start : start + len(rows)] = head.predict(features[start : start + len(rows)])
             start += len(rows)
-        return told
+        return own
 
 
 def _spread(rows: Rows, most: int) -> Rows:
@@ -116,7 +125,9 @@ def _spread(rows: Rows, most: int) -> Rows:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
 
 
-def open_part(folder: Path, original: Original, precision: str, *, quantisation: str | None = None) -> BundleClassifier:
+def open_unfinished(
+    folder: Path, original: Original, precision: str, *, quantisation: str | None = None
+) -> BundleClassifier:
     """The model that lies in an unfinished bundle."""
     labels, spec = original.predictions.labels, original.classifier.preprocess
     empty = Bundle(

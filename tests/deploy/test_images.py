@@ -1,4 +1,4 @@
-"""Which pictures are found: all that were named, in order, once looked at, nothing dropped without a word."""
+"""All images that were named are listed in order; what is left out is counted."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from tests.conftest import examples, write_class_folder
 
 from thoraclip.data.index import index
-from thoraclip.deploy import lists
-from thoraclip.deploy.lists import listed_paths, read_path_table
-from thoraclip.deploy.pictures import Pictures, find_pictures
+from thoraclip.deploy import images
+from thoraclip.deploy.images import ImagePaths, find_images, listed_paths, read_path_table
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import is_image_name
 from thoraclip.tables.manifest import write_manifest
@@ -35,7 +34,7 @@ def put(root: Path, *names: str, content: bytes = b"x") -> Path:
     return root
 
 
-def below(root: Path, pictures: Pictures) -> list[str]:
+def below(root: Path, pictures: ImagePaths) -> list[str]:
     """Paths of a pass, as they are below a folder."""
     return [str(Path(path).relative_to(root)) for path in pictures]
 
@@ -88,12 +87,12 @@ def test_the_walk_finds_what_a_plain_search_finds(tree: dict[str, Any]) -> None:
                 f"it holds {told[0] if told else 'nothing, or only what is hidden'}; name another folder, or the files"
             )
             with pytest.raises(InputError, match=re.escape(f"no PNG, JPEG or DICOM picture in this folder; {holds}")):
-                find_pictures([root])
+                find_images([root])
             return
-        pictures = find_pictures([root])
+        pictures = find_images([root])
         for _ in range(2):
             assert list(pictures) == [str(file) for file in expected]
-            assert pictures.left_out.told() == told
+            assert pictures.left_out.phrases() == told
             assert pictures.count() == pictures.looked_at
 
 
@@ -109,7 +108,7 @@ def test_what_nobody_may_open_is_taken_so_that_its_reason_is_told(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", closed)
-    pictures = find_pictures([tmp_path, tmp_path / "README"])
+    pictures = find_images([tmp_path, tmp_path / "README"])
     opened.clear()
     assert (pictures.count(), opened) == (5, [])
     assert below(tmp_path, pictures) == ["1.2.3", "IM0001", "README", "a.png", "README"]
@@ -129,9 +128,9 @@ def test_links_to_folders_are_counted_and_not_followed(tmp_path: Path) -> None:
     for name in ("pipe.png", "pipe"):
         os.mkfifo(tmp_path / "real" / name)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    pictures = find_pictures([tmp_path / "link"])
+    pictures = find_images([tmp_path / "link"])
     assert below(tmp_path / "link", pictures) == ["a.png", "d.png", "gone.png", "pipe.png", "self.png", "sub/b.png"]
-    assert pictures.left_out.told() == [
+    assert pictures.left_out.phrases() == [
         f"files that are no pictures: 1, first {tmp_path}/link/pipe",
         f"links to folders (name them to follow them): 2, first {tmp_path}/link/other",
     ]
@@ -147,9 +146,9 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    pictures = find_pictures([tmp_path])
+    pictures = find_images([tmp_path])
     assert below(tmp_path, pictures) == ["a.png", "z.png"]
-    assert pictures.left_out.told() == [f"folders that cannot be read: 1, first {tmp_path}/closed"]
+    assert pictures.left_out.phrases() == [f"folders that cannot be read: 1, first {tmp_path}/closed"]
 
 
 def test_a_tree_deeper_than_the_stack_is_walked(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_a_tree_deeper_than_the_stack_is_walked(tmp_path: Path) -> None:
     put(tmp_path, name)
     sys.setrecursionlimit(len(inspect.stack()) + 100)
     try:
-        assert list(find_pictures([tmp_path])) == [f"{tmp_path}/{name}"]
+        assert list(find_images([tmp_path])) == [f"{tmp_path}/{name}"]
     finally:
         sys.setrecursionlimit(limit)
 
@@ -165,7 +164,7 @@ def test_a_tree_deeper_than_the_stack_is_walked(tmp_path: Path) -> None:
 def test_a_file_that_is_named_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     put(tmp_path, "x.txt", ".hidden.png", "folder/a.png", "folder/.b/c.png")
     given = [tmp_path / "x.txt", str(tmp_path / ".hidden.png"), f"{tmp_path}/./folder//", tmp_path / "folder" / ".b"]
-    assert list(find_pictures(given)) == [
+    assert list(find_images(given)) == [
         f"{tmp_path}/x.txt", f"{tmp_path}/.hidden.png", f"{tmp_path}/./folder//a.png", f"{tmp_path}/folder/.b/c.png",
     ], "paths stand as they were given"  # fmt: skip
 
@@ -175,10 +174,10 @@ def test_what_does_not_exist_is_refused_before_any_work_and_so_are_neither_and_b
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     for name in ("b.png", "gone.png"):
         with pytest.raises(InputError, match=f"{name}: no such file or folder; name pictures, or folders that hold"):
-            find_pictures([tmp_path / "a.png", tmp_path / name])
+            find_images([tmp_path / "a.png", tmp_path / name])
     for paths, manifest in (([], None), ([tmp_path], tmp_path / "m.csv")):
         with pytest.raises(ConfigError, match="give either pictures .* or --manifest FILE"):
-            find_pictures(paths, manifest=manifest)
+            find_images(paths, manifest=manifest)
 
 
 class Slow(io.BytesIO):
@@ -212,7 +211,7 @@ def test_a_list_of_either_kind_is_the_same_however_it_arrives(data: bytes, paths
 
 def test_a_list_is_read_as_its_paths_are_asked_for() -> None:
     stream = Slow(b"a.png\n" * 10_000, 600)
-    pictures = find_pictures(["-"], stream=stream)
+    pictures = find_images(["-"], stream=stream)
     assert list(itertools.islice(pictures, 250)) == ["a.png"] * 250
     assert stream.tell() == 3 * 600
     assert pictures.count() is None
@@ -224,14 +223,14 @@ def test_a_list_that_is_a_picture_or_empty_is_refused(tmp_path: Path) -> None:
             list(listed_paths(Slow(start + bytes(99), 2)))
     put(tmp_path, "a.png")
     with pytest.raises(InputError, match="-: no path in the list, no picture; give one path a line"):
-        list(find_pictures(["-"], stream=io.BytesIO(b"\n\n")))
-    assert len(list(find_pictures(["-", tmp_path / "a.png"], stream=io.BytesIO(b"")))) == 1
+        list(find_images(["-"], stream=io.BytesIO(b"\n\n")))
+    assert len(list(find_images(["-", tmp_path / "a.png"], stream=io.BytesIO(b"")))) == 1
 
 
 def test_a_table_is_read_below_its_folder(tmp_path: Path) -> None:
     text = 'label,path\nx,a.png\n\ny,"b, \n c.png"\nz,/abs/d.png\n'
     (tmp_path / "m.CSV").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"w,caf\xe9.png\n")
-    pictures = find_pictures([], manifest=tmp_path / "m.CSV")
+    pictures = find_images([], manifest=tmp_path / "m.CSV")
     assert pictures.count() == 4
     assert list(pictures) == [f"{tmp_path}/a.png", f"{tmp_path}/b, \n c.png", "/abs/d.png", f"{tmp_path}/caf\udce9.png"]
 
@@ -255,12 +254,12 @@ def test_a_table_that_does_not_serve_is_refused_before_any_work(text: str, messa
 
 
 def test_a_manifest_gives_its_pictures_and_those_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "_ROWS", 7)
-    found = index(write_class_folder(tmp_path / "images"), layout="folders").manifest
-    write_manifest(tmp_path / "m.parquet", found)
-    found.paths()[3].unlink()
-    pictures = find_pictures([], manifest=tmp_path / "m.parquet")
-    assert list(pictures) == [str(path) for path in found.paths()]
+    monkeypatch.setattr(images, "_ROWS", 7)
+    manifest = index(write_class_folder(tmp_path / "images"), layout="folders").manifest
+    write_manifest(tmp_path / "m.parquet", manifest)
+    manifest.paths()[3].unlink()
+    pictures = find_images([], manifest=tmp_path / "m.parquet")
+    assert list(pictures) == [str(path) for path in manifest.paths()]
     assert pictures.count() == 24
     (tmp_path / "other.parquet").write_text("no table")
     with pytest.raises(ManifestError, match=r"other\.parquet: not a readable Parquet file"):
@@ -268,4 +267,4 @@ def test_a_manifest_gives_its_pictures_and_those_that_are_gone(tmp_path: Path, m
     put(tmp_path, "list.txt")
     for name, message in (("nowhere.csv", "no such manifest; name a"), ("list.txt", r"in \.csv; a plain list")):
         with pytest.raises(InputError, match=f"{name}: .*{message}"):
-            find_pictures([], manifest=tmp_path / name)
+            find_images([], manifest=tmp_path / name)

@@ -1,31 +1,46 @@
-"""The pictures that are to be scored, each told when its turn comes.
+"""The images to score: files, folders, a list on standard input, a CSV table or a manifest, one path after another.
 
     a.png  folder/  -  m.csv   -->   paths as they were given, in their order
 
-A folder is walked in sorted order with the names of one folder in memory. Hidden files and folders are left out, links to
-other folders are not followed, and whatever else is left out is counted.
+A folder is walked in sorted order with the names of one folder in memory. Hidden files and folders are left out, links
+to other folders are not followed, and whatever else is left out is counted.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
-from thoraclip.deploy.lists import ByteReader, PathTable, listed_paths, read_path_table
-from thoraclip.errors import ConfigError, InputError
+from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging import is_image_name, told_by_name
 
-__all__ = ["LIST", "OTHER_FILES", "LeftOut", "Pictures", "find_pictures"]
+__all__ = ["LIST", "OTHER_FILES", "ImagePaths", "LeftOut", "find_images", "listed_paths", "read_path_table"]
 
 LIST = "-"
 """The path that stands for a list on standard input."""
 OTHER_FILES = "files that are no pictures"
 _LINKED = "links to folders (name them to follow them)"
 _CLOSED = "folders that cannot be read"
+_BLOCK = 65536
+_ROWS = 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
+
+ByteReader = io.BufferedReader | io.BytesIO
+
+
+class PathTable(Protocol):
+    """Paths that are counted, and listed as often as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[str]: ...
 
 
 class LeftOut:
@@ -40,13 +55,13 @@ class LeftOut:
         self.counts[kind] += 1
         self._first[kind] = min(path, self._first.get(kind, path))
 
-    def told(self) -> list[str]:
+    def phrases(self) -> list[str]:
         """A phrase for each kind, such as `files that are no pictures: 2, first a/notes.txt`."""
         return [f"{kind}: {count}, first {self._first[kind]}" for kind, count in sorted(self.counts.items())]
 
 
-class Pictures:
-    """The paths of all pictures; a pass holds the names of one folder (and of those above it) at a time.
+class ImagePaths:
+    """The paths of all images; a pass holds the names of one folder (and of those above it) at a time.
 
     Args:
         paths: files, which are taken whatever they are called, folders, and `-` for a list on standard input.
@@ -97,9 +112,9 @@ class Pictures:
                 self.left_out.add(OTHER_FILES, path)
 
 
-def find_pictures(
+def find_images(
     paths: Sequence[str | Path], *, manifest: Path | None = None, stream: ByteReader | None = None
-) -> Pictures:
+) -> ImagePaths:
     """Check what was named; nothing of it is opened yet but a manifest.
 
     Args:
@@ -118,7 +133,7 @@ def find_pictures(
     for path in named:
         if path != LIST:
             _check(path)
-    return Pictures(named, table=None if manifest is None else read_path_table(manifest), stream=stream)
+    return ImagePaths(named, table=None if manifest is None else read_path_table(manifest), stream=stream)
 
 
 def _check(path: str) -> None:
@@ -131,14 +146,15 @@ def _check(path: str) -> None:
         if is_image_name(Path(candidate)):
             return
         seen.add(OTHER_FILES, candidate)
-    what = ", ".join(seen.told()) or "nothing, or only what is hidden"
+    what = ", ".join(seen.phrases()) or "nothing, or only what is hidden"
     raise InputError(
-        f"{path}: no PNG, JPEG or DICOM picture in this folder; it holds {what}; name another folder, or the files themselves"
+        f"{path}: no PNG, JPEG or DICOM picture in this folder; it holds {what}; name another folder, or the "
+        "files themselves"
     )
 
 
 def _candidates(root: str, left_out: LeftOut) -> Iterator[str]:
-    """Files below a folder that are pictures by name, or whose name does not tell; sorted by the parts of their paths."""
+    """Files below a folder that are images by name, or whose name does not tell; sorted by the parts of their paths."""
     above = [_entries(root, left_out)]
     while above:
         for path, is_folder in above[-1]:
@@ -178,3 +194,107 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def listed_paths(stream: ByteReader) -> Iterator[str]:
+    """Paths of a list, one a line, or each ended by a NUL where the list begins so (`find -print0`).
+
+    Empty lines are passed over. Names that are not UTF-8 come as Python's file functions take them (`os.fsdecode`).
+
+    Raises:
+        InputError: the stream holds a picture.
+    """
+    rest, separator, is_first = b"", b"", True
+    while block := stream.read1(_BLOCK):
+        rest += block
+        if is_first and len(rest) >= 4:
+            if rest.startswith(_PICTURES):
+                raise InputError(
+                    "standard input: holds a picture, and a list of paths is read there; name the file itself"
+                )
+            rest, is_first = rest.removeprefix(_BYTE_ORDER_MARK), False
+        separator = separator or (b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b"")
+        if separator:
+            *whole, rest = rest.split(separator)
+            yield from _decoded(whole, separator)
+    yield from _decoded([rest], separator)
+
+
+def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
+    for line in lines:
+        path = line if separator == b"\0" else line.removesuffix(b"\r")
+        if path:
+            yield os.fsdecode(path)
+
+
+def read_path_table(file: Path) -> PathTable:
+    """The paths of a manifest (.parquet), or of a table with a column `path` (.csv).
+
+    Raises:
+        InputError: no such file, another kind of file, or a manifest without its pictures.
+        ManifestError: it does not follow its schema, holds no row, or a row without a path.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such manifest; name a manifest (.parquet) or a table with a column 'path' (.csv)")
+    if file.suffix.lower() == ".csv":
+        return _CsvPaths(file)
+    if file.suffix.lower() == ".parquet":
+        return _ManifestPaths(file)
+    raise InputError(
+        f"{file}: a manifest ends in .parquet, a table in .csv; a plain list is read from standard input (-)"
+    )
+
+
+class _CsvPaths:
+    """The column `path` of a CSV file; relative paths are below the file's folder. All of it is checked at once."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._length = sum(1 for _ in self)
+        if not self._length:
+            raise ManifestError(f"{file}: no rows; a table holds one row per picture")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        with self._file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+            reader = csv.reader(stream)
+            try:
+                header = next(reader, [])
+                if "path" not in header:
+                    raise ManifestError(f"{self._file}: no column 'path'{did_you_mean('path', header)}; name it so")
+                column = header.index("path")
+                for row in reader:
+                    if row:
+                        cell = self._cell(row, len(header), column, reader.line_num)
+                        yield os.path.join(self._file.parent, cell)  # noqa: PTH118
+            except csv.Error as error:
+                raise ManifestError(
+                    f"{self._file}:{reader.line_num}: not a readable CSV file ({error}); mend it"
+                ) from error
+
+    def _cell(self, row: list[str], width: int, column: int, line: int) -> str:
+        if len(row) > width:
+            raise ManifestError(f"{self._file}:{line}: {len(row)} cells in {width} columns; put quotes around commas")
+        if len(row) <= column or not row[column]:
+            raise ManifestError(f"{self._file}:{line}: no path in this row; mend the table")
+        return row[column]
+
+
+class _ManifestPaths:
+    """The column `path` of a manifest, below its root; nothing else of it is kept."""
+
+    def __init__(self, file: Path) -> None:
+        from thoraclip.tables.manifest import read_manifest
+
+        manifest = read_manifest(file, may_leak=True)
+        self._column, self._root = manifest.table["path"], str(manifest.root)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _ROWS):
+            for path in self._column.slice(start, _ROWS).to_pylist():
+                yield os.path.join(self._root, path)  # noqa: PTH118
