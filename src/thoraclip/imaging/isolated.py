@@ -3,6 +3,8 @@
 They are those of lossless JPEG, JPEG-LS and JPEG 2000. As many helpers live as threads decode at the same time; one that
 dies or takes too long is replaced, and the picture is refused. `serve` is the helper: a plugin's name and a whole DICOM
 file come in on standard input, an array goes out on standard output, each after its length.
+
+Pebble and multiprocessing would run the caller's script again in every helper, unless the script guards its `__main__`.
 """
 
 from __future__ import annotations
