@@ -144,7 +144,7 @@ def config_toml(config: Any, *, skip: Iterable[str] = ()) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """One value as TOML on one line: fingerprints of runs and tables of settings hold this text. tomli-w breaks lists."""
+    """One value as TOML on one line: fingerprints and tables of settings hold it; tomli-w breaks lists."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
