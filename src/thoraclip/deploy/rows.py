@@ -261,16 +261,16 @@ class FileTable(Table):
     def _check(self) -> None:
         """Refuse a partial table of something else."""
         remedy = "remove it to begin anew, or choose another --out"
-        told = {}
+        stored = {}
         with suppress(sqlite3.OperationalError):  # no such table
-            told = dict(self._execute("SELECT name, value FROM depends").fetchall())
-        if told.get("partial") != _PARTIAL["partial"]:
+            stored = dict(self._execute("SELECT name, value FROM depends").fetchall())
+        if stored.get("partial") != _PARTIAL["partial"]:
             raise self._in_the_way()
         for name, own in self._depends.items():
-            if told.get(name) != own:
-                values = f"{str(told.get(name))[:12]}, now {str(own)[:12]}"
+            if stored.get(name) != own:
+                values = f"{str(stored.get(name))[:12]}, now {str(own)[:12]}"
                 raise MismatchError(f"{self._partial}: was begun with another {name} ({values}); {remedy}")
-        if told != self._depends:
+        if stored != self._depends:
             raise MismatchError(f"{self._partial}: was begun by another version of thoraclip; {remedy}")
 
     def admit(self, path: str) -> int | Row | None:
@@ -328,7 +328,7 @@ class FileTable(Table):
             return MismatchError(
                 f"{self._partial}: is damaged ({error}); remove it to begin anew, or choose another --out"
             )
-        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
             return super()._refusal(error)
         return InputError(f"{self._partial}: cannot be written ({error}); choose another --out")
 
