@@ -358,7 +358,7 @@ def change(partial: Path, statement: str) -> None:
         ),
         ("UPDATE depends SET value = 99 WHERE name = 'schema'", r"was begun with another schema \(99, now 2\)"),
         ("UPDATE depends SET value = 1 WHERE name = 'decoding'", r"was begun with another decoding \(1, now \d+\)"),
-        ("INSERT INTO depends VALUES ('more', 1)", "was begun by another version of thoraclip"),
+        ("INSERT INTO depends VALUES ('more', 1)", r"was begun with another more \(1, now None\); remove"),
         (
             "UPDATE depends SET value = 'x' WHERE name = 'partial'",
             "is in the way, and no partial table of `thoraclip predict`; move it away",

@@ -30,21 +30,7 @@ from thoraclip.runs import atomic_open, make_folder
 if TYPE_CHECKING:
     from thoraclip.deploy.runtime import Prediction
 
-__all__ = [
-    "FORMATS",
-    "FileTable",
-    "Row",
-    "StreamTable",
-    "Table",
-    "columns",
-    "csv_line",
-    "failed_row",
-    "head_line",
-    "json_line",
-    "path_key",
-    "row_of",
-    "table_format",
-]
+__all__ = ["FileTable", "Row", "StreamTable", "Table", "failed_row", "json_line", "row_of", "table_format"]
 
 Row = Mapping[str, Any]
 
@@ -260,18 +246,19 @@ class FileTable(Table):
 
     def _check(self) -> None:
         """Refuse a partial table of something else."""
-        remedy = "remove it to begin anew, or choose another --out"
-        stored = {}
-        with suppress(sqlite3.OperationalError):  # no such table
+        try:
             stored = dict(self._execute("SELECT name, value FROM depends").fetchall())
+        except sqlite3.OperationalError:  # no such table
+            raise self._in_the_way() from None
         if stored.get("partial") != _PARTIAL["partial"]:
             raise self._in_the_way()
-        for name, own in self._depends.items():
-            if stored.get(name) != own:
-                values = f"{str(stored.get(name))[:12]}, now {str(own)[:12]}"
-                raise MismatchError(f"{self._partial}: was begun with another {name} ({values}); {remedy}")
-        if stored != self._depends:
-            raise MismatchError(f"{self._partial}: was begun by another version of thoraclip; {remedy}")
+        for name in {**self._depends, **stored}:
+            before, now = (str(values.get(name))[:12] for values in (stored, self._depends))
+            if stored.get(name) != self._depends.get(name):
+                raise MismatchError(
+                    f"{self._partial}: was begun with another {name} ({before}, now {now}); remove it to begin anew, or "
+                    "choose another --out"
+                )
 
     def admit(self, path: str) -> int | Row | None:
         """See `Table`."""
