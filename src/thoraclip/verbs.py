@@ -549,11 +549,10 @@ def explain(
         image: PNG, JPEG or DICOM.
         out: sheet to write (.png): the picture, the map over it, the lungs' outline and the numbers.
         class_name: the class that is explained; empty for the predicted one.
-        method: occlusion, rise, attention, grad-cam, hires-cam, smoothgrad or integrated; empty for the default. A bundle shows
-            only its scores: occlusion or rise.
+        method: occlusion, smoothgrad or integrated; empty for the default. A bundle shows only its scores: occlusion.
         fold: whose classifier is asked; None for the one that held the picture out, or the first.
         mask: lung mask of the picture's size; None for the manifest's, or an estimate.
-        seed: of methods that draw masks or noise.
+        seed: of methods that draw noise.
 
     Returns:
         Its numbers: `class`, `probability`, `predicted`, `scores`, `method`, `evidence_in_lungs`, `lung_area`,

@@ -105,9 +105,7 @@ def explain(
     class_name: Annotated[
         str, typer.Option("--class", help="Class that is explained; the predicted one if none is given.")
     ] = "",
-    method: Annotated[
-        str, typer.Option(help="occlusion, rise, attention, grad-cam, hires-cam, smoothgrad or integrated.")
-    ] = "",
+    method: Annotated[str, typer.Option(help="occlusion, smoothgrad or integrated.")] = "",
     fold: Annotated[
         int | None,
         typer.Option(help="Whose classifier is asked; the one that held the picture out if none.", show_default=False),
