@@ -1,8 +1,8 @@
 """How well `thoraclip audit` finds shortcuts of known strength, and how often it sees one where there is none.
 
-Every run draws phantoms with one confounder tied to the class (or none), splits them into five patient folds, fits a probe
-on tiny-clip, and audits it. Found is: a test that points at the confounder is positive. A false alarm is: any positive test
-of a clean set. Runs are appended to a file, so that the campaign can be stopped and continued.
+Every run draws phantoms with one confounder tied to the class (or none), splits them into five patient folds, fits a
+probe on tiny-clip, and audits it. Found is: a test that points at the confounder is positive. A false alarm is: any
+positive test of a clean set. Runs are appended to a file, so that the campaign can be stopped and continued.
 
     python -m benchmarks.audit --out audit-runs.jsonl                 # 100 clean runs and 20 of each kind and strength
     python -m benchmarks.audit --out audit-runs.jsonl --clean 0 --each 0 --figure docs/audit-power.svg
@@ -37,7 +37,8 @@ POINTS_AT = {
     "device": {"background marks", OUTSIDE},
     "texture": {"background grain", OUTSIDE},
 }
-"""Confounder -> tests by name, or regions that a test finds, which point at it. Trees on all features together do not."""
+"""Confounder -> tests by name, or regions that a test finds, which point at it. Trees on all features together do
+not."""
 
 
 def one(kind: str, strength: float, seed: int, images: int, difficulty: float) -> dict[str, Any]:
@@ -117,7 +118,10 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"| {kind} | {strength:g} | {len(own)} | {percent} | {told} | {accuracy:.0f} % |"
     for name in ("seconds", "cpu_seconds"):
         spent = [r[name] for r in rows]
-        yield f"{name} of an audit of {rows[0]['images']} images, median and longest: {np.median(spent):.1f}, {max(spent):.1f}"
+        yield (
+            f"{name} of an audit of {rows[0]['images']} images, median and longest: {np.median(spent):.1f}, "
+            f"{max(spent):.1f}"
+        )
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:

@@ -2,14 +2,16 @@
 
     python -m benchmarks.contrastive --batches 32,128,512,2048
 
-Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient clipping
-and the optimiser in it. Without --model it is a random CLIP of the shape ViT-B/32. The plain step is a batch of one chunk, which
-is encoded once; it runs in turn with the cached step, and the ratio is the median over the turns. A larger batch repeats its captions
-more often, each of which is encoded once; with `--captions 0` none is repeated, and the ratio is that of the cache.
+Every batch is measured in a process of its own, so its peak memory is its own; a step has augmentation, gradient
+clipping and the optimiser in it. Without --model it is a random CLIP of the shape ViT-B/32. The plain step is a batch
+of one chunk, which is encoded once; it runs in turn with the cached step, and the ratio is the median over the turns. A
+larger batch repeats its captions more often, each of which is encoded once; with `--captions 0` none is repeated, and
+the ratio is that of the cache.
 
-The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in it; so
-memory is measured a second time with tensors from 64 KiB mapped one by one (glibc only), where the peak is what is in use;
-and with as many captions as images, since a last chunk of few captions would make a larger batch look smaller.
+The C library keeps some of what tensors give back, more of it in a larger batch, and the peak of a process has it in
+it; so memory is measured a second time with tensors from 64 KiB mapped one by one (glibc only), where the peak is what
+is in use; and with as many captions as images, since a last chunk of few captions would make a larger batch look
+smaller.
 """
 
 from __future__ import annotations
@@ -34,11 +36,10 @@ import torch
 from benchmarks.measure import MIB, in_turn, options, ratio, seconds, vit_b_32
 from benchmarks.results import Result
 
-from thoraclip.methods.contrast import Contrast
+from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep
 from thoraclip.methods.finetune import Config
-from thoraclip.methods.pairs import CaptionTexts
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.training import Sampler
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Sampler
 from thoraclip.models.augment import augment
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
@@ -65,23 +66,33 @@ class Memory:
         return {"peak": peak / MIB, "added": np.nan if hidden else max(0, peak - self._before) / MIB}
 
 
-def make_contrast(given: argparse.Namespace) -> Contrast:
+def make_step(given: argparse.Namespace) -> ContrastiveStep:
     """A step on `given.batch` synthetic pictures of three classes, its texts tokenised."""
     rng, every = np.random.default_rng(0), np.arange(given.batch)
-    config = Config(model=given.model, batch_size=given.batch, chunk_size=given.chunk, loss="unicl")
     encoder = load_dual_encoder(given.model)
-    tuned = add_lora(encoder, config, seed=0, train_scale=True, train_bias=False)
+    tuned = add_lora(encoder, Config(), seed=0, train_scale=True, train_bias=False)
     greys = rng.integers(0, 256, (given.batch, *2 * [encoder.preprocess.size]), dtype=np.uint8)
     targets = rng.integers(0, CLASSES, given.batch)
     numbers = rng.integers(0, given.captions, given.batch) if given.captions else every
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
-    return Contrast(config, tuned, greys, targets, np.ones(CLASSES), texts, ProcessGroup())
+    return ContrastiveStep(
+        tuned=tuned,
+        greys=greys,
+        targets=targets,
+        texts=texts,
+        group=ProcessGroup(),
+        loss="unicl",
+        weight=None,
+        chunk_size=given.chunk,
+        augmentation=Config(),
+        seed=0,
+    )
 
 
-def stepper(contrast: Contrast, batch_size: int) -> Callable[[], None]:
+def stepper(contrast: ContrastiveStep, batch_size: int) -> Callable[[], None]:
     """One optimiser's step on the next batch, as `finetune` takes it."""
-    config, tuned = contrast.config, contrast.tuned
+    config, tuned = Config(), contrast.tuned
     optimizer = torch.optim.AdamW(list(tuned.parameters.values()), lr=config.learning_rate)
     rows, numbers = np.arange(len(contrast.targets)), itertools.count()
     sampler = Sampler(rows, contrast.targets, total=len(rows), batch_size=batch_size)
@@ -103,7 +114,7 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
 
     The roles `mapped` and `whole` (a chunk as large as the batch) end with the memory.
     """
-    contrast = make_contrast(given)
+    contrast = make_step(given)
     step, memory = stepper(contrast, given.batch), Memory()
     step()
     step()
@@ -114,7 +125,7 @@ def measure_step(given: argparse.Namespace) -> dict[str, Any]:
     plain()
     times = in_turn({"cached": step, "plain": lambda: [plain() for _ in range(several)]}, given.steps)
     pictures, samples = torch.from_numpy(contrast.greys), list(range(given.batch))
-    change = partial(augment, pictures, contrast.config, seed=0, step=0, samples=samples)
+    change = partial(augment, pictures, Config(), seed=0, step=0, samples=samples)
     width = contrast.tuned.encoder.encode_texts(["chest"]).shape[1]
     cached, plainly = (float(np.median(found)) for found in times.values())
     share = several * given.chunk / given.batch
@@ -139,7 +150,8 @@ def work(given: argparse.Namespace, **changes: object) -> dict[str, Any]:
 
 
 def bench(work_folder: Path, *, quick: bool = False) -> list[Result]:
-    """Eight chunks in a batch against one, on a random ViT-B/32: memory in use, and time an image; with `quick` tiny-clip."""
+    """Eight chunks in a batch against one, on a random ViT-B/32: memory in use, and time an image; with `quick`
+    tiny-clip."""
     chunk, many = (8, 16) if quick else (32, 256)
     model = vit_b_32(work_folder, quick=quick)
     given = argparse.Namespace(model=model, chunk=chunk, steps=1 if quick else 2, captions=40)
@@ -170,10 +182,13 @@ def main() -> None:
             mapped = work(given, model=model, role="mapped", batch=size, captions=0)["added"]
             whole = work(given, model=model, role="whole", batch=size, chunk=size) if size <= given.naive_up_to else {}
             row |= {
-                "images/s": size / row["seconds"], "images/s of a plain step": given.chunk / row["plain_seconds"],
+                "images/s": size / row["seconds"],
+                "images/s of a plain step": given.chunk / row["plain_seconds"],
                 "in use, a caption an image: added": mapped,
-                "in use, less the logits and the stored representations": mapped - row["logits"] - row["representations"],
-            } | {f"whole batch at once: {what}": value for what, value in whole.items()}  # fmt: skip
+                "in use, less the logits and the stored representations": mapped
+                - row["logits"]
+                - row["representations"],
+            } | {f"whole batch at once: {what}": value for what, value in whole.items()}
             print(f"batch {size}: {'; '.join(f'{what} {value:,.2f}' for what, value in row.items())}", flush=True)
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.data --images 2000
 
-Each stage is a process of its own, so its peak memory is its own. The cold index and the cold pixel cache stand against a loop
-that opens, hashes and resizes the same phantoms one by one.
+Each stage is a process of its own, so its peak memory is its own. The cold index and the cold pixel cache stand against
+a loop that opens, hashes and resizes the same phantoms one by one.
 """
 
 from __future__ import annotations

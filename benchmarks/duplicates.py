@@ -3,8 +3,8 @@
     python -m benchmarks.duplicates --phantoms 400
     python -m benchmarks.duplicates --images radiographs/    # every PNG and JPEG below a folder
 
-Copies of the originals are planted by one transform at a time and searched for among all originals. A pair is right when
-it joins a copy with its original (or two copies or originals of one picture); pairs that the originals hold among
+Copies of the originals are planted by one transform at a time and searched for among all originals. A pair is right
+when it joins a copy with its original (or two copies or originals of one picture); pairs that the originals hold among
 themselves are listed, for the reader to look at, and count as one picture from then on; for phantoms they are errors.
 """
 
@@ -178,7 +178,8 @@ def accuracy(pictures: list[Grey], names: list[str], *, copies: int, phantoms: b
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
-    """The join of 100,000 hashes against all with all, counted for 10,000; and a reduced accuracy: 100 copies a transform."""
+    """The join of 100,000 hashes against all with all, counted for 10,000; and a reduced accuracy: 100 copies a
+    transform."""
     manifest = draw_phantoms(work, 24 if quick else 256)
     pictures = [decode(path).pixels for path in manifest.paths()]
     found = accuracy(pictures, manifest.column("image_id"), copies=12 if quick else 100, phantoms=True)

@@ -1,4 +1,5 @@
-"""Speed of the frozen path: from files against the plain way, encoding against what the processor can do, the pixel cache.
+"""Speed of the frozen path: from files against the plain way, encoding against what the processor can do, the pixel
+cache.
 
     python -m benchmarks.embedding --model tiny-clip --images 600
 
@@ -18,15 +19,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks import plain
 from benchmarks.measure import MIB, in_turn, options, phantoms, ratio, seconds, vit_b_32
 from benchmarks.results import Result
 from torch import nn
 
 import thoraclip
+from benchmarks import plain
 from thoraclip.data.batches import grey_batches
 from thoraclip.imaging import Preprocess
-from thoraclip.methods.embed import EncoderConfig, load_encoder, usual_batch_size
+from thoraclip.methods.embed import usual_batch_size
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.engines import by_threads
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.heads import fit_lbfgs
@@ -49,8 +51,8 @@ def tower_products(encoder: DualEncoder, images: int) -> tuple[int, int, Callabl
     """The matrix products of an encoder's vision tower, and nothing else, in the encoder's precision.
 
     Returns:
-        Multiply-adds an image of the whole tower; of its layers' weights alone; and a maker of calls that multiply one batch
-        by these weights, of which every layer has its own.
+        Multiply-adds an image of the whole tower; of its layers' weights alone; and a maker of calls that multiply one
+        batch by these weights, of which every layer has its own.
     """
     config = encoder.model.config.vision_config
     width, hidden, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
@@ -80,7 +82,8 @@ def operators_have(count: int) -> Iterator[None]:
 def against_products(encoder: DualEncoder, batches: Sequence[Greys], rounds: int) -> list[Result]:
     """Multiply-adds a second of the encoder over those of matrix products: large square ones, and its own shapes alone.
 
-    The own shapes run by the faster of two ways to use all cores, one batch after another, every product right after the other.
+    The own shapes run by the faster of two ways to use all cores, one batch after another, every product right after
+    the other.
     """
     batch, images, many = len(batches[0]), sum(map(len, batches)), cores()
     whole, of_weights, runner = tower_products(encoder, batch)
@@ -138,7 +141,10 @@ def from_files(manifest: Manifest, model: str, batches: Sequence[Greys], work: P
     }
     times = in_turn(ways, rounds)
     rate = {name: float(np.median(len(manifest) / spent)) for name, spent in times.items()}
-    loop = f"Dataset + PIL + image processor, {plain.WORKERS} workers, fp32: {rate['plain']:.1f} images/s; ours in {encoder.precision}"
+    loop = (
+        f"Dataset + PIL + image processor, {plain.WORKERS} workers, fp32: {rate['plain']:.1f} images/s; ours in "
+        f"{encoder.precision}"
+    )
     apart = "decoding alone and encoding alone, one after the other on all cores"
     parts, decoding = times["decoding"] + times["encoding"], ratio(times["decoding"], times["embed"])
     share = "decoding and fitting, share of the time from files"

@@ -2,9 +2,9 @@
 
     python -m benchmarks.estimate --images 600
 
-Draws phantoms; for each study a dry run and the study itself, each a process of its own, so that start and imports count. What
-it takes over what was estimated is 1 when exact; between 1/3 and 3 is what a dry run promises. Let the machine do nothing else
-meanwhile.
+Draws phantoms; for each study a dry run and the study itself, each a process of its own, so that start and imports
+count. What it takes over what was estimated is 1 when exact; between 1/3 and 3 is what a dry run promises. Let the
+machine do nothing else meanwhile.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Which heat map finds the lesion: every method of `thoraclip explain`, and two baselines that have seen nothing, side by side.
+"""Which heat map finds the lesion: every method of `thoraclip explain`, and two baselines that have seen nothing, side
+by side.
 
     python -m benchmarks.explanations
     python -m benchmarks.explanations --masks covid-qu-ex-sample --run study/runs/linear-probe
 
 Without --masks: phantoms of 128 pixels and difficulty 0, whose lesions are known because they were drawn, and two
-classifiers on the shipped tiny-clip, its vision tower fine-tuned and a probe on its features. With --masks: a folder of the
-data set COVID-QU-Ex and a finished run, --run. Only test images with a lesion that the classifier gets right are judged, unless --wrong-too. Columns:
+classifiers on the shipped tiny-clip, its vision tower fine-tuned and a probe on its features. With --masks: a folder of
+the data set COVID-QU-Ex and a finished run, --run. Only test images with a lesion that the classifier gets right are
+judged, unless --wrong-too. Columns:
 
     pointing    share of maps whose hottest pixel lies in a lesion, or within 3 % of the side of it
     mass        share of the map's mass in the lesions; behind it, over the lesions' share of the area
@@ -34,12 +36,12 @@ from benchmarks.measure import once, options, phantoms, seconds
 from benchmarks.results import Result
 
 import thoraclip
+from benchmarks import saliency
 from thoraclip.data.index import index
 from thoraclip.data.masks import fit_mask, read_mask
 from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
 from thoraclip.heatmaps.perturbation import perturbation_curves
 from thoraclip.imaging import decode, fit
-from thoraclip.judge import saliency
 from thoraclip.judge.intervals import Estimate
 from thoraclip.methods.predictors import read_run
 from thoraclip.models.backbones import Backbone
@@ -57,7 +59,8 @@ EASY = {"size": 128, "difficulty": 0.0, "infection_fraction": 1.0}
 def cases(
     manifest: Manifest, classifier: Classifier, given: argparse.Namespace, names: Mapping[str, str] = {}
 ) -> tuple[list[Case], int]:
-    """(test images with a lesion that the classifier gets right, how many have a lesion); `names`: label -> the classifier's."""
+    """(test images with a lesion that the classifier gets right, how many have a lesion); `names`: label -> the
+    classifier's."""
     found, looked, spec = [], 0, classifier.preprocess
     columns = (manifest.column(name) for name in ("label", "split", "infection_mask"))
     for path, label, split, mask_file in zip(manifest.paths(), *columns, strict=True):
@@ -73,7 +76,8 @@ def cases(
 
 
 def randomised(classifier: Any, *, whole: bool) -> Classifier:
-    """The same network with a random head, or with the entries of each of its weights shuffled (Adebayo et al. 2018)."""
+    """The same network with a random head, or with the entries of each of its weights shuffled (Adebayo et al.
+    2018)."""
     generator = torch.Generator().manual_seed(0)
 
     def shuffled(tensor: torch.Tensor) -> torch.Tensor:
@@ -162,7 +166,8 @@ def real(given: argparse.Namespace) -> None:
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
-    """A reduced accuracy: the default map of a probe on tiny-clip points at lesions of phantoms, against a Gaussian at the centre."""
+    """A reduced accuracy: the default map of a probe on tiny-clip points at lesions of phantoms, against a Gaussian at
+    the centre."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         manifest = phantoms(Path(folder), 120 if quick else 900, **EASY)
         thoraclip.probe(manifest, out=Path(folder) / "probe", model="tiny-clip")

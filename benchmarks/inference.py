@@ -4,13 +4,13 @@
     python -m benchmarks.inference --data covid3-talo --model dino-minilm
     python -m benchmarks.inference --python small-venv/bin/python
 
-Speed needs no trained weights: a CLIP of the shape ViT-B/32 at 224 pixels with random weights, a probe on phantoms, exported in
-fp32 and, without asking whether its answers stay alike, in int8. Torch in fp32, in bf16 and the bundles see
-the same pictures in turn, in one process; rates are medians of the rounds, ratios are medians of the rounds' own ratios. The
-cold start is a process of its own: `thoraclip predict BUNDLE one.png`, from its start to its end.
+Speed needs no trained weights: a CLIP of the shape ViT-B/32 at 224 pixels with random weights, a probe on phantoms,
+exported in fp32 and, without asking whether its answers stay alike, in int8. Torch in fp32, in bf16 and the bundles see
+the same pictures in turn, in one process; rates are medians of the rounds, ratios are medians of the rounds' own
+ratios. The cold start is a process of its own: `thoraclip predict BUNDLE one.png`, from its start to its end.
 
-With --data (a folder with manifest.csv, path column rel_path, label, patient_id) and --model: the probe of five folds on real
-radiographs, and what int8 changes about it: each image by the head of the fold that held it out.
+With --data (a folder with manifest.csv, path column rel_path, label, patient_id) and --model: the probe of five folds
+on real radiographs, and what int8 changes about it: each image by the head of the fold that held it out.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ GOALS = {FP32: 1, INT8: 4, FILES: 3}
 
 
 def export(run: Path, out: Path, *, int8: bool, images: int) -> dict[str, Any]:
-    """A bundle, whatever int8 changes: the answers of a network that has learned nothing are not alike. Returns its parity."""
+    """A bundle, whatever int8 changes: the answers of a network that has learned nothing are not alike. Returns its
+    parity."""
     with mock.patch.multiple(parity, INT8_ACCURACY=1.0, INT8_FLIPS=1.0):
         return thoraclip.export(run, out=out, int8=int8, images=images)
 
 
 def shared_bundles(work: Path, *, quick: bool = False) -> dict[str, Path]:
-    """`fp32` and `int8` bundles of a probe on the random tower, with `quick` on tiny-clip; made once for several benchmarks."""
+    """`fp32` and `int8` bundles of a probe on the random tower, with `quick` on tiny-clip; made once for several
+    benchmarks."""
     root = work / "inference"
     folders = {name: root / f"bundle-{name}" for name in ("fp32", "int8")}
     if all(folder.is_dir() for folder in folders.values()):

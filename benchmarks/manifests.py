@@ -2,8 +2,9 @@
 
     python -m benchmarks.run --only manifests
 
-A manifest is made up (patients of 1 to 10 images, three classes, a few images without a label, one file in a thousand twice)
-and written; every stage after that is a process of its own, so that its peak memory is its own, and reads the file first.
+A manifest is made up (patients of 1 to 10 images, three classes, a few images without a label, one file in a thousand
+twice) and written; every stage after that is a process of its own, so that its peak memory is its own, and reads the
+file first.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ MIB = 2**20
 
 
 def options(about: str | None, **defaults: Any) -> argparse.Namespace:
-    """The command line of one benchmark: name -> default; None for a path, a list for several paths, False for a switch."""
+    """The command line of one benchmark: name -> default; None for a path, a list for several paths, False for a
+    switch."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         kind = Path if default is None or isinstance(default, list | Path) else type(default)
@@ -65,7 +66,8 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Name -> f64[rounds] wall times of ways that take turns, so that a drift of the machine meets all of them alike."""
+    """Name -> f64[rounds] wall times of ways that take turns, so that a drift of the machine meets all of them
+    alike."""
     times = np.array([[once(work) for work in ways.values()] for _ in range(rounds)])
     return dict(zip(ways, times.T, strict=True))
 
@@ -76,7 +78,8 @@ def ratio(over: npt.NDArray[np.float64], under: npt.NDArray[np.float64]) -> floa
 
 
 def vit_b_32(work: Path, *, quick: bool = False) -> str:
-    """A CLIP of that shape at 224 pixels with random weights and the shipped tokenizer, made once; with `quick` tiny-clip."""
+    """A CLIP of that shape at 224 pixels with random weights and the shipped tokenizer, made once; with `quick`
+    tiny-clip."""
     folder, tiny = work / "vit-b-32", Path(locate("tiny-clip")[0])
     processor = folder / "preprocessor_config.json"
     if quick or processor.is_file():
@@ -107,7 +110,8 @@ def phantoms(work: Path, images: int, **settings: Any) -> Manifest:
 
 
 def radiographs(folder: Path, out: Path) -> Manifest:
-    """The manifest of a folder of chest X-rays with a table manifest.csv, such as data/covid3-talo, written below `out`."""
+    """The manifest of a folder of chest X-rays with a table manifest.csv, such as data/covid3-talo, written below
+    `out`."""
     columns = {"path_column": "rel_path", "patient_column": "patient_id", "source_column": "source_repo"}
     return thoraclip.index(folder, out=out / "radiographs.parquet", csv=folder / "manifest.csv", **columns).manifest
 
@@ -135,7 +139,8 @@ print(json.dumps([done.returncode, done.stderr.decode()[-400:], *spent, done.std
 
 
 def launch(*words: object, start: Sequence[str] = ("-m", "thoraclip"), python: str = sys.executable) -> Used:
-    """Run Python in a process of its own, to its end; it may keep compiled modules, as for a user who has set nothing."""
+    """Run Python in a process of its own, to its end; it may keep compiled modules, as for a user who has set
+    nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     asked = [python, *start, *map(str, words)]
     launcher = [sys.executable, "-S", "-c", LAUNCHER]

@@ -3,11 +3,11 @@
     python -m benchmarks.novelty --model dino-minilm --data covid3-talo --extra covid-qu-ex-sample dicom
     python -m benchmarks.novelty --model tiny-clip
 
-In distribution: the radiographs of --data (a folder with manifest.csv), or chest phantoms without it. Five folds of whole
-patients: three are fitted on, one sets the threshold, one is tested, in turn. Out of distribution: photographs and drawings
-that scikit-learn and scikit-image ship (whole and cropped, in grey), phantoms of other body parts, noise, and the tested
-radiographs turned, upside down and with inverted greys. Every number is a mean over the folds; intervals of 95 % resample
-patients and photographs (1,000 resamples).
+In distribution: the radiographs of --data (a folder with manifest.csv), or chest phantoms without it. Five folds of
+whole patients: three are fitted on, one sets the threshold, one is tested, in turn. Out of distribution: photographs
+and drawings that scikit-learn and scikit-image ship (whole and cropped, in grey), phantoms of other body parts, noise,
+and the tested radiographs turned, upside down and with inverted greys. Every number is a mean over the folds; intervals
+of 95 % resample patients and photographs (1,000 resamples).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from benchmarks.measure import once, options, radiographs
+from benchmarks.other_parts import OTHER_PARTS, draw_other_phantom
 from benchmarks.results import Result
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.data.phantom.others import OTHER_PARTS, draw_other_phantom
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.errors import ThoraclipError
 from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
 from thoraclip.judge.resampling import resample_weights
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
-from thoraclip.models.novelty import fit_novelty
+from thoraclip.posthoc.novelty import fit_novelty
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -43,13 +43,30 @@ SCORES: dict[str, dict[str, Any]] = {
     "relative Mahalanobis": {"kind": "relative"},
 }
 DRAWINGS = ("checkerboard", "colorwheel", "horse", "logo", "page", "shepp_logan_phantom", "text")
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "cell", "chelsea", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
-               "immunohistochemistry", "microaneurysms", "moon", "retina", "rocket")  # fmt: skip
+PHOTOGRAPHS = (
+    "astronaut",
+    "brick",
+    "camera",
+    "cell",
+    "chelsea",
+    "clock",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "microaneurysms",
+    "moon",
+    "retina",
+    "rocket",
+)
 
 
 @dataclass
 class Group:
-    """Pictures of one kind: pixels, the source that each comes from, and the fold in which it is tested (None: in all)."""
+    """Pictures of one kind: pixels, the source that each comes from, and the fold in which it is tested (None: in
+    all)."""
 
     pixels: list[Grey]
     sources: list[str]
@@ -214,7 +231,8 @@ def judge(
 
 
 def bench(work: Path, *, quick: bool = False) -> list[Result]:
-    """A reduced accuracy: the default score on tiny-clip and chest phantoms, against strangers; and the speed of the score."""
+    """A reduced accuracy: the default score on tiny-clip and chest phantoms, against strangers; and the speed of the
+    score."""
     rng, encoder, score = np.random.default_rng(0), load_dual_encoder("tiny-clip"), SCORES["kNN, k = 5"]
     inside = phantom_chests(120 if quick else 400, rng)
     others = {"noise": noise_images(5, rng)} if quick else strangers(rng)

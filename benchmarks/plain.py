@@ -1,4 +1,5 @@
-"""The plain way: a Dataset that opens with PIL, the model's own image processor, the encoder in fp32, again for every epoch."""
+"""The plain way: a Dataset that opens with PIL, the model's own image processor, the encoder in fp32, again for every
+epoch."""
 
 from __future__ import annotations
 

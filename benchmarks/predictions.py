@@ -2,10 +2,10 @@
 
     python -m benchmarks.predictions --images 100000
 
-A bundle of the shipped tiny-clip with a probe on phantoms; the folder holds hard links to 500 phantoms under as many names as
-asked for. `thoraclip predict --out` runs in a process of its own, whose memory is read every half second; it is killed
-(SIGKILL) at 40 % and started again. The table is then compared with the pictures, name by name, and rows of one picture with
-each other.
+A bundle of the shipped tiny-clip with a probe on phantoms; the folder holds hard links to 500 phantoms under as many
+names as asked for. `thoraclip predict --out` runs in a process of its own, whose memory is read every half second; it
+is killed (SIGKILL) at 40 % and started again. The table is then compared with the pictures, name by name, and rows of
+one picture with each other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def make(root: Path, images: int) -> tuple[Path, Path]:
 
 
 def watch(words: list[str], partial: Path, stop_at: float) -> tuple[list[float], int]:
-    """(MiB every half second from a tenth of the time on, exit status); killed once the partial table has so many bytes."""
+    """(MiB every half second from a tenth of the time on, exit status); killed once the partial table has so many
+    bytes."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seen: list[float] = []
     while process.poll() is None:

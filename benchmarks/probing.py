@@ -1,11 +1,12 @@
 """From files to a probe's predictions, against the recipe that runs the encoder again in every epoch.
 
-Radiographs where the folder THORACLIP_SHARED (else `../shared`) holds data/covid3-talo and models/dino-minilm, else phantoms and
-tiny-clip. The recipe: a softmax layer under AdamW for 100 epochs, whose every epoch opens the pictures with PIL, prepares them
-with the model's own processor and encodes them in fp32. Two of its epochs are run, before and after ours. For the accuracy its layer
-then learns for 100 epochs from features computed once: without augmentation they are those of every epoch. One fold
-holds out few images for validation, so the accuracies are those of all folds and of several draws of the validation
-images together, and the interval of their difference is that of patients drawn with replacement.
+Radiographs where the folder THORACLIP_SHARED (else `../shared`) holds data/covid3-talo and models/dino-minilm, else
+phantoms and tiny-clip. The recipe: a softmax layer under AdamW for 100 epochs, whose every epoch opens the pictures
+with PIL, prepares them with the model's own processor and encodes them in fp32. Two of its epochs are run, before and
+after ours. For the accuracy its layer then learns for 100 epochs from features computed once: without augmentation they
+are those of every epoch. One fold holds out few images for validation, so the accuracies are those of all folds and of
+several draws of the validation images together, and the interval of their difference is that of patients drawn with
+replacement.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from benchmarks import plain
 from benchmarks.measure import once, phantoms, radiographs
 from benchmarks.results import Result
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 import thoraclip
+from benchmarks import plain
 from thoraclip.data.splits import group_codes
 from thoraclip.judge.resampling import resample_weights
 from thoraclip.methods.running import Part, parts, read_validation
@@ -65,7 +66,8 @@ class Recipe:
             layer.epoch([batch])
 
     def right(self, part: Part) -> npt.NDArray[np.bool_]:
-        """bool[V], validation images that are right after the last epoch, from features that are there or are computed now."""
+        """bool[V], validation images that are right after the last epoch, from features that are there or are computed
+        now."""
         missing = [row for row in (*part.train, *part.val) if row not in self._features]
         for _ in self.encode(np.array(missing, dtype=np.int64)) if missing else ():
             pass
@@ -126,7 +128,10 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     low, high = np.quantile(lead @ weights / weights.sum(axis=0), [0.025, 0.975])
     epoch = (before + after) / 2
     whole = epoch * (EPOCHS + len(part.test) / len(part.train))
-    loop = f"encoder in the loop, {EPOCHS} epochs of {epoch:.1f} s and one pass over the test images, extrapolated from two epochs"
+    loop = (
+        f"encoder in the loop, {EPOCHS} epochs of {epoch:.1f} s and one pass over the test images, extrapolated "
+        "from two epochs"
+    )
     of = f"{len(drawn)} draws of {len(held) // len(drawn)} images of {len(drawn[0])} folds"
     theirs_told = f"the recipe's after {EPOCHS} epochs, {100 * theirs.mean():.1f} % in {of}, on features computed once"
     against = f"{theirs_told}, which are those of every epoch; difference [{low:.1f}, {high:.1f}]"

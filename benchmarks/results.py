@@ -21,7 +21,8 @@ class Result:
     name: str
     """The stage, in a few words; the runner puts the benchmark's name before it: `embedding: from files`."""
     ratio: float | None
-    """Ours over `against`; for a time, a memory or a share the other way, `higher_is_better=False`. None: nothing to compare."""
+    """Ours over `against`; for a time, a memory or a share the other way, `higher_is_better=False`. None: nothing to
+    compare."""
     goal: float | None
     """What the ratio is to reach, or not to pass; None: it is only told."""
     against: str
@@ -72,7 +73,8 @@ def _row(result: Result) -> dict[str, Any]:
 
 
 def merge(earlier: Iterable[Result], found: Iterable[Result], *, order: Sequence[str]) -> list[Result]:
-    """Rows of the benchmarks in `found` replaced where they are of the same hardware, the others kept, unknown ones dropped.
+    """Rows of the benchmarks in `found` replaced where they are of the same hardware, the others kept, unknown ones
+    dropped.
 
     Sorted by hardware, that of `found` first, and by benchmark as in `order`.
     """

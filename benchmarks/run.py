@@ -4,10 +4,10 @@
     python -m benchmarks.run --only embedding start
     python -m benchmarks.run --quick --out FILE
 
-Each benchmark is a process of its own, so that its memory and its threads are its own; one that fails is told, the others go on,
-and the exit code is 1. Rows of other hardware stay, in a table of their own; with --only, those of other benchmarks too. --quick
-runs everything at a size that shows that it works and measures nothing; it writes only what it is told to. Let the machine do
-nothing else meanwhile.
+Each benchmark is a process of its own, so that its memory and its threads are its own; one that fails is told, the
+others go on, and the exit code is 1. Rows of other hardware stay, in a table of their own; with --only, those of other
+benchmarks too. --quick runs everything at a size that shows that it works and measures nothing; it writes only what it
+is told to. Let the machine do nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ BENCHMARKS = {
     "serving": "benchmarks.serving",
     "manifests": "benchmarks.manifests",
 }
-"""Name -> module with `bench(work, *, quick=False) -> list[Result]`; `work` is one folder for all, in which they share what is
-made once."""
+"""Name -> module with `bench(work, *, quick=False) -> list[Result]`; `work` is one folder for all, in which they share
+what is made once."""
 
 
 def run_one(name: str, work: Path, *, quick: bool) -> list[Result] | None:

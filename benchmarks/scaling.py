@@ -1,10 +1,10 @@
 """How cost grows with the number of images, and what a Ray cluster costs on one machine.
 
-Each stage is run at a size and at twice that size: cost = begin + each x images, and the exponent of the growth between the two.
-Indexing reads phantoms; embedding is by a CLIP of the shape ViT-B/32 with random weights; a probe of five folds is fitted on
-synthetic features of its width, N images. The actors' rate is that between the first and the last shard, since starting them
-takes the same time for any number of images; their features are compared with those of this process, byte for byte. Actors that compute
-nothing show how much the one driver that writes can take in.
+Each stage is run at a size and at twice that size: cost = begin + each x images, and the exponent of the growth between
+the two. Indexing reads phantoms; embedding is by a CLIP of the shape ViT-B/32 with random weights; a probe of five
+folds is fitted on synthetic features of its width, N images. The actors' rate is that between the first and the last
+shard, since starting them takes the same time for any number of images; their features are compared with those of this
+process, byte for byte. Actors that compute nothing show how much the one driver that writes can take in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.results import Result
 
 import thoraclip
 from thoraclip.data.splits import split_folds
-from thoraclip.methods.embed import EncoderConfig, load_encoder
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.ray_pool import over_ray
 from thoraclip.tables.arrays import ArrayWriter
 from thoraclip.tables.embeddings import EMBEDDINGS, embeddings_fingerprint
@@ -33,7 +33,8 @@ MILLION = 1_000_000
 
 
 def growth(stage: str, cost: Callable[[int], float], size: int) -> list[Result]:
-    """Seconds at `size` and at twice that, the less of two runs each: what a further million takes, and the exponent."""
+    """Seconds at `size` and at twice that, the less of two runs each: what a further million takes, and the
+    exponent."""
     less, more = np.array([(cost(size), cost(2 * size)) for _ in range(2)]).min(axis=0).tolist()
     hours, exponent = (more - less) / size * MILLION / 3600, float(np.log2(more / less))
     return [
@@ -67,7 +68,8 @@ def costs(work: Path, model: str) -> dict[str, Callable[[int], float]]:
 
 
 def synthetic_features(root: Path, images: int) -> Manifest:
-    """A manifest of pictures that are not there, in five folds, and correlated features that tell three classes apart, roughly."""
+    """A manifest of pictures that are not there, in five folds, and correlated features that tell three classes apart,
+    roughly."""
     rng = np.random.default_rng(0)
     target, hidden = rng.integers(0, 3, images), rng.normal(size=(images, 60))
     hidden[:, 0] += 1.2 * target

@@ -1,4 +1,5 @@
-"""Load on a server: several clients against a loop in one thread over the same bundle, a crowd, 10,000 requests, a slow client.
+"""Load on a server: several clients against a loop in one thread over the same bundle, a crowd, 10,000 requests, a slow
+client.
 
     python -m benchmarks.serving --bundle BUNDLE [--clients 8] [--requests 500] [--many 10000]
 
@@ -66,7 +67,8 @@ def load(address: str, pictures: list[bytes], *, clients: int, requests: int) ->
 
 
 def against_a_loop(bundle: Path, pictures: list[bytes], server: Served, clients: int, requests: int) -> list[Result]:
-    """One client and several, and before and after them, so that a drift of the machine evens out, a loop in one thread."""
+    """One client and several, and before and after them, so that a drift of the machine evens out, a loop in one
+    thread."""
     classifier = open_bundle(bundle, threads=1)
 
     def loop() -> list[float]:

@@ -2,7 +2,8 @@
 
     python scripts/draw_batch_or_loss.py PHANTOM_STUDY [RADIOGRAPH_STUDY] --figure docs/batch-or-loss.svg
 
-Prints the tables as Markdown. Rows are read from report.json by their settings: loss, batch_size (what is not there is at its default).
+Prints the tables as Markdown. Rows are read from report.json by their settings: loss, batch_size (what is not there is
+at its default).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Print, in base64, the ONNX file by which `thoraclip.deploy.runtime` asks whether a processor multiplies bytes exactly.
+"""Print, in base64, the ONNX file by which `thoraclip.deploy.runtime` asks whether a processor multiplies bytes
+exactly.
 
 python scripts/make_bytes_probe.py
 """

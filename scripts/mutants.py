@@ -1,13 +1,14 @@
-"""How strong are the tests: change the code in one place, run the nearest tests, and count the changes that no test notices.
+"""How strong are the tests: change the code in one place, run the nearest tests, and count the changes that no test
+notices.
 
     python -m scripts.mutants                         # a seeded sample of the rooms below; `make mutants`
     python -m scripts.mutants --modules judge.metrics --each 0      # every mutant of one module
     python -m scripts.mutants --out mutants.json
 
-A mutant is one change: a comparison (< becomes <=), an operator, a number, a condition, min and max, a keyword argument or a
-statement left out. The tests of the files that import the module run once under coverage; then, for each mutant, those that reach its
-statement, and the rest of their files. mutmut and cosmic-ray start an interpreter for each mutant, and ours needs 10 s to load torch and
-Transformers; here each mutant is a fork of one that has.
+A mutant is one change: a comparison (< becomes <=), an operator, a number, a condition, min and max, a keyword argument
+or a statement left out. The tests of the files that import the module run once under coverage; then, for each mutant,
+those that reach its statement, and the rest of their files. mutmut and cosmic-ray start an interpreter for each mutant,
+and ours needs 10 s to load torch and Transformers; here each mutant is a fork of one that has.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE, TESTS = REPOSITORY / "src", REPOSITORY / "tests"
-ROOMS = ("judge", "methods", "data.splits", "tables")
+ROOMS = ("judge", "posthoc", "cards", "methods", "data.splits", "tables")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 """Key of a mutant that no test can tell from the code -> why."""
 _TESTS = 120
@@ -48,12 +49,36 @@ _DRAWINGS = ("judge.figures",)
 """Modules whose numbers are places on a drawing: people look at those; they are not changed here."""
 
 _SWAPS: dict[type, type] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.Add: ast.Sub, ast.Sub: ast.Add,
-    ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
-}  # fmt: skip
-_NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmax": "argmin", "argmin": "argmax",
-          "minimum": "maximum", "maximum": "minimum", "train": "val", "val": "train"}  # fmt: skip
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+_NAMES = {
+    "min": "max",
+    "max": "min",
+    "any": "all",
+    "all": "any",
+    "argmax": "argmin",
+    "argmin": "argmax",
+    "minimum": "maximum",
+    "maximum": "minimum",
+    "train": "val",
+    "val": "train",
+}
 
 
 @dataclass(frozen=True)
@@ -209,8 +234,8 @@ class _Watch:
 
 
 class _Chosen:
-    """Runs first the tests that reach the mutant, those of the module's own file and the quickest first; then others, up to
-    `_TESTS` seconds."""
+    """Runs first the tests that reach the mutant, those of the module's own file and the quickest first; then others,
+    up to `_TESTS` seconds."""
 
     def __init__(self, module: str, reach: set[str], seconds: dict[str, float]) -> None:
         self.own, self.reach, self.seconds = f"test_{module.rpartition('.')[2]}", reach, seconds

@@ -2,8 +2,8 @@
 
     python scripts/screenshots.py docs/images [--work DIR]
 
-Needs `thoraclip[study,export,serve,ui]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made in DIR
-and used again if they are there.
+Needs `thoraclip[study,export,serve,ui]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made
+in DIR and used again if they are there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from playwright.sync_api import Browser, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.other_parts import draw_other_phantom
 from scripts.served import Served
 from tests.ui.conftest import ARGUMENTS, Visit, png
 
 from thoraclip.data.phantom import draw_phantom
-from thoraclip.data.phantom.others import draw_other_phantom
 
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 COLOURS = 256

@@ -1,6 +1,6 @@
 """Train the shipped `tiny-clip` on phantoms whose captions never name a disease, and write its card.
 
-    python scripts/train_tiny_clip.py --out src/thoraclip/models/assets/tiny-clip      # about 35 minutes on two idle cores
+    python scripts/train_tiny_clip.py --out src/thoraclip/models/assets/tiny-clip    # about 35 minutes on two idle cores
 
 The model plays the part of a general CLIP under domain shift: it has learnt what its captions describe (view, build,
 exposure, devices, markers), and nothing of the finding. Zero-shot on disease is therefore weak, its features are not.
@@ -98,7 +98,8 @@ def draw_set(seed: int, count: int) -> tuple[np.ndarray, list[dict]]:
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in CLIP's form: lower case, word ends marked, start and end tokens; any text encodes."""
+    """A byte-level BPE tokenizer in CLIP's form: lower case, word ends marked, start and end tokens; any text
+    encodes."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
     spaces, lower = normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()
@@ -163,8 +164,8 @@ def sharpen_patches(model: CLIPModel, pixels: np.ndarray) -> None:
 class AttributeHeads(nn.Module):
     """Auxiliary classifiers of what the captions say, thrown away after training.
 
-    InfoNCE alone leaves thin and rare things (a line, a pacemaker) unseen: other words of a caption tell pairs apart. So
-    the pooled feature is asked for view, exposure, build and devices, and every patch for the devices that cross it.
+    InfoNCE alone leaves thin and rare things (a line, a pacemaker) unseen: other words of a caption tell pairs apart.
+    So the pooled feature is asked for view, exposure, build and devices, and every patch for the devices that cross it.
     """
 
     def __init__(self, width: int) -> None:
@@ -189,7 +190,8 @@ class AttributeHeads(nn.Module):
         return named + 4 * devices + 4 * where, [named.item(), devices.item(), where.item()]
 
     def crossed(self, patches: Tensor, attributes: list[dict]) -> Tensor:
-        """Loss of the question which devices cross each patch; `patches` f32[B, patches, width] from the second block."""
+        """Loss of the question which devices cross each patch; `patches` f32[B, patches, width] from the second
+        block."""
         target = torch.from_numpy(np.stack([a["device_patches"] for a in attributes])).float()
         logits = self.linear["patches"](patches) + self.prior
         return nn.functional.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(4.0))
@@ -227,7 +229,8 @@ def optimise(
     betas: tuple[float, float],
     warm: float,
 ) -> float:
-    """AdamW on one cycle; `loss_of` gives a loss and its parts, of which the mean of the first over 100 steps is returned."""
+    """AdamW on one cycle; `loss_of` gives a loss and its parts, of which the mean of the first over 100 steps is
+    returned."""
     modules = [tuned, heads] if heads else [tuned]
     groups = [{"params": part.parameters(), "lr": rate} for part, rate in zip(modules, rates, strict=False)]
     optimizer = torch.optim.AdamW(groups, weight_decay=decay, betas=betas)
@@ -270,8 +273,8 @@ def learn_lines(model: CLIPModel, heads: AttributeHeads, pixels: np.ndarray, att
 def train(model: CLIPModel, tokenizer, pixels: np.ndarray, attributes: list[dict], stage: int, steps: int) -> dict:
     """One stage of symmetric InfoNCE, captions worded afresh for every batch.
 
-    1: whole captions. 2: see lines, then half of the captions shortened, and `AttributeHeads`. 3: the same, rare devices
-    more often. 4: the same, as often as they are.
+    1: whole captions. 2: see lines, then half of the captions shortened, and `AttributeHeads`. 3: the same, rare
+    devices more often. 4: the same, as often as they are.
     """
     rate, draw_by = {1: (1e-3, "epoch"), 2: (7e-4, "devices"), 3: (4e-4, "rarity"), 4: (3e-4, "epoch")}[stage]
     heads = AttributeHeads(model.config.vision_config.hidden_size) if stage > 1 else None

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from thoraclip.cards import CardSettings
 from thoraclip.config import field_help, toml_value
-from thoraclip.data.card import CardSettings
 from thoraclip.methods import METHODS
 from thoraclip.study import StudyConfig
 
@@ -26,10 +26,13 @@ def table(config: type) -> str:
 def page() -> str:
     parts = [
         "# Settings",
-        "Written by `scripts/write_settings.py` from the code. Settings stand in a TOML file (`--config`, or the study file) or behind "
-        "`--set NAME=VALUE`; an unknown name is an error that names the nearest known one.",
+        "Written by `scripts/write_settings.py` from the code. Settings stand in a TOML file (`--config`, or the "
+        "study file) or behind `--set NAME=VALUE`; an unknown name is an error that names the nearest known one.",
         "## Study",
-        "These stand at the top of a study file; `[[methods]]` tables follow, each with `name`, `kind` and the method's own settings.",
+        (
+            "These stand at the top of a study file; `[[methods]]` tables follow, each with `name`, `kind` and the "
+            "method's own settings."
+        ),
         table(StudyConfig),
     ]
     for kind, method in METHODS.items():

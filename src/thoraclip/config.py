@@ -21,7 +21,17 @@ from typing import Any, TypeVar
 
 from thoraclip.errors import ConfigError, InputError, did_you_mean
 
-__all__ = ["build_config", "config_toml", "field_help", "parse_settings", "read_toml"]
+__all__ = [
+    "build_config",
+    "config_toml",
+    "field_help",
+    "parse_settings",
+    "read_toml",
+    "require_at_least",
+    "require_fraction",
+    "require_known",
+    "require_positive",
+]
 
 T = TypeVar("T")
 
@@ -148,3 +158,35 @@ def toml_value(value: Any) -> str:
 
 def _toml_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # DEL: JSON allows it bare, TOML does not
+
+
+def require_known(config: object, **choices: Iterable[str]) -> None:
+    """Raise ConfigError for the first setting that is none of its choices."""
+    for name, known in choices.items():
+        value = getattr(config, name)
+        if value not in known:
+            raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Raise ConfigError for the first setting that is not positive."""
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0:
+            raise ConfigError(f"{name} = {value}: must be positive")
+
+
+def require_at_least(config: object, **least: float) -> None:
+    """Raise ConfigError for the first setting below its least value."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value < bound:
+            raise ConfigError(f"{name} = {value}: {bound} or more is needed")
+
+
+def require_fraction(config: object, *names: str) -> None:
+    """Raise ConfigError for the first setting that is not between 0 and 1, both excluded."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < 1:
+            raise ConfigError(f"{name} = {value}: a number between 0 and 1 is needed")

@@ -86,7 +86,8 @@ class MissingExtraError(ThoraclipError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, cut to its first line and 200 characters; its type's name when it says nothing."""
+    """What another library's error says, cut to its first line and 200 characters; its type's name when it says
+    nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 

@@ -47,6 +47,8 @@ def require_engine(engine: str, *, workers: int = 0, threads: int = 0) -> None:
         raise ConfigError(f"--engine: unknown engine '{engine}'{did_you_mean(engine, ENGINES)}")
     if workers < 0 or (workers and engine != "ray"):
         raise ConfigError(f"--workers {workers}: the number of actors of --engine ray, 0 or more")
+    if threads < 0:
+        raise ConfigError(f"--threads {threads}: the number of images at once, 0 or more")
     if threads and engine == "ray":
         raise ConfigError(
             f"--threads {threads}: an actor of --engine ray has its share of the processors; set --workers"

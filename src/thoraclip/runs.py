@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,17 @@ Progress = Callable[[int, int], None]
 """Called with (done, total), 0 for an unknown total; the command line draws it."""
 
 _REPORTED_PACKAGES = (
-    "thoraclip", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pyarrow", "pillow", "pydicom",
-)  # fmt: skip
+    "thoraclip",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "scikit-learn",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "pydicom",
+)
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -97,8 +106,8 @@ def needing_room(path: Path) -> Iterator[None]:
 def take_room(stream: IO[bytes], size: int) -> None:
     """Give the first `size` bytes of an open file their place on the disk now.
 
-    A mapped file without it is only as long as that, and where the disk is full later, the system kills the process. Does
-    nothing where the system cannot do this (macOS).
+    A mapped file without it is only as long as that, and where the disk is full later, the system kills the process.
+    Does nothing where the system cannot do this (macOS).
 
     Raises:
         OSError: the disk has no room.
@@ -253,7 +262,7 @@ class RunFolder:
         write_text(self.file("config.toml"), config_toml)
         write_json(self.file("provenance.json"), dict(provenance))
 
-    def write_metrics(self, rows: list[Mapping[str, object]]) -> None:
+    def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write `metrics.jsonl`, one JSON object a line."""
         write_text(self.file("metrics.jsonl"), "".join(canonical_json(row) + "\n" for row in rows))
 

@@ -208,7 +208,7 @@ MISTAKES: list[tuple[list[str], str]] = [
         ([command, "{manifest}", *SET, "out=x"], "--set: unknown setting 'out'; arguments and options are no settings")
         for command in ("probe", "audit", "card")
     ),
-    (["probe"], "give a manifest and a folder"),
+    (["probe"], "Missing argument 'MANIFEST'"),
     (["indx"], "No such command 'indx'"),
     (["split", "m.parquet", "--flods", "3"], "No such option: --flods"),
     (["split", "m.parquet", *OUT], "give either --folds 5 or --fractions"),

@@ -142,7 +142,7 @@ def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsy
         (["{in}", "--format", "xml"], "--format: unknown format 'xml'; known: csv, jsonl"),
         (["{in}", "--out", "{in}/t.parquet"], "t.parquet: the table is CSV or JSON lines; end its name in .csv or .jsonl"),
         (["{in}", "--out", "{in}"], "in: is a folder, and a file is to be written; choose another --out"),
-        (["{in}", "--threads", "-1"], "Invalid value for '--threads'"),
+        (["{in}", "--threads", "-1"], "--threads -1: the number of images at once, 0 or more"),
         (["--manifest", "{in}/m.csv", "--out", "{in}/./m.csv"], "m.csv: is the manifest; choose another --out"),
         (["{in}", "--out", "{in}/old.csv"], "old.csv.partial: was begun with another bundle (0123456789ab, now ffffffffffff)"),
     ],
@@ -244,7 +244,7 @@ def test_a_name_cannot_move_the_cursor(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_an_unknown_total_is_not_drawn(capsys: Capture) -> None:
-    plain = _PlainProgress("images")
+    plain = _PlainProgress()
     for done in range(5):
         plain(done, 0)
     assert capsys.readouterr().err == ""

@@ -25,7 +25,7 @@ def test_a_bar_names_the_stage_and_counts(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
-    with console.progress_bar("images") as progress:
+    with console.progress_bar() as progress:
         console.announce("row 2 of 3: LoRA [a] (something more)")
         progress(10, 40)
         console.announce("fold 1 of 3, epoch 2 of 7 (validation macro F1 0.5)")
@@ -39,7 +39,7 @@ def test_a_bar_names_the_stage_and_counts(monkeypatch: pytest.MonkeyPatch) -> No
 def test_lines_where_nobody_watches_are_few(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.progress_bar("images") as progress:
+    with console.progress_bar() as progress:
         for done in range(1, 101):
             now[0] += 0.5
             progress(done, 100)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import itertools
 import pkgutil
 import re
 import runpy
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 from tests.conftest import Capture
 
 import thoraclip
-from thoraclip import verbs
-from thoraclip.cli.app import _EXTRA_OF, _app_of, app, run
+from thoraclip.cli.app import _EXTRA_OF, COMMANDS, _app_of, run
+from thoraclip.cli.command import Command, argument_texts
 from thoraclip.config import build_config, field_help, read_toml
 from thoraclip.data.layouts import LAYOUTS
 from thoraclip.labels import shipped_prompt_sets
@@ -36,7 +31,7 @@ PANELS = {
     "Judgement": ("report", "audit", "explain"),
     "Deployment": ("export", "predict", "serve"),
 }
-COMMANDS = tuple(itertools.chain(*PANELS.values()))
+NAMES = tuple(command.title for command in COMMANDS)
 
 
 def test_the_door_is_sorted_complete_and_opens_and_no_module_hides_a_name() -> None:
@@ -49,60 +44,34 @@ def test_the_door_is_sorted_complete_and_opens_and_no_module_hides_a_name() -> N
         thoraclip.nothing  # noqa: B018
 
 
-def test_type_checkers_see_the_names_of_the_door() -> None:
-    tree = ast.parse(Path(thoraclip.__file__).read_text(encoding="utf-8"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    names = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert names - {None} == set(thoraclip.__all__) - set(METHODS)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.title)
+def test_every_argument_of_a_function_is_described_and_stands_in_the_help(command: Command, capsys: Capture) -> None:
+    described = command.signature or command.function
+    names = set(inspect.signature(described).parameters) - {"self"}
+    assert set(argument_texts(described)) == names
+    assert run([command.title, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert command.title in text
+    shown = {"settings": "set", "class_name": "class"}
+    for name, parameter in inspect.signature(described).parameters.items():
+        option = f"--{shown.get(name, name).replace('_', '-')}"
+        option = name.upper() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else option
+        assert (option in text) is (name not in {"self", "progress", "announce"}), name
 
 
-ON_A_COMMAND_ALONE = {"strict", "settings", "dry_run", "json"}
-"""What ends a program, or prints in another way."""
-ARGUMENTS = {"class": "class_name"}
-"""Options whose names Python keeps for itself."""
-FUNCTIONS = {"study": "run_study"}
-"""Names of the verbs that are not those of their commands."""
-
-
-def commands() -> dict[str, Any]:
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-
-
-def function(command: str) -> Callable[..., Any]:
-    return getattr(thoraclip, FUNCTIONS.get(command, command))  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_a_verb_has_the_arguments_of_its_command(command: str) -> None:
-    given = {p.opts[0].lstrip("-").replace("-", "_"): p for p in commands()[command].params}
-    takes_settings = given.pop("set", None) is not None
-    given = {ARGUMENTS.get(name, name): p for name, p in given.items() if name not in ON_A_COMMAND_ALONE}
-    parameters = dict(inspect.signature(function(command)).parameters)
-    if command in METHODS:
-        for field in dataclasses.fields(METHODS[command].config_type):
-            setting = parameters.pop(field.name)
-            assert (setting.kind, setting.default) == (inspect.Parameter.KEYWORD_ONLY, field.default)
-    else:
-        kinds = {p.kind for p in parameters.values()}
-        assert (inspect.Parameter.VAR_KEYWORD in kinds) is takes_settings
-    own = {n: p for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    assert set(own) - {"progress", "announce"} == set(given)
-    for name, option in given.items():
-        comes_first = own[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        assert comes_first is (option.param_type_name == "argument"), name
-        is_needed = own[name].default is inspect.Parameter.empty
-        if command in METHODS and name in {"manifest", "out"}:  # only --settings goes without
-            assert is_needed
-        else:
-            assert is_needed is option.required, name
-            assert is_needed or str(own[name].default) == str(option.default), name
-
-
-def test_every_verb_has_a_command_and_stands_in_the_docs() -> None:
-    functions = {FUNCTIONS.get(command, command) for command in commands()}
-    assert {*verbs.__all__, *METHODS} - {"MethodVerb"} == functions
+def test_every_function_has_a_command_and_stands_in_the_docs() -> None:
+    functions = {"run_study" if name == "study" else name for name in NAMES}
+    assert functions <= set(thoraclip.__all__)
     page = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
     assert not [name for name in functions if f"`{name}`" not in page]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_function_of_a_method_has_its_settings_as_keywords(kind: str) -> None:
+    parameters = inspect.signature(getattr(thoraclip, kind)).parameters
+    for field in dataclasses.fields(METHODS[kind].config_type):
+        found = parameters[field.name]
+        assert (found.kind, found.default) == (inspect.Parameter.KEYWORD_ONLY, field.default)
 
 
 def test_there_are_configs_for_every_method() -> None:
@@ -135,12 +104,6 @@ def test_shipped_prompts_describe_themselves(name: str) -> None:
     assert tomllib.loads(path.read_text(encoding="utf-8"))["description"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
-    assert run([command, "--help"]) == 0
-    assert command in capsys.readouterr().out
-
-
 def test_the_help_names_every_command_under_its_panel(capsys: Capture) -> None:
     assert run(["--help"]) == 0
     _, _, _, *found = re.split(r"─ (\w+) ─", capsys.readouterr().out)
@@ -152,7 +115,7 @@ def test_the_help_names_every_command_under_its_panel(capsys: Capture) -> None:
 def test_the_docs_name_every_command_layout_and_setting() -> None:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    for name in (*COMMANDS, *LAYOUTS, *shipped_prompt_sets()):
+    for name in (*NAMES, *LAYOUTS, *shipped_prompt_sets()):
         assert name in text, name
     for method in METHODS.values():
         for field in dataclasses.fields(method.config_type):
@@ -173,13 +136,11 @@ def test_constraints_pin_what_the_core_and_the_study_need() -> None:
 
 
 def test_one_command_alone_is_prepared_and_all_for_help_or_a_wrong_name() -> None:
-    every = len(app.registered_commands)
-    for name in COMMANDS:
+    for name in NAMES:
         (one,) = _app_of(["--version", name, "study", "--help"]).registered_commands
-        assert name in {one.name, getattr(one.callback, "__name__", "")}
+        assert one.name == name
     for words in ([], ["--help"], ["prdict"], ["--version"]):
-        assert len(_app_of(words).registered_commands) == every > 1
-    assert len(app.registered_commands) == every, "the app itself stays as it is"
+        assert len(_app_of(words).registered_commands) == len(NAMES) > 1
 
 
 @pytest.mark.parametrize("extra", ["study", "export", "serve"])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from thoraclip.methods.embed import cached_embeddings, load_encoder
-from thoraclip.methods.encoders import EncoderConfig, finished_embeddings
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder
 from thoraclip.models.files import Checkpoint, description, read_preprocess, stored_fingerprint, stored_folder
 from thoraclip.tables.arrays import ArrayWriter
 from thoraclip.tables.embeddings import EMBEDDINGS

@@ -10,11 +10,11 @@ import pytest
 from tests.deploy.conftest import Workshop
 from tests.small_install import run_without
 
+from thoraclip import audit
 from thoraclip.data.splits import split_folds
 from thoraclip.deploy.opening import open_bundle
 from thoraclip.deploy.subject import BundleSubject
 from thoraclip.errors import InputError, ManifestError
-from thoraclip.verbs import audit
 
 SETTINGS = {"images": 34, "saliency": 1, "resamples": 100, "duplicates": False, "masks": "none"}
 
@@ -47,7 +47,7 @@ def test_another_set_of_classes_is_refused_and_a_manifest_is_needed(workshop: Wo
 def test_an_audit_of_a_bundle_is_that_of_its_run(workshop: Workshop, tmp_path: Path) -> None:
     """The same effects; and torch, Transformers and PEFT are never imported."""
     words = {"manifest": str(workshop.root / "manifest.parquet"), "out": str(tmp_path / "b"), **SETTINGS}
-    code = f"from thoraclip.verbs import audit\naudit({str(workshop.bundle('probe'))!r}, **{words!r})\n"
+    code = f"from thoraclip import audit\naudit({str(workshop.bundle('probe'))!r}, **{words!r})\n"
     done = run_without(["onnx", "onnxscript"], code)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "b" / "audit.json").read_text())

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from thoraclip.data.card import data_facts
-from thoraclip.judge.model_card import CardFacts, TrainedRun, base_model, model_card
+from thoraclip.cards import data_facts
+from thoraclip.cards.model_card import CardFacts, TrainedRun, base_model, model_card
 from thoraclip.labels import LabelSet
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions

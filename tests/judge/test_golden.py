@@ -3,7 +3,7 @@
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
 thoraclip.judge.align, thoraclip.judge.audit, thoraclip.judge.audit_page, thoraclip.judge.compare,
 thoraclip.judge.entries, thoraclip.judge.external, thoraclip.judge.external_reading, thoraclip.judge.figures,
-thoraclip.judge.intervals, thoraclip.judge.model_card, thoraclip.judge.published, thoraclip.judge.reading,
+thoraclip.judge.intervals, thoraclip.cards.model_card, thoraclip.judge.published, thoraclip.judge.reading,
 thoraclip.judge.recalibration, thoraclip.judge.render, thoraclip.judge.report, thoraclip.judge.results,
 thoraclip.judge.shortcuts and thoraclip.judge.trust.
 
@@ -185,7 +185,7 @@ def made(case: str) -> dict[str, str]:
     """File -> text: pages without their look and drawings, and what was drawn."""
     drawn, draw = list[dict[str, Any]](), figures._svg
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thoraclip.judge.model_card._RESAMPLES", 100)
+        patch.setattr("thoraclip.cards.model_card._RESAMPLES", 100)
         patch.setattr(figures, "_svg", lambda figure, salt: (draw(figure, salt), drawn.append(shown(figure, salt)))[0])
         CASES[case](Path(name, "out"))
         found = {f: data.decode().replace(name, "FOLDER") for f, data in files(Path(name, "out")).items()}

@@ -10,14 +10,14 @@ import pytest
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError
 from thoraclip.judge.align import align
-from thoraclip.judge.conformal import fit_thresholds
-from thoraclip.judge.operating import choose_threshold
 from thoraclip.judge.reading import reading
 from thoraclip.judge.render import markdown_page
 from thoraclip.judge.report import MethodResult, judge
-from thoraclip.judge.scaling import fit_temperature, fit_vector
 from thoraclip.judge.trust import trust_entry
 from thoraclip.labels import LabelSet
+from thoraclip.posthoc.conformal import fit_thresholds
+from thoraclip.posthoc.operating import choose_threshold
+from thoraclip.posthoc.scaling import fit_temperature, fit_vector
 from thoraclip.proportions import clopper_pearson, wilson
 from thoraclip.tables.predictions import Predictions
 

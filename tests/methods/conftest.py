@@ -11,7 +11,8 @@ from tests.conftest import write_class_folder
 
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
-from thoraclip.methods import rounds, running
+from thoraclip.methods import running
+from thoraclip.methods.training import folds
 from thoraclip.tables.manifest import Manifest
 
 
@@ -61,7 +62,7 @@ def draw_plainly(patch: pytest.MonkeyPatch) -> None:
     def figure(rows: Any, **given: Any) -> str:
         return f"<svg>{[sorted(row.items()) for row in rows]} {given}</svg>"
 
-    patch.setattr(rounds, "training_figure", figure)
+    patch.setattr(folds, "training_figure", figure)
     patch.setattr(running, "write_model_card", lambda *_: None)
 
 

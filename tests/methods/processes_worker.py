@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tests import forked
-from tests.methods.test_gradcache import BATCH, LOSSES, gradients, make_contrast
+from tests.methods.test_gradcache import BATCH, LOSSES, gradients, make_step
 from torch import Tensor
 
-from thoraclip.methods.contrast import Contrast
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.training import Batch
+from thoraclip.methods.contrastive import ContrastiveStep
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Batch
 
 ODD = np.arange(BATCH - 1)  # 23 images: no number of processes divides them; five texts
 TWO_TEXTS = np.array([0, 5, 10, 15, 20, 1, 6])
@@ -64,14 +64,14 @@ def compute(work: Path, *, chunk_size: int) -> dict[str, Tensor]:
     """`CASE/gradient/NAME` of every case, and `CASE/weight/NAME` of the four losses."""
     found: dict[str, Tensor] = {}
     for case, rows, settings in CASES:
-        contrast = make_contrast(work, chunk_size=chunk_size, **settings)
+        contrast = make_step(work, chunk_size=chunk_size, **settings)
         found |= {f"{case}/gradient/{name}": g for name, g in gradients(contrast, rows=rows).items()}
         if case in LOSSES:
             found |= {f"{case}/weight/{name}": w for name, w in weights(contrast, rows).items()}
     return found
 
 
-def weights(contrast: Contrast, rows: np.ndarray) -> dict[str, Tensor]:
+def weights(contrast: ContrastiveStep, rows: np.ndarray) -> dict[str, Tensor]:
     parameters = contrast.tuned.parameters
     optimizer = torch.optim.AdamW(parameters.values(), lr=3e-4)
     for step in range(STEPS):
@@ -103,7 +103,7 @@ def command(arguments: list[str], watched: str = "", changes: str = "", stop_at:
     import signal
 
     from thoraclip.cli.app import run
-    from thoraclip.methods.training import Checkpoint
+    from thoraclip.methods.training.checkpoint import Checkpoint
 
     log = os.open(changes, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if changes else -1
 

@@ -26,14 +26,13 @@ from thoraclip.data.splits import independent_groups, split_folds
 from thoraclip.errors import ManifestError
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
-from thoraclip.methods import altered, retrained
 from thoraclip.methods import audit as module
-from thoraclip.methods.altered import Seen
-from thoraclip.methods.audit import AuditConfig, _across_sources, _Sample, audit
+from thoraclip.methods.audit import AuditConfig, audit, probes, scoring
+from thoraclip.methods.audit.sample import AuditSample, draw_sample
+from thoraclip.methods.audit.scoring import ViewScores, choose_partners
+from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
 from thoraclip.methods.probe import Config as ProbeConfig
-from thoraclip.methods.retrained import by_trees, held_out
 from thoraclip.methods.running import run_method
-from thoraclip.methods.trials import trials_of_views, trials_refitted
 from thoraclip.models import segmenter
 from thoraclip.proportions import wilson
 from thoraclip.tables.manifest import Manifest, write_manifest
@@ -58,7 +57,7 @@ class Reader:
 
 @dataclasses.dataclass
 class Run:
-    """What is audited, as `methods.subject` says it; each fold has a classifier of its own."""
+    """What is audited, see `AuditTarget`; each fold has a classifier of its own."""
 
     manifest: Manifest
     is_retrainable: bool = True
@@ -104,7 +103,7 @@ def run(phantoms: Manifest) -> Run:
 @pytest.fixture
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that ask for no verdict of them."""
-    monkeypatch.setattr(retrained, "_TREES", 2)
+    monkeypatch.setattr(probes, "_TREES", 2)
 
 
 def verdicts(content: dict[str, Any]) -> dict[str, str]:
@@ -146,7 +145,7 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     manifest = run.manifest
     whole = audit(run, manifest, SETTINGS, tmp_path / "whole")
-    made, real = [], altered.make_view
+    made, real = [], scoring.make_view
 
     def dies(view: Any, *rest: Any) -> Any:
         if len(made) > 7:
@@ -154,16 +153,16 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_bytes(
         made.append(view)
         return real(view, *rest)
 
-    monkeypatch.setattr(altered, "make_view", dies)
+    monkeypatch.setattr(scoring, "make_view", dies)
     with pytest.raises(KeyboardInterrupt):
         audit(run, manifest, SETTINGS, tmp_path / "killed")
     made.clear()
-    monkeypatch.setattr(altered, "make_view", lambda view, *rest: made.append(view) or real(view, *rest))
+    monkeypatch.setattr(scoring, "make_view", lambda view, *rest: made.append(view) or real(view, *rest))
     again = audit(run, manifest, SETTINGS, tmp_path / "killed")
     assert again == whole
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     shown = {view.title for view in made}
-    assert 0 < len(shown) < len(altered.VIEWS)  # the views before the kill were not made again
+    assert 0 < len(shown) < len(scoring.VIEWS)  # the views before the kill were not made again
     made.clear()
     assert audit(run, manifest, SETTINGS, tmp_path / "killed") == whole and not made
 
@@ -248,9 +247,9 @@ def test_what_is_gathered_is_what_its_parts_give(
     looks: list[Any] = []
     said: list[str] = []
     steps: dict[str, Any] = {"progress": lambda *_: None, "inspection": tmp_path / "seen"}
-    real = module.look_at_views
+    real = module.score_views
     monkeypatch.setattr(
-        module, "look_at_views", lambda *a, **given: looks.append((a, given, real(*a, **given))) or looks[-1][2]
+        module, "score_views", lambda *a, **given: looks.append((a, given, real(*a, **given))) or looks[-1][2]
     )
     monkeypatch.setattr(module, "audit_report", lambda facts, **given: (facts, given))
     monkeypatch.setattr(module, "_without_duplicates", lambda *given: given)
@@ -270,21 +269,21 @@ def test_what_is_gathered_is_what_its_parts_give(
     assert [own.tolist() for _, own in classifiers] == [np.flatnonzero(folds == f).tolist() for f in (0, 1)]
     groups = np.unique(independent_groups(manifest), return_inverse=True)[1]
     assert facts.answers.groups.tolist() == groups.tolist() and facts.answers.classes == 3
-    partners = altered.choose_partners(target, groups, folds, np.ones(16, bool), seed=3)
+    partners = choose_partners(target, groups, folds, np.ones(16, bool), seed=3)
     for found, wanted in zip((scene.same, scene.other, scene.any), partners, strict=True):
         assert found.tolist() == wanted.tolist()
     assert (scene.level, scene.seed) == (round(float(scene.greys.mean())), 3)
     greys = [greys for _, greys in grey_batches(manifest, Preprocess(size=64), batch_size=5)]
     np.testing.assert_array_equal(scene.greys, np.concatenate(greys))
     np.testing.assert_array_equal(scene.lungs, lung_masks(manifest, Preprocess(size=64)).masks)
-    fold = held_out(target, [str(g) for g in groups], folds=3, seed=3)
+    fold = probes.deal_folds(target, [str(g) for g in groups], folds=3, seed=3)
     shuffled = module._shuffled(target, groups, 3)
     parts = [np.arange(16)] if keys[0] == "same" else [np.flatnonzero(folds == f) for f in (0, 1)]
 
     def refitted(features: Any, labels: npt.NDArray[np.int64]) -> list[int]:
         told = np.full(16, -1)
         for part in parts:
-            told[part] = retrained.retrained(features[part], labels[part], fold[part], classes=3, l2=0.3)
+            told[part] = probes.probe_answers(features[part], labels[part], fold[part], classes=3, l2=0.3)
         return told.tolist()
 
     named = facts.answers.named
@@ -303,8 +302,8 @@ def test_what_is_gathered_is_what_its_parts_give(
     background = background_features(measured)
     together = np.concatenate([background[name] for name in BACKGROUND], axis=1)
     for name, values in {**background, "all": together}.items():
-        assert named[f"background {name}"].tolist() == by_trees(values, target, fold, seed=3).tolist(), name
-    trials = [*trials_of_views(named), *trials_refitted(named, True)]
+        assert named[f"background {name}"].tolist() == probes.tree_answers(values, target, fold, seed=3).tolist(), name
+    trials = [*view_tests(named), *probe_tests(named, True)]
     assert list(facts.trials[: len(trials)]) == trials
     behind = {t.name: (t.title, t.level, t.after, t.before, t.counts, t.finds) for t in facts.trials[len(trials) :]}
     words = dict(BACKGROUND) | {"all": "frame, marks, exposure, grain and file together"}
@@ -320,7 +319,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     np.testing.assert_array_equal(facts.saliency[2], scene.lungs)
 
 
-def made(target: npt.NDArray[np.int64], **columns: Any) -> _Sample:
+def made(target: npt.NDArray[np.int64], **columns: Any) -> AuditSample:
     """Images without pictures, which one classifier judges."""
     rows = [
         {"image_id": f"i{i}", "path": f"{i}.png", "label": "xyz"[t]}
@@ -329,7 +328,8 @@ def made(target: npt.NDArray[np.int64], **columns: Any) -> _Sample:
     ]
     everyone = np.arange(len(rows))
     manifest = Manifest.from_rows(rows, Path("/nowhere"))
-    return _Sample(manifest, [(Reader(), everyone)], LabelSet(("x", "y", "z")), target, everyone)  # type: ignore[list-item]
+    reader: Any = Reader()
+    return AuditSample(manifest, [(reader, everyone)], LabelSet(("x", "y", "z")), target, everyone)
 
 
 @pytest.mark.parametrize("images", [0, 20, 33, 34, 90])
@@ -338,7 +338,7 @@ def test_images_are_drawn_by_class_in_their_own_shares(images: int) -> None:
     folds = [n % 2 for n in range(34)] + [None] * 3
     manifest = made(target, fold=folds, patient=[f"p{n // 3}-{n % 2}" for n in range(37)]).manifest
     run = Run(manifest)
-    sample = module._draw(run, manifest, AuditConfig(images=images, seed=5))
+    sample = draw_sample(run, manifest, images=images, seed=5)
     rows, rng = np.arange(34), np.random.default_rng([5, 0])
     if images and images < 34:
         kept = [
@@ -386,48 +386,50 @@ def test_lungs_are_found_as_the_settings_ask(masks: str, source: str, monkeypatc
 def test_where_one_image_has_no_lungs_all_leave_out_the_middle(
     unknown: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, told = module._draw(run, run.manifest, SETTINGS), []
-    monkeypatch.setattr(module, "shown_features", lambda grey, mask: told.append(mask) or shown_features(grey, mask))
-    monkeypatch.setattr(module, "by_trees", lambda values, *_, **__: values)
+    sample, told = draw_sample(run, run.manifest, images=0, seed=0), []
+    monkeypatch.setattr(probes, "shown_features", lambda grey, mask: told.append(mask) or shown_features(grey, mask))
+    monkeypatch.setattr(probes, "tree_answers", lambda values, *_, **__: values)
     lungs = np.ones((FEW, 64, 64), bool)
     lungs[:unknown] = False
-    module._background(sample, np.zeros((FEW, 64, 64), np.uint8), lungs, np.zeros(FEW, np.int64), SETTINGS)
+    probes.background_answers(sample, np.zeros((FEW, 64, 64), np.uint8), lungs, np.zeros(FEW, np.int64), seed=0)
     assert len(told) == FEW and all((mask is None) == bool(unknown) for mask in told)
 
 
-def test_a_class_that_no_other_source_has_is_not_asked_across_sources() -> None:
+def test_a_class_that_no_other_source_has_is_not_askedacross_sources() -> None:
     """Source a holds classes 0 and 1, source b 1 and 2: only class 1 can be carried over."""
     rng = np.random.default_rng(0)
     target = np.repeat([0, 1, 1, 2], 30).astype(np.int64)
     features = rng.normal(size=(120, 6)).astype(np.float32)
     features[:, 0] += 4.0 * target
     source, fold = ["a"] * 60 + ["b"] * 60, np.arange(120) % 5
-    sample, seen = made(target, source=source), Seen(features, np.full((120, 3), 1 / 3))
-    answers, (trial,) = _across_sources(sample, seen, fold, SETTINGS, counts=True)
+    sample, seen = made(target, source=source), ViewScores(features, np.full((120, 3), 1 / 3))
+    answers, (trial,) = probes.across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=True)
     asked = answers["across sources"] >= 0
     assert set(target[asked]) == {1} and np.array_equal(asked, answers["within sources"] >= 0)
     for name, part in (("within sources", fold), ("across sources", np.repeat([0, 1], 60))):
-        named = retrained.retrained(features, target, part, classes=3, l2=SETTINGS.l2)
+        named = probes.probe_answers(features, target, part, classes=3, l2=SETTINGS.l2)
         assert answers[name].tolist() == np.where(target == 1, named, -1).tolist()
     assert (trial.name, trial.level, trial.after, trial.before, trial.finds) == (
         "across-sources", "features", "across sources", "within sources", "the source"
     )  # fmt: skip
     assert "of a source (a, b) answered" in trial.title and trial.counts
-    assert not _across_sources(sample, seen, fold, SETTINGS, counts=False)[1][0].counts
+    assert not probes.across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=False)[1][0].counts
     for other in (
         dataclasses.replace(sample, target=np.repeat([0, 0, 1, 1], 30)),  # each source has a class of its own
         dataclasses.replace(sample, classifiers=[(Reader("one"), fold[:60]), (Reader("two"), fold[60:])]),
         made(target, source=["a"] * 60 + [None] * 60),
     ):
-        assert _across_sources(other, seen, fold, SETTINGS, counts=True) == ({}, [])
+        assert probes.across_sources(other, seen, fold, l2=SETTINGS.l2, counts=True) == ({}, [])
 
 
 @pytest.mark.parametrize(("few", "is_asked"), [(9, False), (10, True)])
 def test_a_source_takes_part_with_ten_images_of_two_classes(few: int, is_asked: bool) -> None:
     target = np.array([0] * 30 + [1] * 30 + [0] * few + [1] * 30)
-    seen = Seen(np.random.default_rng(0).normal(size=(len(target), 3)).astype(np.float32), np.zeros((len(target), 3)))
+    seen = ViewScores(
+        np.random.default_rng(0).normal(size=(len(target), 3)).astype(np.float32), np.zeros((len(target), 3))
+    )
     sample = made(target, source=["a"] * 60 + ["b"] * (few + 30))
-    answers, _ = _across_sources(sample, seen, np.arange(len(target)) % 5, SETTINGS, counts=True)
+    answers, _ = probes.across_sources(sample, seen, np.arange(len(target)) % 5, l2=0.1, counts=True)
     assert bool(answers) == is_asked
 
 
@@ -437,27 +439,27 @@ def test_a_column_is_asked_for_where_two_of_its_values_are_frequent() -> None:
     sex, view = ["M"] * 20 + ["F"] * 20 + ["U"] * 5, ["PA"] * 20 + ["AP"] * 19 + [None] * 6
     sample, seen, fold = (
         made(np.arange(count) % 3, sex=sex, view=view),
-        Seen(features, np.zeros((count, 3))),
+        ViewScores(features, np.zeros((count, 3))),
         np.arange(45) % 4,
     )
-    source, by_view, by_sex, form = module._attributes(sample, seen, fold, SETTINGS)
+    source, by_view, by_sex, form = probes.attribute_answers(sample, seen, fold, l2=0.1)
     codes = np.array([1] * 20 + [0] * 20 + [-1] * 5)
     assert (by_sex["column"], by_sex["values"], by_sex["asked"]) == ("sex", ["F", "M", "U"], ["F", "M"])
     assert by_sex["codes"].tolist() == codes.tolist()
-    assert by_sex["named"].tolist() == retrained.retrained(features, codes, fold, classes=2, l2=0.1).tolist()
+    assert by_sex["named"].tolist() == probes.probe_answers(features, codes, fold, classes=2, l2=0.1).tolist()
     assert (by_view["values"], by_view["asked"], by_view["named"]) == (["AP", "PA"], ["PA"], None)
     assert (source["values"], form["named"]) == ([], None)
     apart = dataclasses.replace(
         sample, classifiers=[(Reader("one"), np.arange(20)), (Reader("two"), np.arange(20, 45))]
     )
-    assert module._attributes(apart, seen, fold, SETTINGS)[2]["named"] is None
+    assert probes.attribute_answers(apart, seen, fold, l2=0.1)[2]["named"] is None
 
 
 def test_the_sham_tells_what_changes_where_nothing_is_replaced() -> None:
     before = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.5, 0.5]])
     after = np.array([[0.9, 0.1], [0.7, 0.3], [0.3, 0.7], [np.nan, np.nan]])
     features = np.zeros((4, 1), np.float32)
-    told = module._sham({"original": Seen(features, before), "sham": Seen(features, after)})
+    told = module._sham({"original": ViewScores(features, before), "sham": ViewScores(features, after)})
     assert told == {"images": 3, "largest_change": pytest.approx(0.3), "other_answers": 1}
 
 

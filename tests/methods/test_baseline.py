@@ -21,10 +21,11 @@ from thoraclip.errors import ConfigError, InputError, ModelError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import baseline, supervised
 from thoraclip.methods.baseline import Config
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.running import Context, parts, read_validation, run_method
-from thoraclip.methods.supervised import Supervised, scores_of
-from thoraclip.methods.training import Batch
+from thoraclip.methods.running import Part, RunContext, parts, read_validation, run_method
+from thoraclip.methods.supervised import SupervisedStep, scores_of
+from thoraclip.methods.training.folds import FoldTraining
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.augment import augment
 from thoraclip.models.backbones import load_backbone, load_trained, read_trained_note
@@ -45,15 +46,13 @@ def config_of(model: str, **settings: Any) -> Config:
     return Config(model=model, **(few | settings))
 
 
-def make(config: Config, manifest: Manifest, folder: Path, weight: tuple[float, ...] = (1, 1, 1)) -> Supervised:
-    backbone = load_backbone(config.model, LABELS, precision="fp32", device="cpu")
-    greys = pixel_cache(manifest, backbone.preprocess, folder / "px").pixels
-    targets = manifest.targets(LABELS)
-    group = ProcessGroup()
-    return Supervised(config, backbone, greys, targets, np.array(weight, float), np.arange(6), group)
+def make(config: Config, manifest: Manifest, folder: Path, weight: tuple[float, ...] = (1, 1, 1)) -> SupervisedStep:
+    context, rows = RunContext(manifest, RunFolder(folder), folder, folder / "px"), np.arange(len(manifest))
+    step = baseline._prepare(FoldTraining(config, context, Part(None, rows, rows, rows), LABELS, ProcessGroup()))
+    return dataclasses.replace(step, weight=np.array(weight, float))
 
 
-def gradients(trainee: Supervised, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+def gradients(trainee: SupervisedStep, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     loss = trainee.backward(batch)
     return loss, {n: p.grad.clone() for n, p in trainee.parameters.items() if p.grad is not None}
 
@@ -167,12 +166,13 @@ def test_the_state_is_all_that_a_step_changes(
     tmp_path: Path,
 ) -> None:
     """A checkpoint of it goes on to the same bytes; a frozen network keeps its weights, frozen norms their statistics."""
-    trainee = make(config_of(models["resnet"], mixup=0.2, **settings), manifest, tmp_path)
-    network = trainee.backbone.network
+    config = config_of(models["resnet"], mixup=0.2, **settings)
+    trainee = make(config, manifest, tmp_path)
+    network, optimizer = trainee.backbone.network, baseline._optimizer(config, trainee)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for step in range(2):
         trainee.backward(batch_of(manifest, step=step))
-        trainee.optimizer.step()
+        optimizer.step()
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == set(trainee.state)
     assert (changed == {"classifier.1.weight", "classifier.1.bias"}) == has_head_alone
@@ -185,7 +185,7 @@ def test_the_learning_rate_falls_with_the_distance_from_the_head(
 ) -> None:
     config = config_of(models["vit"], layer_decay=0.5, weight_decay=0.1)
     trainee = make(config, manifest, tmp_path)
-    found = {id(p): group for group in trainee.optimizer.param_groups for p in group["params"]}
+    found = {id(p): group for group in baseline._optimizer(config, trainee).param_groups for p in group["params"]}
     assert len(found) == len(trainee.parameters)
     for name, parameter in trainee.parameters.items():
         depth = 0 if "embeddings" in name else int(name.split(".")[2]) + 1 if "layers" in name else 3
@@ -210,27 +210,27 @@ def test_the_settings_reach_the_network(
 
     config = config_of(models["vit"], pretrained=False, seed=5, geometry="pad", precision="bf16")
     (part,) = parts(split_manifest, LABELS, val_fraction=0.25, seed=0)
-    context = Context(split_manifest, RunFolder(tmp_path), tmp_path, progress=print)
-    one = baseline.BaselineRound(config, context, part, LABELS, ProcessGroup())
+    context = RunContext(split_manifest, RunFolder(tmp_path), tmp_path, progress=print)
+    training = FoldTraining(config, context, part, LABELS, ProcessGroup())
     monkeypatch.setattr(baseline, "load_backbone", stop)
     with pytest.raises(StopHereError):
-        one.prepare()
+        baseline._prepare(training)
     assert asked.pop() == (
         (models["vit"], LABELS),
-        {"pretrained": False, "seed": 5, "geometry": "pad", "precision": "bf16", "device": str(one.group.device)},
+        {"pretrained": False, "seed": 5, "geometry": "pad", "precision": "bf16", "device": str(training.group.device)},
     )
     network = SimpleNamespace(labels=LABELS, preprocess="a spec")
     monkeypatch.setattr(baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or network)
-    monkeypatch.setattr(baseline.BaselineRound, "pictures", lambda _, spec: f"by {spec}")
+    monkeypatch.setattr(FoldTraining, "images", lambda _, spec: f"by {spec}")
     monkeypatch.setattr(baseline, "scores_of", lambda *arguments, **given: (*arguments, given))
     with_progress = {"progress": print}
-    assert baseline._score(one) == (
+    assert baseline._score(training) == (
         (network, "by a spec", part.test, with_progress), (network, "by a spec", part.val, with_progress)
     )  # fmt: skip
     assert asked == [(tmp_path / "model", {"precision": "bf16"})]
     network.labels = LabelSet(("a", "b"))
     with pytest.raises(InputError, match=r"was trained on \['a', 'b'\]; train it again"):
-        baseline._score(one)
+        baseline._score(training)
 
 
 @pytest.mark.parametrize(
@@ -247,10 +247,9 @@ def test_the_settings_reach_the_network(
 def test_batch_normalisation_sees_whole_batches(
     settings: dict[str, Any], processes: int, has_norm: bool, is_refused: bool
 ) -> None:
-    one = SimpleNamespace(config=config_of("m", **settings), group=SimpleNamespace(count=processes))
-    backbone = SimpleNamespace(running_statistics={"mean": 0} if has_norm else {})
+    backbone: Any = SimpleNamespace(running_statistics={"mean": 0} if has_norm else {})
     with pytest.raises(ConfigError, match=f"in {processes} process") if is_refused else nullcontext():
-        baseline.BaselineRound._require_whole_batches(one, backbone)  # type: ignore[arg-type]
+        baseline._require_whole_batches(config_of("m", **settings), backbone, processes)
 
 
 @pytest.mark.parametrize("size", [5, 11])
@@ -285,10 +284,10 @@ def test_a_networks_own_dropout_hangs_on_the_step(
     again, _ = gradients(trainee, batch_of(split_manifest))
     other, _ = gradients(trainee, batch_of(split_manifest, step=4))
     seed, without = (
-        gradients(make(config, split_manifest, tmp_path), batch_of(split_manifest))[0]
-        for config in (
-            config_of(str(model), batch_size=12, seed=1, augmentation=False),
-            config_of(models["vit"], batch_size=12),
+        gradients(dataclasses.replace(make(config, split_manifest, tmp_path), seed=seed), batch_of(split_manifest))[0]
+        for seed, config in (
+            (1, config_of(str(model), batch_size=12, augmentation=False)),
+            (0, config_of(models["vit"], batch_size=12)),
         )
     )
     plain, _ = gradients(
@@ -329,12 +328,12 @@ def test_the_best_weights_are_kept_and_waiting_has_an_end(
     """The loss is best at step 1 and at step 4, the F1 at step 2; two more validations are waited for."""
     values, seen = iter([(0.9, 0.1), (0.2, 0.5), (0.3, 0.8), (0.4, 0.8), (0.1, 0.2)]), []
 
-    def validate(self: Supervised) -> dict[str, float]:
+    def validate(self: SupervisedStep, rows: Any) -> dict[str, float]:
         seen.append({name: tensor.detach().clone() for name, tensor in self.state.items()})
         loss, f1 = next(values)
         return {"val_accuracy": 0.0, "val_macro_f1": f1, "val_log_loss": loss}
 
-    monkeypatch.setattr(Supervised, "validate", validate)
+    monkeypatch.setattr(SupervisedStep, "validate", validate)
     weighed: list[list[int]] = []
     real = baseline.class_weights
     monkeypatch.setattr(baseline, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind))
@@ -399,8 +398,8 @@ def test_gradient_checkpointing_changes_no_gradient(
     models: dict[str, str], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recomputed: list[str] = []
-    real = supervised.recompute_layers
-    monkeypatch.setattr(supervised, "recompute_layers", lambda net, name: recomputed.append(name) or real(net, name))
+    real = baseline.recompute_layers
+    monkeypatch.setattr(baseline, "recompute_layers", lambda net, name: recomputed.append(name) or real(net, name))
     for kind in ("vit", "clip"):
         batch = batch_of(manifest, size=6)
         one = gradients(make(config_of(models[kind], batch_size=12), manifest, tmp_path), batch)

@@ -12,9 +12,11 @@ import pytest
 from huggingface_hub import ModelCard
 from tests.checkpoints import TINY
 
-from thoraclip.methods import METHODS, rounds
-from thoraclip.methods.embed import EncoderConfig, cached_embeddings
+from thoraclip.methods import METHODS
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import run_method
+from thoraclip.methods.training import folds
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
@@ -56,7 +58,7 @@ def test_there_is_a_quick_run_for_every_method_that_is_trained() -> None:
 def test_what_is_trained_gets_a_card_and_the_same_run_the_same_bytes(
     kind: str, run: Any, models: dict[str, str], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "training_figure", lambda *_, **__: "<svg/>")
+    monkeypatch.setattr(folds, "training_figure", lambda *_, **__: "<svg/>")
     model: dict[str, Any] = {"only_folds": (0, 2)} | ({"model": models[SMALL[kind]]} if kind in SMALL else {})
     predictions, first = run(kind, manifest, tmp_path / "a", **model)
     _, second = run(kind, manifest, tmp_path / "elsewhere" / "b", **model)

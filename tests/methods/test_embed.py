@@ -16,9 +16,10 @@ from tests.conftest import files
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, decode, normalise, preprocess
 from thoraclip.methods import embed as module
-from thoraclip.methods import engines
-from thoraclip.methods.embed import cached_embeddings, embed, load_encoder, usual_batch_size
-from thoraclip.methods.encoders import EncoderConfig, ModelConfig, finished_embeddings
+from thoraclip.methods import encoders, engines
+from thoraclip.methods.embed import cached_embeddings, embed, usual_batch_size
+from thoraclip.methods.encoders import EncoderConfig, ModelConfig, finished_embeddings, load_encoder
+from thoraclip.models import dual_encoder
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.files import SHIPPED, description, locate
 from thoraclip.models.frozen import FrozenEncoder
@@ -214,7 +215,9 @@ def test_a_cache_has_a_folder_for_each_encoder_and_embeds_as_it_is_told(
 
 def test_the_last_encoder_is_kept_as_long_as_its_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
-    monkeypatch.setattr(module, "load_dual_encoder", lambda model, **given: loaded.append((model, given)) or object())
+    monkeypatch.setattr(
+        dual_encoder, "load_dual_encoder", lambda model, **given: loaded.append((model, given)) or object()
+    )
     monkeypatch.setattr(FrozenEncoder, "of", lambda encoder: encoder)
     for name in ("model", "adapter"):
         (tmp_path / name / "inner").mkdir(parents=True)
@@ -228,7 +231,7 @@ def test_the_last_encoder_is_kept_as_long_as_its_files_stay(tmp_path: Path, monk
         assert load_encoder(config) is not first
         first = load_encoder(config)
     assert len(loaded) == 3
-    module._load.cache_clear()
+    encoders._load.cache_clear()
 
 
 class TestConfig:

@@ -26,7 +26,8 @@ from thoraclip import ray_pool
 from thoraclip.data.batches import picture_source
 from thoraclip.errors import ConfigError, InputError, MismatchError, MissingExtraError
 from thoraclip.methods import engines
-from thoraclip.methods.embed import EncoderConfig, embed, load_encoder
+from thoraclip.methods.embed import embed
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.engines import by_processes, by_ray, by_threads, cut
 from thoraclip.models.frozen import FrozenEncoder
 from thoraclip.tables.manifest import Manifest, read_manifest

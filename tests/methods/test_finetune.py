@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,13 @@ from tests.conftest import files
 from tests.methods.conftest import draw_plainly
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError, ThoraclipError, TrainingError
-from thoraclip.methods import finetune, losses, pairs, tuning
-from thoraclip.methods.contrast import Contrast
+from thoraclip.methods import finetune, losses
+from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep
 from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.probe import Config as Probe
 from thoraclip.methods.running import run_method
-from thoraclip.methods.training import TrainingSettings
-from thoraclip.methods.tuning import Tuning
+from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import Config as ZeroShot
 from thoraclip.methods.zeroshot import prompts_digest
 from thoraclip.models.adapter import read_note
@@ -68,18 +65,14 @@ def content(run: Path) -> dict[str, bytes]:
     return {name: data for name, data in files(run).items() if name != "config.toml"}
 
 
-def interrupt_at(step: int, how: Callable[[], None]) -> Progress:
-    """A progress callback that interrupts at the given step of the training, before its checkpoint."""
+def killed_at(step: int) -> Progress:
+    """A progress callback that raises at the given step of the training, before its checkpoint."""
 
     def progress(done: int, total: int) -> None:
         if (done, total) == (4 * step, 4 * STEPS):
-            how()
+            raise RuntimeError("killed")
 
     return progress
-
-
-def die() -> None:
-    raise RuntimeError("killed")
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +165,8 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
 
     watch(TunableEncoder, "centre_bias")
     watch(finetune, "score_images")
-    for name in ("load_dual_encoder", "add_lora", "optimizer_of"):
-        watch(tuning, name)
+    for name in ("load_dual_encoder", "add_lora", "_optimizer"):
+        watch(finetune, name)
     settings = {
         "loss": loss,
         "geometry": "crop",
@@ -188,7 +181,7 @@ def test_what_the_settings_say_is_what_is_trained_and_scored(
     ((given, named, tuned),) = seen["add_lora"]
     assert given == (encoder, config_of(model, **settings, gradient_checkpointing=True))
     assert named == {"seed": 5, "train_scale": False, "train_bias": loss == "siglip", "checkpointing": True}
-    ((_, _, optimizer),) = seen["optimizer_of"]
+    ((_, _, optimizer),) = seen["_optimizer"]
     groups = optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0][: 1 + (loss == "siglip")]
     assert [p for group in groups for p in group["params"]] == list(tuned.parameters.values())
@@ -244,37 +237,8 @@ def test_a_killed_training_ends_with_the_same_bytes(whole: Path, train: Train, t
     """Before any checkpoint, after one, and at the last step."""
     for step in (1, 3, 4):
         with pytest.raises(RuntimeError, match="killed"):
-            train(checkpoint_minutes=1e-9, progress=interrupt_at(step, die))
+            train(checkpoint_minutes=1e-9, progress=killed_at(step))
         assert (tmp_path / "run" / "training.safetensors").exists() == (step > 1)
-    train(checkpoint_minutes=1e-9)
-    assert content(tmp_path / "run") == content(whole)
-
-
-def test_a_signal_ends_the_step_and_leaves_a_checkpoint(whole: Path, train: Train, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(progress=interrupt_at(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert (tmp_path / "run" / "training.safetensors").exists()
-    seen: list[tuple[int, int]] = []
-    train(progress=lambda done, total: seen.append((done, total)))
-    assert (12, 16) in seen and (8, 16) not in seen, "it went on at step 3"
-    assert files(tmp_path / "run") == files(whole)
-
-
-def test_what_another_split_left_does_not_stay(train: Train, manifest: Manifest, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    for name in ("adapter", "last", "model", "fold-0", "fold-3"):
-        (run / name).mkdir(parents=True)
-    train(manifest=manifest, steps=1, only_folds=(1,))
-    assert {place.name for place in run.iterdir() if place.is_dir()} >= {"fold-0", "fold-1"}
-    assert not any((run / name).exists() for name in ("adapter", "last", "model", "fold-3"))
-    train(steps=1)
-    assert not list(run.glob("fold-*")) and (run / "adapter").is_dir()
-
-
-def test_other_settings_do_not_go_on_from_the_checkpoint(whole: Path, train: Train, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="killed"):
-        train(checkpoint_minutes=1e-9, seed=1, progress=interrupt_at(3, die))
-    assert (tmp_path / "run" / "training.safetensors").exists()
     train(checkpoint_minutes=1e-9)
     assert content(tmp_path / "run") == content(whole)
 
@@ -285,11 +249,11 @@ def test_the_best_adapter_is_kept_and_waiting_has_an_end(
     """Of equal validations the first; `last` has the weights after the last step."""
     values, seen = iter([0.1, 0.5, 0.9, 0.9, 0.3]), []
 
-    def validate(self: Tuning) -> dict[str, float]:
-        seen.append({tensor.detach().numpy().tobytes() for tensor in self.state.values()})
+    def validate(self: ContrastiveStep, rows: Any, prompts: Any) -> dict[str, float]:
+        seen.append({tensor.detach().numpy().tobytes() for tensor in self.tuned.parameters.values()})
         return {"val_accuracy": 0.0, "val_macro_f1": next(values), "val_mean_cosine": 0.0}
 
-    monkeypatch.setattr(Tuning, "validate", validate)
+    monkeypatch.setattr(ContrastiveStep, "validate", validate)
     _, details = train(validate_every=1, patience=2, steps=20)
     (chosen,) = details["chosen"]
     assert (chosen["step"], chosen["steps"], chosen["validation"]["val_macro_f1"]) == (2, 4, 0.9)
@@ -306,16 +270,16 @@ def test_which_images_choose_and_by_what(
     learnt, val = (np.flatnonzero(split == part).tolist() for part in ("train", "val"))
     zero, probe = iter([0.9, 0.1, 0.2]), iter([0.1, 0.8, 0.3])
 
-    def by_prompts(self: Contrast, rows: np.ndarray, prompts: Any) -> dict[str, float]:
+    def by_prompts(self: ContrastiveStep, rows: np.ndarray, prompts: Any) -> dict[str, float]:
         asked.append(rows.tolist())
         return {"val_macro_f1": next(zero), "val_mean_cosine": 0.0}
 
-    def by_probe(self: Contrast, fitted: np.ndarray, rows: np.ndarray, labels: Any) -> dict[str, float]:
+    def by_probe(self: ContrastiveStep, fitted: np.ndarray, rows: np.ndarray, labels: Any) -> dict[str, float]:
         asked.append((fitted.tolist(), rows.tolist()))
         return {"val_probe_macro_f1": next(probe)}
 
-    monkeypatch.setattr(Contrast, "validate", by_prompts)
-    monkeypatch.setattr(Contrast, "validate_probe", by_probe)
+    monkeypatch.setattr(ContrastiveStep, "validate", by_prompts)
+    monkeypatch.setattr(ContrastiveStep, "validate_probe", by_probe)
     _, details = train(select=select)
     assert details["chosen"][0]["step"] == {"probe": 2, "zeroshot": 0, "last": 4}[select]
     assert asked == ([val, (learnt, val)] if select == "probe" else [val]) * 3
@@ -374,13 +338,11 @@ def test_captions_are_joined_by_image_and_the_label_appended_once(
 ) -> None:
     captions = write_some_captions(tmp_path / "c.parquet", split_manifest)
     seen: list[tuple[str, ...]] = []
-    original = pairs.CaptionTexts.of
-    monkeypatch.setattr(
-        pairs.CaptionTexts, "of", lambda rows, texts: seen.append(tuple(texts)) or original(rows, texts)
-    )
+    original = CaptionTexts.of
+    monkeypatch.setattr(CaptionTexts, "of", lambda rows, texts: seen.append(tuple(texts)) or original(rows, texts))
     weighed: list[list[int]] = []
-    real = tuning.class_weights
-    monkeypatch.setattr(tuning, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind))
+    real = finetune.class_weights
+    monkeypatch.setattr(finetune, "class_weights", lambda y, n, kind: weighed.append(y.tolist()) or real(y, n, kind))
     learnt = [n for n, split in enumerate(split_manifest.column("split")) if split == "train"]
     labels, targets = split_manifest.column("label"), split_manifest.targets(split_manifest.label_set())
     for append in (True, False):
@@ -423,7 +385,6 @@ def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_
         ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out"),
         ({"mirror": 2.0}, "mirror = 2.0"),
         ({"rank": 0}, "rank = 0"),
-        ({"towers": "all"}, "unknown towers 'all'"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(settings: dict[str, Any], message: str, train: Train) -> None:

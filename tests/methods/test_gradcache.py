@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from thoraclip.data.batches import pixel_cache
 from thoraclip.data.index import index
 from thoraclip.labels import load_prompts
-from thoraclip.methods import contrast as module
+from thoraclip.methods import contrastive as module
 from thoraclip.methods import losses
-from thoraclip.methods.contrast import Contrast
+from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
 from thoraclip.methods.finetune import Config
 from thoraclip.methods.gradcache import Tower, cached_backward
-from thoraclip.methods.pairs import CaptionTexts, PromptTexts
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.training import Batch
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors
+from thoraclip.models.augment import Augmentation
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
 
@@ -40,9 +40,9 @@ LOSSES = ("infonce", "unicl", "siglip", "prompt_ce")
 ROWS = np.arange(BATCH)
 
 
-def make_contrast(
+def make_step(
     folder: Path, *, loss: str, family: str = "vision-text-dual-encoder", captions: bool = True, **settings: Any
-) -> Contrast:
+) -> ContrastiveStep:
     """A step on 24 pictures of three classes; the text tower is BERT with its own dropout of 0.1."""
     if not (folder / "images").exists():
         write_class_folder(folder / "images")
@@ -51,8 +51,8 @@ def make_contrast(
     model = folder / family
     if not model.exists():
         save_checkpoint(family, model)
-    values = {"batch_size": BATCH, "chunk_size": BATCH, "loss": loss, "precision": "fp32", "lora_dropout": 0.1}
-    config = Config(model=str(model), **values | settings)
+    values = {"batch_size": BATCH, "chunk_size": BATCH, "precision": "fp32", "lora_dropout": 0.1}
+    config = Config(model=str(model), loss=loss, **values | settings)
     encoder = load_dual_encoder(config.model, precision="fp32")
     tuned = add_lora(encoder, config, seed=3, train_scale=True, train_bias=loss == "siglip",
                      checkpointing=config.gradient_checkpointing)  # fmt: skip
@@ -65,13 +65,17 @@ def make_contrast(
     if captions and loss != "prompt_ce":  # five captions for 24 images
         texts = CaptionTexts.of(ROWS.tolist(), [f"a chest X-ray, number {row % 5}" for row in ROWS])
     greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").pixels
-    return Contrast(
-        config, tuned, greys, manifest.targets(labels), np.array([0.5, 1.0, 1.5]), texts, ProcessGroup()
+    weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])
+    return ContrastiveStep(
+        tuned=tuned, greys=greys, targets=manifest.targets(labels), texts=texts, group=ProcessGroup(), loss=loss,
+        weight=weight, chunk_size=config.chunk_size, augmentation=config, seed=0,
     )  # fmt: skip
 
 
 def gradients(
-    contrast: Contrast, step: Callable[[Contrast, Batch], float] = Contrast.backward, rows: np.ndarray = ROWS
+    contrast: ContrastiveStep,
+    step: Callable[[ContrastiveStep, Batch], float] = ContrastiveStep.backward,
+    rows: np.ndarray = ROWS,
 ) -> dict[str, Tensor]:
     """Of every trainable tensor, and the loss."""
     for parameter in contrast.tuned.parameters.values():
@@ -83,7 +87,7 @@ def gradients(
     return found
 
 
-def plain(contrast: Contrast, batch: Batch) -> float:
+def plain(contrast: ContrastiveStep, batch: Batch) -> float:
     """One forward pass of everything, every caption as often as it stands in the batch, one backward pass."""
     image = contrast._images_of(batch)(torch.arange(BATCH))
     if isinstance(contrast.texts, PromptTexts):
@@ -102,34 +106,30 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[n] - other[n]).norm() / other[n].norm().clamp(min=1e-12)) for n in one)
 
 
-def with_settings(contrast: Contrast, **settings: Any) -> Contrast:
-    return dataclasses.replace(contrast, config=dataclasses.replace(contrast.config, **settings))
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gradcache")
 
 
 @pytest.fixture(scope="module")
-def captioned(work: Path) -> Contrast:
-    return make_contrast(work, loss="unicl")
+def captioned(work: Path) -> ContrastiveStep:
+    return make_step(work, loss="unicl")
 
 
 @pytest.fixture(scope="module", params=LOSSES)
-def contrast(work: Path, request: pytest.FixtureRequest) -> Iterator[Contrast]:
-    return make_contrast(work, loss=request.param)
+def contrast(work: Path, request: pytest.FixtureRequest) -> Iterator[ContrastiveStep]:
+    return make_step(work, loss=request.param)
 
 
 class TestContrast:
     """The parts of a step, each against what it must be."""
 
-    def test_the_chunk_never_changes_the_gradient(self, contrast: Contrast) -> None:
+    def test_the_chunk_never_changes_the_gradient(self, contrast: ContrastiveStep) -> None:
         expected = gradients(contrast, plain)
         for chunk in (24, 5):
-            assert difference(gradients(with_settings(contrast, chunk_size=chunk)), expected) < 1e-5
+            assert difference(gradients(dataclasses.replace(contrast, chunk_size=chunk)), expected) < 1e-5
         assert {"log_scale", "bias"} & expected.keys() == {"log_scale"} | (
-            {"bias"} if contrast.config.loss == "siglip" else set()
+            {"bias"} if contrast.loss == "siglip" else set()
         )
         assert any("visual_projection" in name for name in expected)
 
@@ -141,21 +141,23 @@ class TestContrast:
         self, settings: dict[str, Any], work: Path
     ) -> None:
         saving = settings.get("gradient_checkpointing", False)
-        one = make_contrast(work, loss="siglip", **settings | {"gradient_checkpointing": False})
-        other = make_contrast(work, loss="siglip", chunk_size=5, **settings)
+        one = make_step(work, loss="siglip", **settings | {"gradient_checkpointing": False})
+        other = make_step(work, loss="siglip", chunk_size=5, **settings)
         modules = other.tuned.encoder.model.modules()
         assert saving == any(getattr(m, "gradient_checkpointing", False) and m.training for m in modules)
         assert difference(gradients(other), gradients(one, plain)) < 1e-5
 
     def test_nor_under_autocast_beyond_its_rounding(self, work: Path) -> None:
-        contrast = make_contrast(work, loss="unicl")
+        contrast = make_step(work, loss="unicl")
         half = dataclasses.replace(contrast.tuned.encoder, precision="bf16")
         contrast = dataclasses.replace(contrast, tuned=dataclasses.replace(contrast.tuned, encoder=half))
-        assert 1e-6 < difference(gradients(with_settings(contrast, chunk_size=5)), gradients(contrast, plain)) < 0.05
+        assert (
+            1e-6 < difference(gradients(dataclasses.replace(contrast, chunk_size=5)), gradients(contrast, plain)) < 0.05
+        )
 
     def test_several_processes_have_the_gradient_of_one(self, work: Path) -> None:
         """23 images, a number that none divides, and five texts; the last process has one of these, and one of padding."""
-        made = [make_contrast(work, loss="siglip", chunk_size=5) for _ in range(4)]
+        made = [make_step(work, loss="siglip", chunk_size=5) for _ in range(4)]
         expected = gradients(made.pop(), rows=ROWS[:-1])
 
         def work_of(group: ProcessGroup) -> dict[str, Tensor]:
@@ -164,7 +166,7 @@ class TestContrast:
         assert max(difference(found, expected) for found in in_threads(3, work_of)) < 1e-5
 
     def test_each_row_is_its_own_picture_and_text_in_whatever_process(self, work: Path) -> None:
-        contrast = with_settings(make_contrast(work, loss="unicl", lora_dropout=0.0), augmentation=False)
+        contrast = dataclasses.replace(make_step(work, loss="unicl", lora_dropout=0.0), augmentation=None)
         rows = np.roll(ROWS[::-1], 5)[:-1]
         batch = Batch(7, rows, rows)
         _, images = contrast.tuned.encoder.encode_greys(np.array(contrast.greys[rows]))
@@ -184,9 +186,11 @@ class TestContrast:
             found = contrast._texts_of(batch, numbers)(torch.tensor([4, 1]))
         np.testing.assert_allclose(found, contrast.tuned.encoder.encode_texts([texts[4], texts[1]]), atol=1e-5)
 
-    def test_dropout_is_of_step_and_sample_in_both_towers_and_ends_with_the_step(self, captioned: Contrast) -> None:
+    def test_dropout_is_of_step_and_sample_in_both_towers_and_ends_with_the_step(
+        self, captioned: ContrastiveStep
+    ) -> None:
         """Drawn again within an epoch, an image is another sample and has another mask."""
-        contrast, five, some = with_settings(captioned, augmentation=False), torch.arange(5), torch.tensor([3, 1])
+        contrast, five, some = dataclasses.replace(captioned, augmentation=None), torch.arange(5), torch.tensor([3, 1])
         scored, others = contrast._encode(ROWS), ROWS + 100 * (ROWS % 2)
 
         def images(step: int, rows: Tensor, samples: np.ndarray = ROWS) -> Tensor:
@@ -204,22 +208,25 @@ class TestContrast:
         gradients(contrast)
         assert all(np.array_equal(one, two) for one, two in zip(scored, contrast._encode(ROWS), strict=True))
 
-    @pytest.mark.parametrize("augmentation", [True, False])
-    def test_pictures_are_augmented_by_seed_step_and_sample_where_asked_for(
-        self, augmentation: bool, captioned: Contrast, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("augmentation", [Augmentation(zoom=0.3), None])
+    def test_images_are_augmented_by_seed_step_and_sample_where_asked_for(
+        self, augmentation: Augmentation | None, captioned: ContrastiveStep, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        contrast, calls = with_settings(captioned, augmentation=augmentation, seed=9), list[Any]()
+        contrast, calls = dataclasses.replace(captioned, augmentation=augmentation, seed=9), list[Any]()
         monkeypatch.setattr(module, "augment", lambda greys, *given, **named: calls.append((greys.tolist(), *given, named)) or greys)  # fmt: skip
         contrast._images_of(Batch(7, ROWS[3:5], ROWS[3:5] + 100))
-        expected = (contrast.greys[3:5].tolist(), contrast.config, {"seed": 9, "step": 7, "samples": [103, 104]})
-        assert calls == [expected] * augmentation
+        expected = (contrast.greys[3:5].tolist(), augmentation, {"seed": 9, "step": 7, "samples": [103, 104]})
+        assert calls == ([expected] if augmentation else [])
 
     @pytest.mark.parametrize("weight", ["none", "balanced"])
-    def test_the_loss_is_the_one_that_is_named_of_the_texts_that_score(self, weight: str, contrast: Contrast) -> None:
+    def test_the_loss_is_the_one_that_is_named_of_the_texts_that_score(
+        self, weight: str, contrast: ContrastiveStep
+    ) -> None:
         """Without captions an image's text is its class's vector; weights are those of the images' classes."""
-        contrast, rows = with_settings(contrast, class_weight=weight), ROWS[[3, 20, 9, 10, 17]]
+        weights = np.array([0.5, 1.0, 1.5]) if weight == "balanced" else None
+        contrast, rows = dataclasses.replace(contrast, weight=weights), ROWS[[3, 20, 9, 10, 17]]
         batch, target = Batch(0, rows, rows), torch.from_numpy(contrast.targets[rows])
-        each = torch.tensor([0.5, 1.0, 1.5])[target] if weight == "balanced" else None
+        each = None if weights is None else torch.from_numpy(weights).float()[target]
         scale, bias = contrast.tuned.log_scale.exp(), contrast.tuned.bias
         prompts = PromptTexts.of([("a", "b"), ("c",), ("d", "e", "f")])
         classes = torch.from_numpy(prompts.classes)
@@ -230,7 +237,7 @@ class TestContrast:
             if texts is prompts:
                 vectors = class_vectors([text[classes == c].double().numpy() for c in range(3)])
                 pairs = torch.from_numpy(vectors).float()[target]
-            elif contrast.config.loss != "prompt_ce":
+            elif contrast.loss != "prompt_ce":
                 pairs = text[inverse]
             else:
                 continue
@@ -239,12 +246,12 @@ class TestContrast:
                 "unicl": (losses.unicl, image, pairs, scale, target),
                 "siglip": (losses.siglip, image, pairs, scale, bias, target),
                 "prompt_ce": (losses.prompt_cross_entropy, image, text, scale, target, classes),
-            }[contrast.config.loss]
+            }[contrast.loss]
             found = dataclasses.replace(contrast, texts=texts)._loss_of(batch, inverse)(image, text)
             torch.testing.assert_close(found, function(*given, weight=each))
 
     def test_a_validation_scores_by_the_prompts_and_by_the_best_of_three_probes(
-        self, captioned: Contrast, monkeypatch: pytest.MonkeyPatch
+        self, captioned: ContrastiveStep, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         contrast, rows = captioned, np.array([20, 3, 9, 10, 2, 0, 1])
         prompts = [("a chest X-ray, number 1", "lungs"), ("a chest X-ray, number 2",), ("nothing",)]

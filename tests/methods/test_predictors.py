@@ -21,7 +21,7 @@ from tests.conftest import examples
 from thoraclip.config import config_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
-from thoraclip.methods import METHODS, baseline, embed, predictors
+from thoraclip.methods import METHODS, baseline, predictors, probe, zeroshot
 from thoraclip.methods.explain import Chosen, choose_classifier, load_classifier
 from thoraclip.methods.predictors import FinishedRun, find_manifest, read_run
 from thoraclip.methods.running import pooled_predictions
@@ -243,7 +243,8 @@ def test_each_kind_loads_the_classifier_of_the_fold(
     fold: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(embed, "load_encoder", lambda config: asked.append(config) or Encoder())
+    for module in (probe, zeroshot):
+        monkeypatch.setattr(module, "load_encoder", lambda config: asked.append(config) or Encoder())
     monkeypatch.setattr(
         baseline, "load_trained", lambda *place, **given: asked.append((*place, given)) or SimpleNamespace(labels=LABELS)
     )  # fmt: skip

@@ -15,14 +15,15 @@ from tests.conftest import files
 
 from thoraclip.config import build_config, read_toml
 from thoraclip.labels import load_prompts
-from thoraclip.methods import embed, probe
-from thoraclip.methods.embed import cached_embeddings, load_encoder
+from thoraclip.methods import embed, probe, zeroshot
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.encoders import load_encoder
 from thoraclip.methods.probe import Config
-from thoraclip.methods.running import Context, Part, is_done, parts, read_validation, run_method
+from thoraclip.methods.running import Part, RunContext, is_done, parts, read_validation, run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models import heads
-from thoraclip.models.novelty import fit_novelty, read_novelty
+from thoraclip.posthoc.novelty import fit_novelty, read_novelty
 from thoraclip.runs import RunFolder
 from thoraclip.tables.manifest import Manifest
 
@@ -149,11 +150,11 @@ def test_with_too_few_images_there_is_no_threshold_and_none_of_before_stays(
     part = Part(fold=fold, train=rows[:train], val=rows[20 : 20 + val], test=rows[40:])
     file = tmp_path / ("novelty.safetensors" if fold is None else "novelty-fold-2.safetensors")
     file.write_text("of an earlier run")
-    told = probe._keep_novelty(Context(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+    told = probe._keep_novelty(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
     few = train + val < 40
     assert file.exists() != few and ("fewer than 20" in str(told.get("reason"))) == few
     if few:
-        probe._keep_novelty(Context(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+        probe._keep_novelty(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
 
 
 @pytest.mark.parametrize("kind", ["probe", "zeroshot"])
@@ -169,7 +170,9 @@ def test_the_images_are_read_with_the_runs_folders_and_progress(
         asked.append((arguments, given))
         raise AskedError
 
-    monkeypatch.setattr(embed, "load_encoder", lambda config: ("the encoder of", config))
+    monkeypatch.setattr(
+        {"probe": probe, "zeroshot": zeroshot}[kind], "load_encoder", lambda config: ("the encoder of", config)
+    )
     monkeypatch.setattr(embed, "cached_embeddings", cached)
     config = Config() if kind == "probe" else ZeroshotConfig()
     given: dict[str, Any] = {"pixels": tmp_path / "px", "progress": lambda *_: None, "announce": print}
@@ -182,7 +185,7 @@ def test_finished_features_need_no_encoder_but_for_texts(monkeypatch: pytest.Mon
     def load(_: object) -> None:
         raise LookupError("loaded")
 
-    monkeypatch.setattr(embed, "load_encoder", load)
+    monkeypatch.setattr(probe, "load_encoder", load)
     monkeypatch.setattr(probe, "finished_embeddings", lambda config: config)
     context: Any = None
     assert probe._inputs(Config(), context, manifest.label_set()) == (Config(), None)

@@ -21,15 +21,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.methods.conftest import draw_plainly, make_manifest
 from tests.methods.processes_worker import CASES, LOSSES, command, compute, together, write_computed
-from tests.methods.test_gradcache import difference, make_contrast
+from tests.methods.test_gradcache import difference, make_step
 from tests.methods.threads import group_of, in_threads
 from torch import nn
 
 from thoraclip.cli import app
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError, TrainingError
-from thoraclip.methods import processes
-from thoraclip.methods.processes import ProcessGroup, require_launch
+from thoraclip.methods.training import processes
+from thoraclip.methods.training.processes import ProcessGroup, require_launch
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions
 
@@ -41,10 +41,10 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> Path:
-    """A split manifest, and the checkpoint and pictures that `make_contrast` writes."""
+    """A split manifest, and the checkpoint and pictures that `make_step` writes."""
     folder = tmp_path_factory.mktemp("processes")
     write_manifest(folder / "m.parquet", manifest)
-    make_contrast(folder, loss="unicl")
+    make_step(folder, loss="unicl")
     return folder
 
 
@@ -316,8 +316,7 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
-        "arguments",
-        [["probe", "m.parquet", "--out", "out"], ["study", "s.toml", "--out", "out"], ["demo"]],
+        "arguments", [["probe", "m.parquet", "--out", "out"], ["study", "s.toml", "--out", "out"], ["demo"]]
     )
     @pytest.mark.usefixtures("as_second")
     def test_a_command_that_does_not_share_its_work(

@@ -12,11 +12,12 @@ import pytest
 from thoraclip.data.index import index
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.judge.calibration import ece
-from thoraclip.judge.conformal import fit_thresholds
 from thoraclip.judge.metrics import Scored
-from thoraclip.judge.scaling import fit_temperature
-from thoraclip.methods.embed import EncoderConfig, cached_embeddings
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.models.heads import fit_lbfgs
+from thoraclip.posthoc.conformal import fit_thresholds
+from thoraclip.posthoc.scaling import fit_temperature
 
 CALIBRATING = 110
 """Images of a class; enough for the tenth that may be missed to be met within a point."""

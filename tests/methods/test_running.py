@@ -1,4 +1,4 @@
-"""What every method's run shares: the registry, the rounds, pooling, and the run folder, with a method of three lines."""
+"""What every method's run shares: the registry, parts, pooling and the run folder, with a method of three lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples, files
 
-from thoraclip.data.card import data_facts
+from thoraclip.cards import data_facts
+from thoraclip.cards.model_card import TrainedRun
 from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ConfigError, ManifestError
-from thoraclip.judge.model_card import TrainedRun
 from thoraclip.labels import LabelSet
-from thoraclip.methods import METHODS, Method, find_method, processes, require_shared_work, running
-from thoraclip.methods.running import Context, Part, is_done, parts, pooled_predictions, read_validation, run_method
+from thoraclip.methods import METHODS, Method, find_method, require_shared_work, running
+from thoraclip.methods.running import (
+    MethodOutput,
+    Part,
+    RunContext,
+    is_done,
+    parts,
+    pooled_predictions,
+    read_validation,
+    run_method,
+)
+from thoraclip.methods.training import processes
 from thoraclip.runs import RunFolder, digest
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions, write_predictions
@@ -109,7 +119,7 @@ def slow_parts(
     seed=st.integers(0, 10_000), count=st.integers(12, 60), has_folds=st.booleans(),
     fraction=st.sampled_from([0.2, 0.4]), only=st.sampled_from([(), (), (), (1,), (2, 0), (0, 3)]),
 )  # fmt: skip
-def test_rounds_are_those_of_a_slow_oracle(
+def test_parts_are_those_of_a_slow_oracle(
     seed: int, count: int, has_folds: bool, fraction: float, only: tuple[int, ...]
 ) -> None:
     manifest, labels = drawn(seed, count, has_folds=has_folds), LabelSet(NAMES)
@@ -169,7 +179,7 @@ class Toy:
         return {"words": digest(self.words.partition("/")[2])}
 
 
-Ran = list[tuple[Toy, Context]]
+Ran = list[tuple[Toy, RunContext]]
 
 
 @pytest.fixture
@@ -177,12 +187,13 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Ran:
     """A method that is parallel and trained; (settings, context) of every time that it ran."""
     ran: Ran = []
 
-    def run(config: Toy, context: Context) -> Any:
+    def run(config: Toy, context: RunContext) -> Any:
         ran.append((config, context))
         rows, labels = np.arange(len(context.manifest)), LabelSet(NAMES)
         scores = np.tile([config.share, 1 - config.share], (len(rows), 1))
         context.keep_validation(Part(None, rows[2:], rows[:2], rows), labels, scores[:2])
-        return pooled_predictions(context.manifest, labels, [rows], [scores]), {"told": 1}, [{"fold": None}]
+        predictions = pooled_predictions(context.manifest, labels, [rows], [scores])
+        return MethodOutput(predictions, {"told": 1}, [{"fold": None}])
 
     monkeypatch.setitem(sys.modules, "toy_method", SimpleNamespace(run=run, Config=Toy))  # type: ignore[arg-type]
     monkeypatch.setitem(METHODS, "toy", Method("toy_method", "", True, is_parallel=True, is_trained=True))  # type: ignore[arg-type]
@@ -204,12 +215,12 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     (out / "below").mkdir(parents=True)
     for leftover in ("validation-fold-1.parquet", ".x.part", "below/.y.part"):
         (out / leftover).write_text("of before")
-    given: dict[str, Any] = {"pixels": tmp_path / "px", "progress": lambda *_: None, "announce": print}
-    result = run_method("toy", config, IMAGES, out, cache=tmp_path / "cache", **given)
+    given: dict[str, Any] = {"pixels": tmp_path / "px", "progress": lambda *_: None}
+    result = run_method("toy", config, IMAGES, out, cache=tmp_path / "cache", announce=print, **given)
     assert result is not None
     ((_, context),) = toy
     assert (context.manifest, context.folder, context.cache) == (IMAGES, RunFolder(out), tmp_path / "cache")
-    assert {name: getattr(context, name) for name in given} == given
+    assert {name: getattr(context, name) for name in (*given, "log")} == given | {"log": print}
     assert launches == [{"wanted": 3, "trackers": ("t",)}]
     assert set(files(out)) == {
         "config.toml", "provenance.json", "details.json", "metrics.jsonl", "predictions.parquet", "validation.parquet",
@@ -235,7 +246,7 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     run_method("toy", config, IMAGES, tmp_path / "bare")
     bare = toy[-1][1]
     assert (bare.cache, bare.pixels, bare.progress) == (tmp_path / "bare" / "embeddings", None, None)
-    bare.announce("goes nowhere")
+    bare.log("goes nowhere")
 
 
 def test_what_is_neither_trained_nor_parallel_gets_no_card_and_asks_for_no_launch(

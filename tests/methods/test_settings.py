@@ -55,9 +55,7 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (Baseline, {"label_smoothing": 1.0}, "label_smoothing = 1.0: a number from 0 to below 1 is needed"),
     (Baseline, {"label_smoothing": -0.1}, "label_smoothing = -0.1"),
     (Baseline, {"mixup": -1.0}, "mixup = -1.0: must not be negative"),
-    (Baseline, {"chunk_size": 99}, "chunk_size = 99 exceeds batch_size"),
     (Baseline, {"patience": 2, "select": "last"}, LAST),
-    (Baseline, {"seed": -1}, "seed = -1: must not be negative"),
     (Baseline, {"epochs": 0}, "epochs = 0: must be positive"),
     (
         Baseline,

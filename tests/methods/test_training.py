@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,10 @@ from tests.conftest import examples
 from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError
-from thoraclip.methods.training import (
-    Checkpoint,
-    Progressing,
-    Sampler,
-    TrainingSettings,
-    learning_rate_at,
-    require_positive,
-    stop_requests,
-)
+from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress, stop_requests
+from thoraclip.methods.training.sampler import Sampler, learning_rate_at
+from thoraclip.methods.training.settings import TrainingSettings
+from thoraclip.methods.training.steps import Steps
 from thoraclip.models.augment import Augmentation
 
 TOTAL = 100
@@ -175,10 +171,10 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: str(value.dtype).encode() + value.numpy().tobytes() for name, value in tensors.items()}
 
 
-def progress(step: int = 3) -> Progressing:
+def progress(step: int = 3) -> TrainingProgress:
     rows = [{"step": 0, "val_macro_f1": 0.1}, {"step": 1, "loss": 0.1 + 0.2, "who": "Zoë"}, {"step": 3, "loss": 1e-300}]
     best = {"a": torch.tensor([0.1, -0.0, 3e-39]), "log_scale": torch.tensor(2.5)}
-    return Progressing(step=step, best_step=1, best_value=0.1 + 0.2, waited=2, rows=rows, best=best)
+    return TrainingProgress(step=step, best_step=1, best_value=0.1 + 0.2, waited=2, rows=rows, best=best)
 
 
 def checkpoint(folder: Path, *, token: str = "t", minutes: float = 10) -> Checkpoint:
@@ -188,7 +184,7 @@ def checkpoint(folder: Path, *, token: str = "t", minutes: float = 10) -> Checkp
 @pytest.mark.parametrize("at", [0, 1, 3, 5])
 def test_a_training_that_is_taken_up_again_ends_with_the_same_bits(at: int, tmp_path: Path) -> None:
     first = trained(at)
-    checkpoint(tmp_path).write(Progressing(step=at), first.parameters, first.optimizer)
+    checkpoint(tmp_path).write(TrainingProgress(step=at), first.parameters, first.optimizer)
     second = Training()
     done = checkpoint(tmp_path).read(second.parameters, second.optimizer)
     assert done.step == at
@@ -201,7 +197,7 @@ def test_a_training_that_is_taken_up_again_ends_with_the_same_bits(at: int, tmp_
 
 def test_progress_comes_back_as_it_was_and_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
     written = []
-    for expected in (progress(), progress(), Progressing(step=1)):
+    for expected in (progress(), progress(), TrainingProgress(step=1)):
         training = trained(3)
         checkpoint(tmp_path).write(expected, training.parameters, training.optimizer)
         found = checkpoint(tmp_path).read(training.parameters, training.optimizer)
@@ -218,7 +214,7 @@ def test_what_does_not_belong_to_this_training_is_passed_over(tmp_path: Path) ->
         training, untouched = Training(), bits(Training().state())
         found = checkpoint(tmp_path).read(training.parameters, training.optimizer)
         assert bits(training.state()) == untouched
-        return vars(found) == vars(Progressing())
+        return vars(found) == vars(TrainingProgress())
 
     training, file = trained(3), checkpoint(tmp_path).path
     assert begins_anew()
@@ -271,17 +267,18 @@ def test_it_is_due_when_its_minutes_are_over(tmp_path: Path, monkeypatch: pytest
 
 
 def test_of_equal_validations_the_first_is_kept() -> None:
-    done, taken = Progressing(), []
+    done, kept, weight = TrainingProgress(), [], torch.tensor(0.0)
     assert vars(done) == {"step": 0, "best_step": -1, "best_value": -math.inf, "waited": 0, "rows": [], "best": {}}
-    for step, value in enumerate([0.5, 0.4, 0.7, 0.7, 0.6, 0.8, float("nan")]):
+    steps: Any = SimpleNamespace(progress=done, _state={"a": weight})
+    for step, value in enumerate([0.5, 0.4, None, 0.7, 0.7, 0.6, 0.8, float("nan")]):
         done.step = step
         assert done.kept_step == (done.best_step if step else 0), "the last one where none was chosen"
-        taken.append((done.note(value, {"a": torch.tensor(float(step))}), done.best_step, done.waited))
-    assert taken == [
-        (True, 0, 0), (False, 0, 1), (True, 2, 0), (False, 2, 1), (False, 2, 2), (True, 5, 0), (False, 5, 1),
-    ]  # fmt: skip
-    assert (done.best_value, float(done.best["a"])) == (0.8, 5.0)
-    assert Progressing(step=3).kept_step == 3
+        Steps.keep_best(steps, value)
+        weight += 1
+        kept.append((done.best_step, done.waited))
+    assert kept == [(0, 0), (0, 1), (0, 1), (3, 0), (3, 1), (3, 2), (6, 0), (6, 1)]
+    assert (done.best_value, float(done.best["a"])) == (0.8, 6.0)
+    assert TrainingProgress(step=3).kept_step == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -338,9 +335,3 @@ def test_the_defaults_are_the_documented_ones_and_the_bounds_are_fine() -> None:
 def test_a_setting_out_of_its_range_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainingSettings(**values)
-
-
-def test_the_first_value_that_is_not_positive_is_named() -> None:
-    require_positive(a=1, b=0.5)
-    with pytest.raises(ConfigError, match="b = nan: must be positive"):
-        require_positive(a=1, b=float("nan"), c=-5)

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import pytest
 from tests.conftest import files
 
-from thoraclip import verbs
+import thoraclip
 from thoraclip.methods import running
 from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.finetune import Config as FinetuneConfig
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import is_done, parts, read_validation, run_method
-from thoraclip.methods.supervised import Supervised
+from thoraclip.methods.supervised import SupervisedStep
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import Predictions
@@ -114,7 +114,7 @@ def test_a_run_of_before_is_repeated_but_its_weights_are_not_trained_again(
     def refuse(*_: object) -> float:
         raise RuntimeError("trained again")
 
-    monkeypatch.setattr(Supervised, "backward", refuse)
+    monkeypatch.setattr(SupervisedStep, "backward", refuse)
     assert not is_done("baseline", config, manifest, tmp_path / "run")
     run_method("baseline", config, manifest, tmp_path / "run")
     found = files(tmp_path / "run")
@@ -127,10 +127,10 @@ def test_a_report_of_run_folders_is_calibrated(manifest: Manifest, tmp_path: Pat
     write_manifest(tmp_path / "m.parquet", manifest)
     run_method("probe", ProbeConfig(l2_min=0.1, l2_max=0.1, l2_steps=1), manifest, tmp_path / "probe")
     for file in ("probe", "probe/predictions.parquet"):
-        report = verbs.report(tmp_path / file, out=tmp_path / "report", resamples=100)
+        report = thoraclip.report(tmp_path / file, out=tmp_path / "report", resamples=100)
         trust = report["methods"][0]["trust"]
         assert trust["validation"]["folds"] == [0, 1, 2] and trust["conformal"]["classes"]
     for stale in (tmp_path / "probe").glob("validation*"):
         stale.unlink()
-    bare = verbs.report(tmp_path / "probe", out=tmp_path / "report", resamples=100)["methods"][0]["trust"]
+    bare = thoraclip.report(tmp_path / "probe", out=tmp_path / "report", resamples=100)["methods"][0]["trust"]
     assert "the run kept none" in bare["reason"]

@@ -12,7 +12,7 @@ import pytest
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import decode, preprocess
 from thoraclip.labels import load_prompts
-from thoraclip.methods.embed import load_encoder
+from thoraclip.methods.encoders import load_encoder
 from thoraclip.methods.running import run_method
 from thoraclip.methods.zeroshot import Config, class_vectors
 from thoraclip.tables.manifest import Manifest

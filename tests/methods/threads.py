@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from thoraclip.methods.processes import ProcessGroup
+from thoraclip.methods.training.processes import ProcessGroup
 
 T = TypeVar("T")
 

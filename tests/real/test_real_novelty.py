@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from thoraclip.data.index import IndexResult
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.imaging import decode, fit
-from thoraclip.models.novelty import fit_novelty
+from thoraclip.posthoc.novelty import fit_novelty
 
 pytestmark = pytest.mark.slow
 

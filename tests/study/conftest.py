@@ -15,7 +15,7 @@ from tests.conftest import write_class_folder
 from thoraclip.config import toml_value
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds
-from thoraclip.methods import rounds
+from thoraclip.methods.training import folds
 from thoraclip.runs import write_json
 from thoraclip.study import running
 from thoraclip.tables.manifest import write_manifest
@@ -54,7 +54,7 @@ def method(kind: str, name: str = "", **settings: Any) -> str:
 def without_pages() -> Iterator[None]:
     """Within it, studies write `report.json` alone and no curves: drawing takes longer than all else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "training_figure", lambda *_, **__: "<svg/>")
+        patch.setattr(folds, "training_figure", lambda *_, **__: "<svg/>")
         patch.setattr(running, "write_report", lambda report, out, **_: write_json(out / "report.json", report))
         yield
 

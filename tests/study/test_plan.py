@@ -17,9 +17,9 @@ from thoraclip.cli import start
 from thoraclip.cli.app import run
 from thoraclip.data.views import VIEWS
 from thoraclip.methods import baseline, supervised
-from thoraclip.methods.contrast import Contrast
-from thoraclip.methods.supervised import Supervised
-from thoraclip.methods.tuning import Tuning
+from thoraclip.methods.contrastive import ContrastiveStep
+from thoraclip.methods.supervised import SupervisedStep
+from thoraclip.methods.training.steps import Steps
 from thoraclip.models.captioner import Captioner
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.study import plan, plan_study, read_study, run_study
@@ -104,8 +104,8 @@ class Spy:
             self._spy(patch, owner, method, lambda _, greys: self.encoded.update({self.name: len(greys)}))
         for module in (supervised, baseline):
             self._spy(patch, module, "scores_of", lambda *a: self.encoded.update({self.name: len(a[2])}))
-        for trainee in (Contrast, Supervised):
-            self._spy(patch, trainee, "backward", lambda _, batch: self.trained.update({self.name: len(batch.rows)}))
+        for step in (ContrastiveStep, SupervisedStep):
+            self._spy(patch, step, "backward", lambda _, batch: self.trained.update({self.name: len(batch.rows)}))
 
     def _spy(self, patch: pytest.MonkeyPatch, owner: Any, name: str, count: Any) -> None:
         original = getattr(owner, name)
@@ -134,7 +134,7 @@ def test_what_is_counted_is_what_happens(study_file: Path, tmp_path: Path, monke
     assert not out.exists()
     with monkeypatch.context() as patch:
         # the last weights are kept: those of step 0 would be the base's, whose embeddings are there
-        patch.setattr(Tuning, "criterion", lambda *_: None)
+        patch.setattr(Steps, "keep_best", lambda *_: None)
         spy = Spy(patch)
         assert not run_study(config, methods, out, announce=spy.announce)["failed"]
     assert summed([*first["runs"], *first["stages"]]) == spy.seen
@@ -254,7 +254,7 @@ def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys:
     found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out", measure=True)
     assert found["images"] is None and found["stages"] == []
     assert [row["error"] for row in found["runs"]] == ["nowhere: no such folder; name the folder that holds the images"]
-    start._print_plan(found, as_json=False)
+    start._show_plan(found, as_json=False)
     assert "Nothing can be estimated: the images are not known." in capsys.readouterr().out
 
 

@@ -17,7 +17,7 @@ from tests.conftest import examples, files
 from thoraclip.errors import InputError
 from thoraclip.tables import arrays
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid
-from thoraclip.tables.codes import codes, floats, ranks, torn
+from thoraclip.tables.codes import codes, ranks, torn
 from thoraclip.tables.embeddings import EMBEDDINGS
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.pixels import PIXELS
@@ -110,9 +110,6 @@ def test_columns_as_integers() -> None:
     assert (number.tolist(), values) == ([0, -1, 1, 0], ["b", "a"])
     for empty in (pa.chunked_array([], pa.string()), pa.chunked_array([[]], pa.string())):
         assert [len(part) for part in (*codes(empty), ranks(empty))] == [0, 0, 0]
-    numbers = pa.chunked_array([[1.5, None], [2.5]], pa.float64())
-    np.testing.assert_array_equal(floats(numbers), [1.5, np.nan, 2.5])
-    assert len(floats(numbers.slice(0, 0))) == 0
 
 
 def test_the_numbers_of_the_formats_are_those_of_the_files_that_people_have() -> None:

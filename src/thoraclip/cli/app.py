@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import os
 import sys
 import time
@@ -12,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import typer
-from typer.models import CommandInfo
 
 from thoraclip.cli import data, deployment, judgement, methods, start
 from thoraclip.errors import MissingExtraError, ThoraclipError
@@ -20,27 +17,34 @@ from thoraclip.memory import keep_freed_memory
 from thoraclip.methods import require_shared_work
 from thoraclip.runs import NO_ROOM, is_main_process
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "main"]
 
-app = typer.Typer(
-    name="thoraclip",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Chest X-ray classifiers from CLIP and from supervision, compared so that the comparison can be believed. "
-    "[bold]Research use only, not for diagnosis.[/bold]",
-)
-for panel in (start, data, methods, judgement, deployment):
-    panel.register(app)
-
+COMMANDS = (*start.COMMANDS, *data.COMMANDS, *methods.COMMANDS, *judgement.COMMANDS, *deployment.COMMANDS)
 _EXTRA_OF = {
-    "accelerate": "study", "fastapi": "serve", "gradio": "ui", "huggingface_hub": "study", "jinja2": "study",
-    "matplotlib": "study", "onnx": "export", "onnxruntime": "predict", "onnxscript": "export", "peft": "study",
-    "prometheus_client": "serve", "pyarrow": "study", "pydantic": "serve", "python_multipart": "serve", "safetensors": "study",
-    "scipy": "study", "sklearn": "study", "starlette": "serve", "threadpoolctl": "study", "torch": "study",
-    "transformers": "study", "uvicorn": "serve", "yaml": "study",
-}  # fmt: skip
+    "accelerate": "study",
+    "fastapi": "serve",
+    "gradio": "ui",
+    "huggingface_hub": "study",
+    "jinja2": "study",
+    "matplotlib": "study",
+    "onnx": "export",
+    "onnxruntime": "predict",
+    "onnxscript": "export",
+    "peft": "study",
+    "prometheus_client": "serve",
+    "pyarrow": "study",
+    "pydantic": "serve",
+    "python_multipart": "serve",
+    "safetensors": "study",
+    "scipy": "study",
+    "sklearn": "study",
+    "starlette": "serve",
+    "threadpoolctl": "study",
+    "torch": "study",
+    "transformers": "study",
+    "uvicorn": "serve",
+    "yaml": "study",
+}
 
 
 _SMALL = ("predict", "serve")
@@ -51,7 +55,6 @@ _GRACE_SECONDS = 5.0
 time another one speaks for itself."""
 
 
-@app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
@@ -68,7 +71,8 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with 0 done, 1 a check found something, 2 the user can mend it, 130 interrupted."""
+    """Run the command line and leave with 0 done, 1 a check found something, 2 the user can mend it, 130
+    interrupted."""
     sys.exit(run(arguments))
 
 
@@ -92,7 +96,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(MissingExtraError(package, _EXTRA_OF[package])), 2)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  the reader of the pipe is gone; nothing is left to say
+        # the reader of the pipe is gone; nothing is left to say
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
         return 0
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):  # the command line's own library makes it an exit code
@@ -112,23 +117,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _app_of(words: list[str]) -> typer.Typer:
-    """With the options of the one command that is asked for: to prepare those of all takes longer than some commands need."""
+    """An app with the options of the one command that is asked for: to prepare those of all takes longer than some
+    commands."""
     asked = next((word for word in words if not word.startswith("-")), "")
-    chosen = [one for one in app.registered_commands if asked == _name(one)]
-    small = copy.copy(app)  # where none is asked for: help, or a name that there is none of
-    small.registered_commands = chosen or [_without_options(one) for one in app.registered_commands]
-    return small
-
-
-def _name(command: CommandInfo) -> str:
-    return str(command.name or getattr(command.callback, "__name__", ""))
-
-
-def _without_options(command: CommandInfo) -> CommandInfo:
-    """Its line in the list of commands."""
-    bare = copy.copy(command)
-    bare.name, bare.help, bare.callback = _name(command), command.help or inspect.getdoc(command.callback), lambda: None
-    return bare
+    commands = [command for command in COMMANDS if command.title == asked]
+    app = typer.Typer(
+        name="thoraclip",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help="Chest X-ray classifiers from CLIP and from supervision, compared so that the comparison can be believed. "
+        "[bold]Research use only, not for diagnosis.[/bold]",
+        callback=_root,
+        invoke_without_command=True,
+    )
+    for command in commands or COMMANDS:
+        command.register(app, whole=bool(commands))
+    return app
 
 
 def _usage_error(error: Exception) -> int:

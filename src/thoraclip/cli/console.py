@@ -29,14 +29,14 @@ def announce(text: str) -> None:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for (done, total), 0 for an unknown total: a Rich bar with rate and time left, or plain lines when not a
-    terminal."""
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """A callback for (done, total), 0 for an unknown total: a Rich bar with rate and time left, or plain lines when not
+    a terminal."""
     if not is_main_process():
         yield lambda done, total: None
         return
     if not sys.stderr.isatty():
-        yield _PlainProgress(what)
+        yield _PlainProgress()
         return
     from rich.console import Console
     from rich.markup import escape
@@ -61,7 +61,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
                     bars.update(task, visible=False)
                 task, began = bars.add_task("", total=known, completed=done, rate=""), (time.monotonic(), done)
             passed = time.monotonic() - began[0]
-            rate = f"{what} {(done - began[1]) / passed:.0f}/s" if passed > 0.5 else what
+            rate = f"images {(done - began[1]) / passed:.0f}/s" if passed > 0.5 else "images"
             bars.update(task, completed=done, rate=rate, description=escape(_stages[0] if _stages else ""))
 
         yield update
@@ -70,8 +70,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 class _PlainProgress:
     """A line at the end of each stage, and one in a while on the way."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self) -> None:
         self._began = self._last = time.monotonic()
         self._previous = self._first = 0
 
@@ -84,7 +83,7 @@ class _PlainProgress:
             self._last = now
             rate = (done - self._first) / max(now - self._began, 1e-9)
             left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-            announce(f"{self._what}: {done}{f'/{total}' if total else ''}, {rate:.0f}/s{left}")
+            announce(f"images: {done}{f'/{total}' if total else ''}, {rate:.0f}/s{left}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> None:

@@ -1,73 +1,32 @@
-"""Panel Start: demo and study."""
+"""Panel Start: what demo and study print."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from thoraclip import verbs
-from thoraclip.cli.console import announce, print_table, progress_bar
-from thoraclip.cli.judgement import print_report
-from thoraclip.cli.options import OutFolder, Settings
+from thoraclip.api.start import demo, run_study
+from thoraclip.cli.command import Command
+from thoraclip.cli.console import print_table
+from thoraclip.cli.judgement import show_report
 
-__all__ = ["register"]
-
-_PANEL = "Start"
+__all__ = ["COMMANDS"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this panel's commands."""
-    for command in (demo, study):
-        app.command(rich_help_panel=_PANEL)(command)
-
-
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("demo-out"),
-    images: Annotated[int, typer.Option(min=60, help="Phantoms to draw.")] = 480,
-    seed: Annotated[int, typer.Option(help="Of the phantoms.")] = 0,
-) -> None:
-    """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, show the page."""
-    with progress_bar("images") as progress:
-        content = verbs.demo(out=out, images=images, seed=seed, progress=progress, announce=announce)
-    print_report(content, out)
-
-
-def study(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="CONFIG.toml|FOLDER", help="Study file, or a folder of images.", show_default=False),
-    ],
-    out: OutFolder,
-    settings: Settings = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Only say what would run, on how many images, and about how long it would take."
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON.")] = False,
-) -> None:
-    """Run a list of methods on one manifest and write the report; what is done and valid is not run again."""
-    from thoraclip.config import parse_settings
-    from thoraclip.study import plan_study, read_study, run_study
-
-    config, methods = read_study(source, parse_settings(settings or []))
-    if dry_run:
-        plan = plan_study(config, methods, out, measure=True, announce=announce)
-        _print_plan(plan, as_json=as_json)
+def show_study(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """The main table and where the page is, or the plan; exit code 1 where a method failed."""
+    if given["dry_run"]:
+        _show_plan(content, as_json=given["json"])
         return
-    with progress_bar("images") as progress:
-        content = run_study(config, methods, out, announce=announce, progress=progress)
-    print_report(content, out)
+    show_report(content, given)
     if content["failed"]:
         raise typer.Exit(1)
 
 
-def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     """The plan as JSON, or as a table of runs and stages."""
     if as_json:
         typer.echo(json.dumps(plan, indent=2))
@@ -82,8 +41,9 @@ def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
     what = "In all" if totals["complete"] else "What can be estimated"
     typer.echo(
-        f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no training stops "
-        f"early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward and backward."
+        f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no "
+        f"training stops early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward "
+        "and backward."
     )
 
 
@@ -106,3 +66,9 @@ def _duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.{digits}f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+
+
+COMMANDS = (
+    Command("Start", demo, show_report),
+    Command("Start", run_study, show_study, name="study", flags={"json": "With --dry-run: as JSON."}),
+)

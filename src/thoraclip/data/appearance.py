@@ -58,7 +58,8 @@ _STEP_LIMIT = 16.0
 """Grey steps count up to here, so that one bar's edge does not outweigh the blocks."""
 
 _STROKE, _LONGEST, _MIN_SIDE = 9, 128, 32
-"""Of print, in pixels of the reduced picture: strokes are thinner, words no longer; smaller pictures are not searched."""
+"""Of print, in pixels of the reduced picture: strokes are thinner, words no longer; smaller pictures are not
+searched."""
 _SLIM, _DARK = 4.0, 30
 """Length over breadth of what is but a line; the grey level up to which print counts as black."""
 _CONTRASTS, _EVIDENCE = (32, 60, 110), 75.0
@@ -275,7 +276,8 @@ def _is_like_print(ink: Mask) -> bool:
 
 
 def _score(window: Window, ink: Mask, strokes: Grey, steps: Grey) -> float:
-    """x / (x + 75): x is contrast in grey levels times edge sharpness squared; less at the edge and far from the rim."""
+    """x / (x + 75): x is contrast in grey levels times edge sharpness squared; less at the edge and far from the
+    rim."""
     contrast = float(np.percentile(strokes[window][ink], 90))
     sharp = min(1.0, float(np.percentile(steps[window][ink], 75)) / contrast)
     (height, width), (rows, columns) = strokes.shape, window

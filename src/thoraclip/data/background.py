@@ -1,7 +1,7 @@
 """What of a picture can tell the classes apart without its lungs: frame, marks, exposure, grain, the file.
 
-Unlike the features of `trivial`, which look at the whole picture and so at the lungs too, nothing here is measured inside
-them: where these features name the class, the class stands in something that is no finding.
+Unlike the features of `trivial`, which look at the whole picture and so at the lungs too, nothing here is measured
+inside them: where these features name the class, the class stands in something that is no finding.
 """
 
 from __future__ import annotations
@@ -60,9 +60,14 @@ def _of_marks(marks: Sequence[Box], height: int, width: int) -> list[float]:
     area = sum(box.width * box.height for box in marks) / (width * height)
     left = sum(box.left + box.width / 2 < width / 2 for box in marks)
     return [
-        float(len(marks)), area, widest.width / width, widest.height / height,
-        (widest.left + widest.width / 2) / width, (widest.top + widest.height / 2) / height, left / len(marks),
-    ]  # fmt: skip
+        float(len(marks)),
+        area,
+        widest.width / width,
+        widest.height / height,
+        (widest.left + widest.width / 2) / width,
+        (widest.top + widest.height / 2) / height,
+        left / len(marks),
+    ]
 
 
 def shown_features(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> dict[str, list[float]]:

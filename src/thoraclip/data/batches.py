@@ -153,7 +153,8 @@ def _require_room(folder: Path, needed: int) -> None:
 def in_batches(
     work: Callable[[int], T], total: int, *, batch_size: int, start: int = 0
 ) -> Iterator[tuple[int, Sequence[T]]]:
-    """Yield (first row, results of `work(row)` for one batch of rows), computed ahead by as many threads as there are cores.
+    """Yield (first row, results of `work(row)` for one batch of rows), computed ahead by as many threads as there are
+    cores.
 
     Args:
         work: called with each row from `start` to `total` - 1.

@@ -154,7 +154,8 @@ def _columns(
     categorical: Mapping[str, Sequence[str | None]],
     seed: int,
 ) -> dict[str, tuple[str, Floats]]:
-    """Name -> (kind, f64[N, V]): a numeric column as itself (NaN unknown), a categorical one as one column per value."""
+    """Name -> (kind, f64[N, V]): a numeric column as itself (NaN unknown), a categorical one as one column per
+    value."""
     twice = sorted(set(numeric) & set(categorical) | {TOGETHER} & (set(numeric) | set(categorical)))
     if twice:
         raise ConfigError(f"column '{twice[0]}' is given twice; every column needs a name of its own")

@@ -1,7 +1,7 @@
 """What was read of each file, kept beside the manifest so that an unchanged file is not read again.
 
-JSON lines: a header with the rules that the facts follow, then `[path, size, mtime_ns, ctime_ns, facts]` a file, added as
-files are read, so that a killed pass goes on where it stopped. At the end the lines are written anew, sorted.
+JSON lines: a header with the rules that the facts follow, then `[path, size, mtime_ns, ctime_ns, facts]` a file, added
+as files are read, so that a killed pass goes on where it stopped. At the end the lines are written anew, sorted.
 A file counts as unchanged while its size and both of its times are the same.
 """
 
@@ -67,7 +67,8 @@ class FactStore:
         return facts
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file's bytes, read only where it changed; of a file that cannot be read, a text that no other has."""
+        """SHA-256 of a file's bytes, read only where it changed; of a file that cannot be read, a text that no other
+        has."""
 
         def make(file: Path) -> Facts:
             try:
@@ -97,7 +98,8 @@ class FactStore:
                 stream.close()
 
     def settle(self) -> None:
-        """After a whole pass: write the facts of the files that it asked for, sorted; files that are gone are forgotten."""
+        """After a whole pass: write the facts of the files that it asked for, sorted; files that are gone are
+        forgotten."""
         self.close()
         if self._file is not None:
             lines = [

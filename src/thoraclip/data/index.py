@@ -59,7 +59,8 @@ def index(
     salt: Path | None = None,
     progress: Progress | None = None,
 ) -> IndexResult:
-    """Read every picture of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM also patient, view, sex, age.
+    """Read every picture of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM also patient, view, sex,
+    age.
 
     Args:
         root: the folder.

@@ -43,8 +43,8 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     rows, columns = values.shape
     if abs((columns * height) / (rows * width) - 1) > ASPECT_TOLERANCE:
         raise ImageError(
-            f"{path}: the mask is {columns} x {rows} pixels and its picture {width} x {height}: their aspect ratios differ by "
-            f"more than {100 * ASPECT_TOLERANCE:.0f} %; give the mask of this very picture, uncropped"
+            f"{path}: the mask is {columns} x {rows} pixels and its picture {width} x {height}: their aspect ratios "
+            f"differ by more than {100 * ASPECT_TOLERANCE:.0f} %; give the mask of this very picture, uncropped"
         )
     top = values.max()
     mask = (values >= top / 2) & (values > 0)

@@ -53,10 +53,12 @@ def group_codes(manifest: Manifest) -> Ints:
 
 
 def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
-    """The key of each image's group: its first patient; of one without, the first shared bytes, else cluster, else the image.
+    """The key of each image's group: its first patient; of one without, the first shared bytes, else cluster, else the
+    image.
 
     Returns:
-        i64[N], numbers in the order of the keys; and (prefix, column) in that order: the keys are their distinct values.
+        i64[N], numbers in the order of the keys; and (prefix, column) in that order: the keys are their distinct
+        values.
     """
     names = manifest.table.column_names
     columns = [(prefix, _text(manifest.values(name))) for name, prefix in _KEYS.items() if name in names]
@@ -221,7 +223,8 @@ def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: npt.NDArray[np.
 
 
 def _fill_empty(part: Ints, counts: npt.NDArray[np.int32], order: Ints, parts: int) -> None:
-    """Give every part a group of every class, where a part that has several can spare one; the last-taken moves first."""
+    """Give every part a group of every class, where a part that has several can spare one; the last-taken moves
+    first."""
     has = counts > 0
     held = np.stack([has[part == number].sum(axis=0) for number in range(parts)])  # groups of each class in each part
     for label in range(counts.shape[1]):

@@ -8,8 +8,8 @@ doi:10.1038/s42256-021-00338-7). A region is replaced by
     blur    a smooth continuation of what is around it
     other   another picture's background: that picture, its own lungs filled as in `blur`
 
-Every fill leaves something odd behind, which is why there are three, a region of equal area at random, and a view in which
-nothing is replaced.
+Every fill leaves something odd behind, which is why there are three, a region of equal area at random, and a view in
+which nothing is replaced.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class View:
         before: name of the view that it is compared with; empty for a view that others are compared with.
         trial: name and title of the comparison with `before`, where they are not those of the view.
         counts: False for a control of the classifier, which is in no verdict.
-        refits: whether probes are fitted on it anew: `yes`; `control`, fitted on it and compared with the originals, in no
-            verdict; or `no`.
+        refits: whether probes are fitted on it anew: `yes`; `control`, fitted on it and compared with the originals, in
+            no verdict; or `no`.
     """
 
     title: str
@@ -108,9 +108,9 @@ def make_view(view: View, scene: Scene, rows: Rows) -> Greys:
 def continue_smoothly(greys: Greys, region: Masks) -> Greys:
     """u8[R, S, S]: the pictures as their surroundings would continue into the region.
 
-    Normalised convolution (Knutsson & Westin 1993, CVPR, "Normalized and differential convolution"): the Gaussian mean of
-    the pixels outside the region, on a grid of 32 cells a side, with wider Gaussians further inside; where nothing is
-    outside, mid-grey.
+    Normalised convolution (Knutsson & Westin 1993, CVPR, "Normalized and differential convolution"): the Gaussian mean
+    of the pixels outside the region, on a grid of 32 cells a side, with wider Gaussians further inside; where nothing
+    is outside, mid-grey.
     """
     known = ~region
     weight = _reduce(known.astype(np.float32))
@@ -218,12 +218,18 @@ VIEWS: Mapping[str, View] = {
         "all but the lungs replaced by their smooth continuation", _around_the_lungs, "blur", counts=False
     ),
     "lungs-only-other": View(
-        "all but the lungs replaced by the background of a picture of another class", _around_the_lungs, "other",
-        before="lungs-only-same", trial=_SWAPPED,
+        "all but the lungs replaced by the background of a picture of another class",
+        _around_the_lungs,
+        "other",
+        before="lungs-only-same",
+        trial=_SWAPPED,
     ),
     "lungs-only-same": View(
-        "all but the lungs replaced by the background of a picture of the same class", _around_the_lungs, "same",
-        before="", refits="no",
+        "all but the lungs replaced by the background of a picture of the same class",
+        _around_the_lungs,
+        "same",
+        before="",
+        refits="no",
     ),
     "border-removed": View(
         "the border replaced by a smooth continuation", _border, "blur", needs_lungs=False, finds="the border"
@@ -232,12 +238,19 @@ VIEWS: Mapping[str, View] = {
         "the corners replaced by a smooth continuation", _corners, "blur", needs_lungs=False, finds="the corners"
     ),
     "border-only": View(
-        "all but the border replaced by one grey level", _inside_the_border, "mean", needs_lungs=False, finds="the border",
+        "all but the border replaced by one grey level",
+        _inside_the_border,
+        "mean",
+        needs_lungs=False,
+        finds="the border",
         is_alone=True,
     ),
     "random-removed": View(
-        "as many pixels as the lungs have, at random, replaced by one grey level", _as_much_at_random, "mean", counts=False,
+        "as many pixels as the lungs have, at random, replaced by one grey level",
+        _as_much_at_random,
+        "mean",
+        counts=False,
         refits="control",
     ),
-}  # fmt: skip
+}
 """Name -> view, in the order in which they are made."""

@@ -29,10 +29,10 @@ from thoraclip.deploy.seal import FACTS, read_seal
 from thoraclip.deploy.thumbnails import Thumbnails
 from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.imaging import Preprocess
-from thoraclip.judge.conformal import ClassThresholds
-from thoraclip.judge.scaling import TemperatureScaling
 from thoraclip.labels import LabelSet
-from thoraclip.models.novelty import NoveltyScore
+from thoraclip.posthoc.conformal import ClassThresholds
+from thoraclip.posthoc.novelty import NoveltyScore
+from thoraclip.posthoc.scaling import TemperatureScaling
 from thoraclip.runs import write_json
 
 __all__ = [

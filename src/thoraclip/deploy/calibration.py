@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import InputError
-from thoraclip.judge.conformal import ClassThresholds, fit_thresholds
-from thoraclip.judge.operating import SENSITIVITY, choose_threshold, positives_needed
-from thoraclip.judge.scaling import TemperatureScaling, fit_temperature
-from thoraclip.models.novelty import MIN_ROWS, NoveltyScore, fit_novelty
+from thoraclip.posthoc.conformal import ClassThresholds, fit_thresholds
+from thoraclip.posthoc.novelty import MIN_ROWS, NoveltyScore, fit_novelty
+from thoraclip.posthoc.operating import SENSITIVITY, choose_threshold, positives_needed
+from thoraclip.posthoc.scaling import TemperatureScaling, fit_temperature
 from thoraclip.proportions import clopper_pearson, wilson
 
 __all__ = ["calibrate", "fit_reference", "measure"]

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from thoraclip.cards.model_card import base_model
 from thoraclip.deploy.parity import FP32_TOLERANCE, INT8_ACCURACY, INT8_FLIPS
 from thoraclip.errors import ManifestError
 from thoraclip.judge.metrics import METRICS
-from thoraclip.judge.model_card import base_model
 from thoraclip.judge.reading import points, share, share_interval
 from thoraclip.judge.report import judge
 from thoraclip.judge.results import MethodResult

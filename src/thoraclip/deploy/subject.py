@@ -23,7 +23,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BundleSubject:
-    """See `methods.subject.Subject`.
+    """See `methods.audit.sample.AuditTarget`.
 
     Args:
         opened: the bundle.

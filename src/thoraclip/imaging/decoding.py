@@ -1,4 +1,5 @@
-"""PNG, JPEG and DICOM to 8-bit grey, or to one reason why not; nothing in a file can crash, hang or flood the process."""
+"""PNG, JPEG and DICOM to 8-bit grey, or to one reason why not; nothing in a file can crash, hang or flood the
+process."""
 
 from __future__ import annotations
 
@@ -17,8 +18,16 @@ from thoraclip.imaging.codestream import refuse_many_scans
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom
 
 __all__ = [
-    "DECODING", "IMAGE_SUFFIXES", "MAX_PIXELS", "Grey", "Radiograph", "decode", "is_image_name", "read_bytes", "told_by_name",
-]  # fmt: skip
+    "DECODING",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Grey",
+    "Radiograph",
+    "decode",
+    "is_image_name",
+    "read_bytes",
+    "told_by_name",
+]
 
 Grey = npt.NDArray[np.uint8]
 
@@ -50,8 +59,8 @@ class Radiograph:
 
 
 def is_image_name(path: Path) -> bool:
-    """True for a picture's ending, and for a file without ending that begins like DICOM, or that nobody may open: `decode`
-    says why."""
+    """True for a picture's ending, and for a file without ending that begins like DICOM, or that nobody may open:
+    `decode` says why."""
     told = told_by_name(path.name)
     if told is not None:
         return told

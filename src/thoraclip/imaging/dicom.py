@@ -1,4 +1,5 @@
-"""One grey DICOM radiograph: what the file is, what it says of the patient, and its stored values, or one reason why not.
+"""One grey DICOM radiograph: what the file is, what it says of the patient, and its stored values, or one reason why
+not.
 
 `imaging.display` turns the stored values into grey.
 """
@@ -29,20 +30,28 @@ MAX_PIXELS = 100_000_000
 MAX_INFLATED = 512 * 1024**2
 """Bytes that a deflated data set may take."""
 MODALITIES = {
-    "CR": "computed radiography", "DX": "digital radiography", "RG": "conventional radiograph",
-    "OT": "other", "SC": "secondary capture", "": "not stated",
-}  # fmt: skip
+    "CR": "computed radiography",
+    "DX": "digital radiography",
+    "RG": "conventional radiograph",
+    "OT": "other",
+    "SC": "secondary capture",
+    "": "not stated",
+}
 """Modalities that can hold a radiograph; any other one is refused."""
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _PLUGINS = ("pylibjpeg", "pillow", "pydicom", "gdcm")
 """Decoders in order of trust; the first one that is installed decodes."""
 _DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"}
-"""JPEG by Pillow and run lengths by pydicom survive hostile data. OpenJPEG, which takes gigabytes for a few hundred bytes,
-and GDCM, which crashes, run in a process of their own."""
+"""JPEG by Pillow and run lengths by pydicom survive hostile data. OpenJPEG, which takes gigabytes for a few hundred
+bytes, and GDCM, which crashes, run in a process of their own."""
 _VIEWS = {
-    "postero-anterior": "PA", "antero-posterior": "AP", "left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL",
-}  # fmt: skip
+    "postero-anterior": "PA",
+    "antero-posterior": "AP",
+    "left lateral": "LL",
+    "right lateral": "RL",
+    "lateral": "LATERAL",
+}
 _PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 
 
@@ -66,7 +75,8 @@ class DicomHeader:
 
 
 def is_dicom(data: bytes) -> bool:
-    """By content alone, so that a path and its bytes decode alike; files without the preamble start with group 2 or 8."""
+    """By content alone, so that a path and its bytes decode alike; files without the preamble start with group 2 or
+    8."""
     return data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 
 
@@ -76,7 +86,8 @@ def decode_dicom(
     """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes.
 
     Raises:
-        ImageError: damaged, without pixel data, several frames, colour, another modality, or pixels that cannot be decoded.
+        ImageError: damaged, without pixel data, several frames, colour, another modality, or pixels that cannot be
+            decoded.
     """
     try:  # pydicom reads an element when it is asked for, so any of these lines may find the damage
         dataset = _parse(data)
@@ -135,7 +146,8 @@ def _end_of_meta(data: bytes) -> int:
 
 
 def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
-    """The photometric interpretation of one grey frame of a radiograph; ImageError with the reason for anything else."""
+    """The photometric interpretation of one grey frame of a radiograph; ImageError with the reason for anything
+    else."""
     if "PixelData" not in dataset:
         raise ImageError("a DICOM header without pixel data")
     modality = str(dataset.get("Modality") or "").strip().upper()

@@ -1,7 +1,7 @@
 """Stored values of a DICOM picture to grey, as its own look-up tables say it is to be shown.
 
-Every step from a stored value to a grey level looks at that value alone, so all of them are computed once on the ramp of
-the stored values that occur (at most 65,536) and looked up for the pixels:
+Every step from a stored value to a grey level looks at that value alone, so all of them are computed once on the ramp
+of the stored values that occur (at most 65,536) and looked up for the pixels:
 
     stored -> modality LUT or rescale -> VOI LUT or window -> 0..255 -> MONOCHROME1 inverted -> padding black
 
@@ -98,7 +98,8 @@ def _grey_levels(
 
 
 def _modality_values(ramp: npt.NDArray[np.int64], dataset: Dataset) -> npt.NDArray[np.float64]:
-    """What the stored values measure, by table or by slope and intercept (PS3.3 C.11.1); a slope of 0 counts as missing."""
+    """What the stored values measure, by table or by slope and intercept (PS3.3 C.11.1); a slope of 0 counts as
+    missing."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(ramp.astype(np.float64), dataset, "ModalityLUTSequence")
     slope, intercept = (_first_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))

@@ -12,8 +12,8 @@ __all__ = ["perceptual_hash"]
 
 
 def perceptual_hash(pixels: Grey) -> str:
-    """64-bit DCT hash as 16 hexadecimal digits (pHash; Zauner 2010, "Implementation and benchmarking of perceptual image
-    hash functions", section 3.1).
+    """64-bit DCT hash as 16 hexadecimal digits (pHash; Zauner 2010, "Implementation and benchmarking of perceptual
+    image hash functions", section 3.1).
 
     The picture is shrunk to 32 x 32, its lowest 8 x 8 DCT-II coefficients are compared with their median.
     """

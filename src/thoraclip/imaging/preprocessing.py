@@ -1,4 +1,5 @@
-"""From 8-bit grey to the numbers that an encoder takes; one specification for training, embedding, export and serving."""
+"""From 8-bit grey to the numbers that an encoder takes; one specification for training, embedding, export and
+serving."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ class Preprocess:
 
     Args:
         size: side of the square input, in pixels.
-        geometry: `squash` (both sides to `size`; the aspect ratio cannot be read off the picture), `crop` (short side to
-            `short_side`, centre `size` x `size`), `pad` (long side to `size`, black bars).
+        geometry: `squash` (both sides to `size`; the aspect ratio cannot be read off the picture), `crop` (short side
+            to `short_side`, centre `size` x `size`), `pad` (long side to `size`, black bars).
         short_side: used by `crop`; `size` or larger.
         resample: `nearest`, `bilinear`, `bicubic` or `lanczos` (Pillow's, antialiased).
         mean, std: per channel, in units of [0, 1] pixels.

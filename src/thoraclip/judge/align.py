@@ -78,13 +78,16 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
     original = next(m for m in methods if m.name == first_name).predictions[0]
     unlabelled = int((original.target < 0).sum())
     return Aligned(
-        labels=first.labels, image_id=first.image_id, target=first.target,
+        labels=first.labels,
+        image_id=first.image_id,
+        target=first.target,
         groups=replace(first, patient=tuple(patients)).groups(),
-        unit="patient" if any(p is not None for p in patients) else "image", scored=scored,
+        unit="patient" if any(p is not None for p in patients) else "image",
+        scored=scored,
         splits=tuple(sorted({s for s in first.split if s is not None})),
         folds=tuple(sorted({f for f in first.fold if f is not None})),
         dropped={"unlabelled": unlabelled, "other_splits": len(original) - unlabelled - len(first)},
-    )  # fmt: skip
+    )
 
 
 def _judged(name: str, table: Predictions) -> Predictions:

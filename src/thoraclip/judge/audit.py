@@ -1,4 +1,5 @@
-"""The audit's content: every test with its verdict, the overall reading, subgroups, attributes; `audit.json` (schema 1)."""
+"""The audit's content: every test with its verdict, the overall reading, subgroups, attributes; `audit.json` (schema
+1)."""
 
 from __future__ import annotations
 
@@ -98,14 +99,29 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     subgroups = _subgroups(facts)
     limits = [*_limits(facts, attributes, subgroups), *_leaking(tests)]
     return {
-        "schema": _SCHEMA, "overall": level, "reading": [words, *reasons, *limits], "run": facts.run, "kind": facts.kind,
-        "classes": list(facts.labels.names), "images": len(answers.target),
-        "images_per_class": dict(zip(facts.labels.names, np.bincount(answers.target, minlength=len(facts.labels)).tolist(), strict=True)),
-        "groups": int(answers.groups.max()) + 1, "balanced_accuracy": original, "margin": MARGIN, "strong": STRONG,
-        "alpha": ALPHA, "tests": tests, "lungs": dict(facts.lungs), "sham": dict(facts.sham),
-        "saliency": _saliency(facts.saliency, resamples, seed), "attributes": attributes, "subgroups": subgroups,
+        "schema": _SCHEMA,
+        "overall": level,
+        "reading": [words, *reasons, *limits],
+        "run": facts.run,
+        "kind": facts.kind,
+        "classes": list(facts.labels.names),
+        "images": len(answers.target),
+        "images_per_class": dict(
+            zip(facts.labels.names, np.bincount(answers.target, minlength=len(facts.labels)).tolist(), strict=True)
+        ),
+        "groups": int(answers.groups.max()) + 1,
+        "balanced_accuracy": original,
+        "margin": MARGIN,
+        "strong": STRONG,
+        "alpha": ALPHA,
+        "tests": tests,
+        "lungs": dict(facts.lungs),
+        "sham": dict(facts.sham),
+        "saliency": _saliency(facts.saliency, resamples, seed),
+        "attributes": attributes,
+        "subgroups": subgroups,
         "without_duplicates": facts.without_duplicates,
-    }  # fmt: skip
+    }
 
 
 def _accuracy(answers: Answers, name: str, resamples: int, seed: int) -> dict[str, float]:
@@ -141,19 +157,21 @@ def _attribute(one: Mapping[str, Any], facts: Facts, resamples: int, seed: int) 
         found = _accuracy(of_rows, column, resamples, seed)
         row["accuracy"] = found
         told = (
-            f"A probe on the classifier's features names the {column} ({len(one['asked'])} values) with a balanced accuracy of "
-            f"{share(found['value'])} % [{share(found['low'])}, {share(found['high'])}]; chance is {share(found['chance'])} %."
+            f"A probe on the classifier's features names the {column} ({len(one['asked'])} values) with a balanced "
+            f"accuracy of {share(found['value'])} % [{share(found['low'])}, {share(found['high'])}]; chance is "
+            f"{share(found['chance'])} %."
         )
     if row["coincides"]:
         told += (
-            f" Every {column} holds one class only, so whether the classifier tells the class or the {column} cannot be told "
-            "on this set."
+            f" Every {column} holds one class only, so whether the classifier tells the class or the {column} cannot "
+            "be told on this set."
         )
     return row | {"words": told.strip() or f"Too few images of more than one {column} to ask for it."}
 
 
 def _subgroups(facts: Facts) -> list[dict[str, Any]]:
-    """Accuracy by source, view, sex and age band, with Wilson's interval; groups of any size, the smallest ones said."""
+    """Accuracy by source, view, sex and age band, with Wilson's interval; groups of any size, the smallest ones
+    said."""
     right = facts.answers.named["original"] == facts.answers.target
     rows = []
     for column in _COLUMNS:
@@ -172,10 +190,16 @@ def _subgroups(facts: Facts) -> list[dict[str, Any]]:
             per_class = np.bincount(facts.answers.target[own], minlength=len(facts.labels))
             rows.append(
                 {
-                    "column": column, "value": str(value), "images": n, "accuracy": hits / n, "low": low, "high": high,
-                    "per_class": dict(zip(facts.labels.names, per_class.tolist(), strict=True)), "is_small": n < _FEW,
+                    "column": column,
+                    "value": str(value),
+                    "images": n,
+                    "accuracy": hits / n,
+                    "low": low,
+                    "high": high,
+                    "per_class": dict(zip(facts.labels.names, per_class.tolist(), strict=True)),
+                    "is_small": n < _FEW,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -198,21 +222,28 @@ def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dic
     effect = float((inside - area).mean())
     said = "more than" if low > 0 else "less than" if high < 0 else "no more and no less than"
     words = (
-        f"Heat maps ({found['method']}, {counted(len(inside), 'image')}): {share(float(inside.mean()))} % of what speaks for the "
-        f"named class lies inside the lungs, which are {share(float(area.mean()))} % of the picture: {said} chance "
-        f"({points(effect)} points [{points(float(low))}, {points(float(high))}]). A heat map is no proof of either."
+        f"Heat maps ({found['method']}, {counted(len(inside), 'image')}): {share(float(inside.mean()))} % of what "
+        f"speaks for the named class lies inside the lungs, which are {share(float(area.mean()))} % of the picture: "
+        f"{said} chance ({points(effect)} points [{points(float(low))}, {points(float(high))}]). A heat map is no "
+        "proof of either."
     )
     return {
-        "method": found["method"], "images": len(inside), "inside": float(inside.mean()), "area": float(area.mean()),
-        "effect": effect, "low": min(float(low), effect), "high": max(float(high), effect), "words": words,
-    }  # fmt: skip
+        "method": found["method"],
+        "images": len(inside),
+        "inside": float(inside.mean()),
+        "area": float(area.mean()),
+        "effect": effect,
+        "low": min(float(low), effect),
+        "high": max(float(high), effect),
+        "words": words,
+    }
 
 
 def _leaking(tests: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence where probes name labels that were shuffled."""
     return [
-        f"Probes name shuffled labels {points(t['effect'])} points above chance, which nothing can: what is fitted here has seen "
-        "what it is asked, and no refitted test can be trusted."
+        f"Probes name shuffled labels {points(t['effect'])} points above chance, which nothing can: what is fitted "
+        "here has seen what it is asked, and no refitted test can be trusted."
         for t in tests
         if t["name"] == "refitted shuffled" and t["p"] < ALPHA / 5
     ]
@@ -224,8 +255,8 @@ def _limits(facts: Facts, attributes: Sequence[Mapping[str, Any]], subgroups: Se
     sentences += [str(row["words"]) for row in attributes if row["coincides"]]
     if facts.sham["other_answers"]:
         sentences.append(
-            f"The sham changed {counted(facts.sham['other_answers'], 'answer')} of {facts.sham['images']} though nothing was "
-            "replaced: the classifier does not give the same answer twice, and no test here can be trusted."
+            f"The sham changed {counted(facts.sham['other_answers'], 'answer')} of {facts.sham['images']} though "
+            "nothing was replaced: the classifier does not give the same answer twice, and no test here can be trusted."
         )
     small = [row for row in subgroups if row["is_small"]]
     if small:

@@ -70,9 +70,14 @@ def _metrics(
         trials = 0 if exact else aligned.group_count if name == "accuracy" else rarest
         noise = [one.noise[name] for one in drawn if name in one.noise] if drawn else []
         entry = estimate(
-            name, _mean(each), _average([one.headline[name] for one in drawn]) if drawn else None,
-            trials=trials, bounds=metric.bounds, higher_is_better=metric.higher_is_better, noise=_average(noise) if noise else None,
-        ).as_json()  # fmt: skip
+            name,
+            _mean(each),
+            _average([one.headline[name] for one in drawn]) if drawn else None,
+            trials=trials,
+            bounds=metric.bounds,
+            higher_is_better=metric.higher_is_better,
+            noise=_average(noise) if noise else None,
+        ).as_json()
         entries[name] = {**entry, **_spread(each)}
     return entries
 
@@ -100,9 +105,11 @@ def _per_class(
         for name in PER_CLASS:
             trials = 0 if exact else aligned.groups_of(~members if name == "specificity" else members)
             entry[name] = estimate(
-                name, _mean([one[name][c] for one in values]),
-                _average([one.per_class[name][:, c] for one in drawn]) if drawn else None, trials=trials,
-            ).as_json()  # fmt: skip
+                name,
+                _mean([one[name][c] for one in values]),
+                _average([one.per_class[name][:, c] for one in drawn]) if drawn else None,
+                trials=trials,
+            ).as_json()
         entries[label] = entry
     return entries
 

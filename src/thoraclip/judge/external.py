@@ -2,8 +2,8 @@
 
 The drop of a metric is its value inside (on the study's judged images) minus its value outside. Both sets are resampled
 independently (patients where known), so the interval is that of a difference of two independent estimates. Where the
-external set has no image of some classes, the value inside is computed on the images of the other classes, too; the methods
-may still answer any class. Macro F1 is the mean over the classes that have images.
+external set has no image of some classes, the value inside is computed on the images of the other classes, too; the
+methods may still answer any class. Macro F1 is the mean over the classes that have images.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def external_entries(
         seed: of the resampling inside; outside it is the next number, so that the two are independent.
 
     Raises:
-        MismatchError: a method outside has other classes than inside, or is not among the methods there; see `align.align`.
+        MismatchError: a method outside has other classes than inside, or is not among the methods there; see
+            `align.align`.
     """
     known: dict[tuple[str, tuple[str, ...]], Sample] = {}
     return [_entry(one, inside, known, resamples, seed) for one in results]
@@ -99,11 +100,22 @@ def _entry(
     seed: int,
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "name": one.name, "note": one.note, "n": 0, "unit": None, "groups": 0, "images_per_class": {}, "absent": [],
-        "inside_n": 0, "splits": one.splits, "left_out": one.left_out, "patients_shared": one.patients_shared,
-        "images_of_shared": one.images_of_shared, "commonest": None, "methods": [],
+        "name": one.name,
+        "note": one.note,
+        "n": 0,
+        "unit": None,
+        "groups": 0,
+        "images_per_class": {},
+        "absent": [],
+        "inside_n": 0,
+        "splits": one.splits,
+        "left_out": one.left_out,
+        "patients_shared": one.patients_shared,
+        "images_of_shared": one.images_of_shared,
+        "commonest": None,
+        "methods": [],
         "not_scored": [{"name": name, "reason": reason} for name, reason in one.not_scored.items()],
-    }  # fmt: skip
+    }
     if not one.methods:
         return entry
     outside = align(one.methods)
@@ -115,10 +127,14 @@ def _entry(
     present = tuple(name for name, count in counts.items() if count)
     rows = np.isin(inside.target, [inside.labels.index(name) for name in present])
     entry |= {
-        "n": len(outside.image_id), "unit": outside.unit, "groups": outside.group_count, "images_per_class": counts,
-        "absent": [name for name, count in counts.items() if not count], "inside_n": int(rows.sum()),
+        "n": len(outside.image_id),
+        "unit": outside.unit,
+        "groups": outside.group_count,
+        "images_per_class": counts,
+        "absent": [name for name, count in counts.items() if not count],
+        "inside_n": int(rows.sum()),
         "commonest": max(counts.values()) / len(outside.image_id),
-    }  # fmt: skip
+    }
     for method in one.methods:
         key = (method.name, present)
         if key not in known:
@@ -215,8 +231,8 @@ def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | 
 
     The interval is the percentile interval of the difference of two independent resamplings (Efron & Tibshirani 1993,
     sections 8.3 and 13.3), its p as in `compare.bootstrap_p`. Where one of the two never varies (a perfect score), the
-    interval is put together from both intervals, low = d - sqrt((i - i_low)^2 + (o_high - o)^2) and high likewise (Zou & Donner
-    2008, Stat. Med. 27:1693), and p is not known.
+    interval is put together from both intervals, low = d - sqrt((i - i_low)^2 + (o_high - o)^2) and high likewise (Zou
+    & Donner 2008, Stat. Med. 27:1693), and p is not known.
 
     Args:
         inside, outside: of one method.

@@ -17,12 +17,14 @@ def external_reading(report: Mapping[str, Any]) -> list[str]:
 
 
 def best_outside(report: Mapping[str, Any], one: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Of the methods scored on a set, the one that is best inside; chosen there, so that its value outside is no selection."""
+    """Of the methods scored on a set, the one that is best inside; chosen there, so that its value outside is no
+    selection."""
     return next(iter(ordered_outside(report, one)), None)
 
 
 def is_change(drop: Mapping[str, Any]) -> bool:
-    """True where a drop (or a gain) is more than chance: by its corrected p, and where there is none, by its interval."""
+    """True where a drop (or a gain) is more than chance: by its corrected p, and where there is none, by its
+    interval."""
     if drop["p_holm"] is not None:
         return bool(drop["p_holm"] < ALPHA)
     return drop["low"] is not None and (drop["low"] > 0 or drop["high"] < 0)
@@ -43,8 +45,8 @@ def _headline(report: Mapping[str, Any], one: Mapping[str, Any], found: Mapping[
     who = f"{found['name']}, {'the best inside' if is_best else 'the best inside of those that keep a model'},"
     value, drop = found["metrics"][MAIN_METRIC], found["drop"][MAIN_METRIC]
     return (
-        f"On {one['name']} ({one['n']:,} images{of}) {who} has a macro F1 of {share(value['value'])} %{_between(value)}, "
-        f"{_told(drop, ' on the same classes' if one['absent'] else '')}."
+        f"On {one['name']} ({one['n']:,} images{of}) {who} has a macro F1 of {share(value['value'])} "
+        f"%{_between(value)}, {_told(drop, ' on the same classes' if one['absent'] else '')}."
     )
 
 
@@ -86,22 +88,26 @@ def _holds(one: Mapping[str, Any]) -> list[str]:
     told = [f"{one['n']:,} images{unit}: {counts}.{splits}"]
     if one["absent"]:
         told.append(
-            f"It has no image of {', '.join(one['absent'])}: values inside are those of the {one['inside_n']:,} judged images of "
-            "the other classes, and means over classes leave the missing ones out; a method may still answer any class."
+            f"It has no image of {', '.join(one['absent'])}: values inside are those of the {one['inside_n']:,} "
+            "judged images of the other classes, and means over classes leave the missing ones out; a method may "
+            "still answer any class."
         )
     told.append(
-        f"Always answering the commonest class there would be right for {share(one['commonest'])} % of the images. Accuracy "
-        "and F1 also change with the share of each class; balanced accuracy and AUROC do not."
+        f"Always answering the commonest class there would be right for {share(one['commonest'])} % of the images. "
+        "Accuracy and F1 also change with the share of each class; balanced accuracy and AUROC do not."
     )
     return told
 
 
 _GONE = {
-    "identical": "identical to a picture of the study", "near": "nearly identical to a picture of the study",
-    "copies": "showing the picture of another image of the set", "unreadable": "unreadable",
-    "label not in the mapping": "with a label that is no class here", "unlabelled": "without a label",
+    "identical": "identical to a picture of the study",
+    "near": "nearly identical to a picture of the study",
+    "copies": "showing the picture of another image of the set",
+    "unreadable": "unreadable",
+    "label not in the mapping": "with a label that is no class here",
+    "unlabelled": "without a label",
     "other splits": "of other splits",
-}  # fmt: skip
+}
 
 
 def left_out_words(left_out: Mapping[str, int]) -> str:
@@ -118,8 +124,8 @@ def _limits(one: Mapping[str, Any]) -> list[str]:
     told: list[str] = []
     if one["patients_shared"]:
         told.append(
-            f"{one['patients_shared']:,} patients ({one['images_of_shared']:,} images) have an id that the study has, too: the same "
-            "persons, or the same ids by chance; they were judged."
+            f"{one['patients_shared']:,} patients ({one['images_of_shared']:,} images) have an id that the study "
+            "has, too: the same persons, or the same ids by chance; they were judged."
         )
     if one["groups"] == 1:
         told.append(f"All images belong to one {one['unit']}, so no interval can be given.")

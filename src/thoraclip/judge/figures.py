@@ -26,9 +26,16 @@ from thoraclip.judge.shortcuts import MARGIN as _AUDIT_MARGIN
 from thoraclip.judge.shortcuts import VERDICTS
 
 __all__ = [
-    "audit_figure", "confusion_figure", "dumbbell_figure", "forest_figure", "reliability_figure", "roc_figure", "selective_figure", "shorten",
+    "audit_figure",
+    "confusion_figure",
+    "dumbbell_figure",
+    "forest_figure",
+    "reliability_figure",
+    "roc_figure",
+    "selective_figure",
+    "shorten",
     "training_figure",
-]  # fmt: skip
+]
 
 Entry = Mapping[str, Any]
 
@@ -36,12 +43,23 @@ _INK, _SOFT, _LINE, _ACCENT = "#1b2733", "#5b6875", "#d5dbe1", "#0072b2"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b2733")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 _STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.0, "text.parse_math": False,
-    "text.color": _INK, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "xtick.color": _SOFT, "ytick.color": _SOFT,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
     "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK, "figure.facecolor": "white", "svg.fonttype": "none",
-}  # fmt: skip
+    "ytick.labelcolor": _INK,
+    "figure.facecolor": "white",
+    "svg.fonttype": "none",
+}
 _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 
 
@@ -94,10 +112,18 @@ def _forest_row(axes: Axes, row: int, entry: Entry, *, leading: bool) -> None:
     low, high = (value if found[k] is None else 100 * found[k] for k in ("low", "high"))
     colour = _SOFT if entry["name"] == MAJORITY else _ACCENT
     axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-    axes.plot([value], [row], "o", markersize=7, color=colour, markerfacecolor=colour if leading else "white",
-              markeredgewidth=1.6)  # fmt: skip
-    axes.annotate(f"{value:.1f}", (high, row), xytext=(6, 0), textcoords="offset points",
-                  va="center", fontsize=8.5, color=_INK)  # fmt: skip
+    axes.plot(
+        [value],
+        [row],
+        "o",
+        markersize=7,
+        color=colour,
+        markerfacecolor=colour if leading else "white",
+        markeredgewidth=1.6,
+    )
+    axes.annotate(
+        f"{value:.1f}", (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5, color=_INK
+    )
 
 
 def confusion_figure(entry: Entry, classes: Sequence[str]) -> str:
@@ -113,8 +139,15 @@ def confusion_figure(entry: Entry, classes: Sequence[str]) -> str:
         for true in range(size):
             for predicted in range(size):
                 dark = shares[true, predicted] > 0.55
-                axes.text(predicted + 0.5, true + 0.5, f"{cells[true, predicted]:.0f}", ha="center", va="center",
-                          color="white" if dark else _INK, fontsize=9)  # fmt: skip
+                axes.text(
+                    predicted + 0.5,
+                    true + 0.5,
+                    f"{cells[true, predicted]:.0f}",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else _INK,
+                    fontsize=9,
+                )
         places = np.arange(size) + 0.5
         axes.set_yticks(places, names)
         axes.set_xticks(places, names, rotation=30, ha="right", rotation_mode="anchor")
@@ -142,8 +175,9 @@ def reliability_figure(entry: Entry) -> str:
             _draw_bins(
                 axes, after["bins"], label="after temperature scaling", color=_COLOURS[1], ecolor="#eebd99", hollow=True
             )
-            figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False, handletextpad=0.2,
-                          columnspacing=1.0)  # fmt: skip
+            figure.legend(
+                loc="outside lower center", ncols=2, fontsize=7.5, frameon=False, handletextpad=0.2, columnspacing=1.0
+            )
         _percent_axes(axes, "score of the predicted class (%)", "right (%)")
         return _svg(figure, f"reliability {entry['name']}")
 
@@ -152,13 +186,23 @@ def _draw_bins(axes: Axes, bins: Sequence[Entry], *, label: str, color: str, eco
     confidence, accuracy = (np.array([b[k] for b in bins]) * 100 for k in ("confidence", "accuracy"))
     errors = np.array([[b["accuracy"] - b["low"], b["high"] - b["accuracy"]] for b in bins]).T * 100
     look: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": color, "markeredgewidth": 1.1}
-    axes.errorbar(confidence, accuracy, yerr=np.maximum(errors, 0), fmt="D" if hollow else "o",
-                  markersize=3.4 if hollow else 4, color=color, elinewidth=1.1, ecolor=ecolor, label=label,
-                  **(look if hollow else {"markeredgecolor": "white", "markeredgewidth": 0.5}))  # fmt: skip
+    axes.errorbar(
+        confidence,
+        accuracy,
+        yerr=np.maximum(errors, 0),
+        fmt="D" if hollow else "o",
+        markersize=3.4 if hollow else 4,
+        color=color,
+        elinewidth=1.1,
+        ecolor=ecolor,
+        label=label,
+        **(look if hollow else {"markeredgecolor": "white", "markeredgewidth": 0.5}),
+    )
 
 
 def selective_figure(methods: Sequence[Entry]) -> str:
-    """Accuracy of the answers given, against the share of images that is answered, most confident first; a line a method.
+    """Accuracy of the answers given, against the share of images that is answered, most confident first; a line a
+    method.
 
     Args:
         methods: entries of the report that have `trust`.
@@ -169,10 +213,13 @@ def selective_figure(methods: Sequence[Entry]) -> str:
         for number, entry in enumerate(methods):
             curve = entry["trust"]["selective"]["curve"]
             axes.plot(
-                np.array(curve["coverage"]) * 100, np.array(curve["accuracy"]) * 100, linewidth=1.6,
-                color=_COLOURS[number % len(_COLOURS)], linestyle=_DASHES[number % len(_DASHES)],
+                np.array(curve["coverage"]) * 100,
+                np.array(curve["accuracy"]) * 100,
+                linewidth=1.6,
+                color=_COLOURS[number % len(_COLOURS)],
+                linestyle=_DASHES[number % len(_DASHES)],
                 label=shorten(entry["name"], 42),
-            )  # fmt: skip
+            )
         axes.set(xlim=(0, 101), xlabel="answered, the most confident first (%)", ylabel="right among the answered (%)")
         low, high = axes.get_ylim()
         axes.set_ylim(max(0.0, low), min(101.0, high))
@@ -192,10 +239,13 @@ def roc_figure(methods: Sequence[Entry], label: str) -> str:
         for number, entry in enumerate(drawn):
             curve, area = entry["roc"][label], entry["per_class"][label]["auroc"]["value"]
             axes.plot(
-                np.array(curve["fpr"]) * 100, np.array(curve["tpr"]) * 100, linewidth=1.6,
-                color=_COLOURS[number % len(_COLOURS)], linestyle=_DASHES[number % len(_DASHES)],
+                np.array(curve["fpr"]) * 100,
+                np.array(curve["tpr"]) * 100,
+                linewidth=1.6,
+                color=_COLOURS[number % len(_COLOURS)],
+                linestyle=_DASHES[number % len(_DASHES)],
                 label=f"{100 * area:.1f}  {shorten(entry['name'], 42)}",
-            )  # fmt: skip
+            )
         _percent_axes(axes, "false positive rate (%)", "sensitivity (%)")
         if drawn:
             figure.legend(loc="outside lower left", fontsize=7.5, frameon=False, handlelength=2.6, borderpad=0.8)
@@ -214,8 +264,14 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
             found = [entry[where][MAIN_METRIC] for where in ("inside", "metrics")]
-            axes.plot([100 * one["value"] for one in found], [row, row], color=_LINE, linewidth=5, solid_capstyle="round",
-                      zorder=1)  # fmt: skip
+            axes.plot(
+                [100 * one["value"] for one in found],
+                [row, row],
+                color=_LINE,
+                linewidth=5,
+                solid_capstyle="round",
+                zorder=1,
+            )
             for one, place, marker, colour, label in zip(
                 found, (row - 0.13, row + 0.13), "oD", (_SOFT, _ACCENT), ("inside", name), strict=True
             ):
@@ -244,16 +300,30 @@ def audit_figure(tests: Sequence[Entry]) -> str:
             colour = colours[test["verdict"]]
             axes.plot([100 * test["low"], 100 * test["high"]], [row, row], color=colour, linewidth=1.6)
             filled = test["verdict"] in {"strong", "some"}
-            axes.plot([100 * test["effect"]], [row], "o", markersize=5.5, color=colour, markeredgewidth=1.4,
-                      markerfacecolor=colour if filled else "white")  # fmt: skip
+            axes.plot(
+                [100 * test["effect"]],
+                [row],
+                "o",
+                markersize=5.5,
+                color=colour,
+                markeredgewidth=1.4,
+                markerfacecolor=colour if filled else "white",
+            )
         for at, dashes in ((0.0, "-"), (100 * _AUDIT_MARGIN, (0, (4, 3)))):
             axes.axvline(at, color=_SOFT, linewidth=0.9, linestyle=dashes, zorder=0)
         names = [t["name"].replace("-", " ") for t in tests]
         _name_rows(axes, names, "effect (points of balanced accuracy), 95 % interval")
         for verdict, name in VERDICTS.items():
             if any(t["verdict"] == verdict for t in tests):
-                axes.plot([], [], "o", color=colours[verdict], label=name, markersize=5.5,
-                          markerfacecolor=colours[verdict] if verdict in {"strong", "some"} else "white")  # fmt: skip
+                axes.plot(
+                    [],
+                    [],
+                    "o",
+                    color=colours[verdict],
+                    label=name,
+                    markersize=5.5,
+                    markerfacecolor=colours[verdict] if verdict in {"strong", "some"} else "white",
+                )
         figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
         return _svg(figure, "audit")
 
@@ -287,8 +357,15 @@ def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) ->
         for number, (key, name) in enumerate((("val_macro_f1", validated), ("val_probe_macro_f1", "probe"))):
             found = [r for r in checks if key in r]
             if found:
-                below.plot([r["step"] for r in found], [100 * r[key] for r in found], "o-", markersize=3.5, linewidth=1.2,
-                           color=_COLOURS[number], label=name)  # fmt: skip
+                below.plot(
+                    [r["step"] for r in found],
+                    [100 * r[key] for r in found],
+                    "o-",
+                    markersize=3.5,
+                    linewidth=1.2,
+                    color=_COLOURS[number],
+                    label=name,
+                )
         below.axvline(
             best_step, color=_COLOURS[1], linewidth=1, linestyle=(0, (1.5, 1.5)), label=f"kept: step {best_step}"
         )

@@ -1,4 +1,5 @@
-"""Point values of every metric; scikit-learn's numbers to the last bit, without its import, which takes longer than a report.
+"""Point values of every metric; scikit-learn's numbers to the last bit, without its import, which takes longer than a
+report.
 
 Conventions, here and in `intervals`:
     the predicted class is the first of the largest scores (`argmax`);
@@ -108,7 +109,8 @@ class Metric:
     Args:
         title: as printed.
         point: the value of a table, `None` where it does not exist.
-        resampled: f64[R], its values in R resamples; `None` evaluates `point` on the rows of each, thousands of times slower.
+        resampled: f64[R], its values in R resamples; `None` evaluates `point` on the rows of each, thousands of times
+            slower.
         needs_scores: False where the answers alone decide it.
         higher_is_better: direction.
         bounds: smallest and largest possible value.
@@ -144,7 +146,8 @@ def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats,
 
 
 def roc(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
-    """(false, true positive rates) at the corners of the ROC curve of one class against the rest, both of which have images."""
+    """(false, true positive rates) at the corners of the ROC curve of one class against the rest, both of which have
+    images."""
     true, false = _thresholds(is_class, score)
     if len(true) > 2:  # points on a straight line
         corner = np.concatenate([[True], (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), [True]])

@@ -34,7 +34,8 @@ def printed(value: float | None) -> str:
 
 
 def share_interval(entry: Mapping[str, Any] | None) -> str:
-    """`81.3 [74.0, 88.1]`, in per cent, of an entry with `value`, `low` and `high`; `None`, or without a value, a dash."""
+    """`81.3 [74.0, 88.1]`, in per cent, of an entry with `value`, `low` and `high`; `None`, or without a value, a
+    dash."""
     if entry is None or entry.get("value") is None:
         return share(None)
     low, high = entry["low"], entry["high"]
@@ -110,9 +111,12 @@ def reading(report: Mapping[str, Any]) -> list[str]:
         return ["No method gave predictions, so there is nothing to compare. The errors stand in the table below."]
     images = f"{report['sample']['n']:,} images"
     sentences = [
-        _winner(report, images), *_lead(report, images), _against_majority(report), *_against_trivial(report),
+        _winner(report, images),
+        *_lead(report, images),
+        _against_majority(report),
+        *_against_trivial(report),
         *_calibrated(report),
-    ]  # fmt: skip
+    ]
     return [*sentences, *_limits(report)]
 
 
@@ -178,8 +182,8 @@ def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     above = versus(report["comparisons"], floor, MAJORITY, "accuracy")
     so = " So these images can be told apart without reading the lungs." if _exceeds(above) else ""
     return [
-        f"No network can be shown to beat {floor}, trees on thumbnails, grey levels and the file: {other} differs from it "
-        f"by {size}.{so}"
+        f"No network can be shown to beat {floor}, trees on thumbnails, grey levels and the file: {other} differs "
+        f"from it by {size}.{so}"
     ]
 
 
@@ -195,10 +199,11 @@ def _calibrated(report: Mapping[str, Any]) -> list[str]:
     certain = gain["high"] is None or gain["high"] < 0 or gain["low"] > 0
     chance = "" if certain else ", which may be chance"
     return [
-        f"Temperature scaling changes the calibration error of {best['name']} from {share(trust['before']['ece']['value'])} "
-        f"to {share(after['ece']['value'])} % ({points(gain['value'])} points{_between(gain, points)}{chance}); its "
-        f"prediction sets, promised to hold the true class in {promised} of each class, hold it in {share(min(known))} to "
-        f"{share(max(known))} % and name {sets['mean_size']:.1f} of {len(sets['classes'])} classes on average."
+        f"Temperature scaling changes the calibration error of {best['name']} from "
+        f"{share(trust['before']['ece']['value'])} to {share(after['ece']['value'])} % ({points(gain['value'])} "
+        f"points{_between(gain, points)}{chance}); its prediction sets, promised to hold the true class in "
+        f"{promised} of each class, hold it in {share(min(known))} to {share(max(known))} % and name "
+        f"{sets['mean_size']:.1f} of {len(sets['classes'])} classes on average."
     ]
 
 

@@ -30,17 +30,29 @@ Load = Callable[[Path], npt.NDArray[np.uint8]]
 """File -> grey pixels u8[H, W]."""
 
 _COLUMNS = {
-    "accuracy": "Accuracy", "macro_f1": "Macro F1", "macro_precision": "Precision", "macro_recall": "Recall",
-    "auroc": "AUROC", "ece": "ECE",
-}  # fmt: skip
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "macro_precision": "Precision",
+    "macro_recall": "Recall",
+    "auroc": "AUROC",
+    "ece": "ECE",
+}
 _MORE_COLUMNS = {
-    "balanced_accuracy": "Balanced accuracy", "weighted_f1": "Weighted F1", "average_precision": "Average precision",
-    "mcc": "Matthews correlation", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)",
-}  # fmt: skip
+    "balanced_accuracy": "Balanced accuracy",
+    "weighted_f1": "Weighted F1",
+    "average_precision": "Average precision",
+    "mcc": "Matthews correlation",
+    "brier": "Brier (0 to 2)",
+    "log_loss": "Log loss (nats)",
+}
 _CLASS_COLUMNS = {
-    "recall": "Sensitivity (recall)", "specificity": "Specificity", "precision": "Precision", "f1": "F1",
-    "auroc": "AUROC", "average_precision": "Average precision",
-}  # fmt: skip
+    "recall": "Sensitivity (recall)",
+    "specificity": "Specificity",
+    "precision": "Precision",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+}
 _BESIDE_COLUMNS = {metric: _COLUMNS[metric] for metric in ("accuracy", "macro_f1")}
 """Published metrics with a column beside the measured ones; the others stand in the footnote."""
 _NOT_SHARES = frozenset({"brier", "log_loss", "mcc"})
@@ -49,10 +61,16 @@ _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {c: f"{{{c}}}" for c in "[]*"}  # after a line break, [ and * would be read as its arguments
     | {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "|": r"\textbar{}", "\u2013": "--", "\u2212": "-",
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\u2013": "--",
+        "\u2212": "-",
     }
-)  # fmt: skip
+)
 
 
 def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
@@ -91,9 +109,13 @@ def latex_table(report: Mapping[str, Any]) -> str:
 @cache
 def _latex_environment() -> Environment:
     return _environment(html=False).overlay(
-        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
-        comment_start_string="<#", comment_end_string="#>",
-    )  # fmt: skip
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
 
 
 def escape_latex(text: object) -> str:
@@ -116,18 +138,31 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
     return {
         "audits": {name: audit_context(content) for name, content in report.get("audits", {}).items()},
-        "report": report, "title": report["title"], "reading": report["reading"], "verdict": verdict, "ordered": ordered, "majority": MAJORITY,
+        "report": report,
+        "title": report["title"],
+        "reading": report["reading"],
+        "verdict": verdict,
+        "ordered": ordered,
+        "majority": MAJORITY,
         "best": next((m for m in ordered if verdict and m["name"] == verdict["best"]), None),
-        "columns": _COLUMNS, "more_columns": _MORE_COLUMNS, "class_columns": _CLASS_COLUMNS, "metrics": METRICS,
-        "not_shares": _NOT_SHARES, "pairs": pairs,
+        "columns": _COLUMNS,
+        "more_columns": _MORE_COLUMNS,
+        "class_columns": _CLASS_COLUMNS,
+        "metrics": METRICS,
+        "not_shares": _NOT_SHARES,
+        "pairs": pairs,
         "several_seeds": any("per_seed" in m["metrics"]["macro_f1"] for m in ordered),
-        "beside": beside, "beside_columns": _BESIDE_COLUMNS, "published_columns": PUBLISHED_METRICS,
+        "beside": beside,
+        "beside_columns": _BESIDE_COLUMNS,
+        "published_columns": PUBLISHED_METRICS,
         "outside": [row for row in report["published"] if row.get("of") not in beside],
         "versus_best": _versus_best(report, ordered) if verdict else [],
-        "settings": settings, "setting_names": ["model", "geometry", *names],
+        "settings": settings,
+        "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
-        "trusted": _trusted(ordered), "losses": {"ece": "ECE (%)", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)"},
-    }  # fmt: skip
+        "trusted": _trusted(ordered),
+        "losses": {"ece": "ECE (%)", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)"},
+    }
 
 
 def _ordered(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -136,12 +171,17 @@ def _ordered(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
-    """An external set as its section shows it: its methods in the study's order, and whose classes are told one by one."""
+    """An external set as its section shows it: its methods in the study's order, and whose classes are told one by
+    one."""
     found = ordered_outside(report, one)
     return {
-        **one, "notes": external_notes(one), "methods": found, "best": found[0] if found else None, "drops": DROPS,
+        **one,
+        "notes": external_notes(one),
+        "methods": found,
+        "best": found[0] if found else None,
+        "drops": DROPS,
         "changed": {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found},
-    }  # fmt: skip
+    }
 
 
 def _trusted(ordered: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

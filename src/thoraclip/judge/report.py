@@ -61,8 +61,8 @@ def judge(
     judged rows as constant scores) is always added. A method with several seeds has the mean over its seeds as its
     value, and the interval of that mean over resampled images; its confusion matrix, curves, bins and mistakes are
     those of the first seed. What is fitted on validation images (calibration, prediction sets, operating points) stands
-    under `trust`, see `trust.trust_entry`. When there are many pairs, the differences use more resamples than asked for,
-    so that a Holm-corrected p can get small (`compare.resamples_needed`).
+    under `trust`, see `trust.trust_entry`. When there are many pairs, the differences use more resamples than asked
+    for, so that a Holm-corrected p can get small (`compare.resamples_needed`).
 
     Args:
         methods: one or more; failed ones are listed with their error.
@@ -176,12 +176,16 @@ def _judged(
         "verdict": verdict(entries, comparisons),
         "sample": _sample(aligned),
         "bootstrap": {
-            "resamples": resamples, "comparison_resamples": enough, "seed": seed, "level": LEVEL, "unit": aligned.unit,
+            "resamples": resamples,
+            "comparison_resamples": enough,
+            "seed": seed,
+            "level": LEVEL,
+            "unit": aligned.unit,
         },
         "methods": entries,
         "comparisons": comparisons,
         "external": external_entries(external, aligned, resamples=resamples, seed=seed),
-    }  # fmt: skip
+    }
 
 
 def _majority(aligned: Aligned) -> Scored:
@@ -192,8 +196,11 @@ def _majority(aligned: Aligned) -> Scored:
 def _about(method: MethodResult) -> dict[str, Any]:
     """What a method says about itself."""
     return {
-        "seeds": method.seeds, "settings": method.settings, "notes": method.notes, "details": method.details,
-    }  # fmt: skip
+        "seeds": method.seeds,
+        "settings": method.settings,
+        "notes": method.notes,
+        "details": method.details,
+    }
 
 
 def _replicates(

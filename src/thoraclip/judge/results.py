@@ -29,8 +29,9 @@ class MethodResult:
             `{"per_prompt": [{"prompt": ..., "class": ..., "accuracy": ...}]}`; lists of mappings become tables.
         failed: the error's text when the method gave no predictions.
         validation: per table of `predictions`, its scores of images that nothing was fitted on, which calibration,
-            prediction sets and thresholds are fitted on: one table, or one for every fold, whose column `fold` names the
-            held-out fold that it serves. `()` when there are none; then the rows of split `val` of the first table serve.
+            prediction sets and thresholds are fitted on: one table, or one for every fold, whose column `fold` names
+            the held-out fold that it serves. `()` when there are none; then the rows of split `val` of the first table
+            serve.
 
     Raises:
         ConfigError: the name is empty or taken, predictions and `failed` do not exclude each other, there is not
@@ -65,22 +66,22 @@ class MethodResult:
     def _check_validation(self) -> None:
         if len(self.validation) not in (0, len(self.predictions)):
             raise ConfigError(
-                f"method '{self.name}': validation scores for {len(self.validation)} of {len(self.predictions)} predictions; "
-                "give them for each, or for none"
+                f"method '{self.name}': validation scores for {len(self.validation)} of {len(self.predictions)} "
+                "predictions; give them for each, or for none"
             )
         for predictions, tables in zip(self.predictions, self.validation, strict=False):
             served = []
             for table in tables:
                 if set(table.labels.names) != set(predictions.labels.names):
                     raise MismatchError(
-                        f"method '{self.name}': its validation scores have the classes {sorted(table.labels.names)}, its "
-                        f"predictions {sorted(predictions.labels.names)}; run the method again"
+                        f"method '{self.name}': its validation scores have the classes {sorted(table.labels.names)}, "
+                        f"its predictions {sorted(predictions.labels.names)}; run the method again"
                     )
                 if not len(table) or (table.target < 0).any():
                     raise ManifestError(f"method '{self.name}': a validation image has no label; leave it out")
                 served += sorted({-1 if fold is None else fold for fold in table.fold})
             if len(served) > len(tables) or len(set(served)) < len(served) or (len(served) > 1 and -1 in served):
                 raise ConfigError(
-                    f"method '{self.name}': validation scores for the folds {served}; give one table without a fold, or one "
-                    "for each fold, whose rows all name it"
+                    f"method '{self.name}': validation scores for the folds {served}; give one table without a fold, "
+                    "or one for each fold, whose rows all name it"
                 )

@@ -19,7 +19,8 @@ COVERAGES = (0.5, 0.8, 0.9, 1.0)
 def accuracy_curve(confidence: Floats, correct: Bools) -> Floats:
     """Accuracy of the k most confident answers, for k = 1, ..., N.
 
-    Equally confident images are answered in a random order: the expectation is given, so the order of rows plays no part.
+    Equally confident images are answered in a random order: the expectation is given, so the order of rows plays no
+    part.
 
     Args:
         confidence: f64[N].
@@ -36,8 +37,8 @@ def accuracy_curve(confidence: Floats, correct: Bools) -> Floats:
 def aurc(confidence: Floats, correct: Bools) -> float:
     """Area under the risk-coverage curve: mean over k of 1 - accuracy of the k most confident answers.
 
-    Geifman & El-Yaniv 2017 (arXiv:1705.08500), section 2 (the curve), and 2019 (arXiv:1805.08206), section 3 (the area).
-    0 for a classifier that is always right; small also for one that is wrong where it is not sure.
+    Geifman & El-Yaniv 2017 (arXiv:1705.08500), section 2 (the curve), and 2019 (arXiv:1805.08206), section 3 (the
+    area). 0 for a classifier that is always right; small also for one that is wrong where it is not sure.
     """
     return float(1 - accuracy_curve(confidence, correct).mean())
 

@@ -1,13 +1,14 @@
-"""Does the classifier read lungs or shortcuts? From the answers under altered views to one verdict per test, and one overall.
+"""Does the classifier read lungs or shortcuts? From the answers under altered views to one verdict per test, and one
+overall.
 
 Every test is a difference of two balanced accuracies (mean recall), or of one and chance, on the same images:
 
     above chance   b(answers) - 1/C     what is still known when the lungs are gone
     drop           b(before) - b(after) what is lost when all but the lungs is gone, or a region without any finding
 
-and is positive where the difference is larger than `MARGIN` beyond chance: one-sided z = (effect - MARGIN) / SE, where SE is
-the spread of the effect over resampled patients (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 6 and
-13), corrected over all counted tests (Holm 1979). The smallest effect that a test could have shown is MARGIN +
+and is positive where the difference is larger than `MARGIN` beyond chance: one-sided z = (effect - MARGIN) / SE, where
+SE is the spread of the effect over resampled patients (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch.
+6 and 13), corrected over all counted tests (Holm 1979). The smallest effect that a test could have shown is MARGIN +
 (z_(1 - ALPHA / m) + z_0.8) SE: seen with a chance of 80 % at the strictest step of Holm's correction.
 """
 
@@ -42,18 +43,22 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 MARGIN = 0.05
-"""Balanced accuracy. What lies below it beyond chance is not called reliance: a lesion throws a little scatter beside it,
-and a classifier of a few hundred images is not exactly as good on one half of them as on the other."""
+"""Balanced accuracy. What lies below it beyond chance is not called reliance: a lesion throws a little scatter beside
+it, and a classifier of a few hundred images is not exactly as good on one half of them as on the other."""
 STRONG = 0.20
 """From this effect on, reliance is called strong; a set that could not have shown as much cannot tell."""
 MIN_GROUPS = 10
-"""Of each class, independent ones: with fewer the spread over resamples is no guide to chance. Such a test has p = 1 and a
-smallest effect of 1, so that it cannot tell."""
+"""Of each class, independent ones: with fewer the spread over resamples is no guide to chance. Such a test has p = 1
+and a smallest effect of 1, so that it cannot tell."""
 _POWER = 0.8
 
 VERDICTS = {
-    "strong": "strong sign", "some": "some sign", "none": "no sign", "cannot_tell": "cannot tell", "control": "control",
-}  # fmt: skip
+    "strong": "strong sign",
+    "some": "some sign",
+    "none": "no sign",
+    "cannot_tell": "cannot tell",
+    "control": "control",
+}
 """Verdict of a test -> in words."""
 LEVELS = ("classifier", "features", "data")
 """What a test looks at: the classifier as it is, a classifier fitted again on its features, or the pictures alone."""
@@ -104,8 +109,8 @@ def balanced_accuracies(
 ) -> tuple[dict[str, float], dict[str, Floats], dict[str, float]]:
     """Of every name the balanced accuracy, f64[R] of it in resamples of groups, and chance.
 
-    The mean runs over the classes that an image of this name has; chance is one over their number. The resamples are the
-    same ones for all names, so that differences are paired.
+    The mean runs over the classes that an image of this name has; chance is one over their number. The resamples are
+    the same ones for all names, so that differences are paired.
     """
     one_hot = np.eye(answers.classes)[answers.target]
     columns = []
@@ -170,13 +175,24 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
         few = _fewest_groups(answers, asked) < MIN_GROUPS
         rows.append(
             {
-                "name": trial.name, "title": trial.title, "level": trial.level, "counts": trial.counts,
-                "finds": trial.finds, "before": values.get(before), "after": after, "chance": chance,
-                "images": int(asked.sum()), "effect": effect, "low": min(float(low), effect),
-                "high": max(float(high), effect), "p": 1.0 if few else _normal_tail((effect - MARGIN) / error),
-                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2, "p_holm": None, "smallest_effect": 1.0 if few else _smallest(error, after, None if before else chance, counted),
+                "name": trial.name,
+                "title": trial.title,
+                "level": trial.level,
+                "counts": trial.counts,
+                "finds": trial.finds,
+                "before": values.get(before),
+                "after": after,
+                "chance": chance,
+                "images": int(asked.sum()),
+                "effect": effect,
+                "low": min(float(low), effect),
+                "high": max(float(high), effect),
+                "p": 1.0 if few else _normal_tail((effect - MARGIN) / error),
+                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2,
+                "p_holm": None,
+                "smallest_effect": 1.0 if few else _smallest(error, after, None if before else chance, counted),
             }
-        )  # fmt: skip
+        )
     corrected = [row for row in rows if row["counts"]]
     for row, p in zip(corrected, holm([row["p"] for row in corrected]), strict=True):
         row["p_holm"] = p
@@ -193,7 +209,8 @@ def _fewest_groups(answers: Answers, asked: npt.NDArray[np.bool_]) -> int:
 
 
 def _smallest(error: float, after: float, chance: float | None, counted: int) -> float:
-    """The effect that would be seen with a chance of 80 %: at the spread of this set, which for an accuracy is largest at a half."""
+    """The effect that would be seen with a chance of 80 %: at the spread of this set, which for an accuracy is largest
+    at a half."""
     steps = _z(1 - ALPHA / counted) + _z(_POWER)
     effect = MARGIN + steps * error
     if chance is None or not 0 < after < 1:
@@ -214,10 +231,11 @@ def shared_errors(
 ) -> dict[str, Any]:
     """Whether the classifier errs as a classifier without lungs does: asked where the latter is wrong.
 
-    Effect: how much more often both name the same wrong class than they would if, within each true class, their answers had
-    nothing to do with each other: mean of [a = b] - sum_k P(a = k | y) P(b = k | y), over the images where b is wrong.
-    Tested only where b is shown to be better than chance, and at an error of its own beside that of the family of all other
-    tests (both together at most twice ALPHA where the background does tell the classes, ALPHA where it does not).
+    Effect: how much more often both name the same wrong class than they would if, within each true class, their answers
+    had nothing to do with each other: mean of [a = b] - sum_k P(a = k | y) P(b = k | y), over the images where b is
+    wrong. Tested only where b is shown to be better than chance, and at an error of its own beside that of the family
+    of all other tests (both together at most twice ALPHA where the background does tell the classes, ALPHA where it
+    does not).
 
     Args:
         answers: of N images.
@@ -236,22 +254,35 @@ def shared_errors(
     low, high = np.quantile(drawn, [0.025, 0.975])
     p = _normal_tail((effect - MARGIN) / error)
     row: dict[str, Any] = {
-        "name": "shared-errors", "title": f"where {alone['title']} alone name the wrong class", "level": "classifier",
-        "counts": True, "says_nothing": False, "finds": alone["title"], "before": None, "after": None, "chance": None,
-        "images": int(wrong.sum()), "effect": effect, "low": min(float(low), effect), "high": max(float(high), effect),
-        "p": p, "p_holm": p, "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
-    }  # fmt: skip
+        "name": "shared-errors",
+        "title": f"where {alone['title']} alone name the wrong class",
+        "level": "classifier",
+        "counts": True,
+        "says_nothing": False,
+        "finds": alone["title"],
+        "before": None,
+        "after": None,
+        "chance": None,
+        "images": int(wrong.sum()),
+        "effect": effect,
+        "low": min(float(low), effect),
+        "high": max(float(high), effect),
+        "p": p,
+        "p_holm": p,
+        "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
+    }
     row["verdict"] = _verdict(row)
     row["words"] = (
-        f"{row['title'][0].upper()}{row['title'][1:]} ({row['images']} images), the classifier names the same wrong class "
-        f"{points(effect)} points [{points(row['low'])}, {points(row['high'])}] more often than by chance: "
+        f"{row['title'][0].upper()}{row['title'][1:]} ({row['images']} images), the classifier names the same wrong "
+        f"class {points(effect)} points [{points(row['low'])}, {points(row['high'])}] more often than by chance: "
         f"{VERDICTS[row['verdict']]} ({probability(p)} for more than {share(MARGIN)} points)."
     )
     return row
 
 
 def _excess(counts: Floats, classes: int) -> Floats:
-    """f64[R, C * C * C] counts of (true, a, b) -> f64[R]: agreement of a and b beyond that of independence within a class."""
+    """f64[R, C * C * C] counts of (true, a, b) -> f64[R]: agreement of a and b beyond that of independence within a
+    class."""
     cells = counts.reshape(-1, classes, classes, classes)
     per_class = cells.sum(axis=(2, 3))
     agree = np.einsum("rykk->ry", cells)
@@ -282,9 +313,9 @@ def _words(row: Mapping[str, Any]) -> str:
     who = {"classifier": "the classifier", "features": "a classifier fitted anew on such pictures", "data": "trees"}
     if row["before"] is None:
         said = (
-            f"{who[row['level']]} {'name' if row['level'] == 'data' else 'names'} the class with a balanced accuracy of "
-            f"{share(row['after'])} %, {points(row['effect'])} points [{points(row['low'])}, {points(row['high'])}] from "
-            f"chance ({share(row['chance'])} %)"
+            f"{who[row['level']]} {'name' if row['level'] == 'data' else 'names'} the class with a balanced accuracy "
+            f"of {share(row['after'])} %, {points(row['effect'])} points [{points(row['low'])}, "
+            f"{points(row['high'])}] from chance ({share(row['chance'])} %)"
         )
     else:
         lost = "loses" if row["effect"] >= 0 else "gains"
@@ -313,8 +344,10 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
     """
     own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
     found = sorted((t for t in own if t["verdict"] in {"strong", "some"}), key=lambda t: -t["effect"])
-    data = sorted((t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in {"strong", "some"}),
-                  key=lambda t: -t["effect"])  # fmt: skip
+    data = sorted(
+        (t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in {"strong", "some"}),
+        key=lambda t: -t["effect"],
+    )
     reasons = [t["words"] for t in found[:3]]
     told = [_without_lungs(data)] if data else []
     if found:
@@ -337,8 +370,8 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
     if blind:
         worst = max(t["smallest_effect"] for t in blind)
         return "cannot_tell", [
-            f"{len(blind)} of {len(own)} tests could not have shown an effect of {share(STRONG)} points: there are too few "
-            f"images (smallest effect that this set could have shown: {share(worst)} points)."
+            f"{len(blind)} of {len(own)} tests could not have shown an effect of {share(STRONG)} points: there are "
+            f"too few images (smallest effect that this set could have shown: {share(worst)} points)."
         ]
     return "none", [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
 
@@ -349,8 +382,8 @@ def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
     rest = [t for t in rest if t["name"] != "background all"]
     alone = "".join(f", on {t['name'].removeprefix('background ')} alone {share(t['after'])} %" for t in rest[:3])
     return (
-        f"The classes can be told apart without looking at a lung: trees on {first['title']} reach {share(first['after'])} % "
-        f"balanced accuracy (chance {share(first['chance'])} %){alone}."
+        f"The classes can be told apart without looking at a lung: trees on {first['title']} reach "
+        f"{share(first['after'])} % balanced accuracy (chance {share(first['chance'])} %){alone}."
     )
 
 

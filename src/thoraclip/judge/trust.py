@@ -15,16 +15,16 @@ import numpy.typing as npt
 
 from thoraclip.errors import InputError, LeakError
 from thoraclip.judge.align import Aligned
-from thoraclip.judge.conformal import ALPHA, fit_thresholds, images_needed
 from thoraclip.judge.intervals import LEVEL
 from thoraclip.judge.metrics import Scored
-from thoraclip.judge.operating import SENSITIVITY, Counts, choose_threshold, count, positives_needed
 from thoraclip.judge.recalibration import BEFORE, recalibration
 from thoraclip.judge.resampling import resample_weights
 from thoraclip.judge.results import MethodResult
-from thoraclip.judge.scaling import fit_temperature, fit_vector
 from thoraclip.judge.selective import COVERAGES, accuracy_at, accuracy_curve, aurc
 from thoraclip.pages import counted
+from thoraclip.posthoc.conformal import ALPHA, fit_thresholds, images_needed
+from thoraclip.posthoc.operating import SENSITIVITY, Counts, choose_threshold, count, positives_needed
+from thoraclip.posthoc.scaling import fit_temperature, fit_vector
 from thoraclip.proportions import clopper_pearson, wilson
 from thoraclip.tables.predictions import Predictions
 
@@ -35,8 +35,8 @@ Rows = npt.NDArray[np.int64]
 
 _CURVE_POINTS = 50
 _NONE_KEPT = (
-    "no scores of validation images: the run kept none (run it again with this version), or the file has no row of split "
-    "'val'"
+    "no scores of validation images: the run kept none (run it again with this version), or the file has no row of "
+    "split 'val'"
 )
 
 
@@ -56,9 +56,14 @@ class _Round:
 
 
 def trust_entry(
-    method: MethodResult, aligned: Aligned, *, resamples: int, seed: int, alpha: float = ALPHA,
+    method: MethodResult,
+    aligned: Aligned,
+    *,
+    resamples: int,
+    seed: int,
+    alpha: float = ALPHA,
     sensitivity: float = SENSITIVITY,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What can be fitted on the validation images of a method, and what it does to the judged ones; JSON-able.
 
     Args:
@@ -190,12 +195,17 @@ def _conformal(rounds: Sequence[_Round], test: Scored, names: Sequence[str], alp
         }
     n = len(size)
     return {
-        "alpha": alpha, "promised": 1 - alpha, "images_needed": needed,
-        "fewest": min(int(one.images.min()) for one in fitted), "classes": classes,
+        "alpha": alpha,
+        "promised": 1 - alpha,
+        "images_needed": needed,
+        "fewest": min(int(one.images.min()) for one in fitted),
+        "classes": classes,
         "coverage": _share(int(sets[np.arange(n), test.target].sum()), n, clopper_pearson),
-        "mean_size": float(size.mean()), "empty": float((size == 0).mean()), "single": float((size == 1).mean()),
+        "mean_size": float(size.mean()),
+        "empty": float((size == 0).mean()),
+        "single": float((size == 1).mean()),
         "sizes": [int((size == k).sum()) for k in range(len(names) + 1)],
-    }  # fmt: skip
+    }
 
 
 def _operating_points(rounds: Sequence[_Round], test: Scored, names: Sequence[str], goal: float) -> dict[str, Any]:
@@ -206,7 +216,8 @@ def _operating_points(rounds: Sequence[_Round], test: Scored, names: Sequence[st
         entry: dict[str, Any] = {"threshold": chosen, "positives": positives, "reason": None}
         if min(positives) < needed:
             entry["reason"] = (
-                f"cannot be promised: {counted(min(positives), 'validation image')} of the class, and {needed} are needed"
+                f"cannot be promised: {counted(min(positives), 'validation image')} of the class, and {needed} are "
+                "needed"
             )
         val, judged = Counts(0, 0, 0, 0), Counts(0, 0, 0, 0)
         known = [(one, t) for one, t in zip(rounds, chosen, strict=True) if t is not None]
@@ -253,4 +264,4 @@ def _selective(test: Scored, groups: Rows, resamples: int, seed: int) -> dict[st
             "coverage": [round(float(k + 1) / n, 4) for k in keep],
             "accuracy": [round(float(curve[k]), 4) for k in keep],
         },
-    }  # fmt: skip
+    }

@@ -1,7 +1,12 @@
 """The methods: each a verb that reads a manifest and writes predictions.
 
 `METHODS` is the one list of them; the command line, the study and the docs follow from it. A method is a module with
-`Config` (a frozen dataclass) and `run(config, context) -> (Predictions, details, metrics)`.
+`Config` (a frozen dataclass) and `run(config, context) -> MethodOutput`. Where to read first:
+
+    finetune.py, baseline.py    a training loop each; what they share is in training/
+    probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
+    running.py                  what happens around `run`: folder, folds, resume, files
+    predictors.py               from a finished run to its classifiers, for audit/, explain.py and original.py
 """
 
 from __future__ import annotations
@@ -32,9 +37,9 @@ class Method:
         keeps_classifier: True where a run scores other images; then the module has
             `load_classifier(config, folder, fold, labels)`, which `audit`, `explain`, `export` and external sets call.
         trains_adapters: True where its run folder can be the `adapter` of another method.
-        fits_head: True where a linear head on frozen features is fitted, so that it can be fitted again on other images.
+        fits_head: True where it fits a linear head on frozen features, which can be fitted again on other images.
         embeds: True where it reads the features of all images, which the runs of a study share.
-        trains_network: True where it trains a network in steps (`training.TrainingSettings`).
+        trains_network: True where it trains a network in steps (`training.settings.TrainingSettings`).
         inspects: True where it reads the appearance of every image (`data.check.inspect`).
         fit_seconds: about how long a training image of anything else that is fitted takes on one core, for the dry run.
     """
@@ -127,6 +132,6 @@ def require_shared_work(what: str) -> None:
     shared = ["embed", *(kind for kind, method in METHODS.items() if method.is_parallel)]
     if process_count() > 1 and what not in shared:
         raise ConfigError(
-            f"{what} runs in one process, and {process_count()} were started; only {', '.join(shared[:-1])} and {shared[-1]} share their work: "
-            "start it without a launcher"
+            f"{what} runs in one process, and {process_count()} were started; "
+            f"only {', '.join(shared[:-1])} and {shared[-1]} share their work: start it without a launcher"
         )

@@ -31,12 +31,14 @@ def with_adapter(config: C, fold: int | None) -> C:
     """
     if not config.adapter:
         return config
-    found = adapter_folders(Path(config.adapter))
-    chosen = found.get(None, found.get(fold))
+    folders = adapter_folders(Path(config.adapter))
+    chosen = folders.get(None, folders.get(fold))
     if chosen is None:
-        what = "no adapter there" if not found else f"no adapter for {'this split' if fold is None else f'fold {fold}'}"
+        part = "this split" if fold is None else f"fold {fold}"
+        what = f"no adapter for {part}" if folders else "no adapter there"
         raise InputError(
-            f"adapter '{config.adapter}': {what}; name a PEFT adapter folder, or the run folder of a finished thoraclip finetune"
+            f"adapter '{config.adapter}': {what}; name a PEFT adapter folder, or the run folder of a finished "
+            "thoraclip finetune"
         )
     return dataclasses.replace(config, adapter=str(chosen))
 
@@ -68,19 +70,20 @@ def by_adapter(config: C, manifest: Manifest) -> Iterator[tuple[C, Rows]]:
 def refuse_trained_on(config: EncoderConfig, manifest: Manifest, rows: Rows) -> None:
     """Raise LeakError where the config's adapter was trained, or chosen, on one of the pictures that are to be judged.
 
-    Pictures that stand more than once in the manifest are passed over: where they are on both sides of its own split, the
+    Images that are more than once in the manifest are passed over: where they are on both sides of its own split, the
     split leaks and not the adapter, and the study and `check` say so.
     """
-    seen_before = set().union(*_used(config))
-    if not seen_before:
+    used = set().union(*_used(config))
+    if not used:
         return
     names, contents = manifest.column("image_id"), manifest.column("sha256")
-    single = {content for content, count in Counter(contents).items() if count == 1 and content in seen_before}
-    seen = [row for row in rows.tolist() if contents[row] in single]
-    if seen:
+    single = {content for content, count in Counter(contents).items() if count == 1 and content in used}
+    leaked = [row for row in rows.tolist() if contents[row] in single]
+    if leaked:
         raise LeakError(
-            f"adapter '{config.adapter}': was trained or chosen on {len(seen)} of the {len(rows)} images to be judged, first "
-            f"'{names[seen[0]]}'; name the run folder of the training, so that every fold is judged by its own adapter"
+            f"adapter '{config.adapter}': was trained or chosen on {len(leaked)} of the {len(rows)} images to be "
+            f"judged, first '{names[leaked[0]]}'; name the run folder of the training, so that every fold is judged by "
+            "its own adapter"
         )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from thoraclip.config import require_at_least, require_known
 from thoraclip.data.batches import grey_batches
-from thoraclip.errors import ConfigError, ManifestError, ModelError, did_you_mean
+from thoraclip.errors import ConfigError, ManifestError, ModelError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import Captioner, load_captioner
@@ -23,8 +24,8 @@ __all__ = ["CAPTIONERS", "EVERYWHERE_LEAKS", "CaptionConfig", "caption"]
 CAPTIONERS = ("blip", "template", "column")
 
 EVERYWHERE_LEAKS = (
-    "everywhere: the class stands in the captions of images that are later scored, so it leaks into whatever reads them; "
-    "thoraclip finetune --set append_label=true appends it to training captions only"
+    "everywhere: the class stands in the captions of images that are later scored, so it leaks into whatever reads "
+    "them; thoraclip finetune --set append_label=true appends it to training captions only"
 )
 _OWNERS = {"model": "blip", "prompt": "blip", "max_new_tokens": "blip", "geometry": "blip", "column": "column"}
 """Settings that one captioner alone reads."""
@@ -35,7 +36,8 @@ class CaptionConfig:
     """Who writes the captions, and how."""
 
     captioner: str = "blip"
-    """blip (a model looks at the picture), template (from the manifest's columns), or column (the texts of one column)."""
+    """blip (a model looks at the picture), template (from the manifest's columns), or column (the texts of one
+    column)."""
     model: str = "Salesforce/blip-image-captioning-base"
     """Hub id or local folder of a BLIP captioner."""
     column: str = ""
@@ -58,15 +60,12 @@ class CaptionConfig:
     """Chooses the words of the template."""
 
     def __post_init__(self) -> None:
-        if self.captioner not in CAPTIONERS:
-            raise ConfigError(f"unknown captioner '{self.captioner}'{did_you_mean(self.captioner, CAPTIONERS)}")
+        require_known(self, captioner=CAPTIONERS)
         for field in fields(self):
             value, owner = getattr(self, field.name), _OWNERS.get(field.name, self.captioner)
             if owner != self.captioner and value != field.default:
                 raise ConfigError(f"{field.name} = {value!r}: is read by captioner '{owner}' alone; leave it out")
-        for name in ("batch_size", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: 1 or more is needed")
+        require_at_least(self, batch_size=1, max_new_tokens=1)
         if self.captioner == "column" and not self.column:
             raise ConfigError("captioner 'column': name the column of texts with --column NAME")
         if self.column == "label":
@@ -95,7 +94,7 @@ def caption(
     """Write one caption per image of a manifest to a Parquet file.
 
     A model's captions are kept line by line in `<out>.journal` while it works, so that a killed pass goes on where it
-    stopped and ends with the same bytes; finished ones are used again. The other captioners take no time and write anew.
+    stopped and ends with the same bytes; finished ones are used again. The others write anew.
 
     Args:
         manifest: N images.
@@ -106,35 +105,35 @@ def caption(
 
     Raises:
         InputError: the name of `out` does not end in `.parquet`.
-        ConfigError: the class is to be told, and the manifest has no training split.
+        ConfigError: the class is to be named, and the manifest has no training split.
         ManifestError: `out` holds another table, or the column is missing, no text, or empty for an image.
         ModelError: the model cannot be loaded, or has no words for an image.
     """
     require_captions_name(out)
     if out.exists():
         read_captions(out)  # whatever else bears this name is refused, not overwritten
-    told = _told(manifest, config)
+    named = _names_class(manifest, config)
     origin = {"captioner": config.captioner, "append_label": config.append_label, "everywhere": config.everywhere}
     if config.captioner == "blip":
-        return _by_model(manifest, config, told, origin, out, pixels, progress)
+        return _by_model(manifest, config, named, origin, out, pixels, progress)
     if config.captioner == "template":
-        return _store(out, manifest, _by_template(manifest, config.seed, told), told, origin | {"seed": config.seed})
-    texts = _append(_column(manifest, config.column), manifest, told)
-    return _store(out, manifest, texts, told, origin | {"column": config.column})
+        return _store(out, manifest, _by_template(manifest, config.seed, named), named, origin | {"seed": config.seed})
+    texts = _append(_column(manifest, config.column), manifest, named)
+    return _store(out, manifest, texts, named, origin | {"column": config.column})
 
 
 def _store(
-    out: Path, manifest: Manifest, texts: Sequence[str], told: Sequence[bool], origin: dict[str, Any]
+    out: Path, manifest: Manifest, texts: Sequence[str], named: Sequence[bool], origin: dict[str, Any]
 ) -> Captions:
     ids, contents, labels = (tuple(manifest.column(name)) for name in ("image_id", "sha256", "label"))
-    with_label = tuple(tell and label is not None for tell, label in zip(told, labels, strict=True))
+    with_label = tuple(is_named and label is not None for is_named, label in zip(named, labels, strict=True))
     captions = Captions(ids, contents, tuple(texts), with_label, origin)
     write_captions(out, captions)
     return captions
 
 
-def _told(manifest: Manifest, config: CaptionConfig) -> list[bool]:
-    """Per image: may its caption tell the class? Those of the training split, or all."""
+def _names_class(manifest: Manifest, config: CaptionConfig) -> list[bool]:
+    """Per image: may its caption name the class? Those of the training split, or all."""
     if not config.writes_class or config.everywhere:
         return [config.everywhere] * len(manifest)
     split, folds = manifest.column("split"), any(fold is not None for fold in manifest.column("fold"))
@@ -147,9 +146,9 @@ def _told(manifest: Manifest, config: CaptionConfig) -> list[bool]:
     return [s == "train" for s in split]
 
 
-def _append(texts: Sequence[str], manifest: Manifest, told: Sequence[bool]) -> list[str]:
-    rows = zip(texts, manifest.column("label"), told, strict=True)
-    return [append_label(text, label) if tell and label is not None else text for text, label, tell in rows]
+def _append(texts: Sequence[str], manifest: Manifest, named: Sequence[bool]) -> list[str]:
+    rows = zip(texts, manifest.column("label"), named, strict=True)
+    return [append_label(text, label) if is_named and label is not None else text for text, label, is_named in rows]
 
 
 def _column(manifest: Manifest, name: str) -> list[str]:
@@ -162,8 +161,8 @@ def _column(manifest: Manifest, name: str) -> list[str]:
     empty = [i for i, text in zip(manifest.column("image_id"), texts, strict=True) if not text]
     if empty:
         raise ManifestError(
-            f"manifest: image '{empty[0]}' has no text in column '{name}' ({len(empty)} such images); fill it in, or leave "
-            "those images out of the manifest"
+            f"manifest: image '{empty[0]}' has no text in column '{name}' ({len(empty)} such images); fill it in, or "
+            "leave those images out of the manifest"
         )
     return texts
 
@@ -177,10 +176,10 @@ _UNTOLD = ("", " of the lungs and heart", " of one patient")
 _CLASS = (" showing {}", " with {}", " of a patient with {}")
 
 
-def _by_template(manifest: Manifest, seed: int, told: Sequence[bool]) -> list[str]:
-    """View, class and place of the finding, where they are known and may be told; else the view and words that fit any chest.
+def _by_template(manifest: Manifest, seed: int, named: Sequence[bool]) -> list[str]:
+    """View, class and place of the finding, where known and allowed; else the view and words that fit any chest.
 
-    The words of an image hang on the seed and its id alone, not on the other images; the view is said alike for all classes.
+    The words of an image are a function of the seed and its id alone; the view is written alike for all classes.
     """
     names = replace(load_prompts("chest-xray-ensemble"), templates=("{}",))
     columns = [
@@ -188,11 +187,11 @@ def _by_template(manifest: Manifest, seed: int, told: Sequence[bool]) -> list[st
         for name in ("image_id", "view", "label", "finding_side", "finding_zone")
     ]
     texts = []
-    for image_id, view, label, side, zone, tell in zip(*columns, told, strict=True):
+    for image_id, view, label, side, zone, is_named in zip(*columns, named, strict=True):
         words = random.Random(f"{seed} {image_id}")  # no secret hangs on it; equal in every version of Python
         opening = words.choice(_VIEWS.get(view or "", tuple(f"{w}, {view} view" if view else w for w in _NO_VIEW)))
         ending, phrase = words.choice(_UNTOLD), words.choice(_CLASS)
-        if tell:
+        if is_named:
             ending = phrase.format(words.choice(names.for_class(label))) if label is not None else ""
             ending += _place(side, zone)
         texts.append(f"{opening}{ending}.")
@@ -210,7 +209,7 @@ def _place(side: str | None, zone: str | None) -> str:
 def _by_model(
     manifest: Manifest,
     config: CaptionConfig,
-    told: Sequence[bool],
+    named: Sequence[bool],
     origin: Mapping[str, Any],
     out: Path,
     pixels: Path | None,
@@ -221,14 +220,14 @@ def _by_model(
         precision=config.precision,
     )  # fmt: skip
     work = digest([manifest.content_fingerprint, dict(captioner.origin), DECODING])
-    inputs = digest([work, list(told), manifest.column("label") if any(told) else None])
+    inputs = digest([work, list(named), manifest.column("label") if any(named) else None])
     journal = out.with_name(f"{out.name}.journal")
     captions = read_captions(out) if out.exists() else None
     if captions is None or captions.origin.get("inputs") != inputs:
         header = canonical_json({"schema": 1, "token": digest([work, config.batch_size])})
         texts = _journalled(manifest, captioner, journal, header, config.batch_size, pixels, progress)
         facts = {**origin, **captioner.origin, "inputs": inputs}
-        captions = _store(out, manifest, _append(texts, manifest, told), told, facts)
+        captions = _store(out, manifest, _append(texts, manifest, named), named, facts)
     journal.unlink(missing_ok=True)
     return captions
 
@@ -267,8 +266,8 @@ def _require_words(captioner: Captioner, ids: Sequence[str], texts: Sequence[str
     for image_id, text in zip(ids, texts, strict=False):
         if not text:
             raise ModelError(
-                f"model '{captioner.name}': has no words for image '{image_id}'; begin its captions with a --prompt, or "
-                "name another model"
+                f"model '{captioner.name}': has no words for image '{image_id}'; begin its captions with a --prompt, "
+                "or name another model"
             )
 
 

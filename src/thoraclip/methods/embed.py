@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,9 @@ import torch
 
 from thoraclip.data.batches import picture_source
 from thoraclip.errors import MismatchError
-from thoraclip.methods.encoders import EncoderConfig, ModelConfig
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.engines import Engine, Features, by_processes, by_threads, cut
-from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
+from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import description
 from thoraclip.models.frozen import FrozenEncoder
 from thoraclip.runs import Progress, digest
@@ -24,33 +23,12 @@ from thoraclip.tables.embeddings import EMBEDDINGS, Embeddings, embeddings_finge
 from thoraclip.tables.manifest import Manifest
 
 if TYPE_CHECKING:
-    from thoraclip.methods.processes import ProcessGroup
+    from thoraclip.methods.training.processes import ProcessGroup
 
-__all__ = ["EncoderConfig", "ModelConfig", "cached_embeddings", "embed", "load_encoder", "usual_batch_size"]
+__all__ = ["cached_embeddings", "embed", "usual_batch_size"]
 
 _CPU_BATCH, _DEVICE_BATCH = 32, 256
 _SECONDS_BETWEEN_WRITES = 1.0
-
-
-def load_encoder(config: EncoderConfig) -> FrozenEncoder:
-    """The encoder that a config names, to be read from; the last one loaded is kept, so methods in a row share it."""
-    files = tuple(file for folder in (config.model, config.adapter) if folder for file in _files(Path(folder)))
-    return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision, files)
-
-
-def _files(folder: Path) -> list[tuple[str, int, int]]:
-    """(path, size, time) of every file of a local folder: another training may have replaced them."""
-    found = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [(str(path), about.st_size, about.st_mtime_ns) for path, about in found]
-
-
-@lru_cache(maxsize=1)
-def _load(
-    model: str, adapter: str, adapter_scale: float, geometry: str, precision: str, files: tuple[object, ...]
-) -> FrozenEncoder:
-    return FrozenEncoder.of(
-        load_dual_encoder(model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision)
-    )
 
 
 def cached_embeddings(
@@ -71,29 +49,27 @@ def cached_embeddings(
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
         key = digest([encoder.description, encoder.preprocess.as_dict()])[:12]
+        kept = cache / key
         return embed(
-            manifest,
-            encoder,
-            cache / key,
-            batch_size=config.batch_size,
-            pixels=pixels,
-            progress=progress,
-            announce=announce,
+            manifest, encoder, kept, batch_size=config.batch_size, pixels=pixels, progress=progress, announce=announce
         )
-    found = read_embeddings(Path(config.embeddings))
+    finished = read_embeddings(Path(config.embeddings))
     expected = encoder.description
-    if config.precision == "auto" and found.encoder.get("precision") in ("fp32", "bf16"):  # finished ones keep theirs
-        expected = description(expected["weights"], found.encoder["precision"])
-    if dict(found.encoder) != expected:
+    if config.precision == "auto" and finished.encoder.get("precision") in (
+        "fp32",
+        "bf16",
+    ):  # finished ones keep theirs
+        expected = description(expected["weights"], finished.encoder["precision"])
+    if dict(finished.encoder) != expected:
         raise MismatchError(
             f"{config.embeddings}: made by another encoder or precision than model '{config.model}'; embed again"
         )
-    if dict(found.preprocess) != encoder.preprocess.as_dict():
+    if dict(finished.preprocess) != encoder.preprocess.as_dict():
         raise MismatchError(
-            f"{config.embeddings}: made with geometry '{found.preprocess.get('geometry')}' and another preprocessing "
-            f"than '{config.geometry}'; embed again or set geometry"
+            f"{config.embeddings}: made with geometry '{finished.preprocess.get('geometry')}' and another "
+            f"preprocessing than '{config.geometry}'; embed again or set geometry"
         )
-    return found
+    return finished
 
 
 def embed(
@@ -110,8 +86,8 @@ def embed(
 ) -> Embeddings:
     """Write the features of every image of a manifest to a folder; a valid one is re-used, a begun one continued.
 
-    Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count in
-    `progress.json` says so: the files end up the same, byte for byte, with and without a pixel cache, and whoever encodes.
+    Batches are cut at the same rows whether the pass was interrupted or not, and each is on disk before the row count
+    in `progress.json` says so: the files are the same bytes with and without a pixel cache, and whoever encodes.
 
     Args:
         manifest: N images.

@@ -1,9 +1,11 @@
-"""Which encoder makes the features of a method, and finished features that are read without it."""
+"""Which encoder makes the features of a method: its settings, the encoder itself, and finished features without it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thoraclip.errors import ConfigError, ModelError
 from thoraclip.models.adapter_note import adapter_folders
@@ -11,7 +13,10 @@ from thoraclip.models.files import Checkpoint, description, locate, read_preproc
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 
-__all__ = ["EncoderConfig", "ModelConfig", "finished_embeddings"]
+if TYPE_CHECKING:
+    from thoraclip.models.frozen import FrozenEncoder
+
+__all__ = ["EncoderConfig", "ModelConfig", "finished_embeddings", "load_encoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +70,43 @@ class EncoderConfig(ModelConfig):
         return hashes | ({"embeddings": folder_digest(note)} if self.embeddings and note.exists() else {})
 
 
+def load_encoder(config: EncoderConfig) -> FrozenEncoder:
+    """The encoder that a config names, to be read from; the last one loaded is kept, so methods in a row share it."""
+    files = tuple(file for folder in (config.model, config.adapter) if folder for file in _files(Path(folder)))
+    return _load(config.model, config.adapter, config.adapter_scale, config.geometry, config.precision, files)
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """(path, size, time) of every file of a local folder: another training may have replaced them."""
+    stats = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+@lru_cache(maxsize=1)
+def _load(
+    model: str, adapter: str, adapter_scale: float, geometry: str, precision: str, files: tuple[object, ...]
+) -> FrozenEncoder:
+    from thoraclip.models.dual_encoder import load_dual_encoder  # with torch
+    from thoraclip.models.frozen import FrozenEncoder
+
+    return FrozenEncoder.of(
+        load_dual_encoder(model, adapter=adapter, adapter_scale=adapter_scale, geometry=geometry, precision=precision)
+    )
+
+
 def finished_embeddings(config: EncoderConfig) -> Embeddings | None:
     """The features in the folder that a config names, where the model's files alone prove that it made them.
 
-    `None` where they do not, and the encoder has to be loaded to know: no folder is named, the weights are merged with an
-    adapter, are not on this machine or not in one file of names as the architecture has them, or are others.
+    `None` where they do not, and the encoder has to be loaded to know: no folder is named, the weights are merged with
+    an adapter, are not on this machine or not in one file of names as the architecture has them, or are others.
 
     Raises:
         InputError, ManifestError: see `tables.embeddings.read_embeddings`.
     """
     if not config.embeddings or config.adapter:
         return None
-    found = read_embeddings(Path(config.embeddings))
-    precision = found.encoder.get("precision")
+    embeddings = read_embeddings(Path(config.embeddings))
+    precision = embeddings.encoder.get("precision")
     folder = stored_folder(config.model)
     if precision not in ("fp32", "bf16") or config.precision not in ("auto", precision) or folder is None:
         return None
@@ -86,5 +115,5 @@ def finished_embeddings(config: EncoderConfig) -> Embeddings | None:
     except (ModelError, ConfigError):  # said by what loads the model
         return None
     weights = stored_fingerprint(folder)
-    is_same = found.encoder == description(weights or "", precision) and found.preprocess == spec.as_dict()
-    return found if is_same else None
+    is_same = embeddings.encoder == description(weights or "", precision) and embeddings.preprocess == spec.as_dict()
+    return embeddings if is_same else None

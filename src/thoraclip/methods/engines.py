@@ -2,8 +2,8 @@
 
     batches: rows 0..31, 32..63, ... --engine--> (pooled, projected) of each batch, or of several in a row, in order
 
-A batch is cut at the same rows and computed by one thread on a CPU, whoever does it; so the features are the same bytes with
-any number of threads, processes and machines of one kind.
+A batch is cut at the same rows and computed by one thread on a CPU, whoever does it; so the features are the same bytes
+with any number of threads, processes and machines of one kind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from thoraclip.data.batches import decoded
 from thoraclip.errors import MismatchError
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import SHIPPED
 from thoraclip.ray_pool import over_ray
@@ -28,8 +29,7 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
-    from thoraclip.methods.encoders import EncoderConfig
-    from thoraclip.methods.processes import ProcessGroup
+    from thoraclip.methods.training.processes import ProcessGroup
 
 __all__ = ["Engine", "Features", "Pictures", "by_processes", "by_ray", "by_threads", "cut", "threads_here"]
 
@@ -60,9 +60,9 @@ def threads_here() -> int:
 def by_threads(encoder: DualEncoder, pictures: Pictures, *, threads: int = 0) -> Engine:
     """This process: on a CPU each thread decodes and encodes batches of its own, so that neither waits for the other.
 
-    A product of matrices is then not shared between threads, which costs a wait at its end; a thread that reads memory or
-    decodes leaves the matrix unit to the others. With another device the threads decode ahead of it, and what it has done is
-    fetched while it works on the next batch.
+    A product of matrices is then not shared between threads, which costs a wait at its end; a thread that reads memory
+    or decodes leaves the matrix unit to the others. With another device the threads decode ahead of it, and what it has
+    done is fetched while it works on the next batch.
 
     Args:
         encoder: of the features; several threads call it at once.
@@ -111,29 +111,29 @@ def by_processes(group: ProcessGroup, encoder: DualEncoder, pictures: Pictures) 
         for at in range(0, len(batches), span):
             turn = batches[at : at + span]
             own, real = group.own(len(turn))
-            found = list(alone([turn[number] for number in own[:real].tolist()]))
-            yield _gathered(group, encoder, turn, found, share=len(own))
+            mine = list(alone([turn[number] for number in own[:real].tolist()]))
+            yield _gathered(group, encoder, turn, mine, share=len(own))
 
     return engine
 
 
 def _gathered(
-    group: ProcessGroup, encoder: DualEncoder, turn: Sequence[range], found: Sequence[Features], *, share: int
+    group: ProcessGroup, encoder: DualEncoder, turn: Sequence[range], mine: Sequence[Features], *, share: int
 ) -> Features:
     """The features of a turn's batches; only the last one may be short, and no real row stands behind padding."""
     rows, most = sum(map(len, turn)), len(turn[0]) * share
     whole = []
-    for place, width in enumerate(_widths(group, found)):
+    for place, width in enumerate(_widths(group, mine)):
         local = torch.zeros(most, width)
-        made = np.concatenate([features[place] for features in found]) if found else np.zeros((0, width), np.float32)
+        made = np.concatenate([features[place] for features in mine]) if mine else np.zeros((0, width), np.float32)
         local[: len(made)] = torch.from_numpy(made)
         whole.append(group.gather(local.to(encoder.device), rows).cpu().numpy())
     return whole[0], whole[1]
 
 
-def _widths(group: ProcessGroup, found: Sequence[Features]) -> list[int]:
+def _widths(group: ProcessGroup, mine: Sequence[Features]) -> list[int]:
     """D and P, which a process without a batch of its own does not know."""
-    return [int(group.first(float(found[0][place].shape[1]) if found else 0.0)) for place in range(2)]
+    return [int(group.first(float(mine[0][place].shape[1]) if mine else 0.0)) for place in range(2)]
 
 
 def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], *, workers: int = 0) -> Engine:
@@ -198,13 +198,11 @@ class _Actor:
 
     def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Load the encoder; threads: that the actor may use."""
-        from thoraclip.methods.embed import EncoderConfig, load_encoder
-
         encoder = load_encoder(EncoderConfig(**self._config))
         if encoder.description != self._expected:
             raise MismatchError(
-                f"model '{self._config['model']}': an actor of the cluster loads other weights than the driver, or computes in "
-                "another precision; give all machines the same files and set precision"
+                f"model '{self._config['model']}': an actor of the cluster loads other weights than the driver, or "
+                "computes in another precision; give all machines the same files and set precision"
             )
 
         def work(shard: dict[str, Any]) -> dict[str, Any]:

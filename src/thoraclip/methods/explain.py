@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
+from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.imaging import read_bytes
 from thoraclip.methods.predictors import FinishedRun, find_manifest
 from thoraclip.predictor import Predictor
@@ -34,26 +34,24 @@ class Chosen:
 def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) -> Chosen:
     """The classifier that did not see the picture in training, where the run has one.
 
-    A picture is known by its bytes. One of the run's own manifest is explained by the fold that held it out; any other, and
-    every one where the manifest is not beside the run, by the first fold.
+    A picture is known by its bytes. One of the run's own manifest is explained by the fold that held it out; any other,
+    and every one where the manifest is not beside the run, by the first fold.
 
     Raises:
         ConfigError: the run has no such fold.
         ImageError: the file cannot be read.
     """
-    found = _row_of(run, hashlib.sha256(read_bytes(image)).hexdigest())
-    mask, held, split = found if found else (None, None, None)
+    row = _row_of(run, hashlib.sha256(read_bytes(image)).hexdigest())
+    mask, held, split = row or (None, None, None)
     if fold is not None:
-        if fold not in run.folds:
-            names = ", ".join(str(f) for f in run.folds if f is not None) or "none"
-            raise ConfigError(f"--fold {fold}: {run.folder} has no such fold; its folds: {names}")
+        run.require_fold(fold)
         return Chosen(fold, f"fold {fold}, {'which held this picture out' if held == fold else 'as asked'}", mask)
     if run.folds == (None,):
         trained = {"train": "which was trained on this picture", "val": "which was chosen by this picture"}
         return Chosen(None, f"the run's classifier{', ' + trained[split] if split in trained else ''}", mask)
     if held in run.folds:
         return Chosen(held, f"fold {held}, which held this picture out", mask)
-    why = "the picture is in no fold of the run's manifest" if found is None else "the picture was held out by no fold"
+    why = "the picture is in no fold of the run's manifest" if row is None else "the picture was held out by no fold"
     return Chosen(run.folds[0], f"fold {run.folds[0]}, the first: {why}", mask)
 
 

@@ -1,32 +1,43 @@
-"""`finetune`: LoRA on a dual encoder, with a contrastive loss over batches of any size.
+"""`finetune`: LoRA fine-tuning of a dual encoder with a contrastive loss. Any batch size fits in memory.
 
-    step -> batch (rows) -+-> pixels, augmented once -> vision tower --+
-                          +-> texts, each different one once -> text tower -+-> loss over the whole batch (gradcache)
+    batch (rows) -+-> images, augmented once -> vision tower --+
+                  +-> texts, each different one once -> text tower -+-> loss over the whole batch (gradcache)
 
-Scored zero-shot with the best adapter by validation; `probe` takes the run folder as its adapter. Everything random is a
-function of (seed, step, sample), so neither the chunk size, nor the number of processes, nor a resumed run changes it.
+`run` trains one adapter per fold (`_train`, whose loop is `_fit`) and scores its test images zero-shot with the adapter
+that validated best; `probe` takes the run folder as its adapter. Everything random is a function of (seed, step,
+sample), so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
+from thoraclip.config import require_known, require_positive
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
-from thoraclip.methods import losses
+from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
 from thoraclip.methods.encoders import EncoderConfig, ModelConfig
-from thoraclip.methods.rounds import Result, fit, run_rounds
-from thoraclip.methods.running import Context
-from thoraclip.methods.training import TrainingSettings, require_known, require_positive
-from thoraclip.methods.tuning import TuningRound
+from thoraclip.methods.losses import LOSSES
+from thoraclip.methods.running import MethodOutput, RunContext
+from thoraclip.methods.training.checkpoint import stop_requests
+from thoraclip.methods.training.folds import FoldTraining, train_folds
+from thoraclip.methods.training.settings import TrainingSettings
+from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
-from thoraclip.models.lora import LoraSettings
+from thoraclip.models.adapter_note import read_note
+from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.heads import class_weights
+from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora
 from thoraclip.runs import file_sha256, fold_folder
+from thoraclip.tables.captions import append_label, read_captions
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
@@ -68,11 +79,11 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     def __post_init__(self) -> None:
         LoraSettings.__post_init__(self)
         TrainingSettings.__post_init__(self)
-        require_known(self, loss=tuple(losses.LOSSES), select=_SELECTIONS)
-        require_positive(logit_scale_max=self.logit_scale_max)
+        require_known(self, loss=LOSSES, select=_SELECTIONS)
+        require_positive(self, "logit_scale_max")
         if self.append_label and not self.captions:
             raise ConfigError("append_label = true needs captions = FILE; class prompts name the class already")
-        if self.captions and losses.LOSSES[self.loss].on_prompts:
+        if self.captions and LOSSES[self.loss].on_prompts:
             raise ConfigError(
                 f"loss = '{self.loss}' trains on class prompts; leave captions out, or choose another loss"
             )
@@ -85,40 +96,150 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
         return super().inputs() | read
 
 
-def run(config: Config, context: Context) -> Result | None:
-    """Tune one adapter per fold (or one for the split), score its test images zero-shot, pool.
+def run(config: Config, context: RunContext) -> MethodOutput | None:
+    """Train one adapter per fold (or one for the split), score its test images zero-shot, pool.
 
     Returns:
         As every method; `None` in all but the first of several processes.
     """
-    result = run_rounds("finetune", config, context, TuningRound, train=_train, score=_score)
-    if result is not None:
-        result[1]["prompt_set"] = load_prompts(config.prompts).name
-    return result
+    output = train_folds("finetune", config, context, read_note=_read_note, train=_train, score=_score)
+    prompt_set = load_prompts(config.prompts).name
+    return output and replace(output, details={**output.details, "prompt_set": prompt_set})
 
 
-def _train(one: TuningRound) -> None:
-    """From the checkpoint, if there is one, to `adapter/`, `last/`, `metrics.jsonl` and `training.svg`."""
-    sampler = one.sampler()
-    tuning = one.prepare()
-    done = fit(one, tuning, sampler)
-    if one.group.is_main:
-        one.keep(tuning.contrast.tuned, done)
+def _train(training: FoldTraining[Config]) -> None:
+    """Train the adapter of one fold; writes `adapter/`, `last/`, `metrics.jsonl` and `training.svg`."""
+    config, sampler = training.config, training.sampler()
+    step = _prepare(training)
+    tuned = step.tuned
+    steps = Steps(training, sampler, _optimizer(config, tuned), tuned.parameters)
+    prompts = _class_prompts(training)
+    _fit(config, steps, step, lambda: _validate(training, steps, step, prompts))
+    if training.group.is_main:
+        progress, folder = steps.progress, training.folder
+        training.write_curve(progress, validated="zero-shot")
+        tuned.save(folder / "last", training.note(progress, progress.step) | {"loss": config.loss})
+        if progress.best:
+            tuned.restore(progress.best)
+        # the best adapter comes last: its note marks the end of the training
+        tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | {"loss": config.loss})
 
 
-def _score(one: TuningRound) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _fit(config: Config, steps: Steps, step: ContrastiveStep, validate: Callable[[], None]) -> None:
+    """The loop: from the checkpoint, if there is one, to the last step or the end of patience."""
+    optimizer, parameters = steps.optimizer, step.tuned.parameters
+    if steps.is_new:
+        validate()
+    with stop_requests() as stop:
+        while steps.are_left:
+            batch, rate = steps.begin()
+            loss = step.backward(batch)
+            norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_norm or torch.inf))
+            steps.require_finite(batch, loss=loss, gradient_norm=norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            scale = step.tuned.clamp_scale(config.logit_scale_max)
+            steps.log(loss=loss, learning_rate=rate, gradient_norm=norm, logit_scale=scale)
+            if steps.is_validation_due:
+                validate()
+            steps.end(stop)
+
+
+def _validate(
+    training: FoldTraining[Config], steps: Steps, step: ContrastiveStep, prompts: Sequence[Sequence[str]]
+) -> None:
+    """Score the validation images zero-shot, and by a probe where that chooses; keep the adapter if it is the best."""
+    config, part = training.config, training.part
+    values = step.validate(part.val, prompts)
+    if config.select == "probe":
+        values |= step.validate_probe(part.train, part.val, training.labels)
+    values = steps.log_validation(values)
+    if LOSSES[config.loss].has_bias and step.tuned.bias == 0:
+        # before the first step: begin where the mean logit is zero, not deep in saturation
+        step.tuned.centre_bias(values["val_mean_cosine"])
+    names = {"zeroshot": "val_macro_f1", "probe": "val_probe_macro_f1"}
+    steps.keep_best(values[names[config.select]] if config.select in names else None)
+
+
+def _prepare(training: FoldTraining[Config]) -> ContrastiveStep:
+    """Encoder with LoRA, images and texts; a wrong setting is refused here, before the first step."""
+    config, rows = training.config, training.part.train
+    texts = _texts(training)
+    encoder = load_dual_encoder(
+        config.model, geometry=config.geometry, precision=config.precision, device=str(training.group.device)
+    )
+    tuned = add_lora(
+        encoder,
+        config,
+        seed=config.seed,
+        train_scale=config.train_logit_scale,
+        train_bias=LOSSES[config.loss].has_bias,
+        checkpointing=config.gradient_checkpointing,
+    )
+    weight = class_weights(training.targets[rows], len(training.labels), config.class_weight)
+    return ContrastiveStep(
+        tuned=tuned,
+        greys=training.shared_images(encoder.preprocess),
+        targets=training.targets,
+        texts=texts,
+        group=training.group,
+        loss=config.loss,
+        weight=None if config.class_weight == "none" else weight,
+        chunk_size=config.chunk_size,
+        augmentation=config if config.augmentation else None,
+        seed=config.seed,
+    )
+
+
+def _texts(training: FoldTraining[Config]) -> CaptionTexts | PromptTexts:
+    """The captions of the training images, or the prompts of the classes."""
+    config, rows = training.config, training.part.train
+    if not config.captions:
+        return PromptTexts.of(_class_prompts(training))
+    captions = read_captions(Path(config.captions))
+    texts = captions.texts_for(training.context.manifest, rows)
+    if config.append_label:
+        names = [training.labels.names[target] for target in training.targets[rows]]
+        labelled = captions.labelled_for(training.context.manifest, rows)
+        texts = [t if has else append_label(t, name) for t, name, has in zip(texts, names, labelled, strict=True)]
+    return CaptionTexts.of(rows.tolist(), texts)
+
+
+def _class_prompts(training: FoldTraining[Config]) -> list[tuple[str, ...]]:
+    """The prompts of each class."""
+    prompts = load_prompts(training.config.prompts)
+    return [prompts.for_class(name) for name in training.labels.names]
+
+
+def _optimizer(config: Config, tuned: TunableEncoder) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); the loss's own two numbers do not decay."""
+    groups: Sequence[dict[str, Any]] = [
+        {"params": list(tuned.encoder_parameters.values()), "weight_decay": config.weight_decay},
+        {"params": list(tuned.loss_parameters.values()), "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+
+
+def _read_note(folder: Path) -> Mapping[str, Any]:
+    """What stands beside the best adapter of a training."""
+    note = read_note(folder / "adapter")
+    return note.facts if note else {}
+
+
+def _score(training: FoldTraining[Config]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The test and the validation rows, zero-shot with the adapter that was kept."""
-    config: Config = one.config
-    scores = score_images(_tuned(config, one.folder), one.labels, load_prompts(config.prompts), one.context).scores
-    return scores[one.part.test], scores[one.part.val]
+    config, part = training.config, training.part
+    encoder, prompts = _encoder_config(config, training.folder), load_prompts(config.prompts)
+    scores = score_images(encoder, training.labels, prompts, training.context).scores
+    return scores[part.test], scores[part.val]
 
 
-def _tuned(config: Config, place: Path) -> EncoderConfig:
+def _encoder_config(config: Config, folder: Path) -> EncoderConfig:
     return EncoderConfig(
-        model=config.model, adapter=str(place / "adapter"), geometry=config.geometry, precision=config.precision
+        model=config.model, adapter=str(folder / "adapter"), geometry=config.geometry, precision=config.precision
     )
 
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
     """The base with the adapter of the fold, and the class prompts as its head."""
-    return prompted_classifier(_tuned(config, fold_folder(folder, fold)), config.prompts, labels)
+    return prompted_classifier(_encoder_config(config, fold_folder(folder, fold)), config.prompts, labels)

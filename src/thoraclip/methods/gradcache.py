@@ -6,10 +6,10 @@
        (the last chunk kept its graph in step 1: a batch of one chunk is a plain step)
 
 By the chain rule the parameters' gradients are those of one big batch, exactly, as long as both passes compute the same
-function: dropout must not depend on the pass, the chunk or the process (see `models.dropout`). The loss's own parameters
-(logit scale, bias) get their gradient once, in step 2. Over several processes each encodes its share of the rows, all
-see the representations of all, and each goes back through its own rows; summing the encoders' gradients over the
-processes then gives the gradient of one process.
+function: dropout must not depend on the pass, the chunk or the process (see `models.dropout`). The loss's own
+parameters (logit scale, bias) get their gradient once, in step 2. Over several processes each encodes its share of the
+rows, all see the representations of all, and each goes back through its own rows; summing the encoders' gradients over
+the processes then gives the gradient of one process.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def cached_backward(
 
 @dataclass
 class _FirstPass:
-    """What one tower leaves behind: everything without gradient, and the last chunk's graph, which need not be made again.
+    """What one tower leaves behind: everything without gradient, and the last chunk's graph.
 
     Args:
         representations: f32[b, P] of this process's share, padding included, without gradient.

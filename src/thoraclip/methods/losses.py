@@ -1,7 +1,7 @@
 """The losses of contrastive fine-tuning, as pure functions of representations.
 
-Notation: z_i unit vector of image i, t_j of text j, s the logit scale, l_ij = s z_i . t_j, y_i the class of pair i,
-B pairs. Chest X-rays have few classes, so about 1/C of the pairs that plain InfoNCE pushes apart share their class; UniCL
+Notation: z_i unit vector of image i, t_j of text j, s the logit scale, l_ij = s z_i . t_j, y_i the class of pair i, B
+pairs. Chest X-rays have few classes, so about 1/C of the pairs that plain InfoNCE pushes apart share their class; UniCL
 and SigLIP with labels know it, and the cross-entropy over class prompts has no such pairs.
 """
 
@@ -115,13 +115,7 @@ def siglip(
 
 
 def prompt_cross_entropy(
-    image: Tensor,
-    prompt: Tensor,
-    scale: Tensor,
-    target: Tensor,
-    classes: Tensor,
-    *,
-    weight: Tensor | None = None,
+    image: Tensor, prompt: Tensor, scale: Tensor, target: Tensor, classes: Tensor, *, weight: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy of the zero-shot classifier itself, over class prompts (Zanella & Ben Ayed 2024, arXiv:2405.18541).
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import ConfigError, InputError, MismatchError
+from thoraclip.errors import InputError, MismatchError
 from thoraclip.methods.predictors import FinishedRun
 from thoraclip.methods.running import read_validation
+from thoraclip.models.adapter_note import adapter_folders
 from thoraclip.models.classifiers import EncoderClassifier
-from thoraclip.models.heads import LinearHead
+from thoraclip.models.heads import LinearHead, read_head
 from thoraclip.models.original import Original
 from thoraclip.runs import fold_file
 from thoraclip.tables.manifest import Manifest
@@ -39,10 +41,12 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
     run.require_classifier()
     if manifest.fingerprint != run.manifest:
         raise MismatchError(
-            f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; name that one "
-            "with --manifest"
+            f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; "
+            "name that one with --manifest"
         )
-    chosen = _fold(run, fold)
+    chosen = run.folds[0] if fold is None else fold
+    if fold is not None:
+        run.require_fold(fold)
     predictions = read_predictions(run.folder / "predictions.parquet")
     exact = replace(run, config=replace(run.config, precision="fp32"))
     classifier = exact.classifier(chosen, predictions.labels)
@@ -62,23 +66,14 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
     )  # fmt: skip
 
 
-def _fold(run: FinishedRun, fold: int | None) -> int | None:
-    if fold is None:
-        return run.folds[0]
-    if fold not in run.folds:
-        names = ", ".join(str(f) for f in run.folds if f is not None) or "none"
-        raise ConfigError(f"--fold {fold}: {run.folder} has no such fold; its folds: {names}")
-    return fold
-
-
 def _validation(run: FinishedRun, fold: int | None) -> Predictions:
     """The kept scores of the fold's validation images."""
     for table in read_validation(run.folder):
         if table.fold[0] == fold:
             return table
     raise InputError(
-        f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the same command again "
-        "(nothing is trained anew), with a manifest that is split"
+        f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the same "
+        "command again (nothing is trained anew), with a manifest that is split"
     )
 
 
@@ -100,20 +95,10 @@ def _alike(
     for fold, rows in judged.items():
         if fold == chosen:
             continue
-        head = _head(run, fold) if run.method.fits_head else own.head
-        yield head, np.setdiff1d(rows, left_out)
+        file = run.folder / fold_file("head.safetensors", fold)
+        yield read_head(file) if run.method.fits_head else own.head, np.setdiff1d(rows, left_out)
 
 
 def _has_fold_adapters(run: FinishedRun) -> bool:
-    from pathlib import Path
-
-    from thoraclip.models.adapter_note import adapter_folders
-
     adapter = run.config.adapter
     return bool(adapter) and None not in adapter_folders(Path(adapter))
-
-
-def _head(run: FinishedRun, fold: int | None) -> LinearHead:
-    from thoraclip.models.heads import read_head
-
-    return read_head(run.folder / fold_file("head.safetensors", fold))

@@ -1,4 +1,4 @@
-"""From the folder of a finished run back to what predicts: one classifier per fold, each for the images it has not seen."""
+"""From the folder of a finished run to its classifiers: one per fold, each for the images it was not trained on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import build_config, read_toml
-from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
+from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
+from thoraclip.models.adapter_note import adapter_folders
 from thoraclip.tables.manifest import Manifest, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
@@ -64,18 +65,22 @@ class FinishedRun:
                 f"{self.folder}: a run of '{self.kind}' keeps no classifier of pictures; name a run of {able}"
             )
 
+    def require_fold(self, fold: int) -> None:
+        """Raise ConfigError where the run has no such fold."""
+        if fold not in self.folds:
+            names = ", ".join(str(f) for f in self.folds if f is not None) or "none"
+            raise ConfigError(f"--fold {fold}: {self.folder} has no such fold; its folds: {names}")
+
     @property
     def distinct_folds(self) -> tuple[int | None, ...]:
         """The folds whose classifiers differ; `(None,)` where one frozen classifier scored all of them."""
-        from thoraclip.models.adapter_note import adapter_folders
-
         adapter = getattr(self.config, "adapter", "")
         is_one = not self.method.is_trained and (not adapter or None in adapter_folders(Path(adapter)))
         return (None,) if is_one else self.folds
 
     @property
     def is_retrainable(self) -> bool:
-        """True where the classifier is a linear probe on frozen features, so that it can be fitted again on any pictures."""
+        """True where the classifier is a linear probe on frozen features, which can be fitted again on any images."""
         return self.method.fits_head
 
     def label_set(self, manifest: Manifest) -> LabelSet:
@@ -101,12 +106,13 @@ class FinishedRun:
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
         """(fold, i64 rows that its classifier may be judged on) for this manifest.
 
-        Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another one they
-        are the labelled images of its test split (all, where it names no split): pictures that the run's manifest has, too,
-        by the fold that held them out, or left out where they were trained on; all others by the classifier of the first fold.
+        Of the run's own manifest these are the labelled images that each fold held out, or the test split. Of another
+        one they are the labelled images of its test split (all, where it names no split): pictures that the run's
+        manifest has, too, by the fold that held them out, or left out where they were trained on; all others by the
+        classifier of the first fold.
 
         Raises:
-            LeakError: another manifest has images of the run, and the run's own is not beside it to tell which were trained on.
+            LeakError: another manifest has images of the run, and the run's own, which names its parts, is not there.
             ManifestError: no image is left.
         """
         known = np.array([label is not None for label in manifest.column("label")])
@@ -141,19 +147,17 @@ class FinishedRun:
             )
             if shared:
                 raise LeakError(
-                    f"{self.folder}: ran on another manifest than this one, which has {len(shared)} of the same images, and "
-                    "which of the others were trained on is not known; name the manifest that the run ran on"
+                    f"{self.folder}: ran on another manifest than this one, which has {len(shared)} of the same images, "
+                    "and which of the others were trained on is not known; name the manifest that the run ran on"
                 ) from error
             return ["new"] * len(manifest)
         parts: dict[str, int | str | None] = {}
         for content, fold, part in zip(*(own.column(n) for n in ("sha256", "fold", "split")), strict=True):
-            held = (
-                fold
-                if fold in self.folds and fold is not None
-                else None
-                if part == "test" and None in self.folds
-                else "trained"
-            )
+            held: int | str | None = "trained"
+            if fold is not None and fold in self.folds:
+                held = fold
+            elif part == "test" and None in self.folds:
+                held = None
             parts[content] = held if parts.get(content, held) == held else "trained"
         return [parts.get(content, "new") for content in manifest.column("sha256")]
 
@@ -178,8 +182,8 @@ def read_run(folder: Path) -> FinishedRun:
     )
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     _require_same_files(folder, config, facts["inputs"])
-    found = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
-    folds: tuple[int | None, ...] = tuple(sorted(found)) or (None,)
+    held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
+    folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds)
 
@@ -189,8 +193,8 @@ def _require_same_files(folder: Path, config: Any, then: Mapping[str, str]) -> N
     for name, now in config.inputs().items():
         if then.get(name) != now:
             raise MismatchError(
-                f"{folder}: its {name} ('{getattr(config, name, name)}') is not the one that it ran with; put that one back, or "
-                "run the method again"
+                f"{folder}: its {name} ('{getattr(config, name, name)}') is not the one that it ran with; put that one "
+                "back, or run the method again"
             )
 
 
@@ -212,10 +216,11 @@ def find_manifest(run: FinishedRun) -> Manifest:
     """
     for folder in list(run.folder.resolve().parents)[:3]:
         if (folder / "manifest.parquet").is_file():
-            found = read_manifest(folder / "manifest.parquet")
-            if found.fingerprint != run.manifest:
+            manifest = read_manifest(folder / "manifest.parquet")
+            if manifest.fingerprint != run.manifest:
                 raise MismatchError(
-                    f"{folder / 'manifest.parquet'}: is not the manifest that {run.folder} ran on; name it with --manifest"
+                    f"{folder / 'manifest.parquet'}: is not the manifest that {run.folder} ran on; name it with "
+                    "--manifest"
                 )
-            return found
+            return manifest
     raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")

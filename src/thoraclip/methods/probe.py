@@ -1,6 +1,7 @@
 """`probe`: a linear classifier on the frozen vision tower's features, with the classes' texts if asked.
 
-Features are read once from the embedding cache; the penalty (or, for AdamW, the epoch) is chosen by validation log-loss.
+Features are read once from the embedding cache; the penalty (or, for AdamW, the epoch) is chosen by validation
+log-loss.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.config import require_fraction, require_known
+from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
-from thoraclip.methods.encoders import EncoderConfig, finished_embeddings
-from thoraclip.methods.running import Context, Part, parts, pooled_predictions, require_classes
-from thoraclip.methods.zeroshot import class_vectors, prompts_digest
+from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder
+from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions, require_classes
+from thoraclip.methods.zeroshot import class_vectors, prompt_vectors, prompts_digest
 from thoraclip.models.heads import (
     LinearHead,
     fit_adamw,
@@ -29,15 +31,13 @@ from thoraclip.models.heads import (
     text_multipliers,
     write_head,
 )
-from thoraclip.models.novelty import MIN_ROWS, fit_novelty, write_novelty
+from thoraclip.posthoc.novelty import MIN_ROWS, fit_novelty, write_novelty
 from thoraclip.runs import fold_file
 from thoraclip.tables.embeddings import Embeddings
-from thoraclip.tables.predictions import Predictions
 from thoraclip.threads import cores, in_order
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
-    from thoraclip.models.dual_encoder import DualEncoder
 
 __all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 
@@ -45,6 +45,8 @@ _HEAD = "head.safetensors"
 _FEATURES = ("pooled", "projected")
 _WEIGHTINGS = ("none", "balanced")
 Scores = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,8 @@ class Config(EncoderConfig):
     features: str = "pooled"
     """pooled (the vision tower's output before projection) or projected (the space shared with text)."""
     solver: str = "lbfgs"
-    """lbfgs (penalised logistic regression on standardised features), adamw (the reference study's softmax layer) or lp++
-    (text-informed: class prompts and features together; needs features = "projected")."""
+    """lbfgs (penalised logistic regression on standardised features), adamw (the reference study's softmax layer) or
+    lp++ (text-informed: class prompts and features together; needs features = "projected")."""
     prompts: str = "chest-xray-ensemble"
     """lp++: a shipped prompt set, or a TOML file of your own."""
     l2_min: float = 1e-4
@@ -84,25 +86,21 @@ class Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("features", _FEATURES), ("solver", tuple(SOLVERS)), ("class_weight", _WEIGHTINGS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
+        require_known(self, features=_FEATURES, solver=SOLVERS, class_weight=_WEIGHTINGS)
         if not 0 < self.l2_min <= self.l2_max or self.l2_steps < 1:
             raise ConfigError(
                 f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1"
             )
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
+        require_fraction(self, "val_fraction")
         if self.epochs < 1 or self.learning_rate <= 0 or self.train_batch_size < 1:
             raise ConfigError(
-                f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, train_batch_size = {self.train_batch_size}: "
-                "all must be positive"
+                f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, "
+                f"train_batch_size = {self.train_batch_size}: all must be positive"
             )
         if self.reads_prompts and self.features != "projected":
             raise ConfigError(
-                f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in the space shared "
-                "with text; set features = 'projected'"
+                f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in "
+                "the space shared with text; set features = 'projected'"
             )
 
     @property
@@ -122,17 +120,8 @@ class Texts:
     vectors: npt.NDArray[np.float64]
     logit_scale: float
 
-    @classmethod
-    def of(cls, encoder: DualEncoder, labels: LabelSet, prompts: str) -> Texts:
-        known = load_prompts(prompts)
-        vectors = [encoder.encode_texts(known.for_class(name)).astype(np.float64) for name in labels.names]
-        return cls(class_vectors(vectors), encoder.logit_scale)
 
-
-Heads = Callable[
-    [Config, npt.NDArray[np.float32], npt.NDArray[np.int64], LabelSet, Sequence[float], "Texts | None"],
-    list[LinearHead],
-]
+Heads = Callable[[Config, Features, Rows, LabelSet, Sequence[float], Texts | None], list[LinearHead]]
 
 
 @dataclass(frozen=True)
@@ -151,38 +140,8 @@ class Solver:
     needs_texts: bool = False
 
 
-def _lbfgs(
-    config: Config,
-    x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.int64],
-    labels: LabelSet,
-    l2: Sequence[float],
-    texts: Texts | None,
-) -> list[LinearHead]:
-    return fit_lbfgs(x, y, labels, l2=l2, weighting=config.class_weight)
-
-
-def _adamw(
-    config: Config,
-    x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.int64],
-    labels: LabelSet,
-    l2: Sequence[float],
-    texts: Texts | None,
-) -> list[LinearHead]:
-    return fit_adamw(
-        x, y, labels, epochs=config.epochs, batch_size=config.train_batch_size, learning_rate=config.learning_rate,
-        weighting=config.class_weight, seed=config.seed,
-    )  # fmt: skip
-
-
 def _text_informed(
-    config: Config,
-    x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.int64],
-    labels: LabelSet,
-    l2: Sequence[float],
-    texts: Texts | None,
+    config: Config, x: Features, y: Rows, labels: LabelSet, l2: Sequence[float], texts: Texts | None
 ) -> list[LinearHead]:
     assert texts is not None, "read where a solver needs them"
     return fit_text_informed(
@@ -191,14 +150,26 @@ def _text_informed(
 
 
 SOLVERS: Mapping[str, Solver] = {
-    "lbfgs": Solver(_lbfgs),
-    "adamw": Solver(_adamw, by_epoch=True),
+    "lbfgs": Solver(lambda c, x, y, labels, l2, _: fit_lbfgs(x, y, labels, l2=l2, weighting=c.class_weight)),
+    "adamw": Solver(
+        lambda c, x, y, labels, *_: fit_adamw(
+            x,
+            y,
+            labels,
+            epochs=c.epochs,
+            batch_size=c.train_batch_size,
+            learning_rate=c.learning_rate,
+            weighting=c.class_weight,
+            seed=c.seed,
+        ),
+        by_epoch=True,
+    ),
     "lp++": Solver(_text_informed, needs_texts=True),
 }
 """Name -> solver; the setting `solver` takes these names."""
 
 
-def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+def run(config: Config, context: RunContext) -> MethodOutput:
     """Fit one head per fold (or one for the split), predict the test images, pool.
 
     The validation scores that are kept are those of the head that was fitted on the training images alone.
@@ -208,43 +179,44 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
-    rows, scores, metrics, strange, dimension, texts = [], [], [], [], 0, None
+    rows, scores, metrics, ood, dimension, texts = [], [], [], [], 0, None
 
-    def work(one: _Round) -> tuple[_Round, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
-        head, validation, facts = _fit(config, one.features, targets, labels, one.part, one.texts)
-        told = _keep_novelty(context, one.features, targets, one.part)
-        return one, head, validation, facts, head.predict(one.features[one.part.test]), told
+    def work(fold: _FoldInputs) -> tuple[_FoldInputs, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
+        head, validation, chosen = _fit(config, fold, targets, labels)
+        flagged = _keep_novelty(context, fold.features, targets, fold.part)
+        return fold, head, validation, chosen, head.predict(fold.features[fold.part.test]), flagged
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
-        for one, head, validation, facts, test, told in in_order(work, _rounds(config, context, labels), ahead=cores()):
-            fold = one.part.fold
-            context.keep_validation(one.part, labels, validation)
-            metrics.append({"fold": fold, **facts})
-            write_head(context.folder.file(fold_file(_HEAD, fold)), head)
-            strange.append({"fold": fold, **told})
-            rows.append(one.part.test)
+        inputs = _fold_inputs(config, context, labels)
+        for fold, head, validation, chosen, test, flagged in in_order(work, inputs, ahead=cores()):
+            number = fold.part.fold
+            context.keep_validation(fold.part, labels, validation)
+            metrics.append({"fold": number, **chosen})
+            write_head(context.folder.file(fold_file(_HEAD, number)), head)
+            ood.append({"fold": number, **flagged})
+            rows.append(fold.part.test)
             scores.append(test)
-            dimension, texts = int(one.features.shape[1]), one.texts
+            dimension, texts = int(fold.features.shape[1]), fold.texts
     details = {"chosen": metrics, "features": config.features, "dimension": dimension}
-    details["out_of_distribution"] = strange
+    details["out_of_distribution"] = ood
     if texts:
         details |= {"prompt_set": load_prompts(config.prompts).name, "logit_scale": texts.logit_scale}
-    return pooled_predictions(manifest, labels, rows, scores), details, list(metrics)
+    return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
 
 
 @dataclass(frozen=True)
-class _Round:
+class _FoldInputs:
     """What one fit needs; the features f32[N, D] are those of the whole manifest."""
 
     part: Part
-    features: npt.NDArray[np.float32]
+    features: Features
     texts: Texts | None
 
 
-def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Round]:
+def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_FoldInputs]:
     """One for each fold; where the folds have one encoder, they share the features."""
     manifest = context.manifest
-    shared: tuple[Config, npt.NDArray[np.float32], Texts | None] | None = None
+    shared: tuple[Config, Features, Texts | None] | None = None
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
         chosen = with_adapter(config, part.fold)
         part = follow_adapter(chosen, manifest, part)
@@ -252,27 +224,28 @@ def _rounds(config: Config, context: Context, labels: LabelSet) -> Iterator[_Rou
             embedded, texts = _inputs(chosen, context, labels)
             features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
             shared = chosen, features, texts
-        yield _Round(part, shared[1], shared[2])
+        yield _FoldInputs(part, shared[1], shared[2])
 
 
-def _inputs(config: Config, context: Context, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
-    """The features of all images, and the classes' texts where the solver needs them; the encoder is loaded for what is missing."""
+def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
+    """The features of all images, and the classes' texts where the solver needs them."""
     finished = None if config.reads_prompts else finished_embeddings(config)
     if finished is not None:
         return finished, None
-    from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
+    from thoraclip.methods.embed import cached_embeddings  # with torch
 
     encoder = load_encoder(config)
     embedded = cached_embeddings(
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
-        announce=context.announce,
+        announce=context.log,
     )  # fmt: skip
-    return embedded, Texts.of(encoder, labels, config.prompts) if config.reads_prompts else None
+    if not config.reads_prompts:
+        return embedded, None
+    vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))
+    return embedded, Texts(vectors, encoder.logit_scale)
 
 
-def _keep_novelty(
-    context: Context, features: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], part: Part
-) -> dict[str, Any]:
+def _keep_novelty(context: RunContext, features: Features, targets: Rows, part: Part) -> dict[str, Any]:
     """Fit the out-of-distribution score on the training images, its threshold on the validation images, and write it.
 
     Returns:
@@ -292,21 +265,17 @@ def _keep_novelty(
 
 
 def _fit(
-    config: Config,
-    features: npt.NDArray[np.float32],
-    targets: npt.NDArray[np.int64],
-    labels: LabelSet,
-    part: Part,
-    texts: Texts | None,
-) -> tuple[LinearHead, npt.NDArray[np.float64], dict[str, object]]:
+    config: Config, fold: _FoldInputs, targets: Rows, labels: LabelSet
+) -> tuple[LinearHead, Scores, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.
 
     Returns:
         The head, scores f64[V, C] of the validation images by the one that was chosen, and facts.
     """
+    part, features, texts = fold.part, fold.features, fold.texts
     grid, solver = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist(), SOLVERS[config.solver]
 
-    def heads(rows: npt.NDArray[np.int64], upto: int | None = None) -> list[LinearHead]:
+    def heads(rows: Rows, upto: int | None = None) -> list[LinearHead]:
         """One head per candidate; with `upto`, the last one is that candidate."""
         asked, penalties = config, grid if upto is None else [grid[0] if solver.by_epoch else grid[upto]]
         if solver.by_epoch and upto is not None:
@@ -323,20 +292,13 @@ def _fit(
         alpha = text_multipliers(head, texts.vectors, texts.logit_scale)
         chosen["alpha"] = dict(zip(labels.names, alpha.tolist(), strict=True))
     edge = best in {0, len(candidates) - 1} and len(candidates) > 1
-    facts = {
-        "train": len(part.train),
-        "val": len(part.val),
-        "test": len(part.test),
-        "val_log_loss": losses[best],
-        "at_edge_of_grid": edge,
-    }
-    return head, validation[best], chosen | facts
+    sizes = {"train": len(part.train), "val": len(part.val), "test": len(part.test)}
+    return head, validation[best], chosen | sizes | {"val_log_loss": losses[best], "at_edge_of_grid": edge}
 
 
 def load_classifier(config: Config, folder: Path, fold: int | None, labels: LabelSet) -> EncoderClassifier:
     """The encoder with the head that was fitted for the fold."""
-    from thoraclip.methods.embed import load_encoder
-    from thoraclip.models.classifiers import EncoderClassifier
+    from thoraclip.models.classifiers import EncoderClassifier  # with torch
 
     head = read_head(folder / fold_file(_HEAD, fold))
     require_classes(folder, head.labels, labels)

@@ -1,4 +1,4 @@
-"""What every method's run shares: where it runs, which rows it may train on, and skipping what is already done."""
+"""What every method's run shares: its folder, its folds or split, and skipping what is already done."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.cards import data_facts
+from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
-from thoraclip.data.card import data_facts
 from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError, MismatchError
-from thoraclip.judge.model_card import TrainedRun, write_model_card
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.validation import read_validation, validation_file
@@ -25,26 +25,36 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
 __all__ = [
-    "Context", "Part", "is_done", "parts", "pooled_predictions", "read_validation", "require_classes", "require_folds", "run_method",
-]  # fmt: skip
+    "MethodOutput",
+    "Part",
+    "RunContext",
+    "is_done",
+    "parts",
+    "pooled_predictions",
+    "read_validation",
+    "require_classes",
+    "require_folds",
+    "run_method",
+]
 
 Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
 
 _SCHEMA, _FOLD_SCHEMA = 2, 1
 """Of a run's files (2: with validation scores), and of the weights of a fold, which are the same as before."""
 
 
 @dataclass(frozen=True)
-class Context:
+class RunContext:
     """Where one run happens.
 
     Args:
         manifest: the images.
         folder: the run's own folder.
         cache: folder for embeddings, shared by the runs of a study.
-        pixels: folder for decoded pictures, shared by the runs of a study; `None` keeps none.
+        pixels: folder for decoded images, shared by the runs of a study; `None` keeps none.
         progress: draws (done, total); `None` for silence.
-        announce: gets a line of what the user should know.
+        log: gets a line of what the user should know.
         fingerprint: of everything that the result of a fold depends on, so not of which folds are run; checkpoints and
             trained weights carry it.
     """
@@ -54,22 +64,19 @@ class Context:
     cache: Path
     pixels: Path | None = None
     progress: Progress | None = None
-    announce: Callable[[str], None] = lambda _: None
+    log: Callable[[str], None] = lambda _: None
     fingerprint: str = ""
 
-    def keep_validation(self, part: Part, labels: LabelSet, scores: npt.NDArray[np.float64]) -> None:
+    def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
 
         Args:
-            part: its `fold`, the one that is held out, becomes the column `fold`, not the folds of the images themselves.
+            part: its `fold`, the held-out one, becomes the column `fold`, not the folds of the images themselves.
             labels: of the run.
             scores: f64[V, C] for `part.val`, by a classifier that was not fitted on these images.
         """
-        rows, manifest = part.val, self.manifest
-        table = Predictions(
-            labels=labels, image_id=_pick(manifest, "image_id", rows), target=manifest.targets(labels)[rows], scores=scores,
-            split=("val",) * len(rows), fold=(part.fold,) * len(rows), patient=_pick(manifest, "patient", rows),
-        )  # fmt: skip
+        split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
+        table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
         write_predictions(self.folder.file(validation_file(part.fold)), table)
 
 
@@ -78,9 +85,30 @@ def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
     return tuple(column[row] for row in rows)
 
 
+def _predictions(manifest: Manifest, labels: LabelSet, rows: Rows, scores: Scores, **parts: Any) -> Predictions:
+    """The table of some rows of a manifest; `parts` are the columns `split` and `fold`."""
+    image_id, patient = _pick(manifest, "image_id", rows), _pick(manifest, "patient", rows)
+    return Predictions(labels, image_id, manifest.targets(labels)[rows], scores, patient=patient, **parts)
+
+
+@dataclass(frozen=True)
+class MethodOutput:
+    """What the `run` of a method gives.
+
+    Args:
+        predictions: of the images that were scored, all folds together.
+        details: JSON-able; written to `details.json`.
+        metrics: the rows of `metrics.jsonl`.
+    """
+
+    predictions: Predictions
+    details: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, object]]
+
+
 @dataclass(frozen=True)
 class Part:
-    """One round of training and scoring.
+    """What one training and its scoring use.
 
     Args:
         fold: number of the held-out fold; `None` with a train/val/test split.
@@ -96,7 +124,7 @@ class Part:
 def parts(
     manifest: Manifest, labels: LabelSet, *, val_fraction: float, seed: int, only: Sequence[int] = ()
 ) -> Iterator[Part]:
-    """The rounds that a manifest asks for: one per fold (of those in `only`, where it names any), or one for its split.
+    """The parts of a manifest: one per fold (of those in `only`, where it names any), or one for its split.
 
     Where no validation split is given, a stratified part of the training images is held out by patient.
 
@@ -107,15 +135,15 @@ def parts(
     known = targets >= 0
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
-    rounds: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
+    masks: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
     if (folds >= 0).any():
         known_folds = sorted(set(folds[folds >= 0].tolist()))
         require_folds(only, known_folds)
         for fold in only or known_folds:
-            rounds.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
+            masks.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
     else:
-        rounds.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
-    for fold, train, val, test in rounds:
+        masks.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
+    for fold, train, val, test in masks:
         for name, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise ManifestError(
@@ -123,8 +151,8 @@ def parts(
                 )
         if not val.any():
             pool = np.flatnonzero(train)
-            held = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
-            val[held], train[held] = True, False
+            held_out = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
+            val[held_out], train[held_out] = True, False
         for index, label in enumerate(labels.names):
             for name, rows in (("training", train), ("validation", val)):
                 if not (rows & (targets == index)).any():
@@ -133,11 +161,11 @@ def parts(
         yield Part(fold, np.flatnonzero(train), np.flatnonzero(val), np.flatnonzero(test))
 
 
-def require_classes(folder: Path, found: LabelSet, wanted: LabelSet) -> None:
+def require_classes(folder: Path, trained: LabelSet, manifest: LabelSet) -> None:
     """Raise MismatchError where a run was trained on other classes than those of a manifest."""
-    if found != wanted:
+    if trained != manifest:
         raise MismatchError(
-            f"{folder}: was trained on the classes {list(found.names)}, and these are {list(wanted.names)}; "
+            f"{folder}: was trained on the classes {list(trained.names)}, and these are {list(manifest.names)}; "
             "name the manifest that it was trained on"
         )
 
@@ -150,25 +178,21 @@ def require_folds(only: Sequence[int], known: Sequence[int]) -> None:
 
 
 def pooled_predictions(
-    manifest: Manifest, labels: LabelSet, rows: Sequence[Rows], scores: Sequence[npt.NDArray[np.float64]]
+    manifest: Manifest, labels: LabelSet, rows: Sequence[Rows], scores: Sequence[Scores]
 ) -> Predictions:
     """A predictions table for some rows of a manifest, in its order; pooled folds are the test split.
 
     Args:
         manifest, labels: of the run.
-        rows: i64[R_k] of every round, disjoint.
-        scores: f64[R_k, C] of every round.
+        rows: i64[R_k] of every part, disjoint.
+        scores: f64[R_k, C] of every part.
     """
     together = np.concatenate(rows)
     order = np.argsort(together, kind="stable")
     together = together[order]
     fold = _pick(manifest, "fold", together)
     split = tuple("test" if f is not None else s for f, s in zip(fold, _pick(manifest, "split", together), strict=True))
-    return Predictions(
-        labels=labels, image_id=_pick(manifest, "image_id", together), target=manifest.targets(labels)[together],
-        scores=np.concatenate(scores)[order],
-        split=split, fold=fold, patient=_pick(manifest, "patient", together),
-    )  # fmt: skip
+    return _predictions(manifest, labels, together, np.concatenate(scores)[order], split=split, fold=fold)
 
 
 def run_method(
@@ -190,7 +214,7 @@ def run_method(
         manifest: the images, split.
         out: the run folder.
         cache: folder for embeddings; inside `out` when not given.
-        pixels: folder for decoded pictures; `None` keeps none.
+        pixels: folder for decoded images; `None` keeps none.
         progress: draws (done, total).
         announce: gets a line of what the user should know.
 
@@ -207,7 +231,7 @@ def run_method(
         sweep(out)
     if not folder.is_done(fingerprint):
         if find_method(kind).is_parallel:
-            from thoraclip.methods.processes import require_launch  # with torch, which not every method needs
+            from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 
             require_launch(wanted=config.processes, trackers=config.trackers)
         if is_main_process():
@@ -215,20 +239,17 @@ def run_method(
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
                 stale.unlink()
         method = import_module(find_method(kind).module)
-        context = Context(
-            manifest=manifest, folder=folder, cache=cache or out / "embeddings", pixels=pixels, progress=progress,
-            announce=announce, fingerprint=of_a_fold,
-        )  # fmt: skip
-        result = method.run(config, context)
-        if result is not None:
-            predictions, details, metrics = result
-            write_predictions(folder.file("predictions.parquet"), predictions)
-            write_json(folder.file("details.json"), details)
-            folder.write_metrics(metrics)
+        embeddings = cache or out / "embeddings"
+        context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
+        output: MethodOutput | None = method.run(config, context)
+        if output is not None:
+            write_predictions(folder.file("predictions.parquet"), output.predictions)
+            write_json(folder.file("details.json"), output.details)
+            folder.write_metrics(output.metrics)
             if find_method(kind).is_trained:
                 trained = TrainedRun(
-                    kind=kind, config=config, predictions=predictions, details=details, data=data_facts(manifest),
-                    images=manifest.root, provenance=facts,
+                    kind=kind, config=config, predictions=output.predictions, details=output.details,
+                    data=data_facts(manifest), images=manifest.root, provenance=facts,
                 )  # fmt: skip
                 write_model_card(out, trained)
             folder.finish(fingerprint)

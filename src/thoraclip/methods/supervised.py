@@ -4,61 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.methods.processes import ProcessGroup
-from thoraclip.methods.training import Batch
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import macro_f1
-from thoraclip.models.augment import augment
+from thoraclip.models.augment import Augmentation, augment
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.heads import log_loss, softmax
-from thoraclip.models.recompute import recompute_layers
 from thoraclip.runs import Progress
 
-if TYPE_CHECKING:
-    from thoraclip.methods.baseline import Config
-
-__all__ = ["Supervised", "layer_groups", "scores_of"]
+__all__ = ["SupervisedStep", "layer_groups", "scores_of"]
 
 Rows = npt.NDArray[np.int64]
 _SCORING_BATCH = 64
 
 
-class Supervised:
-    """A `Trainee`: a classifier under (weighted, smoothed, mixed) cross-entropy.
+@dataclass(frozen=True, kw_only=True)
+class SupervisedStep:
+    """A classifier under (weighted, smoothed, mixed) cross-entropy; what has no gradient is not trained.
 
     Args:
-        config: of the baseline.
         backbone: the network.
-        greys: u8[N, S, S], the pictures of the manifest, on disk.
+        greys: u8[N, S, S], the images of the manifest, on disk.
         targets: i64[N] classes, -1 where unknown.
         weight: f64[C], weight of each class in the loss.
-        val: i64[V] rows that choose the weights.
         group: the processes.
+        head_alone: the network stays as it scores, without dropout; its head is trained.
+        follows_batches: batch normalisation uses, and keeps, the statistics of each batch.
+        chunk_size: images per forward pass.
+        label_smoothing: share of every target that is spread over all classes.
+        mixup: alpha of the beta distribution that pairs of images are mixed by; 0 mixes none.
+        augmentation: how the images of a batch are changed; `None` leaves them.
+        seed: of the augmentation, the mixing and the network's own dropout.
     """
 
-    def __init__(
-        self, config: Config, backbone: Backbone, greys: npt.NDArray[np.uint8], targets: Rows,
-        weight: npt.NDArray[np.float64], val: Rows, group: ProcessGroup,
-    ) -> None:  # fmt: skip
-        self.backbone, self._config, self._greys, self._targets = backbone, config, greys, targets
-        self._val, self._group = val, group
-        self._weight = torch.from_numpy(weight).float().to(backbone.device)
-        if config.train == "head":
-            heads = backbone.head_parameters
-            for name, parameter in backbone.network.named_parameters():
-                parameter.requires_grad_(name in heads)
-        if config.gradient_checkpointing:
-            recompute_layers(backbone.network, backbone.name)
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            layer_groups(backbone, self.parameters, decay=config.layer_decay, weight_decay=config.weight_decay),
-            lr=config.learning_rate,
-        )
+    backbone: Backbone
+    greys: npt.NDArray[np.uint8]
+    targets: Rows
+    weight: npt.NDArray[np.float64]
+    group: ProcessGroup
+    head_alone: bool
+    follows_batches: bool
+    chunk_size: int
+    label_smoothing: float
+    mixup: float
+    augmentation: Augmentation | None
+    seed: int
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -67,90 +65,77 @@ class Supervised:
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        """The parameters that are trained, and what batch normalisation has seen."""
-        moving = self.backbone.running_statistics if self._follows_batches else {}
-        return {**self.parameters, **moving}
-
-    @property
-    def _follows_batches(self) -> bool:
-        return self._config.train == "all" and self._config.batch_norm == "batch"
+        """Every tensor that a step changes: the parameters, and the statistics of batch normalisation."""
+        return {**self.parameters, **(self.backbone.running_statistics if self.follows_batches else {})}
 
     def backward(self, batch: Batch) -> float:
         """Add the gradients of the batch's loss; over the chunks and processes they are those of one pass."""
-        config, device = self._config, self.backbone.device
+        device = self.backbone.device
+        weight = torch.from_numpy(self.weight).float().to(device)
         self._train_mode()
         share, partner = self._mixing(batch)
         target = self._soft_targets(batch.rows)
         target = share[:, None] * target + (1 - share[:, None]) * target[partner]
-        total = (target * self._weight).sum()
-        own, real = self._group.own(len(batch.rows))
+        total = (target * weight).sum()
+        own, real = self.group.own(len(batch.rows))
         value = 0.0
-        for chunk in torch.split(own[:real], config.chunk_size) if real else ():
+        for chunk in torch.split(own[:real], self.chunk_size) if real else ():
             at = chunk.numpy()
             pixels = self._pixels(batch, at)
-            if config.mixup:
+            if self.mixup:
                 part = share[chunk.to(device), None, None, None]
                 pixels = part * pixels + (1 - part) * self._pixels(batch, partner.cpu().numpy()[at])
-            with _stream_of(config.seed, batch.step, int(at[0]), device=device):
+            with _stream_of(self.seed, batch.step, int(at[0]), device=device):
                 likelihood = self.backbone.logits(pixels).log_softmax(dim=-1)
-            loss = -(target[chunk.to(device)] * self._weight * likelihood).sum() / total
+            loss = -(target[chunk.to(device)] * weight * likelihood).sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
             value += float(loss.detach())
-        self._group.combine(self.parameters.values(), ())
-        return self._group.total(value)
+        self.group.combine(self.parameters.values(), ())
+        return self.group.total(value)
 
-    def after_step(self) -> Mapping[str, float]:
-        """Nothing is left to do."""
-        return {}
-
-    def validate(self) -> Mapping[str, float]:
+    def validate(self, rows: Rows) -> dict[str, float]:
         """Accuracy, macro F1 and log-loss on the validation images, each process scoring its share."""
-        own, _ = self._group.own(len(self._val))
-        mine = torch.from_numpy(scores_of(self.backbone, self._greys, self._val[own.numpy()])).float()
-        scores = self._group.gather(mine.to(self.backbone.device), len(self._val)).cpu().double().numpy()
-        target, predicted = self._targets[self._val], scores.argmax(axis=1)
+        own, _ = self.group.own(len(rows))
+        mine = torch.from_numpy(scores_of(self.backbone, self.greys, rows[own.numpy()])).float()
+        scores = self.group.gather(mine.to(self.backbone.device), len(rows)).cpu().double().numpy()
+        target, predicted = self.targets[rows], scores.argmax(axis=1)
         return {
             "val_accuracy": float((target == predicted).mean()),
             "val_macro_f1": macro_f1(target, predicted, len(self.backbone.labels)),
             "val_log_loss": log_loss(scores, target),
         }
 
-    def criterion(self, values: Mapping[str, float]) -> float | None:
-        """What `select` names, the higher, the better."""
-        known = {"macro_f1": values["val_macro_f1"], "log_loss": -values["val_log_loss"]}
-        return known.get(self._config.select)
-
     def _train_mode(self) -> None:
         """Dropout on and, unless frozen, batch normalisation by the batch; a frozen network stays as it scores."""
         network = self.backbone.network
-        network.train(self._config.train == "all")
-        if not self._follows_batches:
+        network.train(not self.head_alone)
+        if not self.follows_batches:
             for module in network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
     def _pixels(self, batch: Batch, at: Rows) -> Tensor:
         """f32[b, 3, S, S] of some places of the batch, augmented by their samples."""
-        pictures = torch.from_numpy(np.array(self._greys[batch.rows[at]])).to(self.backbone.device)
-        if self._config.augmentation:
+        images = torch.from_numpy(np.array(self.greys[batch.rows[at]])).to(self.backbone.device)
+        if self.augmentation:
             samples = batch.samples[at].tolist()
-            pictures = augment(pictures, self._config, seed=self._config.seed, step=batch.step, samples=samples)
-        return self.backbone.expand(pictures)
+            images = augment(images, self.augmentation, seed=self.seed, step=batch.step, samples=samples)
+        return self.backbone.expand(images)
 
     def _soft_targets(self, rows: Rows) -> Tensor:
         """f32[B, C]: 1 - e at the class and e / C everywhere (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
-        classes, smooth = len(self.backbone.labels), self._config.label_smoothing
-        hard = nn.functional.one_hot(torch.from_numpy(self._targets[rows]), classes).float()
+        classes, smooth = len(self.backbone.labels), self.label_smoothing
+        hard = nn.functional.one_hot(torch.from_numpy(self.targets[rows]), classes).float()
         return (hard * (1 - smooth) + smooth / classes).to(self.backbone.device)
 
     def _mixing(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(f32[B] share of the image itself, i64[B] its partner): mixup (Zhang et al. 2018, arXiv:1710.09412)."""
         size, device = len(batch.rows), self.backbone.device
-        if not self._config.mixup:
+        if not self.mixup:
             return torch.ones(size, device=device), torch.arange(size, device=device)
-        drawn = np.random.Generator(np.random.Philox(key=[self._config.seed, batch.step], counter=[0, 0, 2, 0]))
+        drawn = np.random.Generator(np.random.Philox(key=[self.seed, batch.step], counter=[0, 0, 2, 0]))
         partner = drawn.permutation(size)
-        share = drawn.beta(self._config.mixup, self._config.mixup, size).astype(np.float32)
+        share = drawn.beta(self.mixup, self.mixup, size).astype(np.float32)
         return torch.from_numpy(share).to(device), torch.from_numpy(partner).to(device)
 
 
@@ -159,8 +144,8 @@ def layer_groups(
 ) -> list[dict[str, Any]]:
     """The optimizer's groups: the share of the learning rate falls with the distance from the head.
 
-    share = decay^(top - depth), as in ELECTRA (Clark et al. 2020, arXiv:2003.10555, appendix A) and BEiT (Bao et al. 2021,
-    arXiv:2106.08254); depth as in `Backbone.depths`. Only tensors of two dimensions or more have weight decay.
+    share = decay^(top - depth), as in ELECTRA (Clark et al. 2020, arXiv:2003.10555, appendix A) and BEiT (Bao et al.
+    2021, arXiv:2106.08254); depth as in `Backbone.depths`. Only tensors of two dimensions or more have weight decay.
     """
     depths = backbone.depths(list(parameters))
     top = max(depths)
@@ -176,7 +161,7 @@ def layer_groups(
 def scores_of(
     backbone: Backbone, greys: npt.NDArray[np.uint8], rows: Rows, *, progress: Progress | None = None
 ) -> npt.NDArray[np.float64]:
-    """f64[R, C] of some pictures u8[N, S, S]; each row sums to 1."""
+    """f64[R, C] of some images u8[N, S, S]; each row sums to 1."""
     backbone.network.eval()
     made = []
     for at in range(0, len(rows), _SCORING_BATCH):

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.config import require_at_least, require_fraction, require_known, require_positive
 from thoraclip.data.check.inspection import MEASURED, inspect
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
-from thoraclip.methods.running import Context, Part, parts, pooled_predictions
+from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
 from thoraclip.models.heads import log_loss
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.predictions import Predictions
 
 __all__ = ["GROUPS", "Config", "run", "trivial_features"]
 
@@ -80,24 +80,17 @@ class Config:
             raise ConfigError(
                 f"features = {list(self.features)}: one or more different of {', '.join(GROUPS)} are needed"
             )
-        if self.class_weight not in _WEIGHTINGS:
-            raise ConfigError(
-                f"unknown class_weight '{self.class_weight}'{did_you_mean(self.class_weight, _WEIGHTINGS)}"
-            )
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"val_fraction = {self.val_fraction}: a number between 0 and 1 is needed")
-        for name, least in (("max_iter", 1), ("max_leaf_nodes", 2), ("min_samples_leaf", 1), ("l2", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} = {getattr(self, name)}: {least} or more is needed")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"learning_rate = {self.learning_rate}: must be positive")
+        require_known(self, class_weight=_WEIGHTINGS)
+        require_fraction(self, "val_fraction")
+        require_at_least(self, max_iter=1, max_leaf_nodes=2, min_samples_leaf=1, l2=0, seed=0)
+        require_positive(self, "learning_rate")
 
     def inputs(self) -> dict[str, str]:
         """Nothing but the manifest is read."""
         return {}
 
 
-def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+def run(config: Config, context: RunContext) -> MethodOutput:
     """Fit one model per fold (or one for the split), predict the test images, pool; no model file is kept.
 
     The validation scores that are kept are those of the model that was fitted on the training images alone.
@@ -105,29 +98,27 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
-    rounds = list(  # before any picture is opened
+    folds = list(  # before any image is opened
         parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
     )
-    # beside the embeddings, where a study that looked for near duplicates has measured all pictures already
-    found = trivial_features(manifest, context.cache.with_name("inspection"), progress=context.progress)
-    groups = {name: found[name] for name in GROUPS if name in config.features}
-    rows, scores, chosen, told = [], [], [], []
-    for part in rounds:
-        said, validation, facts, importance = _fit_and_score(config, groups, targets, part)
+    # beside the embeddings, where a study that looked for near duplicates has measured all images already
+    features = trivial_features(manifest, context.cache.with_name("inspection"), progress=context.progress)
+    groups = {name: features[name] for name in GROUPS if name in config.features}
+    rows, scores, chosen, importances = [], [], [], []
+    for part in folds:
+        test, validation, facts, importance = _fit_and_score(config, groups, targets, part)
         context.keep_validation(part, labels, validation)
         chosen.append({"fold": part.fold, **facts})
-        told.append(importance)
+        importances.append(importance)
         rows.append(part.test)
-        scores.append(said)
+        scores.append(test)
     details = {
         "chosen": chosen,
         "features": {name: {"columns": values.shape[1], "what": GROUPS[name]} for name, values in groups.items()},
-        "importance": _mean_importance(told),
+        "importance": _mean_importance(importances),
     }
-    metrics: list[Mapping[str, object]] = [
-        {**row, "importance": importance} for row, importance in zip(chosen, told, strict=True)
-    ]
-    return pooled_predictions(manifest, labels, rows, scores), details, metrics
+    metrics = [{**row, "importance": importance} for row, importance in zip(chosen, importances, strict=True)]
+    return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
 
 
 def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> dict[str, Floats]:
@@ -141,14 +132,14 @@ def trivial_features(manifest: Manifest, folder: Path, *, progress: Progress | N
     Raises:
         ImageError: a picture cannot be read.
     """
-    seen = inspect(manifest, folder, progress=progress)
-    for row, reason in sorted(seen.unreadable.items()):
+    inspection = inspect(manifest, folder, progress=progress)
+    for row, reason in sorted(inspection.unreadable.items()):
         raise ImageError(f"{manifest.paths()[row]}: {reason}")
-    measured = dict(zip(MEASURED, np.asarray(seen.statistics).T, strict=True))
+    measured = dict(zip(MEASURED, np.asarray(inspection.statistics).T, strict=True))
     measured["bits_per_pixel"] = 8e-3 * measured["file_kilobytes"] / measured["megapixels"]
     small, histogram = [], []
     for first in range(0, len(manifest), _BLOCK):
-        block = np.asarray(seen.thumbnails[first : first + _BLOCK])
+        block = np.asarray(inspection.thumbnails[first : first + _BLOCK])
         count, side = len(block), block.shape[1]
         cells = block.reshape(count, _SIDE, side // _SIDE, _SIDE, side // _SIDE)
         small.append(cells.mean(axis=(2, 4), dtype=np.float32).reshape(count, -1))
@@ -170,11 +161,11 @@ def _table(groups: Mapping[str, Floats], rows: npt.NDArray[np.int64]) -> Floats:
 def _fit_and_score(
     config: Config, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], dict[str, Any], dict[str, dict[str, float]]]:
-    """Choose the number of rounds by validation log-loss, fit again on training plus validation if asked, score the test.
+    """Choose the number of rounds by validation log-loss, refit on training plus validation if asked, score the test.
 
     Returns:
-        Scores f64[T, C] of the test images, those f64[V, C] of the validation images by the model before the second fit,
-        what was chosen, and the importance of each group.
+        Scores f64[T, C] of the test images, those f64[V, C] of the validation images by the model before the second
+        fit, what was chosen, and the importance of each group.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
@@ -196,24 +187,13 @@ def _fit_and_score(
         both = np.sort(np.concatenate([part.train, part.val]))
         model = fitted(both if config.refit else part.train, rounds)
         scores: npt.NDArray[np.float64] = model.predict_proba(_table(groups, part.test))
-    facts = {
-        "rounds": rounds,
-        "train": len(part.train),
-        "val": len(part.val),
-        "test": len(part.test),
-        "val_log_loss": losses[rounds - 1],
-        "at_edge_of_grid": rounds == config.max_iter,
-    }
-    return scores, staged[rounds - 1], facts, importance
+    sizes = {"train": len(part.train), "val": len(part.val), "test": len(part.test)}
+    chosen = {"val_log_loss": losses[rounds - 1], "at_edge_of_grid": rounds == config.max_iter}
+    return scores, staged[rounds - 1], {"rounds": rounds, **sizes, **chosen}, importance
 
 
 def _importance(
-    model: Any,
-    rounds: int,
-    groups: Mapping[str, Floats],
-    targets: npt.NDArray[np.int64],
-    part: Part,
-    seed: int,
+    model: Any, rounds: int, groups: Mapping[str, Floats], targets: npt.NDArray[np.int64], part: Part, seed: int
 ) -> dict[str, dict[str, float]]:
     """Group -> how much validation log-loss rises and macro F1 falls when its rows are shuffled (Breiman 2001).
 
@@ -230,21 +210,21 @@ def _importance(
         return np.array([log_loss(scores, known), -f1])
 
     rng = np.random.default_rng([seed, part.fold or 0])
-    whole, found = measure(_table(groups, part.val)), {}
+    whole, importance = measure(_table(groups, part.val)), {}
     for name in groups:
         changes = []
         for _ in range(_SHUFFLES):
-            turned = rng.permutation(part.val)
-            table = np.concatenate([v[turned if n == name else part.val] for n, v in groups.items()], axis=1)
+            shuffled = rng.permutation(part.val)
+            table = np.concatenate([v[shuffled if n == name else part.val] for n, v in groups.items()], axis=1)
             changes.append(measure(table) - whole)
         rise, fall = np.mean(changes, axis=0)
-        found[name] = {"log_loss": float(rise), "macro_f1": float(fall)}
-    return found
+        importance[name] = {"log_loss": float(rise), "macro_f1": float(fall)}
+    return importance
 
 
-def _mean_importance(found_in: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+def _mean_importance(folds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Mean over the folds."""
     return {
-        name: {measure: float(np.mean([part[name][measure] for part in found_in])) for measure in found}
-        for name, found in found_in[0].items()
+        name: {measure: float(np.mean([fold[name][measure] for fold in folds])) for measure in measures}
+        for name, measures in folds[0].items()
     }

@@ -16,7 +16,7 @@ def validation_file(fold: int | None) -> str:
 
 
 def read_validation(folder: Path) -> tuple[Predictions, ...]:
-    """The validation scores of a run: one table, or one for each fold in the order of the folds; `()` where none are kept."""
+    """The validation scores of a run: one table, or one for each fold in their order; `()` where none are kept."""
     whole, prefix = folder / validation_file(None), "validation-fold-"
     if whole.is_file():
         return (read_predictions(whole),)

@@ -6,7 +6,6 @@ normalised again; logits are the cosine times the model's logit scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,15 @@ import numpy.typing as npt
 from thoraclip.errors import ManifestError
 from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
-from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.methods.running import Context, Part, parts, pooled_predictions
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
+from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
 from thoraclip.models.heads import log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import EncoderClassifier
+    from thoraclip.models.dual_encoder import DualEncoder
 
 __all__ = ["Config", "Scored", "class_vectors", "macro_f1", "prompts_digest", "run", "score_images"]
 
@@ -61,37 +61,37 @@ class Scored:
     logit_scale: float
 
 
-def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: Context) -> Scored:
+def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:
     """Softmax over logit scale times cosine, for every image of the context's manifest."""
-    from thoraclip.methods.embed import cached_embeddings, load_encoder  # with torch
+    from thoraclip.methods.embed import cached_embeddings  # with torch
 
     encoder = load_encoder(config)
     embedded = cached_embeddings(
         config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
-        announce=context.announce,
+        announce=context.log,
     )  # fmt: skip
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
-    vectors = [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
+    vectors = prompt_vectors(encoder, prompts, labels)
     scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)
     return Scored(scores, images, vectors, encoder.logit_scale)
 
 
-def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], list[Mapping[str, object]]]:
+def run(config: Config, context: RunContext) -> MethodOutput:
     """Score every image against the class prompts; nothing is trained here, so every row can be judged.
 
-    With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it. The scores of the
-    validation images that a probe would have are kept, for calibration; a manifest without parts has none.
+    With the adapters of a fine-tuning over folds, each fold is scored by the adapter that has not seen it. The scores
+    of the validation images that a probe would have are kept, for calibration; a manifest without parts has none.
     """
     manifest = context.manifest
     labels, prompts = manifest.label_set(config.classes), load_prompts(config.prompts)
     texts = [prompts.for_class(name) for name in labels.names]
-    rounds, rows, scores, right = _rounds(config, labels, context), [], [], []
+    validated, rows, scores, named = _validation_parts(config, labels, context), [], [], []
     for chosen, own in by_adapter(config, manifest):
         scored = score_images(chosen, labels, prompts, context)
         rows.append(own)
         scores.append(scored.scores[own])
-        right.append(_per_prompt(texts, scored, own))
-        for part in rounds:
+        named.append(_per_prompt(texts, scored, own))
+        for part in validated:
             if np.isin(part.test, own).all():
                 part = follow_adapter(chosen, manifest, part)
                 context.keep_validation(part, labels, scored.scores[part.val])
@@ -100,32 +100,38 @@ def run(config: Config, context: Context) -> tuple[Predictions, dict[str, Any], 
         "prompt_set": prompts.name,
         "prompts": {name: list(t) for name, t in zip(labels.names, texts, strict=True)},
         "logit_scale": scored.logit_scale,
-        "per_prompt": _spread(labels, texts, np.concatenate(right)[np.argsort(np.concatenate(rows))], predictions),
+        "per_prompt": _spread(labels, texts, np.concatenate(named)[np.argsort(np.concatenate(rows))], predictions),
     }
     judged = predictions.judged()
-    return predictions, details, [{"rows": len(judged), "log_loss": log_loss(judged.scores, judged.target)}]
+    metrics = [{"rows": len(judged), "log_loss": log_loss(judged.scores, judged.target)}]
+    return MethodOutput(predictions, details, metrics)
 
 
-def _rounds(config: Config, labels: LabelSet, context: Context) -> list[Part]:
-    """The parts of a trained method at its defaults, for their validation images; none where it could not be trained."""
+def _validation_parts(config: Config, labels: LabelSet, context: RunContext) -> list[Part]:
+    """The parts of a trained method at its defaults, for their validation images; none where none can be trained."""
     if not any(context.manifest.parts()):
         return []
     try:
         return list(parts(context.manifest, labels, val_fraction=_VAL_FRACTION, seed=0, only=config.only_folds))
     except ManifestError as error:
-        context.announce(f"zeroshot: no validation scores are kept, so nothing can be calibrated ({error})")
+        context.log(f"zeroshot: no validation scores are kept, so nothing can be calibrated ({error})")
         return []
 
 
-def class_vectors(prompt_vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+def prompt_vectors(encoder: DualEncoder, prompts: PromptSet, labels: LabelSet) -> list[npt.NDArray[np.float64]]:
+    """Per class f64[K_c, P], the unit vectors of its prompts."""
+    return [encoder.encode_texts(prompts.for_class(name)).astype(np.float64) for name in labels.names]
+
+
+def class_vectors(vectors: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     """Per class f64[K_c, P] unit vectors -> f64[C, P], the unit vector of their mean."""
-    means = np.stack([vectors.mean(axis=0) for vectors in prompt_vectors])
+    means = np.stack([prompts.mean(axis=0) for prompts in vectors])
     unit: npt.NDArray[np.float64] = means / np.linalg.norm(means, axis=1, keepdims=True)
     return unit
 
 
 def _per_prompt(texts: list[tuple[str, ...]], scored: Scored, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """i64[len(rows), K]: the class that the k-th prompt of each class names; a class with fewer prompts begins again."""
+    """i64[len(rows), K]: the class that the k-th prompt of each class names; fewer prompts begin again."""
     singles = range(max(len(t) for t in texts))
     vectors = [np.stack([v[k % len(v)] for v in scored.prompt_vectors]) for k in singles]
     return np.stack([np.argmax(scored.images[rows] @ v.T, axis=1) for v in vectors], axis=1)
@@ -171,9 +177,8 @@ def load_classifier(config: EncoderConfig, folder: Path, fold: int | None, label
 
 def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -> EncoderClassifier:
     """An encoder with the mean vectors of each class's prompts as a linear head."""
-    from thoraclip.methods.embed import load_encoder
     from thoraclip.models.classifiers import EncoderClassifier, prompt_head
 
-    encoder, chosen = load_encoder(config), load_prompts(prompts)
-    vectors = [encoder.encode_texts(chosen.for_class(name)).astype(np.float64) for name in labels.names]
-    return EncoderClassifier(encoder, prompt_head(labels, class_vectors(vectors), encoder.logit_scale), "projected")
+    encoder = load_encoder(config)
+    vectors = class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels))
+    return EncoderClassifier(encoder, prompt_head(labels, vectors, encoder.logit_scale), "projected")

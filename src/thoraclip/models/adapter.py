@@ -24,8 +24,8 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
     Args:
         checkpoint, network: the base.
         folder: the adapter.
-        scale: 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman et
-            al. 2022, arXiv:2109.01903).
+        scale: 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman
+            et al. 2022, arXiv:2109.01903).
 
     Raises:
         InputError: no adapter there.
@@ -37,8 +37,8 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
     note = read_note(folder)
     if note is not None and note.base != weights_fingerprint(network):
         raise MismatchError(
-            f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it was "
-            f"trained on (it says: {_base_name(folder)})"
+            f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it "
+            f"was trained on (it says: {_base_name(folder)})"
         )
     before = {name: value.clone() for name, value in network.state_dict().items()} if scale != 1 else {}
     try:

@@ -1,9 +1,9 @@
 """Augmentation of whole batches of grey pictures, on the device that trains.
 
 What is drawn for an image is a pure function of (seed, step, sample): the batch that it stands in, the number of
-processes and a resumed run change nothing. A vertical flip is never drawn: no radiograph hangs upside down. Mirroring is
-off unless asked for: it puts the heart on the right and turns every side marker around, so that it teaches dextrocardia;
-for findings without a side it doubles the data.
+processes and a resumed run change nothing. A vertical flip is never drawn: no radiograph hangs upside down. Mirroring
+is off unless asked for: it puts the heart on the right and turns every side marker around, so that it teaches
+dextrocardia; for findings without a side it doubles the data.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, sample
 
 
 def _draw(seed: int, step: int, samples: Sequence[int]) -> np.ndarray:
-    """f32[B, 9] in -1..1, each row from the counter-based generator Philox (Salmon et al. 2011, doi:10.1145/2063384.2063405)."""
+    """f32[B, 9] in -1..1, each row from the counter-based generator Philox (Salmon et al. 2011,
+    doi:10.1145/2063384.2063405)."""
     rows = [
         np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, sample])).uniform(-1, 1, _NUMBERS)
         for sample in samples

@@ -1,8 +1,9 @@
-"""Image classifiers that are trained end to end: what Transformers loads as one, or a dual encoder's vision tower with a head.
+"""Image classifiers that are trained end to end: what Transformers loads as one, or a dual encoder's vision tower with
+a head.
 
-A trained one is a folder: `model.safetensors`, `config.json` and `preprocessor_config.json` as Transformers writes them (so
-that `AutoModelForImageClassification` loads it, where it is one), and `thoraclip.json` with the classes and what it was
-trained on.
+A trained one is a folder: `model.safetensors`, `config.json` and `preprocessor_config.json` as Transformers writes them
+(so that `AutoModelForImageClassification` loads it, where it is one), and `thoraclip.json` with the classes and what it
+was trained on.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ __all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read
 _NOTE = "thoraclip.json"
 _SCHEMA = 1
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)\.")
-"""Where a parameter's name tells the number of its layer: the first such number counts, which of a ResNet is the stage."""
+"""Where a parameter's name tells the number of its layer: the first such number counts, which of a ResNet is the
+stage."""
 _FIRST = re.compile(r"embed|stem|pre_layrnorm")
 """What comes before all layers."""
 _HEAD_STD = 0.02
@@ -158,7 +160,8 @@ class Backbone:
         }
 
     def depths(self, names: Sequence[str]) -> list[int]:
-        """Per parameter: 0 for the embedding, 1 to L for the layers, L + 1 for what comes after them, the head included."""
+        """Per parameter: 0 for the embedding, 1 to L for the layers, L + 1 for what comes after them, the head
+        included."""
         found = [_LAYER.search(name) for name in names]
         layers = 1 + max((int(match[1]) for match in found if match), default=-1)
         return [
@@ -355,6 +358,12 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
     if tuple(checkpoint.config.id2label.values()) != labels.names:
         raise ModelError(f"{folder}: config.json and {_NOTE} name other classes; train it again")
     return Backbone(
-        name=str(folder), network=network.float().eval().to(target), config=checkpoint.config, labels=labels,
-        preprocess=spec, device=target, precision=resolve_precision(precision, target), base=base,
-    )  # fmt: skip
+        name=str(folder),
+        network=network.float().eval().to(target),
+        config=checkpoint.config,
+        labels=labels,
+        preprocess=spec,
+        device=target,
+        precision=resolve_precision(precision, target),
+        base=base,
+    )

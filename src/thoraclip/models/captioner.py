@@ -38,7 +38,8 @@ class Captioner:
         preprocess: how pixels must be made.
         device: where the weights are.
         precision: `fp32` or `bf16` (autocast).
-        prompt: i64[1, L], the tokens that every text begins with, and an end token that the model cuts off; `None` for none.
+        prompt: i64[1, L], the tokens that every text begins with, and an end token that the model cuts off; `None` for
+            none.
         max_new_tokens: how many tokens it may add.
         origin: what identifies the texts that it writes (JSON-able).
     """
@@ -57,8 +58,8 @@ class Captioner:
     def caption(self, greys: npt.NDArray[np.uint8], *, check: bool = False) -> list[str]:
         """u8[B, H, W] -> B texts, the prompt included; a text is empty where the model has nothing to say.
 
-        The likeliest token is taken at every step, without sampling or beams. Each text depends on its own picture; in bf16
-        the last digit, and so a near tie, can hang on the batch.
+        The likeliest token is taken at every step, without sampling or beams. Each text depends on its own picture; in
+        bf16 the last digit, and so a near tie, can hang on the batch.
 
         Args:
             greys: made by `imaging.fit` with this captioner's spec.
@@ -70,9 +71,13 @@ class Captioner:
         prompt = None if self.prompt is None else self.prompt.to(self.device).repeat(len(pixels), 1)
         with autocast_of(self.precision, self.device):
             tokens = self.model.generate(
-                pixels, input_ids=prompt, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False,
+                pixels,
+                input_ids=prompt,
+                max_new_tokens=self.max_new_tokens,
+                num_beams=1,
+                do_sample=False,
                 interpolate_pos_encoding=self.preprocess.size != self.model.config.vision_config.image_size,
-            )  # fmt: skip
+            )
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 

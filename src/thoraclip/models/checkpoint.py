@@ -62,7 +62,8 @@ def load_model(
 
     Args:
         checkpoint: as found.
-        architecture: the Transformers class that the weights must fill; `None` for the one that the configuration names.
+        architecture: the Transformers class that the weights must fill; `None` for the one that the configuration
+            names.
         is_replaced: weights, by name, that are made anew afterwards, so that nothing is asked of them.
 
     Raises:
@@ -74,9 +75,15 @@ def load_model(
     try:
         with quiet():
             network, info = (architecture or AutoModel).from_pretrained(
-                checkpoint.location, config=checkpoint.config, local_files_only=checkpoint.is_local, trust_remote_code=False,
-                use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,  # refused below
-            )  # fmt: skip
+                checkpoint.location,
+                config=checkpoint.config,
+                local_files_only=checkpoint.is_local,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below
+            )
     except Exception as error:  # OSError, safetensors and runtime errors
         raise checkpoint.error(
             f"weights cannot be loaded ({first_line(error)}); a model.safetensors is needed"

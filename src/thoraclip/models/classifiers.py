@@ -1,4 +1,5 @@
-"""What every network that classifies offers, and the frozen encoder with a linear head that prompts, probes and adapters come to."""
+"""What every network that classifies offers, and the frozen encoder with a linear head that prompts, probes and
+adapters come to."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Dropout whose mask is a pure function of (seed, step, sample, module, position).
 
-`torch.nn.Dropout` draws from a stream: which mask a sample gets depends on what was drawn before it. Here it does not, so
-the size of a chunk, the number of processes and a resumed run cannot change it. The bits come from counters, not a stream:
-sample and position each go through the 32-bit finaliser of MurmurHash3 (A. Appleby, public domain), and a multiply-add
-hash modulo 2^32 (Carter & Wegman 1979, doi:10.1016/0022-0000(79)90044-8) joins them: position * a(sample) + b(sample).
-Its 32 bits serve two positions.
+`torch.nn.Dropout` draws from a stream: which mask a sample gets depends on what was drawn before it. Here it does not,
+so the size of a chunk, the number of processes and a resumed run cannot change it. The bits come from counters, not a
+stream: sample and position each go through the 32-bit finaliser of MurmurHash3 (A. Appleby, public domain), and a
+multiply-add hash modulo 2^32 (Carter & Wegman 1979, doi:10.1016/0022-0000(79)90044-8) joins them: position * a(sample)
++ b(sample). Its 32 bits serve two positions.
 """
 
 from __future__ import annotations
@@ -71,12 +71,17 @@ class KeyedDropout(nn.Module):
             raise ConfigError(f"dropout: {len(samples)} samples for {len(x)} rows; a tower must keep one row a sample")
         shape = x.shape[1:]
         mask = keep_mask(
-            self.probability, seed=self.key.seed, step=self.key.step, module=self.module, samples=samples,
+            self.probability,
+            seed=self.key.seed,
+            step=self.key.step,
+            module=self.module,
+            samples=samples,
             positions=shape.numel(),
-        )  # fmt: skip
+        )
         if torch.is_autocast_enabled(x.device.type):  # the layer that follows computes in it: half the bytes to drop
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return _Drop.apply(x, mask.view(x.shape), 1 / (1 - self.probability))  # type: ignore[no-any-return, no-untyped-call]
+        scale = 1 / (1 - self.probability)
+        return _Drop.apply(x, mask.view(x.shape), scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Drop(torch.autograd.Function):

@@ -125,7 +125,8 @@ class DualEncoder:
         return autocast_of(self.precision, self.device)
 
     def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the
+        bytes."""
         return expand_greys(greys, self.preprocess, self.device)
 
     def encode_greys(
@@ -143,7 +144,8 @@ class DualEncoder:
 
     @torch.inference_mode()
     def start(self, greys: Tensor) -> tuple[Tensor, Tensor]:
-        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors) on the device, which may still be at work."""
+        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors) on the device, which may still be at
+        work."""
         with self.autocast():
             pooled, projected = self._grey_features(greys)
         return pooled.float(), _unit(projected)
@@ -247,17 +249,23 @@ def is_dual_encoder(checkpoint: Checkpoint) -> bool:
 
 
 def untrained_dual_encoder(checkpoint: Checkpoint, preprocess: Preprocess, *, device: str = "") -> DualEncoder:
-    """The architecture of a dual encoder without its tokenizer, fp32, weights as Transformers draws them from PyTorch's stream."""
+    """The architecture of a dual encoder without its tokenizer, fp32, weights as Transformers draws them from PyTorch's
+    stream."""
     from transformers import AutoModel
 
     target = resolve_device(device)
     with quiet():
         network = AutoModel.from_config(checkpoint.config)
     return DualEncoder(
-        name=checkpoint.name, model=network.float().eval().to(target), tokenizer=None,
-        family=_FAMILIES[str(checkpoint.config.model_type)], preprocess=preprocess, device=target, precision="fp32",
+        name=checkpoint.name,
+        model=network.float().eval().to(target),
+        tokenizer=None,
+        family=_FAMILIES[str(checkpoint.config.model_type)],
+        preprocess=preprocess,
+        device=target,
+        precision="fp32",
         fingerprint="",
-    )  # fmt: skip
+    )
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -1,4 +1,5 @@
-"""The files of a checkpoint, read without torch: where they lie, what the image processor says, and the weights' fingerprint."""
+"""The files of a checkpoint, read without torch: where they lie, what the image processor says, and the weights'
+fingerprint."""
 
 from __future__ import annotations
 
@@ -104,10 +105,15 @@ def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
     side = {"height": spec.size, "width": spec.size}
     content: dict[str, Any] = {
         "image_processor_type": "CLIPImageProcessor" if spec.geometry == "crop" else "ViTImageProcessor",
-        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
         "resample": {name: number for number, name in _PILLOW_RESAMPLE.items()}[spec.resample],
-        "image_mean": list(spec.mean), "image_std": list(spec.std), "size": side,
-    }  # fmt: skip
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "size": side,
+    }
     if spec.geometry == "crop":
         content |= {"do_center_crop": True, "crop_size": side, "size": {"shortest_edge": spec.short_side}}
     return content
@@ -133,14 +139,16 @@ def _preprocessor_file(checkpoint: Checkpoint) -> Path:
 
 
 def description(weights: str, precision: str) -> dict[str, str]:
-    """What identifies the features of a frozen encoder, wherever its files lie: its weights' fingerprint, `fp32` or `bf16`."""
+    """What identifies the features of a frozen encoder, wherever its files lie: its weights' fingerprint, `fp32` or
+    `bf16`."""
     return {"weights": weights, "precision": precision} | (
         {"arithmetic": str(_ARITHMETIC)} if precision == "bf16" else {}
     )
 
 
 def stored_folder(model: str) -> Path | None:
-    """The folder of a local or shipped model, or of a Hub model's newest files on this machine; `None` where there are none."""
+    """The folder of a local or shipped model, or of a Hub model's newest files on this machine; `None` where there are
+    none."""
     location, is_local = locate(model)
     if is_local:
         return Path(location)
@@ -151,10 +159,11 @@ def stored_folder(model: str) -> Path | None:
 
 
 def stored_fingerprint(folder: Path) -> str | None:
-    """`checkpoint.weights_fingerprint` of the network that the `model.safetensors` of a folder fills, from the file alone.
+    """`checkpoint.weights_fingerprint` of the network that the `model.safetensors` of a folder fills, from the file
+    alone.
 
-    It is the network's where the file has the architecture's own names; where it does not, it is no network's fingerprint.
-    `None` where there is no such file, or numbers that NumPy does not have.
+    It is the network's where the file has the architecture's own names; where it does not, it is no network's
+    fingerprint. `None` where there is no such file, or numbers that NumPy does not have.
     """
     hasher = hashlib.sha256()
     try:

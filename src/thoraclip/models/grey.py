@@ -1,4 +1,5 @@
-"""Networks that take grey levels as they are: normalisation and the three equal channels folded into the patch embedding."""
+"""Networks that take grey levels as they are: normalisation and the three equal channels folded into the patch
+embedding."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ __all__ = ["fold_grey"]
 
 
 class _Patches(nn.Linear):
-    """A convolution of one channel whose kernel is its stride, as one product over all patches: f32[B, 1, H, W] -> f32[B, D, h, w].
+    """A convolution of one channel whose kernel is its stride, as one product over all patches: f32[B, 1, H, W] ->
+    f32[B, D, h, w].
 
     Args:
         convolution: that it takes the place of.
@@ -38,13 +40,13 @@ class _Patches(nn.Linear):
 def fold_grey(network: nn.Module, spec: Preprocess, *, zero: int = 0) -> bool:
     """Let the patch embedding take grey levels 0..255 in one channel, the normalisation folded into its weights.
 
-    With the same grey g in all channels, sum_c W_c (g / 255 - mean_c) / std_c + b is linear in g: one channel of weights
-    W = sum_c W_c / (255 std_c) and a bias b - sum_c sum W_c mean_c / std_c. Exact but for rounding where every weight always
-    meets a pixel, so not where the picture is padded: a padded zero is no grey level.
+    With the same grey g in all channels, sum_c W_c (g / 255 - mean_c) / std_c + b is linear in g: one channel of
+    weights W = sum_c W_c / (255 std_c) and a bias b - sum_c sum W_c mean_c / std_c. Exact but for rounding where every
+    weight always meets a pixel, so not where the picture is padded: a padded zero is no grey level.
 
     Args:
-        network: changed in place. Its first convolution of three channels, or, where patches are cut out before, its first
-            linear layer on them, is the patch embedding.
+        network: changed in place. Its first convolution of three channels, or, where patches are cut out before, its
+            first linear layer on them, is the patch embedding.
         spec: the normalisation.
         zero: grey level that will be handed over as 0, the others relative to it; `zero` sum W goes into the bias.
 
@@ -59,7 +61,8 @@ def fold_grey(network: nn.Module, spec: Preprocess, *, zero: int = 0) -> bool:
     if isinstance(old, nn.Conv2d) and old.in_channels == 3 and old.groups == 1 and old.padding in ((0, 0), "valid"):
         weight = old.weight.double().cpu()  # [D, 3, p, p]
         std, mean = std[:, None, None], mean[:, None, None]
-        new: nn.Module = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, dilation=old.dilation)  # type: ignore[arg-type]
+        size, stride, dilation = old.kernel_size, old.stride, old.dilation
+        new: nn.Module = nn.Conv2d(1, old.out_channels, size, stride, dilation=dilation)  # type: ignore[arg-type]
         grey, shift = (weight / std / 255).sum(dim=1, keepdim=True), (weight * mean / std).sum(dim=(1, 2, 3))
     elif isinstance(old, nn.Linear) and old.in_features % 3 == 0 and "patch" in str(name):
         weight = old.weight.double().cpu().reshape(old.out_features, -1, 3)  # [D, p p, 3]: channels run fastest

@@ -114,13 +114,14 @@ def fit_lbfgs(
 ) -> list[LinearHead]:
     """Multinomial logistic regression by L-BFGS, one head per penalty, all in one go.
 
-    Minimises mean log-loss + l2/2 ||W||^2 (the bias is free; with two classes, l2 ||W||^2), which is scikit-learn's objective
-    with C = 1 / (l2 N). Penalties are fitted from strong to weak, each from the solution before it.
+    Minimises mean log-loss + l2/2 ||W||^2 (the bias is free; with two classes, l2 ||W||^2), which is scikit-learn's
+    objective with C = 1 / (l2 N). Penalties are fitted from strong to weak, each from the solution before it.
 
     Features of a network are far from independent, and L-BFGS creeps along their weak directions. So the variables are
     V_k = W_k Q diag(c_k lambda + l2)^(1/2), with Q and lambda of the features' second moments and c_k the mean of
-    p_k (1 - p_k): near Newton's own (the Hessian about the class k is Z' diag(p_k (1 - p_k)) Z / N + l2 I), so that a few
-    steps do. The minimum is the same; `gtol` bounds the Newton decrement, whose square is twice what is left to gain.
+    p_k (1 - p_k): near Newton's own (the Hessian about the class k is Z' diag(p_k (1 - p_k)) Z / N + l2 I), so that a
+    few steps do. The minimum is the same; `gtol` bounds the Newton decrement, whose square is twice what is left to
+    gain.
 
     Args:
         features: f32[N, D], as the encoder gives them.
@@ -156,9 +157,12 @@ def fit_lbfgs(
                 )
 
             found = minimize(
-                loss, np.concatenate([(weight @ directions / unit).ravel(), bias / own]), jac=True, method="L-BFGS-B",
+                loss,
+                np.concatenate([(weight @ directions / unit).ravel(), bias / own]),
+                jac=True,
+                method="L-BFGS-B",
                 options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-7},
-            )  # fmt: skip
+            )
             weight = (found.x[:-classes].reshape(classes, width) * unit) @ directions.T
             bias = found.x[-classes:] * own
             heads[penalty] = LinearHead(labels, standardiser, weight.astype(np.float32), bias.astype(np.float32))
@@ -241,12 +245,14 @@ def fit_text_informed(
     l2: Sequence[float],
     weighting: str,
 ) -> list[LinearHead]:
-    """A linear probe that starts from the classes' texts, one head per penalty (LP++: Huang et al. 2024, arXiv:2404.02285).
+    """A linear probe that starts from the classes' texts, one head per penalty (LP++: Huang et al. 2024,
+    arXiv:2404.02285).
 
-    Logits are s f.(w_c + alpha_c t_c): class c has a vector w_c of its own and trusts its text t_c by alpha_c. Minimises
-    mean log-loss + l2/2 ||W||^2 over W and alpha, alpha being free. A strong penalty leaves zero-shot with a trust for each
-    class, a weak one the plain linear probe. (The paper, and Shakeri et al. 2024, arXiv:2409.03868, for medical encoders,
-    minimise the log-loss alone, by block majorise-minimise steps; s, the penalty and L-BFGS are ours.)
+    Logits are s f.(w_c + alpha_c t_c): class c has a vector w_c of its own and trusts its text t_c by alpha_c.
+    Minimises mean log-loss + l2/2 ||W||^2 over W and alpha, alpha being free. A strong penalty leaves zero-shot with a
+    trust for each class, a weak one the plain linear probe. (The paper, and Shakeri et al. 2024, arXiv:2409.03868, for
+    medical encoders, minimise the log-loss alone, by block majorise-minimise steps; s, the penalty and L-BFGS are
+    ours.)
 
     Written in u_c = w_c + alpha_c t_c, the best alpha_c is u_c.t_c, so that what is left is convex in U alone:
     mean log-loss + l2/2 sum_c ||u_c - (u_c.t_c) t_c||^2, a probe whose penalty does not see the direction of the text.
@@ -274,9 +280,11 @@ def fit_text_informed(
         with threadpool_limits(1):  # as in `fit_lbfgs`
             found = minimize(
                 lambda flat, penalty=penalty: _text_informed_loss(flat, scaled, targets, weights, texts, penalty),
-                vectors.ravel(), jac=True, method="L-BFGS-B",
+                vectors.ravel(),
+                jac=True,
+                method="L-BFGS-B",
                 options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-7},
-            )  # fmt: skip
+            )
         vectors = found.x.reshape(texts.shape)
         weight = (logit_scale * vectors).astype(np.float32)
         heads[penalty] = LinearHead(labels, Standardiser.identity(features.shape[1]), weight, bias)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.config import require_known
+from thoraclip.errors import ConfigError
 from thoraclip.models.adapter import AdapterNote, write_note
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
@@ -64,10 +65,7 @@ class LoraSettings:
     """Whether both projections are trained whole: train, freeze, or auto: where the towers were never aligned."""
 
     def __post_init__(self) -> None:
-        for name, known in (("towers", TOWERS), ("projections", PROJECTIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
+        require_known(self, towers=TOWERS, projections=PROJECTIONS)
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"rank = {self.rank}, alpha = {self.alpha}: both must be positive")
         if not 0 <= self.lora_dropout < 1:

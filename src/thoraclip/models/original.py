@@ -31,12 +31,13 @@ class Original:
         classifier: in fp32.
         manifest: the run's own.
         fold: the one that this classifier has not seen; `None` of a split.
-        train, val, test: i64 rows of the manifest, disjoint, labelled: what it learned from, what was chosen by, what it is
-            judged on.
+        train, val, test: i64 rows of the manifest, disjoint, labelled: what it learned from, what was chosen by, what
+            it is judged on.
         has_learned: False where nothing was learned from any of these images (zero-shot).
-        validation: scores of the validation images by a classifier that has not learned from them, where this one has (it
-            was fitted again on training and validation images); `None` where this one may be asked.
-        alike: heads of the run's other folds on the very features of this classifier, and the i64 rows that each held out.
+        validation: scores of the validation images by a classifier that has not learned from them, where this one has
+            (it was fitted again on training and validation images); `None` where this one may be asked.
+        alike: heads of the run's other folds on the very features of this classifier, and the i64 rows that each held
+            out.
         predictions: of the run.
         inputs: what it was made from, by name: fingerprints.
         folder: of the run.

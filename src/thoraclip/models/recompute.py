@@ -12,7 +12,8 @@ __all__ = ["recompute_layers"]
 
 
 def recompute_layers(network: nn.Module, name: str) -> None:
-    """Gradient checkpointing, in eval mode too: only the layers themselves are told that they train, nothing inside them.
+    """Gradient checkpointing, in eval mode too: only the layers themselves are told that they train, nothing inside
+    them.
 
     Transformers' own switch refuses models that join two towers, although the towers' layers can do it.
 

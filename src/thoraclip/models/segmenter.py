@@ -79,7 +79,8 @@ class Segmenter:
 def load_segmenter(
     model: str, *, lung_classes: Sequence[str] = (), precision: str = "auto", device: str = ""
 ) -> Segmenter:
-    """Load a segmentation model (SegFormer, UperNet, DPT, ...); every weight must be in the checkpoint, and none besides.
+    """Load a segmentation model (SegFormer, UperNet, DPT, ...); every weight must be in the checkpoint, and none
+    besides.
 
     Args:
         model: Hub id, or a local folder in Transformers format.

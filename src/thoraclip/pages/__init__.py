@@ -34,9 +34,13 @@ def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> E
         filters: the package's own, by name.
     """
     found = Environment(
-        loader=ChoiceLoader([PackageLoader(package), PackageLoader("thoraclip.pages")]), autoescape=html,
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("thoraclip.pages")]),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     found.filters |= {"md": escape_markdown, "show": show, **filters}
     found.globals["counted"] = counted
     found.tests["table"] = _is_table

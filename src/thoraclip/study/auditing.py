@@ -58,9 +58,15 @@ def audit_methods(
         try:
             _, _, run_folder = method.runs(out / "runs")[0]
             content = audit(
-                read_run(run_folder), manifest, asked, folder, pixels=pixels, inspection=out / "inspection",
-                progress=progress, announce=lambda _: None,
-            )  # fmt: skip
+                read_run(run_folder),
+                manifest,
+                asked,
+                folder,
+                pixels=pixels,
+                inspection=out / "inspection",
+                progress=progress,
+                announce=lambda _: None,
+            )
         except Exception as error:  # of whatever kind: an audit must not lose the report
             if not isinstance(error, ThoraclipError):
                 write_text(folder / "error.txt", "".join(traceback.format_exception(error)))

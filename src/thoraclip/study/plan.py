@@ -29,6 +29,7 @@ from thoraclip.errors import InputError, ThoraclipError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
+from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import Part, is_done, parts, require_folds
 from thoraclip.runs import digest, fold_folder
 from thoraclip.study.external.images import listed_images
@@ -41,7 +42,8 @@ from thoraclip.tables.manifest import Manifest, read_manifest
 __all__ = ["FACTOR", "plan_study"]
 
 FACTOR = 3
-"""The true time lies within this factor of the estimate, if the machine does nothing else and no training stops early."""
+"""The true time lies within this factor of the estimate, if the machine does nothing else and no training stops
+early."""
 _SCHEMA = 2
 _SAMPLE = 16
 """Images that are timed."""
@@ -146,7 +148,8 @@ def plan_study(
 
 
 def _split_manifest(out: Path, given: Manifest | None) -> Manifest | None:
-    """The images as the study splits them: the given ones, where they have parts, or what an earlier run of the study left."""
+    """The images as the study splits them: the given ones, where they have parts, or what an earlier run of the study
+    left."""
     if given and any(part is not None for part in given.parts()):
         return given
     file = out / "manifest.parquet"
@@ -216,13 +219,17 @@ class _Planner:
 
     def _training(self, row: Row, config: Any, part: Part) -> float:
         """Seconds of the steps, the validations and, where no features are kept, the scoring of one part."""
-        from thoraclip.methods.training import Sampler
+        from thoraclip.methods.training.sampler import Sampler
 
         targets = self.manifest.targets(self.manifest.label_set(config.classes))
         a_pass = Sampler(
-            part.train, targets[part.train], total=len(targets), batch_size=config.batch_size, sampling=config.sampling,
+            part.train,
+            targets[part.train],
+            total=len(targets),
+            batch_size=config.batch_size,
+            sampling=config.sampling,
             seed=config.seed,
-        ).steps_per_epoch  # fmt: skip
+        ).steps_per_epoch
         steps = config.steps or config.epochs * a_pass
         validations = 1 + -(-steps // (config.validate_every or a_pass))
         trained, encoded = steps * config.batch_size, validations * len(part.val)
@@ -269,7 +276,8 @@ class _Planner:
         return len(self.manifest) * self._forward(row.kind, config, embeds=True)
 
     def _is_embedded(self, config: Any, adapter: str, scale: float) -> bool:
-        """True where the study's cache holds these features of these images; loads the encoder where there is any cache."""
+        """True where the study's cache holds these features of these images; loads the encoder where there is any
+        cache."""
         if not any((self.out / "embeddings").glob("*/embeddings.json")):
             return False
         encoder = _encoder(config, adapter=adapter, adapter_scale=scale)
@@ -406,11 +414,12 @@ class _Clock:
 
 
 def _encoder(config: Any, *, adapter: str = "", adapter_scale: float = 1.0) -> Any:
-    from thoraclip.methods.embed import load_encoder
-    from thoraclip.methods.encoders import EncoderConfig
-
     return load_encoder(
         EncoderConfig(
-            model=config.model, geometry=config.geometry, precision=config.precision, adapter=adapter, adapter_scale=adapter_scale
+            model=config.model,
+            geometry=config.geometry,
+            precision=config.precision,
+            adapter=adapter,
+            adapter_scale=adapter_scale,
         )
-    )  # fmt: skip
+    )

@@ -97,15 +97,26 @@ def run_study(
     external = [score_set(one, methods, failed, scoring) for one in outside]
     announce("judging")
     report = judge(
-        results, title=config.title, resamples=config.resamples, seed=config.seeds[0],
-        dataset=_describe(manifest, omitted, torn), provenance=facts,
-        published=[dataclasses.asdict(row) for row in config.published], external=external,
-    )  # fmt: skip
+        results,
+        title=config.title,
+        resamples=config.resamples,
+        seed=config.seeds[0],
+        dataset=_describe(manifest, omitted, torn),
+        provenance=facts,
+        published=[dataclasses.asdict(row) for row in config.published],
+        external=external,
+    )
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
     audits = audit_methods(
-        config, audited_methods(config, methods, report), manifest, out, pixels=pixels, progress=progress, announce=announce
-    )  # fmt: skip
+        config,
+        audited_methods(config, methods, report),
+        manifest,
+        out,
+        pixels=pixels,
+        progress=progress,
+        announce=announce,
+    )
     if audits:
         report = with_audits(report, audits)
         write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
@@ -188,9 +199,15 @@ def _run_entry(
         (folder / _TRACEBACK).unlink(missing_ok=True)
         try:
             result = run_method(
-                method.kind, config, manifest, folder, cache=out / "embeddings", pixels=pixels, progress=progress,
+                method.kind,
+                config,
+                manifest,
+                folder,
+                cache=out / "embeddings",
+                pixels=pixels,
+                progress=progress,
                 announce=announce,
-            )  # fmt: skip
+            )
         except (ThoraclipError, ModuleNotFoundError):
             raise
         except Exception as error:  # a method that breaks must not lose the others
@@ -226,7 +243,8 @@ def _settings(method: MethodEntry) -> dict[str, str]:
 
 
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:
-    """The study's own `metrics.jsonl` (a row per method) and `predictions.parquet` (of the best method's first seed)."""
+    """The study's own `metrics.jsonl` (a row per method) and `predictions.parquet` (of the best method's first
+    seed)."""
     rows = [row for row in report["methods"] if row.get("metrics")]
     values = [{"name": row["name"], **{k: m and m["value"] for k, m in row["metrics"].items()}} for row in rows]
     write_text(out / "metrics.jsonl", "".join(canonical_json(value) + "\n" for value in values))
@@ -256,20 +274,34 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int], torn: int) -> dict
 
 
 _DEMO_TRAINING = {
-    "loss": "prompt_ce", "prompts": "reference", "batch_size": 16, "chunk_size": 16, "epochs": 6, "learning_rate": 1.5e-3,
-    "lora_dropout": 0.0, "rotate_degrees": 3.0, "shift": 0.03, "zoom": 0.05, "brightness": 0.0, "contrast": 0.1, "gamma": 0.0,
+    "loss": "prompt_ce",
+    "prompts": "reference",
+    "batch_size": 16,
+    "chunk_size": 16,
+    "epochs": 6,
+    "learning_rate": 1.5e-3,
+    "lora_dropout": 0.0,
+    "rotate_degrees": 3.0,
+    "shift": 0.03,
+    "zoom": 0.05,
+    "brightness": 0.0,
+    "contrast": 0.1,
+    "gamma": 0.0,
     "noise": 0.0,
-}  # fmt: skip
-"""Tuned for a few hundred images in a minute: a high learning rate, light augmentation, one short prompt for each class."""
+}
+"""Tuned for a few hundred images in a minute: a high learning rate, light augmentation, one short prompt for each
+class."""
 _DEMO_AUDIT = 100
 """Test images that the demo's audit scores under every perturbation."""
 
 
 def demo_study(phantoms: Path, manifest_file: Path) -> tuple[StudyConfig, list[MethodEntry]]:
-    """The study of `thoraclip demo`: the shipped encoder on a folder of phantoms, zero-shot, probed in two ways, and tuned.
+    """The study of `thoraclip demo`: the shipped encoder on a folder of phantoms, zero-shot, probed in two ways, and
+    tuned.
 
     Args:
-        phantoms: written by `data.phantom.write_phantoms`; its table names the patients, who stay in one part of the split.
+        phantoms: written by `data.phantom.write_phantoms`; its table names the patients, who stay in one part of the
+            split.
         manifest_file: where their manifest is written.
     """
     found = index(phantoms, layout="csv", csv_file=phantoms / "phantoms.csv").manifest

@@ -24,8 +24,16 @@ _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "linear probe", "kind": "probe"},
 )
 _SHARED = (
-    "model", "geometry", "precision", "batch_size", "classes", "class_weight", "adapter", "captions", "only_folds",
-)  # fmt: skip
+    "model",
+    "geometry",
+    "precision",
+    "batch_size",
+    "classes",
+    "class_weight",
+    "adapter",
+    "captions",
+    "only_folds",
+)
 """Study settings that reach every method which knows them, unless the method says otherwise."""
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
@@ -56,7 +64,8 @@ class StudyConfig:
     captions: str = ""
     """Caption file of the methods that train on captions."""
     captioner: str = ""
-    """Who writes the captions where no file is given: blip, template or column; empty: nobody, class prompts are trained on."""
+    """Who writes the captions where no file is given: blip, template or column; empty: nobody, class prompts are
+    trained on."""
     caption_model: str = "Salesforce/blip-image-captioning-base"
     """captioner blip: Hub id or local folder."""
     caption_column: str = ""
@@ -66,7 +75,8 @@ class StudyConfig:
     precision: str = "auto"
     """fp32, bf16 or auto."""
     batch_size: int = 0
-    """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size count."""
+    """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size
+    count."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
     class_weight: str = "none"
@@ -80,22 +90,26 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0,)
     """Every method that depends on a seed runs once for each."""
     pixel_cache: bool = True
-    """Whether decoded pictures are kept in the study folder (a byte a pixel), so that all methods decode each one once."""
+    """Whether decoded pictures are kept in the study folder (a byte a pixel), so that all methods decode each one
+    once."""
     resamples: int = 2000
     """Bootstrap resamples behind every interval."""
     thumbnails: bool = True
     """Whether report.html shows misclassified images."""
     audit: str = "best"
-    """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a classifier), all
-    or none."""
+    """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a
+    classifier), all or none."""
     audit_images: int = 500
     """Images at most that each audit looks at, in sixteen views; 0 for all that the classifier has not seen."""
     audit_masks: str = "auto"
-    """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own model."""
+    """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own
+    model."""
     published: tuple[Published, ...] = ()
-    """Values of others, one [[published]] table each, printed beside the measured ones; not for --set, see docs/report.md."""
+    """Values of others, one [[published]] table each, printed beside the measured ones; not for --set, see
+    docs/report.md."""
     external: tuple[External, ...] = ()
-    """Test sets from elsewhere, one [external.NAME] table each, scored by every method that keeps a model; not for --set."""
+    """Test sets from elsewhere, one [external.NAME] table each, scored by every method that keeps a model; not for
+    --set."""
 
     def __post_init__(self) -> None:
         require_one_source(self.manifest, self.folder, self.layout)
@@ -105,8 +119,8 @@ class StudyConfig:
             raise ConfigError(f"seeds = {list(self.seeds)}: must not be negative")
         if self.captioner and self.captions:
             raise ConfigError(
-                f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to write; "
-                "leave one of them out"
+                f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to "
+                "write; leave one of them out"
             )
         if self.audit not in AUDITED:
             raise ConfigError(f"unknown audit '{self.audit}'{did_you_mean(self.audit, AUDITED)}")
@@ -172,8 +186,8 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
         settings: `--set` values; a study setting, or a setting of the methods that know it.
 
     Raises:
-        ConfigError: every unknown name at once, with the nearest known one; see also `judge.published.read_published` and
-            `external.settings.read_external`.
+        ConfigError: every unknown name at once, with the nearest known one; see also `judge.published.read_published`
+            and `external.settings.read_external`.
         InputError: no such file.
     """
     if "published" in settings:
@@ -286,7 +300,8 @@ def _find_training(name: Any, methods: Sequence[MethodEntry], known: Collection[
     trainings = {m.name: m for m in methods if METHODS[m.kind].trains_adapters}
     if name not in trainings:
         raise ConfigError(
-            f"{where}: after = {name!r} must be the name of a finetune that stands above it{did_you_mean(str(name), trainings)}"
+            f"{where}: after = {name!r} must be the name of a finetune that stands above "
+            f"it{did_you_mean(str(name), trainings)}"
         )
     return trainings[name]
 
@@ -302,6 +317,9 @@ def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
     for method in methods:
         skip = ("seed",) if method.seeds else ()
         after = f"after = {toml_value(method.after.name)}\n" if method.after else ""
-        text += f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = {toml_value(method.kind)}\n{after}{config_toml(method.config, skip=skip)}"
+        text += (
+            f"\n[[methods]]\nname = {toml_value(method.name)}\nkind = "
+            f"{toml_value(method.kind)}\n{after}{config_toml(method.config, skip=skip)}"
+        )
     text += "".join(f"\n[[published]]\n{config_toml(row)}" for row in config.published)
     return text + external_toml(config.external)

@@ -89,7 +89,8 @@ class ImageArrays:
         if len(missing):
             raise MismatchError(
                 f"{self.kind.name}: {len(missing)} of {len(wanted)} images of the manifest are not in them, first "
-                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {self.kind.remedy} on this one"
+                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {self.kind.remedy} on "
+                "this one"
             )
         if len(changed):
             raise MismatchError(

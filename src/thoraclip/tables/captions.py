@@ -69,7 +69,8 @@ class Captions:
         blank = [i for i, text in zip(self.image_id, self.text, strict=True) if not (text and text.strip())]
         if blank:
             raise ManifestError(
-                f"captions: image '{blank[0]}' has an empty text ({len(blank)} such rows); write one, or leave the row out"
+                f"captions: image '{blank[0]}' has an empty text ({len(blank)} such rows); write one, or leave the "
+                "row out"
             )
 
     def __len__(self) -> int:
@@ -102,8 +103,8 @@ class Captions:
         changed = [i for i, sha in known if contents[i] not in (None, sha)]
         if changed:
             raise MismatchError(
-                f"captions: {len(changed)} images differ in content from the manifest's, first '{changed[0]}'; they belong "
-                "to another data set or the files changed: run thoraclip caption again"
+                f"captions: {len(changed)} images differ in content from the manifest's, first '{changed[0]}'; they "
+                "belong to another data set or the files changed: run thoraclip caption again"
             )
         position = {image_id: row for row, image_id in enumerate(self.image_id)}
         wanted = [ids[row] for row in rows]
@@ -203,7 +204,8 @@ def _check_header(header: list[str]) -> None:
 def _cells(record: dict[Any, Any], line: int) -> tuple[str, str]:
     if None in record:
         raise ManifestError(
-            f"line {line}: more cells than columns, from '{record[None][0]}' on; put quotes around a caption with commas"
+            f"line {line}: more cells than columns, from '{record[None][0]}' on; put quotes around a caption with "
+            "commas"
         )
     image_id, text = (record[name] or "" for name in _CSV_COLUMNS)
     return image_id, text.strip()

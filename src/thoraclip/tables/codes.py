@@ -14,14 +14,15 @@ import pyarrow.compute as pc
 from thoraclip.errors import ManifestError
 from thoraclip.runs import canonical_json
 
-__all__ = ["codes", "columns_digest", "floats", "in_pieces", "matches", "ranks", "torn"]
+__all__ = ["codes", "columns_digest", "in_pieces", "matches", "ranks", "torn"]
 
 _ROWS = 1 << 16
 """Rows that are Python objects at once."""
 
 
 def ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """i64[N]: position of each value among the distinct ones in their order (text by code points), -1 where it is null."""
+    """i64[N]: position of each value among the distinct ones in their order (text by code points), -1 where it is
+    null."""
     found = np.asarray(pc.rank(column, tiebreaker="dense")).astype(np.int64)
     found -= 1
     if column.null_count:
@@ -38,12 +39,6 @@ def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
     numbers = pa.chunked_array([chunk.indices for chunk in encoded.chunks], pa.int32())
     values = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
     return np.asarray(numbers.fill_null(-1)), values
-
-
-def floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """f64[N] of a column of such numbers, NaN where it is null. PyArrow's own `to_numpy` loads pandas, where it is installed."""
-    chunks = [np.from_dlpack(pc.fill_null(chunk, np.nan)) for chunk in column.chunks]
-    return np.concatenate([np.zeros(0), *chunks])
 
 
 def torn(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:

@@ -1,8 +1,8 @@
 """Embeddings: what a frozen encoder says of each image, as memory-mapped arrays beside an index.
 
 A folder (see `tables.arrays`) with `pooled.npy` f32[N, D] (the vision tower's pooled output before projection),
-`projected.npy` f32[N, P] (unit vectors in the space shared with text) and `embeddings.json` (schema, fingerprint, encoder,
-preprocessing).
+`projected.npy` f32[N, P] (unit vectors in the space shared with text) and `embeddings.json` (schema, fingerprint,
+encoder, preprocessing).
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Embeddings(ImageArrays):
 
 
 def embeddings_fingerprint(manifest: Manifest, encoder: Mapping[str, Any], preprocess: Mapping[str, Any]) -> str:
-    """SHA-256 over what the arrays depend on: the images' contents and order, the encoder, the preprocessing, the decoding."""
+    """SHA-256 over what the arrays depend on: the images' contents and order, the encoder, the preprocessing, the
+    decoding."""
     return digest([manifest.content_fingerprint, dict(encoder), dict(preprocess), DECODING])
 
 

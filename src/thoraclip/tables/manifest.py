@@ -1,8 +1,8 @@
 """Manifest: one row per image, with what is known of it; unknown is null.
 
 Millions of images are checked, counted, filtered and written column by column, in a little more memory than the table
-takes. `column`, `parts`, `paths` and what is made of them hold a Python object for each image: for sets that are decoded
-and trained on.
+takes. `column`, `parts`, `paths` and what is made of them hold a Python object for each image: for sets that are
+decoded and trained on.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ class Manifest:
         return [split if fold is None else f"fold {fold}" for split, fold in pairs]
 
     def tally(self, *names: str, most: int | None = None) -> list[tuple[tuple[Any, ...], int]]:
-        """The combinations of values of some columns and how many images have each, the commonest first, `most` of them."""
+        """The combinations of values of some columns and how many images have each, the commonest first, `most` of
+        them."""
         counted = self.table.select(names).group_by(list(names)).aggregate([([], "count_all")])
         order = [("count_all", "descending"), *((name, "ascending") for name in names)]
         counted = counted.sort_by(order).slice(0, most)
@@ -232,7 +233,8 @@ class Manifest:
         return torn(ranks(self.values("patient")), codes(values)[0])
 
     def patients_in_two(self, column: str) -> dict[str, tuple[str, ...]]:
-        """Patients with more than one known value of a column (`split`, `fold`, `label`) -> those values, both sorted."""
+        """Patients with more than one known value of a column (`split`, `fold`, `label`) -> those values, both
+        sorted."""
         rows = pa.array(self.torn(column))
         values: dict[str, set[str]] = {}
         found = (self.values(name).filter(rows).to_pylist() for name in ("patient", column))
@@ -327,4 +329,5 @@ def _rows_in_file(stored: StoredTable, values: Mapping[str, Any]) -> pa.ChunkedA
 def _has_picture(table: pa.Table, root: Path) -> bool:
     """Whether one picture at the least lies under a folder: almost always the first that is looked for."""
     pieces = in_pieces(table["path"].drop_null())
-    return any(os.path.exists(os.path.join(root, path)) for piece in pieces for path in piece)  # noqa: PTH110, PTH118 - 5 times as fast
+    # 5 times as fast as Path
+    return any(os.path.exists(os.path.join(root, path)) for piece in pieces for path in piece)  # noqa: PTH110, PTH118

@@ -15,7 +15,6 @@ import pyarrow.csv as pacsv
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open
-from thoraclip.tables.codes import floats
 from thoraclip.tables.store import read_table, write_table
 
 __all__ = ["Predictions", "read_predictions", "write_predictions"]
@@ -73,9 +72,14 @@ class Predictions:
             return tuple(values[i] for i in rows)
 
         return Predictions(
-            self.labels, pick(self.image_id), self.target[rows], self.scores[rows],
-            pick(self.split), pick(self.fold), pick(self.patient),
-        )  # fmt: skip
+            self.labels,
+            pick(self.image_id),
+            self.target[rows],
+            self.scores[rows],
+            pick(self.split),
+            pick(self.fold),
+            pick(self.patient),
+        )
 
     def judged(self) -> Predictions:
         """The rows a report counts: the labelled ones of split `test`; where no row names a split, all labelled ones.
@@ -127,7 +131,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def read_predictions(path: Path) -> Predictions:
     """Read `.parquet` or `.csv`, ours or anyone's.
 
-    Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are optional.
+    Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are
+    optional.
 
     Raises:
         InputError: the file is missing, or neither Parquet nor CSV.
@@ -199,7 +204,8 @@ def _from_table(table: pa.Table) -> Predictions:
 
 def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
     try:
-        return floats(table[name].cast(pa.float64()))
+        # as a list: PyArrow's own conversion of nulls loads pandas where it is installed, 0.3 s
+        return np.array(table[name].cast(pa.float64()).to_pylist(), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ManifestError(
             f"column '{name}' holds a value that is not a number; scores are numbers in [0, 1]"
@@ -238,7 +244,8 @@ def _check_scores(scores: npt.NDArray[np.float64], ids: tuple[str, ...]) -> None
     bad = (scores < 0).any(axis=1)
     if bad.any():
         raise ManifestError(
-            f"image '{ids[int(np.argmax(bad))]}': a score is negative ({int(bad.sum())} such rows); scores are probabilities"
+            f"image '{ids[int(np.argmax(bad))]}': a score is negative ({int(bad.sum())} such rows); scores are "
+            "probabilities"
         )
     sums = scores.sum(axis=1)
     bad = np.abs(sums - 1) > _SUM_TOLERANCE

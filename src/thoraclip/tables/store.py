@@ -52,7 +52,8 @@ def slices(table: pa.Table) -> Iterable[pa.Table]:
 
 
 def joined(parts: Iterable[pa.Table]) -> pa.Table:
-    """One table of several, in which columns of equal content share it: the path is often the id, and the masks unknown."""
+    """One table of several, in which columns of equal content share it: the path is often the id, and the masks
+    unknown."""
     return pa.concat_tables([_shared(part) for part in parts])
 
 

@@ -139,8 +139,8 @@ def read_clusters(manifest: Manifest, folder: Path) -> Manifest:
     found = read_check(folder, manifest)
     if not found.get("pictures", True):
         raise MismatchError(
-            f"{folder}: a check of the table alone, which knows no near duplicates (identical files stay together anyway); "
-            "run thoraclip check without --no-pictures"
+            f"{folder}: a check of the table alone, which knows no near duplicates (identical files stay together "
+            "anyway); run thoraclip check without --no-pictures"
         )
     return _with_clusters(manifest, found["duplicates"]["groups"])
 

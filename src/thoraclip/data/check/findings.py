@@ -22,7 +22,8 @@ from thoraclip.tables.manifest import Manifest
 __all__ = ["counts", "differences", "duplicates", "identical", "marks", "patients", "tallies"]
 
 _MOST = 100_000
-"""Entries of a list that the table alone brings up; of a longer one the first are listed, and how many there are in all."""
+"""Entries of a list that the table alone brings up; of a longer one the first are listed, and how many there are in
+all."""
 
 _SHOWN = ("image_id", "label", "patient", "split", "fold")
 _CATEGORICAL = ("view", "sex", "source", "format", "mode", "body_part")
@@ -86,7 +87,8 @@ def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int,
 
 
 def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:
-    """Pairs of files of equal SHA-256, the first of a group with each other one; those that cross the split, then a label, first.
+    """Pairs of files of equal SHA-256, the first of a group with each other one; those that cross the split, then a
+    label, first.
 
     Returns:
         The pairs, and, where they are not all, how many pairs, groups and images there are in all, and how many groups
@@ -148,9 +150,12 @@ def duplicates(
     for pair in pairs:
         shown: dict[str, Any] = {name: [columns[name][end] for end in (pair.first, pair.second)] for name in columns}
         shown |= {
-            "kind": pair.kind, "correlation": pair.correlation, "mirrored": pair.mirrored,
-            "rotation_degrees": pair.rotation_degrees, "scale": pair.scale,
-        }  # fmt: skip
+            "kind": pair.kind,
+            "correlation": pair.correlation,
+            "mirrored": pair.mirrored,
+            "rotation_degrees": pair.rotation_degrees,
+            "scale": pair.scale,
+        }
         shown |= {f"across_{name}": _differ(shown[name]) for name in ("part", "label", "patient")}
         rows.append(shown)
     rows.sort(key=lambda row: (not row["across_part"], not row["across_label"], row["image_id"]))
@@ -172,7 +177,8 @@ def _differ(values: Sequence[Any]) -> bool:
 
 
 def marks(manifest: Manifest, inspection: Inspection) -> dict[str, Any]:
-    """Share of each class's images with burned-in marks (with Wilson's 95 % interval), and the images, most marked first."""
+    """Share of each class's images with burned-in marks (with Wilson's 95 % interval), and the images, most marked
+    first."""
     names = list(MEASURED)
     count, area = (inspection.statistics[:, names.index(name)] for name in ("mark_count", "mark_area"))
     labels = np.array([label or "unknown" for label in manifest.column("label")])
@@ -193,7 +199,8 @@ def _share(hits: int, total: int) -> dict[str, Any]:
 
 
 def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> list[dict[str, Any]]:
-    """What tells the classes apart without anatomy; see `data.differences`. Unlabelled and unusable images do not count."""
+    """What tells the classes apart without anatomy; see `data.differences`. Unlabelled and unusable images do not
+    count."""
     labels = manifest.column("label")
     rows = [row for row, label in enumerate(labels) if label is not None and row not in inspection.unreadable]
     if not rows:
@@ -209,7 +216,11 @@ def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> lis
         name: pick(manifest.column(name)) for name in _CATEGORICAL if name in manifest.table.column_names
     }
     found = class_differences(
-        pick(labels), pick(groups), {**numeric, "age_years": ages}, categorical,
-        seed=seed, descriptions={**MEASURED, "age_years": "age of the patient, in years"},
-    )  # fmt: skip
+        pick(labels),
+        pick(groups),
+        {**numeric, "age_years": ages},
+        categorical,
+        seed=seed,
+        descriptions={**MEASURED, "age_years": "age of the patient, in years"},
+    )
     return [difference.as_dict() for difference in found]

@@ -1,4 +1,5 @@
-"""The findings in words: leaks (a picture or patient on both sides of a split) and warnings (all that one should know)."""
+"""The findings in words: leaks (a picture or patient on both sides of a split) and warnings (all that one should
+know)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ __all__ = ["leaks", "reading", "warnings"]
 _TELLING = 0.1
 """A column is worth a sentence where even the low end of its interval lies this far above chance."""
 _UNSEEN = (
-    "No picture was looked at: near duplicates were not searched, nor files that cannot be read, burned-in text and what "
-    "tells the classes apart without anatomy."
+    "No picture was looked at: near duplicates were not searched, nor files that cannot be read, burned-in text and "
+    "what tells the classes apart without anatomy."
 )
 _CHEST = ("CHEST", "THORAX", "LUNG", "PORT CHEST", "TORAX")
 
@@ -29,8 +30,8 @@ def reading(content: Mapping[str, Any]) -> list[str]:
         first = next((row for row in content["differences"] if row is not together and row["alone"]), together)
         sentences.append(
             f"Without any anatomy, {together['description']} names the class with a balanced accuracy of "
-            f"{_interval(together['alone'])}, {first['name'].replace('_', ' ')} alone with {_interval(first['alone'])}; "
-            f"chance is {100 * together['alone']['chance']:.0f} %."
+            f"{_interval(together['alone'])}, {first['name'].replace('_', ' ')} alone with "
+            f"{_interval(first['alone'])}; chance is {100 * together['alone']['chance']:.0f} %."
         )
     return sentences
 
@@ -52,8 +53,8 @@ def leaks(content: Mapping[str, Any]) -> list[str]:
     if shared:
         first = shared[0]
         sentences.append(
-            f"{counted(_in_all(content['patients'], 'in_two_splits', len(shared)), 'patient')} in two parts of the split, first '{first['patient']}' "
-            f"({', '.join(first['values'])}); split again by patient: thoraclip split"
+            f"{counted(_in_all(content['patients'], 'in_two_splits', len(shared)), 'patient')} in two parts of the "
+            f"split, first '{first['patient']}' ({', '.join(first['values'])}); split again by patient: thoraclip split"
         )
     crossing = [g for g in content["duplicates"]["groups"] if g["across_part"]]
     if crossing:
@@ -125,7 +126,8 @@ def _of_copies(content: Mapping[str, Any]) -> list[str]:
         near = f", {len(found['pairs']) - identical} of near duplicates" if content.get("pictures", True) else ""
         sentences.append(
             f"{counted(_in_all(found, 'groups', len(groups)), 'picture')} more than once ({images} images; "
-            f"{counted(_in_all(found, 'pairs', identical), 'pair')} of identical files{near}), first {_equal(groups[0])}"
+            f"{counted(_in_all(found, 'pairs', identical), 'pair')} of identical files{near}), first "
+            f"{_equal(groups[0])}"
         )
     for name, what in (("label", "under two labels"), ("patient", "under two patients")):
         torn = [g for g in groups if g[f"across_{name}"]]

@@ -2,8 +2,10 @@
 
 All chest radiographs look alike, so a short hash alone finds mostly strangers. Here a hash proposes and pixels confirm:
 
-1. A picture's hash is the signs of 256 low-frequency cosines of its equalised thumbnail (pHash; Zauner 2010). A cosine of
-   a warped picture is linear in the picture's own pixels, so one matrix product hashes all 75 canonical warps (`WARPS`).
+1. A picture's hash is the signs of 256 low-frequency cosines of its equalised thumbnail (pHash; Zauner 2010). A cosine
+of
+   a warped picture is linear in the picture's own pixels, so one matrix product hashes all 75 canonical warps
+   (`WARPS`).
 2. The hashes of all warps meet the hashes of all pictures, plain and mirrored, in an exact join (`hamming_pairs`).
 3. A proposed pair is aligned by Gauss-Newton steps on an affine warp, and its fine detail is correlated.
 
@@ -46,12 +48,12 @@ Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 RADIUS, LONG_RADIUS = 5, 56
-"""Bits that may differ in the first 64 and in all 256 for a pair to be proposed. Measured on 1,124 radiographs: of copies
-changed in one way 99.8 % or more stay within both, of copies changed in two ways 99 %; of 631,000 pairs of different pictures
-136 do, two in ten thousand."""
+"""Bits that may differ in the first 64 and in all 256 for a pair to be proposed. Measured on 1,124 radiographs: of
+copies changed in one way 99.8 % or more stay within both, of copies changed in two ways 99 %; of 631,000 pairs of
+different pictures 136 do, two in ten thousand."""
 NEAREST, GROUP = 32, 16
-"""Bounds where thousands of pictures resemble each other: alignments tried for one picture at a time, and the size above
-which a group of linked pictures is not searched for more pairs within it."""
+"""Bounds where thousands of pictures resemble each other: alignments tried for one picture at a time, and the size
+above which a group of linked pictures is not searched for more pairs within it."""
 _BLOCK = 128
 """Pictures or pairs per block. Memory only."""
 _ROUND = 16
@@ -68,8 +70,8 @@ class DuplicatePair:
         distance: bits of the 256-bit hash that differ after the best canonical warp; 0 for identical files.
         correlation: of the fine detail after alignment, at most 1; 1 for identical files.
         mirrored: left and right are swapped.
-        rotation_degrees, scale: of the second thumbnail (mirrored back) against the first; counter-clockwise is positive, a
-            scale above 1 shows less of the picture.
+        rotation_degrees, scale: of the second thumbnail (mirrored back) against the first; counter-clockwise is
+            positive, a scale above 1 shows less of the picture.
     """
 
     first: int
@@ -128,7 +130,8 @@ def find_duplicates(
 
 
 class _Search:
-    """Near pairs among pictures in a fixed order, one of each pair at least wanted; `run` yields (done, total) as it goes."""
+    """Near pairs among pictures in a fixed order, one of each pair at least wanted; `run` yields (done, total) as it
+    goes."""
 
     def __init__(self, thumbnails: Grey, order: Indices, wanted: Mask) -> None:
         self.thumbnails, self.order, self.wanted = thumbnails, order, wanted

@@ -19,10 +19,11 @@ Mask = npt.NDArray[np.bool_]
 Halves = npt.NDArray[np.float16]
 
 CORRELATION, COARSE_CORRELATION, GLIMPSE = 0.95, 0.88, 0.78
-"""Agreement after alignment from which a pair counts, what it must reach at half the side to be aligned further, and what it
-must reach there after two steps. Measured on radiographs: 99 % of copies reach 0.97 or more (0.954 after JPEG of quality 20 to
-59; 0.94 at half the side after a crop; 999 in 1,000 reach 0.81 after two steps); 736 pairs of exams of one patient reach
-0.927 at most, half of them 0.44; proposed pairs of strangers 0.90 at most, nine in ten of them 0.80 after two steps."""
+"""Agreement after alignment from which a pair counts, what it must reach at half the side to be aligned further, and
+what it must reach there after two steps. Measured on radiographs: 99 % of copies reach 0.97 or more (0.954 after JPEG
+of quality 20 to 59; 0.94 at half the side after a crop; 999 in 1,000 reach 0.81 after two steps); 736 pairs of exams of
+one patient reach 0.927 at most, half of them 0.44; proposed pairs of strangers 0.90 at most, nine in ten of them 0.80
+after two steps."""
 
 
 @lru_cache(maxsize=4)
@@ -41,7 +42,8 @@ def _smooth(pictures: Floats, kernel: Floats) -> Floats:
 
 
 def _detail(thumbnails: Grey) -> Floats:
-    """u8[N, S, S] -> f32[N, S, S]: the equalised picture between 0.7 and 3 thumbnail pixels (difference of Gaussians)."""
+    """u8[N, S, S] -> f32[N, S, S]: the equalised picture between 0.7 and 3 thumbnail pixels (difference of
+    Gaussians)."""
     grey = equalise(thumbnails)
     fine, coarse = (_smooth(grey, _blur(THUMBNAIL_SIDE, sigma)) for sigma in (0.7, 3.0))
     return np.ascontiguousarray(fine - coarse)

@@ -31,7 +31,8 @@ Mask = npt.NDArray[np.bool_]
 THUMBNAIL_SIDE = 96
 BITS = 256
 MIN_CONTRAST, MAX_FLAT = 2.0, 0.9
-"""A thumbnail is blank under this standard deviation, in grey levels of 255, or when more than this share has one grey."""
+"""A thumbnail is blank under this standard deviation, in grey levels of 255, or when more than this share has one
+grey."""
 
 
 def thumbnail(pixels: Grey) -> Grey:
@@ -49,7 +50,8 @@ def _warp(degrees: float, left: float, right: float, top: float, bottom: float) 
 
 _EDGES = ((0.0, 0.0), (0.05, 0.0), (0.0, 0.05), (0.025, 0.025), (0.05, 0.05))
 WARPS = np.array([_warp(turn, *x, *y) for turn in (0.0, -2.0, 2.0) for x, y in product(_EDGES, _EDGES)])
-"""f64[75, 2, 3]: the picture itself, then crops of 5 % (10 % in all from four sides), each turned by 0, -2 and 2 degrees."""
+"""f64[75, 2, 3]: the picture itself, then crops of 5 % (10 % in all from four sides), each turned by 0, -2 and 2
+degrees."""
 
 
 def coordinates(side: int) -> tuple[Floats, Floats]:
@@ -78,7 +80,8 @@ def _basis(side: int = 32, taper: float = 0.15) -> Floats:
 
 
 def _pull_back(cosines: Matrices, warp: Matrices, side: int) -> Floats:
-    """f32[K, side^2]: times a picture's pixels, what `cosines` are times the warped picture's (bilinear, edges repeated)."""
+    """f32[K, side^2]: times a picture's pixels, what `cosines` are times the warped picture's (bilinear, edges
+    repeated)."""
     x, y = coordinates(side)
     u, v = np.clip((warp @ np.stack([x, y, np.ones_like(x)]) + 1) * side / 2 - 0.5, 0, side - 1)
     column, row = np.minimum(u.astype(int), side - 2), np.minimum(v.astype(int), side - 2)

@@ -27,10 +27,14 @@ from thoraclip.runs import file_sha256
 __all__ = ["find_covid_qu_ex"]
 
 _CLASSES = {
-    "covid-19": "COVID-19", "covid19": "COVID-19", "covid": "COVID-19",
-    "non-covid": "Non-COVID", "non_covid": "Non-COVID", "noncovid": "Non-COVID",
+    "covid-19": "COVID-19",
+    "covid19": "COVID-19",
+    "covid": "COVID-19",
+    "non-covid": "Non-COVID",
+    "non_covid": "Non-COVID",
+    "noncovid": "Non-COVID",
     "normal": "Normal",
-}  # fmt: skip
+}
 _PARTS = ("images", "lung masks", "infection masks")
 
 
@@ -147,7 +151,8 @@ def _join(listing: Listing, row: dict[str, Any], again: dict[str, Any], *, is_in
         row[name] = row[name] or again[name]
     if row["split"] != again["split"]:
         listing.notes.append(
-            f"in two splits: {row['path']} ({row['split']}) and {again['path']} ({again['split']}); '{row['split']}' kept"
+            f"in two splits: {row['path']} ({row['split']}) and {again['path']} ({again['split']}); '{row['split']}' "
+            "kept"
         )
     elif is_infection_tree:
         listing.joined += 1

@@ -15,9 +15,11 @@ from thoraclip.tables.manifest import COLUMNS
 __all__ = ["find_csv"]
 
 _ALIASES = {
-    "age_years": ("age",), "patient": ("patient_id", "PatientID", "subject_id"), "lung_mask": ("mask_path", "mask"),
+    "age_years": ("age",),
+    "patient": ("patient_id", "PatientID", "subject_id"),
+    "lung_mask": ("mask_path", "mask"),
     "source": ("source_repo", "dataset"),
-}  # fmt: skip
+}
 """Columns that are taken for ours where none bears our name."""
 _SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F", "o": "O", "other": "O"}
 _OLDEST_YEARS = 130

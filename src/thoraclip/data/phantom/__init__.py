@@ -1,8 +1,8 @@
 """Synthetic frontal chest radiographs in the COVID-QU-Ex layout, with lung and infection masks.
 
-Nothing here is a patient. The images exist so that every pipeline, audit and test can run offline, and so that a shortcut
-can be planted where its strength is known. An image is drawn by integrating attenuation through an analytic chest
-(`phantom.anatomy`, `phantom.drawing`); what is chosen before drawing is in `phantom.attributes`.
+Nothing here is a patient. The images exist so that every pipeline, audit and test can run offline, and so that a
+shortcut can be planted where its strength is known. An image is drawn by integrating attenuation through an analytic
+chest (`phantom.anatomy`, `phantom.drawing`); what is chosen before drawing is in `phantom.attributes`.
 
 A clean set has no shortcut: view, build, exposure, texture, devices, marker, border, rotation, sex and age are drawn
 without looking at the class. `shortcut="border", shortcut_strength=s` plants one: with probability s, for each image by

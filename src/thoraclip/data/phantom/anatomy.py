@@ -153,7 +153,8 @@ def _tube(distance: Floats, radius: Floats | float) -> Floats:
 
 
 def _ribs(body: Body, x: Floats, y: Floats, side: Floats, wide: Floats) -> Floats:
-    """Ribs in cm of bone. A rib is a tilted ring on the cage: its posterior half is the upper, its anterior the lower arc.
+    """Ribs in cm of bone. A rib is a tilted ring on the cage: its posterior half is the upper, its anterior the lower
+    arc.
 
     With s = sqrt(1 - (x/A)^2) the posterior arc is y_k - drop s and the anterior arc y_k + drop s, so one phase
     (y +- drop s) / spacing draws all of them at once.

@@ -1,7 +1,7 @@
 """From a label to a radiograph: lesions, attenuation along the beam, detector, markers.
 
-    I = N exp(-(mu_s t_s + mu_b t_b + mu_d t_d)) + scatter          (Beer-Lambert; Bushberg et al., The Essential Physics
-                                                                     of Medical Imaging, 3rd ed., ch. 3 and 7)
+    I = N exp(-(mu_s t_s + mu_b t_b + mu_d t_d)) + scatter    (Beer-Lambert; Bushberg et al., The Essential
+                                                               Physics of Medical Imaging, 3rd ed., ch. 3 and 7)
     shown = 255 / (1 + exp(-(-log(I/N) - centre) / width))          bright = attenuating
 
 `centre` follows from the patient's depth and the exposure alone, never from the lesions: outside them, a clean image
@@ -45,7 +45,8 @@ class Phantom:
     lung_mask: NDArray[np.uint8]
     """u8[size, size], 0 or 255: both lung fields as outlined, without heart, mediastinum and diaphragm."""
     infection_mask: NDArray[np.uint8]
-    """u8[size, size], 0 or 255: where a lesion exceeds `NOTICEABLE` of its peak, whatever the difficulty; 0 for Normal."""
+    """u8[size, size], 0 or 255: where a lesion exceeds `NOTICEABLE` of its peak, whatever the difficulty; 0 for
+    Normal."""
     label: str
     attributes: dict[str, object]
 

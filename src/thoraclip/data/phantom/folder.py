@@ -139,7 +139,8 @@ def draw_files(root: Path, settings: dict[str, object], tasks: list[Task]) -> tu
         if not any(missing.values()):
             continue
         rng = _generator(np.random.SeedSequence([seed, task.index]))
-        phantom = draw_phantom(task.label, rng=rng, body=body, size=int(str(settings["size"])), **choices)  # type: ignore[arg-type]
+        size = int(str(settings["size"]))
+        phantom = draw_phantom(task.label, rng=rng, body=body, size=size, **choices)  # type: ignore[arg-type]
         layers = {"images": phantom.pixels, "lung masks": phantom.lung_mask, "infection masks": phantom.infection_mask}
         for kind, paths in missing.items():
             data = _encode(layers[kind], seed) if paths else b""

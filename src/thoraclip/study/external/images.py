@@ -97,8 +97,8 @@ def select(
         set_aside: pictures that could not be indexed.
 
     Raises:
-        ConfigError: a mapping from a label that no image has or to a class that the study does not have, a split without an
-            image, or no label in common.
+        ConfigError: a mapping from a label that no image has or to a class that the study does not have, a split
+            without an image, or no label in common.
     """
     theirs, splits = manifest.column("label"), manifest.column("split")
     classes = _classes(external, {label for label in theirs if label is not None}, labels)
@@ -127,7 +127,7 @@ def select(
         unmapped=Counter(label for label, reason in zip(theirs, reasons, strict=True) if reason == UNMAPPED),
         set_aside=set_aside,
         splits=tuple(sorted({splits[row] for row in rows if splits[row] is not None})),
-    )  # fmt: skip
+    )
 
 
 def _classes(external: External, theirs: set[str], labels: LabelSet) -> dict[str, str]:

@@ -57,8 +57,8 @@ def find_overlap(
 ) -> list[dict[str, Any]]:
     """The external images that must not be judged, in the order of the manifest.
 
-    An image is linked to every picture that it is identical to, or a near duplicate of (see `data.duplicates`); linked to
-    any image of the study, whatever its part, directly or through other external images, it is left out. Of external
+    An image is linked to every picture that it is identical to, or a near duplicate of (see `data.duplicates`); linked
+    to any image of the study, whatever its part, directly or through other external images, it is left out. Of external
     images that are linked with each other alone, the one with the smallest id is kept.
 
     Args:
@@ -69,8 +69,9 @@ def find_overlap(
         progress: called with (done, total).
 
     Returns:
-        A mapping an image: image_id, reason (`identical`, `near`, `copies` or `unreadable`), and `of` (id of the image that
-        it repeats), `correlation` (of a near duplicate that was met directly), or `detail` (why it cannot be read).
+        A mapping an image: image_id, reason (`identical`, `near`, `copies` or `unreadable`), and `of` (id of the image
+        that it repeats), `correlation` (of a near duplicate that was met directly), or `detail` (why it cannot be
+        read).
     """
     seen = (inspect(theirs, own / "inspection", progress=progress), inspect(ours, inspection, progress=progress))
     both = _Both(theirs, ours, seen)
@@ -87,7 +88,8 @@ def find_overlap(
 
 
 def _pairs(both: _Both, own: Path, progress: Progress | None) -> list[DuplicatePair]:
-    """Pairs with an external image, kept beside the measurements; found again where anything that they depend on changed."""
+    """Pairs with an external image, kept beside the measurements; found again where anything that they depend on
+    changed."""
     file, fingerprint = own / "pairs.json", both.fingerprint()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))

@@ -177,9 +177,13 @@ def _scores(classifier: Any, one: ExternalSet, scoring: Scoring) -> npt.NDArray[
         encoder = classifier.encoder
         place = scoring.out / "external" / one.external.name / "embeddings"
         features = embed(
-            one.images, encoder, place / digest([encoder.description, encoder.preprocess.as_dict()])[:12],
-            batch_size=scoring.batch_size, pixels=scoring.pixels, progress=scoring.progress,
-        )  # fmt: skip
+            one.images,
+            encoder,
+            place / digest([encoder.description, encoder.preprocess.as_dict()])[:12],
+            batch_size=scoring.batch_size,
+            pixels=scoring.pixels,
+            progress=scoring.progress,
+        )
         return classifier.head.predict(
             np.array(features.pooled if classifier.features == "pooled" else features.projected)
         )

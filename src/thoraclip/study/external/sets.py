@@ -95,8 +95,8 @@ def _prepare(
     rows = np.array([row for row, name in enumerate(images.column("image_id")) if name not in gone], dtype=np.int64)
     if not len(rows):
         raise ManifestError(
-            f"external '{external.name}': no image is left to judge ({left_out_words(left_out)}), see {own / 'left-out.json'}; "
-            "take images that are not in the study"
+            f"external '{external.name}': no image is left to judge ({left_out_words(left_out)}), see "
+            f"{own / 'left-out.json'}; take images that are not in the study"
         )
     kept = images.take(rows)
     write_manifest(own / "manifest.parquet", kept)

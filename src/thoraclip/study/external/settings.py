@@ -47,7 +47,8 @@ class External:
 
 
 def require_one_source(manifest: str, folder: str, layout: str) -> None:
-    """Raise ConfigError unless images come from a manifest or from a folder, which is read by a layout that needs no columns."""
+    """Raise ConfigError unless images come from a manifest or from a folder, which is read by a layout that needs no
+    columns."""
     if bool(manifest) == bool(folder):
         raise ConfigError("give either 'manifest' or 'folder', and not both")
     if layout and layout not in LAYOUTS:
@@ -67,7 +68,8 @@ def read_external(
         beside: gives the paths of a table that lie beside the study file.
 
     Raises:
-        ConfigError: not a table of tables, a name that is no plain name, an unknown setting, labels that are no mapping.
+        ConfigError: not a table of tables, a name that is no plain name, an unknown setting, labels that are no
+            mapping.
     """
     if not isinstance(tables, Mapping) or not all(isinstance(table, Mapping) for table in tables.values()):
         raise ConfigError(f"{where}: 'external' must be [external.NAME] tables, such as [external.hospital-b]")

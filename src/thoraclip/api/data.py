@@ -1,0 +1,241 @@
+"""Panel Data: index, check, split, card and phantom."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path
+from thoraclip.errors import ConfigError
+from thoraclip.runs import Progress
+
+if TYPE_CHECKING:
+    from thoraclip.api.hooks import Images
+    from thoraclip.data.index import IndexResult
+    from thoraclip.data.phantom import PhantomSummary
+    from thoraclip.tables.manifest import Manifest
+
+    Fractions = str | Sequence[float]
+
+__all__ = ["card", "check", "index", "phantom", "split"]
+
+
+def index(
+    root: File,
+    *,
+    out: File,
+    layout: str = "",
+    csv: File | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    id_column: str | None = None,
+    split_column: str | None = None,
+    patient_column: str | None = None,
+    source_column: str | None = None,
+    view_column: str | None = None,
+    sex_column: str | None = None,
+    age_column: str | None = None,
+    mask_column: str | None = None,
+    infection_mask_column: str | None = None,
+    salt: File | None = None,
+    fresh: bool = False,
+    progress: bool | Progress = False,
+) -> IndexResult:
+    """Read a folder of images into a manifest. What cannot be used is listed, never dropped. A second time, only what
+    changed is read.
+
+    Args:
+        root: folder that holds the images.
+        out: manifest to write (.parquet). What is not in it is listed beside it, in `<out>.index.json`.
+        layout: covid-qu-ex, folders or csv; default: recognised by the folder's content.
+        csv: table of images, for layout csv.
+        path_column: CSV column with the path below ROOT.
+        label_column: CSV column with the class.
+        id_column, split_column, patient_column, source_column, view_column, sex_column, age_column, mask_column,
+            infection_mask_column: CSV column; default: the column of the same name, if any.
+        salt: file with the secret under which DICOM patient ids are hashed; default: this user's own.
+        fresh: read every file again, changed or not.
+        progress: see `thoraclip.api`.
+
+    Returns:
+        The `manifest`, which may leak as the files' own split may, and what was set aside, with reasons.
+
+    Raises:
+        ThoraclipError: see `thoraclip.data.index.index`.
+    """
+    from thoraclip.data.index import index as read_folder
+    from thoraclip.data.index import write_index_report
+    from thoraclip.data.layouts import CsvColumns, detect_layout
+    from thoraclip.tables.manifest import require_parquet, write_manifest
+
+    columns = CsvColumns(
+        path=path_column,
+        label=label_column,
+        image_id=id_column,
+        split=split_column,
+        patient=patient_column,
+        source=source_column,
+        view=view_column,
+        sex=sex_column,
+        age_years=age_column,
+        lung_mask=mask_column,
+        infection_mask=infection_mask_column,
+    )
+    root, out = Path(root), Path(out)
+    require_parquet(out)
+    result = read_folder(
+        root,
+        layout=layout or ("csv" if csv else detect_layout(root)),
+        csv_file=to_path(csv),
+        columns=columns,
+        facts=out.with_suffix(".facts.jsonl"),
+        fresh=fresh,
+        salt=to_path(salt),
+        progress=hooks(progress, None)[0],
+    )
+    write_manifest(out, result.manifest)
+    write_index_report(out.with_suffix(".index.json"), result)
+    return result
+
+
+def check(
+    manifest: Images,
+    *,
+    out: File | None = None,
+    pictures: bool = True,
+    seed: int = 0,
+    progress: bool | Progress = False,
+) -> dict[str, Any]:
+    """Find leaks, copies, contradictions, burned-in text, and what tells the classes apart without anatomy.
+
+    Args:
+        manifest: the images; they may leak.
+        out: folder for check.json, .md and .html; default: nothing is written.
+        pictures: read the images. Without, only the table is checked (counts, patients, leaks, identical files), of
+            millions of images.
+        seed: seed of the folds behind the class differences.
+        progress: see `thoraclip.api`.
+
+    Returns:
+        The content of `check.json`; `leaks` and `warnings` are sentences.
+    """
+    from thoraclip.data.check import check as find_faults
+    from thoraclip.data.check import write_check
+
+    images = read_images(manifest, may_leak=True)
+    draw, _ = hooks(progress, None)
+    if out is None:
+        with tempfile.TemporaryDirectory() as work:
+            return find_faults(images, Path(work) if pictures else None, seed=seed, progress=draw)
+    content = find_faults(images, Path(out) / "inspection" if pictures else None, seed=seed, progress=draw)
+    write_check(content, images, Path(out))
+    return content
+
+
+def split(
+    manifest: Images,
+    *,
+    out: File,
+    folds: int | None = None,
+    fractions: Fractions | None = None,
+    seed: int = 0,
+    duplicates: File | None = None,
+) -> Manifest:
+    """Split a manifest into folds or train/val/test, stratified by class, whole patients and identical files together.
+
+    Args:
+        manifest: the images; they may leak.
+        out: manifest to write (.parquet).
+        folds: number of folds; or give fractions.
+        fractions: shares of train, val and test, as in 0.7,0.1,0.2.
+        seed: seed of the shuffle.
+        duplicates: folder of a check, whose near duplicates are kept together.
+
+    Returns:
+        The new manifest.
+    """
+    from thoraclip.data.check import read_clusters
+    from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
+    from thoraclip.tables.manifest import require_parquet, write_manifest
+
+    if (folds is None) == (fractions is None):
+        raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
+    require_parquet(Path(out))
+    images = read_images(manifest, may_leak=True)
+    if duplicates is not None:
+        images = read_clusters(images, Path(duplicates))
+    if folds is not None:
+        done = split_folds(images, folds=folds, seed=seed)
+    else:
+        shares = parse_fractions(fractions) if isinstance(fractions, str) else fractions or ()
+        done = split_fractions(images, fractions=shares, seed=seed)
+    write_manifest(Path(out), done)
+    return done
+
+
+def card(
+    manifest: File,
+    *,
+    out: File,
+    config: File | None = None,
+    check: File | None = None,
+    **settings: Any,
+) -> Path:
+    """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
+
+    Args:
+        manifest: the manifest's file, which the record names.
+        out: folder for data-card.md and croissant.json.
+        config: TOML file with settings.
+        check: folder of a check, whose findings are listed.
+        settings: name, licence, url, citation, ...: the fields of `CardSettings`.
+
+    Returns:
+        The card's file.
+    """
+    from thoraclip.cards import CardSettings, write_card
+    from thoraclip.data.check import read_check
+
+    chosen = settings_of(CardSettings, config, settings, where="card")
+    images = read_images(manifest, may_leak=True)
+    findings = read_check(Path(check), images, whole=True) if check else None
+    write_card(Path(manifest), images, chosen, Path(out), check=findings)
+    return Path(out) / "data-card.md"
+
+
+def phantom(
+    folder: File,
+    *,
+    images: int = 600,
+    size: int = 256,
+    seed: int = 0,
+    difficulty: float = 0.5,
+    shortcut: str = "",
+    progress: bool | Progress = False,
+) -> PhantomSummary:
+    """Draw synthetic chest radiographs in the COVID-QU-Ex layout, with lung and infection masks.
+
+    From 64 images on they are drawn by several processes: a script that calls this function guards its entry with
+    `if __name__ == "__main__":`.
+
+    Args:
+        folder: folder to write to.
+        images: number of radiographs.
+        size: side in pixels.
+        seed: the set's only seed.
+        difficulty: 0 easy to 1 impossible.
+        shortcut: confounder tied to the class, KIND=STRENGTH; kinds: marker, border, exposure, device, texture.
+        progress: see `thoraclip.api`.
+
+    Returns:
+        What was drawn; `root` is the folder.
+    """
+    from thoraclip.data.phantom import PhantomConfig, parse_shortcut, write_phantoms
+
+    kind, strength = parse_shortcut(shortcut)
+    config = PhantomConfig(
+        images=images, size=size, seed=seed, difficulty=difficulty, shortcut=kind, shortcut_strength=strength
+    )
+    return write_phantoms(Path(folder), config, progress=hooks(progress, None)[0])

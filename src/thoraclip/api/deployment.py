@@ -1,0 +1,179 @@
+"""Panel Deployment: export, predict and serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from thoraclip.api.hooks import Announce, File, hooks, read_images, to_path
+from thoraclip.errors import ConfigError
+from thoraclip.runs import Progress
+
+if TYPE_CHECKING:
+    from thoraclip.api.hooks import Images
+    from thoraclip.deploy.scoring import ScoringSummary
+
+    Files = str | Path | Sequence[str | Path]
+    Output = str | Path | IO[bytes]
+
+__all__ = ["export", "predict", "serve"]
+
+
+def export(
+    run: File,
+    *,
+    out: File,
+    int8: bool = False,
+    fold: int | None = None,
+    manifest: Images | None = None,
+    images: int = 2000,
+    thumbnails: int = 0,
+    seed: int = 0,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> dict[str, Any]:
+    """Make a bundle that predicts without torch. It is written only if it is shown to be the same classifier.
+
+    Args:
+        run: folder of a finished run that keeps its classifier.
+        out: folder of the bundle; a bundle that is there is replaced once the new one is whole.
+        int8: a quarter of the size and several times the speed, if the test images show that the answers stay alike.
+        fold: fold whose classifier is exported; default: the first, or the split's.
+        manifest: the images that the run ran on; default: the manifest of the run's study.
+        images: most training, validation and test images that are used, each; int8 is compared on all test images.
+        thumbnails: small training images to put inside, for the page of serve. Whoever has the bundle can see them.
+        seed: seed of draws and resamples.
+        progress, announce: see `thoraclip.api`.
+
+    Returns:
+        The content of `parity.json`: how far the bundle is from the original.
+
+    Raises:
+        ParityError: the exported model does not reproduce the original, or it cannot be shown; nothing is written.
+    """
+    from thoraclip.deploy.export import export_bundle, require_place
+    from thoraclip.methods.original import load_original
+    from thoraclip.methods.predictors import find_manifest, read_run
+
+    require_place(Path(out))
+    finished = read_run(Path(run))
+    given = find_manifest(finished) if manifest is None else read_images(manifest)
+    original = load_original(finished, given, fold=fold)
+    draw, log = hooks(progress, announce)
+    return export_bundle(
+        original, Path(out), int8=int8, images=images, thumbnails=thumbnails, seed=seed, progress=draw, announce=log
+    )
+
+
+def predict(
+    bundle: File,
+    paths: Files | None = None,
+    *,
+    manifest: File | None = None,
+    out: Output | None = None,
+    format: str = "",
+    threads: int = 0,
+    engine: str = "threads",
+    workers: int = 0,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> ScoringSummary:
+    """Score any number of chest X-rays with a bundle. An image that cannot be read is a row with the reason.
+
+    Args:
+        bundle: folder that export wrote.
+        paths: images and folders of images; - reads a list from standard input, one path a line or NUL-separated.
+        manifest: manifest (.parquet), or table with a column path (.csv), in place of paths.
+        out: table to write; the same command goes on after a kill. Default: standard output.
+        format: csv or jsonl; default: by the file's name, else csv.
+        threads: images at once; 0: one for each core; not with ray.
+        engine: threads, or ray: the actors of a Ray cluster (RAY_ADDRESS, or one that is started here).
+        workers: ray: actors; 0: one on each GPU, or, without a GPU, on each machine.
+        progress, announce: see `thoraclip.api`.
+
+    Returns:
+        How many were scored, failed and out of distribution, the first reasons, and what was left out. Without `out`,
+        the rows as well.
+
+    Raises:
+        ThoraclipError: no such image or bundle, the table cannot be written, it was begun with another bundle, or not
+            one image can be read; the table is there then.
+    """
+    from thoraclip.deploy.opening import open_bundle
+    from thoraclip.deploy.rows import table_format
+    from thoraclip.ray_pool import require_engine
+
+    require_engine(engine, workers=workers, threads=threads)
+    if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
+        raise ConfigError(f"{out}: is the manifest; choose another --out")
+    kind = table_format(format, out)
+    classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
+
+    from thoraclip.deploy.engines import by_ray
+    from thoraclip.deploy.pictures import find_pictures
+    from thoraclip.deploy.scoring import open_table, require_one, score
+
+    named = [paths] if isinstance(paths, str | Path) else paths or []
+    pictures = find_pictures(named, manifest=to_path(manifest))
+    draw, log = hooks(progress, announce)
+    place = Path(out) if isinstance(out, str | Path) else out
+    with open_table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, announce=log) as table:
+        far = by_ray(classifier, workers=workers) if engine == "ray" else None
+        summary = score(classifier, pictures, table, threads=threads, engine=far, progress=draw)
+    require_one(summary, place)
+    return summary
+
+
+def serve(
+    bundle: File,
+    *,
+    beside: File | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    page: bool | None = None,
+    token_file: File | None = None,
+    allow_origin: Sequence[str] | None = None,
+    threads: int = 0,
+    announce: Announce | None = None,
+    **settings: Any,
+) -> None:
+    """Answer over HTTP with a bundle, with a page at / where images can be dropped; on this machine alone by default.
+
+    Args:
+        bundle: folder that export wrote.
+        beside: another bundle, to compare. The page shows both, the API answers with it when it is named.
+        host: address to listen at; 0.0.0.0 for all of this machine.
+        port: port; 0 for any that is free.
+        page: whether there is a page at /; default: if Gradio is installed.
+        token_file: file with the token that clients must bring; default: $THORACLIP_TOKEN, or none.
+        allow_origin: origin of a page on another host that may ask; repeatable.
+        threads: images at once; 0: one for each core.
+        announce: see `thoraclip.api`; gets the address, and what should be known of it.
+        settings: limits: the fields of `thoraclip.deploy.server.limits.Limits`, see docs/serving.md.
+
+    Raises:
+        ThoraclipError: no such bundle, an unknown setting, no token in the file, or the port is taken.
+    """
+    from thoraclip.config import build_config
+    from thoraclip.deploy.server.limits import Limits
+    from thoraclip.deploy.server.running import has_page, is_loopback, listen, read_token, serve_bundles
+
+    limits = build_config(Limits, settings, where="--set")
+    token, (_, log) = read_token(to_path(token_file)), hooks(False, announce)
+    with listen(host, port) as place:
+        if not token and not is_loopback(place):
+            log(f"no token: whoever reaches {host} can ask; --token-file FILE demands one")
+        with_page = has_page() if page is None else page
+        if not with_page and page is None:
+            log("no page: pip install 'thoraclip[ui]' brings one")
+        serve_bundles(
+            [Path(folder) for folder in (bundle, beside) if folder is not None],
+            place,
+            limits=limits,
+            threads=threads,
+            token=token,
+            origins=allow_origin or (),
+            with_page=with_page,
+            started=lambda address: log(f"serving at {address} (Ctrl+C ends)"),
+        )

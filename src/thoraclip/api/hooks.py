@@ -1,0 +1,100 @@
+"""What all functions of `api` do with their arguments: progress, messages, paths, manifests, settings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from thoraclip.runs import Progress, is_main_process
+
+if TYPE_CHECKING:
+    from thoraclip.tables.manifest import Manifest
+
+    Images = str | Path | Manifest
+    """A manifest file, or the manifest itself."""
+
+__all__ = ["Announce", "File", "Images", "hooks", "plain", "read_images", "settings_of", "to_path"]
+
+File = str | Path
+Announce = Callable[[str], None]
+T = TypeVar("T")
+
+
+def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progress | None, Announce]:
+    """The two callbacks that work below `api` takes, from the arguments `progress` and `announce` of a function.
+
+    Returns:
+        (called with (done, total) or `None`, called with a line of text).
+    """
+    if callable(progress):
+        return progress, announce or _say_nothing
+    if progress and is_main_process():
+        lines = _Lines()
+        return lines.draw, announce or lines.write
+    return None, announce or _say_nothing
+
+
+def read_images(given: Images, *, may_leak: bool = False) -> Manifest:
+    """The manifest, read from its file where one is named.
+
+    Raises:
+        LeakError: a patient or image stands on both sides of a split, and `may_leak` is false.
+    """
+    from thoraclip.tables.manifest import Manifest, read_manifest
+
+    if not isinstance(given, Manifest):
+        return read_manifest(Path(given), may_leak=may_leak)
+    return given.strict() if given.may_leak and not may_leak else given
+
+
+def to_path(given: File | None) -> Path | None:
+    """A `Path`, or `None` where nothing is given."""
+    return None if given is None else Path(given)
+
+
+def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str) -> T:
+    """The settings of a dataclass: the TOML file's, and over them the keywords'.
+
+    Args:
+        cls: the dataclass.
+        config: TOML file; `None` for none. Its `kind`, where it has one, must be `where`.
+        settings: keywords; a path counts as text, as in a TOML file.
+        where: name of the command, for messages.
+
+    Raises:
+        ConfigError: an unknown name, a value of the wrong type, or a file of another method.
+    """
+    from thoraclip.config import build_config, read_toml
+    from thoraclip.errors import ConfigError
+
+    values = read_toml(Path(config)) if config else {}
+    if values.pop("kind", where) != where:
+        raise ConfigError(f"{config}: holds settings of another method than '{where}'")
+    return build_config(cls, values | plain(settings), where=str(config or where))
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a TOML file holds them: paths are text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+
+
+def _say_nothing(_: str) -> None:
+    pass
+
+
+class _Lines:
+    """Standard error for a person: one line for each stage, rewritten until the stage ends."""
+
+    def __init__(self) -> None:
+        self._is_open = False
+
+    def draw(self, done: int, total: int) -> None:
+        self._is_open = done < total or not total
+        sys.stderr.write(f"\rimages: {done}{f'/{total}' if total else ''}" + ("" if self._is_open else "\n"))
+        sys.stderr.flush()
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(("\n" if self._is_open else "") + f"{text}\n")
+        self._is_open = False

@@ -1,0 +1,83 @@
+"""Panel Start: demo and study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from thoraclip.api.hooks import Announce, File, hooks, plain
+from thoraclip.errors import ConfigError
+from thoraclip.runs import Progress
+
+__all__ = ["demo", "run_study"]
+
+_FEWEST_PHANTOMS = 60
+
+
+def demo(
+    *,
+    out: File = "demo-out",
+    images: int = 480,
+    seed: int = 0,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+) -> dict[str, Any]:
+    """Everything offline: draw phantoms, run the shipped tiny-clip zero-shot, with probes and tuned, judge, write the
+    page.
+
+    Args:
+        out: folder to write to.
+        images: phantoms to draw, 60 or more. A script that draws 64 or more guards its entry, see `phantom`.
+        seed: seed of the phantoms.
+        progress, announce: see `thoraclip.api`.
+
+    Returns:
+        The content of `report.json`.
+    """
+    from thoraclip.data.phantom import PhantomConfig, write_phantoms
+    from thoraclip.study import demo_study
+    from thoraclip.study import run_study as run
+
+    if images < _FEWEST_PHANTOMS:
+        raise ConfigError(f"images = {images}: the demo needs {_FEWEST_PHANTOMS} or more")
+    draw, log = hooks(progress, announce)
+    log(f"drawing {images} phantoms")
+    config = PhantomConfig(images=images, seed=seed, difficulty=0.0)
+    summary = write_phantoms(Path(out) / "phantoms", config, progress=draw)
+    log(f"{summary.images} phantoms of {summary.patients} patients")
+    study, methods = demo_study(summary.root, Path(out) / "phantoms.parquet")
+    return run(study, methods, Path(out), announce=log, progress=draw)
+
+
+def run_study(
+    source: File,
+    *,
+    out: File,
+    dry_run: bool = False,
+    progress: bool | Progress = False,
+    announce: Announce | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Run a list of methods on one manifest and write the report; what is done and valid is not run again.
+
+    Args:
+        source: study file (.toml), or a folder of images.
+        out: folder to write to.
+        dry_run: only plan: what would run, on how many images, and about how long it would take.
+        progress, announce: see `thoraclip.api`.
+        settings: settings of the study, or of the methods that know them; they win over the file.
+
+    Returns:
+        The content of `report.json`, where `failed` lists the methods that failed; of a dry run, the plan.
+
+    Raises:
+        ThoraclipError: a setting is unknown, the images cannot be read, or every method failed.
+    """
+    from thoraclip.study import plan_study, read_study
+    from thoraclip.study import run_study as run
+
+    study, methods = read_study(Path(source), plain(settings))
+    draw, log = hooks(progress, announce)
+    if dry_run:
+        return plan_study(study, methods, Path(out), measure=True, announce=log)
+    return run(study, methods, Path(out), announce=log, progress=draw)

@@ -1,0 +1,258 @@
+"""A Croissant 1.0 record (JSON-LD, http://mlcommons.org/croissant/1.0) with the RAI vocabulary (.../croissant/RAI/1.0).
+
+Croissant asks for name, description, licence, creator, address and date of publication. Where the user gives none, the
+four that are text say "not stated"; an address and a date cannot say so and are left out, and so are version and
+citation.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from thoraclip.cards.cautions import percent
+from thoraclip.cards.facts import data_facts, summary
+from thoraclip.cards.settings import NOT_STATED, CardSettings
+from thoraclip.errors import InputError
+from thoraclip.pages import counted
+from thoraclip.runs import file_sha256
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["croissant_record"]
+
+_TERMS = """citeAs column equivalentProperty extract field fileProperty fileObject fileSet format includes isLiveDataset
+jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source subField
+transform"""
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "sc": "https://schema.org/",
+    **{term: f"cr:{term}" for term in _TERMS.split()},
+}
+"""The context of the Croissant 1.0 specification."""
+
+_MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "DICOM": "application/dicom"}
+_SPLIT_TERMS = {"train": "cr:TrainingSplit", "val": "cr:ValidationSplit", "test": "cr:TestSplit"}
+_DESCRIPTIONS = {
+    "image_id": "Identifier of the image.",
+    "path": "File of the image, below the folder of the images.",
+    "sha256": "SHA-256 of the file.",
+    "phash": "Perceptual hash of 64 bits, hexadecimal.",
+    "label": "Class; null where unknown.",
+    "split": "train, val or test; null where none.",
+    "fold": "Fold of the cross-validation; null where none.",
+    "patient": "Pseudonym of the patient; null where unknown.",
+    "source": "Where the image was taken from; null where unknown.",
+    "view": "Projection; null where unknown.",
+    "sex": "Sex of the patient; null where unknown.",
+    "age_years": "Age of the patient in years; null where unknown.",
+    "lung_mask": "File of the lung mask; null where there is none.",
+    "infection_mask": "File of the infection mask; null where there is none.",
+    "width": "Width in pixels.",
+    "height": "Height in pixels.",
+    "mode": "Pixel mode of the file as stored.",
+    "format": "Format of the file.",
+}
+_NONE_IS_NONE = frozenset({"split", "fold", "lung_mask", "infection_mask"})
+"""Columns whose null means that there is none, not that it is unknown."""
+_MOST_GLOBS = 100
+
+
+def croissant_record(
+    manifest: Manifest,
+    manifest_file: Path,
+    settings: CardSettings,
+    *,
+    content_url: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Build the record.
+
+    Args:
+        manifest: the images.
+        manifest_file: the Parquet file that holds them.
+        settings: what the user adds.
+        content_url: address of that file relative to the record; its bare name by default.
+        facts: those of the manifest, where they are at hand.
+
+    Raises:
+        InputError: no such manifest file.
+    """
+    if not manifest_file.is_file():
+        raise InputError(f"{manifest_file}: no such manifest file; write it first with: thoraclip index")
+    facts = data_facts(manifest) if facts is None else facts
+    columns = {f.name: kind for f in manifest.table.schema if (kind := _data_type(f.type)) is not None}
+    enumerations = _enumerations(facts)
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": ["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
+        **_stated(settings, facts),
+        **_responsible(facts),
+        "distribution": [_manifest_object(manifest_file, content_url), *_picture_sets(manifest)],
+        "recordSet": [_images(columns, enumerations), *enumerations],
+    }
+
+
+def _stated(settings: CardSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    counts = f"Counted from the manifest: {summary(facts)} Research use only, not for diagnosis."
+    optional = {
+        "url": settings.url,
+        "citeAs": settings.citation,
+        "version": settings.version,
+        "datePublished": settings.date_published,
+    }
+    return {
+        "name": settings.name or f"Chest X-ray images (name {NOT_STATED})",
+        "description": f"{settings.description or f'Description {NOT_STATED}.'} {counts}",
+        "license": settings.licence or NOT_STATED,
+        "creator": {"@type": "sc:Organization", "name": settings.creator or NOT_STATED},
+        **{key: value for key, value in optional.items() if value},
+    }
+
+
+def _responsible(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The RAI properties that the facts can fill."""
+    of_kind: dict[str, list[str]] = {"bias": [], "limitation": []}
+    for caution in facts["cautions"]:
+        of_kind[caution["kind"]].append(caution["text"])
+    known = {c["name"]: c["known"] for c in facts["columns"]}
+    personal = [
+        f"{what} of {counted(known[name], 'image')}"
+        for name, what in (("patient", "Patient identifiers"), ("sex", "Sex"), ("age_years", "Age in years"))
+        if known[name]
+    ]
+    lacking = [
+        f"{c['name']} of {percent(facts['images'] - c['known'], facts['images'])}"
+        for c in facts["columns"]
+        if c["known"] < facts["images"] and c["name"] not in _NONE_IS_NONE
+    ]
+    properties = {
+        "rai:dataBiases": of_kind["bias"],
+        "rai:dataLimitations": of_kind["limitation"],
+        "rai:personalSensitiveInformation": [*personal, "Radiographs of people are health data, also without names"],
+        "rai:dataCollectionMissingData": f"Null, never guessed: {', '.join(lacking)} of the images." if lacking else "",
+        "rai:dataUseCases": ["Research on chest X-ray classifiers; research use only, not for diagnosis"],
+    }
+    return {key: value for key, value in properties.items() if value}
+
+
+def _manifest_object(manifest_file: Path, content_url: str | None) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": "manifest",
+        "name": manifest_file.name,
+        "description": "One row per image; null is unknown.",
+        "contentUrl": content_url or manifest_file.name,
+        "encodingFormat": "application/x-parquet",
+        "sha256": file_sha256(manifest_file),
+    }
+
+
+def _picture_sets(manifest: Manifest) -> list[dict[str, Any]]:
+    """One set of files per format, as globs below the folder of the images."""
+    globs: dict[str, set[str]] = defaultdict(set)
+    suffixes: dict[str, set[str]] = defaultdict(set)
+    for path, kind in zip(manifest.column("path"), manifest.column("format"), strict=True):
+        if path is not None:
+            file = PurePosixPath(path)
+            suffixes[kind or ""].add(f"**/*{glob.escape(file.suffix)}")
+            globs[kind or ""].add(f"{glob.escape(str(file.parent))}/*{glob.escape(file.suffix)}".removeprefix("./"))
+    return [
+        {
+            "@type": "cr:FileSet",
+            "@id": f"pictures-{quote(kind.lower() or 'unknown', safe='')}",
+            "name": f"pictures, {kind or 'format unknown'}",
+            "description": "Image files, below the folder of the images; column path of the manifest lists them.",
+            "encodingFormat": _MEDIA_TYPES.get(kind, "application/octet-stream"),
+            "includes": sorted(globs[kind] if len(globs[kind]) <= _MOST_GLOBS else suffixes[kind]),
+        }
+        for kind in sorted(globs)
+    ]
+
+
+def _images(columns: Mapping[str, str], enumerations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    keys = {"label": "labels", "split": "splits"}
+    there = {entry["@id"] for entry in enumerations}
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "images",
+        "name": "images",
+        "description": "One record per image.",
+        "key": {"@id": "images/image_id"},
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": f"images/{quote(name, safe='')}",
+                "name": name,
+                "description": _DESCRIPTIONS.get(name, "Column that the user added."),
+                "dataType": kind,
+                "source": {"fileObject": {"@id": "manifest"}, "extract": {"column": name}},
+                **({"references": {"field": {"@id": f"{keys[name]}/name"}}} if keys.get(name) in there else {}),
+            }
+            for name, kind in columns.items()
+        ],
+    }
+
+
+def _data_type(kind: pa.DataType) -> str | None:
+    """The Croissant type of a column; `None` for nested and binary ones, which the record leaves out."""
+    for test, name in (
+        (pa.types.is_string, "sc:Text"),
+        (pa.types.is_large_string, "sc:Text"),
+        (pa.types.is_integer, "sc:Integer"),
+        (pa.types.is_floating, "sc:Float"),
+        (pa.types.is_boolean, "sc:Boolean"),
+        (pa.types.is_date, "sc:Date"),
+        (pa.types.is_timestamp, "sc:DateTime"),
+    ):
+        if test(kind):
+            return name
+    return None
+
+
+def _enumerations(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The classes, and the splits with Croissant's own terms for them."""
+    found = []
+    if facts["classes"]:
+        rows = [{"labels/name": c["label"]} for c in facts["classes"]]
+        found.append(_enumeration("labels", "The classes of column label.", "sc:Enumeration", rows))
+    splits = [s for s in (facts["splits"] or {"columns": ()})["columns"] if s is not None]
+    if splits:
+        rows = [{"splits/name": s, "splits/url": _SPLIT_TERMS[s]} for s in splits]
+        found.append(_enumeration("splits", "The splits of column split.", "cr:Split", rows))
+    return found
+
+
+def _enumeration(name: str, description: str, kind: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": name,
+        "name": name,
+        "description": description,
+        "dataType": kind,
+        "key": {"@id": f"{name}/name"},
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": key,
+                "name": key.rpartition("/")[2],
+                "dataType": "sc:URL" if key.endswith("/url") else "sc:Text",
+            }
+            for key in rows[0]
+        ],
+        "data": rows,
+    }

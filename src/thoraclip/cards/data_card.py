@@ -1,0 +1,83 @@
+"""The data card in Markdown (GitHub's dialect), and the Croissant record beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from thoraclip.cards.cautions import percent
+from thoraclip.cards.croissant import croissant_record
+from thoraclip.cards.facts import data_facts, summary
+from thoraclip.cards.settings import NOT_STATED, CardSettings
+from thoraclip.pages import environment, escape_markdown
+from thoraclip.runs import write_json, write_text
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["data_card", "write_card"]
+
+
+def data_card(facts: Mapping[str, Any], settings: CardSettings, check: Mapping[str, Any] | None = None) -> str:
+    """The data card.
+
+    Args:
+        facts: see `data_facts`.
+        settings: what the user adds.
+        check: findings of a check; the sentences under `leaks` and `warnings` are listed as they are.
+    """
+    listed = None if check is None else {key: list(check.get(key) or ()) for key in ("leaks", "warnings")}
+    found = environment("thoraclip.cards", html=False, named=_named, n="{:,}".format, percent=percent, spread=_spread)
+    page = found.get_template("data-card.md.j2").render(
+        facts=facts, settings=settings, check=listed, summary=summary(facts), not_stated=NOT_STATED
+    )
+    return re.sub(r"\n{3,}", "\n\n", page)
+
+
+def _named(value: object, null: str = "unknown") -> str:
+    """A name in a table; null and the empty text are set off from names that look like them."""
+    if value is None:
+        return f"*{null}*"
+    return escape_markdown(value) or "*empty text*"
+
+
+def _spread(values: Mapping[str, float] | None) -> str:
+    """`median [q1, q3], min to max`; one number where all values are equal."""
+    if values is None:
+        return "\u2013"
+    shown = {name: f"{value:,.2f}".rstrip("0").rstrip(".") for name, value in values.items()}
+    if shown["min"] == shown["max"]:
+        return shown["median"]
+    return f"{shown['median']} [{shown['q1']}, {shown['q3']}], {shown['min']} to {shown['max']}"
+
+
+def write_card(
+    manifest_file: Path,
+    manifest: Manifest,
+    settings: CardSettings,
+    out: Path,
+    *,
+    check: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `data-card.md` and `croissant.json` into a folder.
+
+    Args:
+        manifest_file: the Parquet file that holds `manifest`; the record names it and its SHA-256.
+        manifest: the images.
+        settings: what the user adds.
+        out: the folder.
+        check: findings of a check; see `data_card`.
+    """
+    facts = data_facts(manifest)
+    record = croissant_record(manifest, manifest_file, settings, content_url=_address(manifest_file, out), facts=facts)
+    write_text(out / "data-card.md", data_card(facts, settings, check))
+    write_json(out / "croissant.json", record)
+
+
+def _address(manifest_file: Path, out: Path) -> str:
+    """The manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied
+    there."""
+    file, folder = manifest_file.resolve(), out.resolve()
+    if file.is_relative_to(folder):
+        return file.relative_to(folder).as_posix()
+    return f"../{file.name}" if file.parent == folder.parent else file.name

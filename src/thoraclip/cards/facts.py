@@ -1,0 +1,313 @@
+"""Everything that a manifest says of its images, counted once and JSON-able."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from thoraclip.cards.cautions import cautions
+from thoraclip.pages import counted
+from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
+
+__all__ = ["crossed", "data_facts", "groups", "summary", "told_by"]
+
+_SCHEMA = 1
+_CLUSTERS = "duplicate_cluster"
+_ADULT_YEARS = 18
+_AGE_GROUPS = (18, 40, 60)
+_MOST_SOURCES = 5
+_MOST_ROWS = 30
+
+
+def data_facts(manifest: Manifest) -> dict[str, Any]:
+    """Count what the manifest holds, per class; unknown values are counted, never guessed.
+
+    Returns:
+        A JSON-able mapping; `null` stands for what is unknown, also among labels and values. `cautions` holds the
+        sentences drawn from the counts (see `cautions`).
+    """
+    column = manifest.column
+    labels = column("label")
+    counts = Counter(labels)
+    facts: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "images": len(manifest),
+        "classes": [{"label": c, "images": counts[c]} for c in ordered(labels) if c is not None],
+        "unlabelled": counts[None],
+        "splits": _parts(column("split"), labels, SPLITS),
+        "folds": _parts(column("fold"), labels, ordered(column("fold"))),
+        "patients": _patients(manifest),
+        "sources": crossed(column("source"), labels) | {"sealed": _sealed(column("source"), labels)},
+        "views": crossed(column("view"), labels),
+        "sexes": crossed(column("sex"), labels),
+        "ages": _ages(_known_ages(manifest), labels),
+        "formats": crossed(column("format"), labels),
+        "modes": crossed(column("mode"), labels),
+        "sizes": _sizes(manifest),
+        "masks": _masks(manifest),
+        "duplicates": _duplicates(manifest, "sha256"),
+        "clusters": _duplicates(manifest, _CLUSTERS) if _CLUSTERS in manifest.table.column_names else None,
+        "told": _told(manifest),
+        "columns": _columns(manifest),
+        "fingerprints": {"manifest": manifest.fingerprint, "content": manifest.content_fingerprint},
+    }
+    return facts | {"cautions": cautions(facts)}
+
+
+def _rows_of(labels: Sequence[str | None]) -> list[tuple[str | None, list[int]]]:
+    """Every label, sorted, null last, with its row numbers."""
+    rows: dict[str | None, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows[label].append(row)
+    return [(label, rows[label]) for label in ordered(labels)]
+
+
+def _parts(parts: list[Any], labels: list[Any], order: Sequence[Any]) -> dict[str, Any] | None:
+    """Images per class (rows) and split or fold (columns, null last); `None` where no image has one."""
+    found = set(parts)
+    if found == {None}:
+        return None
+    names = [p for p in order if p is not None and p in found] + ([None] if None in found else [])
+    cells = Counter(zip(labels, parts, strict=True))
+    return {
+        "columns": names,
+        "rows": [{"label": c, "counts": [cells[c, name] for name in names]} for c in ordered(labels)],
+    }
+
+
+def _patients(manifest: Manifest) -> dict[str, Any]:
+    patients, labels = manifest.column("patient"), manifest.column("label")
+    images = Counter(p for p in patients if p is not None)
+    several = manifest.patients_in_two("label")
+    per_class = []
+    for label, rows in _rows_of(labels):
+        known = [patients[r] for r in rows if patients[r] is not None]
+        per_class.append({"label": label, "images": len(rows), "known": len(known), "patients": len(set(known))})
+    return {
+        "known": images.total(),
+        "unknown": len(patients) - images.total(),
+        "patients": len(images),
+        "images_per_patient": spread([float(n) for n in images.values()]),
+        "per_class": per_class,
+        "several_labels": {
+            "patients": len(several),
+            "images": sum(images[p] for p in several),
+            "sets": [{"labels": list(s), "patients": n} for s, n in sorted(Counter(several.values()).items())],
+        },
+        "in_two_parts": len(manifest.patients_in_two("split") | manifest.patients_in_two("fold")),
+    }
+
+
+def _sealed(sources: list[Any], labels: list[Any]) -> list[dict[str, Any]]:
+    """Classes of which every known source holds no other class, in sources of two images or more on average."""
+    of_class: dict[str, Counter[str]] = defaultdict(Counter)
+    for source, label in zip(sources, labels, strict=True):
+        if source is not None and label is not None:
+            of_class[label][source] += 1
+    sizes = Counter(labels)
+    found = []
+    for label in sorted(of_class):
+        own = of_class[label]
+        others = {s for other, of in of_class.items() if other != label for s in of}
+        if others and not others & set(own) and own.total() >= 2 * len(own):
+            names = [s for s, _ in sorted(own.items(), key=lambda item: (-item[1], item[0]))]
+            found.append(
+                {
+                    "label": label,
+                    "images": sizes[label],
+                    "known": own.total(),
+                    "sources": len(names),
+                    "names": names[:_MOST_SOURCES],
+                }
+            )
+    return found
+
+
+def _known_ages(manifest: Manifest) -> list[float | None]:
+    """Ages in years; not-a-number is unknown."""
+    return [None if age is None or age != age else float(age) for age in manifest.column("age_years")]
+
+
+def _ages(ages: list[float | None], labels: list[Any]) -> list[dict[str, Any]]:
+    found = []
+    for label, rows in _rows_of(labels):
+        known = [age for r in rows if (age := ages[r]) is not None]
+        found.append(
+            {
+                "label": label,
+                "images": len(rows),
+                "known": len(known),
+                "years": spread(known),
+                "minors": sum(age < _ADULT_YEARS for age in known),
+            }
+        )
+    return found
+
+
+def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
+    widths, heights = manifest.column("width"), manifest.column("height")
+    found = []
+    for label, rows in _rows_of(manifest.column("label")):
+        known = [(widths[r], heights[r]) for r in rows if widths[r] and heights[r]]
+        found.append(
+            {
+                "label": label,
+                "images": len(rows),
+                "known": len(known),
+                "distinct": len(set(known)),
+                "width": spread([w for w, _ in known]),
+                "height": spread([h for _, h in known]),
+                "aspect_ratio": spread([w / h for w, h in known]),
+            }
+        )
+    return found
+
+
+def _masks(manifest: Manifest) -> list[dict[str, Any]]:
+    lungs, infections = manifest.column("lung_mask"), manifest.column("infection_mask")
+    return [
+        {
+            "label": label,
+            "images": len(rows),
+            "lung": sum(lungs[r] is not None for r in rows),
+            "infection": sum(infections[r] is not None for r in rows),
+        }
+        for label, rows in _rows_of(manifest.column("label"))
+    ]
+
+
+def _duplicates(manifest: Manifest, name: str) -> dict[str, int]:
+    keys = manifest.column(name)
+    parts = {part: manifest.column(column) for part, column in (("labels", "label"), ("splits", "split"))}
+    found = groups(keys, **parts, folds=manifest.column("fold"))
+    return found | {"unknown": sum(key is None for key in keys)}
+
+
+def _told(manifest: Manifest) -> list[dict[str, Any]]:
+    """What one attribute alone tells of the class; see `told_by`."""
+    column = manifest.column
+    sizes = [(w, h) if w and h else None for w, h in zip(column("width"), column("height"), strict=True)]
+    ages = [None if a is None else sum(a >= edge for edge in _AGE_GROUPS) for a in _known_ages(manifest)]
+    attributes: dict[str, list[Any]] = {
+        "source": column("source"),
+        "view": column("view"),
+        "sex": column("sex"),
+        "age group": ages,
+        "format": column("format"),
+        "mode": column("mode"),
+        "size": sizes,
+        "aspect ratio": [None if s is None else round(s[0] / s[1], 1) for s in sizes],
+    }
+    labels = column("label")
+    return [
+        {"attribute": name, "known": sum(v is not None for v in values), "balanced_accuracy": told_by(values, labels)}
+        for name, values in attributes.items()
+    ]
+
+
+def _columns(manifest: Manifest) -> list[dict[str, Any]]:
+    """Every column, its type and on how many images it is known."""
+    table = manifest.table
+    return [
+        {
+            "name": name,
+            "type": str(table.schema.field(name).type),
+            "extra": name not in COLUMNS,
+            "known": table.num_rows - int(table[name].null_count),
+        }
+        for name in table.column_names
+    ]
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """One sentence: how many images, of which classes, of how many known patients."""
+    classes = ", ".join(f"{c['label']} {c['images']:,}" for c in facts["classes"])
+    if facts["unlabelled"]:
+        classes = ", ".join(filter(None, (classes, f"without a label {facts['unlabelled']:,}")))
+    patients = facts["patients"]
+    if patients["known"]:
+        of = f"{counted(patients['patients'], 'known patient')}"
+        lack = f"; the patient of {counted(patients['unknown'], 'image')} is unknown" if patients["unknown"] else ""
+    else:
+        of, lack = "unknown patients", ""
+    return f"{counted(facts['images'], 'chest X-ray image')} ({classes}) of {of}{lack}."
+
+
+def ordered(values: Sequence[Any]) -> list[Any]:
+    """The distinct values sorted, null last."""
+    found = set(values)
+    return sorted(v for v in found if v is not None) + ([None] if None in found else [])
+
+
+def crossed(values: Sequence[Any], labels: Sequence[str | None]) -> dict[str, Any]:
+    """Images per value (rows, commonest first, null last) and label (columns, sorted, null last).
+
+    At most 30 values are listed; the others are summed up under `more`.
+    """
+    columns = ordered(labels)
+    cells = Counter(zip(values, labels, strict=True))
+    totals = Counter(values)
+    known = sorted((v for v in totals if v is not None), key=lambda v: (-totals[v], v))
+    shown = [*known[:_MOST_ROWS], *([None] if None in totals else [])]
+    rest = known[_MOST_ROWS:]
+    return {
+        "known": len(values) - totals[None],
+        "unknown": totals[None],
+        "values": len(known),
+        "columns": columns,
+        "rows": [{"value": v, "images": totals[v], "counts": [cells[v, c] for c in columns]} for v in shown],
+        "more": {"values": len(rest), "images": sum(totals[v] for v in rest)},
+    }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Least, quartiles (linear interpolation) and greatest of the known values; `None` where none is known."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return None
+    names = ("min", "q1", "median", "q3", "max")
+    found = np.quantile(np.array(known, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1))
+    return {name: round(float(v), 2) for name, v in zip(names, found, strict=True)}
+
+
+def groups(keys: Sequence[Any], **columns: Sequence[Any]) -> dict[str, int]:
+    """Rows that share one known key: how many groups, how many rows in them, and groups whose column differs inside.
+
+    A null in a column differs from nothing.
+    """
+    members: dict[Any, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        if key is not None:
+            members[key].append(row)
+    shared = [rows for rows in members.values() if len(rows) > 1]
+    found = {"groups": len(shared), "images": sum(map(len, shared))}
+    for name, column in columns.items():
+        differing = [rows for rows in shared if len({column[r] for r in rows} - {None}) > 1]
+        found[f"across_{name}"] = len(differing)
+    return found
+
+
+def told_by(values: Sequence[Any], labels: Sequence[str | None]) -> float | None:
+    """Balanced accuracy of naming the class from one value alone, leave-one-out; never below chance.
+
+    Each image is given the class in which its value is most frequent among the *other* images, argmax_c n(v, c) / n(c):
+    Bayes' rule under equal class priors. Equal frequencies share the point; a value that nobody else has earns 1/K.
+    Null is a value like any other. Images without a label are left out.
+
+    Returns:
+        A share between 1/K and 1, or `None` for fewer than two classes or a class of a single image.
+    """
+    pairs = [(v, c) for v, c in zip(values, labels, strict=True) if c is not None]
+    sizes = Counter(c for _, c in pairs)
+    if len(sizes) < 2 or min(sizes.values()) < 2:
+        return None
+    cells = Counter(pairs)
+    right = dict.fromkeys(sizes, 0.0)
+    for (value, own), count in cells.items():
+        shares = {c: (cells[value, c] - (c == own)) / (sizes[c] - (c == own)) for c in sizes}
+        best = [c for c in shares if shares[c] == max(shares.values())]
+        right[own] += count * (own in best) / len(best)
+    return round(max(1 / len(sizes), sum(right[c] / sizes[c] for c in sizes) / len(sizes)), 4)

@@ -1,0 +1,353 @@
+"""The model card of a trained method: `README.md` in its run folder, in the format of the Hugging Face Hub.
+
+It follows "Model Cards for Model Reporting" (Mitchell et al. 2019, arXiv:1810.03993) as far as a run can answer it;
+what a run cannot know, the card calls unknown. The same run gives the same bytes: no clock, no place on a machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from thoraclip.config import field_help, toml_value
+from thoraclip.errors import ManifestError
+from thoraclip.judge.metrics import METRICS
+from thoraclip.judge.reading import points, share, share_interval, versus
+from thoraclip.judge.report import judge, plain
+from thoraclip.judge.results import MAJORITY, MethodResult
+from thoraclip.pages import counted, environment
+from thoraclip.runs import write_text
+from thoraclip.tables.predictions import Predictions
+
+__all__ = ["BASE_MODELS", "BaseModel", "CardFacts", "TrainedRun", "base_model", "model_card", "write_model_card"]
+
+_RESAMPLES = 1000
+_FEW = 30
+_ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
+_HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
+    "accuracy": ("accuracy", None),
+    "macro_f1": ("f1", {"average": "macro"}),
+    "macro_precision": ("precision", {"average": "macro"}),
+    "macro_recall": ("recall", {"average": "macro"}),
+    "auroc": ("roc_auc", {"average": "macro", "multi_class": "ovr"}),
+    "ece": ("ece", None),
+}
+"""Our name -> the Hub's name of a metric, and the arguments that it is computed with there."""
+
+_REPORTED = "as commonly reported; check at the source"
+BASE_MODELS: Mapping[str, tuple[str | None, str]] = {
+    "tiny-clip": ("apache-2.0", "shipped with ThoraCLIP"),
+    "openai/clip-vit-base-patch32": (
+        None,
+        "its card on the Hub declares no licence (the code of CLIP is MIT) and puts any deployed use out of scope",
+    ),
+    "google/siglip-base-patch16-224": ("apache-2.0", "stated on its card"),
+    "facebook/dinov2-small": ("apache-2.0", _REPORTED),
+    "google/vit-base-patch16-224": ("apache-2.0", f"{_REPORTED}; trained on ImageNet, whose images are for research"),
+    "microsoft/resnet-18": ("apache-2.0", f"{_REPORTED}; trained on ImageNet, whose images are for research"),
+    "Salesforce/blip-image-captioning-base": ("bsd-3-clause", _REPORTED),
+}
+"""Model -> (the Hub's identifier of its licence, `None` where it declares none; how this is known). See
+docs/licences.md."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The pretrained model under a trained one.
+
+    Args:
+        name: as a stranger may see it: a Hub id, or the last part of a folder's path.
+        hub_id: `None` for a local or shipped one.
+        licence: the Hub's identifier; `None` where it is unknown.
+        known_from: how the licence is known, or what to do where it is not.
+    """
+
+    name: str
+    hub_id: str | None
+    licence: str | None
+    known_from: str
+
+    @property
+    def address(self) -> str:
+        """What a command calls it; `BASE` stands for a folder."""
+        return self.name if self.name in BASE_MODELS or self.hub_id else "BASE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A finished training.
+
+    Args:
+        kind: the method.
+        config: its settings, a dataclass with help texts.
+        predictions: of its test rows.
+        details: what it says of itself. `chosen` (one mapping per fold) is shown as a table; `card` may hold lines of
+            Markdown under `what`, `choice`, `use` and `sources`, which are added to these sections.
+        data: the counts of the manifest, see `cards.data_facts`.
+        images: folder of the pictures; a Croissant record there (`croissant.json`) names the data set and its licence.
+        provenance: see `runs.provenance`.
+    """
+
+    kind: str
+    config: Any
+    predictions: Predictions
+    details: Mapping[str, Any]
+    data: Mapping[str, Any]
+    images: Path
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """All that a card is drawn from.
+
+    Args:
+        run: what was trained.
+        base: the pretrained model that it began from.
+        files: held-out fold (`None` without folds) -> weights, relative to the card.
+        about: what is known of the data set: any of `name`, `license`, `url`, `citeAs`.
+    """
+
+    run: TrainedRun
+    base: BaseModel | None = None
+    files: Mapping[int | None, list[str]] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return f"ThoraCLIP {self.run.kind}" + (f" on {self.base.name}" if self.base else "")
+
+    @property
+    def licence(self) -> str:
+        """The Hub's identifier for the weights: they stand under the base's terms and the data's at once."""
+        data = self.about.get("license")
+        if data is None or (self.base and self.base.licence is None):
+            return "unknown"
+        identifier = data.lower().replace(" ", "-")
+        return identifier if self.base and self.base.licence == identifier else "other"
+
+    @property
+    def is_adapter(self) -> bool:
+        """True where the weights are a PEFT adapter."""
+        return any(file.endswith("adapter/") for files in self.files.values() for file in files)
+
+    @cached_property
+    def judged(self) -> tuple[dict[str, Any], str | None]:
+        """(the judge's report on the test rows, `None`), or, where there is none, (`{}`, why)."""
+        try:
+            self.run.predictions.judged()
+        except ManifestError as error:  # no labelled test row
+            return {}, str(error).removeprefix("predictions: ").rstrip(".")
+        method = MethodResult(name=self.name, kind=self.run.kind, predictions=(self.run.predictions,))
+        return judge([method], title=self.name, resamples=_RESAMPLES, seed=0), None
+
+
+def write_model_card(folder: Path, run: TrainedRun) -> None:
+    """Write `README.md` into the folder of a run whose weights are there."""
+    model = getattr(run.config, "model", "")
+    base = base_model(model) if model else None
+    facts = CardFacts(run=run, base=base, files=_model_files(folder, run), about=_data_set(run.images))
+    write_text(folder / "README.md", model_card(facts))
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card: YAML front matter, then Markdown (GitHub's dialect)."""
+    run, (report, why) = facts.run, facts.judged
+    rows = {row["name"]: row for row in report.get("methods", ())}
+    added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
+    found = environment(
+        "thoraclip.cards",
+        html=False,
+        share=share,
+        points=points,
+        interval=share_interval,
+        n="{:,}".format,
+        shell=shlex.quote,
+        place=_shown,
+    )
+    body = found.get_template("model_card.md.j2").render(
+        name=facts.name,
+        run=run,
+        config=run.config,
+        details=plain(run.details),
+        data=run.data,
+        base=facts.base,
+        about=facts.about,
+        files=facts.files,
+        licence=facts.licence,
+        settings=_settings(run.config),
+        chosen=_chosen(run.details),
+        added=added,
+        labels=run.predictions.labels.names,
+        few=_FEW,
+        columns=_HUB_METRICS,
+        metrics=METRICS,
+        report=report,
+        unjudged=why,
+        entry=rows.get(facts.name),
+        majority=rows.get(MAJORITY),
+        lead=versus(report["comparisons"], facts.name, MAJORITY, "accuracy") if report else None,
+        own_words=found.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
+    )
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    return f"---\n{_front_matter(facts)}\n---\n\n{body}\n"
+
+
+def base_model(model: str) -> BaseModel:
+    """What is known of a pretrained model; the licence of a local folder is the one that its own card declares."""
+    if model in BASE_MODELS and not Path(model).is_dir():
+        licence, known_from = BASE_MODELS[model]
+        return BaseModel(model, model if "/" in model else None, licence, known_from)
+    asked = "ask its authors before you share what was made from it"
+    if not Path(model).is_dir():
+        return BaseModel(model, model, None, f"read its card on the Hub; where it declares none, {asked}")
+    licence = _declared_licence(Path(model) / "README.md")
+    return BaseModel(_shown(model), None, licence, "stated on the card beside its weights" if licence else asked)
+
+
+def _declared_licence(card: Path) -> str | None:
+    import yaml  # type: ignore[import-untyped]
+    from huggingface_hub import metadata_load
+
+    try:
+        found = (metadata_load(card) or {}).get("license")
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or none that tells
+        return None
+    declared = isinstance(found, str) and re.fullmatch(r"[a-z0-9.+-]+", found) and found not in {"unknown", "other"}
+    return str(found) if declared else None
+
+
+def _data_set(images: Path) -> dict[str, str]:
+    """What the Croissant record beside the pictures says, ours or anyone's; nothing where there is none."""
+    try:
+        record = json.loads((images / "croissant.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for key in ("name", "license", "url", "citeAs"):
+        value = record.get(key) if isinstance(record, dict) else None
+        text = ", ".join(str(one) for one in value) if isinstance(value, list) else value
+        if isinstance(text, str) and text.strip() and "not stated" not in text:
+            found[key] = " ".join(text.split())
+    return found
+
+
+def _model_files(folder: Path, run: TrainedRun) -> dict[int | None, list[str]]:
+    """Held-out fold -> its weights; an adapter is named by its folder, caches and checkpoints are left out."""
+    folds = sorted({fold for fold in run.predictions.fold if fold is not None})
+    found: dict[int | None, list[str]] = {fold: [] for fold in folds} or {None: []}
+    for file in sorted(folder.rglob("*.safetensors")):
+        place = file.relative_to(folder)
+        if {"embeddings", "pixels", "last", "training.safetensors"} & set(place.parts):
+            continue
+        number = re.search(r"fold-(\d+)", place.as_posix())
+        fold = int(number[1]) if number else None
+        if fold in found:  # files of another run in this folder are not this one's
+            is_adapter = place.name == "adapter_model.safetensors"
+            found[fold].append(f"{place.parent.as_posix()}/" if is_adapter else place.as_posix())
+    return found
+
+
+def _settings(config: Any) -> list[dict[str, str]]:
+    """Name, value and meaning of every setting that is not at its default or always matters."""
+    rows, texts = [], field_help(type(config))  # type: ignore[arg-type]
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        is_shown = item.name in _ALWAYS_SHOWN or value != item.default
+        if is_shown and item.name not in getattr(config, "NOT_IN_THE_RESULT", ()):
+            text = _shown(value) if isinstance(value, str) else toml_value(value)
+            rows.append({"name": item.name, "value": text, "help": texts.get(item.name, "")})
+    return sorted(rows, key=lambda row: row["name"] not in _ALWAYS_SHOWN)
+
+
+def _shown(value: str) -> str:
+    """A setting as a stranger may see it: of a path its last part, and its last two where that is one seed's folder."""
+    looks_like_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not value.startswith(".")
+    if not re.search(r"[/\\]", value) or (looks_like_hub and not Path(value).exists()):
+        return value
+    parts = (PureWindowsPath(value) if "\\" in value else Path(value)).parts
+    return "/".join(parts[-2:] if re.fullmatch(r"seed-\d+|fold-\d+|adapter", parts[-1]) else parts[-1:])
+
+
+def _chosen(details: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of what was chosen in each fold; what is nested is laid open, under both its names."""
+    rows: list[dict[str, Any]] = []
+    for one in plain(details.get("chosen", ())):
+        row = {key: value for key, value in one.items() if not isinstance(value, Mapping)}
+        for key in (key for key, value in one.items() if isinstance(value, Mapping)):
+            row = {k if key == "validation" else f"{key} of {k}": v for k, v in one[key].items()} | row
+        order = [key for key in one if key in row]
+        rows.append({key: row[key] for key in [*order, *(k for k in row if k not in order)]})
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return [key for key in columns if any(row.get(key) is not None for row in rows)], rows
+
+
+def _front_matter(facts: CardFacts) -> str:
+    from huggingface_hub import ModelCardData  # takes a while, and only a training needs it
+
+    base, licence, data_set, results = facts.base, facts.licence, _hub_data_set(facts), _eval_results(facts)
+    hub_id = base.hub_id if base else None
+    data = ModelCardData(
+        license=licence,
+        license_name="base-model-and-data" if licence == "other" else None,
+        base_model=hub_id,
+        base_model_relation="adapter" if hub_id and facts.is_adapter else None,
+        datasets=[data_set] if data_set else None,
+        library_name="thoraclip",
+        pipeline_tag="image-classification",
+        tags=[
+            "thoraclip",
+            "chest-x-ray",
+            "research-only",
+            facts.run.kind,
+            *(["lora", "peft"] if facts.is_adapter else []),
+        ],
+        metrics=[one.metric_type for one in results] or None,
+        model_name=facts.name if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml())
+
+
+def _hub_data_set(facts: CardFacts) -> str | None:
+    """The data set's id on the Hub, where it is there."""
+    found = re.match(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)", facts.about.get("url", ""))
+    return found[1] if found else None
+
+
+def _eval_results(facts: CardFacts) -> list[Any]:
+    """The headline metrics for the Hub's `model-index`, their intervals in their names; those that do not exist are
+    left out."""
+    from huggingface_hub import EvalResult
+
+    data, (report, _) = facts.run.data, facts.judged
+    if not report:
+        return []
+    fingerprint, folds = data["fingerprints"]["manifest"], report["sample"]["folds"]
+    name = f"{counted(data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
+    result = partial(
+        EvalResult,
+        task_type="image-classification",
+        dataset_type=_hub_data_set(facts) or "chest-x-ray-images",
+        dataset_name=facts.about.get("name", name),
+        dataset_revision=fingerprint,
+        dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
+    )
+    metrics = next(row for row in report["methods"] if row["name"] == facts.name)["metrics"]
+    found = []
+    for ours, (theirs, arguments) in _HUB_METRICS.items():
+        value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
+        title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
+        if value is not None:
+            found.append(
+                result(metric_type=theirs, metric_value=round(value, 4), metric_name=title, metric_args=arguments)
+            )
+    return found

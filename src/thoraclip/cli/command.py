@@ -1,0 +1,182 @@
+"""A command of the command line, made from a function of `api`: its signature and the section "Args" of its
+docstring."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from thoraclip.cli.console import announce, progress_bar
+
+__all__ = ["Command", "argument_texts"]
+
+_TYPES: Mapping[str, Any] = {
+    "File": Path,
+    "Images": Path,
+    "Output": Path,
+    "Model": str,
+    "Fractions": str,
+    "Files": list[str],
+    "Sequence[str]": list[str],
+    "bool": bool,
+    "float": float,
+    "int": int,
+    "str": str,
+}
+"""Annotation of a function of `api` -> what the command line takes; `| None` may follow."""
+_NAMES = {"class_name": "class"}
+"""Options whose names Python keeps for itself."""
+_CALLBACKS = ("progress", "announce")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Args:
+        panel: of `thoraclip --help`.
+        function: of `api`.
+        show: prints the result; called with it and the arguments by name.
+        name: of the command; empty for the function's.
+        flags: switches that only the command line has: name -> help. `show` gets them with the arguments.
+        listing: an option that prints something and exits: (name, help, function); none if empty.
+        call: calls the function with the arguments by name; by default with a progress bar.
+        signature: whose signature and docstring describe the command; `None` for `function`.
+        summary: what the command does; empty for the docstring's words.
+    """
+
+    panel: str
+    function: Callable[..., Any]
+    show: Callable[[Any, Mapping[str, Any]], None]
+    name: str = ""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    listing: tuple[str, str, Callable[[], None]] | None = None
+    call: Callable[[Mapping[str, Any]], Any] | None = None
+    signature: Callable[..., Any] | None = None
+    summary: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name that the user writes."""
+        return self.name or self.function.__name__
+
+    def register(self, app: typer.Typer, *, whole: bool = True) -> None:
+        """Add the command to an app; without its options where only its line in the list of commands is needed."""
+        text = self.summary or _summary(self.signature or self.function)
+        add = app.command(
+            self.title,
+            rich_help_panel=self.panel,
+            help=escape(text),
+            short_help=escape(text.partition("\n\n")[0]),
+        )
+        add(self._callback() if whole else lambda: None)
+
+    def _callback(self) -> Callable[..., None]:
+        """A function that Typer can read: a parameter for each argument, option, flag and setting."""
+        described = self.signature or self.function
+        texts, own = argument_texts(described), inspect.signature(described).parameters.values()
+        parameters = [_parameter(p, texts.get(p.name, "")) for p in own if p.name not in {*_CALLBACKS, "self"}]
+        taken = frozenset(p.name for p in own)
+        has_settings = any(p.kind is p.VAR_KEYWORD for p in own)
+        parameters += [_flag(name, text) for name, text in self.flags.items()]
+        if self.listing:
+            parameters.append(_listing(*self.listing))
+
+        def callback(**given: Any) -> None:
+            given.pop("listing", None)
+            flags = {name: given.pop(name) for name in self.flags}
+            if has_settings:
+                given |= _settings(given.pop("settings"), taken)
+            result = self.call(given) if self.call else _with_bar(self.function, given, taken)
+            self.show(result, given | flags)
+
+        callback.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            sorted(parameters, key=lambda p: p.default is not p.empty)
+        )
+        callback.__annotations__ = {p.name: p.annotation for p in parameters}
+        return callback
+
+
+def _with_bar(function: Callable[..., Any], given: Mapping[str, Any], taken: frozenset[str]) -> Any:
+    with progress_bar() if "progress" in taken else nullcontext() as progress:
+        callbacks = {"progress": progress, "announce": announce}
+        return function(**given, **{name: callbacks[name] for name in _CALLBACKS if name in taken})
+
+
+def argument_texts(function: Callable[..., Any]) -> dict[str, str]:
+    """What the section "Args" of a docstring says of each argument, by name."""
+    section = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    texts: dict[str, str] = {}
+    for entry in re.split(r"\n(?= {4}\w)", f"\n{section}")[1:]:
+        names, _, text = " ".join(entry.split()).partition(": ")
+        texts |= dict.fromkeys(names.split(", "), text)
+    return texts
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    text = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")[0].replace("`", "")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
+
+
+def _parameter(own: inspect.Parameter, text: str) -> inspect.Parameter:
+    """The parameter that Typer reads, for one of the function's."""
+    if own.kind is own.VAR_KEYWORD:
+        option = typer.Option(
+            "--set", metavar="NAME=VALUE", help=escape(f"{text} May be repeated."), show_default=False
+        )
+        return _typed("settings", list[str] | None, option, None)
+    kind = _TYPES[str(own.annotation).removesuffix(" | None")]
+    help_text = escape(text.replace("`", ""))
+    typed = kind | None if str(own.annotation).endswith(" | None") else kind
+    shown = own.default not in ("", None, False)
+    if own.kind is own.POSITIONAL_OR_KEYWORD:
+        metavar = own.name.upper() + ("..." if typing.get_origin(kind) is list else "")
+        argument = typer.Argument(metavar=metavar, help=help_text, show_default=False)
+        return _typed(own.name, typed, argument, own.default)
+    name = f"--{_NAMES.get(own.name, own.name).replace('_', '-')}"
+    if own.annotation == "bool | None" or (own.annotation == "bool" and own.default):
+        name += f"/--no-{name[2:]}"
+    return _typed(own.name, typed, typer.Option(name, help=help_text, show_default=shown), own.default)
+
+
+def _flag(name: str, text: str) -> inspect.Parameter:
+    return _typed(name, bool, typer.Option(f"--{name.replace('_', '-')}", help=text), False)
+
+
+def _listing(name: str, text: str, show: Callable[[], None]) -> inspect.Parameter:
+    def look(is_asked: bool) -> None:
+        if is_asked:
+            show()
+            raise typer.Exit
+
+    return _typed("listing", bool, typer.Option(f"--{name}", help=text, is_eager=True, callback=look), False)
+
+
+def _typed(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, option], default=default
+    )
+
+
+def _settings(given: list[str] | None, taken: frozenset[str]) -> dict[str, Any]:
+    """The values of `--set`.
+
+    Raises:
+        ConfigError: not NAME=VALUE, or the name of an argument or option of the command.
+    """
+    from thoraclip.config import parse_settings
+    from thoraclip.errors import ConfigError
+
+    values = parse_settings(given or [])
+    for name in sorted(taken & set(values)):
+        raise ConfigError(f"--set: unknown setting '{name}'; arguments and options are no settings, see --help")
+    return values

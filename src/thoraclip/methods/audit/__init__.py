@@ -1,0 +1,269 @@
+"""`audit`: does a classifier read lungs or shortcuts?
+
+    run + manifest -> images that it has not seen -> altered views -> its answers --+
+                           |            +-> features --> probes fitted anew --------+--> judge.shortcuts -> audit.json
+                           +-> background (frame, marks, exposure, grain, file) ----+
+
+What re-scores the model is here; what is made of the answers is in `judge.shortcuts`, which never sees a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.config import require_at_least, require_positive
+from thoraclip.data.lungs.regions import LungRegions, lung_masks, require_mask_source
+from thoraclip.data.views import Scene
+from thoraclip.imaging import DECODING, Preprocess
+from thoraclip.judge.audit import Facts, audit_report
+from thoraclip.judge.shortcuts import Answers
+from thoraclip.methods.audit.probes import (
+    across_sources,
+    attribute_answers,
+    background_answers,
+    deal_folds,
+    probe_answers,
+)
+from thoraclip.methods.audit.sample import AuditSample, AuditTarget, draw_sample, sample_images
+from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
+from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
+from thoraclip.proportions import wilson
+from thoraclip.runs import Progress, digest
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["AuditConfig", "audit"]
+
+Ints = npt.NDArray[np.int64]
+
+_RULES = 1
+"""Number of the rules by which pictures are altered; answers to views of another number are asked for again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """What one audit needs."""
+
+    images: int = 1000
+    """Images at most, drawn from those that the classifier has not seen, the classes in their own shares; 0 for all."""
+    masks: str = "auto"
+    """Where the lungs are: auto (the manifest's masks where every image has one, else estimate), given, estimate (one usual
+    region for all), none, or a folder with a segmentation model of your own in Transformers format."""
+    folds: int = 5
+    """Parts in which what is fitted anew is held out."""
+    l2: float = 0.1
+    """Penalty of the probes that are fitted anew, on the mean log-loss."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    resamples: int = 1000
+    """Bootstrap resamples of patients behind every interval."""
+    saliency: int = 24
+    """Images whose heat maps are compared with the lungs; 0 for none."""
+    duplicates: bool = True
+    """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked at."""
+    seed: int = 0
+    """Of the images, the held-out parts, the partners and the resamples."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, images=0, folds=2, batch_size=1, resamples=100, saliency=0, seed=0)
+        require_mask_source(self.masks, "masks")
+        require_positive(self, "l2")
+
+
+def audit(
+    run: AuditTarget,
+    manifest: Manifest,
+    config: AuditConfig,
+    out: Path,
+    *,
+    pixels: Path | None = None,
+    inspection: Path | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Audit a run on images that it has not seen; returns the content of `audit.json`.
+
+    Args:
+        run: a finished run of a kind that keeps its classifier, or a bundle.
+        manifest: the run's own, or another one with the same classes.
+        config: settings.
+        out: folder whose `cache` keeps the answers, so that a killed audit goes on.
+        pixels: folder of decoded pictures.
+        inspection: folder of what was measured of every picture, see `data.check.inspect`; in `out` where it is not given.
+        progress: called with (done, total).
+        announce: gets a line at every stage.
+
+    Raises:
+        ManifestError: no image to judge, or fewer classes than two.
+        InputError: the run keeps no classifier.
+    """
+    sample = draw_sample(run, manifest, images=config.images, seed=config.seed)
+    n = len(sample.target)
+    announce(f"{n} images that the classifier has not seen")
+    spec = sample.classifiers[0][0].preprocess
+    greys = sample_images(sample, manifest, spec, pixels)
+    lungs = _find_lungs(sample, spec, config, progress)
+    announce(lungs.words)
+    usable = lungs.usable
+    same, other, any_ = choose_partners(sample.target, sample.groups, sample.parts, usable, seed=config.seed)
+    scene = Scene(greys, lungs.masks, round(float(greys.mean())), same, other, any_, config.seed)
+    token = digest(
+        [
+            _RULES, DECODING, run.fingerprint, sample.manifest.fingerprint, spec.as_dict(), config.seed, scene.level,
+            [list(classifier.features_key[1:]) for classifier, _ in sample.classifiers],
+            [array.tobytes().hex() for array in (np.packbits(lungs.masks), same, other, any_)],
+        ]
+    )  # fmt: skip
+    seen = score_views(
+        scene, sample.classifiers, batch_size=config.batch_size, manifest=sample.manifest, cache=out / "cache" / "views",
+        token=token, progress=progress,
+    )  # fmt: skip
+    named = {name: view.named for name, view in seen.items()}
+    trials = view_tests(named)
+    fold = deal_folds(sample.target, sample.keys, folds=config.folds, seed=config.seed)
+    refitted, shuffled = _refit(run, sample, seen, fold, config)
+    named |= refitted
+    trials += probe_tests(refitted, run.is_retrainable)
+    announce("what can be told without lungs")
+    behind, trees = background_answers(sample, greys, lungs.masks, fold, seed=config.seed)
+    named |= behind
+    trials += trees
+    across, more = across_sources(sample, seen["original"], fold, l2=config.l2, counts=run.is_retrainable)
+    named |= across
+    trials += more
+    answers = Answers(sample.target, sample.groups, named, len(sample.labels))
+    facts = Facts(
+        shuffled=shuffled, run=run.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
+        attributes=attribute_answers(sample, seen["original"], fold, l2=config.l2), lungs=lungs.as_json(),
+        sham=_sham(seen), saliency=_saliency(sample, greys, lungs.masks, named["original"], config, announce),
+        without_duplicates=_without_duplicates(run, manifest, config, inspection or out / "cache" / "inspection", progress),
+        has_masks=bool(usable.any()),
+    )  # fmt: skip
+    return audit_report(facts, resamples=config.resamples, seed=config.seed)
+
+
+def _find_lungs(sample: AuditSample, spec: Preprocess, config: AuditConfig, progress: Progress | None) -> LungRegions:
+    """Where the lungs of every image are, by the way that the settings ask for."""
+    estimate = None
+    source = config.masks
+    if source not in {"auto", "given", "estimate", "none"}:
+        from thoraclip.models.segmenter import load_segmenter
+
+        estimate, source = load_segmenter(source).estimate, "model"
+    return lung_masks(sample.manifest, spec, source=source, estimate=estimate, progress=progress)
+
+
+def _refit(
+    run: AuditTarget, sample: AuditSample, seen: Mapping[str, ViewScores], fold: Ints, config: AuditConfig
+) -> tuple[dict[str, Ints], Answers]:
+    """Probes on the features of every view, each image answered by those that were fitted without it.
+
+    Returns:
+        Answers by view, and those of probes of shuffled labels to the shuffled labels.
+    """
+    classes = len(sample.labels)
+    same: dict[tuple[str, ...], list[Ints]] = {}
+    for classifier, own in sample.classifiers:
+        same.setdefault(classifier.features_key, []).append(own)
+    answers: dict[str, Ints] = {}
+    shuffled = _shuffled(sample.target, sample.groups, config.seed)
+    for name, view in seen.items():
+        if name == "sham":
+            continue
+        answer = np.full(len(sample.target), -1, dtype=np.int64)
+        for parts in same.values():
+            rows = np.concatenate(parts)
+            answer[rows] = probe_answers(
+                view.features[rows], sample.target[rows], fold[rows], classes=classes, l2=config.l2
+            )
+        answers[f"refitted {name}"] = answer
+    known = seen["original"].features
+    guessed = np.full(len(sample.target), -1, dtype=np.int64)
+    for parts in same.values():
+        rows = np.concatenate(parts)
+        guessed[rows] = probe_answers(known[rows], shuffled[rows], fold[rows], classes=classes, l2=config.l2)
+    return answers, Answers(shuffled, sample.groups, {"refitted shuffled": guessed}, classes)
+
+
+def _shuffled(target: Ints, groups: Ints, seed: int) -> Ints:
+    """The labels dealt out anew, whole groups together: each group gets the first label of another group."""
+    first = {int(group): int(target[row]) for row, group in reversed(list(enumerate(groups)))}
+    names = sorted(first)
+    dealt = np.random.default_rng([seed, 2]).permutation([first[name] for name in names])
+    return np.array([dealt[names.index(int(group))] for group in groups], dtype=np.int64)
+
+
+def _sham(seen: Mapping[str, ViewScores]) -> dict[str, Any]:
+    """Whether nothing happens where nothing is replaced."""
+    before, after = seen["original"], seen["sham"]
+    shown = after.named >= 0
+    changed = float(np.abs(after.scores[shown] - before.scores[shown]).max())
+    flips = int((after.named[shown] != before.named[shown]).sum())
+    return {"images": int(shown.sum()), "largest_change": changed, "other_answers": flips}
+
+
+def _saliency(
+    sample: AuditSample,
+    greys: npt.NDArray[np.uint8],
+    lungs: npt.NDArray[np.bool_],
+    named: Ints,
+    config: AuditConfig,
+    announce: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Of some images: the share of the heat for the named class that lies inside the lungs, and the lungs' share."""
+    usable = np.flatnonzero(lungs.any(axis=(1, 2)))
+    if not config.saliency or not len(usable):
+        return None
+    from thoraclip.heatmaps import default_map, heat_map
+
+    method = default_map(sample.classifiers[0][0])
+    announce(f"heat maps by {method}")
+    rows = usable[np.unique(np.linspace(0, len(usable) - 1, min(config.saliency, len(usable))).astype(np.int64))]
+    inside, area = [], []
+    for classifier, own in sample.classifiers:
+        for row in np.intersect1d(rows, own):
+            heat = heat_map(classifier, greys[row], int(named[row]), method=method, seed=config.seed)
+            total = float(heat.sum())
+            if total > 0:
+                inside.append(float(heat[lungs[row]].sum()) / total)
+                area.append(float(lungs[row].mean()))
+    return {"method": method, "inside": inside, "area": area}
+
+
+def _without_duplicates(
+    run: AuditTarget, manifest: Manifest, config: AuditConfig, inspection: Path, progress: Progress | None
+) -> dict[str, Any] | None:
+    """Accuracy of the run's own predictions, with all images and with one of each picture that no other part shows too."""
+    own = run.own_predictions(manifest)
+    if not config.duplicates or own is None:
+        return None
+    from thoraclip.data.check import duplicate_clusters
+
+    clusters = duplicate_clusters(manifest, inspection, progress=progress).by_id("duplicate_cluster")
+    part = dict(zip(manifest.column("image_id"), manifest.parts(), strict=True))
+    parts_of: dict[str, set[str | None]] = {}
+    for image, cluster in clusters.items():
+        if cluster is not None:
+            parts_of.setdefault(cluster, set()).add(part[image])
+    judged = own.judged()
+    right = judged.scores.argmax(axis=1) == judged.target
+    seen: set[str] = set()
+    kept = []
+    for row, image in enumerate(judged.image_id):
+        cluster = clusters.get(image)
+        if cluster is None or (len(parts_of[cluster]) == 1 and cluster not in seen):
+            kept.append(row)
+        if cluster is not None:
+            seen.add(cluster)
+    n, hits = len(kept), int(right[kept].sum())
+    low, high = wilson(hits, n) if n else (0.0, 1.0)
+    return {
+        "images": len(judged), "accuracy": float(right.mean()), "left_out": len(judged) - n,
+        "across_parts": sum(len(found) > 1 for found in parts_of.values()),
+        "accuracy_without": hits / n if n else None, "low": low, "high": high,
+    }  # fmt: skip

@@ -1,0 +1,43 @@
+"""The tests of an audit on views: of the classifier as it is, and of probes that are fitted on each view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.data.views import VIEWS
+from thoraclip.judge.shortcuts import Trial
+
+__all__ = ["probe_tests", "view_tests"]
+
+Ints = npt.NDArray[np.int64]
+
+
+def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
+    """What is asked of the classifier as it is; controls come last."""
+    tests = [
+        Trial(
+            *(view.trial or (name, view.title)), "classifier", after=name, before="" if view.is_alone else view.before,
+            counts=view.counts, finds=view.finds if view.counts else "",
+        )
+        for name, view in VIEWS.items()
+        if name in named and (view.is_alone or view.before)
+    ]  # fmt: skip
+    return sorted(tests, key=lambda test: not test.counts)
+
+
+def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
+    """What is asked of probes that are fitted on the views; they count where the classifier is such a probe."""
+    tests = []
+    for name, view in VIEWS.items():
+        after = f"refitted {name}"
+        if after not in answers or view.refits == "no":
+            continue
+        if view.refits == "control":  # compared with the originals
+            tests.append(Trial(after, view.title, "features", after, "refitted original", counts=False))
+            continue
+        before = "" if view.is_alone else "refitted original"
+        tests.append(Trial(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds))
+    return tests

@@ -1,0 +1,11 @@
+"""What every method that trains a network shares; the loops themselves are in `finetune` and `baseline`.
+
+    settings.py    TrainingSettings: batch size, steps, learning rate, augmentation, validation, checkpoints
+    sampler.py     which images each batch has, and the learning rate of each step
+    folds.py       one training per fold: its images, its files, and the pooled predictions
+    steps.py       what the loop needs around a step: resume, log, best weights, early stopping, signals
+    checkpoint.py  the file that a killed training goes on from
+    processes.py   several processes or machines, through Accelerate
+
+Everything random is a function of the seed, the step and the sample, so that a checkpoint needs no random state.
+"""

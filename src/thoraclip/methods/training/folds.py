@@ -1,0 +1,197 @@
+"""One training per fold: its images, its files, and the predictions of all folds together.
+
+parts of the manifest -> FoldTraining -> train(training) -> files in its folder -> score(training) -> pooled
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.data.batches import pixel_cache
+from thoraclip.errors import InputError
+from thoraclip.imaging import Preprocess
+from thoraclip.judge.figures import training_figure
+from thoraclip.labels import LabelSet
+from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
+from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
+from thoraclip.methods.training.processes import ProcessGroup
+from thoraclip.methods.training.sampler import Sampler
+from thoraclip.methods.training.settings import TrainingSettings
+from thoraclip.runs import canonical_json, digest, fold_folder, write_text
+
+__all__ = ["FoldTraining", "train_folds"]
+
+_WEIGHTS = ("adapter", "last", "model")
+"""Folders of weights in the folder of a training."""
+C = TypeVar("C", bound=TrainingSettings)
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FoldTraining(Generic[C]):
+    """The training of one fold, or of the split.
+
+    Args:
+        config: of the method.
+        context: of the run.
+        part: the training, validation and test rows.
+        labels: the classes.
+        group: the processes.
+        title: which of how many folds, for messages: `fold 2 of 3, `; empty where there is one training.
+    """
+
+    config: C
+    context: RunContext
+    part: Part
+    labels: LabelSet
+    group: ProcessGroup
+    title: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Of this training's files: the run folder, or one in it for each fold."""
+        return fold_folder(self.context.folder.path, self.part.fold)
+
+    @property
+    def token(self) -> str:
+        """Equal for trainings that must end with the same weights."""
+        return digest([self.context.fingerprint, self.part.fold])
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Of the training, while it lasts."""
+        file = self.folder / "training.safetensors"
+        return Checkpoint(file, token=self.token, minutes=self.config.checkpoint_minutes)
+
+    @cached_property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """i64[N]: the class of every row of the manifest, -1 where unknown."""
+        return self.context.manifest.targets(self.labels)
+
+    @property
+    def metrics(self) -> list[Mapping[str, object]]:
+        """The rows of `metrics.jsonl`, with the fold."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{"fold": self.part.fold, **json.loads(line)} for line in lines]
+
+    def sampler(self) -> Sampler:
+        """The order of the training images."""
+        rows, targets, total, config = self.part.train, self.targets, len(self.targets), self.config
+        size, sampling = config.batch_size, config.sampling
+        return Sampler(rows, targets[rows], total=total, batch_size=size, sampling=sampling, seed=config.seed)
+
+    def images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
+        """u8[N, S, S] from the pixel cache."""
+        folder = self.context.pixels or self.context.folder.path / "pixels"
+        return pixel_cache(self.context.manifest, spec, folder, progress=self.context.progress).pixels
+
+    def shared_images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
+        """The same in all processes, of which the first one makes the cache."""
+        if not self.group.is_main:
+            self.group.wait()
+        images = self.images(spec)
+        if self.group.is_main:
+            self.group.wait()
+        return images
+
+    def write_curve(self, progress: TrainingProgress, *, validated: str = "validation") -> None:
+        """Write `metrics.jsonl` and `training.svg`; `validated` is what the figure calls a validation's scores."""
+        rows, step = progress.rows, progress.kept_step
+        write_text(self.folder / "metrics.jsonl", "".join(canonical_json(row) + "\n" for row in rows))
+        write_text(self.folder / "training.svg", training_figure(rows, best_step=step, validated=validated))
+
+    def note(self, progress: TrainingProgress, step: int) -> dict[str, Any]:
+        """What stands beside weights: which training they are of, which step, and which images they depend on."""
+        contents = self.context.manifest.column("sha256")
+        validations = {row["step"]: row for row in progress.rows if "val_macro_f1" in row}
+        return {
+            "token": self.token,
+            "fold": self.part.fold,
+            "batch_size": self.config.batch_size,
+            "steps": progress.step,
+            "step": step,
+            "validation": validations.get(step),
+            "trained_on": sorted(contents[row] for row in self.part.train if contents[row]),
+            "chosen_on": sorted(contents[row] for row in self.part.val if contents[row]),
+        }
+
+
+def train_folds(
+    kind: str,
+    config: Any,
+    context: RunContext,
+    *,
+    read_note: Callable[[Path], Mapping[str, Any]],
+    train: Callable[[FoldTraining[C]], None],
+    score: Callable[[FoldTraining[C]], tuple[Scores, Scores]],
+) -> MethodOutput | None:
+    """Train once per fold (or once for the split), score its test images, pool.
+
+    Args:
+        kind: of the method, for its messages.
+        config, context: of the run; the config is a `TrainingSettings` and a `ModelConfig`.
+        read_note: folder of a training -> the note beside the weights that were kept; empty, or InputError, before.
+        train: writes the files of a training; not called where they are there.
+        score: f64[T, C] for the T test rows, and f64[V, C] for the V validation rows.
+
+    Returns:
+        As every method, with what was chosen by fold under `chosen`; `None` in all but the first of several processes.
+    """
+    with ProcessGroup(wanted=config.processes, trackers=config.trackers, folder=context.folder.path) as group:
+        if group.count > 1 and group.is_main:
+            context.log(f"{kind}: {group.count} processes")
+        manifest, rows, scores, chosen = context.manifest, [], [], []
+        labels = manifest.label_set(config.classes)
+        metrics: list[Mapping[str, object]] = []
+        group.track(dataclasses.asdict(config))
+        folds = list(
+            parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds)
+        )
+        if group.is_main:
+            _remove_others(context)
+        for number, part in enumerate(folds, start=1):
+            title = f"fold {number} of {len(folds)}, " if len(folds) > 1 else ""
+            training: FoldTraining[C] = FoldTraining(config, context, part, labels, group, title)
+            if not group.first(_is_trained(training, read_note)):
+                train(training)
+            group.wait()
+            if group.is_main:
+                training.checkpoint.remove()
+                metrics += training.metrics
+                note = read_note(training.folder)
+                chosen.append({"fold": part.fold, **{name: note[name] for name in ("step", "steps", "validation")}})
+                test, validation = score(training)
+                rows.append(part.test)
+                scores.append(test)
+                context.keep_validation(part, labels, validation)
+            group.wait()  # an error in the next fold then meets all at once, not the first one in the midst of scoring
+        if not group.is_main:
+            return None
+        return MethodOutput(pooled_predictions(manifest, labels, rows, scores), {"chosen": chosen}, metrics)
+
+
+def _is_trained(training: FoldTraining[C], read_note: Callable[[Path], Mapping[str, Any]]) -> bool:
+    """True where the weights of this very training are there."""
+    try:
+        return bool(read_note(training.folder).get("token") == training.token)
+    except InputError:
+        return False
+
+
+def _remove_others(context: RunContext) -> None:
+    """Remove what a run on another split left: an adapter or network of all images, or of folds that are no more."""
+    folder, folds = context.folder.path, {fold for fold in context.manifest.column("fold") if fold is not None}
+    kept = {f"fold-{fold}" for fold in folds}
+    stale = [place for place in folder.glob("fold-*") if place.name not in kept]
+    for place in (*stale, *(folder / name for name in _WEIGHTS if folds)):
+        shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,213 @@
+"""Several processes or machines, through Accelerate: how rows are shared, gathered, and gradients summed.
+
+torchrun --nproc_per_node 2 -m thoraclip COMMAND ...          on CPUs
+accelerate launch -m thoraclip COMMAND ...                    on GPUs
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from thoraclip.errors import ConfigError, MissingExtraError, TrainingError, did_you_mean, first_line
+from thoraclip.runs import process_count
+
+__all__ = ["TRACKERS", "ProcessGroup", "require_launch", "require_trackers"]
+
+TRACKERS: Mapping[str, tuple[str, ...]] = {
+    "mlflow": ("mlflow",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+"""Tracker -> the packages of which one must be installed; Accelerate itself ignores a missing one."""
+
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for one that decodes or scores; one that died is noticed at once, or by the launcher."""
+
+
+def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
+    """Refuse what cannot start as it was launched; nothing is written or connected here.
+
+    Args:
+        wanted: how many processes there must be; 0 takes as many as were launched.
+        trackers: names in `TRACKERS`.
+
+    Raises:
+        ConfigError: another number of processes than was asked for, or an unknown tracker.
+        MissingExtraError: a tracker is not installed.
+    """
+    require_trackers(trackers)
+    for name in trackers:
+        if not any(find_spec(package) for package in TRACKERS[name]):
+            raise MissingExtraError(TRACKERS[name][-1], "track")
+    _refuse_lost_processes()
+    if wanted and wanted != process_count():
+        raise ConfigError(
+            f"processes = {wanted}, but {process_count()} was started; start them with: torchrun "
+            f"--nproc_per_node {wanted} -m thoraclip COMMAND ..."
+        )
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Raise ConfigError for the first name that is no tracker."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"unknown tracker '{name}'{did_you_mean(name, TRACKERS)}")
+
+
+class ProcessGroup:
+    """The processes of one training run; with one process nothing is sent anywhere.
+
+    As a context it ends the trackers' run, also where an error leaves it.
+
+    Args:
+        wanted: how many processes there must be; 0 takes as many as were launched.
+        trackers: names in `TRACKERS` that get the metrics besides the run folder.
+        folder: where trackers that write files put them.
+
+    Raises:
+        ConfigError, MissingExtraError: as in `require_launch`.
+    """
+
+    def __init__(self, *, wanted: int = 0, trackers: Sequence[str] = (), folder: Path | None = None) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
+        require_launch(wanted=wanted, trackers=trackers)
+        launched = process_count()  # Accelerate changes the environment that it is read from
+        self._accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="no",  # precision is a setting of the run, not of the launcher
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        )
+        if self.count != launched:
+            raise ConfigError(
+                f"{self.count} processes were started by a launcher that does not set WORLD_SIZE; start them with: "
+                f"torchrun --nproc_per_node {self.count} -m thoraclip COMMAND ..."
+            )
+        self._trackers, self._tracking = tuple(trackers), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for tracker in self._accelerator.trackers if self._tracking else ():
+            tracker.finish()
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return torch.device(self._accelerator.device)
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def own(self, rows: int) -> tuple[Tensor, int]:
+        """(rows of this process, padded with the last one so that all have as many; how many are not padding)."""
+        share = -(-rows // self.count)
+        first = share * int(self._accelerator.process_index)
+        mine = torch.arange(first, first + share).clamp_(max=rows - 1)
+        return mine, max(0, min(share, rows - first))
+
+    def gather(self, local: Tensor, rows: int) -> Tensor:
+        """f[b, ...] of every process -> f[rows, ...], in the order of the rows, without gradient."""
+        if self.count == 1:
+            return local[:rows]
+        with _others_alive():
+            whole: Tensor = self._accelerator.gather(local.detach().contiguous())
+        return whole[:rows]
+
+    def combine(self, encoders: Iterable[nn.Parameter], losses: Iterable[nn.Parameter]) -> None:
+        """Sum the encoders' gradients over the processes; the loss's own are whole in each, and their mean is taken."""
+        if self.count == 1:
+            return
+        for parameters, how in ((list(encoders), "sum"), (list(losses), "mean")):
+            if not parameters:
+                continue
+            local = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            sizes = [gradient.numel() for gradient in local]
+            with _others_alive():  # all tensors at once: one message, not hundreds
+                whole: Tensor = self._accelerator.reduce(torch.cat([g.flatten() for g in local]), reduction=how)
+            for parameter, gradient in zip(parameters, torch.split(whole, sizes), strict=True):
+                parameter.grad = gradient.view_as(parameter).clone()
+
+    def any(self, flag: bool) -> bool:
+        """True in all where it is true in one."""
+        return flag if self.count == 1 else self._sum(float(flag)) > 0
+
+    def first(self, value: float) -> float:
+        """The first process's value, in all: what they decide by must be the same number everywhere."""
+        return value if self.count == 1 else self._sum(value if self.is_main else 0.0)
+
+    def total(self, value: float) -> float:
+        """The sum over the processes, in all."""
+        return value if self.count == 1 else self._sum(value)
+
+    def _sum(self, value: float) -> float:
+        local = torch.tensor(value, dtype=torch.float64, device=self.device)
+        with _others_alive():
+            return float(self._accelerator.reduce(local, reduction="sum").item())
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        with _others_alive():
+            self._accelerator.wait_for_everyone()
+
+    def track(
+        self, settings: Mapping[str, Any] | None = None, values: Mapping[str, float] | None = None, *, step: int = 0
+    ) -> None:
+        """Tell the trackers the settings, once, or the values of a step."""
+        if not self._trackers:
+            return
+        if settings is not None:
+            plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
+            try:
+                self._accelerator.init_trackers("thoraclip", config=plain)
+            except Exception as error:  # each tracker has its own: no account, no network, no room
+                raise ConfigError(
+                    f"trackers = {list(self._trackers)}: cannot begin ({first_line(error)}); mend it or leave them out"
+                ) from error
+            self._tracking = True
+        if values is not None:
+            self._accelerator.log(dict(values), step=step)
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Say so where another process has ended; what ended it, that one tells itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended; mend what it says, and run the same command again to go on"
+        ) from error
+
+
+def _refuse_lost_processes() -> None:
+    """Accelerate's launcher starts one process on CPUs, whatever was asked, and leaves only this trace."""
+    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if asked and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one, as it does on CPUs; use: "
+            "torchrun --nproc_per_node N -m thoraclip COMMAND ..."
+        )

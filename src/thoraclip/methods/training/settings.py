@@ -1,0 +1,81 @@
+"""Settings that every training of a network has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from thoraclip.config import require_fraction, require_known, require_positive
+from thoraclip.errors import ConfigError
+from thoraclip.methods.training.processes import require_trackers
+from thoraclip.models.augment import Augmentation
+
+__all__ = ["TrainingSettings"]
+
+_SAMPLINGS = ("shuffle", "balanced")
+_WEIGHTINGS = ("none", "balanced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Augmentation):
+    """How long, how fast and on what a network is trained, and by what its weights are chosen."""
+
+    batch_size: int = 64
+    """Images per optimizer step."""
+    chunk_size: int = 32
+    """Images per forward pass, a part of a batch: memory only, but for a network with dropout of its own."""
+    epochs: int = 10
+    """Passes over the training images; an incomplete last batch is left out."""
+    steps: int = 0
+    """Optimizer steps; 0 counts in epochs."""
+    learning_rate: float = 1e-4
+    """Peak of AdamW's step size."""
+    warmup_steps: int = -1
+    """Steps of linear warm-up before the cosine; -1 for a tenth of all."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    max_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    class_weight: str = "none"
+    """none or balanced: whether images of rare classes weigh more in the loss."""
+    sampling: str = "shuffle"
+    """shuffle (every image once an epoch) or balanced (as many of each class)."""
+    augmentation: bool = True
+    """Turn, move, zoom and change the grey of training images; never upside down, and mirrored only if asked for."""
+    val_fraction: float = 0.1
+    """Share of the training images held out by patient where the manifest names no validation split."""
+    validate_every: int = 0
+    """Steps between validations; 0 for once an epoch."""
+    patience: int = 0
+    """Stop after this many validations without a better one; 0 never stops early."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, more time."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints; one is also written at SIGINT and SIGTERM."""
+    processes: int = 0
+    """How many processes there must be; 0 takes as many as were launched."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb. Their files tell the time, so that,
+    unlike the rest of a run folder, they are other bytes in every run."""
+    seed: int = 0
+    """Decides initial values, held-out part, order, augmentation and dropout."""
+
+    NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("checkpoint_minutes", "processes", "trackers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_known(self, class_weight=_WEIGHTINGS, sampling=_SAMPLINGS)
+        require_positive(self, "batch_size", "chunk_size", "epochs", "learning_rate", "checkpoint_minutes")
+        if self.chunk_size > self.batch_size:
+            raise ConfigError(
+                f"chunk_size = {self.chunk_size} exceeds batch_size = {self.batch_size}; a chunk is a part of a batch"
+            )
+        if self.patience and getattr(self, "select", "") == "last":
+            raise ConfigError(
+                f"patience = {self.patience}: with select = last no validation is the better one; set it to 0"
+            )
+        require_fraction(self, "val_fraction")
+        require_trackers(self.trackers)
+        for name in ("steps", "validate_every", "patience", "processes", "weight_decay", "max_norm", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
