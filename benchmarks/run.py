@@ -39,6 +39,7 @@ BENCHMARKS = {
     "probing": "benchmarks.probing",
     "contrastive": "benchmarks.contrastive",
     "estimate": "benchmarks.estimate",
+    "lungs": "benchmarks.lungs",
     "audit": "benchmarks.audit",
     "explanations": "benchmarks.explanations",
     "novelty": "benchmarks.novelty",

@@ -28,9 +28,9 @@ _STUDY = (
 )  # fmt: skip
 
 
-def run_small(code: str, *, beside: str = "") -> subprocess.CompletedProcess[str]:
-    """Run code where none of `ABSENT` can be imported, but the one named `beside`; `tests` can."""
-    return run_without([name for name in ABSENT if name != beside], code)
+def run_small(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where none of `ABSENT` can be imported; `tests` can."""
+    return run_without(ABSENT, code)
 
 
 def run_without(absent: Iterable[str], code: str) -> subprocess.CompletedProcess[str]:

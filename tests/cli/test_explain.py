@@ -55,12 +55,12 @@ def test_the_fold_that_held_a_picture_out_explains_it(
         assert found["class"] == found["predicted"] == max(found["scores"], key=found["scores"].get)
         assert 0 <= found["evidence_in_lungs"] <= 1
     assert capsys.readouterr() == ("", "")
-    options = ["--class", "Normal", "--method", "grad-cam", "--fold", "2"]
+    options = ["--class", "Normal", "--method", "integrated", "--fold", "2"]
     assert run(explain(study, folds.paths()[0], tmp_path / "b.png", *options)) == 0
     shown = capsys.readouterr().out
     for text in (
         "Normal, probability",
-        "grad-cam",
+        "integrated",
         "fold 2",
         "evidence in the lungs",
         "given mask",
@@ -86,7 +86,7 @@ def test_the_first_fold_explains_a_strange_picture_with_the_mask_given(study: Pa
 
 def test_without_its_manifest_a_run_still_explains(study: Path, folds: Manifest, tmp_path: Path) -> None:
     alone = shutil.copytree(study / "runs" / "probe", tmp_path / "alone" / "far" / "away" / "probe")
-    found = thoraclip.explain(alone, folds.paths()[9], out=tmp_path / "a.png", method="attention")
+    found = thoraclip.explain(alone, folds.paths()[9], out=tmp_path / "a.png", method="integrated")
     assert found["note"].startswith("fold 0, the first")
 
 
@@ -101,7 +101,7 @@ def test_a_mistake_is_answered_in_one_line(
     probe = explain(study, first, out)
     arguments, answer = {
         "class": ([*probe, "--class", "Covid-19"], "--class: 'Covid-19' is not one of the classes; did you mean 'COVID-19'?"),
-        "method": ([*probe, "--method", "gradcam"], "--method: unknown method 'gradcam'; did you mean 'grad-cam'?"),
+        "method": ([*probe, "--method", "grad-cam"], "--method: unknown method 'grad-cam'; known: integrated, occlusion, smoothgrad"),
         "fold": ([*probe, "--fold", "7"], "has no such fold; its folds: 0, 1, 2"),
         "trivial": (["explain", str(study / "runs" / "trivial"), str(first), "--out", str(out)], "keeps no classifier"),
         "mask": ([*probe, "--mask", str(tmp_path / "wide.png")], "wide.png: the mask is 90 x 48 pixels and its picture 40 x 48"),

@@ -48,7 +48,7 @@ def test_from_a_run_to_predictions_and_a_map(workshop: Workshop, tmp_path: Path,
     ("arguments", "message"),
     [
         (["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--fold", "1"], "a bundle holds one classifier; leave --fold out"),
-        (["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--method", "grad-cam"], "needs the network"),
+        (["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--method", "integrated"], "needs the network"),
         (["explain", "BUNDLE", "PICTURE", "--out", "x.png", "--class", "Norml"], "did you mean 'Normal'"),
         (["audit", "BUNDLE", "--out", "a"], "name a manifest with --manifest"),
         (["export", "BUNDLE", "--out", "b"], "no run there"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from scipy import ndimage
 from tests.conftest import examples
 
-from thoraclip.data.lungs import LungEstimate, estimate_lungs, oddities, regions
-from thoraclip.data.lungs import contour as contours
-from thoraclip.data.lungs.regions import LungRegions, lung_masks
+from thoraclip.data.lungs import estimate_lungs, regions, usual_lungs
+from thoraclip.data.lungs import estimation as parts
+from thoraclip.data.lungs.regions import LungRegions, lung_masks, oddities
 from thoraclip.data.masks import fit_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, ImageError, ManifestError, MismatchError
@@ -63,8 +64,8 @@ def within(ground: npt.NDArray[np.generic] | int) -> Callable[[Grey | Mask], npt
 
 
 MEASURED = (
-    (0.859, 0.489), (0.887, 0.409), (0.927, 0.449), (0.750, 0.343), (0.872, 0.424), (0.933, 0.439), (0.703, 0.504),
-    (0.802, 0.361), (0.903, 0.437), (0.907, 0.502),
+    (0.745, 0.802), (0.852, 0.720), (0.855, 0.763), (0.730, 0.891), (0.848, 0.663), (0.859, 0.812), (0.651, 0.757),
+    (0.767, 0.762), (0.856, 0.812), (0.842, 0.907),
 )  # fmt: skip
 """Dice with the true mask, and quality, of ten phantoms; most rules and constants move one by 0.006 or more."""
 
@@ -88,7 +89,6 @@ ALIKE = {
     "black bars": (within(0), within(0), 0.9),
     "white bars": (within(255), within(0), 0.9),
     "an uneven white collimator": (within(COLLIMATOR), within(0), 0.9),
-    "mirrored": (np.fliplr, np.fliplr, 0.9),  # roughly: the template knows on which side the heart lies
 }
 
 
@@ -102,31 +102,26 @@ def test_the_mask_moves_with_the_picture_and_exposure_hardly_matters(name: str) 
     assert dice(mask, move(estimate_lungs(pixels).mask).astype(bool)) > least
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "radius", "least"), [(76.8, 125, 20, 0.9), (179.2, 125, 20, 0.9), (53, 100, 12, 0.45)]
-)
-def test_an_opacity_within_a_lung_stays_lung_and_half_of_one_at_the_wall(
-    x: float, y: float, radius: float, least: float
-) -> None:
-    """The last one hides the wall; the convex one leaves half of it inside, and without that it is a quarter."""
+@pytest.mark.parametrize(("x", "y", "radius"), [(76.8, 125, 20), (179.2, 125, 20), (53, 100, 12)])
+def test_an_opacity_hardly_moves_the_outline(x: float, y: float, radius: float) -> None:
+    """Two within the lungs, one at the wall."""
     pixels, truth = phantom("Normal", 2)
     rows, columns = np.mgrid[:256, :256]
     blob = np.exp(-(((columns - x) / radius) ** 2) - ((rows - y) / radius) ** 2)
-    mask = estimate_lungs(np.clip(pixels + 110 * blob, 0, 255).astype(np.uint8)).mask
-    inside = (blob > 0.5) & truth
-    assert inside.sum() > radius**2
-    assert mask[inside].mean() > least
+    assert ((blob > 0.5) & truth).sum() > radius**2
+    opaque = estimate_lungs(np.clip(pixels + 110 * blob, 0, 255).astype(np.uint8)).mask
+    assert dice(opaque, estimate_lungs(pixels).mask) > 0.97
 
 
 def test_what_shows_no_lungs_is_implausible() -> None:
     blank = estimate_lungs(np.full((200, 180), 90, np.uint8))
-    assert blank.reasons == ("the picture is blank",) and not blank.mask.any() and not blank.is_plausible
+    assert blank.reasons == ("the image is blank",) and not blank.mask.any() and not blank.is_plausible
     noise = np.random.default_rng(0).integers(0, 256, (256, 256)).astype(np.uint8)
     ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     for nothing in (noise, ramp):
         found = estimate_lungs(nothing)
-        assert not found.is_plausible and found.quality < 0.1
-        assert found.reasons[0] == f"the lungs are faint: quality {found.quality:.2f} is below 0.27"
+        assert not found.is_plausible and found.quality < 0.3
+        assert found.reasons == (f"the lungs are faint: quality {found.quality:.2f} is below 0.35",)
 
 
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)))
@@ -175,19 +170,38 @@ def test_oddities(name: str) -> None:
 # its parts
 
 
-@pytest.mark.parametrize(("stiff", "least"), [(0.0, 20), (0.6, 18)])
-def test_the_best_path_is_the_best_of_all_closed_paths(stiff: float, least: int) -> None:
-    """Of 6 points and 3 offsets; beginning elsewhere than it ends may cost a little."""
-    cost = stiff * (np.arange(3)[:, None] - np.arange(3)) ** 2.0
-    paths = np.array(list(product(range(3), repeat=6)))
-    same = 0
-    for seed in range(20):
-        gain = 3 * np.random.default_rng(seed).random((6, 3))
-        values = gain[np.arange(6), paths].sum(axis=1) - cost[paths, np.roll(paths, -1, axis=1)].sum(axis=1)
-        found = contours._closed_path(gain, cost)
-        value = gain[np.arange(6), found].sum() - cost[found, np.roll(found, -1)].sum()
-        same += value >= values.max() - 1e-9
-    assert same >= least
+def test_weights_are_the_mean_rim_less_the_mean_inside() -> None:
+    """Placement by placement, with SciPy's dilation; one of them reaches over the image's edge."""
+    tried = np.array([[0.5, 0.12, 0.85, 0.41], [0.42, -0.05, 1.04, 0.5], [0.58, 0.3, 0.7, 0.26]])
+    contrast = np.random.default_rng(0).normal(size=(48, 48))
+    made = parts._weights(tried) @ contrast.ravel()
+    for value, placement in zip(made, tried, strict=True):
+        inside = parts._draw(placement[None], 48, 48)[0]
+        rim = ndimage.binary_dilation(inside, np.ones((3, 3))) & ~inside
+        assert value == pytest.approx(contrast[rim].mean() - contrast[inside].mean(), abs=1e-5)
+
+
+def test_local_contrast_is_the_distance_from_the_mean_nearby() -> None:
+    """At some pixels, by a loop over all others; exposure and contrast of the image do not count."""
+    pixels = np.random.default_rng(1).integers(40, 200, (48, 48)).astype(np.uint8)
+    made, values = parts._local_contrast(pixels), pixels.astype(float)
+    assert made is not None
+    for y, x in ((0, 0), (3, 40), (24, 24), (47, 20)):
+        near = np.array([[np.exp(-((y - j) ** 2 + (x - i) ** 2) / (2 * 4.8**2)) for i in range(48)] for j in range(48)])
+        mean = (near * values).sum() / near.sum()
+        spread = np.sqrt((near * values**2).sum() / near.sum() - mean**2)
+        expected = (values[y, x] - mean) / (spread + 0.05 * values.std())
+        assert made.reshape(48, 48)[y, x] == pytest.approx(expected, abs=1e-6)
+    darker = parts._local_contrast((pixels // 2 * 2 - 40).astype(np.uint8))
+    assert (
+        darker is not None and np.abs(darker - parts._local_contrast((pixels // 2 * 2).astype(np.uint8))).max() < 1e-6
+    )
+
+
+def test_usual_lungs_hold_those_of_phantoms() -> None:
+    truths = [phantom(CLASSES[n % 3], n)[1] for n in range(9)]
+    assert np.mean([dice(usual_lungs(256, 256), truth) for truth in truths]) > 0.75
+    assert dice(usual_lungs(512, 640), resized(512, 640)(usual_lungs(256, 256)).astype(bool)) > 0.98
 
 
 # one origin for every image
@@ -203,11 +217,6 @@ def two_lungs(shape: tuple[int, ...], shift: int = 0) -> Mask:
 
 def shift_of(grey: Grey) -> int:
     return int(grey.astype(np.int64).sum()) % 5
-
-
-def stand_in(grey: Grey) -> LungEstimate:
-    """An estimate that differs from picture to picture."""
-    return LungEstimate(two_lungs(grey.shape, shift_of(grey)), 0.5, ())
 
 
 def with_masks(manifest: Manifest, rows: list[int]) -> Manifest:
@@ -235,7 +244,7 @@ def test_given_masks_are_taken_where_every_chosen_image_has_one(manifest: Manife
     done: list[tuple[int, int]] = []
     ids = tuple(manifest.column("image_id"))
     given_to_all = with_masks(manifest, list(range(24)))
-    found = lung_masks(given_to_all, SPEC, estimate=stand_in, progress=lambda *at: done.append(at))
+    found = lung_masks(given_to_all, SPEC, progress=lambda *at: done.append(at))
     assert found.origin == "given" and found.set_aside == () and found.words == "The lung regions are the given masks."
     assert_shifted(found, [row % 4 for row in range(24)])
     assert found.image_ids == ids and found.usable.all()
@@ -245,20 +254,33 @@ def test_given_masks_are_taken_where_every_chosen_image_has_one(manifest: Manife
     assert_shifted(few, [0, 3])
 
 
-@pytest.mark.usefixtures("small_batches")
-def test_one_image_without_a_mask_and_all_are_estimated(manifest: Manifest) -> None:
-    partly = with_masks(manifest, [row for row in range(24) if row != 20])
-    found = lung_masks(partly, SPEC, estimate=stand_in)
-    assert found.origin == "estimated" and found.usable.all()
-    assert found.words == (
-        "Only 23 of 24 images have a lung mask (without one: 1 of 8 Normal); given and estimated regions are never mixed, so "
-        "all are estimated from the pictures."
-    )
-    assert_shifted(
-        found, [shift_of(decode(path).pixels) for path in manifest.paths()]
-    )  # in order, though threads made them
-    with pytest.raises(ManifestError, match=r"1 of 24 images have no lung mask \(without one: 1 of 8 Normal\)"):
-        lung_masks(partly, SPEC, source="given")
+WHY = {
+    "auto": "No image has a lung mask, so ",
+    "estimate": "As asked for, ",
+    "partly": "Only 23 of 24 images have a lung mask (without one: 1 of 8 Normal); "
+    "given and estimated regions are never mixed, so ",
+}
+
+
+@pytest.mark.parametrize("case", WHY)
+@pytest.mark.parametrize("has_sizes", [True, False])
+def test_where_masks_are_missing_all_images_get_the_usual_region(
+    case: str, has_sizes: bool, manifest: Manifest
+) -> None:
+    """The outline and a margin of 3 % around it, whatever the image shows, at the model's geometry."""
+    chosen = with_masks(manifest, [row for row in range(24) if row != 20]) if case == "partly" else manifest
+    if not has_sizes:
+        chosen = chosen.with_columns(width=[None] * 24, height=[None] * 24)
+    spec = Preprocess(size=24, geometry="pad")
+    made = lung_masks(chosen, spec, source="estimate" if case == "estimate" else "auto")
+    assert made.origin == "estimated" and made.usable.all() and made.set_aside == ()
+    assert made.words == f"{WHY[case]}one region is estimated for all: where lungs usually lie, with a margin."
+    wide = ndimage.binary_dilation(usual_lungs(256, 256), iterations=8)
+    expected = fit_mask(np.asarray(Image.fromarray(wide).resize((40, 48), Image.Resampling.NEAREST)), spec)
+    assert 0.3 < expected.mean() < 0.6 and (made.masks == expected).all()
+    if case == "partly":
+        with pytest.raises(ManifestError, match=r"1 of 24 images have no lung mask \(without one: 1 of 8 Normal\)"):
+            lung_masks(chosen, SPEC, source="given")
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -297,43 +319,39 @@ def test_a_mask_that_the_crop_leaves_nothing_of_is_set_aside(manifest: Manifest)
     assert [reason for _, reason in found.set_aside] == ["no part of the mask is left by geometry 'crop'"]
 
 
-def an_odd_estimate(grey: Grey) -> LungEstimate:
-    odd = shift_of(grey) == 0
-    return LungEstimate(two_lungs(grey.shape), 0.1 if odd else 0.6, ("too faint", "too small") if odd else ())
-
-
 def a_models_bare_mask(grey: Grey) -> Mask:
     mask = two_lungs(grey.shape)
     mask[:, grey.shape[1] // 2 :] &= shift_of(grey) != 0
     return mask
 
 
-WHY = {
-    "auto": ("estimated", "No image has a lung mask, so all lung regions are estimated from the pictures."),
-    "estimate": ("estimated", "All lung regions are estimated from the pictures, as asked for."),
-    "model": ("model", "All lung regions are estimated by the given segmentation model, as asked for."),
-}
-
-
-@pytest.mark.parametrize("source", WHY)
-def test_implausible_estimates_are_set_aside(manifest: Manifest, source: str) -> None:
-    origin, why = WHY[source]
+def test_implausible_masks_of_a_model_are_set_aside(manifest: Manifest) -> None:
     odd = np.array([shift_of(decode(path).pixels) == 0 for path in manifest.paths()])
-    made, reason = an_odd_estimate, "implausible: too faint; too small"
-    if source == "model":
-        made, reason = a_models_bare_mask, "implausible: 1 parts in place of two lungs"
-    found = lung_masks(manifest, SPEC, source=source, estimate=made)
-    assert 0 < odd.sum() < 24 and found.origin == origin and found.words.startswith(why)
-    assert [reason for _, reason in found.set_aside] == [reason] * odd.sum()
-    np.testing.assert_array_equal(found.usable, ~odd)
-    np.testing.assert_array_equal(found.masks.any(axis=(1, 2)), ~odd)
+    made = lung_masks(manifest, SPEC, source="model", estimate=a_models_bare_mask)
+    assert 0 < odd.sum() < 24 and made.origin == "model"
+    assert made.words.startswith("All lung regions are estimated by the given segmentation model, as asked for.")
+    assert [reason for _, reason in made.set_aside] == ["implausible: 1 parts in place of two lungs"] * odd.sum()
+    np.testing.assert_array_equal(made.usable, ~odd)
+    np.testing.assert_array_equal(made.masks.any(axis=(1, 2)), ~odd)
+
+
+def shifted(grey: Grey) -> Mask:
+    """A model's mask that differs from image to image."""
+    return two_lungs(grey.shape, shift_of(grey))
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_masks_of_a_model_are_in_order_though_threads_made_them(manifest: Manifest) -> None:
+    made = lung_masks(manifest, SPEC, source="model", estimate=shifted)
+    assert made.usable.all()
+    assert_shifted(made, [shift_of(decode(path).pixels) for path in manifest.paths()])
 
 
 def test_the_fingerprint_follows_pixels_and_origin(manifest: Manifest) -> None:
-    one, again = (lung_masks(manifest, SPEC, estimate=stand_in).fingerprint for _ in range(2))
-    model = lung_masks(manifest, SPEC, source="model", estimate=lambda grey: stand_in(grey).mask).fingerprint
-    moved = lung_masks(manifest, SPEC, estimate=lambda g: LungEstimate(two_lungs(g.shape, 1), 0.5, ())).fingerprint
-    assert one == again and len({one, model, moved}) == 3
+    one, again = (lung_masks(manifest, SPEC, source="model", estimate=shifted).fingerprint for _ in range(2))
+    moved = lung_masks(manifest, SPEC, source="model", estimate=lambda g: two_lungs(g.shape, 1)).fingerprint
+    usual = lung_masks(manifest, SPEC)
+    assert one == again and len({one, moved, usual.fingerprint, replace(usual, origin="given").fingerprint}) == 4
 
 
 def test_none_may_be_asked_for_and_what_makes_no_sense_is_refused(manifest: Manifest) -> None:
@@ -349,4 +367,4 @@ def test_a_picture_that_changed_is_refused(manifest: Manifest, picture: Callable
     path: Path = manifest.paths()[5]
     Image.fromarray(picture(48, 40, seed=999)).save(path)
     with pytest.raises(MismatchError, match=r"its content changed since it was indexed"):
-        lung_masks(manifest, SPEC, source="estimate", estimate=stand_in)
+        lung_masks(manifest, SPEC, source="model", estimate=shifted)

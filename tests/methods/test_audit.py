@@ -20,7 +20,7 @@ from thoraclip.data import check
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.index import index
-from thoraclip.data.lungs.regions import LungRegions, lung_masks
+from thoraclip.data.lungs.regions import lung_masks
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.data.splits import independent_groups, split_folds
 from thoraclip.errors import ManifestError
@@ -366,20 +366,6 @@ def test_without_two_classes_there_is_no_audit(fold: list[Any], message: str, tm
     manifest = made(np.array([0, 1] * 3), fold=fold).manifest
     with pytest.raises(ManifestError, match=message):
         audit(Run(manifest), manifest, SETTINGS, tmp_path)
-
-
-def test_of_estimates_one_region_is_taken_for_all() -> None:
-    """Where a tenth of those that are usable see lung."""
-    masks = np.zeros((12, 2, 3), bool)
-    masks[0, 0, 0] = masks[:10, 0, 1] = masks[11, 1, 1] = True
-    regions = LungRegions(masks, tuple("abcdefghijkl"), "estimated", (("k", "torn"), ("l", "odd")), "Estimated.")
-    shared = module._shared_region(regions)
-    assert shared.shape == masks.shape and (shared == [[True, True, False], [False] * 3]).all()
-    assert module._origin(regions)["words"].endswith("set aside too: where 10 % of the estimates see lung.")
-    for origin, aside in (("given", ()), ("estimated", tuple((name, "torn") for name in "abcdefghijkl"))):
-        other = dataclasses.replace(regions, origin=origin, set_aside=aside)
-        assert (module._shared_region(other) is masks) == bool(aside)
-        assert (module._origin(other) == other.as_json()) == (origin == "given")
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ from thoraclip.imaging import decode
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count", "worst"), [("covid_qu_ex", 18, 0.6), ("talo", 58, 0.7)], ids=["COVID-QU-Ex", "covid3-talo"]
+    ("name", "count", "median", "worst"),
+    [("covid_qu_ex", 18, 0.8, 0.6), ("talo", 58, 0.86, 0.7)],
+    ids=["COVID-QU-Ex", "covid3-talo"],
 )
 def test_estimates_are_plausible_and_overlap_with_the_masks_of_readers(
-    name: str, count: int, worst: float, request: pytest.FixtureRequest
+    name: str, count: int, median: float, worst: float, request: pytest.FixtureRequest
 ) -> None:
-    """Dice of every plausible estimate; the readers of covid3-talo drew the lung behind the heart as well."""
+    """Dice of every plausible estimate. The masks of COVID-QU-Ex leave the heart out, those of the others do not."""
     result: IndexResult = request.getfixturevalue(name)
     found = result.manifest
     pairs = [(p, found.root / mask) for p, mask in zip(found.paths(), found.column("lung_mask"), strict=True) if mask]
@@ -30,5 +32,5 @@ def test_estimates_are_plausible_and_overlap_with_the_masks_of_readers(
         assert mask_problem(truth) is None
         if estimate.is_plausible:
             overlap.append(2 * (estimate.mask & truth).sum() / (estimate.mask.sum() + truth.sum()))
-    assert np.median(overlap) >= 0.86 and min(overlap) >= worst
+    assert np.median(overlap) >= median and min(overlap) >= worst
     assert len(overlap) / count >= 0.9

@@ -42,10 +42,6 @@ _INSIDE, _OUTSIDE = "thoraclip.heatmaps.gradients", "thoraclip.heatmaps.perturba
 
 MAPS: Mapping[str, MapMethod] = {
     "occlusion": MapMethod(_OUTSIDE, "occlusion", "fall of the log-odds when a sliding patch is blurred away", False),
-    "rise": MapMethod(_OUTSIDE, "rise", "log-odds under 300 random soft masks", False),
-    "attention": MapMethod(_INSIDE, "attention", "attention maps weighted by their gradients", True),
-    "grad-cam": MapMethod(_INSIDE, "grad_cam", "last feature map, channels weighted by their mean gradient", True),
-    "hires-cam": MapMethod(_INSIDE, "hires_cam", "last feature map times its gradient, place by place", True),
     "smoothgrad": MapMethod(_INSIDE, "smoothgrad", "gradient times input over 16 noisy copies", True),
     "integrated": MapMethod(_INSIDE, "integrated_gradients", "gradients summed from the blurred picture on", True),
 }
@@ -82,7 +78,7 @@ def heat_map(classifier: Predictor, grey: Grey, class_index: int, *, method: str
     if method not in known:
         raise ConfigError(f"unknown method '{method}'{did_you_mean(method, MAPS)}")
     if known[method].needs_network and not hasattr(classifier, "logits"):
-        raise ConfigError(f"method '{method}': needs the network, and here are only its scores; take occlusion or rise")
+        raise ConfigError(f"method '{method}': needs the network, and here are only its scores; take occlusion")
     side = classifier.preprocess.size
     if grey.dtype != np.uint8 or grey.shape != (side, side):
         raise ImageError(f"grey {grey.dtype}{list(grey.shape)}: expected uint8 [{side}, {side}]")

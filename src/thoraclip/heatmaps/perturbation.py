@@ -15,7 +15,7 @@ from thoraclip.imaging import normalise
 from thoraclip.imaging.resizing import resize
 from thoraclip.predictor import Predictor
 
-__all__ = ["blurred", "centre", "log_odds", "occlusion", "perturbation_curves", "random_map", "resized", "rise"]
+__all__ = ["blurred", "centre", "log_odds", "occlusion", "perturbation_curves", "random_map", "resized"]
 
 Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
@@ -26,7 +26,6 @@ _TINY = 1e-12
 _BLUR_SHARE = 1 / 8
 """Radius of the blur over the side: lesions and ribs are gone, the bright and dark of the chest stays."""
 _PATCH_SHARE = 1 / 7
-_RISE_CELLS, _RISE_MASKS, _RISE_KEPT = 7, 300, 0.5
 
 
 def log_odds(scores: npt.NDArray[np.floating], class_index: int) -> Floats:
@@ -92,40 +91,6 @@ def occlusion(predictor: Predictor, grey: Grey, class_index: int, *, seed: int =
     nearness = np.maximum(0.0, 1 - np.abs(np.arange(side)[:, None] - middles) / (patch / 2))  # [side, patches]
     nearness /= nearness.sum(axis=1, keepdims=True)
     return np.asarray(nearness @ falls @ nearness.T, np.float32)
-
-
-def rise(predictor: Predictor, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
-    """RISE (Petsiuk, Das & Saenko 2018, arXiv:1806.07421, eq. 6): the mean of random masks, weighted by the score under them.
-
-    300 masks: 7 x 7 cells, each kept with probability 1/2, made smooth and shifted by part of a cell. What a mask takes
-    away is blurred, not black. The score is the log-odds less their mean over the masks, so that the map of a class that
-    no mask touches is zero, not the average mask.
-
-    Args:
-        predictor, grey, class_index: as in `occlusion`.
-        seed: of the masks.
-
-    Returns:
-        f32[S, S] in nats: the mean log-odds where the pixel is kept, less the mean of all.
-    """
-    side, fill = grey.shape[0], blurred(grey).astype(np.float32)
-    masks = _random_masks(side, np.random.default_rng(seed))
-    pictures = (np.round(mask * grey + (1 - mask) * fill).astype(np.uint8) for mask in masks)
-    scores = log_odds(_scores(predictor, pictures), class_index)
-    heat = np.tensordot(scores - scores.mean(), masks, axes=1) / (len(masks) * _RISE_KEPT)
-    return heat.astype(np.float32)
-
-
-def _random_masks(side: int, rng: np.random.Generator) -> Heat:
-    """f32[N, side, side] in [0, 1]."""
-    cell = -(-side // _RISE_CELLS)
-    masks = np.empty((_RISE_MASKS, side, side), np.float32)
-    for mask in masks:
-        coarse = (rng.random((_RISE_CELLS + 1, _RISE_CELLS + 1)) < _RISE_KEPT).astype(np.float32)
-        top, left = rng.integers(0, cell, 2)
-        fine = resized(coarse, (_RISE_CELLS + 1) * cell, (_RISE_CELLS + 1) * cell)
-        mask[:] = fine[top : top + side, left : left + side]
-    return masks
 
 
 def random_map(predictor: Predictor, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:

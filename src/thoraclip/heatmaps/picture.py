@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from thoraclip.data.lungs import estimate_lungs
 from thoraclip.data.masks import mask_problem, read_mask
 from thoraclip.errors import ConfigError, ImageError, InputError, did_you_mean
 from thoraclip.heatmaps import MAPS, default_map, heat_map
@@ -42,8 +43,7 @@ class Explanation:
         heat: f32[H, W], 0 or larger: evidence for the class.
         seen: bool[H, W]: what the network sees.
         lungs: bool[H, W]; nothing set where none were found.
-        lungs_from: `given mask`, `estimated`, `not found: ` and why the estimate is implausible, or `not drawn: ` and what the
-            estimate needs.
+        lungs_from: `given mask`, `estimated`, or `not found: ` and why the estimate is implausible.
         note: which classifier spoke.
     """
 
@@ -106,7 +106,7 @@ def explain_picture(
         classifier: as in `heat_map`.
         image: PNG, JPEG or DICOM.
         class_name, method, note, seed: see `explain_pixels`.
-        mask: lung mask of this very picture; None estimates the lungs, where scipy is installed.
+        mask: lung mask of this very picture; None estimates the lungs.
 
     Raises:
         ConfigError: see `explain_pixels`.
@@ -135,7 +135,7 @@ def explain_pixels(
         pixels: u8[H, W], by `imaging.decode`.
         class_name: empty for the predicted class.
         method: a name in `MAPS`; empty for `default_map`.
-        lungs: bool[H, W], given; None estimates them, where scipy is installed.
+        lungs: bool[H, W], given; None estimates them.
         note: which classifier this is; shown.
         seed: of methods that draw something.
 
@@ -215,16 +215,13 @@ def _given(pixels: Grey, mask: Path) -> Mask:
 
 
 def _estimate(pixels: Grey) -> tuple[Mask, str]:
-    """The estimated lungs; none where they are implausible, or where a small install cannot seek them."""
-    nothing = np.zeros(pixels.shape, dtype=bool)
-    try:
-        from thoraclip.data.lungs import estimate_lungs
-    except ModuleNotFoundError as error:
-        if error.name != "scipy":
-            raise
-        return nothing, "not drawn: scipy is not installed"
-    found = estimate_lungs(pixels)
-    return (found.mask, "estimated") if found.is_plausible else (nothing, f"not found: {found.reasons[0]}")
+    """The estimated lungs; none where they are implausible."""
+    made = estimate_lungs(pixels)
+    return (
+        (made.mask, "estimated")
+        if made.is_plausible
+        else (np.zeros(pixels.shape, dtype=bool), f"not found: {made.reasons[0]}")
+    )
 
 
 def _panel(explanation: Explanation) -> Panel:

@@ -100,8 +100,14 @@ FORM = "multipart/form-data; boundary="
         ("predict?neighbours=-1", None, "image/png", 422, "neighbours: Input should be greater than or equal to 0"),
         ("predict?neighbours=21", None, "image/png", 422, "neighbours: Input should be less than or equal to 20"),
         ("explain?class=Nromal", None, "image/png", 422, "class: 'Nromal' is not one of the classes"),
-        ("explain?method=rize", None, "image/png", 422, "method: unknown method 'rize'; did you mean 'rise'?"),
-        ("explain?method=smoothgrad", None, "image/png", 422, "unknown method 'smoothgrad'; known: occlusion, rise"),
+        (
+            "explain?method=oclusion",
+            None,
+            "image/png",
+            422,
+            "method: unknown method 'oclusion'; did you mean 'occlusion'?",
+        ),
+        ("explain?method=smoothgrad", None, "image/png", 422, "unknown method 'smoothgrad'; known: occlusion"),
     ],
 )
 def test_what_is_wrong_is_told(

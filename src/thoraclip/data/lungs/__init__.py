@@ -1,13 +1,13 @@
-"""Where the lungs are in a frontal chest radiograph: an estimate where no mask is given; which to use is the rule of `regions`.
+"""Where the lungs are in a frontal chest radiograph.
 
-    u8[H, W] --evidence--> local contrast, darkness --shape--> two fitted outlines --contour--> borders --> bool[H, W]
+    estimation   one fixed outline, drawn after anatomy; placed on one image, or where lungs usually lie
+    regions      the lung region of every image of an audit: given masks, one usual region for all, or a model's
 
-The estimate is classical image processing without a trained part, so it carries nothing over from any data set's classes.
-It is an estimate: it names what is odd about itself, and what is implausible is never used without being listed.
+Nothing is learnt from data, so no estimate carries over a data set's classes.
 """
 
 from __future__ import annotations
 
-from thoraclip.data.lungs.estimation import LEAST_QUALITY, LungEstimate, estimate_lungs, oddities
+from thoraclip.data.lungs.estimation import LEAST_QUALITY, LungEstimate, estimate_lungs, usual_lungs
 
-__all__ = ["LEAST_QUALITY", "LungEstimate", "estimate_lungs", "oddities"]
+__all__ = ["LEAST_QUALITY", "LungEstimate", "estimate_lungs", "usual_lungs"]

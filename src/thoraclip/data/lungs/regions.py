@@ -1,4 +1,4 @@
-"""One lung region for every image of an audit, all of one origin."""
+"""The lung region of every image of an audit, all of one origin."""
 
 from __future__ import annotations
 
@@ -6,32 +6,45 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.data.batches import in_batches, read_indexed
-from thoraclip.data.lungs.estimation import LungEstimate, estimate_lungs, oddities
+from thoraclip.data.lungs.estimation import usual_lungs
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
+from thoraclip.data.views import MARGIN
 from thoraclip.errors import ConfigError, ImageError, ManifestError, did_you_mean
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["SOURCES", "LungRegions", "lung_masks", "require_mask_source"]
+__all__ = ["SOURCES", "LungRegions", "lung_masks", "oddities", "require_mask_source", "usual_region"]
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
-Estimate = Callable[[Grey], LungEstimate | Mask]
+Estimate = Callable[[Grey], Mask]
 Found = tuple[Mask, str | None]
 
 SOURCES = ("auto", "given", "estimate", "model", "none")
-ORIGINS = {"given": "given", "estimate": "estimated", "model": "model", "none": "none"}
 _BATCH = 64
+
+AREA = (0.05, 0.70)
+"""Share of the image that two lungs can take."""
+LEAST_RATIO = 0.30
+"""Area of the smaller lung over that of the larger one."""
+MIDDLE = (0.20, 0.80)
+"""Where the middle of both lungs can lie, as a share of the width and of the height."""
+_SPECK = 0.01
+"""Parts smaller than this share of the image are no lung."""
+_LOOK = 128
+"""Longer side at which a mask is looked at."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +106,22 @@ def lung_masks(
 ) -> LungRegions:
     """The lung region of each chosen image at a model's geometry.
 
-    Regions of two origins are never mixed: if one class had masks by hand and another an estimate, what differs between the
-    two would pass for what differs between the classes. `auto` takes the given masks only where every chosen image has one,
-    and else estimates all.
+    Regions of two origins are never mixed: if one class had masks by hand and another an estimate, what differs between
+    the two would pass for what differs between the classes. `auto` takes the given masks only where every chosen image
+    has one. Else all images get the same region: where lungs usually lie. A region estimated for each image is smaller
+    where a lung is opaque, so its shape tells the class; docs/audit.md has the measurement.
 
     Args:
         manifest: images; `lung_mask` is relative to its root.
         spec: geometry and size, S.
         source: one of `SOURCES`; with `model`, `estimate` is a segmentation model's.
         rows: i64[R], the chosen rows in their order; None for all.
-        estimate: u8[H, W] -> a `LungEstimate`, or bool[H, W] whose plausibility is then judged here; None for
-            `estimate_lungs`. It is called from several threads.
+        estimate: u8[H, W] -> bool[H, W], the model's mask, which is checked here; called from several threads.
         progress: called with (done, total).
 
     Returns:
-        Regions of all R images. An image whose mask is unreadable, of another aspect ratio, empty or all-covering, or whose
-        estimate is implausible, is set aside with the reason, and its mask is empty.
+        Regions of all R images. An image whose mask is unreadable, of another aspect ratio, empty or all-covering, or
+        implausible if it is a model's, is set aside with the reason, and its mask is empty.
 
     Raises:
         ConfigError: unknown source, or `model` without a model.
@@ -121,7 +134,7 @@ def lung_masks(
     masks = np.zeros((len(chosen), spec.size, spec.size), dtype=bool)
     if origin == "none":
         return LungRegions(masks, ids, origin, (), why)
-    find = _given(chosen, spec) if origin == "given" else _estimated(chosen, spec, estimate or estimate_lungs)
+    find = _of_model(chosen, spec, estimate) if origin == "model" and estimate else _of_files(chosen, spec, origin)
     aside = []
     for first, found in in_batches(find, len(chosen), batch_size=_BATCH):
         for row, (mask, reason) in enumerate(found, start=first):
@@ -151,16 +164,18 @@ def _choose(manifest: Manifest, source: str, has_estimate: bool) -> tuple[str, s
         )
     if source == "none":
         return "none", "No lung region was asked for."
-    if source in {"estimate", "model"}:
-        by = "by the given segmentation model" if source == "model" else "from the pictures"
-        return ORIGINS[source], f"All lung regions are estimated {by}, as asked for."
+    if source == "model":
+        return "model", "All lung regions are estimated by the given segmentation model, as asked for."
+    same = "one region is estimated for all: where lungs usually lie, with a margin."
+    if source == "estimate":
+        return "estimated", f"As asked for, {same}"
     if all(given):
         return "given", "The lung regions are the given masks."
     if not any(given):
-        return "estimated", "No image has a lung mask, so all lung regions are estimated from the pictures."
+        return "estimated", f"No image has a lung mask, so {same}"
     return "estimated", (
-        f"Only {sum(given)} of {len(given)} images have a lung mask ({_missing(manifest, given)}); given and estimated regions "
-        "are never mixed, so all are estimated from the pictures."
+        f"Only {sum(given)} of {len(given)} images have a lung mask ({_missing(manifest, given)}); "
+        f"given and estimated regions are never mixed, so {same}"
     )
 
 
@@ -177,29 +192,42 @@ def _count(aside: Sequence[tuple[str, str]], total: int) -> str:
     return f"{len(aside)} of {total} images are set aside without a region, first '{aside[0][0]}': {aside[0][1]}."
 
 
-def _given(manifest: Manifest, spec: Preprocess) -> Callable[[int], Found]:
+def usual_region(height: int, width: int) -> Mask:
+    """bool[height, width]: where lungs usually lie and a margin of `MARGIN` around them, for an image of this size."""
+    return np.asarray(Image.fromarray(_wide()).resize((width, height), Image.Resampling.NEAREST))
+
+
+@cache
+def _wide() -> Mask:
+    return np.asarray(ndimage.binary_dilation(usual_lungs(256, 256), iterations=round(256 * MARGIN)))
+
+
+def _of_files(manifest: Manifest, spec: Preprocess, origin: str) -> Callable[[int], Found]:
+    """The given mask of each image, or the usual region stretched over it."""
     named = manifest.column("lung_mask")
-    files: list[Path] = [manifest.root / mask for mask in named]
     paths, hashes = manifest.paths(), manifest.column("sha256")
     widths, heights = manifest.column("width"), manifest.column("height")
 
     def find(row: int) -> Found:
         size = (heights[row], widths[row])
         shape = size if None not in size else _read(paths[row], hashes[row]).shape
+        if origin == "estimated":
+            return _fitted(usual_region(*shape), spec)
+        file = manifest.root / named[row]
         try:
-            return _fitted(read_mask(files[row], shape), spec)
+            return _fitted(read_mask(file, shape), spec)
         except ImageError as error:
-            return np.zeros((0, 0), bool), str(error).replace(str(files[row]), str(named[row]))
+            return np.zeros((0, 0), bool), str(error).replace(str(file), str(named[row]))
 
     return find
 
 
-def _estimated(manifest: Manifest, spec: Preprocess, estimate: Estimate) -> Callable[[int], Found]:
+def _of_model(manifest: Manifest, spec: Preprocess, estimate: Estimate) -> Callable[[int], Found]:
     paths, hashes = manifest.paths(), manifest.column("sha256")
 
     def find(row: int) -> Found:
-        made = estimate(_read(paths[row], hashes[row]))
-        mask, reasons = (made.mask, made.reasons) if isinstance(made, LungEstimate) else (made, oddities(made))
+        mask = estimate(_read(paths[row], hashes[row]))
+        reasons = oddities(mask)
         return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
 
     return find
@@ -220,3 +248,36 @@ def _read(path: Path, sha256: str | None) -> Grey:
         return decode(data).pixels
     except ImageError as error:
         raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
+
+
+def oddities(mask: Mask) -> tuple[str, ...]:
+    """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words; empty where nothing does."""
+    small = _reduce(mask)
+    area = float(small.mean())
+    if not AREA[0] <= area <= AREA[1]:
+        return (f"{100 * area:.1f} % of the picture is lung; expected {100 * AREA[0]:.0f} to {100 * AREA[1]:.0f} %",)
+    parts, count = ndimage.label(small)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    large = np.flatnonzero(sizes >= _SPECK * small.size) + 1
+    if len(large) != 2:
+        return (f"{len(large)} parts in place of two lungs",)
+    found = []
+    ratio = sizes[large - 1].min() / sizes[large - 1].max()
+    if ratio < LEAST_RATIO:
+        found.append(f"one lung is {ratio:.2f} of the other; expected {LEAST_RATIO:.2f} or more")
+    centres = np.array(ndimage.center_of_mass(small, parts, large)) / small.shape
+    (y, x), (down, across) = centres.mean(axis=0), np.abs(centres[1] - centres[0])
+    if across * small.shape[1] <= down * small.shape[0]:
+        found.append("the two parts do not lie side by side")
+    if not (MIDDLE[0] <= x <= MIDDLE[1] and MIDDLE[0] <= y <= MIDDLE[1]):
+        found.append(f"the lungs' middle lies at {x:.2f} of the width and {y:.2f} of the height, too near the edge")
+    return tuple(found)
+
+
+def _reduce(mask: Mask) -> Mask:
+    """The mask with a longer side of at most 128 pixels."""
+    scale = _LOOK / max(mask.shape)
+    if scale >= 1:
+        return mask
+    height, width = (max(1, round(side * scale)) for side in mask.shape)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -104,7 +104,7 @@ class Explained(_Told):
     bundle: About
     prediction: OnePicture
     explained: str = Field(description="The class whose evidence is shown.")
-    method: str = Field(description="occlusion or rise.")
+    method: str = Field(description="How the map was made: occlusion.")
     evidence_in_lungs: float | None = Field(
         description="Share of the evidence inside the lungs; null without an outline."
     )

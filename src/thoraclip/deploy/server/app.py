@@ -188,7 +188,7 @@ async def explain(
     class_name: Annotated[
         str, Query(alias="class", description="What is explained; the predicted class if none is given.")
     ] = "",
-    method: Annotated[str, Query(description="occlusion or rise.")] = "occlusion",
+    method: Annotated[str, Query(description="occlusion, the only one for a bundle.")] = "occlusion",
     neighbours: Neighbours = 0,
 ) -> Response:
     """A heat map for one picture. It shows where the scores change when a part is blurred away, and proves nothing."""

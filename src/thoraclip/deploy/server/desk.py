@@ -130,7 +130,7 @@ class Desk:
         Args:
             picture: content of a file.
             class_name: empty for the predicted class.
-            method: `occlusion` or `rise`; empty for the first.
+            method: one of `METHODS`; empty for the first.
 
         Raises:
             BusyError: too many explanations wait already, or this one has waited for longer than the limit.

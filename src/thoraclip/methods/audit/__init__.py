@@ -43,8 +43,6 @@ Ints = npt.NDArray[np.int64]
 
 _RULES = 1
 """Number of the rules by which pictures are altered; answers to views of another number are asked for again."""
-_SEEN_BY = 0.10
-"""Share of the estimates that see lung where the region of all images is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +52,8 @@ class AuditConfig:
     images: int = 1000
     """Images at most, drawn from those that the classifier has not seen, the classes in their own shares; 0 for all."""
     masks: str = "auto"
-    """Where the lungs are: auto (the manifest's masks where every image has one, else an estimate for all), given, estimate,
-    none, or a folder with a segmentation model of your own in Transformers format."""
+    """Where the lungs are: auto (the manifest's masks where every image has one, else estimate), given, estimate (one usual
+    region for all), none, or a folder with a segmentation model of your own in Transformers format."""
     folds: int = 5
     """Parts in which what is fitted anew is held out."""
     l2: float = 0.1
@@ -111,15 +109,14 @@ def audit(
     greys = sample_images(sample, manifest, spec, pixels)
     lungs = _find_lungs(sample, spec, config, progress)
     announce(lungs.words)
-    regions = _shared_region(lungs) if lungs.origin == "estimated" else lungs.masks
-    usable = np.asarray(regions.any(axis=(1, 2)))
+    usable = lungs.usable
     same, other, any_ = choose_partners(sample.target, sample.groups, sample.parts, usable, seed=config.seed)
-    scene = Scene(greys, regions, round(float(greys.mean())), same, other, any_, config.seed)
+    scene = Scene(greys, lungs.masks, round(float(greys.mean())), same, other, any_, config.seed)
     token = digest(
         [
             _RULES, DECODING, run.fingerprint, sample.manifest.fingerprint, spec.as_dict(), config.seed, scene.level,
             [list(classifier.features_key[1:]) for classifier, _ in sample.classifiers],
-            [array.tobytes().hex() for array in (np.packbits(regions), same, other, any_)],
+            [array.tobytes().hex() for array in (np.packbits(lungs.masks), same, other, any_)],
         ]
     )  # fmt: skip
     seen = score_views(
@@ -133,7 +130,7 @@ def audit(
     named |= refitted
     trials += probe_tests(refitted, run.is_retrainable)
     announce("what can be told without lungs")
-    behind, trees = background_answers(sample, greys, regions, fold, seed=config.seed)
+    behind, trees = background_answers(sample, greys, lungs.masks, fold, seed=config.seed)
     named |= behind
     trials += trees
     across, more = across_sources(sample, seen["original"], fold, l2=config.l2, counts=run.is_retrainable)
@@ -142,7 +139,7 @@ def audit(
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
         shuffled=shuffled, run=run.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
-        attributes=attribute_answers(sample, seen["original"], fold, l2=config.l2), lungs=_origin(lungs),
+        attributes=attribute_answers(sample, seen["original"], fold, l2=config.l2), lungs=lungs.as_json(),
         sham=_sham(seen), saliency=_saliency(sample, greys, lungs.masks, named["original"], config, announce),
         without_duplicates=_without_duplicates(run, manifest, config, inspection or out / "cache" / "inspection", progress),
         has_masks=bool(usable.any()),
@@ -159,29 +156,6 @@ def _find_lungs(sample: AuditSample, spec: Preprocess, config: AuditConfig, prog
 
         estimate, source = load_segmenter(source).estimate, "model"
     return lung_masks(sample.manifest, spec, source=source, estimate=estimate, progress=progress)
-
-
-def _shared_region(lungs: LungRegions) -> npt.NDArray[np.bool_]:
-    """bool[N, S, S]: for every image the same region, where a tenth of the estimates see lung.
-
-    An estimate is smaller where a lung is opaque, so that an outline of its own would leave the finding in the picture, and
-    tell the class by its shape.
-    """
-    if not lungs.usable.any():
-        return lungs.masks
-    share = lungs.masks[lungs.usable].mean(axis=0)
-    return np.broadcast_to(share >= _SEEN_BY, lungs.masks.shape)
-
-
-def _origin(lungs: LungRegions) -> dict[str, Any]:
-    """Where the lung regions are from, with a word on what is made of an estimate."""
-    told = lungs.as_json()
-    if lungs.origin == "estimated":
-        told["words"] += (
-            f" An estimate is worse where a lung is opaque, so one region is taken for all images, those set aside too: where "
-            f"{_SEEN_BY:.0%} of the estimates see lung."
-        ).replace("%", " %")
-    return told
 
 
 def _refit(
