@@ -41,7 +41,7 @@ from thoraclip.deploy.server.openapi import (
     add_document,
     refusals,
 )  # fmt: skip
-from thoraclip.deploy.server.page import count_phantoms, page_router
+from thoraclip.deploy.server.page import PHANTOMS, page_router
 from thoraclip.deploy.server.problems import RefusedError, problem
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps.picture import overlay_png
@@ -207,7 +207,7 @@ async def explain(
 @_server.get("/v1/bundles", summary="The bundles that answer")
 async def bundles(counter: Shared) -> list[BundleFacts]:
     """The first one answers where none is named."""
-    phantoms = count_phantoms() if counter.has_page else 0
+    phantoms = PHANTOMS if counter.has_page else 0
     return [bundle_facts(desk, phantoms=phantoms) for desk in counter.desks]
 
 

@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from PIL import Image
 from starlette.responses import Response
 
+from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.deploy.server.problems import RefusedError
 
-__all__ = ["PAGE_POLICY", "count_phantoms", "page_router"]
+__all__ = ["PAGE_POLICY", "PHANTOMS", "page_router"]
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -21,7 +22,9 @@ PAGE_POLICY = (
 """Content security policy of the page."""
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _FILES = ("page.css", "page.js", "words.js", "nodes.js")
-_PHANTOMS, _PHANTOM_SIDE = 12, 384
+PHANTOMS = 12
+"""Synthetic radiographs to try."""
+_PHANTOM_SIDE = 384
 
 page_router = APIRouter(include_in_schema=False)
 
@@ -37,20 +40,11 @@ def page_file(file: str) -> Response:
     """A script or style of the page, or `phantom-N.png`, a synthetic radiograph."""
     if file in _FILES:
         return _static(file)
-    phantoms = [f"phantom-{number}.png" for number in range(count_phantoms())]
+    phantoms = [f"phantom-{number}.png" for number in range(PHANTOMS)]
     if file in phantoms:
         content = _phantom(phantoms.index(file))
         return Response(content, media_type="image/png", headers={"cache-control": "no-cache"})
     raise RefusedError(404, "Not Found")
-
-
-def count_phantoms() -> int:
-    """Number of synthetic radiographs; 0 where SciPy, which draws them, is not installed."""
-    try:
-        import scipy  # type: ignore[import-untyped]  # noqa: F401
-    except ModuleNotFoundError:
-        return 0
-    return _PHANTOMS
 
 
 def _static(name: str) -> Response:
@@ -62,8 +56,6 @@ def _static(name: str) -> Response:
 
 def _phantom(number: int) -> bytes:
     """PNG of a synthetic radiograph, a function of its number."""
-    from thoraclip.data.phantom import CLASSES, draw_phantom  # heavy: SciPy
-
     label = CLASSES[number % len(CLASSES)]
     drawn = draw_phantom(label, rng=np.random.default_rng(1000 + number), size=_PHANTOM_SIDE, difficulty=0.0)
     stream = io.BytesIO()
