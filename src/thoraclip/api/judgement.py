@@ -124,12 +124,12 @@ def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manife
     from thoraclip.deploy.seal import is_bundle
 
     if is_bundle(folder):
+        from thoraclip.deploy.audit_target import BundleAuditTarget
         from thoraclip.deploy.opening import open_bundle
-        from thoraclip.deploy.subject import BundleSubject
 
         if manifest is None:
             raise InputError(f"{folder}: a bundle does not know where its images are; name a manifest with --manifest")
-        return BundleSubject(open_bundle(folder)), read_images(manifest)
+        return BundleAuditTarget(open_bundle(folder)), read_images(manifest)
     from thoraclip.methods.predictors import find_manifest, read_run
 
     finished = read_run(folder)

@@ -12,33 +12,33 @@ from tests.small_install import run_without
 
 from thoraclip import audit
 from thoraclip.data.splits import split_folds
+from thoraclip.deploy.audit_target import BundleAuditTarget
 from thoraclip.deploy.opening import open_bundle
-from thoraclip.deploy.subject import BundleSubject
 from thoraclip.errors import InputError, ManifestError
 
 SETTINGS = {"images": 34, "saliency": 1, "resamples": 100, "duplicates": False, "masks": "none"}
 
 
 def test_it_is_judged_on_what_it_has_not_learned_from(workshop: Workshop) -> None:
-    subject = BundleSubject(open_bundle(workshop.bundle("probe")))
+    target = BundleAuditTarget(open_bundle(workshop.bundle("probe")))
     original, manifest = workshop.original("probe"), workshop.manifest
-    ((fold, rows),) = subject.parts(manifest)
+    ((fold, rows),) = target.parts(manifest)
     assert fold is None and np.array_equal(rows, original.test)
     unsplit = split_folds(manifest.with_columns(split=[None] * len(manifest)), folds=3, seed=1)
-    ((_, rows),) = subject.parts(unsplit)
+    ((_, rows),) = target.parts(unsplit)
     assert np.array_equal(rows, original.test), "whatever the other manifest says of its parts"
     renamed = unsplit.with_columns(sha256=[("0" * 56 + f"{i:08x}") for i in range(len(manifest))])
-    ((_, rows),) = subject.parts(renamed)
+    ((_, rows),) = target.parts(renamed)
     assert len(rows) == len(manifest), "pictures from elsewhere"
     with pytest.raises(ManifestError, match="that the bundle has not learned from"):
-        list(subject.parts(manifest.take(original.train)))
+        list(target.parts(manifest.take(original.train)))
 
 
 def test_another_set_of_classes_is_refused_and_a_manifest_is_needed(workshop: Workshop, tmp_path: Path) -> None:
-    subject = BundleSubject(open_bundle(workshop.bundle("probe")))
+    target = BundleAuditTarget(open_bundle(workshop.bundle("probe")))
     labels = ["other" if label == "Normal" else label for label in workshop.manifest.column("label")]
     with pytest.raises(ManifestError, match="class 'Normal' has no image"):
-        subject.label_set(workshop.manifest.with_columns(label=labels))
+        target.label_set(workshop.manifest.with_columns(label=labels))
     with pytest.raises(InputError, match="does not know where its images are; name a manifest with --manifest"):
         audit(workshop.bundle("probe"), out=tmp_path)
 

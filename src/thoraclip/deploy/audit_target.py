@@ -1,4 +1,4 @@
-"""A bundle as an audit sees it: which images of a manifest it may be judged on, and who answers."""
+"""A bundle as the target of an audit: the images of a manifest that it may be judged on, and its classifier."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from thoraclip.labels import LabelSet
 if TYPE_CHECKING:
     from thoraclip.tables.manifest import Manifest
 
-__all__ = ["BundleSubject"]
+__all__ = ["BundleAuditTarget"]
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class BundleSubject:
+class BundleAuditTarget:
     """See `methods.audit.sample.AuditTarget`.
 
     Args:
