@@ -63,8 +63,8 @@ def require_engine(engine: str, *, workers: int = 0, threads: int = 0) -> None:
 def over_ray(make: Maker, tables: Iterable[pa.Table], *, workers: int = 0) -> Iterator[Block]:
     """Yield the results of all blocks, in their order.
 
-    Takes the cluster that `RAY_ADDRESS` names, or one that runs on this machine. Otherwise one is started on this machine,
-    and ended afterwards.
+    Takes the cluster that `RAY_ADDRESS` names, or one that runs on this machine. Otherwise one is started on this
+    machine, and ended afterwards.
 
     Args:
         make: pickled for the actors; called in each with the number of its threads. It returns what turns a block into
@@ -83,9 +83,15 @@ def over_ray(make: Maker, tables: Iterable[pa.Table], *, workers: int = 0) -> It
         cpus, gpus, workers = _share(ray, workers)
         due = 0
         dataset = ray.data.from_arrow(blocks).map_batches(
-            _Worker, fn_constructor_args=(make, int(cpus)), batch_size=None, batch_format="numpy", zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=cpus, num_gpus=gpus,
-        )  # fmt: skip
+            _Worker,
+            fn_constructor_args=(make, int(cpus)),
+            batch_size=None,
+            batch_format="numpy",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
         for block in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             if "error" in block:
                 kind, text = str(block["error"][0]).split("\n", 1)

@@ -60,7 +60,8 @@ class BundleAuditTarget:
         return manifest.label_set(self.opened.labels.names)
 
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
-        """The labelled images that the classifier has not learned from, of split `test` where the manifest names splits.
+        """The labelled images that the classifier has not learned from, of split `test` where the manifest names
+        splits.
 
         A picture is known by the SHA-256 of its file.
 
@@ -74,7 +75,8 @@ class BundleAuditTarget:
         usable &= ~self.opened.bundle.is_trained_on(manifest.column("sha256"))
         if not usable.any():
             raise ManifestError(
-                "manifest: no labelled image, of split 'test' where it names splits, that the bundle has not learned from"
+                "manifest: no labelled image, of split 'test' where it names splits, that the bundle has not learned "
+                "from"
             )
         yield None, np.flatnonzero(usable)
 
@@ -82,7 +84,8 @@ class BundleAuditTarget:
         """The bundle itself."""
         if labels != self.opened.labels:
             raise MismatchError(
-                f"{self.opened.bundle.folder}: has the classes {list(self.opened.labels.names)}, not {list(labels.names)}"
+                f"{self.opened.bundle.folder}: has the classes {list(self.opened.labels.names)}, not "
+                f"{list(labels.names)}"
             )
         return self.opened
 

@@ -36,9 +36,20 @@ from thoraclip.posthoc.scaling import TemperatureScaling
 from thoraclip.runs import write_json
 
 __all__ = [
-    "CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "parse_facts", "read_bundle", "write_facts", "write_novelty_arrays",
-    "write_self_test", "write_thumbnails", "write_trained_on",
-]  # fmt: skip
+    "CARD",
+    "DIGEST_BYTES",
+    "MODEL",
+    "PARITY",
+    "SCHEMA",
+    "Bundle",
+    "parse_facts",
+    "read_bundle",
+    "write_facts",
+    "write_novelty_arrays",
+    "write_self_test",
+    "write_thumbnails",
+    "write_trained_on",
+]
 
 SCHEMA = 1
 MODEL, PARITY, CARD = "model.onnx", "parity.json", "README.md"
@@ -65,7 +76,8 @@ class Bundle:
         preprocess: how a picture becomes the model's input.
         scaling: temperature, fitted on validation images; `None` without them.
         sets: thresholds of the prediction sets, on scores as the model gives them; `None` without validation images.
-        operating_points: class -> threshold on the calibrated score that finds the share `goal` of its validation images.
+        operating_points: class -> threshold on the calibrated score that finds the share `goal` of its validation
+            images.
         facts: all of `bundle.json`.
     """
 
@@ -105,11 +117,14 @@ class Bundle:
         if about is None:
             return None
         return NoveltyScore(
-            kind=about["score"], threshold=about["threshold"], false_positive_rate=about["false_positive_rate"],
-            calibrated_on=about["calibrated_on"], calibration_images=about["calibration_images"],
+            kind=about["score"],
+            threshold=about["threshold"],
+            false_positive_rate=about["false_positive_rate"],
+            calibrated_on=about["calibrated_on"],
+            calibration_images=about["calibration_images"],
             neighbours=about["neighbours"],
             arrays={name: array.astype(np.float64) for name, array in _arrays(self.folder / _NOVELTY).items()},  # once
-        )  # fmt: skip
+        )
 
     @cached_property
     def thumbnails(self) -> Thumbnails | None:
@@ -153,8 +168,8 @@ def _check_schema(folder: Path, facts: Mapping[str, Any]) -> None:
     if found > SCHEMA:
         by = facts.get("provenance", {}).get("versions", {}).get("thoraclip", "a later version")
         raise MismatchError(
-            f"{folder}: is a bundle of schema {found}, written by thoraclip {by}, and this version reads up to {SCHEMA}; "
-            "upgrade: pip install -U thoraclip"
+            f"{folder}: is a bundle of schema {found}, written by thoraclip {by}, and this version reads up to "
+            f"{SCHEMA}; upgrade: pip install -U thoraclip"
         )
     if found < 1:
         raise MismatchError(f"{folder}: schema {found} is no schema of a bundle; export the run again")
@@ -210,10 +225,14 @@ def write_novelty_arrays(folder: Path, fitted: NoveltyScore) -> dict[str, Any]:
     """Write the arrays of an out-of-distribution score; returns what `bundle.json` says of it."""
     np.savez(folder / _NOVELTY, **fitted.arrays)  # type: ignore[arg-type]
     return {
-        "score": fitted.kind, "threshold": fitted.threshold, "false_positive_rate": fitted.false_positive_rate,
-        "guaranteed_rate": fitted.guaranteed_rate, "calibrated_on": fitted.calibrated_on,
-        "calibration_images": fitted.calibration_images, "neighbours": fitted.neighbours,
-    }  # fmt: skip
+        "score": fitted.kind,
+        "threshold": fitted.threshold,
+        "false_positive_rate": fitted.false_positive_rate,
+        "guaranteed_rate": fitted.guaranteed_rate,
+        "calibrated_on": fitted.calibrated_on,
+        "calibration_images": fitted.calibration_images,
+        "neighbours": fitted.neighbours,
+    }
 
 
 def write_self_test(folder: Path, greys: Greys, scores: npt.NDArray[np.float32]) -> None:

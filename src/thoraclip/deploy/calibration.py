@@ -30,8 +30,9 @@ def calibrate(scores: Floats, target: Ints, names: tuple[str, ...]) -> dict[str,
         names: of the C classes.
 
     Returns:
-        `temperature` (`None`: no temperature changes these scores); `sets` on the scores as they are, so that their promise
-        holds whatever the temperature; `operating_points` on calibrated scores, `None` for a class with too few images.
+        `temperature` (`None`: no temperature changes these scores); `sets` on the scores as they are, so that their
+        promise holds whatever the temperature; `operating_points` on calibrated scores, `None` for a class with too few
+        images.
     """
     try:
         scaling: TemperatureScaling | None = fit_temperature(scores, target)
@@ -73,7 +74,8 @@ def fit_reference(train: Features, targets: Ints, val: Features) -> NoveltyScore
 def measure(
     scores: Floats, features: Features, target: Ints, *, sets: ClassThresholds, novelty: NoveltyScore | None
 ) -> dict[str, Any]:
-    """What the bundle does on test images: accuracy, coverage of the sets, share that is flagged; each with its interval.
+    """What the bundle does on test images: accuracy, coverage of the sets, share that is flagged; each with its
+    interval.
 
     Args:
         scores, features: f64[N, C] as the model gives them, f32[N, D].

@@ -30,11 +30,20 @@ def bundle_card(original: Original, facts: Mapping[str, Any], parity: Mapping[st
         "thoraclip.deploy", html=False, share=share, points=points, interval=share_interval, n="{:,}".format
     )
     body = found.get_template("bundle_card.md.j2").render(
-        facts=facts, parity=parity, base=base, entry=entry, unjudged=why, metrics={n: METRICS[n].title for n in _SHOWN},
-        folds=sorted({f for f in original.predictions.fold if f is not None}), alike=len(original.alike),
-        fp32_tolerance=FP32_TOLERANCE, int8_flips=INT8_FLIPS, int8_accuracy=INT8_ACCURACY,
-        train=len(original.train), val=len(original.val),
-    )  # fmt: skip
+        facts=facts,
+        parity=parity,
+        base=base,
+        entry=entry,
+        unjudged=why,
+        metrics={n: METRICS[n].title for n in _SHOWN},
+        folds=sorted({f for f in original.predictions.fold if f is not None}),
+        alike=len(original.alike),
+        fp32_tolerance=FP32_TOLERANCE,
+        int8_flips=INT8_FLIPS,
+        int8_accuracy=INT8_ACCURACY,
+        train=len(original.train),
+        val=len(original.val),
+    )
     return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 

@@ -6,14 +6,15 @@ A row x (a token) times a constant matrix W becomes x W + b ~ s ((q - z)' Q) t +
     Q = round(W / t), s8         t of each output, the one with the least squared error
 
 The scale of a row depends on no other row, and so not on the other images of a call. A row's own scale also
-keeps the few tokens with huge activations that vision transformers have (Darcet et al. 2023, arXiv:2309.16588) from taking
-the digits of all others. The zero point z is fixed for each product from calibration pictures, whose smallest activation is
-`low`: the one with the smallest mean of s squared, to which the squared error of rounding is proportional. Behind a GELU,
-where activations hardly go below 0, this nearly doubles the digits. Activations that are the bytes of the picture themselves
-stay as they are.
+keeps the few tokens with huge activations that vision transformers have (Darcet et al. 2023, arXiv:2309.16588) from
+taking the digits of all others. The zero point z is fixed for each product from calibration pictures, whose smallest
+activation is `low`: the one with the smallest mean of s squared, to which the squared error of rounding is
+proportional. Behind a GELU, where activations hardly go below 0, this nearly doubles the digits. Activations that are
+the bytes of the picture themselves stay as they are.
 
-Q is stored as Q + 128 in u8, with 128 as its zero point. On x86 without dot products of bytes (VNNI), ONNX Runtime adds pairs
-of u8 x s8 products in 16 bits, and these sums saturate (VPMADDUBSW); its products of u8 x u8 are exact there, too.
+Q is stored as Q + 128 in u8, with 128 as its zero point. On x86 without dot products of bytes (VNNI), ONNX Runtime adds
+pairs of u8 x s8 products in 16 bits, and these sums saturate (VPMADDUBSW); its products of u8 x u8 are exact there,
+too.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def eight_bit_products(source: Path, target: Path, greys: Greys) -> None:
 
 
 def _fused(source: Path, work: Path) -> onnx.ModelProto:
-    """The model with the operators that ONNX Runtime makes of several, such as a GELU; `work` is a file that may be written."""
+    """The model with the operators that ONNX Runtime makes of several, such as a GELU; `work` is a file that may be
+    written."""
     from thoraclip.deploy.onnx_runtime import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -174,7 +176,8 @@ def zero_point(low: float, highest: Floats, largest: Floats) -> int:
 
 
 def rounded(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """f64[in, out] -> (Q s8[in, out], t f64[out]), matrix ~ Q t, with the least squared error of `_CLIPS` for each output."""
+    """f64[in, out] -> (Q s8[in, out], t f64[out]), matrix ~ Q t, with the least squared error of `_CLIPS` for each
+    output."""
     widest = np.maximum(np.abs(matrix).max(axis=0), 1e-12) / 127
     best, scale = np.full(matrix.shape[1], np.inf), widest.copy()
     for share in _CLIPS:
@@ -226,9 +229,17 @@ class _Writer:
         zero = np.uint8(0 if scale is None else self._measured[x].zero)
         told = self._add(
             "MatMulIntegerToFloat",
-            [digits, weights, self._constant(np.float32(1)), scales, self._constant(zero), self._constant(np.uint8(_MIDDLE))],
-            f"{out}.whole", domain="com.microsoft",
-        )  # fmt: skip
+            [
+                digits,
+                weights,
+                self._constant(np.float32(1)),
+                scales,
+                self._constant(zero),
+                self._constant(np.uint8(_MIDDLE)),
+            ],
+            f"{out}.whole",
+            domain="com.microsoft",
+        )
         if scale is not None:
             told = self._add("Mul", [told, scale], f"{out}.scaled")
         if len(node.input) > 2:
@@ -239,7 +250,9 @@ class _Writer:
     def _of_bytes(self, x: str) -> tuple[str, None]:
         """(digits u8[rows, features], no scale): whole numbers stay."""
         flat = self._flat(x)
-        return self._add("QuantizeLinear", [flat, self._constant(np.float32(1)), self._constant(np.uint8(0))], f"{x}.digits"), None  # fmt: skip
+        return self._add(
+            "QuantizeLinear", [flat, self._constant(np.float32(1)), self._constant(np.uint8(0))], f"{x}.digits"
+        ), None
 
     def _rounded(self, x: str) -> tuple[str, str]:
         """(digits u8[rows, features], scales f32[rows, 1]) of an activation."""

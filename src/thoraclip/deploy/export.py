@@ -57,10 +57,10 @@ def export_bundle(
         original: what it is made of.
         out: folder; a bundle that is there is replaced once the new one is whole.
         int8: weights and products of eight bits.
-        images: validation images for what is calibrated, training images for the out-of-distribution reference, test images
-            for what is told of the bundle: no more than this of each. int8 is compared on all test images.
-        thumbnails: training pictures that the bundle carries, for who asks what a picture is like; whoever has the bundle can
-            see them.
+        images: validation images for what is calibrated, training images for the out-of-distribution reference, test
+            images for what is told of the bundle: no more than this of each. int8 is compared on all test images.
+        thumbnails: training pictures that the bundle carries, for who asks what a picture is like; whoever has the
+            bundle can see them.
         seed: of the draws and resamples.
         progress: called with (done, total) images.
         announce: gets a line at every stage.
@@ -125,11 +125,18 @@ def _finish(
     if kept is not None:
         scores, target = kept.scores, kept.target
     facts: dict[str, Any] = {
-        "schema": layout.SCHEMA, "name": f"{original.kind} on {Path(original.model).name}", "kind": original.kind, "precision": parity["precision"],
-        "quantisation": parity["int8"] and parity["int8"]["quantisation"], "weights": UNSIGNED if parity["int8"] else None, "labels": list(names), "preprocess": original.classifier.preprocess.as_dict(), "decoding": DECODING,
+        "schema": layout.SCHEMA,
+        "name": f"{original.kind} on {Path(original.model).name}",
+        "kind": original.kind,
+        "precision": parity["precision"],
+        "quantisation": parity["int8"] and parity["int8"]["quantisation"],
+        "weights": UNSIGNED if parity["int8"] else None,
+        "labels": list(names),
+        "preprocess": original.classifier.preprocess.as_dict(),
+        "decoding": DECODING,
         **calibrate(scores, target, names),
         "calibrated_on": {"images": len(target), "scores": "the bundle's own" if kept is None else "kept by the run"},
-    }  # fmt: skip
+    }
     of_training = session.look(runtime.look, session.train)[0]
     found = fit_reference(of_training, session.targets[session.train], features)
     has_none = isinstance(found, str)
@@ -157,9 +164,12 @@ def _finish(
     parsed = layout.parse_facts(part, "", facts)
     assert parsed.sets is not None, "calibrate always fits sets"
     parity["test"] = measure(
-        test_scores, test_features, session.targets[session.test], sets=parsed.sets,
+        test_scores,
+        test_features,
+        session.targets[session.test],
+        sets=parsed.sets,
         novelty=None if isinstance(found, str) else found,
-    )  # fmt: skip
+    )
     parity["run"] = compare_scores(_told_by_run(session), test_scores)
     layout.write_facts(part, facts)
     write_json(part / layout.PARITY, parity)

@@ -40,8 +40,9 @@ Greys = npt.NDArray[np.uint8]
 OPSET = 20
 """Of the ONNX file; ONNX Runtime 1.17 and later load it."""
 _LARGE = 2**18
-"""Bytes from which a factor of a matrix product lies in the file beside the model. ONNX Runtime maps that file and packs such
-factors from there, where it copies what lies in the model itself twice; they are unmapped once they are packed."""
+"""Bytes from which a factor of a matrix product lies in the file beside the model. ONNX Runtime maps that file and
+packs such factors from there, where it copies what lies in the model itself twice; they are unmapped once they are
+packed."""
 _PRODUCTS = {"MatMul", "Gemm", "MatMulIntegerToFloat"}
 """Operators whose second factor is packed. Any other constant would stay mapped, and be lost with the file."""
 _ENOUGH = 32
@@ -171,10 +172,17 @@ def _exported(module: GreyClassifier, *, pictures: int) -> onnx.ModelProto:
     try:
         with _silence(), quiet():
             program = torch.onnx.export(
-                module, (torch.zeros(pictures, side, side, dtype=torch.uint8),), None, dynamo=True, opset_version=OPSET,
-                verbose=False, dynamic_shapes=shapes, input_names=["greys"], output_names=["features", "scores"],
+                module,
+                (torch.zeros(pictures, side, side, dtype=torch.uint8),),
+                None,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                dynamic_shapes=shapes,
+                input_names=["greys"],
+                output_names=["features", "scores"],
                 custom_translation_table={torch.ops.aten._is_all_true.default: _is_all_true},
-            )  # fmt: skip
+            )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ModelError(f"the network cannot be written as ONNX ({first_line(error)})") from error
     assert program is not None, "the exporter returns the program where no file is named"
@@ -182,7 +190,8 @@ def _exported(module: GreyClassifier, *, pictures: int) -> onnx.ModelProto:
 
 
 def _is_all_true(value: Any) -> Any:
-    """Of a boolean that is one number already: the checks of SigLIP 2 in Transformers 5.24, which the exporter does not know."""
+    """Of a boolean that is one number already: the checks of SigLIP 2 in Transformers 5.24, which the exporter does not
+    know."""
     from onnxscript import opset20
 
     return opset20.Identity(value)
@@ -227,8 +236,9 @@ def _clean(model: onnx.ModelProto) -> None:
 def quantise(path: Path, greys: Greys) -> tuple[str, float]:
     """Replace the model by one with weights of eight bits, and activations of eight bits in its large products.
 
-    Transformers: see `eight_bits`. Networks whose weights are mostly in convolutions: static quantisation by ONNX Runtime.
-    What either shifts the features by, on average over the calibration pictures, is put back. The head stays in fp32.
+    Transformers: see `eight_bits`. Networks whose weights are mostly in convolutions: static quantisation by ONNX
+    Runtime. What either shifts the features by, on average over the calibration pictures, is put back. The head stays
+    in fp32.
 
     Args:
         path: written by `write_onnx`.
@@ -263,10 +273,17 @@ def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
         )  # batch normalisation becomes part of the convolutions
         head = [node.name for node in onnx.load(str(ready)).graph.node if "features" in node.input]
         quantize_static(
-            ready, target, _Pictures(greys), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8, extra_options={"WeightSymmetric": True}, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            ready,
+            target,
+            _Pictures(greys),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QUInt8,
+            extra_options={"WeightSymmetric": True},
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             nodes_to_exclude=head,
-        )  # fmt: skip
+        )
     ready.unlink()
 
 
@@ -302,7 +319,8 @@ class _Pictures:
 
 
 def _share_in_convolutions(model: onnx.ModelProto) -> float:
-    """Of the weights of all products, those of convolutions beyond the first, which is a patch embedding in transformers."""
+    """Of the weights of all products, those of convolutions beyond the first, which is a patch embedding in
+    transformers."""
     sizes = {one.name: int(np.prod(one.dims)) for one in model.graph.initializer}
     convolutions, products = (
         [sizes.get(node.input[1], 0) for node in model.graph.node if node.op_type in kinds]

@@ -1,5 +1,5 @@
-"""ONNX Runtime, which is imported through here alone: from 1.32 on it keeps a database and reports to its makers, unless the
-environment says no before it is loaded."""
+"""ONNX Runtime, which is imported through here alone: from 1.32 on it keeps a database and reports to its makers,
+unless the environment says no before it is loaded."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ __all__ = ["open_bundle"]
 
 
 def open_bundle(folder: str | Path, *, threads: int = 0) -> BundleClassifier:
-    """A bundle, ready to predict: its checksums are right, and on this machine it gives the scores that it was made with.
+    """A bundle, ready to predict: its checksums are right, and on this machine it gives the scores that it was made
+    with.
 
     Args:
         folder: that `thoraclip export` wrote.

@@ -13,8 +13,14 @@ from thoraclip.judge.resampling import resample_weights
 from thoraclip.proportions import clopper_pearson
 
 __all__ = [
-    "FP32_TOLERANCE", "INT8_ACCURACY", "INT8_FLIPS", "compare_answers", "compare_scores", "require_alike", "require_equal",
-]  # fmt: skip
+    "FP32_TOLERANCE",
+    "INT8_ACCURACY",
+    "INT8_FLIPS",
+    "compare_answers",
+    "compare_scores",
+    "require_alike",
+    "require_equal",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -42,8 +48,8 @@ def require_equal(found: dict[str, Any], name: str) -> None:
     """Raise ParityError where fp32 differs from fp32."""
     if not found["largest_difference"] <= FP32_TOLERANCE:  # NaN is no parity
         raise ParityError(
-            f"{name}: the exported model's probabilities differ by {found['largest_difference']:.3g} from the original's, and "
-            f"{FP32_TOLERANCE} is allowed; nothing was written"
+            f"{name}: the exported model's probabilities differ by {found['largest_difference']:.3g} from the "
+            f"original's, and {FP32_TOLERANCE} is allowed; nothing was written"
         )
 
 
@@ -71,10 +77,14 @@ def compare_answers(original: Floats, exported: Floats, target: Ints, groups: In
         "share": found["other_answers"] / n,
         "share_high": clopper_pearson(found["other_answers"], n)[1],
         "accuracy": {
-            "original": float(before.mean()), "exported": float(after.mean()), "change": value,
-            "low": min(float(low), value), "high": max(float(high), value), "patients": int(groups.max()) + 1,
+            "original": float(before.mean()),
+            "exported": float(after.mean()),
+            "change": value,
+            "low": min(float(low), value),
+            "high": max(float(high), value),
+            "patients": int(groups.max()) + 1,
         },
-    }  # fmt: skip
+    }
 
 
 def require_alike(found: dict[str, Any], name: str) -> None:
@@ -90,6 +100,6 @@ def require_alike(found: dict[str, Any], name: str) -> None:
         )
         few = "; with so few test images this cannot be shown" if n * INT8_ACCURACY < 2 * max(flips, 1) else ""
         raise ParityError(
-            f"{where}; the change of accuracy, {interval}, is not within {100 * INT8_ACCURACY:.1f} points either side of 0{few}; "
-            f"{remedy}"
+            f"{where}; the change of accuracy, {interval}, is not within {100 * INT8_ACCURACY:.1f} points either "
+            f"side of 0{few}; {remedy}"
         )

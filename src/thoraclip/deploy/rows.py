@@ -256,8 +256,8 @@ class FileTable(Table):
             before, now = (str(values.get(name))[:12] for values in (stored, self._depends))
             if stored.get(name) != self._depends.get(name):
                 raise MismatchError(
-                    f"{self._partial}: was begun with another {name} ({before}, now {now}); remove it to begin anew, or "
-                    "choose another --out"
+                    f"{self._partial}: was begun with another {name} ({before}, now {now}); remove it to begin anew, "
+                    "or choose another --out"
                 )
 
     def admit(self, path: str) -> int | Row | None:

@@ -4,8 +4,8 @@
                                               |            +--thresholds--> the classes that cannot be ruled out
                                               +--features --novelty--> is it like the training images?
 
-An answer never depends on the pictures beside it: in fp32 one goes through the model per call, in int8 each has scales of its
-own. Several threads work side by side.
+An answer never depends on the pictures beside it: in fp32 one goes through the model per call, in int8 each has scales
+of its own. Several threads work side by side.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
 
 SELF_TEST_TOLERANCE = {"fp32": 1e-3, "int8": 0.15}
-"""Largest difference of a score that another machine may show. In fp32 only the order of sums differs; in int8 a last digit
-can move a number to the next step of its scale, which moves others: as far as quantising did in the first place."""
+"""Largest difference of a score that another machine may show. In fp32 only the order of sums differs; in int8 a last
+digit can move a number to the next step of its scale, which moves others: as far as quantising did in the first
+place."""
 
 TOGETHER = {"fp32": 1, "int8": 4}
-"""Pictures in one call of the model. In int8 the products of a picture do not change with what stands beside it, and reading
-the weights is what takes the time; in fp32 the last digit would change."""
+"""Pictures in one call of the model. In int8 the products of a picture do not change with what stands beside it, and
+reading the weights is what takes the time; in fp32 the last digit would change."""
 
 UNSIGNED = "u8"
-"""`weights` of an int8 bundle whose products are exact on every processor; see `eight_bits`. Bundles of earlier versions do
-not state it: their weights are signed."""
+"""`weights` of an int8 bundle whose products are exact on every processor; see `eight_bits`. Bundles of earlier
+versions do not state it: their weights are signed."""
 _EXACT_BYTES = "session.x64quantprecision"
 """Makes ONNX Runtime's optimiser (levels extended and all) replace signed weights by unsigned ones."""
 _PROBE = base64.b64decode(
@@ -60,7 +61,8 @@ class Prediction:
     Args:
         label: the class of the highest score.
         scores: class -> calibrated probability; they sum to 1.
-        set: the classes that the promise of the prediction sets does not rule out; `None` where the bundle has no such sets.
+        set: the classes that the promise of the prediction sets does not rule out; `None` where the bundle has no such
+            sets.
         ood: whether the picture is unlike the training images; `None` where the bundle has no reference.
         ood_score: how unlike; `ood` is whether it exceeds the bundle's threshold.
         features: f32[D] of the picture, by which pictures can be compared.
@@ -98,16 +100,16 @@ class BundleClassifier:
         if bundle.precision == "int8" and bundle.facts.get("weights") != UNSIGNED and not has_exact_bytes():
             if row_wise:  # the option below is an optimisation, and one that fails where products share a zero point
                 raise MismatchError(
-                    f"{bundle.folder}: its int8 weights are signed, and this processor cannot multiply signed bytes exactly (no "
-                    "VNNI); export the run again with this version"
+                    f"{bundle.folder}: its int8 weights are signed, and this processor cannot multiply signed bytes "
+                    "exactly (no VNNI); export the run again with this version"
                 )
             options.add_session_config_entry(_EXACT_BYTES, "1")
         try:
             self._session = onnxruntime.InferenceSession(str(bundle.model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of ONNX Runtime's own kinds, which it does not export
             raise MismatchError(
-                f"{bundle.model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); upgrade: pip install "
-                "-U onnxruntime"
+                f"{bundle.model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
+                "upgrade: pip install -U onnxruntime"
             ) from error
         self.bundle, self._threads = bundle, threads
         pictures = self._session.get_inputs()[0].shape[0]
@@ -145,7 +147,8 @@ class BundleClassifier:
         return [self.prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
 
     def classify_each(self, sources: Sequence[Path | bytes]) -> list[Prediction | ImageError]:
-        """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the reason."""
+        """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the
+        reason."""
         read = [self._read(source) for source in sources]
         greys = [one for one in read if not isinstance(one, ImageError)]
         answers = iter(self.classify_greys(np.stack(greys)) if greys else ())
@@ -173,7 +176,8 @@ class BundleClassifier:
         )
 
     def calibrated(self, raw: Floats) -> Floats:
-        """The model's own scores f64[B, C] -> calibrated ones, by the bundle's temperature; order within a row stays."""
+        """The model's own scores f64[B, C] -> calibrated ones, by the bundle's temperature; order within a row
+        stays."""
         return raw if self.bundle.scaling is None else self.bundle.scaling.apply(raw)
 
     def look(self, greys: Grey) -> tuple[Features, Floats]:
@@ -207,15 +211,16 @@ class BundleClassifier:
         allowed = SELF_TEST_TOLERANCE[self.bundle.precision]
         if not difference <= allowed:
             raise ParityError(
-                f"{self.bundle.folder}: on this machine its scores differ by {difference:.3g} from those that it was made with, "
-                f"more than {allowed}; upgrade onnxruntime, or export in fp32"
+                f"{self.bundle.folder}: on this machine its scores differ by {difference:.3g} from those that it was "
+                f"made with, more than {allowed}; upgrade onnxruntime, or export in fp32"
             )
         return difference
 
 
 @cache
 def has_exact_bytes() -> bool:
-    """Whether ONNX Runtime's fast products of bytes are exact on this processor: 64 times 255 x 127, which saturates in 16 bits."""
+    """Whether ONNX Runtime's fast products of bytes are exact on this processor: 64 times 255 x 127, which saturates in
+    16 bits."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -198,8 +198,8 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         path, reason = summary.first_failed[0]
         where = out if isinstance(out, Path) else "the rows"
         raise InputError(
-            f"{where}: not one of {summary.images} pictures can be read, first {path}: {reason}; the column `error` has all "
-            "reasons"
+            f"{where}: not one of {summary.images} pictures can be read, first {path}: {reason}; the column `error` "
+            "has all reasons"
         )
 
 

@@ -1,4 +1,5 @@
-"""The seal of a bundle: SHA-256 of all its files, so that a changed one is noticed; `sha256sum -c SHA256SUMS` checks it too."""
+"""The seal of a bundle: SHA-256 of all its files, so that a changed one is noticed; `sha256sum -c SHA256SUMS` checks it
+too."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ def check_seal(folder: Path) -> None:
             raise InputError(f"{file}: is missing from the bundle; copy the bundle again, or export it again")
         if file_sha256(file) != told:
             raise MismatchError(
-                f"{file}: its content is not the one that the bundle was made with ({_SUMS}); copy the bundle again, or export "
-                "it again"
+                f"{file}: its content is not the one that the bundle was made with ({_SUMS}); copy the bundle again, "
+                "or export it again"
             )
     if text != _text({name: told for told, name in named}) or FACTS not in {name for _, name in named}:
         raise MismatchError(f"{sums}: was changed since the bundle was made; copy the bundle again, or export it again")

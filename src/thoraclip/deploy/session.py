@@ -131,7 +131,16 @@ def open_unfinished(
     """The model that lies in an unfinished bundle."""
     labels, spec = original.predictions.labels, original.classifier.preprocess
     empty = Bundle(
-        folder=folder, fingerprint="", name="", kind="", precision=precision, labels=labels, preprocess=spec, scaling=None,
-        sets=None, operating_points={}, facts={"novelty": None, "quantisation": quantisation, "weights": UNSIGNED},
-    )  # fmt: skip
+        folder=folder,
+        fingerprint="",
+        name="",
+        kind="",
+        precision=precision,
+        labels=labels,
+        preprocess=spec,
+        scaling=None,
+        sets=None,
+        operating_points={},
+        facts={"novelty": None, "quantisation": quantisation, "weights": UNSIGNED},
+    )
     return BundleClassifier(empty)

@@ -62,8 +62,8 @@ class Thumbnails:
 
 
 def draw_rows(targets: Rows, patients: Sequence[str | None], *, count: int, seed: int) -> Rows:
-    """Which of N labelled pictures are shown: of every class as many as of the others, as far as there are; no patient twice
-    while there is another one of the class.
+    """Which of N labelled pictures are shown: of every class as many as of the others, as far as there are; no patient
+    twice while there is another one of the class.
 
     Args:
         targets: i64[N], class of each.

@@ -1,7 +1,7 @@
 """The one list of heat maps, and the one way to ask for one.
 
-A small install is enough for this room: NumPy, Pillow and pydicom, with `predict` by whatever runtime. Only `gradients` looks
-inside a network and needs torch; it is loaded when one of its maps is asked for.
+A small install is enough for this room: NumPy, Pillow and pydicom, with `predict` by whatever runtime. Only `gradients`
+looks inside a network and needs torch; it is loaded when one of its maps is asked for.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def grey_gradient(classifier: Classifier, units: Tensor, class_index: int) -> Te
 def smoothgrad(classifier: Classifier, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
     """Gradient times input, averaged over 16 noisy copies (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
-    The input is what blurring takes away from the picture, so that a flat region has no say whatever its grey; noise of a
-    tenth of the greys' range. Smoothed at the scale of a patch.
+    The input is what blurring takes away from the picture, so that a flat region has no say whatever its grey; noise of
+    a tenth of the greys' range. Smoothed at the scale of a patch.
 
     Args:
         classifier: any with `logits`.
@@ -70,10 +70,11 @@ def smoothgrad(classifier: Classifier, grey: Grey, class_index: int, *, seed: in
 
 
 def integrated_gradients(classifier: Classifier, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
-    """Integrated gradients from the blurred picture to the picture (Sundararajan, Taly & Yan 2017, arXiv:1703.01365, eq. 3).
+    """Integrated gradients from the blurred picture to the picture (Sundararajan, Taly & Yan 2017, arXiv:1703.01365,
+    eq. 3).
 
-    The integral is taken at the midpoints of 16 equal steps, so that its sum is the difference of the log-odds up to the
-    error of that rule. Smoothed at the scale of a patch.
+    The integral is taken at the midpoints of 16 equal steps, so that its sum is the difference of the log-odds up to
+    the error of that rule. Smoothed at the scale of a patch.
 
     Args, Returns: as in `smoothgrad`; `seed` is not used.
     """

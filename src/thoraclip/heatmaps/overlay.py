@@ -21,9 +21,24 @@ Colours = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _INFERNO = (
-    0x000004, 0x0B0724, 0x210C4A, 0x3D0965, 0x57106E, 0x71196E, 0x8A226A, 0xA32C61, 0xBC3754,
-    0xD24644, 0xE45A31, 0xF1731D, 0xF98E09, 0xFCAC11, 0xF9CB35, 0xF2EA69, 0xFCFFA4,
-)  # fmt: skip
+    0x000004,
+    0x0B0724,
+    0x210C4A,
+    0x3D0965,
+    0x57106E,
+    0x71196E,
+    0x8A226A,
+    0xA32C61,
+    0xBC3754,
+    0xD24644,
+    0xE45A31,
+    0xF1731D,
+    0xF98E09,
+    0xFCAC11,
+    0xF9CB35,
+    0xF2EA69,
+    0xFCFFA4,
+)
 """Matplotlib's `inferno` (van der Walt & Smith 2015, CC0) at 17 equal steps: perceptually uniform."""
 _DARKEST = 0.3
 """The scale begins here: what is darker would pass for a shadow in the radiograph."""
@@ -156,7 +171,8 @@ def _level(heat: Heat) -> Heat:
 
 
 def _cover(heat: Heat) -> Heat:
-    """How much of the radiograph the colour hides at full opacity, f32[H, W] in [0, 1]; nothing where there is no evidence."""
+    """How much of the radiograph the colour hides at full opacity, f32[H, W] in [0, 1]; nothing where there is no
+    evidence."""
     return _level(heat) ** 0.8
 
 

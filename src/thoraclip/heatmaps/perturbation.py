@@ -1,4 +1,5 @@
-"""Heat maps and curves from scores alone: parts of a picture are blurred away, and the change of the score is looked at.
+"""Heat maps and curves from scores alone: parts of a picture are blurred away, and the change of the score is looked
+at.
 
 Every function here takes any `Predictor`, of whatever kind; none needs a gradient, or torch.
 """
@@ -44,7 +45,8 @@ def log_odds(scores: npt.NDArray[np.floating], class_index: int) -> Floats:
 
 
 def blurred(grey: Grey) -> Grey:
-    """u8[S, S] -> u8[S, S]: what stands in for a part that is taken away; Gaussian blur, its deviation an eighth of S."""
+    """u8[S, S] -> u8[S, S]: what stands in for a part that is taken away; Gaussian blur, its deviation an eighth of
+    S."""
     radius = _BLUR_SHARE * grey.shape[0]
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.GaussianBlur(radius)))
 
@@ -59,8 +61,8 @@ def occlusion(predictor: Predictor, grey: Grey, class_index: int, *, seed: int =
     """How much the log-odds of the class fall when a patch is blurred away (Zeiler & Fergus 2014, arXiv:1311.2901).
 
     Patches of a seventh of the side slide by half of theirs, over the borders too. A pixel gets the mean fall over the
-    patches that cover it, weighted by how near their centres are (bilinear), so that the map has no steps. The picture is
-    scored about 250 times.
+    patches that cover it, weighted by how near their centres are (bilinear), so that the map has no steps. The picture
+    is scored about 250 times.
 
     Args:
         predictor: any.
@@ -100,7 +102,8 @@ def random_map(predictor: Predictor, grey: Grey, class_index: int, *, seed: int 
 
 
 def centre(predictor: Predictor, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
-    """A Gaussian at the centre, its deviation a quarter of the side: what a method must beat on chests, which are centred."""
+    """A Gaussian at the centre, its deviation a quarter of the side: what a method must beat on chests, which are
+    centred."""
     side = grey.shape[0]
     along = np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 4)) ** 2)
     return np.outer(along, along).astype(np.float32)
@@ -111,8 +114,8 @@ def perturbation_curves(
 ) -> tuple[Floats, Floats]:
     """Deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421, section 4.2).
 
-    Deletion blurs the pixels away from the hottest to the coldest, insertion brings them back into the blurred picture in
-    the same order. Both stand in for removal by the same blur, where the paper deletes to grey.
+    Deletion blurs the pixels away from the hottest to the coldest, insertion brings them back into the blurred picture
+    in the same order. Both stand in for removal by the same blur, where the paper deletes to grey.
 
     Args:
         predictor, grey, class_index: as in `occlusion`.

@@ -24,8 +24,14 @@ from thoraclip.predictor import Predictor
 from thoraclip.runs import atomic_open
 
 __all__ = [
-    "Explanation", "explain_picture", "explain_pixels", "overlay_png", "require_png", "why_no_mask", "write_overlay",
-]  # fmt: skip
+    "Explanation",
+    "explain_picture",
+    "explain_pixels",
+    "overlay_png",
+    "require_png",
+    "why_no_mask",
+    "write_overlay",
+]
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -78,10 +84,16 @@ class Explanation:
     def as_dict(self) -> dict[str, object]:
         """Its numbers, JSON-able."""
         return {
-            "class": self.label, "probability": self.scores[self.label], "predicted": self.predicted,
-            "scores": self.scores, "method": self.method, "evidence_in_lungs": self.evidence_in_lungs,
-            "lung_area": self.lung_area, "lungs_from": self.lungs_from, "note": self.note,
-        }  # fmt: skip
+            "class": self.label,
+            "probability": self.scores[self.label],
+            "predicted": self.predicted,
+            "scores": self.scores,
+            "method": self.method,
+            "evidence_in_lungs": self.evidence_in_lungs,
+            "lung_area": self.lung_area,
+            "lungs_from": self.lungs_from,
+            "note": self.note,
+        }
 
 
 def require_png(path: Path) -> None:
@@ -160,7 +172,7 @@ def explain_pixels(
         lungs=(resized(lungs.astype(np.float32), height, width) > 0.5) & seen,
         lungs_from=lungs_from,
         note=note,
-    )  # fmt: skip
+    )
 
 
 def _known(classifier: Predictor, class_name: str, method: str) -> str:

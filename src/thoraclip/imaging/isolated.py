@@ -1,8 +1,8 @@
 """Decoders that damaged data crash (GDCM) or bloat (OpenJPEG), in a process of their own that has a limit.
 
-They are those of lossless JPEG, JPEG-LS and JPEG 2000. As many helpers live as threads decode at the same time; one that
-dies or takes too long is replaced, and the picture is refused. `serve` is the helper: a plugin's name and a whole DICOM
-file come in on standard input, an array goes out on standard output, each after its length.
+They are those of lossless JPEG, JPEG-LS and JPEG 2000. As many helpers live as threads decode at the same time; one
+that dies or takes too long is replaced, and the picture is refused. `serve` is the helper: a plugin's name and a whole
+DICOM file come in on standard input, an array goes out on standard output, each after its length.
 
 Pebble and multiprocessing would run the caller's script again in every helper, unless the script guards its `__main__`.
 """
@@ -94,7 +94,8 @@ def _ask(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> tuple[dic
 
 def _start() -> subprocess.Popen[bytes]:
     _clean_up_later()
-    # -P and -c, not -m: nothing in the working directory is imported, and the parent package is imported once. One thread:
+    # -P and -c, not -m: nothing in the working directory is imported, and the parent package is imported once. One
+    # thread:
     # the work space that OpenBLAS keeps for each core would count as memory.
     root = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.append({root!r}); from thoraclip.imaging.isolated import serve; serve()"

@@ -216,9 +216,12 @@ def _by_model(
     progress: Progress | None,
 ) -> Captions:
     captioner = load_captioner(
-        config.model, prompt=config.prompt, max_new_tokens=config.max_new_tokens, geometry=config.geometry,
+        config.model,
+        prompt=config.prompt,
+        max_new_tokens=config.max_new_tokens,
+        geometry=config.geometry,
         precision=config.precision,
-    )  # fmt: skip
+    )
     work = digest([manifest.content_fingerprint, dict(captioner.origin), DECODING])
     inputs = digest([work, list(named), manifest.column("label") if any(named) else None])
     journal = out.with_name(f"{out.name}.journal")

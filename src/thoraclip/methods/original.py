@@ -58,12 +58,22 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
     has_learned = run.method.is_trained or bool(run.config.adapter)
     learned_from_val = getattr(run.config, "refit", False)
     return Original(
-        name=run.folder.resolve().name, kind=run.kind, model=run.config.model, classifier=classifier,  # type: ignore[arg-type]
-        manifest=manifest, fold=chosen, train=train, val=val, test=judged[chosen], has_learned=has_learned,
-        validation=kept if learned_from_val else None, predictions=predictions, folder=run.folder,
+        name=run.folder.resolve().name,
+        kind=run.kind,
+        model=run.config.model,
+        classifier=classifier,  # type: ignore[arg-type]
+        manifest=manifest,
+        fold=chosen,
+        train=train,
+        val=val,
+        test=judged[chosen],
+        has_learned=has_learned,
+        validation=kept if learned_from_val else None,
+        predictions=predictions,
+        folder=run.folder,
         alike=list(_alike(exact, classifier, predictions, judged, chosen, val if not has_learned else val[:0])),
         inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
-    )  # fmt: skip
+    )
 
 
 def _validation(run: FinishedRun, fold: int | None) -> Predictions:
@@ -87,8 +97,13 @@ def _others(manifest: Manifest, used: Rows, *, has_folds: bool) -> Rows:
 
 
 def _alike(
-    run: FinishedRun, own: object, predictions: Predictions, judged: dict[int | None, Rows], chosen: int | None, left_out: Rows
-) -> Iterator[tuple[LinearHead, Rows]]:  # fmt: skip
+    run: FinishedRun,
+    own: object,
+    predictions: Predictions,
+    judged: dict[int | None, Rows],
+    chosen: int | None,
+    left_out: Rows,
+) -> Iterator[tuple[LinearHead, Rows]]:
     """(head, rows that it held out) of the other folds, where the encoder is the same one for all."""
     if not isinstance(own, EncoderClassifier) or run.method.trains_adapters or _has_fold_adapters(run):
         return

@@ -150,8 +150,9 @@ class FinishedRun:
             )
             if shared:
                 raise LeakError(
-                    f"{self.folder}: ran on another manifest than this one, which has {len(shared)} of the same images, "
-                    "and which of the others were trained on is not known; name the manifest that the run ran on"
+                    f"{self.folder}: ran on another manifest than this one, which has {len(shared)} of the same "
+                    "images, and which of the others were trained on is not known; name the manifest that the run "
+                    "ran on"
                 ) from error
             return ["new"] * len(manifest)
         parts: dict[str, int | str | None] = {}

@@ -236,9 +236,14 @@ def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embe
 
     encoder = load_encoder(config)
     embedded = cached_embeddings(
-        config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
+        config,
+        context.manifest,
+        context.cache,
+        encoder=encoder,
+        pixels=context.pixels,
+        progress=context.progress,
         announce=context.log,
-    )  # fmt: skip
+    )
     if not config.reads_prompts:
         return embedded, None
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))
@@ -259,9 +264,11 @@ def _keep_novelty(context: RunContext, features: Features, targets: Rows, part: 
     write_novelty(context.folder.file(name), fitted)
     flagged = fitted.is_flagged(fitted.score(features[part.test]))
     return {
-        "promised": fitted.guaranteed_rate, "flagged": int(flagged.sum()), "test": len(part.test),
+        "promised": fitted.guaranteed_rate,
+        "flagged": int(flagged.sum()),
+        "test": len(part.test),
         "share": float(flagged.mean()),
-    }  # fmt: skip
+    }
 
 
 def _fit(

@@ -248,9 +248,14 @@ def run_method(
             folder.write_metrics(output.metrics)
             if find_method(kind).is_trained:
                 trained = TrainedRun(
-                    kind=kind, config=config, predictions=output.predictions, details=output.details,
-                    data=data_facts(manifest), images=manifest.root, provenance=facts,
-                )  # fmt: skip
+                    kind=kind,
+                    config=config,
+                    predictions=output.predictions,
+                    details=output.details,
+                    data=data_facts(manifest),
+                    images=manifest.root,
+                    provenance=facts,
+                )
                 write_model_card(out, trained)
             folder.finish(fingerprint)
     if not is_main_process():

@@ -172,10 +172,15 @@ def _fit_and_score(
 
     def fitted(rows: npt.NDArray[np.int64], rounds: int) -> Any:
         model = HistGradientBoostingClassifier(
-            max_iter=rounds, learning_rate=config.learning_rate, max_leaf_nodes=config.max_leaf_nodes,
-            min_samples_leaf=config.min_samples_leaf, l2_regularization=config.l2, early_stopping=False,
-            class_weight=None if config.class_weight == "none" else config.class_weight, random_state=config.seed,
-        )  # fmt: skip
+            max_iter=rounds,
+            learning_rate=config.learning_rate,
+            max_leaf_nodes=config.max_leaf_nodes,
+            min_samples_leaf=config.min_samples_leaf,
+            l2_regularization=config.l2,
+            early_stopping=False,
+            class_weight=None if config.class_weight == "none" else config.class_weight,
+            random_state=config.seed,
+        )
         return model.fit(_table(groups, rows), targets[rows])
 
     with threadpool_limits(1):  # sums keep one order everywhere; entered after scikit-learn, whose threads it limits

@@ -67,9 +67,14 @@ def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, co
 
     encoder = load_encoder(config)
     embedded = cached_embeddings(
-        config, context.manifest, context.cache, encoder=encoder, pixels=context.pixels, progress=context.progress,
+        config,
+        context.manifest,
+        context.cache,
+        encoder=encoder,
+        pixels=context.pixels,
+        progress=context.progress,
         announce=context.log,
-    )  # fmt: skip
+    )
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
     vectors = prompt_vectors(encoder, prompts, labels)
     scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)

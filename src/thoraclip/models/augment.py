@@ -1,8 +1,8 @@
 """Augmentation of whole batches of grey pictures, on the device that trains.
 
 What is drawn for an image is a pure function of (seed, step, sample): the batch that it stands in, the number of
-processes and a resumed run change nothing. No image is flipped: none hangs upside down, and a mirrored one has its heart
-on the right and its side marker reversed.
+processes and a resumed run change nothing. No image is flipped: none hangs upside down, and a mirrored one has its
+heart on the right and its side marker reversed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["AUGMENTATIONS", "Augmentation", "augment"]
 _CHUNK = 256
 """Pictures that are floating point at the same time."""
 _NUMBERS = 9
-"""Uniform numbers that one image takes; the fifth is not used. New ones are added at the end, so that old draws stay."""
+"""Uniform numbers that one image takes; the fifth is not used. New ones are added at the end, so that old draws
+stay."""
 
 
 @dataclass(frozen=True, kw_only=True)

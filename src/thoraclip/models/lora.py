@@ -138,7 +138,8 @@ class TunableEncoder:
                 parameter.copy_(values[name])
 
     def save(self, folder: Path, note: Mapping[str, Any]) -> None:
-        """Write a PEFT adapter folder with `thoraclip.json` beside it; it appears whole, and equal weights give equal bytes."""
+        """Write a PEFT adapter folder with `thoraclip.json` beside it; it appears whole, and equal weights give equal
+        bytes."""
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         with quiet(), needing_room(folder):
@@ -177,16 +178,22 @@ def add_lora(
         checkpointing: recompute each layer in the backward pass: less memory, more time.
 
     Raises:
-        ConfigError: no module of that name in a tower that was asked for, or no projection where they are to be trained.
+        ConfigError: no module of that name in a tower that was asked for, or no projection where they are to be
+            trained.
     """
     from peft import LoraConfig, get_peft_model
 
     targets = resolve_targets(encoder, settings.target_modules, settings.towers)
     saved = _projections(encoder, settings.projections)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.rslora, lora_dropout=settings.lora_dropout,
-        target_modules=targets, modules_to_save=saved or None, bias="none",
-    )  # fmt: skip
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        use_rslora=settings.rslora,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        modules_to_save=saved or None,
+        bias="none",
+    )
     network = encoder.model
     start = float(network.logit_scale.detach().float())
     bias = float(network.logit_bias.detach().float()) if hasattr(network, "logit_bias") else 0.0
@@ -236,7 +243,8 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
 
 
 def _linear_layers(network: nn.Module, tower: str) -> list[str]:
-    """Names of a tower's linear layers, without those whose weights PyTorch's own attention reads past their forward."""
+    """Names of a tower's linear layers, without those whose weights PyTorch's own attention reads past their
+    forward."""
     modules = {name: module for name, module in network.named_modules() if name.startswith(tower)}
     passed = {n for n in modules if isinstance(modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)}
     return [name for name, module in modules.items() if isinstance(module, nn.Linear) and name not in passed]

@@ -44,8 +44,8 @@ Most of the heart's shadow counts as lung, as in masks that include the lung beh
 
 _USUAL = np.array([0.50, 0.12, 0.85, 0.41])
 _SPREAD = np.array([0.06, 0.10, 0.14, 0.08])
-"""Where lungs usually lie, and how far each number varies: centre (x of the mid-line), top, bottom (y of apex and angle)
-and reach (from the mid-line to the wall), as shares of the image's sides."""
+"""Where lungs usually lie, and how far each number varies: centre (x of the mid-line), top, bottom (y of apex and
+angle) and reach (from the mid-line to the wall), as shares of the image's sides."""
 _PRIOR = 0.03
 """Cost of one squared spread, in local standard deviations of contrast."""
 _AREA_POWER = 0.25

@@ -80,13 +80,17 @@ class LungRegions:
     def as_json(self) -> dict[str, Any]:
         """What a report says of the regions."""
         return {
-            "origin": self.origin, "words": self.words, "images": len(self.masks), "usable": int(self.usable.sum()),
+            "origin": self.origin,
+            "words": self.words,
+            "images": len(self.masks),
+            "usable": int(self.usable.sum()),
             "set_aside": [{"image_id": name, "reason": reason} for name, reason in self.set_aside],
-        }  # fmt: skip
+        }
 
 
 def require_mask_source(value: str, name: str) -> None:
-    """Raise ConfigError unless a setting names a source of regions, or a segmentation model (a folder, or a Hub id with a slash)."""
+    """Raise ConfigError unless a setting names a source of regions, or a segmentation model (a folder, or a Hub id with
+    a slash)."""
     known = [source for source in SOURCES if source != "model"]
     if value not in known and "/" not in value and not Path(value).is_dir():
         raise ConfigError(
@@ -251,7 +255,8 @@ def _read(path: Path, sha256: str | None) -> Grey:
 
 
 def oddities(mask: Mask) -> tuple[str, ...]:
-    """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words; empty where nothing does."""
+    """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words; empty where nothing
+    does."""
     small = _reduce(mask)
     area = float(small.mean())
     if not AREA[0] <= area <= AREA[1]:

@@ -22,9 +22,23 @@ from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
 
 __all__ = [
-    "NOTE", "About", "BundleFacts", "Explained", "Neighbour", "OnePicture", "Predicted", "Problem", "State", "about",
-    "bundle_facts", "data_uri", "explained", "one_picture", "predicted", "reason_of",
-]  # fmt: skip
+    "NOTE",
+    "About",
+    "BundleFacts",
+    "Explained",
+    "Neighbour",
+    "OnePicture",
+    "Predicted",
+    "Problem",
+    "State",
+    "about",
+    "bundle_facts",
+    "data_uri",
+    "explained",
+    "one_picture",
+    "predicted",
+    "reason_of",
+]
 
 NOTE = "Research use only, not for diagnosis."
 _DECIMALS = 6
@@ -76,11 +90,13 @@ class OnePicture(_Told):
     label: str | None = Field(description="The class of the highest score.")
     scores: dict[str, float] | None = Field(description="Calibrated probability of each class; they sum to 1.")
     set: list[str] | None = Field(
-        description="Classes that cannot be ruled out: more than one is an abstention between them, none fits no class. "
+        description="Classes that cannot be ruled out: more than one is an abstention between them, none fits no "
+        "class. "
         "Null where the bundle has no such sets."
     )
     ood: bool | None = Field(
-        description="Whether the picture is unlike the training images, so that its scores mean nothing; null where the bundle "
+        description="Whether the picture is unlike the training images, so that its scores mean nothing; null where "
+        "the bundle "
         "cannot tell."
     )
     ood_score: float | None = Field(description="How unlike; flagged above the bundle's threshold.")

@@ -40,7 +40,7 @@ from thoraclip.deploy.server.openapi import (
     SOME_PROBLEMS,
     add_document,
     refusals,
-)  # fmt: skip
+)
 from thoraclip.deploy.server.page import PHANTOMS, page_router
 from thoraclip.deploy.server.problems import RefusedError, problem
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
@@ -50,8 +50,8 @@ __all__ = ["Counter", "create_app"]
 
 _DESCRIPTION = f"""Frontal chest X-rays in, calibrated probabilities out. **{NOTE}**
 
-A request is held in memory and gone with its answer. No name of a file is looked at; answers come in the order of the pictures.
-What is wrong is told as problem details (RFC 9457)."""
+A request is held in memory and gone with its answer. No name of a file is looked at; answers come in the order of the
+pictures. What is wrong is told as problem details (RFC 9457)."""
 
 
 @dataclass
@@ -93,7 +93,8 @@ def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = 
 
     Args:
         counter: what the handlers share.
-        token: that every client must bring, as `Authorization: Bearer TOKEN` or as the password of a browser; empty for none.
+        token: that every client must bring, as `Authorization: Bearer TOKEN` or as the password of a browser; empty for
+            none.
         origins: of pages on other hosts that may ask (CORS).
     """
 
@@ -104,10 +105,14 @@ def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = 
             await asyncio.to_thread(desk.close, seconds=0 if counter.is_in_a_hurry else counter.limits.grace_seconds)
 
     app = FastAPI(
-        title="ThoraCLIP", version=metadata.version("thoraclip"), description=_DESCRIPTION, lifespan=life,
-        docs_url=None, redoc_url=None,  # they load scripts from another host
+        title="ThoraCLIP",
+        version=metadata.version("thoraclip"),
+        description=_DESCRIPTION,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,  # they load scripts from another host
         responses=refusals(401) if token else {},
-    )  # fmt: skip
+    )
     app.state.counter = counter
     app.include_router(_pictures)
     app.include_router(_server)
@@ -159,7 +164,8 @@ _server = APIRouter(tags=["the server"])
     responses={200: {"content": {"application/json": {"example": PREDICTED}}}, **refusals(*SOME_PROBLEMS)},
 )
 async def predict(request: Request, counter: Shared, bundle: BundleName = "", neighbours: Neighbours = 0) -> Predicted:
-    """Calibrated probabilities, the classes that cannot be ruled out, and whether a picture is unlike the training images."""
+    """Calibrated probabilities, the classes that cannot be ruled out, and whether a picture is unlike the training
+    images."""
     desk = counter.desk(bundle)
     pictures = await read_pictures(request, counter.limits)
     found = await desk.predict(pictures)
@@ -174,13 +180,15 @@ async def predict(request: Request, counter: Shared, bundle: BundleName = "", ne
 @_pictures.post(
     "/v1/explain",
     summary="Show where the evidence is",
-    response_description="The scores, the radiograph and the evidence as layers; or, asked for as image/png, a sheet of it all.",
+    response_description="The scores, the radiograph and the evidence as layers; or, asked for as image/png, a sheet "
+    "of it all.",
     response_model=Explained,
     openapi_extra=ONE_PICTURE,
     responses={
-        200: {"content": {"application/json": {"example": EXPLAINED}, "image/png": {}}}, **refusals(*SOME_PROBLEMS),
+        200: {"content": {"application/json": {"example": EXPLAINED}, "image/png": {}}},
+        **refusals(*SOME_PROBLEMS),
     },
-)  # fmt: skip
+)
 async def explain(
     request: Request,
     counter: Shared,
@@ -212,9 +220,11 @@ async def bundles(counter: Shared) -> list[BundleFacts]:
 
 
 @_server.get(
-    "/card", summary="What the bundle is, promises, and must not be used for", response_class=PlainTextResponse,
+    "/card",
+    summary="What the bundle is, promises, and must not be used for",
+    response_class=PlainTextResponse,
     responses={200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}, **refusals(404)},
-)  # fmt: skip
+)
 async def card(counter: Shared, bundle: BundleName = "") -> Response:
     """The bundle's card, as Markdown."""
     text = (counter.desk(bundle).classifier.bundle.folder / CARD).read_bytes()
@@ -228,9 +238,10 @@ async def health() -> State:
 
 
 @_server.get(
-    "/ready", summary="Whether a picture that comes now would be taken",
+    "/ready",
+    summary="Whether a picture that comes now would be taken",
     responses={503: {"model": State, "description": "Not now: the queue is full, or the server is stopping."}},
-)  # fmt: skip
+)
 async def ready(counter: Shared, response: Response) -> State:
     """For a load balancer."""
     if counter.is_ready:
@@ -271,6 +282,11 @@ async def _of_http(request: Request, error: Exception) -> Response:
 
 
 _HANDLERS = {
-    RefusedError: _refused, BusyError: _busy, TooLongError: _unfit, ImageError: _unfit, ConfigError: _unfit,
-    RequestValidationError: _wrong_parameter, HTTPException: _of_http,
-}  # fmt: skip
+    RefusedError: _refused,
+    BusyError: _busy,
+    TooLongError: _unfit,
+    ImageError: _unfit,
+    ConfigError: _unfit,
+    RequestValidationError: _wrong_parameter,
+    HTTPException: _of_http,
+}

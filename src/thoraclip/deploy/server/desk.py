@@ -1,7 +1,7 @@
 """Where pictures wait for a classifier: a bounded queue, served by threads in micro-batches.
 
-A thread takes as many of the waiting pictures as cost least together, and never waits for more to come. Since an answer does
-not depend on the pictures beside it, nobody can tell in whose company a picture was.
+A thread takes as many of the waiting pictures as cost least together, and never waits for more to come. Since an answer
+does not depend on the pictures beside it, nobody can tell in whose company a picture was.
 """
 
 from __future__ import annotations

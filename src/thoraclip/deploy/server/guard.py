@@ -1,8 +1,8 @@
 """What stands between the network and the app, as two layers of ASGI.
 
-`Journal` is outermost: every answer, whoever gives it, gets an id, safe headers, a log line and a place in the metrics, and what
-nobody caught becomes a 500 that tells nothing. `Guard` lets nobody in without the token, and no body that is too large, too
-slow, or too much beside all others.
+`Journal` is outermost: every answer, whoever gives it, gets an id, safe headers, a log line and a place in the metrics,
+and what nobody caught becomes a 500 that tells nothing. `Guard` lets nobody in without the token, and no body that is
+too large, too slow, or too much beside all others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _OPEN = ("/health", "/ready")
 """Asked by what watches over the process; they tell nothing."""
 _CLOSE = {"connection": "close"}
 _LINGER_SECONDS = 10.0
-"""A refused upload is read on for so long, and thrown away, so that the client finds the answer and not a broken pipe."""
+"""A refused upload is read on for so long, and thrown away, so that the client finds the answer and not a broken
+pipe."""
 _OTHER = "other"
 
 
@@ -94,9 +95,14 @@ class Journal:
             self._meters.request(route, _method(scope), status, seconds)
             if status >= 400 or route not in _OPEN:  # what watches over the process would fill the log
                 tell(
-                    "request", request_id=told, method=_method(scope), route=route, status=status,
-                    seconds=round(seconds, 4), **scope["state"].get("facts", {}),
-                )  # fmt: skip
+                    "request",
+                    request_id=told,
+                    method=_method(scope),
+                    route=route,
+                    status=status,
+                    seconds=round(seconds, 4),
+                    **scope["state"].get("facts", {}),
+                )
 
 
 def _route(scope: Scope) -> str:

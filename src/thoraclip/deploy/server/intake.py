@@ -25,7 +25,8 @@ async def read_pictures(request: Request, limits: Limits) -> list[bytes]:
     """The body as one picture, or every part of a form as one.
 
     Raises:
-        RefusedError: another media type, a damaged form, no part, or too many; see `Guard` for what is too large or too slow.
+        RefusedError: another media type, a damaged form, no part, or too many; see `Guard` for what is too large or too
+            slow.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     told = kind.decode("latin-1").lower()

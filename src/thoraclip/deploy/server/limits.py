@@ -48,8 +48,8 @@ class Limits:
             )
         if self.megabytes > self.held_megabytes:
             raise ConfigError(
-                f"megabytes = {self.megabytes}: no more than can be held ({self.held_megabytes}); raise held_megabytes, or "
-                "lower megabytes"
+                f"megabytes = {self.megabytes}: no more than can be held ({self.held_megabytes}); raise "
+                "held_megabytes, or lower megabytes"
             )
 
     @property

@@ -1,4 +1,5 @@
-"""One JSON object a line on standard error. No file name, no query, no address, no content of a picture ever stands in it."""
+"""One JSON object a line on standard error. No file name, no query, no address, no content of a picture ever stands in
+it."""
 
 from __future__ import annotations
 

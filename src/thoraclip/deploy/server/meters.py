@@ -1,4 +1,5 @@
-"""What is counted, for Prometheus: requests, pictures, what they were taken for, and what waits. Nothing of a picture itself."""
+"""What is counted, for Prometheus: requests, pictures, what they were taken for, and what waits. Nothing of a picture
+itself."""
 
 from __future__ import annotations
 

@@ -36,9 +36,18 @@ _UNREADABLE = dict.fromkeys(_READ) | {"index": 1, "error": "not a PNG, JPEG or D
 
 PREDICTED = {"bundle": _BUNDLE, "pictures": [_READ, _UNREADABLE], "note": NOTE}
 EXPLAINED = {
-    "bundle": _BUNDLE, "prediction": _READ, "explained": "Normal", "method": "occlusion", "evidence_in_lungs": 0.61, "lung_area": 0.34,
-    "lungs_from": "estimated", "picture": _PNG, "heat": _PNG, "outline": _PNG, "note": NOTE,
-}  # fmt: skip
+    "bundle": _BUNDLE,
+    "prediction": _READ,
+    "explained": "Normal",
+    "method": "occlusion",
+    "evidence_in_lungs": 0.61,
+    "lung_area": 0.34,
+    "lungs_from": "estimated",
+    "picture": _PNG,
+    "heat": _PNG,
+    "outline": _PNG,
+    "note": NOTE,
+}
 
 _PICTURE = {"type": "string", "format": "binary", "description": "Content of a PNG, JPEG or DICOM file."}
 _ONE = {kind: {"schema": _PICTURE} for kind in MEDIA_TYPES}

@@ -123,14 +123,22 @@ def serve_bundles(
     set_up_logs()
     patient = type("_Patient", (_Patient,), {"limits": limits, "crowded": crowded})
     config = uvicorn.Config(
-        app, http=patient, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        timeout_keep_alive=30, timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
-    )  # fmt: skip
+        app,
+        http=patient,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
+    )
     _Server(config, counter, started).run(sockets=[place])
 
 
 def _give_memory_back() -> None:
-    """Have glibc return what large pictures took: by default every thread keeps a heap of its own, as large as it ever was."""
+    """Have glibc return what large pictures took: by default every thread keeps a heap of its own, as large as it ever
+    was."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library

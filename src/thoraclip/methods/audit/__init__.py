@@ -52,8 +52,8 @@ class AuditConfig:
     images: int = 1000
     """Images at most, drawn from those that the classifier has not seen, the classes in their own shares; 0 for all."""
     masks: str = "auto"
-    """Where the lungs are: auto (the manifest's masks where every image has one, else estimate), given, estimate (one usual
-    region for all), none, or a folder with a segmentation model of your own in Transformers format."""
+    """Where the lungs are: auto (the manifest's masks where every image has one, else estimate), given, estimate (one
+    usual region for all), none, or a folder with a segmentation model of your own in Transformers format."""
     folds: int = 5
     """Parts in which what is fitted anew is held out."""
     l2: float = 0.1
@@ -65,7 +65,8 @@ class AuditConfig:
     saliency: int = 24
     """Images whose heat maps are compared with the lungs; 0 for none."""
     duplicates: bool = True
-    """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked at."""
+    """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked
+    at."""
     seed: int = 0
     """Of the images, the held-out parts, the partners and the resamples."""
 
@@ -94,7 +95,8 @@ def audit(
         config: settings.
         out: folder whose `cache` keeps the answers, so that a killed audit goes on.
         pixels: folder of decoded pictures.
-        inspection: folder of what was measured of every picture, see `data.check.inspect`; in `out` where it is not given.
+        inspection: folder of what was measured of every picture, see `data.check.inspect`; in `out` where it is not
+            given.
         progress: called with (done, total).
         announce: gets a line at every stage.
 
@@ -114,15 +116,26 @@ def audit(
     scene = Scene(greys, lungs.masks, round(float(greys.mean())), same, other, any_, config.seed)
     token = digest(
         [
-            _RULES, DECODING, run.fingerprint, sample.manifest.fingerprint, spec.as_dict(), config.seed, scene.level,
+            _RULES,
+            DECODING,
+            run.fingerprint,
+            sample.manifest.fingerprint,
+            spec.as_dict(),
+            config.seed,
+            scene.level,
             [list(classifier.features_key[1:]) for classifier, _ in sample.classifiers],
             [array.tobytes().hex() for array in (np.packbits(lungs.masks), same, other, any_)],
         ]
-    )  # fmt: skip
+    )
     seen = score_views(
-        scene, sample.classifiers, batch_size=config.batch_size, manifest=sample.manifest, cache=out / "cache" / "views",
-        token=token, progress=progress,
-    )  # fmt: skip
+        scene,
+        sample.classifiers,
+        batch_size=config.batch_size,
+        manifest=sample.manifest,
+        cache=out / "cache" / "views",
+        token=token,
+        progress=progress,
+    )
     named = {name: view.named for name, view in seen.items()}
     trials = view_tests(named)
     fold = deal_folds(sample.target, sample.keys, folds=config.folds, seed=config.seed)
@@ -138,12 +151,22 @@ def audit(
     trials += more
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
-        shuffled=shuffled, run=run.name, kind=run.kind, labels=sample.labels, manifest=sample.manifest, answers=answers, trials=trials,
-        attributes=attribute_answers(sample, seen["original"], fold, l2=config.l2), lungs=lungs.as_json(),
-        sham=_sham(seen), saliency=_saliency(sample, greys, lungs.masks, named["original"], config, announce),
-        without_duplicates=_without_duplicates(run, manifest, config, inspection or out / "cache" / "inspection", progress),
+        shuffled=shuffled,
+        run=run.name,
+        kind=run.kind,
+        labels=sample.labels,
+        manifest=sample.manifest,
+        answers=answers,
+        trials=trials,
+        attributes=attribute_answers(sample, seen["original"], fold, l2=config.l2),
+        lungs=lungs.as_json(),
+        sham=_sham(seen),
+        saliency=_saliency(sample, greys, lungs.masks, named["original"], config, announce),
+        without_duplicates=_without_duplicates(
+            run, manifest, config, inspection or out / "cache" / "inspection", progress
+        ),
         has_masks=bool(usable.any()),
-    )  # fmt: skip
+    )
     return audit_report(facts, resamples=config.resamples, seed=config.seed)
 
 
@@ -238,7 +261,8 @@ def _saliency(
 def _without_duplicates(
     run: AuditTarget, manifest: Manifest, config: AuditConfig, inspection: Path, progress: Progress | None
 ) -> dict[str, Any] | None:
-    """Accuracy of the run's own predictions, with all images and with one of each picture that no other part shows too."""
+    """Accuracy of the run's own predictions, with all images and with one of each picture that no other part shows
+    too."""
     own = run.own_predictions(manifest)
     if not config.duplicates or own is None:
         return None
@@ -263,7 +287,11 @@ def _without_duplicates(
     n, hits = len(kept), int(right[kept].sum())
     low, high = wilson(hits, n) if n else (0.0, 1.0)
     return {
-        "images": len(judged), "accuracy": float(right.mean()), "left_out": len(judged) - n,
+        "images": len(judged),
+        "accuracy": float(right.mean()),
+        "left_out": len(judged) - n,
         "across_parts": sum(len(found) > 1 for found in parts_of.values()),
-        "accuracy_without": hits / n if n else None, "low": low, "high": high,
-    }  # fmt: skip
+        "accuracy_without": hits / n if n else None,
+        "low": low,
+        "high": high,
+    }

@@ -19,12 +19,16 @@ def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
     """What is asked of the classifier as it is; controls come last."""
     tests = [
         Trial(
-            *(view.trial or (name, view.title)), "classifier", after=name, before="" if view.is_alone else view.before,
-            counts=view.counts, finds=view.finds if view.counts else "",
+            *(view.trial or (name, view.title)),
+            "classifier",
+            after=name,
+            before="" if view.is_alone else view.before,
+            counts=view.counts,
+            finds=view.finds if view.counts else "",
         )
         for name, view in VIEWS.items()
         if name in named and (view.is_alone or view.before)
-    ]  # fmt: skip
+    ]
     return sorted(tests, key=lambda test: not test.counts)
 
 
