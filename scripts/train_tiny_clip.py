@@ -1,6 +1,6 @@
 """Train the shipped `tiny-clip` on phantoms whose captions never name a disease, and write its card.
 
-    python scripts/train_tiny_clip.py --out src/thoraclip/models/assets/tiny-clip    # about 35 minutes on two idle cores
+    python scripts/train_tiny_clip.py --out src/thoraclip/models/assets/tiny-clip   # 35 minutes on two idle cores
 
 The model plays the part of a general CLIP under domain shift: it has learnt what its captions describe (view, build,
 exposure, devices, markers), and nothing of the finding. Zero-shot on disease is therefore weak, its features are not.
