@@ -154,10 +154,10 @@ def explain(
         image: PNG, JPEG or DICOM.
         out: sheet to write (.png): the image, the map over it, the lungs' outline and the numbers.
         class_name: class that is explained; default: the predicted one.
-        method: heat map, see docs/explain.md; default: the best one that the classifier offers.
+        method: heat map: smoothgrad, integrated or occlusion (any classifier); default: the best one that it offers.
         fold: fold whose classifier is asked; default: the one that held the image out, or the first.
         mask: lung mask of the image's size; default: the manifest's, or an estimate.
-        seed: seed of methods that draw masks or noise.
+        seed: seed of methods that draw noise.
 
     Returns:
         Its numbers: `class`, `probability`, `predicted`, `scores`, `method`, `evidence_in_lungs`, `lung_area`,
