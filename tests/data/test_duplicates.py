@@ -34,6 +34,7 @@ from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.phantom.body import shape_body
 from thoraclip.errors import ConfigError, ImageError, MismatchError
 from thoraclip.imaging import decode
+from thoraclip.imaging.resizing import resize
 
 Grey = npt.NDArray[np.uint8]
 
@@ -147,7 +148,7 @@ def jpeg(pixels: Grey) -> Grey:
 
 
 def resized(width: int, height: int) -> Callable[[Grey], Grey]:
-    return lambda p: np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC))
+    return lambda p: np.asarray(resize(Image.fromarray(p), (width, height), Image.Resampling.BICUBIC))
 
 
 def turned(degrees: float) -> Callable[[Grey], Grey]:
