@@ -75,7 +75,7 @@ def test_a_screen_reader_finds_everything_by_name(visit: Visit, pictures: dict[s
     assert tab.locator("html").get_attribute("lang") == "en"
     assert tab.get_by_role("main").count() == 1
     assert tab.get_by_role("heading", level=1).inner_text() == "ThoraCLIP"
-    for label in ("Choose another", "Evidence for", "Method", "Opacity", "Lung outline"):
+    for label in ("Choose another", "Evidence for", "Opacity", "Lung outline"):
         assert tab.get_by_label(label).count() == 1, label
     assert tab.get_by_role("slider", name="Opacity").get_attribute("aria-valuetext") == "70\u00a0%"
     assert tab.get_by_role("switch", name="Lung outline").is_checked()

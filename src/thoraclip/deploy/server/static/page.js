@@ -138,6 +138,7 @@ class View {
     fill("legend", words.legend(bundle));
     fill("class", ...options(bundle.labels));
     fill("method", ...options(bundle.methods));
+    this.find("method").parentElement.hidden = bundle.methods.length < 2;
     for (const name of ["class", "method"]) this.find(name).onchange = () => this.explain();
     for (const name of ["opacity", "switch"]) this.find(name).oninput = () => this.tune();
     this.ask("card").then(response => response.text()).then(
