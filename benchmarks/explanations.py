@@ -39,10 +39,10 @@ import thoraclip
 from benchmarks import saliency
 from thoraclip.data.index import index
 from thoraclip.data.masks import fit_mask, read_mask
+from thoraclip.evaluation.intervals import Estimate
 from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
 from thoraclip.heatmaps.perturbation import perturbation_curves
 from thoraclip.imaging import decode, fit
-from thoraclip.judge.intervals import Estimate
 from thoraclip.methods.predictors import read_run
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.classifiers import Classifier

@@ -31,8 +31,8 @@ from benchmarks.measure import Used, in_turn, launch, options, phantoms, radiogr
 from benchmarks.results import Result, table
 
 import thoraclip
-from thoraclip.deploy import parity
-from thoraclip.deploy.opening import open_bundle
+from thoraclip.bundle import parity
+from thoraclip.bundle.opening import open_bundle
 from thoraclip.imaging import decode, fit
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import find_manifest, read_run

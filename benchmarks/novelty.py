@@ -27,8 +27,8 @@ from benchmarks.results import Result
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.errors import ThoraclipError
+from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
-from thoraclip.judge.resampling import resample_weights
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.posthoc.novelty import fit_novelty
 

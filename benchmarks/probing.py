@@ -28,7 +28,7 @@ from torch.utils.data import TensorDataset
 import thoraclip
 from benchmarks import plain
 from thoraclip.data.splits import group_codes
-from thoraclip.judge.resampling import resample_weights
+from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.methods.running import Part, parts, read_validation
 from thoraclip.tables.manifest import Manifest
 

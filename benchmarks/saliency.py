@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import MismatchError
-from thoraclip.judge.intervals import Estimate, estimate
+from thoraclip.evaluation.intervals import Estimate, estimate
 
 __all__ = [
     "POINTING_TOLERANCE",

@@ -27,8 +27,8 @@ from benchmarks.results import Result, table
 from PIL import Image
 from scripts.served import Served
 
+from thoraclip.bundle.opening import open_bundle
 from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.deploy.opening import open_bundle
 
 KIND = {"content-type": "application/octet-stream"}
 Load = tuple[float, list[float], Counter[int]]

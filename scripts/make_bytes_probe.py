@@ -1,4 +1,4 @@
-"""Print, in base64, the ONNX file by which `thoraclip.deploy.runtime` asks whether a processor multiplies bytes
+"""Print, in base64, the ONNX file by which `thoraclip.bundle.runtime` asks whether a processor multiplies bytes
 exactly.
 
 python scripts/make_bytes_probe.py

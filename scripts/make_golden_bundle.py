@@ -1,6 +1,6 @@
 """Make the bundle of schema 1 that later versions must read: a tiny random CLIP with a probe on drawn pictures.
 
-    python scripts/make_golden_bundle.py tests/deploy/golden/bundle-1
+    python scripts/make_golden_bundle.py tests/bundle/golden/bundle-1
 
 Run once for each schema, never again for the same one: the point is that old files stay readable.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.deploy.conftest import Workshop
+from tests.bundle.conftest import Workshop
 
-from thoraclip.deploy.opening import open_bundle
+from thoraclip.bundle.opening import open_bundle
 
 
 def main(out: Path) -> None:

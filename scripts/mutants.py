@@ -2,7 +2,7 @@
 notices.
 
     python -m scripts.mutants                         # a seeded sample of the rooms below; `make mutants`
-    python -m scripts.mutants --modules judge.metrics --each 0      # every mutant of one module
+    python -m scripts.mutants --modules evaluation.metrics --each 0      # every mutant of one module
     python -m scripts.mutants --out mutants.json
 
 A mutant is one change: a comparison (< becomes <=), an operator, a number, a condition, min and max, a keyword argument
@@ -38,14 +38,14 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE, TESTS = REPOSITORY / "src", REPOSITORY / "tests"
-ROOMS = ("judge", "posthoc", "cards", "methods", "data.splits", "tables")
+ROOMS = ("evaluation", "posthoc", "cards", "methods", "data.splits", "tables")
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 """Key of a mutant that no test can tell from the code -> why."""
 _TESTS = 120
 """Seconds of tests that a mutant has to survive."""
 _SECONDS = 4 * _TESTS
 """Of processor time, for the tests of one mutant; more is an endless loop, and counts as noticed."""
-_DRAWINGS = ("judge.figures",)
+_DRAWINGS = ("evaluation.figures",)
 """Modules whose numbers are places on a drawing: people look at those; they are not changed here."""
 
 _SWAPS: dict[type, type] = {
@@ -369,7 +369,7 @@ def main() -> None:
     """Print survivors and a table; exit 1 where fewer than 95 % of the mutants are killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--modules", nargs="+", default=list(ROOMS), metavar="ROOM", help="such as judge or judge.metrics"
+        "--modules", nargs="+", default=list(ROOMS), metavar="ROOM", help="such as evaluation or evaluation.metrics"
     )
     parser.add_argument("--each", type=int, default=4, help="mutants drawn from each module; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
@@ -379,9 +379,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.modules:
         if not path_of(name).exists():
-            parser.error(
-                f"--modules {name}: no such room or module of thoraclip; name one such as judge or judge.metrics"
-            )
+            parser.error(f"--modules {name}: no such room or module of thoraclip; name one such as evaluation.metrics")
     equivalent = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
     earlier = json.loads(given.again.read_text(encoding="utf-8")) if given.again else []
     survivors = {one["key"] for one in earlier if one["result"] == "survived"}

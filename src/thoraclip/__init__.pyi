@@ -5,15 +5,15 @@ from .api.deployment import export, predict, serve
 from .api.judgement import audit, explain, report
 from .api.methods import MethodFunction, caption, embed
 from .api.start import demo, run_study
+from .bundle.opening import open_bundle
 from .cards import CardSettings, write_card
 from .data.batches import pixel_cache
 from .data.check import write_check
 from .data.phantom import PhantomConfig, write_phantoms
 from .data.splits import split_folds, split_fractions
-from .deploy.opening import open_bundle
 from .errors import ThoraclipError
+from .evaluation.report import MethodResult, write_report
 from .imaging import Preprocess, decode, preprocess
-from .judge.report import MethodResult, write_report
 from .labels import LabelSet, load_prompts
 from .methods.caption import CaptionConfig
 from .methods.running import run_method

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from tests.judge.cards import Config, card_of, trained
+from tests.evaluation.cards import Config, card_of, trained
 
 from thoraclip.cards import CardSettings, write_card
 from thoraclip.cards import model_card as module
 from thoraclip.cards.model_card import BASE_MODELS, TrainedRun, base_model, write_model_card
-from thoraclip.judge.reading import share
-from thoraclip.judge.report import judge
-from thoraclip.judge.results import MethodResult
+from thoraclip.evaluation.reading import share
+from thoraclip.evaluation.report import judge
+from thoraclip.evaluation.results import MethodResult
 from thoraclip.tables.manifest import Manifest, write_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.bundle.conftest import Workshop, workshop
+from tests.bundle.test_scoring import HEAD
 from tests.conftest import Capture, draw_picture, files
-from tests.deploy.conftest import Workshop, workshop
-from tests.deploy.test_scoring import HEAD
 
 from thoraclip.cli.app import run
 from thoraclip.methods.running import run_method

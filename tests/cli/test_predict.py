@@ -13,17 +13,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.bundle.fake_bundle import pretend
+from tests.bundle.test_scoring import HEAD, change, fill, kept_rows
 from tests.cli.test_cli import refused
 from tests.conftest import Capture, files, write_class_folder
-from tests.deploy.fake_bundle import pretend
-from tests.deploy.test_scoring import HEAD, change, fill, kept_rows
 from tests.forked import wait_for
 from tests.small_install import run_small
 
 import thoraclip
+from thoraclip.bundle import opening
 from thoraclip.cli.app import run
 from thoraclip.cli.console import _PlainProgress
-from thoraclip.deploy import opening
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -41,10 +41,10 @@ def folder(tmp_path: Path) -> Path:
 def child(*arguments: str, seconds: float = 0.0, **streams: object) -> subprocess.Popen[bytes]:
     """The command in a process of its own, with a bundle that takes its time."""
     code = (
-        "import functools, signal, sys\nfrom tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import opening\n"
+        "import functools, signal, sys\nfrom tests.bundle.fake_bundle import pretend\nfrom thoraclip.bundle import opening\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs are born deaf to it
         f"opening.open_bundle = functools.partial(pretend, seconds={seconds})\n"
-        "from thoraclip.deploy import rows\nrows._SECONDS_BETWEEN_COMMITS = 0\n"
+        "from thoraclip.bundle import rows\nrows._SECONDS_BETWEEN_COMMITS = 0\n"
         "from thoraclip.cli.app import main\nmain(['predict', 'bundle', *sys.argv[1:]])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -236,7 +236,7 @@ def test_a_list_without_end_is_scored_as_it_comes(tmp_path: Path) -> None:
 def test_a_small_install_predicts_and_names_the_extra_of_what_is_missing(folder: Path) -> None:
     command = f"from thoraclip.cli.app import run\nsys.exit(run(['predict', 'bundle', {str(folder)!r}]))"
     done = run_small(
-        "from tests.deploy.fake_bundle import pretend\nfrom thoraclip.deploy import opening\nopening.open_bundle = pretend\n"
+        "from tests.bundle.fake_bundle import pretend\nfrom thoraclip.bundle import opening\nopening.open_bundle = pretend\n"
         + command
     )
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ import thoraclip
 PACKAGE = Path(thoraclip.__file__).parent
 REPOSITORY = PACKAGE.parents[1]
 EVERY_MODULE = sorted(name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], prefix="thoraclip."))
-WITH_TORCH = {"__main__", "deploy", "heatmaps", "methods", "models", "study"}
+WITH_TORCH = {"__main__", "bundle", "heatmaps", "methods", "models", "study"}
 TORCH_FREE = sorted({name.split(".")[1] for name in EVERY_MODULE} - WITH_TORCH)
 NEEDS_TORCH = "thoraclip.heatmaps.gradients"
 """The one module of its room that looks inside a network."""

@@ -14,8 +14,8 @@ from tests.checkpoints import save_checkpoint
 from thoraclip.cli.app import run
 from thoraclip.data.layouts import LAYOUTS, Listing, find_layout
 from thoraclip.data.views import VIEWS, View
+from thoraclip.evaluation.metrics import METRICS, Metric
 from thoraclip.heatmaps import MAPS, MapMethod
-from thoraclip.judge.metrics import METRICS, Metric
 from thoraclip.methods import METHODS, Method
 from thoraclip.methods.losses import LOSSES, Loss, Pairs
 from thoraclip.methods.probe import SOLVERS, Solver

@@ -11,8 +11,8 @@ import pytest
 
 from thoraclip.data.index import index
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
-from thoraclip.judge.calibration import ece
-from thoraclip.judge.metrics import Scored
+from thoraclip.evaluation.calibration import ece
+from thoraclip.evaluation.metrics import Scored
 from thoraclip.methods.embed import cached_embeddings
 from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.models.heads import fit_lbfgs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thoraclip.data.views import VIEWS
-from thoraclip.judge.shortcuts import Trial
+from thoraclip.evaluation.shortcuts import Trial
 from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
 
 OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"

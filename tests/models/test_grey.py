@@ -1,4 +1,4 @@
-"""Folding grey into the first layer is exact where nothing is padded; where it is, see `deploy/test_onnx.py`."""
+"""Folding grey into the first layer is exact where nothing is padded; where it is, see `bundle/test_onnx.py`."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from thoraclip.deploy import export
-from thoraclip.deploy.session import ModelSession
+from thoraclip.bundle import export
+from thoraclip.bundle.session import ModelSession
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
@@ -264,7 +264,7 @@ def kept_by_a_bundle(folder: Path) -> NoveltyScore:
     session = ModelSession(original, images=1000, seed=0, progress=None, is_int8=False)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(WrittenError) as written:
         patch.setattr(session, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
-        patch.setattr("thoraclip.deploy.bundle.write_novelty_arrays", write)
+        patch.setattr("thoraclip.bundle.format.write_novelty_arrays", write)
         runtime: Any = SimpleNamespace(look=None)
         export._finish(folder, session, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
     return written.value.args[0]  # type: ignore[no-any-return]

@@ -11,10 +11,10 @@ from scipy.optimize import minimize_scalar
 from tests.conftest import examples
 
 from thoraclip.errors import InputError
-from thoraclip.judge.intervals import Estimate
-from thoraclip.judge.metrics import METRICS, Scored, brier_terms
-from thoraclip.judge.recalibration import _mover, recalibration
-from thoraclip.judge.resampling import resample_weights
+from thoraclip.evaluation.intervals import Estimate
+from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms
+from thoraclip.evaluation.recalibration import _mover, recalibration
+from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.posthoc.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_vector
 
 Floats = npt.NDArray[np.float64]

@@ -18,9 +18,9 @@ from PIL import Image
 from scripts.served import Served
 from tests.imaging.files import dicom, encoded
 
+from thoraclip.bundle.export import export_bundle
 from thoraclip.data.index import index
 from thoraclip.data.phantom import PhantomConfig, draw_phantom, write_phantoms
-from thoraclip.deploy.export import export_bundle
 from thoraclip.methods.original import load_original
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.probe import Config as ProbeConfig

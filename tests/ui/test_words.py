@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.ui.conftest import Server, Visit, visiting
 
-from thoraclip.deploy.server.answers import About, BundleFacts, Explained, Neighbour, OnePicture, Predicted
+from thoraclip.server.answers import About, BundleFacts, Explained, Neighbour, OnePicture, Predicted
 
 BAD = "<img src=x onerror='window.bad = 1'>"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="

@@ -12,7 +12,7 @@ from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
     from thoraclip.api.hooks import Images
-    from thoraclip.deploy.scoring import ScoringSummary
+    from thoraclip.bundle.scoring import ScoringSummary
 
     Files = str | Path | Sequence[str | Path]
     Output = str | Path | IO[bytes]
@@ -52,7 +52,7 @@ def export(
     Raises:
         ParityError: the exported model does not reproduce the original, or it cannot be shown; nothing is written.
     """
-    from thoraclip.deploy.export import export_bundle, require_place
+    from thoraclip.bundle.export import export_bundle, require_place
     from thoraclip.methods.original import load_original
     from thoraclip.methods.predictors import find_manifest, read_run
 
@@ -100,8 +100,8 @@ def predict(
         ThoraclipError: no such image or bundle, the table cannot be written, it was begun with another bundle, or not
             one image can be read; the table is there then.
     """
-    from thoraclip.deploy.opening import open_bundle
-    from thoraclip.deploy.rows import table_format
+    from thoraclip.bundle.opening import open_bundle
+    from thoraclip.bundle.rows import table_format
     from thoraclip.engine import require_engine
 
     require_engine(engine, workers=workers, threads=threads)
@@ -110,8 +110,8 @@ def predict(
     kind = table_format(format, out)
     classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
 
-    from thoraclip.deploy.images import find_images
-    from thoraclip.deploy.scoring import by_ray, open_table, require_one, score
+    from thoraclip.bundle.images import find_images
+    from thoraclip.bundle.scoring import by_ray, open_table, require_one, score
 
     named = [paths] if isinstance(paths, str | Path) else paths or []
     pictures = find_images(named, manifest=to_path(manifest))
@@ -149,14 +149,14 @@ def serve(
         allow_origin: origin of a page on another host that may ask; repeatable.
         threads: images at once; 0: one for each core.
         announce: see `thoraclip.api`; gets the address, and what should be known of it.
-        settings: limits: the fields of `thoraclip.deploy.server.limits.Limits`, see docs/serving.md.
+        settings: limits: the fields of `thoraclip.server.limits.Limits`, see docs/serving.md.
 
     Raises:
         ThoraclipError: no such bundle, an unknown setting, no token in the file, or the port is taken.
     """
     from thoraclip.config import build_config
-    from thoraclip.deploy.server.limits import Limits
-    from thoraclip.deploy.server.running import is_loopback, listen, read_token, serve_bundles
+    from thoraclip.server.limits import Limits
+    from thoraclip.server.running import is_loopback, listen, read_token, serve_bundles
 
     limits = build_config(Limits, settings, where="--set")
     token, (_, log) = read_token(to_path(token_file)), hooks(False, announce)

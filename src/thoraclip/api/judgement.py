@@ -46,7 +46,7 @@ def report(
     Returns:
         The content of `report.json`.
     """
-    from thoraclip.judge.report import MethodResult, judge, write_report
+    from thoraclip.evaluation.report import MethodResult, judge, write_report
     from thoraclip.methods.validation import read_validation
     from thoraclip.runs import file_sha256, provenance
     from thoraclip.tables.predictions import read_predictions
@@ -107,7 +107,7 @@ def audit(
     Returns:
         The content of `audit.json`.
     """
-    from thoraclip.judge.audit_page import write_audit
+    from thoraclip.evaluation.audit_page import write_audit
     from thoraclip.methods.audit import AuditConfig
     from thoraclip.methods.audit import audit as run_tests
 
@@ -121,11 +121,11 @@ def audit(
 
 def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manifest]:
     """(a run or a bundle, the images that it is audited on)."""
-    from thoraclip.deploy.seal import is_bundle
+    from thoraclip.bundle.seal import is_bundle
 
     if is_bundle(folder):
-        from thoraclip.deploy.audit_target import BundleAuditTarget
-        from thoraclip.deploy.opening import open_bundle
+        from thoraclip.bundle.audit_target import BundleAuditTarget
+        from thoraclip.bundle.opening import open_bundle
 
         if manifest is None:
             raise InputError(f"{folder}: a bundle does not know where its images are; name a manifest with --manifest")
@@ -167,13 +167,13 @@ def explain(
         ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or
             written.
     """
-    from thoraclip.deploy.seal import is_bundle
+    from thoraclip.bundle.seal import is_bundle
     from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay
 
     require_png(Path(out))
     options: dict[str, Any] = {"class_name": class_name, "method": method, "seed": seed}
     if is_bundle(Path(run)):
-        from thoraclip.deploy.opening import open_bundle
+        from thoraclip.bundle.opening import open_bundle
 
         if fold is not None:
             raise ConfigError(f"--fold {fold}: a bundle holds one classifier; leave --fold out")

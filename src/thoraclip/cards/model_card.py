@@ -18,10 +18,10 @@ from typing import Any
 
 from thoraclip.config import field_help, toml_value
 from thoraclip.errors import ManifestError
-from thoraclip.judge.metrics import METRICS
-from thoraclip.judge.reading import points, share, share_interval, versus
-from thoraclip.judge.report import judge, plain
-from thoraclip.judge.results import MAJORITY, MethodResult
+from thoraclip.evaluation.metrics import METRICS
+from thoraclip.evaluation.reading import points, share, share_interval, versus
+from thoraclip.evaluation.report import judge, plain
+from thoraclip.evaluation.results import MAJORITY, MethodResult
 from thoraclip.pages import counted, environment
 from thoraclip.runs import write_text
 from thoraclip.tables.predictions import Predictions

@@ -15,7 +15,7 @@ from thoraclip.cli.command import Command
 from thoraclip.cli.console import announce, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from thoraclip.deploy.scoring import ScoringSummary
+    from thoraclip.bundle.scoring import ScoringSummary
 
 __all__ = ["COMMANDS"]
 

@@ -29,7 +29,7 @@ def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> E
     The same arguments give the same environment, so that each template is compiled once in a process.
 
     Args:
-        package: such as `thoraclip.judge`; its templates lie in `templates/`.
+        package: such as `thoraclip.evaluation`; its templates lie in `templates/`.
         html: escape what is put into the page.
         filters: the package's own, by name.
     """

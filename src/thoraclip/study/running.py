@@ -15,7 +15,7 @@ from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import detect_layout
 from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ManifestError, ThoraclipError, first_line
-from thoraclip.judge.report import MethodResult, judge, with_audits, write_report
+from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CaptionConfig, caption
 from thoraclip.methods.running import read_validation, run_method

@@ -13,7 +13,7 @@ from typing import Any
 from thoraclip.config import build_config, config_toml, read_toml, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.judge.published import Published, read_published
+from thoraclip.evaluation.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.study.external.settings import External, external_toml, read_external, require_one_source
 
@@ -186,8 +186,8 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
         settings: `--set` values; a study setting, or a setting of the methods that know it.
 
     Raises:
-        ConfigError: every unknown name at once, with the nearest known one; see also `judge.published.read_published`
-            and `external.settings.read_external`.
+        ConfigError: every unknown name at once, with the nearest known one; see also
+            `evaluation.published.read_published` and `external.settings.read_external`.
         InputError: no such file.
     """
     if "published" in settings:

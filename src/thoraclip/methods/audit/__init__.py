@@ -1,10 +1,10 @@
 """`audit`: does a classifier read lungs or shortcuts?
 
-    run + manifest -> images that it has not seen -> altered views -> its answers --+
-                           |            +-> features --> probes fitted anew --------+--> judge.shortcuts -> audit.json
-                           +-> background (frame, marks, exposure, grain, file) ----+
+    run + manifest -> images it has not seen -> altered views -> its answers -------+
+                         |            +-> features --> probes fitted anew ----------+-> evaluation.shortcuts
+                         +-> background (frame, marks, exposure, grain, file) ------+        -> audit.json
 
-What re-scores the model is here; what is made of the answers is in `judge.shortcuts`, which never sees a model.
+What re-scores the model is here; what is made of the answers is in `evaluation.shortcuts`, which never sees a model.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy.typing as npt
 from thoraclip.config import require_at_least, require_positive
 from thoraclip.data.lungs.regions import LungRegions, lung_masks, require_mask_source
 from thoraclip.data.views import Scene
+from thoraclip.evaluation.audit import Facts, audit_report
+from thoraclip.evaluation.shortcuts import Answers
 from thoraclip.imaging import DECODING, Preprocess
-from thoraclip.judge.audit import Facts, audit_report
-from thoraclip.judge.shortcuts import Answers
 from thoraclip.methods.audit.probes import (
     across_sources,
     attribute_answers,

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.splits import assign_groups
+from thoraclip.evaluation.shortcuts import Trial
 from thoraclip.imaging import decode
-from thoraclip.judge.shortcuts import Trial
 from thoraclip.labels import LabelSet
 from thoraclip.methods.audit.sample import AuditSample
 from thoraclip.methods.audit.scoring import ViewScores

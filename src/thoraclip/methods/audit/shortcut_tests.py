@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.views import VIEWS
-from thoraclip.judge.shortcuts import Trial
+from thoraclip.evaluation.shortcuts import Trial
 
 __all__ = ["probe_tests", "view_tests"]
 

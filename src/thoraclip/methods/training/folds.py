@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from thoraclip.data.batches import pixel_cache
 from thoraclip.errors import InputError
+from thoraclip.evaluation.figures import training_figure
 from thoraclip.imaging import Preprocess
-from thoraclip.judge.figures import training_figure
 from thoraclip.labels import LabelSet
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress

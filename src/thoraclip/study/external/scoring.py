@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from thoraclip.data.batches import grey_batches
 from thoraclip.errors import InputError, ThoraclipError, first_line
-from thoraclip.judge.external import ExternalResult
-from thoraclip.judge.results import MethodResult
+from thoraclip.evaluation.external import ExternalResult
+from thoraclip.evaluation.results import MethodResult
 from thoraclip.labels import LabelSet
 from thoraclip.methods.predictors import FinishedRun, read_run
 from thoraclip.runs import Progress, digest, file_sha256, fold_file, write_json, write_text

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from thoraclip.errors import ManifestError
-from thoraclip.judge.external_reading import left_out_words
+from thoraclip.evaluation.external_reading import left_out_words
 from thoraclip.runs import Progress, write_json
 from thoraclip.study.external.images import OTHER_SPLITS, UNLABELLED, UNMAPPED, Candidates, read_candidates
 from thoraclip.study.external.overlap import COPIES, IDENTICAL, NEAR, UNREADABLE, find_overlap

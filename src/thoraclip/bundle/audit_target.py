@@ -1,0 +1,94 @@
+"""A bundle as the target of an audit: the images of a manifest that it may be judged on, and its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.bundle.runtime import BundleClassifier
+from thoraclip.errors import ManifestError, MismatchError
+from thoraclip.labels import LabelSet
+
+if TYPE_CHECKING:
+    from thoraclip.tables.manifest import Manifest
+
+__all__ = ["BundleAuditTarget"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BundleAuditTarget:
+    """See `methods.audit.sample.AuditTarget`.
+
+    Args:
+        opened: the bundle.
+    """
+
+    opened: BundleClassifier
+
+    @property
+    def name(self) -> str:
+        """Of the bundle's folder."""
+        return self.opened.bundle.folder.resolve().name
+
+    @property
+    def kind(self) -> str:
+        """Of the method that made the classifier."""
+        return self.opened.bundle.kind
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal bundles."""
+        return self.opened.bundle.fingerprint
+
+    @property
+    def is_retrainable(self) -> bool:
+        """True where the classifier is a linear probe on frozen features."""
+        return self.kind == "probe"
+
+    def label_set(self, manifest: Manifest) -> LabelSet:
+        """The classes.
+
+        Raises:
+            ManifestError: the manifest has other classes.
+        """
+        return manifest.label_set(self.opened.labels.names)
+
+    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
+        """The labelled images that the classifier has not learned from, of split `test` where the manifest names
+        splits.
+
+        A picture is known by the SHA-256 of its file.
+
+        Raises:
+            ManifestError: no such image.
+        """
+        usable = np.array([label is not None for label in manifest.column("label")])
+        split = np.array([s or "" for s in manifest.column("split")])
+        if (split != "").any():
+            usable &= split == "test"
+        usable &= ~self.opened.bundle.is_trained_on(manifest.column("sha256"))
+        if not usable.any():
+            raise ManifestError(
+                "manifest: no labelled image, of split 'test' where it names splits, that the bundle has not learned "
+                "from"
+            )
+        yield None, np.flatnonzero(usable)
+
+    def classifier(self, fold: int | None, labels: LabelSet) -> BundleClassifier:
+        """The bundle itself."""
+        if labels != self.opened.labels:
+            raise MismatchError(
+                f"{self.opened.bundle.folder}: has the classes {list(self.opened.labels.names)}, not "
+                f"{list(labels.names)}"
+            )
+        return self.opened
+
+    def own_predictions(self, manifest: Manifest) -> None:
+        """A bundle keeps no table of predictions."""
+        return

@@ -1,0 +1,330 @@
+"""From a classifier in torch to one ONNX file that takes grey bytes; in fp32, or with weights of eight bits.
+
+u8[1, S, S] -> patch embedding (normalisation and the three equal channels folded in) -> tower -> head -> scores
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
+from torch import Tensor, nn
+
+from thoraclip.bundle.eight_bits import eight_bit_products
+from thoraclip.bundle.onnx_runtime import onnxruntime
+from thoraclip.errors import ModelError, first_line
+from thoraclip.imaging import Preprocess
+from thoraclip.models.backbones import Backbone
+from thoraclip.models.checkpoint import quiet
+from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.models.dual_encoder import expand_greys
+from thoraclip.models.grey import fold_grey
+
+__all__ = ["GreyClassifier", "grey_classifier", "quantise", "write_onnx"]
+
+Greys = npt.NDArray[np.uint8]
+
+OPSET = 20
+"""Of the ONNX file; ONNX Runtime 1.17 and later load it."""
+_LARGE = 2**18
+"""Bytes from which a factor of a matrix product lies in the file beside the model. ONNX Runtime maps that file and
+packs such factors from there, where it copies what lies in the model itself twice; they are unmapped once they are
+packed."""
+_PRODUCTS = {"MatMul", "Gemm", "MatMulIntegerToFloat"}
+"""Operators whose second factor is packed. Any other constant would stay mapped, and be lost with the file."""
+_ENOUGH = 32
+"""Calibration pictures that tell which activations hardly go below 0."""
+_CONVOLUTIONAL = 0.5
+"""Share of a network's weights in convolutions from which it is quantised as one."""
+
+
+class GreyClassifier(nn.Module):
+    """u8[B, S, S] -> (features f32[B, D], scores f32[B, C], rows sum to 1).
+
+    Args:
+        features: f32[B, channels, S, S] -> f32[B, D].
+        head: f32[B, D] -> logits f32[B, C].
+        spec: of the pixels.
+        is_folded: True where `features` takes grey levels 0..255 in one channel, see `fold_grey`.
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module, spec: Preprocess, *, is_folded: bool) -> None:
+        super().__init__()
+        self.features, self.head, self.spec, self.is_folded = features, head, spec, is_folded
+
+    def forward(self, greys: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        pixels = greys[:, None].float() if self.is_folded else expand_greys(greys, self.spec, greys.device)
+        features = self.features(pixels)
+        return features, self.head(features).softmax(dim=-1)
+
+
+class _EncoderFeatures(nn.Module):
+    """The features of an `EncoderClassifier` that its head takes."""
+
+    def __init__(self, classifier: EncoderClassifier) -> None:
+        super().__init__()
+        self.model = classifier.encoder.model
+        self._encoder, self._kind = classifier.encoder, classifier.features
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pooled, projected = self._encoder.image_features(pixels)
+        return pooled if self._kind == "pooled" else nn.functional.normalize(projected, dim=-1)
+
+
+class _BackboneFeatures(nn.Module):
+    """What enters the head of a `Backbone`, whose head was taken out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found = self.network(pixels)
+        features: Tensor = (found if isinstance(found, Tensor) else found.logits).flatten(1)
+        return features
+
+
+def grey_classifier(classifier: EncoderClassifier | Backbone) -> GreyClassifier:
+    """The classifier as one module on the CPU, in fp32, that takes grey bytes; a copy, the original stays as it is.
+
+    Args:
+        classifier: adapters merged; its precision does not matter.
+    """
+    features, head = _of_encoder(classifier) if isinstance(classifier, EncoderClassifier) else _of_backbone(classifier)
+    is_folded = fold_grey(features, classifier.preprocess)
+    return GreyClassifier(features, head, classifier.preprocess, is_folded=is_folded).float().eval()
+
+
+def _of_encoder(classifier: EncoderClassifier) -> tuple[nn.Module, nn.Module]:
+    encoder, head = classifier.encoder, classifier.head
+    model = copy.deepcopy(encoder.model).cpu()
+    del model.text_model
+    moved = replace(encoder, model=model, device=torch.device("cpu"), precision="fp32")
+    scale = head.standardiser.scale.astype(np.float64)
+    weight = head.weight.astype(np.float64) / scale  # W (x - mean) / scale + b, as one product
+    bias = head.bias.astype(np.float64) - weight @ head.standardiser.mean.astype(np.float64)
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(weight))
+        linear.bias.copy_(torch.from_numpy(bias))
+    return _EncoderFeatures(replace(classifier, encoder=moved)), linear
+
+
+def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
+    name = next(iter(classifier.head_parameters)).split(".")[0]
+    network = copy.deepcopy(classifier.network).cpu()
+    head = getattr(network, name)
+    setattr(network, name, nn.Identity())
+    last = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if len(last) != 1:
+        raise ModelError(f"model '{classifier.name}': a head of {len(last)} linear layers; one is expected")
+    return _BackboneFeatures(network), last[0]  # what stands before it, as a ResNet's flattening, `flatten(1)` does
+
+
+def write_onnx(module: GreyClassifier, path: Path) -> None:
+    """Write the module as ONNX: `greys` u8[B, S, S] to `features` and `scores`, B any number or, for some networks, 1.
+
+    Large matrices go to a file beside it, `<name>.data`.
+
+    Raises:
+        ModelError: the network cannot be exported.
+    """
+    model = _exported(module, pictures=2)
+    if (
+        not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    ):  # SigLIP 2 goes through the pictures one by one
+        model = _exported(module, pictures=1)
+    _clean(model)
+    _save(model, path)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Write it, its large matrices beside it, in place of what is there."""
+    beside = path.with_name(f"{path.name}.data")
+    beside.unlink(missing_ok=True)  # it would be appended to
+    packed = {node.input[1] for node in model.graph.node if node.op_type in _PRODUCTS}
+    for constant in model.graph.initializer:
+        if constant.name in packed and len(constant.raw_data) >= _LARGE:
+            set_external_data(constant, beside.name)
+    onnx.save(model, str(path))
+    if beside.is_file():
+        beside.chmod(path.stat().st_mode & 0o777)  # else nobody but who made it may read it
+
+
+def _exported(module: GreyClassifier, *, pictures: int) -> onnx.ModelProto:
+    """The module as ONNX for any number of pictures, or, from one, for one."""
+    side = module.spec.size
+    shapes = {"greys": {0: torch.export.Dim("pictures")}} if pictures > 1 else None
+    try:
+        with _silence(), quiet():
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(pictures, side, side, dtype=torch.uint8),),
+                None,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                dynamic_shapes=shapes,
+                input_names=["greys"],
+                output_names=["features", "scores"],
+                custom_translation_table={torch.ops.aten._is_all_true.default: _is_all_true},
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(f"the network cannot be written as ONNX ({first_line(error)})") from error
+    assert program is not None, "the exporter returns the program where no file is named"
+    return program.model_proto
+
+
+def _is_all_true(value: Any) -> Any:
+    """Of a boolean that is one number already: the checks of SigLIP 2 in Transformers 5.24, which the exporter does not
+    know."""
+    from onnxscript import opset20
+
+    return opset20.Identity(value)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's chatter about packages that are not needed from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Take out what tells of the exporting machine: traces with paths, notes, versions of tools."""
+    model.doc_string = model.graph.doc_string = ""
+    model.producer_name, model.producer_version = "thoraclip", ""
+    del model.metadata_props[:]
+    graph = model.graph
+    for part in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *model.functions,
+    ):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]
+
+
+def quantise(path: Path, greys: Greys) -> tuple[str, float]:
+    """Replace the model by one with weights of eight bits, and activations of eight bits in its large products.
+
+    Transformers: see `eight_bits`. Networks whose weights are mostly in convolutions: static quantisation by ONNX
+    Runtime. What either shifts the features by, on average over the calibration pictures, is put back. The head stays
+    in fp32.
+
+    Args:
+        path: written by `write_onnx`.
+        greys: u8[N, S, S], calibration pictures.
+
+    Returns:
+        (`row-wise` or `static`, its size as a share of what it was).
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        large, small = Path(work) / "large.onnx", Path(work) / "small.onnx"
+        model = onnx.load(str(path))
+        onnx.save(model, str(large))  # in one file: ONNX Runtime's own tools lose what lies beside one
+        if _share_in_convolutions(model) < _CONVOLUTIONAL:
+            eight_bit_products(large, small, greys[:: max(1, len(greys) // _ENOUGH)])
+            way = "row-wise"
+        else:
+            _quantise_convolutions(large, small, greys)
+            way = "static"
+        _centre_features(small, _mean_features(large, greys) - _mean_features(small, greys))
+        _save(onnx.load(str(small)), path)
+        return way, small.stat().st_size / large.stat().st_size
+
+
+def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ready = target.with_suffix(".ready.onnx")
+    with _silence():
+        quant_pre_process(
+            source, ready, skip_symbolic_shape=True
+        )  # batch normalisation becomes part of the convolutions
+        head = [node.name for node in onnx.load(str(ready)).graph.node if "features" in node.input]
+        quantize_static(
+            ready,
+            target,
+            _Pictures(greys),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QUInt8,
+            extra_options={"WeightSymmetric": True},
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=head,
+        )
+    ready.unlink()
+
+
+def _mean_features(path: Path, greys: Greys) -> npt.NDArray[np.float64]:
+    """f64[D]: the mean of the features of some pictures."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = [session.run(["features"], {"greys": grey[None]})[0][0] for grey in greys]
+    return np.asarray(np.mean(found, axis=0), np.float64)
+
+
+def _centre_features(path: Path, shift: npt.NDArray[np.float64]) -> None:
+    """Add a constant to the features, in the file."""
+    model = onnx.load(str(path))
+    graph = model.graph
+    place = next(number for number, node in enumerate(graph.node) if "features" in node.output)
+    node = graph.node[place]
+    node.output[list(node.output).index("features")] = "features.uncentred"
+    graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), "features.shift"))
+    graph.node.insert(place + 1, helper.make_node("Add", ["features.uncentred", "features.shift"], ["features"]))
+    _clean(model)
+    onnx.save(model, str(path))
+
+
+class _Pictures:
+    """Calibration pictures one by one, as ONNX Runtime asks for them."""
+
+    def __init__(self, greys: Greys) -> None:
+        self._left = iter(greys)
+
+    def get_next(self) -> dict[str, Greys] | None:
+        grey = next(self._left, None)
+        return None if grey is None else {"greys": grey[None]}
+
+
+def _share_in_convolutions(model: onnx.ModelProto) -> float:
+    """Of the weights of all products, those of convolutions beyond the first, which is a patch embedding in
+    transformers."""
+    sizes = {one.name: int(np.prod(one.dims)) for one in model.graph.initializer}
+    convolutions, products = (
+        [sizes.get(node.input[1], 0) for node in model.graph.node if node.op_type in kinds]
+        for kinds in ({"Conv"}, {"MatMul", "Gemm"})
+    )
+    total = sum(convolutions) + sum(products)
+    return sum(convolutions[1:]) / total if total else 0.0

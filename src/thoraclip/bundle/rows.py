@@ -1,0 +1,327 @@
+"""Rows of `predict`, one per image: their columns, their formats, and the list, stream or file that takes them.
+
+The columns are `path, label, score_<class>..., set, ood, error`. JSON lines hold null where a value is unknown. CSV
+holds nothing there, and joins the classes of a set by `|`.
+
+FILE.partial   SQLite: what the rows depend on, the rows so far by path, and the paths of this run in their order
+FILE           written from it at the end, whole or not at all, in the order in which the images were named
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from glob import escape
+from math import inf
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from thoraclip.errors import ConfigError, InputError, MismatchError, ThoraclipError, did_you_mean
+from thoraclip.labels import LabelSet
+from thoraclip.runs import atomic_open, make_folder
+
+if TYPE_CHECKING:
+    from thoraclip.bundle.runtime import Prediction
+
+__all__ = ["FileTable", "Row", "StreamTable", "Table", "failed_row", "json_line", "row_of", "table_format"]
+
+Row = Mapping[str, Any]
+
+_DECIMALS = 6
+_OTHER_TABLES = (".parquet", ".json", ".xlsx")
+_PARTIAL: Mapping[str, str | int] = {"partial": "thoraclip predict", "schema": 2}
+"""Schema 1 was a file of JSON lines."""
+_SECONDS_BETWEEN_COMMITS = 1.0
+_NAMED = "CREATE TABLE named (place INTEGER PRIMARY KEY, path BLOB UNIQUE)"
+_ROWS = "CREATE TABLE rows (path BLOB PRIMARY KEY, row BLOB, failed INTEGER)"
+
+
+def columns(labels: LabelSet) -> tuple[str, ...]:
+    """Names of the columns."""
+    return ("path", "label", *(f"score_{name}" for name in labels.names), "set", "ood", "error")
+
+
+def row_of(path: str, prediction: Prediction, labels: LabelSet) -> Row:
+    """The row of an image that was scored; scores have 6 decimals."""
+    scores = {f"score_{name}": round(prediction.scores[name], _DECIMALS) for name in labels.names}
+    inside = None if prediction.set is None else list(prediction.set)
+    return {"path": path, "label": prediction.label, **scores, "set": inside, "ood": prediction.ood, "error": None}
+
+
+def failed_row(path: str, reason: str, labels: LabelSet) -> Row:
+    """The row of an image that could not be scored."""
+    return dict.fromkeys(columns(labels)) | {"path": path, "error": reason}
+
+
+def json_line(row: Row) -> bytes:
+    """JSON and a newline, in ASCII: any file name comes back as it was."""
+    return (json.dumps(row, separators=(",", ":"), allow_nan=False) + "\n").encode("ascii")
+
+
+def csv_line(row: Row) -> bytes:
+    """CSV and a newline, in UTF-8; a file name that is not UTF-8 keeps its bytes."""
+    return _csv([_cell(value) for value in row.values()])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.{_DECIMALS}f}"
+    return "|".join(value) if isinstance(value, list) else str(value)
+
+
+def _csv(cells: list[str]) -> bytes:
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that both characters are put in quotes
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
+
+
+FORMATS: Mapping[str, Callable[[Row], bytes]] = {"csv": csv_line, "jsonl": json_line}
+
+
+def head_line(kind: str, labels: LabelSet) -> bytes:
+    """What stands before the first row."""
+    return _csv(list(columns(labels))) if kind == "csv" else b""
+
+
+def table_format(asked: str, out: str | Path | IO[bytes] | None) -> str:
+    """`csv` or `jsonl`: what was asked for, else what the file's name says, else CSV.
+
+    Raises:
+        ConfigError: an unknown format, or a file's name that promises another one.
+    """
+    if asked and asked not in FORMATS:
+        raise ConfigError(f"--format: unknown format '{asked}'{did_you_mean(asked, FORMATS)}")
+    suffix = Path(out).suffix.lower() if isinstance(out, str | Path) else ""
+    if not asked and suffix in _OTHER_TABLES:
+        raise ConfigError(f"{out}: the table is CSV or JSON lines; end its name in .csv or .jsonl")
+    return asked or ("jsonl" if suffix == ".jsonl" else "csv")
+
+
+def path_key(path: str) -> bytes:
+    """What an image is known by: its folder, with links and `..` resolved, and its name.
+
+    Two links to one file are two images.
+    """
+    folder, name = os.path.split(path)
+    if "\0" not in path:
+        path = os.path.join(_resolved(os.path.join(os.getcwd(), folder)), name)  # noqa: PTH109, PTH118
+    return os.path.normcase(path).encode("utf-8", "surrogatepass")
+
+
+@lru_cache(maxsize=256)
+def _resolved(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+class Table:
+    """Rows in memory. A context; each image is admitted once.
+
+    The paths lie in an SQLite database, so that memory does not grow with them.
+
+    Args:
+        database: file of the paths; empty for a temporary one of SQLite's.
+
+    Attributes:
+        rows: so far; `None` in a table that keeps them elsewhere.
+        resumed: images that an earlier run has scored; those that it could not read are tried again.
+    """
+
+    rows: list[Row] | None
+    resumed = 0
+
+    def __init__(self, database: str | Path = "") -> None:
+        self._database, self._connection = database, sqlite3.connect(database, isolation_level=None, timeout=0)
+        self._execute, self.rows = self._connection.execute, []
+
+    def __enter__(self) -> Self:
+        try:
+            with self._storing():
+                self._begin()
+        except BaseException:
+            self._connection.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def _begin(self) -> None:
+        self._execute("BEGIN")
+        self._execute(_NAMED)
+
+    def admit(self, path: str) -> int | Row | None:
+        """A place for an image's row; the row itself of an earlier run; `None` for an image that was admitted."""
+        with self._storing():
+            added = self._execute("INSERT OR IGNORE INTO named (path) VALUES (?)", (path_key(path),))
+            return added.lastrowid if added.rowcount else None
+
+    def put(self, place: int, row: Row) -> None:
+        """Add the row of the next place."""
+        if self.rows is not None:
+            self.rows.append(row)
+
+    def finish(self) -> None:
+        """All rows are there."""
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.Error) -> ThoraclipError:
+        where = self._database or "the temporary folder (TMPDIR)"
+        return InputError(
+            f"{where}: cannot be written ({error}); make room on that disk and run the same command again"
+        )
+
+
+class StreamTable(Table):
+    """Rows to a binary stream, each at once."""
+
+    def __init__(self, stream: IO[bytes], labels: LabelSet, kind: str) -> None:
+        super().__init__()
+        self._stream, self._line, self.rows = stream, FORMATS[kind], None
+        self._stream.write(head_line(kind, labels))
+
+    def put(self, place: int, row: Row) -> None:
+        """See `Table`."""
+        self._stream.write(self._line(row))
+        self._stream.flush()
+
+
+class FileTable(Table):
+    """Rows to a file that appears when all are there. What was done is kept when the context ends before.
+
+    Args:
+        file: to write.
+        labels: classes of the rows.
+        kind: see `FORMATS`.
+        depends: what the rows depend on, such as the bundle's fingerprint.
+
+    Raises:
+        InputError: the place cannot be written, or (by the context) another process is writing there.
+        MismatchError: (by the context) the partial table is of another bundle or schema, or something else altogether.
+    """
+
+    def __init__(self, file: Path, labels: LabelSet, kind: str, *, depends: Mapping[str, str | int]) -> None:
+        self._file, self._partial = file, file.with_name(file.name + ".partial")
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder, and a file is to be written; choose another --out")
+        make_folder(file.parent)
+        try:
+            self._partial.touch()
+        except OSError as error:
+            raise InputError(f"{self._partial}: cannot be written ({error.strerror}); choose another --out") from error
+        super().__init__(self._partial)
+        self._labels, self._kind, self._depends, self.rows = labels, kind, {**_PARTIAL, **depends}, None
+        self._committed, self._is_empty = -inf, True
+
+    def _begin(self) -> None:
+        self._execute("PRAGMA locking_mode = EXCLUSIVE")  # until the end, not of a transaction alone
+        self._execute("BEGIN EXCLUSIVE")
+        if self._execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            self._check()
+            self._execute("DELETE FROM rows WHERE failed")
+            self._execute("DROP TABLE named")
+        else:
+            self._execute("CREATE TABLE depends (name TEXT PRIMARY KEY, value)")
+            self._connection.executemany("INSERT INTO depends VALUES (?, ?)", self._depends.items())
+            self._execute(_ROWS)
+        self._execute(_NAMED)
+        self.resumed = self._execute("SELECT count(*) FROM rows").fetchone()[0]
+        self._is_empty = not self.resumed
+
+    def _check(self) -> None:
+        """Refuse a partial table of something else."""
+        try:
+            stored = dict(self._execute("SELECT name, value FROM depends").fetchall())
+        except sqlite3.OperationalError:  # no such table
+            raise self._in_the_way() from None
+        if stored.get("partial") != _PARTIAL["partial"]:
+            raise self._in_the_way()
+        for name in {**self._depends, **stored}:
+            before, now = (str(values.get(name))[:12] for values in (stored, self._depends))
+            if stored.get(name) != self._depends.get(name):
+                raise MismatchError(
+                    f"{self._partial}: was begun with another {name} ({before}, now {now}); remove it to begin anew, "
+                    "or choose another --out"
+                )
+
+    def admit(self, path: str) -> int | Row | None:
+        """See `Table`."""
+        place = super().admit(path)
+        if place is None or not self.resumed:
+            return place
+        with self._storing():
+            known = self._execute("SELECT row FROM named JOIN rows USING (path) WHERE place = ?", (place,)).fetchone()
+        row: Row | None = json.loads(known[0]) if known else None
+        return row if row and row["path"] == path else place
+
+    def put(self, place: int, row: Row) -> None:
+        """See `Table`."""
+        values = json_line(row), row["error"] is not None, place
+        with self._storing():
+            self._execute("INSERT OR REPLACE INTO rows SELECT path, ?, ? FROM named WHERE place = ?", values)
+            self._is_empty = False
+            if time.monotonic() - self._committed >= _SECONDS_BETWEEN_COMMITS:
+                self._commit()
+
+    def _commit(self) -> None:
+        self._execute("COMMIT")
+        self._execute("BEGIN")
+        self._committed = time.monotonic()
+
+    def finish(self) -> None:
+        """Write the file."""
+        for leftover in self._file.parent.glob(f".{escape(self._file.name)}.*.part"):  # of a kill at this very point
+            leftover.unlink(missing_ok=True)
+        with self._storing():
+            self._commit()
+            with atomic_open(self._file) as stream:
+                stream.write(head_line(self._kind, self._labels))
+                for (line,) in self._execute("SELECT row FROM named JOIN rows USING (path) ORDER BY place"):
+                    stream.write(line if self._kind == "jsonl" else FORMATS[self._kind](json.loads(line)))
+        self._is_empty = True
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(sqlite3.Error):  # a full disk, which was reported already
+            self._execute("COMMIT")
+        self._connection.close()
+        if self._is_empty:
+            self._partial.unlink(missing_ok=True)
+
+    def _refusal(self, error: sqlite3.Error) -> ThoraclipError:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_BUSY"):
+            return InputError(
+                f"{self._partial}: another process is writing it; wait for its end, or choose another --out"
+            )
+        if name == "SQLITE_NOTADB":
+            return self._in_the_way()
+        if name.startswith("SQLITE_CORRUPT"):
+            return MismatchError(
+                f"{self._partial}: is damaged ({error}); remove it to begin anew, or choose another --out"
+            )
+        if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
+            return super()._refusal(error)
+        return InputError(f"{self._partial}: cannot be written ({error}); choose another --out")
+
+    def _in_the_way(self) -> MismatchError:
+        what = "is in the way, and no partial table of `thoraclip predict`; move it away, or choose another --out"
+        with self._partial.open("rb") as stream:
+            if stream.read(512).startswith(b'{"partial":"thoraclip predict"'):
+                what = "was begun by an earlier version of thoraclip; end it with that, or remove it to begin anew"
+        return MismatchError(f"{self._partial}: {what}")

@@ -1,0 +1,241 @@
+"""A bundle that predicts: ONNX Runtime, NumPy, Pillow and pydicom, nothing else.
+
+    file or bytes --imaging--> u8[S, S] --model.onnx--> scores --temperature--> calibrated scores
+                                              |            +--thresholds--> the classes that cannot be ruled out
+                                              +--features --novelty--> is it like the training images?
+
+An answer never depends on the pictures beside it: in fp32 one goes through the model per call, in int8 each has scales
+of its own. Several threads work side by side.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.bundle.format import Bundle
+from thoraclip.bundle.onnx_runtime import onnxruntime
+from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
+from thoraclip.imaging import Preprocess, decode, fit
+from thoraclip.labels import LabelSet
+from thoraclip.threads import in_order
+
+__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "UNSIGNED", "BundleClassifier", "Prediction", "has_exact_bytes"]
+
+Grey = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]
+
+SELF_TEST_TOLERANCE = {"fp32": 1e-3, "int8": 0.15}
+"""Largest difference of a score that another machine may show. In fp32 only the order of sums differs; in int8 a last
+digit can move a number to the next step of its scale, which moves others: as far as quantising did in the first
+place."""
+
+TOGETHER = {"fp32": 1, "int8": 4}
+"""Pictures in one call of the model. In int8 the products of a picture do not change with what stands beside it, and
+reading the weights is what takes the time; in fp32 the last digit would change."""
+
+UNSIGNED = "u8"
+"""`weights` of an int8 bundle whose products are exact on every processor; see `eight_bits`. Bundles of earlier
+versions do not state it: their weights are signed."""
+_EXACT_BYTES = "session.x64quantprecision"
+"""Makes ONNX Runtime's optimiser (levels extended and all) replace signed weights by unsigned ones."""
+_PROBE = base64.b64decode(
+    "CAgSCXRob3JhY2xpcDrDAQo8CgVzaGFwZRIGbWF0cml4Ig9Db25zdGFudE9mU2hhcGUqGgoFdmFsdWUqDggBEANCBWVudHJ5SgF/oAEECigKBWJ5"
+    "dGVzCgZtYXRyaXgSCHByb2R1Y3RzIg1NYXRNdWxJbnRlZ2VyEgVieXRlcyodCAIQB0IFc2hhcGVKEEAAAAAAAAAAEAAAAAAAAABaFwoFYnl0ZXMS"
+    "DgoMCAISCAoCCAEKAghAYhoKCHByb2R1Y3RzEg4KDAgGEggKAggBCgIIEEIECgAQEQ=="
+)
+"""An ONNX file that multiplies u8[1, 64] by a matrix s8[64, 16] of 127; made by `scripts/make_bytes_probe.py`."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a bundle says of one picture.
+
+    Args:
+        label: the class of the highest score.
+        scores: class -> calibrated probability; they sum to 1.
+        set: the classes that the promise of the prediction sets does not rule out; `None` where the bundle has no such
+            sets.
+        ood: whether the picture is unlike the training images; `None` where the bundle has no reference.
+        ood_score: how unlike; `ood` is whether it exceeds the bundle's threshold.
+        features: f32[D] of the picture, by which pictures can be compared.
+    """
+
+    label: str
+    scores: dict[str, float]
+    set: tuple[str, ...] | None
+    ood: bool | None
+    ood_score: float | None
+    features: Features = field(compare=False, repr=False, default_factory=lambda: np.zeros(0, np.float32))
+
+
+class BundleClassifier:
+    """A bundle, ready to answer; a `Predictor`. Several threads may use it at once.
+
+    Args:
+        bundle: as read.
+        threads: calls of the model at once by `look` and `predict`; 0 for as many as there are cores.
+
+    Attributes:
+        together: pictures in a call that cost least; see `TOGETHER`.
+
+    Raises:
+        MismatchError: this ONNX Runtime cannot load the model, or this processor cannot run it exactly.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # the threads take a picture each
+        options.log_severity_level = 3
+        row_wise = bundle.facts.get("quantisation") == "row-wise"
+        if row_wise:  # written as it is to be run; optimising it takes 0.2 s
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if bundle.precision == "int8" and bundle.facts.get("weights") != UNSIGNED and not has_exact_bytes():
+            if row_wise:  # the option below is an optimisation, and one that fails where products share a zero point
+                raise MismatchError(
+                    f"{bundle.folder}: its int8 weights are signed, and this processor cannot multiply signed bytes "
+                    "exactly (no VNNI); export the run again with this version"
+                )
+            options.add_session_config_entry(_EXACT_BYTES, "1")
+        try:
+            self._session = onnxruntime.InferenceSession(str(bundle.model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of ONNX Runtime's own kinds, which it does not export
+            raise MismatchError(
+                f"{bundle.model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
+                "upgrade: pip install -U onnxruntime"
+            ) from error
+        self.bundle, self._threads = bundle, threads
+        pictures = self._session.get_inputs()[0].shape[0]
+        self.together = pictures if isinstance(pictures, int) else TOGETHER[bundle.precision]
+
+    @property
+    def labels(self) -> LabelSet:
+        """The classes, in the order of the scores."""
+        return self.bundle.labels
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pixels must be made."""
+        return self.bundle.preprocess
+
+    @property
+    def features_key(self) -> tuple[str, ...]:
+        """Equal for classifiers whose features are the same numbers."""
+        return ("bundle", self.bundle.fingerprint)
+
+    def classify(self, source: Path | bytes) -> Prediction:
+        """Predict a PNG, JPEG or DICOM file, or the bytes of one.
+
+        Raises:
+            ImageError: it cannot be decoded, or its shape does not serve; see `imaging.decode` and `imaging.fit`.
+        """
+        return self.classify_grey(fit(decode(source).pixels, self.preprocess))
+
+    def classify_grey(self, grey: Grey) -> Prediction:
+        """Predict u8[S, S], made by `imaging.fit` with `preprocess`."""
+        return self.classify_greys(grey[None])[0]
+
+    def classify_greys(self, greys: Grey) -> list[Prediction]:
+        """Predict u8[B, S, S] by one call of the model, each as if it were alone; see `classify_grey`."""
+        return [self.prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
+
+    def classify_each(self, sources: Sequence[Path | bytes]) -> list[Prediction | ImageError]:
+        """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the
+        reason."""
+        read = [self._read(source) for source in sources]
+        greys = [one for one in read if not isinstance(one, ImageError)]
+        answers = iter(self.classify_greys(np.stack(greys)) if greys else ())
+        return [one if isinstance(one, ImageError) else next(answers) for one in read]
+
+    def _read(self, source: Path | bytes) -> Grey | ImageError:
+        try:
+            return fit(decode(source).pixels, self.preprocess)
+        except ImageError as error:
+            return error
+
+    def prediction(self, features: Features, raw: Floats) -> Prediction:
+        """What features f32[D] and the model's own scores f64[C] of a picture come to."""
+        bundle, names = self.bundle, self.labels.names
+        scores = self.calibrated(raw[None])[0]
+        inside = None if bundle.sets is None else bundle.sets.sets(raw[None])[0]
+        strange = None if bundle.novelty is None else float(bundle.novelty.score(features[None])[0])
+        return Prediction(
+            label=names[int(raw.argmax())],
+            scores=dict(zip(names, scores.tolist(), strict=True)),
+            set=None if inside is None else tuple(name for name, held in zip(names, inside, strict=True) if held),
+            ood=None if strange is None or bundle.novelty is None else strange > bundle.novelty.threshold,
+            ood_score=strange,
+            features=features,
+        )
+
+    def calibrated(self, raw: Floats) -> Floats:
+        """The model's own scores f64[B, C] -> calibrated ones, by the bundle's temperature; order within a row
+        stays."""
+        return raw if self.bundle.scaling is None else self.bundle.scaling.apply(raw)
+
+    def look(self, greys: Grey) -> tuple[Features, Floats]:
+        """u8[B, S, S] -> (features f32[B, D], the model's own scores f64[B, C], rows sum to 1)."""
+        groups = [greys[start : start + self.together] for start in range(0, len(greys), self.together)]
+        seen = list(in_order(self._run, groups, workers=self._threads))
+        return np.concatenate([features for features, _ in seen]), np.concatenate([scores for _, scores in seen])
+
+    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """f32[B, 3, S, S] made by `preprocess` -> the model's own scores f32[B, C], each row sums to 1.
+
+        Raises:
+            ImageError: they were not made so: undoing the normalisation does not give grey levels.
+        """
+        return self.look(_greys(pixels, self.preprocess))[1].astype(np.float32)
+
+    def _run(self, greys: Grey) -> tuple[Features, Floats]:
+        """(features f32[B, D], scores f64[B, C]) of a few pictures, by one call of the model."""
+        features, scores = self._session.run(["features", "scores"], {"greys": greys})
+        exact = np.asarray(scores, np.float64)
+        return features, exact / exact.sum(axis=1, keepdims=True)
+
+    def self_test(self) -> float:
+        """The largest difference of a score to those that the bundle was made with, over its synthetic pictures.
+
+        Raises:
+            ParityError: it exceeds `SELF_TEST_TOLERANCE`: on this machine the model is another one.
+        """
+        greys, told = self.bundle.self_test()
+        difference = float(np.abs(self.look(greys)[1] - told).max())
+        allowed = SELF_TEST_TOLERANCE[self.bundle.precision]
+        if not difference <= allowed:
+            raise ParityError(
+                f"{self.bundle.folder}: on this machine its scores differ by {difference:.3g} from those that it was "
+                f"made with, more than {allowed}; upgrade onnxruntime, or export in fp32"
+            )
+        return difference
+
+
+@cache
+def has_exact_bytes() -> bool:
+    """Whether ONNX Runtime's fast products of bytes are exact on this processor: 64 times 255 x 127, which saturates in
+    16 bits."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(_PROBE, options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"bytes": np.full((1, 64), 255, np.uint8)})
+    return bool((found == 64 * 255 * 127).all())
+
+
+def _greys(pixels: npt.NDArray[np.float32], spec: Preprocess) -> Grey:
+    """f32[B, 3, S, S] -> u8[B, S, S]: the inverse of `imaging.normalise`."""
+    side = spec.size
+    if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+        raise ImageError(f"pixels {list(pixels.shape)}: expected [B, 3, {side}, {side}]")
+    levels = (pixels[:, 0] * np.float32(spec.std[0]) + np.float32(spec.mean[0])) * np.float32(255)
+    greys = np.round(levels)
+    if not (np.abs(levels - greys) < 0.01).all() or greys.min(initial=0) < 0 or greys.max(initial=0) > 255:
+        raise ImageError("pixels: undoing the normalisation does not give whole grey levels in 0..255; normalise once")
+    return greys.astype(np.uint8)

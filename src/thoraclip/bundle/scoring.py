@@ -1,0 +1,293 @@
+"""Any number of images to a table of scores, in order and in steady memory; by threads or by Ray actors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+
+from thoraclip.bundle.images import OTHER_FILES, ImagePaths
+from thoraclip.bundle.opening import open_bundle
+from thoraclip.bundle.rows import FileTable, Row, StreamTable, Table, failed_row, json_line, row_of
+from thoraclip.engine import over_ray
+from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
+from thoraclip.imaging import DECODING
+from thoraclip.labels import LabelSet
+from thoraclip.runs import Progress
+from thoraclip.threads import in_order
+
+if TYPE_CHECKING:
+    from thoraclip.bundle.runtime import BundleClassifier, Prediction
+
+__all__ = ["Classifier", "Engine", "ScoringSummary", "by_ray", "by_threads", "open_table", "require_one", "score"]
+
+_MOST_TOLD = 10
+_SHARD = 256
+"""Images that an actor gets at once."""
+_HERE = Path()
+
+Item = TypeVar("Item")
+Place = tuple[int, str]
+"""(place of an image's row, its path)."""
+Engine = Callable[[Iterator[Place]], Iterator[list[tuple[int, Row]]]]
+"""Images in order -> the rows of some, in the same order."""
+
+
+class Classifier(Protocol):
+    """The part of `BundleClassifier` that scoring needs; several threads may call it at once."""
+
+    @property
+    def labels(self) -> LabelSet:
+        """The classes."""
+
+    @property
+    def together(self) -> int:
+        """Images in the call that costs least."""
+
+    def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
+        """Predict some files, each as if it were alone; an image that cannot be decoded gets the reason."""
+
+
+@dataclass
+class ScoringSummary:
+    """What became of the pictures.
+
+    Args:
+        images: pictures, each counted once.
+        failed: of these, could not be read; their rows hold the reason.
+        flagged: of these, unlike the training images; `None` where the bundle cannot tell.
+        resumed: of these, scored by an earlier run.
+        repeated: named once more, and passed over.
+        left_out: what stands in the folders besides, by kind.
+        left_out_told: the same, in words.
+        not_utf8: pictures whose name is not UTF-8.
+        first_failed: (path, reason) of the first ten that failed.
+        rows: all rows, where they go to no file and no stream.
+    """
+
+    images: int = 0
+    failed: int = 0
+    flagged: int | None = None
+    resumed: int = 0
+    repeated: int = 0
+    left_out: Mapping[str, int] = field(default_factory=Counter)
+    left_out_told: list[str] = field(default_factory=list)
+    not_utf8: int = 0
+    first_failed: list[tuple[str, str]] = field(default_factory=list)
+    rows: list[Row] | None = None
+
+    @property
+    def other_files(self) -> int:
+        """Files in the folders that are no pictures."""
+        return self.left_out.get(OTHER_FILES, 0)
+
+    def add(self, row: Row) -> None:
+        """Count a row."""
+        self.images += 1
+        self.not_utf8 += not _is_utf8(row["path"])
+        if row["ood"] is not None:
+            self.flagged = (self.flagged or 0) + row["ood"]
+        if row["error"] is not None:
+            self.failed += 1
+            if len(self.first_failed) < _MOST_TOLD:
+                self.first_failed.append((row["path"], row["error"]))
+
+
+@contextmanager
+def open_table(
+    out: Path | IO[bytes] | None,
+    labels: LabelSet,
+    kind: str,
+    *,
+    fingerprint: str,
+    announce: Callable[[str], None] = lambda _: None,
+) -> Iterator[Table]:
+    """Where the rows go: a file, a binary stream, or a list.
+
+    Args:
+        out: file or stream to write; `None` keeps the rows.
+        labels: classes of the rows.
+        kind: `csv` or `jsonl`.
+        fingerprint: of the bundle.
+        announce: told where an earlier run is gone on with.
+
+    Raises:
+        InputError, MismatchError: see `FileTable`.
+    """
+    if isinstance(out, Path):
+        table: Table = FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING})
+    else:
+        table = Table() if out is None else StreamTable(out, labels, kind)
+    with table:
+        if table.resumed:
+            announce(f"{out}: goes on; {table.resumed} pictures were scored by an earlier run")
+        yield table
+
+
+def score(
+    classifier: Classifier,
+    pictures: ImagePaths,
+    table: Table,
+    *,
+    threads: int = 0,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> ScoringSummary:
+    """Score every picture once and write its row; one that cannot be decoded gets a row with the reason.
+
+    Two paths are the same picture where their folders are, with links and `..` resolved, and the file's name.
+
+    Args:
+        classifier: decodes and predicts, in the same thread.
+        pictures: in the order of the rows.
+        table: where the rows go; what it has from an earlier run is not scored again.
+        threads: pictures at once; 0 for as many as there are cores.
+        engine: who scores; `None` for threads of this process.
+        progress: called with (files looked at, all of them), 0 for unknown.
+
+    Raises:
+        ConfigError: a negative number of threads.
+        InputError: no picture at all.
+    """
+    if threads < 0:
+        raise ConfigError(f"threads = {threads}: 1 or more are needed, or 0 for as many as there are cores")
+    summary = ScoringSummary(rows=table.rows)
+    total = pictures.count() if progress else None
+    waiting, drawn = 0, (0, 0)
+
+    def admitted() -> Iterator[tuple[int, str]]:
+        """What is to be scored: (place of the row, path)."""
+        nonlocal waiting
+        for path in pictures:
+            place = table.admit(path)
+            if place is None:
+                summary.repeated += 1
+            elif isinstance(place, int):
+                waiting += 1
+                yield place, path
+            else:
+                summary.resumed += 1
+                summary.add(place)
+
+    for rows in (engine or by_threads(classifier, threads=threads))(admitted()):
+        for place, row in rows:
+            table.put(place, row)
+            waiting -= 1
+            summary.add(row)
+        if progress:
+            done = pictures.looked_at - waiting
+            drawn = (done, 0) if total is None else (min(done, total), total)
+            progress(*drawn)
+    table.finish()
+    whole = pictures.looked_at if total is None else total
+    if progress and drawn != (whole, whole):
+        progress(whole, whole)
+    summary.left_out, summary.left_out_told = pictures.left_out.counts, pictures.left_out.phrases()
+    return summary
+
+
+def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
+    """Raise InputError unless one picture, or more, could be read."""
+    if summary.failed == summary.images:
+        path, reason = summary.first_failed[0]
+        where = out if isinstance(out, Path) else "the rows"
+        raise InputError(
+            f"{where}: not one of {summary.images} pictures can be read, first {path}: {reason}; the column `error` "
+            "has all reasons"
+        )
+
+
+def by_threads(classifier: Classifier, *, threads: int = 0, base: Path = _HERE) -> Engine:
+    """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`."""
+
+    def work(some: Sequence[Place]) -> list[tuple[int, Row]]:
+        rows = _rows(classifier, [path for _, path in some], base)
+        return list(zip((place for place, _ in some), rows, strict=True))
+
+    return lambda items: in_order(work, _in_groups(items, classifier.together), workers=threads)
+
+
+def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
+    """Score in the actors of a Ray cluster, each with the bundle opened once.
+
+    Every machine must see the bundle and the images. All paths are listed before the first image is scored.
+
+    Args:
+        classifier: of a bundle.
+        workers: actors; 0 as in `engine.over_ray`.
+    """
+    make = _Actor(str(classifier.bundle.folder.resolve()), classifier.bundle.fingerprint, str(_HERE.resolve()))
+
+    def engine(items: Iterator[Place]) -> Iterator[list[tuple[int, Row]]]:
+        import pyarrow as pa
+
+        shards = (zip(*some, strict=True) for some in _in_groups(items, _SHARD))
+        tables = (
+            pa.table({"place": list(places), "path": pa.array(map(os.fsencode, paths), pa.binary())})
+            for places, paths in shards
+        )
+        for block in over_ray(make, tables, workers=workers):
+            yield list(zip(block["place"].tolist(), map(json.loads, block["line"].tolist()), strict=True))
+
+    return engine
+
+
+class _Actor:
+    """Makes, in an actor, what scores a shard.
+
+    Args:
+        bundle: its folder.
+        fingerprint: of the bundle that is meant.
+        base: folder of relative paths; the working folder of an actor may be another one.
+    """
+
+    def __init__(self, bundle: str, fingerprint: str, base: str) -> None:
+        self._bundle, self._fingerprint, self._base = bundle, fingerprint, Path(base)
+
+    def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Open the bundle; threads: that the actor may use."""
+        classifier = open_bundle(self._bundle)
+        if classifier.bundle.fingerprint != self._fingerprint:
+            raise MismatchError(f"{self._bundle}: is another bundle on a machine of the cluster; give all the same")
+        alone = by_threads(classifier, threads=threads, base=self._base)
+
+        def work(shard: dict[str, Any]) -> dict[str, Any]:
+            import numpy as np
+
+            rows = chain.from_iterable(alone(zip(shard["place"], map(os.fsdecode, shard["path"]), strict=True)))
+            return {"place": shard["place"], "line": np.array([json_line(row) for _, row in rows], dtype=object)}
+
+        return work
+
+
+def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while group := list(islice(items, size)):
+        yield group
+
+
+def _rows(classifier: Classifier, paths: Sequence[str], base: Path) -> list[Row]:
+    """The rows of some images, which name their paths as they were given."""
+    answers = iter(classifier.classify_each([base / path for path in paths if "\0" not in path]))
+    rows = []
+    for path in paths:
+        answer = ImageError("no file's name holds a NUL byte") if "\0" in path else next(answers)
+        if isinstance(answer, ImageError):
+            reason = str(answer).removeprefix(f"{base / path}: ").removeprefix("image: ")
+            rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
+        else:
+            rows.append(row_of(path, answer, classifier.labels))
+    return rows
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,268 @@
+"""The audit's content: every test with its verdict, the overall reading, subgroups, attributes; `audit.json` (schema
+1)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.evaluation.reading import ALPHA, points, share
+from thoraclip.evaluation.shortcuts import (
+    MARGIN,
+    STRONG,
+    Answers,
+    Trial,
+    balanced_accuracies,
+    judge_trials,
+    overall,
+    overall_words,
+    shared_errors,
+)
+from thoraclip.labels import LabelSet
+from thoraclip.pages import counted
+from thoraclip.proportions import wilson
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["Facts", "audit_report"]
+
+Ints = npt.NDArray[np.int64]
+
+_SCHEMA = 1
+_AGES = (0, 18, 40, 60, 80, 200)
+_COLUMNS = ("source", "view", "sex", "age")
+_SHUFFLED = Trial(
+    "refitted shuffled", "labels shuffled before fitting", "features", after="refitted shuffled", counts=False
+)
+_FEW = 10
+"""Images of a group below which its interval is all there is to say."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an audit has gathered about N images.
+
+    Args:
+        run, kind: what was audited.
+        labels: C classes.
+        manifest: of the N images, in the order of the answers.
+        answers: of the classifier and of all that was fitted anew.
+        trials: what is asked of them.
+        attributes: per column `column, values, asked, codes (i64[N], -1 unknown), named (i64[N] or None)`.
+        lungs: where the lung regions are from, JSON-able.
+        sham: `images, largest_change, other_answers` of the view in which nothing is replaced.
+        saliency: `inside, area` f64 lists of the same images, and `method`; `None` where no heat map was made.
+        without_duplicates: accuracy with and without copies, JSON-able; `None` where copies were not looked for.
+        has_masks: whether any lung region is known.
+        shuffled: answers `refitted shuffled` of probes that were fitted on shuffled labels, to the shuffled labels.
+    """
+
+    run: str
+    kind: str
+    labels: LabelSet
+    manifest: Manifest
+    answers: Answers
+    trials: Sequence[Trial]
+    attributes: Sequence[Mapping[str, Any]]
+    lungs: Mapping[str, Any]
+    sham: Mapping[str, Any]
+    saliency: Mapping[str, Any] | None
+    without_duplicates: Mapping[str, Any] | None
+    has_masks: bool
+    shuffled: Answers | None = None
+
+
+def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
+    """The content of `audit.json`.
+
+    Args:
+        facts: see there.
+        resamples: of groups, behind every interval.
+        seed: of the resampling.
+    """
+    answers = facts.answers
+    tests = judge_trials(facts.trials, answers, resamples=resamples, seed=seed)
+    if facts.shuffled is not None:
+        tests += judge_trials([_SHUFFLED], facts.shuffled, resamples=resamples, seed=seed)
+    original = _accuracy(answers, "original", resamples, seed)
+    alone = [t for t in tests if t["level"] == "data" and t["verdict"] in {"strong", "some"}]
+    if alone:
+        best = max(alone, key=lambda t: t["effect"])
+        tests.append(shared_errors(answers, "original", best, resamples=resamples, seed=seed))
+    level, reasons = overall(tests, above_chance=original["low"] > original["chance"], masks=facts.has_masks)
+    words = overall_words(level, tests)
+    attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
+    subgroups = _subgroups(facts)
+    limits = [*_limits(facts, attributes, subgroups), *_leaking(tests)]
+    return {
+        "schema": _SCHEMA,
+        "overall": level,
+        "reading": [words, *reasons, *limits],
+        "run": facts.run,
+        "kind": facts.kind,
+        "classes": list(facts.labels.names),
+        "images": len(answers.target),
+        "images_per_class": dict(
+            zip(facts.labels.names, np.bincount(answers.target, minlength=len(facts.labels)).tolist(), strict=True)
+        ),
+        "groups": int(answers.groups.max()) + 1,
+        "balanced_accuracy": original,
+        "margin": MARGIN,
+        "strong": STRONG,
+        "alpha": ALPHA,
+        "tests": tests,
+        "lungs": dict(facts.lungs),
+        "sham": dict(facts.sham),
+        "saliency": _saliency(facts.saliency, resamples, seed),
+        "attributes": attributes,
+        "subgroups": subgroups,
+        "without_duplicates": facts.without_duplicates,
+    }
+
+
+def _accuracy(answers: Answers, name: str, resamples: int, seed: int) -> dict[str, float]:
+    values, drawn, chance = balanced_accuracies(answers, [name], resamples=resamples, seed=seed)
+    low, high = np.quantile(drawn[name], [0.025, 0.975])
+    value = values[name]
+    return {"value": value, "low": min(float(low), value), "high": max(float(high), value), "chance": chance[name]}
+
+
+def _attribute(one: Mapping[str, Any], facts: Facts, resamples: int, seed: int) -> dict[str, Any]:
+    """Whether a probe on the classifier's features names a column's value, and whether that could mean anything."""
+    column, values = one["column"], list(one["values"])
+    row: dict[str, Any] = {"column": column, "values": values, "accuracy": None, "coincides": False}
+    known = [
+        (v, t)
+        for v, t in zip(facts.manifest.column(column), facts.answers.target.tolist(), strict=True)
+        if v is not None
+    ]
+    classes_of: dict[str, set[int]] = {}
+    for value, target in known:
+        classes_of.setdefault(str(value), set()).add(target)
+    if not values:
+        return row | {"words": f"The {column} of the images is not known."}
+    if len(values) == 1:
+        return row | {"words": f"All images of known {column} have the same one, '{values[0]}'."}
+    row["coincides"] = all(len(found) == 1 for found in classes_of.values())
+    told = ""
+    if one["named"] is not None:
+        asked = one["codes"] >= 0
+        rows = np.flatnonzero(asked)
+        _, groups = np.unique(facts.answers.groups[rows], return_inverse=True)
+        of_rows = Answers(one["codes"][rows], groups.astype(np.int64), {column: one["named"][rows]}, len(one["asked"]))
+        found = _accuracy(of_rows, column, resamples, seed)
+        row["accuracy"] = found
+        told = (
+            f"A probe on the classifier's features names the {column} ({len(one['asked'])} values) with a balanced "
+            f"accuracy of {share(found['value'])} % [{share(found['low'])}, {share(found['high'])}]; chance is "
+            f"{share(found['chance'])} %."
+        )
+    if row["coincides"]:
+        told += (
+            f" Every {column} holds one class only, so whether the classifier tells the class or the {column} cannot "
+            "be told on this set."
+        )
+    return row | {"words": told.strip() or f"Too few images of more than one {column} to ask for it."}
+
+
+def _subgroups(facts: Facts) -> list[dict[str, Any]]:
+    """Accuracy by source, view, sex and age band, with Wilson's interval; groups of any size, the smallest ones
+    said."""
+    right = facts.answers.named["original"] == facts.answers.target
+    rows = []
+    for column in _COLUMNS:
+        values = (
+            [_age_band(v) for v in facts.manifest.column("age_years")]
+            if column == "age"
+            else facts.manifest.column(column)
+        )
+        counts = Counter(v for v in values if v is not None)
+        if len(counts) < 2:
+            continue
+        for value in sorted(counts, key=str):
+            own = np.array([v == value for v in values])
+            n, hits = int(own.sum()), int(right[own].sum())
+            low, high = wilson(hits, n)
+            per_class = np.bincount(facts.answers.target[own], minlength=len(facts.labels))
+            rows.append(
+                {
+                    "column": column,
+                    "value": str(value),
+                    "images": n,
+                    "accuracy": hits / n,
+                    "low": low,
+                    "high": high,
+                    "per_class": dict(zip(facts.labels.names, per_class.tolist(), strict=True)),
+                    "is_small": n < _FEW,
+                }
+            )
+    return rows
+
+
+def _age_band(age: float | None) -> str | None:
+    if age is None or not age >= 0:
+        return None
+    number = int(np.searchsorted(_AGES, age, side="right"))
+    low = _AGES[number - 1]
+    return f"{low}+" if low == _AGES[-2] else f"{low:02d} to {_AGES[min(number, len(_AGES) - 1)] - 1}"
+
+
+def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dict[str, Any] | None:
+    """Share of the heat inside the lungs against the share of the picture that they are."""
+    if found is None or not len(found["inside"]):
+        return None
+    inside, area = (np.asarray(found[name], dtype=np.float64) for name in ("inside", "area"))
+    rng = np.random.default_rng(seed)
+    drawn = (inside - area)[rng.integers(0, len(inside), (resamples, len(inside)))].mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    effect = float((inside - area).mean())
+    said = "more than" if low > 0 else "less than" if high < 0 else "no more and no less than"
+    words = (
+        f"Heat maps ({found['method']}, {counted(len(inside), 'image')}): {share(float(inside.mean()))} % of what "
+        f"speaks for the named class lies inside the lungs, which are {share(float(area.mean()))} % of the picture: "
+        f"{said} chance ({points(effect)} points [{points(float(low))}, {points(float(high))}]). A heat map is no "
+        "proof of either."
+    )
+    return {
+        "method": found["method"],
+        "images": len(inside),
+        "inside": float(inside.mean()),
+        "area": float(area.mean()),
+        "effect": effect,
+        "low": min(float(low), effect),
+        "high": max(float(high), effect),
+        "words": words,
+    }
+
+
+def _leaking(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence where probes name labels that were shuffled."""
+    return [
+        f"Probes name shuffled labels {points(t['effect'])} points above chance, which nothing can: what is fitted "
+        "here has seen what it is asked, and no refitted test can be trusted."
+        for t in tests
+        if t["name"] == "refitted shuffled" and t["p"] < ALPHA / 5
+    ]
+
+
+def _limits(facts: Facts, attributes: Sequence[Mapping[str, Any]], subgroups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the reader of the overall verdict must know."""
+    sentences = [str(facts.lungs["words"])] if facts.lungs.get("words") else []
+    sentences += [str(row["words"]) for row in attributes if row["coincides"]]
+    if facts.sham["other_answers"]:
+        sentences.append(
+            f"The sham changed {counted(facts.sham['other_answers'], 'answer')} of {facts.sham['images']} though "
+            "nothing was replaced: the classifier does not give the same answer twice, and no test here can be trusted."
+        )
+    small = [row for row in subgroups if row["is_small"]]
+    if small:
+        least = min(small, key=lambda row: row["images"])
+        sentences.append(
+            f"{counted(len(small), 'group')} of fewer than {_FEW} images; the smallest is {least['column']} "
+            f"'{least['value']}' with {counted(least['images'], 'image')}."
+        )
+    return sentences

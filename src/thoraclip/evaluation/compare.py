@@ -1,0 +1,132 @@
+"""Paired comparison of methods on the same images, corrected for the number of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.evaluation.intervals import LEVEL
+
+__all__ = ["COMPARED", "Contestant", "bootstrap_p", "compare", "holm", "mcnemar_p", "resamples_needed"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+COMPARED = ("accuracy", "macro_f1")
+"""Metrics whose differences are tested."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method as a comparison sees it; the resamples of all contestants are the same ones, in the same order.
+
+    Args:
+        name: of the method.
+        values: metric -> value on all images (the mean over seeds).
+        replicates: metric -> f64[R], value in each resample (the mean over seeds).
+        correct: bool[N] for a method with one seed; `None` for several.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    replicates: Mapping[str, Floats]
+    correct: npt.NDArray[np.bool_] | None
+
+
+def resamples_needed(methods: int) -> int:
+    """Resamples that let the smallest Holm-corrected p of all m pairs reach 0.002: 2 m / (R + 1) <= 0.002."""
+    return 1000 * (methods * (methods - 1) // 2)
+
+
+def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints) -> list[dict[str, Any]]:
+    """Difference a - b of every pair, for every metric of `COMPARED`.
+
+    Args:
+        contestants: in the order of the report.
+        intervals: False when the images cannot be resampled (one group): then no interval and no bootstrap p.
+        groups: i64[N], the patient (or the image itself) of each image: what is independent of what.
+
+    Returns:
+        One mapping per metric and pair: a, b, metric, difference, low, high, p, p_holm, mcnemar_p, mcnemar_p_holm.
+        The Holm families are all pairs within one metric. McNemar stands with accuracy only, for pairs of methods
+        with one seed each. What does not exist is `None`.
+    """
+    rows: list[dict[str, Any]] = []
+    for metric in COMPARED:
+        family = [_pair(a, b, metric, intervals, groups) for a, b in combinations(contestants, 2)]
+        for name in ("p", "mcnemar_p"):
+            known = [row for row in family if row[name] is not None]
+            for row, corrected in zip(known, holm([row[name] for row in known]), strict=True):
+                row[f"{name}_holm"] = corrected
+        rows += family
+    return rows
+
+
+def _pair(a: Contestant, b: Contestant, metric: str, intervals: bool, groups: Ints) -> dict[str, Any]:
+    difference = a.values[metric] - b.values[metric]
+    row: dict[str, Any] = {"a": a.name, "b": b.name, "metric": metric, "difference": difference}
+    row |= dict.fromkeys(("low", "high", "p", "p_holm", "mcnemar_p", "mcnemar_p_holm"))
+    if intervals:
+        drawn = a.replicates[metric] - b.replicates[metric]
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        row |= {"low": min(float(low), difference), "high": max(float(high), difference), "p": bootstrap_p(drawn)}
+    if metric == "accuracy" and a.correct is not None and b.correct is not None:
+        row["mcnemar_p"] = mcnemar_p(a.correct, b.correct, groups)
+    return row
+
+
+def bootstrap_p(differences: Floats) -> float:
+    """Two-sided p of "no difference" by inverting the percentile interval (Efron & Tibshirani 1993, section 15.4).
+
+    p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (R + 1)); the added one keeps p above 0 (Davison & Hinkley 1997,
+    section 4.2).
+
+    Args:
+        differences: f64[R], paired differences in the resamples. Those within 1e-12 count as 0 on both sides.
+    """
+    below, above = int((differences <= 1e-12).sum()), int((differences >= -1e-12).sum())
+    return min(1.0, 2 * (1 + min(below, above)) / (len(differences) + 1))
+
+
+def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) -> float:
+    """Exact two-sided McNemar test that two methods are right equally often (McNemar 1947, Psychometrika 12:153).
+
+    Let d_k be how many more of group k's images the first method has right. If the methods are alike, the sign of each
+    d_k is a coin's (Fisher's randomisation test for pairs, "The Design of Experiments" 1935, section 21), so
+    p = P(|sum s_k |d_k|| >= |sum d_k|) over all signs s_k. With every image a group of its own this is the exact
+    binomial McNemar test; with several images a patient it stays valid, as the patients are what is independent.
+
+    Args:
+        a: bool[N], whether the first method is right.
+        b: bool[N], the same for the second, image by image.
+        groups: i64[N], number of each image's group.
+    """
+    lead = np.bincount(groups, weights=a.astype(np.float64) - b).astype(np.int64)
+    chance = np.ones(1)  # of the sum being -reach, ..., reach
+    for size, count in zip(*np.unique(np.abs(lead[lead != 0]), return_counts=True), strict=True):
+        heads = np.arange(count + 1)
+        log_factorial = np.cumsum(np.log(np.maximum(heads, 1)))
+        log_pmf = log_factorial[-1] - log_factorial - log_factorial[::-1] - count * np.log(2)
+        step = np.zeros(2 * size * count + 1)
+        step[2 * size * heads] = np.exp(log_pmf)
+        chance = np.convolve(chance, step)
+    reach = len(chance) // 2
+    return min(1.0, float(chance[np.abs(np.arange(-reach, reach + 1)) >= abs(int(lead.sum()))].sum()))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Step-down correction for the family-wise error (Holm 1979, Scand. J. Stat. 6:65), in the order given.
+
+    The k-th smallest of m values becomes max over j <= k of min(1, (m - j + 1) p_(j)).
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    steps = np.minimum(1.0, values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(steps) if len(values) else steps
+    return [float(v) for v in corrected]

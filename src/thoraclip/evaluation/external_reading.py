@@ -1,0 +1,140 @@
+"""External sets in words, computed from the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from thoraclip.evaluation.reading import ALPHA, FEW_GROUPS, MAIN_METRIC, probability, share
+from thoraclip.pages import counted
+
+__all__ = ["best_outside", "external_notes", "external_reading", "is_change", "left_out_words", "ordered_outside"]
+
+
+def external_reading(report: Mapping[str, Any]) -> list[str]:
+    """Sentences for the top of the report: of each set, what the study's best method scores there, and its drop."""
+    return [sentence for one in report.get("external", ()) for sentence in _of_set(report, one)]
+
+
+def best_outside(report: Mapping[str, Any], one: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Of the methods scored on a set, the one that is best inside; chosen there, so that its value outside is no
+    selection."""
+    return next(iter(ordered_outside(report, one)), None)
+
+
+def is_change(drop: Mapping[str, Any]) -> bool:
+    """True where a drop (or a gain) is more than chance: by its corrected p, and where there is none, by its
+    interval."""
+    if drop["p_holm"] is not None:
+        return bool(drop["p_holm"] < ALPHA)
+    return drop["low"] is not None and (drop["low"] > 0 or drop["high"] < 0)
+
+
+def _of_set(report: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
+    found = best_outside(report, one)
+    if found is None:
+        return [f"No method could be scored on {one['name']}."]
+    return [f"{_headline(report, one, found)}{_highest(one, found)}"]
+
+
+def _headline(report: Mapping[str, Any], one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    classes, verdict = len(one["images_per_class"]), report["verdict"]
+    present = classes - len(one["absent"])
+    of = f", {present} of {classes} classes" if one["absent"] else ""
+    is_best = verdict and verdict["best"] == found["name"]
+    who = f"{found['name']}, {'the best inside' if is_best else 'the best inside of those that keep a model'},"
+    value, drop = found["metrics"][MAIN_METRIC], found["drop"][MAIN_METRIC]
+    return (
+        f"On {one['name']} ({one['n']:,} images{of}) {who} has a macro F1 of {share(value['value'])} "
+        f"%{_between(value)}, {_told(drop, ' on the same classes' if one['absent'] else '')}."
+    )
+
+
+def _told(drop: Mapping[str, Any], among: str) -> str:
+    """`12.3 points [8.1, 16.0] less than inside (p < 0.001 after Holm's correction)`."""
+    value, low, high = drop["value"], drop["low"], drop["high"]
+    more = value < 0
+    if more:
+        value, low, high = -value, None if high is None else -high, None if low is None else -low
+    between = "" if low is None else f" [{share(low)}, {share(high)}]"
+    p = f" ({probability(drop['p_holm'])} after Holm's correction)" if drop["p_holm"] is not None else ""
+    doubt = "" if is_change(drop) else ", which may be chance"
+    return f"{share(value)} points{between} {'more' if more else 'less'} than inside{among}{p}{doubt}"
+
+
+def _highest(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    top = max(one["methods"], key=lambda m: m["metrics"][MAIN_METRIC]["value"])
+    if top["name"] == found["name"]:
+        return ""
+    value = top["metrics"][MAIN_METRIC]
+    return f" The highest value there is that of {top['name']}, {share(value['value'])} %{_between(value)}."
+
+
+def _between(entry: Mapping[str, Any]) -> str:
+    return "" if entry["low"] is None else f" [{share(entry['low'])}, {share(entry['high'])}]"
+
+
+def external_notes(one: Mapping[str, Any]) -> list[str]:
+    """What the reader of a set's table must know: what it holds, what was left out, and what limits it."""
+    return [*_holds(one), *_left_out(one), *_limits(one)]
+
+
+def _holds(one: Mapping[str, Any]) -> list[str]:
+    if not one["methods"]:
+        return []
+    counts = ", ".join(f"{name} {count:,}" for name, count in one["images_per_class"].items() if count)
+    unit = f" of {counted(one['groups'], 'patient')}" if one["unit"] == "patient" else ", whose patients are not known"
+    splits = f" Its own splits among them: {', '.join(one['splits'])}." if one["splits"] else ""
+    told = [f"{one['n']:,} images{unit}: {counts}.{splits}"]
+    if one["absent"]:
+        told.append(
+            f"It has no image of {', '.join(one['absent'])}: values inside are those of the {one['inside_n']:,} "
+            "judged images of the other classes, and means over classes leave the missing ones out; a method may "
+            "still answer any class."
+        )
+    told.append(
+        f"Always answering the commonest class there would be right for {share(one['commonest'])} % of the images. "
+        "Accuracy and F1 also change with the share of each class; balanced accuracy and AUROC do not."
+    )
+    return told
+
+
+_GONE = {
+    "identical": "identical to a picture of the study",
+    "near": "nearly identical to a picture of the study",
+    "copies": "showing the picture of another image of the set",
+    "unreadable": "unreadable",
+    "label not in the mapping": "with a label that is no class here",
+    "unlabelled": "without a label",
+    "other splits": "of other splits",
+}
+
+
+def left_out_words(left_out: Mapping[str, int]) -> str:
+    """`3 identical to a picture of the study, 2 unreadable`; empty where nothing was left out."""
+    return ", ".join(f"{count:,} {_GONE.get(reason, reason)}" for reason, count in left_out.items() if count)
+
+
+def _left_out(one: Mapping[str, Any]) -> list[str]:
+    gone = left_out_words(one["left_out"])
+    return [f"Left out: {gone}; see external/{one['name']}/left-out.json."] if gone else ["No image was left out."]
+
+
+def _limits(one: Mapping[str, Any]) -> list[str]:
+    told: list[str] = []
+    if one["patients_shared"]:
+        told.append(
+            f"{one['patients_shared']:,} patients ({one['images_of_shared']:,} images) have an id that the study "
+            "has, too: the same persons, or the same ids by chance; they were judged."
+        )
+    if one["groups"] == 1:
+        told.append(f"All images belong to one {one['unit']}, so no interval can be given.")
+    elif one["methods"] and one["groups"] < FEW_GROUPS:
+        told.append(f"Only {one['groups']} {one['unit']}s: the intervals are rough and may be too narrow.")
+    return told
+
+
+def ordered_outside(report: Mapping[str, Any], one: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The set's methods, in the order of the study's own table: best inside first."""
+    value = {m["name"]: m["metrics"][MAIN_METRIC]["value"] for m in report["methods"]}
+    return sorted(one["methods"], key=lambda m: -value[m["name"]])

@@ -1,0 +1,230 @@
+"""The reading: what the numbers say, in plain words, computed from the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from thoraclip.evaluation.results import MAJORITY
+from thoraclip.pages import counted
+
+__all__ = ["ALPHA", "MAIN_METRIC", "points", "printed", "reading", "share", "verdict"]
+
+MAIN_METRIC = "macro_f1"
+"""Decides which method is best: every class counts the same, and so do both kinds of error."""
+
+ALPHA = 0.05
+"""A Holm-corrected p below it is called a difference."""
+
+_TRIVIAL = "trivial"
+"""Kind of the methods that see no anatomy."""
+FEW_GROUPS = 30
+"""Fewer patients (or images) give rough intervals."""
+_MINUS = "\u2212"
+
+
+def share(value: float | None) -> str:
+    """0.8132 -> `81.3`; `None` -> a dash."""
+    return "\u2013" if value is None else f"{100 * value:.1f}".replace("-", _MINUS)
+
+
+def printed(value: float | None) -> str:
+    """A published share with the two decimals that papers give: 0.9244 -> `92.44`, 0.878 -> `87.8`."""
+    return "\u2013" if value is None else f"{100 * value:.2f}".removesuffix("0")
+
+
+def share_interval(entry: Mapping[str, Any] | None) -> str:
+    """`81.3 [74.0, 88.1]`, in per cent, of an entry with `value`, `low` and `high`; `None`, or without a value, a
+    dash."""
+    if entry is None or entry.get("value") is None:
+        return share(None)
+    low, high = entry["low"], entry["high"]
+    return share(entry["value"]) + ("" if low is None else f" [{share(low)}, {share(high)}]")
+
+
+def points(value: float | None) -> str:
+    """A difference of shares with its sign: 0.031 -> `+3.1`."""
+    return "\u2013" if value is None else f"{100 * value:+.1f}".replace("-", _MINUS)
+
+
+def probability(p: float | None) -> str:
+    """`p = 0.012`, `p < 0.001`."""
+    if p is None:
+        return "p not known"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Who is best by macro F1, and who cannot be told apart from it.
+
+    Args:
+        methods: entries of the report, the majority row among them.
+        comparisons: entries of the report.
+
+    Returns:
+        metric, best, runner_up (`None` for a single method), tied (names whose Holm-corrected p against the best is
+        0.05 or more, or unknown), beats_majority (in accuracy too: guessing at random already beats a constant
+        answer in macro F1). On equal values the method named first is best.
+    """
+    ranked = _ranked(methods)
+    best = ranked[0]["name"]
+    tied = [m["name"] for m in ranked[1:] if not _differs(versus(comparisons, best, m["name"]))]
+    against = [versus(comparisons, best, MAJORITY, metric) for metric in (MAIN_METRIC, "accuracy")]
+    return {
+        "metric": MAIN_METRIC,
+        "best": best,
+        "runner_up": ranked[1]["name"] if len(ranked) > 1 else None,
+        "tied": tied,
+        "beats_majority": all(map(_exceeds, against)),
+    }
+
+
+def versus(comparisons: Sequence[Mapping[str, Any]], a: str, b: str, metric: str = MAIN_METRIC) -> dict[str, Any]:
+    """The comparison of two methods, turned so that the difference is a - b."""
+    found = next(c for c in comparisons if c["metric"] == metric and {c["a"], c["b"]} == {a, b})
+    if found["a"] == a:
+        return dict(found)
+    low, high = found["low"], found["high"]
+    turned = {"difference": -found["difference"], "low": None if high is None else -high}
+    return {**found, "a": a, "b": b, **turned, "high": None if low is None else -low}
+
+
+def _differs(comparison: Mapping[str, Any]) -> bool:
+    p = comparison["p_holm"]
+    return p is not None and p < ALPHA
+
+
+def _exceeds(comparison: Mapping[str, Any]) -> bool:
+    return _differs(comparison) and comparison["difference"] > 0
+
+
+def _ranked(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All but the majority row, the best by macro F1 first."""
+    real = [m for m in methods if m["name"] != MAJORITY]
+    return sorted(real, key=lambda m: -m["metrics"][MAIN_METRIC]["value"])
+
+
+def reading(report: Mapping[str, Any]) -> list[str]:
+    """Sentences for the top of the report: the winner, its lead, whether the lead is real, and what limits it."""
+    found = report["verdict"]
+    if found is None:
+        return ["No method gave predictions, so there is nothing to compare. The errors stand in the table below."]
+    images = f"{report['sample']['n']:,} images"
+    sentences = [
+        _winner(report, images),
+        *_lead(report, images),
+        _against_majority(report),
+        *_against_trivial(report),
+        *_calibrated(report),
+    ]
+    return [*sentences, *_limits(report)]
+
+
+def _winner(report: Mapping[str, Any], images: str) -> str:
+    found = report["verdict"]
+    entry = next(m for m in report["methods"] if m["name"] == found["best"])
+    estimate, sample = entry["metrics"][MAIN_METRIC], report["sample"]
+    of_patients = f" of {counted(sample['groups'], 'patient')}" if sample["unit"] == "patient" else ""
+    has = "is the only method; its macro F1 is" if found["runner_up"] is None else "has the highest macro F1,"
+    return (
+        f"{found['best']} {has} {share(estimate['value'])} %{_between(estimate)}, and an accuracy of "
+        f"{share(entry['metrics']['accuracy']['value'])} % on {images}{of_patients}."
+    )
+
+
+def _between(entry: Mapping[str, Any], text: Any = share) -> str:
+    return "" if entry["low"] is None else f" [{text(entry['low'])}, {text(entry['high'])}]"
+
+
+def _lead(report: Mapping[str, Any], images: str) -> list[str]:
+    found = report["verdict"]
+    if found["runner_up"] is None:
+        return []
+    lead = versus(report["comparisons"], found["best"], found["runner_up"])
+    size = (
+        f"It leads the runner-up, {found['runner_up']}, by {_points(lead)}"
+        f"{_between(lead, points)} ({probability(lead['p_holm'])} after Holm's correction)"
+    )
+    if found["runner_up"] not in found["tied"]:
+        rest = [f"It cannot be told apart from {_listed(found['tied'])}."] if found["tied"] else []
+        return [f"{size}: a real difference on these {images}.", *rest]
+    others = [name for name in found["tied"] if name != found["runner_up"]]
+    more = f" Nor can it be told apart from {_listed(others)}." if others else ""
+    return [f"{size}: the two cannot be told apart on these {images}.{more}"]
+
+
+def _against_majority(report: Mapping[str, Any]) -> str:
+    found = report["verdict"]
+    f1, accuracy = (versus(report["comparisons"], found["best"], MAJORITY, m) for m in (MAIN_METRIC, "accuracy"))
+    constant = f"always answering the commonest class (the row \u201c{MAJORITY}\u201d)"
+    if found["beats_majority"]:
+        return (
+            f"It beats {constant} by {_points(accuracy)} of accuracy{_between(accuracy, points)} and "
+            f"{_points(f1)} of macro F1{_between(f1, points)}."
+        )
+    return (
+        f"No method can be shown to beat {constant}: the accuracy of {found['best']} differs from it by "
+        f"{_points(accuracy)}{_between(accuracy, points)}. A higher macro F1 than that row's comes with mere guessing."
+    )
+
+
+def _against_trivial(report: Mapping[str, Any]) -> list[str]:
+    """Of the best method that is not trivial against the best one that is."""
+    ranked = _ranked(report["methods"])
+    floor = next((m["name"] for m in ranked if m["kind"] == _TRIVIAL), None)
+    other = next((m["name"] for m in ranked if m["kind"] != _TRIVIAL), None)
+    if floor is None or other is None:
+        return []
+    gain = versus(report["comparisons"], other, floor)
+    size = f"{_points(gain)} of macro F1{_between(gain, points)}"
+    if _exceeds(gain):
+        return [f"{other} beats {floor}, trees on thumbnails, grey levels and the file, by {size}."]
+    above = versus(report["comparisons"], floor, MAJORITY, "accuracy")
+    so = " So these images can be told apart without reading the lungs." if _exceeds(above) else ""
+    return [
+        f"No network can be shown to beat {floor}, trees on thumbnails, grey levels and the file: {other} differs "
+        f"from it by {size}.{so}"
+    ]
+
+
+def _calibrated(report: Mapping[str, Any]) -> list[str]:
+    """What the best method's validation images are good for, where it has any."""
+    best = next(m for m in report["methods"] if m["name"] == report["verdict"]["best"])
+    trust = best.get("trust")
+    if not trust or trust["reason"] is not None or trust["after_temperature"] is None:
+        return []
+    after, sets = trust["after_temperature"], trust["conformal"]
+    gain, promised = after["change"]["ece"], f"{100 * sets['promised']:.0f} %"
+    known = [row["coverage"]["value"] for row in sets["classes"].values() if row["coverage"]["value"] is not None]
+    certain = gain["high"] is None or gain["high"] < 0 or gain["low"] > 0
+    chance = "" if certain else ", which may be chance"
+    return [
+        f"Temperature scaling changes the calibration error of {best['name']} from "
+        f"{share(trust['before']['ece']['value'])} to {share(after['ece']['value'])} % ({points(gain['value'])} "
+        f"points{_between(gain, points)}{chance}); its prediction sets, promised to hold the true class in "
+        f"{promised} of each class, hold it in {share(min(known))} to {share(max(known))} % and name "
+        f"{sets['mean_size']:.1f} of {len(sets['classes'])} classes on average."
+    ]
+
+
+def _points(comparison: Mapping[str, Any]) -> str:
+    return f"{points(comparison['difference']).lstrip('+')} points"
+
+
+def _limits(report: Mapping[str, Any]) -> list[str]:
+    sample = report["sample"]
+    sentences = []
+    absent = [name for name, count in sample["images_per_class"].items() if count == 0]
+    if absent:
+        sentences.append(f"No image here is of the class {_listed(absent)}: macro averages count it as 0.")
+    if sample["groups"] == 1:
+        sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
+    elif sample["groups"] < FEW_GROUPS:
+        sentences.append(f"Only {sample['groups']} {sample['unit']}s: the intervals are rough and may be too narrow.")
+    if report["failed"]:
+        sentences.append(f"Failed, and so not compared: {_listed([entry['name'] for entry in report['failed']])}.")
+    return sentences
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

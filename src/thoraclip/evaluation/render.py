@@ -1,0 +1,233 @@
+"""Draw a report as one HTML page that asks for nothing from outside, as Markdown, and as a LaTeX table."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment
+from markupsafe import Markup
+
+from thoraclip import imaging
+from thoraclip.evaluation import figures
+from thoraclip.evaluation.audit_page import audit_context
+from thoraclip.evaluation.external import DROPS
+from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
+from thoraclip.evaluation.metrics import METRICS
+from thoraclip.evaluation.published import PUBLISHED_METRICS
+from thoraclip.evaluation.reading import points, printed, probability, share, versus
+from thoraclip.evaluation.results import MAJORITY
+from thoraclip.pages import environment, picture_or_reason
+
+__all__ = ["Load", "escape_latex", "html_page", "latex_table", "load_pixels", "markdown_page"]
+
+Load = Callable[[Path], npt.NDArray[np.uint8]]
+"""File -> grey pixels u8[H, W]."""
+
+_COLUMNS = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "macro_precision": "Precision",
+    "macro_recall": "Recall",
+    "auroc": "AUROC",
+    "ece": "ECE",
+}
+_MORE_COLUMNS = {
+    "balanced_accuracy": "Balanced accuracy",
+    "weighted_f1": "Weighted F1",
+    "average_precision": "Average precision",
+    "mcc": "Matthews correlation",
+    "brier": "Brier (0 to 2)",
+    "log_loss": "Log loss (nats)",
+}
+_CLASS_COLUMNS = {
+    "recall": "Sensitivity (recall)",
+    "specificity": "Specificity",
+    "precision": "Precision",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+}
+_BESIDE_COLUMNS = {metric: _COLUMNS[metric] for metric in ("accuracy", "macro_f1")}
+"""Published metrics with a column beside the measured ones; the others stand in the footnote."""
+_NOT_SHARES = frozenset({"brier", "log_loss", "mcc"})
+_THUMBNAIL_PX = 128
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {c: f"{{{c}}}" for c in "[]*"}  # after a line break, [ and * would be read as its arguments
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\u2013": "--",
+        "\u2212": "-",
+    }
+)
+
+
+def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
+    """Grey pixels u8[H, W] of any image that the package reads."""
+    return imaging.decode(path).pixels
+
+
+def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load) -> str:
+    """The report as a self-contained page: inline style and figures, no script, no request.
+
+    Args:
+        report: see `report.judge`.
+        image_paths: image id -> file for thumbnails; `None` for none.
+        load: file -> grey pixels.
+    """
+    context = _context(report)
+    for one in context["external"]:
+        one["figure"] = Markup(figures.dumbbell_figure(one["methods"], one["name"])) if one["methods"] else None
+    for name, audited in context["audits"].items():
+        audited["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
+    context["figures"] = _figures(report, context["ordered"]) if report["methods"] else None
+    context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
+    return _environment(html=True).get_template("report.html.j2").render(context)
+
+
+def markdown_page(report: Mapping[str, Any]) -> str:
+    """The reading and the tables as Markdown (GitHub's dialect)."""
+    return _environment(html=False).get_template("report.md.j2").render(_context(report))
+
+
+def latex_table(report: Mapping[str, Any]) -> str:
+    """The comparison as a LaTeX `table` that needs the package booktabs and nothing else."""
+    return _latex_environment().get_template("report.tex.j2").render(_context(report))
+
+
+@cache
+def _latex_environment() -> Environment:
+    return _environment(html=False).overlay(
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+
+
+def escape_latex(text: object) -> str:
+    """Text that LaTeX prints as it is, on one line, also at the start of a table row."""
+    return "".join(c for c in " ".join(str(text).split()) if c.isprintable()).translate(_LATEX)
+
+
+def _environment(*, html: bool) -> Environment:
+    return environment(
+        "thoraclip.evaluation", html=html, share=share, printed=printed, points=points, p=probability, tex=escape_latex
+    )
+
+
+def _context(report: Mapping[str, Any]) -> dict[str, Any]:
+    verdict = report["verdict"]
+    ordered = _ordered(report["methods"])
+    settings = [m for m in (*ordered, *report["failed"]) if m["name"] != MAJORITY]
+    names = sorted({key for m in settings for key in m["settings"]} - {"model", "geometry"})
+    beside = _beside(report, [m["name"] for m in settings])
+    pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
+    return {
+        "audits": {name: audit_context(content) for name, content in report.get("audits", {}).items()},
+        "report": report,
+        "title": report["title"],
+        "reading": report["reading"],
+        "verdict": verdict,
+        "ordered": ordered,
+        "majority": MAJORITY,
+        "best": next((m for m in ordered if verdict and m["name"] == verdict["best"]), None),
+        "columns": _COLUMNS,
+        "more_columns": _MORE_COLUMNS,
+        "class_columns": _CLASS_COLUMNS,
+        "metrics": METRICS,
+        "not_shares": _NOT_SHARES,
+        "pairs": pairs,
+        "several_seeds": any("per_seed" in m["metrics"]["macro_f1"] for m in ordered),
+        "beside": beside,
+        "beside_columns": _BESIDE_COLUMNS,
+        "published_columns": PUBLISHED_METRICS,
+        "outside": [row for row in report["published"] if row.get("of") not in beside],
+        "versus_best": _versus_best(report, ordered) if verdict else [],
+        "settings": settings,
+        "setting_names": ["model", "geometry", *names],
+        "external": [_external(report, one) for one in report.get("external", ())],
+        "trusted": _trusted(ordered),
+        "losses": {"ece": "ECE (%)", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)"},
+    }
+
+
+def _ordered(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Best macro F1 first, the majority row last."""
+    return sorted(methods, key=lambda m: (m["name"] == MAJORITY, -m["metrics"]["macro_f1"]["value"]))
+
+
+def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
+    """An external set as its section shows it: its methods in the study's order, and whose classes are told one by
+    one."""
+    found = ordered_outside(report, one)
+    return {
+        **one,
+        "notes": external_notes(one),
+        "methods": found,
+        "best": found[0] if found else None,
+        "drops": DROPS,
+        "changed": {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found},
+    }
+
+
+def _trusted(ordered: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The methods about whose scores something is said; none in a report of an earlier version."""
+    return [m for m in ordered if m.get("trust")]
+
+
+def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Method -> the published rows that stand beside it, each with its footnote's mark: a, b, ..., z, aa, bb, ..."""
+    rows = [row for name in names for row in report["published"] if row.get("of") == name]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        mark = string.ascii_lowercase[number % 26] * (number // 26 + 1)
+        found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": _footnote(row)})
+    return found
+
+
+def _footnote(row: Mapping[str, Any]) -> str:
+    """Name, source, note, and the values that have no column."""
+    rest = [m for m in PUBLISHED_METRICS if m not in _BESIDE_COLUMNS and row.get(m) is not None]
+    values = ", ".join(f"{_COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
+    return "; ".join(part for part in (row["name"], row["source"] or "source not given", row["note"], values) if part)
+
+
+def _versus_best(report: Mapping[str, Any], ordered: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    best = report["verdict"]["best"]
+    others = [m["name"] for m in ordered if m["name"] != best]
+    return [
+        {"name": name, **{m: versus(report["comparisons"], best, name, m) for m in ("macro_f1", "accuracy")}}
+        for name in others
+    ]
+
+
+def _figures(report: Mapping[str, Any], ordered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    real = [m for m in ordered if m["name"] != MAJORITY]
+    verdict, classes = report["verdict"], report["classes"]
+    return {
+        "forest": Markup(figures.forest_figure(ordered, best=verdict["best"], tied=verdict["tied"])),
+        "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
+        "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
+        "selective": Markup(figures.selective_figure(found)) if (found := _trusted(real)) else None,
+        "roc": [(label, Markup(figures.roc_figure(ordered, label))) for label in classes],
+    }
+
+
+def _thumbnails(entry: Mapping[str, Any] | None, paths: Mapping[str, Path], load: Load) -> list[dict[str, Any]]:
+    """The method's mistakes whose file is known, each with a picture or the reason why there is none."""
+    known = [row for row in (entry["mistakes"] if entry else []) if row["image_id"] in paths]
+    return [{**row, **picture_or_reason(partial(load, paths[row["image_id"]]), _THUMBNAIL_PX)} for row in known]

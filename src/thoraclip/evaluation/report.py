@@ -1,0 +1,249 @@
+"""The judge: methods in, `report.json` out (schema 1); `write_report` draws Markdown, HTML and LaTeX from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thoraclip.errors import ConfigError, InputError
+from thoraclip.evaluation.align import Aligned, align
+from thoraclip.evaluation.compare import COMPARED, Contestant, compare, resamples_needed
+from thoraclip.evaluation.entries import method_entry
+from thoraclip.evaluation.external import ExternalResult, external_entries
+from thoraclip.evaluation.external_reading import external_reading
+from thoraclip.evaluation.intervals import LEVEL
+from thoraclip.evaluation.metrics import Scored
+from thoraclip.evaluation.published import read_published
+from thoraclip.evaluation.reading import reading, verdict
+from thoraclip.evaluation.resampling import Replicates, replicate
+from thoraclip.evaluation.results import MAJORITY, MethodResult
+from thoraclip.evaluation.trust import trust_entry
+from thoraclip.runs import write_json, write_text
+
+if TYPE_CHECKING:
+    from thoraclip.evaluation.render import Load
+
+__all__ = ["NOT_AUDITED", "MethodResult", "judge", "with_audits", "write_report"]
+
+_SCHEMA = 1
+_AUDIT_SENTENCES = 4
+"""Of an audit's own reading, in the report's."""
+NOT_AUDITED = (
+    "Not audited: scores alone cannot say whether a classifier reads lungs or shortcuts; ask with thoraclip audit RUN."
+)
+_MAJORITY_ABOUT: dict[str, Any] = {
+    "seeds": [],
+    "settings": {},
+    "notes": ["Added by the report: the class frequencies of these very images as the scores of every image."],
+    "details": {},
+}
+
+
+def judge(
+    methods: Sequence[MethodResult],
+    *,
+    title: str,
+    resamples: int = 2000,
+    seed: int = 0,
+    dataset: Mapping[str, object] | None = None,
+    provenance: Mapping[str, object] | None = None,
+    published: Sequence[Mapping[str, object]] = (),
+    external: Sequence[ExternalResult] = (),
+) -> dict[str, Any]:
+    """Compare methods on the same images; the result is `report.json` as a mapping.
+
+    Every method is reduced to its labelled test rows, joined by image id. A row `majority` (class frequencies of the
+    judged rows as constant scores) is always added. A method with several seeds has the mean over its seeds as its
+    value, and the interval of that mean over resampled images; its confusion matrix, curves, bins and mistakes are
+    those of the first seed. What is fitted on validation images (calibration, prediction sets, operating points) stands
+    under `trust`, see `trust.trust_entry`. When there are many pairs, the differences use more resamples than asked
+    for, so that a Holm-corrected p can get small (`compare.resamples_needed`).
+
+    Args:
+        methods: one or more; failed ones are listed with their error.
+        title: of the page.
+        resamples: of patients (where known) or images, for the intervals; at least 100.
+        seed: of the resampling.
+        dataset: facts to print, JSON-able.
+        provenance: what `runs.provenance` gives, JSON-able.
+        published: values of others, as in `published.Published`; printed apart, and no part of any comparison.
+        external: scores of the same methods on images from elsewhere, see `external.external_entries`.
+
+    Raises:
+        ConfigError: too few resamples, a repeated method name, or see `published.read_published`.
+        InputError: no method.
+        ManifestError, MismatchError: see `align.align`, and of external sets `external.external_entries`.
+        LeakError: see `trust.trust_entry`.
+    """
+    if not methods:
+        raise InputError("no method to judge; name at least one predictions file")
+    if resamples < 100:
+        raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; 2000 is the default")
+    rows = read_published(published, [m.name for m in methods], f"report '{title}'")
+    report: dict[str, Any] = {"schema": _SCHEMA, "title": title, "classes": [], "reading": [], "verdict": None}
+    report |= {
+        "sample": None,
+        "bootstrap": None,
+        "methods": [],
+        "failed": [],
+        "comparisons": [],
+        "external": [],
+        "audits": {},
+    }
+    report["failed"] = [
+        {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
+    ]
+    if len(report["failed"]) < len(methods):
+        report |= _judged(methods, external, resamples, seed)
+    report["published"] = [asdict(row) for row in rows]
+    report |= {"dataset": dataset or {}, "provenance": provenance or {}}
+    report["reading"] = [*reading(report), *external_reading(report)]
+    if report["verdict"] is not None:
+        report["reading"].insert(1, NOT_AUDITED)
+    return dict(plain(report))
+
+
+def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The report with audits of some of its methods, and what they say near the top of its reading.
+
+    Args:
+        report: what `judge` returned.
+        audits: method -> content of its `audit.json`.
+    """
+    told = [
+        f"Audit of {name}: {sentence[0].lower()}{sentence[1:]}" if number == 0 else sentence
+        for name, content in audits.items()
+        for number, sentence in enumerate(content["reading"][:_AUDIT_SENTENCES])
+    ]
+    first, *rest = report["reading"]
+    rest = [sentence for sentence in rest if sentence != NOT_AUDITED]
+    return {**report, "audits": plain(dict(audits)), "reading": [first, *told, *rest]}
+
+
+def write_report(
+    report: Mapping[str, Any],
+    out: Path,
+    *,
+    image_paths: Mapping[str, Path] | None = None,
+    thumbnails: bool = True,
+    load: Load | None = None,
+) -> None:
+    """Write `report.json`, `.md`, `.html` and `.tex` into `out`; the same report gives the same bytes.
+
+    Args:
+        report: what `judge` returned, or what was read back from `report.json`.
+        out: a folder, made if need be.
+        image_paths: image id -> file, for the pictures of misclassified images; without it none are shown.
+        thumbnails: False leaves these pictures out (they may be private).
+        load: file -> grey pixels u8[H, W]; `None` for `imaging.decode`.
+    """
+    from thoraclip.evaluation.render import html_page, latex_table, load_pixels, markdown_page  # with Matplotlib
+
+    write_json(out / "report.json", dict(report))
+    write_text(out / "report.md", markdown_page(report))
+    write_text(out / "report.tex", latex_table(report))
+    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load or load_pixels))
+
+
+def _judged(
+    methods: Sequence[MethodResult], external: Sequence[ExternalResult], resamples: int, seed: int
+) -> dict[str, Any]:
+    aligned = align(methods)
+    kinds = {m.name: m.kind for m in methods if m.predictions} | {MAJORITY: MAJORITY}
+    about = {m.name: _about(m) for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
+    scored = {**aligned.scored, MAJORITY: (_majority(aligned),)}
+    resampled = aligned.group_count > 1
+    replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
+    trust = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
+    entries = [
+        method_entry(name, kinds[name], tables, aligned, replicates.get(name))
+        | about[name]
+        | {"trust": trust.get(name)}
+        for name, tables in scored.items()
+    ]
+    enough = max(resamples, resamples_needed(len(entries)))
+    if resampled and enough > resamples:
+        replicates = _replicates(scored, aligned, enough, seed, confusion_only=True)
+    contestants = [_contestant(entry, scored[entry["name"]], replicates.get(entry["name"])) for entry in entries]
+    comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
+    return {
+        "classes": list(aligned.labels.names),
+        "verdict": verdict(entries, comparisons),
+        "sample": _sample(aligned),
+        "bootstrap": {
+            "resamples": resamples,
+            "comparison_resamples": enough,
+            "seed": seed,
+            "level": LEVEL,
+            "unit": aligned.unit,
+        },
+        "methods": entries,
+        "comparisons": comparisons,
+        "external": external_entries(external, aligned, resamples=resamples, seed=seed),
+    }
+
+
+def _majority(aligned: Aligned) -> Scored:
+    frequencies = np.bincount(aligned.target, minlength=len(aligned.labels)) / len(aligned.target)
+    return Scored(aligned.target, np.tile(frequencies, (len(aligned.target), 1)))
+
+
+def _about(method: MethodResult) -> dict[str, Any]:
+    """What a method says about itself."""
+    return {
+        "seeds": method.seeds,
+        "settings": method.settings,
+        "notes": method.notes,
+        "details": method.details,
+    }
+
+
+def _replicates(
+    scored: Mapping[str, tuple[Scored, ...]], aligned: Aligned, resamples: int, seed: int, confusion_only: bool = False
+) -> dict[str, list[Replicates]]:
+    """Method -> one entry per seed, all over the same resamples."""
+    tables = [table for seeds in scored.values() for table in seeds]
+    drawn = iter(replicate(tables, aligned.groups, resamples=resamples, seed=seed, confusion_only=confusion_only))
+    return {name: [next(drawn) for _ in seeds] for name, seeds in scored.items()}
+
+
+def _contestant(entry: Mapping[str, Any], seeds: tuple[Scored, ...], drawn: list[Replicates] | None) -> Contestant:
+    return Contestant(
+        name=entry["name"],
+        values={metric: entry["metrics"][metric]["value"] for metric in COMPARED},
+        replicates={m: np.mean([one.headline[m] for one in drawn], axis=0) for m in COMPARED} if drawn else {},
+        correct=seeds[0].correct if len(seeds) == 1 else None,
+    )
+
+
+def _sample(aligned: Aligned) -> dict[str, Any]:
+    counts = np.bincount(aligned.target, minlength=len(aligned.labels))
+    return {
+        "n": len(aligned.image_id),
+        "unit": aligned.unit,
+        "groups": aligned.group_count,
+        "images_per_class": dict(zip(aligned.labels.names, counts, strict=True)),
+        "splits": aligned.splits,
+        "folds": aligned.folds,
+        "dropped": aligned.dropped,
+    }
+
+
+def plain(value: object) -> Any:
+    """Copy of a value as JSON holds it: NumPy scalars, tuples and paths turned; NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return str(value)

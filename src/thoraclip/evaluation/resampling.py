@@ -1,0 +1,214 @@
+"""Every metric of every bootstrap resample at once, computed from weights.
+
+A resample draws as many groups (patients, or images) as there are, with replacement; an image's weight is how often
+its group was drawn. A metric of the resample is the metric of the rows repeated as often as their weights say.
+All tables that are judged together see the same weights, so their differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
+
+from thoraclip.evaluation import calibration
+from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms
+from thoraclip.evaluation.weighted import Weighted, ratio
+
+__all__ = ["Replicates", "replicate", "resample_weights", "weighted_metrics"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_CHUNK_CELLS = 300_000
+"""Weights held at a time (2.4 MiB, so that they stay in the cache); the answer does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Metrics of R resamples; NaN where a resample has no image of a class that a metric needs.
+
+    Args:
+        headline: name -> f64[R], the names of `METRICS` (or some of them).
+        per_class: name -> f64[R, C], the names of `PER_CLASS` (or some of them).
+        noise: name -> f64[R], for a metric that measures a distance: how far the resample's vector lies from the
+            sample's (what the metric would be without any signal).
+    """
+
+    headline: dict[str, Floats]
+    per_class: dict[str, Floats]
+    noise: dict[str, Floats] = field(default_factory=dict)
+
+
+def resample_weights(groups: Ints, *, resamples: int, seed: int, cells: int = _CHUNK_CELLS) -> Iterator[Floats]:
+    """Yield the weights of the resamples in chunks, f64[N, r] with the r summing to `resamples`.
+
+    Args:
+        groups: i64[N], the group of every image, numbered 0..G-1 without a gap.
+        resamples: R, at least 1.
+        seed: of the PCG64 generator; the same seed gives the same resamples whatever the chunk size, and the first
+            resamples of a longer run are those of a shorter one.
+        cells: numbers in a chunk; bounds the memory.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    count = int(groups.max()) + 1
+    one_each = count == len(groups) and bool((groups == np.arange(count)).all())
+    width = max(1, cells // len(groups))
+    for start in range(0, resamples, width):
+        r = min(width, resamples - start)
+        drawn = generator.integers(0, count, size=(r, count))  # [r, G]
+        flat = drawn * r + np.arange(r)[:, None]
+        weights = np.bincount(flat.ravel(), minlength=count * r).reshape(count, r).astype(np.float64)
+        yield weights if one_each else weights[groups]
+
+
+def replicate(
+    tables: Sequence[Scored], groups: Ints, *, resamples: int, seed: int, confusion_only: bool = False
+) -> list[Replicates]:
+    """Metrics of every table in the same resamples.
+
+    Args:
+        tables: T tables over the same N images in the same order.
+        groups: i64[N], see `resample_weights`.
+        resamples: R.
+        seed: of the resampling.
+        confusion_only: leave out what needs scores (AUROC, average precision, losses, calibration): much faster.
+
+    Returns:
+        T entries.
+    """
+    prepared = [_Prepared(table, confusion_only=confusion_only) for table in tables]
+    chunks: list[list[Replicates]] = [[] for _ in tables]
+    # The products are small: BLAS threads would only wait for each other (ten times slower beside another job).
+    with _threads().limit(limits=1, user_api="blas"):
+        for weights in resample_weights(groups, resamples=resamples, seed=seed):
+            for parts, table in zip(chunks, prepared, strict=True):
+                parts.append(table.metrics(weights))
+    return [_join(parts) for parts in chunks]
+
+
+def weighted_metrics(scored: Scored, weights: Floats) -> Replicates:
+    """All metrics of one table under given weights, f64[N, R], each column with a positive sum."""
+    return _Prepared(scored, confusion_only=False).metrics(weights)
+
+
+@cache
+def _threads() -> Any:
+    """Finding the loaded BLAS libraries takes milliseconds, so it is done once."""
+    return ThreadpoolController()
+
+
+def _join(parts: Sequence[Replicates]) -> Replicates:
+    first = parts[0]
+    return Replicates(
+        {name: np.concatenate([part.headline[name] for part in parts]) for name in first.headline},
+        {name: np.concatenate([part.per_class[name] for part in parts]) for name in first.per_class},
+        {name: np.concatenate([part.noise[name] for part in parts]) for name in first.noise},
+    )
+
+
+def _metrics_of(weighted: Weighted, *, confusion_only: bool) -> Replicates:
+    """Every metric that the sums decide."""
+    headline = {
+        name: metric.resampled(weighted)
+        for name, metric in METRICS.items()
+        if metric.resampled and not (confusion_only and metric.needs_scores)
+    }
+    per_class = {
+        "precision": weighted.precision,
+        "recall": weighted.of_present(weighted.recall),
+        "specificity": weighted.specificity,
+        "f1": weighted.of_present(weighted.f1),
+    }
+    if weighted.auroc is not None and weighted.average_precision is not None:
+        per_class |= {"auroc": weighted.auroc, "average_precision": weighted.average_precision}
+    return Replicates(headline, per_class)
+
+
+class _Prepared:
+    """What a table contributes to every resample, worked out once."""
+
+    def __init__(self, scored: Scored, *, confusion_only: bool) -> None:
+        n, c = scored.scores.shape
+        self.table, self.classes = scored, c
+        columns = [np.eye(c * c)[scored.target * c + scored.predicted]]  # [N, C*C]
+        self.curves: list[_Ranking | None] = []
+        self.scored = not confusion_only
+        if self.scored:
+            tiny = np.finfo(np.float64).eps
+            chance = np.clip(scored.scores[np.arange(n), scored.target], tiny, 1 - tiny)
+            gaps = np.zeros((n, calibration.ECE_BINS))
+            gaps[np.arange(n), calibration.equal_mass_bins(scored.confidence)] = scored.correct - scored.confidence
+            self.gaps = gaps.mean(axis=0)
+            columns += [-np.log(chance)[:, None], brier_terms(scored)[:, None], gaps]
+            self.curves = [_Ranking(scored, k) if k in scored.rankable else None for k in range(c)]
+        self.columns = np.ascontiguousarray(np.concatenate(columns, axis=1).T)  # [K, N]
+
+    def metrics(self, weights: Floats) -> Replicates:
+        """Metrics under f64[N, r] weights."""
+        sums, c2 = (self.columns @ weights).T, self.classes**2  # [r, K]
+        cells = sums[:, :c2].reshape(-1, self.classes, self.classes)
+        if not self.scored:
+            return _metrics_of(Weighted(cells), confusion_only=True)
+        total = sums[:, :c2].sum(axis=1)
+        ranked = [curve.areas(weights) if curve else np.full((2, len(total)), np.nan) for curve in self.curves]
+        auroc, precision = np.stack(ranked, axis=2)  # each [r, C]
+        gaps = sums[:, c2 + 2 :] / total[:, None]
+        errors = {"log_loss": sums[:, c2] / total, "brier": sums[:, c2 + 1] / total, "ece": np.abs(gaps).sum(axis=1)}
+        found = _metrics_of(Weighted(cells, auroc, precision, **errors), confusion_only=False)
+        slow = {name: self._by_rows(name, weights) for name, metric in METRICS.items() if metric.resampled is None}
+        return replace(found, headline=found.headline | slow, noise={"ece": np.abs(gaps - self.gaps).sum(axis=1)})
+
+    def _by_rows(self, name: str, weights: Floats) -> Floats:
+        """f64[r]: a metric evaluated on the rows, each as often as its whole weight says."""
+        found = []
+        for column in weights.T:
+            rows = np.repeat(np.arange(len(column)), column.astype(np.int64))
+            value = METRICS[name].point(Scored(self.table.target[rows], self.table.scores[rows]))
+            found.append(np.nan if value is None else value)
+        return np.array(found, dtype=np.float64)
+
+
+class _Ranking:
+    """One class against the rest, sorted once; areas under weighted curves by cumulative sums."""
+
+    def __init__(self, scored: Scored, c: int) -> None:
+        score, is_class = scored.scores[:, c], scored.target == c
+        order = np.argsort(score, kind="stable")
+        self.positive, self.negative = order[is_class[order]], order[~is_class[order]]
+        high, low = score[self.positive], score[self.negative]
+        self.below = np.searchsorted(low, high, side="left")
+        self.up_to = np.searchsorted(low, high, side="right")
+        self.tied = bool((self.below != self.up_to).any())
+        self.first = np.searchsorted(high, high, side="left")
+        self.distinct = bool((self.first == np.arange(len(high))).all())
+
+    def areas(self, weights: Floats) -> Floats:
+        """f64[2, r]: AUROC and average precision, NaN where the weights leave positives or negatives empty.
+
+        AUROC = sum_p w_p (W_neg(s < s_p) + W_neg(s = s_p) / 2) / (W_pos W_neg), the Mann-Whitney form.
+        AP = sum_p w_p precision(s >= s_p) / W_pos, equal scores being one threshold.
+        """
+        w_pos = weights[self.positive]  # [P, r], ascending scores
+        false = _cumulative(weights[self.negative])  # [Q + 1, r]
+        true = _cumulative(w_pos)
+        beaten = false[self.below]
+        half_ties = 0.5 * (false[self.up_to] - beaten) if self.tied else 0.0
+        pairs = np.einsum("pr,pr->r", w_pos, beaten + half_ties)
+        auroc = ratio(pairs, true[-1] * false[-1], np.nan)
+        recalled = true[-1] - (true[:-1] if self.distinct else true[self.first])
+        precision = ratio(recalled, recalled + (false[-1] - beaten))
+        area = ratio(np.einsum("pr,pr->r", w_pos, precision), true[-1], np.nan)
+        return np.stack([auroc, np.where(false[-1] > 0, area, np.nan)])
+
+
+def _cumulative(rows: Floats) -> Floats:
+    """Sums of the first k rows, k = 0..N: f64[N + 1, r]."""
+    sums = np.zeros((len(rows) + 1, rows.shape[1]))
+    np.cumsum(rows, axis=0, out=sums[1:])
+    return sums

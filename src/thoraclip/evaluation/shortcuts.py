@@ -1,0 +1,401 @@
+"""Does the classifier read lungs or shortcuts? From the answers under altered views to one verdict per test, and one
+overall.
+
+Every test is a difference of two balanced accuracies (mean recall), or of one and chance, on the same images:
+
+    above chance   b(answers) - 1/C     what is still known when the lungs are gone
+    drop           b(before) - b(after) what is lost when all but the lungs is gone, or a region without any finding
+
+and is positive where the difference is larger than `MARGIN` beyond chance: one-sided z = (effect - MARGIN) / SE, where
+SE is the spread of the effect over resampled patients (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch.
+6 and 13), corrected over all counted tests (Holm 1979). The smallest effect that a test could have shown is MARGIN +
+(z_(1 - ALPHA / m) + z_0.8) SE: seen with a chance of 80 % at the strictest step of Holm's correction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.evaluation.compare import holm
+from thoraclip.evaluation.reading import ALPHA, points, probability, share
+from thoraclip.evaluation.resampling import resample_weights
+
+__all__ = [
+    "MARGIN",
+    "STRONG",
+    "VERDICTS",
+    "Answers",
+    "Trial",
+    "balanced_accuracies",
+    "judge_trials",
+    "overall",
+    "overall_words",
+    "shared_errors",
+]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+MARGIN = 0.05
+"""Balanced accuracy. What lies below it beyond chance is not called reliance: a lesion throws a little scatter beside
+it, and a classifier of a few hundred images is not exactly as good on one half of them as on the other."""
+STRONG = 0.20
+"""From this effect on, reliance is called strong; a set that could not have shown as much cannot tell."""
+MIN_GROUPS = 10
+"""Of each class, independent ones: with fewer the spread over resamples is no guide to chance. Such a test has p = 1
+and a smallest effect of 1, so that it cannot tell."""
+_POWER = 0.8
+
+VERDICTS = {
+    "strong": "strong sign",
+    "some": "some sign",
+    "none": "no sign",
+    "cannot_tell": "cannot tell",
+    "control": "control",
+}
+"""Verdict of a test -> in words."""
+LEVELS = ("classifier", "features", "data")
+"""What a test looks at: the classifier as it is, a classifier fitted again on its features, or the pictures alone."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Named classes of the same N images.
+
+    Args:
+        target: i64[N], the true classes, 0..C-1.
+        groups: i64[N], numbered without a gap: patients, or the images themselves.
+        named: name -> i64[N], the class that was named; -1 where this image was not asked.
+        classes: C.
+    """
+
+    target: Ints
+    groups: Ints
+    named: Mapping[str, Ints]
+    classes: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One test.
+
+    Args:
+        name: unique.
+        title: what was done, begins a sentence.
+        level: in `LEVELS`.
+        after: name of the answers that are looked at.
+        before: name of the answers that they are compared with; empty for chance.
+        counts: False for a control, which stands in the table and in no verdict.
+        finds: what a positive result points at, as in "what lies outside the lungs".
+    """
+
+    name: str
+    title: str
+    level: str
+    after: str
+    before: str = ""
+    counts: bool = True
+    finds: str = ""
+
+
+def balanced_accuracies(
+    answers: Answers, names: Sequence[str], *, resamples: int, seed: int
+) -> tuple[dict[str, float], dict[str, Floats], dict[str, float]]:
+    """Of every name the balanced accuracy, f64[R] of it in resamples of groups, and chance.
+
+    The mean runs over the classes that an image of this name has; chance is one over their number. The resamples are
+    the same ones for all names, so that differences are paired.
+    """
+    one_hot = np.eye(answers.classes)[answers.target]
+    columns = []
+    for name in names:
+        asked = (answers.named[name] >= 0).astype(np.float64)
+        right = (answers.named[name] == answers.target).astype(np.float64)
+        columns += [one_hot * asked[:, None], one_hot * right[:, None]]
+    table = np.concatenate(columns, axis=1)  # [N, names * 2 * C]
+    shape = (len(names), 2, answers.classes)
+    point = table.sum(axis=0).reshape(shape)
+    drawn = [
+        (weights.T @ table).reshape(-1, *shape)
+        for weights in resample_weights(answers.groups, resamples=resamples, seed=seed)
+    ]
+    values = dict(zip(names, _mean_recall(point[None])[0].tolist(), strict=True))
+    replicates = dict(zip(names, _mean_recall(np.concatenate(drawn)).T, strict=True))
+    chance = {n: 1 / max(1, int((point[i, 0] > 0).sum())) for i, n in enumerate(names)}
+    return values, replicates, chance
+
+
+def _mean_recall(counts: Floats) -> Floats:
+    """f64[R, names, 2 (asked, right), C] -> f64[R, names]; classes that nobody was asked are left out."""
+    asked, right = counts[:, :, 0], counts[:, :, 1]
+    recall = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
+    known = ~np.isnan(recall)
+    total = np.where(known, recall, 0).sum(axis=2)
+    return np.asarray(total / np.maximum(known.sum(axis=2), 1))
+
+
+def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Effect, interval, p and verdict of every trial; see the module.
+
+    Args:
+        trials: their `before` and `after` are names in `answers`, asked of the same images.
+        answers: of N images.
+        resamples: of groups, for the spread.
+        seed: of the resampling.
+
+    Returns:
+        One mapping per trial: name, title, level, counts, finds, before, after (balanced accuracies), chance, images,
+        effect, low, high, p, p_holm, smallest_effect, verdict (`strong`, `some`, `none`, `cannot_tell`, `control`),
+        words.
+    """
+    paired = {(t.before, t.after): _same_images(answers, t) for t in trials if t.before}
+    named = dict(answers.named) | {f"{a} | {b}": told for (a, b), told in paired.items()}
+    names = sorted({t.after for t in trials} | {f"{t.before} | {t.after}" for t in trials if t.before})
+    asked_of = Answers(answers.target, answers.groups, named, answers.classes)
+    values, drawn, chances = balanced_accuracies(asked_of, names, resamples=resamples, seed=seed)
+    counted = max(1, sum(trial.counts for trial in trials))
+    rows: list[dict[str, Any]] = []
+    for trial in trials:
+        after, chance = values[trial.after], chances[trial.after]
+        before = f"{trial.before} | {trial.after}" if trial.before else ""
+        if before:
+            effect, spread = values[before] - after, drawn[before] - drawn[trial.after]
+        else:
+            effect, spread = after - chance, drawn[trial.after] - chance
+        asked = answers.named[trial.after] >= 0
+        units = len(np.unique(answers.groups[asked]))
+        error = max(float(spread.std(ddof=1)), 0.5 / max(units, 1))
+        low, high = np.quantile(spread, [0.025, 0.975])
+        few = _fewest_groups(answers, asked) < MIN_GROUPS
+        rows.append(
+            {
+                "name": trial.name,
+                "title": trial.title,
+                "level": trial.level,
+                "counts": trial.counts,
+                "finds": trial.finds,
+                "before": values.get(before),
+                "after": after,
+                "chance": chance,
+                "images": int(asked.sum()),
+                "effect": effect,
+                "low": min(float(low), effect),
+                "high": max(float(high), effect),
+                "p": 1.0 if few else _normal_tail((effect - MARGIN) / error),
+                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2,
+                "p_holm": None,
+                "smallest_effect": 1.0 if few else _smallest(error, after, None if before else chance, counted),
+            }
+        )
+    corrected = [row for row in rows if row["counts"]]
+    for row, p in zip(corrected, holm([row["p"] for row in corrected]), strict=True):
+        row["p_holm"] = p
+    for row in rows:
+        row["verdict"] = _verdict(row)
+        row["words"] = _words(row)
+    return rows
+
+
+def _fewest_groups(answers: Answers, asked: npt.NDArray[np.bool_]) -> int:
+    """Independent groups of the rarest class among the images that were asked."""
+    target = answers.target[asked]
+    return min((len(np.unique(answers.groups[asked][target == c])) for c in np.unique(target)), default=0)
+
+
+def _smallest(error: float, after: float, chance: float | None, counted: int) -> float:
+    """The effect that would be seen with a chance of 80 %: at the spread of this set, which for an accuracy is largest
+    at a half."""
+    steps = _z(1 - ALPHA / counted) + _z(_POWER)
+    effect = MARGIN + steps * error
+    if chance is None or not 0 < after < 1:
+        return effect
+    for _ in range(3):
+        there = min(0.999, chance + effect)
+        effect = MARGIN + steps * error * math.sqrt(there * (1 - there) / (after * (1 - after)))
+    return effect
+
+
+def _same_images(answers: Answers, trial: Trial) -> Ints:
+    """The answers before, of the images that were asked afterwards too."""
+    return np.where(answers.named[trial.after] >= 0, answers.named[trial.before], -1)
+
+
+def shared_errors(
+    answers: Answers, classifier: str, alone: Mapping[str, Any], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Whether the classifier errs as a classifier without lungs does: asked where the latter is wrong.
+
+    Effect: how much more often both name the same wrong class than they would if, within each true class, their answers
+    had nothing to do with each other: mean of [a = b] - sum_k P(a = k | y) P(b = k | y), over the images where b is
+    wrong. Tested only where b is shown to be better than chance, and at an error of its own beside that of the family
+    of all other tests (both together at most twice ALPHA where the background does tell the classes, ALPHA where it
+    does not).
+
+    Args:
+        answers: of N images.
+        classifier: name of a's answers.
+        alone: row of the test of b, whose answers have its name.
+        resamples, seed: of groups.
+    """
+    a, b, y = answers.named[classifier], answers.named[alone["name"]], answers.target
+    wrong = (a >= 0) & (b >= 0) & (b != y)
+    c = answers.classes
+    cells = np.eye(c**3)[(y * c + np.maximum(a, 0)) * c + np.maximum(b, 0)] * wrong[:, None]  # [N, y a b]
+    point = _excess(cells.sum(axis=0)[None], c)
+    weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
+    drawn = np.concatenate([_excess(w.T @ cells, c) for w in weights])
+    effect, error = float(point[0]), max(float(drawn.std(ddof=1)), 0.5 / max(1, int(wrong.sum())))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    p = _normal_tail((effect - MARGIN) / error)
+    row: dict[str, Any] = {
+        "name": "shared-errors",
+        "title": f"where {alone['title']} alone name the wrong class",
+        "level": "classifier",
+        "counts": True,
+        "says_nothing": False,
+        "finds": alone["title"],
+        "before": None,
+        "after": None,
+        "chance": None,
+        "images": int(wrong.sum()),
+        "effect": effect,
+        "low": min(float(low), effect),
+        "high": max(float(high), effect),
+        "p": p,
+        "p_holm": p,
+        "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
+    }
+    row["verdict"] = _verdict(row)
+    row["words"] = (
+        f"{row['title'][0].upper()}{row['title'][1:]} ({row['images']} images), the classifier names the same wrong "
+        f"class {points(effect)} points [{points(row['low'])}, {points(row['high'])}] more often than by chance: "
+        f"{VERDICTS[row['verdict']]} ({probability(p)} for more than {share(MARGIN)} points)."
+    )
+    return row
+
+
+def _excess(counts: Floats, classes: int) -> Floats:
+    """f64[R, C * C * C] counts of (true, a, b) -> f64[R]: agreement of a and b beyond that of independence within a
+    class."""
+    cells = counts.reshape(-1, classes, classes, classes)
+    per_class = cells.sum(axis=(2, 3))
+    agree = np.einsum("rykk->ry", cells)
+    by_chance = (cells.sum(axis=3) * cells.sum(axis=2)).sum(axis=2) / np.maximum(per_class, 1e-12)
+    return np.asarray((agree - by_chance).sum(axis=1) / np.maximum(per_class.sum(axis=1), 1e-12))
+
+
+def _z(quantile: float) -> float:
+    from scipy.special import ndtri  # type: ignore[import-untyped]
+
+    return float(ndtri(quantile))
+
+
+def _normal_tail(z: float) -> float:
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if not row["counts"] or row["says_nothing"]:
+        return "control"
+    if row["p_holm"] < ALPHA:
+        return "strong" if row["effect"] >= STRONG else "some"
+    return "none" if row["smallest_effect"] <= STRONG else "cannot_tell"
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """The test in one or two sentences."""
+    who = {"classifier": "the classifier", "features": "a classifier fitted anew on such pictures", "data": "trees"}
+    if row["before"] is None:
+        said = (
+            f"{who[row['level']]} {'name' if row['level'] == 'data' else 'names'} the class with a balanced accuracy "
+            f"of {share(row['after'])} %, {points(row['effect'])} points [{points(row['low'])}, "
+            f"{points(row['high'])}] from chance ({share(row['chance'])} %)"
+        )
+    else:
+        lost = "loses" if row["effect"] >= 0 else "gains"
+        said = (
+            f"{who[row['level']]} {lost} {share(abs(row['effect']))} points of balanced accuracy, from "
+            f"{share(row['before'])} to {share(row['after'])} % [{points(row['low'])}, {points(row['high'])}]"
+        )
+    title = row["title"][0].upper() + row["title"][1:]
+    if row["says_nothing"]:
+        said += ", one answer to all such pictures, so that this fill says nothing"
+    if row["verdict"] == "control":
+        return f"{title}: {said}. A control."
+    more = f" of reliance on {row['finds']}" if row["verdict"] in {"strong", "some"} and row["finds"] else ""
+    beyond = f"{probability(row['p_holm'])} for more than {share(MARGIN)} points, after Holm's correction"
+    limit = f"; less than {share(row['smallest_effect'])} points could not have been shown"
+    return f"{title}: {said}: {VERDICTS[row['verdict']]}{more} ({beyond}{'' if more else limit})."
+
+
+def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bool) -> tuple[str, list[str]]:
+    """The reading of all tests together: `none`, `some`, `strong` or `cannot_tell`, and the reasons in words.
+
+    Args:
+        tests: of `judge_trials`.
+        above_chance: whether the classifier is better than chance at all.
+        masks: whether a lung region was known, so that the tests on it ran.
+    """
+    own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
+    found = sorted((t for t in own if t["verdict"] in {"strong", "some"}), key=lambda t: -t["effect"])
+    data = sorted(
+        (t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in {"strong", "some"}),
+        key=lambda t: -t["effect"],
+    )
+    reasons = [t["words"] for t in found[:3]]
+    told = [_without_lungs(data)] if data else []
+    if found:
+        return ("strong" if any(t["verdict"] == "strong" for t in found) else "some"), reasons + told
+    if not above_chance:
+        return "cannot_tell", [
+            "The classifier is not shown to be better than chance, so nothing tells what it reads.",
+            *told,
+        ]
+    if data:
+        return "cannot_tell", [
+            *told,
+            "No test shows that the classifier uses this, and none can show that it does not.",
+        ]
+    if not masks:
+        return "cannot_tell", ["No lung region is known, so no test could take the lungs away."]
+    if not own:
+        return "cannot_tell", ["The classifier gives one answer to all altered pictures, so no test says anything."]
+    blind = [t for t in own if t["verdict"] == "cannot_tell"]
+    if blind:
+        worst = max(t["smallest_effect"] for t in blind)
+        return "cannot_tell", [
+            f"{len(blind)} of {len(own)} tests could not have shown an effect of {share(STRONG)} points: there are "
+            f"too few images (smallest effect that this set could have shown: {share(worst)} points)."
+        ]
+    return "none", [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
+
+
+def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
+    """What trees make of the pictures without looking at a lung; `data` begins with the most telling features."""
+    first, *rest = data
+    rest = [t for t in rest if t["name"] != "background all"]
+    alone = "".join(f", on {t['name'].removeprefix('background ')} alone {share(t['after'])} %" for t in rest[:3])
+    return (
+        f"The classes can be told apart without looking at a lung: trees on {first['title']} reach "
+        f"{share(first['after'])} % balanced accuracy (chance {share(first['chance'])} %){alone}."
+    )
+
+
+def overall_words(level: str, tests: Sequence[Mapping[str, Any]]) -> str:
+    """The sentence at the top of every report."""
+    if level == "cannot_tell":
+        own = [t["smallest_effect"] for t in tests if t["verdict"] != "control" and t["level"] != "data"]
+        size = (
+            f" (smallest effect that this set could have shown: {share(max(own))} points of balanced accuracy)"
+            if own
+            else ""
+        )
+        return f"Cannot tell whether the classifier relies on non-lung content{size}."
+    begin = {"none": "No sign of", "some": "Some", "strong": "Strong"}[level]
+    return f"{begin} reliance on non-lung content."

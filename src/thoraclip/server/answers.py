@@ -1,0 +1,248 @@
+"""What the API tells, as JSON: the schemas of the OpenAPI document, with examples, and how they are filled.
+
+Numbers have the 6 decimals of `thoraclip predict`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from thoraclip.bundle.runtime import Prediction
+from thoraclip.errors import ImageError
+from thoraclip.heatmaps.overlay import heat_layer, outline_layer
+from thoraclip.heatmaps.picture import Explanation
+from thoraclip.server.desk import METHODS, Desk
+
+__all__ = [
+    "NOTE",
+    "About",
+    "BundleFacts",
+    "Explained",
+    "Neighbour",
+    "OnePicture",
+    "Predicted",
+    "Problem",
+    "State",
+    "about",
+    "bundle_facts",
+    "data_uri",
+    "explained",
+    "one_picture",
+    "predicted",
+    "reason_of",
+]
+
+NOTE = "Research use only, not for diagnosis."
+_DECIMALS = 6
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class About(_Told):
+    """Which bundle has answered."""
+
+    name: str = Field(description="As the server calls it; the value of the parameter `bundle`.")
+    title: str = Field(description="Method, base model and precision.")
+    labels: list[str] = Field(description="The classes.")
+    fingerprint: str = Field(description="SHA-256 over the checksums of all its files.", min_length=64, max_length=64)
+
+
+class BundleFacts(About):
+    """A bundle in the answer of `/v1/bundles`, and what the server takes."""
+
+    calibrated: bool = Field(description="Whether scores are calibrated; else they are as the model gives them.")
+    set_coverage: float | None = Field(
+        description="Share of images, like those of the validation, whose `set` is to hold the true class; null where "
+        "the bundle has no sets."
+    )
+    detects_ood: bool = Field(description="Whether `ood` says if an image is unlike the training images.")
+    thumbnails: int = Field(description="Training images that the bundle carries, for `neighbours`.", ge=0)
+    methods: list[str] = Field(description="Heat maps of `/v1/explain`; the first is the default.")
+    most_bytes: int = Field(description="Size of the largest request that the server takes.", gt=0)
+    phantoms: int = Field(
+        description="Synthetic radiographs of the page: `/page/phantom-0.png` and on; 0 without the page or SciPy.",
+        ge=0,
+    )
+
+
+class Neighbour(_Told):
+    """A training picture that the bundle carries."""
+
+    label: str = Field(description="Its class in the training data.")
+    similarity: float = Field(description="Cosine of the features.", ge=-1.000001, le=1.000001)
+    picture: str = Field(description="Thumbnail: a data URI of a PNG.")
+
+
+class OnePicture(_Told):
+    """What a bundle says of a picture, or why the picture cannot be read."""
+
+    index: int = Field(description="Place in the request, from 0.", ge=0)
+    label: str | None = Field(description="The class of the highest score.")
+    scores: dict[str, float] | None = Field(description="Calibrated probability of each class; they sum to 1.")
+    set: list[str] | None = Field(
+        description="Classes that cannot be ruled out: more than one is an abstention between them, none fits no "
+        "class. "
+        "Null where the bundle has no such sets."
+    )
+    ood: bool | None = Field(
+        description="Whether the picture is unlike the training images, so that its scores mean nothing; null where "
+        "the bundle "
+        "cannot tell."
+    )
+    ood_score: float | None = Field(description="How unlike; flagged above the bundle's threshold.")
+    neighbours: list[Neighbour] | None = Field(
+        description="The most similar training pictures that the bundle carries; null unless asked for."
+    )
+    error: str | None = Field(description="Why the picture cannot be read; all else is null then.")
+
+
+class Predicted(_Told):
+    """Answer of `/v1/predict`."""
+
+    bundle: About
+    pictures: list[OnePicture] = Field(description="In the order of the request.")
+    note: str = NOTE
+
+
+class Explained(_Told):
+    """Answer of `/v1/explain`."""
+
+    bundle: About
+    prediction: OnePicture
+    explained: str = Field(description="The class whose evidence is shown.")
+    method: str = Field(description="How the map was made: occlusion.")
+    evidence_in_lungs: float | None = Field(
+        description="Share of the evidence inside the lungs; null without an outline."
+    )
+    lung_area: float | None = Field(description="Share of the picture that the lungs cover; null without an outline.")
+    lungs_from: str = Field(description="Where the outline is from, or why there is none.")
+    picture: str = Field(description="The radiograph: a data URI of a grey PNG.")
+    heat: str = Field(description="The evidence, to be laid over it: a data URI of a PNG with alpha, of the same size.")
+    outline: str | None = Field(description="The lungs' outline: a data URI of a PNG with alpha, of the same size.")
+    note: str = NOTE
+
+
+class State(_Told):
+    """Answer of `/health` and `/ready`."""
+
+    status: str
+
+
+class BadPicture(_Told):
+    """A picture that cannot be read."""
+
+    index: int
+    error: str
+
+
+class Problem(_Told):
+    """RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str = Field(description="The status in words.")
+    status: int
+    detail: str = Field(description="The reason and the remedy.")
+    pictures: list[BadPicture] | None = Field(default=None, description="The reason for each picture.")
+
+
+def about(desk: Desk) -> About:
+    """The bundle of a desk."""
+    bundle = desk.classifier.bundle
+    return About(
+        name=desk.name,
+        title=bundle.title.removeprefix("bundle: "),
+        labels=list(desk.classifier.labels.names),
+        fingerprint=bundle.fingerprint,
+    )
+
+
+def bundle_facts(desk: Desk, *, phantoms: int) -> BundleFacts:
+    """What the bundle of a desk can tell.
+
+    Args:
+        desk: of the bundle.
+        phantoms: synthetic radiographs that the server draws.
+    """
+    bundle = desk.classifier.bundle
+    return BundleFacts(
+        **about(desk).model_dump(),
+        calibrated=bundle.scaling is not None,
+        set_coverage=None if bundle.sets is None else round(1 - bundle.sets.alpha, _DECIMALS),
+        detects_ood=bundle.facts["novelty"] is not None,
+        thumbnails=(bundle.facts.get("thumbnails") or {"images": 0})["images"],
+        methods=list(METHODS),
+        most_bytes=desk.limits.bytes,
+        phantoms=phantoms,
+    )
+
+
+def predicted(desk: Desk, found: Sequence[Prediction | ImageError], *, neighbours: int = 0) -> Predicted:
+    """The answer to some pictures."""
+    pictures = [one_picture(desk, index, one, neighbours=neighbours) for index, one in enumerate(found)]
+    return Predicted(bundle=about(desk), pictures=pictures)
+
+
+def one_picture(desk: Desk, index: int, found: Prediction | ImageError, *, neighbours: int = 0) -> OnePicture:
+    """The answer to a picture."""
+    if isinstance(found, ImageError):
+        empty: dict[str, Any] = dict.fromkeys(OnePicture.model_fields)
+        return OnePicture.model_construct(**empty | {"index": index, "error": reason_of(found)})
+    near = None
+    if neighbours and (kept := desk.classifier.bundle.thumbnails) is not None:
+        near = [
+            Neighbour(label=one.label, similarity=round(one.similarity, _DECIMALS), picture=data_uri(one.grey))
+            for one in kept.nearest(found.features, count=neighbours)
+        ]
+    return OnePicture(
+        index=index,
+        label=found.label,
+        scores={name: round(score, _DECIMALS) for name, score in found.scores.items()},
+        set=None if found.set is None else list(found.set),
+        ood=found.ood,
+        ood_score=_rounded(found.ood_score),
+        neighbours=near,
+        error=None,
+    )
+
+
+def explained(desk: Desk, found: Prediction, shown: Explanation, *, neighbours: int = 0) -> Explained:
+    """The answer to a picture whose evidence was asked for."""
+    return Explained(
+        bundle=about(desk),
+        prediction=one_picture(desk, 0, found, neighbours=neighbours),
+        explained=shown.label,
+        method=shown.method,
+        evidence_in_lungs=_rounded(shown.evidence_in_lungs),
+        lung_area=_rounded(shown.lung_area),
+        lungs_from=shown.lungs_from,
+        picture=data_uri(shown.grey),
+        heat=data_uri(heat_layer(shown.heat, shown.seen)),
+        outline=data_uri(outline_layer(shown.lungs)) if shown.lungs.any() else None,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DECIMALS)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a picture cannot be read, without a name for it: the request has none."""
+    return str(error).removeprefix("image: ")
+
+
+def data_uri(picture: Image.Image | npt.NDArray[np.uint8]) -> str:
+    """A picture as a PNG that stands in a page or in JSON itself."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,75 @@
+"""Pictures of a request, in memory: nothing that a client calls them is looked at, and nothing is written to disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from thoraclip.server.limits import Limits
+from thoraclip.server.problems import RefusedError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+__all__ = ["MEDIA_TYPES", "read_pictures"]
+
+MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
+"""Of a body that is one picture. What it really is, its content says."""
+_FORM = "multipart/form-data"
+
+
+async def read_pictures(request: Request, limits: Limits) -> list[bytes]:
+    """The body as one picture, or every part of a form as one.
+
+    Raises:
+        RefusedError: another media type, a damaged form, no part, or too many; see `Guard` for what is too large or too
+            slow.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    told = kind.decode("latin-1").lower()
+    if told in MEDIA_TYPES:
+        return [await request.body()]
+    if told != _FORM:
+        raise RefusedError(415, f"the content type must be {_FORM} or one of {', '.join(MEDIA_TYPES)}")
+    form, boundary = _Form(limits.files), options.get(b"boundary")
+    if not boundary:
+        raise RefusedError(400, "the content type names no boundary; let the client's library make the form")
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        async for chunk in request.stream():
+            parser.write(chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise RefusedError(400, "the form is damaged; send multipart/form-data with its boundary") from error
+    if not form.is_whole:
+        raise RefusedError(400, "the form ends before its last boundary; send all of it")
+    if not form.parts:
+        raise RefusedError(422, "the form has no picture; send one or more")
+    return [bytes(part) for part in form.parts]
+
+
+class _Form:
+    """What a parser calls for each part of a form."""
+
+    def __init__(self, most: int) -> None:
+        self.parts: list[bytearray] = []
+        self.is_whole = False
+        self._most = most
+
+    def callbacks(self) -> MultipartCallbacks:
+        """For the parser; kept by it alone, so that nothing here keeps itself, and the pictures, alive."""
+        return {"on_part_begin": self._begin, "on_part_data": self._data, "on_end": self._end}
+
+    def _begin(self) -> None:
+        if len(self.parts) == self._most:
+            raise RefusedError(413, f"more than {self._most} pictures in one request; send several requests")
+        self.parts.append(bytearray())
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1] += data[start:end]
+
+    def _end(self) -> None:
+        self.is_whole = True

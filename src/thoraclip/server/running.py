@@ -1,0 +1,247 @@
+"""The server as a process: Uvicorn, that ends well when it is told to stop, and waits for no one who does not speak."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import ipaddress
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from thoraclip.bundle.opening import open_bundle
+from thoraclip.errors import InputError
+from thoraclip.server.answers import NOTE
+from thoraclip.server.app import Counter, create_app
+from thoraclip.server.desk import Desk
+from thoraclip.server.guard import Journal
+from thoraclip.server.limits import Limits
+from thoraclip.server.logs import set_up_logs, tell
+from thoraclip.server.meters import Meters
+from thoraclip.server.problems import RefusedError, problem
+
+__all__ = ["is_loopback", "listen", "read_token", "serve_bundles"]
+
+_LEAST_TOKEN = 16
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+"""Of mallopt(3), in glibc's malloc.h."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 for any that is free.
+
+    Raises:
+        InputError: no such host, or somebody else listens there.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(place)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({reason}); name another port") from error
+    opened.listen(128)
+    return opened
+
+
+def is_loopback(place: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(place.getsockname()[0]).is_loopback
+
+
+def read_token(file: Path | None) -> str:
+    """The token of a file, or of the environment's `THORACLIP_TOKEN`; empty for none.
+
+    Raises:
+        InputError: the file cannot be read, or holds no token.
+    """
+    if file is None and not (told := os.environ.get("THORACLIP_TOKEN", "")):
+        return ""
+    where = "THORACLIP_TOKEN" if file is None else str(file)
+    try:
+        token = (told if file is None else file.read_text(encoding="utf-8")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"{where}: cannot be read ({reason}); name a text file that holds a token") from error
+    if len(token) < _LEAST_TOKEN or any(letter.isspace() for letter in token):
+        raise InputError(
+            f"{where}: no token there; write one of {_LEAST_TOKEN} or more letters without a space, as from: "
+            "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
+    return token
+
+
+def serve_bundles(
+    folders: Sequence[Path],
+    place: socket.socket,
+    *,
+    limits: Limits,
+    threads: int = 0,
+    token: str = "",
+    origins: Collection[str] = (),
+    with_page: bool = True,
+    started: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; what is in flight is answered first.
+
+    Args:
+        folders: of the bundles; the first answers where none is named.
+        place: where it listens.
+        limits: what is refused.
+        threads: that decode and predict, for each bundle; 0 for as many as there are cores.
+        token, origins: see `create_app`.
+        with_page: whether there is a page at `/`.
+        started: gets the address once it answers.
+
+    Raises:
+        ThoraclipError: a bundle cannot be opened.
+    """
+    _give_memory_back()
+    meters, desks = Meters(), list[Desk]()
+    for folder in folders:
+        classifier = open_bundle(folder, threads=threads)
+        name = _free_name(folder.resolve().name, [desk.name for desk in desks])
+        desks.append(Desk(classifier, name=name, limits=limits, meters=meters, threads=threads))
+    counter = Counter(desks, limits, meters, has_page=with_page)
+    app = create_app(counter, token=token, origins=origins)
+    crowded = Journal(_refuse_crowd, meters)
+    if not with_page:
+        app.add_route("/", _front)
+    set_up_logs()
+    patient = type("_Patient", (_Patient,), {"limits": limits, "crowded": crowded})
+    config = uvicorn.Config(
+        app,
+        http=patient,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
+    )
+    _Server(config, counter, started).run(sockets=[place])
+
+
+def _give_memory_back() -> None:
+    """Have glibc return what large pictures took: by default every thread keeps a heap of its own, as large as it ever
+    was."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        tune = ctypes.CDLL(None).mallopt
+        tune(_MMAP_THRESHOLD, 1 << 20)
+        tune(_ARENA_MAX, 2)
+
+
+async def _front(_: Request) -> Response:
+    """Names the routes, where there is no page."""
+    return PlainTextResponse(
+        f"ThoraCLIP answers here. {NOTE}\n\nPOST /v1/predict   POST /v1/explain   GET /card   GET /openapi.json\n\n"
+        "A page for the browser: start the server without --no-page.\n"
+    )
+
+
+async def _refuse_crowd(scope: Scope, receive: Receive, send: Send) -> None:
+    """Of `_Patient.crowded`."""
+    refused = RefusedError(
+        503, "too many connections are open; come later", headers={"retry-after": "5", "connection": "close"}
+    )
+    await problem(refused)(scope, receive, send)
+
+
+def _free_name(wanted: str, taken: Sequence[str]) -> str:
+    return next(name for name in (wanted, *(f"{wanted}-{i}" for i in range(2, len(taken) + 3))) if name not in taken)
+
+
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 after a signal, where Uvicorn raises it once more; a second one ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, counter: Counter, started: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._counter, self._told = counter, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As Uvicorn does, then tell the address."""
+        await super().startup(sockets)
+        host, port = (sockets or [])[0].getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        tell("started", address=address, bundles=[desk.name for desk in self._counter.desks])
+        self._told(address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As Uvicorn does, which leaves the app to itself when it is in a hurry."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ask to stop at the first signal, and not to wait at the second."""
+        handlers = {one: signal.signal(one, self._stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.force_exit = self._counter.is_in_a_hurry = self.should_exit
+        self.should_exit = self._counter.is_stopping = True
+
+
+class _Patient(H11Protocol):
+    """Closes a connection whose request's head does not come in time, however slowly it drips."""
+
+    limits: Limits
+    crowded: Journal
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait; of more connections than the limit, each gets no more than a reason."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self.app = self.crowded
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Begin to wait at the first byte of a request, stop at the end of its head."""
+        if self._late is None and self._is_between:
+            self._wait()
+        super().data_received(data)
+        if not self._is_between:
+            self._forget()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop to wait."""
+        self._forget()
+        super().connection_lost(exc)
+
+    @property
+    def _is_between(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self._late = self.loop.call_later(self.limits.head_seconds, self._give_up)
+
+    def _forget(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        if self._is_between and not self.transport.is_closing():
+            self.transport.close()
