@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scripts.served import Served
 from starlette.testclient import TestClient
-from tests.bundle.conftest import Workshop
+from tests.bundle.conftest import Workshop, exported, workshop
 
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.bundle.runtime import BundleClassifier
@@ -19,7 +19,8 @@ from thoraclip.server.desk import Desk
 from thoraclip.server.limits import Limits
 from thoraclip.server.meters import Meters
 
-REPOSITORY = Path(__file__).parents[3]
+__all__ = ["exported", "workshop"]  # fixtures of the tests of bundles
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
