@@ -156,7 +156,7 @@ def serve(
     """
     from thoraclip.config import build_config
     from thoraclip.server.limits import Limits
-    from thoraclip.server.running import is_loopback, listen, read_token, serve_bundles
+    from thoraclip.server.process import is_loopback, listen, read_token, serve_bundles
 
     limits = build_config(Limits, settings, where="--set")
     token, (_, log) = read_token(to_path(token_file)), hooks(False, announce)

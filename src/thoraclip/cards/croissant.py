@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
+from thoraclip.cards.card_settings import NOT_STATED, CardSettings
 from thoraclip.cards.cautions import percent
 from thoraclip.cards.facts import data_facts, summary
-from thoraclip.cards.settings import NOT_STATED, CardSettings
 from thoraclip.errors import InputError
 from thoraclip.pages import counted
 from thoraclip.runs import file_sha256

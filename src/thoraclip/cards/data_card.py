@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from thoraclip.cards.card_settings import NOT_STATED, CardSettings
 from thoraclip.cards.cautions import percent
 from thoraclip.cards.croissant import croissant_record
 from thoraclip.cards.facts import data_facts, summary
-from thoraclip.cards.settings import NOT_STATED, CardSettings
 from thoraclip.pages import environment, escape_markdown
 from thoraclip.runs import write_json, write_text
 from thoraclip.tables.manifest import Manifest

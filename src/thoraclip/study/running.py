@@ -21,7 +21,7 @@ from thoraclip.methods.caption import CaptionConfig, caption
 from thoraclip.methods.running import read_validation, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
 from thoraclip.study.auditing import audit_methods, audited_methods
-from thoraclip.study.external.scoring import Scoring, score_set
+from thoraclip.study.external.scores import Scoring, score_set
 from thoraclip.study.external.sets import prepare_sets
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest

@@ -15,7 +15,7 @@ from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
-from thoraclip.study.external.settings import External, external_toml, read_external, require_one_source
+from thoraclip.study.external.toml import External, external_toml, read_external, require_one_source
 
 __all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
 
@@ -187,7 +187,7 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
 
     Raises:
         ConfigError: every unknown name at once, with the nearest known one; see also
-            `evaluation.published.read_published` and `external.settings.read_external`.
+            `evaluation.published.read_published` and `external.toml.read_external`.
         InputError: no such file.
     """
     if "published" in settings:

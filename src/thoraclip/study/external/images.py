@@ -14,7 +14,7 @@ from thoraclip.data.layouts import detect_layout, find_layout
 from thoraclip.errors import ConfigError, ManifestError, ThoraclipError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.runs import Progress
-from thoraclip.study.external.settings import External
+from thoraclip.study.external.toml import External
 from thoraclip.tables.manifest import Manifest, read_manifest
 
 __all__ = ["UNMAPPED", "Candidates", "listed_images", "read_candidates", "select"]

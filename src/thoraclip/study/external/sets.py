@@ -15,7 +15,7 @@ from thoraclip.evaluation.external_reading import left_out_words
 from thoraclip.runs import Progress, write_json
 from thoraclip.study.external.images import OTHER_SPLITS, UNLABELLED, UNMAPPED, Candidates, read_candidates
 from thoraclip.study.external.overlap import COPIES, IDENTICAL, NEAR, UNREADABLE, find_overlap
-from thoraclip.study.external.settings import External
+from thoraclip.study.external.toml import External
 from thoraclip.tables.manifest import Manifest, write_manifest
 
 __all__ = ["ExternalSet", "prepare_sets"]

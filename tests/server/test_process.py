@@ -23,7 +23,7 @@ from tests.server.test_app import forms, reason
 
 from thoraclip.cli.app import run
 from thoraclip.errors import InputError
-from thoraclip.server.running import read_token
+from thoraclip.server.process import read_token
 
 Serve = Callable[..., Served]
 HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
