@@ -121,6 +121,18 @@ def test_what_is_too_large_is_refused_by_the_browser_and_by_the_server(browser: 
         visit.forgive("413", times=2)
 
 
+def test_an_image_that_is_chosen_before_the_bundles_are_known_is_answered(
+    visit: Visit, pictures: dict[str, bytes]
+) -> None:
+    held: list[Any] = []
+    visit.tab.route("**/v1/bundles", lambda route: held.append(route))
+    visit.tab.reload()
+    visit.give(pictures["png"])
+    held.pop().continue_()
+    visit.wait_for_maps()
+    visit.tab.get_by_role("table").wait_for()
+
+
 def test_a_busy_server_is_told_and_the_numbers_stay(visit: Visit, pictures: dict[str, bytes]) -> None:
     visit.show(pictures["png"])
     problem = {"title": "Too Many Requests", "status": 429, "detail": "too much is being received at once; come later"}

@@ -51,7 +51,7 @@ async function start() {
 }
 
 function build(bundles) {
-  refuse("");
+  find("error").hidden = true; // an image that was chosen meanwhile stays
   find("accepted").textContent = words.accepted(bundles[0].most_bytes);
   document.body.classList.toggle("many", bundles.length > 1);
   views = bundles.map(bundle => new View(bundle, bundles.length > 1));
