@@ -59,4 +59,4 @@ def test_the_main_job_runs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     captured = capsys.readouterr()
     assert str(tmp_path / "main-job" / "report" / "report.html") in captured.out
     assert "| method | accuracy, % |" in captured.out
-    assert "finetune: " in captured.err
+    assert "epoch 1 of 1" in captured.err and "images: 16/16" in captured.err
