@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Images = str | Path | Manifest
     """A manifest file, or the manifest itself."""
 
-__all__ = ["Announce", "File", "Images", "hooks", "plain", "read_images", "settings_of", "to_path"]
+__all__ = ["Announce", "File", "hooks", "plain", "read_images", "settings_of", "to_path"]
 
 File = str | Path
 Announce = Callable[[str], None]

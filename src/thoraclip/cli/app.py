@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -49,8 +48,6 @@ _EXTRA_OF = {
 
 _SMALL = ("predict", "serve")
 """On a small device, and for long: their memory goes back to the system as usual."""
-_COLLECT_AFTER = 50_000
-"""Objects between two searches for cycles; Python's 700 cost a tenth of a report's time while libraries are loaded."""
 _INTERRUPTED = 130
 _GRACE_SECONDS = 5.0
 """Of several processes the first one mostly fails in the same way and says so, and its end ends the others; after this
@@ -83,7 +80,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # what pydicom warns of is either mended or told as a picture's reason; the reader of a table has no use for it
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
     words = sys.argv[1:] if arguments is None else list(arguments)
-    gc.set_threshold(_COLLECT_AFTER)
     try:
         code = _app_of(words)(args=words, standalone_mode=False, prog_name="thoraclip")
         if code == _INTERRUPTED:  # the command line's own library has turned the signal into an exit code

@@ -26,7 +26,7 @@ class Classifier(Looker, Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """Where attention and gradients are looked for."""
+        """The network that scores, or its vision tower."""
         ...
 
     def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
