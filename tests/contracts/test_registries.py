@@ -17,9 +17,11 @@ from thoraclip.data.views import VIEWS, View
 from thoraclip.evaluation.metrics import METRICS, Metric
 from thoraclip.heatmaps import MAPS, MapMethod
 from thoraclip.methods import METHODS, Method
+from thoraclip.methods.caption import CAPTIONERS, CaptionSource
 from thoraclip.methods.losses import LOSSES, Loss, Pairs
 from thoraclip.methods.probe import SOLVERS, Solver
 from thoraclip.models.heads import fit_lbfgs
+from thoraclip.tables.captions import Captions, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 
@@ -111,6 +113,33 @@ def test_a_layout_is_indexed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     root = read_manifest(folder / "m.parquet").root
     assert run(["index", str(root), "--layout", "dummy", "--out", "d.parquet"]) == 0
     assert set(read_manifest(folder / "d.parquet").column("label")) == {"COVID-19", "Non-COVID", "dummy"}
+
+
+def test_a_captioner_writes_for_the_command_and_for_a_study(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(manifest: Manifest, config: Any, named: Any, origin: dict[str, Any], out: Path, *_: Any) -> Captions:
+        texts = tuple(f"dummy {n}" for n in range(len(manifest)))
+        ids, contents = (tuple(manifest.column(name)) for name in ("image_id", "sha256"))
+        write_captions(out, captions := Captions(ids, contents, texts, (False,) * len(ids), origin))
+        return captions
+
+    training = "steps = 1\nbatch_size = 6\nchunk_size = 6\nonly_folds = [0]"
+    file = folder / study(folder, f'a kind = "finetune"\n{training}')
+    file.write_text(f'captioner = "dummy"\n{file.read_text()}')
+    command, whole = (
+        ["caption", "m.parquet", "--captioner", "dummy", "--out", "c.parquet"],
+        ["study", "s.toml", "--out"],
+    )
+    for words in (command, [*whole, "out", "--dry-run"], [*whole, "out"]):
+        assert run(words) == 2
+        assert "unknown captioner 'dummy'; known: blip, column, template" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+    monkeypatch.setitem(CAPTIONERS, "dummy", CaptionSource(write))  # type: ignore[arg-type]
+    for words in (command, [*whole, "out", "--dry-run"], [*whole, "out"]):
+        assert run(words) == 0
+    assert read_captions(folder / "c.parquet").text[3] == "dummy 3"
+    assert read_captions(folder / "out" / "captions.parquet").text[3] == "dummy 3"
 
 
 def test_a_heat_map_is_drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,12 @@ from thoraclip.runs import Progress, canonical_json, digest, needing_room, write
 from thoraclip.tables.captions import Captions, append_label, read_captions, require_captions_name, write_captions
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["CAPTIONERS", "EVERYWHERE_LEAKS", "CaptionConfig", "caption"]
-
-CAPTIONERS = ("blip", "template", "column")
+__all__ = ["CAPTIONERS", "EVERYWHERE_LEAKS", "CaptionConfig", "CaptionSource", "caption"]
 
 EVERYWHERE_LEAKS = (
     "everywhere: the class stands in the captions of images that are later scored, so it leaks into whatever reads "
     "them; thoraclip finetune --set append_label=true appends it to training captions only"
 )
-_OWNERS = {"model": "blip", "prompt": "blip", "max_new_tokens": "blip", "geometry": "blip", "column": "column"}
-"""Settings that one captioner alone reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,26 +57,29 @@ class CaptionConfig:
 
     def __post_init__(self) -> None:
         require_known(self, captioner=CAPTIONERS)
+        owners = {setting: name for name, source in CAPTIONERS.items() for setting in source.settings}
         for field in fields(self):
-            value, owner = getattr(self, field.name), _OWNERS.get(field.name, self.captioner)
+            value, owner = getattr(self, field.name), owners.get(field.name, self.captioner)
             if owner != self.captioner and value != field.default:
                 raise ConfigError(f"{field.name} = {value!r}: is read by captioner '{owner}' alone; leave it out")
         require_at_least(self, batch_size=1, max_new_tokens=1)
-        if self.captioner == "column" and not self.column:
-            raise ConfigError("captioner 'column': name the column of texts with --column NAME")
+        if "column" in CAPTIONERS[self.captioner].settings and not self.column:
+            raise ConfigError(f"captioner '{self.captioner}': name the column of texts with --column NAME")
         if self.column == "label":
             raise ConfigError(
                 "column = 'label': is the class itself; take captioner 'template', which keeps note of it"
             )
-        if self.captioner == "template" and self.append_label:
-            raise ConfigError("append_label = true: captioner 'template' names the class already; leave it out")
+        if CAPTIONERS[self.captioner].names_class and self.append_label:
+            raise ConfigError(
+                f"append_label = true: captioner '{self.captioner}' names the class already; leave it out"
+            )
         if self.everywhere and not self.writes_class:
             raise ConfigError("everywhere = true: says where the class is appended; add --append-label")
 
     @property
     def writes_class(self) -> bool:
         """True where some captions are to name the class."""
-        return self.append_label or self.captioner == "template"
+        return self.append_label or CAPTIONERS[self.captioner].names_class
 
 
 def caption(
@@ -114,12 +113,7 @@ def caption(
         read_captions(out)  # whatever else bears this name is refused, not overwritten
     named = _names_class(manifest, config)
     origin = {"captioner": config.captioner, "append_label": config.append_label, "everywhere": config.everywhere}
-    if config.captioner == "blip":
-        return _by_model(manifest, config, named, origin, out, pixels, progress)
-    if config.captioner == "template":
-        return _store(out, manifest, _by_template(manifest, config.seed, named), named, origin | {"seed": config.seed})
-    texts = _append(_column(manifest, config.column), manifest, named)
-    return _store(out, manifest, texts, named, origin | {"column": config.column})
+    return CAPTIONERS[config.captioner].write(manifest, config, named, origin, out, pixels, progress)
 
 
 def _store(
@@ -206,11 +200,24 @@ def _place(side: str | None, zone: str | None) -> str:
     return f", finding in the {zone} zone of {lungs}" if zone else f", finding in {lungs}"
 
 
+def _write_template(
+    manifest: Manifest, config: CaptionConfig, named: Sequence[bool], origin: dict[str, Any], out: Path, *_: Any
+) -> Captions:
+    return _store(out, manifest, _by_template(manifest, config.seed, named), named, origin | {"seed": config.seed})
+
+
+def _write_column(
+    manifest: Manifest, config: CaptionConfig, named: Sequence[bool], origin: dict[str, Any], out: Path, *_: Any
+) -> Captions:
+    texts = _append(_column(manifest, config.column), manifest, named)
+    return _store(out, manifest, texts, named, origin | {"column": config.column})
+
+
 def _by_model(
     manifest: Manifest,
     config: CaptionConfig,
     named: Sequence[bool],
-    origin: Mapping[str, Any],
+    origin: dict[str, Any],
     out: Path,
     pixels: Path | None,
     progress: Progress | None,
@@ -299,3 +306,29 @@ def _parse(line: str) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return entry if isinstance(entry, dict) else {}
+
+
+@dataclass(frozen=True)
+class CaptionSource:
+    """One entry of `CAPTIONERS`.
+
+    Args:
+        write: (manifest, config, which captions may name the class, origin, file, pixel folder or `None`, progress or
+            `None`) -> the captions, which it has written to the file.
+        settings: fields of `CaptionConfig` that it alone reads.
+        names_class: its texts name the class without `append_label`.
+        reads_images: a model sees every image.
+    """
+
+    write: Callable[..., Captions]
+    settings: tuple[str, ...] = ()
+    names_class: bool = False
+    reads_images: bool = False
+
+
+CAPTIONERS: Mapping[str, CaptionSource] = {
+    "blip": CaptionSource(_by_model, ("model", "prompt", "max_new_tokens", "geometry"), reads_images=True),
+    "template": CaptionSource(_write_template, names_class=True),
+    "column": CaptionSource(_write_column, ("column",)),
+}
+"""Name -> who writes; the setting `captioner` takes these names."""

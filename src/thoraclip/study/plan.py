@@ -29,6 +29,7 @@ from thoraclip.errors import InputError, ThoraclipError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import load_prompts
 from thoraclip.methods import find_method
+from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import Part, is_done, parts, require_folds
 from thoraclip.runs import digest, fold_folder
@@ -298,7 +299,8 @@ class _Planner:
         """
         config, n, clock = self.config, len(self.manifest), self.clock
         yield self._prepare(methods, has_parts=has_parts)
-        if config.captioner == "blip" and any(method.has_own_captions for method in methods):
+        reads_images = bool(config.captioner) and CAPTIONERS[config.captioner].reads_images
+        if reads_images and any(method.has_own_captions for method in methods):
             file, row = self.out / CAPTIONS, Row("captions")
             row.done = file.is_file() and list(read_captions(file).image_id) == self.manifest.column("image_id")
             row.images_encoded = 0 if row.done else n

@@ -17,7 +17,7 @@ from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ManifestError, ThoraclipError, first_line
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.methods import require_shared_work
-from thoraclip.methods.caption import CaptionConfig, caption
+from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.running import read_validation, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
 from thoraclip.study.auditing import audit_methods, audited_methods
@@ -152,7 +152,7 @@ def _write_captions(
 ) -> None:
     """The captions that the study's methods train on; finished ones are used again."""
     given: dict[str, Any] = {"captioner": config.captioner, "column": config.caption_column}
-    if config.captioner == "blip":
+    if CAPTIONERS[config.captioner].reads_images:
         given |= {"model": config.caption_model, "geometry": config.geometry, "precision": config.precision}
         given |= {"batch_size": config.batch_size} if config.batch_size else {}
     caption(manifest, CaptionConfig(**given), file, pixels=pixels, progress=progress)

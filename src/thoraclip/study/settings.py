@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import build_config, config_toml, read_toml, toml_value
+from thoraclip.config import build_config, config_toml, read_toml, require_known, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
+from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.study.external.toml import External, external_toml, read_external, require_one_source
 
 __all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
@@ -117,6 +118,8 @@ class StudyConfig:
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
         if min(self.seeds) < 0:
             raise ConfigError(f"seeds = {list(self.seeds)}: must not be negative")
+        if self.captioner:
+            require_known(self, captioner=CAPTIONERS)
         if self.captioner and self.captions:
             raise ConfigError(
                 f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to "
