@@ -2,7 +2,7 @@
 
     python scripts/screenshots.py docs/images [--work DIR]
 
-Needs `thoraclip[study,export,serve,ui]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made
+Needs `thoraclip[study,export,serve]`, Playwright, and a Chromium (`$CHROMIUM`, or one on the PATH). Bundles are made
 in DIR and used again if they are there.
 """
 
@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.other_parts import draw_other_phantom
 from scripts.served import Served
-from tests.ui.conftest import ARGUMENTS, Visit, png
+from tests.imaging.files import encoded
+from tests.ui.conftest import ARGUMENTS, Visit
 
 from thoraclip.data.phantom import draw_phantom
 
@@ -87,27 +88,26 @@ def draw(browser: Browser, file: Path, address: str, scene: Callable[[Visit], No
     page.close()
 
 
-def start(visit: Visit) -> None:
-    """Before any picture."""
-
-
 def result(visit: Visit) -> None:
     """A phantom of a chest."""
     visit.show(
-        png(draw_phantom("COVID-19", rng=np.random.default_rng(12), size=384, difficulty=0.0).pixels),
+        encoded(
+            Image.fromarray(draw_phantom("COVID-19", rng=np.random.default_rng(12), size=384, difficulty=0.0).pixels)
+        ),
         name="phantom.png",
     )
 
 
-def strange(visit: Visit) -> None:
+def ood(visit: Visit) -> None:
     """A phantom of something else."""
-    visit.show(png(draw_other_phantom("hand", rng=np.random.default_rng(2), size=384)), name="phantom.png")
+    visit.show(
+        encoded(Image.fromarray(draw_other_phantom("hand", rng=np.random.default_rng(2), size=384))), name="phantom.png"
+    )
 
 
 DOCUMENTED = (
-    ("start", start, "wide", "light"),
     ("result", result, "wide", "light"),
-    ("strange", strange, "wide", "dark"),
+    ("ood", ood, "wide", "dark"),
     ("both", result, "wide", "light"),
     ("phone", result, "narrow", "dark"),
 )
