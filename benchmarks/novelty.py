@@ -30,7 +30,7 @@ from thoraclip.errors import ThoraclipError
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
-from thoraclip.posthoc.novelty import fit_novelty
+from thoraclip.posthoc.ood import fit_ood
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -218,7 +218,7 @@ def judge(
         test, held = inside.folds == fold, inside.folds == (fold + 1) % FOLDS
         rest, own = ~test & ~held, inside.weights[:, test]
         apart = None if by_reference else inside.features[held]
-        fitted = fit_novelty(inside.features[rest], targets=inside.targets[rest], held_out=apart, **score)
+        fitted = fit_ood(inside.features[rest], targets=inside.targets[rest], held_out=apart, **score)
         scores = fitted.score(inside.features[test])
         hits[""].append(share(own @ fitted.is_flagged(scores), own.sum(axis=1)))
         for name, group in others.items():
@@ -240,7 +240,7 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
         group.look(encoder, seed)
     areas, flagged = judge(inside, others, score)
     mean, false = float(np.mean([area[0] for area in areas.values()])), float(flagged[""][0])
-    fitted = fit_novelty(inside.features, targets=inside.targets, **score)
+    fitted = fit_ood(inside.features, targets=inside.targets, **score)
     greys = np.stack([fit(picture, encoder.preprocess) for picture in inside.pixels[:64]])
     scoring, encoding = once(lambda: fitted.score(inside.features[:64])), once(lambda: encoder.encode_greys(greys))
     told, by = f"{len(areas)} groups of pictures that are no chest X-rays", "encoding 64 pictures by tiny-clip"

@@ -63,7 +63,7 @@ def test_torch_free_modules_import_with_torch_blocked() -> None:
 
 
 def test_what_explains_a_deployed_classifier_imports_in_a_small_install() -> None:
-    assert failures([*modules_of("heatmaps"), "thoraclip.posthoc.novelty"], absent=ABSENT) == {}
+    assert failures([*modules_of("heatmaps"), "thoraclip.posthoc.ood"], absent=ABSENT) == {}
 
 
 def test_a_module_that_loads_torch_in_any_way_is_found(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from thoraclip.methods.running import Part, RunContext, is_done, parts, read_val
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models import heads
-from thoraclip.posthoc.novelty import fit_novelty, read_novelty
+from thoraclip.posthoc.ood import fit_ood, read_ood
 from thoraclip.runs import RunFolder
 from thoraclip.tables.manifest import Manifest
 
@@ -133,10 +133,10 @@ def test_a_run_is_that_of_a_slow_oracle(
         scored = np.isin(np.array(predictions.image_id), [f"i{row}" for row in part.test])
         np.testing.assert_allclose(predictions.scores[scored], head.predict(x[part.test]), atol=1e-6)
         np.testing.assert_allclose(kept.scores, candidates[best].predict(x[part.val]), atol=1e-5)
-        novelty = fit_novelty(x[part.train], targets=TARGET[part.train], held_out=x[part.val])
-        flags = novelty.is_flagged(novelty.score(x[part.test]))
-        assert read_novelty(tmp_path / f"novelty-fold-{part.fold}.safetensors").threshold == novelty.threshold
-        assert told == {"fold": part.fold, "promised": novelty.guaranteed_rate, "flagged": int(flags.sum()),
+        ood = fit_ood(x[part.train], targets=TARGET[part.train], held_out=x[part.val])
+        flags = ood.is_flagged(ood.score(x[part.test]))
+        assert read_ood(tmp_path / f"novelty-fold-{part.fold}.safetensors").threshold == ood.threshold
+        assert told == {"fold": part.fold, "promised": ood.guaranteed_rate, "flagged": int(flags.sum()),
                         "test": len(part.test), "share": flags.mean()}  # fmt: skip
     assert set(predictions.image_id) == {f"i{row}" for part in rounds for row in part.test}
 
@@ -150,11 +150,11 @@ def test_with_too_few_images_there_is_no_threshold_and_none_of_before_stays(
     part = Part(fold=fold, train=rows[:train], val=rows[20 : 20 + val], test=rows[40:])
     file = tmp_path / ("novelty.safetensors" if fold is None else "novelty-fold-2.safetensors")
     file.write_text("of an earlier run")
-    told = probe._keep_novelty(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+    told = probe._keep_ood(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
     few = train + val < 40
     assert file.exists() != few and ("fewer than 20" in str(told.get("reason"))) == few
     if few:
-        probe._keep_novelty(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+        probe._keep_ood(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
 
 
 @pytest.mark.parametrize("kind", ["probe", "zeroshot"])

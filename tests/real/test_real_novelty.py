@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from thoraclip.data.index import IndexResult
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.imaging import decode, fit
-from thoraclip.posthoc.novelty import fit_novelty
+from thoraclip.posthoc.ood import fit_ood
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def test_photographs_are_no_chest_xrays(shared: Path, talo: IndexResult) -> None
         return np.concatenate([encoder.encode_greys(greys[i : i + 32])[0] for i in range(0, len(greys), 32)])
 
     features = embedded([decode(paths[row]).pixels for row in rows])
-    fitted = fit_novelty(features[part == 0], targets=targets[rows][part == 0], held_out=features[part == 1])
+    fitted = fit_ood(features[part == 0], targets=targets[rows][part == 0], held_out=features[part == 1])
     chests, strangers = fitted.score(features[part == 2]), fitted.score(embedded(photographs()))
     assert fitted.is_flagged(strangers).mean() > 0.8
     assert fitted.is_flagged(chests).mean() < 0.3

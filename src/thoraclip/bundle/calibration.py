@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from thoraclip.errors import InputError
 from thoraclip.posthoc.conformal import ClassThresholds, fit_thresholds
-from thoraclip.posthoc.novelty import MIN_ROWS, NoveltyScore, fit_novelty
+from thoraclip.posthoc.ood import MIN_ROWS, OodScore, fit_ood
 from thoraclip.posthoc.operating import SENSITIVITY, choose_threshold, positives_needed
 from thoraclip.posthoc.scaling import TemperatureScaling, fit_temperature
 from thoraclip.proportions import clopper_pearson, wilson
@@ -56,7 +56,7 @@ def calibrate(scores: Floats, target: Ints, names: tuple[str, ...]) -> dict[str,
     }
 
 
-def fit_reference(train: Features, targets: Ints, val: Features) -> NoveltyScore | str:
+def fit_reference(train: Features, targets: Ints, val: Features) -> OodScore | str:
     """The out-of-distribution reference on the bundle's own features, or why there is none.
 
     Args:
@@ -66,13 +66,13 @@ def fit_reference(train: Features, targets: Ints, val: Features) -> NoveltyScore
     if min(len(train), len(val)) < MIN_ROWS:
         return f"fewer than {MIN_ROWS} training or validation images"
     try:
-        return fit_novelty(train, targets=targets, held_out=val)
+        return fit_ood(train, targets=targets, held_out=val)
     except InputError as error:
         return str(error)
 
 
 def measure(
-    scores: Floats, features: Features, target: Ints, *, sets: ClassThresholds, novelty: NoveltyScore | None
+    scores: Floats, features: Features, target: Ints, *, sets: ClassThresholds, ood: OodScore | None
 ) -> dict[str, Any]:
     """What the bundle does on test images: accuracy, coverage of the sets, share that is flagged; each with its
     interval.
@@ -80,10 +80,10 @@ def measure(
     Args:
         scores, features: f64[N, C] as the model gives them, f32[N, D].
         target: i64[N].
-        sets, novelty: of the bundle.
+        sets, ood: of the bundle.
     """
     n, held = len(target), sets.sets(scores)
-    flagged = None if novelty is None else int(novelty.is_flagged(novelty.score(features)).sum())
+    flagged = None if ood is None else int(ood.is_flagged(ood.score(features)).sum())
     return {
         "images": n,
         "accuracy": _share(int((scores.argmax(axis=1) == target).sum()), n, wilson),

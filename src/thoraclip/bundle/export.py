@@ -140,7 +140,7 @@ def _finish(
     of_training = session.look(runtime.look, session.train)[0]
     found = fit_reference(of_training, session.targets[session.train], features)
     has_none = isinstance(found, str)
-    facts["novelty"] = None if isinstance(found, str) else layout.write_novelty_arrays(part, found)
+    facts["novelty"] = None if isinstance(found, str) else layout.write_ood_arrays(part, found)
     facts["no_novelty"] = found if has_none else None
     facts["thumbnails"] = (
         layout.write_thumbnails(part, session.thumbnails(of_training, thumbnails), original.predictions.labels)
@@ -168,7 +168,7 @@ def _finish(
         test_features,
         session.targets[session.test],
         sets=parsed.sets,
-        novelty=None if isinstance(found, str) else found,
+        ood=None if isinstance(found, str) else found,
     )
     parity["run"] = compare_scores(_told_by_run(session), test_scores)
     layout.write_facts(part, facts)

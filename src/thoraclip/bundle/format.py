@@ -31,7 +31,7 @@ from thoraclip.errors import MismatchError, ThoraclipError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import ClassThresholds
-from thoraclip.posthoc.novelty import NoveltyScore
+from thoraclip.posthoc.ood import OodScore
 from thoraclip.posthoc.scaling import TemperatureScaling
 from thoraclip.runs import write_json
 
@@ -45,7 +45,7 @@ __all__ = [
     "parse_facts",
     "read_bundle",
     "write_facts",
-    "write_novelty_arrays",
+    "write_ood_arrays",
     "write_self_test",
     "write_thumbnails",
     "write_trained_on",
@@ -53,7 +53,7 @@ __all__ = [
 
 SCHEMA = 1
 MODEL, PARITY, CARD = "model.onnx", "parity.json", "README.md"
-_NOVELTY, _SELF_TEST, _TRAINED_ON = "novelty.npz", "self-test.npz", "trained-on.npz"
+_OOD, _SELF_TEST, _TRAINED_ON = "novelty.npz", "self-test.npz", "trained-on.npz"
 _THUMBNAILS = "thumbnails.npz"
 DIGEST_BYTES = 8
 """Bytes of a picture's SHA-256 that `trained-on.npz` keeps."""
@@ -111,19 +111,19 @@ class Bundle:
         return content
 
     @cached_property
-    def novelty(self) -> NoveltyScore | None:
+    def ood(self) -> OodScore | None:
         """The out-of-distribution reference; `None` where the bundle has none."""
         about = self.facts["novelty"]
         if about is None:
             return None
-        return NoveltyScore(
+        return OodScore(
             kind=about["score"],
             threshold=about["threshold"],
             false_positive_rate=about["false_positive_rate"],
             calibrated_on=about["calibrated_on"],
             calibration_images=about["calibration_images"],
             neighbours=about["neighbours"],
-            arrays={name: array.astype(np.float64) for name, array in _arrays(self.folder / _NOVELTY).items()},  # once
+            arrays={name: array.astype(np.float64) for name, array in _arrays(self.folder / _OOD).items()},  # once
         )
 
     @cached_property
@@ -221,9 +221,9 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     write_json(folder / FACTS, dict(facts))
 
 
-def write_novelty_arrays(folder: Path, fitted: NoveltyScore) -> dict[str, Any]:
+def write_ood_arrays(folder: Path, fitted: OodScore) -> dict[str, Any]:
     """Write the arrays of an out-of-distribution score; returns what `bundle.json` says of it."""
-    np.savez(folder / _NOVELTY, **fitted.arrays)  # type: ignore[arg-type]
+    np.savez(folder / _OOD, **fitted.arrays)  # type: ignore[arg-type]
     return {
         "score": fitted.kind,
         "threshold": fitted.threshold,

@@ -2,7 +2,7 @@
 
     file or bytes --imaging--> u8[S, S] --model.onnx--> scores --temperature--> calibrated scores
                                               |            +--thresholds--> the classes that cannot be ruled out
-                                              +--features --novelty--> is it like the training images?
+                                              +--features --ood------> is it like the training images?
 
 An answer never depends on the pictures beside it: in fp32 one goes through the model per call, in int8 each has scales
 of its own. Several threads work side by side.
@@ -165,12 +165,12 @@ class BundleClassifier:
         bundle, names = self.bundle, self.labels.names
         scores = self.calibrated(raw[None])[0]
         inside = None if bundle.sets is None else bundle.sets.sets(raw[None])[0]
-        strange = None if bundle.novelty is None else float(bundle.novelty.score(features[None])[0])
+        strange = None if bundle.ood is None else float(bundle.ood.score(features[None])[0])
         return Prediction(
             label=names[int(raw.argmax())],
             scores=dict(zip(names, scores.tolist(), strict=True)),
             set=None if inside is None else tuple(name for name, held in zip(names, inside, strict=True) if held),
-            ood=None if strange is None or bundle.novelty is None else strange > bundle.novelty.threshold,
+            ood=None if strange is None or bundle.ood is None else strange > bundle.ood.threshold,
             ood_score=strange,
             features=features,
         )

@@ -31,7 +31,7 @@ from thoraclip.models.heads import (
     text_multipliers,
     write_head,
 )
-from thoraclip.posthoc.novelty import MIN_ROWS, fit_novelty, write_novelty
+from thoraclip.posthoc.ood import MIN_ROWS, fit_ood, write_ood
 from thoraclip.runs import fold_file
 from thoraclip.tables.embeddings import Embeddings
 from thoraclip.threads import cores, in_order
@@ -183,7 +183,7 @@ def run(config: Config, context: RunContext) -> MethodOutput:
 
     def work(fold: _FoldInputs) -> tuple[_FoldInputs, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
         head, validation, chosen = _fit(config, fold, targets, labels)
-        flagged = _keep_novelty(context, fold.features, targets, fold.part)
+        flagged = _keep_ood(context, fold.features, targets, fold.part)
         return fold, head, validation, chosen, head.predict(fold.features[fold.part.test]), flagged
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
@@ -250,7 +250,7 @@ def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embe
     return embedded, Texts(vectors, encoder.logit_scale)
 
 
-def _keep_novelty(context: RunContext, features: Features, targets: Rows, part: Part) -> dict[str, Any]:
+def _keep_ood(context: RunContext, features: Features, targets: Rows, part: Part) -> dict[str, Any]:
     """Fit the out-of-distribution score on the training images, its threshold on the validation images, and write it.
 
     Returns:
@@ -260,8 +260,8 @@ def _keep_novelty(context: RunContext, features: Features, targets: Rows, part: 
     if min(len(part.train), len(part.val)) < MIN_ROWS:
         context.folder.file(name).unlink(missing_ok=True)
         return {"reason": f"fewer than {MIN_ROWS} training or validation images"}
-    fitted = fit_novelty(features[part.train], targets=targets[part.train], held_out=features[part.val])
-    write_novelty(context.folder.file(name), fitted)
+    fitted = fit_ood(features[part.train], targets=targets[part.train], held_out=features[part.val])
+    write_ood(context.folder.file(name), fitted)
     flagged = fitted.is_flagged(fitted.score(features[part.test]))
     return {
         "promised": fitted.guaranteed_rate,

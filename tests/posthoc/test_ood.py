@@ -20,9 +20,9 @@ from thoraclip.bundle.session import ModelSession
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
-from thoraclip.methods.probe import _keep_novelty
+from thoraclip.methods.probe import _keep_ood
 from thoraclip.methods.running import Part
-from thoraclip.posthoc.novelty import KINDS, NoveltyScore, fit_novelty, read_novelty, threshold_of, write_novelty
+from thoraclip.posthoc.ood import KINDS, OodScore, fit_ood, read_ood, threshold_of, write_ood
 from thoraclip.runs import RunFolder
 
 
@@ -35,15 +35,15 @@ def toy(n: int = 120, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return features.astype(np.float32), targets
 
 
-def fitted_on(kind: str, seed: int = 0, **options: object) -> NoveltyScore:
+def fitted_on(kind: str, seed: int = 0, **options: object) -> OodScore:
     features, targets = toy(seed=seed)
-    return fit_novelty(features, targets=targets, held_out=toy(seed=seed + 1)[0], kind=kind, **options)
+    return fit_ood(features, targets=targets, held_out=toy(seed=seed + 1)[0], kind=kind, **options)
 
 
 @pytest.mark.parametrize("k", [1, 5, 17])
 def test_knn_is_the_brute_force_distance_to_the_kth_neighbour(k: int) -> None:
     train, strange = toy()[0], toy(seed=5)[0] * np.linspace(-1, 3, 6, dtype=np.float32)
-    score = fit_novelty(train, held_out=toy(seed=1)[0], kind="knn", neighbours=k).score(strange)
+    score = fit_ood(train, held_out=toy(seed=1)[0], kind="knn", neighbours=k).score(strange)
     unit = [row / np.sqrt((row.astype(float) ** 2).sum()) for row in train]
     for row, found in zip(strange, score, strict=True):
         one = row / np.sqrt((row.astype(float) ** 2).sum())
@@ -73,17 +73,15 @@ def test_unknown_classes_are_left_out_and_no_classes_are_one() -> None:
     features, targets = toy()
     held = toy(seed=1)[0]
     hidden = np.where(np.arange(120) < 30, -1, targets)
-    left, right = (
-        fit_novelty(f, targets=t, held_out=held) for f, t in ((features, hidden), (features[30:], targets[30:]))
-    )
+    left, right = (fit_ood(f, targets=t, held_out=held) for f, t in ((features, hidden), (features[30:], targets[30:])))
     np.testing.assert_allclose(left.score(held), right.score(held))
-    one = fit_novelty(features, held_out=held)
+    one = fit_ood(features, held_out=held)
     np.testing.assert_allclose(one.arrays["means"], features.mean(axis=0)[None], rtol=1e-5)
 
 
 def test_more_features_than_images_are_shrunk_not_singular() -> None:
     train, held = np.random.default_rng(0).normal(size=(2, 40, 200)).astype(np.float32)
-    scores = fit_novelty(train, held_out=held).score(np.concatenate([held, 3 * held]))
+    scores = fit_ood(train, held_out=held).score(np.concatenate([held, 3 * held]))
     assert np.isfinite(scores).all() and scores[40:].min() > scores[:40].max()
 
 
@@ -91,8 +89,8 @@ def test_more_features_than_images_are_shrunk_not_singular() -> None:
 def test_order_and_company_do_not_matter(kind: str) -> None:
     (features, targets), held, strange = toy(), toy(seed=1)[0], toy(n=2100, seed=2)[0]
     order = np.random.default_rng(1).permutation(120)
-    first = fit_novelty(features, targets=targets, held_out=held, kind=kind)
-    again = fit_novelty(features[order], targets=targets[order], held_out=held[::-1], kind=kind)
+    first = fit_ood(features, targets=targets, held_out=held, kind=kind)
+    again = fit_ood(features[order], targets=targets[order], held_out=held[::-1], kind=kind)
     scores = first.score(strange)
     assert scores.shape == (2100,) and scores.dtype == np.float64
     np.testing.assert_allclose(again.score(strange), scores, rtol=1e-4, atol=1e-4)
@@ -121,7 +119,7 @@ def test_too_few_calibration_images_promise_less() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_threshold_is_that_of_the_held_out_scores(kind: str) -> None:
     (features, targets), held = toy(), toy(n=37, seed=1)[0]
-    fitted = fit_novelty(features, targets=targets, held_out=held, kind=kind, false_positive_rate=0.1)
+    fitted = fit_ood(features, targets=targets, held_out=held, kind=kind, false_positive_rate=0.1)
     assert (fitted.calibrated_on, fitted.calibration_images) == ("held-out", 37)
     assert fitted.threshold == threshold_of(fitted.score(held), 0.1)
     assert fitted.is_flagged(fitted.score(held)).sum() == 37 - 35, "the threshold itself is not beyond it"
@@ -129,7 +127,7 @@ def test_the_threshold_is_that_of_the_held_out_scores(kind: str) -> None:
 
 def test_the_reference_rows_calibrate_knn_by_leaving_each_out() -> None:
     features = toy(n=900, d=12)[0]
-    fitted = fit_novelty(features, kind="knn", neighbours=3, false_positive_rate=0.05)
+    fitted = fit_ood(features, kind="knn", neighbours=3, false_positive_rate=0.05)
     assert (fitted.calibrated_on, fitted.calibration_images) == ("leave-one-out", 900)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     near = NearestNeighbors(n_neighbors=4).fit(unit).kneighbors(unit)[0][:, 3]  # the first neighbour is the row itself
@@ -138,7 +136,7 @@ def test_the_reference_rows_calibrate_knn_by_leaving_each_out() -> None:
 
 def test_the_reference_is_bounded_and_drawn_by_the_seed() -> None:
     first, again, other = (
-        fit_novelty(toy(n=300)[0], held_out=toy(seed=1)[0], kind="knn", max_rows=100, seed=seed).arrays["rows"]
+        fit_ood(toy(n=300)[0], held_out=toy(seed=1)[0], kind="knn", max_rows=100, seed=seed).arrays["rows"]
         for seed in (1, 1, 2)
     )
     assert first.shape == np.unique(first, axis=0).shape == (100, 6)
@@ -149,17 +147,17 @@ def test_the_reference_is_bounded_and_drawn_by_the_seed() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_score_comes_back_as_it_was_written(kind: str, tmp_path: Path) -> None:
     fitted, strange = fitted_on(kind, false_positive_rate=0.02), toy(seed=9)[0]
-    write_novelty(tmp_path / "n.safetensors", fitted)
-    again = read_novelty(tmp_path / "n.safetensors")
+    write_ood(tmp_path / "n.safetensors", fitted)
+    again = read_ood(tmp_path / "n.safetensors")
     assert replace(again, arrays={}) == replace(fitted, arrays={})
     np.testing.assert_array_equal(again.score(strange), fitted.score(strange))
-    write_novelty(tmp_path / "again.safetensors", again)
+    write_ood(tmp_path / "again.safetensors", again)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "n.safetensors").read_bytes()
 
 
 def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", **arrays: np.ndarray) -> None:
     """Write a score of Mahalanobis whose metadata or arrays are not what they should be."""
-    write_novelty(path, fitted_on("mahalanobis"))
+    write_ood(path, fitted_on("mahalanobis"))
     size = int.from_bytes(path.read_bytes()[:8], "little")
     metadata = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
     known = json.loads(metadata["thoraclip"]) | (about or {})
@@ -185,23 +183,27 @@ def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", 
 )
 def test_files_that_are_no_scores_are_refused(damage: Callable[[Path], object], what: str, tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
-    write_novelty(path, fitted_on("mahalanobis"))
+    write_ood(path, fitted_on("mahalanobis"))
     damage(path)
-    with pytest.raises(ManifestError, match=f"n.safetensors: not a novelty score.*{what}"):
-        read_novelty(path)
-    with pytest.raises(InputError, match=r"gone\.safetensors: no such novelty score"):
-        read_novelty(tmp_path / "gone.safetensors")
+    with pytest.raises(ManifestError, match=f"n.safetensors: not an out-of-distribution score.*{what}"):
+        read_ood(path)
+    with pytest.raises(InputError, match=r"gone\.safetensors: no such out-of-distribution score"):
+        read_ood(tmp_path / "gone.safetensors")
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"kind": "mahalanobi"}, ConfigError, "unknown novelty score 'mahalanobi'; did you mean 'mahalanobis'"),
+        (
+            {"kind": "mahalanobi"},
+            ConfigError,
+            "unknown out-of-distribution score 'mahalanobi'; did you mean 'mahalanobis'",
+        ),
         ({"neighbours": 0}, ConfigError, "neighbours = 0"),
         ({"false_positive_rate": 1.0}, ConfigError, r"false_positive_rate = 1\.0"),
         ({"max_rows": 3}, ConfigError, "max_rows = 3: 20 or more"),
         ({"held_out": None}, InputError, "held_out: none given, but 'mahalanobis' needs"),
-        ({"held_out": toy(n=7)[0]}, InputError, "held-out features of 7 images: a novelty score needs 20"),
+        ({"held_out": toy(n=7)[0]}, InputError, "held-out features of 7 images: an out-of-distribution score needs 20"),
         ({"targets": np.full(120, -1)}, InputError, "training features of 0 labelled images: 20 or more"),
         ({"targets": np.zeros(119, np.int64)}, InputError, "targets of 119 images: there are 120"),
     ],
@@ -209,7 +211,7 @@ def test_files_that_are_no_scores_are_refused(damage: Callable[[Path], object], 
 def test_bad_settings_are_refused(options: dict[str, object], error: type[Exception], message: str) -> None:
     features, targets = toy()
     with pytest.raises(error, match=message):
-        fit_novelty(features, **{"targets": targets, "held_out": toy(seed=1)[0]} | options)
+        fit_ood(features, **{"targets": targets, "held_out": toy(seed=1)[0]} | options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,16 +220,19 @@ def test_bad_features_are_refused(kind: str) -> None:
     broken, fitted = features.copy(), fitted_on(kind)
     broken[7, 2] = np.nan
 
-    def fit_to(rows: np.ndarray, **options: Any) -> NoveltyScore:
-        return fit_novelty(rows, targets=targets[: len(rows)], held_out=features, **{"kind": kind} | options)
+    def fit_to(rows: np.ndarray, **options: Any) -> OodScore:
+        return fit_ood(rows, targets=targets[: len(rows)], held_out=features, **{"kind": kind} | options)
 
     for call, message in (
-        (lambda: fit_to(features[:19]), "training features of 19 images: a novelty score needs 20 or more"),
+        (
+            lambda: fit_to(features[:19]),
+            "training features of 19 images: an out-of-distribution score needs 20 or more",
+        ),
         (lambda: fit_to(features[:31], kind="knn", neighbours=30), "training features of 31 images: .* needs 32"),
         (lambda: fit_to(broken), "training features: row 7 is not finite"),
         (lambda: fitted.score(broken), "features to score: row 7 is not finite"),
         (lambda: fitted.score(features[0]), r"features to score of shape \(6,\)"),
-        (lambda: fitted.score(features[:, :5]), "features of 5 numbers: the novelty score was fitted on 6"),
+        (lambda: fitted.score(features[:, :5]), "features of 5 numbers: the out-of-distribution score was fitted on 6"),
         (lambda: fit_to(np.ones((30, 6), np.float32), kind="mahalanobis"), "all the same"),
     ):
         with pytest.raises(InputError, match=message):
@@ -241,19 +246,19 @@ ROWS = {"train": np.arange(120), "val": np.arange(120, 200), "test": np.arange(2
 TARGETS = np.arange(300) % 3
 
 
-def kept_by_a_probe(folder: Path) -> NoveltyScore:
+def kept_by_a_probe(folder: Path) -> OodScore:
     context: Any = SimpleNamespace(folder=RunFolder(folder))
-    _keep_novelty(context, FEATURES, TARGETS, Part(fold=None, **ROWS))
-    return read_novelty(folder / "novelty.safetensors")
+    _keep_ood(context, FEATURES, TARGETS, Part(fold=None, **ROWS))
+    return read_ood(folder / "novelty.safetensors")
 
 
-def kept_by_a_bundle(folder: Path) -> NoveltyScore:
+def kept_by_a_bundle(folder: Path) -> OodScore:
     """All of an export up to the fitted score, on features that are known."""
 
     class WrittenError(Exception):
         pass
 
-    def write(_: Path, found: NoveltyScore) -> None:
+    def write(_: Path, found: OodScore) -> None:
         raise WrittenError(found)
 
     labels, scores = LabelSet(("a", "b", "c")), np.random.default_rng(0).dirichlet(np.ones(3), 300)
@@ -264,16 +269,16 @@ def kept_by_a_bundle(folder: Path) -> NoveltyScore:
     session = ModelSession(original, images=1000, seed=0, progress=None, is_int8=False)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(WrittenError) as written:
         patch.setattr(session, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
-        patch.setattr("thoraclip.bundle.format.write_novelty_arrays", write)
+        patch.setattr("thoraclip.bundle.format.write_ood_arrays", write)
         runtime: Any = SimpleNamespace(look=None)
         export._finish(folder, session, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
     return written.value.args[0]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("kept_by", [kept_by_a_probe, kept_by_a_bundle])
-def test_the_threshold_comes_from_validation_images(kept_by: Callable[[Path], NoveltyScore], tmp_path: Path) -> None:
+def test_the_threshold_comes_from_validation_images(kept_by: Callable[[Path], OodScore], tmp_path: Path) -> None:
     found, (train, val) = kept_by(tmp_path), (FEATURES[ROWS[name]] for name in ("train", "val"))
-    expected = fit_novelty(train, targets=TARGETS[:120], held_out=val)
+    expected = fit_ood(train, targets=TARGETS[:120], held_out=val)
     assert found.threshold == pytest.approx(expected.threshold, rel=1e-6)
     assert (found.calibrated_on, found.calibration_images) == ("held-out", 80)
     np.testing.assert_array_equal(found.arrays["means"], expected.arrays["means"])

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.runs import atomic_open, canonical_json
 
-__all__ = ["KINDS", "MIN_ROWS", "NoveltyScore", "fit_novelty", "read_novelty", "threshold_of", "write_novelty"]
+__all__ = ["KINDS", "MIN_ROWS", "OodScore", "fit_ood", "read_ood", "threshold_of", "write_ood"]
 
 Features = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ _ARRAYS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoveltyScore:
+class OodScore:
     """A fitted score and the threshold above which a picture is called unlike the training images.
 
     Args:
@@ -93,8 +93,8 @@ class NoveltyScore:
         features = _checked(features, "features to score")
         if features.shape[1] != self.dimension:
             raise InputError(
-                f"features of {features.shape[1]} numbers: the novelty score was fitted on {self.dimension}; use its "
-                "encoder"
+                f"features of {features.shape[1]} numbers: the out-of-distribution score was fitted on "
+                f"{self.dimension}; use its encoder"
             )
         blocks = [_SCORES[self.kind](self, features[i : i + _BLOCK]) for i in range(0, len(features), _BLOCK)]
         return np.concatenate(blocks) if blocks else np.zeros(0)
@@ -116,7 +116,7 @@ def _distances(left: Floats, right: Floats) -> Floats:
     return np.asarray(np.sqrt(np.maximum(2 - 2 * (left @ right.T), 0)))
 
 
-def _score_knn(fitted: NoveltyScore, features: Features) -> Floats:
+def _score_knn(fitted: OodScore, features: Features) -> Floats:
     near = _distances(_unit(features), fitted.arrays["rows"].astype(np.float64))
     return np.asarray(np.partition(near, fitted.neighbours - 1, axis=1)[:, fitted.neighbours - 1])
 
@@ -134,11 +134,11 @@ def _nearest(points: Floats, centres: Floats) -> Floats:
     return np.asarray(np.min([((points - centre) ** 2).sum(axis=1) for centre in centres], axis=0))
 
 
-def _score_mahalanobis(fitted: NoveltyScore, features: Features) -> Floats:
+def _score_mahalanobis(fitted: OodScore, features: Features) -> Floats:
     return _nearest(_whitened(features, fitted.arrays["factor"]), fitted.centres)
 
 
-def _score_relative(fitted: NoveltyScore, features: Features) -> Floats:
+def _score_relative(fitted: OodScore, features: Features) -> Floats:
     factor = fitted.arrays["background_factor"]
     middle = _whitened(fitted.arrays["background_mean"][None], factor)
     return _score_mahalanobis(fitted, features) - _nearest(_whitened(features, factor), middle)
@@ -147,7 +147,7 @@ def _score_relative(fitted: NoveltyScore, features: Features) -> Floats:
 _SCORES = {"knn": _score_knn, "mahalanobis": _score_mahalanobis, "relative": _score_relative}
 
 
-def fit_novelty(
+def fit_ood(
     features: Features,
     *,
     targets: npt.NDArray[np.int64] | None = None,
@@ -157,7 +157,7 @@ def fit_novelty(
     false_positive_rate: float = 0.01,
     max_rows: int = 2000,
     seed: int = 0,
-) -> NoveltyScore:
+) -> OodScore:
     """Fit a score on training features and set its threshold on pictures that it was not fitted on.
 
     Args:
@@ -183,7 +183,7 @@ def fit_novelty(
         arrays = {"rows": _reference_rows(features, max_rows, seed)}
     else:
         arrays = _gaussians(features, targets, relative=kind == "relative")
-    open_ended = NoveltyScore(
+    open_ended = OodScore(
         kind=kind,
         threshold=np.inf,
         false_positive_rate=false_positive_rate,
@@ -197,7 +197,7 @@ def fit_novelty(
 
 def _check_settings(kind: str, neighbours: int, false_positive_rate: float, max_rows: int) -> None:
     if kind not in KINDS:
-        raise ConfigError(f"kind: unknown novelty score '{kind}'{did_you_mean(kind, KINDS)}")
+        raise ConfigError(f"kind: unknown out-of-distribution score '{kind}'{did_you_mean(kind, KINDS)}")
     if neighbours < 1:
         raise ConfigError(f"neighbours = {neighbours}: 1 or more is needed")
     if not 0 < false_positive_rate < 1:
@@ -212,7 +212,8 @@ def _checked(features: Features, what: str, *, at_least: int = 0) -> Features:
         raise InputError(f"{what} of shape {array.shape}: a table [images, numbers] is needed")
     if len(array) < at_least:
         raise InputError(
-            f"{what} of {len(array)} images: a novelty score needs {at_least} or more; add images or leave it out"
+            f"{what} of {len(array)} images: an out-of-distribution score needs {at_least} or more; add images "
+            "or leave it out"
         )
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
@@ -254,7 +255,9 @@ def _whitening(centred: Floats) -> Features:
         covariance = _shrunk_covariance(centred)
         values, vectors = np.linalg.eigh(covariance)
         if values[-1] <= 0:
-            raise InputError("training features that are all the same: a novelty score needs different images")
+            raise InputError(
+                "training features that are all the same: an out-of-distribution score needs different images"
+            )
         roots = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
         factor: Features = ((vectors / roots) @ vectors.T).astype(np.float32)
     return factor
@@ -285,7 +288,7 @@ def _shrunk_covariance(centred: Floats) -> Floats:
     return covariance
 
 
-def _calibrated(fitted: NoveltyScore, held_out: Features | None) -> NoveltyScore:
+def _calibrated(fitted: OodScore, held_out: Features | None) -> OodScore:
     if held_out is not None:
         scores = fitted.score(_checked(held_out, "held-out features", at_least=MIN_ROWS))
         origin = "held-out"
@@ -325,7 +328,7 @@ def threshold_of(scores: Floats, false_positive_rate: float) -> float:
     return float(np.sort(scores)[min(rank, len(scores)) - 1])
 
 
-def write_novelty(path: Path, fitted: NoveltyScore) -> None:
+def write_ood(path: Path, fitted: OodScore) -> None:
     """Write a score as safetensors; what is not an array stands in the file's metadata."""
     from safetensors.numpy import save
 
@@ -345,13 +348,13 @@ def write_novelty(path: Path, fitted: NoveltyScore) -> None:
         stream.write(save(arrays, metadata=metadata))
 
 
-def read_novelty(path: Path) -> NoveltyScore:
+def read_ood(path: Path) -> OodScore:
     """Read a score; raises InputError when the file is missing and ManifestError when it is not one, or a later
     schema."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputError(f"{path}: no such novelty score; name a novelty.safetensors of a run")
+        raise InputError(f"{path}: no such out-of-distribution score; name a novelty.safetensors of a run")
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["thoraclip"])
@@ -360,7 +363,7 @@ def read_novelty(path: Path) -> NoveltyScore:
             raise ValueError(f"it holds a {about['kind']}")
         if about["schema"] != _SCHEMA:
             raise ValueError(f"schema {about['schema']}, this version reads {_SCHEMA}")
-        fitted = NoveltyScore(
+        fitted = OodScore(
             kind=about["score"],
             threshold=float(about["threshold"]),
             false_positive_rate=float(about["false_positive_rate"]),
@@ -371,11 +374,11 @@ def read_novelty(path: Path) -> NoveltyScore:
         )
         _check_arrays(fitted)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ManifestError(f"{path}: not a novelty score ({error!r}); fit it again") from error
+        raise ManifestError(f"{path}: not an out-of-distribution score ({error!r}); fit it again") from error
     return fitted
 
 
-def _check_arrays(fitted: NoveltyScore) -> None:
+def _check_arrays(fitted: OodScore) -> None:
     """Raise ValueError unless the arrays are those of the kind, of one width, and finite."""
     needed = _ARRAYS[fitted.kind]
     if set(fitted.arrays) != set(needed):
