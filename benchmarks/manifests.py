@@ -18,7 +18,7 @@ import pyarrow as pa
 from benchmarks.measure import MIB, Used, launch, options
 from benchmarks.results import Result
 
-from thoraclip.tables.arrays import finish_arrays
+from thoraclip.tables.arrays import ArrayWriter
 from thoraclip.tables.embeddings import EMBEDDINGS, read_embeddings
 from thoraclip.tables.manifest import COLUMNS, Manifest, read_manifest, write_manifest
 
@@ -81,14 +81,13 @@ def make(rows: int, root: Path) -> Manifest:
 def index(work: Path) -> None:
     """An index of embeddings of one number, in an order of its own; the number is the manifest's row."""
     manifest, folder = read_manifest(work / "manifest.parquet"), work / "embeddings"
-    folder.mkdir(exist_ok=True)
     starts = np.random.default_rng(1).permutation(range(0, len(manifest), _SHUFFLED))
     table = pa.concat_tables([manifest.table.slice(start, _SHUFFLED) for start in starts])
     order = np.concatenate([np.arange(start, min(start + _SHUFFLED, len(manifest))) for start in starts])
-    for name in EMBEDDINGS.arrays:
-        np.save(folder / f"{name}.npy", order.astype(np.float32)[:, None])
+    writer = ArrayWriter(folder, EMBEDDINGS, total=len(order), token="")
+    writer.append(dict.fromkeys(EMBEDDINGS.arrays, order[:, None]))
     facts = {"encoder": {}, "preprocess": {}}
-    finish_arrays(folder, EMBEDDINGS, Manifest(table, manifest.root), facts=facts, fingerprint="")
+    writer.finish(Manifest(table, manifest.root), facts=facts, fingerprint="")
 
 
 def join(work: Path) -> None:

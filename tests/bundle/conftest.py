@@ -26,7 +26,7 @@ from thoraclip.methods.predictors import read_run
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
-from thoraclip.models.original import Original
+from thoraclip.models.classifiers import Original
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 PER_CLASS = 50

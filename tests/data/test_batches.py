@@ -15,8 +15,8 @@ from thoraclip.data import batches as module
 from thoraclip.data.batches import grey_batches, in_batches, pixel_cache
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, decode, fit
+from thoraclip.tables.arrays import PIXELS, read_arrays
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.pixels import read_pixels
 
 SPEC = Preprocess(size=16)
 
@@ -87,8 +87,8 @@ def test_a_warm_cache_needs_no_picture(manifest: Manifest, tmp_path: Path) -> No
     warm = pixel_cache(manifest, SPEC, tmp_path)
     assert warm.image_id == tuple(manifest.column("image_id"))
     assert warm.facts["geometry"] == {"size": 16, "geometry": "squash", "short_side": None, "resample": "bicubic"}
-    np.testing.assert_array_equal(warm.pixels, cold.pixels)
-    assert isinstance(warm.pixels.base, np.memmap)
+    np.testing.assert_array_equal(warm.arrays["pixels"], cold.arrays["pixels"])
+    assert isinstance(warm.arrays["pixels"].base, np.memmap)
 
 
 def test_mean_and_std_share_a_cache_and_geometry_images_and_rules_do_not(
@@ -103,7 +103,7 @@ def test_mean_and_std_share_a_cache_and_geometry_images_and_rules_do_not(
     assert caches(manifest, Preprocess(size=16, geometry="pad")) == 2
     assert caches(manifest, Preprocess(size=17)) == 3
     assert caches(manifest.take(np.arange(9)), SPEC) == 4
-    monkeypatch.setattr("thoraclip.tables.pixels.DECODING", 10_000)
+    monkeypatch.setattr("thoraclip.tables.arrays.DECODING", 10_000)
     assert caches(manifest, SPEC) == 5
 
 
@@ -125,7 +125,7 @@ def test_a_killed_cache_goes_on_and_ends_with_the_same_bytes(
         pixel_cache(manifest, SPEC, tmp_path / "broken", progress=None if dies_after == "the end" else die)
     folder = next((tmp_path / "broken").iterdir())
     with pytest.raises(InputError, match="no finished pixels"):
-        read_pixels(folder)
+        read_arrays(folder, PIXELS)
     rows = json.loads((folder / "progress.json").read_text())["rows"]
     assert rows == (24 if dies_after == "the end" else dies_after)
     read: list[str] = []

@@ -14,7 +14,7 @@ from thoraclip.errors import InputError, LeakError, ManifestError, ModelError
 from thoraclip.methods.adapters import by_adapter, follow_adapter, refuse_trained_on, with_adapter
 from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import Part
-from thoraclip.models.adapter import AdapterNote, write_note
+from thoraclip.models.files import AdapterNote, write_note
 from thoraclip.tables.manifest import Manifest
 
 

@@ -26,7 +26,7 @@ from thoraclip.methods.running import run_method
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import Config as ZeroShot
 from thoraclip.methods.zeroshot import prompts_digest
-from thoraclip.models.adapter import read_note
+from thoraclip.models.files import read_note
 from thoraclip.models.lora import LoraSettings, TunableEncoder
 from thoraclip.runs import Progress, file_sha256
 from thoraclip.tables.captions import Captions, write_captions

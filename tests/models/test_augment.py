@@ -31,7 +31,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, **numbers: float) -> None:
     """Fix what is drawn: turn, zoom, x, y, nothing, gamma, contrast, brightness, noise."""
     names = ("turn", "zoom", "x", "y", "", "gamma", "contrast", "brightness", "noise")
     row = np.array([numbers.get(name, 0.0) for name in names], dtype=np.float32)
-    monkeypatch.setattr(module, "_draw", lambda seed, step, samples: np.tile(row, (len(samples), 1)))
+    monkeypatch.setattr(module, "_draw", lambda key, samples: np.tile(row, (len(samples), 1)))
 
 
 def test_nothing_asked_nothing_changed(greys: torch.Tensor) -> None:
@@ -147,7 +147,7 @@ def test_bad_settings_are_refused(values: dict[str, float], message: str) -> Non
 
 
 def test_a_sample_for_each_picture(greys: torch.Tensor) -> None:
-    with pytest.raises(ConfigError, match="5 samples for 6 pictures"):
+    with pytest.raises(ConfigError, match="5 samples for 6 images"):
         augment(greys, Augmentation(), seed=0, step=0, samples=range(5))
     empty = greys[:0]
     assert augment(empty, Augmentation(), seed=0, step=0, samples=[]).shape == (0, 48, 48)

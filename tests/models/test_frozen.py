@@ -77,8 +77,8 @@ def test_the_original_stays_as_it_was_and_its_text_tower_is_not_copied(checkpoin
     ours.encode_greys(GREYS[:2])
     assert all(torch.equal(value, before[name]) for name, value in encoder.model.state_dict().items())
     assert "grey folded into the patch embedding, QuickGELU as SiLU" in ours.arithmetic
-    assert ours._fast.tower.model.text_model is None
-    copied = [m for m in ours._fast.tower.model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert ours._fast[0].model.text_model is None
+    copied = [m for m in ours._fast[0].model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert {m.weight.dtype for m in copied} == {torch.bfloat16}
     assert ours.encode_texts(["a chest x-ray"]).tobytes() == encoder.encode_texts(["a chest x-ray"]).tobytes()
 

@@ -11,7 +11,7 @@ from tests.conftest import examples
 from torch import nn
 
 from thoraclip.imaging import Preprocess, normalise
-from thoraclip.models.grey import fold_grey
+from thoraclip.models.frozen import fold_grey
 
 
 @given(

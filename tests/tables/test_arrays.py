@@ -16,11 +16,10 @@ from tests.conftest import examples, files
 
 from thoraclip.errors import InputError
 from thoraclip.tables import arrays
-from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid
+from thoraclip.tables.arrays import PIXELS, ArrayKind, ArrayWriter, is_valid
 from thoraclip.tables.codes import codes, ranks, torn
 from thoraclip.tables.embeddings import EMBEDDINGS
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.pixels import PIXELS
 
 KIND = ArrayKind(name="things", arrays={"a": ("float32", 2), "b": ("uint8", 1)}, schema=1, remedy="thoraclip things")
 ROWS = 7

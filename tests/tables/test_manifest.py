@@ -19,7 +19,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.runs import digest
 from thoraclip.tables import codes, store
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest, read_manifest, write_manifest
-from thoraclip.tables.store import open_table, read_table, write_table
+from thoraclip.tables.store import open_table, write_table
 
 FEW = [str(k) for k in range(50)]
 """As many values as a wrong one is compared with."""
@@ -320,7 +320,7 @@ def test_what_is_read_is_what_was_written_and_equal_columns_are_held_once(tmp_pa
     made = rows(label=["a", None] * 500)
     made = made.with_columns(path=made.column("image_id"), hospital=made.column("sha256"))
     write_table(tmp_path / "m.parquet", made.table, kind="k", schema=1)
-    found, _ = read_table(tmp_path / "m.parquet", kind="k", newest_schema=1)
+    found = open_table(tmp_path / "m.parquet", kind="k", newest_schema=1).read()
     assert found.equals(made.table) and found.schema == made.table.schema
     places = {name: found[name].chunk(0).buffers()[2].address for name in ("image_id", "path", "sha256", "hospital")}
     assert places["path"] == places["image_id"] != places["sha256"] == places["hospital"]
@@ -329,7 +329,7 @@ def test_what_is_read_is_what_was_written_and_equal_columns_are_held_once(tmp_pa
     for name in ("m", "none", "bare"):
         stored = open_table(tmp_path / f"{name}.parquet", kind="k", newest_schema=1, foreign=True)
         assert [part.column_names for part in stored.parts(["path", "label"])] == [["path", "label"]]
-    assert read_table(tmp_path / "none.parquet", kind="k", newest_schema=1)[0].equals(made.table.slice(0, 0))
+    assert open_table(tmp_path / "none.parquet", kind="k", newest_schema=1).read().equals(made.table.slice(0, 0))
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:

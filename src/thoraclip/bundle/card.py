@@ -13,7 +13,7 @@ from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import points, share, share_interval
 from thoraclip.evaluation.report import judge
 from thoraclip.evaluation.results import MethodResult
-from thoraclip.models.original import Original
+from thoraclip.models.classifiers import Original
 from thoraclip.pages import environment
 
 __all__ = ["bundle_card"]

@@ -31,7 +31,7 @@ from thoraclip.bundle.session import ModelSession, open_unfinished
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
-from thoraclip.models.original import Original
+from thoraclip.models.classifiers import Original
 from thoraclip.runs import Progress, make_folder, needing_room, provenance, write_json, write_text
 
 __all__ = ["MOST_THUMBNAILS", "export_bundle", "require_place"]

@@ -16,7 +16,7 @@ from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
 from thoraclip.bundle.thumbnails import SIDE, Thumbnails, draw_rows
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.splits import independent_groups
-from thoraclip.models.original import Original
+from thoraclip.models.classifiers import Original
 from thoraclip.runs import Progress
 
 __all__ = ["ModelSession", "open_unfinished"]

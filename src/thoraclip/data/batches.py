@@ -20,9 +20,16 @@ import pyarrow as pa
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, decode, fit, read_bytes
 from thoraclip.runs import Progress, digest
-from thoraclip.tables.arrays import ArrayWriter, is_valid
+from thoraclip.tables.arrays import (
+    PIXELS,
+    ArrayWriter,
+    ImageArrays,
+    geometry_of,
+    is_valid,
+    pixels_fingerprint,
+    read_arrays,
+)
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.pixels import PIXELS, PixelCache, geometry_of, pixels_fingerprint, read_pixels
 from thoraclip.threads import in_order
 
 __all__ = ["decoded", "grey_batches", "in_batches", "picture_source", "pixel_cache", "read_indexed"]
@@ -89,7 +96,7 @@ def picture_source(
     """
     if pixels is None:
         return decoded(manifest.root, manifest.table, spec)
-    cached = pixel_cache(manifest, spec, pixels, progress=progress).pixels
+    cached = pixel_cache(manifest, spec, pixels, progress=progress).arrays["pixels"]
     return lambda rows: np.array(cached[rows.start : rows.stop])
 
 
@@ -112,7 +119,7 @@ def _picture(path: Path, sha256: str | None, spec: Preprocess) -> Greys:
         raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
 
 
-def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> PixelCache:
+def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> ImageArrays:
     """The decoded pictures of a manifest at one geometry: found in `root`, or written there, in parallel, now.
 
     A killed pass goes on where it stopped and ends with the same bytes.
@@ -129,7 +136,7 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
     fingerprint = pixels_fingerprint(manifest, spec)
     folder = root / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
     if is_valid(folder, PIXELS, fingerprint):
-        return read_pixels(folder)
+        return read_arrays(folder, PIXELS)
     total = len(manifest)
     writer = ArrayWriter(folder, PIXELS, total=total, token=digest([fingerprint, _CACHE_BATCH]))
     _require_room(folder, (total - writer.rows) * spec.size**2)
@@ -138,7 +145,7 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
             writer.append({"pixels": greys})
             if progress:
                 progress(writer.rows, total)
-    return PixelCache(**vars(writer.finish(manifest, facts={"geometry": geometry_of(spec)}, fingerprint=fingerprint)))
+    return writer.finish(manifest, facts={"geometry": geometry_of(spec)}, fingerprint=fingerprint)
 
 
 def _require_room(folder: Path, needed: int) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from thoraclip.errors import InputError, LeakError
 from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import Part, require_folds
-from thoraclip.models.adapter_note import adapter_folders, read_note
+from thoraclip.models.files import adapter_folders, read_note
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["by_adapter", "follow_adapter", "refuse_trained_on", "with_adapter"]

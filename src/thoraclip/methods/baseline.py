@@ -31,8 +31,8 @@ from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.models.augment import AUGMENTATIONS
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
+from thoraclip.models.dual_encoder import recompute_layers
 from thoraclip.models.heads import class_weights
-from thoraclip.models.recompute import recompute_layers
 from thoraclip.runs import fold_folder
 
 __all__ = ["Config", "run"]

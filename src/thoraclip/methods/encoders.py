@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thoraclip.errors import ConfigError, ModelError
-from thoraclip.models.adapter_note import adapter_folders
-from thoraclip.models.files import Checkpoint, description, locate, read_preprocess, stored_fingerprint, stored_folder
+from thoraclip.models.files import (
+    Checkpoint,
+    adapter_folders,
+    description,
+    locate,
+    read_preprocess,
+    stored_fingerprint,
+    stored_folder,
+)
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 

@@ -32,9 +32,9 @@ from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
-from thoraclip.models.adapter_note import read_note
 from thoraclip.models.augment import AUGMENTATIONS
 from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.files import read_note
 from thoraclip.models.heads import class_weights
 from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora
 from thoraclip.runs import file_sha256, fold_folder

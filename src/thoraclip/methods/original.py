@@ -12,10 +12,9 @@ import numpy.typing as npt
 from thoraclip.errors import InputError, MismatchError
 from thoraclip.methods.predictors import FinishedRun
 from thoraclip.methods.running import read_validation
-from thoraclip.models.adapter_note import adapter_folders
-from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.models.classifiers import EncoderClassifier, Original
+from thoraclip.models.files import adapter_folders
 from thoraclip.models.heads import LinearHead, read_head
-from thoraclip.models.original import Original
 from thoraclip.runs import fold_file
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions

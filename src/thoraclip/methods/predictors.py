@@ -15,7 +15,7 @@ from thoraclip.config import build_config, read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
-from thoraclip.models.adapter_note import adapter_folders
+from thoraclip.models.files import adapter_folders
 from thoraclip.tables.manifest import Manifest, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 

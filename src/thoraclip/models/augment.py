@@ -1,8 +1,7 @@
-"""Augmentation of whole batches of grey pictures, on the device that trains.
+"""Augmentation of whole batches of grey images, on the device that trains.
 
-What is drawn for an image is a pure function of (seed, step, sample): the batch that it stands in, the number of
-processes and a resumed run change nothing. No image is flipped: none hangs upside down, and a mirrored one has its
-heart on the right and its side marker reversed.
+What is drawn for an image is a pure function of (seed, step, sample): its batch, the number of processes and a resumed
+run change nothing. No image is flipped: a mirrored one has its heart on the right and its side marker reversed.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,16 +18,13 @@ from thoraclip.errors import ConfigError
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "augment"]
 
-_CHUNK = 256
-"""Pictures that are floating point at the same time."""
-_NUMBERS = 9
-"""Uniform numbers that one image takes; the fifth is not used. New ones are added at the end, so that old draws
-stay."""
+_CHUNK = 256  # images that are floating point at the same time
+_NUMBERS = 9  # uniform numbers per image, the fifth unused; new ones are added at the end, so that old draws stay
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How far a picture is changed; every value is drawn uniformly between minus and plus its setting."""
+    """How far an image is changed; every value is drawn uniformly between minus and plus its setting."""
 
     rotate_degrees: float = 7.0
     """Turn, in degrees."""
@@ -38,19 +35,14 @@ class Augmentation:
     brightness: float = 0.1
     """Add to the grey, as a share of its range."""
     contrast: float = 0.2
-    """Stretch about the picture's own mean, as a share."""
+    """Stretch about the image's own mean, as a share."""
     gamma: float = 0.2
     """Exponent of the grey in 0..1, as its natural logarithm."""
     noise: float = 0.01
     """Standard deviation of added Gaussian noise at the most, as a share of the range."""
 
     def __post_init__(self) -> None:
-        for name, high in (
-            ("zoom", 0.9),
-            ("shift", 1.0),
-            ("contrast", 1.0),
-            ("rotate_degrees", 180.0),
-        ):
+        for name, high in (("zoom", 0.9), ("shift", 1.0), ("contrast", 1.0), ("rotate_degrees", 180.0)):
             if not 0 <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} = {getattr(self, name)}: a number between 0 and {high:g} is needed")
         for name in ("brightness", "gamma", "noise"):
@@ -80,29 +72,15 @@ def augment(greys: Tensor, config: Augmentation, *, seed: int, step: int, sample
         u8[B, H, W] on the same device.
     """
     if len(samples) != len(greys):
-        raise ConfigError(f"{len(samples)} samples for {len(greys)} pictures; one each is needed")
-    drawn = torch.from_numpy(_draw(seed, step, samples)).to(greys.device)
-    parts = range(0, len(greys), _CHUNK)
-    done = [
-        _augment(greys[at : at + _CHUNK], drawn[at : at + _CHUNK], config, seed, step, samples[at : at + _CHUNK])
-        for at in parts
-    ]
+        raise ConfigError(f"{len(samples)} samples for {len(greys)} images; one each is needed")
+    key = (seed, step)
+    chunks = (slice(at, at + _CHUNK) for at in range(0, len(greys), _CHUNK))
+    done = [_augment(greys[chunk], config, key, samples[chunk]) for chunk in chunks]
     return torch.cat(done) if done else greys
 
 
-def _draw(seed: int, step: int, samples: Sequence[int]) -> np.ndarray:
-    """f32[B, 9] in -1..1, each row from the counter-based generator Philox (Salmon et al. 2011,
-    doi:10.1145/2063384.2063405)."""
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, sample])).uniform(-1, 1, _NUMBERS)
-        for sample in samples
-    ]
-    return np.array(rows, dtype=np.float32).reshape(-1, _NUMBERS)
-
-
-def _augment(
-    greys: Tensor, drawn: Tensor, config: Augmentation, seed: int, step: int, samples: Sequence[int]
-) -> Tensor:
+def _augment(greys: Tensor, config: Augmentation, key: tuple[int, int], samples: Sequence[int]) -> Tensor:
+    drawn = torch.from_numpy(_draw(key, samples)).to(greys.device)
     unit = greys[:, None].float() / 255
     if config.rotate_degrees or config.shift or config.zoom:
         grid = nn.functional.affine_grid(_warps(drawn, config, greys.shape), list(unit.shape), align_corners=False)
@@ -113,12 +91,24 @@ def _augment(
     mean = unit.mean(dim=(1, 2, 3), keepdim=True)
     unit = (unit - mean) * (1 + config.contrast * change[:, 1]) + mean + config.brightness * change[:, 2]
     if config.noise:
-        unit = unit + config.noise * change[:, 3].abs() * _noise(unit, seed, step, samples)
+        shape = unit.shape[1:]
+        noise = np.stack([_generator(key, 1, n).standard_normal(shape, dtype=np.float32) for n in samples])
+        unit = unit + config.noise * change[:, 3].abs() * torch.from_numpy(noise).to(unit.device)
     return (unit[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def _draw(key: tuple[int, int], samples: Sequence[int]) -> npt.NDArray[np.float32]:
+    """f32[B, 9] in -1..1."""
+    return np.array([_generator(key, 0, n).uniform(-1, 1, _NUMBERS) for n in samples], dtype=np.float32)
+
+
+def _generator(key: tuple[int, int], stream: int, sample: int) -> np.random.Generator:
+    """The counter-based generator Philox (Salmon et al. 2011, doi:10.1145/2063384.2063405) of one sample."""
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, stream, sample]))
+
+
 def _warps(drawn: Tensor, config: Augmentation, shape: torch.Size) -> Tensor:
-    """f32[B, 2, 3]: from places of the new picture to places of the old, both in -1..1."""
+    """f32[B, 2, 3]: from places in the new image to places in the old, both in -1..1."""
     angle = torch.deg2rad(config.rotate_degrees * drawn[:, 0])
     scale = 1 / (1 + config.zoom * drawn[:, 1])
     ratio = shape[1] / shape[2]  # height over width: a turn is a turn in pixels, not in shares
@@ -128,15 +118,3 @@ def _warps(drawn: Tensor, config: Augmentation, shape: torch.Size) -> Tensor:
         torch.stack([sin / ratio, cos, 2 * config.shift * drawn[:, 3]], dim=1),
     ]
     return torch.stack(rows, dim=1)
-
-
-def _noise(unit: Tensor, seed: int, step: int, samples: Sequence[int]) -> Tensor:
-    """f32[B, 1, H, W] of standard normal numbers, each picture's own."""
-    shape = unit.shape[1:]
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 1, sample])).standard_normal(
-            shape, dtype=np.float32
-        )
-        for sample in samples
-    ]
-    return torch.from_numpy(np.stack(rows)).to(unit.device)

@@ -1,5 +1,4 @@
-"""Image classifiers that are trained end to end: what Transformers loads as one, or a dual encoder's vision tower with
-a head.
+"""Image classifiers that are trained end to end: Transformers' own, or a dual encoder's vision tower with a head.
 
 A trained one is a folder: `model.safetensors`, `config.json` and `preprocessor_config.json` as Transformers writes them
 (so that `AutoModelForImageClassification` loads it, where it is one), and `thoraclip.json` with the classes and what it
@@ -12,7 +11,6 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from thoraclip.errors import InputError, ModelError
+from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
-from thoraclip.models.checkpoint import (
-    Checkpoint,
-    find_checkpoint,
-    load_model,
-    preprocessor_json,
-    quiet,
-    read_preprocess,
-    require_finite_weights,
-)
+from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
 from thoraclip.models.dual_encoder import (
     DualEncoder,
     autocast_of,
@@ -46,6 +36,7 @@ from thoraclip.models.dual_encoder import (
     resolve_precision,
     untrained_dual_encoder,
 )
+from thoraclip.models.files import Checkpoint, preprocessor_json, read_preprocess
 from thoraclip.runs import atomic_open, write_json
 
 __all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note"]
@@ -53,10 +44,8 @@ __all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read
 _NOTE = "thoraclip.json"
 _SCHEMA = 1
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)\.")
-"""Where a parameter's name tells the number of its layer: the first such number counts, which of a ResNet is the
-stage."""
-_FIRST = re.compile(r"embed|stem|pre_layrnorm")
-"""What comes before all layers."""
+"""Number of the layer in a parameter's name: the first such number, which of a ResNet is the stage."""
+_FIRST = re.compile(r"embed|stem|pre_layrnorm")  # what comes before all layers
 _HEAD_STD = 0.02
 
 
@@ -68,12 +57,17 @@ class TowerClassifier(nn.Module):
         classes: C.
     """
 
+    base_model_prefix = "vision_model"  # as Transformers' classifiers have
+
     def __init__(self, encoder: DualEncoder, classes: int) -> None:
         super().__init__()
         del encoder.model.text_model  # it would only take memory
         self._features = encoder.image_features
         self.vision_model = encoder.model.vision_model
-        self.classifier = nn.Linear(_pooled_width(encoder), classes)
+        side = encoder.preprocess.size
+        with torch.inference_mode():
+            pooled, _ = encoder.image_features(torch.zeros(1, 3, side, side, device=encoder.device))
+        self.classifier = nn.Linear(pooled.shape[-1], classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, S, S] -> logits [B, C]."""
@@ -83,7 +77,7 @@ class TowerClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier of grey pictures; a `Predictor`.
+    """A classifier of grey images; a `Predictor`.
 
     Args:
         name: as the user named it.
@@ -93,7 +87,6 @@ class Backbone:
         preprocess: how pixels must be made.
         device: where the weights are.
         precision: `fp32` or `bf16` (autocast).
-        base: prefix of the names of all that is not head.
     """
 
     name: str
@@ -103,11 +96,11 @@ class Backbone:
     preprocess: Preprocess
     device: torch.device
     precision: str
-    base: str
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision as a context."""
-        return autocast_of(self.precision, self.device)
+    @property
+    def base(self) -> str:
+        """Prefix of the names of all parameters that are not the head's."""
+        return f"{self.network.base_model_prefix}."
 
     def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
@@ -115,17 +108,15 @@ class Backbone:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, H, W] -> f32[B, C], with gradient."""
-        with self.autocast():
-            found = self.network(pixels)
-        return (found if isinstance(found, Tensor) else found.logits).float()
+        with autocast_of(self.precision, self.device):
+            output = self.network(pixels)
+        return (output if isinstance(output, Tensor) else output.logits).float()
 
     @torch.inference_mode()
     def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """f32[B, 3, H, W] -> f32[B, C], each row sums to 1; the network must be in eval mode."""
-        scores: npt.NDArray[np.float32] = (
-            self.logits(torch.from_numpy(pixels).to(self.device)).softmax(dim=-1).cpu().numpy()
-        )
-        return scores
+        scores = self.logits(torch.from_numpy(pixels).to(self.device)).softmax(dim=-1)
+        return np.asarray(scores.cpu().numpy())
 
     @property
     def features_key(self) -> tuple[str, ...]:
@@ -134,15 +125,15 @@ class Backbone:
 
     @torch.inference_mode()
     def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-        """u8[B, H, W] -> (what enters the head f32[B, D], scores f64[B, C], rows sum to 1)."""
-        name = next(iter(self.head_parameters)).split(".")[0]
-        seen: list[Tensor] = []
-        hook = getattr(self.network, name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        """u8[B, H, W] -> (inputs of the head f32[B, D], scores f64[B, C], rows sum to 1)."""
+        head = self.network.get_submodule(next(iter(self.head_parameters)).split(".")[0])
+        inputs: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:
             scores = self.logits(self.expand(greys)).double().softmax(dim=-1)
         finally:
             hook.remove()
-        return seen[0].float().flatten(1).cpu().numpy(), scores.cpu().numpy()
+        return inputs[0].float().flatten(1).cpu().numpy(), scores.cpu().numpy()
 
     @property
     def head_parameters(self) -> dict[str, nn.Parameter]:
@@ -160,13 +151,12 @@ class Backbone:
         }
 
     def depths(self, names: Sequence[str]) -> list[int]:
-        """Per parameter: 0 for the embedding, 1 to L for the layers, L + 1 for what comes after them, the head
-        included."""
-        found = [_LAYER.search(name) for name in names]
-        layers = 1 + max((int(match[1]) for match in found if match), default=-1)
+        """Per parameter: 0 for the embedding, 1 to L for the layers, L + 1 for what comes after, as the head."""
+        matches = [_LAYER.search(name) for name in names]
+        layers = 1 + max((int(match[1]) for match in matches if match), default=-1)
         return [
             int(match[1]) + 1 if match else 0 if name.startswith(self.base) and _FIRST.search(name) else layers + 1
-            for name, match in zip(names, found, strict=True)
+            for name, match in zip(names, matches, strict=True)
         ]
 
     def restore(self, values: Mapping[str, Tensor]) -> None:
@@ -196,13 +186,8 @@ class Backbone:
         tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(self.network.state_dict().items())}
         with atomic_open(part / "model.safetensors") as stream:
             stream.write(save(tensors, {"format": "pt"}))
-        about = {
-            "schema": _SCHEMA,
-            "labels": list(names),
-            "preprocess": self.preprocess.as_dict(),
-            "facts": dict(facts),
-        }
-        write_json(part / _NOTE, about)
+        about = {"schema": _SCHEMA, "labels": list(names), "preprocess": self.preprocess.as_dict()}
+        write_json(part / _NOTE, about | {"facts": dict(facts)})
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
 
@@ -230,80 +215,69 @@ def load_backbone(
     Raises:
         ModelError: not found, no image classifier, or weights missing, unexpected or not finite.
     """
+    from transformers import AutoModelForImageClassification
+
     checkpoint = find_checkpoint(model)
-    target = resolve_device(device)
+    spec = read_preprocess(checkpoint, geometry=geometry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module
-        if is_dual_encoder(checkpoint):
-            network, base = _tower(checkpoint, len(labels), pretrained, geometry, device), "vision_model."
+        if pretrained and is_dual_encoder(checkpoint):
+            network = TowerClassifier(load_dual_encoder(model, geometry=geometry, device=device), len(labels))
         else:
-            network, base = _classifier(checkpoint, len(labels), pretrained)
-    backbone = Backbone(
-        name=model,
-        network=network.float().eval().to(target),
-        config=checkpoint.config,
-        labels=labels,
-        preprocess=read_preprocess(checkpoint, geometry=geometry),
-        device=target,
-        precision=resolve_precision(precision, target),
-        base=base,
-    )
-    _draw_head(backbone, seed)
+            network = _untrained(checkpoint, len(labels), spec, device)
+            base = f"{network.base_model_prefix}."
+            if pretrained:
+                # the head is drawn anew; heads of other tasks, and a pooler without a use here, may be in the file
+                network = load_model(
+                    checkpoint,
+                    AutoModelForImageClassification,
+                    is_replaced=lambda name: not name.startswith(base) or ".pooler." in name,
+                )
+    backbone = _backbone(checkpoint, network, labels, spec, precision=precision, device=device)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # weights of standard deviation 0.02, biases 0 and norms 1, as in ViT and BERT
+        for name, parameter in sorted(backbone.head_parameters.items()):
+            drawn = torch.randn(parameter.shape, generator=generator) * _HEAD_STD
+            parameter.copy_(drawn if parameter.dim() > 1 else torch.tensor(float(name.endswith("weight"))))
     return backbone
 
 
-def _tower(checkpoint: Checkpoint, classes: int, pretrained: bool, geometry: str, device: str) -> TowerClassifier:
-    if pretrained:
-        encoder = load_dual_encoder(checkpoint.name, geometry=geometry, device=device)
-    else:
-        encoder = untrained_dual_encoder(checkpoint, read_preprocess(checkpoint, geometry=geometry), device=device)
-    return TowerClassifier(encoder, classes)
-
-
-def _classifier(checkpoint: Checkpoint, classes: int, pretrained: bool) -> tuple[nn.Module, str]:
-    """(network, prefix of the names of its pretrained part)."""
+def _untrained(checkpoint: Checkpoint, classes: int, spec: Preprocess, device: str) -> nn.Module:
+    """The architecture with a head for C classes, weights drawn from PyTorch's global stream."""
     from transformers import AutoModelForImageClassification
 
-    if getattr(checkpoint.config, "num_channels", 3) != 3:
-        raise checkpoint.error(f"takes {checkpoint.config.num_channels} channels; a network of 3 is needed")
-    checkpoint.config.num_labels = classes
+    if is_dual_encoder(checkpoint):
+        return TowerClassifier(untrained_dual_encoder(checkpoint, spec, device=device), classes)
+    config = checkpoint.config
+    if getattr(config, "num_channels", 3) != 3:
+        raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
+    config.num_labels = classes
     try:
         with quiet():
-            fresh = AutoModelForImageClassification.from_config(checkpoint.config)
+            network: nn.Module = AutoModelForImageClassification.from_config(config)
     except ValueError as error:
         raise checkpoint.error(
-            f"type '{checkpoint.config.model_type}' is neither an image classifier nor a dual encoder"
+            f"type '{config.model_type}' is neither an image classifier nor a dual encoder"
         ) from error
-    base = f"{fresh.base_model_prefix}."
-    if {name.startswith(base) for name, _ in fresh.named_parameters()} != {True, False}:
-        raise checkpoint.error(f"of type '{checkpoint.config.model_type}', whose head cannot be told from its network")
-    if not pretrained:
-        return fresh, base
-    # the head is drawn anew; heads of other tasks, and a pooler that this architecture has no use for, may be there
-    replaced = load_model(
-        checkpoint, AutoModelForImageClassification, is_replaced=lambda n: not n.startswith(base) or ".pooler." in n
+    if {name.startswith(f"{network.base_model_prefix}.") for name, _ in network.named_parameters()} != {True, False}:
+        raise checkpoint.error(f"of type '{config.model_type}', whose head cannot be told from its network")
+    return network
+
+
+def _backbone(
+    checkpoint: Checkpoint, network: nn.Module, labels: LabelSet, spec: Preprocess, *, precision: str, device: str
+) -> Backbone:
+    target = resolve_device(device)
+    return Backbone(
+        name=checkpoint.name,
+        network=network.float().eval().to(target),
+        config=checkpoint.config,
+        labels=labels,
+        preprocess=spec,
+        device=target,
+        precision=resolve_precision(precision, target),
     )
-    return replaced, base
-
-
-def _draw_head(backbone: Backbone, seed: int) -> None:
-    """Weights of the head from a normal distribution of standard deviation 0.02, biases zero, as in ViT and BERT."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(backbone.head_parameters.items()):
-            is_matrix = parameter.dim() > 1
-            drawn = torch.randn(parameter.shape, generator=generator) * _HEAD_STD
-            norm = not is_matrix and name.endswith("weight")
-            parameter.copy_(drawn if is_matrix else torch.full(parameter.shape, float(norm)))
-
-
-def _pooled_width(encoder: DualEncoder) -> int:
-    """D of the tower's pooled output, by running it once on grey."""
-    side = encoder.preprocess.size
-    with torch.inference_mode():
-        pooled, _ = encoder.image_features(torch.zeros(1, 3, side, side, device=encoder.device))
-    return int(pooled.shape[-1])
 
 
 def read_trained_note(folder: Path) -> dict[str, Any]:
@@ -333,37 +307,18 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
         InputError: no trained network there.
         ModelError: a weight is missing, unexpected, misshapen or not finite.
     """
-    from transformers import AutoModelForImageClassification
-
     note = read_trained_note(folder)
     labels, spec = LabelSet(tuple(note["labels"])), Preprocess.from_dict(note["preprocess"])
     checkpoint = find_checkpoint(str(folder))
-    target = resolve_device(device)
-    network: Any
-    with quiet(), torch.random.fork_rng(devices=[]):
-        if is_dual_encoder(checkpoint):
-            encoder = untrained_dual_encoder(checkpoint, spec, device=device)
-            network, base = TowerClassifier(encoder, len(labels)), "vision_model."
-        else:
-            network = AutoModelForImageClassification.from_config(checkpoint.config)
-            base = f"{network.base_model_prefix}."
+    with torch.random.fork_rng(devices=[]):
+        network = _untrained(checkpoint, len(labels), spec, device)
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
         raise ModelError(
-            f"{folder}: model.safetensors does not fit its config.json ({first}); train it again"
+            f"{folder}: model.safetensors does not fit its config.json ({first_line(error)}); train it again"
         ) from error
     require_finite_weights(checkpoint, network)
     if tuple(checkpoint.config.id2label.values()) != labels.names:
         raise ModelError(f"{folder}: config.json and {_NOTE} name other classes; train it again")
-    return Backbone(
-        name=str(folder),
-        network=network.float().eval().to(target),
-        config=checkpoint.config,
-        labels=labels,
-        preprocess=spec,
-        device=target,
-        precision=resolve_precision(precision, target),
-        base=base,
-    )
+    return _backbone(checkpoint, network, labels, spec, precision=precision, device=device)

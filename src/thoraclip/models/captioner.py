@@ -1,4 +1,4 @@
-"""Pictures -> sentences: BLIP, through Transformers, decoded greedily so that equal pictures give equal texts."""
+"""Images -> sentences: BLIP, through Transformers, decoded greedily so that equal images give equal texts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,16 @@ from torch import Tensor
 
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import Preprocess, check_pixels
-from thoraclip.models.checkpoint import (
-    Checkpoint,
-    find_checkpoint,
-    load_model,
-    load_tokenizer,
-    read_preprocess,
-    weights_fingerprint,
-)
+from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, weights_fingerprint
 from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
+from thoraclip.models.files import read_preprocess
 
 __all__ = ["Captioner", "load_captioner"]
 
 
 @dataclass(frozen=True)
 class Captioner:
-    """A picture-to-text model and how it is asked.
+    """An image-to-text model and its settings.
 
     Args:
         name: the model as the user named it.
@@ -58,12 +52,12 @@ class Captioner:
     def caption(self, greys: npt.NDArray[np.uint8], *, check: bool = False) -> list[str]:
         """u8[B, H, W] -> B texts, the prompt included; a text is empty where the model has nothing to say.
 
-        The likeliest token is taken at every step, without sampling or beams. Each text depends on its own picture; in
-        bf16 the last digit, and so a near tie, can hang on the batch.
+        The likeliest token is taken at every step, without sampling or beams. Each text depends on its own image; in
+        bf16 rounding, and so a near tie, can depend on the batch.
 
         Args:
             greys: made by `imaging.fit` with this captioner's spec.
-            check: look at what enters the model with `imaging.check_pixels`; for the first batch.
+            check: test the model's input with `imaging.check_pixels`; for the first batch.
         """
         pixels = expand_greys(greys, self.preprocess, self.device)
         if check:
@@ -96,9 +90,7 @@ def load_captioner(
         model: a Hub id (such as Salesforce/blip-image-captioning-base) or a local folder in Transformers format.
         prompt: words that every caption begins with, such as "a chest x-ray of"; empty for none.
         max_new_tokens: tokens that the model may add.
-        geometry: `squash`, `crop` or `pad`.
-        precision: `fp32`, `bf16`, or `auto` (bf16 where the device computes in it).
-        device: as PyTorch names it; empty picks CUDA, then MPS, then the CPU.
+        geometry, precision, device: as in `load_dual_encoder`.
 
     Raises:
         ModelError: not found, not BLIP, or weights missing or unexpected.
@@ -116,7 +108,13 @@ def load_captioner(
     resolved, spec = resolve_precision(precision, target), read_preprocess(checkpoint, geometry=geometry)
     tokenizer = load_tokenizer(checkpoint)
     begun = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
-    _require_places(checkpoint, 1 if begun is None else begun.shape[1] - 1, max_new_tokens)
+    used = 1 if begun is None else begun.shape[1] - 1
+    places = int(checkpoint.config.text_config.max_position_embeddings)
+    if used + max_new_tokens > places:
+        raise ConfigError(
+            f"max_new_tokens = {max_new_tokens}: with the {used} tokens before them more than the {places} that model "
+            f"'{model}' has places for; take {places - used} or fewer"
+        )
     network = load_model(checkpoint, BlipForConditionalGeneration)
     origin = {
         "captioner": "blip",
@@ -129,12 +127,3 @@ def load_captioner(
         "max_new_tokens": max_new_tokens,
     }
     return Captioner(model, network.eval().to(target), tokenizer, spec, target, resolved, begun, max_new_tokens, origin)
-
-
-def _require_places(checkpoint: Checkpoint, begun: int, max_new_tokens: int) -> None:
-    places = int(checkpoint.config.text_config.max_position_embeddings)
-    if begun + max_new_tokens > places:
-        raise ConfigError(
-            f"max_new_tokens = {max_new_tokens}: with the {begun} tokens before them more than the {places} that model "
-            f"'{checkpoint.name}' has places for; take {places - begun} or fewer"
-        )

@@ -1,4 +1,4 @@
-"""Find a checkpoint (Hub id, local folder, shipped) and load it whole.
+"""Find a checkpoint (Hub id, local folder, shipped), load it whole, and merge an adapter into it.
 
 Only safetensors are read, and no code from a checkpoint is ever run.
 """
@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import nn
 
-from thoraclip.errors import ModelError, first_line
-from thoraclip.models.files import SHIPPED, Checkpoint, locate, preprocessor_json, read_preprocess
+from thoraclip.errors import MismatchError, ModelError, first_line
+from thoraclip.models.files import SHIPPED, Checkpoint, locate, read_note
 
 __all__ = [
-    "SHIPPED",
-    "Checkpoint",
     "find_checkpoint",
+    "load_adapter",
     "load_model",
     "load_tokenizer",
-    "locate",
-    "preprocessor_json",
     "quiet",
-    "read_preprocess",
     "require_finite_weights",
     "weights_fingerprint",
 ]
@@ -62,14 +63,12 @@ def load_model(
 
     Args:
         checkpoint: as found.
-        architecture: the Transformers class that the weights must fill; `None` for the one that the configuration
-            names.
-        is_replaced: weights, by name, that are made anew afterwards, so that nothing is asked of them.
+        architecture: Transformers class that the weights must fill; `None` for the one that the configuration names.
+        is_replaced: by name, weights that are made anew afterwards and not checked.
 
     Raises:
         ModelError: no safetensors, the weights do not fit the architecture, or one of them is not finite.
     """
-    import torch
     from transformers import AutoModel
 
     try:
@@ -88,20 +87,16 @@ def load_model(
         raise checkpoint.error(
             f"weights cannot be loaded ({first_line(error)}); a model.safetensors is needed"
         ) from error
-    missing = sorted(info["missing_keys"])
-    unexpected = sorted(
-        key for key in info["unexpected_keys"] if not key.endswith("position_ids")
-    )  # a buffer of old files
-    misshapen = sorted(str(key[0]) for key in info["mismatched_keys"])
+    unexpected = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]  # a buffer of old files
     for what, names in (
-        ("are missing", missing),
+        ("are missing", info["missing_keys"]),
         ("are not part of the architecture", unexpected),
-        ("have another shape", misshapen),
+        ("have another shape", [str(key[0]) for key in info["mismatched_keys"]]),
     ):
-        asked = [name for name in names if not is_replaced(name)]
-        if asked:
+        wrong = sorted(name for name in names if not is_replaced(name))
+        if wrong:
             raise checkpoint.error(
-                f"{len(asked)} weights {what}, first '{asked[0]}'; the checkpoint is incomplete or of another type"
+                f"{len(wrong)} weights {what}, first '{wrong[0]}'; the checkpoint is incomplete or of another type"
             )
     assert isinstance(network, nn.Module)
     require_finite_weights(checkpoint, network, is_replaced)
@@ -139,6 +134,53 @@ def weights_fingerprint(network: nn.Module) -> str:
         hasher.update(f"{name}{tuple(tensor.shape)}".encode())
         hasher.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return hasher.hexdigest()
+
+
+def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, scale: float) -> nn.Module:
+    """Merge a PEFT adapter into the weights.
+
+    Args:
+        checkpoint, network: the base.
+        folder: the adapter.
+        scale: 1 for the adapter as it is, 0 for the base; between them every weight is interpolated (WiSE-FT, Wortsman
+            et al. 2022, arXiv:2109.01903).
+
+    Raises:
+        InputError: no adapter there.
+        MismatchError: it was trained on other weights.
+        ModelError: it does not fit the architecture, tensor for tensor.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    note = read_note(folder)
+    if note is not None and note.base != weights_fingerprint(network):
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        raise MismatchError(
+            f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it "
+            f"was trained on (it says: {config.get('base_model_name_or_path') or 'nothing'})"
+        )
+    before = {name: value.clone() for name, value in network.state_dict().items()} if scale != 1 else {}
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            stored = set(file.keys())
+        with quiet():
+            tuned = PeftModel.from_pretrained(network, str(folder))
+            own = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+            stray = sorted(stored - own - tuned.state_dict().keys()) + sorted(own - stored)
+            if stray:  # PEFT passes over them
+                raise ValueError(f"{len(stray)} tensors without a counterpart, first '{stray[0]}'")
+            merged: nn.Module = tuned.merge_and_unload(safe_merge=True)
+    except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError on an adapter of another model
+        raise ModelError(f"adapter '{folder}': does not fit model '{checkpoint.name}' ({first_line(error)})") from error
+    with torch.no_grad():
+        if note is not None:
+            merged.logit_scale.fill_(note.log_scale)  # type: ignore[operator]
+            if hasattr(merged, "logit_bias"):
+                merged.logit_bias.fill_(note.bias)  # type: ignore[operator]
+        for name, value in merged.state_dict().items():
+            if name in before and value.is_floating_point() and not math.isclose(scale, 1):
+                value.copy_(torch.lerp(before[name].to(value), value, scale))
+    return merged
 
 
 @contextlib.contextmanager

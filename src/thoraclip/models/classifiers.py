@@ -1,10 +1,12 @@
-"""What every network that classifies offers, and the frozen encoder with a linear head that prompts, probes and
-adapters come to."""
+"""What every network that classifies offers, the frozen encoder with a linear head that prompts, probes and adapters
+come to, and the classifier of a finished run with its images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,11 +16,16 @@ from torch import Tensor, nn
 
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
+from thoraclip.models.backbones import Backbone
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.heads import LinearHead, Standardiser
 from thoraclip.predictor import Looker
+from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import Predictions
 
-__all__ = ["Classifier", "EncoderClassifier", "prompt_head"]
+__all__ = ["Classifier", "EncoderClassifier", "Original", "prompt_head"]
+
+Rows = npt.NDArray[np.int64]
 
 
 class Classifier(Looker, Protocol):
@@ -98,9 +105,8 @@ class EncoderClassifier:
     @cached_property
     def _tensors(self) -> tuple[Tensor, ...]:
         """Mean, scale, weight and bias of the head on the device."""
-        head, device = self.head, self.encoder.device
-        arrays = (head.standardiser.mean, head.standardiser.scale, head.weight, head.bias)
-        return tuple(torch.from_numpy(np.array(array)).to(device) for array in arrays)
+        arrays = (self.head.standardiser.mean, self.head.standardiser.scale, self.head.weight, self.head.bias)
+        return tuple(torch.from_numpy(np.array(array)).to(self.encoder.device) for array in arrays)
 
 
 def prompt_head(labels: LabelSet, vectors: npt.NDArray[np.float64], logit_scale: float) -> LinearHead:
@@ -113,3 +119,43 @@ def prompt_head(labels: LabelSet, vectors: npt.NDArray[np.float64], logit_scale:
     """
     weight = (logit_scale * vectors).astype(np.float32)
     return LinearHead(labels, Standardiser.identity(weight.shape[1]), weight, np.zeros(len(labels), np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """One classifier of a run.
+
+    Args:
+        name: of the run.
+        kind: of its method.
+        model: the pretrained model under it, as the user named it.
+        classifier: in fp32.
+        manifest: the run's own.
+        fold: the one that this classifier has not seen; `None` of a split.
+        train, val, test: i64 rows of the manifest, disjoint, labelled: what it learned from, what was chosen by, what
+            it is judged on.
+        has_learned: False where nothing was learned from any of these images (zero-shot).
+        validation: scores of the validation images by a classifier that has not learned from them, where this one has
+            (it was fitted again on training and validation images); `None` where this one may be asked.
+        alike: heads of the run's other folds on the very features of this classifier, and the i64 rows that each held
+            out.
+        predictions: of the run.
+        inputs: what it was made from, by name: fingerprints.
+        folder: of the run.
+    """
+
+    name: str
+    kind: str
+    model: str
+    classifier: EncoderClassifier | Backbone
+    manifest: Manifest
+    fold: int | None
+    train: Rows
+    val: Rows
+    test: Rows
+    has_learned: bool
+    validation: Predictions | None
+    alike: Sequence[tuple[LinearHead, Rows]]
+    predictions: Predictions
+    inputs: Mapping[str, str]
+    folder: Path

@@ -18,8 +18,7 @@ from thoraclip.errors import ConfigError
 
 __all__ = ["KeyedDropout", "MaskKey", "keep_mask"]
 
-_GOLDEN = -1640531527
-"""2^32 over the golden ratio, as int32: neighbouring counters differ in all bits after it."""
+_GOLDEN = -1640531527  # 2^32 over the golden ratio, as int32: neighbouring counters differ in all bits after it
 
 
 class MaskKey:
@@ -35,11 +34,11 @@ class MaskKey:
         self.samples: Tensor | None = None
 
     def use(self, step: int, samples: Tensor) -> None:
-        """From now on: the masks of these samples, i64[B], at this step, until `clear`."""
+        """Drop by the masks of these samples, i64[B], at this step, until `clear`."""
         self.step, self.samples = step, samples
 
     def clear(self) -> None:
-        """Nothing is dropped any more: for scoring."""
+        """Drop nothing: for scoring."""
         self.samples = None
 
 
@@ -69,19 +68,17 @@ class KeyedDropout(nn.Module):
             return x
         if len(samples) != len(x):
             raise ConfigError(f"dropout: {len(samples)} samples for {len(x)} rows; a tower must keep one row a sample")
-        shape = x.shape[1:]
         mask = keep_mask(
             self.probability,
             seed=self.key.seed,
             step=self.key.step,
             module=self.module,
             samples=samples,
-            positions=shape.numel(),
+            positions=x.shape[1:].numel(),
         )
         if torch.is_autocast_enabled(x.device.type):  # the layer that follows computes in it: half the bytes to drop
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        scale = 1 / (1 - self.probability)
-        return _Drop.apply(x, mask.view(x.shape), scale)  # type: ignore[no-any-return, no-untyped-call]
+        return _Drop.apply(x, mask.view(x.shape), 1 / (1 - self.probability))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Drop(torch.autograd.Function):

@@ -1,7 +1,8 @@
-"""One door to everything that is a dual encoder: CLIP, SigLIP, SigLIP 2 and vision-text-dual-encoder."""
+"""Dual encoders (CLIP, SigLIP, SigLIP 2 and vision-text-dual-encoder), and where and how precisely networks run."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,16 +16,15 @@ from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.imaging import Preprocess, check_pixels
-from thoraclip.models.adapter import load_adapter
 from thoraclip.models.checkpoint import (
-    Checkpoint,
     find_checkpoint,
+    load_adapter,
     load_model,
     load_tokenizer,
     quiet,
-    read_preprocess,
     weights_fingerprint,
 )
+from thoraclip.models.files import Checkpoint, read_preprocess
 
 __all__ = [
     "PRECISIONS",
@@ -33,6 +33,7 @@ __all__ = [
     "expand_greys",
     "is_dual_encoder",
     "load_dual_encoder",
+    "recompute_layers",
     "resolve_device",
     "resolve_precision",
     "untrained_dual_encoder",
@@ -43,17 +44,11 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class _Family:
-    """Traits of one Transformers model type.
+    """Traits of one Transformers model type."""
 
-    Args:
-        padding: how its text tower was trained to see short texts.
-        patchified: True where the vision tower takes patches, not pictures (SigLIP 2 NaFlex).
-        aligned: False where both towers may come from elsewhere, so that nobody ever trained them to share a space.
-    """
-
-    padding: str
-    patchified: bool = False
-    aligned: bool = True
+    padding: str  # of short texts, as its text tower was trained
+    patchified: bool = False  # the vision tower takes patches, not images (SigLIP 2 NaFlex)
+    aligned: bool = True  # False: both towers may come from elsewhere, never trained to share a space
 
 
 _FAMILIES: Mapping[str, _Family] = {
@@ -101,10 +96,8 @@ class DualEncoder:
     def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """f32[B, 3, H, W] -> (pooled [B, D] before the projection, projected [B, P], not normalised), with gradient."""
         pooled = self.model.vision_model(**self._vision_inputs(pixels)).pooler_output
-        projection = getattr(
-            self.model, "visual_projection", None
-        )  # SigLIP has none: its pooled output is the shared space
-        return pooled, pooled if projection is None else projection(pooled)
+        # SigLIP has no projection: its pooled output is the shared space
+        return pooled, getattr(self.model, "visual_projection", nn.Identity())(pooled)
 
     def text_features(self, tokens: Mapping[str, Tensor]) -> Tensor:
         """Tokens [B, L] -> projected [B, P], not normalised, with gradient."""
@@ -125,8 +118,7 @@ class DualEncoder:
         return autocast_of(self.precision, self.device)
 
     def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the
-        bytes."""
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`."""
         return expand_greys(greys, self.preprocess, self.device)
 
     def encode_greys(
@@ -144,16 +136,15 @@ class DualEncoder:
 
     @torch.inference_mode()
     def start(self, greys: Tensor) -> tuple[Tensor, Tensor]:
-        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors) on the device, which may still be at
-        work."""
+        """u8[B, H, W] -> (pooled f32[B, D], projected f32[B, P], unit vectors), which the device may still compute."""
         with self.autocast():
             pooled, projected = self._grey_features(greys)
         return pooled.float(), _unit(projected)
 
     @staticmethod
-    def fetch(found: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """What `start` gave, as soon as it is there."""
-        return found[0].cpu().numpy(), found[1].cpu().numpy()
+    def fetch(features: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What `start` returned, as soon as it is computed."""
+        return features[0].cpu().numpy(), features[1].cpu().numpy()
 
     def _grey_features(self, greys: Tensor) -> tuple[Tensor, Tensor]:
         return self.image_features(self.expand(greys))
@@ -188,10 +179,9 @@ class DualEncoder:
 
 
 def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
-    """u8[B, H, W] -> f32[B, 3, H, W] on the device, with the mean and std of the spec; see `DualEncoder.expand`."""
+    """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std))
-    bytes_ = torch.from_numpy(greys) if isinstance(greys, np.ndarray) else greys
-    unit = bytes_.to(device, non_blocking=True)[:, None].float() * np.float32(1 / 255).item()
+    unit = torch.as_tensor(greys).to(device, non_blocking=True)[:, None].float() * np.float32(1 / 255).item()
     return (unit - mean).div_(std)
 
 
@@ -224,18 +214,18 @@ def load_dual_encoder(
         ConfigError: unknown geometry or precision.
     """
     checkpoint = find_checkpoint(model)
-    model_type = str(checkpoint.config.model_type)
-    if model_type not in _FAMILIES:
+    if not is_dual_encoder(checkpoint):
+        model_type = str(checkpoint.config.model_type)
         raise checkpoint.error(f"type '{model_type}' is not a dual encoder{did_you_mean(model_type, _FAMILIES)}")
     target = resolve_device(device)
     network = load_model(checkpoint)
     if adapter:
         network = load_adapter(checkpoint, network, Path(adapter), scale=adapter_scale)
     return DualEncoder(
-        name=model if not adapter else f"{model} + adapter",
+        name=f"{model} + adapter" if adapter else model,
         model=network.float().eval().to(target),
         tokenizer=load_tokenizer(checkpoint),
-        family=_FAMILIES[model_type],
+        family=_FAMILIES[checkpoint.config.model_type],
         preprocess=read_preprocess(checkpoint, geometry=geometry),
         device=target,
         precision=resolve_precision(precision, target),
@@ -249,23 +239,14 @@ def is_dual_encoder(checkpoint: Checkpoint) -> bool:
 
 
 def untrained_dual_encoder(checkpoint: Checkpoint, preprocess: Preprocess, *, device: str = "") -> DualEncoder:
-    """The architecture of a dual encoder without its tokenizer, fp32, weights as Transformers draws them from PyTorch's
-    stream."""
+    """The architecture of a dual encoder without its tokenizer, fp32, weights drawn from PyTorch's global stream."""
     from transformers import AutoModel
 
     target = resolve_device(device)
     with quiet():
-        network = AutoModel.from_config(checkpoint.config)
-    return DualEncoder(
-        name=checkpoint.name,
-        model=network.float().eval().to(target),
-        tokenizer=None,
-        family=_FAMILIES[str(checkpoint.config.model_type)],
-        preprocess=preprocess,
-        device=target,
-        precision="fp32",
-        fingerprint="",
-    )
+        network = AutoModel.from_config(checkpoint.config).float().eval().to(target)
+    family = _FAMILIES[checkpoint.config.model_type]
+    return DualEncoder(checkpoint.name, network, None, family, preprocess, target, precision="fp32", fingerprint="")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -293,3 +274,27 @@ def resolve_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def recompute_layers(network: nn.Module, name: str) -> None:
+    """Compute the layers of a network again in the backward pass: less memory, more time.
+
+    Unlike Transformers' own switch it works in eval mode (only the layers themselves are set to train, nothing inside
+    them) and in models that join two towers.
+
+    Args:
+        network: changed in place.
+        name: of the model, for the message.
+
+    Raises:
+        ConfigError: none of its layers supports it.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(f"gradient_checkpointing: model '{name}' has no layers that can do it; set it to false")
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = True
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)

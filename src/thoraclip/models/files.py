@@ -1,12 +1,11 @@
-"""The files of a checkpoint, read without torch: where they lie, what the image processor says, and the weights'
-fingerprint."""
+"""Files of checkpoints and adapters, read without torch: where they lie, what they say, their fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,30 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from thoraclip.errors import ModelError, did_you_mean, first_line
+from thoraclip.errors import InputError, ModelError, did_you_mean, first_line
 from thoraclip.imaging import Preprocess
+from thoraclip.runs import write_json
 
 __all__ = [
     "SHIPPED",
+    "AdapterNote",
     "Checkpoint",
+    "adapter_folders",
     "description",
     "locate",
     "preprocessor_json",
+    "read_note",
     "read_preprocess",
     "stored_fingerprint",
     "stored_folder",
+    "write_note",
 ]
 
 SHIPPED = ("tiny-clip",)
-_PILLOW_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-_ARITHMETIC = 1
-"""Number of the rules in `frozen`, by which bf16 is computed; features made by others are other numbers."""
+_PILLOW_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic")
+_ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
+_NOTE = "thoraclip.json"
+_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,7 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
     Raises:
         ModelError: the file is missing or says something that `imaging` does not do.
     """
-    path = _preprocessor_file(checkpoint)
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: Mapping[str, Any] = json.loads(_preprocessor_file(checkpoint).read_text(encoding="utf-8"))
     try:
         sides = dict(_sides(content.get("size")))
         crop = _sides(content["crop_size"]) if content.get("do_center_crop") and "crop_size" in content else {}
@@ -88,15 +92,15 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
             size=size,
             geometry=geometry,
             short_side=max(short, size) if geometry == "crop" else None,
-            resample=_PILLOW_RESAMPLE[int(content.get("resample", 3))],
+            resample=dict(enumerate(_PILLOW_RESAMPLE))[int(content.get("resample", 3))],
             mean=tuple(content["image_mean"]),
             std=tuple(content["image_std"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        config = getattr(checkpoint.config, "vision_config", checkpoint.config)
-        native = getattr(config, "image_size", None)
+        native = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)
         raise checkpoint.error(
-            f"{path.name} is not understood ({error!r}); expected size, image_mean and image_std for {native}"
+            f"preprocessor_config.json is not understood ({error!r}); expected size, image_mean and image_std for "
+            f"{native}"
         ) from error
 
 
@@ -109,7 +113,7 @@ def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
         "do_rescale": True,
         "do_normalize": True,
         "do_convert_rgb": True,
-        "resample": {name: number for number, name in _PILLOW_RESAMPLE.items()}[spec.resample],
+        "resample": _PILLOW_RESAMPLE.index(spec.resample),
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
         "size": side,
@@ -139,23 +143,20 @@ def _preprocessor_file(checkpoint: Checkpoint) -> Path:
 
 
 def description(weights: str, precision: str) -> dict[str, str]:
-    """What identifies the features of a frozen encoder, wherever its files lie: its weights' fingerprint, `fp32` or
-    `bf16`."""
-    return {"weights": weights, "precision": precision} | (
-        {"arithmetic": str(_ARITHMETIC)} if precision == "bf16" else {}
-    )
+    """What identifies the features of a frozen encoder: the fingerprint of its weights, and `fp32` or `bf16`."""
+    rules = {"arithmetic": str(_ARITHMETIC)} if precision == "bf16" else {}
+    return {"weights": weights, "precision": precision} | rules
 
 
 def stored_folder(model: str) -> Path | None:
-    """The folder of a local or shipped model, or of a Hub model's newest files on this machine; `None` where there are
-    none."""
+    """Folder of a local or shipped model, or of a Hub model's newest files on this machine; `None` without any."""
     location, is_local = locate(model)
     if is_local:
         return Path(location)
     from huggingface_hub import try_to_load_from_cache  # takes 0.3 s to load
 
-    found = try_to_load_from_cache(location, "model.safetensors")
-    return Path(found).parent if isinstance(found, str) else None
+    file = try_to_load_from_cache(location, "model.safetensors")
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def stored_fingerprint(folder: Path) -> str | None:
@@ -176,3 +177,60 @@ def stored_fingerprint(folder: Path) -> str | None:
     except (OSError, SafetensorError, TypeError):  # the last one for bf16
         return None
     return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class AdapterNote:
+    """What PEFT's own files do not say of an adapter.
+
+    Args:
+        base: fingerprint of the weights that the adapter was trained on.
+        log_scale: logarithm of the logit scale after training; it is no part of any module, so PEFT cannot keep it.
+        bias: logit bias after training.
+        facts: what it was trained on, and how.
+    """
+
+    base: str
+    log_scale: float
+    bias: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_note(folder: Path, note: AdapterNote) -> None:
+    """Write the note into an adapter folder."""
+    write_json(folder / _NOTE, {"schema": _SCHEMA, **asdict(note)})
+
+
+def read_note(folder: Path) -> AdapterNote | None:
+    """The note of an adapter folder; `None` for one that another program wrote.
+
+    Raises:
+        InputError: no adapter there.
+        ModelError: the note is not readable, or from a newer version.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"adapter '{folder}': no adapter_config.json there; name a PEFT adapter folder")
+    if not (folder / _NOTE).is_file():
+        return None
+    try:
+        content = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        schema = int(content.pop("schema"))
+        if schema > _SCHEMA:  # before its fields are looked at: it may have others
+            raise ModelError(f"adapter '{folder}': schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
+        return AdapterNote(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"adapter '{folder}': {_NOTE} is not readable ({error!r}); train it again") from error
+
+
+def adapter_folders(path: Path) -> dict[int | None, Path]:
+    """Held-out fold -> PEFT folder, of an adapter or of a finished fine-tuning run; fold `None` stands for all images.
+
+    Args:
+        path: a PEFT adapter folder, or a run folder with `adapter/` or `fold-<k>/adapter/` in it; nothing there: `{}`.
+    """
+    for single in (path, path / "adapter"):
+        if (single / "adapter_config.json").is_file():
+            return {None: single}
+    folders = (file.parent for file in path.glob("fold-*/adapter/adapter_config.json"))
+    by_fold = {int(f.parent.name[5:]): f for f in folders if f.parent.name[5:].isdigit()}
+    return dict(sorted(by_fold.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Standardiser:
 
     @classmethod
     def fit(cls, features: Features) -> Standardiser:
-        """Mean and standard deviation of f32[N, D]; a constant feature keeps scale 1."""
+        """Mean and standard deviation of f32[N, D]; 1 for a constant feature."""
         scale = features.std(axis=0, dtype=np.float64)
         scale[scale < 1e-6] = 1.0
         return cls(features.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32))
@@ -75,26 +75,24 @@ class LinearHead:
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
 
-    def predict(self, features: Features) -> npt.NDArray[np.float64]:
+    def predict(self, features: Features) -> Floats:
         """f32[N, D], as the encoder gives them -> f64[N, C], each row sums to 1."""
-        return softmax(
-            self.standardiser.apply(features).astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
-        )
+        z = self.standardiser.apply(features).astype(np.float64)
+        return softmax(z @ self.weight.T.astype(np.float64) + self.bias)
 
 
-def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def softmax(logits: Floats) -> Floats:
     """Row-wise softmax of f64[N, C]."""
     exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores: npt.NDArray[np.float64] = exponential / exponential.sum(axis=1, keepdims=True)
-    return scores
+    return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
 
 
-def log_loss(scores: npt.NDArray[np.float64], targets: Targets) -> float:
+def log_loss(scores: Floats, targets: Targets) -> float:
     """Mean negative log score of the true class, in nats; scores below 1e-15 count as 1e-15."""
     return float(-np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-15)).mean())
 
 
-def class_weights(targets: Targets, classes: int, kind: str) -> npt.NDArray[np.float64]:
+def class_weights(targets: Targets, classes: int, kind: str) -> Floats:
     """f64[C]: ones for `none`; N / (C n_c) for `balanced` (King & Zeng 2001, as in scikit-learn)."""
     if kind == "none":
         return np.ones(classes)
@@ -129,7 +127,6 @@ def fit_lbfgs(
         l2: penalties, positive.
         weighting: `none` or `balanced`.
     """
-    from scipy.optimize import minimize  # type: ignore[import-untyped]
     from threadpoolctl import threadpool_limits
 
     standardiser = Standardiser.fit(features)
@@ -141,38 +138,32 @@ def fit_lbfgs(
         variances, directions = np.linalg.eigh(z.T @ (z * (weights / len(z))[:, None]))
         for penalty in sorted(set(l2), reverse=True):
             strength = penalty * (2 if classes == 2 else 1)  # W = (-w, w) / 2 has half the square of w
-            spread = _spread(softmax(z @ weight.T + bias), weights)
+            scores = softmax(z @ weight.T + bias)
+            spread = np.maximum(weights @ (scores * (1 - scores)) / len(z), 1e-3)  # c; below, a step would be too long
             unit = 1 / np.sqrt(spread[:, None] * np.maximum(variances, 0) + strength)  # [C, D]
             own = 1 / np.sqrt(spread)  # of the bias
 
             def loss(
                 flat: Floats, unit: Floats = unit, own: Floats = own, strength: float = strength
             ) -> tuple[float, Floats]:
-                v, a = flat[:-classes].reshape(classes, width), flat[-classes:]
-                rotated = v * unit
-                value, slope, slope_of_bias = _log_loss(z, targets, weights, rotated @ directions.T, a * own)
+                rotated = flat[:-classes].reshape(classes, width) * unit
+                value, slope, bias_slope = _log_loss(z, targets, weights, rotated @ directions.T, flat[-classes:] * own)
                 value += strength / 2 * float((rotated * rotated).sum())
-                return value, np.concatenate(
-                    [((slope @ directions + strength * rotated) * unit).ravel(), slope_of_bias * own]
-                )
+                return value, np.append((slope @ directions + strength * rotated) * unit, bias_slope * own)
 
-            found = minimize(
-                loss,
-                np.concatenate([(weight @ directions / unit).ravel(), bias / own]),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 1e-15, "gtol": 1e-7},
-            )
-            weight = (found.x[:-classes].reshape(classes, width) * unit) @ directions.T
-            bias = found.x[-classes:] * own
+            best = _minimum(loss, np.append(weight @ directions / unit, bias / own), ftol=1e-15)
+            weight = (best[:-classes].reshape(classes, width) * unit) @ directions.T
+            bias = best[-classes:] * own
             heads[penalty] = LinearHead(labels, standardiser, weight.astype(np.float32), bias.astype(np.float32))
     return [heads[penalty] for penalty in l2]
 
 
-def _spread(scores: Floats, weights: Floats) -> Floats:
-    """f64[C]: the weighted mean of p (1 - p) of each class, not below a thousandth, where a step would be too long."""
-    spread: Floats = np.maximum(weights @ (scores * (1 - scores)) / len(scores), 1e-3)
-    return spread
+def _minimum(loss: Callable[[Floats], tuple[float, Floats]], start: Floats, *, ftol: float) -> Floats:
+    """By L-BFGS; `loss` gives the value and its gradient."""
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    options = {"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": ftol, "gtol": 1e-7}
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
 
 
 def _log_loss(
@@ -204,7 +195,7 @@ def fit_adamw(
 ) -> list[LinearHead]:
     """The reference study's recipe: a softmax layer on the raw features, trained with AdamW; one head per epoch.
 
-    Features are not standardised and no penalty is chosen; the last partial batch of an epoch is dropped.
+    The last partial batch of an epoch is dropped.
 
     Args:
         features: f32[N, D]; targets: i64[N].
@@ -269,7 +260,6 @@ def fit_text_informed(
     Returns:
         Heads with weight s U and no bias, on features as they are; their alpha: `text_multipliers`.
     """
-    from scipy.optimize import minimize
     from threadpoolctl import threadpool_limits
 
     scaled = logit_scale * features.astype(np.float64)
@@ -277,44 +267,28 @@ def fit_text_informed(
     vectors, bias = texts.astype(np.float64), np.zeros(len(labels), np.float32)
     heads: dict[float, LinearHead] = {}
     for penalty in sorted(set(l2), reverse=True):
+
+        def loss(flat: Floats, penalty: float = penalty) -> tuple[float, Floats]:
+            u = flat.reshape(texts.shape)
+            value, slope, _ = _log_loss(scaled, targets, weights, u, 0.0)
+            w = u - (u * texts).sum(axis=1, keepdims=True) * texts
+            return value + penalty / 2 * float((w * w).sum()), (slope + penalty * w).ravel()
+
         with threadpool_limits(1):  # as in `fit_lbfgs`
-            found = minimize(
-                lambda flat, penalty=penalty: _text_informed_loss(flat, scaled, targets, weights, texts, penalty),
-                vectors.ravel(),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-7},
-            )
-        vectors = found.x.reshape(texts.shape)
+            vectors = _minimum(loss, vectors.ravel(), ftol=1e-13).reshape(texts.shape)
         weight = (logit_scale * vectors).astype(np.float32)
         heads[penalty] = LinearHead(labels, Standardiser.identity(features.shape[1]), weight, bias)
     return [heads[penalty] for penalty in l2]
 
 
-def _text_informed_loss(
-    flat: Floats, scaled: Floats, targets: Targets, weights: Floats, texts: Floats, l2: float
-) -> tuple[float, Floats]:
-    """What `fit_text_informed` minimises, and its gradient, at U as f64[C P]; `scaled` is s F, f64[N, P]."""
-    vectors = flat.reshape(texts.shape)
-    value, slope, _ = _log_loss(scaled, targets, weights, vectors, 0.0)
-    own = vectors - (vectors * texts).sum(axis=1, keepdims=True) * texts  # W
-    return value + l2 / 2 * float((own * own).sum()), (slope + l2 * own).ravel()
-
-
 def text_multipliers(head: LinearHead, texts: Floats, logit_scale: float) -> Floats:
     """f64[C]: alpha of a head of `fit_text_informed`; 1 is zero-shot's trust in a class's text, 0 is none."""
-    multipliers: Floats = (head.weight.astype(np.float64) * texts).sum(axis=1) / logit_scale
-    return multipliers
+    return np.asarray((head.weight.astype(np.float64) * texts).sum(axis=1) / logit_scale)
 
 
 def write_head(path: Path, head: LinearHead) -> None:
     """Write one head as safetensors; the class names stand in the file's metadata."""
-    arrays = {
-        "mean": head.standardiser.mean,
-        "scale": head.standardiser.scale,
-        "weight": head.weight,
-        "bias": head.bias,
-    }
+    arrays = {**vars(head.standardiser), "weight": head.weight, "bias": head.bias}
     about = {"schema": 1, "kind": "linear-head", "labels": list(head.labels.names)}
     metadata = {"thoraclip": canonical_json(about)}  # one key: safetensors writes several in any order
     with atomic_open(path) as stream:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from thoraclip.config import require_known
 from thoraclip.errors import ConfigError
-from thoraclip.models.adapter import AdapterNote, write_note
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
-from thoraclip.models.dual_encoder import DualEncoder
-from thoraclip.models.recompute import recompute_layers
+from thoraclip.models.dual_encoder import DualEncoder, recompute_layers
+from thoraclip.models.files import AdapterNote, write_note
 from thoraclip.runs import needing_room
 
 __all__ = ["PROJECTIONS", "TOWERS", "LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
@@ -41,7 +40,7 @@ _OTHER_NAMES: Mapping[str, str] = {
     "fc1": r"(intermediate\.dense)",
     "fc2": r"((?<!attention\.)output\.dense)",
 }
-"""CLIP's name of a linear layer -> what BERT, DINOv2 and their kin call the same one."""
+"""CLIP's name of a linear layer -> BERT's, DINOv2's and their kin's."""
 _PROJECTION_NAMES = ("visual_projection", "text_projection")
 
 
@@ -80,7 +79,7 @@ class TunableEncoder:
 
     Args:
         encoder: gives features with gradient; `encoder.model` is the PEFT model.
-        vision_key, text_key: what the dropout masks of each tower depend on now.
+        vision_key, text_key: of the dropout masks of each tower.
         base: fingerprint of the weights that LoRA was added to.
         log_scale: logarithm of the logit scale, scalar; a parameter where it is trained.
         bias: logit bias of the sigmoid loss, scalar.
@@ -96,8 +95,7 @@ class TunableEncoder:
     @property
     def encoder_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable tensors of the towers and projections, by name, sorted."""
-        found = {name: p for name, p in self.encoder.model.named_parameters() if p.requires_grad}
-        return dict(sorted(found.items()))
+        return dict(sorted((name, p) for name, p in self.encoder.model.named_parameters() if p.requires_grad))
 
     @property
     def loss_parameters(self) -> dict[str, nn.Parameter]:
@@ -111,7 +109,7 @@ class TunableEncoder:
         return self.encoder_parameters | self.loss_parameters
 
     def clear_masks(self) -> None:
-        """Nothing is dropped any more: for scoring."""
+        """Drop nothing: for scoring."""
         self.vision_key.clear()
         self.text_key.clear()
 
@@ -127,12 +125,8 @@ class TunableEncoder:
         with torch.no_grad():
             self.bias.copy_(-self.log_scale.exp() * mean_cosine)
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of every trainable tensor, on the CPU."""
-        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
-
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Take the values of a `snapshot`."""
+        """Set every trainable tensor, by name."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(values[name])
@@ -149,10 +143,8 @@ class TunableEncoder:
         for name in ("target_modules", "modules_to_save"):
             config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        own = AdapterNote(
-            base=self.base, log_scale=float(self.log_scale.detach()), bias=float(self.bias.detach()), facts=dict(note)
-        )
-        write_note(part, own)
+        log_scale, bias = float(self.log_scale.detach()), float(self.bias.detach())
+        write_note(part, AdapterNote(self.base, log_scale, bias, dict(note)))
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
 
@@ -183,52 +175,50 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = resolve_targets(encoder, settings.target_modules, settings.towers)
-    saved = _projections(encoder, settings.projections)
+    network, device = encoder.model, encoder.device
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         use_rslora=settings.rslora,
         lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        modules_to_save=saved or None,
+        target_modules=resolve_targets(encoder, settings.target_modules, settings.towers),
+        modules_to_save=_projections(encoder, settings.projections) or None,
         bias="none",
     )
-    network = encoder.model
-    start = float(network.logit_scale.detach().float())
+    log_scale = float(network.logit_scale.detach().float())
     bias = float(network.logit_bias.detach().float()) if hasattr(network, "logit_bias") else 0.0
     # PEFT draws from the global stream; what it draws is drawn again below
     with quiet(), torch.random.fork_rng(devices=[]):
         wrapped = get_peft_model(network, config).eval()
     wrapped.peft_config["default"].base_model_name_or_path = encoder.name
-    keys = {"vision_model": MaskKey(seed), "text_model": MaskKey(seed)}
-    for number, (name, layer) in enumerate(_lora_layers(wrapped)):
+    vision_key, text_key = MaskKey(seed), MaskKey(seed)
+    layers = sorted((name, module) for name, module in wrapped.named_modules() if hasattr(module, "lora_dropout"))
+    for number, (name, layer) in enumerate(layers):
         _initialise(layer, seed, number)
-        key = keys["text_model" if "text_model" in name else "vision_model"]
+        key = text_key if "text_model" in name else vision_key
         layer.lora_dropout["default"] = KeyedDropout(settings.lora_dropout, number, key)
         layer.cast_input_dtype_enabled = False  # autocast does it; to fp32 and back is a copy of the largest tensors
     if checkpointing:
         recompute_layers(wrapped, encoder.name)
     return TunableEncoder(
         encoder=dataclasses.replace(encoder, model=wrapped),
-        vision_key=keys["vision_model"],
-        text_key=keys["text_model"],
+        vision_key=vision_key,
+        text_key=text_key,
         base=encoder.fingerprint,
-        log_scale=nn.Parameter(torch.tensor(start, device=encoder.device), requires_grad=train_scale),
-        bias=nn.Parameter(torch.tensor(bias, device=encoder.device), requires_grad=train_bias),
+        log_scale=nn.Parameter(torch.tensor(log_scale, device=device), requires_grad=train_scale),
+        bias=nn.Parameter(torch.tensor(bias, device=device), requires_grad=train_bias),
     )
 
 
 def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> list[str]:
     """Full names of the linear layers that `names` mean, in every tower that is asked for.
 
-    A name is the end of a module's name; where a tower has none of that name, its architecture's own name for the same
-    layer is tried.
+    A name is the end of a module's name; where a tower has none of that name, its architecture's own name is tried.
 
     Raises:
         ConfigError: a tower without any of them; the message lists the linear layers that exist.
     """
-    found: list[str] = []
+    targets: set[str] = set()
     for tower in ("vision_model", "text_model") if towers == "both" else (f"{towers}_model",):
         linear = _linear_layers(encoder.model, tower)
         matched = [n for name in names for n in _matching(linear, name)]
@@ -238,13 +228,12 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
                 f"target_modules = {list(names)}: none of them is in the {tower.removesuffix('_model')} tower of "
                 f"'{encoder.name}'; its linear layers are: {', '.join(kinds)}"
             )
-        found += matched
-    return sorted(set(found))
+        targets.update(matched)
+    return sorted(targets)
 
 
 def _linear_layers(network: nn.Module, tower: str) -> list[str]:
-    """Names of a tower's linear layers, without those whose weights PyTorch's own attention reads past their
-    forward."""
+    """Names of a tower's linear layers, but for those of PyTorch's attention, which never calls their forward."""
     modules = {name: module for name, module in network.named_modules() if name.startswith(tower)}
     passed = {n for n in modules if isinstance(modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)}
     return [name for name, module in modules.items() if isinstance(module, nn.Linear) and name not in passed]
@@ -253,31 +242,23 @@ def _linear_layers(network: nn.Module, tower: str) -> list[str]:
 def _matching(linear: Sequence[str], name: str) -> list[str]:
     own = [n for n in linear if re.search(rf"(^|\.){re.escape(name)}$", n)]
     other = _OTHER_NAMES.get(name)
-    if own or other is None:
-        return own
-    return [n for n in linear if re.search(rf"(?:^|\.){other}$", n)]
+    return own or [n for n in linear if other and re.search(rf"(^|\.){other}$", n)]
 
 
 def _projections(encoder: DualEncoder, projections: str) -> list[str]:
     if projections == "freeze" or (projections == "auto" and encoder.family.aligned):
         return []
-    found = [name for name in _PROJECTION_NAMES if isinstance(getattr(encoder.model, name, None), nn.Linear)]
-    if not found:
+    names = [name for name in _PROJECTION_NAMES if isinstance(getattr(encoder.model, name, None), nn.Linear)]
+    if not names:
         raise ConfigError(f"projections = '{projections}': model '{encoder.name}' has none; set projections = freeze")
-    return found
-
-
-def _lora_layers(wrapped: nn.Module) -> Iterator[tuple[str, Any]]:
-    layers = [(name, module) for name, module in wrapped.named_modules() if hasattr(module, "lora_dropout")]
-    return iter(sorted(layers, key=lambda item: item[0]))
+    return names
 
 
 def _initialise(layer: Any, seed: int, number: int) -> None:
     """LoRA's own initial values (A Kaiming-uniform, B zero), from a generator of this layer."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     matrix = layer.lora_A["default"].weight
+    drawn = torch.empty(matrix.shape)  # on the CPU, whose numbers are the same everywhere
+    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
     with torch.no_grad():
-        drawn = torch.empty(matrix.shape)
-        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         matrix.copy_(drawn)
         layer.lora_B["default"].weight.zero_()

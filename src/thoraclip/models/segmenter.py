@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 from thoraclip.errors import did_you_mean
 from thoraclip.imaging import Preprocess, fit
-from thoraclip.models.checkpoint import (
-    Checkpoint,
-    find_checkpoint,
-    load_model,
-    quiet,
-    read_preprocess,
-    weights_fingerprint,
-)
+from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, weights_fingerprint
 from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
+from thoraclip.models.files import Checkpoint, read_preprocess
 
 __all__ = ["Segmenter", "load_segmenter"]
 
@@ -55,14 +49,12 @@ class Segmenter:
 
     @torch.inference_mode()
     def masks(self, greys: Greys) -> Masks:
-        """Where the most probable class is lung: u8[B, H, W] -> bool[B, H, W], pictures of any one size.
+        """Where the most probable class is lung: u8[B, H, W] -> bool[B, H, W], images of any one size.
 
-        The scores are brought to the pictures' size (bilinear) before they are compared, as Transformers does.
+        The scores are brought to the images' size (bilinear) before they are compared, as Transformers does.
         """
-        side = self.preprocess.size
-        if greys.shape[1:] == (side, side):
-            fitted = greys
-        else:
+        side, fitted = self.preprocess.size, greys
+        if greys.shape[1:] != (side, side):
             fitted = np.stack([fit(grey, self.preprocess) for grey in greys])
         pixels = expand_greys(np.ascontiguousarray(fitted), self.preprocess, self.device)
         with autocast_of(self.precision, self.device):
@@ -72,15 +64,14 @@ class Segmenter:
         return np.asarray(lungs.cpu().numpy())
 
     def estimate(self, grey: Greys) -> npt.NDArray[np.bool_]:
-        """bool[H, W] of one picture u8[H, W], at its own size."""
+        """bool[H, W] of one image u8[H, W], at its own size."""
         return np.asarray(self.masks(grey[None])[0])
 
 
 def load_segmenter(
     model: str, *, lung_classes: Sequence[str] = (), precision: str = "auto", device: str = ""
 ) -> Segmenter:
-    """Load a segmentation model (SegFormer, UperNet, DPT, ...); every weight must be in the checkpoint, and none
-    besides.
+    """Load a segmentation model (SegFormer, UperNet, DPT, ...) whole; see `load_dual_encoder`.
 
     Args:
         model: Hub id, or a local folder in Transformers format.
@@ -92,39 +83,32 @@ def load_segmenter(
             nothing but lung.
         ConfigError: unknown precision.
     """
-    from transformers import AutoModelForSemanticSegmentation
+    from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoModelForSemanticSegmentation
 
     checkpoint = find_checkpoint(model)
-    _require_segmentation(checkpoint)
-    indices = _lung_indices(checkpoint, lung_classes)
-    names: Mapping[int, str] = checkpoint.config.id2label
-    target = resolve_device(device)
-    network = load_model(checkpoint, AutoModelForSemanticSegmentation)
-    return Segmenter(
-        name=model,
-        network=network.float().eval().to(target),
-        lung_classes=tuple(names[index] for index in indices),
-        lung_indices=indices,
-        preprocess=read_preprocess(checkpoint, geometry="squash"),
-        device=target,
-        precision=resolve_precision(precision, target),
-        fingerprint=weights_fingerprint(network),
-    )
-
-
-def _require_segmentation(checkpoint: Checkpoint) -> None:
-    from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-
     config: Any = checkpoint.config
     with quiet():
-        known = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-    if not known:
+        is_known = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    if not is_known:
         raise checkpoint.error(
             f"type '{config.model_type}' is no semantic segmentation model; give one that "
             "AutoModelForSemanticSegmentation loads, such as a SegFormer trained on lungs"
         )
     if getattr(config, "num_channels", 3) != 3:
         raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
+    indices = _lung_indices(checkpoint, lung_classes)
+    target = resolve_device(device)
+    network = load_model(checkpoint, AutoModelForSemanticSegmentation)
+    return Segmenter(
+        name=model,
+        network=network.float().eval().to(target),
+        lung_classes=tuple(config.id2label[index] for index in indices),
+        lung_indices=indices,
+        preprocess=read_preprocess(checkpoint, geometry="squash"),
+        device=target,
+        precision=resolve_precision(precision, target),
+        fingerprint=weights_fingerprint(network),
+    )
 
 
 def _lung_indices(checkpoint: Checkpoint, lung_classes: Sequence[str]) -> tuple[int, ...]:
@@ -134,13 +118,12 @@ def _lung_indices(checkpoint: Checkpoint, lung_classes: Sequence[str]) -> tuple[
     for name in lung_classes:
         if name not in places:
             raise checkpoint.error(f"no class '{name}'{did_you_mean(name, places)}")
-    found = sorted({places[name] for name in lung_classes})
-    if not lung_classes:
-        found = [index for index, name in sorted(names.items()) if "lung" in name.lower()]
-    if not found:
+    chosen = lung_classes or [name for name in places if "lung" in name.lower()]
+    indices = sorted({places[name] for name in chosen})
+    if not indices:
         raise checkpoint.error(
             f"no class is named after the lung; its classes: {', '.join(sorted(places))}; say which are lung"
         )
-    if len(found) == len(names):
+    if len(indices) == len(names):
         raise checkpoint.error(f"all {len(names)} classes are lung; a class for all else is needed")
-    return tuple(found)
+    return tuple(indices)

@@ -246,7 +246,7 @@ class _Planner:
     def _adapters(self, kind: str, config: Any, folder: Path) -> list[tuple[str, bool]]:
         """(adapter folder, whether it is there) of each pass over the images; `("", True)` where there is none."""
         from thoraclip.methods.adapters import with_adapter
-        from thoraclip.models.adapter_note import adapter_folders
+        from thoraclip.models.files import adapter_folders
 
         require_folds(config.only_folds, self.folds)
         held_out = self._held_out(config)

@@ -1,4 +1,4 @@
-"""A folder of arrays with one row per image: features, decoded pictures, measurements.
+"""A folder of arrays with one row per image: features, decoded images, measurements.
 
 `index.parquet` (image_id, sha256; row i of the index is row i of every array), one `<name>.npy` an array, and
 `<kind>.json` (schema, fingerprint, facts). The JSON is written last: without it the folder is unfinished. `ArrayWriter`
@@ -20,11 +20,21 @@ import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import make_folder, needing_room, sweep, take_room, write_json
+from thoraclip.imaging import DECODING, Preprocess
+from thoraclip.runs import digest, make_folder, needing_room, sweep, take_room, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import StoredTable, open_table, write_table
 
-__all__ = ["ArrayKind", "ArrayWriter", "ImageArrays", "finish_arrays", "is_valid", "read_arrays"]
+__all__ = [
+    "PIXELS",
+    "ArrayKind",
+    "ArrayWriter",
+    "ImageArrays",
+    "geometry_of",
+    "is_valid",
+    "pixels_fingerprint",
+    "read_arrays",
+]
 
 _INDEX = ("image_id", "sha256")
 
@@ -72,19 +82,25 @@ class ImageArrays:
         """The image of each row."""
         return tuple(image for part in self.index.parts(["image_id"]) for image in part["image_id"].to_pylist())
 
-    @property
-    def sha256(self) -> tuple[str | None, ...]:
-        """SHA-256 of the picture of each row."""
-        return tuple(sha for part in self.index.parts(["sha256"]) for sha in part["sha256"].to_pylist())
-
     def rows_for(self, manifest: Manifest) -> npt.NDArray[np.int64]:
         """i64[len(manifest)]: the row of each of the manifest's images, joined by id and content.
 
         Raises:
             MismatchError: an image is missing here, or its content differs (another data set, or changed files).
         """
-        wanted = manifest.values("image_id")
-        rows, changed = self._found(wanted, manifest.values("sha256"))
+        wanted, contents = manifest.values("image_id"), manifest.values("sha256")
+        rows, start = np.full(len(wanted), -1), 0
+        changed: list[int] = []
+        for part in self.index.parts(_INDEX):
+            place = pc.index_in(wanted, value_set=part["image_id"].combine_chunks())
+            is_here = place.is_valid()
+            here, place = np.flatnonzero(np.asarray(is_here)), place.drop_null()
+            rows[here] = start + np.asarray(place)
+            own, theirs = part["sha256"].take(place), contents.filter(is_here)
+            same = pc.equal(own, theirs).fill_null(fill_value=False)
+            both_unknown = pc.and_(own.is_null(), theirs.is_null())
+            changed += here[~np.asarray(pc.or_(same, both_unknown))].tolist()
+            start += len(part)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
             raise MismatchError(
@@ -92,48 +108,22 @@ class ImageArrays:
                 f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {self.kind.remedy} on "
                 "this one"
             )
-        if len(changed):
+        if changed:
             raise MismatchError(
                 f"{self.kind.name}: {len(changed)} images differ in content from the manifest's, first "
-                f"'{wanted[int(changed.min())].as_py()}'; they belong to another data set or the files changed: run "
+                f"'{wanted[min(changed)].as_py()}'; they belong to another data set or the files changed: run "
                 f"{self.kind.remedy} again"
             )
         return rows
-
-    def _found(
-        self, image_id: pa.ChunkedArray, sha256: pa.ChunkedArray
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(i64[N] row of each image, -1 where there is none; the images whose content differs)."""
-        rows, changed, start = np.full(len(image_id), -1), [np.zeros(0, dtype=np.int64)], 0
-        for part in self.index.parts(_INDEX):
-            place = pc.index_in(image_id, value_set=part["image_id"].combine_chunks())
-            is_here = place.is_valid()
-            here, place = np.flatnonzero(np.asarray(is_here)), place.drop_null()
-            rows[here] = start + np.asarray(place)
-            own, there = part["sha256"].take(place), sha256.filter(is_here)
-            same = pc.equal(own, there).fill_null(fill_value=False)
-            both_unknown = pc.and_(own.is_null(), there.is_null())
-            changed.append(here[~np.asarray(pc.or_(same, both_unknown))])
-            start += len(part)
-        return rows, np.concatenate(changed)
 
 
 def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
     """True when the folder is finished and was made from exactly this."""
     try:
-        found = json.loads((folder / f"{kind.name}.json").read_text(encoding="utf-8"))
-        return bool(found["fingerprint"] == fingerprint and found["schema"] == kind.schema)
+        note = json.loads((folder / f"{kind.name}.json").read_text(encoding="utf-8"))
+        return bool(note["fingerprint"] == fingerprint and note["schema"] == kind.schema)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def finish_arrays(
-    folder: Path, kind: ArrayKind, manifest: Manifest, *, facts: Mapping[str, Any], fingerprint: str
-) -> None:
-    """Write the index and, last, the JSON; the arrays are already in place."""
-    index = {name: manifest.values(name) for name in _INDEX}
-    write_table(folder / "index.parquet", pa.table(index), kind=kind.name, schema=kind.schema)
-    write_json(folder / f"{kind.name}.json", {"schema": kind.schema, "fingerprint": fingerprint, **facts})
 
 
 def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
@@ -147,36 +137,29 @@ def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
     if not note.is_file():
         raise InputError(f"{folder}: no finished {kind.name}; make them with: {kind.remedy}")
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-        newer, fingerprint = int(content.pop("schema")), str(content.pop("fingerprint"))
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        schema, fingerprint = int(facts.pop("schema")), str(facts.pop("fingerprint"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{note}: not readable ({error!r}); delete the folder and run {kind.remedy}") from error
-    if newer > kind.schema:
-        raise ManifestError(f"{folder}: schema {newer} is newer than {kind.schema}; upgrade thoraclip")
+    if schema > kind.schema:
+        raise ManifestError(f"{folder}: schema {schema} is newer than {kind.schema}; upgrade thoraclip")
     index = open_table(folder / "index.parquet", kind=kind.name, newest_schema=kind.schema)
-    return ImageArrays(
-        kind=kind,
-        index=index,
-        arrays={name: _map(folder, kind, name, index.rows) for name in kind.arrays},
-        facts=content,
-        fingerprint=fingerprint,
-    )
-
-
-def _map(folder: Path, kind: ArrayKind, name: str, rows: int) -> npt.NDArray[Any]:
-    path = folder / f"{name}.npy"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ManifestError(
-            f"{path}: not a readable array ({error}); delete the folder and run {kind.remedy}"
-        ) from error
-    dtype, dimensions = kind.arrays[name]
-    if array.dtype != np.dtype(dtype) or array.ndim != dimensions or len(array) != rows:
-        raise ManifestError(
-            f"{path}: {array.dtype}{list(array.shape)}, expected {dtype} of {rows} rows; run {kind.remedy} again"
-        )
-    return np.asarray(array)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, (dtype, dimensions) in kind.arrays.items():
+        path = folder / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ManifestError(
+                f"{path}: not a readable array ({error}); delete the folder and run {kind.remedy}"
+            ) from error
+        if array.dtype != np.dtype(dtype) or array.ndim != dimensions or len(array) != index.rows:
+            raise ManifestError(
+                f"{path}: {array.dtype}{list(array.shape)}, expected {dtype} of {index.rows} rows; run {kind.remedy} "
+                "again"
+            )
+        arrays[name] = np.asarray(array)
+    return ImageArrays(kind, index, arrays, facts, fingerprint)
 
 
 class ArrayWriter:
@@ -199,11 +182,9 @@ class ArrayWriter:
         make_folder(folder)
         (folder / f"{kind.name}.json").unlink(missing_ok=True)
         self._folder, self._kind, self._total, self._token = folder, kind, total, token
+        self._parts = {name: folder / f"{name}.npy.part" for name in kind.arrays}
         self._arrays: dict[str, Any] = {}
         self.rows = self._rows_done()
-
-    def _part(self, name: str) -> Path:
-        return self._folder / f"{name}.npy.part"
 
     def _rows_done(self) -> int:
         try:
@@ -211,8 +192,8 @@ class ArrayWriter:
             rows = int(state["rows"]) if state["token"] == self._token else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
-        there = all(self._part(name).is_file() for name in self._kind.arrays)
-        return rows if there or rows == self._total else 0  # at the end the parts may be renamed already
+        are_there = all(part.is_file() for part in self._parts.values())
+        return rows if are_there or rows == self._total else 0  # at the end the parts may be renamed already
 
     def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write the next rows: name -> array[B, ...] for every array of the kind."""
@@ -225,12 +206,12 @@ class ArrayWriter:
         write_json(self._folder / "progress.json", {"token": self._token, "rows": self.rows})
 
     def _open(self, name: str, shape: tuple[int, ...]) -> Any:
-        path, dtype = self._part(name), np.dtype(self._kind.arrays[name][0])
+        path = self._parts[name]
         if self.rows:
             return open_memmap(path, mode="r+")
         try:
             with needing_room(path):
-                array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                array = open_memmap(path, mode="w+", dtype=np.dtype(self._kind.arrays[name][0]), shape=shape)
                 with path.open("r+b") as stream:
                     take_room(stream, path.stat().st_size)
         except InputError:
@@ -241,9 +222,28 @@ class ArrayWriter:
     def finish(self, manifest: Manifest, *, facts: Mapping[str, Any], fingerprint: str) -> ImageArrays:
         """Give the arrays their names, write the index and the end mark, and open the folder."""
         self._arrays.clear()
-        for name in self._kind.arrays:
-            if self._part(name).exists():
-                self._part(name).replace(self._folder / f"{name}.npy")
-        finish_arrays(self._folder, self._kind, manifest, facts=facts, fingerprint=fingerprint)
-        (self._folder / "progress.json").unlink(missing_ok=True)
-        return read_arrays(self._folder, self._kind)
+        for name, part in self._parts.items():
+            if part.exists():
+                part.replace(self._folder / f"{name}.npy")
+        folder, kind = self._folder, self._kind
+        index = pa.table({name: manifest.values(name) for name in _INDEX})
+        write_table(folder / "index.parquet", index, kind=kind.name, schema=kind.schema)
+        write_json(folder / f"{kind.name}.json", {"schema": kind.schema, "fingerprint": fingerprint, **facts})
+        (folder / "progress.json").unlink(missing_ok=True)
+        return read_arrays(folder, kind)
+
+
+PIXELS = ArrayKind(
+    name="pixels", arrays={"pixels": ("uint8", 3)}, schema=1, remedy="thoraclip embed MANIFEST --pixels DIR"
+)
+"""Pixel cache: `pixels.npy` u8[N, size, size], decoded and resized grey images; its facts are the geometry."""
+
+
+def geometry_of(spec: Preprocess) -> dict[str, Any]:
+    """The part of a spec that decides the pixels of a cache; mean and std come later."""
+    return {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}
+
+
+def pixels_fingerprint(manifest: Manifest, spec: Preprocess) -> str:
+    """SHA-256 over what the pixels depend on: the images' contents and order, the geometry, the rules of decoding."""
+    return digest([manifest.content_fingerprint, geometry_of(spec), DECODING])

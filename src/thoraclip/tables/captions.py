@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.store import read_table, require_parquet, write_table
+from thoraclip.tables.store import open_table, require_parquet, require_rows, write_table
 
 __all__ = ["Captions", "append_label", "read_captions", "require_captions_name", "write_captions"]
 
@@ -33,7 +32,7 @@ class Captions:
 
     Args:
         image_id: N unique ids.
-        sha256: N digests of the pictures' contents; `None` where it is unknown.
+        sha256: N digests of the images' contents; `None` where it is unknown.
         text: N texts, none blank.
         with_label: N flags, True where the class was written into the text.
         origin: what made them (JSON-able): captioner, model, weights, preprocessing, settings.
@@ -49,23 +48,9 @@ class Captions:
     origin: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        n = len(self.image_id)
-        if not n:
+        if not self.image_id:
             raise ManifestError("captions: no rows; a captions file holds one row per image")
-        for name in ("sha256", "text", "with_label"):
-            if len(getattr(self, name)) != n:
-                raise ManifestError(
-                    f"captions: {len(getattr(self, name))} values of '{name}' for {n} images; give one each"
-                )
-        nameless = [row for row, image_id in enumerate(self.image_id, start=1) if not image_id]
-        if nameless:
-            raise ManifestError(f"captions: row {nameless[0]} has no image_id; give each image one")
-        repeated = [i for i, count in Counter(self.image_id).items() if count > 1]
-        if repeated:
-            raise ManifestError(
-                f"captions: image_id '{repeated[0]}' stands in more than one row ({len(repeated)} such ids); "
-                "one row per image"
-            )
+        require_rows("captions", self, ("sha256", "text", "with_label"))
         blank = [i for i, text in zip(self.image_id, self.text, strict=True) if not (text and text.strip())]
         if blank:
             raise ManifestError(
@@ -149,7 +134,7 @@ def write_captions(path: Path, captions: Captions) -> None:
 def read_captions(path: Path) -> Captions:
     """Read `.parquet` of ours, or `.csv` of anyone's with the columns `image_id` and `caption`.
 
-    Of a CSV the pictures' contents are unknown, and its texts count as free of the class.
+    Of a CSV the images' contents are unknown, and its texts count as free of the class.
 
     Raises:
         InputError: the file is missing, or neither Parquet nor CSV.
@@ -165,47 +150,39 @@ def read_captions(path: Path) -> Captions:
 
 
 def _read_parquet(path: Path) -> Captions:
-    table, meta = read_table(path, kind="captions", newest_schema=_SCHEMA)
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise ManifestError(f"column '{missing[0]}' is missing; write the captions with: thoraclip caption")
-    origin = meta.get("origin")
-    return Captions(
-        **{name: tuple(table[name].to_pylist()) for name in _COLUMNS},
-        origin=dict(origin) if isinstance(origin, Mapping) else {},
-    )
+    stored = open_table(path, kind="captions", newest_schema=_SCHEMA)
+    for name in _COLUMNS:
+        if name not in stored.schema.names:
+            raise ManifestError(f"column '{name}' is missing; write the captions with: thoraclip caption")
+    table, origin = stored.read(), stored.meta.get("origin")
+    columns = {name: tuple(table[name].to_pylist()) for name in _COLUMNS}
+    return Captions(**columns, origin=dict(origin) if isinstance(origin, Mapping) else {})
 
 
 def _read_csv(path: Path) -> Captions:
     if not path.is_file():
         raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
+    ids, texts = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             header = list(reader.fieldnames or [])
-            _check_header(header)
-            found = [_cells(record, reader.line_num) for record in reader]
+            for name in _CSV_COLUMNS:
+                if name not in header:
+                    raise ManifestError(f"column '{name}' is missing; found: {', '.join(header) or 'nothing'}")
+                if header.count(name) > 1:
+                    raise ManifestError(f"column '{name}' stands there twice; keep one")
+            for record in reader:
+                if None in record:
+                    raise ManifestError(
+                        f"line {reader.line_num}: more cells than columns, from '{record[None][0]}' on; put quotes "
+                        "around a caption with commas"
+                    )
+                ids.append(record["image_id"] or "")
+                texts.append((record["caption"] or "").strip())
     except UnicodeDecodeError as error:
         raise ManifestError(f"not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except csv.Error as error:
         raise ManifestError(f"not a readable CSV file ({error}); mend the file") from error
-    ids, texts = (tuple(column) for column in zip(*found, strict=True)) if found else ((), ())
-    return Captions(ids, (None,) * len(ids), texts, (False,) * len(ids), {"captioner": "csv"})
-
-
-def _check_header(header: list[str]) -> None:
-    for name in _CSV_COLUMNS:
-        if name not in header:
-            raise ManifestError(f"column '{name}' is missing; found: {', '.join(header) or 'nothing'}")
-        if header.count(name) > 1:
-            raise ManifestError(f"column '{name}' stands there twice; keep one")
-
-
-def _cells(record: dict[Any, Any], line: int) -> tuple[str, str]:
-    if None in record:
-        raise ManifestError(
-            f"line {line}: more cells than columns, from '{record[None][0]}' on; put quotes around a caption with "
-            "commas"
-        )
-    image_id, text = (record[name] or "" for name in _CSV_COLUMNS)
-    return image_id, text.strip()
+    n = len(ids)
+    return Captions(tuple(ids), (None,) * n, tuple(texts), (False,) * n, {"captioner": "csv"})

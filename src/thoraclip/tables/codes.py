@@ -16,18 +16,16 @@ from thoraclip.runs import canonical_json
 
 __all__ = ["codes", "columns_digest", "in_pieces", "matches", "ranks", "torn"]
 
-_ROWS = 1 << 16
-"""Rows that are Python objects at once."""
+_ROWS = 1 << 16  # that are Python objects at once
 
 
 def ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """i64[N]: position of each value among the distinct ones in their order (text by code points), -1 where it is
-    null."""
-    found = np.asarray(pc.rank(column, tiebreaker="dense")).astype(np.int64)
-    found -= 1
+    """i64[N]: place of each value among the sorted distinct ones (text by code points), -1 where it is null."""
+    places = np.asarray(pc.rank(column, tiebreaker="dense")).astype(np.int64)
+    places -= 1
     if column.null_count:
-        found[np.asarray(column.is_null())] = -1
-    return found
+        places[np.asarray(column.is_null())] = -1
+    return places
 
 
 def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
@@ -52,16 +50,12 @@ def torn(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.ND
     some[key[known]] = value[known]  # whichever row comes last
     several = np.zeros(len(some) + 1, dtype=bool)  # one more, for the keys that are -1
     several[key[known][value[known] != some[key[known]]]] = True
-    found: npt.NDArray[np.bool_] = known & several[key]
-    return found
+    return np.asarray(known & several[key])
 
 
 def matches(column: pa.ChunkedArray, name: str, values: Iterable[Any]) -> pa.ChunkedArray:
-    """bool[N]: rows that hold one of some values, which may be text of a number; None is null.
-
-    Raises:
-        ManifestError: a value that is none of the column's type.
-    """
+    """bool[N]: rows that hold one of some values (numbers may be text, None is null); ManifestError for a value of
+    another type."""
     texts = [None if value is None else str(value) for value in values]
     try:
         wanted = pa.array(texts, pa.string()).cast(column.type)

@@ -1,4 +1,4 @@
-"""Embeddings: what a frozen encoder says of each image, as memory-mapped arrays beside an index.
+"""Embeddings: the features of each image from a frozen encoder, as memory-mapped arrays beside an index.
 
 A folder (see `tables.arrays`) with `pooled.npy` f32[N, D] (the vision tower's pooled output before projection),
 `projected.npy` f32[N, P] (unit vectors in the space shared with text) and `embeddings.json` (schema, fingerprint,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,12 @@ from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.tables import store
 from thoraclip.tables.codes import codes, columns_digest, in_pieces, matches, ranks, torn
-from thoraclip.tables.store import StoredTable, joined, kept, open_table, slices, write_table
+from thoraclip.tables.store import joined, kept, open_table, slices, write_table
 
 __all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
 
 _SCHEMA = 1
-_KNOWN, _LOOKED_AT = 50, 1 << 20
-"""A value that was meant is looked for in so many rows, and in no column of more different values."""
+_KNOWN, _LOOKED_AT = 50, 1 << 20  # a misspelt value is looked for among so many, in so many rows
 SPLITS = ("train", "val", "test")
 
 COLUMNS: Mapping[str, pa.DataType] = {
@@ -91,11 +90,7 @@ class Manifest:
         for split in sorted(self.values("split").unique().drop_null().to_pylist()):
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
-        if not self.may_leak:
-            self._refuse_leaks()
-
-    def _refuse_leaks(self) -> None:
-        for column in ("split", "fold"):
+        for column in () if self.may_leak else ("split", "fold"):
             shared = self.table["patient"].filter(pa.array(self.torn(column)))
             if len(shared):
                 raise LeakError(
@@ -107,11 +102,8 @@ class Manifest:
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path, *, may_leak: bool = False) -> Manifest:
         """Build from one mapping per image; absent columns are null, extra ones are kept after the known ones."""
         extra = sorted({name for row in rows for name in row} - set(COLUMNS))
-        columns: dict[str, pa.Array] = {}
-        for name, kind in COLUMNS.items():
-            columns[name] = pa.array([row.get(name) for row in rows], kind)
-        for name in extra:
-            columns[name] = pa.array([row.get(name) for row in rows], pa.string())
+        kinds = {**COLUMNS, **dict.fromkeys(extra, pa.string())}
+        columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
         return cls(pa.table(columns), root, may_leak)
 
     def __len__(self) -> int:
@@ -119,7 +111,7 @@ class Manifest:
 
     def values(self, name: str) -> pa.ChunkedArray:
         """One column as it is held; raises ManifestError for a name that is not there."""
-        _require_column(name, self.table.column_names)
+        _require_columns([name], self.table.column_names)
         return self.table[name]
 
     def column(self, name: str) -> list[Any]:
@@ -129,15 +121,13 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a result can depend on: ids, contents, labels, splits, folds, patients."""
-        return self._digest("image_id", "sha256", "label", "split", "fold", "patient")
+        names = ("image_id", "sha256", "label", "split", "fold", "patient")
+        return columns_digest(self.table[name] for name in names)
 
     @property
     def content_fingerprint(self) -> str:
         """SHA-256 over ids and picture contents alone: what an embedding depends on."""
-        return self._digest("image_id", "sha256")
-
-    def _digest(self, *names: str) -> str:
-        return columns_digest(self.table[name] for name in names)
+        return columns_digest(self.table[name] for name in ("image_id", "sha256"))
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
         """The classes: as given, or the distinct labels sorted by name.
@@ -145,14 +135,14 @@ class Manifest:
         Raises:
             ManifestError: a given class has no image, or a label is not among the given classes.
         """
-        found = self.values("label").unique().drop_null().to_pylist()
-        labels = LabelSet(tuple(classes)) if classes else LabelSet.of(found)
+        held = sorted(self.values("label").unique().drop_null().to_pylist())
+        labels = LabelSet(tuple(classes or held))
         for name in labels.names:
-            if name not in found:
+            if name not in held:
                 raise ManifestError(
-                    f"class '{name}' has no image{did_you_mean(name, found)}; add images or drop the class"
+                    f"class '{name}' has no image{did_you_mean(name, held)}; add images or drop the class"
                 )
-        for name in sorted(found):
+        for name in held:
             labels.index(name)
         return labels
 
@@ -167,8 +157,7 @@ class Manifest:
         return [split if fold is None else f"fold {fold}" for split, fold in pairs]
 
     def tally(self, *names: str, most: int | None = None) -> list[tuple[tuple[Any, ...], int]]:
-        """The combinations of values of some columns and how many images have each, the commonest first, `most` of
-        them."""
+        """The commonest combinations of values of some columns, `most` of them, and how many images have each."""
         counted = self.table.select(names).group_by(list(names)).aggregate([([], "count_all")])
         order = [("count_all", "descending"), *((name, "ascending") for name in names)]
         counted = counted.sort_by(order).slice(0, most)
@@ -233,34 +222,33 @@ class Manifest:
         return torn(ranks(self.values("patient")), codes(values)[0])
 
     def patients_in_two(self, column: str) -> dict[str, tuple[str, ...]]:
-        """Patients with more than one known value of a column (`split`, `fold`, `label`) -> those values, both
-        sorted."""
-        rows = pa.array(self.torn(column))
+        """Patients with more than one known value of `split`, `fold` or `label` -> those values; both sorted."""
+        table = self.table.select(["patient", column]).filter(pa.array(self.torn(column)))
         values: dict[str, set[str]] = {}
-        found = (self.values(name).filter(rows).to_pylist() for name in ("patient", column))
-        for patient, value in zip(*found, strict=True):
+        for patient, value in zip(table["patient"].to_pylist(), table[column].to_pylist(), strict=True):
             values.setdefault(patient, set()).add(str(value))
         return {patient: tuple(sorted(known)) for patient, known in sorted(values.items())}
 
 
-def _require_column(name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        raise ManifestError(f"manifest: no column '{name}'{did_you_mean(name, names)}")
+def _require_columns(wanted: Iterable[str], names: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in names:
+            raise ManifestError(f"manifest: no column '{name}'{did_you_mean(name, names)}")
 
 
 def _rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
     """bool[N]: the rows that `Manifest.where` keeps; raises as it does."""
     keep = pa.chunked_array([np.ones(len(table), dtype=bool)])
+    _require_columns(values, table.column_names)
     for name, given in values.items():
-        _require_column(name, table.column_names)
         wanted = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
-        found = matches(table[name], name, wanted)
-        if not pc.any(found).as_py():
+        matching = matches(table[name], name, wanted)
+        if not pc.any(matching).as_py():
             known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
             near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
             said = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
             raise ManifestError(f"manifest: no image whose {name} is {said}{near}")
-        keep = pc.and_(keep, found)
+        keep = pc.and_(keep, matching)
     if not pc.any(keep).as_py():
         raise ManifestError(f"manifest: no image has all of these values of {', '.join(values)}; ask for fewer")
     return keep
@@ -307,7 +295,9 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
             raise ManifestError(f"{path}: column '{name}' is {stored.schema.field(name).type}, expected {kind}")
     roots = (Path(str(stored.meta.get("root", "."))), path.resolve().parent)
     try:
-        table = stored.read(keep=_rows_in_file(stored, where) if where else None)
+        _require_columns(where or (), stored.schema.names)
+        keep = _rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
+        table = stored.read(keep=keep)
         root = next((root for root in roots if _has_picture(table, root)), None)
         manifest = Manifest(table, root or roots[0], may_leak)
     except ManifestError as error:
@@ -318,12 +308,6 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
             "put them back, or index the folder again: thoraclip index"
         )
     return manifest
-
-
-def _rows_in_file(stored: StoredTable, values: Mapping[str, Any]) -> pa.ChunkedArray:
-    for name in values:
-        _require_column(name, stored.schema.names)
-    return _rows_with(pa.concat_tables(stored.parts(list(values))), values)
 
 
 def _has_picture(table: pa.Table, root: Path) -> bool:

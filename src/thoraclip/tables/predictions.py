@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ import pyarrow.csv as pacsv
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open
-from thoraclip.tables.store import read_table, write_table
+from thoraclip.tables.store import open_table, require_rows, write_table
 
 __all__ = ["Predictions", "read_predictions", "write_predictions"]
 
 _SCHEMA = 1
 _SCORE = "score_"
-_SUM_TOLERANCE = 1e-3
-"""Scores written with four decimals must pass; a missing class must not."""
+_SUM_TOLERANCE = 1e-3  # scores written with four decimals pass, a missing class does not
 
 
 @dataclass(frozen=True)
@@ -51,46 +50,40 @@ class Predictions:
     patient: tuple[str | None, ...]
 
     def __post_init__(self) -> None:
-        n = len(self.image_id)
-        for name in ("target", "scores", "split", "fold", "patient"):
-            if len(getattr(self, name)) != n:
-                raise ManifestError(
-                    f"predictions: {len(getattr(self, name))} values of '{name}' for {n} images; give one each"
-                )
-        if self.scores.shape != (n, len(self.labels)):
-            raise ManifestError(f"predictions: scores of shape {self.scores.shape}, expected {(n, len(self.labels))}")
-        _check_ids(self.image_id)
-        _check_scores(self.scores, self.image_id)
+        require_rows("predictions", self, ("target", "scores", "split", "fold", "patient"))
+        shape = (len(self), len(self.labels))
+        if self.scores.shape != shape:
+            raise ManifestError(f"predictions: scores of shape {self.scores.shape}, expected {shape}")
+        self._refuse_scores(~np.isfinite(self.scores).all(axis=1), "a score is missing or not finite")
+        self._refuse_scores((self.scores < 0).any(axis=1), "a score is negative", "; scores are probabilities")
+        sums = self.scores.sum(axis=1)
+        wrong = np.abs(sums - 1) > _SUM_TOLERANCE
+        remedy = "; give probabilities (apply a softmax to logits) and every class"
+        self._refuse_scores(wrong, f"scores sum to {next(iter(sums[wrong]), 1):.4g}, not 1", remedy)
+
+    def _refuse_scores(self, wrong: Any, problem: str, remedy: str = "") -> None:
+        if wrong.any():
+            image = self.image_id[int(np.argmax(wrong))]
+            raise ManifestError(f"image '{image}': {problem} ({int(wrong.sum())} such rows){remedy}")
 
     def __len__(self) -> int:
         return len(self.image_id)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Predictions:
         """The given rows, in the given order, as a new table."""
-
-        def pick(values: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(values[i] for i in rows)
-
-        return Predictions(
-            self.labels,
-            pick(self.image_id),
-            self.target[rows],
-            self.scores[rows],
-            pick(self.split),
-            pick(self.fold),
-            pick(self.patient),
-        )
+        columns = ("image_id", "split", "fold", "patient")
+        lists: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in columns}
+        return replace(self, target=self.target[rows], scores=self.scores[rows], **lists)
 
     def judged(self) -> Predictions:
-        """The rows a report counts: the labelled ones of split `test`; where no row names a split, all labelled ones.
+        """The labelled rows of split `test`, which a report counts; where no row names a split, all labelled ones.
 
         Raises:
             ManifestError: no such row.
         """
-        known = self.target >= 0
-        named = any(split is not None for split in self.split)
-        in_test = np.array([not named or split == "test" for split in self.split], dtype=bool)
-        rows = np.flatnonzero(known & in_test)
+        has_split = any(split is not None for split in self.split)
+        in_test = np.array([s == "test" or not has_split for s in self.split], dtype=bool)
+        rows = np.flatnonzero(in_test & (self.target >= 0))
         if not len(rows):
             raise ManifestError(
                 "predictions: no labelled row in split 'test'; add labels, or leave the split column out"
@@ -144,7 +137,7 @@ def read_predictions(path: Path) -> Predictions:
     if path.suffix == ".csv":
         table = _read_csv(path)
     elif path.suffix == ".parquet":
-        table, _ = read_table(path, kind="predictions", newest_schema=_SCHEMA, foreign=True)
+        table = open_table(path, kind="predictions", newest_schema=_SCHEMA, foreign=True).read()
     else:
         raise InputError(f"{path}: predictions end in .parquet or .csv; rename or convert the file")
     try:
@@ -166,9 +159,9 @@ def _read_csv(path: Path) -> pa.Table:
 
 def _from_table(table: pa.Table) -> Predictions:
     names = table.column_names
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ManifestError(f"column '{twice}' stands there twice; keep one")
+    for name in names:
+        if names.count(name) > 1:
+            raise ManifestError(f"column '{name}' stands there twice; keep one")
     for needed in ("image_id", "label"):
         if needed not in names:
             raise ManifestError(f"column '{needed}' is missing; found: {', '.join(names)}")
@@ -187,18 +180,18 @@ def _from_table(table: pa.Table) -> Predictions:
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
-
-    def optional(name: str) -> tuple[Any, ...]:
-        return tuple(table[name].to_pylist()) if name in names else (None,) * n
-
+    split, fold, patient = (table[c].to_pylist() if c in names else [None] * n for c in ("split", "fold", "patient"))
+    for value in fold:
+        if value is not None and (not isinstance(value, int | float) or value != value // 1):
+            raise ManifestError(f"column 'fold' holds '{value}'; folds are whole numbers")
     return Predictions(
         labels=labels,
-        image_id=_ids(table["image_id"].to_pylist()),
+        image_id=tuple("" if value is None else str(value) for value in table["image_id"].to_pylist()),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
         scores=np.stack([_numbers(table, name) for name in score_columns], axis=1),
-        split=optional("split"),
-        fold=_folds(optional("fold")),
-        patient=optional("patient"),
+        split=tuple(split),
+        fold=tuple(None if value is None else int(value) for value in fold),
+        patient=tuple(patient),
     )
 
 
@@ -210,48 +203,3 @@ def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
         raise ManifestError(
             f"column '{name}' holds a value that is not a number; scores are numbers in [0, 1]"
         ) from error
-
-
-def _ids(values: Sequence[Any]) -> tuple[str, ...]:
-    if None in values:
-        raise ManifestError(f"row {values.index(None) + 1} has no image_id; give each image one")
-    return tuple(str(value) for value in values)
-
-
-def _folds(values: tuple[Any, ...]) -> tuple[int | None, ...]:
-    for value in values:
-        if value is not None and (not isinstance(value, int | float) or value != value // 1):
-            raise ManifestError(f"column 'fold' holds '{value}'; folds are whole numbers")
-    return tuple(None if value is None else int(value) for value in values)
-
-
-def _check_ids(ids: tuple[str, ...]) -> None:
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[str] = set()
-    repeated = sorted({i for i in ids if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
-    raise ManifestError(
-        f"image_id '{repeated[0]}' stands in more than one row ({len(repeated)} such ids); one row per image"
-    )
-
-
-def _check_scores(scores: npt.NDArray[np.float64], ids: tuple[str, ...]) -> None:
-    bad = ~np.isfinite(scores).all(axis=1)
-    if bad.any():
-        raise ManifestError(
-            f"image '{ids[int(np.argmax(bad))]}': a score is missing or not finite ({int(bad.sum())} such rows)"
-        )
-    bad = (scores < 0).any(axis=1)
-    if bad.any():
-        raise ManifestError(
-            f"image '{ids[int(np.argmax(bad))]}': a score is negative ({int(bad.sum())} such rows); scores are "
-            "probabilities"
-        )
-    sums = scores.sum(axis=1)
-    bad = np.abs(sums - 1) > _SUM_TOLERANCE
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ManifestError(
-            f"image '{ids[row]}': scores sum to {sums[row]:.4g}, not 1 ({int(bad.sum())} such rows); "
-            "give probabilities (apply a softmax to logits) and every class"
-        )

@@ -6,10 +6,12 @@ Tables of many millions of rows are read, written and filtered a million rows at
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,22 +19,44 @@ import pyarrow.parquet as pq
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.runs import atomic_open, canonical_json
 
-__all__ = ["StoredTable", "joined", "kept", "open_table", "read_table", "require_parquet", "slices", "write_table"]
+__all__ = [
+    "StoredTable",
+    "joined",
+    "kept",
+    "open_table",
+    "require_parquet",
+    "require_rows",
+    "slices",
+    "write_table",
+]
 
 _KEY = b"thoraclip"
-_ROWS = 1 << 20
-"""Rows that are worked on at once, and of a row group of a file."""
+_ROWS = 1 << 20  # that are worked on at once, and of a row group of a file
 
 
 def require_parquet(path: Path, what: str) -> None:
-    """Raise InputError unless a table may bear this name: nothing but Parquet is overwritten with one.
-
-    Args:
-        path: the file.
-        what: subject and verb of the message, such as "a manifest is".
-    """
+    """Raise InputError unless the name ends in `.parquet`; `what` begins the message, such as "a manifest is"."""
     if path.suffix != ".parquet":
         raise InputError(f"{path}: {what} a Parquet file; name it {path.with_suffix('.parquet').name}")
+
+
+def require_rows(kind: str, table: Any, columns: Sequence[str]) -> None:
+    """Raise ManifestError unless `table.image_id` is known and unique, and each column has a value for each image."""
+    ids = table.image_id
+    for name in columns:
+        if len(getattr(table, name)) != len(ids):
+            raise ManifestError(
+                f"{kind}: {len(getattr(table, name))} values of '{name}' for {len(ids)} images; give one each"
+            )
+    if not all(ids):
+        row = next(row for row, image_id in enumerate(ids, start=1) if not image_id)
+        raise ManifestError(f"{kind}: row {row} has no image_id; give each image one")
+    repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise ManifestError(
+            f"{kind}: image_id '{repeated[0]}' stands in more than one row ({len(repeated)} such ids); "
+            "one row per image"
+        )
 
 
 def write_table(
@@ -52,15 +76,14 @@ def slices(table: pa.Table) -> Iterable[pa.Table]:
 
 
 def joined(parts: Iterable[pa.Table]) -> pa.Table:
-    """One table of several, in which columns of equal content share it: the path is often the id, and the masks
-    unknown."""
+    """One table of several; columns of equal content (path and id, unknown masks) share their memory."""
     return pa.concat_tables([_shared(part) for part in parts])
 
 
 def _shared(table: pa.Table) -> pa.Table:
     columns: list[pa.ChunkedArray] = []
     for column in table.columns:
-        columns.append(next((one for one in columns if one.type == column.type and one.equals(column)), column))
+        columns.append(next((c for c in columns if c.type == column.type and c.equals(column)), column))
     return pa.Table.from_arrays(columns, schema=table.schema)
 
 
@@ -82,10 +105,7 @@ class StoredTable:
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """A million rows at a time, of all columns or some; raises ManifestError where the file cannot be read."""
-        with (
-            _reading(self.path),
-            pq.ParquetFile(self.path, pre_buffer=False) as file,
-        ):  # which would hold the whole file
+        with _reading(self.path), pq.ParquetFile(self.path, pre_buffer=False) as file:  # a buffer is the whole file
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number, columns=columns).replace_schema_metadata(None)
             if not file.num_row_groups:
@@ -110,14 +130,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path}: not a readable Parquet file ({first_line(error)}); write it again") from error
-
-
-def read_table(
-    path: Path, *, kind: str, newest_schema: int, foreign: bool = False
-) -> tuple[pa.Table, Mapping[str, object]]:
-    """Read a table of one kind; returns the table and its metadata; see `open_table`."""
-    stored = open_table(path, kind=kind, newest_schema=newest_schema, foreign=foreign)
-    return stored.read(), stored.meta
 
 
 def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = False) -> StoredTable:

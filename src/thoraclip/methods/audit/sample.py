@@ -132,4 +132,4 @@ def sample_images(
         return np.concatenate([greys for _, greys in grey_batches(sample.manifest, spec, batch_size=256)])
     row = {image: number for number, image in enumerate(manifest.column("image_id"))}
     rows = np.array([row[image] for image in sample.manifest.column("image_id")], dtype=np.int64)
-    return np.array(pixel_cache(manifest, spec, pixels).pixels[rows])
+    return np.array(pixel_cache(manifest, spec, pixels).arrays["pixels"][rows])

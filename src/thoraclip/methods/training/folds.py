@@ -93,7 +93,7 @@ class FoldTraining(Generic[C]):
     def images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
         """u8[N, S, S] from the pixel cache."""
         folder = self.context.pixels or self.context.folder.path / "pixels"
-        return pixel_cache(self.context.manifest, spec, folder, progress=self.context.progress).pixels
+        return pixel_cache(self.context.manifest, spec, folder, progress=self.context.progress).arrays["pixels"]
 
     def shared_images(self, spec: Preprocess) -> npt.NDArray[np.uint8]:
         """The same in all processes, of which the first one makes the cache."""
