@@ -86,7 +86,9 @@ def test_the_gradient_is_that_of_a_hand_written_step(
     loss, found = gradients(trainee, batch)
 
     network = load_backbone(models[kind], LABELS, precision="fp32", device="cpu")
-    greys = torch.from_numpy(np.array(pixel_cache(manifest, network.preprocess, tmp_path / "px").pixels[batch.rows]))
+    greys = torch.from_numpy(
+        np.array(pixel_cache(manifest, network.preprocess, tmp_path / "px").arrays["pixels"][batch.rows])
+    )
     if chosen := AUGMENTATIONS[config.augmentation]:
         greys = augment(greys, chosen, seed=config.seed, step=batch.step, samples=batch.samples.tolist())
     mean, std = (torch.tensor(v)[:, None, None] for v in (network.preprocess.mean, network.preprocess.std))
@@ -132,7 +134,7 @@ def test_a_run_leaves_a_network_per_fold_and_every_image_one_score(
         assert {f.name for f in folder.iterdir()} == {"metrics.jsonl", "model", "training.svg"}
         backbone = load_trained(folder / "model", precision="fp32", device="cpu")
         rows = np.flatnonzero(folds == fold)
-        greys = pixel_cache(manifest, backbone.preprocess, tmp_path / "px").pixels[rows]
+        greys = pixel_cache(manifest, backbone.preprocess, tmp_path / "px").arrays["pixels"][rows]
         again = backbone.predict(backbone.expand(np.array(greys)).numpy())
         assert np.abs(again - predictions.scores[rows]).max() < 1e-5
         facts = read_trained_note(folder / "model")["facts"]
@@ -244,7 +246,7 @@ def test_pictures_are_scored_in_batches_of_any_size(
     size: int, models: dict[str, str], manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = make(config_of(models["resnet"]), manifest, tmp_path).backbone
-    greys = pixel_cache(manifest, backbone.preprocess, tmp_path / "px").pixels
+    greys = pixel_cache(manifest, backbone.preprocess, tmp_path / "px").arrays["pixels"]
     rows = np.random.default_rng(0).permutation(24)[:11]
     backbone.network.eval()
     expected = backbone.predict(backbone.expand(np.array(greys[rows])).numpy())
@@ -341,7 +343,7 @@ def test_what_is_validated_are_the_validation_images(
     run_method("baseline", config_of(models["vit"], select="last"), split_manifest, tmp_path / "run")
     backbone = load_trained(tmp_path / "run" / "model", precision="fp32", device="cpu")
     rows = np.flatnonzero(np.array(split_manifest.column("split")) == "val")
-    greys = pixel_cache(split_manifest, backbone.preprocess, tmp_path / "px").pixels[rows]
+    greys = pixel_cache(split_manifest, backbone.preprocess, tmp_path / "px").arrays["pixels"][rows]
     scores = backbone.predict(backbone.expand(np.array(greys)).numpy())
     target = split_manifest.targets(LABELS)[rows]
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -64,7 +64,7 @@ def make_step(
     texts: CaptionTexts | PromptTexts = PromptTexts.of([prompts.for_class(n) for n in labels.names])
     if captions and loss != "prompt_ce":  # five captions for 24 images
         texts = CaptionTexts.of(ROWS.tolist(), [f"a chest X-ray, number {row % 5}" for row in ROWS])
-    greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").pixels
+    greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").arrays["pixels"]
     weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])
     return ContrastiveStep(
         tuned=tuned, greys=greys, targets=manifest.targets(labels), texts=texts, group=ProcessGroup(), loss=loss,

@@ -77,25 +77,15 @@ class TowerClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier of grey images; a `Predictor`.
+    """A classifier of grey images; a `Predictor`."""
 
-    Args:
-        name: as the user named it.
-        network: a Transformers image classifier or a `TowerClassifier`, fp32.
-        config: its Transformers configuration.
-        labels: C classes, in the order of the scores.
-        preprocess: how pixels must be made.
-        device: where the weights are.
-        precision: `fp32` or `bf16` (autocast).
-    """
-
-    name: str
-    network: nn.Module
-    config: Any
-    labels: LabelSet
-    preprocess: Preprocess
-    device: torch.device
-    precision: str
+    name: str  # as the user named it
+    network: nn.Module  # a Transformers image classifier or a `TowerClassifier`, fp32
+    config: Any  # its Transformers configuration
+    labels: LabelSet  # C classes, in the order of the scores
+    preprocess: Preprocess  # how pixels must be made
+    device: torch.device  # where the weights are
+    precision: str  # `fp32` or `bf16` (autocast)
 
     @property
     def base(self) -> str:

@@ -23,30 +23,17 @@ __all__ = ["Captioner", "load_captioner"]
 
 @dataclass(frozen=True)
 class Captioner:
-    """An image-to-text model and its settings.
+    """An image-to-text model and its settings."""
 
-    Args:
-        name: the model as the user named it.
-        model: the Transformers model, in eval mode, fp32.
-        tokenizer: its tokenizer.
-        preprocess: how pixels must be made.
-        device: where the weights are.
-        precision: `fp32` or `bf16` (autocast).
-        prompt: i64[1, L], the tokens that every text begins with, and an end token that the model cuts off; `None` for
-            none.
-        max_new_tokens: how many tokens it may add.
-        origin: what identifies the texts that it writes (JSON-able).
-    """
-
-    name: str
-    model: Any
+    name: str  # as the user named it
+    model: Any  # the Transformers model, in eval mode, fp32
     tokenizer: Any
-    preprocess: Preprocess
-    device: torch.device
-    precision: str
-    prompt: Tensor | None
+    preprocess: Preprocess  # how pixels must be made
+    device: torch.device  # where the weights are
+    precision: str  # `fp32` or `bf16` (autocast)
+    prompt: Tensor | None  # i64[1, L], the tokens that every text begins with, and an end token that the model cuts off
     max_new_tokens: int
-    origin: Mapping[str, Any]
+    origin: Mapping[str, Any]  # what identifies the texts that it writes (JSON-able)
 
     @torch.inference_mode()
     def caption(self, greys: npt.NDArray[np.uint8], *, check: bool = False) -> list[str]:

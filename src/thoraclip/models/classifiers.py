@@ -123,39 +123,23 @@ def prompt_head(labels: LabelSet, vectors: npt.NDArray[np.float64], logit_scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """One classifier of a run.
+    """One classifier of a run; its images are i64 rows of the manifest."""
 
-    Args:
-        name: of the run.
-        kind: of its method.
-        model: the pretrained model under it, as the user named it.
-        classifier: in fp32.
-        manifest: the run's own.
-        fold: the one that this classifier has not seen; `None` of a split.
-        train, val, test: i64 rows of the manifest, disjoint, labelled: what it learned from, what was chosen by, what
-            it is judged on.
-        has_learned: False where nothing was learned from any of these images (zero-shot).
-        validation: scores of the validation images by a classifier that has not learned from them, where this one has
-            (it was fitted again on training and validation images); `None` where this one may be asked.
-        alike: heads of the run's other folds on the very features of this classifier, and the i64 rows that each held
-            out.
-        predictions: of the run.
-        inputs: what it was made from, by name: fingerprints.
-        folder: of the run.
-    """
-
-    name: str
-    kind: str
-    model: str
-    classifier: EncoderClassifier | Backbone
-    manifest: Manifest
-    fold: int | None
-    train: Rows
-    val: Rows
-    test: Rows
-    has_learned: bool
+    name: str  # of the run
+    kind: str  # of its method
+    model: str  # the pretrained model under it, as the user named it
+    classifier: EncoderClassifier | Backbone  # in fp32
+    manifest: Manifest  # the run's own
+    fold: int | None  # the one that this classifier has not seen; `None` of a split
+    train: Rows  # what it learned from; the three are disjoint and labelled
+    val: Rows  # what was chosen by
+    test: Rows  # what it is judged on
+    has_learned: bool  # False where nothing was learned from any of these images (zero-shot)
+    # scores of the validation images by a classifier that has not learned from them, where this one has (it was fitted
+    # again on training and validation images); `None` where this one may be asked
     validation: Predictions | None
+    # heads of the run's other folds on the very features of this classifier, and the rows that each held out
     alike: Sequence[tuple[LinearHead, Rows]]
-    predictions: Predictions
-    inputs: Mapping[str, str]
-    folder: Path
+    predictions: Predictions  # of the run
+    inputs: Mapping[str, str]  # fingerprints of what it was made from, by name
+    folder: Path  # of the run

@@ -41,19 +41,12 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a model is and what it says of itself.
+    """Where a model is and what it says of itself."""
 
-    Args:
-        name: as the user named it.
-        location: a local folder, or the Hub id.
-        is_local: True for a folder: then the network is never asked.
-        config: the Transformers configuration.
-    """
-
-    name: str
-    location: str
-    is_local: bool
-    config: Any
+    name: str  # as the user named it
+    location: str  # a local folder, or the Hub id
+    is_local: bool  # True for a folder: then the network is never asked
+    config: Any  # the Transformers configuration
 
     def error(self, text: str) -> ModelError:
         """A ModelError that names this model."""
@@ -181,19 +174,12 @@ def stored_fingerprint(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class AdapterNote:
-    """What PEFT's own files do not say of an adapter.
+    """What PEFT's own files do not say of an adapter."""
 
-    Args:
-        base: fingerprint of the weights that the adapter was trained on.
-        log_scale: logarithm of the logit scale after training; it is no part of any module, so PEFT cannot keep it.
-        bias: logit bias after training.
-        facts: what it was trained on, and how.
-    """
-
-    base: str
-    log_scale: float
-    bias: float
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    base: str  # fingerprint of the weights that it was trained on
+    log_scale: float  # logarithm of the logit scale after training; in no module, so PEFT cannot keep it
+    bias: float  # logit bias after training
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what it was trained on, and how
 
 
 def write_note(folder: Path, note: AdapterNote) -> None:

@@ -13,59 +13,39 @@ from torch import Tensor, nn
 
 from thoraclip.errors import did_you_mean
 from thoraclip.imaging import Preprocess, fit
-from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, weights_fingerprint
+from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
 from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
 from thoraclip.models.files import Checkpoint, read_preprocess
 
 __all__ = ["Segmenter", "load_segmenter"]
 
 Greys = npt.NDArray[np.uint8]
-Masks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A semantic segmentation model, of whose classes some are lung.
+    """A semantic segmentation model, of whose classes some are lung."""
 
-    Args:
-        name: as the user named it.
-        network: the Transformers model, in eval mode, fp32.
-        lung_classes: names of the classes that are lung.
-        lung_indices: their places among the model's classes.
-        preprocess: how pixels must be made; its geometry is `squash`.
-        device: where the weights are.
-        precision: `fp32` or `bf16` (autocast).
-        fingerprint: SHA-256 over all weights.
-    """
-
-    name: str
-    network: nn.Module
-    lung_classes: tuple[str, ...]
-    lung_indices: tuple[int, ...]
-    preprocess: Preprocess
-    device: torch.device
-    precision: str
-    fingerprint: str
+    network: nn.Module  # the Transformers model, in eval mode, fp32
+    lung_indices: tuple[int, ...]  # numbers of the model's classes that are lung
+    preprocess: Preprocess  # how pixels must be made; its geometry is `squash`
+    device: torch.device  # where the weights are
+    precision: str  # `fp32` or `bf16` (autocast)
 
     @torch.inference_mode()
-    def masks(self, greys: Greys) -> Masks:
-        """Where the most probable class is lung: u8[B, H, W] -> bool[B, H, W], images of any one size.
+    def estimate(self, grey: Greys) -> npt.NDArray[np.bool_]:
+        """Where the most probable class is lung: u8[H, W] -> bool[H, W].
 
-        The scores are brought to the images' size (bilinear) before they are compared, as Transformers does.
+        The scores are brought to the image's size (bilinear) before they are compared, as Transformers does.
         """
-        side, fitted = self.preprocess.size, greys
-        if greys.shape[1:] != (side, side):
-            fitted = np.stack([fit(grey, self.preprocess) for grey in greys])
-        pixels = expand_greys(np.ascontiguousarray(fitted), self.preprocess, self.device)
+        side = self.preprocess.size
+        fitted = grey if grey.shape == (side, side) else fit(grey, self.preprocess)
+        pixels = expand_greys(np.array(fitted)[None], self.preprocess, self.device)
         with autocast_of(self.precision, self.device):
             scores: Tensor = self.network(pixels).logits
-        large = nn.functional.interpolate(scores.float(), size=greys.shape[1:], mode="bilinear", align_corners=False)
+        large = nn.functional.interpolate(scores.float(), size=grey.shape, mode="bilinear", align_corners=False)
         lungs = torch.isin(large.argmax(dim=1), torch.tensor(self.lung_indices, device=self.device))
-        return np.asarray(lungs.cpu().numpy())
-
-    def estimate(self, grey: Greys) -> npt.NDArray[np.bool_]:
-        """bool[H, W] of one image u8[H, W], at its own size."""
-        return np.asarray(self.masks(grey[None])[0])
+        return np.asarray(lungs[0].cpu().numpy())
 
 
 def load_segmenter(
@@ -96,18 +76,13 @@ def load_segmenter(
         )
     if getattr(config, "num_channels", 3) != 3:
         raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
-    indices = _lung_indices(checkpoint, lung_classes)
     target = resolve_device(device)
-    network = load_model(checkpoint, AutoModelForSemanticSegmentation)
     return Segmenter(
-        name=model,
-        network=network.float().eval().to(target),
-        lung_classes=tuple(config.id2label[index] for index in indices),
-        lung_indices=indices,
+        lung_indices=_lung_indices(checkpoint, lung_classes),
+        network=load_model(checkpoint, AutoModelForSemanticSegmentation).float().eval().to(target),
         preprocess=read_preprocess(checkpoint, geometry="squash"),
         device=target,
         precision=resolve_precision(precision, target),
-        fingerprint=weights_fingerprint(network),
     )
 
 

@@ -41,19 +41,12 @@ _INDEX = ("image_id", "sha256")
 
 @dataclass(frozen=True)
 class ArrayKind:
-    """What a folder of one kind holds.
+    """What a folder of one kind holds."""
 
-    Args:
-        name: `embeddings`, `pixels`, ...; names the JSON file and begins every message.
-        arrays: array name -> (type, number of dimensions).
-        schema: the newest schema that this version reads.
-        remedy: the command that makes such a folder.
-    """
-
-    name: str
-    arrays: Mapping[str, tuple[str, int]]
-    schema: int
-    remedy: str
+    name: str  # `embeddings`, `pixels`, ...; names the JSON file and begins every message
+    arrays: Mapping[str, tuple[str, int]]  # array name -> (type, number of dimensions)
+    schema: int  # the newest schema that this version reads
+    remedy: str  # the command that makes such a folder
 
 
 @dataclass(frozen=True)

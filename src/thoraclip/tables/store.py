@@ -89,19 +89,12 @@ def _shared(table: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class StoredTable:
-    """A table in a file, whose rows are read when they are asked for.
-
-    Args:
-        path: the file.
-        schema: its columns.
-        rows: their number.
-        meta: what the header holds beside kind and schema number.
-    """
+    """A table in a file, whose rows are read when they are needed."""
 
     path: Path
     schema: pa.Schema
-    rows: int
-    meta: Mapping[str, object]
+    rows: int  # their number
+    meta: Mapping[str, object]  # what the header holds beside kind and schema number
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """A million rows at a time, of all columns or some; raises ManifestError where the file cannot be read."""
