@@ -47,17 +47,11 @@ class Classifier(Looker, Protocol):
 
 @dataclass(frozen=True)
 class EncoderClassifier:
-    """Features of a dual encoder's vision tower, and a linear head on them; a `Predictor`.
+    """Features of a dual encoder's vision tower, and a linear head on them; a `Predictor`."""
 
-    Args:
-        encoder: its adapter merged, if it has one.
-        head: of C classes, on `features`.
-        features: `pooled` (before the projection) or `projected` (unit vectors in the space shared with text).
-    """
-
-    encoder: DualEncoder
-    head: LinearHead
-    features: str
+    encoder: DualEncoder  # its adapter merged, if it has one
+    head: LinearHead  # of C classes, on `features`
+    features: str  # `pooled` (before the projection) or `projected` (unit vectors in the space shared with text)
 
     @property
     def labels(self) -> LabelSet:
@@ -110,13 +104,8 @@ class EncoderClassifier:
 
 
 def prompt_head(labels: LabelSet, vectors: npt.NDArray[np.float64], logit_scale: float) -> LinearHead:
-    """The zero-shot classifier as a head on projected features: softmax(logit scale times cosine).
-
-    Args:
-        labels: C classes.
-        vectors: f64[C, P], the unit vector of each class.
-        logit_scale: of the encoder.
-    """
+    """The zero-shot classifier as a head on projected features: softmax(logit scale times cosine with f64[C, P], the
+    unit vector of each class)."""
     weight = (logit_scale * vectors).astype(np.float32)
     return LinearHead(labels, Standardiser.identity(weight.shape[1]), weight, np.zeros(len(labels), np.float32))
 

@@ -22,11 +22,7 @@ _GOLDEN = -1640531527  # 2^32 over the golden ratio, as int32: neighbouring coun
 
 
 class MaskKey:
-    """What the masks of one tower depend on at this moment; without samples nothing is dropped.
-
-    Args:
-        seed: of the run.
-    """
+    """What the masks of one tower depend on now, beside the run's seed; without samples nothing is dropped."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -61,19 +61,12 @@ class Standardiser:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Softmax classifier on standardised features: softmax(W z + b), z = (x - mean) / scale.
+    """Softmax classifier on standardised features: softmax(W z + b), z = (x - mean) / scale."""
 
-    Args:
-        labels: C classes, in the order of the scores.
-        standardiser: how features are brought to zero mean and unit scale.
-        weight: f32[C, D].
-        bias: f32[C].
-    """
-
-    labels: LabelSet
+    labels: LabelSet  # C classes, in the order of the scores
     standardiser: Standardiser
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32]  # [C, D]
+    bias: npt.NDArray[np.float32]  # [C]
 
     def predict(self, features: Features) -> Floats:
         """f32[N, D], as the encoder gives them -> f64[N, C], each row sums to 1."""
@@ -115,11 +108,9 @@ def fit_lbfgs(
     Minimises mean log-loss + l2/2 ||W||^2 (the bias is free; with two classes, l2 ||W||^2), which is scikit-learn's
     objective with C = 1 / (l2 N). Penalties are fitted from strong to weak, each from the solution before it.
 
-    Features of a network are far from independent, and L-BFGS creeps along their weak directions. So the variables are
-    V_k = W_k Q diag(c_k lambda + l2)^(1/2), with Q and lambda of the features' second moments and c_k the mean of
-    p_k (1 - p_k): near Newton's own (the Hessian about the class k is Z' diag(p_k (1 - p_k)) Z / N + l2 I), so that a
-    few steps do. The minimum is the same; `gtol` bounds the Newton decrement, whose square is twice what is left to
-    gain.
+    L-BFGS is slow on correlated features, so the variables are V_k = W_k Q diag(c_k lambda + l2)^(1/2), with Q and
+    lambda of the features' second moments and c_k the mean of p_k (1 - p_k): near Newton's, as the Hessian of class k
+    is Z' diag(p_k (1 - p_k)) Z / N + l2 I. The minimum is the same; `gtol` bounds the Newton decrement.
 
     Args:
         features: f32[N, D], as the encoder gives them.
@@ -239,15 +230,14 @@ def fit_text_informed(
     """A linear probe that starts from the classes' texts, one head per penalty (LP++: Huang et al. 2024,
     arXiv:2404.02285).
 
-    Logits are s f.(w_c + alpha_c t_c): class c has a vector w_c of its own and trusts its text t_c by alpha_c.
-    Minimises mean log-loss + l2/2 ||W||^2 over W and alpha, alpha being free. A strong penalty leaves zero-shot with a
-    trust for each class, a weak one the plain linear probe. (The paper, and Shakeri et al. 2024, arXiv:2409.03868, for
-    medical encoders, minimise the log-loss alone, by block majorise-minimise steps; s, the penalty and L-BFGS are
-    ours.)
+    Logits are s f.(w_c + alpha_c t_c): class c has a vector w_c of its own and weighs its text t_c by alpha_c.
+    Minimises mean log-loss + l2/2 ||W||^2 over W and alpha, alpha being free. A strong penalty leaves weighted
+    zero-shot, a weak one the plain linear probe. (The paper, and Shakeri et al. 2024, arXiv:2409.03868, for medical
+    encoders, minimise the log-loss alone, by block majorise-minimise steps.)
 
-    Written in u_c = w_c + alpha_c t_c, the best alpha_c is u_c.t_c, so that what is left is convex in U alone:
-    mean log-loss + l2/2 sum_c ||u_c - (u_c.t_c) t_c||^2, a probe whose penalty does not see the direction of the text.
-    It is fitted from strong penalties to weak, each from the solution before it; the first from zero-shot, U = T.
+    In u_c = w_c + alpha_c t_c the best alpha_c is u_c.t_c, so that mean log-loss + l2/2 sum_c ||u_c - (u_c.t_c) t_c||^2
+    is left, convex in U. It is fitted from strong penalties to weak, each from the solution before it; the first from
+    zero-shot, U = T.
 
     Args:
         features: f32[N, P], unit vectors in the space shared with text.

@@ -75,22 +75,14 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class TunableEncoder:
-    """A dual encoder with LoRA, whose base is frozen and in eval mode.
+    """A dual encoder with LoRA, whose base is frozen and in eval mode."""
 
-    Args:
-        encoder: gives features with gradient; `encoder.model` is the PEFT model.
-        vision_key, text_key: of the dropout masks of each tower.
-        base: fingerprint of the weights that LoRA was added to.
-        log_scale: logarithm of the logit scale, scalar; a parameter where it is trained.
-        bias: logit bias of the sigmoid loss, scalar.
-    """
-
-    encoder: DualEncoder
-    vision_key: MaskKey
+    encoder: DualEncoder  # gives features with gradient; `encoder.model` is the PEFT model
+    vision_key: MaskKey  # of the dropout masks of the vision tower
     text_key: MaskKey
-    base: str
-    log_scale: nn.Parameter
-    bias: nn.Parameter
+    base: str  # fingerprint of the weights that LoRA was added to
+    log_scale: nn.Parameter  # logarithm of the logit scale, scalar
+    bias: nn.Parameter  # logit bias of the sigmoid loss, scalar
 
     @property
     def encoder_parameters(self) -> dict[str, nn.Parameter]:

@@ -116,7 +116,7 @@ def append_label(text: str, label: str) -> str:
 
 
 def require_captions_name(path: Path) -> None:
-    """Raise InputError unless captions may bear this name: nothing but Parquet is overwritten with them."""
+    """Raise InputError unless the name ends in `.parquet`."""
     require_parquet(path, "captions are")
 
 

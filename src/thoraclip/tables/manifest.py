@@ -255,7 +255,7 @@ def _rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
 
 
 def require_parquet(path: Path) -> None:
-    """Raise InputError unless a manifest may bear this name: nothing but Parquet is overwritten with one."""
+    """Raise InputError unless the name ends in `.parquet`."""
     store.require_parquet(path, "a manifest is")
 
 
