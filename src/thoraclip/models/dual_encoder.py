@@ -203,7 +203,7 @@ def load_dual_encoder(
     Args:
         model: a Hub id, a local folder in Transformers format, or `tiny-clip`.
         adapter: a PEFT adapter folder, merged into the weights; empty for none.
-        adapter_scale: share of the adapter, 0..1; see `adapter.load_adapter`.
+        adapter_scale: share of the adapter, 0..1; see `checkpoint.load_adapter`.
         geometry: `squash`, `crop` or `pad`; replaces the geometry of the checkpoint's own image processor.
         precision: `fp32`, `bf16`, or `auto` (bf16 where the device computes in it).
         device: as PyTorch names it; empty picks CUDA, then MPS, then the CPU.
