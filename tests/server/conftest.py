@@ -14,10 +14,10 @@ from tests.bundle.conftest import Workshop, exported, workshop
 
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.bundle.runtime import BundleClassifier
-from thoraclip.server.app import Counter, create_app
-from thoraclip.server.desk import Desk
+from thoraclip.server.app import ServerState, create_app
+from thoraclip.server.batch_queue import BatchQueue
 from thoraclip.server.limits import Limits
-from thoraclip.server.meters import Meters
+from thoraclip.server.metrics import Metrics
 
 __all__ = ["exported", "workshop"]  # fixtures of the tests of bundles
 REPOSITORY = Path(__file__).parents[2]
@@ -54,9 +54,9 @@ def opened(classifier: BundleClassifier) -> Iterator[Callable[..., TestClient]]:
     def make(
         limits: Limits | None = None, *, names: tuple[str, ...] = ("probe",), has_page: bool = False, **options: Any
     ) -> TestClient:
-        limits, meters = limits or Limits(), Meters()
-        desks = [Desk(classifier, name=name, limits=limits, meters=meters, threads=1) for name in names]
-        app = create_app(Counter(desks, limits, meters, has_page=has_page), **options)
+        limits, metrics = limits or Limits(), Metrics()
+        queues = [BatchQueue(classifier, name=name, limits=limits, metrics=metrics, threads=1) for name in names]
+        app = create_app(ServerState(queues, limits, metrics, has_page=has_page), **options)
         clients.append(TestClient(app, raise_server_exceptions=False))
         clients[-1].__enter__()
         return clients[-1]

@@ -21,10 +21,11 @@ from thoraclip.bundle.thumbnails import Thumbnails
 from thoraclip.heatmaps.overlay import Panel, draw_overlay, heat_layer, outline_layer
 from thoraclip.server import app as app_module
 from thoraclip.server.answers import Explained, Predicted
-from thoraclip.server.desk import BusyError, Desk, TooLongError
+from thoraclip.server.batch_queue import BatchQueue
 from thoraclip.server.intake import MEDIA_TYPES
 from thoraclip.server.limits import Limits
 from thoraclip.server.openapi import EXPLAINED, PREDICTED
+from thoraclip.server.problems import RefusedError
 
 Opened = Callable[..., TestClient]
 
@@ -179,15 +180,16 @@ def test_the_most_similar_training_pictures_are_told_when_asked_for(
 
 
 def test_what_the_desk_refuses_has_its_status(opened: Opened, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = [BusyError("64 pictures are waiting already; come later", 7), TooLongError("takes longer than 30 s")]
+    full = RefusedError(429, "64 pictures are waiting already; come later", headers={"retry-after": "7"})
+    reasons = [full, RefusedError(422, "takes longer than 30 s")]
     answers = iter(reasons)
 
     async def refuse(*_: object, **__: object) -> None:
         raise next(answers)
 
-    monkeypatch.setattr(Desk, "predict", refuse)
+    monkeypatch.setattr(BatchQueue, "predict", refuse)
     busy, long = (opened().post("/v1/predict", files=forms(png)) for _ in reasons)
-    assert [reason(busy, 429), reason(long, 422)] == [str(one) for one in reasons]
+    assert [reason(busy, 429), reason(long, 422)] == [one.detail for one in reasons]
     assert busy.headers["retry-after"] == "7" and "retry-after" not in long.headers
 
 
@@ -206,9 +208,9 @@ def test_two_bundles_are_asked_by_name(opened: Opened, bundle: Path, png: bytes)
 def test_health_and_readiness(opened: Opened) -> None:
     """Of two bundles, both have to be ready."""
     client = opened(names=("first", "second"))
-    counter = client.app.state.counter  # type: ignore[attr-defined]
+    state = client.app.state.server  # type: ignore[attr-defined]
     assert client.get("/ready").json() == {"status": "ready"}
-    for place, name, status in ((counter.desks[1], "_is_open", "busy"), (counter, "is_stopping", "stopping")):
+    for place, name, status in ((state.queues[1], "_is_open", "busy"), (state, "is_stopping", "stopping")):
         setattr(place, name, not getattr(place, name))
         response = client.get("/ready")
         assert (response.status_code, response.json()) == (503, {"status": status})

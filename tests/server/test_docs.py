@@ -31,9 +31,9 @@ from tests.server.conftest import REPOSITORY
 
 from thoraclip.config import field_help, toml_value
 from thoraclip.server.answers import BundleFacts, OnePicture
-from thoraclip.server.app import Counter, create_app
+from thoraclip.server.app import ServerState, create_app
 from thoraclip.server.limits import Limits
-from thoraclip.server.meters import Meters
+from thoraclip.server.metrics import Metrics
 from thoraclip.server.openapi import SOME_PROBLEMS
 
 PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -123,7 +123,7 @@ def test_the_table_of_limits_is_that_of_the_code() -> None:
 
 
 def test_every_route_is_told() -> None:
-    app = create_app(Counter([], Limits(), Meters()))
+    app = create_app(ServerState([], Limits(), Metrics()))
     told = set(re.findall(r"^\| `(GET|POST) (/\S*)` \|", PAGE, re.MULTILINE))
     there = {(method.upper(), path) for path, ways in app.openapi()["paths"].items() for method in ways}
     assert told == there | {("GET", "/openapi.json")}

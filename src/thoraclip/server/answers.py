@@ -1,7 +1,4 @@
-"""What the API tells, as JSON: the schemas of the OpenAPI document, with examples, and how they are filled.
-
-Numbers have the 6 decimals of `thoraclip predict`.
-"""
+"""The JSON answers of the API: their schemas, and how they are filled. Numbers have the 6 decimals of `predict`."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from thoraclip.bundle.runtime import Prediction
 from thoraclip.errors import ImageError
 from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
-from thoraclip.server.desk import METHODS, Desk
+from thoraclip.server.batch_queue import METHODS, BatchQueue
 
 __all__ = [
     "NOTE",
@@ -44,11 +41,11 @@ NOTE = "Research use only, not for diagnosis."
 _DECIMALS = 6
 
 
-class _Told(BaseModel):
+class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class About(_Told):
+class About(_Answer):
     """Which bundle has answered."""
 
     name: str = Field(description="As the server calls it; the value of the parameter `bundle`.")
@@ -75,7 +72,7 @@ class BundleFacts(About):
     )
 
 
-class Neighbour(_Told):
+class Neighbour(_Answer):
     """A training picture that the bundle carries."""
 
     label: str = Field(description="Its class in the training data.")
@@ -83,7 +80,7 @@ class Neighbour(_Told):
     picture: str = Field(description="Thumbnail: a data URI of a PNG.")
 
 
-class OnePicture(_Told):
+class OnePicture(_Answer):
     """What a bundle says of a picture, or why the picture cannot be read."""
 
     index: int = Field(description="Place in the request, from 0.", ge=0)
@@ -91,13 +88,11 @@ class OnePicture(_Told):
     scores: dict[str, float] | None = Field(description="Calibrated probability of each class; they sum to 1.")
     set: list[str] | None = Field(
         description="Classes that cannot be ruled out: more than one is an abstention between them, none fits no "
-        "class. "
-        "Null where the bundle has no such sets."
+        "class. Null where the bundle has no such sets."
     )
     ood: bool | None = Field(
         description="Whether the picture is unlike the training images, so that its scores mean nothing; null where "
-        "the bundle "
-        "cannot tell."
+        "the bundle cannot tell."
     )
     ood_score: float | None = Field(description="How unlike; flagged above the bundle's threshold.")
     neighbours: list[Neighbour] | None = Field(
@@ -106,7 +101,7 @@ class OnePicture(_Told):
     error: str | None = Field(description="Why the picture cannot be read; all else is null then.")
 
 
-class Predicted(_Told):
+class Predicted(_Answer):
     """Answer of `/v1/predict`."""
 
     bundle: About
@@ -114,7 +109,7 @@ class Predicted(_Told):
     note: str = NOTE
 
 
-class Explained(_Told):
+class Explained(_Answer):
     """Answer of `/v1/explain`."""
 
     bundle: About
@@ -132,20 +127,20 @@ class Explained(_Told):
     note: str = NOTE
 
 
-class State(_Told):
+class State(_Answer):
     """Answer of `/health` and `/ready`."""
 
     status: str
 
 
-class BadPicture(_Told):
+class BadPicture(_Answer):
     """A picture that cannot be read."""
 
     index: int
     error: str
 
 
-class Problem(_Told):
+class Problem(_Answer):
     """RFC 9457 problem details."""
 
     type: str = "about:blank"
@@ -155,71 +150,66 @@ class Problem(_Told):
     pictures: list[BadPicture] | None = Field(default=None, description="The reason for each picture.")
 
 
-def about(desk: Desk) -> About:
-    """The bundle of a desk."""
-    bundle = desk.classifier.bundle
+def about(queue: BatchQueue) -> About:
+    """The bundle of a queue."""
+    bundle = queue.classifier.bundle
     return About(
-        name=desk.name,
+        name=queue.name,
         title=bundle.title.removeprefix("bundle: "),
-        labels=list(desk.classifier.labels.names),
+        labels=list(queue.classifier.labels.names),
         fingerprint=bundle.fingerprint,
     )
 
 
-def bundle_facts(desk: Desk, *, phantoms: int) -> BundleFacts:
-    """What the bundle of a desk can tell.
-
-    Args:
-        desk: of the bundle.
-        phantoms: synthetic radiographs that the server draws.
-    """
-    bundle = desk.classifier.bundle
+def bundle_facts(queue: BatchQueue, *, phantoms: int) -> BundleFacts:
+    """What the bundle of a queue can do; `phantoms`: synthetic radiographs that the server draws."""
+    bundle = queue.classifier.bundle
     return BundleFacts(
-        **about(desk).model_dump(),
+        **about(queue).model_dump(),
         calibrated=bundle.scaling is not None,
         set_coverage=None if bundle.sets is None else round(1 - bundle.sets.alpha, _DECIMALS),
         detects_ood=bundle.facts["novelty"] is not None,
         thumbnails=(bundle.facts.get("thumbnails") or {"images": 0})["images"],
         methods=list(METHODS),
-        most_bytes=desk.limits.bytes,
+        most_bytes=queue.limits.bytes,
         phantoms=phantoms,
     )
 
 
-def predicted(desk: Desk, found: Sequence[Prediction | ImageError], *, neighbours: int = 0) -> Predicted:
-    """The answer to some pictures."""
-    pictures = [one_picture(desk, index, one, neighbours=neighbours) for index, one in enumerate(found)]
-    return Predicted(bundle=about(desk), pictures=pictures)
+def predicted(queue: BatchQueue, results: Sequence[Prediction | ImageError], *, neighbours: int = 0) -> Predicted:
+    """The answer to some images."""
+    pictures = [one_picture(queue, index, result, neighbours=neighbours) for index, result in enumerate(results)]
+    return Predicted(bundle=about(queue), pictures=pictures)
 
 
-def one_picture(desk: Desk, index: int, found: Prediction | ImageError, *, neighbours: int = 0) -> OnePicture:
-    """The answer to a picture."""
-    if isinstance(found, ImageError):
+def one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError, *, neighbours: int = 0) -> OnePicture:
+    """The answer to an image."""
+    if isinstance(result, ImageError):
         empty: dict[str, Any] = dict.fromkeys(OnePicture.model_fields)
-        return OnePicture.model_construct(**empty | {"index": index, "error": reason_of(found)})
+        return OnePicture(**empty | {"index": index, "error": reason_of(result)})
     near = None
-    if neighbours and (kept := desk.classifier.bundle.thumbnails) is not None:
+    if neighbours and (thumbnails := queue.classifier.bundle.thumbnails) is not None:
         near = [
             Neighbour(label=one.label, similarity=round(one.similarity, _DECIMALS), picture=data_uri(one.grey))
-            for one in kept.nearest(found.features, count=neighbours)
+            for one in thumbnails.nearest(result.features, count=neighbours)
         ]
     return OnePicture(
         index=index,
-        label=found.label,
-        scores={name: round(score, _DECIMALS) for name, score in found.scores.items()},
-        set=None if found.set is None else list(found.set),
-        ood=found.ood,
-        ood_score=_rounded(found.ood_score),
+        label=result.label,
+        scores={name: round(score, _DECIMALS) for name, score in result.scores.items()},
+        set=None if result.set is None else list(result.set),
+        ood=result.ood,
+        ood_score=_rounded(result.ood_score),
         neighbours=near,
         error=None,
     )
 
 
-def explained(desk: Desk, found: Prediction, shown: Explanation, *, neighbours: int = 0) -> Explained:
-    """The answer to a picture whose evidence was asked for."""
+def explained(queue: BatchQueue, prediction: Prediction, shown: Explanation, *, neighbours: int = 0) -> Explained:
+    """The answer to an image whose evidence was asked for."""
     return Explained(
-        bundle=about(desk),
-        prediction=one_picture(desk, 0, found, neighbours=neighbours),
+        bundle=about(queue),
+        prediction=one_picture(queue, 0, prediction, neighbours=neighbours),
         explained=shown.label,
         method=shown.method,
         evidence_in_lungs=_rounded(shown.evidence_in_lungs),
@@ -236,12 +226,12 @@ def _rounded(value: float | None) -> float | None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a picture cannot be read, without a name for it: the request has none."""
+    """Why an image cannot be read, without a name for it: the request has none."""
     return str(error).removeprefix("image: ")
 
 
 def data_uri(picture: Image.Image | npt.NDArray[np.uint8]) -> str:
-    """A picture as a PNG that stands in a page or in JSON itself."""
+    """An image as a PNG that stands in a page or in JSON itself."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=3)

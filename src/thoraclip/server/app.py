@@ -1,17 +1,18 @@
-"""The API: FastAPI over a desk for each bundle."""
+"""The API: FastAPI over a batch queue for each bundle."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -29,11 +30,11 @@ from thoraclip.server.answers import (
     predicted,
     reason_of,
 )
-from thoraclip.server.desk import METHODS, BusyError, Desk, TooLongError
-from thoraclip.server.guard import Guard, Held, Journal
+from thoraclip.server.batch_queue import METHODS, BatchQueue
+from thoraclip.server.guard import Guard, Journal
 from thoraclip.server.intake import read_pictures
 from thoraclip.server.limits import Limits
-from thoraclip.server.meters import EXPOSITION, Meters
+from thoraclip.server.metrics import Metrics
 from thoraclip.server.openapi import (
     EXPLAINED,
     ONE_PICTURE,
@@ -46,7 +47,7 @@ from thoraclip.server.openapi import (
 from thoraclip.server.page import PHANTOMS, page_router
 from thoraclip.server.problems import RefusedError, problem
 
-__all__ = ["Counter", "create_app"]
+__all__ = ["ServerState", "create_app"]
 
 _DESCRIPTION = f"""Frontal chest X-rays in, calibrated probabilities out. **{NOTE}**
 
@@ -55,74 +56,71 @@ pictures. What is wrong is told as problem details (RFC 9457)."""
 
 
 @dataclass
-class Counter:
+class ServerState:
     """What the handlers share.
 
     Args:
-        desks: one for each bundle; the first answers where none is named.
-        limits: of the server.
-        meters: count what is done.
+        queues: one for each bundle; the first answers where none is named.
+        limits, metrics: of the server.
         has_page: whether there is a page at `/`.
-        is_stopping: set when the server has been told to stop.
-        is_in_a_hurry: set when it has been told twice.
+        is_stopping: set when the server has been told to stop; stop_now: when it has been told twice.
     """
 
-    desks: Sequence[Desk]
+    queues: Sequence[BatchQueue]
     limits: Limits
-    meters: Meters
-    held: Held = field(default_factory=Held)
+    metrics: Metrics
     has_page: bool = False
     is_stopping: bool = False
-    is_in_a_hurry: bool = False
+    stop_now: bool = False
 
-    def desk(self, name: str) -> Desk:
-        """The desk of a bundle, the first one for no name; raises RefusedError where there is none."""
-        names = [desk.name for desk in self.desks]
+    def queue(self, name: str) -> BatchQueue:
+        """The queue of a bundle, the first one for no name; raises RefusedError where there is none."""
+        names = [queue.name for queue in self.queues]
         if name and name not in names:
             raise RefusedError(404, f"no bundle is called '{name}'{did_you_mean(name, names)}")
-        return self.desks[names.index(name) if name else 0]
+        return self.queues[names.index(name) if name else 0]
 
     @property
     def is_ready(self) -> bool:
-        """Whether a picture that comes now would be taken."""
-        return not self.is_stopping and all(desk.is_ready for desk in self.desks)
+        """Whether an image that comes now would be taken."""
+        return not self.is_stopping and all(queue.is_ready for queue in self.queues)
 
 
-def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = ()) -> FastAPI:
-    """The app; whoever starts it stops it, and its desks with it.
+def create_app(state: ServerState, *, token: str = "", origins: Collection[str] = ()) -> FastAPI:
+    """The app; whoever starts it stops it, and its queues with it.
 
     Args:
-        counter: what the handlers share.
+        state: what the handlers share.
         token: that every client must bring, as `Authorization: Bearer TOKEN` or as the password of a browser; empty for
             none.
         origins: of pages on other hosts that may ask (CORS).
     """
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for desk in counter.desks:
-            await asyncio.to_thread(desk.close, seconds=0 if counter.is_in_a_hurry else counter.limits.grace_seconds)
+        for queue in state.queues:
+            await asyncio.to_thread(queue.close, seconds=0 if state.stop_now else state.limits.grace_seconds)
 
     app = FastAPI(
         title="ThoraCLIP",
         version=metadata.version("thoraclip"),
         description=_DESCRIPTION,
-        lifespan=life,
+        lifespan=lifespan,
         docs_url=None,
         redoc_url=None,  # they load scripts from another host
         responses=refusals(401) if token else {},
     )
-    app.state.counter = counter
+    app.state.server = state
     app.include_router(_pictures)
     app.include_router(_server)
-    if counter.has_page:
+    if state.has_page:
         app.include_router(page_router)
-    labels = dict.fromkeys(name for desk in counter.desks for name in desk.classifier.labels.names)
-    add_document(app, {"bundle": [desk.name for desk in counter.desks], "class": list(labels), "method": METHODS})
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
-    app.add_middleware(Guard, limits=counter.limits, held=counter.held, token=token, origins=origins)
+    labels = dict.fromkeys(name for queue in state.queues for name in queue.classifier.labels.names)
+    add_document(app, {"bundle": [queue.name for queue in state.queues], "class": list(labels), "method": METHODS})
+    for kind in (HTTPException, RequestValidationError, ImageError, ConfigError):
+        app.add_exception_handler(kind, _problem)
+    app.add_middleware(Guard, limits=state.limits, metrics=state.metrics, token=token, origins=origins)
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -131,17 +129,26 @@ def create_app(counter: Counter, *, token: str = "", origins: Collection[str] = 
             allow_headers=["Authorization"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(Journal, meters=counter.meters)
-    counter.meters.watch(waiting=lambda: sum(desk.waiting for desk in counter.desks), held=lambda: counter.held.bytes)
+    app.add_middleware(Journal, metrics=state.metrics)
+    state.metrics.waiting.set_function(lambda: sum(queue.waiting for queue in state.queues))
     return app
 
 
-def _counter(request: Request) -> Counter:
-    found: Counter = request.app.state.counter
-    return found
+async def _problem(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return problem(error)
+    reason = reason_of(error)
+    if isinstance(error, RequestValidationError):
+        reason = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
+    return problem(RefusedError(422, reason))
 
 
-Shared = Annotated[Counter, Depends(_counter)]
+def _state(request: Request) -> ServerState:
+    state: ServerState = request.app.state.server
+    return state
+
+
+Shared = Annotated[ServerState, Depends(_state)]
 BundleName = Annotated[
     str,
     Query(
@@ -163,18 +170,18 @@ _server = APIRouter(tags=["the server"])
     openapi_extra=SOME_PICTURES,
     responses={200: {"content": {"application/json": {"example": PREDICTED}}}, **refusals(*SOME_PROBLEMS)},
 )
-async def predict(request: Request, counter: Shared, bundle: BundleName = "", neighbours: Neighbours = 0) -> Predicted:
+async def predict(request: Request, server: Shared, bundle: BundleName = "", neighbours: Neighbours = 0) -> Predicted:
     """Calibrated probabilities, the classes that cannot be ruled out, and whether a picture is unlike the training
     images."""
-    desk = counter.desk(bundle)
-    pictures = await read_pictures(request, counter.limits)
-    found = await desk.predict(pictures)
-    bad = [{"index": i, "error": reason_of(one)} for i, one in enumerate(found) if isinstance(one, ImageError)]
-    request.state.facts = {"pictures": len(found), "unreadable": len(bad), "bytes": sum(map(len, pictures))}
-    if len(bad) == len(found):
+    queue = server.queue(bundle)
+    pictures = await read_pictures(request, server.limits)
+    results = await queue.predict(pictures)
+    bad = [{"index": i, "error": reason_of(error)} for i, error in enumerate(results) if isinstance(error, ImageError)]
+    request.state.facts = {"pictures": len(results), "unreadable": len(bad), "bytes": sum(map(len, pictures))}
+    if len(bad) == len(results):
         more = "" if len(bad) == 1 else f" (and {len(bad) - 1} more, none of which can be read)"
         raise RefusedError(422, f"{bad[0]['error']}{more}", pictures=bad)
-    return await asyncio.to_thread(predicted, desk, found, neighbours=neighbours)  # thumbnails take their time
+    return await asyncio.to_thread(predicted, queue, results, neighbours=neighbours)  # thumbnails take their time
 
 
 @_pictures.post(
@@ -191,32 +198,31 @@ async def predict(request: Request, counter: Shared, bundle: BundleName = "", ne
 )
 async def explain(
     request: Request,
-    counter: Shared,
+    server: Shared,
     bundle: BundleName = "",
     class_name: Annotated[
         str, Query(alias="class", description="What is explained; the predicted class if none is given.")
     ] = "",
     method: Annotated[str, Query(description="occlusion, the only one for a bundle.")] = "occlusion",
     neighbours: Neighbours = 0,
-) -> Response:
+) -> Explained | Response:
     """A heat map for one picture. It shows where the scores change when a part is blurred away, and proves nothing."""
-    desk = counter.desk(bundle)
-    pictures = await read_pictures(request, counter.limits)
+    queue = server.queue(bundle)
+    pictures = await read_pictures(request, server.limits)
     if len(pictures) > 1:
         raise RefusedError(422, f"{len(pictures)} pictures; one at a time is explained")
     request.state.facts = {"pictures": 1, "bytes": len(pictures[0])}
-    found, shown = await desk.explain(pictures[0], class_name=class_name, method=method)
+    prediction, shown = await queue.explain(pictures[0], class_name=class_name, method=method)
     if "image/png" in request.headers.get("accept", ""):
         return Response(await asyncio.to_thread(overlay_png, shown), media_type="image/png")
-    told = await asyncio.to_thread(explained, desk, found, shown, neighbours=neighbours)
-    return JSONResponse(told.model_dump())
+    return await asyncio.to_thread(explained, queue, prediction, shown, neighbours=neighbours)
 
 
 @_server.get("/v1/bundles", summary="The bundles that answer")
-async def bundles(counter: Shared) -> list[BundleFacts]:
+async def bundles(server: Shared) -> list[BundleFacts]:
     """The first one answers where none is named."""
-    phantoms = PHANTOMS if counter.has_page else 0
-    return [bundle_facts(desk, phantoms=phantoms) for desk in counter.desks]
+    phantoms = PHANTOMS if server.has_page else 0
+    return [bundle_facts(queue, phantoms=phantoms) for queue in server.queues]
 
 
 @_server.get(
@@ -225,9 +231,9 @@ async def bundles(counter: Shared) -> list[BundleFacts]:
     response_class=PlainTextResponse,
     responses={200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}, **refusals(404)},
 )
-async def card(counter: Shared, bundle: BundleName = "") -> Response:
+async def card(server: Shared, bundle: BundleName = "") -> Response:
     """The bundle's card, as Markdown."""
-    text = (counter.desk(bundle).classifier.bundle.folder / CARD).read_bytes()
+    text = (server.queue(bundle).classifier.bundle.folder / CARD).read_bytes()
     return Response(text, media_type="text/markdown; charset=utf-8")
 
 
@@ -242,51 +248,15 @@ async def health() -> State:
     summary="Whether a picture that comes now would be taken",
     responses={503: {"model": State, "description": "Not now: the queue is full, or the server is stopping."}},
 )
-async def ready(counter: Shared, response: Response) -> State:
+async def ready(server: Shared, response: Response) -> State:
     """For a load balancer."""
-    if counter.is_ready:
+    if server.is_ready:
         return State(status="ready")
     response.status_code = 503
-    return State(status="stopping" if counter.is_stopping else "busy")
+    return State(status="stopping" if server.is_stopping else "busy")
 
 
 @_server.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
-async def metrics(counter: Shared) -> Response:
+async def metrics(server: Shared) -> Response:
     """Requests, pictures, classes and queues; nothing of a picture."""
-    return Response(counter.meters.text(), media_type=EXPOSITION)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return problem(error)
-
-
-async def _busy(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BusyError)
-    return problem(RefusedError(429, error.reason, headers={"retry-after": str(error.retry_after)}))
-
-
-async def _unfit(request: Request, error: Exception) -> Response:
-    return problem(RefusedError(422, reason_of(error)))
-
-
-async def _wrong_parameter(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    told = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
-    return problem(RefusedError(422, told))
-
-
-async def _of_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return problem(RefusedError(error.status_code, str(error.detail), headers=error.headers))
-
-
-_HANDLERS = {
-    RefusedError: _refused,
-    BusyError: _busy,
-    TooLongError: _unfit,
-    ImageError: _unfit,
-    ConfigError: _unfit,
-    RequestValidationError: _wrong_parameter,
-    HTTPException: _of_http,
-}
+    return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Pictures of a request, in memory: nothing that a client calls them is looked at, and nothing is written to disk."""
+"""Images of a request, in memory: names that a client gives them are ignored, and nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MEDIA_TYPES", "read_pictures"]
 
-MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
-"""Of a body that is one picture. What it really is, its content says."""
+MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")  # of a body
 _FORM = "multipart/form-data"
 
 
@@ -29,10 +28,10 @@ async def read_pictures(request: Request, limits: Limits) -> list[bytes]:
             slow.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
-    told = kind.decode("latin-1").lower()
-    if told in MEDIA_TYPES:
+    media_type = kind.decode("latin-1").lower()
+    if media_type in MEDIA_TYPES:
         return [await request.body()]
-    if told != _FORM:
+    if media_type != _FORM:
         raise RefusedError(415, f"the content type must be {_FORM} or one of {', '.join(MEDIA_TYPES)}")
     form, boundary = _Form(limits.files), options.get(b"boundary")
     if not boundary:

@@ -1,5 +1,4 @@
-"""One JSON object a line on standard error. No file name, no query, no address, no content of a picture ever stands in
-it."""
+"""One JSON object a line on standard error, without a file name, a query, an address, or content of an image."""
 
 from __future__ import annotations
 
@@ -9,15 +8,14 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["LOGGER", "set_up_logs", "tell"]
+__all__ = ["LOGGER", "log_event", "set_up_logs"]
 
 LOGGER = logging.getLogger("thoraclip.server")
-_NOISY = ("pydicom", "PIL", "python_multipart", "multipart", "uvicorn.access", "asyncio")
-"""They may quote a file."""
+_NOISY = ("pydicom", "PIL", "python_multipart", "multipart", "uvicorn.access", "asyncio")  # may quote a file
 
 
 def set_up_logs() -> None:
-    """Send the records of this room and of Uvicorn to standard error, and silence those that may quote a picture."""
+    """Send the records of this package and of Uvicorn to standard error, and silence those that may quote an image."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
     for name in (LOGGER.name, "uvicorn"):
@@ -29,7 +27,7 @@ def set_up_logs() -> None:
         quiet.handlers, quiet.propagate = [logging.NullHandler()], False
 
 
-def tell(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **facts: Any) -> None:
+def log_event(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **facts: Any) -> None:
     """Write a line; of an error its kind and where it was raised, not its message, which may quote a picture."""
     if error is not None:
         frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beside the schemas: bodies, problems, examples."""
+"""Bodies, problems and examples of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from thoraclip.server.answers import NOTE, Problem
@@ -50,30 +49,17 @@ EXPLAINED = {
 }
 
 _PICTURE = {"type": "string", "format": "binary", "description": "Content of a PNG, JPEG or DICOM file."}
-_ONE = {kind: {"schema": _PICTURE} for kind in MEDIA_TYPES}
 
 
-def _form(description: str, most: int | None) -> dict[str, Any]:
-    files = {"type": "array", "items": _PICTURE, "minItems": 1} | ({} if most is None else {"maxItems": most})
-    return {
-        "schema": {
-            "type": "object",
-            "properties": {"files": files},
-            "required": ["files"],
-            "description": description,
-        }
-    }
+def _body(description: str, **counts: int) -> dict[str, Any]:
+    files = {"type": "array", "items": _PICTURE, "minItems": 1, **counts}
+    form = {"type": "object", "properties": {"files": files}, "required": ["files"], "description": description}
+    one = {kind: {"schema": _PICTURE} for kind in MEDIA_TYPES}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **one}}}
 
 
-SOME_PICTURES = {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": _form("Each part is a picture, whatever its name.", None), **_ONE},
-    }
-}
-ONE_PICTURE = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": _form("One part, the picture.", 1), **_ONE}}
-}
+SOME_PICTURES = _body("Each part is a picture, whatever its name.")
+ONE_PICTURE = _body("One part, the picture.", maxItems=1)
 
 _WHY = {
     400: ("The form is damaged.", "the form is damaged; send multipart/form-data with its boundary"),
@@ -90,57 +76,39 @@ _WHY = {
     429: ("Too much is waiting; `Retry-After` says when to come again.", "64 pictures are waiting already; come later"),
     500: ("A fault of the server.", "a fault of the server; its log has more under 0f8c..."),
 }
-SOME_PROBLEMS = (400, 403, 404, 408, 413, 415, 422, 429, 500)
-"""Of whatever takes pictures."""
+SOME_PROBLEMS = (400, 403, 404, 408, 413, 415, 422, 429, 500)  # of whatever takes images
 
 
 def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """For FastAPI's `responses`."""
-    titles = {code: _WHY[code] for code in codes}
-    return {
-        code: {
-            "description": description,
-            "content": {
-                MEDIA_TYPE: {
-                    "schema": {"$ref": "#/components/schemas/Problem"},
-                    "example": {
-                        "type": "about:blank",
-                        "title": description.rstrip("."),
-                        "status": code,
-                        "detail": detail,
-                    },
-                }
-            },
-        }
-        for code, (description, detail) in titles.items()
-    }
+    """Problems for FastAPI's `responses`."""
+    schema, found = {"$ref": "#/components/schemas/Problem"}, dict[int | str, dict[str, Any]]()
+    for code in codes:
+        description, detail = _WHY[code]
+        example = {"type": "about:blank", "title": description.rstrip("."), "status": code, "detail": detail}
+        found[code] = {"description": description, "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}
+    return found
 
 
 def add_document(app: FastAPI, choices: Mapping[str, Sequence[str]]) -> None:
-    """Have the app serve its OpenAPI document, with the schema of problems.
+    """Add the schema of problems, and what some parameters may be, to the app's OpenAPI document.
 
     Args:
         app: all its routes are there.
-        choices: name of a parameter -> what it may be, beside nothing.
+        choices: name of a parameter -> its values, beside the default.
     """
+    generate = app.openapi
 
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            found = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-                tags=app.openapi_tags,
-            )
-            _, own = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
-            found.setdefault("components", {}).setdefault("schemas", {}).update(own["$defs"])
-            for operation in (one for path in found["paths"].values() for one in path.values()):
-                for parameter in operation.get("parameters", []):
-                    if parameter["name"] in choices:
-                        told = [parameter["schema"].get("default", ""), *choices[parameter["name"]]]
-                        parameter["schema"]["enum"] = list(dict.fromkeys(told))
-            app.openapi_schema = found
-        return app.openapi_schema
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        content = generate()
+        _, own = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
+        content.setdefault("components", {}).setdefault("schemas", {}).update(own["$defs"])
+        operations = [operation for path in content["paths"].values() for operation in path.values()]
+        for parameter in (parameter for operation in operations for parameter in operation.get("parameters", [])):
+            if parameter["name"] in choices:
+                values = [parameter["schema"].get("default", ""), *choices[parameter["name"]]]
+                parameter["schema"]["enum"] = list(dict.fromkeys(values))
+        return content
 
     app.openapi = document  # type: ignore[method-assign]

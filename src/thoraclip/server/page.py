@@ -19,11 +19,9 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Content security policy of the page."""
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _FILES = ("page.css", "page.js", "words.js", "nodes.js")
-PHANTOMS = 12
-"""Synthetic radiographs to try."""
+PHANTOMS = 12  # synthetic radiographs to try
 _PHANTOM_SIDE = 384
 
 page_router = APIRouter(include_in_schema=False)

@@ -1,4 +1,4 @@
-"""What goes wrong, as a client sees it: RFC 9457 problem details, whoever finds it."""
+"""Errors as a client sees them: RFC 9457 problem details."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 __all__ = ["MEDIA_TYPE", "RefusedError", "problem"]
@@ -14,11 +15,11 @@ __all__ = ["MEDIA_TYPE", "RefusedError", "problem"]
 MEDIA_TYPE = "application/problem+json"
 
 
-class RefusedError(Exception):
+class RefusedError(HTTPException):
     """A request that is not served.
 
     Args:
-        status: of HTTP.
+        status_code: of HTTP.
         detail: the reason and the remedy, one line.
         headers: more of them.
         pictures: reason of each picture that cannot be read: `{"index": 0, "error": "..."}`.
@@ -26,24 +27,20 @@ class RefusedError(Exception):
 
     def __init__(
         self,
-        status: int,
+        status_code: int,
         detail: str,
         *,
         headers: Mapping[str, str] | None = None,
         pictures: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers, self.pictures = status, detail, dict(headers or {}), list(pictures)
+        super().__init__(status_code, detail, headers)
+        self.pictures = list(pictures)
 
 
-def problem(refused: RefusedError) -> Response:
-    """The response that tells it."""
-    content: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(refused.status).phrase,
-        "status": refused.status,
-        "detail": refused.detail,
-    }
-    if refused.pictures:
-        content["pictures"] = refused.pictures
-    return Response(json.dumps(content), refused.status, headers=refused.headers, media_type=MEDIA_TYPE)
+def problem(error: HTTPException) -> Response:
+    """The response to an error."""
+    status, pictures = error.status_code, getattr(error, "pictures", [])
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": error.detail}
+    if pictures:
+        content["pictures"] = pictures
+    return Response(json.dumps(content), status, headers=error.headers, media_type=MEDIA_TYPE)

@@ -1,42 +1,38 @@
-"""The server as a process: Uvicorn, that ends well when it is told to stop, and waits for no one who does not speak."""
+"""The server as a process: Uvicorn with graceful shutdown and a header timeout."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import ipaddress
 import math
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.errors import InputError
+from thoraclip.memory import return_freed_memory
 from thoraclip.server.answers import NOTE
-from thoraclip.server.app import Counter, create_app
-from thoraclip.server.desk import Desk
+from thoraclip.server.app import ServerState, create_app
+from thoraclip.server.batch_queue import BatchQueue
 from thoraclip.server.guard import Journal
 from thoraclip.server.limits import Limits
-from thoraclip.server.logs import set_up_logs, tell
-from thoraclip.server.meters import Meters
+from thoraclip.server.logs import log_event, set_up_logs
+from thoraclip.server.metrics import Metrics
 from thoraclip.server.problems import RefusedError, problem
 
 __all__ = ["is_loopback", "listen", "read_token", "serve_bundles"]
 
 _LEAST_TOKEN = 16
-_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
-"""Of mallopt(3), in glibc's malloc.h."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -109,22 +105,24 @@ def serve_bundles(
     Raises:
         ThoraclipError: a bundle cannot be opened.
     """
-    _give_memory_back()
-    meters, desks = Meters(), list[Desk]()
+    return_freed_memory()
+    metrics, queues = Metrics(), list[BatchQueue]()
     for folder in folders:
         classifier = open_bundle(folder, threads=threads)
-        name = _free_name(folder.resolve().name, [desk.name for desk in desks])
-        desks.append(Desk(classifier, name=name, limits=limits, meters=meters, threads=threads))
-    counter = Counter(desks, limits, meters, has_page=with_page)
-    app = create_app(counter, token=token, origins=origins)
-    crowded = Journal(_refuse_crowd, meters)
+        wanted, taken = folder.resolve().name, [queue.name for queue in queues]
+        names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
+        name = next(name for name in names if name not in taken)
+        queues.append(BatchQueue(classifier, name=name, limits=limits, metrics=metrics, threads=threads))
+    state = ServerState(queues, limits, metrics, has_page=with_page)
+    app = create_app(state, token=token, origins=origins)
     if not with_page:
         app.add_route("/", _front)
     set_up_logs()
-    patient = type("_Patient", (_Patient,), {"limits": limits, "crowded": crowded})
+    headers = {"retry-after": "5", "connection": "close"}
+    crowded = problem(RefusedError(503, "too many connections are open; come later", headers=headers))
     config = uvicorn.Config(
         app,
-        http=patient,
+        http=type("_Http", (_Protocol,), {"limits": limits, "crowded": Journal(crowded, metrics)}),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -133,18 +131,7 @@ def serve_bundles(
         timeout_keep_alive=30,
         timeout_graceful_shutdown=math.ceil(limits.grace_seconds),
     )
-    _Server(config, counter, started).run(sockets=[place])
-
-
-def _give_memory_back() -> None:
-    """Have glibc return what large pictures took: by default every thread keeps a heap of its own, as large as it ever
-    was."""
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):  # another C library
-        tune = ctypes.CDLL(None).mallopt
-        tune(_MMAP_THRESHOLD, 1 << 20)
-        tune(_ARENA_MAX, 2)
+    _Server(config, state, started).run(sockets=[place])
 
 
 async def _front(_: Request) -> Response:
@@ -155,32 +142,20 @@ async def _front(_: Request) -> Response:
     )
 
 
-async def _refuse_crowd(scope: Scope, receive: Receive, send: Send) -> None:
-    """Of `_Patient.crowded`."""
-    refused = RefusedError(
-        503, "too many connections are open; come later", headers={"retry-after": "5", "connection": "close"}
-    )
-    await problem(refused)(scope, receive, send)
-
-
-def _free_name(wanted: str, taken: Sequence[str]) -> str:
-    return next(name for name in (wanted, *(f"{wanted}-{i}" for i in range(2, len(taken) + 3))) if name not in taken)
-
-
 class _Server(uvicorn.Server):
-    """Ends with exit code 0 after a signal, where Uvicorn raises it once more; a second one ends it at once."""
+    """Ends with exit code 0 after a signal, where Uvicorn raises it once more; a second signal ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, counter: Counter, started: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, started: Callable[[str], None]) -> None:
         super().__init__(config)
-        self._counter, self._told = counter, started
+        self._state, self._started = state, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As Uvicorn does, then tell the address."""
+        """As Uvicorn does, then report the address."""
         await super().startup(sockets)
         host, port = (sockets or [])[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        tell("started", address=address, bundles=[desk.name for desk in self._counter.desks])
-        self._told(address)
+        log_event("started", address=address, bundles=[queue.name for queue in self._state.queues])
+        self._started(address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As Uvicorn does, which leaves the app to itself when it is in a hurry."""
@@ -191,19 +166,19 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Ask to stop at the first signal, and not to wait at the second."""
-        handlers = {one: signal.signal(one, self._stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for one, handler in handlers.items():
-                signal.signal(one, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.force_exit = self._counter.is_in_a_hurry = self.should_exit
-        self.should_exit = self._counter.is_stopping = True
+        self.force_exit = self._state.stop_now = self.should_exit
+        self.should_exit = self._state.is_stopping = True
 
 
-class _Patient(H11Protocol):
+class _Protocol(H11Protocol):
     """Closes a connection whose request's head does not come in time, however slowly it drips."""
 
     limits: Limits
