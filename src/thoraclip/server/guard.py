@@ -87,7 +87,7 @@ class Journal:
             self._metrics.requests.labels(route, method, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             if status >= 400 or route not in _OPEN:
-                facts = {"request_id": request_id, "method": method, "route": route, "status": status}
+                facts: dict[str, Any] = {"request_id": request_id, "method": method, "route": route, "status": status}
                 log_event("request", **facts, seconds=round(seconds, 4), **scope["state"].get("facts", {}))
 
 
