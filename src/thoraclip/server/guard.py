@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Collection
 from contextlib import suppress
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
