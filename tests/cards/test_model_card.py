@@ -27,7 +27,7 @@ HOSTILE = ('Pneumonia: "viral" | other', "- *x*: {y} # z", "null", "a\n---\nb")
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module._RESAMPLES == 1000
+    assert module._RESAMPLES == 2000
     monkeypatch.setattr(module, "_RESAMPLES", 100)
 
 

@@ -22,12 +22,19 @@ import numpy.typing as npt
 
 from thoraclip.bundle import format as layout
 from thoraclip.bundle.calibration import calibrate, fit_reference, measure
-from thoraclip.bundle.card import bundle_card
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
-from thoraclip.bundle.parity import compare_scores, require_alike, require_equal
+from thoraclip.bundle.parity import (
+    FP32_TOLERANCE,
+    INT8_ACCURACY,
+    INT8_FLIPS,
+    compare_scores,
+    require_alike,
+    require_equal,
+)
 from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
 from thoraclip.bundle.seal import is_bundle, seal
 from thoraclip.bundle.session import ModelSession, open_unfinished
+from thoraclip.cards.bundle_card import bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
@@ -173,7 +180,16 @@ def _finish(
     parity["run"] = compare_scores(_told_by_run(session), test_scores)
     layout.write_facts(part, facts)
     write_json(part / layout.PARITY, parity)
-    write_text(part / layout.CARD, bundle_card(original, facts, parity))
+    card = bundle_card(
+        facts,
+        parity,
+        limits={"fp32_tolerance": FP32_TOLERANCE, "int8_flips": INT8_FLIPS, "int8_accuracy": INT8_ACCURACY},
+        kind=original.kind,
+        model=original.model,
+        predictions=original.predictions,
+        counts={"train": len(original.train), "val": len(original.val), "alike": len(original.alike)},
+    )
+    write_text(part / layout.CARD, card)
     seal(part)
 
 

@@ -26,9 +26,19 @@ from thoraclip.pages import counted, environment
 from thoraclip.runs import write_text
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["BASE_MODELS", "BaseModel", "CardFacts", "TrainedRun", "base_model", "model_card", "write_model_card"]
+__all__ = [
+    "BASE_MODELS",
+    "BaseModel",
+    "CardFacts",
+    "TrainedRun",
+    "base_model",
+    "judge_run",
+    "model_card",
+    "write_model_card",
+]
 
-_RESAMPLES = 1000
+_RESAMPLES = 2000
+"""As in a report, so that a card and a report of one run give the same intervals."""
 _FEW = 30
 _ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
 _HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
@@ -141,13 +151,18 @@ class CardFacts:
 
     @cached_property
     def judged(self) -> tuple[dict[str, Any], str | None]:
-        """(the judge's report on the test rows, `None`), or, where there is none, (`{}`, why)."""
-        try:
-            self.run.predictions.judged()
-        except ManifestError as error:  # no labelled test row
-            return {}, str(error).removeprefix("predictions: ").rstrip(".")
-        method = MethodResult(name=self.name, kind=self.run.kind, predictions=(self.run.predictions,))
-        return judge([method], title=self.name, resamples=_RESAMPLES, seed=0), None
+        """See `judge_run`."""
+        return judge_run(self.name, self.run.kind, self.run.predictions)
+
+
+def judge_run(name: str, kind: str, predictions: Predictions) -> tuple[dict[str, Any], str | None]:
+    """(the report on the test rows of a run, `None`), or, where no test row has a label, (`{}`, why)."""
+    try:
+        predictions.judged()
+    except ManifestError as error:
+        return {}, str(error).removeprefix("predictions: ").rstrip(".")
+    method = MethodResult(name=name, kind=kind, predictions=(predictions,))
+    return judge([method], title=name, resamples=_RESAMPLES, seed=0), None
 
 
 def write_model_card(folder: Path, run: TrainedRun) -> None:
