@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -302,7 +302,7 @@ def test_the_first_process_makes_the_pixel_cache_and_the_others_wait_for_it(
     group, asked = Group(is_main=is_main), []
 
     class Cache:
-        pixels = "the pixels"
+        arrays: ClassVar = {"pixels": "the pixels"}
 
     def make(*arguments: Any, **given: Any) -> Cache:
         asked.append((arguments, given))
