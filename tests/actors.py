@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 
 import psutil
@@ -21,10 +22,11 @@ def kill_one(is_time: Callable[[list[psutil.Process]], bool]) -> list[int]:
     def watch() -> None:
         while not killed:
             time.sleep(0.02)
-            actors = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in p.name()]
-            if actors and is_time(actors):
-                actors[0].send_signal(signal.SIGKILL)
-                killed.append(actors[0].pid)
+            with suppress(psutil.NoSuchProcess):  # Ray's helpers come and go while they are listed
+                actors = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in p.name()]
+                if actors and is_time(actors):
+                    actors[0].send_signal(signal.SIGKILL)
+                    killed.append(actors[0].pid)
 
     threading.Thread(target=watch, daemon=True).start()
     return killed
