@@ -12,10 +12,10 @@ from PIL import Image
 from tests.conftest import files
 
 from thoraclip.data import batches as module
-from thoraclip.data.batches import grey_batches, in_batches, pixel_cache
+from thoraclip.data.batches import PIXELS, grey_batches, in_batches, pixel_cache
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import Preprocess, decode, fit
-from thoraclip.tables.arrays import PIXELS, read_arrays
+from thoraclip.tables.arrays import read_arrays
 from thoraclip.tables.manifest import Manifest
 
 SPEC = Preprocess(size=16)

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples, files
 
+from thoraclip.data.batches import PIXELS
 from thoraclip.errors import InputError
 from thoraclip.tables import arrays
-from thoraclip.tables.arrays import PIXELS, ArrayKind, ArrayWriter, is_valid
+from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid
 from thoraclip.tables.codes import codes, ranks, torn
 from thoraclip.tables.embeddings import EMBEDDINGS
 from thoraclip.tables.manifest import Manifest

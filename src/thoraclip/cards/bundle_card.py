@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from thoraclip.cards.model_card import base_model, judge_run
+from thoraclip.cards.model_card import base_model, card_environment, judge_run
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.reading import points, share, share_interval
-from thoraclip.pages import environment
+from thoraclip.pages import without_gaps
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["bundle_card"]
@@ -40,18 +38,19 @@ def bundle_card(
     """
     name = facts["run"]["name"]
     report, why = judge_run(name, kind, predictions)
-    found = environment(
-        "thoraclip.cards", html=False, share=share, points=points, interval=share_interval, n="{:,}".format
+    body = (
+        card_environment()
+        .get_template("bundle_card.md.j2")
+        .render(
+            facts=facts,
+            parity=parity,
+            base=base_model(model),
+            entry=next((row for row in report.get("methods", ()) if row["name"] == name), None),
+            unjudged=why,
+            metrics={n: METRICS[n].title for n in _SHOWN},
+            folds=sorted({f for f in predictions.fold if f is not None}),
+            **limits,
+            **counts,
+        )
     )
-    body = found.get_template("bundle_card.md.j2").render(
-        facts=facts,
-        parity=parity,
-        base=base_model(model),
-        entry=next((row for row in report.get("methods", ()) if row["name"] == name), None),
-        unjudged=why,
-        metrics={n: METRICS[n].title for n in _SHOWN},
-        folds=sorted({f for f in predictions.fold if f is not None}),
-        **limits,
-        **counts,
-    )
-    return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+    return without_gaps(body).strip() + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from thoraclip.cards.card_settings import NOT_STATED, CardSettings
 from thoraclip.cards.cautions import percent
 from thoraclip.cards.croissant import croissant_record
 from thoraclip.cards.facts import data_facts, summary
-from thoraclip.pages import environment, escape_markdown
+from thoraclip.pages import environment, escape_markdown, without_gaps
 from thoraclip.runs import write_json, write_text
 from thoraclip.tables.manifest import Manifest
 
@@ -31,7 +30,7 @@ def data_card(facts: Mapping[str, Any], settings: CardSettings, check: Mapping[s
     page = found.get_template("data-card.md.j2").render(
         facts=facts, settings=settings, check=listed, summary=summary(facts), not_stated=NOT_STATED
     )
-    return re.sub(r"\n{3,}", "\n\n", page)
+    return without_gaps(page)
 
 
 def _named(value: object, null: str = "unknown") -> str:

@@ -16,13 +16,15 @@ from functools import cached_property, partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from jinja2 import Environment
+
 from thoraclip.config import field_help, toml_value
 from thoraclip.errors import ManifestError
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import points, share, share_interval, versus
-from thoraclip.evaluation.report import judge, plain
+from thoraclip.evaluation.report import RESAMPLES, judge, plain
 from thoraclip.evaluation.results import MAJORITY, MethodResult
-from thoraclip.pages import counted, environment
+from thoraclip.pages import counted, environment, without_gaps
 from thoraclip.runs import write_text
 from thoraclip.tables.predictions import Predictions
 
@@ -32,13 +34,13 @@ __all__ = [
     "CardFacts",
     "TrainedRun",
     "base_model",
+    "card_environment",
     "judge_run",
     "model_card",
     "write_model_card",
 ]
 
-_RESAMPLES = 2000
-"""As in a report, so that a card and a report of one run give the same intervals."""
+_RESAMPLES = RESAMPLES  # so that a card and a report of one run give the same intervals
 _FEW = 30
 _ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
 _HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
@@ -178,16 +180,7 @@ def model_card(facts: CardFacts) -> str:
     run, (report, why) = facts.run, facts.judged
     rows = {row["name"]: row for row in report.get("methods", ())}
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
-    found = environment(
-        "thoraclip.cards",
-        html=False,
-        share=share,
-        points=points,
-        interval=share_interval,
-        n="{:,}".format,
-        shell=shlex.quote,
-        place=_shown,
-    )
+    found = card_environment()
     body = found.get_template("model_card.md.j2").render(
         name=facts.name,
         run=run,
@@ -212,8 +205,21 @@ def model_card(facts: CardFacts) -> str:
         lead=versus(report["comparisons"], facts.name, MAJORITY, "accuracy") if report else None,
         own_words=found.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
     )
-    body = re.sub(r"\n{3,}", "\n\n", body).strip()
-    return f"---\n{_front_matter(facts)}\n---\n\n{body}\n"
+    return f"---\n{_front_matter(facts)}\n---\n\n{without_gaps(body).strip()}\n"
+
+
+def card_environment() -> Environment:
+    """Jinja's environment of the cards of runs and bundles."""
+    return environment(
+        "thoraclip.cards",
+        html=False,
+        share=share,
+        points=points,
+        interval=share_interval,
+        n="{:,}".format,
+        shell=shlex.quote,
+        place=_shown,
+    )
 
 
 def base_model(model: str) -> BaseModel:

@@ -18,21 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from thoraclip.errors import ImageError, InputError, MismatchError
-from thoraclip.imaging import Preprocess, decode, fit, read_bytes
+from thoraclip.imaging import DECODING, Preprocess, decode, fit, read_bytes
 from thoraclip.runs import Progress, digest
-from thoraclip.tables.arrays import (
-    PIXELS,
-    ArrayWriter,
-    ImageArrays,
-    geometry_of,
-    is_valid,
-    pixels_fingerprint,
-    read_arrays,
-)
+from thoraclip.tables.arrays import ArrayKind, ArrayWriter, ImageArrays, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import in_order
 
-__all__ = ["decoded", "grey_batches", "in_batches", "picture_source", "pixel_cache", "read_indexed"]
+__all__ = ["PIXELS", "decoded", "grey_batches", "in_batches", "picture_source", "pixel_cache", "read_indexed"]
 
 T = TypeVar("T")
 Greys = npt.NDArray[np.uint8]
@@ -40,6 +32,11 @@ Greys = npt.NDArray[np.uint8]
 _AHEAD = 3
 """Batches decoded ahead; more only costs memory."""
 _CACHE_BATCH = 256
+
+PIXELS = ArrayKind(
+    name="pixels", arrays={"pixels": ("uint8", 3)}, schema=1, remedy="thoraclip embed MANIFEST --pixels DIR"
+)
+"""Pixel cache: `pixels.npy` u8[N, size, size], decoded and resized grey images; its facts are the geometry."""
 
 
 def grey_batches(
@@ -133,7 +130,9 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
     Raises:
         InputError: the disk has no room for it.
     """
-    fingerprint = pixels_fingerprint(manifest, spec)
+    # the part of the spec that decides the pixels; mean and std come later
+    geometry = {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}
+    fingerprint = digest([manifest.content_fingerprint, geometry, DECODING])
     folder = root / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
     if is_valid(folder, PIXELS, fingerprint):
         return read_arrays(folder, PIXELS)
@@ -145,7 +144,7 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
             writer.append({"pixels": greys})
             if progress:
                 progress(writer.rows, total)
-    return writer.finish(manifest, facts={"geometry": geometry_of(spec)}, fingerprint=fingerprint)
+    return writer.finish(manifest, facts={"geometry": geometry}, fingerprint=fingerprint)
 
 
 def _require_room(folder: Path, needed: int) -> None:

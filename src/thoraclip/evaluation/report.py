@@ -28,8 +28,10 @@ from thoraclip.runs import write_json, write_text
 if TYPE_CHECKING:
     from thoraclip.evaluation.render import Load
 
-__all__ = ["NOT_AUDITED", "MethodResult", "judge", "with_audits", "write_report"]
+__all__ = ["NOT_AUDITED", "RESAMPLES", "MethodResult", "judge", "with_audits", "write_report"]
 
+RESAMPLES = 2000
+"""Of patients or images, for the intervals."""
 _SCHEMA = 1
 _AUDIT_SENTENCES = 4
 """Of an audit's own reading, in the report's."""
@@ -48,7 +50,7 @@ def judge(
     methods: Sequence[MethodResult],
     *,
     title: str,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     dataset: Mapping[str, object] | None = None,
     provenance: Mapping[str, object] | None = None,
@@ -83,7 +85,7 @@ def judge(
     if not methods:
         raise InputError("no method to judge; name at least one predictions file")
     if resamples < 100:
-        raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; 2000 is the default")
+        raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; {RESAMPLES} is the default")
     rows = read_published(published, [m.name for m in methods], f"report '{title}'")
     report: dict[str, Any] = {"schema": _SCHEMA, "title": title, "classes": [], "reading": [], "verdict": None}
     report |= {

@@ -19,7 +19,7 @@ from PIL import Image
 
 from thoraclip.errors import ThoraclipError
 
-__all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "show"]
+__all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "show", "without_gaps"]
 
 
 @cache
@@ -68,6 +68,11 @@ def counted(number: int, noun: str) -> str:
     """`1 image`, `2,000 images`."""
     plural = {"class": "classes"}.get(noun, f"{noun}s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def without_gaps(markdown: str) -> str:
+    """Markdown with single blank lines: a template leaves several where a part of it is empty."""
+    return re.sub(r"\n{3,}", "\n\n", markdown)
 
 
 def _is_table(value: object) -> bool:

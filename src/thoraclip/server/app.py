@@ -63,7 +63,8 @@ class ServerState:
         queues: one for each bundle; the first answers where none is named.
         limits, metrics: of the server.
         has_page: whether there is a page at `/`.
-        is_stopping: set when the server has been told to stop; stop_now: when it has been told twice.
+        is_stopping: set at the first signal to stop.
+        stop_now: set at the second.
     """
 
     queues: Sequence[BatchQueue]

@@ -20,21 +20,11 @@ import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
 
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.imaging import DECODING, Preprocess
-from thoraclip.runs import digest, make_folder, needing_room, sweep, take_room, write_json
+from thoraclip.runs import make_folder, needing_room, sweep, take_room, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import StoredTable, open_table, write_table
 
-__all__ = [
-    "PIXELS",
-    "ArrayKind",
-    "ArrayWriter",
-    "ImageArrays",
-    "geometry_of",
-    "is_valid",
-    "pixels_fingerprint",
-    "read_arrays",
-]
+__all__ = ["ArrayKind", "ArrayWriter", "ImageArrays", "is_valid", "read_arrays"]
 
 _INDEX = ("image_id", "sha256")
 
@@ -224,19 +214,3 @@ class ArrayWriter:
         write_json(folder / f"{kind.name}.json", {"schema": kind.schema, "fingerprint": fingerprint, **facts})
         (folder / "progress.json").unlink(missing_ok=True)
         return read_arrays(folder, kind)
-
-
-PIXELS = ArrayKind(
-    name="pixels", arrays={"pixels": ("uint8", 3)}, schema=1, remedy="thoraclip embed MANIFEST --pixels DIR"
-)
-"""Pixel cache: `pixels.npy` u8[N, size, size], decoded and resized grey images; its facts are the geometry."""
-
-
-def geometry_of(spec: Preprocess) -> dict[str, Any]:
-    """The part of a spec that decides the pixels of a cache; mean and std come later."""
-    return {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}
-
-
-def pixels_fingerprint(manifest: Manifest, spec: Preprocess) -> str:
-    """SHA-256 over what the pixels depend on: the images' contents and order, the geometry, the rules of decoding."""
-    return digest([manifest.content_fingerprint, geometry_of(spec), DECODING])
