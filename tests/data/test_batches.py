@@ -103,7 +103,7 @@ def test_mean_and_std_share_a_cache_and_geometry_images_and_rules_do_not(
     assert caches(manifest, Preprocess(size=16, geometry="pad")) == 2
     assert caches(manifest, Preprocess(size=17)) == 3
     assert caches(manifest.take(np.arange(9)), SPEC) == 4
-    monkeypatch.setattr("thoraclip.tables.arrays.DECODING", 10_000)
+    monkeypatch.setattr(module, "DECODING", 10_000)
     assert caches(manifest, SPEC) == 5
 
 

@@ -54,14 +54,15 @@ class Predictions:
         shape = (len(self), len(self.labels))
         if self.scores.shape != shape:
             raise ManifestError(f"predictions: scores of shape {self.scores.shape}, expected {shape}")
-        self._refuse_scores(~np.isfinite(self.scores).all(axis=1), "a score is missing or not finite")
+        remedy = "; give a number for every class"
+        self._refuse_scores(~np.isfinite(self.scores).all(axis=1), "a score is missing or not finite", remedy)
         self._refuse_scores((self.scores < 0).any(axis=1), "a score is negative", "; scores are probabilities")
         sums = self.scores.sum(axis=1)
         wrong = np.abs(sums - 1) > _SUM_TOLERANCE
         remedy = "; give probabilities (apply a softmax to logits) and every class"
         self._refuse_scores(wrong, f"scores sum to {next(iter(sums[wrong]), 1):.4g}, not 1", remedy)
 
-    def _refuse_scores(self, wrong: Any, problem: str, remedy: str = "") -> None:
+    def _refuse_scores(self, wrong: Any, problem: str, remedy: str) -> None:
         if wrong.any():
             image = self.image_id[int(np.argmax(wrong))]
             raise ManifestError(f"image '{image}': {problem} ({int(wrong.sum())} such rows){remedy}")
