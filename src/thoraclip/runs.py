@@ -12,13 +12,14 @@ import json
 import os
 import re
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from thoraclip.errors import InputError
+from thoraclip.errors import InputError, ThoraclipError, first_line
 
 __all__ = [
     "NO_ROOM",
@@ -38,6 +39,7 @@ __all__ = [
     "provenance",
     "sweep",
     "take_room",
+    "unforeseen_errors",
     "write_json",
     "write_text",
 ]
@@ -138,6 +140,21 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with atomic_open(path, "w") as stream:
         stream.write(text)
+
+
+@contextmanager
+def unforeseen_errors(file: Path, root: Path) -> Iterator[None]:
+    """Turn an error that is neither a ThoraclipError nor a missing package into a ThoraclipError, with its traceback in
+    `file`, which the message names below `root`."""
+    file.unlink(missing_ok=True)
+    try:
+        yield
+    except (ThoraclipError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        write_text(file, "".join(traceback.format_exception(error)))
+        where = file.relative_to(root).as_posix()
+        raise ThoraclipError(f"{type(error).__name__}: {first_line(error)}; where it happened: {where}") from error
 
 
 def canonical_json(value: object) -> str:

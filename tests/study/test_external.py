@@ -21,10 +21,8 @@ from thoraclip.errors import ConfigError, ManifestError, ThoraclipError
 from thoraclip.imaging import fit
 from thoraclip.labels import LabelSet
 from thoraclip.methods.predictors import read_run
-from thoraclip.study import plan_study, read_study, run_study
-from thoraclip.study.external import scores
-from thoraclip.study.external.images import select
-from thoraclip.study.external.toml import External
+from thoraclip.study import external_scores, plan_study, read_study, run_study
+from thoraclip.study.external import External, select
 from thoraclip.study.settings import study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
@@ -185,9 +183,10 @@ def test_killed_meanwhile_it_ends_with_the_same_bytes(
     """Killed four times, each time a little later."""
     out = without_some(done[0], tmp_path, lambda _: False)
     for place, call in (
-        ("overlap.find_duplicates", 1), ("sets.write_manifest", 1), ("scores._scores", 4), ("scores.write_json", 3),
+        ("data.overlap.find_duplicates", 1), ("study.external.write_manifest", 1),
+        ("study.external_scores._scores", 4), ("study.external_scores.write_json", 3),
     ):  # fmt: skip
-        name = f"thoraclip.study.external.{place}"
+        name = f"thoraclip.{place}"
         real, left = resolve_name(name), iter(range(call - 1))
 
         def die(*arguments: Any, _real: Any = real, _left: Any = left, **named: Any) -> Any:
@@ -201,8 +200,8 @@ def test_killed_meanwhile_it_ends_with_the_same_bytes(
                 run_study(*read_study(done[0] / "s.toml", {}), out)
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
-    for place in ("overlap.find_duplicates", "scores._scores"):
-        monkeypatch.setattr(f"thoraclip.study.external.{place}", lambda *_, **__: pytest.fail("done again"))
+    for place in ("data.overlap.find_duplicates", "study.external_scores._scores"):
+        monkeypatch.setattr(f"thoraclip.{place}", lambda *_, **__: pytest.fail("done again"))
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
 
@@ -241,7 +240,7 @@ def test_a_method_whose_model_is_gone_loses_no_other(
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("nobody foresaw this")
 
-    monkeypatch.setattr(scores, "_scores", break_down)
+    monkeypatch.setattr(external_scores, "_scores", break_down)
     (tmp_path / "out" / "runs" / "zero-shot" / "external-hospital-b.json").unlink()
     (one,) = run_study(*read_study(folder / "s.toml", {}), tmp_path / "out")["external"]
     (reason,) = (row["reason"] for row in one["not_scored"] if row["name"] == "zero-shot")

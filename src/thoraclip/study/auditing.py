@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from thoraclip.evaluation.audit_page import write_audit
 from thoraclip.methods import find_method
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.predictors import read_run
-from thoraclip.runs import Progress, write_text
+from thoraclip.runs import Progress, unforeseen_errors
 from thoraclip.study.settings import MethodEntry, StudyConfig
 from thoraclip.tables.manifest import Manifest
 
@@ -56,21 +55,19 @@ def audit_methods(
         announce(f"audit of {method.name}")
         folder = out / "audits" / method.folder
         try:
-            _, _, run_folder = method.runs(out / "runs")[0]
-            content = audit(
-                read_run(run_folder),
-                manifest,
-                asked,
-                folder,
-                pixels=pixels,
-                inspection=out / "inspection",
-                progress=progress,
-                announce=lambda _: None,
-            )
-        except Exception as error:  # of whatever kind: an audit must not lose the report
-            if not isinstance(error, ThoraclipError):
-                write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
-            announce(f"audit of {method.name} failed: {error or type(error).__name__}")
+            with unforeseen_errors(folder / "error.txt", out):
+                content = audit(
+                    read_run(method.runs(out / "runs")[0][2]),
+                    manifest,
+                    asked,
+                    folder,
+                    pixels=pixels,
+                    inspection=out / "inspection",
+                    progress=progress,
+                    announce=lambda _: None,
+                )
+        except (ThoraclipError, ModuleNotFoundError) as error:  # an audit must not lose the report
+            announce(f"audit of {method.name} failed: {error}")
             continue
         write_audit(content, folder)
         found[method.name] = content

@@ -22,7 +22,6 @@ import numpy as np
 
 from thoraclip.data.batches import decoded
 from thoraclip.data.check.inspection import inspect
-from thoraclip.data.layouts import detect_layout, find_layout
 from thoraclip.data.splits import split_folds
 from thoraclip.data.views import VIEWS
 from thoraclip.errors import InputError, ThoraclipError, first_line
@@ -33,7 +32,8 @@ from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import Part, is_done, parts, require_folds
 from thoraclip.runs import digest, fold_folder
-from thoraclip.study.external.images import listed_images
+from thoraclip.study.external import listed_count
+from thoraclip.study.images import list_images
 from thoraclip.study.settings import CAPTIONS, OWN_CAPTIONS, MethodEntry, StudyConfig
 from thoraclip.tables.arrays import is_valid
 from thoraclip.tables.captions import read_captions
@@ -164,11 +164,7 @@ def _split_manifest(out: Path, given: Manifest | None) -> Manifest | None:
 def _expected(config: StudyConfig, given: Manifest | None) -> tuple[Manifest, bool]:
     """(the images as the study will split them, before any is decoded; False: the study makes the split)."""
     if given is None:
-        root = Path(config.folder)
-        rows = find_layout(config.layout or detect_layout(root))(root).rows
-        if not rows:
-            raise InputError(f"{root}: no picture can be used; give every class a sub-folder of its own")
-        given = Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
+        given = list_images(config)
         if any(part is not None for part in given.parts()):
             return given, True
     return split_folds(given, folds=config.folds, seed=config.seeds[0]), False
@@ -311,7 +307,7 @@ class _Planner:
         for one in config.external:
             row = Row(f"external {one.name}", done=is_finished and (self.out / "external" / one.name).is_dir())
             with _errors_of(row):
-                images = len(listed_images(one, self.manifest.label_set(config.classes)))
+                images = listed_count(one, self.manifest.label_set(config.classes))
                 self._scoring(row, self._encoders(networks), images)
             yield row
         audited = {"all": networks, "best": networks[-1:], "none": []}[config.audit]  # the last one stands for the best

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,18 +10,18 @@ from typing import Any
 
 from thoraclip.config import toml_value
 from thoraclip.data.check import duplicate_clusters
-from thoraclip.data.index import index, write_index_report
-from thoraclip.data.layouts import detect_layout
+from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
-from thoraclip.errors import InputError, ManifestError, ThoraclipError, first_line
+from thoraclip.errors import InputError, ManifestError, ThoraclipError
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.running import read_validation, run_method
-from thoraclip.runs import Progress, canonical_json, provenance, sweep, write_json, write_text
+from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
 from thoraclip.study.auditing import audit_methods, audited_methods
-from thoraclip.study.external.scores import Scoring, score_set
-from thoraclip.study.external.sets import prepare_sets
+from thoraclip.study.external import prepare_sets
+from thoraclip.study.external_scores import score_set
+from thoraclip.study.images import folder_layout, index_folder
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
@@ -67,8 +66,11 @@ def run_study(
     torn = _torn_pictures(manifest)
     if torn:
         announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
-    outside = prepare_sets(config.external, manifest, config.classes, out, announce=announce, progress=progress)
-    hashes = {f"external {one.external.name}": one.images.fingerprint for one in outside}
+    outside = []
+    if config.external:
+        labels = manifest.label_set(config.classes)
+        outside = prepare_sets(config.external, manifest, labels, out, log=announce, progress=progress)
+    hashes = {f"external {result.name}": images.fingerprint for images, result in outside}
     facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint, **hashes})
     write_text(out / "config.toml", study_toml(config, methods))
     write_json(out / "provenance.json", facts)
@@ -93,8 +95,9 @@ def run_study(
             )
     if len(errors) == len(methods):
         raise errors[0]
-    scoring = Scoring(manifest, out, pixels, config.batch_size, announce, progress)
-    external = [score_set(one, methods, failed, scoring) for one in outside]
+    external = [
+        score_set(*one, methods, failed, config, manifest, out, log=announce, progress=progress) for one in outside
+    ]
     announce("judging")
     report = judge(
         results,
@@ -133,11 +136,9 @@ def _prepare_manifest(
     else:
         if out.resolve().is_relative_to(Path(config.folder).resolve()):
             raise InputError(f"{out}: lies inside the images' folder {config.folder}; choose an --out elsewhere")
-        layout = config.layout or detect_layout(Path(config.folder))
-        announce(f"indexing {config.folder} (layout {layout})")
-        found = index(Path(config.folder), layout=layout, facts=out / "manifest.facts.jsonl", progress=progress)
-        write_index_report(out / "manifest.index.json", found)
-        manifest, set_aside = found.manifest, len(found.set_aside)
+        announce(f"indexing {config.folder} (layout {folder_layout(config)})")
+        manifest, unreadable = index_folder(config, out, progress=progress)
+        set_aside = len(unreadable)
         if set_aside:
             announce(f"{set_aside} unreadable pictures set aside, see {out / 'manifest.index.json'}")
     manifest = _with_parts(config, manifest, out, announce, progress)
@@ -196,8 +197,7 @@ def _run_entry(
     validation: list[tuple[Predictions, ...]] = []
     details: Mapping[str, Any] = {}
     for _, config, folder in method.runs(out / "runs"):
-        (folder / _TRACEBACK).unlink(missing_ok=True)
-        try:
+        with unforeseen_errors(folder / _TRACEBACK, out):
             result = run_method(
                 method.kind,
                 config,
@@ -208,12 +208,6 @@ def _run_entry(
                 progress=progress,
                 announce=announce,
             )
-        except (ThoraclipError, ModuleNotFoundError):
-            raise
-        except Exception as error:  # a method that breaks must not lose the others
-            write_text(folder / _TRACEBACK, "".join(traceback.format_exception(error)))
-            where = (folder / _TRACEBACK).relative_to(out).as_posix()
-            raise ThoraclipError(f"{type(error).__name__}: {first_line(error)}; where it happened: {where}") from error
         assert result is not None, "a study runs in one process"
         found, extra = result
         predictions.append(found)

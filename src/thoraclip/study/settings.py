@@ -16,7 +16,8 @@ from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
-from thoraclip.study.external.toml import External, external_toml, read_external, require_one_source
+from thoraclip.study.external import External, external_toml, read_external
+from thoraclip.study.images import require_one_source
 
 __all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
 
@@ -113,7 +114,7 @@ class StudyConfig:
     --set."""
 
     def __post_init__(self) -> None:
-        require_one_source(self.manifest, self.folder, self.layout)
+        require_one_source(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
         if min(self.seeds) < 0:
@@ -190,7 +191,7 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
 
     Raises:
         ConfigError: every unknown name at once, with the nearest known one; see also
-            `evaluation.published.read_published` and `external.toml.read_external`.
+            `evaluation.published.read_published` and `external.read_external`.
         InputError: no such file.
     """
     if "published" in settings:
