@@ -183,12 +183,12 @@ def _prepare(
     }
     write_json(own / "left-out.json", content)
     gone, words = {row["image_id"] for row in overlap}, left_out_words(left_out)
-    kept = images.take(np.flatnonzero([name not in gone for name in images.column("image_id")]))
-    if not len(kept):
+    if len(gone) == len(images):
         raise ManifestError(
             f"external '{external.name}': no image is left to judge ({words}), see {own / 'left-out.json'}; take "
             "images that are not in the study"
         )
+    kept = images.take(np.flatnonzero([name not in gone for name in images.column("image_id")]))
     write_manifest(own / "manifest.parquet", kept)
     known = set(study.column("patient")) - {None}
     shared = Counter(patient for patient in kept.column("patient") if patient in known)
@@ -263,9 +263,9 @@ def select(external: External, manifest: Manifest, labels: LabelSet) -> Selectio
         return None if label in classes else UNMAPPED
 
     reasons = [left_out(label, split) for label, split in zip(theirs, splits, strict=True)]
-    images = manifest.take(np.flatnonzero([reason is None for reason in reasons]))
-    if not len(images):
+    if all(reasons):
         raise _nothing_in_common(external, set(theirs) - {None}, labels)
+    images = manifest.take(np.flatnonzero([reason is None for reason in reasons]))
     their_label, nothing = images.column("label"), [None] * len(images)
     return Selection(
         images=images.with_columns(
