@@ -215,7 +215,7 @@ def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> lis
     categorical: Mapping[str, Sequence[str | None]] = {
         name: pick(manifest.column(name)) for name in _CATEGORICAL if name in manifest.table.column_names
     }
-    found = class_differences(
+    return class_differences(
         pick(labels),
         pick(groups),
         {**numeric, "age_years": ages},
@@ -223,4 +223,3 @@ def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> lis
         seed=seed,
         descriptions={**MEASURED, "age_years": "age of the patient, in years"},
     )
-    return [difference.as_dict() for difference in found]
