@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.sparse import coo_array  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
+from thoraclip.data.duplicates import clusters
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
@@ -86,18 +85,14 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _joined(group: Ints, shared: Sequence[Ints]) -> Ints:
     """Groups 0, 1, ... that are one where their images share a value; -1 is none."""
-    ends = [np.zeros((2, 0), dtype=np.int64)]
+    links = [np.zeros((0, 2), dtype=np.int64)]
     for value in shared:
         known = value >= 0
         one = np.zeros(int(value.max()) + 1, dtype=np.int64)
         one[value[known]] = group[known]  # of whichever image comes last
-        pair = np.stack([group[known], one[value[known]]])
-        ends.append(pair[:, pair[0] != pair[1]])
-    rows, columns = np.concatenate(ends, axis=1)
-    count = int(group.max()) + 1
-    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))
-    joined: Ints = connected_components(graph, directed=False)[1].astype(np.int64)[group]
-    return joined
+        pairs = np.column_stack([group[known], one[value[known]]])
+        links.append(pairs[pairs[:, 0] != pairs[:, 1]])
+    return clusters(int(group.max()) + 1, np.concatenate(links))[group]
 
 
 def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:

@@ -3,10 +3,8 @@
 All chest radiographs look alike, so a short hash alone finds mostly strangers. Here a hash proposes and pixels confirm:
 
 1. A picture's hash is the signs of 256 low-frequency cosines of its equalised thumbnail (pHash; Zauner 2010). A cosine
-of
-   a warped picture is linear in the picture's own pixels, so one matrix product hashes all 75 canonical warps
-   (`WARPS`).
-2. The hashes of all warps meet the hashes of all pictures, plain and mirrored, in an exact join (`hamming_pairs`).
+   of a warped picture is linear in the picture's own pixels: one matrix product hashes all 75 canonical `WARPS`.
+2. The hashes of all warps meet the hashes of all pictures, plain and mirrored, in an exact join (`HashIndex`).
 3. A proposed pair is aligned by Gauss-Newton steps on an affine warp, and its fine detail is correlated.
 
 Blank pictures (without contrast, or more than nine tenths of one grey) are duplicates of identical files only.
@@ -24,23 +22,16 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from thoraclip.data.duplicates.alignment import CORRELATION, confirm, half_detail
-from thoraclip.data.duplicates.hamming import ROOM, HashIndex, hamming_pairs
+from thoraclip.data.duplicates.hamming import ROOM, HashIndex
 from thoraclip.data.duplicates.hashing import BITS, THUMBNAIL_SIDE, WARPS, is_blank, mirror, near_hashes, thumbnail
 from thoraclip.errors import ImageError, MismatchError
 from thoraclip.runs import Progress, needing_room, take_room
 
-__all__ = [
-    "THUMBNAIL_SIDE",
-    "DuplicatePair",
-    "HashIndex",
-    "clusters",
-    "find_duplicates",
-    "hamming_pairs",
-    "near_hashes",
-    "thumbnail",
-]
+__all__ = ["THUMBNAIL_SIDE", "DuplicatePair", "clusters", "find_duplicates", "thumbnail"]
 
 Grey = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -119,9 +110,7 @@ def find_duplicates(
     found = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
     # in the order of their SHA-256, so that nothing below depends on the order of the images
     order = np.array([groups[digest][0] for digest in sorted(groups)], dtype=np.int64)
-    wanted = np.ones(len(order), dtype=bool)
-    if among is not None:
-        wanted = np.array([any(among[groups[digest]]) for digest in sorted(groups)], dtype=bool)
+    wanted = np.array([among is None or any(among[groups[digest]]) for digest in sorted(groups)], dtype=bool)
     search = _Search(thumbnails, order, wanted)
     for done, total in search.run():
         if progress:
@@ -245,18 +234,13 @@ class _Search:
     def found(self) -> list[DuplicatePair]:
         found = []
         for row, correlation, warp in zip(self.pairs, self.correlations, self.warps, strict=True):
-            source, target = (int(i) for i in self.order[row[:2]])
-            mirrored = bool(row[3])
+            (source, target), mirrored = self.order[row[:2]].tolist(), bool(row[3])
             turn = float(np.degrees(np.arctan2(warp[1, 0] - warp[0, 1], warp[0, 0] + warp[1, 1])))
             scale = float(abs(np.linalg.det(warp[:2, :2])) ** -0.5)
             if source > target:  # the other way round; a mirror turns the turn again
                 source, target, scale, turn = target, source, 1 / scale, turn if mirrored else -turn
-            agreement = min(1.0, float(correlation))
-            found.append(
-                DuplicatePair(
-                    source, target, "near", int(row[4]), agreement, mirrored, round(turn, 2) + 0.0, round(scale, 4)
-                )
-            )
+            shown = int(row[4]), min(1.0, float(correlation)), mirrored, round(turn, 2) + 0.0, round(scale, 4)
+            found.append(DuplicatePair(source, target, "near", *shown))
         return found
 
 
@@ -293,11 +277,5 @@ def clusters(count: int, pairs: Sequence[DuplicatePair] | Indices) -> Indices:
     """
     if not isinstance(pairs, np.ndarray):
         pairs = np.array([(pair.first, pair.second) for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    labels, first, second = np.arange(count), pairs[:, 0], pairs[:, 1]
-    while (labels[first] != labels[second]).any():  # labels point to smaller members until all point to the smallest
-        lower = np.minimum(labels[first], labels[second])
-        np.minimum.at(labels, labels[first], lower)
-        np.minimum.at(labels, labels[second], lower)
-        while (labels != labels[labels]).any():
-            labels = labels[labels]
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)

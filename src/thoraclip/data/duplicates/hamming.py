@@ -10,9 +10,7 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import ConfigError
-
-__all__ = ["ROOM", "HashIndex", "hamming_pairs"]
+__all__ = ["ROOM", "HashIndex"]
 
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
@@ -52,8 +50,6 @@ class HashIndex:
     """
 
     def __init__(self, hashes: Hashes, *, radius: int) -> None:
-        if not 0 <= radius <= 64:
-            raise ConfigError(f"radius = {radius}: must lie between 0 and 64 bits")
         self.hashes, self.radius = hashes, radius
         fewest = max(3, int(np.ceil(64 / (np.log2(len(hashes) + 2) + 2))))
         layout = min((_layout(parts, radius) for parts in range(fewest, fewest + 6)), key=self._cost)
@@ -110,27 +106,3 @@ def _expand(starts: Indices, stops: Indices) -> Iterator[tuple[Indices, Indices]
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         yield np.repeat(part, counts), np.repeat(starts[part], counts) + offsets
         begin = end
-
-
-def hamming_pairs(hashes: Hashes, others: Hashes | None = None, *, radius: int) -> Indices:
-    """All pairs of 64-bit hashes that differ in at most `radius` bits; exact, without comparing all with all.
-
-    Args:
-        hashes: u64[N].
-        others: u64[M]; without it, pairs i < j within `hashes`.
-        radius: 0..64.
-
-    Returns:
-        i64[K, 2] of (position in `hashes`, position in `others`), sorted. K is the caller's to bound: n equal hashes
-        are n (n - 1) / 2 pairs.
-
-    Raises:
-        ConfigError: radius outside 0..64.
-    """
-    index = HashIndex(hashes if others is None else others, radius=radius)
-    found = [np.zeros((0, 2), dtype=np.int64)]
-    for rows, columns in index.search(hashes):
-        keep = rows < columns if others is None else np.ones(len(rows), dtype=bool)
-        found.append(np.column_stack([rows[keep], columns[keep]]))
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
