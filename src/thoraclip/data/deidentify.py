@@ -19,8 +19,7 @@ def salt_file() -> Path:
 
 
 def local_salt(file: Path | None = None) -> bytes:
-    """The secret of this machine (or of a file that is shared on purpose); made, for this user's eyes only, at first
-    use.
+    """The secret of this machine (or of a file that is shared on purpose); made, readable for this user, at first use.
 
     Raises:
         InputError: the named file is not there, the user's own cannot be made, or it holds no secret.

@@ -84,7 +84,8 @@ def class_differences(
         predicted = _predict(table, target, fold, classes=len(classes), kind=kind, seed=seed)
         return _accuracy(target, predicted, group, weights, len(classes))
 
-    rows, tables = [], []
+    rows: list[dict[str, Any]] = []
+    tables = []
     for name in (*numeric, *categorical):
         kind = "numeric" if name in numeric else "categorical"
         if name in numeric:

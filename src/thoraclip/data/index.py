@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from thoraclip.tables.manifest import Manifest
 __all__ = ["IndexResult", "index", "write_index_report"]
 
 _BATCH = 64
-_PRIVATE = ("salt",)
-"""Facts that are no columns of a manifest."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class IndexResult:
     unknown_folders: list[tuple[str, int]]
     other_files: list[str]
     notes: list[str]
-    repeats: list[dict[str, Any]] = field(default_factory=list)
-    read: int = 0
+    repeats: list[dict[str, Any]]
+    read: int
 
 
 def index(
@@ -76,8 +74,7 @@ def index(
         ConfigError: unknown layout or column.
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
-    find = find_layout(layout)
-    store = FactStore(root, facts, fresh=fresh)
+    find, store = find_layout(layout), FactStore(root, facts, fresh=fresh)
     try:
         listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
         if not listing.rows and listing.set_aside:
@@ -97,40 +94,25 @@ def index(
     if not rows:
         raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
     rows.sort(key=lambda row: row["image_id"])
-    _refuse_empty_classes(root, listing, rows)
+    for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
+        raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
     manifest.label_set()
-    return IndexResult(
-        manifest=manifest,
-        set_aside=sorted(listing.set_aside),
-        unknown_folders=sorted(listing.unknown_folders),
-        other_files=sorted(listing.other_files),
-        notes=sorted(listing.notes),
-        repeats=_repeats(rows),
-        read=store.read,
-    )
+    set_aside, unknown, others = sorted(listing.set_aside), sorted(listing.unknown_folders), sorted(listing.other_files)
+    return IndexResult(manifest, set_aside, unknown, others, sorted(listing.notes), _repeats(rows), store.read)
 
 
 class _Pseudonyms:
-    """Patient id -> pseudonym; the secret is asked for when the first id is met, and never before."""
+    """Patient id -> pseudonym; the secret is read at the first id. The pseudonym of "" tells which secret was used."""
 
     def __init__(self, salt: Path | None) -> None:
         self._file, self._lock = salt, threading.Lock()
         self._secret: bytes | None = None
 
-    @property
-    def secret(self) -> bytes:
+    def __call__(self, patient_id: str) -> str:
         with self._lock:
             self._secret = self._secret or local_salt(self._file)
-            return self._secret
-
-    @property
-    def tag(self) -> str:
-        """Names the secret without telling it, so that ids hashed under another one are hashed again."""
-        return pseudonym("", self.secret)
-
-    def __call__(self, patient_id: str) -> str:
-        return pseudonym(patient_id, self.secret)
+        return pseudonym(patient_id, self._secret)
 
 
 def _read_all(
@@ -139,21 +121,20 @@ def _read_all(
     """Rows of the readable pictures; the others are set aside in the listing."""
     paths = [str(row["path"]) for row in listing.rows]
 
-    def serves(found: dict[str, Any]) -> bool:
-        is_whole = "phash" in found or "reason" in found
-        return is_whole and ("salt" not in found or found["salt"] == pseudonyms.tag)
+    def serves(kept: dict[str, Any]) -> bool:
+        return ("phash" in kept or "reason" in kept) and ("salt" not in kept or kept["salt"] == pseudonyms(""))
 
     def read(row: int) -> dict[str, Any]:
         return store.get(paths[row], lambda file: _read(file, pseudonyms), serves=serves)
 
     rows: list[dict[str, Any]] = []
     for first, batch in in_batches(read, len(paths), batch_size=_BATCH):
-        for row, found in zip(listing.rows[first : first + len(batch)], batch, strict=True):
-            if "reason" in found:
-                listing.set_aside.append((row["path"], found["reason"]))
+        for row, facts in zip(listing.rows[first : first + len(batch)], batch, strict=True):
+            if "reason" in facts:
+                listing.set_aside.append((row["path"], facts["reason"]))
                 continue
             known = {name: value for name, value in row.items() if value is not None}
-            rows.append(row | {k: v for k, v in found.items() if k not in _PRIVATE} | known)
+            rows.append(row | {name: value for name, value in facts.items() if name != "salt"} | known)
         if progress:
             progress(first + len(batch), len(paths))
     return rows
@@ -179,15 +160,8 @@ def _read(path: Path, pseudonyms: _Pseudonyms) -> dict[str, Any]:
         return facts
     facts |= {name: getattr(header, name) for name in ("view", "sex", "age_years", "body_part")}
     if header.patient_id is not None:
-        facts |= {"patient": pseudonyms(header.patient_id), "salt": pseudonyms.tag}
+        facts |= {"patient": pseudonyms(header.patient_id), "salt": pseudonyms("")}  # the tag of the secret
     return facts
-
-
-def _refuse_empty_classes(root: Path, listing: Listing, rows: list[dict[str, Any]]) -> None:
-    listed = {row["label"] for row in listing.rows if row["label"] is not None}
-    read = {row["label"] for row in rows}
-    for label in sorted(listed - read):
-        raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
 
 
 def _repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -45,11 +45,12 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
         seed: of the folds behind the class differences.
         progress: called with (done, total) of each stage.
     """
+    parts, classes = manifest.counts()
     content: dict[str, Any] = {
         "schema": _SCHEMA,
         "manifest": manifest.content_fingerprint,
         "images": len(manifest),
-        "counts": findings.counts(manifest),
+        "counts": {"parts": parts, "classes": classes},
         "tallies": findings.tallies(manifest),
         "unreadable": [],
         "patients": findings.patients(manifest),
@@ -58,45 +59,39 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
         content |= {"pictures": False, "duplicates": findings.duplicates(manifest, *findings.identical(manifest))}
         content |= {"marks": {"per_class": {}, "images": []}, "differences": []}
     else:
-        seen = inspect(manifest, work, progress=progress)
-        pairs = _pairs(manifest, seen, work, progress)
+        inspection = inspect(manifest, work, progress=progress)
         paths, ids = manifest.column("path"), manifest.column("image_id")
         content |= {
             "unreadable": [
                 {"image_id": ids[row], "path": paths[row], "reason": reason}
-                for row, reason in sorted(seen.unreadable.items())
+                for row, reason in sorted(inspection.unreadable.items())
             ],
-            "duplicates": findings.duplicates(manifest, pairs),
-            "marks": findings.marks(manifest, seen),
-            "differences": findings.differences(manifest, seen, seed=seed),
+            "duplicates": findings.duplicates(manifest, _pairs(manifest, inspection, work, progress)),
+            "marks": findings.marks(manifest, inspection),
+            "differences": findings.differences(manifest, inspection, seed=seed),
         }
     content |= {"leaks": leaks(content), "warnings": warnings(content, manifest)}
     return content | {"provenance": provenance(seed=seed, inputs={"manifest": manifest.fingerprint})}
 
 
-def _pairs(manifest: Manifest, seen: Inspection, work: Path, progress: Progress | None) -> list[DuplicatePair]:
+def _pairs(manifest: Manifest, inspection: Inspection, work: Path, progress: Progress | None) -> list[DuplicatePair]:
     """The pairs of duplicates, kept beside the measurements; found again where anything that they depend on changed."""
-    file = work / "pairs.json"
-    fingerprint = digest([manifest.content_fingerprint, sorted(seen.unreadable), THUMBNAIL_SIDE, DECODING, _RULES])
+    file, unreadable = work / "pairs.json", inspection.unreadable
+    fingerprint = digest([manifest.content_fingerprint, sorted(unreadable), THUMBNAIL_SIDE, DECODING, _RULES])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["fingerprint"] == fingerprint:
             return [DuplicatePair(**pair) for pair in kept["pairs"]]
-    pairs = find_duplicates(seen.thumbnails, _distinct(manifest, seen), progress=progress)
+    hashes = enumerate(manifest.column("sha256"))  # of an unusable image one of its own: it is nobody's copy
+    distinct = [sha if sha and row not in unreadable else f"row {row}" for row, sha in hashes]
+    pairs = find_duplicates(inspection.thumbnails, distinct, progress=progress)
     write_json(file, {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in pairs]})
     return pairs
 
 
-def _distinct(manifest: Manifest, seen: Inspection) -> list[str]:
-    """SHA-256 of every picture; a mark of its own where the picture cannot be used, so that it is nobody's copy."""
-    hashes = manifest.column("sha256")
-    return [hashes[row] if hashes[row] and row not in seen.unreadable else f"row {row}" for row in range(len(manifest))]
-
-
 def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | None = None) -> Manifest:
     """The manifest with a column `duplicate_cluster`, the same for images that show the same picture (see `check`)."""
-    seen = inspect(manifest, work, progress=progress)
-    pairs = _pairs(manifest, seen, work, progress)
+    pairs = _pairs(manifest, inspect(manifest, work, progress=progress), work, progress)
     return _with_clusters(manifest, findings.duplicates(manifest, pairs)["groups"])
 
 
@@ -136,13 +131,13 @@ def read_clusters(manifest: Manifest, folder: Path) -> Manifest:
     Raises:
         MismatchError: it looked at no picture, so that near duplicates are not in it; and as `read_check` does.
     """
-    found = read_check(folder, manifest)
-    if not found.get("pictures", True):
+    content = read_check(folder, manifest)
+    if not content.get("pictures", True):
         raise MismatchError(
             f"{folder}: a check of the table alone, which knows no near duplicates (identical files stay together "
             "anyway); run thoraclip check without --no-pictures"
         )
-    return _with_clusters(manifest, found["duplicates"]["groups"])
+    return _with_clusters(manifest, content["duplicates"]["groups"])
 
 
 def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> Manifest:
@@ -153,11 +148,7 @@ def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> M
 
 
 def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
-    """Write `check.json`, and `check.md` and `check.html` drawn from it (the page with the pairs side by side).
-
-    Raises:
-        InputError: `out` is a file.
-    """
+    """Write `check.json`, and `check.md` and `check.html` drawn from it; InputError where `out` is a file."""
     from thoraclip.data.check.page import html_page, markdown_page
 
     if out.exists() and not out.is_dir():

@@ -1,8 +1,4 @@
-"""Adapters from a folder on disk to candidate rows, one per layout.
-
-An adapter only lists: it opens no picture. `data.index` reads the pictures, sets the unreadable ones aside and
-builds the manifest.
-"""
+"""Adapters from a folder on disk to candidate rows, one per layout; they open no picture, which `data.index` does."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from thoraclip.data.layouts.listing import (
     Listing,
     all_files,
+    count_files,
     image_files,
     relative,
     require_folder,
@@ -31,27 +32,21 @@ def find_folders(root: Path, **_: object) -> Listing:
     tops = sub_folders(root)
     splits = [folder for folder in tops if split_name(folder.name)]
     if len({split_name(folder.name) for folder in splits}) >= 2:
-        listing.unknown_folders += [_unknown(folder, root) for folder in tops if folder not in splits]
+        listing.unknown_folders += [count_files(folder, root) for folder in tops if folder not in splits]
         classes = [(split_name(s.name), folder) for s in splits for folder in sub_folders(s)]
-        loose = [f for s in splits for f in all_files(s)]
     else:
-        classes = [(None, folder) for folder in tops]
-        loose = []
+        classes, splits = [(None, folder) for folder in tops], []
     for split, folder in classes:
         if _holds_masks(folder):  # masks are no class of patients
-            listing.unknown_folders.append(_unknown(folder, root))
+            listing.unknown_folders.append(count_files(folder, root))
         else:
             _add_class(listing, root, folder, split)
-    for file in sorted(loose + all_files(root)):
+    for file in sorted(file for folder in (root, *splits) for file in all_files(folder)):
         if is_image_name(file):
             listing.set_aside.append((relative(file, root), "outside any class folder"))
         else:
             listing.other_files.append(relative(file, root))
     return listing
-
-
-def _unknown(folder: Path, root: Path) -> tuple[str, int]:
-    return relative(folder, root), sum(f.is_file() for f in folder.rglob("*"))
 
 
 def _holds_masks(folder: Path) -> bool:
@@ -67,7 +62,7 @@ def _masks_above(file: Path, folder: Path) -> Path | None:
 def _add_class(listing: Listing, root: Path, folder: Path, split: str | None) -> None:
     pictures, others = image_files(folder, recursive=True)
     masks = {file: place for file in (*pictures, *others) if (place := _masks_above(file, folder))}
-    listing.unknown_folders += [_unknown(place, root) for place in sorted(set(masks.values()))]
+    listing.unknown_folders += [count_files(place, root) for place in sorted(set(masks.values()))]
     pictures, others = ([f for f in found if f not in masks] for found in (pictures, others))
     if not pictures:
         raise ManifestError(

@@ -13,6 +13,7 @@ __all__ = [
     "CsvColumns",
     "Listing",
     "all_files",
+    "count_files",
     "image_files",
     "relative",
     "require_folder",
@@ -21,15 +22,9 @@ __all__ = [
 ]
 
 _SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "tr": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+    "train": ("train", "training", "tr"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
 }
 
 
@@ -60,7 +55,6 @@ class Listing:
         unknown_folders: folders that the layout does not explain, with the number of files below them.
         other_files: files that are not pictures.
         notes: repeats, joins and conflicts, one line each.
-        joined: pictures of a second tree that are rows of the first.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -68,7 +62,6 @@ class Listing:
     unknown_folders: list[tuple[str, int]] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    joined: int = 0
 
 
 def require_folder(root: Path) -> None:
@@ -81,7 +74,8 @@ def require_folder(root: Path) -> None:
 
 def split_name(word: str | None) -> str | None:
     """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
-    return _SPLIT_WORDS.get(word.strip().lower()) if word else None
+    plain = (word or "").strip().lower()
+    return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
 
 
 def sub_folders(folder: Path) -> list[Path]:
@@ -91,12 +85,12 @@ def sub_folders(folder: Path) -> list[Path]:
 
 def image_files(folder: Path, *, recursive: bool = False) -> tuple[list[Path], list[Path]]:
     """(pictures, other files) of a folder, sorted; told apart by name, and by content where there is no ending."""
-    pattern = "**/*" if recursive else "*"
-    found = (f for f in folder.glob(pattern) if not any(part.startswith(".") for part in f.relative_to(folder).parts))
-    files = sorted(f for f in found if not f.is_dir())  # also a pipe or a dangling link: it is told, not dropped
-    pictures = [f for f in files if is_image_name(f)]
-    chosen = set(pictures)
-    return pictures, [f for f in files if f not in chosen]
+    paths = folder.glob("**/*" if recursive else "*")
+    visible = (f for f in paths if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    files: tuple[list[Path], list[Path]] = ([], [])
+    for file in sorted(f for f in visible if not f.is_dir()):  # also a pipe or a dangling link: it is listed
+        files[not is_image_name(file)].append(file)
+    return files
 
 
 def all_files(folder: Path) -> list[Path]:
@@ -107,3 +101,8 @@ def all_files(folder: Path) -> list[Path]:
 def relative(path: Path, root: Path) -> str:
     """POSIX path below the root."""
     return path.relative_to(root).as_posix()
+
+
+def count_files(folder: Path, root: Path) -> tuple[str, int]:
+    """(path below the root, number of files below the folder)."""
+    return relative(folder, root), sum(f.is_file() for f in folder.rglob("*"))
