@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from thoraclip.errors import ManifestError
 from thoraclip.runs import canonical_json
 
-__all__ = ["codes", "columns_digest", "in_pieces", "matches", "ranks", "torn"]
+__all__ = ["codes", "columns_digest", "conflicting", "in_pieces", "matches", "ranks"]
 
 _ROWS = 1 << 16  # that are Python objects at once
 
@@ -39,7 +39,7 @@ def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
     return np.asarray(numbers.fill_null(-1)), values
 
 
-def torn(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     """bool[N]: rows of a key that has more than one value; a row whose key or value is negative (unknown) is none.
 
     Args:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.tables import store
-from thoraclip.tables.codes import codes, columns_digest, in_pieces, matches, ranks, torn
+from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, matches, ranks
 from thoraclip.tables.store import joined, kept, open_table, slices, write_table
 
 __all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
@@ -91,7 +91,7 @@ class Manifest:
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
         for column in () if self.may_leak else ("split", "fold"):
-            shared = self.table["patient"].filter(pa.array(self.torn(column)))
+            shared = self.table["patient"].filter(pa.array(self.conflicting(column)))
             if len(shared):
                 raise LeakError(
                     f"manifest: patient '{pc.min(shared).as_py()}' stands in two {column}s "
@@ -214,16 +214,16 @@ class Manifest:
         """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""
         return Manifest(self.table, self.root) if self.may_leak else self
 
-    def torn(self, column: str) -> npt.NDArray[np.bool_]:
+    def conflicting(self, column: str) -> npt.NDArray[np.bool_]:
         """bool[N]: the images, with a known value, of patients with more than one known value of a column."""
         values = self.values(column)
         if values.null_count == len(values) or self.values("patient").null_count == len(values):
             return np.zeros(len(values), dtype=bool)
-        return torn(ranks(self.values("patient")), codes(values)[0])
+        return conflicting(ranks(self.values("patient")), codes(values)[0])
 
     def patients_in_two(self, column: str) -> dict[str, tuple[str, ...]]:
         """Patients with more than one known value of `split`, `fold` or `label` -> those values; both sorted."""
-        table = self.table.select(["patient", column]).filter(pa.array(self.torn(column)))
+        table = self.table.select(["patient", column]).filter(pa.array(self.conflicting(column)))
         values: dict[str, set[str]] = {}
         for patient, value in zip(table["patient"].to_pylist(), table[column].to_pylist(), strict=True):
             values.setdefault(patient, set()).add(str(value))

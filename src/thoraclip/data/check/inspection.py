@@ -67,8 +67,8 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
         writer = ArrayWriter(folder, _INSPECTION, total=total, token=digest([fingerprint, _BATCH]))
         if writer.rows < total:  # otherwise only the renaming was left
             for _, measured in in_batches(measure, total, batch_size=_BATCH, start=writer.rows):
-                statistics, thumbnails, _ = (np.stack(values) for values in zip(*measured, strict=True))
-                writer.append({"statistics": statistics, "thumbnails": thumbnails})
+                statistics, thumbnails, _ = zip(*measured, strict=True)
+                writer.append({"statistics": np.stack(statistics), "thumbnails": np.stack(thumbnails)})
                 if progress:
                     progress(writer.rows, total)
         arrays = writer.finish(manifest, facts={"columns": list(MEASURED)}, fingerprint=fingerprint).arrays

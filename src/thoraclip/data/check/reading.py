@@ -1,9 +1,8 @@
-"""The findings in words: leaks (a picture or patient on both sides of a split) and warnings (all that one should
-know)."""
+"""The findings in words: leaks (an image or patient on both sides of a split) and warnings (all else to know)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thoraclip.pages import counted
@@ -22,12 +21,19 @@ _CHEST = ("CHEST", "THORAX", "LUNG", "PORT CHEST", "TORAX")
 
 def reading(content: Mapping[str, Any]) -> list[str]:
     """What stands on top of the page: may one train and judge on this split, and what would a shortcut score?"""
-    sentences = [_headline(content)]
-    if not content.get("pictures", True):
+    has_images = content.get("pictures", True)
+    if content["leaks"]:
+        sentences = ["This split leaks: what is measured on it is too good to be true."]
+    elif content["counts"]["parts"] == ["no split"]:
+        sentences = ["There is no split yet, so nothing can leak; split it with: thoraclip split."]
+    else:
+        what = "picture" if has_images else "file"
+        sentences = [f"No leak found: no known patient and no {what} stands on both sides of the split."]
+    if not has_images:
         sentences.append(_UNSEEN)
-    together = next((row for row in content["differences"] if row["kind"] == "together" and row["alone"]), None)
-    if together:
-        first = next((row for row in content["differences"] if row is not together and row["alone"]), together)
+    together, *columns = content["differences"] or [{"alone": None}]
+    if together["alone"]:
+        first = next((row for row in columns if row["alone"]), together)
         sentences.append(
             f"Without any anatomy, {together['description']} names the class with a balanced accuracy of "
             f"{_interval(together['alone'])}, {first['name'].replace('_', ' ')} alone with "
@@ -36,31 +42,20 @@ def reading(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _headline(content: Mapping[str, Any]) -> str:
-    if content["leaks"]:
-        return "This split leaks: what is measured on it is too good to be true."
-    parts = content["counts"]["parts"]
-    if parts == ["no split"]:
-        return "There is no split yet, so nothing can leak; split it with: thoraclip split."
-    picture = "picture" if content.get("pictures", True) else "file"
-    return f"No leak found: no known patient and no {picture} stands on both sides of the split."
-
-
 def leaks(content: Mapping[str, Any]) -> list[str]:
     """One sentence for each kind of leak."""
     sentences = []
-    shared = content["patients"]["in_two_splits"]
+    patients, copies = content["patients"], content["duplicates"]
+    shared = patients["in_two_splits"]
     if shared:
-        first = shared[0]
         sentences.append(
-            f"{counted(_in_all(content['patients'], 'in_two_splits', len(shared)), 'patient')} in two parts of the "
-            f"split, first '{first['patient']}' ({', '.join(first['values'])}); split again by patient: thoraclip split"
+            f"{counted(_in_all(patients, 'in_two_splits', len(shared)), 'patient')} in two parts of the split, first "
+            f"'{shared[0]['patient']}' ({', '.join(shared[0]['values'])}); split again by patient: thoraclip split"
         )
-    crossing = [g for g in content["duplicates"]["groups"] if g["across_part"]]
+    crossing = [g for g in copies["groups"] if g["across_part"]]
     if crossing:
-        found = content["duplicates"]
-        number = _in_all(found, "groups_across_part", len(crossing))
-        images = _in_all(found, "images_across_part", sum(len(g["image_id"]) for g in crossing))
+        number = _in_all(copies, "groups_across_part", len(crossing))
+        images = _in_all(copies, "images_across_part", _images(crossing))
         remedy = (
             " --duplicates CHECK_DIR" if content.get("pictures", True) else ""
         )  # identical files stay together anyway
@@ -71,14 +66,18 @@ def leaks(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _in_all(found: Mapping[str, Any], name: str, listed: int) -> int:
+def _in_all(content: Mapping[str, Any], name: str, listed: int) -> int:
     """How many there are, where a list is cut; else what is listed."""
-    return int(found.get("in_all", {}).get(name, listed))
+    return int(content.get("in_all", {}).get(name, listed))
+
+
+def _images(groups: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(group["image_id"]) for group in groups)
 
 
 def warnings(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
     """One sentence for each thing that a careful reader would want to know before training."""
-    return [*_of_files(content, manifest), *_of_patients(content), *_of_copies(content), *_of_looks(content)]
+    return [*_of_files(content, manifest), *_of_patients(content), *_of_copies(content), *_of_shortcuts(content)]
 
 
 def _of_files(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
@@ -117,31 +116,30 @@ def _of_patients(content: Mapping[str, Any]) -> list[str]:
 
 
 def _of_copies(content: Mapping[str, Any]) -> list[str]:
-    found = content["duplicates"]
-    groups = found["groups"]
-    sentences = []
+    sentences, copies = [], content["duplicates"]
+    groups, pairs = copies["groups"], copies["pairs"]
     if groups:
-        identical = sum(pair["kind"] == "identical" for pair in found["pairs"])
-        images = _in_all(found, "images", sum(len(g["image_id"]) for g in groups))
-        near = f", {len(found['pairs']) - identical} of near duplicates" if content.get("pictures", True) else ""
+        identical = sum(pair["kind"] == "identical" for pair in pairs)
+        near = f", {len(pairs) - identical} of near duplicates" if content.get("pictures", True) else ""
         sentences.append(
-            f"{counted(_in_all(found, 'groups', len(groups)), 'picture')} more than once ({images} images; "
-            f"{counted(_in_all(found, 'pairs', identical), 'pair')} of identical files{near}), first "
+            f"{counted(_in_all(copies, 'groups', len(groups)), 'picture')} more than once "
+            f"({_in_all(copies, 'images', _images(groups))} images; "
+            f"{counted(_in_all(copies, 'pairs', identical), 'pair')} of identical files{near}), first "
             f"{_equal(groups[0])}"
         )
     for name, what in (("label", "under two labels"), ("patient", "under two patients")):
-        torn = [g for g in groups if g[f"across_{name}"]]
-        if torn:
-            values = ", ".join(sorted({str(v) for v in torn[0][name] if v is not None}))
-            number = _in_all(found, f"groups_across_{name}", len(torn))
-            sentences.append(f"{counted(number, 'picture')} {what}, first {_equal(torn[0])} ({values})")
+        across = [group for group in groups if group[f"across_{name}"]]
+        if across:
+            values = ", ".join(sorted({str(value) for value in across[0][name] if value is not None}))
+            number = _in_all(copies, f"groups_across_{name}", len(across))
+            sentences.append(f"{counted(number, 'picture')} {what}, first {_equal(across[0])} ({values})")
     return sentences
 
 
-def _of_looks(content: Mapping[str, Any]) -> list[str]:
+def _of_shortcuts(content: Mapping[str, Any]) -> list[str]:
     sentences = []
-    alone = [row for row in content["differences"] if row["kind"] != "together" and row["alone"]]
-    telling = [row for row in alone if row["alone"]["low"] > row["alone"]["chance"] + _TELLING]
+    measured = [row for row in content["differences"][1:] if row["alone"]]
+    telling = [row for row in measured if row["alone"]["low"] > row["alone"]["chance"] + _TELLING]
     if telling:
         shown = ", ".join(f"{row['name'].replace('_', ' ')} {_interval(row['alone'])}" for row in telling[:4])
         sentences.append(
@@ -155,8 +153,8 @@ def _of_looks(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{100 * found['value']:.0f} % [{100 * found['low']:.0f}, {100 * found['high']:.0f}]"
+def _interval(alone: Mapping[str, float]) -> str:
+    return f"{100 * alone['value']:.0f} % [{100 * alone['low']:.0f}, {100 * alone['high']:.0f}]"
 
 
 def _equal(group: Mapping[str, Any]) -> str:
