@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,7 @@ def index(
     salt: Path | None = None,
     progress: Progress | None = None,
 ) -> IndexResult:
-    """Read every picture of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM also patient, view, sex,
-    age.
+    """Read every image of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM patient, view, sex, age too.
 
     Args:
         root: the folder.
@@ -74,8 +74,8 @@ def index(
         ConfigError: unknown layout or column.
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
-    find, store = find_layout(layout), FactStore(root, facts, fresh=fresh)
-    try:
+    find = find_layout(layout)
+    with closing(FactStore(root, facts, fresh=fresh)) as store:
         listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
         if not listing.rows and listing.set_aside:
             path, reason = listing.set_aside[0]
@@ -89,8 +89,6 @@ def index(
             )
         rows = _read_all(store, listing, _Pseudonyms(salt), progress)
         store.settle()
-    finally:
-        store.close()
     if not rows:
         raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
     rows.sort(key=lambda row: row["image_id"])
@@ -147,14 +145,8 @@ def _read(path: Path, pseudonyms: _Pseudonyms) -> dict[str, Any]:
         radiograph = decode(data)
     except ImageError as error:
         return {"reason": str(error).removeprefix(f"{path}: ").removeprefix("image: ")}
-    facts: dict[str, Any] = {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": perceptual_hash(radiograph.pixels),
-        "width": radiograph.width,
-        "height": radiograph.height,
-        "mode": radiograph.mode,
-        "format": radiograph.format,
-    }
+    facts: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "phash": perceptual_hash(radiograph.pixels)}
+    facts |= {name: getattr(radiograph, name) for name in ("width", "height", "mode", "format")}
     header = radiograph.header
     if header is None:
         return facts
@@ -181,19 +173,17 @@ def _repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_index_report(path: Path, result: IndexResult) -> None:
     """Write everything that `index` saw and did not put into the manifest, as JSON."""
-    labels, splits = result.manifest.column("label"), result.manifest.column("split")
-    write_json(
-        path,
-        {
-            "schema": 1,
-            "images": len(result.manifest),
-            "labels": dict(sorted(Counter(str(label) for label in labels).items())),
-            "splits": dict(sorted(Counter(str(split) for split in splits).items())),
-            "set_aside": [{"path": p, "reason": reason} for p, reason in result.set_aside],
-            "unknown_folders": [{"path": p, "files": count} for p, count in result.unknown_folders],
-            "other_files": result.other_files,
-            "repeats": result.repeats,
-            "patients_in_two_splits": result.manifest.patients_in_two("split"),
-            "notes": result.notes,
-        },
-    )
+    manifest = result.manifest
+    content = {
+        "schema": 1,
+        "images": len(manifest),
+        "labels": dict(sorted(Counter(map(str, manifest.column("label"))).items())),
+        "splits": dict(sorted(Counter(map(str, manifest.column("split"))).items())),
+        "set_aside": [{"path": p, "reason": reason} for p, reason in result.set_aside],
+        "unknown_folders": [{"path": p, "files": count} for p, count in result.unknown_folders],
+        "other_files": result.other_files,
+        "repeats": result.repeats,
+        "patients_in_two_splits": manifest.patients_in_two("split"),
+        "notes": result.notes,
+    }
+    write_json(path, content)

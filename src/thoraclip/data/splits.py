@@ -47,13 +47,11 @@ def independent_groups(manifest: Manifest) -> list[str]:
 
 def group_codes(manifest: Manifest) -> Ints:
     """i64[N]: the groups of `independent_groups`, numbered in the order of their keys."""
-    codes: Ints = np.unique(_keys(manifest)[0], return_inverse=True)[1]
-    return codes
+    return np.asarray(np.unique(_keys(manifest)[0], return_inverse=True)[1])
 
 
 def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
-    """The key of each image's group: its first patient; of one without, the first shared bytes, else cluster, else the
-    image.
+    """Key of each image's group: its first patient, else the first shared bytes, else the cluster, else the image.
 
     Returns:
         i64[N], numbers in the order of the keys; and (prefix, column) in that order: the keys are their distinct
@@ -105,7 +103,7 @@ def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
     if folds < 2:
         raise ConfigError(f"folds = {folds}: two or more are needed")
     part = _parts(manifest, [1 / folds] * folds, seed)
-    fold = pa.array(part.astype(np.int32), mask=_unlabelled(manifest))
+    fold = pa.array(part.astype(np.int32), mask=np.asarray(manifest.values("label").is_null()))
     return manifest.with_columns(split=pa.nulls(len(fold), pa.string()), fold=fold).strict()
 
 
@@ -121,20 +119,13 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
             f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed"
         )
     part = _parts(manifest, fractions, seed)
-    split = pa.array(SPLITS).take(pa.array(part, mask=_unlabelled(manifest)))
+    split = pa.array(SPLITS).take(pa.array(part, mask=np.asarray(manifest.values("label").is_null())))
     return manifest.with_columns(split=split, fold=pa.nulls(len(split), pa.int32())).strict()
 
 
-def _unlabelled(manifest: Manifest) -> npt.NDArray[np.bool_]:
-    return np.asarray(manifest.values("label").is_null())
-
-
-def hold_out(
-    targets: npt.NDArray[np.int64], groups: Sequence[str], *, fraction: float, seed: int
-) -> npt.NDArray[np.bool_]:
+def hold_out(targets: Ints, groups: Sequence[str], *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """bool[N]: True for the images of a stratified, grouped part of about `fraction` of all."""
-    held: npt.NDArray[np.bool_] = assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1
-    return held
+    return np.asarray(assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1)
 
 
 def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
@@ -157,9 +148,7 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArr
     return part
 
 
-def assign_groups(
-    targets: npt.NDArray[np.int64], groups: Sequence[str] | Ints, weights: Sequence[float], *, seed: int
-) -> npt.NDArray[np.int64]:
+def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence[float], *, seed: int) -> Ints:
     """Assign whole groups to parts so that each class is spread in the proportion of `weights`.
 
     Greedy, as in scikit-learn's StratifiedGroupKFold but for unequal parts too: groups are shuffled, then taken largest
@@ -167,7 +156,7 @@ def assign_groups(
 
     Args:
         targets: i64[N], class index; -1 (unknown) counts as one more class.
-        groups: N keys; equal keys stay together. Numbers do as well as text that is in the same order.
+        groups: N keys, text or numbers; equal keys stay together.
         weights: share of each part, summing to 1.
         seed: decides the shuffle; the result does not depend on the order of the images.
 
@@ -179,7 +168,8 @@ def assign_groups(
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")
-    member, count = _numbered(groups)
+    distinct, member = np.unique(np.asarray(groups), return_inverse=True)
+    count = len(distinct)
     classes = int(targets.max(initial=0)) + 2
     images = np.bincount(member * classes + targets % classes, minlength=count * classes)
     counts = images.astype(np.int32).reshape(count, classes)
@@ -187,17 +177,7 @@ def assign_groups(
     order = order[np.argsort(-counts.sum(axis=1)[order], kind="stable")]
     part = _greedy(counts, order, np.asarray(weights))
     _fill_empty(part, counts, order, len(weights))
-    assigned: npt.NDArray[np.int64] = part[member]
-    return assigned
-
-
-def _numbered(groups: Sequence[str] | Ints) -> tuple[Ints, int]:
-    """(i64[N] number of each key in their order, how many there are)."""
-    if isinstance(groups, np.ndarray):
-        distinct, member = np.unique(groups, return_inverse=True)
-        return member, len(distinct)
-    number = {name: i for i, name in enumerate(sorted(set(groups)))}
-    return np.array([number[group] for group in groups], dtype=np.int64), len(number)
+    return np.asarray(part[member])
 
 
 def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: npt.NDArray[np.float64]) -> Ints:

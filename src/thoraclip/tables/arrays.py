@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class ImageArrays:
 
     Args:
         kind: what it is.
-        index: the columns image_id and sha256, one row per row of the arrays; not held in memory.
+        index: the columns image_id and sha256, a row per row of the arrays; not held in memory.
         arrays: name -> array[N, ...].
         facts: what made them.
         fingerprint: SHA-256 over everything that the arrays depend on.
@@ -85,17 +86,17 @@ class ImageArrays:
             changed += here[~np.asarray(pc.or_(same, both_unknown))].tolist()
             start += len(part)
         missing = np.flatnonzero(rows < 0)
+        name, remedy = self.kind.name, self.kind.remedy
         if len(missing):
             raise MismatchError(
-                f"{self.kind.name}: {len(missing)} of {len(wanted)} images of the manifest are not in them, first "
-                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {self.kind.remedy} on "
-                "this one"
+                f"{name}: {len(missing)} of {len(wanted)} images of the manifest are not in them, first "
+                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {remedy} on this one"
             )
         if changed:
             raise MismatchError(
-                f"{self.kind.name}: {len(changed)} images differ in content from the manifest's, first "
-                f"'{wanted[min(changed)].as_py()}'; they belong to another data set or the files changed: run "
-                f"{self.kind.remedy} again"
+                f"{name}: {len(changed)} images differ in content from the manifest's, first "
+                f"'{wanted[min(changed)].as_py()}'; they belong to another data set or the files changed: run {remedy} "
+                "again"
             )
         return rows
 
@@ -167,16 +168,12 @@ class ArrayWriter:
         self._folder, self._kind, self._total, self._token = folder, kind, total, token
         self._parts = {name: folder / f"{name}.npy.part" for name in kind.arrays}
         self._arrays: dict[str, Any] = {}
-        self.rows = self._rows_done()
-
-    def _rows_done(self) -> int:
-        try:
-            state = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
-            rows = int(state["rows"]) if state["token"] == self._token else 0
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        are_there = all(part.is_file() for part in self._parts.values())
-        return rows if are_there or rows == self._total else 0  # at the end the parts may be renamed already
+        self.rows = 0
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+            rows = int(state["rows"]) if state["token"] == token else 0
+            if rows == total or all(part.is_file() for part in self._parts.values()):
+                self.rows = rows  # at the end the parts may be renamed already
 
     def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write the next rows: name -> array[B, ...] for every array of the kind."""

@@ -40,11 +40,7 @@ def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
 
 
 def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """bool[N]: rows of a key that has more than one value; a row whose key or value is negative (unknown) is none.
-
-    Args:
-        key, value: i[N]; keys may exceed N; see `ranks` and `codes`.
-    """
+    """bool[N]: rows of a key, i[N], that has more than one value, i[N]; negative ones are unknown and do not count."""
     known = (key >= 0) & (value >= 0)
     some = np.zeros(int(key.max(initial=-1)) + 1, dtype=value.dtype)
     some[key[known]] = value[known]  # whichever row comes last
@@ -54,8 +50,7 @@ def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) ->
 
 
 def matches(column: pa.ChunkedArray, name: str, values: Iterable[Any]) -> pa.ChunkedArray:
-    """bool[N]: rows that hold one of some values (numbers may be text, None is null); ManifestError for a value of
-    another type."""
+    """bool[N]: rows that hold one of some values (None is null); ManifestError for one that has another type."""
     texts = [None if value is None else str(value) for value in values]
     try:
         wanted = pa.array(texts, pa.string()).cast(column.type)

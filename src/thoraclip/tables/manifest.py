@@ -1,8 +1,7 @@
 """Manifest: one row per image, with what is known of it; unknown is null.
 
-Millions of images are checked, counted, filtered and written column by column, in a little more memory than the table
-takes. `column`, `parts`, `paths` and what is made of them hold a Python object for each image: for sets that are
-decoded and trained on.
+Millions of images are checked, counted, filtered and written column by column, in little more memory than the table
+takes. `column`, `parts` and `paths` hold a Python object for each image: for sets that are decoded and trained on.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ import pyarrow.compute as pc
 
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
-from thoraclip.tables import store
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, matches, ranks
-from thoraclip.tables.store import joined, kept, open_table, slices, write_table
+from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
 __all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
 
@@ -80,12 +78,11 @@ class Manifest:
             row = pc.index(ids.is_null(), True).as_py() + 1
             raise ManifestError(f"manifest: row {row} has no image_id; every image has one of its own")
         rank = ranks(ids)
-        if int(rank.max()) + 1 != len(ids):
-            repeated = np.bincount(rank) > 1
+        repeated = np.bincount(rank) > 1
+        if repeated.any():
             first = ids[int(np.argmax(repeated[rank]))].as_py()
             raise ManifestError(
-                f"manifest: image_id '{first}' is repeated ({int(repeated.sum())} such ids); "
-                "every image has one of its own"
+                f"manifest: image_id '{first}' is repeated ({repeated.sum()} such ids); every image has one of its own"
             )
         for split in sorted(self.values("split").unique().drop_null().to_pylist()):
             if split not in SPLITS:
@@ -139,9 +136,8 @@ class Manifest:
         labels = LabelSet(tuple(classes or held))
         for name in labels.names:
             if name not in held:
-                raise ManifestError(
-                    f"class '{name}' has no image{did_you_mean(name, held)}; add images or drop the class"
-                )
+                near = did_you_mean(name, held)
+                raise ManifestError(f"class '{name}' has no image{near}; add images or drop the class")
         for name in held:
             labels.index(name)
         return labels
@@ -153,8 +149,8 @@ class Manifest:
 
     def parts(self) -> list[str | None]:
         """`fold 3`, `train`, ... of every image; `None` for one without."""
-        pairs = zip(self.column("split"), self.column("fold"), strict=True)
-        return [split if fold is None else f"fold {fold}" for split, fold in pairs]
+        parts = zip(self.column("split"), self.column("fold"), strict=True)
+        return [split if fold is None else f"fold {fold}" for split, fold in parts]
 
     def tally(self, *names: str, most: int | None = None) -> list[tuple[tuple[Any, ...], int]]:
         """The commonest combinations of values of some columns, `most` of them, and how many images have each."""
@@ -246,25 +242,16 @@ def _rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
         if not pc.any(matching).as_py():
             known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
             near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
-            said = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
-            raise ManifestError(f"manifest: no image whose {name} is {said}{near}")
+            asked = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
+            raise ManifestError(f"manifest: no image whose {name} is {asked}{near}")
         keep = pc.and_(keep, matching)
     if not pc.any(keep).as_py():
         raise ManifestError(f"manifest: no image has all of these values of {', '.join(values)}; ask for fewer")
     return keep
 
 
-def require_parquet(path: Path) -> None:
-    """Raise InputError unless the name ends in `.parquet`."""
-    store.require_parquet(path, "a manifest is")
-
-
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write Parquet; the root is stored so that the file can lie anywhere on the same machine.
-
-    Raises:
-        InputError: the name does not end in `.parquet`.
-    """
+    """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
     require_parquet(path)
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
 

@@ -26,17 +26,12 @@ _FRAME = (230, 159, 0)
 
 
 def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
-    """The check as a self-contained page.
-
-    Args:
-        content: see `check`.
-        manifest: where the pictures are.
-    """
+    """The content of a `check` as a self-contained page; the manifest tells where the images are."""
     looked = content.get("pictures", True)
     pairs, rows = content["duplicates"]["pairs"][:_PAIRS] if looked else [], content["marks"]["images"][:_MARKED]
     shown = {image for pair in pairs for image in pair["image_id"]} | {row["image_id"] for row in rows}
     paths = manifest.where(image_id=shown).paths_by_id() if shown else {}
-    pictures = [[picture_or_reason(partial(_grey, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
+    pictures = [[picture_or_reason(partial(_pixels, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
     marked = [(row, picture_or_reason(partial(_framed, paths[row["image_id"]]), _SIDE)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
     return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
@@ -55,7 +50,6 @@ def _context(content: Mapping[str, Any]) -> dict[str, Any]:
         "reading": reading(content),
         "classes": sorted({label for row in content["differences"] for label in row["per_class"]}),
         "cell": _cell,
-        "number": _number,
         "percent": _percent,
         "listed": _LISTED,
     }
@@ -80,7 +74,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _grey(path: Path) -> npt.NDArray[np.uint8]:
+def _pixels(path: Path) -> npt.NDArray[np.uint8]:
     return decode(path).pixels
 
 

@@ -25,10 +25,18 @@ import numpy.typing as npt
 from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
-from thoraclip.data.duplicates.alignment import CORRELATION, confirm, half_detail
 from thoraclip.data.duplicates.hamming import ROOM, HashIndex
-from thoraclip.data.duplicates.hashing import BITS, THUMBNAIL_SIDE, WARPS, is_blank, mirror, near_hashes, thumbnail
-from thoraclip.errors import ImageError, MismatchError
+from thoraclip.data.duplicates.thumbnails import (
+    CORRELATION,
+    THUMBNAIL_SIDE,
+    WARPS,
+    confirm,
+    half_detail,
+    is_blank,
+    mirror,
+    near_hashes,
+    thumbnail,
+)
 from thoraclip.runs import Progress, needing_room, take_room
 
 __all__ = ["THUMBNAIL_SIDE", "DuplicatePair", "clusters", "find_duplicates", "thumbnail"]
@@ -45,10 +53,8 @@ different pictures 136 do, two in ten thousand."""
 NEAREST, GROUP = 32, 16
 """Bounds where thousands of pictures resemble each other: alignments tried for one picture at a time, and the size
 above which a group of linked pictures is not searched for more pairs within it."""
-_BLOCK = 128
-"""Pictures or pairs per block. Memory only."""
-_ROUND = 16
-"""Blocks that are aligned, side by side, before it is looked at which pictures are linked by now."""
+_BLOCK, _ROUND = 128, 16
+"""Pictures or pairs per block (memory only), and blocks that are aligned before linked pictures are grouped again."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +98,11 @@ def find_duplicates(
 
     Returns:
         Pairs sorted by (first, second).
-
-    Raises:
-        ImageError: thumbnails of another shape or dtype.
-        MismatchError: not one SHA-256 for each thumbnail.
     """
-    if thumbnails.dtype != np.uint8 or thumbnails.shape[1:] != (THUMBNAIL_SIDE, THUMBNAIL_SIDE):
-        side = THUMBNAIL_SIDE
-        raise ImageError(f"thumbnails {thumbnails.dtype}{list(thumbnails.shape)}: expected uint8 [N, {side}, {side}]")
-    if len(sha256) != len(thumbnails):
-        raise MismatchError(
-            f"{len(sha256)} SHA-256 for {len(thumbnails)} thumbnails; give one for each, in their order"
-        )
     groups: dict[str, list[int]] = {}
     for position, digest in enumerate(sha256):
         groups.setdefault(digest, []).append(position)
-    found = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
+    identical = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
     # in the order of their SHA-256, so that nothing below depends on the order of the images
     order = np.array([groups[digest][0] for digest in sorted(groups)], dtype=np.int64)
     wanted = np.array([among is None or any(among[groups[digest]]) for digest in sorted(groups)], dtype=bool)
@@ -115,12 +110,11 @@ def find_duplicates(
     for done, total in search.run():
         if progress:
             progress(done, total)
-    return sorted(found + search.found(), key=lambda pair: (pair.first, pair.second))
+    return sorted(identical + search.near_pairs(), key=lambda pair: (pair.first, pair.second))
 
 
 class _Search:
-    """Near pairs among pictures in a fixed order, one of each pair at least wanted; `run` yields (done, total) as it
-    goes."""
+    """Near pairs among images in a fixed order, one of each pair at least wanted; `run` yields (done, total)."""
 
     def __init__(self, thumbnails: Grey, order: Indices, wanted: Mask) -> None:
         self.thumbnails, self.order, self.wanted = thumbnails, order, wanted
@@ -132,15 +126,15 @@ class _Search:
     def run(self) -> Iterator[tuple[int, int]]:
         blocks = range(0, len(self.order), _BLOCK)
         total = len(blocks) + len(WARPS)
-        found, rows = [np.zeros((0, len(WARPS), BITS // 64), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+        hashed, rows = [np.zeros((0, len(WARPS), 4), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
         for done, begin in enumerate(blocks, start=1):
             block = np.asarray(self.thumbnails[self.order[begin : begin + _BLOCK]])
             seen = ~is_blank(block)
-            found.append(near_hashes(block[seen]))
+            hashed.append(near_hashes(block[seen]))
             rows.append(begin + np.flatnonzero(seen))
             yield done, total
-        hashes, kept = np.concatenate(found), np.concatenate(rows)
-        del found
+        hashes, kept = np.concatenate(hashed), np.concatenate(rows)
+        del hashed
         for done in self._join(hashes, kept, range(1)):
             yield len(blocks) + done, total
         few = self._representatives()[kept]  # of pictures that are linked by now
@@ -166,11 +160,10 @@ class _Search:
         self._settle(_best(np.concatenate(waiting), len(self.order)))
 
     def _representatives(self) -> Mask:
-        """bool[N]: not more than GROUP pictures of each group."""
+        """bool[N]: the first pictures of each group, GROUP at most."""
         turn = np.argsort(self.group, kind="stable")
-        first = np.searchsorted(self.group[turn], self.group[turn])
         chosen = np.zeros(len(turn), dtype=bool)
-        chosen[turn] = np.arange(len(turn)) - first < GROUP
+        chosen[turn] = np.arange(len(turn)) - np.searchsorted(self.group[turn], self.group[turn]) < GROUP
         return chosen
 
     def _linked(self, source: Indices, target: Indices) -> Mask:
@@ -231,8 +224,8 @@ class _Search:
         nearer = waiting[:, 4] < self.tried[place, 4] if len(known) else seen
         return np.asarray((~seen | nearer) & ~np.isin(keys, _key(self.pairs, count)))
 
-    def found(self) -> list[DuplicatePair]:
-        found = []
+    def near_pairs(self) -> list[DuplicatePair]:
+        pairs = []
         for row, correlation, warp in zip(self.pairs, self.correlations, self.warps, strict=True):
             (source, target), mirrored = self.order[row[:2]].tolist(), bool(row[3])
             turn = float(np.degrees(np.arctan2(warp[1, 0] - warp[0, 1], warp[0, 0] + warp[1, 1])))
@@ -240,14 +233,12 @@ class _Search:
             if source > target:  # the other way round; a mirror turns the turn again
                 source, target, scale, turn = target, source, 1 / scale, turn if mirrored else -turn
             shown = int(row[4]), min(1.0, float(correlation)), mirrored, round(turn, 2) + 0.0, round(scale, 4)
-            found.append(DuplicatePair(source, target, "near", *shown))
-        return found
+            pairs.append(DuplicatePair(source, target, "near", *shown))
+        return pairs
 
 
 def _key(pairs: Indices, count: int) -> Indices:
-    low, high = np.minimum(pairs[:, 0], pairs[:, 1]), np.maximum(pairs[:, 0], pairs[:, 1])
-    key: Indices = low * count + high
-    return key
+    return np.asarray(pairs[:, :2].min(axis=1) * count + pairs[:, :2].max(axis=1))
 
 
 def _best(waiting: Indices, count: int) -> Indices:
