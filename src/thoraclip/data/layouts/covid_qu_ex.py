@@ -11,16 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from thoraclip.data.layouts.listing import (
-    Listing,
-    all_files,
-    count_files,
-    image_files,
-    relative,
-    require_folder,
-    split_name,
-    sub_folders,
-)
+from thoraclip.data.layouts.listing import Listing, all_files, image_files, split_name, sub_folders
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.runs import file_sha256
 
@@ -50,10 +41,9 @@ def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256,
         InputError: no such folder, or no `<class>/images` below it.
         ManifestError: a class folder whose `images` holds no picture.
     """
-    require_folder(root)
-    listing = Listing()
+    listing = Listing(root)
     places: list[_Place] = []
-    _walk(root, root, None, listing, places)
+    _walk(root, None, listing, places)
     if not places:
         raise InputError(
             f"{root}: no COVID-QU-Ex folder (<class>/images) below it; for one folder per class use --layout folders"
@@ -61,7 +51,7 @@ def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256,
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
     joined = 0
     for is_infection_tree, folder, label, split in sorted(places):
-        for row, name in _rows(listing, root, Path(folder), label, split):
+        for row, name in _rows(listing, Path(folder), label, split):
             earlier = by_name.setdefault((label, name), [])
             same_split_first = sorted(earlier, key=lambda other: other["split"] != split)
             digest = sha256(root / row["path"]) if earlier else ""
@@ -81,42 +71,39 @@ def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256,
     return listing
 
 
-def _walk(folder: Path, root: Path, split: str | None, listing: Listing, places: list[_Place]) -> int:
+def _walk(folder: Path, split: str | None, listing: Listing, places: list[_Place]) -> int:
     """Collect the class folders below `folder`; returns how many, and lists the branches without any."""
     label = _CLASSES.get(folder.name.lower())
     children = sub_folders(folder)
     images = next((child for child in children if child.name.lower() == "images"), None)
     if label and images:
-        places.append(("infection" in relative(folder, root).lower(), str(folder), label, split))
+        places.append(("infection" in listing.relative(folder).lower(), str(folder), label, split))
         unknown = [child for child in children if child.name.lower() not in _PARTS] + sub_folders(images)
         total = 1
     else:
-        counts = {child: _walk(child, root, split_name(child.name) or split, listing, places) for child in children}
+        counts = {child: _walk(child, split_name(child.name) or split, listing, places) for child in children}
         total = sum(counts.values())
-        if not total and folder != root:
+        if not total and folder != listing.root:
             return 0
         unknown = [child for child, count in counts.items() if not count]
-    listing.unknown_folders += [count_files(child, root) for child in unknown]
-    listing.other_files += [relative(file, root) for file in all_files(folder)]
+    listing.leave_out(folders=unknown, files=all_files(folder))
     return total
 
 
-def _rows(
-    listing: Listing, root: Path, folder: Path, label: str, split: str | None
-) -> Iterator[tuple[dict[str, Any], str]]:
+def _rows(listing: Listing, folder: Path, label: str, split: str | None) -> Iterator[tuple[dict[str, Any], str]]:
     """(row, file name) of every picture of a class folder, with its masks."""
     parts = {child.name.lower(): child for child in reversed(sub_folders(folder))}
     pictures, others = image_files(parts["images"])
-    listing.other_files += [relative(file, root) for file in others]
+    listing.leave_out(files=others)
     if not pictures:
         raise ManifestError(f"{parts['images']}: class '{label}' holds no picture; add some or remove the folder")
     for file in pictures:
-        row: dict[str, Any] = {"path": relative(file, root), "label": label, "split": split}
+        row: dict[str, Any] = {"path": listing.relative(file), "label": label, "split": split}
         for column, part in (("lung_mask", "lung masks"), ("infection_mask", "infection masks")):
             mask = parts[part] / file.name if part in parts else None
-            row[column] = relative(mask, root) if mask and mask.is_file() else None
+            row[column] = listing.relative(mask) if mask and mask.is_file() else None
             if mask and not row[column]:
-                listing.notes.append(f"no mask: {relative(mask, root)} is missing")
+                listing.notes.append(f"no mask: {listing.relative(mask)} is missing")
         yield row, file.name
 
 
@@ -124,16 +111,12 @@ def _join(listing: Listing, row: dict[str, Any], again: dict[str, Any], *, is_in
     """Give a row the masks of its twin; True where the twin is of the infection tree and nothing else differs."""
     for name in ("lung_mask", "infection_mask"):
         row[name] = row[name] or again[name]
-    if row["split"] != again["split"]:
-        listing.notes.append(
-            f"in two splits: {row['path']} ({row['split']}) and {again['path']} ({again['split']}); '{row['split']}' "
-            "kept"
-        )
-    elif is_infection_tree:
-        return True
-    else:
-        listing.notes.append(f"repeated: {again['path']} is {row['path']}; one row kept")
-    return False
+    path, split = row["path"], row["split"]
+    if split != again["split"]:
+        listing.notes.append(f"in two splits: {path} ({split}) and {again['path']} ({again['split']}); '{split}' kept")
+    elif not is_infection_tree:
+        listing.notes.append(f"repeated: {again['path']} is {path}; one row kept")
+    return split == again["split"] and is_infection_tree
 
 
 def _name_rows(listing: Listing) -> None:

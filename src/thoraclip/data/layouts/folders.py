@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thoraclip.data.layouts.listing import (
-    Listing,
-    all_files,
-    count_files,
-    image_files,
-    relative,
-    require_folder,
-    split_name,
-    sub_folders,
-)
+from thoraclip.data.layouts.listing import Listing, all_files, image_files, split_name, sub_folders
 from thoraclip.errors import ManifestError
 from thoraclip.imaging import is_image_name
 
@@ -27,25 +18,24 @@ def find_folders(root: Path, **_: object) -> Listing:
         InputError: no such folder.
         ManifestError: a class folder without a picture.
     """
-    require_folder(root)
-    listing = Listing()
+    listing = Listing(root)
     tops = sub_folders(root)
     splits = [folder for folder in tops if split_name(folder.name)]
     if len({split_name(folder.name) for folder in splits}) >= 2:
-        listing.unknown_folders += [count_files(folder, root) for folder in tops if folder not in splits]
+        listing.leave_out(folders=[folder for folder in tops if folder not in splits])
         classes = [(split_name(s.name), folder) for s in splits for folder in sub_folders(s)]
     else:
         classes, splits = [(None, folder) for folder in tops], []
     for split, folder in classes:
         if _holds_masks(folder):  # masks are no class of patients
-            listing.unknown_folders.append(count_files(folder, root))
+            listing.leave_out(folders=[folder])
         else:
-            _add_class(listing, root, folder, split)
+            _add_class(listing, folder, split)
     for file in sorted(file for folder in (root, *splits) for file in all_files(folder)):
         if is_image_name(file):
-            listing.set_aside.append((relative(file, root), "outside any class folder"))
+            listing.set_aside.append((listing.relative(file), "outside any class folder"))
         else:
-            listing.other_files.append(relative(file, root))
+            listing.leave_out(files=[file])
     return listing
 
 
@@ -59,16 +49,15 @@ def _masks_above(file: Path, folder: Path) -> Path | None:
     return next(filter(_holds_masks, inside), None)
 
 
-def _add_class(listing: Listing, root: Path, folder: Path, split: str | None) -> None:
-    pictures, others = image_files(folder, recursive=True)
+def _add_class(listing: Listing, folder: Path, split: str | None) -> None:
+    pictures, others = image_files(folder, "**/*")
     masks = {file: place for file in (*pictures, *others) if (place := _masks_above(file, folder))}
-    listing.unknown_folders += [count_files(place, root) for place in sorted(set(masks.values()))]
-    pictures, others = ([f for f in found if f not in masks] for found in (pictures, others))
+    pictures, others = ([file for file in files if file not in masks] for files in (pictures, others))
+    listing.leave_out(folders=sorted(set(masks.values())), files=others)
     if not pictures:
         raise ManifestError(
             f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove the folder"
         )
     for file in pictures:
-        path = relative(file, root)
+        path = listing.relative(file)
         listing.rows.append({"image_id": path, "path": path, "label": folder.name, "split": split})
-    listing.other_files += [relative(file, root) for file in others]
