@@ -88,6 +88,8 @@ def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, f
     brightness, contrast = _mean_and_spread(levels)
     border_brightness, border_contrast = _mean_and_spread(levels - _inner_levels(image))
     marks = find_marks(pixels) if marks is None else marks
+    corner = max(1, round(CORNER * min(pixels.shape)))
+    ends = (slice(None, corner), slice(-corner, None))
     values = {
         "aspect_ratio": width / height,
         "megapixels": width * height / 1e6,
@@ -98,7 +100,7 @@ def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, f
         "border_brightness": border_brightness,
         "border_contrast": border_contrast,
         **_bars(pixels),
-        "corner_brightness": _corner_brightness(pixels),
+        "corner_brightness": np.mean([pixels[rows, columns].mean() for rows in ends for columns in ends]),
         "sharpness": _laplacian(_reduce(image)),
         "fine_detail": _fine_detail(pixels),
         "grey_levels": float(np.count_nonzero(levels)),
@@ -139,12 +141,6 @@ def _bar(lines: Grey) -> float:
     low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
     same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
     return 1.0 if same.all() else int(np.argmin(same)) / len(same)
-
-
-def _corner_brightness(pixels: Grey) -> float:
-    side = max(1, round(CORNER * min(pixels.shape)))
-    ends = (slice(None, side), slice(-side, None))
-    return float(np.mean([pixels[rows, columns].mean() for rows in ends for columns in ends]))
 
 
 def _reduce(image: Image.Image) -> Grey:

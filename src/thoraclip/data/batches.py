@@ -54,9 +54,6 @@ def grey_batches(
     a pixel cache the batches are equal, bit for bit.
 
     Args:
-        manifest: N images.
-        spec: geometry and size.
-        batch_size: images per batch.
         start: first row that is wanted.
         pixels: folder of pixel caches; the right one in it is used, and made first where it is not there.
         progress: draws the making of the cache.
@@ -110,7 +107,6 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
     A killed pass goes on where it stopped and ends with the same bytes.
 
     Args:
-        manifest: N images.
         spec: geometry and size; mean and std do not matter.
         root: folder that holds a folder for each set of images and geometry.
         progress: called with (done, total).

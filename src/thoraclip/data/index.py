@@ -61,7 +61,6 @@ def index(
     """Read every image of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM patient, view, sex, age too.
 
     Args:
-        root: the folder.
         layout: a name in `LAYOUTS`.
         csv_file, columns: for layout `csv`.
         facts: file that keeps what was read; files that did not change since are not read again.

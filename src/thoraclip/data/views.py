@@ -165,10 +165,6 @@ def _border(scene: Scene, rows: Rows) -> Masks:
     return np.broadcast_to(ring, (len(rows), height, width))
 
 
-def _inside_the_border(scene: Scene, rows: Rows) -> Masks:
-    return ~_border(scene, rows)
-
-
 def _corners(scene: Scene, rows: Rows) -> Masks:
     height, width = scene.greys.shape[1:]
     down, across = max(1, round(CORNER[0] * height)), max(1, round(CORNER[1] * width))
@@ -230,7 +226,7 @@ VIEWS: Mapping[str, View] = {
     ),
     "border-only": View(
         "all but the border replaced by one grey level",
-        _inside_the_border,
+        lambda scene, rows: ~_border(scene, rows),
         "mean",
         needs_lungs=False,
         finds="the border",

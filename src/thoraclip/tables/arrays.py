@@ -45,7 +45,6 @@ class ImageArrays:
     """A finished folder; the arrays stay on disk and are mapped into memory.
 
     Args:
-        kind: what it is.
         index: the columns image_id and sha256, a row per row of the arrays; not held in memory.
         arrays: name -> array[N, ...].
         facts: what made them.
@@ -149,16 +148,11 @@ def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
 class ArrayWriter:
     """Fills a folder of arrays row by row, going on where a killed pass of the very same work stopped.
 
-    Each block is on disk before the row count in `progress.json` says so.
+    Each block is on disk before the row count in `progress.json` says so. The folder is made if it is not there (or
+    InputError); an earlier end mark is taken away. `append` raises InputError where the disk has no room for all rows.
 
     Args:
-        folder: made if it is not there; an earlier end mark is taken away.
-        kind: which arrays.
-        total: rows in all.
         token: equal for equal work cut into equal blocks; the rows of any other work are thrown away.
-
-    Raises:
-        InputError: the folder cannot be made, or, in `append`, the disk has no room for all rows.
     """
 
     def __init__(self, folder: Path, kind: ArrayKind, *, total: int, token: str) -> None:

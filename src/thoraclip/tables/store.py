@@ -67,14 +67,13 @@ def slices(table: pa.Table) -> Iterable[pa.Table]:
 
 def joined(parts: Iterable[pa.Table]) -> pa.Table:
     """One table of several; columns of equal content (path and id, unknown masks) share their memory."""
-    return pa.concat_tables([_shared(part) for part in parts])
-
-
-def _shared(table: pa.Table) -> pa.Table:
-    columns: list[pa.ChunkedArray] = []
-    for column in table.columns:
-        columns.append(next((c for c in columns if c.type == column.type and c.equals(column)), column))
-    return pa.Table.from_arrays(columns, schema=table.schema)
+    tables = []
+    for part in parts:
+        columns: list[pa.ChunkedArray] = []
+        for column in part.columns:
+            columns.append(next((c for c in columns if c.type == column.type and c.equals(column)), column))
+        tables.append(pa.Table.from_arrays(columns, schema=part.schema))
+    return pa.concat_tables(tables)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = Fal
     """Read the header of a table of one kind.
 
     Args:
-        path: the file.
         kind: what it must hold.
         newest_schema: the newest that this version reads.
         foreign: also take a table without our header, whose columns the caller checks.

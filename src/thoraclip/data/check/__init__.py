@@ -4,8 +4,7 @@
         |                       +--class_differences, marks-------------------+--> check.json -> check.md, check.html
         +--counts, patients, identical files----------------------------------+
 
-Without pictures only the last line is followed: the table alone, of millions of images, is looked at in little memory.
-A *leak* is a patient or a picture on both sides of a split; everything else is a warning.
+Without images only the last line is followed: the table alone, of millions of images, is checked in little memory.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
             "marks": findings.marks(manifest, inspection),
             "differences": findings.differences(manifest, inspection, seed=seed),
         }
-    content |= {"leaks": leaks(content), "warnings": warnings(content, manifest)}
+    content |= {"leaks": list(leaks(content)), "warnings": list(warnings(content, manifest))}
     return content | {"provenance": provenance(seed=seed, inputs={"manifest": manifest.fingerprint})}
 
 
@@ -126,11 +125,7 @@ def read_check(folder: Path, manifest: Manifest, *, whole: bool = False) -> dict
 
 
 def read_clusters(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with a column `duplicate_cluster`, from the groups of a check.
-
-    Raises:
-        MismatchError: it looked at no picture, so that near duplicates are not in it; and as `read_check` does.
-    """
+    """The manifest with a column `duplicate_cluster`, from a check of the images; raises as `read_check` does."""
     content = read_check(folder, manifest)
     if not content.get("pictures", True):
         raise MismatchError(

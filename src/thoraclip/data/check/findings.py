@@ -22,8 +22,7 @@ from thoraclip.tables.manifest import Manifest
 __all__ = ["differences", "duplicates", "identical", "marks", "patients", "tallies"]
 
 _MOST = 100_000
-"""Entries of a list that the table alone brings up; of a longer one the first are listed, and how many there are in
-all."""
+"""Entries of a list from the table alone; of a longer one the first are listed, and how many there are in all."""
 
 _SHOWN = ("image_id", "label", "patient", "split", "fold")
 _OF_PAIRS = ("kind", "correlation", "mirrored", "rotation_degrees", "scale")
@@ -78,8 +77,7 @@ def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int,
 
 
 def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:
-    """Pairs of files of equal SHA-256, the first of a group with each other one; those that cross the split, then a
-    label, first.
+    """Pairs of files of equal SHA-256, the first of a group with each other one; across the split, then a label, first.
 
     Returns:
         The pairs, and, where they are not all, how many pairs, groups and images there are in all, and how many groups
@@ -123,12 +121,7 @@ def duplicates(
 ) -> dict[str, Any]:
     """Pairs that show the same picture, those that cross a split or a label first, and the groups that they form.
 
-    In a group of identical files each pair holds the first of them.
-
-    Args:
-        manifest: N images.
-        pairs: of them.
-        in_all: see `identical`.
+    In a group of identical files each pair holds the first of them. `in_all`: see `identical`.
     """
     ends = sorted({end for pair in pairs for end in (pair.first, pair.second)})
     own = {name: manifest.values(name).take(pa.array(ends, pa.int64())).to_pylist() for name in _SHOWN}
@@ -156,8 +149,7 @@ def duplicates(
 
 
 def marks(manifest: Manifest, inspection: Inspection) -> dict[str, Any]:
-    """Share of each class's images with burned-in marks (with Wilson's 95 % interval), and the images, most marked
-    first."""
+    """Share of each class's images with burned-in marks (Wilson's 95 % interval), and the images, most marked first."""
     names = list(MEASURED)
     count, area = (inspection.statistics[:, names.index(name)] for name in ("mark_count", "mark_area"))
     labels = np.array([label or "unknown" for label in manifest.column("label")])
@@ -176,8 +168,7 @@ def marks(manifest: Manifest, inspection: Inspection) -> dict[str, Any]:
 
 
 def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> list[dict[str, Any]]:
-    """What tells the classes apart without anatomy; see `data.differences`. Unlabelled and unusable images do not
-    count."""
+    """`data.differences` of the labelled images that can be read."""
     labels = manifest.column("label")
     rows = [row for row, label in enumerate(labels) if label is not None and row not in inspection.unreadable]
     if not rows:

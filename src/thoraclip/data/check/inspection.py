@@ -47,12 +47,9 @@ class Inspection:
 
 
 def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> Inspection:
-    """Measure every picture, in parallel; a killed pass goes on where it stopped, a finished one is only read.
+    """Measure every image, in parallel, and keep the measurements in `folder`.
 
-    Args:
-        manifest: N images.
-        folder: where the measurements are kept.
-        progress: called with (done, total).
+    A killed pass goes on where it stopped, a finished one is only read. `progress` is called with (done, total).
     """
     paths, hashes = manifest.paths(), manifest.column("sha256")
 

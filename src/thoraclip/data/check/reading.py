@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from thoraclip.pages import counted
@@ -42,28 +43,25 @@ def reading(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def leaks(content: Mapping[str, Any]) -> list[str]:
+def leaks(content: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each kind of leak."""
-    sentences = []
     patients, copies = content["patients"], content["duplicates"]
     shared = patients["in_two_splits"]
     if shared:
-        sentences.append(
-            f"{counted(_in_all(patients, 'in_two_splits', len(shared)), 'patient')} in two parts of the split, first "
-            f"'{shared[0]['patient']}' ({', '.join(shared[0]['values'])}); split again by patient: thoraclip split"
+        number, parts = _in_all(patients, "in_two_splits", len(shared)), ", ".join(shared[0]["values"])
+        yield (
+            f"{counted(number, 'patient')} in two parts of the split, first '{shared[0]['patient']}' ({parts}); split "
+            "again by patient: thoraclip split"
         )
-    crossing = [g for g in copies["groups"] if g["across_part"]]
+    crossing = [group for group in copies["groups"] if group["across_part"]]
     if crossing:
         number = _in_all(copies, "groups_across_part", len(crossing))
         images = _in_all(copies, "images_across_part", _images(crossing))
-        remedy = (
-            " --duplicates CHECK_DIR" if content.get("pictures", True) else ""
-        )  # identical files stay together anyway
-        sentences.append(
+        remedy = " --duplicates CHECK_DIR" if content.get("pictures", True) else ""  # identical files need none
+        yield (
             f"{counted(number, 'picture')} in two parts of the split ({images} images), first "
             f"{_equal(crossing[0])}; keep copies together: thoraclip split MANIFEST{remedy}"
         )
-    return sentences
 
 
 def _in_all(content: Mapping[str, Any], name: str, listed: int) -> int:
@@ -75,82 +73,73 @@ def _images(groups: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(group["image_id"]) for group in groups)
 
 
-def warnings(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
+def warnings(content: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
     """One sentence for each thing that a careful reader would want to know before training."""
-    return [*_of_files(content, manifest), *_of_patients(content), *_of_copies(content), *_of_shortcuts(content)]
+    return chain(_of_files(content, manifest), _of_patients(content), _of_copies(content), _of_shortcuts(content))
 
 
-def _of_files(content: Mapping[str, Any], manifest: Manifest) -> list[str]:
-    sentences = [] if content.get("pictures", True) else [_UNSEEN[0].lower() + _UNSEEN[1:-1]]
+def _of_files(content: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
+    if not content.get("pictures", True):
+        yield _UNSEEN[0].lower() + _UNSEEN[1:-1]
     if content["unreadable"]:
         first = content["unreadable"][0]
-        sentences.append(
-            f"{counted(len(content['unreadable']), 'picture')} cannot be used, first {first['path']}: {first['reason']}"
-        )
+        images = counted(len(content["unreadable"]), "picture")
+        yield f"{images} cannot be used, first {first['path']}: {first['reason']}"
     unknown = sum(content["counts"]["classes"].get("unknown", []))
     if unknown and manifest.values("label").null_count:
-        sentences.append(f"{counted(unknown, 'image')} without a label; they are neither trained on nor judged")
+        yield f"{counted(unknown, 'image')} without a label; they are neither trained on nor judged"
     if "body_part" in manifest.table.column_names:
         counts = manifest.values("body_part").value_counts().to_pylist()  # in the order in which they appear
         parts = {c["values"]: c["counts"] for c in counts if c["values"] is not None and c["values"] not in _CHEST}
         if parts:
             images = counted(sum(parts.values()), "image")
-            sentences.append(f"{images} of another body part than the chest, first '{next(iter(parts))}'")
-    return sentences
+            yield f"{images} of another body part than the chest, first '{next(iter(parts))}'"
 
 
-def _of_patients(content: Mapping[str, Any]) -> list[str]:
-    sentences, known = [], content["patients"]
+def _of_patients(content: Mapping[str, Any]) -> Iterator[str]:
+    known = content["patients"]
     if not known["known"]:
-        sentences.append("patients are not known: several images of one may stand on both sides of any split")
+        yield "patients are not known: several images of one may stand on both sides of any split"
     elif known["images_of_unknown_patients"]:
-        sentences.append(f"{counted(known['images_of_unknown_patients'], 'image')} of unknown patients")
+        yield f"{counted(known['images_of_unknown_patients'], 'image')} of unknown patients"
     two = known["under_two_labels"]
     if two:
         number = counted(_in_all(known, "under_two_labels", len(two)), "patient")
         images = _in_all(known, "images_under_two_labels", sum(p["images"] for p in two))
-        sentences.append(
-            f"{number} under two labels ({images} images), first '{two[0]['patient']}' ({', '.join(two[0]['values'])})"
-        )
-    return sentences
+        labels = ", ".join(two[0]["values"])
+        yield f"{number} under two labels ({images} images), first '{two[0]['patient']}' ({labels})"
 
 
-def _of_copies(content: Mapping[str, Any]) -> list[str]:
-    sentences, copies = [], content["duplicates"]
+def _of_copies(content: Mapping[str, Any]) -> Iterator[str]:
+    copies = content["duplicates"]
     groups, pairs = copies["groups"], copies["pairs"]
     if groups:
         identical = sum(pair["kind"] == "identical" for pair in pairs)
         near = f", {len(pairs) - identical} of near duplicates" if content.get("pictures", True) else ""
-        sentences.append(
-            f"{counted(_in_all(copies, 'groups', len(groups)), 'picture')} more than once "
-            f"({_in_all(copies, 'images', _images(groups))} images; "
-            f"{counted(_in_all(copies, 'pairs', identical), 'pair')} of identical files{near}), first "
-            f"{_equal(groups[0])}"
-        )
+        number, images = _in_all(copies, "groups", len(groups)), _in_all(copies, "images", _images(groups))
+        same = f"{counted(_in_all(copies, 'pairs', identical), 'pair')} of identical files"
+        yield f"{counted(number, 'picture')} more than once ({images} images; {same}{near}), first {_equal(groups[0])}"
     for name, what in (("label", "under two labels"), ("patient", "under two patients")):
         across = [group for group in groups if group[f"across_{name}"]]
         if across:
             values = ", ".join(sorted({str(value) for value in across[0][name] if value is not None}))
             number = _in_all(copies, f"groups_across_{name}", len(across))
-            sentences.append(f"{counted(number, 'picture')} {what}, first {_equal(across[0])} ({values})")
-    return sentences
+            yield f"{counted(number, 'picture')} {what}, first {_equal(across[0])} ({values})"
 
 
-def _of_shortcuts(content: Mapping[str, Any]) -> list[str]:
-    sentences = []
+def _of_shortcuts(content: Mapping[str, Any]) -> Iterator[str]:
     measured = [row for row in content["differences"][1:] if row["alone"]]
     telling = [row for row in measured if row["alone"]["low"] > row["alone"]["chance"] + _TELLING]
     if telling:
         shown = ", ".join(f"{row['name'].replace('_', ' ')} {_interval(row['alone'])}" for row in telling[:4])
-        sentences.append(
+        yield (
             f"{counted(len(telling), 'column')} without anatomy can name the class (balanced accuracy, chance "
             f"{100 * telling[0]['alone']['chance']:.0f} %): {shown}{', ...' if len(telling) > 4 else ''}"
         )
     marked = content["marks"]
     if marked["images"]:
         shares = ", ".join(f"{label} {100 * m['value']:.0f} %" for label, m in marked["per_class"].items() if m["of"])
-        sentences.append(f"burned-in text or markers in {counted(len(marked['images']), 'image')} ({shares})")
-    return sentences
+        yield f"burned-in text or markers in {counted(len(marked['images']), 'image')} ({shares})"
 
 
 def _interval(alone: Mapping[str, float]) -> str:

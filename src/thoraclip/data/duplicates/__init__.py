@@ -27,7 +27,6 @@ from scipy.sparse.csgraph import connected_components  # type: ignore[import-unt
 
 from thoraclip.data.duplicates.hamming import ROOM, HashIndex
 from thoraclip.data.duplicates.thumbnails import (
-    CORRELATION,
     THUMBNAIL_SIDE,
     WARPS,
     confirm,
@@ -192,7 +191,7 @@ class _Search:
                 part = part[~self._linked(part[:, 0], part[:, 1])]
                 blocks = [part[at : at + _BLOCK] for at in range(0, len(part), _BLOCK)]
                 for block, (correlations, warps) in zip(blocks, pool.map(confirmed, blocks), strict=True):
-                    good = correlations >= CORRELATION
+                    good = correlations > 0
                     self.pairs = np.concatenate([self.pairs, block[good]])
                     self.correlations = np.concatenate([self.correlations, correlations[good]])
                     self.warps = np.concatenate([self.warps, warps[good]])
@@ -260,12 +259,7 @@ def _nearest(waiting: Indices) -> Indices:
 
 
 def clusters(count: int, pairs: Sequence[DuplicatePair] | Indices) -> Indices:
-    """i64[count]: which images are linked by pairs, directly or not; numbered in order of first appearance.
-
-    Args:
-        count: number of images.
-        pairs: duplicate pairs, or i64[K, >=2] of positions.
-    """
+    """i64[count]: groups of images that pairs (or positions i64[K, >=2]) link, numbered by their first members."""
     if not isinstance(pairs, np.ndarray):
         pairs = np.array([(pair.first, pair.second) for pair in pairs], dtype=np.int64).reshape(-1, 2)
     links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))

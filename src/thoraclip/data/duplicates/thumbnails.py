@@ -9,17 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = [
-    "CORRELATION",
-    "THUMBNAIL_SIDE",
-    "WARPS",
-    "confirm",
-    "half_detail",
-    "is_blank",
-    "mirror",
-    "near_hashes",
-    "thumbnail",
-]
+__all__ = ["THUMBNAIL_SIDE", "WARPS", "confirm", "half_detail", "is_blank", "mirror", "near_hashes", "thumbnail"]
 
 Grey = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -229,7 +219,7 @@ def confirm(thumbnails: Grey, pairs: Indices, halves: Halves, places: Indices) -
         places: i64[K, 2], the rows of `halves` that belong to source and target.
 
     Returns:
-        Correlations f64[K], -1 where the pair fell out on the way, and warps f64[K, 3, 3] from target to source.
+        Correlations f64[K], -1 where the pair is not confirmed, and warps f64[K, 3, 3] from target to source.
     """
     warps = np.tile(np.eye(3), (len(pairs), 1, 1))
     warps[:, :2] = WARPS[pairs[:, 2]]
@@ -246,7 +236,7 @@ def confirm(thumbnails: Grey, pairs: Indices, halves: Halves, places: Indices) -
     detail, where = _detail(np.asarray(thumbnails[used])), where.reshape(-1, 2)
     target = _mirrored_where(mirrored[left], detail[where[:, 1]])
     correlation[left], warps[left] = _align(detail[where[:, 0]], target, warps[left], steps=4)
-    return correlation, warps
+    return np.where(correlation >= CORRELATION, correlation, -1.0), warps
 
 
 def _mirrored_where(mirrored: Mask, pictures: Floats) -> Floats:

@@ -31,11 +31,7 @@ _PARTS = ("images", "lung masks", "infection masks")
 
 
 def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256, **_: object) -> Listing:
-    """List the lung and infection trees under `root`, joined by class and file name where the bytes agree.
-
-    Args:
-        root: the folder.
-        sha256: of a file; asked only where two files bear the same name.
+    """List the lung and infection trees under `root`, joined by class and file name where the bytes (`sha256`) agree.
 
     Raises:
         InputError: no such folder, or no `<class>/images` below it.

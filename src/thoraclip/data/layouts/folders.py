@@ -12,12 +12,7 @@ __all__ = ["find_folders"]
 
 
 def find_folders(root: Path, **_: object) -> Listing:
-    """List a folder of class folders, with or without split folders above them.
-
-    Raises:
-        InputError: no such folder.
-        ManifestError: a class folder without a picture.
-    """
+    """List a folder of class folders, with or without split folders above; ManifestError for a class without image."""
     listing = Listing(root)
     tops = sub_folders(root)
     splits = [folder for folder in tops if split_name(folder.name)]
