@@ -29,8 +29,7 @@ __all__ = ["PIXELS", "decoded", "grey_batches", "in_batches", "picture_source", 
 T = TypeVar("T")
 Greys = npt.NDArray[np.uint8]
 
-_AHEAD = 3
-"""Batches decoded ahead; more only costs memory."""
+_AHEAD = 3  # batches decoded ahead; more only costs memory
 _CACHE_BATCH = 256
 
 PIXELS = ArrayKind(
@@ -104,15 +103,12 @@ def _read(path: Path, sha256: str | None, spec: Preprocess) -> Greys:
 def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> ImageArrays:
     """The decoded pictures of a manifest at one geometry: found in `root`, or written there, in parallel, now.
 
-    A killed pass goes on where it stopped and ends with the same bytes.
+    A killed pass goes on where it stopped and ends with the same bytes; InputError where the disk has no room.
 
     Args:
         spec: geometry and size; mean and std do not matter.
         root: folder that holds a folder for each set of images and geometry.
         progress: called with (done, total).
-
-    Raises:
-        InputError: the disk has no room for it.
     """
     # the part of the spec that decides the pixels; mean and std come later
     geometry = {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}

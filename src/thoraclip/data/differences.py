@@ -55,7 +55,7 @@ def class_differences(
         groups: N keys (patients); images of one group stay in one fold.
         numeric: name -> N numbers; NaN (or infinite) is unknown.
         categorical: name -> N values; None is unknown. The names differ from those of `numeric`.
-        seed: of folds, trees and resamples.
+        seed: of folds, trees and resamples; ConfigError where it is negative.
         descriptions: name -> what the column is, with unit.
 
     Returns:
@@ -65,14 +65,11 @@ def class_differences(
         values; `known`, label -> share of its images of known value; `alone`, the balanced accuracy of this column by
         itself (`value`, `low`, `high` and `chance`, 0..1), or None; and `reason`, why it was not measured. `per_class`
         and `known` are empty for `together`.
-
-    Raises:
-        ConfigError: a negative seed.
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")
     names, target = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
-    classes = [str(name) for name in names]
+    classes: list[str] = names.tolist()
     _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     reason = _too_few(classes, target, group)
     fold = None if reason else assign_groups(target.astype(np.int64), groups, [1 / FOLDS] * FOLDS, seed=seed)
@@ -82,7 +79,7 @@ def class_differences(
         if fold is None or weights is None:
             return None
         predicted = _predict(table, target, fold, classes=len(classes), kind=kind, seed=seed)
-        return _accuracy(target, predicted, group, weights, len(classes))
+        return _accuracy(target, predicted, group, weights)
 
     rows: list[dict[str, Any]] = []
     tables = []
@@ -182,10 +179,9 @@ def _resamples(groups: int, seed: int) -> npt.NDArray[np.float32]:
     return weights
 
 
-def _accuracy(
-    target: Ints, predicted: Ints, group: Ints, weights: npt.NDArray[np.float32], classes: int
-) -> dict[str, float]:
+def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: npt.NDArray[np.float32]) -> dict[str, float]:
     """Mean recall over the classes, and over the resamples in which every class has an image."""
+    classes = int(target.max()) + 1
     right = np.zeros((weights.shape[1], classes), dtype=np.float32)
     total = np.zeros_like(right)
     np.add.at(total, (group, target), 1)

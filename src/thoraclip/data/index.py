@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import os
+import secrets
 import threading
 from collections import Counter
 from contextlib import closing
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.data.batches import in_batches
-from thoraclip.data.deidentify import local_salt, pseudonym
 from thoraclip.data.facts import FactStore
 from thoraclip.data.layouts import CsvColumns, Listing, find_layout
 from thoraclip.errors import ImageError, InputError, ManifestError
@@ -19,7 +21,7 @@ from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.runs import Progress, write_json
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["IndexResult", "index", "write_index_report"]
+__all__ = ["IndexResult", "index", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
 _BATCH = 64
 
@@ -65,7 +67,7 @@ def index(
         csv_file, columns: for layout `csv`.
         facts: file that keeps what was read; files that did not change since are not read again.
         fresh: read every file again.
-        salt: file with the secret under which patient ids of DICOM files are hashed; see `deidentify.local_salt`.
+        salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
         progress: called with (done, total).
 
     Raises:
@@ -97,6 +99,46 @@ def index(
     manifest.label_set()
     set_aside, unknown, others = sorted(listing.set_aside), sorted(listing.unknown_folders), sorted(listing.other_files)
     return IndexResult(manifest, set_aside, unknown, others, sorted(listing.notes), _repeats(rows), store.read)
+
+
+def salt_file() -> Path:
+    """Where the secret of patient ids lies unless another file is named: `~/.thoraclip/patient-salt`."""
+    return Path.home() / ".thoraclip" / "patient-salt"
+
+
+def local_salt(file: Path | None = None) -> bytes:
+    """The secret of this machine (or of a file that is shared on purpose); made, readable for this user, at first use.
+
+    Raises:
+        InputError: the named file is not there, the user's own cannot be made, or it holds no secret.
+    """
+    path = file or salt_file()
+    if file is not None and not file.is_file():
+        raise InputError(
+            f"{file}: no such salt file; name an existing one (without --salt, this user's own is {salt_file()})"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        else:
+            salt = secrets.token_bytes(32)
+            with os.fdopen(handle, "w", encoding="ascii") as stream:
+                stream.write(salt.hex() + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: the patient salt cannot be kept ({error.strerror}); name another --salt") from error
+    except ValueError as error:
+        raise InputError(f"{path}: holds no patient salt (hexadecimal digits); name another --salt") from error
+    if len(salt) < 16:
+        raise InputError(f"{path}: a patient salt of {len(salt)} bytes is too short; 16 or more are needed")
+    return salt
+
+
+def pseudonym(patient_id: str, salt: bytes) -> str:
+    """`dicom-` and 16 hexadecimal digits: HMAC-SHA-256 (RFC 2104) of the id under the secret, cut to 64 bits."""
+    return "dicom-" + hmac.new(salt, patient_id.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 class _Pseudonyms:

@@ -30,15 +30,13 @@ Ints = npt.NDArray[np.int64]
 
 _KEYS = {"sha256": "bytes:", "duplicate_cluster": "cluster:", "image_id": "image:", "patient": "patient:"}
 """Column -> what a group's key begins with, in the order of the keys."""
-_BLOCK = 1 << 16
-"""Groups that are looked at at once."""
+_BLOCK = 1 << 16  # groups that are looked at at once
 
 
 def independent_groups(manifest: Manifest) -> list[str]:
-    """One key per image; images of different keys share neither patient nor picture.
+    """One key per image; images of different keys share no patient, bytes, or `duplicate_cluster` (an optional column).
 
-    Joined are images of one patient, of the same bytes, and of one `duplicate_cluster` where the manifest has that
-    column. An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
+    An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
     """
     key, columns = _keys(manifest)
     names = [prefix + value for prefix, one in columns for value in sorted(one.unique().drop_null().to_pylist())]
@@ -158,13 +156,10 @@ def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence
         targets: i64[N], class index; -1 (unknown) counts as one more class.
         groups: N keys, text or numbers; equal keys stay together.
         weights: share of each part, summing to 1.
-        seed: decides the shuffle; the result does not depend on the order of the images.
+        seed: decides the shuffle (ConfigError where negative); the result does not depend on the order of the images.
 
     Returns:
         i64[N], the part of each image.
-
-    Raises:
-        ConfigError: a negative seed.
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")

@@ -66,11 +66,7 @@ class ImageArrays:
         return tuple(image for part in self.index.parts(["image_id"]) for image in part["image_id"].to_pylist())
 
     def rows_for(self, manifest: Manifest) -> npt.NDArray[np.int64]:
-        """i64[len(manifest)]: the row of each of the manifest's images, joined by id and content.
-
-        Raises:
-            MismatchError: an image is missing here, or its content differs (another data set, or changed files).
-        """
+        """i64[len(manifest)]: the row of each of the manifest's images, joined by id and content, or MismatchError."""
         wanted, contents = manifest.values("image_id"), manifest.values("sha256")
         rows, start = np.full(len(wanted), -1), 0
         changed: list[int] = []
@@ -110,12 +106,7 @@ def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
 
 
 def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
-    """Open a finished folder.
-
-    Raises:
-        InputError: nothing finished there.
-        ManifestError: written by a newer version, or the arrays do not fit the index.
-    """
+    """Open a folder; InputError where it is unfinished, ManifestError where it is newer or does not fit its index."""
     note = folder / f"{kind.name}.json"
     if not note.is_file():
         raise InputError(f"{folder}: no finished {kind.name}; make them with: {kind.remedy}")

@@ -21,7 +21,6 @@ __all__ = ["Captions", "append_label", "read_captions", "write_captions"]
 
 _SCHEMA = 1
 _COLUMNS = {"image_id": pa.string(), "sha256": pa.string(), "text": pa.string(), "with_label": pa.bool_()}
-_CSV_COLUMNS = ("image_id", "caption")
 
 Rows = npt.NDArray[np.int64]
 
@@ -124,9 +123,7 @@ def write_captions(path: Path, captions: Captions) -> None:
 
 
 def read_captions(path: Path) -> Captions:
-    """Read `.parquet` of ours, or `.csv` of anyone's with the columns `image_id` and `caption`.
-
-    Of a CSV the images' contents are unknown, and its texts count as free of the class.
+    """Read `.parquet` of ours, or `.csv` of anyone's (`image_id`, `caption`), whose texts count as free of the class.
 
     Raises:
         InputError: the file is missing, or neither Parquet nor CSV.
@@ -159,7 +156,7 @@ def _read_csv(path: Path) -> Captions:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             header = list(reader.fieldnames or [])
-            for name in _CSV_COLUMNS:
+            for name in ("image_id", "caption"):
                 if name not in header:
                     raise ManifestError(f"column '{name}' is missing; found: {', '.join(header) or 'nothing'}")
                 if header.count(name) > 1:

@@ -194,13 +194,11 @@ class Manifest:
 
     def with_columns(self, **values: Sequence[Any] | pa.Array) -> Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
-        table = self.table
+        columns = dict(zip(self.table.column_names, self.table.columns, strict=True))
         for name, column in values.items():
             kind = COLUMNS.get(name, pa.string())
-            array = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
-            position = table.schema.get_field_index(name)
-            table = table.append_column(name, array) if position < 0 else table.set_column(position, name, array)
-        return Manifest(table, self.root, self.may_leak)
+            columns[name] = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
+        return Manifest(pa.table(columns), self.root, self.may_leak)
 
     def strict(self) -> Manifest:
         """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""

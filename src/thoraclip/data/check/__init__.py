@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from thoraclip.data.check import findings
 from thoraclip.data.check.inspection import Inspection, inspect
-from thoraclip.data.check.reading import leaks, warnings
+from thoraclip.data.check.page import html_page, leaks, markdown_page, warnings
 from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, find_duplicates
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.imaging import DECODING
@@ -144,8 +144,6 @@ def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> M
 
 def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
     """Write `check.json`, and `check.md` and `check.html` drawn from it; InputError where `out` is a file."""
-    from thoraclip.data.check.page import html_page, markdown_page
-
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
     write_json(out / "check.json", dict(content))

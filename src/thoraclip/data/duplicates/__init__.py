@@ -136,7 +136,10 @@ class _Search:
         del hashed
         for done in self._join(hashes, kept, range(1)):
             yield len(blocks) + done, total
-        few = self._representatives()[kept]  # of pictures that are linked by now
+        turn = np.argsort(self.group, kind="stable")
+        few = np.zeros(len(turn), dtype=bool)  # of images that are linked by now the first GROUP of each group
+        few[turn] = np.arange(len(turn)) - np.searchsorted(self.group[turn], self.group[turn]) < GROUP
+        few = few[kept]
         for done in self._join(hashes[few], kept[few], range(1, len(WARPS))):
             yield len(blocks) + 1 + done, total
 
@@ -157,13 +160,6 @@ class _Search:
                     waiting = [_nearest(_best(np.concatenate(waiting), len(self.order)))]
             yield done
         self._settle(_best(np.concatenate(waiting), len(self.order)))
-
-    def _representatives(self) -> Mask:
-        """bool[N]: the first pictures of each group, GROUP at most."""
-        turn = np.argsort(self.group, kind="stable")
-        chosen = np.zeros(len(turn), dtype=bool)
-        chosen[turn] = np.arange(len(turn)) - np.searchsorted(self.group[turn], self.group[turn]) < GROUP
-        return chosen
 
     def _linked(self, source: Indices, target: Indices) -> Mask:
         """bool[K]: both stand in one group of more than GROUP pictures."""
@@ -210,8 +206,7 @@ class _Search:
             rows = self.order[used[begin : begin + _BLOCK]]
             halves[begin : begin + _BLOCK] = half_detail(np.asarray(self.thumbnails[rows]))
 
-        for _ in pool.map(fill, range(0, len(used), _BLOCK)):
-            pass
+        list(pool.map(fill, range(0, len(used), _BLOCK)))
         return halves
 
     def _is_news(self, waiting: Indices) -> Mask:

@@ -14,8 +14,7 @@ __all__ = ["ROOM", "HashIndex"]
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
-ROOM = 1 << 20
-"""Rows of candidates held. Memory only."""
+ROOM = 1 << 20  # rows of candidates held; memory only
 
 
 def _keys(hashes: Hashes, shift: int, bits: int) -> Indices:

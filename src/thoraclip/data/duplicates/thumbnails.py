@@ -166,13 +166,9 @@ def _align(first: Floats, second: Floats, warps: Matrices, *, steps: int) -> tup
     Baker & Matthews 2004 (doi:10.1023/B:VISI.0000011205.11775.fd), on intensities brought to mean 0 and length 1 as in
     Evangelidis & Psarakis 2008 (doi:10.1109/TPAMI.2008.113).
 
-    Args:
-        first, second: detail, f32[N, side, side].
-        warps: f64[N, 3, 3], where to start; from coordinates of `second` (-1..1) to those of `first`.
-
-    Returns:
-        Correlations f64[N] within both frames less a twelfth of the side at each edge, where crops, fillings and the
-        detail filter differ (-1 where under 60 % of the frame is left), and their warps f64[N, 3, 3].
+    `first` and `second` are details f32[N, side, side]; `warps` f64[N, 3, 3], from coordinates of `second` (-1..1) to
+    those of `first`, is where to start. Returns correlations f64[N] within both frames less a twelfth of the side at
+    each edge, where crops, fillings and the detail filter differ (-1 where under 60 % of the frame is left), and warps.
     """
     count, side = second.shape[:2]
     x, y = _coordinates(side)

@@ -63,7 +63,13 @@ def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256,
             listing.rows.append(row)
     if joined:
         listing.notes.append(f"joined: {joined} pictures of the infection tree repeat the lung tree's; one row each")
-    _name_rows(listing)
+    short = [
+        "/".join(p for p in ((r["split"] or "").capitalize(), r["label"], Path(r["path"]).name) if p)
+        for r in listing.rows
+    ]
+    count = Counter(short)  # `Train/COVID-19/covid_1.png`, and the whole path where two rows would share that id
+    for row, name in zip(listing.rows, short, strict=True):
+        row["image_id"] = name if count[name] == 1 else row["path"]
     return listing
 
 
@@ -113,14 +119,3 @@ def _join(listing: Listing, row: dict[str, Any], again: dict[str, Any], *, is_in
     elif not is_infection_tree:
         listing.notes.append(f"repeated: {again['path']} is {path}; one row kept")
     return split == again["split"] and is_infection_tree
-
-
-def _name_rows(listing: Listing) -> None:
-    """`Train/COVID-19/covid_1.png`, and the whole path where two rows would share that id."""
-    short = [
-        "/".join(p for p in ((r["split"] or "").capitalize(), r["label"], Path(r["path"]).name) if p)
-        for r in listing.rows
-    ]
-    count = Counter(short)
-    for row, name in zip(listing.rows, short, strict=True):
-        row["image_id"] = name if count[name] == 1 else row["path"]

@@ -40,8 +40,7 @@ def _holds_masks(folder: Path) -> bool:
 
 def _masks_above(file: Path, folder: Path) -> Path | None:
     """The outermost folder of masks, of those below `folder`, that a file lies in."""
-    inside = (place for place in reversed(file.parents) if folder in place.parents)
-    return next(filter(_holds_masks, inside), None)
+    return next((place for place in reversed(file.parents) if folder in place.parents and _holds_masks(place)), None)
 
 
 def _add_class(listing: Listing, folder: Path, split: str | None) -> None:
