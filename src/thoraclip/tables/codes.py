@@ -29,7 +29,7 @@ def ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
-    """(i32[N], distinct values as they appear): number of each value, -1 where it is null; for columns of few values."""
+    """(i32[N] number of each value, -1 where it is null; distinct values as they appear), for columns of few values."""
     encoded = column.dictionary_encode()  # its chunks share one dictionary
     numbers = pa.chunked_array([chunk.indices for chunk in encoded.chunks], pa.int32())
     values = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []

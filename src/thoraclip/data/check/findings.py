@@ -179,12 +179,11 @@ def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> lis
 
     numeric: dict[str, Any] = {name: inspection.statistics[rows, column] for column, name in enumerate(MEASURED)}
     numeric["age_years"] = [np.nan if age is None else age for age in pick(manifest.column("age_years"))]
-    known = [name for name in _CATEGORICAL if name in manifest.table.column_names]
     return class_differences(
         pick(labels),
         pick(independent_groups(manifest)),
         numeric,
-        {name: pick(manifest.column(name)) for name in known},
+        {name: pick(manifest.column(name)) for name in _CATEGORICAL if name in manifest.table.column_names},
         seed=seed,
         descriptions={**MEASURED, "age_years": "age of the patient, in years"},
     )

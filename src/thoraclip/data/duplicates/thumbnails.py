@@ -209,7 +209,6 @@ def confirm(thumbnails: Grey, pairs: Indices, halves: Halves, places: Indices) -
     """Align proposed pairs: a few steps at half the side, more where that looks promising, then at the full side.
 
     Args:
-        thumbnails: u8[N, S, S].
         pairs: i64[K, >=4] of (source, target, warp, mirrored); target, mirrored or not, looks like warped source.
         halves: f16[M, S/2, S/2] of `half_detail`.
         places: i64[K, 2], the rows of `halves` that belong to source and target.
