@@ -29,7 +29,7 @@ def _layout(parts: int, radius: int) -> list[tuple[int, int, int]]:
 
 
 class HashIndex:
-    """Multi-index hashing (Norouzi et al. 2012, arXiv:1307.2982): exact search of u64[M] within a radius of 0..64 bits."""
+    """Multi-index hashing (Norouzi et al. 2012, arXiv:1307.2982): exact search of u64[M] in a radius of 0..64 bits."""
 
     def __init__(self, hashes: Hashes, *, radius: int) -> None:
         self.hashes, self.radius = hashes, radius
