@@ -22,7 +22,8 @@ from benchmarks.measure import phantoms as draw_phantoms
 from benchmarks.results import Result
 from PIL import Image
 
-from thoraclip.data.duplicates import clusters, find_duplicates, hamming_pairs, thumbnail
+from thoraclip.data.duplicates import clusters, find_duplicates, thumbnail
+from thoraclip.data.duplicates.hamming import HashIndex
 from thoraclip.imaging import decode
 from thoraclip.proportions import wilson
 
@@ -114,6 +115,26 @@ def quality(
         low, high = wilson(hits, max(of, 1))
         print(f"{name:32s}{hits:6d} of {of:6d}  {hits / max(of, 1):.4f}  [{low:.4f}, {high:.4f}]")
     return recall, precision
+
+
+def hamming_pairs(hashes: Hashes, others: Hashes | None = None, *, radius: int) -> npt.NDArray[np.int64]:
+    """All pairs of 64-bit hashes that differ in at most `radius` bits; exact, without comparing all with all.
+
+    Args:
+        hashes: u64[N].
+        others: u64[M]; without it, pairs i < j within `hashes`.
+        radius: 0..64.
+
+    Returns:
+        i64[K, 2] of (position in `hashes`, position in `others`), sorted.
+    """
+    index = HashIndex(hashes if others is None else others, radius=radius)
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    for rows, columns in index.search(hashes):
+        keep = rows < columns if others is None else np.ones(len(rows), dtype=bool)
+        found.append(np.column_stack([rows[keep], columns[keep]]))
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 def random_hashes(count: int, rng: np.random.Generator) -> Hashes:

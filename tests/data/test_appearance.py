@@ -21,7 +21,6 @@ from tests.conftest import examples
 
 from thoraclip.data.appearance import STATISTICS, Box, describe, find_marks
 from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.errors import ImageError
 
 Grey = npt.NDArray[np.uint8]
 
@@ -132,13 +131,6 @@ def test_a_bar_counts_by_its_rows(top: int, bottom: int, left: int, right: int, 
 def test_a_bar_in_a_large_picture_is_exact_to_the_row_and_an_uneven_edge_is_none() -> None:
     assert describe(np.pad(noise(1000, 1300), ((37, 0), (0, 0))))["bar_top"] == pytest.approx(37 / 1037)
     assert describe(noise(80, 80, 0, 40))["bar_top"] == 0
-
-
-@pytest.mark.parametrize(("shape", "dtype"), [((4, 4), np.float32), ((4, 4, 3), np.uint8), ((0, 4), np.uint8)])
-def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: type) -> None:
-    for function in (describe, find_marks):
-        with pytest.raises(ImageError, match=r"pixels are (float32|uint8)\[.*u8\[H, W\]"):
-            function(np.zeros(shape, dtype))
 
 
 def write(pixels: Grey, text: str, at: tuple[int, int], size: int, fill: int) -> tuple[Grey, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from thoraclip.data.deidentify import local_salt, pseudonym, salt_file
+from thoraclip.data.index import local_salt, pseudonym, salt_file
 from thoraclip.errors import InputError
 
 

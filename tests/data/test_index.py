@@ -15,8 +15,7 @@ from PIL import Image
 from tests.imaging.files import dicom
 
 from thoraclip.data import index as module
-from thoraclip.data.deidentify import local_salt, pseudonym
-from thoraclip.data.index import index, write_index_report
+from thoraclip.data.index import index, local_salt, pseudonym, write_index_report
 from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.errors import InputError, LeakError, ManifestError

@@ -127,26 +127,26 @@ FOLDERS: dict[str, tuple[list[str], dict[str, tuple[str, str | None]], Listing]]
         ["B class/deep/2.PNG", "A/1.jpg", "A/3.jpeg", "A/4.dcm", "A/notes.txt", "A/.thumbs/1.png"],
         {"A/1.jpg": ("A", None), "A/3.jpeg": ("A", None), "A/4.dcm": ("A", None),
          "B class/deep/2.PNG": ("B class", None)},
-        Listing(other_files=["A/notes.txt"]),
+        Listing(Path("/"), other_files=["A/notes.txt"]),
     ),
     "classes below splits": (
         ["Train/A/1.png", "training/B/2.png", "valid/A/3.png", "TEST/B/4.png", "extra/A/5.png", "extra/6.txt"],
         {"TEST/B/4.png": ("B", "test"), "Train/A/1.png": ("A", "train"), "training/B/2.png": ("B", "train"),
          "valid/A/3.png": ("A", "val")},
-        Listing(unknown_folders=[("extra", 2)]),
+        Listing(Path("/"), unknown_folders=[("extra", 2)]),
     ),
     "one folder with a split's name is a class": (
-        ["test/1.png", "control/2.png"], {"control/2.png": ("control", None), "test/1.png": ("test", None)}, Listing()
+        ["test/1.png", "control/2.png"], {"control/2.png": ("control", None), "test/1.png": ("test", None)}, Listing(Path("/"))
     ),
     "loose files": (
         ["train/A/1.png", "test/A/2.png", "train/loose.png", "top.png", "list.csv"],
         {"test/A/2.png": ("A", "test"), "train/A/1.png": ("A", "train")},
-        Listing(set_aside=[("top.png", OUTSIDE), ("train/loose.png", OUTSIDE)], other_files=["list.csv"]),
+        Listing(Path("/"), set_aside=[("top.png", OUTSIDE), ("train/loose.png", OUTSIDE)], other_files=["list.csv"]),
     ),
     "masks within classes, as in the COVID-19 Radiography Database, and beside them": (
         ["A/images/1.png", "A/masks/1.png", "A/masks/l/1.png", "B/images/1.png", "B/masks/1.png", "lung_masks/1.png"],
         {"A/images/1.png": ("A", None), "B/images/1.png": ("B", None)},
-        Listing(unknown_folders=[("A/masks", 2), ("B/masks", 1), ("lung_masks", 1)]),
+        Listing(Path("/"), unknown_folders=[("A/masks", 2), ("B/masks", 1), ("lung_masks", 1)]),
     ),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from thoraclip.data.batches import PIXELS
 from thoraclip.errors import InputError
 from thoraclip.tables import arrays
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid
-from thoraclip.tables.codes import codes, ranks, torn
+from thoraclip.tables.codes import codes, conflicting, ranks
 from thoraclip.tables.embeddings import EMBEDDINGS
 from thoraclip.tables.manifest import Manifest
 
@@ -94,13 +94,13 @@ def test_a_full_disk_is_told_before_the_first_row_and_leaves_nothing(
 
 @examples(60)
 @given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3)), max_size=9))
-def test_torn_rows_are_those_of_a_key_with_two_values(rows: list[tuple[int, int]]) -> None:
+def test_conflicting_rows_are_those_of_a_key_with_two_values(rows: list[tuple[int, int]]) -> None:
     key, value = (np.array([row[k] for row in rows], dtype=np.int64) for k in (0, 1))
     key = np.unique(key, return_inverse=True)[1] - int((key < 0).any())  # dense, as ranks are
     known = [(int(k), int(v)) for k, v in zip(key, value, strict=True) if k >= 0 and v >= 0]
     expected = [(k, v) in known and len({w for j, w in known if j == k}) > 1 for k, v in zip(key, value, strict=True)]
-    assert torn(key, value).tolist() == expected
-    assert torn(np.where(key < 0, key, 7 * key + 5), value).tolist() == expected, "keys of a larger table"
+    assert conflicting(key, value).tolist() == expected
+    assert conflicting(np.where(key < 0, key, 7 * key + 5), value).tolist() == expected, "keys of a larger table"
 
 
 def test_columns_as_integers() -> None:

@@ -1,6 +1,6 @@
-"""What a picture shows besides anatomy: frame, brightness, bars, sharpness, compression, burned-in marks.
+"""What an image shows besides anatomy: frame, brightness, bars, sharpness, compression, burned-in marks.
 
-None of it is medicine; where it differs between the classes, a classifier can score without looking at a lung
+Where it differs between the classes, a classifier can score without looking at a lung
 (Zech et al. 2018, doi:10.1371/journal.pmed.1002683; DeGrave et al. 2021, doi:10.1038/s42256-021-00338-7).
 """
 
@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
-
-from thoraclip.errors import ImageError
 
 __all__ = ["STATISTICS", "Box", "describe", "find_marks"]
 
@@ -58,8 +56,7 @@ _STEP_LIMIT = 16.0
 """Grey steps count up to here, so that one bar's edge does not outweigh the blocks."""
 
 _STROKE, _LONGEST, _MIN_SIDE = 9, 128, 32
-"""Of print, in pixels of the reduced picture: strokes are thinner, words no longer; smaller pictures are not
-searched."""
+"""Of print, in pixels of the reduced picture: strokes are thinner, words no longer; smaller pictures have no marks."""
 _SLIM, _DARK = 4.0, 30
 """Length over breadth of what is but a line; the grey level up to which print counts as black."""
 _CONTRASTS, _EVIDENCE = (32, 60, 110), 75.0
@@ -79,22 +76,20 @@ class Box:
 
 
 def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, float]:
-    """The numbers of `STATISTICS`, in their order; all finite for any picture.
+    """The numbers of `STATISTICS`, in their order; all finite for any image u8[H, W] of one pixel or more.
 
     Args:
         pixels: u8[H, W].
         marks: of `find_marks`, where they are known already.
-
-    Raises:
-        ImageError: not u8[H, W] with at least one pixel.
     """
-    _check(pixels)
     height, width = pixels.shape
     image = Image.fromarray(pixels)
     levels = np.array(image.histogram(), dtype=np.float64)
     brightness, contrast = _mean_and_spread(levels)
     border_brightness, border_contrast = _mean_and_spread(levels - _inner_levels(image))
     marks = find_marks(pixels) if marks is None else marks
+    corner = max(1, round(CORNER * min(pixels.shape)))
+    ends = (slice(None, corner), slice(-corner, None))
     values = {
         "aspect_ratio": width / height,
         "megapixels": width * height / 1e6,
@@ -104,8 +99,8 @@ def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, f
         "white": levels[WHITE:].sum() / levels.sum(),
         "border_brightness": border_brightness,
         "border_contrast": border_contrast,
-        **dict(zip(("bar_top", "bar_bottom", "bar_left", "bar_right"), _bars(pixels), strict=True)),
-        "corner_brightness": _corner_brightness(pixels),
+        **_bars(pixels),
+        "corner_brightness": np.mean([pixels[rows, columns].mean() for rows in ends for columns in ends]),
         "sharpness": _laplacian(_reduce(image)),
         "fine_detail": _fine_detail(pixels),
         "grey_levels": float(np.count_nonzero(levels)),
@@ -114,11 +109,6 @@ def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, f
         "mark_area": sum(box.width * box.height for box in marks) / (width * height),
     }
     return {name: float(values[name]) for name in STATISTICS}
-
-
-def _check(pixels: Grey) -> None:
-    if pixels.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
-        raise ImageError(f"pixels are {pixels.dtype}{list(pixels.shape)}; u8[H, W] with at least one pixel is expected")
 
 
 def _inner_levels(image: Image.Image) -> npt.NDArray[np.float64]:
@@ -137,11 +127,12 @@ def _mean_and_spread(levels: npt.NDArray[np.float64]) -> tuple[float, float]:
     return mean, math.sqrt(float(share @ (grey - mean) ** 2))
 
 
-def _bars(pixels: Grey) -> tuple[float, float, float, float]:
-    """Widths of the bars at top, bottom, left and right, as shares of the side; 1 where all is one grey level."""
+def _bars(pixels: Grey) -> dict[str, float]:
+    """Widths of the bars at the four edges, as shares of the side; 1 where all is one grey level."""
     down, across = (max(1, side // WORKING_SIDE) for side in pixels.shape)
     rows, columns = pixels[:, ::across], pixels[::down].T
-    return _bar(rows), _bar(rows[::-1]), _bar(columns), _bar(columns[::-1])
+    sides = {"bar_top": rows, "bar_bottom": rows[::-1], "bar_left": columns, "bar_right": columns[::-1]}
+    return {name: _bar(lines) for name, lines in sides.items()}
 
 
 def _bar(lines: Grey) -> float:
@@ -150,15 +141,6 @@ def _bar(lines: Grey) -> float:
     low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
     same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
     return 1.0 if same.all() else int(np.argmin(same)) / len(same)
-
-
-def _corner_brightness(pixels: Grey) -> float:
-    side = max(1, round(CORNER * min(pixels.shape)))
-    return float(np.mean([pixels[rows, columns].mean() for rows in _ends(side) for columns in _ends(side)]))
-
-
-def _ends(side: int) -> tuple[slice, slice]:
-    return slice(None, side), slice(-side, None)
 
 
 def _reduce(image: Image.Image) -> Grey:
@@ -194,10 +176,7 @@ def _fine_detail(pixels: Grey) -> float:
 def _blockiness(pixels: Grey) -> float:
     """Mean step across the lines of the 8 x 8 grid over the mean step elsewhere, both directions; 1 without steps."""
     edge, other = [], []
-    for lines in (
-        pixels[:: max(1, pixels.shape[0] // WORKING_SIDE)],
-        pixels.T[:: max(1, pixels.shape[1] // WORKING_SIDE)],
-    ):
+    for lines in (grey[:: max(1, len(grey) // WORKING_SIDE)] for grey in (pixels, pixels.T)):
         steps = np.minimum(np.abs(np.diff(lines.astype(np.int16), axis=1)), _STEP_LIMIT).mean(axis=0)
         on_edge = np.arange(1, len(steps) + 1) % _BLOCK == 0
         edge.append(steps[on_edge])
@@ -220,17 +199,13 @@ def find_marks(pixels: Grey) -> list[Box]:
         pixels: u8[H, W].
 
     Returns:
-        Boxes in `pixels`, from top to bottom; none in a picture with a side of less than 32 pixels.
-
-    Raises:
-        ImageError: not u8[H, W] with at least one pixel.
+        Boxes in `pixels`, from top to bottom; none in an image with a side of less than 32 pixels.
     """
-    _check(pixels)
     if min(pixels.shape) < _MIN_SIDE:
         return []
     image = _reduce(Image.fromarray(pixels))
     steps = ndimage.maximum_filter(image, 3) - ndimage.minimum_filter(image, 3)
-    found: list[tuple[Window, float]] = []
+    marks: list[tuple[Window, float]] = []
     for shown, contrasts in ((image, _CONTRASTS), (255 - image, _CONTRASTS[-1:])):
         opened = ndimage.maximum_filter(ndimage.minimum_filter(shown, _STROKE, mode="nearest"), _STROKE, mode="nearest")
         strokes = shown - opened
@@ -238,10 +213,10 @@ def find_marks(pixels: Grey) -> list[Box]:
             for window, ink in _candidates(strokes, contrast):
                 score = _score(window, ink, strokes, steps)
                 black = shown is image or float(np.median(image[window][ink])) <= _DARK
-                if score >= 0.5 and black and not any(_overlap(window, other) for other, _ in found):
-                    found.append((window, score))
+                if score >= 0.5 and black and not any(_overlap(window, other) for other, _ in marks):
+                    marks.append((window, score))
     scale = min(pixels.shape) / min(image.shape)
-    boxes = [_box(window, score, scale, pixels.shape) for window, score in found]
+    boxes = [_box(window, score, scale, pixels.shape) for window, score in marks]
     return sorted(boxes, key=lambda box: (box.top, box.left))
 
 
@@ -276,8 +251,7 @@ def _is_like_print(ink: Mask) -> bool:
 
 
 def _score(window: Window, ink: Mask, strokes: Grey, steps: Grey) -> float:
-    """x / (x + 75): x is contrast in grey levels times edge sharpness squared; less at the edge and far from the
-    rim."""
+    """x / (x + 75), x: contrast in grey levels times edge sharpness squared, less at the edge or far from the rim."""
     contrast = float(np.percentile(strokes[window][ink], 90))
     sharp = min(1.0, float(np.percentile(steps[window][ink], 75)) / contrast)
     (height, width), (rows, columns) = strokes.shape, window
@@ -288,14 +262,12 @@ def _score(window: Window, ink: Mask, strokes: Grey, steps: Grey) -> float:
     return evidence / (evidence + _EVIDENCE)
 
 
-def _overlap(one: Window, other: Window) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+def _overlap(window: Window, other: Window) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(window, other, strict=True))
 
 
 def _box(window: Window, score: float, scale: float, shape: tuple[int, ...]) -> Box:
     """Back to the picture's own pixels, rounded outwards."""
-    (top, bottom), (left, right) = (
-        (int(part.start * scale), min(side, math.ceil(part.stop * scale)))
-        for part, side in zip(window, shape, strict=True)
-    )
+    top, left = (int(part.start * scale) for part in window)
+    bottom, right = (min(side, math.ceil(part.stop * scale)) for part, side in zip(window, shape, strict=True))
     return Box(left, top, right - left, bottom - top, score)

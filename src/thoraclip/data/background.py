@@ -1,7 +1,7 @@
-"""What of a picture can tell the classes apart without its lungs: frame, marks, exposure, grain, the file.
+"""Features of an image outside its lungs: frame, marks, exposure, grain, the file.
 
-Unlike the features of `trivial`, which look at the whole picture and so at the lungs too, nothing here is measured
-inside them: where these features name the class, the class stands in something that is no finding.
+Unlike the features of `trivial`, which are those of the whole image, nothing here is measured inside the lungs: where
+these features name the class, a classifier can do without any finding.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ BACKGROUND: Mapping[str, str] = {
 
 _FRAME = ("border_brightness", "border_contrast", "bar_top", "bar_bottom", "bar_left", "bar_right", "corner_brightness")
 _FILE = ("aspect_ratio", "megapixels", "blockiness", "fine_detail")
-_CENTRE = 0.12
-"""Where no lungs are known, they are taken to lie no nearer to an edge than this share of the side."""
+_CENTRE = 0.12  # of the side: where no lungs are known, they are taken to lie no nearer to an edge
 _LEVELS = (2, 10, 25, 50, 75, 90, 98)
 
 
@@ -59,15 +58,8 @@ def _of_marks(marks: Sequence[Box], height: int, width: int) -> list[float]:
     widest = max(marks, key=lambda box: (box.width, box.height))
     area = sum(box.width * box.height for box in marks) / (width * height)
     left = sum(box.left + box.width / 2 < width / 2 for box in marks)
-    return [
-        float(len(marks)),
-        area,
-        widest.width / width,
-        widest.height / height,
-        (widest.left + widest.width / 2) / width,
-        (widest.top + widest.height / 2) / height,
-        left / len(marks),
-    ]
+    x, y = (widest.left + widest.width / 2) / width, (widest.top + widest.height / 2) / height
+    return [float(len(marks)), area, widest.width / width, widest.height / height, x, y, left / len(marks)]
 
 
 def shown_features(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> dict[str, list[float]]:
@@ -75,9 +67,14 @@ def shown_features(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> dict[str,
 
     Args:
         grey: u8[S, S], as an encoder gets it.
-        lungs: bool[S, S]; `None` leaves out the middle of the picture instead.
+        lungs: bool[S, S]; `None` leaves out the middle of the image instead.
     """
-    outside = _outside(grey, lungs)
+    if lungs is None:
+        down, across = (round(_CENTRE * side) for side in grey.shape)
+        outside = np.ones(grey.shape, dtype=bool)
+        outside[down : grey.shape[0] - down, across : grey.shape[1] - across] = False
+    else:
+        outside = ~ndimage.binary_dilation(lungs, iterations=max(1, round(MARGIN * min(grey.shape))))
     values = grey.astype(np.float32)
     seen = values[outside] if outside.any() else values.ravel()
     levels = np.percentile(seen, _LEVELS)
@@ -89,15 +86,6 @@ def shown_features(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> dict[str,
         where = np.asarray(outside[: side * scale, : side * scale].reshape(side, scale, side, scale).all(axis=(1, 3)))
         grain.append(_noise(small.mean(axis=(1, 3)), where))
     return {"exposure": [float(seen.mean()), float(seen.std()), *levels.tolist()], "grain": grain}
-
-
-def _outside(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
-    if lungs is None:
-        outside = np.ones(grey.shape, dtype=bool)
-        down, across = (round(_CENTRE * side) for side in grey.shape)
-        outside[down : grey.shape[0] - down, across : grey.shape[1] - across] = False
-        return outside
-    return np.asarray(~ndimage.binary_dilation(lungs, iterations=max(1, round(MARGIN * min(grey.shape)))))
 
 
 def _noise(values: npt.NDArray[np.float32], where: npt.NDArray[np.bool_]) -> float:

@@ -1,6 +1,6 @@
 """Manifest -> batches of grey pictures: from the pixel cache, or decoded ahead by a pool of threads.
 
-manifest --decode, fit--> u8[B, size, size] --+--> encoder (expands grey at its own door)
+manifest --decode, fit--> u8[B, size, size] --+--> encoder
                                               +--> pixel cache on disk --> u8[B, size, size] for every later pass
 """
 
@@ -29,8 +29,7 @@ __all__ = ["PIXELS", "decoded", "grey_batches", "in_batches", "picture_source", 
 T = TypeVar("T")
 Greys = npt.NDArray[np.uint8]
 
-_AHEAD = 3
-"""Batches decoded ahead; more only costs memory."""
+_AHEAD = 3  # batches decoded ahead; more only costs memory
 _CACHE_BATCH = 256
 
 PIXELS = ArrayKind(
@@ -54,43 +53,28 @@ def grey_batches(
     a pixel cache the batches are equal, bit for bit.
 
     Args:
-        manifest: N images.
-        spec: geometry and size.
-        batch_size: images per batch.
         start: first row that is wanted.
         pixels: folder of pixel caches; the right one in it is used, and made first where it is not there.
         progress: draws the making of the cache.
 
     Raises:
-        ImageError: a picture cannot be decoded.
-        InputError: a picture is gone, or the disk is too full for the cache.
+        ImageError: an image cannot be decoded.
+        InputError: an image is gone, or the disk is too full for the cache.
         MismatchError: a picture's content is not the one that was indexed.
     """
-    first_row, total = start - start % batch_size, len(manifest)
+    rows, total = range(start - start % batch_size, len(manifest), batch_size), len(manifest)
     source = picture_source(manifest, spec, pixels=pixels, progress=progress)
-    if pixels is None:
-        for first, pictures in in_batches(
-            lambda row: source(range(row, row + 1)), total, batch_size=batch_size, start=first_row
-        ):
-            yield first, np.concatenate(pictures)
+    if pixels is not None:
+        yield from ((first, source(range(first, min(first + batch_size, total)))) for first in rows)
         return
-    for first in range(first_row, total, batch_size):
-        yield first, source(range(first, min(first + batch_size, total)))
+    one_by_one = in_batches(lambda row: source(range(row, row + 1)), total, batch_size=batch_size, start=rows.start)
+    yield from ((first, np.concatenate(images)) for first, images in one_by_one)
 
 
 def picture_source(
     manifest: Manifest, spec: Preprocess, *, pixels: Path | None = None, progress: Progress | None = None
 ) -> Callable[[range], Greys]:
-    """What gives the pictures of some rows, u8[n, size, size], in whichever thread it is called.
-
-    Args:
-        manifest: N images.
-        spec: geometry and size.
-        pixels, progress: as in `grey_batches`; without a cache the pictures are decoded.
-
-    Raises:
-        as `grey_batches`, here or when it is called.
-    """
+    """What gives the images of some rows, u8[n, size, size], in whichever thread it is called; see `grey_batches`."""
     if pixels is None:
         return decoded(manifest.root, manifest.table, spec)
     cached = pixel_cache(manifest, spec, pixels, progress=progress).arrays["pixels"]
@@ -103,12 +87,12 @@ def decoded(root: Path | str, table: pa.Table, spec: Preprocess) -> Callable[[ra
     def load(rows: range) -> Greys:
         some = table.select(["path", "sha256"]).slice(rows.start, len(rows)).to_pydict()
         files = zip(some["path"], some["sha256"], strict=True)
-        return np.stack([_picture(Path(root, path), sha256, spec) for path, sha256 in files])
+        return np.stack([_read(Path(root, path), sha256, spec) for path, sha256 in files])
 
     return load
 
 
-def _picture(path: Path, sha256: str | None, spec: Preprocess) -> Greys:
+def _read(path: Path, sha256: str | None, spec: Preprocess) -> Greys:
     data = read_indexed(path, sha256)
     try:
         return fit(decode(data).pixels, spec)
@@ -119,16 +103,12 @@ def _picture(path: Path, sha256: str | None, spec: Preprocess) -> Greys:
 def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> ImageArrays:
     """The decoded pictures of a manifest at one geometry: found in `root`, or written there, in parallel, now.
 
-    A killed pass goes on where it stopped and ends with the same bytes.
+    A killed pass goes on where it stopped and ends with the same bytes; InputError where the disk has no room.
 
     Args:
-        manifest: N images.
         spec: geometry and size; mean and std do not matter.
         root: folder that holds a folder for each set of images and geometry.
         progress: called with (done, total).
-
-    Raises:
-        InputError: the disk has no room for it.
     """
     # the part of the spec that decides the pixels; mean and std come later
     geometry = {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}
@@ -138,7 +118,12 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
         return read_arrays(folder, PIXELS)
     total = len(manifest)
     writer = ArrayWriter(folder, PIXELS, total=total, token=digest([fingerprint, _CACHE_BATCH]))
-    _require_room(folder, (total - writer.rows) * spec.size**2)
+    needed, free = (total - writer.rows) * spec.size**2, shutil.disk_usage(folder).free
+    if needed > 0.95 * free:
+        raise InputError(
+            f"{folder}: the pixel cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
+            "name a folder on another disk with --pixels, or go without it"
+        )
     if writer.rows < total:  # otherwise only the renaming was left
         for _, greys in grey_batches(manifest, spec, batch_size=_CACHE_BATCH, start=writer.rows):
             writer.append({"pixels": greys})
@@ -147,39 +132,17 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
     return writer.finish(manifest, facts={"geometry": geometry}, fingerprint=fingerprint)
 
 
-def _require_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > 0.95 * free:
-        raise InputError(
-            f"{folder}: the pixel cache needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
-            "name a folder on another disk with --pixels, or go without it"
-        )
-
-
 def in_batches(
     work: Callable[[int], T], total: int, *, batch_size: int, start: int = 0
 ) -> Iterator[tuple[int, Sequence[T]]]:
-    """Yield (first row, results of `work(row)` for one batch of rows), computed ahead by as many threads as there are
-    cores.
-
-    Args:
-        work: called with each row from `start` to `total` - 1.
-        total: rows in all.
-        batch_size: rows per batch.
-        start: first row.
-    """
-    found = in_order(work, range(start, total), ahead=_AHEAD * batch_size)
+    """Yield (first row, `work(row)` of each row of a batch), computed ahead by threads, from row `start` to `total`."""
+    results = in_order(work, range(start, total), ahead=_AHEAD * batch_size)
     for first in range(start, total, batch_size):
-        yield first, list(islice(found, batch_size))
+        yield first, list(islice(results, batch_size))
 
 
 def read_indexed(path: Path, sha256: str | None) -> bytes:
-    """The bytes of a picture of a manifest.
-
-    Raises:
-        InputError: it is gone.
-        MismatchError: its content is not the one that was indexed.
-    """
+    """The bytes of an image of a manifest; InputError where it is gone, MismatchError where its content changed."""
     try:
         data = read_bytes(path)
     except ImageError as error:

@@ -8,8 +8,7 @@ doi:10.1038/s42256-021-00307-0). The measure is the cross-validated balanced acc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from thoraclip.data.splits import assign_groups
 from thoraclip.errors import ConfigError
 
-__all__ = ["TOGETHER", "Accuracy", "Categories", "Difference", "Quartiles", "class_differences"]
+__all__ = ["TOGETHER", "class_differences"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,61 +33,6 @@ TOP_VALUES, MAX_VALUES = 5, 20
 """Values of a categorical column that are shown per class, and that are told apart; the rarer ones count as one."""
 
 
-@dataclass(frozen=True)
-class Quartiles:
-    """A numeric column in one class: `n` images of known value, their median and quartiles (None where n is 0)."""
-
-    n: int
-    median: float | None
-    q1: float | None
-    q3: float | None
-
-
-@dataclass(frozen=True)
-class Categories:
-    """A categorical column in one class: `n` images of known value, the share of each of the most frequent values."""
-
-    n: int
-    shares: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Balanced accuracy, 0..1, with its 95 % interval; `chance` is 1 / number of classes."""
-
-    value: float
-    low: float
-    high: float
-    chance: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How one column differs between the classes.
-
-    Args:
-        name: of the column, or `TOGETHER`.
-        description: what it is, with unit; may be empty.
-        kind: `numeric`, `categorical` or `together`.
-        per_class: label -> what the class looks like; empty for `together`.
-        known: label -> share of its images of known value, 0..1; empty for `together`.
-        alone: how well this column by itself names the class; None where that was not measured.
-        reason: why it was not; empty where it was.
-    """
-
-    name: str
-    description: str
-    kind: str
-    per_class: Mapping[str, Quartiles | Categories]
-    known: Mapping[str, float]
-    alone: Accuracy | None
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, strings and numbers, for JSON."""
-        return asdict(self)
-
-
 def class_differences(
     labels: Sequence[str],
     groups: Sequence[str],
@@ -96,8 +40,8 @@ def class_differences(
     categorical: Mapping[str, Sequence[str | None]],
     *,
     seed: int,
-    descriptions: Mapping[str, str] | None = None,
-) -> list[Difference]:
+    descriptions: Mapping[str, str],
+) -> list[dict[str, Any]]:
     """Rank columns by how well each alone names the class; `TOGETHER` stands first.
 
     A decision tree with balanced class weights per column (depth 3 for numbers; as deep as there are values for
@@ -107,72 +51,58 @@ def class_differences(
     equal shares of the classes; all images are predicted.
 
     Args:
-        labels: N class names.
+        labels: N class names, N > 0.
         groups: N keys (patients); images of one group stay in one fold.
         numeric: name -> N numbers; NaN (or infinite) is unknown.
-        categorical: name -> N values; None is unknown.
-        seed: of folds, trees and resamples.
+        categorical: name -> N values; None is unknown. The names differ from those of `numeric`.
+        seed: of folds, trees and resamples; ConfigError where it is negative.
         descriptions: name -> what the column is, with unit.
 
     Returns:
-        The entry for all columns, then one per column, the most telling first, ties and unmeasured ones by name.
-
-    Raises:
-        ConfigError: columns of another length, one name twice, no column or no image, or a negative seed.
+        The entry for all columns, then one per column, the most telling first, ties and unmeasured ones by name. Keys:
+        `name`; `description`; `kind` (`numeric`, `categorical` or `together`); `per_class`, label -> number `n` of
+        images of known value and their `median`, `q1` and `q3` (None where n is 0) or the `shares` of the most frequent
+        values; `known`, label -> share of its images of known value; `alone`, the balanced accuracy of this column by
+        itself (`value`, `low`, `high` and `chance`, 0..1), or None; and `reason`, why it was not measured. `per_class`
+        and `known` are empty for `together`.
     """
-    columns = _columns(len(labels), groups, numeric, categorical, seed)
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}: must not be negative")
     names, target = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
-    classes = [str(name) for name in names]
+    classes: list[str] = names.tolist()
     _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     reason = _too_few(classes, target, group)
     fold = None if reason else assign_groups(target.astype(np.int64), groups, [1 / FOLDS] * FOLDS, seed=seed)
     weights = None if reason else _resamples(int(group.max()) + 1, seed)
 
-    def measure(table: Floats, kind: str) -> Accuracy | None:
+    def measure(table: Floats, kind: str) -> dict[str, float] | None:
         if fold is None or weights is None:
             return None
         predicted = _predict(table, target, fold, classes=len(classes), kind=kind, seed=seed)
-        return _accuracy(target, predicted, group, weights, len(classes))
+        return _accuracy(target, predicted, group, weights)
 
-    said = descriptions or {}
-    rows = []
-    for name, (kind, table) in columns.items():
-        shown, known = _shown(kind, table if kind == "numeric" else categorical[name], classes, target)
+    rows: list[dict[str, Any]] = []
+    tables = []
+    for name in (*numeric, *categorical):
+        kind = "numeric" if name in numeric else "categorical"
+        if name in numeric:
+            values: Any = np.asarray(numeric[name], dtype=np.float64)
+            table = np.where(np.isfinite(values), values, np.nan)[:, None]
+            shown = {label: _quartiles(table[target == index, 0]) for index, label in enumerate(classes)}
+        else:
+            values = np.array(categorical[name], dtype=object)
+            table = _one_hot(categorical[name])
+            shown = {label: _shares(values[target == index]) for index, label in enumerate(classes)}
+        known = {label: shown[label]["n"] / n for label, n in zip(classes, np.bincount(target).tolist(), strict=True)}
         is_constant = np.array_equal(table, np.broadcast_to(table[0], table.shape), equal_nan=True)
         alone, why = (None, reason or "one value only") if is_constant else (measure(table, kind), reason)
-        rows.append(Difference(name, said.get(name, ""), kind, shown, known, alone, why))
-    rows.sort(key=lambda row: (-row.alone.value if row.alone else 0.0, row.name))
-    everything = np.concatenate([table for _, table in columns.values()], axis=1)
-    what = f"a random forest on all {len(columns)} columns"
-    return [Difference(TOGETHER, what, "together", {}, {}, measure(everything, "together"), reason), *rows]
-
-
-def _columns(
-    count: int,
-    groups: Sequence[str],
-    numeric: Mapping[str, npt.ArrayLike],
-    categorical: Mapping[str, Sequence[str | None]],
-    seed: int,
-) -> dict[str, tuple[str, Floats]]:
-    """Name -> (kind, f64[N, V]): a numeric column as itself (NaN unknown), a categorical one as one column per
-    value."""
-    twice = sorted(set(numeric) & set(categorical) | {TOGETHER} & (set(numeric) | set(categorical)))
-    if twice:
-        raise ConfigError(f"column '{twice[0]}' is given twice; every column needs a name of its own")
-    if not count or not (numeric or categorical):
-        raise ConfigError(f"{count} images in {len(numeric) + len(categorical)} columns: one or more of each is needed")
-    if seed < 0:
-        raise ConfigError(f"seed = {seed}: must not be negative")
-    columns: dict[str, tuple[str, Floats]] = {}
-    for name, numbers in numeric.items():
-        values = np.asarray(numbers, dtype=np.float64)
-        columns[name] = ("numeric", np.where(np.isfinite(values), values, np.nan)[:, None])
-    for name, words in categorical.items():
-        columns[name] = ("categorical", _one_hot(words))
-    for name, length in {"groups": len(groups), **{name: len(t) for name, (_, t) in columns.items()}}.items():
-        if length != count:
-            raise ConfigError(f"'{name}' has {length} values for {count} images; one for each is needed")
-    return columns
+        row = {"name": name, "description": descriptions.get(name, ""), "kind": kind, "per_class": shown}
+        rows.append(row | {"known": known, "alone": alone, "reason": why})
+        tables.append(table)
+    rows.sort(key=lambda row: (-row["alone"]["value"] if row["alone"] else 0.0, row["name"]))
+    alone = measure(np.concatenate(tables, axis=1), "together")
+    row = {"name": TOGETHER, "description": f"a random forest on all {len(tables)} columns", "kind": "together"}
+    return [row | {"per_class": {}, "known": {}, "alone": alone, "reason": reason}, *rows]
 
 
 def _one_hot(words: Sequence[str | None]) -> Floats:
@@ -198,25 +128,16 @@ def _too_few(classes: Sequence[str], target: Ints, group: Ints) -> str:
     return ""
 
 
-def _shown(
-    kind: str, column: Any, classes: Sequence[str], target: Ints
-) -> tuple[dict[str, Quartiles | Categories], dict[str, float]]:
-    """What each class looks like, and the share of its images of known value."""
-    shown: dict[str, Quartiles | Categories] = {}
-    known: dict[str, float] = {}
-    for index, label in enumerate(classes):
-        own = target == index
-        if kind == "numeric":
-            values = column[own, 0]
-            values = values[~np.isnan(values)]
-            quartiles = [float(q) for q in np.percentile(values, (50, 25, 75))] if len(values) else [None] * 3
-            shown[label] = Quartiles(len(values), *quartiles)
-        else:
-            words = [column[row] for row in np.flatnonzero(own) if column[row] is not None]
-            most = sorted(Counter(words).items(), key=lambda pair: (-pair[1], str(pair[0])))[:TOP_VALUES]
-            shown[label] = Categories(len(words), {str(word): n / len(words) for word, n in most})
-        known[label] = shown[label].n / int(own.sum())
-    return shown, known
+def _quartiles(values: Floats) -> dict[str, Any]:
+    values = values[~np.isnan(values)]
+    median, q1, q3 = np.percentile(values, (50, 25, 75)).tolist() if len(values) else (None, None, None)
+    return {"n": len(values), "median": median, "q1": q1, "q3": q3}
+
+
+def _shares(words: Iterable[str | None]) -> dict[str, Any]:
+    counted = Counter(word for word in words if word is not None)
+    most = sorted(counted.items(), key=lambda pair: (-pair[1], str(pair[0])))[:TOP_VALUES]
+    return {"n": counted.total(), "shares": {str(word): n / counted.total() for word, n in most}}
 
 
 def _predict(table: Floats, target: Ints, fold: Ints, *, classes: int, kind: str, seed: int) -> Ints:
@@ -258,8 +179,9 @@ def _resamples(groups: int, seed: int) -> npt.NDArray[np.float32]:
     return weights
 
 
-def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: npt.NDArray[np.float32], classes: int) -> Accuracy:
+def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: npt.NDArray[np.float32]) -> dict[str, float]:
     """Mean recall over the classes, and over the resamples in which every class has an image."""
+    classes = int(target.max()) + 1
     right = np.zeros((weights.shape[1], classes), dtype=np.float32)
     total = np.zeros_like(right)
     np.add.at(total, (group, target), 1)
@@ -268,4 +190,4 @@ def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: npt.NDArray[n
     drawn, hit = weights @ total, weights @ right  # [R, C]
     complete = (drawn > 0).all(axis=1)
     low, high = np.percentile((hit[complete] / drawn[complete]).mean(axis=1), (2.5, 97.5))
-    return Accuracy(value, float(low), float(high), 1 / classes)
+    return {"value": value, "low": float(low), "high": float(high), "chance": 1 / classes}

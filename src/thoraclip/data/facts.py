@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -28,13 +29,7 @@ _READERS = ("pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
 
 
 class FactStore:
-    """Facts of files under a root, by path and stamp.
-
-    Args:
-        root: the folder that paths are relative to.
-        file: where the facts are kept; `None` keeps them for this process alone.
-        fresh: True forgets what was read before.
-    """
+    """Facts of files under a root, by path and stamp; `file` keeps them, `fresh` forgets what was read before."""
 
     def __init__(self, root: Path, file: Path | None = None, *, fresh: bool = False) -> None:
         self._root, self._file, self._lock = root, file, threading.Lock()
@@ -45,30 +40,23 @@ class FactStore:
         self.read = 0
 
     def get(self, path: str, make: Callable[[Path], Facts], *, serves: Callable[[Facts], bool]) -> Facts:
-        """Facts of one file: the kept ones where the file is unchanged and they serve, else what `make` says.
-
-        Args:
-            path: relative to the root.
-            make: reads the file.
-            serves: whether kept facts are those that are wanted.
-        """
+        """Facts of a file below the root: the kept ones where it is unchanged and they serve, else what `make` says."""
         stamp = _stamp(self._root / path)
         if stamp is not None:
             self._asked.add(path)
         known = self._known.get(path)
-        if known is not None and stamp is not None and known[0] == stamp and serves(known[1]):
+        if known is not None and known[0] == stamp and serves(known[1]):
             return known[1]
         facts = make(self._root / path)
         with self._lock:
             self.read += 1
             if stamp is not None:
                 self._known[path] = (stamp, facts)
-                self._add(path, stamp, facts)
+                self._add(path)
         return facts
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file's bytes, read only where it changed; of a file that cannot be read, a text that no other
-        has."""
+        """SHA-256 of a file's bytes, read only where it changed; the reason where it cannot be read."""
 
         def make(file: Path) -> Facts:
             try:
@@ -79,15 +67,19 @@ class FactStore:
         name = path.relative_to(self._root).as_posix()
         return str(self.get(name, make, serves=lambda facts: "sha256" in facts)["sha256"])
 
-    def _add(self, path: str, stamp: list[int], facts: Facts) -> None:
+    def _line(self, path: str) -> str:
+        stamp, facts = self._known[path]
+        return canonical_json([path, *stamp, facts]) + "\n"
+
+    def _add(self, path: str) -> None:
         if self._file is None:
             return
         if self._stream is None:
             make_folder(self._file.parent)
             self._stream = self._file.open("a" if self._begun else "w", encoding="utf-8", newline="\n")
-            self._stream.write(("\n" if self._begun else "") + _header() + "\n")  # a torn line ends here
+            self._stream.write(("\n" if self._begun else "") + _header() + "\n")  # a line cut short ends here
         with needing_room(self._file):
-            self._stream.write(canonical_json([path, *stamp, facts]) + "\n")
+            self._stream.write(self._line(path))
             self._stream.flush()
 
     def close(self) -> None:
@@ -98,21 +90,16 @@ class FactStore:
                 stream.close()
 
     def settle(self) -> None:
-        """After a whole pass: write the facts of the files that it asked for, sorted; files that are gone are
-        forgotten."""
+        """After a whole pass: write the facts of the files that it asked for, sorted, and of no others."""
         self.close()
         if self._file is not None:
-            lines = [
-                canonical_json([path, *self._known[path][0], self._known[path][1]]) for path in sorted(self._asked)
-            ]
-            write_text(self._file, "\n".join([_header(), *lines]) + "\n")
+            write_text(self._file, _header() + "\n" + "".join(map(self._line, sorted(self._asked))))
 
 
 def _header() -> str:
     """The rules that facts follow; facts under other rules are not used."""
-    return canonical_json(
-        {"schema": _SCHEMA, "decoding": DECODING, "versions": {name: _version(name) for name in _READERS}}
-    )
+    versions = {name: _version(name) for name in _READERS}
+    return canonical_json({"schema": _SCHEMA, "decoding": DECODING, "versions": versions})
 
 
 def _version(package: str) -> str | None:
@@ -124,28 +111,23 @@ def _version(package: str) -> str | None:
 
 def _stamp(path: Path) -> list[int] | None:
     try:
-        found = path.stat()
+        state = path.stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def _load(file: Path) -> dict[str, tuple[list[int], Facts]]:
-    """The facts of a file whose header is today's; a torn or foreign line is passed over."""
+    """The facts of a file whose header is today's; a foreign line, or one cut short, is passed over."""
     known: dict[str, tuple[list[int], Facts]] = {}
     header, valid = _header(), False
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return known
-    for line in lines:
-        if line.startswith("{"):
-            valid = line == header
-            continue
-        try:
-            path, size, mtime, ctime, facts = json.loads(line)
-        except (ValueError, TypeError):
-            continue
-        if valid and isinstance(path, str) and isinstance(facts, dict):
-            known[path] = ([size, mtime, ctime], facts)
+    with suppress(OSError):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("{"):
+                valid = line == header
+                continue
+            with suppress(ValueError, TypeError):
+                path, *stamp, facts = json.loads(line)
+                if valid and len(stamp) == 3 and isinstance(path, str) and isinstance(facts, dict):
+                    known[path] = (stamp, facts)
     return known

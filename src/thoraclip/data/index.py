@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import os
+import secrets
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thoraclip.data.batches import in_batches
-from thoraclip.data.deidentify import local_salt, pseudonym
 from thoraclip.data.facts import FactStore
 from thoraclip.data.layouts import CsvColumns, Listing, find_layout
 from thoraclip.errors import ImageError, InputError, ManifestError
@@ -18,11 +21,9 @@ from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.runs import Progress, write_json
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["IndexResult", "index", "write_index_report"]
+__all__ = ["IndexResult", "index", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
 _BATCH = 64
-_PRIVATE = ("salt",)
-"""Facts that are no columns of a manifest."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class IndexResult:
     unknown_folders: list[tuple[str, int]]
     other_files: list[str]
     notes: list[str]
-    repeats: list[dict[str, Any]] = field(default_factory=list)
-    read: int = 0
+    repeats: list[dict[str, Any]]
+    read: int
 
 
 def index(
@@ -59,16 +60,14 @@ def index(
     salt: Path | None = None,
     progress: Progress | None = None,
 ) -> IndexResult:
-    """Read every picture of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM also patient, view, sex,
-    age.
+    """Read every image of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM patient, view, sex, age too.
 
     Args:
-        root: the folder.
         layout: a name in `LAYOUTS`.
         csv_file, columns: for layout `csv`.
         facts: file that keeps what was read; files that did not change since are not read again.
         fresh: read every file again.
-        salt: file with the secret under which patient ids of DICOM files are hashed; see `deidentify.local_salt`.
+        salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
         progress: called with (done, total).
 
     Raises:
@@ -77,8 +76,7 @@ def index(
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
     find = find_layout(layout)
-    store = FactStore(root, facts, fresh=fresh)
-    try:
+    with closing(FactStore(root, facts, fresh=fresh)) as store:
         listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
         if not listing.rows and listing.set_aside:
             path, reason = listing.set_aside[0]
@@ -92,45 +90,68 @@ def index(
             )
         rows = _read_all(store, listing, _Pseudonyms(salt), progress)
         store.settle()
-    finally:
-        store.close()
     if not rows:
         raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
     rows.sort(key=lambda row: row["image_id"])
-    _refuse_empty_classes(root, listing, rows)
+    for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
+        raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
     manifest.label_set()
-    return IndexResult(
-        manifest=manifest,
-        set_aside=sorted(listing.set_aside),
-        unknown_folders=sorted(listing.unknown_folders),
-        other_files=sorted(listing.other_files),
-        notes=sorted(listing.notes),
-        repeats=_repeats(rows),
-        read=store.read,
-    )
+    set_aside, unknown, others = sorted(listing.set_aside), sorted(listing.unknown_folders), sorted(listing.other_files)
+    return IndexResult(manifest, set_aside, unknown, others, sorted(listing.notes), _repeats(rows), store.read)
+
+
+def salt_file() -> Path:
+    """Where the secret of patient ids lies unless another file is named: `~/.thoraclip/patient-salt`."""
+    return Path.home() / ".thoraclip" / "patient-salt"
+
+
+def local_salt(file: Path | None = None) -> bytes:
+    """The secret of this machine (or of a file that is shared on purpose); made, readable for this user, at first use.
+
+    Raises:
+        InputError: the named file is not there, the user's own cannot be made, or it holds no secret.
+    """
+    path = file or salt_file()
+    if file is not None and not file.is_file():
+        raise InputError(
+            f"{file}: no such salt file; name an existing one (without --salt, this user's own is {salt_file()})"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        else:
+            salt = secrets.token_bytes(32)
+            with os.fdopen(handle, "w", encoding="ascii") as stream:
+                stream.write(salt.hex() + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: the patient salt cannot be kept ({error.strerror}); name another --salt") from error
+    except ValueError as error:
+        raise InputError(f"{path}: holds no patient salt (hexadecimal digits); name another --salt") from error
+    if len(salt) < 16:
+        raise InputError(f"{path}: a patient salt of {len(salt)} bytes is too short; 16 or more are needed")
+    return salt
+
+
+def pseudonym(patient_id: str, salt: bytes) -> str:
+    """`dicom-` and 16 hexadecimal digits: HMAC-SHA-256 (RFC 2104) of the id under the secret, cut to 64 bits."""
+    return "dicom-" + hmac.new(salt, patient_id.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 class _Pseudonyms:
-    """Patient id -> pseudonym; the secret is asked for when the first id is met, and never before."""
+    """Patient id -> pseudonym; the secret is read at the first id. The pseudonym of "" tells which secret was used."""
 
     def __init__(self, salt: Path | None) -> None:
         self._file, self._lock = salt, threading.Lock()
         self._secret: bytes | None = None
 
-    @property
-    def secret(self) -> bytes:
+    def __call__(self, patient_id: str) -> str:
         with self._lock:
             self._secret = self._secret or local_salt(self._file)
-            return self._secret
-
-    @property
-    def tag(self) -> str:
-        """Names the secret without telling it, so that ids hashed under another one are hashed again."""
-        return pseudonym("", self.secret)
-
-    def __call__(self, patient_id: str) -> str:
-        return pseudonym(patient_id, self.secret)
+        return pseudonym(patient_id, self._secret)
 
 
 def _read_all(
@@ -139,21 +160,20 @@ def _read_all(
     """Rows of the readable pictures; the others are set aside in the listing."""
     paths = [str(row["path"]) for row in listing.rows]
 
-    def serves(found: dict[str, Any]) -> bool:
-        is_whole = "phash" in found or "reason" in found
-        return is_whole and ("salt" not in found or found["salt"] == pseudonyms.tag)
+    def serves(kept: dict[str, Any]) -> bool:
+        return ("phash" in kept or "reason" in kept) and ("salt" not in kept or kept["salt"] == pseudonyms(""))
 
     def read(row: int) -> dict[str, Any]:
         return store.get(paths[row], lambda file: _read(file, pseudonyms), serves=serves)
 
     rows: list[dict[str, Any]] = []
     for first, batch in in_batches(read, len(paths), batch_size=_BATCH):
-        for row, found in zip(listing.rows[first : first + len(batch)], batch, strict=True):
-            if "reason" in found:
-                listing.set_aside.append((row["path"], found["reason"]))
+        for row, facts in zip(listing.rows[first : first + len(batch)], batch, strict=True):
+            if "reason" in facts:
+                listing.set_aside.append((row["path"], facts["reason"]))
                 continue
             known = {name: value for name, value in row.items() if value is not None}
-            rows.append(row | {k: v for k, v in found.items() if k not in _PRIVATE} | known)
+            rows.append(row | {name: value for name, value in facts.items() if name != "salt"} | known)
         if progress:
             progress(first + len(batch), len(paths))
     return rows
@@ -166,28 +186,15 @@ def _read(path: Path, pseudonyms: _Pseudonyms) -> dict[str, Any]:
         radiograph = decode(data)
     except ImageError as error:
         return {"reason": str(error).removeprefix(f"{path}: ").removeprefix("image: ")}
-    facts: dict[str, Any] = {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": perceptual_hash(radiograph.pixels),
-        "width": radiograph.width,
-        "height": radiograph.height,
-        "mode": radiograph.mode,
-        "format": radiograph.format,
-    }
+    facts: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "phash": perceptual_hash(radiograph.pixels)}
+    facts |= {name: getattr(radiograph, name) for name in ("width", "height", "mode", "format")}
     header = radiograph.header
     if header is None:
         return facts
     facts |= {name: getattr(header, name) for name in ("view", "sex", "age_years", "body_part")}
     if header.patient_id is not None:
-        facts |= {"patient": pseudonyms(header.patient_id), "salt": pseudonyms.tag}
+        facts |= {"patient": pseudonyms(header.patient_id), "salt": pseudonyms("")}  # the tag of the secret
     return facts
-
-
-def _refuse_empty_classes(root: Path, listing: Listing, rows: list[dict[str, Any]]) -> None:
-    listed = {row["label"] for row in listing.rows if row["label"] is not None}
-    read = {row["label"] for row in rows}
-    for label in sorted(listed - read):
-        raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
 
 
 def _repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -207,19 +214,17 @@ def _repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_index_report(path: Path, result: IndexResult) -> None:
     """Write everything that `index` saw and did not put into the manifest, as JSON."""
-    labels, splits = result.manifest.column("label"), result.manifest.column("split")
-    write_json(
-        path,
-        {
-            "schema": 1,
-            "images": len(result.manifest),
-            "labels": dict(sorted(Counter(str(label) for label in labels).items())),
-            "splits": dict(sorted(Counter(str(split) for split in splits).items())),
-            "set_aside": [{"path": p, "reason": reason} for p, reason in result.set_aside],
-            "unknown_folders": [{"path": p, "files": count} for p, count in result.unknown_folders],
-            "other_files": result.other_files,
-            "repeats": result.repeats,
-            "patients_in_two_splits": result.manifest.patients_in_two("split"),
-            "notes": result.notes,
-        },
-    )
+    manifest = result.manifest
+    content = {
+        "schema": 1,
+        "images": len(manifest),
+        "labels": dict(sorted(Counter(map(str, manifest.column("label"))).items())),
+        "splits": dict(sorted(Counter(map(str, manifest.column("split"))).items())),
+        "set_aside": [{"path": p, "reason": reason} for p, reason in result.set_aside],
+        "unknown_folders": [{"path": p, "files": count} for p, count in result.unknown_folders],
+        "other_files": result.other_files,
+        "repeats": result.repeats,
+        "patients_in_two_splits": manifest.patients_in_two("split"),
+        "notes": result.notes,
+    }
+    write_json(path, content)

@@ -18,10 +18,8 @@ __all__ = ["fit_mask", "mask_problem", "read_mask"]
 
 Mask = npt.NDArray[np.bool_]
 
-ASPECT_TOLERANCE = 0.02
-"""A mask whose aspect ratio is off by more is of another picture, or of a cropped one."""
-MOST = 0.95
-"""A lung mask that covers more says nothing."""
+_ASPECT_TOLERANCE = 0.02  # a mask whose aspect ratio is off by more is of another picture, or of a cropped one
+_MOST = 0.95  # a lung mask that covers more says nothing
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
@@ -41,10 +39,10 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     values = _read_values(path)
     height, width = shape
     rows, columns = values.shape
-    if abs((columns * height) / (rows * width) - 1) > ASPECT_TOLERANCE:
+    if abs((columns * height) / (rows * width) - 1) > _ASPECT_TOLERANCE:
         raise ImageError(
             f"{path}: the mask is {columns} x {rows} pixels and its picture {width} x {height}: their aspect ratios "
-            f"differ by more than {100 * ASPECT_TOLERANCE:.0f} %; give the mask of this very picture, uncropped"
+            f"differ by more than {100 * _ASPECT_TOLERANCE:.0f} %; give the mask of this very picture, uncropped"
         )
     top = values.max()
     mask = (values >= top / 2) & (values > 0)
@@ -54,7 +52,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
 
 
 def _read_values(path: Path) -> npt.NDArray[np.float32]:
-    """f32[h, w]: the largest of a pixel's colour channels."""
+    """f32[h, w]: the largest of a pixel's colour channels; alpha is laid over black."""
     data = read_bytes(path)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
@@ -63,7 +61,13 @@ def _read_values(path: Path) -> npt.NDArray[np.float32]:
         if image.format != "PNG":
             refuse_many_scans(data)
         image.load()
-        return _largest_channel(ImageOps.exif_transpose(image))
+        image = ImageOps.exif_transpose(image)
+        if image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;"):
+            return np.asarray(image).astype(np.float32)
+        if image.mode not in {"RGB", "CMYK", "YCbCr", "LAB", "HSV"} or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        return np.asarray(np.asarray(image.convert("RGB")).max(axis=-1), np.float32)
     except ImageError as error:
         raise ImageError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     except UnidentifiedImageError as error:
@@ -72,32 +76,16 @@ def _read_values(path: Path) -> npt.NDArray[np.float32]:
         raise ImageError(f"{path}: damaged mask ({first_line(error)}); write it again") from error
 
 
-def _largest_channel(image: Image.Image) -> npt.NDArray[np.float32]:
-    if image.mode in {"1", "L", "I", "F"} or image.mode.startswith("I;"):
-        return np.asarray(image).astype(np.float32)
-    if image.mode not in {"RGB", "CMYK", "YCbCr", "LAB", "HSV"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(np.asarray(image.convert("RGB")).max(axis=-1), np.float32)
-
-
 def mask_problem(mask: Mask) -> str | None:
-    """What makes a mask bool[H, W] useless as a lung mask, in words; `None` where nothing does.
-
-    An infection mask without a pixel inside is none of its business: nothing infected is an answer.
-    """
+    """What makes a mask bool[H, W] useless as a lung mask, in words; `None` where nothing does."""
     share = float(mask.mean())
     if share == 0:
         return "the mask is empty: no pixel lies inside"
-    if share > MOST:
-        return f"the mask covers {100 * share:.1f} % of the picture; more than {100 * MOST:.0f} % tells nothing apart"
+    if share > _MOST:
+        return f"the mask covers {100 * share:.1f} % of the picture; more than {100 * _MOST:.0f} % tells nothing apart"
     return None
 
 
 def fit_mask(mask: Mask, spec: Preprocess) -> Mask:
-    """bool[H, W] -> bool[S, S] by the geometry that `imaging.fit` gives the picture, nearest; bars are outside.
-
-    Raises:
-        ImageError: as `imaging.fit`.
-    """
+    """bool[H, W] -> bool[S, S] as `imaging.fit` does with the image (and raises), nearest; bars are outside."""
     return fit(np.where(mask, 255, 0).astype(np.uint8), replace(spec, resample="nearest")) > 127

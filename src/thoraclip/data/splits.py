@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.sparse import coo_array  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
+from thoraclip.data.duplicates import clusters
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
@@ -31,15 +30,13 @@ Ints = npt.NDArray[np.int64]
 
 _KEYS = {"sha256": "bytes:", "duplicate_cluster": "cluster:", "image_id": "image:", "patient": "patient:"}
 """Column -> what a group's key begins with, in the order of the keys."""
-_BLOCK = 1 << 16
-"""Groups that are looked at at once."""
+_BLOCK = 1 << 16  # groups that are looked at at once
 
 
 def independent_groups(manifest: Manifest) -> list[str]:
-    """One key per image; images of different keys share neither patient nor picture.
+    """One key per image; images of different keys share no patient, bytes, or `duplicate_cluster` (an optional column).
 
-    Joined are images of one patient, of the same bytes, and of one `duplicate_cluster` where the manifest has that
-    column. An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
+    An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
     """
     key, columns = _keys(manifest)
     names = [prefix + value for prefix, one in columns for value in sorted(one.unique().drop_null().to_pylist())]
@@ -48,13 +45,11 @@ def independent_groups(manifest: Manifest) -> list[str]:
 
 def group_codes(manifest: Manifest) -> Ints:
     """i64[N]: the groups of `independent_groups`, numbered in the order of their keys."""
-    codes: Ints = np.unique(_keys(manifest)[0], return_inverse=True)[1]
-    return codes
+    return np.asarray(np.unique(_keys(manifest)[0], return_inverse=True)[1])
 
 
 def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
-    """The key of each image's group: its first patient; of one without, the first shared bytes, else cluster, else the
-    image.
+    """Key of each image's group: its first patient, else the first shared bytes, else the cluster, else the image.
 
     Returns:
         i64[N], numbers in the order of the keys; and (prefix, column) in that order: the keys are their distinct
@@ -86,18 +81,14 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _joined(group: Ints, shared: Sequence[Ints]) -> Ints:
     """Groups 0, 1, ... that are one where their images share a value; -1 is none."""
-    ends = [np.zeros((2, 0), dtype=np.int64)]
+    links = [np.zeros((0, 2), dtype=np.int64)]
     for value in shared:
         known = value >= 0
         one = np.zeros(int(value.max()) + 1, dtype=np.int64)
         one[value[known]] = group[known]  # of whichever image comes last
-        pair = np.stack([group[known], one[value[known]]])
-        ends.append(pair[:, pair[0] != pair[1]])
-    rows, columns = np.concatenate(ends, axis=1)
-    count = int(group.max()) + 1
-    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))
-    joined: Ints = connected_components(graph, directed=False)[1].astype(np.int64)[group]
-    return joined
+        pairs = np.column_stack([group[known], one[value[known]]])
+        links.append(pairs[pairs[:, 0] != pairs[:, 1]])
+    return clusters(int(group.max()) + 1, np.concatenate(links))[group]
 
 
 def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
@@ -110,7 +101,7 @@ def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
     if folds < 2:
         raise ConfigError(f"folds = {folds}: two or more are needed")
     part = _parts(manifest, [1 / folds] * folds, seed)
-    fold = pa.array(part.astype(np.int32), mask=_unlabelled(manifest))
+    fold = pa.array(part.astype(np.int32), mask=np.asarray(manifest.values("label").is_null()))
     return manifest.with_columns(split=pa.nulls(len(fold), pa.string()), fold=fold).strict()
 
 
@@ -126,20 +117,13 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
             f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed"
         )
     part = _parts(manifest, fractions, seed)
-    split = pa.array(SPLITS).take(pa.array(part, mask=_unlabelled(manifest)))
+    split = pa.array(SPLITS).take(pa.array(part, mask=np.asarray(manifest.values("label").is_null())))
     return manifest.with_columns(split=split, fold=pa.nulls(len(split), pa.int32())).strict()
 
 
-def _unlabelled(manifest: Manifest) -> npt.NDArray[np.bool_]:
-    return np.asarray(manifest.values("label").is_null())
-
-
-def hold_out(
-    targets: npt.NDArray[np.int64], groups: Sequence[str], *, fraction: float, seed: int
-) -> npt.NDArray[np.bool_]:
+def hold_out(targets: Ints, groups: Sequence[str], *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """bool[N]: True for the images of a stratified, grouped part of about `fraction` of all."""
-    held: npt.NDArray[np.bool_] = assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1
-    return held
+    return np.asarray(assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1)
 
 
 def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
@@ -162,9 +146,7 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArr
     return part
 
 
-def assign_groups(
-    targets: npt.NDArray[np.int64], groups: Sequence[str] | Ints, weights: Sequence[float], *, seed: int
-) -> npt.NDArray[np.int64]:
+def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence[float], *, seed: int) -> Ints:
     """Assign whole groups to parts so that each class is spread in the proportion of `weights`.
 
     Greedy, as in scikit-learn's StratifiedGroupKFold but for unequal parts too: groups are shuffled, then taken largest
@@ -172,19 +154,17 @@ def assign_groups(
 
     Args:
         targets: i64[N], class index; -1 (unknown) counts as one more class.
-        groups: N keys; equal keys stay together. Numbers do as well as text that is in the same order.
+        groups: N keys, text or numbers; equal keys stay together.
         weights: share of each part, summing to 1.
-        seed: decides the shuffle; the result does not depend on the order of the images.
+        seed: decides the shuffle (ConfigError where negative); the result does not depend on the order of the images.
 
     Returns:
         i64[N], the part of each image.
-
-    Raises:
-        ConfigError: a negative seed.
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")
-    member, count = _numbered(groups)
+    distinct, member = np.unique(np.asarray(groups), return_inverse=True)
+    count = len(distinct)
     classes = int(targets.max(initial=0)) + 2
     images = np.bincount(member * classes + targets % classes, minlength=count * classes)
     counts = images.astype(np.int32).reshape(count, classes)
@@ -192,17 +172,7 @@ def assign_groups(
     order = order[np.argsort(-counts.sum(axis=1)[order], kind="stable")]
     part = _greedy(counts, order, np.asarray(weights))
     _fill_empty(part, counts, order, len(weights))
-    assigned: npt.NDArray[np.int64] = part[member]
-    return assigned
-
-
-def _numbered(groups: Sequence[str] | Ints) -> tuple[Ints, int]:
-    """(i64[N] number of each key in their order, how many there are)."""
-    if isinstance(groups, np.ndarray):
-        distinct, member = np.unique(groups, return_inverse=True)
-        return member, len(distinct)
-    number = {name: i for i, name in enumerate(sorted(set(groups)))}
-    return np.array([number[group] for group in groups], dtype=np.int64), len(number)
+    return np.asarray(part[member])
 
 
 def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: npt.NDArray[np.float64]) -> Ints:

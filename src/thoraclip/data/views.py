@@ -1,15 +1,14 @@
-"""Altered views of a radiograph: a region taken away, and what is put in its place.
+"""Perturbations of a radiograph: a region is taken away and replaced.
 
-What a classifier still knows when the lungs are gone, and what it loses when everything else is, tells what it reads
+What a classifier still knows without the lungs, and what it loses without everything else, tells what it reads
 (Maguolo & Nanni 2021, arXiv:2004.12823; Teixeira et al. 2021, doi:10.3390/s21217116; DeGrave et al. 2021,
 doi:10.1038/s42256-021-00338-7). A region is replaced by
 
-    mean    one grey level for all pictures
+    mean    one grey level for all images
     blur    a smooth continuation of what is around it
-    other   another picture's background: that picture, its own lungs filled as in `blur`
+    other   another image's background: that image, its own lungs filled as in `blur`
 
-Every fill leaves something odd behind, which is why there are three, a region of equal area at random, and a view in
-which nothing is replaced.
+Every fill leaves traces: hence three, a region of equal area at random, and a view in which nothing is replaced.
 """
 
 from __future__ import annotations
@@ -34,24 +33,21 @@ BORDER = 0.10
 """Width of the border, as a share of the side."""
 CORNER = (0.20, 0.32)
 """Height and width of a corner, as shares of the side."""
-_COARSE = 32
-"""Cells along a side of the grid on which a smooth continuation is worked out."""
-_REACHES = (1.5, 4.0, 12.0)
-"""Standard deviations of its Gaussians, in cells; the first one that meets enough of the picture counts."""
-_ENOUGH = 0.05
+_COARSE, _REACHES, _ENOUGH = 32, (1.5, 4.0, 12.0), 0.05
+"""Of a smooth continuation: cells along a side of its grid, standard deviations of its Gaussians, in cells, and the
+weight at which one meets enough of the picture to count alone."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Pictures and what is needed to alter them.
+    """Images and what is needed to alter them.
 
     Args:
         greys: u8[N, S, S].
         lungs: bool[N, S, S]; all False where no lung region is known.
         level: the grey level of the fill `mean`.
-        same, other: i64[N], for each picture another one of the same class, and one of another class, whose background
-            replaces its own; -1 where there is none.
-        any: i64[N], another picture of any class.
+        same, other, any: i64[N], for each image another one of the same class, of another class and of any class, whose
+            background replaces its own; -1 where there is none.
         seed: of the random regions.
     """
 
@@ -66,20 +62,19 @@ class Scene:
 
 @dataclass(frozen=True)
 class View:
-    """One way to alter a picture.
+    """One way to alter an image.
 
     Args:
         title: as printed, begins a sentence.
         region: (scene, rows) -> bool[R, S, S], what is replaced.
         fill: `mean`, `blur`, or the donor's background: `same`, `other`, `any`.
-        needs_lungs: False where the region is the same whatever the picture shows.
+        needs_lungs: False where the region is the same whatever the image shows.
         finds: what is left for a classifier that still answers (where `is_alone`), or what it lost; as "the border".
         is_alone: the answers are compared with chance; else with those on `before`.
         before: name of the view that it is compared with; empty for a view that others are compared with.
         trial: name and title of the comparison with `before`, where they are not those of the view.
         counts: False for a control of the classifier, which is in no verdict.
-        refits: whether probes are fitted on it anew: `yes`; `control`, fitted on it and compared with the originals, in
-            no verdict; or `no`.
+        refits: `yes`, probes are fitted on it; `control`, and compared with the originals, in no verdict; or `no`.
     """
 
     title: str
@@ -100,9 +95,13 @@ def make_view(view: View, scene: Scene, rows: Rows) -> Greys:
     if view.fill == "mean":
         return np.where(region, np.uint8(scene.level), greys)
     if view.fill == "blur":
-        return np.where(region, continue_smoothly(greys, region), greys)
+        return _blurred(greys, region)
     donors = {"same": scene.same, "other": scene.other, "any": scene.any}[view.fill][rows]
-    return np.where(region, _background(scene, donors), greys)
+    return np.where(region, _blurred(scene.greys[donors], _lungs(scene, donors)), greys)
+
+
+def _blurred(greys: Greys, region: Masks) -> Greys:
+    return np.where(region, continue_smoothly(greys, region), greys)
 
 
 def continue_smoothly(greys: Greys, region: Masks) -> Greys:
@@ -131,12 +130,6 @@ def _reduce(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """f32[R, S, S] -> f32[R, c, c], averaged."""
     cells = min(_COARSE, values.shape[1])
     return np.stack([np.asarray(Image.fromarray(v).resize((cells, cells), Image.Resampling.BOX)) for v in values])
-
-
-def _background(scene: Scene, donors: Rows) -> Greys:
-    """u8[R, S, S]: pictures without their lungs."""
-    greys, region = scene.greys[donors], _lungs(scene, donors)
-    return np.where(region, continue_smoothly(greys, region), greys)
 
 
 def _nothing(scene: Scene, rows: Rows) -> Masks:
@@ -172,17 +165,11 @@ def _border(scene: Scene, rows: Rows) -> Masks:
     return np.broadcast_to(ring, (len(rows), height, width))
 
 
-def _inside_the_border(scene: Scene, rows: Rows) -> Masks:
-    return ~_border(scene, rows)
-
-
 def _corners(scene: Scene, rows: Rows) -> Masks:
     height, width = scene.greys.shape[1:]
     down, across = max(1, round(CORNER[0] * height)), max(1, round(CORNER[1] * width))
-    mask = np.zeros((height, width), dtype=bool)
-    for vertical in (slice(None, down), slice(-down, None)):
-        for horizontal in (slice(None, across), slice(-across, None)):
-            mask[vertical, horizontal] = True
+    mask = np.ones((height, width), dtype=bool)
+    mask[down:-down] = mask[:, across:-across] = False
     return np.broadcast_to(mask, (len(rows), height, width))
 
 
@@ -239,7 +226,7 @@ VIEWS: Mapping[str, View] = {
     ),
     "border-only": View(
         "all but the border replaced by one grey level",
-        _inside_the_border,
+        lambda scene, rows: ~_border(scene, rows),
         "mean",
         needs_lungs=False,
         finds="the border",

@@ -16,8 +16,9 @@ from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import Captioner, load_captioner
 from thoraclip.runs import Progress, canonical_json, digest, needing_room, write_text
-from thoraclip.tables.captions import Captions, append_label, read_captions, require_captions_name, write_captions
+from thoraclip.tables.captions import Captions, append_label, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.store import require_parquet
 
 __all__ = ["CAPTIONERS", "EVERYWHERE_LEAKS", "CaptionConfig", "CaptionSource", "caption"]
 
@@ -108,7 +109,7 @@ def caption(
         ManifestError: `out` holds another table, or the column is missing, no text, or empty for an image.
         ModelError: the model cannot be loaded, or has no words for an image.
     """
-    require_captions_name(out)
+    require_parquet(out, "captions are")
     if out.exists():
         read_captions(out)  # whatever else bears this name is refused, not overwritten
     named = _names_class(manifest, config)

@@ -1,1 +1,1 @@
-"""The nouns that cross the walls, each a file with a schema: manifest, embeddings, predictions."""
+"""Tables that steps hand to each other, each a file with a schema: manifest, captions, embeddings, predictions."""

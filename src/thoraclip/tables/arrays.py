@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,7 @@ class ImageArrays:
     """A finished folder; the arrays stay on disk and are mapped into memory.
 
     Args:
-        kind: what it is.
-        index: the columns image_id and sha256, one row per row of the arrays; not held in memory.
+        index: the columns image_id and sha256, a row per row of the arrays; not held in memory.
         arrays: name -> array[N, ...].
         facts: what made them.
         fingerprint: SHA-256 over everything that the arrays depend on.
@@ -66,11 +66,7 @@ class ImageArrays:
         return tuple(image for part in self.index.parts(["image_id"]) for image in part["image_id"].to_pylist())
 
     def rows_for(self, manifest: Manifest) -> npt.NDArray[np.int64]:
-        """i64[len(manifest)]: the row of each of the manifest's images, joined by id and content.
-
-        Raises:
-            MismatchError: an image is missing here, or its content differs (another data set, or changed files).
-        """
+        """i64[len(manifest)]: the row of each of the manifest's images, joined by id and content, or MismatchError."""
         wanted, contents = manifest.values("image_id"), manifest.values("sha256")
         rows, start = np.full(len(wanted), -1), 0
         changed: list[int] = []
@@ -85,17 +81,17 @@ class ImageArrays:
             changed += here[~np.asarray(pc.or_(same, both_unknown))].tolist()
             start += len(part)
         missing = np.flatnonzero(rows < 0)
+        name, remedy = self.kind.name, self.kind.remedy
         if len(missing):
             raise MismatchError(
-                f"{self.kind.name}: {len(missing)} of {len(wanted)} images of the manifest are not in them, first "
-                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {self.kind.remedy} on "
-                "this one"
+                f"{name}: {len(missing)} of {len(wanted)} images of the manifest are not in them, first "
+                f"'{wanted[int(missing[0])].as_py()}'; they belong to another manifest: run {remedy} on this one"
             )
         if changed:
             raise MismatchError(
-                f"{self.kind.name}: {len(changed)} images differ in content from the manifest's, first "
-                f"'{wanted[min(changed)].as_py()}'; they belong to another data set or the files changed: run "
-                f"{self.kind.remedy} again"
+                f"{name}: {len(changed)} images differ in content from the manifest's, first "
+                f"'{wanted[min(changed)].as_py()}'; they belong to another data set or the files changed: run {remedy} "
+                "again"
             )
         return rows
 
@@ -110,12 +106,7 @@ def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
 
 
 def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
-    """Open a finished folder.
-
-    Raises:
-        InputError: nothing finished there.
-        ManifestError: written by a newer version, or the arrays do not fit the index.
-    """
+    """Open a folder; InputError where it is unfinished, ManifestError where it is newer or does not fit its index."""
     note = folder / f"{kind.name}.json"
     if not note.is_file():
         raise InputError(f"{folder}: no finished {kind.name}; make them with: {kind.remedy}")
@@ -148,16 +139,11 @@ def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
 class ArrayWriter:
     """Fills a folder of arrays row by row, going on where a killed pass of the very same work stopped.
 
-    Each block is on disk before the row count in `progress.json` says so.
+    Each block is on disk before the row count in `progress.json` says so. The folder is made if it is not there (or
+    InputError); an earlier end mark is taken away. `append` raises InputError where the disk has no room for all rows.
 
     Args:
-        folder: made if it is not there; an earlier end mark is taken away.
-        kind: which arrays.
-        total: rows in all.
         token: equal for equal work cut into equal blocks; the rows of any other work are thrown away.
-
-    Raises:
-        InputError: the folder cannot be made, or, in `append`, the disk has no room for all rows.
     """
 
     def __init__(self, folder: Path, kind: ArrayKind, *, total: int, token: str) -> None:
@@ -167,16 +153,12 @@ class ArrayWriter:
         self._folder, self._kind, self._total, self._token = folder, kind, total, token
         self._parts = {name: folder / f"{name}.npy.part" for name in kind.arrays}
         self._arrays: dict[str, Any] = {}
-        self.rows = self._rows_done()
-
-    def _rows_done(self) -> int:
-        try:
-            state = json.loads((self._folder / "progress.json").read_text(encoding="utf-8"))
-            rows = int(state["rows"]) if state["token"] == self._token else 0
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        are_there = all(part.is_file() for part in self._parts.values())
-        return rows if are_there or rows == self._total else 0  # at the end the parts may be renamed already
+        self.rows = 0
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+            rows = int(state["rows"]) if state["token"] == token else 0
+            if rows == total or all(part.is_file() for part in self._parts.values()):
+                self.rows = rows  # at the end the parts may be renamed already
 
     def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write the next rows: name -> array[B, ...] for every array of the kind."""

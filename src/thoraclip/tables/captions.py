@@ -17,11 +17,10 @@ from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import open_table, require_parquet, require_rows, write_table
 
-__all__ = ["Captions", "append_label", "read_captions", "require_captions_name", "write_captions"]
+__all__ = ["Captions", "append_label", "read_captions", "write_captions"]
 
 _SCHEMA = 1
 _COLUMNS = {"image_id": pa.string(), "sha256": pa.string(), "text": pa.string(), "with_label": pa.bool_()}
-_CSV_COLUMNS = ("image_id", "caption")
 
 Rows = npt.NDArray[np.int64]
 
@@ -67,38 +66,39 @@ class Captions:
         return digest([self.image_id, self.text, self.with_label])
 
     def rows_for(self, manifest: Manifest, rows: Rows) -> Rows:
-        """i64[R]: the row here of each of the manifest's rows, joined by id, and by content where both know it.
-
-        Args:
-            manifest: the images; its splits and folds do not matter.
-            rows: i64[R], the rows of the manifest that are wanted.
+        """i64[R]: the row here of each of the manifest's rows i64[R], joined by id, and by content where both know it.
 
         Raises:
             MismatchError: a caption is for an image that the manifest does not have, or for another content of it, or
                 one of the wanted images has no caption.
         """
-        ids, contents = manifest.column("image_id"), manifest.by_id("sha256")
-        foreign = [i for i in self.image_id if i not in contents]
-        if foreign:
-            raise MismatchError(
-                f"captions: {len(foreign)} of {len(self)} are for images that the manifest does not have, first "
-                f"'{foreign[0]}'; they belong to another manifest: run thoraclip caption on this one"
-            )
-        known = [(i, sha) for i, sha in zip(self.image_id, self.sha256, strict=True) if sha is not None]
-        changed = [i for i, sha in known if contents[i] not in (None, sha)]
-        if changed:
-            raise MismatchError(
-                f"captions: {len(changed)} images differ in content from the manifest's, first '{changed[0]}'; they "
-                "belong to another data set or the files changed: run thoraclip caption again"
-            )
+
+        def refuse(images: list[str], problem: str, remedy: str) -> None:
+            if images:
+                raise MismatchError(f"captions: {len(images)} {problem}, first '{images[0]}'; {remedy}")
+
+        contents, ids = manifest.by_id("sha256"), manifest.column("image_id")
         position = {image_id: row for row, image_id in enumerate(self.image_id)}
         wanted = [ids[row] for row in rows]
-        missing = [i for i in wanted if i not in position]
-        if missing:
-            raise MismatchError(
-                f"captions: {len(missing)} of {len(wanted)} images have none, first '{missing[0]}'; "
-                "add the rows, or make them for the whole manifest: thoraclip caption"
-            )
+        refuse(
+            [i for i in self.image_id if i not in contents],
+            f"of {len(self)} are for images that the manifest does not have",
+            "they belong to another manifest: run thoraclip caption on this one",
+        )
+        refuse(
+            [
+                i
+                for i, row in position.items()
+                if self.sha256[row] is not None and contents[i] not in (None, self.sha256[row])
+            ],
+            "images differ in content from the manifest's",
+            "they belong to another data set or the files changed: run thoraclip caption again",
+        )
+        refuse(
+            [i for i in wanted if i not in position],
+            f"of {len(wanted)} images have none",
+            "add the rows, or make them for the whole manifest: thoraclip caption",
+        )
         return np.array([position[i] for i in wanted], dtype=np.int64)
 
     def texts_for(self, manifest: Manifest, rows: Rows) -> list[str]:
@@ -115,26 +115,15 @@ def append_label(text: str, label: str) -> str:
     return f"{text}, {label}"
 
 
-def require_captions_name(path: Path) -> None:
-    """Raise InputError unless the name ends in `.parquet`."""
-    require_parquet(path, "captions are")
-
-
 def write_captions(path: Path, captions: Captions) -> None:
-    """Write Parquet: image_id, sha256, text, with_label, and the origin in the header; equal captions, equal bytes.
-
-    Raises:
-        InputError: the name does not end in `.parquet`.
-    """
-    require_captions_name(path)
+    """Write Parquet, the origin in its header: equal captions, equal bytes; InputError where the ending is another."""
+    require_parquet(path, "captions are")
     table = pa.table({name: pa.array(getattr(captions, name), kind) for name, kind in _COLUMNS.items()})
     write_table(path, table, kind="captions", schema=_SCHEMA, meta={"origin": dict(captions.origin)})
 
 
 def read_captions(path: Path) -> Captions:
-    """Read `.parquet` of ours, or `.csv` of anyone's with the columns `image_id` and `caption`.
-
-    Of a CSV the images' contents are unknown, and its texts count as free of the class.
+    """Read `.parquet` of ours, or `.csv` of anyone's (`image_id`, `caption`), whose texts count as free of the class.
 
     Raises:
         InputError: the file is missing, or neither Parquet nor CSV.
@@ -167,7 +156,7 @@ def _read_csv(path: Path) -> Captions:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             header = list(reader.fieldnames or [])
-            for name in _CSV_COLUMNS:
+            for name in ("image_id", "caption"):
                 if name not in header:
                     raise ManifestError(f"column '{name}' is missing; found: {', '.join(header) or 'nothing'}")
                 if header.count(name) > 1:
@@ -184,5 +173,4 @@ def _read_csv(path: Path) -> Captions:
         raise ManifestError(f"not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except csv.Error as error:
         raise ManifestError(f"not a readable CSV file ({error}); mend the file") from error
-    n = len(ids)
-    return Captions(tuple(ids), (None,) * n, tuple(texts), (False,) * n, {"captioner": "csv"})
+    return Captions(tuple(ids), (None,) * len(ids), tuple(texts), (False,) * len(ids), {"captioner": "csv"})

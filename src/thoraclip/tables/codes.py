@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from thoraclip.errors import ManifestError
 from thoraclip.runs import canonical_json
 
-__all__ = ["codes", "columns_digest", "in_pieces", "matches", "ranks", "torn"]
+__all__ = ["codes", "columns_digest", "conflicting", "in_pieces", "matches", "ranks"]
 
 _ROWS = 1 << 16  # that are Python objects at once
 
@@ -29,22 +29,15 @@ def ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
-    """(i32[N], distinct values in the order in which they appear): number of each value, -1 where it is null.
-
-    For columns of few values: each is held once more.
-    """
+    """(i32[N] number of each value, -1 where it is null; distinct values as they appear), for columns of few values."""
     encoded = column.dictionary_encode()  # its chunks share one dictionary
     numbers = pa.chunked_array([chunk.indices for chunk in encoded.chunks], pa.int32())
     values = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
     return np.asarray(numbers.fill_null(-1)), values
 
 
-def torn(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """bool[N]: rows of a key that has more than one value; a row whose key or value is negative (unknown) is none.
-
-    Args:
-        key, value: i[N]; keys may exceed N; see `ranks` and `codes`.
-    """
+def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """bool[N]: rows of a key, i[N], that has more than one value, i[N]; negative ones are unknown and do not count."""
     known = (key >= 0) & (value >= 0)
     some = np.zeros(int(key.max(initial=-1)) + 1, dtype=value.dtype)
     some[key[known]] = value[known]  # whichever row comes last
@@ -54,8 +47,7 @@ def torn(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.ND
 
 
 def matches(column: pa.ChunkedArray, name: str, values: Iterable[Any]) -> pa.ChunkedArray:
-    """bool[N]: rows that hold one of some values (numbers may be text, None is null); ManifestError for a value of
-    another type."""
+    """bool[N]: rows that hold one of some values (None is null); ManifestError for one that has another type."""
     texts = [None if value is None else str(value) for value in values]
     try:
         wanted = pa.array(texts, pa.string()).cast(column.type)

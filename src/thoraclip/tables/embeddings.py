@@ -1,8 +1,7 @@
 """Embeddings: the features of each image from a frozen encoder, as memory-mapped arrays beside an index.
 
-A folder (see `tables.arrays`) with `pooled.npy` f32[N, D] (the vision tower's pooled output before projection),
-`projected.npy` f32[N, P] (unit vectors in the space shared with text) and `embeddings.json` (schema, fingerprint,
-encoder, preprocessing).
+A folder (see `tables.arrays`) with `pooled.npy` f32[N, D], `projected.npy` f32[N, P] and `embeddings.json` (schema,
+fingerprint, encoder, preprocessing).
 """
 
 from __future__ import annotations
@@ -22,12 +21,8 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["EMBEDDINGS", "Embeddings", "embeddings_fingerprint", "read_embeddings"]
 
-EMBEDDINGS = ArrayKind(
-    name="embeddings",
-    arrays={"pooled": ("float32", 2), "projected": ("float32", 2)},
-    schema=1,
-    remedy="thoraclip embed",
-)
+_ARRAYS = {"pooled": ("float32", 2), "projected": ("float32", 2)}
+EMBEDDINGS = ArrayKind(name="embeddings", arrays=_ARRAYS, schema=1, remedy="thoraclip embed")
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Embeddings(ImageArrays):
 
     @property
     def projected(self) -> npt.NDArray[np.float32]:
-        """f32[N, P], unit vectors."""
+        """f32[N, P], unit vectors in the space shared with text."""
         return self.arrays["projected"]
 
     @property
@@ -56,8 +51,7 @@ class Embeddings(ImageArrays):
 
 
 def embeddings_fingerprint(manifest: Manifest, encoder: Mapping[str, Any], preprocess: Mapping[str, Any]) -> str:
-    """SHA-256 over what the arrays depend on: the images' contents and order, the encoder, the preprocessing, the
-    decoding."""
+    """SHA-256 over the images' contents and order, the encoder, the preprocessing and the rules of decoding."""
     return digest([manifest.content_fingerprint, dict(encoder), dict(preprocess), DECODING])
 
 

@@ -1,8 +1,7 @@
 """Manifest: one row per image, with what is known of it; unknown is null.
 
-Millions of images are checked, counted, filtered and written column by column, in a little more memory than the table
-takes. `column`, `parts`, `paths` and what is made of them hold a Python object for each image: for sets that are
-decoded and trained on.
+Millions of images are checked, counted, filtered and written column by column, in little more memory than the table
+takes. `column`, `parts` and `paths` hold a Python object for each image: for sets that are decoded and trained on.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ import pyarrow.compute as pc
 
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
-from thoraclip.tables import store
-from thoraclip.tables.codes import codes, columns_digest, in_pieces, matches, ranks, torn
-from thoraclip.tables.store import joined, kept, open_table, slices, write_table
+from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, matches, ranks
+from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
 __all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
 
@@ -80,18 +78,17 @@ class Manifest:
             row = pc.index(ids.is_null(), True).as_py() + 1
             raise ManifestError(f"manifest: row {row} has no image_id; every image has one of its own")
         rank = ranks(ids)
-        if int(rank.max()) + 1 != len(ids):
-            repeated = np.bincount(rank) > 1
+        repeated = np.bincount(rank) > 1
+        if repeated.any():
             first = ids[int(np.argmax(repeated[rank]))].as_py()
             raise ManifestError(
-                f"manifest: image_id '{first}' is repeated ({int(repeated.sum())} such ids); "
-                "every image has one of its own"
+                f"manifest: image_id '{first}' is repeated ({repeated.sum()} such ids); every image has one of its own"
             )
         for split in sorted(self.values("split").unique().drop_null().to_pylist()):
             if split not in SPLITS:
                 raise ManifestError(f"manifest: split '{split}' is unknown{did_you_mean(split, SPLITS)}")
         for column in () if self.may_leak else ("split", "fold"):
-            shared = self.table["patient"].filter(pa.array(self.torn(column)))
+            shared = self.table["patient"].filter(pa.array(self.conflicting(column)))
             if len(shared):
                 raise LeakError(
                     f"manifest: patient '{pc.min(shared).as_py()}' stands in two {column}s "
@@ -130,18 +127,13 @@ class Manifest:
         return columns_digest(self.table[name] for name in ("image_id", "sha256"))
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
-        """The classes: as given, or the distinct labels sorted by name.
-
-        Raises:
-            ManifestError: a given class has no image, or a label is not among the given classes.
-        """
+        """The classes as given (ManifestError where one has no image, or a label is another), or the sorted labels."""
         held = sorted(self.values("label").unique().drop_null().to_pylist())
         labels = LabelSet(tuple(classes or held))
         for name in labels.names:
             if name not in held:
-                raise ManifestError(
-                    f"class '{name}' has no image{did_you_mean(name, held)}; add images or drop the class"
-                )
+                near = did_you_mean(name, held)
+                raise ManifestError(f"class '{name}' has no image{near}; add images or drop the class")
         for name in held:
             labels.index(name)
         return labels
@@ -153,8 +145,8 @@ class Manifest:
 
     def parts(self) -> list[str | None]:
         """`fold 3`, `train`, ... of every image; `None` for one without."""
-        pairs = zip(self.column("split"), self.column("fold"), strict=True)
-        return [split if fold is None else f"fold {fold}" for split, fold in pairs]
+        parts = zip(self.column("split"), self.column("fold"), strict=True)
+        return [split if fold is None else f"fold {fold}" for split, fold in parts]
 
     def tally(self, *names: str, most: int | None = None) -> list[tuple[tuple[Any, ...], int]]:
         """The commonest combinations of values of some columns, `most` of them, and how many images have each."""
@@ -202,28 +194,26 @@ class Manifest:
 
     def with_columns(self, **values: Sequence[Any] | pa.Array) -> Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
-        table = self.table
+        columns = dict(zip(self.table.column_names, self.table.columns, strict=True))
         for name, column in values.items():
             kind = COLUMNS.get(name, pa.string())
-            array = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
-            position = table.schema.get_field_index(name)
-            table = table.append_column(name, array) if position < 0 else table.set_column(position, name, array)
-        return Manifest(table, self.root, self.may_leak)
+            columns[name] = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
+        return Manifest(pa.table(columns), self.root, self.may_leak)
 
     def strict(self) -> Manifest:
         """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""
         return Manifest(self.table, self.root) if self.may_leak else self
 
-    def torn(self, column: str) -> npt.NDArray[np.bool_]:
+    def conflicting(self, column: str) -> npt.NDArray[np.bool_]:
         """bool[N]: the images, with a known value, of patients with more than one known value of a column."""
         values = self.values(column)
         if values.null_count == len(values) or self.values("patient").null_count == len(values):
             return np.zeros(len(values), dtype=bool)
-        return torn(ranks(self.values("patient")), codes(values)[0])
+        return conflicting(ranks(self.values("patient")), codes(values)[0])
 
     def patients_in_two(self, column: str) -> dict[str, tuple[str, ...]]:
         """Patients with more than one known value of `split`, `fold` or `label` -> those values; both sorted."""
-        table = self.table.select(["patient", column]).filter(pa.array(self.torn(column)))
+        table = self.table.select(["patient", column]).filter(pa.array(self.conflicting(column)))
         values: dict[str, set[str]] = {}
         for patient, value in zip(table["patient"].to_pylist(), table[column].to_pylist(), strict=True):
             values.setdefault(patient, set()).add(str(value))
@@ -246,25 +236,16 @@ def _rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
         if not pc.any(matching).as_py():
             known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
             near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
-            said = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
-            raise ManifestError(f"manifest: no image whose {name} is {said}{near}")
+            asked = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
+            raise ManifestError(f"manifest: no image whose {name} is {asked}{near}")
         keep = pc.and_(keep, matching)
     if not pc.any(keep).as_py():
         raise ManifestError(f"manifest: no image has all of these values of {', '.join(values)}; ask for fewer")
     return keep
 
 
-def require_parquet(path: Path) -> None:
-    """Raise InputError unless the name ends in `.parquet`."""
-    store.require_parquet(path, "a manifest is")
-
-
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write Parquet; the root is stored so that the file can lie anywhere on the same machine.
-
-    Raises:
-        InputError: the name does not end in `.parquet`.
-    """
+    """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
     require_parquet(path)
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
 
@@ -275,7 +256,6 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
     Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
 
     Args:
-        path: the file.
         may_leak: see `Manifest`.
         where: column -> value or values; the other images are left in the file. See `Manifest.where`.
 
@@ -298,7 +278,7 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         _require_columns(where or (), stored.schema.names)
         keep = _rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
-        root = next((root for root in roots if _has_picture(table, root)), None)
+        root = next((root for root in roots if _holds_image(root, table)), None)
         manifest = Manifest(table, root or roots[0], may_leak)
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -310,8 +290,6 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
     return manifest
 
 
-def _has_picture(table: pa.Table, root: Path) -> bool:
-    """Whether one picture at the least lies under a folder: almost always the first that is looked for."""
-    pieces = in_pieces(table["path"].drop_null())
-    # 5 times as fast as Path
+def _holds_image(root: Path, table: pa.Table) -> bool:
+    pieces = in_pieces(table["path"].drop_null())  # almost always the first path is there; 5 times as fast as Path
     return any(os.path.exists(os.path.join(root, path)) for piece in pieces for path in piece)  # noqa: PTH110, PTH118

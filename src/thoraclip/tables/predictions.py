@@ -77,11 +77,7 @@ class Predictions:
         return replace(self, target=self.target[rows], scores=self.scores[rows], **lists)
 
     def judged(self) -> Predictions:
-        """The labelled rows of split `test`, which a report counts; where no row names a split, all labelled ones.
-
-        Raises:
-            ManifestError: no such row.
-        """
+        """The labelled rows of split `test`, or all where no row names a split; ManifestError where there is none."""
         has_split = any(split is not None for split in self.split)
         in_test = np.array([s == "test" or not has_split for s in self.split], dtype=bool)
         rows = np.flatnonzero(in_test & (self.target >= 0))
@@ -105,16 +101,17 @@ class Predictions:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write Parquet (or CSV, by the file's ending): image_id, split, fold, label, score_<class>..., patient."""
-    columns: dict[str, pa.Array] = {
-        "image_id": pa.array(predictions.image_id, pa.string()),
-        "split": pa.array(predictions.split, pa.string()),
-        "fold": pa.array(predictions.fold, pa.int32()),
-        "label": pa.array([predictions.labels.names[t] if t >= 0 else None for t in predictions.target], pa.string()),
-    }
-    for column, name in enumerate(predictions.labels.names):
-        columns[_SCORE + name] = pa.array(predictions.scores[:, column], pa.float64())
-    columns["patient"] = pa.array(predictions.patient, pa.string())
-    table = pa.table(columns)
+    names = predictions.labels.names
+    table = pa.table(
+        {
+            "image_id": pa.array(predictions.image_id, pa.string()),
+            "split": pa.array(predictions.split, pa.string()),
+            "fold": pa.array(predictions.fold, pa.int32()),
+            "label": pa.array([names[t] if t >= 0 else None for t in predictions.target], pa.string()),
+            **{_SCORE + name: predictions.scores[:, column] for column, name in enumerate(names)},
+            "patient": pa.array(predictions.patient, pa.string()),
+        }
+    )
     if path.suffix == ".csv":
         with atomic_open(path) as stream:
             pacsv.write_csv(table, stream)
@@ -173,7 +170,7 @@ def _from_table(table: pa.Table) -> Predictions:
         )
     labels = LabelSet(tuple(name.removeprefix(_SCORE) for name in score_columns))
     given = table["label"].to_pylist()
-    missing = sorted({label for label in given if label is not None and label not in labels.names})
+    missing = sorted(set(given) - {None, *labels.names})
     if missing:
         raise ManifestError(
             f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; add its scores"

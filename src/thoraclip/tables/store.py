@@ -19,23 +19,14 @@ import pyarrow.parquet as pq
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.runs import atomic_open, canonical_json
 
-__all__ = [
-    "StoredTable",
-    "joined",
-    "kept",
-    "open_table",
-    "require_parquet",
-    "require_rows",
-    "slices",
-    "write_table",
-]
+__all__ = ["StoredTable", "joined", "kept", "open_table", "require_parquet", "require_rows", "slices", "write_table"]
 
 _KEY = b"thoraclip"
 _ROWS = 1 << 20  # that are worked on at once, and of a row group of a file
 
 
-def require_parquet(path: Path, what: str) -> None:
-    """Raise InputError unless the name ends in `.parquet`; `what` begins the message, such as "a manifest is"."""
+def require_parquet(path: Path, what: str = "a manifest is") -> None:
+    """Raise InputError unless the name ends in `.parquet`; `what` begins the message."""
     if path.suffix != ".parquet":
         raise InputError(f"{path}: {what} a Parquet file; name it {path.with_suffix('.parquet').name}")
 
@@ -44,13 +35,12 @@ def require_rows(kind: str, table: Any, columns: Sequence[str]) -> None:
     """Raise ManifestError unless `table.image_id` is known and unique, and each column has a value for each image."""
     ids = table.image_id
     for name in columns:
-        if len(getattr(table, name)) != len(ids):
-            raise ManifestError(
-                f"{kind}: {len(getattr(table, name))} values of '{name}' for {len(ids)} images; give one each"
-            )
-    if not all(ids):
-        row = next(row for row, image_id in enumerate(ids, start=1) if not image_id)
-        raise ManifestError(f"{kind}: row {row} has no image_id; give each image one")
+        given = len(getattr(table, name))
+        if given != len(ids):
+            raise ManifestError(f"{kind}: {given} values of '{name}' for {len(ids)} images; give one each")
+    for row, image_id in enumerate(ids, start=1):
+        if not image_id:
+            raise ManifestError(f"{kind}: row {row} has no image_id; give each image one")
     repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ManifestError(
@@ -77,14 +67,13 @@ def slices(table: pa.Table) -> Iterable[pa.Table]:
 
 def joined(parts: Iterable[pa.Table]) -> pa.Table:
     """One table of several; columns of equal content (path and id, unknown masks) share their memory."""
-    return pa.concat_tables([_shared(part) for part in parts])
-
-
-def _shared(table: pa.Table) -> pa.Table:
-    columns: list[pa.ChunkedArray] = []
-    for column in table.columns:
-        columns.append(next((c for c in columns if c.type == column.type and c.equals(column)), column))
-    return pa.Table.from_arrays(columns, schema=table.schema)
+    tables = []
+    for part in parts:
+        columns: list[pa.ChunkedArray] = []
+        for column in part.columns:
+            columns.append(next((c for c in columns if c.type == column.type and c.equals(column)), column))
+        tables.append(pa.Table.from_arrays(columns, schema=part.schema))
+    return pa.concat_tables(tables)
 
 
 @dataclass(frozen=True)
@@ -129,7 +118,6 @@ def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = Fal
     """Read the header of a table of one kind.
 
     Args:
-        path: the file.
         kind: what it must hold.
         newest_schema: the newest that this version reads.
         foreign: also take a table without our header, whose columns the caller checks.

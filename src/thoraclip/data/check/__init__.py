@@ -4,8 +4,7 @@
         |                       +--class_differences, marks-------------------+--> check.json -> check.md, check.html
         +--counts, patients, identical files----------------------------------+
 
-Without pictures only the last line is followed: the table alone, of millions of images, is looked at in little memory.
-A *leak* is a patient or a picture on both sides of a split; everything else is a warning.
+Without images only the last line is followed: the table alone, of millions of images, is checked in little memory.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import pyarrow.compute as pc
 
 from thoraclip.data.check import findings
 from thoraclip.data.check.inspection import Inspection, inspect
-from thoraclip.data.check.reading import leaks, warnings
+from thoraclip.data.check.page import html_page, leaks, markdown_page, warnings
 from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, find_duplicates
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.imaging import DECODING
@@ -45,11 +44,12 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
         seed: of the folds behind the class differences.
         progress: called with (done, total) of each stage.
     """
+    parts, classes = manifest.counts()
     content: dict[str, Any] = {
         "schema": _SCHEMA,
         "manifest": manifest.content_fingerprint,
         "images": len(manifest),
-        "counts": findings.counts(manifest),
+        "counts": {"parts": parts, "classes": classes},
         "tallies": findings.tallies(manifest),
         "unreadable": [],
         "patients": findings.patients(manifest),
@@ -58,45 +58,39 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
         content |= {"pictures": False, "duplicates": findings.duplicates(manifest, *findings.identical(manifest))}
         content |= {"marks": {"per_class": {}, "images": []}, "differences": []}
     else:
-        seen = inspect(manifest, work, progress=progress)
-        pairs = _pairs(manifest, seen, work, progress)
+        inspection = inspect(manifest, work, progress=progress)
         paths, ids = manifest.column("path"), manifest.column("image_id")
         content |= {
             "unreadable": [
                 {"image_id": ids[row], "path": paths[row], "reason": reason}
-                for row, reason in sorted(seen.unreadable.items())
+                for row, reason in sorted(inspection.unreadable.items())
             ],
-            "duplicates": findings.duplicates(manifest, pairs),
-            "marks": findings.marks(manifest, seen),
-            "differences": findings.differences(manifest, seen, seed=seed),
+            "duplicates": findings.duplicates(manifest, _pairs(manifest, inspection, work, progress)),
+            "marks": findings.marks(manifest, inspection),
+            "differences": findings.differences(manifest, inspection, seed=seed),
         }
-    content |= {"leaks": leaks(content), "warnings": warnings(content, manifest)}
+    content |= {"leaks": list(leaks(content)), "warnings": list(warnings(content, manifest))}
     return content | {"provenance": provenance(seed=seed, inputs={"manifest": manifest.fingerprint})}
 
 
-def _pairs(manifest: Manifest, seen: Inspection, work: Path, progress: Progress | None) -> list[DuplicatePair]:
+def _pairs(manifest: Manifest, inspection: Inspection, work: Path, progress: Progress | None) -> list[DuplicatePair]:
     """The pairs of duplicates, kept beside the measurements; found again where anything that they depend on changed."""
-    file = work / "pairs.json"
-    fingerprint = digest([manifest.content_fingerprint, sorted(seen.unreadable), THUMBNAIL_SIDE, DECODING, _RULES])
+    file, unreadable = work / "pairs.json", inspection.unreadable
+    fingerprint = digest([manifest.content_fingerprint, sorted(unreadable), THUMBNAIL_SIDE, DECODING, _RULES])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["fingerprint"] == fingerprint:
             return [DuplicatePair(**pair) for pair in kept["pairs"]]
-    pairs = find_duplicates(seen.thumbnails, _distinct(manifest, seen), progress=progress)
+    hashes = enumerate(manifest.column("sha256"))  # of an unusable image one of its own: it is nobody's copy
+    distinct = [sha if sha and row not in unreadable else f"row {row}" for row, sha in hashes]
+    pairs = find_duplicates(inspection.thumbnails, distinct, progress=progress)
     write_json(file, {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in pairs]})
     return pairs
 
 
-def _distinct(manifest: Manifest, seen: Inspection) -> list[str]:
-    """SHA-256 of every picture; a mark of its own where the picture cannot be used, so that it is nobody's copy."""
-    hashes = manifest.column("sha256")
-    return [hashes[row] if hashes[row] and row not in seen.unreadable else f"row {row}" for row in range(len(manifest))]
-
-
 def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | None = None) -> Manifest:
     """The manifest with a column `duplicate_cluster`, the same for images that show the same picture (see `check`)."""
-    seen = inspect(manifest, work, progress=progress)
-    pairs = _pairs(manifest, seen, work, progress)
+    pairs = _pairs(manifest, inspect(manifest, work, progress=progress), work, progress)
     return _with_clusters(manifest, findings.duplicates(manifest, pairs)["groups"])
 
 
@@ -131,18 +125,14 @@ def read_check(folder: Path, manifest: Manifest, *, whole: bool = False) -> dict
 
 
 def read_clusters(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with a column `duplicate_cluster`, from the groups of a check.
-
-    Raises:
-        MismatchError: it looked at no picture, so that near duplicates are not in it; and as `read_check` does.
-    """
-    found = read_check(folder, manifest)
-    if not found.get("pictures", True):
+    """The manifest with a column `duplicate_cluster`, from a check of the images; raises as `read_check` does."""
+    content = read_check(folder, manifest)
+    if not content.get("pictures", True):
         raise MismatchError(
             f"{folder}: a check of the table alone, which knows no near duplicates (identical files stay together "
             "anyway); run thoraclip check without --no-pictures"
         )
-    return _with_clusters(manifest, found["duplicates"]["groups"])
+    return _with_clusters(manifest, content["duplicates"]["groups"])
 
 
 def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> Manifest:
@@ -153,13 +143,7 @@ def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> M
 
 
 def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
-    """Write `check.json`, and `check.md` and `check.html` drawn from it (the page with the pairs side by side).
-
-    Raises:
-        InputError: `out` is a file.
-    """
-    from thoraclip.data.check.page import html_page, markdown_page
-
+    """Write `check.json`, and `check.md` and `check.html` drawn from it; InputError where `out` is a file."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
     write_json(out / "check.json", dict(content))

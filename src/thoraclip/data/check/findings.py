@@ -1,4 +1,4 @@
-"""What a look at a manifest and its pictures brings up: leaks, contradictions, copies, marks, as plain data."""
+"""Findings of a check as plain data: contradictions, copies, marks, and what tells the classes apart."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ from thoraclip.data.differences import class_differences
 from thoraclip.data.duplicates import DuplicatePair, clusters
 from thoraclip.data.splits import independent_groups
 from thoraclip.proportions import wilson
-from thoraclip.tables.codes import ranks, torn
+from thoraclip.tables.codes import conflicting, ranks
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["counts", "differences", "duplicates", "identical", "marks", "patients", "tallies"]
+__all__ = ["differences", "duplicates", "identical", "marks", "patients", "tallies"]
 
 _MOST = 100_000
-"""Entries of a list that the table alone brings up; of a longer one the first are listed, and how many there are in
-all."""
+"""Entries of a list from the table alone; of a longer one the first are listed, and how many there are in all."""
 
 _SHOWN = ("image_id", "label", "patient", "split", "fold")
+_OF_PAIRS = ("kind", "correlation", "mirrored", "rotation_degrees", "scale")
 _CATEGORICAL = ("view", "sex", "source", "format", "mode", "body_part")
-
-
-def counts(manifest: Manifest) -> dict[str, Any]:
-    """Images of each class in each part; see `Manifest.counts`."""
-    parts, classes = manifest.counts()
-    return {"parts": parts, "classes": classes}
 
 
 def tallies(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
@@ -40,40 +34,36 @@ def tallies(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
     images: Counter[str] = Counter()
     for (label,), n in manifest.tally("label"):
         images[label or "unknown"] += n
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    tallies: dict[str, dict[str, dict[str, int]]] = {}
     for name, columns in (("size", ("width", "height")), ("mode", ("mode",)), ("format", ("format",))):
         table: dict[str, Counter[str]] = {label: Counter() for label in sorted(images)}
         for (label, *values), n in manifest.tally("label", *columns, most=_MOST):
             table[label or "unknown"][" x ".join(map(str, values)) if name == "size" else values[0] or "unknown"] += n
-        found[name] = {label: dict(sorted(c.items(), key=lambda i: (-i[1], i[0]))) for label, c in table.items()}
-        for label, listed in found[name].items():
+        tallies[name] = {label: dict(sorted(c.items(), key=lambda i: (-i[1], i[0]))) for label, c in table.items()}
+        for label, listed in tallies[name].items():
             if sum(listed.values()) < images[label]:
                 listed["all others"] = images[label] - sum(listed.values())
-    return found
+    return tallies
 
 
 def patients(manifest: Manifest) -> dict[str, Any]:
     """Known patients, and those that stand in two parts or under two labels; `in_all` where a list is cut."""
     known = manifest.values("patient")
-    found: dict[str, Any] = {
-        "known": pc.count_distinct(known).as_py(),
-        "images_of_unknown_patients": known.null_count,
-    }
+    two: dict[str, list[dict[str, Any]]] = {"in_two_splits": [], "under_two_labels": []}
     in_all: Counter[str] = Counter()
-    for name, columns in (("in_two_splits", ("split", "fold")), ("under_two_labels", ("label",))):
-        found[name] = []
-        for column in columns:
-            listed, number, images = _in_two(manifest, column)
-            found[name] += listed
-            in_all += Counter({name: number, f"images_{name}": images})
-    is_cut = any(len(found[name]) < in_all[name] for name in ("in_two_splits", "under_two_labels"))
-    return found | ({"in_all": dict(in_all)} if is_cut else {})
+    for name, column in (("in_two_splits", "split"), ("in_two_splits", "fold"), ("under_two_labels", "label")):
+        listed, number, images = _in_two(manifest, column)
+        two[name] += listed
+        in_all += Counter({name: number, f"images_{name}": images})
+    content = {"known": pc.count_distinct(known).as_py(), "images_of_unknown_patients": known.null_count, **two}
+    is_cut = any(len(listed) < in_all[name] for name, listed in two.items())
+    return content | ({"in_all": dict(in_all)} if is_cut else {})
 
 
 def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int, int]:
     """Patients with more than one value of a column: the first of them, and how many there are, of how many images."""
     known = manifest.values("patient")
-    names = known.filter(pa.array(manifest.torn(column))).unique()
+    names = known.filter(pa.array(manifest.conflicting(column))).unique()
     own = pc.is_in(known, value_set=names)
     names, number = names.take(pc.sort_indices(names)).slice(0, _MOST), len(names)
     rows = manifest.table.select(["patient", column]).filter(pc.is_in(known, value_set=names))
@@ -87,8 +77,7 @@ def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int,
 
 
 def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:
-    """Pairs of files of equal SHA-256, the first of a group with each other one; those that cross the split, then a
-    label, first.
+    """Pairs of files of equal SHA-256, the first of a group with each other one; across the split, then a label, first.
 
     Returns:
         The pairs, and, where they are not all, how many pairs, groups and images there are in all, and how many groups
@@ -123,9 +112,8 @@ def _across(
         fold = ranks(manifest.values("fold").take(pa.array(rows)))
         value = np.where(fold >= 0, fold + len(rows), value)
     several = np.zeros(int(content.max(initial=-1)) + 1, dtype=bool)
-    several[content[torn(content, value)]] = True
-    found: npt.NDArray[np.bool_] = several[content]
-    return found
+    several[content[conflicting(content, value)]] = True
+    return np.asarray(several[content])
 
 
 def duplicates(
@@ -133,94 +121,69 @@ def duplicates(
 ) -> dict[str, Any]:
     """Pairs that show the same picture, those that cross a split or a label first, and the groups that they form.
 
-    In a group of identical files each pair holds the first of them.
-
-    Args:
-        manifest: N images.
-        pairs: of them.
-        in_all: see `identical`.
+    In a group of identical files each pair holds the first of them. `in_all`: see `identical`.
     """
     ends = sorted({end for pair in pairs for end in (pair.first, pair.second)})
     own = {name: manifest.values(name).take(pa.array(ends, pa.int64())).to_pylist() for name in _SHOWN}
     own["part"] = [
         split if fold is None else f"fold {fold}" for split, fold in zip(own.pop("split"), own.pop("fold"), strict=True)
     ]
-    columns = {name: dict(zip(ends, values, strict=True)) for name, values in own.items()}
-    rows = []
-    for pair in pairs:
-        shown: dict[str, Any] = {name: [columns[name][end] for end in (pair.first, pair.second)] for name in columns}
-        shown |= {
-            "kind": pair.kind,
-            "correlation": pair.correlation,
-            "mirrored": pair.mirrored,
-            "rotation_degrees": pair.rotation_degrees,
-            "scale": pair.scale,
-        }
-        shown |= {f"across_{name}": _differ(shown[name]) for name in ("part", "label", "patient")}
-        rows.append(shown)
-    rows.sort(key=lambda row: (not row["across_part"], not row["across_label"], row["image_id"]))
     place = {end: number for number, end in enumerate(ends)}
+
+    def entry(places: Sequence[int], **facts: Any) -> dict[str, Any]:
+        shown: dict[str, Any] = {name: [values[place] for place in places] for name, values in own.items()}
+        across = {f"across_{name}": len(set(shown[name]) - {None}) > 1 for name in ("part", "label", "patient")}
+        return shown | facts | across
+
     linked = np.array([(place[pair.first], place[pair.second]) for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    groups: dict[int, list[int]] = {}
-    for end, group_number in zip(ends, clusters(len(ends), linked).tolist(), strict=True):
-        groups.setdefault(group_number, []).append(end)
-    found = []
-    for members in groups.values():
-        group: dict[str, Any] = {name: [columns[name][row] for row in members] for name in columns}
-        found.append(group | {f"across_{name}": _differ(group[name]) for name in ("part", "label", "patient")})
-    listed = {"pairs": rows, "groups": sorted(found, key=lambda group: group["image_id"])}
-    return listed | ({"in_all": dict(in_all)} if in_all else {})
-
-
-def _differ(values: Sequence[Any]) -> bool:
-    return len({value for value in values if value is not None}) > 1
+    listed = [
+        entry(both, **{name: getattr(pair, name) for name in _OF_PAIRS})
+        for pair, both in zip(pairs, linked.tolist(), strict=True)
+    ]
+    listed.sort(key=lambda pair: (not pair["across_part"], not pair["across_label"], pair["image_id"]))
+    members: dict[int, list[int]] = {}
+    for number, group in enumerate(clusters(len(ends), linked).tolist()):
+        members.setdefault(group, []).append(number)
+    groups = sorted(map(entry, members.values()), key=lambda group: group["image_id"])
+    return {"pairs": listed, "groups": groups} | ({"in_all": dict(in_all)} if in_all else {})
 
 
 def marks(manifest: Manifest, inspection: Inspection) -> dict[str, Any]:
-    """Share of each class's images with burned-in marks (with Wilson's 95 % interval), and the images, most marked
-    first."""
+    """Share of each class's images with burned-in marks (Wilson's 95 % interval), and the images, most marked first."""
     names = list(MEASURED)
     count, area = (inspection.statistics[:, names.index(name)] for name in ("mark_count", "mark_area"))
     labels = np.array([label or "unknown" for label in manifest.column("label")])
     ids = manifest.column("image_id")
-    seen = ~np.isnan(count)
+    is_read = ~np.isnan(count)
     per_class = {}
     for label in sorted(set(labels.tolist())):
-        own = seen & (labels == label)
-        per_class[label] = _share(int((count[own] > 0).sum()), int(own.sum()))
-    order = sorted(np.flatnonzero(seen & (count > 0)).tolist(), key=lambda row: (-float(area[row]), ids[row]))
+        own = is_read & (labels == label)
+        hits, total = int((count[own] > 0).sum()), int(own.sum())
+        low, high = wilson(hits, total) if total else (None, None)
+        share = hits / total if total else None
+        per_class[label] = {"hits": hits, "of": total, "value": share, "low": low, "high": high}
+    order = sorted(np.flatnonzero(is_read & (count > 0)).tolist(), key=lambda row: (-float(area[row]), ids[row]))
     listed = [{"image_id": ids[row], "marks": int(count[row]), "area": float(area[row])} for row in order]
     return {"per_class": per_class, "images": listed}
 
 
-def _share(hits: int, total: int) -> dict[str, Any]:
-    low, high = wilson(hits, total) if total else (None, None)
-    return {"hits": hits, "of": total, "value": hits / total if total else None, "low": low, "high": high}
-
-
 def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> list[dict[str, Any]]:
-    """What tells the classes apart without anatomy; see `data.differences`. Unlabelled and unusable images do not
-    count."""
+    """`data.differences` of the labelled images that can be read."""
     labels = manifest.column("label")
     rows = [row for row, label in enumerate(labels) if label is not None and row not in inspection.unreadable]
     if not rows:
         return []
-    groups = independent_groups(manifest)
 
     def pick(values: Sequence[Any]) -> list[Any]:
         return [values[row] for row in rows]
 
-    numeric = {name: inspection.statistics[rows, column] for column, name in enumerate(MEASURED)}
-    ages = [np.nan if age is None else age for age in pick(manifest.column("age_years"))]
-    categorical: Mapping[str, Sequence[str | None]] = {
-        name: pick(manifest.column(name)) for name in _CATEGORICAL if name in manifest.table.column_names
-    }
-    found = class_differences(
+    numeric: dict[str, Any] = {name: inspection.statistics[rows, column] for column, name in enumerate(MEASURED)}
+    numeric["age_years"] = [np.nan if age is None else age for age in pick(manifest.column("age_years"))]
+    return class_differences(
         pick(labels),
-        pick(groups),
-        {**numeric, "age_years": ages},
-        categorical,
+        pick(independent_groups(manifest)),
+        numeric,
+        {name: pick(manifest.column(name)) for name in _CATEGORICAL if name in manifest.table.column_names},
         seed=seed,
         descriptions={**MEASURED, "age_years": "age of the patient, in years"},
     )
-    return [difference.as_dict() for difference in found]

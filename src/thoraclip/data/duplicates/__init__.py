@@ -3,10 +3,8 @@
 All chest radiographs look alike, so a short hash alone finds mostly strangers. Here a hash proposes and pixels confirm:
 
 1. A picture's hash is the signs of 256 low-frequency cosines of its equalised thumbnail (pHash; Zauner 2010). A cosine
-of
-   a warped picture is linear in the picture's own pixels, so one matrix product hashes all 75 canonical warps
-   (`WARPS`).
-2. The hashes of all warps meet the hashes of all pictures, plain and mirrored, in an exact join (`hamming_pairs`).
+   of a warped picture is linear in the picture's own pixels: one matrix product hashes all 75 canonical `WARPS`.
+2. The hashes of all warps meet the hashes of all pictures, plain and mirrored, in an exact join (`HashIndex`).
 3. A proposed pair is aligned by Gauss-Newton steps on an affine warp, and its fine detail is correlated.
 
 Blank pictures (without contrast, or more than nine tenths of one grey) are duplicates of identical files only.
@@ -24,23 +22,23 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
-from thoraclip.data.duplicates.alignment import CORRELATION, confirm, half_detail
-from thoraclip.data.duplicates.hamming import ROOM, HashIndex, hamming_pairs
-from thoraclip.data.duplicates.hashing import BITS, THUMBNAIL_SIDE, WARPS, is_blank, mirror, near_hashes, thumbnail
-from thoraclip.errors import ImageError, MismatchError
+from thoraclip.data.duplicates.hamming import ROOM, HashIndex
+from thoraclip.data.duplicates.thumbnails import (
+    THUMBNAIL_SIDE,
+    WARPS,
+    confirm,
+    half_detail,
+    is_blank,
+    mirror,
+    near_hashes,
+    thumbnail,
+)
 from thoraclip.runs import Progress, needing_room, take_room
 
-__all__ = [
-    "THUMBNAIL_SIDE",
-    "DuplicatePair",
-    "HashIndex",
-    "clusters",
-    "find_duplicates",
-    "hamming_pairs",
-    "near_hashes",
-    "thumbnail",
-]
+__all__ = ["THUMBNAIL_SIDE", "DuplicatePair", "clusters", "find_duplicates", "thumbnail"]
 
 Grey = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -54,10 +52,8 @@ different pictures 136 do, two in ten thousand."""
 NEAREST, GROUP = 32, 16
 """Bounds where thousands of pictures resemble each other: alignments tried for one picture at a time, and the size
 above which a group of linked pictures is not searched for more pairs within it."""
-_BLOCK = 128
-"""Pictures or pairs per block. Memory only."""
-_ROUND = 16
-"""Blocks that are aligned, side by side, before it is looked at which pictures are linked by now."""
+_BLOCK, _ROUND = 128, 16
+"""Pictures or pairs per block (memory only), and blocks that are aligned before linked pictures are grouped again."""
 
 
 @dataclass(frozen=True)
@@ -101,37 +97,23 @@ def find_duplicates(
 
     Returns:
         Pairs sorted by (first, second).
-
-    Raises:
-        ImageError: thumbnails of another shape or dtype.
-        MismatchError: not one SHA-256 for each thumbnail.
     """
-    if thumbnails.dtype != np.uint8 or thumbnails.shape[1:] != (THUMBNAIL_SIDE, THUMBNAIL_SIDE):
-        side = THUMBNAIL_SIDE
-        raise ImageError(f"thumbnails {thumbnails.dtype}{list(thumbnails.shape)}: expected uint8 [N, {side}, {side}]")
-    if len(sha256) != len(thumbnails):
-        raise MismatchError(
-            f"{len(sha256)} SHA-256 for {len(thumbnails)} thumbnails; give one for each, in their order"
-        )
     groups: dict[str, list[int]] = {}
     for position, digest in enumerate(sha256):
         groups.setdefault(digest, []).append(position)
-    found = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
+    identical = [DuplicatePair(group[0], other, "identical") for group in groups.values() for other in group[1:]]
     # in the order of their SHA-256, so that nothing below depends on the order of the images
     order = np.array([groups[digest][0] for digest in sorted(groups)], dtype=np.int64)
-    wanted = np.ones(len(order), dtype=bool)
-    if among is not None:
-        wanted = np.array([any(among[groups[digest]]) for digest in sorted(groups)], dtype=bool)
+    wanted = np.array([among is None or any(among[groups[digest]]) for digest in sorted(groups)], dtype=bool)
     search = _Search(thumbnails, order, wanted)
     for done, total in search.run():
         if progress:
             progress(done, total)
-    return sorted(found + search.found(), key=lambda pair: (pair.first, pair.second))
+    return sorted(identical + search.near_pairs(), key=lambda pair: (pair.first, pair.second))
 
 
 class _Search:
-    """Near pairs among pictures in a fixed order, one of each pair at least wanted; `run` yields (done, total) as it
-    goes."""
+    """Near pairs among images in a fixed order, one of each pair at least wanted; `run` yields (done, total)."""
 
     def __init__(self, thumbnails: Grey, order: Indices, wanted: Mask) -> None:
         self.thumbnails, self.order, self.wanted = thumbnails, order, wanted
@@ -143,18 +125,21 @@ class _Search:
     def run(self) -> Iterator[tuple[int, int]]:
         blocks = range(0, len(self.order), _BLOCK)
         total = len(blocks) + len(WARPS)
-        found, rows = [np.zeros((0, len(WARPS), BITS // 64), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+        hashed, rows = [np.zeros((0, len(WARPS), 4), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
         for done, begin in enumerate(blocks, start=1):
             block = np.asarray(self.thumbnails[self.order[begin : begin + _BLOCK]])
             seen = ~is_blank(block)
-            found.append(near_hashes(block[seen]))
+            hashed.append(near_hashes(block[seen]))
             rows.append(begin + np.flatnonzero(seen))
             yield done, total
-        hashes, kept = np.concatenate(found), np.concatenate(rows)
-        del found
+        hashes, kept = np.concatenate(hashed), np.concatenate(rows)
+        del hashed
         for done in self._join(hashes, kept, range(1)):
             yield len(blocks) + done, total
-        few = self._representatives()[kept]  # of pictures that are linked by now
+        turn = np.argsort(self.group, kind="stable")
+        few = np.zeros(len(turn), dtype=bool)  # of images that are linked by now the first GROUP of each group
+        few[turn] = np.arange(len(turn)) - np.searchsorted(self.group[turn], self.group[turn]) < GROUP
+        few = few[kept]
         for done in self._join(hashes[few], kept[few], range(1, len(WARPS))):
             yield len(blocks) + 1 + done, total
 
@@ -175,14 +160,6 @@ class _Search:
                     waiting = [_nearest(_best(np.concatenate(waiting), len(self.order)))]
             yield done
         self._settle(_best(np.concatenate(waiting), len(self.order)))
-
-    def _representatives(self) -> Mask:
-        """bool[N]: not more than GROUP pictures of each group."""
-        turn = np.argsort(self.group, kind="stable")
-        first = np.searchsorted(self.group[turn], self.group[turn])
-        chosen = np.zeros(len(turn), dtype=bool)
-        chosen[turn] = np.arange(len(turn)) - first < GROUP
-        return chosen
 
     def _linked(self, source: Indices, target: Indices) -> Mask:
         """bool[K]: both stand in one group of more than GROUP pictures."""
@@ -210,7 +187,7 @@ class _Search:
                 part = part[~self._linked(part[:, 0], part[:, 1])]
                 blocks = [part[at : at + _BLOCK] for at in range(0, len(part), _BLOCK)]
                 for block, (correlations, warps) in zip(blocks, pool.map(confirmed, blocks), strict=True):
-                    good = correlations >= CORRELATION
+                    good = correlations > 0
                     self.pairs = np.concatenate([self.pairs, block[good]])
                     self.correlations = np.concatenate([self.correlations, correlations[good]])
                     self.warps = np.concatenate([self.warps, warps[good]])
@@ -229,8 +206,7 @@ class _Search:
             rows = self.order[used[begin : begin + _BLOCK]]
             halves[begin : begin + _BLOCK] = half_detail(np.asarray(self.thumbnails[rows]))
 
-        for _ in pool.map(fill, range(0, len(used), _BLOCK)):
-            pass
+        list(pool.map(fill, range(0, len(used), _BLOCK)))
         return halves
 
     def _is_news(self, waiting: Indices) -> Mask:
@@ -242,28 +218,21 @@ class _Search:
         nearer = waiting[:, 4] < self.tried[place, 4] if len(known) else seen
         return np.asarray((~seen | nearer) & ~np.isin(keys, _key(self.pairs, count)))
 
-    def found(self) -> list[DuplicatePair]:
-        found = []
+    def near_pairs(self) -> list[DuplicatePair]:
+        pairs = []
         for row, correlation, warp in zip(self.pairs, self.correlations, self.warps, strict=True):
-            source, target = (int(i) for i in self.order[row[:2]])
-            mirrored = bool(row[3])
+            (source, target), mirrored = self.order[row[:2]].tolist(), bool(row[3])
             turn = float(np.degrees(np.arctan2(warp[1, 0] - warp[0, 1], warp[0, 0] + warp[1, 1])))
             scale = float(abs(np.linalg.det(warp[:2, :2])) ** -0.5)
             if source > target:  # the other way round; a mirror turns the turn again
                 source, target, scale, turn = target, source, 1 / scale, turn if mirrored else -turn
-            agreement = min(1.0, float(correlation))
-            found.append(
-                DuplicatePair(
-                    source, target, "near", int(row[4]), agreement, mirrored, round(turn, 2) + 0.0, round(scale, 4)
-                )
-            )
-        return found
+            shown = int(row[4]), min(1.0, float(correlation)), mirrored, round(turn, 2) + 0.0, round(scale, 4)
+            pairs.append(DuplicatePair(source, target, "near", *shown))
+        return pairs
 
 
 def _key(pairs: Indices, count: int) -> Indices:
-    low, high = np.minimum(pairs[:, 0], pairs[:, 1]), np.maximum(pairs[:, 0], pairs[:, 1])
-    key: Indices = low * count + high
-    return key
+    return np.asarray(pairs[:, :2].min(axis=1) * count + pairs[:, :2].max(axis=1))
 
 
 def _best(waiting: Indices, count: int) -> Indices:
@@ -285,19 +254,8 @@ def _nearest(waiting: Indices) -> Indices:
 
 
 def clusters(count: int, pairs: Sequence[DuplicatePair] | Indices) -> Indices:
-    """i64[count]: which images are linked by pairs, directly or not; numbered in order of first appearance.
-
-    Args:
-        count: number of images.
-        pairs: duplicate pairs, or i64[K, >=2] of positions.
-    """
+    """i64[count]: groups of images that pairs (or positions i64[K, >=2]) link, numbered by their first members."""
     if not isinstance(pairs, np.ndarray):
         pairs = np.array([(pair.first, pair.second) for pair in pairs], dtype=np.int64).reshape(-1, 2)
-    labels, first, second = np.arange(count), pairs[:, 0], pairs[:, 1]
-    while (labels[first] != labels[second]).any():  # labels point to smaller members until all point to the smallest
-        lower = np.minimum(labels[first], labels[second])
-        np.minimum.at(labels, labels[first], lower)
-        np.minimum.at(labels, labels[second], lower)
-        while (labels != labels[labels]).any():
-            labels = labels[labels]
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)

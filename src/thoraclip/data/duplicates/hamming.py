@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import ConfigError
-
-__all__ = ["ROOM", "HashIndex", "hamming_pairs"]
+__all__ = ["ROOM", "HashIndex"]
 
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
-ROOM = 1 << 20
-"""Rows of candidates held. Memory only."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One substring of the hashes: `keys` sorted by `order`; `starts[k]` is where key k begins."""
-
-    shift: int
-    bits: int
-    radius: int
-    order: Indices
-    starts: Indices
+ROOM = 1 << 20  # rows of candidates held; memory only
 
 
 def _keys(hashes: Hashes, shift: int, bits: int) -> Indices:
@@ -44,25 +29,18 @@ def _layout(parts: int, radius: int) -> list[tuple[int, int, int]]:
 
 
 class HashIndex:
-    """Multi-index hashing (Norouzi, Punjani & Fleet 2012, arXiv:1307.2982): exact search within a Hamming radius.
-
-    Args:
-        hashes: u64[M], what is searched.
-        radius: 0..64, the largest distance that counts.
-    """
+    """Multi-index hashing (Norouzi et al. 2012, arXiv:1307.2982): exact search of u64[M] in a radius of 0..64 bits."""
 
     def __init__(self, hashes: Hashes, *, radius: int) -> None:
-        if not 0 <= radius <= 64:
-            raise ConfigError(f"radius = {radius}: must lie between 0 and 64 bits")
         self.hashes, self.radius = hashes, radius
         fewest = max(3, int(np.ceil(64 / (np.log2(len(hashes) + 2) + 2))))
         layout = min((_layout(parts, radius) for parts in range(fewest, fewest + 6)), key=self._cost)
-        self._parts = []
+        self._parts = []  # of each substring also the order of its keys, and where in it each key begins
         for shift, bits, near in layout:
             keys = _keys(hashes, shift, bits)
             starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << bits))])
             order = np.argsort(keys, kind="stable") if near >= 0 else np.zeros(0, dtype=np.int64)
-            self._parts.append(_Part(shift, bits, near, order, starts))
+            self._parts.append((shift, bits, near, order, starts))
 
     def _cost(self, layout: list[tuple[int, int, int]]) -> float:
         """Look-ups and collisions if the hashes were searched for themselves; clumped hashes want longer substrings."""
@@ -74,17 +52,17 @@ class HashIndex:
 
     def search(self, queries: Hashes) -> Iterator[tuple[Indices, Indices]]:
         """Blocks of (query, hash) positions, each pair within the radius once; a block tests about a million pairs."""
-        for number, part in enumerate(self._parts):
-            if part.radius < 0:
+        for number, (shift, bits, radius, order, starts) in enumerate(self._parts):
+            if radius < 0:
                 continue
-            keys = _keys(queries, part.shift, part.bits)
+            keys = _keys(queries, shift, bits)
             turn = np.argsort(keys, kind="stable")
             keys = keys[turn]
-            for flips in range(part.radius + 1):
-                for places in combinations(range(part.bits), flips):
+            for flips in range(radius + 1):
+                for places in combinations(range(bits), flips):
                     wanted = keys ^ sum(1 << place for place in places)
-                    for rows, places_found in _expand(part.starts[wanted], part.starts[wanted + 1]):
-                        yield self._verify(queries, turn[rows], part.order[places_found], number)
+                    for rows, positions in _expand(starts[wanted], starts[wanted + 1]):
+                        yield self._verify(queries, turn[rows], order[positions], number)
 
     def _verify(self, queries: Hashes, rows: Indices, columns: Indices, number: int) -> tuple[Indices, Indices]:
         """Keep the pairs within the radius that no earlier substring has found."""
@@ -92,8 +70,8 @@ class HashIndex:
         near = np.flatnonzero(np.bitwise_count(differing) <= self.radius)
         rows, columns, differing = rows[near], columns[near], differing[near]
         new = np.ones(len(rows), dtype=bool)
-        for earlier in self._parts[:number]:
-            new &= np.bitwise_count(_keys(differing, earlier.shift, earlier.bits)).astype(int) > earlier.radius
+        for shift, bits, radius, *_ in self._parts[:number]:
+            new &= np.bitwise_count(_keys(differing, shift, bits)).astype(int) > radius
         return rows[new], columns[new]
 
 
@@ -110,27 +88,3 @@ def _expand(starts: Indices, stops: Indices) -> Iterator[tuple[Indices, Indices]
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         yield np.repeat(part, counts), np.repeat(starts[part], counts) + offsets
         begin = end
-
-
-def hamming_pairs(hashes: Hashes, others: Hashes | None = None, *, radius: int) -> Indices:
-    """All pairs of 64-bit hashes that differ in at most `radius` bits; exact, without comparing all with all.
-
-    Args:
-        hashes: u64[N].
-        others: u64[M]; without it, pairs i < j within `hashes`.
-        radius: 0..64.
-
-    Returns:
-        i64[K, 2] of (position in `hashes`, position in `others`), sorted. K is the caller's to bound: n equal hashes
-        are n (n - 1) / 2 pairs.
-
-    Raises:
-        ConfigError: radius outside 0..64.
-    """
-    index = HashIndex(hashes if others is None else others, radius=radius)
-    found = [np.zeros((0, 2), dtype=np.int64)]
-    for rows, columns in index.search(hashes):
-        keep = rows < columns if others is None else np.ones(len(rows), dtype=bool)
-        found.append(np.column_stack([rows[keep], columns[keep]]))
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

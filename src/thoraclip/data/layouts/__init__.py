@@ -1,8 +1,4 @@
-"""Adapters from a folder on disk to candidate rows, one per layout.
-
-An adapter only lists: it opens no picture. `data.index` reads the pictures, sets the unreadable ones aside and
-builds the manifest.
-"""
+"""Adapters from a folder on disk to candidate rows, one per layout; `data.index` reads the images."""
 
 from __future__ import annotations
 
@@ -32,11 +28,7 @@ def find_layout(name: str) -> Callable[..., Listing]:
 
 
 def detect_layout(root: Path) -> str:
-    """`covid-qu-ex` when a `lung masks` or `infection masks` folder stands somewhere below, else `folders`.
-
-    Raises:
-        InputError: no such folder.
-    """
+    """`covid-qu-ex` with a folder `lung masks` or `infection masks` below, else `folders`; InputError for no folder."""
     require_folder(root)
     masks = ("lung masks", "infection masks")
     return "covid-qu-ex" if any(f.is_dir() and f.name.lower() in masks for f in root.rglob("* masks")) else "folders"

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from thoraclip.data.layouts.listing import CsvColumns, Listing, require_folder, split_name
+from thoraclip.data.layouts.listing import CsvColumns, Listing, split_name
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.tables.manifest import COLUMNS
 
@@ -34,19 +34,17 @@ def find_csv(root: Path, *, csv_file: Path | None = None, columns: CsvColumns | 
         ConfigError: `csv_file` was not given, or a named column is not in it.
         ManifestError: an unknown split word, or a multi-label value (`A|B`).
     """
-    require_folder(root)
+    listing = Listing(root)
     if csv_file is None:
         raise ConfigError("layout 'csv' needs the table: --csv FILE")
     if not csv_file.is_file():
         raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
-    columns = columns or CsvColumns()
-    listing = Listing()
     with csv_file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         try:
-            chosen = _chosen_columns(columns, reader.fieldnames or [], csv_file)
+            chosen = _chosen_columns(columns or CsvColumns(), reader.fieldnames or [], csv_file)
             for line, record in enumerate(reader, start=2):
-                _add_row(listing, root, record, chosen, where=f"{csv_file}:{line}")
+                _add_row(listing, record, chosen, where=f"{csv_file}:{line}")
         except (csv.Error, UnicodeDecodeError) as error:
             raise ManifestError(f"{csv_file}: not a readable CSV file ({error}); mend the file") from error
     return listing
@@ -70,12 +68,12 @@ def _chosen_columns(columns: CsvColumns, header: Any, csv_file: Path) -> dict[st
     return chosen
 
 
-def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[str, str], *, where: str) -> None:
+def _add_row(listing: Listing, record: dict[str, Any], chosen: dict[str, str], *, where: str) -> None:
     surplus = [cell for cell in record.pop(None, []) if cell.strip()]  # type: ignore[call-overload]
     if surplus:
         raise ManifestError(f"{where}: more cells than columns, from '{surplus[0]}' on; put quotes around commas")
     values = {name: _known(record.get(column)) for name, column in chosen.items()}
-    path = values["path"]
+    root, path = listing.root, values["path"]
     if path is None:
         listing.set_aside.append((where, "no path in this row"))
         return
@@ -89,8 +87,15 @@ def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[
         (f"csv_{k}" if k in COLUMNS else k): v or None for k, v in record.items() if k not in chosen.values()
     }
     row |= values | {"path": path, "image_id": values.get("image_id") or path}
-    row["label"] = _single_label(values["label"], where)
-    row["split"] = _split(values.get("split"), where)
+    if "|" in (values["label"] or ""):
+        raise ManifestError(
+            f"{where}: label '{values['label']}' names several classes; only single-label data are supported: keep one "
+            "per image"
+        )
+    word = values.get("split")
+    row["split"] = split_name(word)
+    if word and not row["split"]:
+        raise ManifestError(f"{where}: split '{word}' is unknown; use train, val or test")
     if row.get("sex"):
         row["sex"] = _SEXES.get(row["sex"].lower(), row["sex"])
     row["age_years"] = _age(listing, values.get("age_years"), where)
@@ -103,23 +108,6 @@ def _add_row(listing: Listing, root: Path, record: dict[str, Any], chosen: dict[
 
 def _known(value: str | None) -> str | None:
     return None if value is None or value.strip().lower() in _UNKNOWN else value.strip()
-
-
-def _single_label(label: str | None, where: str) -> str | None:
-    if label is not None and "|" in label:
-        raise ManifestError(
-            f"{where}: label '{label}' names several classes; only single-label data are supported: keep one per image"
-        )
-    return label
-
-
-def _split(word: str | None, where: str) -> str | None:
-    if word is None:
-        return None
-    split = split_name(word)
-    if split is None:
-        raise ManifestError(f"{where}: split '{word}' is unknown; use train, val or test")
-    return split
 
 
 def _age(listing: Listing, text: str | None, where: str) -> float | None:

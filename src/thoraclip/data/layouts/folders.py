@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thoraclip.data.layouts.listing import (
-    Listing,
-    all_files,
-    image_files,
-    relative,
-    require_folder,
-    split_name,
-    sub_folders,
-)
+from thoraclip.data.layouts.listing import Listing, all_files, image_files, split_name, sub_folders
 from thoraclip.errors import ManifestError
 from thoraclip.imaging import is_image_name
 
@@ -20,38 +12,26 @@ __all__ = ["find_folders"]
 
 
 def find_folders(root: Path, **_: object) -> Listing:
-    """List a folder of class folders, with or without split folders above them.
-
-    Raises:
-        InputError: no such folder.
-        ManifestError: a class folder without a picture.
-    """
-    require_folder(root)
-    listing = Listing()
+    """List a folder of class folders, with or without split folders above; ManifestError for a class without image."""
+    listing = Listing(root)
     tops = sub_folders(root)
     splits = [folder for folder in tops if split_name(folder.name)]
     if len({split_name(folder.name) for folder in splits}) >= 2:
-        listing.unknown_folders += [_unknown(folder, root) for folder in tops if folder not in splits]
+        listing.leave_out(folders=[folder for folder in tops if folder not in splits])
         classes = [(split_name(s.name), folder) for s in splits for folder in sub_folders(s)]
-        loose = [f for s in splits for f in all_files(s)]
     else:
-        classes = [(None, folder) for folder in tops]
-        loose = []
+        classes, splits = [(None, folder) for folder in tops], []
     for split, folder in classes:
         if _holds_masks(folder):  # masks are no class of patients
-            listing.unknown_folders.append(_unknown(folder, root))
+            listing.leave_out(folders=[folder])
         else:
-            _add_class(listing, root, folder, split)
-    for file in sorted(loose + all_files(root)):
+            _add_class(listing, folder, split)
+    for file in sorted(file for folder in (root, *splits) for file in all_files(folder)):
         if is_image_name(file):
-            listing.set_aside.append((relative(file, root), "outside any class folder"))
+            listing.set_aside.append((listing.relative(file), "outside any class folder"))
         else:
-            listing.other_files.append(relative(file, root))
+            listing.leave_out(files=[file])
     return listing
-
-
-def _unknown(folder: Path, root: Path) -> tuple[str, int]:
-    return relative(folder, root), sum(f.is_file() for f in folder.rglob("*"))
 
 
 def _holds_masks(folder: Path) -> bool:
@@ -60,20 +40,18 @@ def _holds_masks(folder: Path) -> bool:
 
 def _masks_above(file: Path, folder: Path) -> Path | None:
     """The outermost folder of masks, of those below `folder`, that a file lies in."""
-    inside = (place for place in reversed(file.parents) if folder in place.parents)
-    return next(filter(_holds_masks, inside), None)
+    return next((place for place in reversed(file.parents) if folder in place.parents and _holds_masks(place)), None)
 
 
-def _add_class(listing: Listing, root: Path, folder: Path, split: str | None) -> None:
-    pictures, others = image_files(folder, recursive=True)
+def _add_class(listing: Listing, folder: Path, split: str | None) -> None:
+    pictures, others = image_files(folder, "**/*")
     masks = {file: place for file in (*pictures, *others) if (place := _masks_above(file, folder))}
-    listing.unknown_folders += [_unknown(place, root) for place in sorted(set(masks.values()))]
-    pictures, others = ([f for f in found if f not in masks] for found in (pictures, others))
+    pictures, others = ([file for file in files if file not in masks] for files in (pictures, others))
+    listing.leave_out(folders=sorted(set(masks.values())), files=others)
     if not pictures:
         raise ManifestError(
             f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove the folder"
         )
     for file in pictures:
-        path = relative(file, root)
+        path = listing.relative(file)
         listing.rows.append({"image_id": path, "path": path, "label": folder.name, "split": split})
-    listing.other_files += [relative(file, root) for file in others]

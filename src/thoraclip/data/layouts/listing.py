@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,27 +10,12 @@ from typing import Any
 from thoraclip.errors import InputError
 from thoraclip.imaging import is_image_name
 
-__all__ = [
-    "CsvColumns",
-    "Listing",
-    "all_files",
-    "image_files",
-    "relative",
-    "require_folder",
-    "split_name",
-    "sub_folders",
-]
+__all__ = ["CsvColumns", "Listing", "all_files", "image_files", "require_folder", "split_name", "sub_folders"]
 
 _SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "tr": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+    "train": ("train", "training", "tr"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
 }
 
 
@@ -52,23 +38,36 @@ class CsvColumns:
 
 @dataclass
 class Listing:
-    """Candidates found under a root; everything that was seen stands in one of the lists.
+    """Candidates found under a root; everything that was seen stands in one of the lists. InputError for no folder.
 
     Args:
+        root: the folder.
         rows: manifest fields known without opening the picture (`image_id`, `path`, `label`, `split`, masks, ...).
         set_aside: (path, reason) of pictures that are known to be unusable already.
         unknown_folders: folders that the layout does not explain, with the number of files below them.
         other_files: files that are not pictures.
         notes: repeats, joins and conflicts, one line each.
-        joined: pictures of a second tree that are rows of the first.
     """
 
+    root: Path = field(compare=False)
     rows: list[dict[str, Any]] = field(default_factory=list)
     set_aside: list[tuple[str, str]] = field(default_factory=list)
     unknown_folders: list[tuple[str, int]] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    joined: int = 0
+
+    def __post_init__(self) -> None:
+        require_folder(self.root)
+
+    def relative(self, path: Path) -> str:
+        """POSIX path below the root."""
+        return path.relative_to(self.root).as_posix()
+
+    def leave_out(self, *, folders: Iterable[Path] = (), files: Iterable[Path] = ()) -> None:
+        """Note folders that the layout does not explain, and files that are not pictures."""
+        for folder in folders:
+            self.unknown_folders.append((self.relative(folder), sum(f.is_file() for f in folder.rglob("*"))))
+        self.other_files += map(self.relative, files)
 
 
 def require_folder(root: Path) -> None:
@@ -81,7 +80,8 @@ def require_folder(root: Path) -> None:
 
 def split_name(word: str | None) -> str | None:
     """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
-    return _SPLIT_WORDS.get(word.strip().lower()) if word else None
+    plain = (word or "").strip().lower()
+    return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
 
 
 def sub_folders(folder: Path) -> list[Path]:
@@ -89,21 +89,15 @@ def sub_folders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def image_files(folder: Path, *, recursive: bool = False) -> tuple[list[Path], list[Path]]:
-    """(pictures, other files) of a folder, sorted; told apart by name, and by content where there is no ending."""
-    pattern = "**/*" if recursive else "*"
-    found = (f for f in folder.glob(pattern) if not any(part.startswith(".") for part in f.relative_to(folder).parts))
-    files = sorted(f for f in found if not f.is_dir())  # also a pipe or a dangling link: it is told, not dropped
-    pictures = [f for f in files if is_image_name(f)]
-    chosen = set(pictures)
-    return pictures, [f for f in files if f not in chosen]
+def all_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """Visible files directly in a folder (with `**/*` also below it), sorted."""
+    paths = (f for f in folder.glob(pattern) if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    return sorted(f for f in paths if not f.is_dir())  # also a pipe or a dangling link: it is listed, not dropped
 
 
-def all_files(folder: Path) -> list[Path]:
-    """Visible files directly in a folder, sorted."""
-    return sorted(f for f in folder.iterdir() if not f.is_dir() and not f.name.startswith("."))
-
-
-def relative(path: Path, root: Path) -> str:
-    """POSIX path below the root."""
-    return path.relative_to(root).as_posix()
+def image_files(folder: Path, pattern: str = "*") -> tuple[list[Path], list[Path]]:
+    """`all_files` as (pictures, other files); told apart by name, and by content where there is no ending."""
+    files: tuple[list[Path], list[Path]] = ([], [])
+    for file in all_files(folder, pattern):
+        files[not is_image_name(file)].append(file)
+    return files
