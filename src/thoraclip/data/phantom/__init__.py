@@ -23,15 +23,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from thoraclip.data.phantom.attributes import CLASSES, PLANTED, SHORTCUTS, describe
-from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom, lesion_contrast
+from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom
 from thoraclip.data.phantom.folder import Task, claim_folder, draw_files, write_index
 from thoraclip.errors import ConfigError, did_you_mean
 
@@ -45,7 +48,6 @@ __all__ = [
     "PhantomSummary",
     "describe",
     "draw_phantom",
-    "lesion_contrast",
     "parse_shortcut",
     "plan_phantoms",
     "write_phantoms",
@@ -192,24 +194,18 @@ def write_phantoms(
     tasks = plan_phantoms(config)
     count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
-    jobs = ([root] * len(chunks), [settings] * len(chunks), chunks)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     written = 0
-
-    def take(results: object) -> None:
-        nonlocal written
-        for drawn, new in results:  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[Any]] = map
+        if count > 1:  # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
+            spawn = multiprocessing.get_context("spawn")
+            run = stack.enter_context(ProcessPoolExecutor(count, mp_context=spawn)).map
+        for drawn, new in run(partial(draw_files, root, settings), chunks):
             rows.extend(drawn)
             written += new
             if progress:
                 progress(len(rows), len(tasks))
-
-    if count == 1:
-        take(map(draw_files, *jobs))
-    else:
-        # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            take(pool.map(draw_files, *jobs))
     write_index(root, settings, rows)
     counts = {s: {c: sum(t.split == s and t.label == c for t in tasks) for c in CLASSES} for s in SPLITS}
     files = sum(5 if t.infection else 2 for t in tasks)
