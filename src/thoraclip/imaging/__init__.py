@@ -18,15 +18,8 @@ from thoraclip.imaging.decoding import (
     told_by_name,
 )
 from thoraclip.imaging.dicom import DicomHeader
-from thoraclip.imaging.hashing import perceptual_hash
-from thoraclip.imaging.preprocessing import (
-    GEOMETRIES,
-    Preprocess,
-    check_pixels,
-    fit,
-    normalise,
-    preprocess,
-)
+from thoraclip.imaging.preprocessing import GEOMETRIES, Preprocess, check_pixels, fit, normalise, preprocess
+from thoraclip.imaging.resizing import perceptual_hash
 
 __all__ = [
     "DECODING",

@@ -138,9 +138,7 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> Radiograph:
         raise ImageError(f"{where}: more than {max_pixels:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
-    except (
-        Exception
-    ) as error:  # Pillow raises many kinds on damaged files (OSError, SyntaxError, struct.error, zlib.error)
+    except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, "JPEG" if kind == "MPO" else kind)
 
