@@ -30,7 +30,8 @@ from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.errors import ThoraclipError
 from thoraclip.evaluation.resampling import resample_weights
-from thoraclip.imaging import IMAGE_SUFFIXES, decode, fit
+from thoraclip.imaging import decode, fit
+from thoraclip.imaging.decoding import IMAGE_SUFFIXES
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.posthoc.ood import fit_ood
 

@@ -34,7 +34,7 @@ from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.phantom.body import shape_body
 from thoraclip.errors import ConfigError, ImageError, MismatchError
 from thoraclip.imaging import decode
-from thoraclip.imaging.resizing import resize
+from thoraclip.imaging.preprocessing import resize
 
 Grey = npt.NDArray[np.uint8]
 

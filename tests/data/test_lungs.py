@@ -330,7 +330,7 @@ def a_models_bare_mask(grey: Grey) -> Mask:
 
 def test_implausible_masks_of_a_model_are_set_aside(manifest: Manifest) -> None:
     odd = np.array([shift_of(decode(path).pixels) == 0 for path in manifest.paths()])
-    made = lung_masks(manifest, SPEC, source="model", estimate=a_models_bare_mask)
+    made = lung_masks(manifest, SPEC, estimate=a_models_bare_mask)
     assert 0 < odd.sum() < 24 and made.origin == "model"
     assert made.words.startswith("All lung regions are estimated by the given segmentation model, as asked for.")
     assert [reason for _, reason in made.set_aside] == ["implausible: 1 parts in place of two lungs"] * odd.sum()
@@ -345,7 +345,7 @@ def shifted(grey: Grey) -> Mask:
 
 @pytest.mark.usefixtures("small_batches")
 def test_masks_of_a_model_are_in_order_though_threads_made_them(manifest: Manifest) -> None:
-    made = lung_masks(manifest, SPEC, source="model", estimate=shifted)
+    made = lung_masks(manifest, SPEC, estimate=shifted)
     assert made.usable.all()
     assert_shifted(made, [shift_of(decode(path).pixels) for path in manifest.paths()])
 
@@ -355,12 +355,10 @@ def test_none_may_be_asked_for_and_what_makes_no_sense_is_refused(manifest: Mani
     assert found.origin == "none" and not found.masks.any() and not found.usable.any() and found.set_aside == ()
     with pytest.raises(ConfigError, match=r"unknown source of lung regions 'givn'; did you mean 'given'\?"):
         lung_masks(manifest, SPEC, source="givn")
-    with pytest.raises(ConfigError, match="source of lung regions 'model': no model is given"):
-        lung_masks(manifest, SPEC, source="model")
 
 
 def test_a_picture_that_changed_is_refused(manifest: Manifest, picture: Callable[..., Grey]) -> None:
     path: Path = manifest.paths()[5]
     Image.fromarray(picture(48, 40, seed=999)).save(path)
     with pytest.raises(MismatchError, match=r"its content changed since it was indexed"):
-        lung_masks(manifest, SPEC, source="model", estimate=shifted)
+        lung_masks(manifest, SPEC, estimate=shifted)

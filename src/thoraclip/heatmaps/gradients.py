@@ -32,16 +32,7 @@ _SMOOTHING_SHARE = 1 / 32
 
 
 def grey_gradient(classifier: Classifier, units: Tensor, class_index: int) -> Tensor:
-    """Gradient of the log-odds of a class with respect to the greys.
-
-    Args:
-        classifier: any with `logits`.
-        units: f32[B, S, S], greys over 255.
-        class_index: of the class.
-
-    Returns:
-        f32[B, S, S], in nats for a step from black to white.
-    """
+    """Greys over 255, f32[B, S, S] -> f32[B, S, S]: gradient of the log-odds, in nats from black to white."""
     if isinstance(classifier, Backbone):  # gradients of bf16 have two digits; an encoder's logits are fp32 as they are
         classifier = replace(classifier, precision="fp32")
     spec, leaf = classifier.preprocess, units.detach().clone().requires_grad_()
@@ -56,13 +47,7 @@ def smoothgrad(classifier: Classifier, grey: Grey, class_index: int, *, seed: in
     """Gradient times input, averaged over 16 noisy copies (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
     The input is what blurring takes away from the picture, so that a flat region has no say whatever its grey; noise of
-    a tenth of the greys' range. Smoothed at the scale of a patch.
-
-    Args:
-        classifier: any with `logits`.
-        grey: u8[S, S], made by its `preprocess`.
-        class_index: of the class.
-        seed: of the noise.
+    a tenth of the greys' range. Smoothed at the scale of a patch. `seed` is that of the noise.
 
     Returns:
         f32[S, S]; negative where it speaks against the class.
@@ -79,9 +64,10 @@ def integrated_gradients(classifier: Classifier, grey: Grey, class_index: int, *
     eq. 3).
 
     The integral is taken at the midpoints of 16 equal steps, so that its sum is the difference of the log-odds up to
-    the error of that rule. Smoothed at the scale of a patch.
+    the error of that rule. Smoothed at the scale of a patch. `seed` is not used.
 
-    Args, Returns: as in `smoothgrad`; `seed` is not used.
+    Returns:
+        f32[S, S], as in `smoothgrad`.
     """
     unit, fill = _units(classifier, grey)
     shares = ((torch.arange(_SAMPLES, device=unit.device) + 0.5) / _SAMPLES)[:, None, None]

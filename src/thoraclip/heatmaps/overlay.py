@@ -115,9 +115,7 @@ def draw_overlay(
 def heat_layer(heat: Heat, seen: Mask) -> Image.Image:
     """What `draw_overlay` lays over the radiograph, as a picture of its own whose opacity can be changed: RGBA.
 
-    Args:
-        heat: f32[H, W], 0 or larger.
-        seen: bool[H, W]; what the network does not see is black, and as dark as in the overlay.
+    What the network does not see is black, and as dark as in the overlay.
     """
     colour, cover = _painted(heat)
     pixels = np.dstack([colour, np.round(255 * cover).astype(np.uint8)])
@@ -133,8 +131,7 @@ def outline_layer(lungs: Mask) -> Image.Image:
 
 
 def _painted(heat: Heat) -> tuple[Colours, Heat]:
-    """u8[H, W, 3], the hottest place at the end of the scale, and how much of the radiograph it hides at full opacity,
-    f32[H, W] in [0, 1]."""
+    """Colours u8[H, W, 3], and how much of the radiograph they hide at full opacity, f32[H, W] in [0, 1]."""
     level = heat / max(float(heat.max()), 1e-12)
     return colours(level), level**0.8
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from thoraclip.imaging import normalise
-from thoraclip.imaging.resizing import resize
+from thoraclip.imaging.preprocessing import resize
 from thoraclip.predictor import Predictor
 
 __all__ = ["blurred", "log_odds", "occlusion", "resized"]
@@ -21,19 +21,14 @@ Floats = npt.NDArray[np.float64]
 _BATCH = 32
 _TINY = 1e-12
 _BLUR_SHARE = 1 / 8
-"""Radius of the blur over the side: lesions and ribs are gone, the bright and dark of the chest stays."""
+"""Deviation of the blur over the side: lesions and ribs are gone, the bright and dark of the chest stays."""
 _PATCH_SHARE = 1 / 7
 
 
 def log_odds(scores: npt.NDArray[np.floating], class_index: int) -> Floats:
-    """log p_c - log(1 - p_c), the rest summed over the other classes so that no digit of a sure answer is lost.
+    """Scores f[B, C] -> f64[B]: log p_c - log(1 - p_c), in -27.7..27.7; probabilities below 1e-12 count as 1e-12.
 
-    Args:
-        scores: f[B, C], rows sum to 1.
-        class_index: c.
-
-    Returns:
-        f64[B], between -27.7 and 27.7: probabilities below 1e-12 count as 1e-12.
+    The rest is summed over the other classes, so that no digit of a sure answer is lost.
     """
     exact = np.asarray(scores, np.float64)
     others = np.delete(exact, class_index, axis=1).sum(axis=1)
@@ -41,8 +36,7 @@ def log_odds(scores: npt.NDArray[np.floating], class_index: int) -> Floats:
 
 
 def blurred(grey: Grey) -> Grey:
-    """u8[S, S] -> u8[S, S]: what stands in for a part that is taken away; Gaussian blur, its deviation an eighth of
-    S."""
+    """u8[S, S] -> u8[S, S]: what stands in for a part that is taken away."""
     radius = _BLUR_SHARE * grey.shape[0]
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.GaussianBlur(radius)))
 
@@ -58,13 +52,7 @@ def occlusion(predictor: Predictor, grey: Grey, class_index: int, *, seed: int =
 
     Patches of a seventh of the side slide by half of theirs, over the borders too. A pixel gets the mean fall over the
     patches that cover it, weighted by how near their centres are (bilinear), so that the map has no steps. The picture
-    is scored about 250 times.
-
-    Args:
-        predictor: any.
-        grey: u8[S, S], made by its `preprocess`.
-        class_index: of the class.
-        seed: not used; here for the registry.
+    is scored about 250 times. `seed` is not used.
 
     Returns:
         f32[S, S] in nats; negative where the patch speaks against the class.

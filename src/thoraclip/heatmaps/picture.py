@@ -20,7 +20,7 @@ from thoraclip.heatmaps import MAPS, default_map, heat_map
 from thoraclip.heatmaps.overlay import display_size, draw_overlay, spread
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import decode, fit, normalise
-from thoraclip.imaging.resizing import resize
+from thoraclip.imaging.preprocessing import resize
 from thoraclip.predictor import Predictor
 from thoraclip.runs import atomic_open
 
@@ -84,17 +84,9 @@ class Explanation:
 
     def as_dict(self) -> dict[str, object]:
         """Its numbers, JSON-able."""
-        return {
-            "class": self.label,
-            "probability": self.scores[self.label],
-            "predicted": self.predicted,
-            "scores": self.scores,
-            "method": self.method,
-            "evidence_in_lungs": self.evidence_in_lungs,
-            "lung_area": self.lung_area,
-            "lungs_from": self.lungs_from,
-            "note": self.note,
-        }
+        names = ("predicted", "scores", "method", "evidence_in_lungs", "lung_area", "lungs_from", "note")
+        shown = {name: getattr(self, name) for name in names}
+        return {"class": self.label, "probability": self.scores[self.label], **shown}
 
 
 def require_png(path: Path) -> None:
@@ -107,10 +99,9 @@ def explain_picture(classifier: Predictor, image: Path, *, mask: Path | None = N
     """Score a picture and map the evidence for a class.
 
     Args:
-        classifier: as in `heat_map`.
+        classifier, options: as in `explain_pixels`.
         image: PNG, JPEG or DICOM.
         mask: lung mask of this very picture; None estimates the lungs.
-        options: class_name, method, note, seed: see `explain_pixels`.
 
     Raises:
         ConfigError: see `explain_pixels`.

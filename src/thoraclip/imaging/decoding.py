@@ -1,5 +1,4 @@
-"""PNG, JPEG and DICOM to 8-bit grey, or to one reason why not; nothing in a file can crash, hang or flood the
-process."""
+"""PNG, JPEG and DICOM to 8-bit grey, or to one reason why not; no file can crash, hang or flood the process."""
 
 from __future__ import annotations
 
@@ -146,9 +145,7 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> Radiograph:
 def _to_grey(image: Image.Image) -> Grey:
     if image.mode in {"I", "F"} or image.mode.startswith("I;"):
         return _scale_by_depth(np.asarray(image))
-    if image.mode == "P" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
+    if image.mode in {"P", "RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     if image.mode != "L":

@@ -1,8 +1,4 @@
-"""One grey DICOM radiograph: what the file is, what it says of the patient, and its stored values, or one reason why
-not.
-
-`imaging.display` turns the stored values into grey.
-"""
+"""One grey DICOM radiograph: what the file is, what it says of the patient, and its pixels, or one reason why not."""
 
 from __future__ import annotations
 
@@ -65,14 +61,11 @@ class DicomHeader:
 
 
 def is_dicom(data: bytes) -> bool:
-    """By content alone, so that a path and its bytes decode alike; files without the preamble start with group 2 or
-    8."""
+    """By content alone; files without the preamble start with group 2 or 8."""
     return data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 
 
-def decode_dicom(
-    data: bytes, where: str, max_pixels: int = MAX_PIXELS
-) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
+def decode_dicom(data: bytes, where: str, max_pixels: int) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
     """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes.
 
     Raises:
@@ -88,12 +81,11 @@ def decode_dicom(
     except Exception as error:  # of many kinds
         raise ImageError(f"{where}: damaged DICOM ({first_line(error)})") from error
     try:
-        grey = display(_stored_values(dataset, data), dataset)
+        return display(_stored_values(dataset, data), dataset), photometric, header
     except MissingExtraError as error:
         raise ImageError(f"{where}: {error}") from error
     except Exception as error:  # decoders raise many kinds
         raise ImageError(f"{where}: DICOM pixels cannot be decoded ({first_line(error)})") from error
-    return grey, photometric, header
 
 
 def _parse(data: bytes) -> Dataset:
@@ -136,8 +128,7 @@ def _end_of_meta(data: bytes) -> int:
 
 
 def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
-    """The photometric interpretation of one grey frame of a radiograph; ImageError with the reason for anything
-    else."""
+    """The photometric interpretation of one grey frame of a radiograph; ImageError for anything else."""
     if "PixelData" not in dataset:
         raise ImageError("a DICOM header without pixel data")
     modality = str(dataset.get("Modality") or "").strip().upper()
@@ -148,10 +139,8 @@ def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
         raise ImageError(f"{frames} frames; one is expected: export the frame that is wanted as a picture")
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if samples != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise ImageError(
-            f"{samples} samples a pixel, photometric interpretation '{photometric}'; one grey sample is expected, "
-            "not a colour secondary capture"
-        )
+        said = f"{samples} samples a pixel, photometric interpretation '{photometric}'"
+        raise ImageError(f"{said}; one grey sample is expected, not a colour secondary capture")
     if int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > max_pixels:
         raise ImageError(f"more than {max_pixels:,} pixels; not a radiograph")
     allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)

@@ -72,6 +72,7 @@ def _ask(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> tuple[dic
     late = threading.Timer(_SECONDS, helper.kill)
     late.daemon = True
     late.start()
+    assert helper.stdin and helper.stdout
     try:
         _send(helper.stdin, plugin.encode())
         _send(helper.stdin, data)
@@ -118,15 +119,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def _send(stream: IO[bytes] | None, data: bytes) -> None:
-    assert stream is not None
+def _send(stream: IO[bytes], data: bytes) -> None:
     stream.write(len(data).to_bytes(8, "little"))
     stream.write(data)
     stream.flush()
 
 
-def _receive(stream: IO[bytes] | None) -> bytes:
-    assert stream is not None
+def _receive(stream: IO[bytes]) -> bytes:
     head = stream.read(8)
     size = int.from_bytes(head, "little")
     data = stream.read(size)

@@ -103,10 +103,8 @@ class OodScore:
         """
         features = _checked(features, "features to score")
         if features.shape[1] != self.dimension:
-            raise InputError(
-                f"features of {features.shape[1]} numbers: the out-of-distribution score was fitted on "
-                f"{self.dimension}; use its encoder"
-            )
+            fitted = f"the out-of-distribution score was fitted on {self.dimension}; use its encoder"
+            raise InputError(f"features of {features.shape[1]} numbers: {fitted}")
         scores = [np.zeros(0)]
         for first in range(0, len(features), _BLOCK):
             points = _whitened(features[first : first + _BLOCK], self.arrays["factor"])
@@ -171,10 +169,8 @@ def _checked(features: Features, what: str, *, at_least: int = 0) -> Features:
     if array.ndim != 2:
         raise InputError(f"{what} of shape {array.shape}: a table [images, numbers] is needed")
     if len(array) < at_least:
-        raise InputError(
-            f"{what} of {len(array)} images: an out-of-distribution score needs {at_least} or more; add images "
-            "or leave it out"
-        )
+        needed = f"an out-of-distribution score needs {at_least} or more; add images or leave it out"
+        raise InputError(f"{what} of {len(array)} images: {needed}")
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise InputError(f"{what}: row {row} is not finite; embed again with precision fp32")
@@ -189,9 +185,8 @@ def _whitening(centred: Floats) -> Features:
         covariance = _shrunk_covariance(centred)
         values, vectors = np.linalg.eigh(covariance)
         if values[-1] <= 0:
-            raise InputError(
-                "training features that are all the same: an out-of-distribution score needs different images"
-            )
+            needed = "an out-of-distribution score needs different images"
+            raise InputError(f"training features that are all the same: {needed}")
         roots = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
         factor: Features = ((vectors / roots) @ vectors.T).astype(np.float32)
     return factor
@@ -245,8 +240,7 @@ def write_ood(path: Path, fitted: OodScore) -> None:
 
 
 def read_ood(path: Path) -> OodScore:
-    """Read a score; raises InputError when the file is missing and ManifestError when it is not one, or a later
-    schema."""
+    """Read a score; raises InputError for a missing file, ManifestError for one that is none or of a later schema."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -260,13 +254,13 @@ def read_ood(path: Path) -> OodScore:
         if about["schema"] != _SCHEMA:
             raise ValueError(f"schema {about['schema']}, this version reads {_SCHEMA}")
         fitted = OodScore.from_facts(about, arrays)
-        _check_arrays(fitted)
+        _check(fitted)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ManifestError(f"{path}: not an out-of-distribution score ({error!r}); fit it again") from error
     return fitted
 
 
-def _check_arrays(fitted: OodScore) -> None:
+def _check(fitted: OodScore) -> None:
     """Raise ValueError unless the arrays are those of a score, of one width, and finite."""
     if set(fitted.arrays) != {"means", "factor"}:
         raise ValueError(f"arrays {sorted(fitted.arrays)}, {_KIND} has ['factor', 'means']")

@@ -30,7 +30,7 @@ Mask = npt.NDArray[np.bool_]
 Estimate = Callable[[Grey], Mask]
 Found = tuple[Mask, str | None]
 
-SOURCES = ("auto", "given", "estimate", "model", "none")
+SOURCES = ("auto", "given", "estimate", "none")
 _BATCH = 64
 
 AREA = (0.05, 0.70)
@@ -78,13 +78,11 @@ class LungRegions:
 
 
 def require_mask_source(value: str, name: str) -> None:
-    """Raise ConfigError unless a setting names a source of regions, or a segmentation model (a folder, or a Hub id with
-    a slash)."""
-    known = [source for source in SOURCES if source != "model"]
-    if value not in known and "/" not in value and not Path(value).is_dir():
+    """Raise ConfigError unless a setting names a source, or a segmentation model: a folder, or a Hub id with '/'."""
+    if value not in SOURCES and "/" not in value and not Path(value).is_dir():
         raise ConfigError(
-            f"{name} = '{value}': neither a folder with a segmentation model nor one of {', '.join(known)}"
-            f"{did_you_mean(value, known)}"
+            f"{name} = '{value}': neither a folder with a segmentation model nor one of {', '.join(SOURCES)}"
+            f"{did_you_mean(value, SOURCES)}"
         )
 
 
@@ -106,8 +104,9 @@ def lung_masks(
     Args:
         manifest: R images; `lung_mask` is relative to its root.
         spec: geometry and size, S.
-        source: one of `SOURCES`; with `model`, `estimate` is a segmentation model's.
-        estimate: u8[H, W] -> bool[H, W], the model's mask, which is checked here; called from several threads.
+        source: one of `SOURCES`; not looked at where there is a model.
+        estimate: u8[H, W] -> bool[H, W], a segmentation model's mask, which is checked here; called from several
+            threads.
         progress: called with (done, total).
 
     Returns:
@@ -115,7 +114,7 @@ def lung_masks(
         implausible if it is a model's, is set aside with the reason, and its mask is empty.
 
     Raises:
-        ConfigError: unknown source, or `model` without a model.
+        ConfigError: unknown source.
         ManifestError: `given`, and an image has no mask.
         ImageError, InputError, MismatchError: a picture cannot be decoded, is gone or changed.
     """
@@ -141,12 +140,10 @@ def lung_masks(
 
 def _choose(manifest: Manifest, source: str, has_estimate: bool) -> tuple[str, str]:
     """(origin, why in words)."""
+    if has_estimate:
+        return "model", "All lung regions are estimated by the given segmentation model, as asked for."
     if source not in SOURCES:
         raise ConfigError(f"unknown source of lung regions '{source}'{did_you_mean(source, SOURCES)}")
-    if source == "model" and not has_estimate:
-        raise ConfigError(
-            "source of lung regions 'model': no model is given; name a segmentation model, or use 'estimate'"
-        )
     given = [mask is not None for mask in manifest.column("lung_mask")]
     if source == "given" and not all(given):
         raise ManifestError(
@@ -155,19 +152,17 @@ def _choose(manifest: Manifest, source: str, has_estimate: bool) -> tuple[str, s
         )
     if source == "none":
         return "none", "No lung region was asked for."
-    if source == "model":
-        return "model", "All lung regions are estimated by the given segmentation model, as asked for."
-    same = "one region is estimated for all: where lungs usually lie, with a margin."
-    if source == "estimate":
-        return "estimated", f"As asked for, {same}"
-    if all(given):
+    if all(given) and source != "estimate":
         return "given", "The lung regions are the given masks."
-    if not any(given):
-        return "estimated", f"No image has a lung mask, so {same}"
-    return "estimated", (
-        f"Only {sum(given)} of {len(given)} images have a lung mask ({_missing(manifest, given)}); "
-        f"given and estimated regions are never mixed, so {same}"
-    )
+    why = "No image has a lung mask, so"
+    if source == "estimate":
+        why = "As asked for,"
+    elif any(given):
+        why = (
+            f"Only {sum(given)} of {len(given)} images have a lung mask ({_missing(manifest, given)}); "
+            "given and estimated regions are never mixed, so"
+        )
+    return "estimated", f"{why} one region is estimated for all: where lungs usually lie, with a margin."
 
 
 def _missing(manifest: Manifest, given: Sequence[bool]) -> str:
@@ -194,7 +189,7 @@ def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimat
     widths, heights = manifest.column("width"), manifest.column("height")
 
     def find(row: int) -> Found:
-        if origin == "model" and estimate:
+        if estimate:
             mask = estimate(_read(paths[row], hashes[row]))
             reasons = oddities(mask)
             return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
@@ -229,8 +224,7 @@ def _read(path: Path, sha256: str | None) -> Grey:
 
 
 def oddities(mask: Mask) -> tuple[str, ...]:
-    """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words; empty where nothing
-    does."""
+    """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words."""
     scale = min(1.0, _LOOK / max(mask.shape))
     height, width = (max(1, round(side * scale)) for side in mask.shape)
     small = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

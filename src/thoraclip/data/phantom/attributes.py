@@ -78,8 +78,7 @@ def choose_attributes(
 
 
 def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, Any]:
-    """Side (the patient's own), zone and severity (thickness relative to the typical lesion, 0.45..2.2) of the
-    finding."""
+    """The patient's own side, zone, and severity: thickness relative to the typical lesion, 0.45..2.2."""
     side = _pick(rng, {"right": 0.5, "left": 0.5})
     zone = _pick(rng, {"upper": 0.27, "middle": 0.25, "lower": 0.48})
     severity = round(float(np.exp(np.clip(rng.normal(0, 0.33), -0.8, 0.8))), 3)

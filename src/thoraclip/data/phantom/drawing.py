@@ -199,15 +199,13 @@ def _lesion_depth(
 ) -> Floats:
     """Soft tissue in cm that the lesion adds at contrast 1; air bronchograms stay dark within a consolidation."""
     air = np.clip(anatomy.lung / 4, 0, 1)
-    if label == "COVID-19":
+    if label != "Non-COVID":
         return 9.0 * opacity * air
-    if label == "Non-COVID":
-        dark: Floats | float = 1.0
-        if rng.uniform() < 0.5:
-            bronchi = draw_tree(replace(body, hilum=1.3), pose, opacity.shape[0], rng, levels=3)
-            dark = 1 - 0.32 * np.clip(1.6 * bronchi, 0, 1)
-        return 12.0 * opacity * air * dark
-    return np.zeros_like(opacity)
+    dark: Floats | float = 1.0
+    if rng.uniform() < 0.5:
+        bronchi = draw_tree(replace(body, hilum=1.3), pose, opacity.shape[0], rng, levels=3)
+        dark = 1 - 0.32 * np.clip(1.6 * bronchi, 0, 1)
+    return 12.0 * opacity * air * dark
 
 
 def expose(

@@ -149,9 +149,7 @@ def _pacemaker(pen: Pen, rng: np.random.Generator) -> None:
     pen.polygon(wave * [0.7, 0.4] + np.array([x, y - 0.035]), fill=185)
 
 
-@functools.cache
-def _font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=points)
+_font = functools.cache(ImageFont.load_default)
 
 
 def draw_marker(pixels: NDArray[np.uint8], text: str, rng: np.random.Generator) -> None:
