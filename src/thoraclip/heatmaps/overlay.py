@@ -16,7 +16,6 @@ __all__ = ["colours", "display_size", "draw_overlay", "heat_layer", "outline_lay
 Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Colours = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _INFERNO = bytes.fromhex(
@@ -71,7 +70,7 @@ def spread(heat: Heat, spec: Preprocess, height: int, width: int) -> tuple[Heat,
     return np.where(seen, np.asarray(placed), 0).astype(np.float32), seen
 
 
-def colours(level: npt.NDArray[np.floating]) -> Colours:
+def colours(level: npt.NDArray[np.floating]) -> Grey:
     """f[...] in [0, 1] -> u8[..., 3], of the scale that the overlay uses: even steps look even."""
     table = np.frombuffer(_INFERNO, np.uint8).reshape(-1, 3).astype(np.float64)
     place = (_DARKEST + (1 - _DARKEST) * np.clip(level, 0, 1)) * (len(table) - 1)
@@ -82,7 +81,7 @@ def colours(level: npt.NDArray[np.floating]) -> Colours:
 def draw_overlay(
     grey: Grey, heat: Heat, *, headline: str, lines: Sequence[str], footer: str, lungs: Mask, seen: Mask
 ) -> Image.Image:
-    """The radiograph, beside it the same with the map over it, beside that the text; lungs are outlined in both.
+    """The radiograph, beside it the same with the map over it, beside that the text; lungs are outlined in both. RGB.
 
     Args:
         grey: u8[H, W], at the size of `display_size`.
@@ -90,9 +89,6 @@ def draw_overlay(
         headline, lines, footer: the text; one thing a line, wrapped.
         lungs: bool[H, W]; nothing set for no outline.
         seen: bool[H, W]; what the network does not see is shaded.
-
-    Returns:
-        An RGB picture.
     """
     colour, cover = _painted(heat)
     opacity = (_OPACITY * cover)[..., None]
@@ -130,7 +126,7 @@ def outline_layer(lungs: Mask) -> Image.Image:
     return line
 
 
-def _painted(heat: Heat) -> tuple[Colours, Heat]:
+def _painted(heat: Heat) -> tuple[Grey, Heat]:
     """Colours u8[H, W, 3], and how much of the radiograph they hide at full opacity, f32[H, W] in [0, 1]."""
     level = heat / max(float(heat.max()), 1e-12)
     return colours(level), level**0.8

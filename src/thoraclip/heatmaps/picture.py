@@ -167,10 +167,9 @@ def explain_pixels(
 def _require_known(classifier: Predictor, class_name: str, method: str) -> None:
     if method and method not in MAPS:
         raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
-    if class_name and class_name not in classifier.labels.names:
-        raise ConfigError(
-            f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, classifier.labels.names)}"
-        )
+    names = classifier.labels.names
+    if class_name and class_name not in names:
+        raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
 
 
 def write_overlay(path: Path, explanation: Explanation) -> None:

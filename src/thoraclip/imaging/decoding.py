@@ -58,8 +58,7 @@ class Radiograph:
 
 
 def is_image_name(path: Path) -> bool:
-    """True for a picture's ending, and for a file without ending that begins like DICOM, or that nobody may open:
-    `decode` says why."""
+    """True for a picture's ending, and for a file without one that begins like DICOM or cannot be opened."""
     told = told_by_name(path.name)
     if told is not None:
         return told

@@ -139,7 +139,10 @@ def serve() -> None:
     import pydicom
     from pydicom.pixels import pixel_array
 
-    _limit_memory()
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such module
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     answers = os.fdopen(os.dup(1), "wb")  # GDCM prints on standard output
     os.dup2(2, 1)
     while True:
@@ -158,12 +161,3 @@ def serve() -> None:
             continue
         _send(answers, json.dumps({"dtype": values.dtype.str, "shape": values.shape}).encode())
         _send(answers, values.tobytes())
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))

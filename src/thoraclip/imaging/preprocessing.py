@@ -19,12 +19,7 @@ Pixels = npt.NDArray[np.float32]
 
 GEOMETRIES = ("squash", "crop", "pad")
 
-_RESAMPLE = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+_RESAMPLE = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 
 
 @dataclass(frozen=True, kw_only=True)

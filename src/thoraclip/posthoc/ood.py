@@ -78,11 +78,6 @@ class OodScore:
             "neighbours": 0,
         }
 
-    @property
-    def dimension(self) -> int:
-        """D, the length of a feature."""
-        return int(self.arrays["means"].shape[1])
-
     @cached_property
     def centres(self) -> Floats:
         """f64[C, D]: the class means, whitened."""
@@ -102,8 +97,9 @@ class OodScore:
             InputError: the features are not f[N, D], or not finite.
         """
         features = _checked(features, "features to score")
-        if features.shape[1] != self.dimension:
-            fitted = f"the out-of-distribution score was fitted on {self.dimension}; use its encoder"
+        length = self.arrays["means"].shape[1]
+        if features.shape[1] != length:
+            fitted = f"the out-of-distribution score was fitted on {length}; use its encoder"
             raise InputError(f"features of {features.shape[1]} numbers: {fitted}")
         scores = [np.zeros(0)]
         for first in range(0, len(features), _BLOCK):
@@ -265,7 +261,7 @@ def _check(fitted: OodScore) -> None:
     if set(fitted.arrays) != {"means", "factor"}:
         raise ValueError(f"arrays {sorted(fitted.arrays)}, {_KIND} has ['factor', 'means']")
     for name, array in fitted.arrays.items():
-        if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != fitted.dimension:
+        if array.dtype != np.float32 or array.ndim != 2 or array.shape[-1:] != fitted.arrays["means"].shape[-1:]:
             raise ValueError(f"array {name} is {array.dtype}{list(array.shape)}")
         if not np.isfinite(array).all():
             raise ValueError(f"array {name} is not finite")

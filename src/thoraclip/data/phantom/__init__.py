@@ -26,7 +26,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,8 @@ class PhantomConfig:
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}: must not be negative")
         if self.shortcut_strength and not self.shortcut:
-            raise ConfigError(
-                f"shortcut_strength={self.shortcut_strength}: needs a shortcut; one of {', '.join(SHORTCUTS)}"
-            )
+            known = ", ".join(SHORTCUTS)
+            raise ConfigError(f"shortcut_strength={self.shortcut_strength}: needs a shortcut; one of {known}")
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ConfigError(f"fractions={self.fractions}: must be three shares that sum to 1, as in (0.6, 0.2, 0.2)")
         if not 1 <= self.images_per_patient <= 3:
@@ -112,7 +111,7 @@ class PhantomSummary:
     """PNG files written by this call."""
     skipped: int
     """PNG files that were already there."""
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]]
     """Images by split, then class."""
 
 
@@ -133,9 +132,8 @@ def parse_shortcut(text: str) -> tuple[str, float]:
     try:
         strength = float(number)
     except ValueError:
-        raise ConfigError(
-            f"shortcut '{text}': '{number}' is not a number; give a strength in 0..1, as in {kind}=0.9"
-        ) from None
+        rule = f"give a strength in 0..1, as in {kind}=0.9"
+        raise ConfigError(f"shortcut '{text}': '{number}' is not a number; {rule}") from None
     if not 0 <= strength <= 1:
         raise ConfigError(f"shortcut '{text}': strength must lie between 0 and 1, as in {kind}=0.9")
     return kind, strength
@@ -207,9 +205,11 @@ def write_phantoms(
             if progress:
                 progress(len(rows), len(tasks))
     write_index(root, settings, rows)
-    counts = {s: {c: sum(t.split == s and t.label == c for t in tasks) for c in CLASSES} for s in SPLITS}
-    files = sum(5 if t.infection else 2 for t in tasks)
-    patients = len({t.patient for t in tasks})
     return PhantomSummary(
-        root=root, images=len(tasks), patients=patients, written=written, skipped=files - written, counts=counts
+        root=root,
+        images=len(tasks),
+        patients=len({t.patient for t in tasks}),
+        written=written,
+        skipped=sum(5 if t.infection else 2 for t in tasks) - written,
+        counts={s: {c: sum(t.split == s and t.label == c for t in tasks) for c in CLASSES} for s in SPLITS},
     )

@@ -1,19 +1,14 @@
-"""The analytic chest behind the phantoms: thickness maps in centimetres, integrated along the beam.
-
-Lengths in the image plane are in the half fields of `phantom.body`; thicknesses along the beam are in cm.
-"""
+"""The analytic chest behind the phantoms: maps, over the half fields of `phantom.body`, of thickness in cm."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from thoraclip.data.phantom.body import Body, Floats, Pose
+from thoraclip.data.phantom.body import Body, Floats, Mask, Pose
 from thoraclip.data.phantom.lines import Pen
 
 __all__ = ["Anatomy", "draw_body", "resize"]
@@ -28,7 +23,7 @@ class Anatomy:
     soft: Floats
     bone: Floats
     lung: Floats
-    field: NDArray[np.bool_]
+    field: Mask
     """Lung as a radiologist outlines it, bool: between heart, chest wall and diaphragm."""
     reach: Floats
     """0 at the mediastinum to 1 at the lateral chest wall."""
@@ -107,7 +102,7 @@ def _heart(body: Body, pose: Pose, x: Floats, y: Floats) -> Floats:
     return np.asarray(np.maximum.reduce([main, 0.9 * atrium, 0.8 * knob, 0.75 * trunk, 0.85 * band]))
 
 
-def _lungs(body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats) -> tuple[Floats, Any, Floats, Floats]:
+def _lungs(body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats) -> tuple[Floats, Mask, Floats, Floats]:
     """Air thickness in cm, the outlined lung field, and the two lung coordinates (reach, level)."""
     side = np.abs(x)
     top = body.apex + 0.05 + 1.6 * (side - 0.31) ** 2 + 2.0 * np.maximum(0.2 - side, 0) ** 2

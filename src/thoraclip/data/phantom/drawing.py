@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 
 from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
 from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, choose_pose
-from thoraclip.data.phantom.body import Body, Floats, Pose, shape_body
+from thoraclip.data.phantom.body import Body, Floats, Mask, Pose, shape_body
 from thoraclip.data.phantom.lines import draw_border, draw_devices, draw_marker, draw_tree
 from thoraclip.errors import ConfigError, did_you_mean
 
@@ -126,7 +126,7 @@ def draw_phantom(
     )
 
 
-def _mask(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _mask(inside: Mask) -> NDArray[np.uint8]:
     return inside.astype(np.uint8) * np.uint8(255)
 
 
@@ -144,9 +144,8 @@ def _parenchyma(anatomy: Anatomy, tree: Floats, rng: np.random.Generator) -> Flo
     air = np.clip(anatomy.lung / 5, 0, 1)
     vessels = 2.6 * tree * np.clip(1.25 - 0.8 * anatomy.reach, 0.15, 1)
     haze = float(np.abs(rng.normal(0, 0.40))) * np.clip(anatomy.level * 1.6 - 0.6, 0, 1)
-    return np.asarray(
-        (vessels + 0.17 * cloud(size, rng, (16, 32, 64, 96)) + 0.28 * cloud(size, rng, (3, 6)) + 0.3 + haze) * air
-    )
+    fine, coarse = cloud(size, rng, (16, 32, 64, 96)), cloud(size, rng, (3, 6))
+    return np.asarray((vessels + 0.17 * fine + 0.28 * coarse + 0.3 + haze) * air)
 
 
 def _seeds(anatomy: Anatomy, weight: Floats, sides: list[int], rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -197,7 +196,7 @@ def _consolidation(anatomy: Anatomy, attributes: dict[str, Any], rng: np.random.
 def _lesion_depth(
     label: str, anatomy: Anatomy, opacity: Floats, pose: Pose, body: Body, rng: np.random.Generator
 ) -> Floats:
-    """Soft tissue in cm that the lesion adds at contrast 1; air bronchograms stay dark within a consolidation."""
+    """Soft tissue in cm that the full lesion adds; air bronchograms stay dark within a consolidation."""
     air = np.clip(anatomy.lung / 4, 0, 1)
     if label != "Non-COVID":
         return 9.0 * opacity * air
