@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,68 @@ from benchmarks import saliency
 from thoraclip.data.index import index
 from thoraclip.data.masks import fit_mask, read_mask
 from thoraclip.evaluation.intervals import Estimate
-from thoraclip.heatmaps import BASELINES, MAPS, default_map, heat_map
-from thoraclip.heatmaps.perturbation import perturbation_curves
-from thoraclip.imaging import decode, fit
+from thoraclip.heatmaps import MAPS, default_map, heat_map
+from thoraclip.heatmaps.perturbation import blurred, resized
+from thoraclip.imaging import decode, fit, normalise
 from thoraclip.methods.predictors import read_run
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.classifiers import Classifier
+from thoraclip.predictor import Predictor
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions
 
+Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
-Case = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]
+Floats = npt.NDArray[np.float64]
+Case = tuple[Grey, npt.NDArray[np.bool_], int]
 """Picture as the network takes it, lesions in it, class."""
 EASY = {"size": 128, "difficulty": 0.0, "infection_fraction": 1.0}
 """Phantoms with known lesions."""
+
+
+def random_map(grey: Grey) -> Heat:
+    """f32[S, S] of smooth noise that has seen neither picture nor class."""
+    return resized(np.random.default_rng([0, int(grey.sum())]).random((8, 8)), *grey.shape)
+
+
+def centre(grey: Grey) -> Heat:
+    """f32[S, S], a Gaussian at the centre, its deviation a quarter of the side: chests are centred."""
+    side = grey.shape[0]
+    along = np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 4)) ** 2)
+    return np.outer(along, along).astype(np.float32)
+
+
+BASELINES: Mapping[str, Callable[[Grey], Heat]] = {"random": random_map, "centre": centre}
+"""Not explanations: what an explanation must beat."""
+
+
+def perturbation_curves(
+    predictor: Predictor, grey: Grey, heat: Heat, class_index: int, *, steps: int = 16
+) -> tuple[Floats, Floats]:
+    """Deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421, section 4.2).
+
+    Deletion blurs the pixels away from the hottest to the coldest, insertion brings them back into the blurred picture
+    in the same order. Both stand in for removal by the same blur, where the paper deletes to grey.
+
+    Args:
+        predictor, grey, class_index: as in `heatmaps.heat_map`.
+        heat: f32[S, S]; equal values are taken in reading order.
+        steps: K, equal shares of the pixels.
+
+    Returns:
+        The probability of the class after 0, 1, ..., K steps, deletion and insertion, each f64[K + 1].
+    """
+    fill = blurred(grey)
+    order = np.argsort(-heat, axis=None, kind="stable")
+    rank = np.empty(heat.size, np.int64)
+    rank[order] = np.arange(heat.size)
+    limits = np.round(np.linspace(0, heat.size, steps + 1)).astype(np.int64)
+    hot = rank.reshape(heat.shape) < limits[:, None, None]
+    deletion, insertion = (
+        predictor.predict(normalise(np.where(mask, grey, fill), predictor.preprocess))[:, class_index]
+        for mask in (~hot, hot)
+    )
+    return deletion.astype(np.float64), insertion.astype(np.float64)
 
 
 def cases(
@@ -106,7 +154,11 @@ def cell(found: Estimate, digits: int = 2) -> str:
 def heats(classifier: Classifier, judged: list[Case], method: str) -> tuple[list[Heat], list[float]]:
     """(the map of each picture, its seconds)."""
     found: list[Heat] = []
-    took = [once(lambda g=g, c=c: found.append(heat_map(classifier, g, c, method=method))) for g, _, c in judged]
+
+    def draw(grey: Grey, c: int) -> None:
+        found.append(BASELINES[method](grey) if method in BASELINES else heat_map(classifier, grey, c, method=method))
+
+    took = [once(lambda g=g, c=c: draw(g, c)) for g, _, c in judged]
     return found, took
 
 

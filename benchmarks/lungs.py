@@ -52,9 +52,9 @@ MILLISECONDS: list[float] = []
 def placed(pixels: Grey) -> Mask | None:
     """The outline as it is placed on one image; `None` for an implausible one."""
     began = time.process_time()
-    estimate = estimate_lungs(pixels)
+    mask, reason = estimate_lungs(pixels)
     MILLISECONDS.append(1000 * (time.process_time() - began))
-    return estimate.mask if estimate.is_plausible else None
+    return None if reason else mask
 
 
 def usual(pixels: Grey) -> Mask:

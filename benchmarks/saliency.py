@@ -1,6 +1,6 @@
 """How well a heat map points at what is known to be there, and how much the score hangs on what it points at.
 
-Masks come from people (or from the drawing of a phantom), curves from `heatmaps.perturbation`; no model is seen here.
+Masks come from people (or from the drawing of a phantom), curves from `benchmarks.explanations`; no model is seen here.
 None of the measures shows that a map is right: a map may point at a lesion that the network does not use.
 """
 

@@ -16,7 +16,7 @@ from benchmarks.other_parts.limbs import draw_foot, draw_hand, draw_knee
 from benchmarks.other_parts.trunk import draw_abdomen, draw_lateral_chest, draw_pelvis, draw_skull
 from numpy.typing import NDArray
 
-from thoraclip.data.phantom.drawing import MU_BONE, MU_SOFT, PHOTONS, Technique, check_choices, cloud, expose
+from thoraclip.data.phantom.drawing import MU_BONE, MU_SOFT, PHOTONS, check_choices, cloud, expose
 from thoraclip.data.phantom.lines import BORDERS, draw_border, draw_marker
 from thoraclip.errors import ConfigError, did_you_mean
 
@@ -82,12 +82,14 @@ def draw_other_phantom(part: str, *, rng: np.random.Generator, size: int = 256) 
     soft = film.soft * (1 + 0.02 * cloud(size, rng, (4, 9, 19)))
     path = traits.hardness * (MU_SOFT * soft + MU_BONE * film.bone)
     body = path[path > 0.1 * traits.hardness]
-    technique = Technique(centre=0.70 * float(np.quantile(body, 0.6)), latitude=traits.latitude, scatter=traits.scatter)
     exposure, texture = (
         str(rng.choice(["under", "normal", "over"], p=[0.15, 0.7, 0.15])),
         str(rng.choice(list(PHOTONS))),
     )
-    pixels = expose(path, technique, exposure=exposure, texture=texture, rng=rng)
+    centre = 0.70 * float(np.quantile(body, 0.6))
+    pixels = expose(
+        path, centre, latitude=traits.latitude, scatter=traits.scatter, exposure=exposure, texture=texture, rng=rng
+    )
     draw_border(pixels, str(rng.choice(list(BORDERS))), rng)
     draw_marker(pixels, str(rng.choice(["", "R", "L"])), rng)
     return pixels

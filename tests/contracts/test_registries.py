@@ -143,7 +143,7 @@ def test_a_captioner_writes_for_the_command_and_for_a_study(
 
 
 def test_a_heat_map_is_drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MAPS, "dummy", MapMethod(__name__, "dummy_map", "a dummy", needs_network=False))  # type: ignore[arg-type]
+    monkeypatch.setitem(MAPS, "dummy", MapMethod(__name__, "dummy_map", needs_network=False))  # type: ignore[arg-type]
     assert run(["study", study(folder, 'a kind = "zeroshot"'), "--out", "out"]) == 0
     image = read_manifest(folder / "m.parquet").paths()[0]
     assert run(["explain", "out/runs/a", str(image), "--method", "dummy", "--out", "map.png"]) == 0

@@ -33,7 +33,7 @@ from thoraclip.data.duplicates.thumbnails import near_hashes
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.phantom.body import shape_body
 from thoraclip.imaging import decode
-from thoraclip.imaging.resizing import resize
+from thoraclip.imaging.preprocessing import resize
 
 Grey = npt.NDArray[np.uint8]
 

@@ -16,7 +16,8 @@ from tests.conftest import examples
 from thoraclip.data import masks
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.errors import ImageError
-from thoraclip.imaging import GEOMETRIES, Preprocess, fit
+from thoraclip.imaging import Preprocess, fit
+from thoraclip.imaging.preprocessing import GEOMETRIES
 
 Mask = npt.NDArray[np.bool_]
 

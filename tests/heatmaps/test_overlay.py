@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 from tests.heatmaps.readers import noise
 
-from thoraclip.heatmaps.overlay import Panel, colours, display_size, draw_overlay, spread
+from thoraclip.heatmaps.overlay import colours, display_size, draw_overlay, spread
 from thoraclip.imaging import Preprocess, fit
 
 
@@ -62,7 +62,8 @@ def test_the_sheet_shows_the_picture_the_heat_and_the_lungs() -> None:
     heat[300:320, 300:320] = 2
     lungs[50:200, 50:200] = True
     seen[:, :20] = False
-    sheet = np.asarray(draw_overlay(grey, heat, Panel("A: 0.9", ["x" * 200], "foot"), lungs=lungs, seen=seen))
+    drawn = draw_overlay(grey, heat, headline="A: 0.9", lines=["x" * 200], footer="foot", lungs=lungs, seen=seen)
+    sheet = np.asarray(drawn)
     plain, painted = sheet[12:460, 12:460].astype(int), sheet[12:460, 472:920].astype(int)
     assert np.array_equal(plain[310, 310], [grey[310, 310]] * 3)
     assert painted[310, 310] == pytest.approx(0.3 * grey[310, 310] + 0.7 * colours(np.array(1.0)), abs=1)

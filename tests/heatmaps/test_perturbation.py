@@ -1,4 +1,4 @@
-"""Heat maps from scores alone: planted evidence is found, occlusion and curves are those of hand."""
+"""Heat maps from scores alone: planted evidence is found, occlusion is that of hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.heatmaps.readers import Grey, PatchReader, bright, noise
 
 from thoraclip.errors import ConfigError, ImageError
 from thoraclip.heatmaps import heat_map
-from thoraclip.heatmaps.perturbation import blurred, log_odds, perturbation_curves
+from thoraclip.heatmaps.perturbation import blurred, log_odds
 from thoraclip.imaging import normalise
 
 
@@ -59,20 +59,6 @@ def test_log_odds_keep_the_digits_of_a_sure_answer() -> None:
     assert log_odds(np.array([[1.0, 0.0]]), 0) == pytest.approx([-np.log(1e-12)])
 
 
-def test_curves_begin_and_end_at_the_picture_and_its_blur() -> None:
-    side, rows, columns = 56, slice(0, 14), slice(28, 42)
-    reader, grey = PatchReader(side, rows, columns), bright(side, rows, columns)
-    ideal = np.zeros((side, side), np.float32)
-    ideal[rows, columns] = 1
-    deletion, insertion = perturbation_curves(reader, grey, ideal, 0, steps=16)
-    plain, blank = (float(reader.predict(normalise(g[None], reader.preprocess))[0, 0]) for g in (grey, blurred(grey)))
-    assert deletion[[0, -1]] == pytest.approx([plain, blank]) and insertion[[0, -1]] == pytest.approx([blank, plain])
-    assert deletion[1:] == pytest.approx(blank), "the patch is a sixteenth: gone after one step"
-    assert insertion[1:] == pytest.approx(plain)
-    worst, _ = perturbation_curves(reader, grey, -ideal, 0, steps=16)
-    assert worst[:-1] == pytest.approx(plain)
-
-
 @pytest.mark.parametrize(
     ("side", "class_index", "method", "error", "message"),
     [
@@ -80,8 +66,8 @@ def test_curves_begin_and_end_at_the_picture_and_its_blur() -> None:
         (32, 0, "rise", ConfigError, "unknown method 'rise'; known: integrated, occlusion, smoothgrad"),
         (32, 0, "integrated", ConfigError, "method 'integrated': needs the network, and here are only its scores"),
         (31, 0, "", ImageError, r"grey uint8\[31, 31\]: expected uint8 \[32, 32\]"),
-        (32, 3, "centre", ConfigError, "class 3: must lie between 0 and 2"),
-        (32, -1, "centre", ConfigError, "class -1: must lie between 0 and 2"),
+        (32, 3, "occlusion", ConfigError, "class 3: must lie between 0 and 2"),
+        (32, -1, "occlusion", ConfigError, "class -1: must lie between 0 and 2"),
     ],
 )
 def test_bad_questions_are_answered_with_the_rule(

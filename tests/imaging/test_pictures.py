@@ -22,7 +22,6 @@ from tests.imaging.files import Array, dicom, encoded
 
 from thoraclip.errors import ConfigError, ImageError
 from thoraclip.imaging import (
-    GEOMETRIES,
     Preprocess,
     Radiograph,
     check_pixels,
@@ -35,6 +34,7 @@ from thoraclip.imaging import (
     preprocessing,
 )
 from thoraclip.imaging import dicom as dicom_module
+from thoraclip.imaging.preprocessing import GEOMETRIES
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
 

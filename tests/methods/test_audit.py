@@ -368,18 +368,15 @@ def test_without_two_classes_there_is_no_audit(fold: list[Any], message: str, tm
         audit(Run(manifest), manifest, SETTINGS, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("masks", "source"),
-    [("auto", "auto"), ("given", "given"), ("estimate", "estimate"), ("none", "none"), ("a/b", "model")],
-)
-def test_lungs_are_found_as_the_settings_ask(masks: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("masks", ["auto", "given", "estimate", "none", "a/b"])
+def test_lungs_are_found_as_the_settings_ask(masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(segmenter, "load_segmenter", lambda name: SimpleNamespace(estimate=f"by {name}"))
     monkeypatch.setattr(module, "lung_masks", lambda *place, **given: asked.append((place, given)))
     sample, spec = made(np.array([0, 1])), Preprocess()
     module._find_lungs(sample, spec, AuditConfig(masks=masks), print)  # type: ignore[arg-type]
-    estimate = "by a/b" if source == "model" else None
-    assert asked == [((sample.manifest, spec), {"source": source, "estimate": estimate, "progress": print})]
+    estimate = "by a/b" if masks == "a/b" else None
+    assert asked == [((sample.manifest, spec), {"source": masks, "estimate": estimate, "progress": print})]
 
 
 @pytest.mark.parametrize("unknown", [0, 1])

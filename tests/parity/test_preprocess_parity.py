@@ -44,7 +44,7 @@ def processor(kind: str) -> Any:
 def test_preprocess_equals_transformers(
     picture: Callable[..., Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the order of passes of Pillow 12: from 13 on, Pillow shrinks the rows of tall images first, see `resizing`."""
+    """In the order of passes of Pillow 12: from 13 on, Pillow shrinks the rows of tall images first, see `resize`."""
     once = Image.Image.resize
 
     def resized(image: Image.Image, size: tuple[int, int], resample: Any = None, **options: Any) -> Image.Image:

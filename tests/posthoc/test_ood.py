@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.covariance import LedoitWolf
-from sklearn.neighbors import NearestNeighbors
 
 from thoraclip.bundle import export
 from thoraclip.bundle.session import ModelSession
@@ -22,7 +21,7 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods.probe import _keep_ood
 from thoraclip.methods.running import Part
-from thoraclip.posthoc.ood import KINDS, OodScore, fit_ood, read_ood, threshold_of, write_ood
+from thoraclip.posthoc.ood import OodScore, fit_ood, read_ood, threshold_of, write_ood
 from thoraclip.runs import RunFolder
 
 
@@ -35,19 +34,9 @@ def toy(n: int = 120, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return features.astype(np.float32), targets
 
 
-def fitted_on(kind: str, seed: int = 0, **options: object) -> OodScore:
+def fitted_on(seed: int = 0, **options: Any) -> OodScore:
     features, targets = toy(seed=seed)
-    return fit_ood(features, targets=targets, held_out=toy(seed=seed + 1)[0], kind=kind, **options)
-
-
-@pytest.mark.parametrize("k", [1, 5, 17])
-def test_knn_is_the_brute_force_distance_to_the_kth_neighbour(k: int) -> None:
-    train, strange = toy()[0], toy(seed=5)[0] * np.linspace(-1, 3, 6, dtype=np.float32)
-    score = fit_ood(train, held_out=toy(seed=1)[0], kind="knn", neighbours=k).score(strange)
-    unit = [row / np.sqrt((row.astype(float) ** 2).sum()) for row in train]
-    for row, found in zip(strange, score, strict=True):
-        one = row / np.sqrt((row.astype(float) ** 2).sum())
-        assert found == pytest.approx(sorted(float(np.linalg.norm(one - other)) for other in unit)[k - 1], abs=2e-4)
+    return fit_ood(features, targets=targets, held_out=toy(seed=seed + 1)[0], **options)
 
 
 def mahalanobis_oracle(x: np.ndarray, centred: np.ndarray, means: list[np.ndarray]) -> list[float]:
@@ -55,18 +44,13 @@ def mahalanobis_oracle(x: np.ndarray, centred: np.ndarray, means: list[np.ndarra
     return [min(float((row - m) @ inverse @ (row - m)) for m in means) for row in x.astype(float)]
 
 
-def test_mahalanobis_and_its_relative_are_those_of_the_explicit_inverse() -> None:
+def test_the_score_is_that_of_the_explicit_inverse() -> None:
     features, targets = toy()
     strange = toy(seed=5)[0] * np.linspace(-1, 3, 6, dtype=np.float32)
     wide = features.astype(float)
     means = [wide[targets == c].mean(axis=0) for c in range(3)]
     own = mahalanobis_oracle(strange, np.stack([r - means[t] for r, t in zip(wide, targets, strict=True)]), means)
-    middle = wide.mean(axis=0)
-    background = mahalanobis_oracle(strange, wide - middle, [middle])
-    np.testing.assert_allclose(fitted_on("mahalanobis").score(strange), own, rtol=1e-4)
-    np.testing.assert_allclose(
-        fitted_on("relative").score(strange), np.subtract(own, background), rtol=1e-3, atol=1e-4 * max(background)
-    )
+    np.testing.assert_allclose(fitted_on().score(strange), own, rtol=1e-4)
 
 
 def test_unknown_classes_are_left_out_and_no_classes_are_one() -> None:
@@ -85,12 +69,11 @@ def test_more_features_than_images_are_shrunk_not_singular() -> None:
     assert np.isfinite(scores).all() and scores[40:].min() > scores[:40].max()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_order_and_company_do_not_matter(kind: str) -> None:
+def test_order_and_company_do_not_matter() -> None:
     (features, targets), held, strange = toy(), toy(seed=1)[0], toy(n=2100, seed=2)[0]
     order = np.random.default_rng(1).permutation(120)
-    first = fit_ood(features, targets=targets, held_out=held, kind=kind)
-    again = fit_ood(features[order], targets=targets[order], held_out=held[::-1], kind=kind)
+    first = fit_ood(features, targets=targets, held_out=held)
+    again = fit_ood(features[order], targets=targets[order], held_out=held[::-1])
     scores = first.score(strange)
     assert scores.shape == (2100,) and scores.dtype == np.float64
     np.testing.assert_allclose(again.score(strange), scores, rtol=1e-4, atol=1e-4)
@@ -110,43 +93,22 @@ def test_the_conformal_quantile_keeps_its_promise_exactly() -> None:
 
 
 def test_too_few_calibration_images_promise_less() -> None:
-    fitted = replace(fitted_on("knn", false_positive_rate=0.01), calibration_images=40)
+    fitted = replace(fitted_on(false_positive_rate=0.01), calibration_images=40)
     assert threshold_of(np.arange(40.0), 0.01) == 39.0
     assert fitted.guaranteed_rate == pytest.approx(1 / 41)
     assert replace(fitted, calibration_images=500).guaranteed_rate == 0.01
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_threshold_is_that_of_the_held_out_scores(kind: str) -> None:
+def test_the_threshold_is_that_of_the_held_out_scores() -> None:
     (features, targets), held = toy(), toy(n=37, seed=1)[0]
-    fitted = fit_ood(features, targets=targets, held_out=held, kind=kind, false_positive_rate=0.1)
-    assert (fitted.calibrated_on, fitted.calibration_images) == ("held-out", 37)
+    fitted = fit_ood(features, targets=targets, held_out=held, false_positive_rate=0.1)
+    assert fitted.calibration_images == 37
     assert fitted.threshold == threshold_of(fitted.score(held), 0.1)
     assert fitted.is_flagged(fitted.score(held)).sum() == 37 - 35, "the threshold itself is not beyond it"
 
 
-def test_the_reference_rows_calibrate_knn_by_leaving_each_out() -> None:
-    features = toy(n=900, d=12)[0]
-    fitted = fit_ood(features, kind="knn", neighbours=3, false_positive_rate=0.05)
-    assert (fitted.calibrated_on, fitted.calibration_images) == ("leave-one-out", 900)
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    near = NearestNeighbors(n_neighbors=4).fit(unit).kneighbors(unit)[0][:, 3]  # the first neighbour is the row itself
-    assert fitted.threshold == pytest.approx(threshold_of(near, 0.05), abs=1e-4)
-
-
-def test_the_reference_is_bounded_and_drawn_by_the_seed() -> None:
-    first, again, other = (
-        fit_ood(toy(n=300)[0], held_out=toy(seed=1)[0], kind="knn", max_rows=100, seed=seed).arrays["rows"]
-        for seed in (1, 1, 2)
-    )
-    assert first.shape == np.unique(first, axis=0).shape == (100, 6)
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_score_comes_back_as_it_was_written(kind: str, tmp_path: Path) -> None:
-    fitted, strange = fitted_on(kind, false_positive_rate=0.02), toy(seed=9)[0]
+def test_a_score_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    fitted, strange = fitted_on(false_positive_rate=0.02), toy(seed=9)[0]
     write_ood(tmp_path / "n.safetensors", fitted)
     again = read_ood(tmp_path / "n.safetensors")
     assert replace(again, arrays={}) == replace(fitted, arrays={})
@@ -157,7 +119,7 @@ def test_a_score_comes_back_as_it_was_written(kind: str, tmp_path: Path) -> None
 
 def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", **arrays: np.ndarray) -> None:
     """Write a score of Mahalanobis whose metadata or arrays are not what they should be."""
-    write_ood(path, fitted_on("mahalanobis"))
+    write_ood(path, fitted_on())
     size = int.from_bytes(path.read_bytes()[:8], "little")
     metadata = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
     known = json.loads(metadata["thoraclip"]) | (about or {})
@@ -172,8 +134,11 @@ def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", 
         (lambda p: save_file({"rows": np.ones((2, 2), np.float32)}, p), "thoraclip"),
         (lambda p: changed(p, {"kind": "linear-head"}), "it holds a linear-head"),
         (lambda p: changed(p, {"schema": 9}), "schema 9, this version reads 1"),
-        (lambda p: changed(p, {"score": "knn"}), r"arrays \['factor', 'means'\], knn has \['rows'\]"),
-        (lambda p: changed(p, {"score": "cosine"}), "cosine"),
+        (lambda p: changed(p, {"score": "cosine"}), "score 'cosine', this version reads mahalanobis"),
+        (
+            lambda p: changed(p, rows=np.ones((3, 6), np.float32)),
+            r"arrays \['factor', 'means', 'rows'\], mahalanobis has",
+        ),
         (lambda p: changed(p, drop="threshold"), "threshold"),
         (lambda p: changed(p, {"threshold": float("nan")}), "threshold nan"),
         (lambda p: changed(p, means=np.ones((3, 5), np.float32)), r"array (factor|means) is float32"),
@@ -183,7 +148,7 @@ def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", 
 )
 def test_files_that_are_no_scores_are_refused(damage: Callable[[Path], object], what: str, tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
-    write_ood(path, fitted_on("mahalanobis"))
+    write_ood(path, fitted_on())
     damage(path)
     with pytest.raises(ManifestError, match=f"n.safetensors: not an out-of-distribution score.*{what}"):
         read_ood(path)
@@ -194,15 +159,7 @@ def test_files_that_are_no_scores_are_refused(damage: Callable[[Path], object], 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (
-            {"kind": "mahalanobi"},
-            ConfigError,
-            "unknown out-of-distribution score 'mahalanobi'; did you mean 'mahalanobis'",
-        ),
-        ({"neighbours": 0}, ConfigError, "neighbours = 0"),
         ({"false_positive_rate": 1.0}, ConfigError, r"false_positive_rate = 1\.0"),
-        ({"max_rows": 3}, ConfigError, "max_rows = 3: 20 or more"),
-        ({"held_out": None}, InputError, "held_out: none given, but 'mahalanobis' needs"),
         ({"held_out": toy(n=7)[0]}, InputError, "held-out features of 7 images: an out-of-distribution score needs 20"),
         ({"targets": np.full(120, -1)}, InputError, "training features of 0 labelled images: 20 or more"),
         ({"targets": np.zeros(119, np.int64)}, InputError, "targets of 119 images: there are 120"),
@@ -214,26 +171,24 @@ def test_bad_settings_are_refused(options: dict[str, object], error: type[Except
         fit_ood(features, **{"targets": targets, "held_out": toy(seed=1)[0]} | options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bad_features_are_refused(kind: str) -> None:
+def test_bad_features_are_refused() -> None:
     features, targets = toy()
-    broken, fitted = features.copy(), fitted_on(kind)
+    broken, fitted = features.copy(), fitted_on()
     broken[7, 2] = np.nan
 
-    def fit_to(rows: np.ndarray, **options: Any) -> OodScore:
-        return fit_ood(rows, targets=targets[: len(rows)], held_out=features, **{"kind": kind} | options)
+    def fit_to(rows: np.ndarray) -> OodScore:
+        return fit_ood(rows, targets=targets[: len(rows)], held_out=features)
 
     for call, message in (
         (
             lambda: fit_to(features[:19]),
             "training features of 19 images: an out-of-distribution score needs 20 or more",
         ),
-        (lambda: fit_to(features[:31], kind="knn", neighbours=30), "training features of 31 images: .* needs 32"),
         (lambda: fit_to(broken), "training features: row 7 is not finite"),
         (lambda: fitted.score(broken), "features to score: row 7 is not finite"),
         (lambda: fitted.score(features[0]), r"features to score of shape \(6,\)"),
         (lambda: fitted.score(features[:, :5]), "features of 5 numbers: the out-of-distribution score was fitted on 6"),
-        (lambda: fit_to(np.ones((30, 6), np.float32), kind="mahalanobis"), "all the same"),
+        (lambda: fit_to(np.ones((30, 6), np.float32)), "all the same"),
     ):
         with pytest.raises(InputError, match=message):
             call()
@@ -280,5 +235,5 @@ def test_the_threshold_comes_from_validation_images(kept_by: Callable[[Path], Oo
     found, (train, val) = kept_by(tmp_path), (FEATURES[ROWS[name]] for name in ("train", "val"))
     expected = fit_ood(train, targets=TARGETS[:120], held_out=val)
     assert found.threshold == pytest.approx(expected.threshold, rel=1e-6)
-    assert (found.calibrated_on, found.calibration_images) == ("held-out", 80)
+    assert found.calibration_images == 80
     np.testing.assert_array_equal(found.arrays["means"], expected.arrays["means"])

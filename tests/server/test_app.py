@@ -18,7 +18,7 @@ from tests.imaging.files import LOSSLESS, data_set, waves
 import thoraclip
 from thoraclip.bundle.runtime import BundleClassifier
 from thoraclip.bundle.thumbnails import Thumbnails
-from thoraclip.heatmaps.overlay import Panel, draw_overlay, heat_layer, outline_layer
+from thoraclip.heatmaps.overlay import draw_overlay, heat_layer, outline_layer
 from thoraclip.server import app as app_module
 from thoraclip.server.answers import Explained, Predicted
 from thoraclip.server.batch_queue import BatchQueue
@@ -150,7 +150,8 @@ def test_the_layers_laid_over_the_picture_are_the_sheet_s() -> None:
     lungs, seen = np.zeros((60, 50), bool), np.ones((60, 50), bool)
     lungs[20:40, 10:40] = True
     seen[:5] = False
-    sheet = np.asarray(draw_overlay(grey, heat, Panel("", [], ""), lungs=lungs, seen=seen))[12:72, 74:124].astype(float)
+    drawn = draw_overlay(grey, heat, headline="", lines=[], footer="", lungs=lungs, seen=seen)
+    sheet = np.asarray(drawn)[12:72, 74:124].astype(float)
     layer = heat_layer(heat, seen)
     cover = np.asarray(layer)[..., 3] * np.where(seen, 0.7, 1)  # the sheet's opacity, but for what is not seen
     layer.putalpha(Image.fromarray(cover.round().astype(np.uint8)))

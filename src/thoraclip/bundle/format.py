@@ -116,15 +116,8 @@ class Bundle:
         about = self.facts["novelty"]
         if about is None:
             return None
-        return OodScore(
-            kind=about["score"],
-            threshold=about["threshold"],
-            false_positive_rate=about["false_positive_rate"],
-            calibrated_on=about["calibrated_on"],
-            calibration_images=about["calibration_images"],
-            neighbours=about["neighbours"],
-            arrays={name: array.astype(np.float64) for name, array in _arrays(self.folder / _OOD).items()},  # once
-        )
+        arrays = {name: array.astype(np.float64) for name, array in _arrays(self.folder / _OOD).items()}  # once
+        return OodScore.from_facts(about, arrays)
 
     @cached_property
     def thumbnails(self) -> Thumbnails | None:
@@ -224,15 +217,7 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 def write_ood_arrays(folder: Path, fitted: OodScore) -> dict[str, Any]:
     """Write the arrays of an out-of-distribution score; returns what `bundle.json` says of it."""
     np.savez(folder / _OOD, **fitted.arrays)  # type: ignore[arg-type]
-    return {
-        "score": fitted.kind,
-        "threshold": fitted.threshold,
-        "false_positive_rate": fitted.false_positive_rate,
-        "guaranteed_rate": fitted.guaranteed_rate,
-        "calibrated_on": fitted.calibrated_on,
-        "calibration_images": fitted.calibration_images,
-        "neighbours": fitted.neighbours,
-    }
+    return fitted.facts
 
 
 def write_self_test(folder: Path, greys: Greys, scores: npt.NDArray[np.float32]) -> None:

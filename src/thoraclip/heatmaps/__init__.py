@@ -16,7 +16,7 @@ import numpy.typing as npt
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.predictor import Predictor
 
-__all__ = ["BASELINES", "MAPS", "MapMethod", "default_map", "heat_map"]
+__all__ = ["MAPS", "MapMethod", "default_map", "heat_map"]
 
 Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
@@ -28,28 +28,19 @@ class MapMethod:
 
     Args:
         module, function: where it is: `function(classifier, grey, class_index, *, seed) -> f32[S, S]`, signed.
-        summary: one line for the docs.
         needs_network: True where it looks inside; the others take any `Predictor`.
     """
 
     module: str
     function: str
-    summary: str
     needs_network: bool
 
 
-_INSIDE, _OUTSIDE = "thoraclip.heatmaps.gradients", "thoraclip.heatmaps.perturbation"
-
 MAPS: Mapping[str, MapMethod] = {
-    "occlusion": MapMethod(_OUTSIDE, "occlusion", "fall of the log-odds when a sliding patch is blurred away", False),
-    "smoothgrad": MapMethod(_INSIDE, "smoothgrad", "gradient times input over 16 noisy copies", True),
-    "integrated": MapMethod(_INSIDE, "integrated_gradients", "gradients summed from the blurred picture on", True),
+    "occlusion": MapMethod("thoraclip.heatmaps.perturbation", "occlusion", needs_network=False),
+    "smoothgrad": MapMethod("thoraclip.heatmaps.gradients", "smoothgrad", needs_network=True),
+    "integrated": MapMethod("thoraclip.heatmaps.gradients", "integrated_gradients", needs_network=True),
 }
-BASELINES: Mapping[str, MapMethod] = {
-    "random": MapMethod(_OUTSIDE, "random_map", "smooth noise", False),
-    "centre": MapMethod(_OUTSIDE, "centre", "a Gaussian at the centre", False),
-}
-"""Not explanations: what an explanation must beat."""
 
 
 def default_map(classifier: Predictor) -> str:
@@ -64,7 +55,7 @@ def heat_map(classifier: Predictor, grey: Grey, class_index: int, *, method: str
         classifier: a `Classifier` of `models.classifiers`; methods that do not look inside take any `Predictor`.
         grey: u8[S, S], made by `imaging.fit` with its `preprocess`.
         class_index: of the class in its `labels`.
-        method: a name in `MAPS` or `BASELINES`; empty for `default_map`.
+        method: a name in `MAPS`; empty for `default_map`.
         seed: of the methods that draw something.
 
     Returns:
@@ -74,16 +65,17 @@ def heat_map(classifier: Predictor, grey: Grey, class_index: int, *, method: str
         ConfigError: unknown method, or one that this classifier does not offer.
         ImageError: `grey` is not this classifier's input.
     """
-    known, method = {**MAPS, **BASELINES}, method or default_map(classifier)
-    if method not in known:
+    method = method or default_map(classifier)
+    if method not in MAPS:
         raise ConfigError(f"unknown method '{method}'{did_you_mean(method, MAPS)}")
-    if known[method].needs_network and not hasattr(classifier, "logits"):
+    chosen = MAPS[method]
+    if chosen.needs_network and not hasattr(classifier, "logits"):
         raise ConfigError(f"method '{method}': needs the network, and here are only its scores; take occlusion")
     side = classifier.preprocess.size
     if grey.dtype != np.uint8 or grey.shape != (side, side):
         raise ImageError(f"grey {grey.dtype}{list(grey.shape)}: expected uint8 [{side}, {side}]")
     if not 0 <= class_index < len(classifier.labels):
         raise ConfigError(f"class {class_index}: must lie between 0 and {len(classifier.labels) - 1}")
-    function = getattr(import_module(known[method].module), known[method].function)
+    function = getattr(import_module(chosen.module), chosen.function)
     signed: Heat = function(classifier, grey, class_index, seed=seed)
     return np.maximum(signed, 0).astype(np.float32)

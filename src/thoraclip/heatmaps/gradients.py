@@ -32,37 +32,27 @@ _SMOOTHING_SHARE = 1 / 32
 
 
 def grey_gradient(classifier: Classifier, units: Tensor, class_index: int) -> Tensor:
-    """Gradient of the log-odds of a class with respect to the greys.
-
-    Args:
-        classifier: any with `logits`.
-        units: f32[B, S, S], greys over 255.
-        class_index: of the class.
-
-    Returns:
-        f32[B, S, S], in nats for a step from black to white.
-    """
-    leaf = units.detach().clone().requires_grad_()
-    total = _log_odds(_in_fp32(classifier), leaf, class_index).sum()
-    return torch.autograd.grad(total, leaf)[0]
+    """Greys over 255, f32[B, S, S] -> f32[B, S, S]: gradient of the log-odds, in nats from black to white."""
+    if isinstance(classifier, Backbone):  # gradients of bf16 have two digits; an encoder's logits are fp32 as they are
+        classifier = replace(classifier, precision="fp32")
+    spec, leaf = classifier.preprocess, units.detach().clone().requires_grad_()
+    mean, std = (torch.tensor(v, device=units.device)[:, None, None] for v in (spec.mean, spec.std))
+    logits = classifier.logits((leaf[:, None] - mean) / std)
+    others = torch.arange(logits.shape[1], device=logits.device) != class_index
+    log_odds = logits[:, class_index] - logits[:, others].logsumexp(dim=1)
+    return torch.autograd.grad(log_odds.sum(), leaf)[0]
 
 
 def smoothgrad(classifier: Classifier, grey: Grey, class_index: int, *, seed: int = 0) -> Heat:
     """Gradient times input, averaged over 16 noisy copies (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
     The input is what blurring takes away from the picture, so that a flat region has no say whatever its grey; noise of
-    a tenth of the greys' range. Smoothed at the scale of a patch.
-
-    Args:
-        classifier: any with `logits`.
-        grey: u8[S, S], made by its `preprocess`.
-        class_index: of the class.
-        seed: of the noise.
+    a tenth of the greys' range. Smoothed at the scale of a patch. `seed` is that of the noise.
 
     Returns:
         f32[S, S]; negative where it speaks against the class.
     """
-    unit, fill = _unit(classifier, grey), _unit(classifier, blurred(grey))
+    unit, fill = _units(classifier, grey)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(_SAMPLES, *grey.shape, generator=generator).to(unit.device)
     noisy = unit + _NOISE * (unit.max() - unit.min()) * noise
@@ -74,36 +64,22 @@ def integrated_gradients(classifier: Classifier, grey: Grey, class_index: int, *
     eq. 3).
 
     The integral is taken at the midpoints of 16 equal steps, so that its sum is the difference of the log-odds up to
-    the error of that rule. Smoothed at the scale of a patch.
+    the error of that rule. Smoothed at the scale of a patch. `seed` is not used.
 
-    Args, Returns: as in `smoothgrad`; `seed` is not used.
+    Returns:
+        f32[S, S], as in `smoothgrad`.
     """
-    unit, fill = _unit(classifier, grey), _unit(classifier, blurred(grey))
+    unit, fill = _units(classifier, grey)
     shares = ((torch.arange(_SAMPLES, device=unit.device) + 0.5) / _SAMPLES)[:, None, None]
     path = fill + shares * (unit - fill)
     return _smooth(grey_gradient(classifier, path, class_index).mean(dim=0) * (unit - fill))
 
 
-def _log_odds(classifier: Classifier, units: Tensor, class_index: int) -> Tensor:
-    """f32[B, S, S] greys over 255 -> f32[B], with gradient."""
-    mean, std = (
-        torch.tensor(v, device=units.device)[:, None, None]
-        for v in (classifier.preprocess.mean, classifier.preprocess.std)
-    )
-    logits = classifier.logits((units[:, None] - mean) / std)
-    others = torch.arange(logits.shape[1], device=logits.device) != class_index
-    return logits[:, class_index] - logits[:, others].logsumexp(dim=1)
-
-
-def _in_fp32(classifier: Classifier) -> Classifier:
-    """Gradients of bf16 have two digits; an encoder's logits are fp32 as they are."""
-    return replace(classifier, precision="fp32") if isinstance(classifier, Backbone) else classifier
-
-
-def _unit(classifier: Classifier, grey: Grey) -> Tensor:
-    """u8[S, S] -> f32[S, S], greys over 255, on the device."""
+def _units(classifier: Classifier, grey: Grey) -> tuple[Tensor, Tensor]:
+    """The picture and its blur, u8[S, S] -> f32[S, S], greys over 255, on the device."""
     device = next(classifier.network.parameters()).device
-    return torch.from_numpy(grey.astype(np.float32) / 255).to(device)
+    unit, fill = (torch.from_numpy(g.astype(np.float32) / 255).to(device) for g in (grey, blurred(grey)))
+    return unit, fill
 
 
 def _smooth(heat: Tensor) -> Heat:

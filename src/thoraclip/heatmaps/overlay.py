@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,34 +11,18 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import Preprocess
 
-__all__ = ["Panel", "colours", "display_size", "draw_overlay", "heat_layer", "outline_layer", "spread"]
+__all__ = ["colours", "display_size", "draw_overlay", "heat_layer", "outline_layer", "spread"]
 
 Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Colours = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_INFERNO = (
-    0x000004,
-    0x0B0724,
-    0x210C4A,
-    0x3D0965,
-    0x57106E,
-    0x71196E,
-    0x8A226A,
-    0xA32C61,
-    0xBC3754,
-    0xD24644,
-    0xE45A31,
-    0xF1731D,
-    0xF98E09,
-    0xFCAC11,
-    0xF9CB35,
-    0xF2EA69,
-    0xFCFFA4,
+_INFERNO = bytes.fromhex(
+    "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754"
+    "d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4"
 )
-"""Matplotlib's `inferno` (van der Walt & Smith 2015, CC0) at 17 equal steps: perceptually uniform."""
+"""Matplotlib's `inferno` (van der Walt & Smith 2015, CC0), 17 colours at equal steps: perceptually uniform."""
 _DARKEST = 0.3
 """The scale begins here: what is darker would pass for a shadow in the radiograph."""
 _OPACITY = 0.7
@@ -47,21 +30,6 @@ _OUTLINE = (0, 214, 230)
 _BACKGROUND, _TEXT, _FAINT = (16, 16, 20), (236, 236, 236), (166, 166, 172)
 _LARGEST, _SMALLEST = 1024, 448
 _GAP, _PANEL = 12, 330
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What stands beside the pictures.
-
-    Args:
-        headline: class and probability.
-        lines: one thing each; wrapped.
-        footer: at the bottom.
-    """
-
-    headline: str
-    lines: Sequence[str]
-    footer: str
 
 
 def display_size(height: int, width: int) -> tuple[int, int]:
@@ -98,62 +66,55 @@ def spread(heat: Heat, spec: Preprocess, height: int, width: int) -> tuple[Heat,
     seen = ((rows >= 0) & (rows < 1))[:, None] & ((columns >= 0) & (columns < 1))[None]
     box = (-before * cut, -above * cut, (width - before) * cut, (height - above) * cut)
     image = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
-    placed = image.transform(
-        (width, height), Image.Transform.EXTENT, (box[0], box[1], box[2], box[3]), Image.Resampling.BILINEAR
-    )
+    placed = image.transform((width, height), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
     return np.where(seen, np.asarray(placed), 0).astype(np.float32), seen
 
 
-def colours(level: npt.NDArray[np.floating]) -> Colours:
+def colours(level: npt.NDArray[np.floating]) -> Grey:
     """f[...] in [0, 1] -> u8[..., 3], of the scale that the overlay uses: even steps look even."""
-    table = np.array([[c >> 16, c >> 8 & 255, c & 255] for c in _INFERNO], np.float64)
+    table = np.frombuffer(_INFERNO, np.uint8).reshape(-1, 3).astype(np.float64)
     place = (_DARKEST + (1 - _DARKEST) * np.clip(level, 0, 1)) * (len(table) - 1)
     steps = np.arange(len(table))
     return np.stack([np.interp(place, steps, table[:, k]) for k in range(3)], axis=-1).round().astype(np.uint8)
 
 
 def draw_overlay(
-    grey: Grey, heat: Heat, panel: Panel, *, lungs: Mask | None = None, seen: Mask | None = None
+    grey: Grey, heat: Heat, *, headline: str, lines: Sequence[str], footer: str, lungs: Mask, seen: Mask
 ) -> Image.Image:
-    """The radiograph, beside it the same with the map over it, beside that the panel; lungs are outlined in both.
+    """The radiograph, beside it the same with the map over it, beside that the text; lungs are outlined in both. RGB.
 
     Args:
         grey: u8[H, W], at the size of `display_size`.
         heat: f32[H, W], 0 or larger; the hottest pixel gets the end of the scale, pixels without evidence no colour.
-        panel: the text.
-        lungs: bool[H, W].
+        headline, lines, footer: the text; one thing a line, wrapped.
+        lungs: bool[H, W]; nothing set for no outline.
         seen: bool[H, W]; what the network does not see is shaded.
-
-    Returns:
-        An RGB picture.
     """
-    level, opacity = _level(heat), (_OPACITY * _cover(heat))[..., None]
+    colour, cover = _painted(heat)
+    opacity = (_OPACITY * cover)[..., None]
     base = np.repeat(grey[..., None], 3, axis=-1).astype(np.float64)
-    mixed = (1 - opacity) * base + opacity * colours(level)
-    if seen is not None:
-        mixed[~seen] *= 0.4
+    mixed = (1 - opacity) * base + opacity * colour
+    mixed[~seen] *= 0.4
     plain, painted = (Image.fromarray(pixels.round().astype(np.uint8)) for pixels in (base, mixed))
-    if lungs is not None and lungs.any():
+    if lungs.any():
         outline = _outline(lungs)
         for picture in (plain, painted):
             picture.paste(_OUTLINE, (0, 0), outline)
     height, width = grey.shape
-    text = _draw_panel(panel, height)
+    text = _draw_text(headline, lines, footer, height)
     sheet = Image.new("RGB", (2 * width + 4 * _GAP + text.width, max(height, text.height) + 2 * _GAP), _BACKGROUND)
-    sheet.paste(plain, (_GAP, _GAP))
-    sheet.paste(painted, (width + 2 * _GAP, _GAP))
-    sheet.paste(text, (2 * width + 3 * _GAP, _GAP))
+    for number, part in enumerate((plain, painted, text)):
+        sheet.paste(part, (number * width + (number + 1) * _GAP, _GAP))
     return sheet
 
 
 def heat_layer(heat: Heat, seen: Mask) -> Image.Image:
     """What `draw_overlay` lays over the radiograph, as a picture of its own whose opacity can be changed: RGBA.
 
-    Args:
-        heat: f32[H, W], 0 or larger.
-        seen: bool[H, W]; what the network does not see is black, and as dark as in the overlay.
+    What the network does not see is black, and as dark as in the overlay.
     """
-    pixels = np.dstack([colours(_level(heat)), np.round(255 * _cover(heat)).astype(np.uint8)])
+    colour, cover = _painted(heat)
+    pixels = np.dstack([colour, np.round(255 * cover).astype(np.uint8)])
     pixels[~seen] = (0, 0, 0, 153)
     return Image.fromarray(pixels)
 
@@ -165,15 +126,10 @@ def outline_layer(lungs: Mask) -> Image.Image:
     return line
 
 
-def _level(heat: Heat) -> Heat:
-    """f32[H, W], 0 or larger -> [0, 1]: the hottest place is 1."""
-    return heat / max(float(heat.max()), 1e-12)
-
-
-def _cover(heat: Heat) -> Heat:
-    """How much of the radiograph the colour hides at full opacity, f32[H, W] in [0, 1]; nothing where there is no
-    evidence."""
-    return _level(heat) ** 0.8
+def _painted(heat: Heat) -> tuple[Grey, Heat]:
+    """Colours u8[H, W, 3], and how much of the radiograph they hide at full opacity, f32[H, W] in [0, 1]."""
+    level = heat / max(float(heat.max()), 1e-12)
+    return colours(level), level**0.8
 
 
 def _outline(mask: Mask) -> Image.Image:
@@ -185,14 +141,14 @@ def _outline(mask: Mask) -> Image.Image:
     return line.filter(ImageFilter.GaussianBlur(0.6)).point(lambda v: round(0.8 * v))
 
 
-def _draw_panel(panel: Panel, least_height: int) -> Image.Image:
+def _draw_text(headline: str, lines: Sequence[str], footer: str, least_height: int) -> Image.Image:
     """Text that grows with the pictures, and the scale of the colours."""
     scale = float(np.clip(least_height / _SMALLEST, 1, 2))
     width, margin = round(_PANEL * scale), round(20 * scale)
     large, normal, small = (ImageFont.load_default(size * scale) for size in (22, 15, 13))
     room = width - margin
-    head, foot = _wrapped(panel.headline, large, room), _wrapped(panel.footer, small, room)
-    body = [_wrapped(text, normal, room) for text in panel.lines]
+    head, foot = _wrapped(headline, large, room), _wrapped(footer, small, room)
+    body = [_wrapped(text, normal, room) for text in lines]
     top, line, gap, low = (round(size * scale) for size in (30, 20, 9, 18))
     needed = top * len(head) + round(60 * scale) + sum(line * len(part) + gap for part in body) + low * (len(foot) + 1)
     image = Image.new("RGB", (width, max(least_height, needed)), _BACKGROUND)

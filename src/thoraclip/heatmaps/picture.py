@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,10 @@ from thoraclip.data.lungs import estimate_lungs
 from thoraclip.data.masks import mask_problem, read_mask
 from thoraclip.errors import ConfigError, ImageError, InputError, did_you_mean
 from thoraclip.heatmaps import MAPS, default_map, heat_map
-from thoraclip.heatmaps.overlay import Panel, display_size, draw_overlay, spread
+from thoraclip.heatmaps.overlay import display_size, draw_overlay, spread
 from thoraclip.heatmaps.perturbation import resized
 from thoraclip.imaging import decode, fit, normalise
-from thoraclip.imaging.resizing import resize
+from thoraclip.imaging.preprocessing import resize
 from thoraclip.predictor import Predictor
 from thoraclip.runs import atomic_open
 
@@ -83,17 +84,9 @@ class Explanation:
 
     def as_dict(self) -> dict[str, object]:
         """Its numbers, JSON-able."""
-        return {
-            "class": self.label,
-            "probability": self.scores[self.label],
-            "predicted": self.predicted,
-            "scores": self.scores,
-            "method": self.method,
-            "evidence_in_lungs": self.evidence_in_lungs,
-            "lung_area": self.lung_area,
-            "lungs_from": self.lungs_from,
-            "note": self.note,
-        }
+        names = ("predicted", "scores", "method", "evidence_in_lungs", "lung_area", "lungs_from", "note")
+        shown = {name: getattr(self, name) for name in names}
+        return {"class": self.label, "probability": self.scores[self.label], **shown}
 
 
 def require_png(path: Path) -> None:
@@ -102,32 +95,25 @@ def require_png(path: Path) -> None:
         raise InputError(f"{path}: the sheet is a PNG; end the name in .png")
 
 
-def explain_picture(
-    classifier: Predictor,
-    image: Path,
-    *,
-    class_name: str = "",
-    method: str = "",
-    mask: Path | None = None,
-    note: str = "",
-    seed: int = 0,
-) -> Explanation:
+def explain_picture(classifier: Predictor, image: Path, *, mask: Path | None = None, **options: Any) -> Explanation:
     """Score a picture and map the evidence for a class.
 
     Args:
-        classifier: as in `heat_map`.
+        classifier, options: as in `explain_pixels`.
         image: PNG, JPEG or DICOM.
-        class_name, method, note, seed: see `explain_pixels`.
         mask: lung mask of this very picture; None estimates the lungs.
 
     Raises:
         ConfigError: see `explain_pixels`.
         ImageError: the picture or the mask cannot be decoded, or the mask is of another shape or tells nothing apart.
     """
-    method = _known(classifier, class_name, method)
+    _require_known(classifier, options.get("class_name", ""), options.get("method", ""))
     pixels = decode(image).pixels
-    lungs = None if mask is None else _given(pixels, mask)
-    return explain_pixels(classifier, pixels, class_name=class_name, method=method, lungs=lungs, note=note, seed=seed)
+    lungs = None if mask is None else read_mask(mask, pixels.shape)
+    problem = None if lungs is None else mask_problem(lungs)
+    if problem:
+        raise ImageError(f"{mask}: {problem}; give another mask, or none")
+    return explain_pixels(classifier, pixels, lungs=lungs, **options)
 
 
 def explain_pixels(
@@ -154,8 +140,11 @@ def explain_pixels(
     Raises:
         ConfigError: no such class or method, or a method that this network cannot be asked with.
     """
-    method, names = _known(classifier, class_name, method), classifier.labels.names
-    lungs, lungs_from = _estimate(pixels) if lungs is None else (lungs, "given mask")
+    _require_known(classifier, class_name, method)
+    method, names, lungs_from = method or default_map(classifier), classifier.labels.names, "given mask"
+    if lungs is None:
+        lungs, reason = estimate_lungs(pixels)
+        lungs_from = f"not found: {reason}" if reason else "estimated"
     grey = fit(pixels, classifier.preprocess)
     scores = classifier.predict(normalise(grey[None], classifier.preprocess))[0].astype(np.float64)
     chosen = names.index(class_name) if class_name else int(scores.argmax())
@@ -175,14 +164,12 @@ def explain_pixels(
     )
 
 
-def _known(classifier: Predictor, class_name: str, method: str) -> str:
-    """The method that is asked for; raises like `explain_pixels`."""
-    method, names = method or default_map(classifier), classifier.labels.names
-    if method not in MAPS:
+def _require_known(classifier: Predictor, class_name: str, method: str) -> None:
+    if method and method not in MAPS:
         raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
+    names = classifier.labels.names
     if class_name and class_name not in names:
         raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
-    return method
 
 
 def write_overlay(path: Path, explanation: Explanation) -> None:
@@ -197,55 +184,15 @@ def write_overlay(path: Path, explanation: Explanation) -> None:
         stream.write(sheet)
 
 
-def overlay_png(explanation: Explanation) -> bytes:
+def overlay_png(e: Explanation) -> bytes:
     """The content of the file that `write_overlay` writes."""
-    sheet = draw_overlay(
-        explanation.grey, explanation.heat, _panel(explanation), lungs=explanation.lungs, seen=explanation.seen
-    )
-    buffer, text = io.BytesIO(), PngInfo()
-    text.add_text("thoraclip", json.dumps(explanation.as_dict()))
-    sheet.save(buffer, format="PNG", pnginfo=text)
-    return buffer.getvalue()
-
-
-def why_no_mask(mask: Path, image: Path) -> str | None:
-    """What keeps a mask file from being a picture's lungs; `None` where it serves."""
-    height, width = decode(image).pixels.shape
-    try:
-        return mask_problem(read_mask(mask, (height, width)))
-    except ImageError as error:
-        return str(error).removeprefix(f"{mask}: ")
-
-
-def _given(pixels: Grey, mask: Path) -> Mask:
-    """bool[H, W], at the picture's own size."""
-    given = read_mask(mask, (pixels.shape[0], pixels.shape[1]))
-    problem = mask_problem(given)
-    if problem:
-        raise ImageError(f"{mask}: {problem}; give another mask, or none")
-    return given
-
-
-def _estimate(pixels: Grey) -> tuple[Mask, str]:
-    """The estimated lungs; none where they are implausible."""
-    made = estimate_lungs(pixels)
-    return (
-        (made.mask, "estimated")
-        if made.is_plausible
-        else (np.zeros(pixels.shape, dtype=bool), f"not found: {made.reasons[0]}")
-    )
-
-
-def _panel(explanation: Explanation) -> Panel:
-    """What a reader of the picture must know."""
-    e = explanation
-    inside, area = e.evidence_in_lungs, e.lung_area
     lines = [f"Evidence for {e.label}, by {e.method}"]
     if e.label != e.predicted:
         lines.append(f"Predicted: {e.predicted}, {e.scores[e.predicted]:.2f}")
     if not e.heat.any():
         lines.append("The map is empty: this method sees no evidence for the class")
     lines.append(f"Lung outline: {e.lungs_from}")
+    inside, area = e.evidence_in_lungs, e.lung_area
     if area is not None and inside is not None:
         lines.append(
             f"{100 * inside:.0f} % of the evidence lies in the lungs, which cover {100 * area:.0f} % of the picture"
@@ -255,4 +202,18 @@ def _panel(explanation: Explanation) -> Panel:
     if e.note:
         lines.append(e.note[0].upper() + e.note[1:])
     footer = "The colour is scaled to this picture's hottest place. A map is no proof. Research use, not for diagnosis."
-    return Panel(f"{e.label}: {e.scores[e.label]:.2f}", lines, footer)
+    headline = f"{e.label}: {e.scores[e.label]:.2f}"
+    sheet = draw_overlay(e.grey, e.heat, headline=headline, lines=lines, footer=footer, lungs=e.lungs, seen=e.seen)
+    buffer, text = io.BytesIO(), PngInfo()
+    text.add_text("thoraclip", json.dumps(e.as_dict()))
+    sheet.save(buffer, format="PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def why_no_mask(mask: Path, image: Path) -> str | None:
+    """What keeps a mask file from being a picture's lungs; `None` where it serves."""
+    pixels = decode(image).pixels
+    try:
+        return mask_problem(read_mask(mask, pixels.shape))
+    except ImageError as error:
+        return str(error).removeprefix(f"{mask}: ")

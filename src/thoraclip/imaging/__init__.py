@@ -7,33 +7,12 @@ Training, embedding, export and serving all pass through here, so there is one s
 
 from __future__ import annotations
 
-from thoraclip.imaging.decoding import (
-    DECODING,
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    Radiograph,
-    decode,
-    is_image_name,
-    read_bytes,
-    told_by_name,
-)
-from thoraclip.imaging.dicom import DicomHeader
-from thoraclip.imaging.hashing import perceptual_hash
-from thoraclip.imaging.preprocessing import (
-    GEOMETRIES,
-    Preprocess,
-    check_pixels,
-    fit,
-    normalise,
-    preprocess,
-)
+from thoraclip.imaging.decoding import DECODING, MAX_PIXELS, Radiograph, decode, is_image_name, read_bytes, told_by_name
+from thoraclip.imaging.preprocessing import Preprocess, check_pixels, fit, normalise, perceptual_hash, preprocess
 
 __all__ = [
     "DECODING",
-    "GEOMETRIES",
-    "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "DicomHeader",
     "Preprocess",
     "Radiograph",
     "check_pixels",

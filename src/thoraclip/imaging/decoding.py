@@ -1,5 +1,4 @@
-"""PNG, JPEG and DICOM to 8-bit grey, or to one reason why not; nothing in a file can crash, hang or flood the
-process."""
+"""PNG, JPEG and DICOM to 8-bit grey, or to one reason why not; no file can crash, hang or flood the process."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ class Radiograph:
 
 
 def is_image_name(path: Path) -> bool:
-    """True for a picture's ending, and for a file without ending that begins like DICOM, or that nobody may open:
-    `decode` says why."""
+    """True for a picture's ending, and for a file without one that begins like DICOM or cannot be opened."""
     told = told_by_name(path.name)
     if told is not None:
         return told
@@ -138,9 +136,7 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> Radiograph:
         raise ImageError(f"{where}: more than {max_pixels:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
-    except (
-        Exception
-    ) as error:  # Pillow raises many kinds on damaged files (OSError, SyntaxError, struct.error, zlib.error)
+    except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, "JPEG" if kind == "MPO" else kind)
 
@@ -148,9 +144,7 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> Radiograph:
 def _to_grey(image: Image.Image) -> Grey:
     if image.mode in {"I", "F"} or image.mode.startswith("I;"):
         return _scale_by_depth(np.asarray(image))
-    if image.mode == "P" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
+    if image.mode in {"P", "RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     if image.mode != "L":

@@ -1,8 +1,4 @@
-"""One grey DICOM radiograph: what the file is, what it says of the patient, and its stored values, or one reason why
-not.
-
-`imaging.display` turns the stored values into grey.
-"""
+"""One grey DICOM radiograph: what the file is, what it says of the patient, and its pixels, or one reason why not."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import io
 import re
 import zlib
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,26 +15,20 @@ import numpy.typing as npt
 from thoraclip.errors import ImageError, MissingExtraError, first_line
 from thoraclip.imaging.codestream import check_frame
 from thoraclip.imaging.display import display
-from thoraclip.imaging.isolated import decode_apart
+from thoraclip.imaging.isolated import decode_apart, last_line
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["MAX_PIXELS", "MODALITIES", "DicomHeader", "decode_dicom", "is_dicom"]
+__all__ = ["MAX_PIXELS", "DicomHeader", "decode_dicom", "is_dicom"]
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: no radiograph is that large, a decompression bomb is."""
 MAX_INFLATED = 512 * 1024**2
 """Bytes that a deflated data set may take."""
-MODALITIES = {
-    "CR": "computed radiography",
-    "DX": "digital radiography",
-    "RG": "conventional radiograph",
-    "OT": "other",
-    "SC": "secondary capture",
-    "": "not stated",
-}
-"""Modalities that can hold a radiograph; any other one is refused."""
+_MODALITIES = {"CR", "DX", "RG", "OT", "SC", ""}
+"""Modalities that can hold a radiograph: computed, digital and conventional radiography, other, secondary capture, not
+stated."""
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _PLUGINS = ("pylibjpeg", "pillow", "pydicom", "gdcm")
@@ -45,13 +36,8 @@ _PLUGINS = ("pylibjpeg", "pillow", "pydicom", "gdcm")
 _DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.5"}
 """JPEG by Pillow and run lengths by pydicom survive hostile data. OpenJPEG, which takes gigabytes for a few hundred
 bytes, and GDCM, which crashes, run in a process of their own."""
-_VIEWS = {
-    "postero-anterior": "PA",
-    "antero-posterior": "AP",
-    "left lateral": "LL",
-    "right lateral": "RL",
-    "lateral": "LATERAL",
-}
+_SIDES = {"left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL"}
+_VIEWS = {"postero-anterior": "PA", "antero-posterior": "AP", **_SIDES}
 _PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 
 
@@ -75,14 +61,11 @@ class DicomHeader:
 
 
 def is_dicom(data: bytes) -> bool:
-    """By content alone, so that a path and its bytes decode alike; files without the preamble start with group 2 or
-    8."""
+    """By content alone; files without the preamble start with group 2 or 8."""
     return data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 
 
-def decode_dicom(
-    data: bytes, where: str, max_pixels: int = MAX_PIXELS
-) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
+def decode_dicom(data: bytes, where: str, max_pixels: int) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
     """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes.
 
     Raises:
@@ -98,12 +81,11 @@ def decode_dicom(
     except Exception as error:  # of many kinds
         raise ImageError(f"{where}: damaged DICOM ({first_line(error)})") from error
     try:
-        grey = display(_stored_values(dataset, data), dataset)
+        return display(_stored_values(dataset, data), dataset), photometric, header
     except MissingExtraError as error:
         raise ImageError(f"{where}: {error}") from error
     except Exception as error:  # decoders raise many kinds
         raise ImageError(f"{where}: DICOM pixels cannot be decoded ({first_line(error)})") from error
-    return grey, photometric, header
 
 
 def _parse(data: bytes) -> Dataset:
@@ -146,22 +128,19 @@ def _end_of_meta(data: bytes) -> int:
 
 
 def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
-    """The photometric interpretation of one grey frame of a radiograph; ImageError with the reason for anything
-    else."""
+    """The photometric interpretation of one grey frame of a radiograph; ImageError for anything else."""
     if "PixelData" not in dataset:
         raise ImageError("a DICOM header without pixel data")
     modality = str(dataset.get("Modality") or "").strip().upper()
-    if modality not in MODALITIES:
+    if modality not in _MODALITIES:
         raise ImageError(f"DICOM modality '{modality}'; a radiograph (CR, DX or RG) is expected")
     frames, samples = (int(dataset.get(name) or 1) for name in ("NumberOfFrames", "SamplesPerPixel"))
     if frames != 1:
         raise ImageError(f"{frames} frames; one is expected: export the frame that is wanted as a picture")
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if samples != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise ImageError(
-            f"{samples} samples a pixel, photometric interpretation '{photometric}'; one grey sample is expected, "
-            "not a colour secondary capture"
-        )
+        said = f"{samples} samples a pixel, photometric interpretation '{photometric}'"
+        raise ImageError(f"{said}; one grey sample is expected, not a colour secondary capture")
     if int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > max_pixels:
         raise ImageError(f"more than {max_pixels:,} pixels; not a radiograph")
     allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
@@ -179,21 +158,16 @@ def _header(dataset: Dataset) -> DicomHeader:
 
     patient, issuer = text("PatientID"), text("IssuerOfPatientID")
     sex = (text("PatientSex") or "").upper()
+    view = (text("ViewPosition") or "").upper() or None
+    if view is None and (codes := dataset.get("ViewCodeSequence")):
+        view = _VIEWS.get(str(codes[0].get("CodeMeaning") or "").strip().lower())
     return DicomHeader(
         patient_id=f"{issuer}/{patient}" if patient and issuer else patient,
-        view=_view(dataset, text("ViewPosition")),
+        view=view,
         sex=sex if sex in {"M", "F", "O"} else None,
         age_years=_age_years(text("PatientAge"), text("PatientBirthDate"), text("StudyDate")),
         body_part=(text("BodyPartExamined") or "").upper() or None,
     )
-
-
-def _view(dataset: Dataset, position: str | None) -> str | None:
-    if position:
-        return position.upper()
-    codes = dataset.get("ViewCodeSequence") or []
-    meaning = str(codes[0].get("CodeMeaning") or "").strip().lower() if codes else ""
-    return _VIEWS.get(meaning)
 
 
 def _age_years(age: str | None, born: str | None, studied: str | None) -> float | None:
@@ -201,19 +175,11 @@ def _age_years(age: str | None, born: str | None, studied: str | None) -> float 
     match = re.fullmatch(r"(\d{1,3})\s*([DWMY]?)", (age or "").upper())
     if match:
         return round(int(match[1]) / _PER_YEAR[match[2] or "Y"], 2)
-    days = [_days(date) for date in (born, studied)]
-    if days[0] is None or days[1] is None or not 0 <= days[1] - days[0] < 130 * 366:
-        return None
-    return round((days[1] - days[0]) / 365.25, 1)  # no closer: dates of birth identify people
-
-
-def _days(date: str | None) -> int | None:
-    from datetime import datetime
-
     try:
-        return datetime.strptime(date or "", "%Y%m%d").toordinal()
+        days = (datetime.strptime(studied or "", "%Y%m%d") - datetime.strptime(born or "", "%Y%m%d")).days
     except ValueError:
         return None
+    return round(days / 365.25, 1) if 0 <= days < 130 * 366 else None  # no closer: dates of birth identify people
 
 
 def _stored_values(dataset: Dataset, data: bytes) -> npt.NDArray[np.integer[Any]]:
@@ -232,6 +198,5 @@ def _stored_values(dataset: Dataset, data: bytes) -> npt.NDArray[np.integer[Any]
         return decode_apart(data, plugin)
     try:
         return np.asarray(pixel_array(dataset, decoding_plugin=plugin))
-    except Exception as error:  # of many kinds; the last line holds the plugin's own words
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ImageError(lines[-1].strip()[:200]) from error
+    except Exception as error:  # of many kinds
+        raise ImageError(last_line(error)[:200]) from error

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["display"]
 
+Ramp = npt.NDArray[np.int64]
+"""The stored values from the smallest to the largest one that occurs."""
+Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
+
 
 def display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset) -> npt.NDArray[np.uint8]:
     """Grey levels u8[H, W] of the stored values; see the module's text."""
@@ -54,7 +59,7 @@ def _blocks(array: npt.NDArray[Any]) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(array), step)]
 
 
-def _padding(ramp: npt.NDArray[np.int64], dataset: Dataset) -> npt.NDArray[np.bool_]:
+def _padding(ramp: Ramp, dataset: Dataset) -> Mask:
     """True for stored values that mark pixels outside the picture."""
     first = dataset.get("PixelPaddingValue")
     if first is None or first == "":
@@ -64,21 +69,11 @@ def _padding(ramp: npt.NDArray[np.int64], dataset: Dataset) -> npt.NDArray[np.bo
     if int(dataset.PixelRepresentation):  # files say US where the rule is SS: 63,536 and -2,000 are the same 16 bits
         half = 2 ** (int(dataset.BitsAllocated) - 1)
         ends = [v - 2 * half if v >= half else v for v in ends]
-    ends.sort()
-    found: npt.NDArray[np.bool_] = (ramp >= ends[0]) & (ramp <= ends[1])
-    return found
+    return np.asarray((ramp >= min(ends)) & (ramp <= max(ends)))
 
 
-def _grey_levels(
-    ramp: npt.NDArray[np.int64], shown: npt.NDArray[np.bool_], dataset: Dataset
-) -> npt.NDArray[np.float64]:
-    """f64 levels 0..255 of each stored value of the ramp, before inversion.
-
-    Args:
-        ramp: the stored values.
-        shown: which of them occur in the picture.
-        dataset: holds the look-up tables.
-    """
+def _grey_levels(ramp: Ramp, shown: Mask, dataset: Dataset) -> Values:
+    """Levels 0..255 of each stored value of the ramp, before inversion; `shown`: those that count."""
     values = _modality_values(ramp, dataset)
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
@@ -97,17 +92,16 @@ def _grey_levels(
     return np.asarray((values - low) * (255.0 / (high - low))) if high > low else np.zeros(len(ramp))
 
 
-def _modality_values(ramp: npt.NDArray[np.int64], dataset: Dataset) -> npt.NDArray[np.float64]:
+def _modality_values(ramp: Ramp, dataset: Dataset) -> Values:
     """What the stored values measure, by table or by slope and intercept (PS3.3 C.11.1); a slope of 0 counts as
     missing."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(ramp.astype(np.float64), dataset, "ModalityLUTSequence")
     slope, intercept = (_first_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
-    values: npt.NDArray[np.float64] = ramp.astype(np.float64) * (slope or 1.0) + (intercept or 0.0)
-    return values
+    return np.asarray(ramp.astype(np.float64) * (slope or 1.0) + (intercept or 0.0))
 
 
-def _look_up(values: npt.NDArray[np.float64], dataset: Dataset, sequence: str) -> npt.NDArray[np.float64]:
+def _look_up(values: Values, dataset: Dataset, sequence: str) -> Values:
     """The entries of a sequence's first table (PS3.3 C.11.1.1 and C.11.2.1.1); beyond its ends, the first and the last.
 
     Not pydicom's: 3.0 wraps the index at 256 where entries have 8 bits, and does not read two entries in a word.
@@ -125,7 +119,7 @@ def _look_up(values: npt.NDArray[np.float64], dataset: Dataset, sequence: str) -
     return entries[np.clip(np.round(values) - first, 0, count - 1).astype(np.int64)].astype(np.float64)
 
 
-def _window(values: npt.NDArray[np.float64], dataset: Dataset) -> npt.NDArray[np.float64] | None:
+def _window(values: Values, dataset: Dataset) -> Values | None:
     """The first window, by its function, onto 0..255 (PS3.3 C.11.2.1.2 and C.11.2.1.3); `None` without a valid one."""
     centre, width = (_first_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()

@@ -15,7 +15,6 @@ import functools
 import io
 import json
 import os
-import struct
 import subprocess
 import sys
 import threading
@@ -28,12 +27,11 @@ import numpy.typing as npt
 
 from thoraclip.errors import ImageError
 
-__all__ = ["decode_apart"]
+__all__ = ["decode_apart", "last_line"]
 
 _SECONDS = 60.0
 _MEMORY = 4 * 1024**3
 """Address space of a helper in bytes, where the platform can limit it."""
-_LENGTH = struct.Struct("<Q")
 _idle: list[subprocess.Popen[bytes]] = []
 """Helpers that wait for work; whoever takes one has it alone until it is put back."""
 
@@ -46,9 +44,12 @@ def decode_apart(data: bytes, plugin: str) -> npt.NDArray[np.integer[Any]]:
     Raises:
         ImageError: the decoder refused the data, crashed, or took more than 4 GiB or a minute.
     """
-    begin = time.monotonic()
+    begin, is_fresh = time.monotonic(), False
     while True:
-        helper, is_fresh = _take()
+        try:
+            helper = _idle.pop()
+        except IndexError:
+            helper, is_fresh = _start(), True
         try:
             facts, values = _ask(helper, plugin, data)
             break
@@ -61,16 +62,9 @@ def decode_apart(data: bytes, plugin: str) -> npt.NDArray[np.integer[Any]]:
     return np.frombuffer(values, dtype=facts["dtype"]).reshape(facts["shape"])
 
 
-def _take() -> tuple[subprocess.Popen[bytes], bool]:
-    """(a helper, whether it has not decoded anything yet)"""
-    while True:
-        try:
-            helper = _idle.pop()
-        except IndexError:
-            return _start(), True
-        if helper.poll() is None:
-            return helper, False
-        _stop(helper)
+def last_line(error: Exception) -> str:
+    """What a decoder says itself: pydicom puts it last."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _ask(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -78,6 +72,7 @@ def _ask(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> tuple[dic
     late = threading.Timer(_SECONDS, helper.kill)
     late.daemon = True
     late.start()
+    assert helper.stdin and helper.stdout
     try:
         _send(helper.stdin, plugin.encode())
         _send(helper.stdin, data)
@@ -95,8 +90,7 @@ def _ask(helper: subprocess.Popen[bytes], plugin: str, data: bytes) -> tuple[dic
 def _start() -> subprocess.Popen[bytes]:
     _clean_up_later()
     # -P and -c, not -m: nothing in the working directory is imported, and the parent package is imported once. One
-    # thread:
-    # the work space that OpenBLAS keeps for each core would count as memory.
+    # thread: the work space that OpenBLAS keeps for each core would count as memory.
     root = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.append({root!r}); from thoraclip.imaging.isolated import serve; serve()"
     return subprocess.Popen(
@@ -121,29 +115,21 @@ def _stop_idle() -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):
-            if stream:
-                stream.close()
+    with contextlib.suppress(OSError), process:  # which closes its pipes and waits
+        process.kill()
 
 
-def _send(stream: IO[bytes] | None, data: bytes) -> None:
-    assert stream is not None
-    stream.write(_LENGTH.pack(len(data)))
+def _send(stream: IO[bytes], data: bytes) -> None:
+    stream.write(len(data).to_bytes(8, "little"))
     stream.write(data)
     stream.flush()
 
 
-def _receive(stream: IO[bytes] | None) -> bytes:
-    assert stream is not None
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (size,) = _LENGTH.unpack(head)
+def _receive(stream: IO[bytes]) -> bytes:
+    head = stream.read(8)
+    size = int.from_bytes(head, "little")
     data = stream.read(size)
-    if len(data) < size:
+    if len(head) < 8 or len(data) < size:
         raise EOFError
     return data
 
@@ -153,7 +139,10 @@ def serve() -> None:
     import pydicom
     from pydicom.pixels import pixel_array
 
-    _limit_memory()
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such module
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     answers = os.fdopen(os.dup(1), "wb")  # GDCM prints on standard output
     os.dup2(2, 1)
     while True:
@@ -162,24 +151,13 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            values = np.ascontiguousarray(
-                pixel_array(pydicom.dcmread(io.BytesIO(data), force=True), decoding_plugin=plugin)
-            )
+            dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+            values = np.ascontiguousarray(pixel_array(dataset, decoding_plugin=plugin))
         except Exception as error:  # of many kinds
-            lines = str(error).strip().splitlines()
-            text = lines[-1].strip() if lines else type(error).__name__
+            text = last_line(error)
             if "'NoneType' object has no attribute 'encode'" in text:  # how pydicom shows that GDCM gave up
                 text = "GDCM cannot decode the frame; it is damaged"
             _send(answers, json.dumps({"error": text}).encode())
             continue
         _send(answers, json.dumps({"dtype": values.dtype.str, "shape": values.shape}).encode())
         _send(answers, values.tobytes())
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -1,5 +1,4 @@
-"""From 8-bit grey to the numbers that an encoder takes; one specification for training, embedding, export and
-serving."""
+"""From 8-bit grey to the numbers that an encoder takes, by one specification, and to a short fingerprint."""
 
 from __future__ import annotations
 
@@ -13,20 +12,14 @@ from PIL import Image
 
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.imaging.decoding import MAX_PIXELS, Grey, Radiograph
-from thoraclip.imaging.resizing import resize
 
-__all__ = ["GEOMETRIES", "Pixels", "Preprocess", "check_pixels", "fit", "normalise", "preprocess"]
+__all__ = ["Pixels", "Preprocess", "check_pixels", "fit", "normalise", "perceptual_hash", "preprocess", "resize"]
 
 Pixels = npt.NDArray[np.float32]
 
 GEOMETRIES = ("squash", "crop", "pad")
 
-_RESAMPLE = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+_RESAMPLE = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +66,17 @@ class Preprocess:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, for files and fingerprints."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Resize to (width, height) pixels: columns first, then rows.
+
+    Pillow 13 shrinks the rows of tall images first, and each pass rounds to whole grey levels: one call differs from
+    Pillow 12 by up to 7 levels in 12 % of the pixels of such an image. Two calls fix the order, and are what one call
+    of Pillow 12 does.
+    """
+    width, height = size
+    return image.resize((width, image.height), resample).resize((width, height), resample)
 
 
 def fit(pixels: Grey, spec: Preprocess) -> Grey:
@@ -153,3 +157,17 @@ def check_pixels(pixels: npt.NDArray[Any], spec: Preprocess) -> None:
             f"contrast {contrast:.3g} (standard deviation in [0, 1]) in a whole batch is below 0.01; "
             "the pixels were scaled or normalised twice, or every picture is blank"
         )
+
+
+def perceptual_hash(pixels: Grey) -> str:
+    """64-bit DCT hash as 16 hexadecimal digits (pHash; Zauner 2010, "Implementation and benchmarking of perceptual
+    image hash functions", section 3.1).
+
+    The picture is shrunk to 32 x 32, its lowest 8 x 8 DCT-II coefficients are compared with their median.
+    """
+    small = np.asarray(resize(Image.fromarray(pixels), (32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    k, n = np.arange(8)[:, None], np.arange(32)[None, :]
+    basis = np.cos(np.pi * k * (2 * n + 1) / 64)
+    low = (basis @ small @ basis.T).ravel()
+    bits = low > np.median(low)
+    return f"{int(''.join('1' if bit else '0' for bit in bits), 2):016x}"

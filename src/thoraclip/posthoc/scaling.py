@@ -32,11 +32,7 @@ _LEAST_SCORE = 1e-12
 
 @dataclass(frozen=True)
 class TemperatureScaling:
-    """softmax(z / T).
-
-    Args:
-        temperature: T, above 1 for a classifier that is too sure, below 1 for one that is not sure enough.
-    """
+    """softmax(z / T): T is above 1 for a classifier that is too sure, below 1 for one that is not sure enough."""
 
     temperature: float
 
@@ -52,12 +48,7 @@ class TemperatureScaling:
 
 @dataclass(frozen=True)
 class VectorScaling:
-    """softmax(w * z + b), a number for every class.
-
-    Args:
-        scale: w, f64[C].
-        bias: b, f64[C].
-    """
+    """softmax(w * z + b): `scale` w and `bias` b have a number for every class, f64[C]."""
 
     scale: Floats
     bias: Floats

@@ -8,6 +8,6 @@ Nothing is learnt from data, so no estimate carries over a data set's classes.
 
 from __future__ import annotations
 
-from thoraclip.data.lungs.estimation import LEAST_QUALITY, LungEstimate, estimate_lungs, usual_lungs
+from thoraclip.data.lungs.estimation import estimate_lungs, usual_lungs
 
-__all__ = ["LEAST_QUALITY", "LungEstimate", "estimate_lungs", "usual_lungs"]
+__all__ = ["estimate_lungs", "usual_lungs"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from thoraclip.errors import ImageError
 
-__all__ = ["LEAST_QUALITY", "LungEstimate", "estimate_lungs", "usual_lungs"]
+__all__ = ["estimate_lungs", "usual_lungs"]
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -20,7 +19,8 @@ Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float32]
 
 LEAST_QUALITY = 0.35
-"""An estimate below this quality is implausible."""
+"""An estimate below this quality is implausible: how much darker the lungs are than their rim, in local standard
+deviations, 0..1; 0.8 is usual."""
 _SIDE = 48
 """Pixels along each side of the square in which the outline is placed."""
 _NEAR = 0.1
@@ -60,27 +60,7 @@ _REFINEMENTS = (0.5, 0.25)
 """After the grid, all neighbours at these shares of a grid step are tried."""
 
 
-@dataclass(frozen=True)
-class LungEstimate:
-    """Both lung fields, estimated.
-
-    Args:
-        mask: bool[H, W], of the image's own size; also where the estimate is implausible.
-        quality: 0..1, how much darker the lungs are than their rim, in local standard deviations; 0.8 is usual.
-        reasons: what is implausible about it, each in words; empty for a plausible one.
-    """
-
-    mask: Mask
-    quality: float
-    reasons: tuple[str, ...]
-
-    @property
-    def is_plausible(self) -> bool:
-        """True where nothing speaks against it."""
-        return not self.reasons
-
-
-def estimate_lungs(pixels: Grey) -> LungEstimate:
+def estimate_lungs(pixels: Grey) -> tuple[Mask, str | None]:
     """Both lung fields of a frontal chest radiograph, opacities inside them included. Nothing is learnt from data.
 
     The shape is fixed; four numbers place it: mid-line, top, bottom and reach. The best placement has the brightest rim
@@ -90,6 +70,9 @@ def estimate_lungs(pixels: Grey) -> LungEstimate:
     Args:
         pixels: u8[H, W], any size.
 
+    Returns:
+        bool[H, W], and what is implausible about the estimate, in words: then the mask is empty.
+
     Raises:
         ImageError: not u8[H, W] with at least one pixel.
     """
@@ -97,16 +80,23 @@ def estimate_lungs(pixels: Grey) -> LungEstimate:
         raise ImageError(f"pixels are {pixels.dtype}{list(pixels.shape)}; u8[H, W] with at least one pixel is expected")
     contrast = _local_contrast(pixels)
     if contrast is None:
-        return LungEstimate(np.zeros(pixels.shape, bool), 0.0, ("the image is blank",))
+        return np.zeros(pixels.shape, bool), "the image is blank"
+    best, quality = _place(contrast)
+    if quality < LEAST_QUALITY:
+        reason = f"the lungs are faint: quality {quality:.2f} is below {LEAST_QUALITY}"
+        return np.zeros(pixels.shape, bool), reason
+    return _draw(best[None], *pixels.shape)[0], None
+
+
+def _place(contrast: Floats) -> tuple[Floats, float]:
+    """The best placement f64[4], and its quality."""
     tried, weights = _grid()
     best = tried[_scores(contrast, tried, weights).argmax()]
     steps = np.array(list(product((-1, 0, 1), repeat=4))) * [axis[1] - axis[0] for axis in _AXES]
     for share in _REFINEMENTS:
         tried = best + share * steps
         best = tried[_scores(contrast, tried, _weights(tried)).argmax()]
-    quality = float(np.clip(_weights(best[None])[0] @ contrast, 0, 1))
-    faint = f"the lungs are faint: quality {quality:.2f} is below {LEAST_QUALITY}"
-    return LungEstimate(_draw(best[None], *pixels.shape)[0], quality, (faint,) if quality < LEAST_QUALITY else ())
+    return best, float(np.clip(_weights(best[None])[0] @ contrast, 0, 1))
 
 
 def usual_lungs(height: int, width: int) -> Mask:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,17 @@ from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.data.views import MARGIN
 from thoraclip.errors import ConfigError, ImageError, ManifestError, did_you_mean
 from thoraclip.imaging import Preprocess, decode
-from thoraclip.runs import Progress, digest
+from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["SOURCES", "LungRegions", "lung_masks", "oddities", "require_mask_source", "usual_region"]
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int64]
 Estimate = Callable[[Grey], Mask]
 Found = tuple[Mask, str | None]
 
-SOURCES = ("auto", "given", "estimate", "model", "none")
+SOURCES = ("auto", "given", "estimate", "none")
 _BATCH = 64
 
 AREA = (0.05, 0.70)
@@ -44,7 +42,7 @@ MIDDLE = (0.20, 0.80)
 _SPECK = 0.01
 """Parts smaller than this share of the image are no lung."""
 _LOOK = 128
-"""Longer side at which a mask is looked at."""
+"""Longer side, at most, at which a mask is looked at."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,13 @@ class LungRegions:
     """Where the lungs are, for R images.
 
     Args:
-        masks: bool[R, S, S], in the order of the rows; nothing set for an image that is set aside.
-        image_ids: of the R images.
+        masks: bool[R, S, S], in the order of the rows; nothing set for an image that is set aside, else something.
         origin: `given`, `estimated`, `model` or `none`; the same for all.
         set_aside: (image id, reason) of every image without a usable region.
         words: a sentence for the reader: where the regions are from, why, and how many images are set aside.
     """
 
     masks: Mask
-    image_ids: tuple[str, ...]
     origin: str
     set_aside: tuple[tuple[str, str], ...]
     words: str
@@ -68,14 +64,7 @@ class LungRegions:
     @property
     def usable(self) -> Mask:
         """bool[R]: True where an image has a region."""
-        left = {name for name, _ in self.set_aside}
-        return np.array([self.origin != "none" and name not in left for name in self.image_ids], dtype=bool)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over origin, ids and every pixel of the masks."""
-        pixels = hashlib.sha256(np.packbits(self.masks).tobytes()).hexdigest()
-        return digest([self.origin, list(self.image_ids), list(self.masks.shape), pixels])
+        return np.asarray(self.masks.any(axis=(1, 2)))
 
     def as_json(self) -> dict[str, Any]:
         """What a report says of the regions."""
@@ -89,13 +78,11 @@ class LungRegions:
 
 
 def require_mask_source(value: str, name: str) -> None:
-    """Raise ConfigError unless a setting names a source of regions, or a segmentation model (a folder, or a Hub id with
-    a slash)."""
-    known = [source for source in SOURCES if source != "model"]
-    if value not in known and "/" not in value and not Path(value).is_dir():
+    """Raise ConfigError unless a setting names a source, or a segmentation model: a folder, or a Hub id with '/'."""
+    if value not in SOURCES and "/" not in value and not Path(value).is_dir():
         raise ConfigError(
-            f"{name} = '{value}': neither a folder with a segmentation model nor one of {', '.join(known)}"
-            f"{did_you_mean(value, known)}"
+            f"{name} = '{value}': neither a folder with a segmentation model nor one of {', '.join(SOURCES)}"
+            f"{did_you_mean(value, SOURCES)}"
         )
 
 
@@ -104,23 +91,22 @@ def lung_masks(
     spec: Preprocess,
     *,
     source: str = "auto",
-    rows: Rows | None = None,
     estimate: Estimate | None = None,
     progress: Progress | None = None,
 ) -> LungRegions:
-    """The lung region of each chosen image at a model's geometry.
+    """The lung region of each image at a model's geometry.
 
     Regions of two origins are never mixed: if one class had masks by hand and another an estimate, what differs between
-    the two would pass for what differs between the classes. `auto` takes the given masks only where every chosen image
-    has one. Else all images get the same region: where lungs usually lie. A region estimated for each image is smaller
+    the two would pass for what differs between the classes. `auto` takes the given masks only where every image has
+    one. Else all images get the same region: where lungs usually lie. A region estimated for each image is smaller
     where a lung is opaque, so its shape tells the class; docs/audit.md has the measurement.
 
     Args:
-        manifest: images; `lung_mask` is relative to its root.
+        manifest: R images; `lung_mask` is relative to its root.
         spec: geometry and size, S.
-        source: one of `SOURCES`; with `model`, `estimate` is a segmentation model's.
-        rows: i64[R], the chosen rows in their order; None for all.
-        estimate: u8[H, W] -> bool[H, W], the model's mask, which is checked here; called from several threads.
+        source: one of `SOURCES`; not looked at where there is a model.
+        estimate: u8[H, W] -> bool[H, W], a segmentation model's mask, which is checked here; called from several
+            threads.
         progress: called with (done, total).
 
     Returns:
@@ -128,38 +114,36 @@ def lung_masks(
         implausible if it is a model's, is set aside with the reason, and its mask is empty.
 
     Raises:
-        ConfigError: unknown source, or `model` without a model.
+        ConfigError: unknown source.
         ManifestError: `given`, and an image has no mask.
         ImageError, InputError, MismatchError: a picture cannot be decoded, is gone or changed.
     """
-    chosen = manifest if rows is None else manifest.take(rows)
-    origin, why = _choose(chosen, source, estimate is not None)
-    ids = tuple(chosen.column("image_id"))
-    masks = np.zeros((len(chosen), spec.size, spec.size), dtype=bool)
+    origin, why = _choose(manifest, source, estimate is not None)
+    count, ids = len(manifest), manifest.column("image_id")
+    masks = np.zeros((count, spec.size, spec.size), dtype=bool)
     if origin == "none":
-        return LungRegions(masks, ids, origin, (), why)
-    find = _of_model(chosen, spec, estimate) if origin == "model" and estimate else _of_files(chosen, spec, origin)
+        return LungRegions(masks, origin, (), why)
     aside = []
-    for first, found in in_batches(find, len(chosen), batch_size=_BATCH):
+    for first, found in in_batches(_finder(manifest, spec, origin, estimate), count, batch_size=_BATCH):
         for row, (mask, reason) in enumerate(found, start=first):
             if reason is None:
                 masks[row] = mask
             else:
                 aside.append((ids[row], reason))
         if progress:
-            progress(first + len(found), len(chosen))
-    words = f"{why} {_count(aside, len(chosen))}".rstrip()
-    return LungRegions(masks, ids, origin, tuple(aside), words)
+            progress(first + len(found), count)
+    if aside:
+        (name, reason), *_ = aside
+        why += f" {len(aside)} of {count} images are set aside without a region, first '{name}': {reason}."
+    return LungRegions(masks, origin, tuple(aside), why)
 
 
 def _choose(manifest: Manifest, source: str, has_estimate: bool) -> tuple[str, str]:
     """(origin, why in words)."""
+    if has_estimate:
+        return "model", "All lung regions are estimated by the given segmentation model, as asked for."
     if source not in SOURCES:
         raise ConfigError(f"unknown source of lung regions '{source}'{did_you_mean(source, SOURCES)}")
-    if source == "model" and not has_estimate:
-        raise ConfigError(
-            "source of lung regions 'model': no model is given; name a segmentation model, or use 'estimate'"
-        )
     given = [mask is not None for mask in manifest.column("lung_mask")]
     if source == "given" and not all(given):
         raise ManifestError(
@@ -168,19 +152,17 @@ def _choose(manifest: Manifest, source: str, has_estimate: bool) -> tuple[str, s
         )
     if source == "none":
         return "none", "No lung region was asked for."
-    if source == "model":
-        return "model", "All lung regions are estimated by the given segmentation model, as asked for."
-    same = "one region is estimated for all: where lungs usually lie, with a margin."
-    if source == "estimate":
-        return "estimated", f"As asked for, {same}"
-    if all(given):
+    if all(given) and source != "estimate":
         return "given", "The lung regions are the given masks."
-    if not any(given):
-        return "estimated", f"No image has a lung mask, so {same}"
-    return "estimated", (
-        f"Only {sum(given)} of {len(given)} images have a lung mask ({_missing(manifest, given)}); "
-        f"given and estimated regions are never mixed, so {same}"
-    )
+    why = "No image has a lung mask, so"
+    if source == "estimate":
+        why = "As asked for,"
+    elif any(given):
+        why = (
+            f"Only {sum(given)} of {len(given)} images have a lung mask ({_missing(manifest, given)}); "
+            "given and estimated regions are never mixed, so"
+        )
+    return "estimated", f"{why} one region is estimated for all: where lungs usually lie, with a margin."
 
 
 def _missing(manifest: Manifest, given: Sequence[bool]) -> str:
@@ -188,12 +170,6 @@ def _missing(manifest: Manifest, given: Sequence[bool]) -> str:
     labels = [str(label or "unknown") for label in manifest.column("label")]
     total, without = Counter(labels), Counter(name for name, has in zip(labels, given, strict=True) if not has)
     return "without one: " + ", ".join(f"{without[name]} of {total[name]} {name}" for name in sorted(without))
-
-
-def _count(aside: Sequence[tuple[str, str]], total: int) -> str:
-    if not aside:
-        return ""
-    return f"{len(aside)} of {total} images are set aside without a region, first '{aside[0][0]}': {aside[0][1]}."
 
 
 def usual_region(height: int, width: int) -> Mask:
@@ -206,13 +182,17 @@ def _wide() -> Mask:
     return np.asarray(ndimage.binary_dilation(usual_lungs(256, 256), iterations=round(256 * MARGIN)))
 
 
-def _of_files(manifest: Manifest, spec: Preprocess, origin: str) -> Callable[[int], Found]:
-    """The given mask of each image, or the usual region stretched over it."""
+def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimate | None) -> Callable[[int], Found]:
+    """Row -> its mask by a model, the usual region stretched over it, or its given mask."""
     named = manifest.column("lung_mask")
     paths, hashes = manifest.paths(), manifest.column("sha256")
     widths, heights = manifest.column("width"), manifest.column("height")
 
     def find(row: int) -> Found:
+        if estimate:
+            mask = estimate(_read(paths[row], hashes[row]))
+            reasons = oddities(mask)
+            return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
         size = (heights[row], widths[row])
         shape = size if None not in size else _read(paths[row], hashes[row]).shape
         if origin == "estimated":
@@ -222,17 +202,6 @@ def _of_files(manifest: Manifest, spec: Preprocess, origin: str) -> Callable[[in
             return _fitted(read_mask(file, shape), spec)
         except ImageError as error:
             return np.zeros((0, 0), bool), str(error).replace(str(file), str(named[row]))
-
-    return find
-
-
-def _of_model(manifest: Manifest, spec: Preprocess, estimate: Estimate) -> Callable[[int], Found]:
-    paths, hashes = manifest.paths(), manifest.column("sha256")
-
-    def find(row: int) -> Found:
-        mask = estimate(_read(paths[row], hashes[row]))
-        reasons = oddities(mask)
-        return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
 
     return find
 
@@ -255,9 +224,10 @@ def _read(path: Path, sha256: str | None) -> Grey:
 
 
 def oddities(mask: Mask) -> tuple[str, ...]:
-    """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words; empty where nothing
-    does."""
-    small = _reduce(mask)
+    """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words."""
+    scale = min(1.0, _LOOK / max(mask.shape))
+    height, width = (max(1, round(side * scale)) for side in mask.shape)
+    small = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     area = float(small.mean())
     if not AREA[0] <= area <= AREA[1]:
         return (f"{100 * area:.1f} % of the picture is lung; expected {100 * AREA[0]:.0f} to {100 * AREA[1]:.0f} %",)
@@ -277,12 +247,3 @@ def oddities(mask: Mask) -> tuple[str, ...]:
     if not (MIDDLE[0] <= x <= MIDDLE[1] and MIDDLE[0] <= y <= MIDDLE[1]):
         found.append(f"the lungs' middle lies at {x:.2f} of the width and {y:.2f} of the height, too near the edge")
     return tuple(found)
-
-
-def _reduce(mask: Mask) -> Mask:
-    """The mask with a longer side of at most 128 pixels."""
-    scale = _LOOK / max(mask.shape)
-    if scale >= 1:
-        return mask
-    height, width = (max(1, round(side * scale)) for side in mask.shape)
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -23,15 +23,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from thoraclip.data.phantom.attributes import CLASSES, PLANTED, SHORTCUTS, describe
-from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom, lesion_contrast
+from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom
 from thoraclip.data.phantom.folder import Task, claim_folder, draw_files, write_index
 from thoraclip.errors import ConfigError, did_you_mean
 
@@ -45,7 +48,6 @@ __all__ = [
     "PhantomSummary",
     "describe",
     "draw_phantom",
-    "lesion_contrast",
     "parse_shortcut",
     "plan_phantoms",
     "write_phantoms",
@@ -88,9 +90,8 @@ class PhantomConfig:
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}: must not be negative")
         if self.shortcut_strength and not self.shortcut:
-            raise ConfigError(
-                f"shortcut_strength={self.shortcut_strength}: needs a shortcut; one of {', '.join(SHORTCUTS)}"
-            )
+            known = ", ".join(SHORTCUTS)
+            raise ConfigError(f"shortcut_strength={self.shortcut_strength}: needs a shortcut; one of {known}")
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ConfigError(f"fractions={self.fractions}: must be three shares that sum to 1, as in (0.6, 0.2, 0.2)")
         if not 1 <= self.images_per_patient <= 3:
@@ -110,7 +111,7 @@ class PhantomSummary:
     """PNG files written by this call."""
     skipped: int
     """PNG files that were already there."""
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]]
     """Images by split, then class."""
 
 
@@ -131,9 +132,8 @@ def parse_shortcut(text: str) -> tuple[str, float]:
     try:
         strength = float(number)
     except ValueError:
-        raise ConfigError(
-            f"shortcut '{text}': '{number}' is not a number; give a strength in 0..1, as in {kind}=0.9"
-        ) from None
+        rule = f"give a strength in 0..1, as in {kind}=0.9"
+        raise ConfigError(f"shortcut '{text}': '{number}' is not a number; {rule}") from None
     if not 0 <= strength <= 1:
         raise ConfigError(f"shortcut '{text}': strength must lie between 0 and 1, as in {kind}=0.9")
     return kind, strength
@@ -192,28 +192,24 @@ def write_phantoms(
     tasks = plan_phantoms(config)
     count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
-    jobs = ([root] * len(chunks), [settings] * len(chunks), chunks)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     written = 0
-
-    def take(results: object) -> None:
-        nonlocal written
-        for drawn, new in results:  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[Any]] = map
+        if count > 1:  # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
+            spawn = multiprocessing.get_context("spawn")
+            run = stack.enter_context(ProcessPoolExecutor(count, mp_context=spawn)).map
+        for drawn, new in run(partial(draw_files, root, settings), chunks):
             rows.extend(drawn)
             written += new
             if progress:
                 progress(len(rows), len(tasks))
-
-    if count == 1:
-        take(map(draw_files, *jobs))
-    else:
-        # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            take(pool.map(draw_files, *jobs))
     write_index(root, settings, rows)
-    counts = {s: {c: sum(t.split == s and t.label == c for t in tasks) for c in CLASSES} for s in SPLITS}
-    files = sum(5 if t.infection else 2 for t in tasks)
-    patients = len({t.patient for t in tasks})
     return PhantomSummary(
-        root=root, images=len(tasks), patients=patients, written=written, skipped=files - written, counts=counts
+        root=root,
+        images=len(tasks),
+        patients=len({t.patient for t in tasks}),
+        written=written,
+        skipped=sum(5 if t.infection else 2 for t in tasks) - written,
+        counts={s: {c: sum(t.split == s and t.label == c for t in tasks) for c in CLASSES} for s in SPLITS},
     )

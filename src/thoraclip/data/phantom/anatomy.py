@@ -1,7 +1,4 @@
-"""The analytic chest behind the phantoms: thickness maps in centimetres, integrated along the beam.
-
-Lengths in the image plane are in the half fields of `phantom.body`; thicknesses along the beam are in cm.
-"""
+"""The analytic chest behind the phantoms: maps, over the half fields of `phantom.body`, of thickness in cm."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from thoraclip.data.phantom.body import Body, Floats, Pose, project
+from thoraclip.data.phantom.body import Body, Floats, Mask, Pose
+from thoraclip.data.phantom.lines import Pen
 
 __all__ = ["Anatomy", "draw_body", "resize"]
 
@@ -26,7 +23,7 @@ class Anatomy:
     soft: Floats
     bone: Floats
     lung: Floats
-    field: NDArray[np.bool_]
+    field: Mask
     """Lung as a radiologist outlines it, bool: between heart, chest wall and diaphragm."""
     reach: Floats
     """0 at the mediastinum to 1 at the lateral chest wall."""
@@ -105,9 +102,7 @@ def _heart(body: Body, pose: Pose, x: Floats, y: Floats) -> Floats:
     return np.asarray(np.maximum.reduce([main, 0.9 * atrium, 0.8 * knob, 0.75 * trunk, 0.85 * band]))
 
 
-def _lungs(
-    body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats
-) -> tuple[Floats, NDArray[np.bool_], Floats, Floats]:
+def _lungs(body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats) -> tuple[Floats, Mask, Floats, Floats]:
     """Air thickness in cm, the outlined lung field, and the two lung coordinates (reach, level)."""
     side = np.abs(x)
     top = body.apex + 0.05 + 1.6 * (side - 0.31) ** 2 + 2.0 * np.maximum(0.2 - side, 0) ** 2
@@ -208,32 +203,18 @@ def _clavicles(body: Body, pose: Pose, x: Floats, y: Floats, side: Floats) -> Fl
 
 def _shoulder_blades(pose: Pose, size: int) -> Floats:
     """Scapulae and humeri in cm of bone; rotated off the lungs in PA views, over them in AP views."""
-    sheet = Image.new("L", (2 * size, 2 * size))
-    pen = ImageDraw.Draw(sheet)
-    inward = 0.15 if pose.supine else 0.0
+    pen, inward = Pen(pose, size), 0.15 if pose.supine else 0.0
     thick = max(2, round(0.030 * size))
-    for sign in (-1, 1):
-
-        def place(*xy: tuple[float, float], sign: int = sign) -> list[tuple[float, float]]:
-            return [(float(p[0]), float(p[1])) for p in project(np.array(xy) * [sign, 1], pose, size) * 2 + 0.5]
-
-        blade = place(
-            (0.76 - inward, -0.66),
-            (0.97, -0.56),
-            (0.93 - inward / 2, -0.38),
-            (0.80 - inward, 0.02),
-            (0.745 - inward, -0.02),
-            (0.73 - inward, -0.40),
-        )
+    lateral = [(0.93 - inward / 2, -0.38), (0.80 - inward, 0.02), (0.745 - inward, -0.02), (0.73 - inward, -0.40)]
+    blade = [(0.76 - inward, -0.66), (0.97, -0.56), *lateral]
+    for pen.side in (-1, 1):
         pen.polygon(blade, fill=48)
-        pen.line(blade[2:] + blade[:1], fill=84, width=thick, joint="curve")
-        pen.line(place((0.75 - inward, -0.56), (0.93, -0.68), (1.04, -0.70)), fill=120, width=2 * thick, joint="curve")
-        head = place((1.05, -0.53))[0]
-        r = 0.095 * size * pose.zoom
-        pen.line(place((1.06, -0.50), (1.10, 0.10), (1.16, 0.75)), fill=130, width=round(0.085 * size), joint="curve")
-        pen.line(place((1.07, -0.40), (1.10, 0.10), (1.16, 0.75)), fill=95, width=round(0.045 * size), joint="curve")
-        pen.ellipse([head[0] - r, head[1] - r, head[0] + r, head[1] + r], fill=125)
-    small = sheet.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        pen.line(blade[2:] + blade[:1], fill=84, width=thick)
+        pen.line([(0.75 - inward, -0.56), (0.93, -0.68), (1.04, -0.70)], fill=120, width=2 * thick)
+        pen.line([(1.06, -0.50), (1.10, 0.10), (1.16, 0.75)], fill=130, width=round(0.085 * size))
+        pen.line([(1.07, -0.40), (1.10, 0.10), (1.16, 0.75)], fill=95, width=round(0.045 * size))
+        pen.disc(1.05, -0.53, 0.095 * pose.zoom, 125)
+    small = pen.sheet.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.asarray(small, np.float32) / 100
 
 
@@ -251,8 +232,5 @@ def _stomach(body: Body, pose: Pose, x: Floats, y: Floats) -> Floats:
     if body.bubble < 0.15:
         return np.zeros_like(x)
     centre = float(dome_height(body, pose, np.array([0.36]))[0]) + 0.05 + 0.09 * body.bubble
-    return (
-        5
-        * body.bubble
-        * _root(((x - 0.36) / (0.10 + 0.1 * body.bubble)) ** 2 + ((y - centre) / (0.09 * body.bubble)) ** 2)
-    )
+    square = ((x - 0.36) / (0.10 + 0.1 * body.bubble)) ** 2 + ((y - centre) / (0.09 * body.bubble)) ** 2
+    return 5 * body.bubble * _root(square)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ __all__ = ["CLASSES", "PLANTED", "SHORTCUTS", "choose_attributes", "choose_pose"
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 SHORTCUTS = ("marker", "border", "exposure", "device", "texture")
 
-PLANTED: dict[str, dict[str, object]] = {
+PLANTED: dict[str, dict[str, Any]] = {
     "marker": {"COVID-19": "AP PORTABLE", "Non-COVID": "R", "Normal": "L"},
     "border": {"COVID-19": "wide", "Non-COVID": "narrow", "Normal": "none"},
     "exposure": {"COVID-19": "under", "Non-COVID": "normal", "Normal": "over"},
@@ -23,8 +23,6 @@ PLANTED: dict[str, dict[str, object]] = {
     "texture": {"COVID-19": "grainy", "Non-COVID": "standard", "Normal": "smooth"},
 }
 """The confounder's value that a planted shortcut ties to each class."""
-
-_ATTRIBUTE = {"marker": "marker", "border": "border", "exposure": "exposure", "device": "devices", "texture": "texture"}
 
 
 def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
@@ -39,18 +37,14 @@ def choose_attributes(
     difficulty: float,
     shortcut: str = "",
     shortcut_strength: float = 0.0,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Choose an image's attributes; apart from a planted shortcut and the finding, nothing looks at `label`.
 
     The number of draws does not depend on the label, so a clean set is independent of the class by construction.
 
     Args:
-        label: one of `CLASSES`.
-        body: the patient.
+        label, body, difficulty, shortcut, shortcut_strength: as in `draw_phantom`; the difficulty is only noted.
         rng: the image's generator; `draw_phantom` goes on with it.
-        difficulty: only noted.
-        shortcut: "" or one of `SHORTCUTS`.
-        shortcut_strength: probability that the class determines the confounder, 0..1.
     """
     view = _pick(rng, {"PA": 0.55, "AP": 0.45})
     portable = view == "AP"
@@ -59,7 +53,7 @@ def choose_attributes(
     )
     chance = (0.45, 0.28, 0.16, 0.06) if portable else (0.05, 0.04, 0.0, 0.05)
     held = rng.uniform(size=len(DEVICES))
-    attributes: dict[str, object] = {
+    attributes: dict[str, Any] = {
         "view": view,
         "sex": body.sex,
         "age_years": body.age_years,
@@ -79,13 +73,12 @@ def choose_attributes(
     planted = bool(rng.uniform() < shortcut_strength) and bool(shortcut)
     attributes["shortcut_planted"] = planted
     if planted:
-        attributes[_ATTRIBUTE[shortcut]] = PLANTED[shortcut][label]
+        attributes["devices" if shortcut == "device" else shortcut] = PLANTED[shortcut][label]
     return attributes | _choose_finding(label, rng)
 
 
-def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, object]:
-    """Side (the patient's own), zone and severity (thickness relative to the typical lesion, 0.45..2.2) of the
-    finding."""
+def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, Any]:
+    """The patient's own side, zone, and severity: thickness relative to the typical lesion, 0.45..2.2."""
     side = _pick(rng, {"right": 0.5, "left": 0.5})
     zone = _pick(rng, {"upper": 0.27, "middle": 0.25, "lower": 0.48})
     severity = round(float(np.exp(np.clip(rng.normal(0, 0.33), -0.8, 0.8))), 3)
@@ -96,33 +89,21 @@ def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, object]:
     return {"finding_side": side, "finding_zone": zone, "finding_severity": severity}
 
 
-def choose_pose(attributes: dict[str, object], rng: np.random.Generator) -> Pose:
+def choose_pose(attributes: dict[str, Any], rng: np.random.Generator) -> Pose:
     """Turn the chosen attributes into the geometry of one exposure."""
     return Pose(
-        rotation_degrees=float(str(attributes["rotation_degrees"])),
-        turn=float(str(attributes["turn"])),
+        rotation_degrees=attributes["rotation_degrees"],
+        turn=attributes["turn"],
         shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)),
         shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
         zoom=float(rng.uniform(0.90, 1.10)),
-        breath=0.035 * float(str(attributes["inspiration"])),
+        breath=0.035 * attributes["inspiration"],
         supine=attributes["view"] == "AP",
     )
 
 
-_VIEWS = {
-    "PA": (
-        "posteroanterior chest radiograph",
-        "PA chest X-ray",
-        "upright PA view of the chest",
-        "frontal PA chest film",
-    ),
-    "AP": (
-        "anteroposterior chest radiograph",
-        "AP chest X-ray",
-        "supine AP view of the chest",
-        "bedside AP chest film",
-    ),
-}
+_PA = ("posteroanterior chest radiograph", "PA chest X-ray", "upright PA view of the chest", "frontal PA chest film")
+_AP = ("anteroposterior chest radiograph", "AP chest X-ray", "supine AP view of the chest", "bedside AP chest film")
 _BUILDS = {
     "slim": ("a slim patient", "a thin patient", "a patient of slight build"),
     "average": ("a patient of average build", "an average-sized patient", "a patient of medium build"),
@@ -151,7 +132,7 @@ _TEXTURES = {
 }
 
 
-def describe(attributes: dict[str, object], rng: np.random.Generator) -> str:
+def describe(attributes: dict[str, Any], rng: np.random.Generator) -> str:
     """Caption view, build, exposure, devices, markers, border and rotation in varied words; never the disease.
 
     Args:
@@ -165,28 +146,21 @@ def describe(attributes: dict[str, object], rng: np.random.Generator) -> str:
     def say(words: Sequence[str]) -> str:
         return str(rng.choice(words))
 
-    sex = {"F": ("woman", "female"), "M": ("man", "male")}[str(attributes["sex"])]
-    who = say(_BUILDS[str(attributes["build"])])
+    who = say(_BUILDS[attributes["build"]])
     if rng.uniform() < 0.4:
+        sex = {"F": ("woman", "female"), "M": ("man", "male")}[attributes["sex"]]
         who = f"{who}, {attributes['age_years']} year old {say(sex)}"
-    parts = [say(_EXPOSURES[str(attributes["exposure"])])]
-    devices = attributes["devices"]
-    names = [say(_DEVICES[str(name)]) for name in devices] if isinstance(devices, (tuple, list)) else []
+    parts = [say(_EXPOSURES[attributes["exposure"]])]
+    names = [say(_DEVICES[name]) for name in attributes["devices"]]
     parts.append(
         "with " + " and ".join(names) if names else say(["no lines or tubes", "without devices", "no devices"])
     )
-    marker = str(attributes["marker"])
-    if marker:
-        parts.append(say([f"marked {marker}", f"{marker} marker", f"letters {marker} in the corner"]))
-    else:
-        parts.append(say(["", "no marker", "without a side marker"]))
-    angle = float(str(attributes["rotation_degrees"]))
+    marker, angle = attributes["marker"], attributes["rotation_degrees"]
+    written = [f"marked {marker}", f"{marker} marker", f"letters {marker} in the corner"]
+    parts.append(say(written if marker else ["", "no marker", "without a side marker"]))
     way = "clockwise" if angle > 0 else "counterclockwise"
-    parts.append(
-        say([f"rotated {way}", f"tilted {way}"]) if math.fabs(angle) > 2.5 else say(["", "straight", "not rotated"])
-    )
-    parts += [say(_BORDERS[str(attributes["border"])]), say(_TEXTURES[str(attributes["texture"])])]
-    order = rng.permutation(len(parts))
-    said = ", ".join(parts[i] for i in order if parts[i])
-    text = f"{say(_VIEWS[str(attributes['view'])])} of {who}, {said}."
+    parts.append(say([f"rotated {way}", f"tilted {way}"] if abs(angle) > 2.5 else ["", "straight", "not rotated"]))
+    parts += [say(_BORDERS[attributes["border"]]), say(_TEXTURES[attributes["texture"]])]
+    said = ", ".join(parts[i] for i in rng.permutation(len(parts)) if parts[i])
+    text = f"{say(_PA if attributes['view'] == 'PA' else _AP)} of {who}, {said}."
     return text[0].upper() + text[1:]

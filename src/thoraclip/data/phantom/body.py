@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Body", "Floats", "Pose", "project", "shape_body"]
+__all__ = ["Body", "Floats", "Mask", "Pose", "project", "shape_body"]
 
 Floats = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
 
 BUILDS = ("slim", "average", "large")
 _WALL = {"slim": 0.07, "average": 0.12, "large": 0.21}

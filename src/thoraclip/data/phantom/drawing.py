@@ -11,6 +11,7 @@ carries no trace of its class beyond the scatter that a lesion throws.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,11 @@ from PIL import Image, ImageFilter
 
 from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
 from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, choose_pose
-from thoraclip.data.phantom.body import Body, Floats, Pose, shape_body
+from thoraclip.data.phantom.body import Body, Floats, Mask, Pose, shape_body
 from thoraclip.data.phantom.lines import draw_border, draw_devices, draw_marker, draw_tree
 from thoraclip.errors import ConfigError, did_you_mean
 
-__all__ = ["Phantom", "Technique", "check_choices", "cloud", "draw_phantom", "expose", "lesion_contrast"]
+__all__ = ["Phantom", "check_choices", "cloud", "draw_phantom", "expose"]
 
 MU_SOFT, MU_BONE, MU_DEVICE = 0.17, 0.34, 1.6
 """Attenuation per cm at about 70 keV, bone as the surplus over soft tissue; a device's full value is one unit."""
@@ -48,24 +49,7 @@ class Phantom:
     """u8[size, size], 0 or 255: where a lesion exceeds `NOTICEABLE` of its peak, whatever the difficulty; 0 for
     Normal."""
     label: str
-    attributes: dict[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Technique:
-    """How a body part is exposed and shown; the defaults are those of the frontal chest."""
-
-    centre: float
-    """Attenuation, less the local average's share, that is shown as middle grey."""
-    latitude: float = 1.0
-    """Width of the window relative to the chest's."""
-    scatter: float = 0.32
-    """Scattered signal as a share of the primary signal around."""
-
-
-def lesion_contrast(difficulty: float) -> float:
-    """Lesion thickness relative to the easiest set: 1 - difficulty."""
-    return 1.0 - difficulty
+    attributes: dict[str, Any]
 
 
 def check_choices(*, size: int, difficulty: float, shortcut: str, shortcut_strength: float) -> None:
@@ -97,7 +81,7 @@ def draw_phantom(
             one lobar consolidation in one lung, denser, at times with air bronchograms. Normal: none.
         rng: the only source of chance.
         size: side of the square image, pixels.
-        difficulty: 0 easy to 1 impossible; scales the lesions by `lesion_contrast`.
+        difficulty: 0 easy to 1 impossible; lesions have 1 - difficulty of their full thickness.
         shortcut: "" or one of `SHORTCUTS`: with probability `shortcut_strength` the confounder takes the value that
             `PLANTED` ties to the class, else it is drawn without looking at the class.
         shortcut_strength: 0..1.
@@ -119,27 +103,30 @@ def draw_phantom(
     )
     pose = choose_pose(attributes, rng)
     anatomy = draw_body(body, pose, size)
-    opacity = _FINDINGS[label](anatomy, attributes, rng)
+    opacity = np.zeros_like(anatomy.x)
+    if label == "COVID-19":
+        opacity = _ground_glass(anatomy, rng)
+    elif label == "Non-COVID":
+        opacity = _consolidation(anatomy, attributes, rng)
     tree = draw_tree(body, pose, size, np.random.Generator(np.random.PCG64(body.tree_seed)))
     tissue = _parenchyma(anatomy, tree, rng)
-    severity = float(str(attributes["finding_severity"]))
-    tissue += lesion_contrast(difficulty) * severity * _lesion_depth(label, anatomy, opacity, pose, body, rng)
+    depth = _lesion_depth(label, anatomy, opacity, pose, body, rng)
+    tissue += (1.0 - difficulty) * attributes["finding_severity"] * depth
     tissue = np.where(anatomy.lung > 0.3, np.minimum(tissue, 0.85 * anatomy.lung), 0)
-    devices = tuple(str(name) for name in attributes["devices"])  # type: ignore[attr-defined]
+    devices = attributes["devices"]
     metal = draw_devices(devices, pose, size, rng) if devices else 0.0
     path = MU_SOFT * (anatomy.soft + tissue) + MU_BONE * anatomy.bone + MU_DEVICE * metal
-    technique = Technique(centre=0.70 * MU_SOFT * 0.50 * body.depth_cm + 0.18)
-    exposure, texture = str(attributes["exposure"]), str(attributes["texture"])
-    pixels = expose(path, technique, exposure=exposure, texture=texture, rng=rng)
-    draw_border(pixels, str(attributes["border"]), rng)
-    draw_marker(pixels, str(attributes["marker"]), rng)
+    centre = 0.70 * MU_SOFT * 0.50 * body.depth_cm + 0.18
+    pixels = expose(path, centre, exposure=attributes["exposure"], texture=attributes["texture"], rng=rng)
+    draw_border(pixels, attributes["border"], rng)
+    draw_marker(pixels, attributes["marker"], rng)
     mask = anatomy.field & (opacity > NOTICEABLE)
     return Phantom(
         pixels=pixels, lung_mask=_mask(anatomy.field), infection_mask=_mask(mask), label=label, attributes=attributes
     )
 
 
-def _mask(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _mask(inside: Mask) -> NDArray[np.uint8]:
     return inside.astype(np.uint8) * np.uint8(255)
 
 
@@ -157,9 +144,8 @@ def _parenchyma(anatomy: Anatomy, tree: Floats, rng: np.random.Generator) -> Flo
     air = np.clip(anatomy.lung / 5, 0, 1)
     vessels = 2.6 * tree * np.clip(1.25 - 0.8 * anatomy.reach, 0.15, 1)
     haze = float(np.abs(rng.normal(0, 0.40))) * np.clip(anatomy.level * 1.6 - 0.6, 0, 1)
-    return np.asarray(
-        (vessels + 0.17 * cloud(size, rng, (16, 32, 64, 96)) + 0.28 * cloud(size, rng, (3, 6)) + 0.3 + haze) * air
-    )
+    fine, coarse = cloud(size, rng, (16, 32, 64, 96)), cloud(size, rng, (3, 6))
+    return np.asarray((vessels + 0.17 * fine + 0.28 * coarse + 0.3 + haze) * air)
 
 
 def _seeds(anatomy: Anatomy, weight: Floats, sides: list[int], rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -174,7 +160,7 @@ def _seeds(anatomy: Anatomy, weight: Floats, sides: list[int], rng: np.random.Ge
     return centres
 
 
-def _ground_glass(anatomy: Anatomy, attributes: dict[str, object], rng: np.random.Generator) -> Floats:
+def _ground_glass(anatomy: Anatomy, rng: np.random.Generator) -> Floats:
     """Several patches in both lungs, at the periphery and mostly in the lower zones; opacity 0..1."""
     count = int(rng.integers(3, 9))
     sides = [-1, 1, *rng.choice([-1, 1], size=count - 2).tolist()]
@@ -188,10 +174,10 @@ def _ground_glass(anatomy: Anatomy, attributes: dict[str, object], rng: np.rando
     return np.clip(total * (1.15 + 0.40 * np.clip(grain, -1.5, 1.5)), 0, 1)
 
 
-def _consolidation(anatomy: Anatomy, attributes: dict[str, object], rng: np.random.Generator) -> Floats:
+def _consolidation(anatomy: Anatomy, attributes: dict[str, Any], rng: np.random.Generator) -> Floats:
     """One lobar consolidation: sharp at its fissure, ragged elsewhere; opacity 0..1. The patient's right is x < 0."""
     side = -1 if attributes["finding_side"] == "right" else 1
-    zone = str(attributes["finding_zone"])
+    zone = attributes["finding_zone"]
     level = {"upper": 0.27, "middle": 0.56, "lower": 0.82}[zone]
     weight = np.exp(-(((anatomy.level - level) / 0.10) ** 2)) * np.clip(1 - np.abs(anatomy.reach - 0.45) * 1.6, 0.02, 1)
     ((cx, cy),) = _seeds(anatomy, weight, [side], rng)
@@ -207,51 +193,51 @@ def _consolidation(anatomy: Anatomy, attributes: dict[str, object], rng: np.rand
     return np.where(anatomy.x * side > 0, bulk, 0)
 
 
-def _nothing(anatomy: Anatomy, attributes: dict[str, object], rng: np.random.Generator) -> Floats:
-    return np.zeros_like(anatomy.x)
-
-
-_FINDINGS = dict(zip(CLASSES, (_ground_glass, _consolidation, _nothing), strict=True))
-
-
 def _lesion_depth(
     label: str, anatomy: Anatomy, opacity: Floats, pose: Pose, body: Body, rng: np.random.Generator
 ) -> Floats:
-    """Soft tissue in cm that the lesion adds at contrast 1; air bronchograms stay dark within a consolidation."""
+    """Soft tissue in cm that the full lesion adds; air bronchograms stay dark within a consolidation."""
     air = np.clip(anatomy.lung / 4, 0, 1)
-    if label == "COVID-19":
+    if label != "Non-COVID":
         return 9.0 * opacity * air
-    if label == "Non-COVID":
-        dark: Floats | float = 1.0
-        if rng.uniform() < 0.5:
-            bronchi = draw_tree(replace(body, hilum=1.3), pose, opacity.shape[0], rng, levels=3)
-            dark = 1 - 0.32 * np.clip(1.6 * bronchi, 0, 1)
-        return 12.0 * opacity * air * dark
-    return np.zeros_like(opacity)
+    dark: Floats | float = 1.0
+    if rng.uniform() < 0.5:
+        bronchi = draw_tree(replace(body, hilum=1.3), pose, opacity.shape[0], rng, levels=3)
+        dark = 1 - 0.32 * np.clip(1.6 * bronchi, 0, 1)
+    return 12.0 * opacity * air * dark
 
 
 def expose(
-    path: Floats, technique: Technique, *, exposure: str, texture: str, rng: np.random.Generator
+    path: Floats,
+    centre: float,
+    *,
+    latitude: float = 1.0,
+    scatter: float = 0.32,
+    exposure: str,
+    texture: str,
+    rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
     """Detector and display: scatter, photon and electronic noise, logarithm, dynamic-range compression, window.
 
     Args:
         path: attenuation along the beam, f[size, size], dimensionless.
+        centre: attenuation, less the local average's share, that is shown as middle grey.
+        latitude: width of the window relative to the chest's.
+        scatter: scattered signal as a share of the primary signal around; the default is the frontal chest's.
         exposure: "under", "normal" or "over".
         texture: a key of `PHOTONS`.
     """
     size = path.shape[0]
     primary = np.exp(-path)
-    flux = primary + technique.scatter * resize(_lowpass(primary), size)
+    flux = primary + scatter * resize(_lowpass(primary), size)
     photons = PHOTONS[texture] * {"under": 0.6, "normal": 1.0, "over": 1.6}[exposure] * (size / 256) ** -1
     noise = rng.standard_normal((size, size), dtype=np.float32)
     counts = np.maximum(flux * photons + np.sqrt(flux * photons + 9.0) * noise, 2.0)
     dense = -np.log(counts / np.float32(photons))
     dense -= 0.30 * resize(_lowpass(dense), size)
     shift = {"under": -0.42, "normal": 0.0, "over": 0.42}[exposure] + float(np.clip(rng.normal(0, 0.10), -0.2, 0.2))
-    centre = technique.centre + shift
-    width = technique.latitude * float(rng.uniform(0.50, 0.62))
-    shown = 255 / (1 + np.exp((centre - dense) / width))
+    width = latitude * float(rng.uniform(0.50, 0.62))
+    shown = 255 / (1 + np.exp((centre + shift - dense) / width))
     image = Image.fromarray(np.clip(shown + 0.5, 0, 255).astype(np.uint8))
     if texture == "smooth":
         image = image.filter(ImageFilter.GaussianBlur(0.7 * size / 256))

@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,35 +21,14 @@ from thoraclip.data.phantom.drawing import draw_phantom
 from thoraclip.errors import InputError
 from thoraclip.runs import needing_room
 
-__all__ = ["COLUMNS", "SCHEMA", "Task", "claim_folder", "draw_files", "write_index"]
+__all__ = ["Task", "claim_folder", "draw_files", "write_index"]
 
 SCHEMA = 1
 LUNG_TREE = "Lung Segmentation Data/Lung Segmentation Data"
 INFECTION_TREE = "Infection Segmentation Data/Infection Segmentation Data"
 
-COLUMNS = (
-    "path",
-    "lung_mask",
-    "infection_mask",
-    "label",
-    "split",
-    "patient",
-    "view",
-    "sex",
-    "age_years",
-    "build",
-    "exposure",
-    "texture",
-    "rotation_degrees",
-    "devices",
-    "marker",
-    "border",
-    "shortcut_planted",
-    "finding_side",
-    "finding_zone",
-    "caption",
-)
-"""Columns of phantoms.csv; `infection_mask` is empty for an image that stands in the lung tree only."""
+_UNLISTED = {"turn", "inspiration", "difficulty", "shortcut", "shortcut_strength", "finding_severity"}
+"""Attributes that phantoms.csv leaves out."""
 
 _README = """SYNTHETIC IMAGES. No patient is shown here.
 
@@ -87,7 +67,7 @@ class Task:
         return places
 
 
-def claim_folder(root: Path, settings: dict[str, object]) -> None:
+def claim_folder(root: Path, settings: dict[str, Any]) -> None:
     """Make `root` a phantom folder of these settings, or check that it is one.
 
     Raises:
@@ -105,12 +85,10 @@ def claim_folder(root: Path, settings: dict[str, object]) -> None:
             raise InputError(f"{note}: is not a phantom config; name a new or empty folder") from None
         if schema != SCHEMA or before != wanted:
             keys = sorted(k for k in {*wanted, *before} if wanted.get(k) != before.get(k))
-            what = (
-                ", ".join(f"{k} {before.get(k)!r}, now {wanted.get(k)!r}" for k in keys)
-                or f"schema {schema}, now {SCHEMA}"
-            )
+            what = ", ".join(f"{k} {before.get(k)!r}, now {wanted.get(k)!r}" for k in keys)
             raise InputError(
-                f"{root}: holds phantoms of another config ({what}); name a new folder or repeat that config"
+                f"{root}: holds phantoms of another config ({what or f'schema {schema}, now {SCHEMA}'}); "
+                "name a new folder or repeat that config"
             )
         return
     if root.is_dir() and any(root.iterdir()):
@@ -120,27 +98,26 @@ def claim_folder(root: Path, settings: dict[str, object]) -> None:
     _put(note, f"{text}\n".encode())
 
 
-def draw_files(root: Path, settings: dict[str, object], tasks: list[Task]) -> tuple[list[dict[str, object]], int]:
+def draw_files(root: Path, settings: dict[str, Any], tasks: list[Task]) -> tuple[list[dict[str, Any]], int]:
     """Draw the images of `tasks` and write those of their files that are missing.
 
     Returns:
         Their rows of phantoms.csv, and the number of files written.
     """
     rows, written = [], 0
-    seed = int(str(settings["seed"]))
+    seed = settings["seed"]
     choices = {k: settings[k] for k in ("difficulty", "shortcut", "shortcut_strength")}
     for task in tasks:
         body = shape_body(_generator(np.random.SeedSequence(seed, spawn_key=(1, task.patient))))
         rng = _generator(np.random.SeedSequence([seed, task.index]))
-        attributes = choose_attributes(task.label, body, rng=rng, **choices)  # type: ignore[arg-type]
+        attributes = choose_attributes(task.label, body, rng=rng, **choices)
         caption = describe(attributes, _generator(np.random.SeedSequence(seed, spawn_key=(2, task.index))))
         rows.append(_row(task, attributes, caption))
         missing = {kind: [p for p in paths if not (root / p).exists()] for kind, paths in task.places().items()}
         if not any(missing.values()):
             continue
         rng = _generator(np.random.SeedSequence([seed, task.index]))
-        size = int(str(settings["size"]))
-        phantom = draw_phantom(task.label, rng=rng, body=body, size=size, **choices)  # type: ignore[arg-type]
+        phantom = draw_phantom(task.label, rng=rng, body=body, size=settings["size"], **choices)
         layers = {"images": phantom.pixels, "lung masks": phantom.lung_mask, "infection masks": phantom.infection_mask}
         for kind, paths in missing.items():
             data = _encode(layers[kind], seed) if paths else b""
@@ -150,28 +127,28 @@ def draw_files(root: Path, settings: dict[str, object], tasks: list[Task]) -> tu
     return rows, written
 
 
-def _row(task: Task, attributes: dict[str, object], caption: str) -> dict[str, object]:
-    devices = attributes["devices"]
+def _row(task: Task, attributes: dict[str, Any], caption: str) -> dict[str, Any]:
+    """Columns of phantoms.csv; `infection_mask` is empty for an image that stands in the lung tree only."""
     return {
-        **attributes,
         "path": task.path(LUNG_TREE, "images"),
         "lung_mask": task.path(LUNG_TREE, "lung masks"),
         "infection_mask": task.path(INFECTION_TREE, "infection masks") if task.infection else "",
         "label": task.label,
         "split": task.split,
         "patient": f"phantom-{task.patient:05d}",
-        "devices": ";".join(devices) if isinstance(devices, tuple) else "",
+        **{name: value for name, value in attributes.items() if name not in _UNLISTED},
+        "devices": ";".join(attributes["devices"]),
         "shortcut_planted": str(attributes["shortcut_planted"]).lower(),
         "caption": caption,
     }
 
 
-def write_index(root: Path, settings: dict[str, object], rows: list[dict[str, object]]) -> None:
+def write_index(root: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write phantoms.csv, sorted by path, and README.txt."""
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(sorted(rows, key=lambda row: str(row["path"])))
+    table.writerows(sorted(rows, key=lambda row: row["path"]))
     _put(root / "phantoms.csv", text.getvalue().encode())
     config = "\n".join(f"  {name} = {value!r}" for name, value in settings.items())
     _put(root / "README.txt", _README.format(seed=settings["seed"], config=config).encode())
@@ -183,13 +160,15 @@ def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
 
 def _encode(pixels: NDArray[np.uint8], seed: int) -> bytes:
     """PNG bytes with a notice that the image is synthetic; no time, so that equal pixels give equal bytes."""
+    comment = "Synthetic chest radiograph for research and software tests; not a patient, not for diagnosis."
     notice = PngInfo()
-    notice.add_text("Synthetic", "yes")
-    notice.add_text("Software", "thoraclip phantom")
-    notice.add_text("Seed", str(seed))
-    notice.add_text(
-        "Comment", "Synthetic chest radiograph for research and software tests; not a patient, not for diagnosis."
-    )
+    for name, text in {
+        "Synthetic": "yes",
+        "Software": "thoraclip phantom",
+        "Seed": str(seed),
+        "Comment": comment,
+    }.items():
+        notice.add_text(name, text)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=notice, compress_level=3)
     return buffer.getvalue()

@@ -1,11 +1,9 @@
-"""What is drawn with a pen on the phantoms: lung vessels, lines and devices, burned-in markers, collimation borders.
-
-Coordinates are those of `phantom.body`; pens draw at twice the image size and are reduced, which smooths the edges.
-"""
+"""What is drawn with a pen on the phantoms: lung vessels, lines and devices, burned-in markers, collimation borders."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,39 +11,63 @@ from PIL import Image, ImageDraw, ImageFont
 
 from thoraclip.data.phantom.body import Body, Floats, Pose, project
 
-__all__ = ["BORDERS", "DEVICES", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
+__all__ = ["BORDERS", "DEVICES", "Pen", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
 
 DEVICES = ("ECG leads", "central venous line", "endotracheal tube", "pacemaker")
 BORDERS = {"none": 0.0, "narrow": 0.035, "wide": 0.095}
 
 
-def _sheet(size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("L", (2 * size, 2 * size))
-    return image, ImageDraw.Draw(image)
+class Pen:
+    """Draws in the coordinates of `phantom.body` on a sheet of twice the image size; to reduce it smooths the edges."""
+
+    def __init__(self, pose: Pose, size: int) -> None:
+        self.pose, self.size, self.side = pose, size, 1
+        """`side`: -1 mirrors what is drawn."""
+        self.sheet = Image.new("L", (2 * size, 2 * size))
+        self.draw = ImageDraw.Draw(self.sheet)
+
+    def reduced(self) -> Floats:
+        """f32[size, size] in 0..1."""
+        return np.asarray(self.sheet.reduce(2), np.float32) / 255
+
+    def _place(self, points: Floats | Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        placed = project(np.asarray(points) * [self.side, 1], self.pose, self.size) * 2 + 0.5
+        return [(x, y) for x, y in placed.tolist()]
+
+    def line(self, points: Floats | Sequence[tuple[float, float]], *, fill: int, width: int) -> None:
+        """Straight strokes; `width` in pixels of the sheet."""
+        self.draw.line(self._place(points), fill=fill, width=width, joint="curve")
+
+    def curve(self, knots: list[tuple[float, float]], *, fill: int, width: float) -> None:
+        """A smooth line through `knots` (Catmull-Rom); `width` in half fields."""
+        p = np.asarray([knots[0], *knots, knots[-1]], float)
+        t = np.linspace(0, 1, 9)[:, None]
+        a, b, c, d = p[:-3, None], p[1:-2, None], p[2:-1, None], p[3:, None]
+        path = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        self.line(path.reshape(-1, 2), fill=fill, width=max(1, round(width * self.size)))
+
+    def polygon(self, points: Floats | Sequence[tuple[float, float]], *, fill: int) -> None:
+        self.draw.polygon(self._place(points), fill=fill)
+
+    def disc(self, x: float, y: float, radius: float, fill: int) -> None:
+        ((px, py),) = self._place([(x, y)])
+        r = radius * self.size
+        self.draw.ellipse([px - r, py - r, px + r, py + r], fill=fill)
 
 
-def _reduced(image: Image.Image) -> Floats:
-    """Halve an 8-bit sheet and return f32 in 0..1."""
-    return np.asarray(image.reduce(2), np.float32) / 255
-
-
-def draw_tree(
-    body: Body, pose: Pose, size: int, rng: np.random.Generator, *, levels: int = 6, sides: tuple[int, ...] = (-1, 1)
-) -> Floats:
+def draw_tree(body: Body, pose: Pose, size: int, rng: np.random.Generator, *, levels: int = 6) -> Floats:
     """Branching vessels (or bronchi) that leave the hila and thin out to the periphery.
 
     Args:
         rng: for the branching; give the same seed and the patient's tree comes back.
         levels: generations of branching; fewer leaves only the large branches.
-        sides: -1 the viewer's left (right lung), +1 the other.
 
     Returns:
         f32[size, size] in 0..1, proportional to the vessel's calibre.
     """
-    image, pen = _sheet(size)
     paths: list[Floats] = []
     calibres: list[Floats] = []
-    for side in sides:
+    for side in (-1, 1):
         angles = np.array([-1.95, -1.5, -1.05, -0.55, -0.1, 0.3, 0.7, 1.05, 1.4]) + rng.normal(0, 0.12, 9)
         tips = np.array([[0.165, -0.05]]) + np.stack([rng.normal(0, 0.012, 9), 0.085 * np.sin(angles)], axis=1)
         width, length = rng.uniform(0.011, 0.018, 9) * body.hilum, np.where(np.abs(angles - 0.8) < 0.7, 0.19, 0.15)
@@ -67,45 +89,22 @@ def draw_tree(
     places = project(np.concatenate(paths)[order].reshape(-1, 2), pose, size).reshape(-1, 6) * 2 + 0.5
     fills = np.minimum(255, 26 + calibre[order] * 9500).astype(int).tolist()
     widths = np.maximum(1, np.round(calibre[order] * size)).astype(int).tolist()
+    pen = Pen(pose, size)
     for place, fill, width_pixels in zip(places.tolist(), fills, widths, strict=True):
-        pen.line(place, fill=fill, width=width_pixels)
-    return _reduced(image)
+        pen.draw.line(place, fill=fill, width=width_pixels)
+    return pen.reduced()
 
 
 def draw_devices(devices: tuple[str, ...], pose: Pose, size: int, rng: np.random.Generator) -> Floats:
     """Lines and devices of `DEVICES` as f32[size, size] in 0..1 of their metal's or plastic's full attenuation."""
-    image, pen = _sheet(size)
-    painters = dict(zip(DEVICES, (_leads, _central_line, _airway, _pacemaker), strict=True))
-    for name in DEVICES:
+    pen = Pen(pose, size)
+    for name, paint in zip(DEVICES, (_leads, _central_line, _airway, _pacemaker), strict=True):
         if name in devices:
-            painters[name](_Pen(pen, pose, size), rng)
-    return _reduced(image)
+            paint(pen, rng)
+    return pen.reduced()
 
 
-class _Pen:
-    """Draws strokes given in body coordinates."""
-
-    def __init__(self, pen: ImageDraw.ImageDraw, pose: Pose, size: int) -> None:
-        self.pen, self.pose, self.size = pen, pose, size
-
-    def place(self, points: Floats) -> list[tuple[float, float]]:
-        return [(float(p[0]), float(p[1])) for p in project(points, self.pose, self.size) * 2 + 0.5]
-
-    def curve(self, knots: list[tuple[float, float]], *, fill: int, width: float) -> None:
-        """A smooth line through `knots` (Catmull-Rom); `width` in half fields."""
-        p = np.asarray([knots[0], *knots, knots[-1]], float)
-        t = np.linspace(0, 1, 9)[:, None]
-        a, b, c, d = p[:-3, None], p[1:-2, None], p[2:-1, None], p[3:, None]
-        path = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        self.pen.line(self.place(path.reshape(-1, 2)), fill=fill, width=max(1, round(width * self.size)), joint="curve")
-
-    def disc(self, x: float, y: float, radius: float, fill: int) -> None:
-        ((px, py),) = self.place(np.array([[x, y]]))
-        r = radius * self.size
-        self.pen.ellipse([px - r, py - r, px + r, py + r], fill=fill)
-
-
-def _leads(pen: _Pen, rng: np.random.Generator) -> None:
+def _leads(pen: Pen, rng: np.random.Generator) -> None:
     """Three electrodes with snaps, their wires leaving the field together."""
     exit_x, exit_y = float(rng.uniform(-0.9, 0.9)), 1.15
     for x, y in ((-0.52, -0.42), (0.50, -0.44), (0.60, 0.42)):
@@ -116,7 +115,7 @@ def _leads(pen: _Pen, rng: np.random.Generator) -> None:
         pen.disc(x, y, 0.021, 235)
 
 
-def _central_line(pen: _Pen, rng: np.random.Generator) -> None:
+def _central_line(pen: Pen, rng: np.random.Generator) -> None:
     """A jugular or subclavian catheter that ends in the superior vena cava."""
     tip = (-0.085 + float(rng.normal(0, 0.012)), 0.02 + float(rng.normal(0, 0.06)))
     if rng.uniform() < 0.5:
@@ -126,7 +125,7 @@ def _central_line(pen: _Pen, rng: np.random.Generator) -> None:
     pen.curve(knots, fill=135, width=0.013)
 
 
-def _airway(pen: _Pen, rng: np.random.Generator) -> None:
+def _airway(pen: Pen, rng: np.random.Generator) -> None:
     """An endotracheal tube with its radio-opaque stripe, tip some centimetres above the carina."""
     low = -0.33 + float(rng.normal(0, 0.04))
     middle = 0.01 + float(rng.normal(0, 0.005))
@@ -135,7 +134,7 @@ def _airway(pen: _Pen, rng: np.random.Generator) -> None:
     pen.curve([(x + 0.016, y) for x, y in knots], fill=200, width=0.010)
 
 
-def _pacemaker(pen: _Pen, rng: np.random.Generator) -> None:
+def _pacemaker(pen: Pen, rng: np.random.Generator) -> None:
     """A generator under the left clavicle with a ventricular lead."""
     x, y = 0.55 + float(rng.normal(0, 0.03)), -0.40 + float(rng.normal(0, 0.03))
     end = (0.22 + float(rng.normal(0, 0.03)), 0.40 + float(rng.normal(0, 0.03)))
@@ -144,20 +143,13 @@ def _pacemaker(pen: _Pen, rng: np.random.Generator) -> None:
     )
     pen.disc(*end, 0.012, 255)
     angle = np.linspace(0, 2 * np.pi, 40)
-    wave = np.stack(
-        [
-            np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.6 * 0.095,
-            np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** 0.6 * 0.080,
-        ],
-        axis=1,
-    )
-    pen.pen.polygon(pen.place(wave + np.array([x, y])), fill=245)
-    pen.pen.polygon(pen.place(wave * [0.7, 0.4] + np.array([x, y - 0.035])), fill=185)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    wave = np.sign(circle) * np.abs(circle) ** 0.6 * [0.095, 0.080]
+    pen.polygon(wave + np.array([x, y]), fill=245)
+    pen.polygon(wave * [0.7, 0.4] + np.array([x, y - 0.035]), fill=185)
 
 
-@functools.cache
-def _font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=points)
+_font = functools.cache(ImageFont.load_default)
 
 
 def draw_marker(pixels: NDArray[np.uint8], text: str, rng: np.random.Generator) -> None:

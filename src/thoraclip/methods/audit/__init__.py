@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import require_at_least, require_positive
-from thoraclip.data.lungs.regions import LungRegions, lung_masks, require_mask_source
+from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
 from thoraclip.data.views import Scene
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.shortcuts import Answers
@@ -173,12 +173,11 @@ def audit(
 def _find_lungs(sample: AuditSample, spec: Preprocess, config: AuditConfig, progress: Progress | None) -> LungRegions:
     """Where the lungs of every image are, by the way that the settings ask for."""
     estimate = None
-    source = config.masks
-    if source not in {"auto", "given", "estimate", "none"}:
+    if config.masks not in SOURCES:
         from thoraclip.models.segmenter import load_segmenter
 
-        estimate, source = load_segmenter(source).estimate, "model"
-    return lung_masks(sample.manifest, spec, source=source, estimate=estimate, progress=progress)
+        estimate = load_segmenter(config.masks).estimate
+    return lung_masks(sample.manifest, spec, source=config.masks, estimate=estimate, progress=progress)
 
 
 def _refit(
