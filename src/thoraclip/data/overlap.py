@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
 
-from thoraclip.data.check.inspection import Inspection, inspect
+from thoraclip.data.check.inspection import Inspection, file_contents, inspect, kept_pairs
 from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, clusters, find_duplicates
-from thoraclip.imaging import DECODING
-from thoraclip.runs import Progress, digest, needing_room, take_room, write_json
+from thoraclip.runs import Progress, needing_room, take_room
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "find_overlap"]
 
 IDENTICAL, NEAR, COPIES, UNREADABLE = "identical", "near", "copies", "unreadable"
-
-_RULES = 1
-"""Number of the rules by which copies are found; what was found under another number is found again."""
 
 
 def find_overlap(
@@ -48,10 +41,9 @@ def find_overlap(
         read).
     """
     seen = (inspect(theirs, own / "inspection", progress=progress), inspect(ours, inspection, progress=progress))
-    contents = [*_contents(theirs, seen[0]), *_contents(ours, seen[1], first=len(theirs))]
+    contents = [*file_contents(theirs, seen[0]), *file_contents(ours, seen[1], first=len(theirs))]
     facts = [theirs.content_fingerprint, ours.content_fingerprint, *(sorted(part.unreadable) for part in seen)]
-    fingerprint = digest([*facts, THUMBNAIL_SIDE, DECODING, _RULES])
-    pairs = _pairs(own / "pairs.json", fingerprint, seen, contents, progress)
+    pairs = kept_pairs(own / "pairs.json", facts, lambda: _pairs(seen, contents, progress))
     ids = theirs.column("image_id")
     repeats = _repeats([*ids, *ours.column("image_id")], len(ids), contents, pairs)
     for row, reason in seen[0].unreadable.items():
@@ -59,26 +51,10 @@ def find_overlap(
     return [{"image_id": ids[row], **repeats[row]} for row in sorted(repeats)]
 
 
-def _contents(manifest: Manifest, seen: Inspection, *, first: int = 0) -> list[str]:
-    """SHA-256 of every image; a name of its own where it cannot be used, so that it is nobody's copy."""
-    return [
-        sha256 if sha256 and row not in seen.unreadable else f"row {first + row}"
-        for row, sha256 in enumerate(manifest.column("sha256"))
-    ]
-
-
 def _pairs(
-    file: Path,
-    fingerprint: str,
-    seen: tuple[Inspection, Inspection],
-    contents: Sequence[str],
-    progress: Progress | None,
+    seen: tuple[Inspection, Inspection], contents: Sequence[str], progress: Progress | None
 ) -> list[DuplicatePair]:
-    """Pairs with an external image, kept in `file`; found again where anything that they depend on changed."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["fingerprint"] == fingerprint:
-            return [DuplicatePair(**pair) for pair in kept["pairs"]]
+    """Pairs with an external image."""
     with TemporaryFile() as on_disk:  # of large sets the thumbnails do not fit in memory
         with needing_room(Path(gettempdir())):
             take_room(on_disk, len(contents) * THUMBNAIL_SIDE**2)
@@ -87,9 +63,7 @@ def _pairs(
         np.concatenate([part.thumbnails for part in seen], out=thumbnails)
         count = len(seen[0].thumbnails)
         pairs = find_duplicates(thumbnails, contents, among=np.arange(len(contents)) < count, progress=progress)
-    pairs = [pair for pair in pairs if pair.first < count]
-    write_json(file, {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in pairs]})
-    return pairs
+    return [pair for pair in pairs if pair.first < count]
 
 
 def _repeats(

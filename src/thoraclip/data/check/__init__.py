@@ -9,10 +9,8 @@ Without images only the last line is followed: the table alone, of millions of i
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thoraclip.data.check import findings
-from thoraclip.data.check.inspection import Inspection, inspect
+from thoraclip.data.check.inspection import Inspection, file_contents, inspect, kept_pairs
 from thoraclip.data.check.page import html_page, leaks, markdown_page, warnings
-from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, find_duplicates
+from thoraclip.data.duplicates import DuplicatePair, find_duplicates
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.imaging import DECODING
-from thoraclip.runs import Progress, digest, provenance, write_json, write_text
+from thoraclip.runs import Progress, provenance, write_json, write_text
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["check", "duplicate_clusters", "inspect", "read_check", "read_clusters", "write_check"]
 
 _SCHEMA = 1
-_RULES = 1
-"""Number of the rules by which duplicates are found; what was found under another number is found again."""
 
 
 def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
@@ -74,18 +69,13 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
 
 
 def _pairs(manifest: Manifest, inspection: Inspection, work: Path, progress: Progress | None) -> list[DuplicatePair]:
-    """The pairs of duplicates, kept beside the measurements; found again where anything that they depend on changed."""
-    file, unreadable = work / "pairs.json", inspection.unreadable
-    fingerprint = digest([manifest.content_fingerprint, sorted(unreadable), THUMBNAIL_SIDE, DECODING, _RULES])
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["fingerprint"] == fingerprint:
-            return [DuplicatePair(**pair) for pair in kept["pairs"]]
-    hashes = enumerate(manifest.column("sha256"))  # of an unusable image one of its own: it is nobody's copy
-    distinct = [sha if sha and row not in unreadable else f"row {row}" for row, sha in hashes]
-    pairs = find_duplicates(inspection.thumbnails, distinct, progress=progress)
-    write_json(file, {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in pairs]})
-    return pairs
+    made_from = (manifest.content_fingerprint, sorted(inspection.unreadable))
+    contents = file_contents(manifest, inspection)
+    return kept_pairs(
+        work / "pairs.json",
+        made_from,
+        lambda: find_duplicates(inspection.thumbnails, contents, progress=progress),
+    )
 
 
 def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | None = None) -> Manifest:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,14 @@ import numpy.typing as npt
 
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.batches import in_batches, read_indexed
-from thoraclip.data.duplicates import THUMBNAIL_SIDE, thumbnail
+from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, thumbnail
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, decode
-from thoraclip.runs import Progress, digest
+from thoraclip.runs import Progress, digest, write_json
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["MEASURED", "Inspection", "inspect"]
+__all__ = ["MEASURED", "Inspection", "file_contents", "inspect", "kept_pairs"]
 
 MEASURED: Mapping[str, str] = {"file_kilobytes": "size of the file, in thousands of bytes", **STATISTICS}
 """Name -> description of every number that is measured of a picture, in the order of the array's columns."""
@@ -28,6 +30,8 @@ _RULES = 1
 """Number of the rules of measuring; what was measured under another number is measured again."""
 _ARRAYS = {"statistics": ("float32", 2), "thumbnails": ("uint8", 3)}
 _INSPECTION = ArrayKind(name="inspection", arrays=_ARRAYS, schema=1, remedy="thoraclip check")
+_PAIR_RULES = 1
+"""The same for duplicates."""
 _BATCH = 64
 
 
@@ -88,3 +92,23 @@ def _measure(path: Path, sha256: str | None) -> tuple[npt.NDArray[np.float32], n
         return np.full(len(MEASURED), np.nan, dtype=np.float32), black, reason
     values = {"file_kilobytes": len(data) / 1000, **describe(pixels)}
     return np.array([values[name] for name in MEASURED], dtype=np.float32), thumbnail(pixels), ""
+
+
+def file_contents(manifest: Manifest, inspection: Inspection, *, first: int = 0) -> list[str]:
+    """SHA-256 of every image; `row N`, counted from `first`, where it cannot be used, so that it is nobody's copy."""
+    return [
+        sha256 if sha256 and row not in inspection.unreadable else f"row {first + row}"
+        for row, sha256 in enumerate(manifest.column("sha256"))
+    ]
+
+
+def kept_pairs(file: Path, made_from: Sequence[object], find: Callable[[], list[DuplicatePair]]) -> list[DuplicatePair]:
+    """Pairs of duplicates, kept in `file`; found again where anything that they depend on (`made_from`) changed."""
+    fingerprint = digest([*made_from, THUMBNAIL_SIDE, DECODING, _PAIR_RULES])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["fingerprint"] == fingerprint:
+            return [DuplicatePair(**pair) for pair in kept["pairs"]]
+    pairs = find()
+    write_json(file, {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in pairs]})
+    return pairs
