@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TypeAlias, cast
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging import is_image_name, told_by_name
@@ -31,16 +31,6 @@ _BLOCK = 65536
 _ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
-
-ByteReader = io.BufferedReader | io.BytesIO
-
-
-class PathTable(Protocol):
-    """Paths that are counted, and listed as often as they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[str]: ...
 
 
 class LeftOut:
@@ -66,15 +56,14 @@ class ImagePaths:
     Args:
         paths: files, which are taken whatever they are called, folders, and `-` for a list on standard input.
         table: more paths.
-        stream: where the list is read, once.
 
     Attributes:
         left_out: of the pass so far.
         looked_at: files of the pass so far, out of `count()`.
     """
 
-    def __init__(self, paths: Sequence[str], *, table: PathTable | None, stream: ByteReader | None) -> None:
-        self._paths, self._table, self._stream = paths, table, stream
+    def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
+        self._paths, self._table = paths, table
         self.left_out, self.looked_at = LeftOut(), 0
 
     def __iter__(self) -> Iterator[str]:
@@ -82,7 +71,7 @@ class ImagePaths:
         self.left_out, self.looked_at = LeftOut(), 0
         for path in self._paths:
             if path == LIST:
-                yield from self._passed(listed_paths(self._stream or cast(ByteReader, sys.stdin.buffer)))
+                yield from self._passed(listed_paths(cast(io.BufferedReader, sys.stdin.buffer)))
             elif os.path.isdir(path):  # noqa: PTH112
                 yield from self._walked(path)
             else:
@@ -112,15 +101,12 @@ class ImagePaths:
                 self.left_out.add(OTHER_FILES, path)
 
 
-def find_images(
-    paths: Sequence[str | Path], *, manifest: Path | None = None, stream: ByteReader | None = None
-) -> ImagePaths:
+def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) -> ImagePaths:
     """Check what was named; nothing of it is opened yet but a manifest.
 
     Args:
         paths: files, folders, and `-` for a list on standard input, one path a line or NUL-separated.
         manifest: `.parquet`, or `.csv` with a column `path` whose relative paths are below its folder.
-        stream: of the list, in place of standard input.
 
     Raises:
         ConfigError: neither paths nor a manifest, or both.
@@ -133,7 +119,7 @@ def find_images(
     for path in named:
         if path != LIST:
             _check(path)
-    return ImagePaths(named, table=None if manifest is None else read_path_table(manifest), stream=stream)
+    return ImagePaths(named, table=None if manifest is None else read_path_table(manifest))
 
 
 def _check(path: str) -> None:
@@ -168,25 +154,22 @@ def _candidates(root: str, left_out: LeftOut) -> Iterator[str]:
 
 def _entries(folder: str, left_out: LeftOut) -> Iterator[tuple[str, bool]]:
     """(path, whether it is a folder) of what counts in one folder, sorted by name."""
-    names, folders = [], set()
+    kept = []
     try:
-        with os.scandir(folder) as found:
-            for entry in found:
+        with os.scandir(folder) as entries:
+            for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if _is_folder(entry):
-                    if entry.is_symlink():
-                        left_out.add(_LINKED, entry.path)
-                        continue
-                    folders.add(entry.name)
-                elif told_by_name(entry.name) is False:
+                if (is_folder := _is_folder(entry)) and entry.is_symlink():
+                    left_out.add(_LINKED, entry.path)
+                elif not is_folder and told_by_name(entry.name) is False:
                     left_out.add(OTHER_FILES, entry.path)
-                    continue
-                names.append(entry.name)
+                else:
+                    kept.append((entry.name, is_folder))
     except OSError:
         left_out.add(_CLOSED, folder)
-    for name in sorted(names):
-        yield os.path.join(folder, name), name in folders  # noqa: PTH118
+    for name, is_folder in sorted(kept):
+        yield os.path.join(folder, name), is_folder  # noqa: PTH118
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -196,7 +179,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def listed_paths(stream: ByteReader) -> Iterator[str]:
+def listed_paths(stream: io.BufferedReader) -> Iterator[str]:
     """Paths of a list, one a line, or each ended by a NUL where the list begins so (`find -print0`).
 
     Empty lines are passed over. Names that are not UTF-8 come as Python's file functions take them (`os.fsdecode`).
@@ -246,7 +229,7 @@ def read_path_table(file: Path) -> PathTable:
 
 
 class _CsvPaths:
-    """The column `path` of a CSV file; relative paths are below the file's folder. All of it is checked at once."""
+    """The column `path` of a CSV file, below the file's folder; all of it is checked at once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -265,21 +248,18 @@ class _CsvPaths:
                 if "path" not in header:
                     raise ManifestError(f"{self._file}: no column 'path'{did_you_mean('path', header)}; name it so")
                 column = header.index("path")
-                for row in reader:
-                    if row:
-                        cell = self._cell(row, len(header), column, reader.line_num)
-                        yield os.path.join(self._file.parent, cell)  # noqa: PTH118
+                for row in filter(None, reader):
+                    where = f"{self._file}:{reader.line_num}"
+                    if len(row) > len(header):
+                        raise ManifestError(
+                            f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas"
+                        )
+                    if len(row) <= column or not row[column]:
+                        raise ManifestError(f"{where}: no path in this row; mend the table")
+                    yield os.path.join(self._file.parent, row[column])  # noqa: PTH118
             except csv.Error as error:
-                raise ManifestError(
-                    f"{self._file}:{reader.line_num}: not a readable CSV file ({error}); mend it"
-                ) from error
-
-    def _cell(self, row: list[str], width: int, column: int, line: int) -> str:
-        if len(row) > width:
-            raise ManifestError(f"{self._file}:{line}: {len(row)} cells in {width} columns; put quotes around commas")
-        if len(row) <= column or not row[column]:
-            raise ManifestError(f"{self._file}:{line}: no path in this row; mend the table")
-        return row[column]
+                where = f"{self._file}:{reader.line_num}"
+                raise ManifestError(f"{where}: not a readable CSV file ({error}); mend it") from error
 
 
 class _ManifestPaths:
@@ -298,3 +278,7 @@ class _ManifestPaths:
         for start in range(0, len(self), _ROWS):
             for path in self._column.slice(start, _ROWS).to_pylist():
                 yield os.path.join(self._root, path)  # noqa: PTH118
+
+
+PathTable: TypeAlias = _CsvPaths | _ManifestPaths
+"""Paths that are counted, and listed as often as they are asked for."""

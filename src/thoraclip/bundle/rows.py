@@ -197,7 +197,6 @@ class StreamTable(Table):
         self._stream.write(head_line(kind, labels))
 
     def put(self, place: int, row: Row) -> None:
-        """See `Table`."""
         self._stream.write(self._line(row))
         self._stream.flush()
 
@@ -261,7 +260,6 @@ class FileTable(Table):
                 )
 
     def admit(self, path: str) -> int | Row | None:
-        """See `Table`."""
         place = super().admit(path)
         if place is None or not self.resumed:
             return place
@@ -271,7 +269,6 @@ class FileTable(Table):
         return row if row and row["path"] == path else place
 
     def put(self, place: int, row: Row) -> None:
-        """See `Table`."""
         values = json_line(row), row["error"] is not None, place
         with self._storing():
             self._execute("INSERT OR REPLACE INTO rows SELECT path, ?, ? FROM named WHERE place = ?", values)
@@ -285,7 +282,6 @@ class FileTable(Table):
         self._committed = time.monotonic()
 
     def finish(self) -> None:
-        """Write the file."""
         for leftover in self._file.parent.glob(f".{escape(self._file.name)}.*.part"):  # of a kill at this very point
             leftover.unlink(missing_ok=True)
         with self._storing():
@@ -304,20 +300,16 @@ class FileTable(Table):
             self._partial.unlink(missing_ok=True)
 
     def _refusal(self, error: sqlite3.Error) -> ThoraclipError:
-        name = getattr(error, "sqlite_errorname", "")
+        name, file = getattr(error, "sqlite_errorname", ""), self._partial
         if name.startswith("SQLITE_BUSY"):
-            return InputError(
-                f"{self._partial}: another process is writing it; wait for its end, or choose another --out"
-            )
+            return InputError(f"{file}: another process is writing it; wait for its end, or choose another --out")
         if name == "SQLITE_NOTADB":
             return self._in_the_way()
         if name.startswith("SQLITE_CORRUPT"):
-            return MismatchError(
-                f"{self._partial}: is damaged ({error}); remove it to begin anew, or choose another --out"
-            )
+            return MismatchError(f"{file}: is damaged ({error}); remove it to begin anew, or choose another --out")
         if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
             return super()._refusal(error)
-        return InputError(f"{self._partial}: cannot be written ({error}); choose another --out")
+        return InputError(f"{file}: cannot be written ({error}); choose another --out")
 
     def _in_the_way(self) -> MismatchError:
         what = "is in the way, and no partial table of `thoraclip predict`; move it away, or choose another --out"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -74,18 +76,14 @@ def draw_rows(targets: Rows, patients: Sequence[str | None], *, count: int, seed
     Returns:
         i64[min(count, N)], ascending.
     """
-    order = np.random.default_rng(seed).permutation(len(targets))
-    seen: dict[tuple[int, str | None], int] = {}
-    turns: dict[int, int] = {}
-    ranked = []
-    for row in order:
-        own = (int(targets[row]), patients[row])
-        again = 0 if patients[row] is None else seen.get(own, 0)
-        seen[own] = again + 1
-        ranked.append((again, row))
-    drawn = []
-    for again, row in sorted(ranked, key=lambda one: one[0]):  # stable: the draw decides among equals
-        label = int(targets[row])
-        drawn.append((turns.get(label, 0), again, row))
-        turns[label] = turns.get(label, 0) + 1
-    return np.sort([row for _, _, row in sorted(drawn, key=lambda one: one[0])[:count]]).astype(np.int64)
+    seen, turns, ranked, drawn = Counter[tuple[int, str]](), Counter[int](), [], []
+    for row in np.random.default_rng(seed).permutation(len(targets)):
+        label, patient = int(targets[row]), patients[row]
+        again = 0
+        if patient is not None:
+            again, seen[label, patient] = seen[label, patient], seen[label, patient] + 1
+        ranked.append((again, label, row))
+    for _, label, row in sorted(ranked, key=itemgetter(0)):  # stable: the draw decides among equals
+        drawn.append((turns[label], row))
+        turns[label] += 1
+    return np.sort([row for _, row in sorted(drawn, key=itemgetter(0))[:count]]).astype(np.int64)

@@ -42,8 +42,7 @@ class BatchQueue:
     Args:
         classifier: of the bundle.
         name: by which clients know the bundle.
-        limits: of the server.
-        metrics: of the server.
+        limits, metrics: of the server.
         threads: that decode and predict; 0 for as many as there are cores.
     """
 

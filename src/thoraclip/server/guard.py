@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from thoraclip.server.limits import Limits
 from thoraclip.server.logs import log_event
 from thoraclip.server.metrics import Metrics
-from thoraclip.server.problems import RefusedError, problem
+from thoraclip.server.problems import CROSS_SITE, RefusedError, problem
 
 __all__ = ["Guard", "Journal"]
 
@@ -97,10 +97,8 @@ class Guard:
 
     Args:
         app: the inner application.
-        limits: of the server.
-        metrics: told the size of all bodies in flight.
-        token: that a client must bring; empty for none.
-        origins: of pages on other hosts that may ask.
+        limits, metrics: of the server.
+        token, origins: see `create_app`.
     """
 
     def __init__(
@@ -158,7 +156,7 @@ class Guard:
     def _refuse_stranger(self, scope: Scope, headers: Headers) -> None:
         origin = headers.get("origin")
         if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET" and origin not in self._origins:
-            raise RefusedError(403, "asked by a page of another site; start the server with --allow-origin to let it")
+            raise RefusedError(403, CROSS_SITE)
         is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         if not self._token or scope["path"] in _OPEN or is_preflight:
             return

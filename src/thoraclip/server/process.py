@@ -150,7 +150,6 @@ class _Server(uvicorn.Server):
         self._state, self._started = state, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As Uvicorn does, then report the address."""
         await super().startup(sockets)
         host, port = (sockets or [])[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -158,9 +157,8 @@ class _Server(uvicorn.Server):
         self._started(address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As Uvicorn does, which leaves the app to itself when it is in a hurry."""
         await super().shutdown(sockets)
-        if self.force_exit:
+        if self.force_exit:  # then Uvicorn leaves the app to itself
             await self.lifespan.shutdown()
 
     @contextmanager
@@ -186,14 +184,12 @@ class _Protocol(H11Protocol):
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait; of more connections than the limit, each gets no more than a reason."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
-            self.app = self.crowded
+            self.app = self.crowded  # which answers with the reason alone
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Begin to wait at the first byte of a request, stop at the end of its head."""
         if self._late is None and self._is_between:
             self._wait()
         super().data_received(data)
@@ -201,7 +197,6 @@ class _Protocol(H11Protocol):
             self._forget()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to wait."""
         self._forget()
         super().connection_lost(exc)
 
