@@ -175,14 +175,7 @@ def split(
     return done
 
 
-def card(
-    manifest: File,
-    *,
-    out: File,
-    config: File | None = None,
-    check: File | None = None,
-    **settings: Any,
-) -> Path:
+def card(manifest: File, *, out: File, config: File | None = None, check: File | None = None, **settings: Any) -> Path:
     """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
 
     Args:

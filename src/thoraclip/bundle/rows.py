@@ -30,7 +30,7 @@ from thoraclip.runs import atomic_open, make_folder
 if TYPE_CHECKING:
     from thoraclip.bundle.runtime import Prediction
 
-__all__ = ["FileTable", "Row", "StreamTable", "Table", "failed_row", "json_line", "row_of", "table_format"]
+__all__ = ["FileTable", "Row", "Table", "failed_row", "json_line", "row_of", "table_format"]
 
 Row = Mapping[str, Any]
 
@@ -125,11 +125,13 @@ def _resolved(folder: str) -> str:
 
 
 class Table:
-    """Rows in memory. A context; each image is admitted once.
+    """Rows to a list, or to a binary stream, each at once. A context; each image is admitted once.
 
     The paths lie in an SQLite database, so that memory does not grow with them.
 
     Args:
+        labels, kind: classes of the rows, and their format in a stream or file, see `FORMATS`.
+        stream: to write; `None` for the list.
         database: file of the paths; empty for a temporary one of SQLite's.
 
     Attributes:
@@ -140,9 +142,14 @@ class Table:
     rows: list[Row] | None
     resumed = 0
 
-    def __init__(self, database: str | Path = "") -> None:
+    def __init__(
+        self, labels: LabelSet, kind: str, stream: IO[bytes] | None = None, *, database: str | Path = ""
+    ) -> None:
         self._database, self._connection = database, sqlite3.connect(database, isolation_level=None, timeout=0)
-        self._execute, self.rows = self._connection.execute, []
+        self._execute, self._stream, self._line = self._connection.execute, stream, FORMATS[kind]
+        self._head, self.rows = head_line(kind, labels), [] if stream is None else None
+        if stream is not None:
+            stream.write(self._head)
 
     def __enter__(self) -> Self:
         try:
@@ -170,6 +177,9 @@ class Table:
         """Add the row of the next place."""
         if self.rows is not None:
             self.rows.append(row)
+        if self._stream is not None:
+            self._stream.write(self._line(row))
+            self._stream.flush()
 
     def finish(self) -> None:
         """All rows are there."""
@@ -188,26 +198,12 @@ class Table:
         )
 
 
-class StreamTable(Table):
-    """Rows to a binary stream, each at once."""
-
-    def __init__(self, stream: IO[bytes], labels: LabelSet, kind: str) -> None:
-        super().__init__()
-        self._stream, self._line, self.rows = stream, FORMATS[kind], None
-        self._stream.write(head_line(kind, labels))
-
-    def put(self, place: int, row: Row) -> None:
-        self._stream.write(self._line(row))
-        self._stream.flush()
-
-
 class FileTable(Table):
     """Rows to a file that appears when all are there. What was done is kept when the context ends before.
 
     Args:
         file: to write.
-        labels: classes of the rows.
-        kind: see `FORMATS`.
+        labels, kind: see `Table`.
         depends: what the rows depend on, such as the bundle's fingerprint.
 
     Raises:
@@ -224,8 +220,8 @@ class FileTable(Table):
             self._partial.touch()
         except OSError as error:
             raise InputError(f"{self._partial}: cannot be written ({error.strerror}); choose another --out") from error
-        super().__init__(self._partial)
-        self._labels, self._kind, self._depends, self.rows = labels, kind, {**_PARTIAL, **depends}, None
+        super().__init__(labels, kind, database=self._partial)
+        self._depends, self.rows = {**_PARTIAL, **depends}, None
         self._committed, self._is_empty = -inf, True
 
     def _begin(self) -> None:
@@ -287,9 +283,9 @@ class FileTable(Table):
         with self._storing():
             self._commit()
             with atomic_open(self._file) as stream:
-                stream.write(head_line(self._kind, self._labels))
+                stream.write(self._head)
                 for (line,) in self._execute("SELECT row FROM named JOIN rows USING (path) ORDER BY place"):
-                    stream.write(line if self._kind == "jsonl" else FORMATS[self._kind](json.loads(line)))
+                    stream.write(line if self._line is json_line else self._line(json.loads(line)))
         self._is_empty = True
 
     def __exit__(self, *_: object) -> None:

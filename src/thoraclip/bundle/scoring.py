@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from thoraclip.bundle.images import ImagePaths
 from thoraclip.bundle.opening import open_bundle
-from thoraclip.bundle.rows import FileTable, Row, StreamTable, Table, failed_row, json_line, row_of
+from thoraclip.bundle.rows import FileTable, Row, Table, failed_row, json_line, row_of
 from thoraclip.engine import over_ray
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING
@@ -107,7 +107,7 @@ def open_table(
     if isinstance(out, Path):
         table: Table = FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING})
     else:
-        table = Table() if out is None else StreamTable(out, labels, kind)
+        table = Table(labels, kind, out)
     with table:
         if table.resumed:
             announce(f"{out}: goes on; {table.resumed} pictures were scored by an earlier run")

@@ -72,12 +72,8 @@ class Command:
     def register(self, app: typer.Typer, *, whole: bool = True) -> None:
         """Add the command to an app; without its options where only its line in the list of commands is needed."""
         text = self.summary or _summary(self.signature or self.function)
-        add = app.command(
-            self.title,
-            rich_help_panel=self.panel,
-            help=escape(text),
-            short_help=escape(text.partition("\n\n")[0]),
-        )
+        short = escape(text.partition("\n\n")[0])
+        add = app.command(self.title, rich_help_panel=self.panel, help=escape(text), short_help=short)
         add(self._callback() if whole else lambda: None)
 
     def _callback(self) -> Callable[..., None]:
@@ -87,7 +83,9 @@ class Command:
         parameters = [_parameter(p, texts.get(p.name, "")) for p in own if p.name not in {*_CALLBACKS, "self"}]
         taken = frozenset(p.name for p in own)
         has_settings = any(p.kind is p.VAR_KEYWORD for p in own)
-        parameters += [_flag(name, text) for name, text in self.flags.items()]
+        parameters += [
+            _typed(name, bool, typer.Option(f"--{name}", help=text), False) for name, text in self.flags.items()
+        ]
         if self.listing:
             parameters.append(_listing(*self.listing))
 
@@ -146,10 +144,6 @@ def _parameter(own: inspect.Parameter, text: str) -> inspect.Parameter:
     if own.annotation == "bool | None" or (own.annotation == "bool" and own.default):
         name += f"/--no-{name[2:]}"
     return _typed(own.name, typed, typer.Option(name, help=help_text, show_default=shown), own.default)
-
-
-def _flag(name: str, text: str) -> inspect.Parameter:
-    return _typed(name, bool, typer.Option(f"--{name.replace('_', '-')}", help=text), False)
 
 
 def _listing(name: str, text: str, show: Callable[[], None]) -> inspect.Parameter:

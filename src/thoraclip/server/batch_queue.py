@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -189,9 +191,16 @@ class BatchQueue:
     def _explain(self, picture: bytes, class_name: str, method: str, deadline: float) -> tuple[Prediction, Explanation]:
         if time.monotonic() > deadline:
             raise _busy(f"no explanation within {self.limits.seconds:g} s", 10)
-        timed = _Timed(self.classifier, deadline, f"explaining it takes longer than {self.limits.seconds:g} s")
+
+        def predict(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # some hundred times for a map
+            if time.monotonic() > deadline:
+                raise RefusedError(422, f"explaining it takes longer than {self.limits.seconds:g} s")
+            return self.classifier.predict(pixels)
+
+        labels, spec = self.classifier.labels, self.classifier.preprocess
+        timed: Any = SimpleNamespace(labels=labels, preprocess=spec, predict=predict)
         pixels = decode(picture, max_pixels=self.limits.pixels).pixels
-        prediction = self.classifier.classify_grey(fit(pixels, self.classifier.preprocess))
+        prediction = self.classifier.classify_grey(fit(pixels, spec))
         note = self.classifier.bundle.title
         shown = explain_pixels(timed, pixels, class_name=class_name or prediction.label, method=method, note=note)
         return prediction, dataclasses.replace(shown, scores=prediction.scores)
@@ -203,16 +212,3 @@ class BatchQueue:
 
 def _busy(reason: str, seconds: int) -> RefusedError:
     return RefusedError(429, f"{reason}; come later", headers={"retry-after": str(seconds)})
-
-
-class _Timed:
-    """A `Predictor` that gives up at a deadline: an explanation asks it some hundred times."""
-
-    def __init__(self, classifier: BundleClassifier, deadline: float, reason: str) -> None:
-        self.labels, self.preprocess = classifier.labels, classifier.preprocess
-        self._classifier, self._deadline, self._reason = classifier, deadline, reason
-
-    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if time.monotonic() > self._deadline:
-            raise RefusedError(422, self._reason)
-        return self._classifier.predict(pixels)
