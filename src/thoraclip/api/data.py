@@ -61,9 +61,6 @@ def index(
 
     Returns:
         The `manifest`, which may leak as the files' own split may, and what was set aside, with reasons.
-
-    Raises:
-        ThoraclipError: see `thoraclip.data.index.index`.
     """
     from thoraclip.data.index import index as read_folder
     from thoraclip.data.index import write_index_report

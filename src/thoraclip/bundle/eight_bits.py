@@ -49,27 +49,16 @@ _UNWANTED = {"AttentionFusion", "BiasGeluFusion", "SkipLayerNormFusion", "EmbedL
 
 @dataclass(frozen=True)
 class _Activation:
-    """What calibration pictures tell of the first factor of a product.
+    """What calibration images show of the first factor of a product."""
 
-    Args:
-        between: its sizes without the first (pictures) and the last (features): tokens, mostly.
-        zero: the zero point.
-        floor: the smallest scale.
-    """
-
-    between: tuple[int, ...]
-    zero: int
-    floor: float
+    between: tuple[int, ...]  # its sizes without the first (images) and the last (features): tokens, mostly
+    zero: int  # the zero point
+    floor: float  # the smallest scale
 
 
 def eight_bit_products(source: Path, target: Path, greys: Greys) -> None:
-    """Write the model with its products by constant matrices in eight bits; the head, which takes `features`, stays.
-
-    Args:
-        source: written by `onnx.write_onnx`.
-        target: file to write.
-        greys: u8[N, S, S], calibration pictures.
-    """
+    """Write the model of `onnx.write_onnx` with its products by constant matrices in eight bits; the head, which takes
+    `features`, stays. The calibration images are u8[N, S, S]."""
     model = _fused(source, target.with_suffix(".fused.onnx"))
     graph, products = model.graph, list(_products(model))
     opsets = [one for one in model.opset_import if one.domain in {"", "com.microsoft"}]
@@ -90,8 +79,7 @@ def eight_bit_products(source: Path, target: Path, greys: Greys) -> None:
 
 
 def _fused(source: Path, work: Path) -> onnx.ModelProto:
-    """The model with the operators that ONNX Runtime makes of several, such as a GELU; `work` is a file that may be
-    written."""
+    """The model with the operators that ONNX Runtime makes of several, such as a GELU; `work` is a scratch file."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(work)
@@ -181,12 +169,7 @@ def rounded(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
 
 
 class _Writer:
-    """Nodes and constants of the new graph; an activation that enters several products is rounded once.
-
-    Args:
-        measured: what calibration tells of each activation.
-        of_bytes: activations that are bytes of the picture, see `_bytes`.
-    """
+    """Nodes and constants of the new graph; an activation that enters several products is rounded once."""
 
     def __init__(self, measured: dict[str, _Activation], of_bytes: set[str]) -> None:
         self.nodes: list[NodeProto] = []

@@ -51,22 +51,13 @@ def export_bundle(
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write a bundle; it appears whole, or not at all.
+    """Write a bundle; it appears whole, or not at all. The other arguments and the result: see `api.deployment.export`.
 
     Args:
         original: what it is made of.
         out: folder; a bundle that is there is replaced once the new one is whole.
-        int8: weights and products of eight bits.
-        images: validation images for what is calibrated, training images for the out-of-distribution reference, test
-            images for what is told of the bundle: no more than this of each. int8 is compared on all test images.
-        thumbnails: training pictures that the bundle carries, for who asks what a picture is like; whoever has the
-            bundle can see them.
-        seed: of the draws and resamples.
         progress: called with (done, total) images.
         announce: gets a line at every stage.
-
-    Returns:
-        The content of `parity.json`.
 
     Raises:
         ParityError: the exported model does not reproduce the original; nothing is written.
@@ -78,9 +69,8 @@ def export_bundle(
     if not 0 <= thumbnails <= MOST_THUMBNAILS:
         raise ConfigError(f"thumbnails = {thumbnails}: must lie between 0 and {MOST_THUMBNAILS}")
     if thumbnails and not original.has_learned:
-        raise ConfigError(
-            f"thumbnails = {thumbnails}: the run '{original.name}' has learned from no picture; leave it out"
-        )
+        why = f"the run '{original.name}' has learned from no picture"
+        raise ConfigError(f"thumbnails = {thumbnails}: {why}; leave it out")
     session = ModelSession(original, images=images, seed=seed, progress=progress, is_int8=int8)
     with _building(out) as part:
         announce("writing the model")

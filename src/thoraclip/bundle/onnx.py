@@ -249,9 +249,12 @@ def quantise(path: Path, greys: Greys) -> tuple[str, float]:
         else:
             _quantise_convolutions(large, small, greys)
             way = "static"
-        _centre_features(small, _mean_features(large, greys) - _mean_features(small, greys))
-        _save(onnx.load(str(small)), path)
-        return way, small.stat().st_size / large.stat().st_size
+        model = onnx.load(str(small))
+        _centre_features(model, _mean_features(large, greys) - _mean_features(small, greys))
+        _clean(model)
+        share = model.ByteSize() / large.stat().st_size
+        _save(model, path)
+        return way, share
 
 
 def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
@@ -286,23 +289,20 @@ def _mean_features(path: Path, greys: Greys) -> npt.NDArray[np.float64]:
     )
 
 
-def _centre_features(path: Path, shift: npt.NDArray[np.float64]) -> None:
-    """Add a constant to the features, in the file."""
-    model = onnx.load(str(path))
+def _centre_features(model: onnx.ModelProto, shift: npt.NDArray[np.float64]) -> None:
+    """Add a constant to the features, in the model."""
     graph = model.graph
     place = next(number for number, node in enumerate(graph.node) if "features" in node.output)
     node = graph.node[place]
     node.output[list(node.output).index("features")] = "features.uncentred"
     graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), "features.shift"))
     graph.node.insert(place + 1, helper.make_node("Add", ["features.uncentred", "features.shift"], ["features"]))
-    _clean(model)
-    onnx.save(model, str(path))
 
 
 def _share_in_convolutions(model: onnx.ModelProto) -> float:
     """Of the weights of all products, those of convolutions beyond the first, which is a patch embedding in
     transformers."""
-    sizes = {one.name: int(np.prod(one.dims)) for one in model.graph.initializer}
+    sizes = {constant.name: int(np.prod(constant.dims)) for constant in model.graph.initializer}
     weights = [(node.op_type, sizes.get(node.input[1], 0)) for node in model.graph.node if node.op_type in _WEIGHTED]
     convolutions = [size for kind, size in weights if kind == "Conv"]
     return sum(convolutions[1:]) / max(1, sum(size for _, size in weights))

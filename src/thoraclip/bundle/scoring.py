@@ -92,18 +92,8 @@ def open_table(
     fingerprint: str,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Table]:
-    """Where the rows go: a file, a binary stream, or a list.
-
-    Args:
-        out: file or stream to write; `None` keeps the rows.
-        labels: classes of the rows.
-        kind: `csv` or `jsonl`.
-        fingerprint: of the bundle.
-        announce: told where an earlier run is gone on with.
-
-    Raises:
-        InputError, MismatchError: see `FileTable`.
-    """
+    """Where the rows go, as `csv` or `jsonl`: a file, which an earlier run of a bundle with the same fingerprint may
+    have begun, a binary stream, or a list for `None`. Raises what `FileTable` does."""
     if isinstance(out, Path):
         table: Table = FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING})
     else:
@@ -198,13 +188,9 @@ def by_threads(classifier: BundleClassifier, *, threads: int = 0, base: Path = _
 
 
 def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
-    """Score in the actors of a Ray cluster, each with the bundle opened once.
+    """Score in the actors of a Ray cluster, see `engine.over_ray`, each with the bundle opened once.
 
     Every machine must see the bundle and the images. All paths are listed before the first image is scored.
-
-    Args:
-        classifier: of a bundle.
-        workers: actors; 0 as in `engine.over_ray`.
     """
     bundle = classifier.bundle
     make = partial(_actor, str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve()))

@@ -34,15 +34,7 @@ _SCALES_FROM = 128
 
 
 class ModelSession:
-    """Draws the images of one export, and runs models over them.
-
-    Args:
-        original: what is exported.
-        images: most images of each split that are used; int8 is compared on all of the test images.
-        seed: of what is drawn.
-        progress: called with (done, total) images.
-        is_int8: whether int8 will be compared.
-    """
+    """Draws the images of one export, at most `images` of each split, and runs models over them."""
 
     def __init__(self, original: Original, *, images: int, seed: int, progress: Progress | None, is_int8: bool) -> None:
         self.original, self.seed, self._progress = original, seed, progress
@@ -71,9 +63,8 @@ class ModelSession:
 
     def for_scales(self) -> Greys:
         """u8[N, S, S]: validation pictures that fix the scales of static int8."""
-        return np.concatenate(
-            [*self._greys(_spread(self.original.val, _SCALES_FROM), self.original.classifier.preprocess)]
-        )
+        rows = _spread(self.original.val, _SCALES_FROM)
+        return np.concatenate([*self._greys(rows, self.original.classifier.preprocess)])
 
     def thumbnails(self, features: Features, count: int) -> Thumbnails:
         """Some of the training pictures, whose features f32[T, D] are known."""

@@ -22,32 +22,20 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One of them, beside a picture.
-
-    Args:
-        label: its class.
-        similarity: cosine of the bundle's features of both.
-        grey: u8[S, S].
-    """
+    """One of them, beside an image."""
 
     label: str
-    similarity: float
-    grey: Grey
+    similarity: float  # cosine of the bundle's features of both
+    grey: Grey  # u8[S, S]
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """All that a bundle carries.
+    """All that a bundle carries."""
 
-    Args:
-        greys: u8[N, S, S].
-        labels: class of each.
-        features: f16 or f32[N, D], of length 1: the bundle's own.
-    """
-
-    greys: Grey
-    labels: Sequence[str]
-    features: npt.NDArray[np.floating]
+    greys: Grey  # u8[N, S, S]
+    labels: Sequence[str]  # class of each
+    features: npt.NDArray[np.floating]  # f16 or f32[N, D], of length 1: the bundle's own
 
     def __len__(self) -> int:
         return len(self.greys)
@@ -69,9 +57,7 @@ def draw_rows(targets: Rows, patients: Sequence[str | None], *, count: int, seed
 
     Args:
         targets: i64[N], class of each.
-        patients: of each; pictures without one count as patients of their own.
-        count: how many are wanted.
-        seed: of the draw.
+        patients: of each; images without one count as patients of their own.
 
     Returns:
         i64[min(count, N)], ascending.

@@ -91,19 +91,13 @@ def serve_bundles(
     with_page: bool = True,
     started: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what is in flight is answered first.
+    """Serve until SIGTERM or SIGINT; what is in flight is answered first. See `api.deployment.serve` for the rest.
 
     Args:
         folders: of the bundles; the first answers where none is named.
         place: where it listens.
-        limits: what is refused.
-        threads: that decode and predict, for each bundle; 0 for as many as there are cores.
-        token, origins: see `create_app`.
-        with_page: whether there is a page at `/`.
+        threads: for each bundle.
         started: gets the address once it answers.
-
-    Raises:
-        ThoraclipError: a bundle cannot be opened.
     """
     return_freed_memory()
     metrics, queues = Metrics(), list[BatchQueue]()
