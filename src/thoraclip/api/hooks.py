@@ -25,7 +25,7 @@ T = TypeVar("T")
 def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progress | None, Announce]:
     """The two callbacks that work below `api` takes: (called with (done, total) or `None`, called with a line of
     text)."""
-    if progress is True and is_main_process():
+    if progress and not callable(progress) and is_main_process():
         lines = _Lines()
         return lines.draw, announce or lines.write
     return progress if callable(progress) else None, announce or (lambda _: None)

@@ -69,16 +69,25 @@ class ImagePaths:
     def __iter__(self) -> Iterator[str]:
         """Raises InputError where there is none at all: the list is empty, or the folders are empty by now."""
         self.left_out, self.looked_at = LeftOut(), 0
-        for path in self._paths:
-            if path == LIST:
-                yield from self._passed(listed_paths(cast(io.BufferedReader, sys.stdin.buffer)))
-            elif os.path.isdir(path):  # noqa: PTH112
-                yield from self._walked(path)
+        for path, is_walked in self._named():
+            self.looked_at += 1
+            if is_walked and not is_image_name(Path(path)):
+                self.left_out.add(OTHER_FILES, path)
             else:
-                yield from self._passed(iter([path]))
-        yield from self._passed(iter(self._table or ()))
+                yield path
         if not self.looked_at:
             raise InputError(f"{' '.join(self._paths)}: no path in the list, no picture; give one path a line")
+
+    def _named(self) -> Iterator[tuple[str, bool]]:
+        """(path, whether it was found in a folder)."""
+        for path in self._paths:
+            if path == LIST:
+                yield from ((listed, False) for listed in listed_paths(cast(io.BufferedReader, sys.stdin.buffer)))
+            elif os.path.isdir(path):  # noqa: PTH112
+                yield from ((candidate, True) for candidate in _candidates(path, self.left_out))
+            else:
+                yield path, False
+        yield from ((listed, False) for listed in self._table or ())
 
     def count(self) -> int | None:
         """Files that a pass looks at, by their names alone; `None` with a list, which is only known at its end."""
@@ -87,18 +96,6 @@ class ImagePaths:
         folders = [path for path in self._paths if os.path.isdir(path)]  # noqa: PTH112
         in_folders = sum(1 for folder in folders for _ in _candidates(folder, LeftOut()))
         return in_folders + len(self._paths) - len(folders) + len(self._table or ())
-
-    def _passed(self, paths: Iterator[str]) -> Iterator[str]:
-        for path in paths:
-            self.looked_at += 1
-            yield path
-
-    def _walked(self, folder: str) -> Iterator[str]:
-        for path in self._passed(_candidates(folder, self.left_out)):
-            if is_image_name(Path(path)):
-                yield path
-            else:
-                self.left_out.add(OTHER_FILES, path)
 
 
 def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) -> ImagePaths:
@@ -110,8 +107,7 @@ def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) ->
 
     Raises:
         ConfigError: neither paths nor a manifest, or both.
-        InputError: a path does not exist, a folder holds no picture; see `read_path_table`.
-        ManifestError: see `read_path_table`.
+        InputError, ManifestError: a path does not exist, a folder holds no image; see `read_path_table`.
     """
     if bool(paths) == (manifest is not None):
         raise ConfigError("give either pictures (files, folders, or - for a list on standard input) or --manifest FILE")
@@ -133,10 +129,8 @@ def _check(path: str) -> None:
             return
         seen.add(OTHER_FILES, candidate)
     what = ", ".join(seen.phrases()) or "nothing, or only what is hidden"
-    raise InputError(
-        f"{path}: no PNG, JPEG or DICOM picture in this folder; it holds {what}; name another folder, or the "
-        "files themselves"
-    )
+    problem = f"no PNG, JPEG or DICOM picture in this folder; it holds {what}"
+    raise InputError(f"{path}: {problem}; name another folder, or the files themselves")
 
 
 def _candidates(root: str, left_out: LeftOut) -> Iterator[str]:
@@ -183,9 +177,7 @@ def listed_paths(stream: io.BufferedReader) -> Iterator[str]:
     """Paths of a list, one a line, or each ended by a NUL where the list begins so (`find -print0`).
 
     Empty lines are passed over. Names that are not UTF-8 come as Python's file functions take them (`os.fsdecode`).
-
-    Raises:
-        InputError: the stream holds a picture.
+    Raises InputError where the stream holds an image.
     """
     rest, separator, is_first = b"", b"", True
     while block := stream.read1(_BLOCK):
@@ -213,9 +205,7 @@ def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
 def read_path_table(file: Path) -> PathTable:
     """The paths of a manifest (.parquet), or of a table with a column `path` (.csv).
 
-    Raises:
-        InputError: no such file, another kind of file, or a manifest without its pictures.
-        ManifestError: it does not follow its schema, holds no row, or a row without a path.
+    Raises InputError for no such file or another kind, ManifestError for one without rows, paths or its schema.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such manifest; name a manifest (.parquet) or a table with a column 'path' (.csv)")

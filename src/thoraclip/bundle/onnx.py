@@ -69,7 +69,6 @@ class GreyClassifier(nn.Module):
         self.features, self.head, self.spec, self.is_folded = features, head, spec, is_folded
 
     def forward(self, greys: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
         pixels = greys[:, None].float() if self.is_folded else expand_greys(greys, self.spec, greys.device)
         features = self.features(pixels)
         return features, self.head(features).softmax(dim=-1)
@@ -102,11 +101,7 @@ class _BackboneFeatures(nn.Module):
 
 
 def grey_classifier(classifier: EncoderClassifier | Backbone) -> GreyClassifier:
-    """The classifier as one module on the CPU, in fp32, that takes grey bytes; a copy, the original stays as it is.
-
-    Args:
-        classifier: adapters merged; its precision does not matter.
-    """
+    """A copy of the classifier, its adapters merged, as one module on the CPU, in fp32, that takes grey bytes."""
     features, head = _of_encoder(classifier) if isinstance(classifier, EncoderClassifier) else _of_backbone(classifier)
     is_folded = fold_grey(features, classifier.preprocess)
     return GreyClassifier(features, head, classifier.preprocess, is_folded=is_folded).float().eval()
@@ -141,10 +136,7 @@ def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
 def write_onnx(module: GreyClassifier, path: Path) -> None:
     """Write the module as ONNX: `greys` u8[B, S, S] to `features` and `scores`, B any number or, for some networks, 1.
 
-    Large matrices go to a file beside it, `<name>.data`.
-
-    Raises:
-        ModelError: the network cannot be exported.
+    Large matrices go to a file beside it, `<name>.data`. Raises ModelError where the network cannot be exported.
     """
     model = _exported(module, pictures=2)
     if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:  # SigLIP 2 takes images one by one
@@ -234,10 +226,10 @@ def quantise(path: Path, greys: Greys) -> tuple[str, float]:
 
     Args:
         path: written by `write_onnx`.
-        greys: u8[N, S, S], calibration pictures.
+        greys: u8[N, S, S], calibration images.
 
     Returns:
-        (`row-wise` or `static`, its size as a share of what it was).
+        (`row-wise` or `static`, the model's size as a share of what it was).
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         large, small = Path(work) / "large.onnx", Path(work) / "small.onnx"

@@ -95,11 +95,7 @@ def head_line(kind: str, labels: LabelSet) -> bytes:
 
 
 def table_format(asked: str, out: str | Path | IO[bytes] | None) -> str:
-    """`csv` or `jsonl`: what was asked for, else what the file's name says, else CSV.
-
-    Raises:
-        ConfigError: an unknown format, or a file's name that promises another one.
-    """
+    """`csv` or `jsonl`: what was asked for, else what the file's name says, else CSV; raises ConfigError for others."""
     if asked and asked not in FORMATS:
         raise ConfigError(f"--format: unknown format '{asked}'{did_you_mean(asked, FORMATS)}")
     suffix = Path(out).suffix.lower() if isinstance(out, str | Path) else ""

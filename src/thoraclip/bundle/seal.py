@@ -27,11 +27,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_seal(folder: Path) -> str:
-    """The checksums, as they are written there.
-
-    Raises:
-        InputError: no bundle there, or one without checksums.
-    """
+    """The checksums, as they are written there; raises InputError where there is no bundle, or one without them."""
     sums = folder / _SUMS
     if not is_bundle(folder):
         what = "no bundle there" if folder.is_dir() else "no such folder"

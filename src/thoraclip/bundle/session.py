@@ -82,9 +82,7 @@ class ModelSession:
 
     def equality(self, runtime: BundleClassifier) -> dict[str, Any]:
         """fp32 against fp32, see `parity.compare_scores`."""
-        models = (self.original.classifier, runtime)
-        before, after = (self.look(model.look, self._equal_on)[1] for model in models)
-        return compare_scores(before, after)
+        return compare_scores(*(self.look(m.look, self._equal_on)[1] for m in (self.original.classifier, runtime)))
 
     def alikeness(self, runtime: BundleClassifier) -> dict[str, Any]:
         """int8 against the original, see `parity.compare_answers`.

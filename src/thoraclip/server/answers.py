@@ -20,8 +20,15 @@ from thoraclip.server.batch_queue import METHODS, BatchQueue
 from thoraclip.server.problems import reason_of
 
 __all__ = [
-    *("NOTE", "About", "BundleFacts", "Explained", "Neighbour", "OnePicture", "Predicted", "Problem", "State"),
-    *("bundle_facts", "explained", "predicted"),
+    "NOTE",
+    "BundleFacts",
+    "Explained",
+    "Predicted",
+    "Problem",
+    "State",
+    "bundle_facts",
+    "explained",
+    "predicted",
 ]
 
 NOTE = "Research use only, not for diagnosis."

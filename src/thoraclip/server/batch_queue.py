@@ -105,10 +105,7 @@ class BatchQueue:
     ) -> tuple[Prediction, Explanation]:
         """What the bundle says of an image, and where it sees evidence for a class; the scores of both are the same.
 
-        Args:
-            picture: content of a file.
-            class_name: empty for the predicted class.
-            method: one of `METHODS`; empty for the first.
+        An empty class is the predicted one, an empty method the first of `METHODS`.
 
         Raises:
             RefusedError: too many explanations wait already, or this one has waited for longer than the limit (429); it

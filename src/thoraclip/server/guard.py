@@ -48,7 +48,6 @@ class Journal:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -109,7 +108,6 @@ class Guard:
         self._held = 0  # bytes of the bodies of all requests in flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
