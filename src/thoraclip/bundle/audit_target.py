@@ -37,14 +37,8 @@ class BundleAuditTarget:
         return manifest.label_set(self.opened.labels.names)
 
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
-        """The labelled images that the classifier has not learned from, of split `test` where the manifest names
-        splits.
-
-        A picture is known by the SHA-256 of its file.
-
-        Raises:
-            ManifestError: no such image.
-        """
+        """The labelled images that the classifier has not learned from, by the SHA-256 of their files, of split `test`
+        where the manifest names splits; raises ManifestError where there is none."""
         usable = np.array([label is not None for label in manifest.column("label")])
         split = np.array([s or "" for s in manifest.column("split")])
         if (split != "").any():

@@ -55,12 +55,8 @@ def calibrate(scores: Floats, target: Ints, names: tuple[str, ...]) -> dict[str,
 
 
 def fit_reference(train: Features, targets: Ints, val: Features) -> OodScore | str:
-    """The out-of-distribution reference on the bundle's own features, or why there is none.
-
-    Args:
-        train: f32[N, D] of training images; targets: i64[N].
-        val: f32[V, D] of validation images.
-    """
+    """The out-of-distribution reference on the bundle's features of training images f32[N, D], of classes i64[N], and
+    of validation images f32[V, D], or why there is none."""
     if min(len(train), len(val)) < MIN_ROWS:
         return f"fewer than {MIN_ROWS} training or validation images"
     try:

@@ -141,13 +141,8 @@ def _floor(low: float, zero: int) -> float:
 
 
 def zero_point(low: float, highest: Floats, largest: Floats) -> int:
-    """The zero point, 0 to 128, with the smallest mean of the squared scales; see the module.
-
-    Args:
-        low: the smallest activation.
-        highest: f64[rows], the largest activation of each row.
-        largest: f64[rows], the largest absolute activation of each row.
-    """
+    """The zero point, 0 to 128, with the smallest mean of the squared scales; see the module. The activations are at
+    least `low`, and in each row at most `highest`, in absolute numbers `largest`, both f64[rows]."""
     zeros = np.arange(0 if low >= 0 else 1, _MIDDLE)
     floors = np.array([_floor(low, int(zero)) for zero in zeros])
     squares = (np.maximum(highest / (255 - zeros[:, None]), floors[:, None]) ** 2).mean(axis=1)

@@ -51,7 +51,6 @@ DIGEST_BYTES = 8
 """Bytes of a picture's SHA-256 that `trained-on.npz` keeps."""
 
 Greys = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 
 
 class Bundle:
@@ -173,7 +172,7 @@ def write_thumbnails(folder: Path, found: Thumbnails, labels: LabelSet) -> dict[
     targets = np.array([labels.names.index(label) for label in found.labels], dtype=np.int64)
     features = found.features.astype(np.float16)
     np.savez_compressed(folder / _THUMBNAILS, greys=found.greys, targets=targets, features=features)
-    return {"images": len(found)}
+    return {"images": len(targets)}
 
 
 def write_trained_on(folder: Path, hashes: list[str]) -> None:

@@ -118,16 +118,14 @@ def score(
     Two paths are the same picture where their folders are, with links and `..` resolved, and the file's name.
 
     Args:
-        classifier: decodes and predicts, in the same thread.
         pictures: in the order of the rows.
         table: where the rows go; what it has from an earlier run is not scored again.
-        threads: pictures at once; 0 for as many as there are cores.
+        threads: images at once, each decoded and scored in one thread; 0 for as many as there are cores.
         engine: who scores; `None` for threads of this process.
         progress: called with (files looked at, all of them), 0 for unknown.
 
     Raises:
-        ConfigError: a negative number of threads.
-        InputError: no picture at all.
+        ConfigError, InputError: a negative number of threads; no image at all.
     """
     if threads < 0:
         raise ConfigError(f"threads = {threads}: 1 or more are needed, or 0 for as many as there are cores")

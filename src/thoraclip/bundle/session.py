@@ -89,8 +89,7 @@ class ModelSession:
 
         The images are its own test images, and those of other folds by their own heads on the same features.
         """
-        models = (self.original.classifier, runtime)
-        before, after = (self.look(model.look, self._alike_on) for model in models)
+        before, after = (self.look(m.look, self._alike_on) for m in (self.original.classifier, runtime))
         groups = np.unique(independent_groups(self.original.manifest.take(self._alike_on)), return_inverse=True)[1]
         target = self.targets[self._alike_on]
         own, others = self._by_own_heads(*before), self._by_own_heads(*after)

@@ -37,9 +37,6 @@ class Thumbnails:
     labels: Sequence[str]  # class of each
     features: npt.NDArray[np.floating]  # f16 or f32[N, D], of length 1: the bundle's own
 
-    def __len__(self) -> int:
-        return len(self.greys)
-
     def nearest(self, features: Features, *, count: int) -> list[Neighbour]:
         """The most similar ones to f32[D], the first most of all; of equals, the one that comes first."""
         own = np.asarray(features, np.float64)

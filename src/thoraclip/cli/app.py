@@ -28,12 +28,10 @@ _EXTRAS = {
     "transformers yaml",
 }
 _EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}
-_SMALL = ("predict", "serve")
-"""On a small device, and for long: their memory goes back to the system as usual."""
+_SMALL = ("predict", "serve")  # on a small device, and for long: their memory goes back to the system as usual
 _INTERRUPTED = 130
 _GRACE_SECONDS = 5.0
-"""Of several processes the first one mostly fails in the same way and says so, and its end ends the others; after this
-time another one speaks for itself."""
+"""Until another process than the first, which mostly fails in the same way and ends the others, speaks for itself."""
 
 
 def _root(

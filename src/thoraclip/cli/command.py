@@ -40,29 +40,19 @@ _CALLBACKS = ("progress", "announce")
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Args:
-        panel: of `thoraclip --help`.
-        function: of `api`.
-        show: prints the result; called with it and the arguments by name.
-        name: of the command; empty for the function's.
-        flags: switches that only the command line has: name -> help. `show` gets them with the arguments.
-        listing: an option that prints something and exits: (name, help, function); none if empty.
-        call: calls the function with the arguments by name; by default with a progress bar.
-        signature: whose signature and docstring describe the command; `None` for `function`.
-        summary: what the command does; empty for the docstring's words.
-    """
-
-    panel: str
-    function: Callable[..., Any]
-    show: Callable[[Any, Mapping[str, Any]], None]
-    name: str = ""
-    flags: Mapping[str, str] = field(default_factory=dict)
-    listing: tuple[str, str, Callable[[], None]] | None = None
-    call: Callable[[Mapping[str, Any]], Any] | None = None
-    signature: Callable[..., Any] | None = None
-    summary: str = ""
+    panel: str  # of `thoraclip --help`
+    function: Callable[..., Any]  # of `api`
+    show: Callable[[Any, Mapping[str, Any]], None]  # prints the result; called with it and the arguments by name
+    name: str = ""  # of the command; empty for the function's
+    flags: Mapping[str, str] = field(
+        default_factory=dict
+    )  # switches of the command line alone, for `show`: name -> help
+    listing: tuple[str, str, Callable[[], None]] | None = None  # an option that prints and exits: name, help, function
+    call: Callable[[Mapping[str, Any]], Any] | None = None  # in place of `function` with a progress bar
+    signature: Callable[..., Any] | None = None  # its signature and docstring describe the command; else `function`'s
+    summary: str = ""  # what the command does; empty for the docstring's words
 
     @property
     def title(self) -> str:

@@ -17,6 +17,7 @@ from thoraclip.errors import ImageError
 from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
 from thoraclip.server.batch_queue import METHODS, BatchQueue
+from thoraclip.server.limits import MEGA
 from thoraclip.server.problems import reason_of
 
 __all__ = [
@@ -161,7 +162,7 @@ def bundle_facts(queue: BatchQueue, *, phantoms: int) -> BundleFacts:
         detects_ood=bundle.facts["novelty"] is not None,
         thumbnails=(bundle.facts.get("thumbnails") or {"images": 0})["images"],
         methods=list(METHODS),
-        most_bytes=queue.limits.bytes,
+        most_bytes=queue.limits.megabytes * MEGA,
         phantoms=phantoms,
     )
 

@@ -25,7 +25,7 @@ from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps import MAPS
 from thoraclip.heatmaps.picture import Explanation, explain_pixels
 from thoraclip.imaging import decode, fit
-from thoraclip.server.limits import Limits
+from thoraclip.server.limits import MEGA, Limits
 from thoraclip.server.metrics import Metrics
 from thoraclip.server.problems import RefusedError
 from thoraclip.threads import cores
@@ -110,8 +110,7 @@ class BatchQueue:
         Raises:
             RefusedError: too many explanations wait already, or this one has waited for longer than the limit (429); it
                 takes longer than the limit (422).
-            ImageError: the image cannot be read.
-            ConfigError: no such class or method.
+            ImageError, ConfigError: the image cannot be read; no such class or method.
         """
         names = self.classifier.labels.names
         if class_name and class_name not in names:
@@ -170,7 +169,9 @@ class BatchQueue:
         futures, greys = [], []
         for data, future in jobs:
             try:
-                greys.append(fit(decode(data, max_pixels=self.limits.pixels).pixels, self.classifier.preprocess))
+                greys.append(
+                    fit(decode(data, max_pixels=self.limits.megapixels * MEGA).pixels, self.classifier.preprocess)
+                )
                 futures.append(future)
             except ImageError as error:
                 future.set_result(ImageError(str(error)))  # a new one: its frames would keep the image alive
@@ -196,7 +197,7 @@ class BatchQueue:
 
         labels, spec = self.classifier.labels, self.classifier.preprocess
         timed: Any = SimpleNamespace(labels=labels, preprocess=spec, predict=predict)
-        pixels = decode(picture, max_pixels=self.limits.pixels).pixels
+        pixels = decode(picture, max_pixels=self.limits.megapixels * MEGA).pixels
         prediction = self.classifier.classify_grey(fit(pixels, spec))
         note = self.classifier.bundle.title
         shown = explain_pixels(timed, pixels, class_name=class_name or prediction.label, method=method, note=note)

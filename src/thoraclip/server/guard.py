@@ -21,7 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thoraclip.server.limits import Limits
+from thoraclip.server.limits import MEGA, Limits
 from thoraclip.server.logs import log_event
 from thoraclip.server.metrics import Metrics
 from thoraclip.server.problems import CROSS_SITE, RefusedError, problem
@@ -166,9 +166,9 @@ class Guard:
 
     def _refuse_size(self, size: int) -> None:
         limits = self._limits
-        if size > limits.bytes:
+        if size > limits.megabytes * MEGA:
             raise RefusedError(413, f"the request is larger than {limits.megabytes} MB; send fewer or smaller pictures")
-        if self._held > limits.held_bytes:
+        if self._held > limits.held_megabytes * MEGA:
             raise RefusedError(429, "too much is being received at once; come later", headers={"retry-after": "1"})
 
     @staticmethod

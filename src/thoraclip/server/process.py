@@ -73,10 +73,9 @@ def read_token(file: Path | None) -> str:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{where}: cannot be read ({reason}); name a text file that holds a token") from error
     if len(token) < _LEAST_TOKEN or any(letter.isspace() for letter in token):
-        raise InputError(
-            f"{where}: no token there; write one of {_LEAST_TOKEN} or more letters without a space, as from: "
-            "python -c 'import secrets; print(secrets.token_urlsafe())'"
-        )
+        remedy = f"write one of {_LEAST_TOKEN} or more letters without a space, as from: "
+        example = "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        raise InputError(f"{where}: no token there; {remedy}{example}")
     return token
 
 
