@@ -14,6 +14,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,7 @@ class BundleClassifier:
         """What features f32[D] and the model's own scores f64[C] of an image come to."""
         bundle, names, ood = self.bundle, self.labels.names, self.bundle.ood
         scores = raw if bundle.scaling is None else bundle.scaling.apply(raw[None])[0]
-        inside = None if bundle.sets is None else tuple(np.array(names)[bundle.sets.sets(raw[None])[0]].tolist())
+        inside = None if bundle.sets is None else tuple(compress(names, bundle.sets.sets(raw[None])[0]))
         ood_score = None if ood is None else float(ood.score(features[None])[0])
         is_ood = None if ood is None or ood_score is None else ood_score > ood.threshold
         by_class = dict(zip(names, scores.tolist(), strict=True))
