@@ -90,14 +90,12 @@ def test_a_later_schema_or_nonsense_tells_the_remedy(copy: Path, changes: dict[s
         read_bundle(copy)
 
 
-def test_a_class_of_too_few_images_is_never_ruled_out_and_has_no_operating_point(copy: Path) -> None:
+def test_a_class_of_too_few_images_is_never_ruled_out(copy: Path) -> None:
     facts = json.loads((copy / "bundle.json").read_text())
     facts["sets"]["threshold"] |= {"COVID-19": 0.5, "Normal": None}
-    facts["operating_points"]["threshold"] |= {"COVID-19": 0.25, "Normal": None}
     rewrite(copy, **facts)
     found = read_bundle(copy)
     assert found.sets is not None and found.sets.threshold[[0, 2]].tolist() == [0.5, np.inf]
-    assert found.operating_points["COVID-19"] == 0.25 and "Normal" not in found.operating_points
 
 
 def test_the_checksums_are_those_of_sha256sum(workshop: Workshop) -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,22 +210,24 @@ def test_a_list_of_either_kind_is_the_same_however_it_arrives(data: bytes, paths
     assert list(listed_paths(Slow(data, most))) == paths
 
 
-def test_a_list_is_read_as_its_paths_are_asked_for() -> None:
+def test_a_list_is_read_as_its_paths_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Slow(b"a.png\n" * 10_000, 600)
-    pictures = find_images(["-"], stream=stream)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stream))
+    pictures = find_images(["-"])
     assert list(itertools.islice(pictures, 250)) == ["a.png"] * 250
     assert stream.tell() == 3 * 600
     assert pictures.count() is None
 
 
-def test_a_list_that_is_a_picture_or_empty_is_refused(tmp_path: Path) -> None:
+def test_a_list_that_is_a_picture_or_empty_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF"):
         with pytest.raises(InputError, match="standard input: holds a picture, and a list of paths is read there"):
             list(listed_paths(Slow(start + bytes(99), 2)))
     put(tmp_path, "a.png")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\n\n")))
     with pytest.raises(InputError, match="-: no path in the list, no picture; give one path a line"):
-        list(find_images(["-"], stream=io.BytesIO(b"\n\n")))
-    assert len(list(find_images(["-", tmp_path / "a.png"], stream=io.BytesIO(b"")))) == 1
+        list(find_images(["-"]))
+    assert len(list(find_images(["-", tmp_path / "a.png"]))) == 1
 
 
 def test_a_table_is_read_below_its_folder(tmp_path: Path) -> None:

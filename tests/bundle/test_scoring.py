@@ -12,6 +12,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,14 +150,17 @@ def test_every_picture_gets_its_row_in_order_however_many_threads_and_pictures_a
     assert run(None, folder).rows == rows
 
 
-def test_a_stream_is_written_row_by_row_and_progress_copes_with_what_is_not_known(tmp_path: Path) -> None:
+def test_a_stream_is_written_row_by_row_and_progress_copes_with_what_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a list the number of pictures is known at its end."""
     folder = fill(tmp_path / "in", 5)
     (folder / "README").write_text("text")
     listed = io.BytesIO("".join(f"{folder}/{i:02d}.png\n" for i in range(5)).encode())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=listed))
     for pictures, totals, dones in (
         (find_images([folder, folder / "00.png"]), [7] * 5, None),
-        (find_images(["-"], stream=listed), [0] * 5 + [5], [1, 2, 3, 4, 5, 5]),
+        (find_images(["-"]), [0] * 5 + [5], [1, 2, 3, 4, 5, 5]),
     ):
         stream, seen = io.BytesIO(), []
 
@@ -211,7 +215,7 @@ def test_what_cannot_be_read_is_a_row_with_the_reason(tmp_path: Path, monkeypatc
     decoder = FakeClassifier(read=lambda source: decode(source).pixels.tobytes())
     paths = [f"{tmp_path}/{name}" for name in expected]
     with open_table(None, LABELS, "csv", fingerprint="f") as table:
-        rows = score(decoder, ImagePaths([], table=paths, stream=None), table, threads=2).rows or []
+        rows = score(decoder, ImagePaths([], table=paths), table, threads=2).rows or []
     assert [(row["path"], row["error"]) for row in rows] == list(zip(paths, expected.values(), strict=True))
 
 
@@ -415,9 +419,12 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(name: str, messa
     assert classifier.asked == []
 
 
-def test_folders_above_the_table_are_made_and_a_run_without_a_row_leaves_nothing(tmp_path: Path) -> None:
+def test_folders_above_the_table_are_made_and_a_run_without_a_row_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     with pytest.raises(InputError, match="no path in the list"):
-        run(tmp_path / "a" / "b" / "t.csv", "-", stream=io.BytesIO(b""))
+        run(tmp_path / "a" / "b" / "t.csv", "-")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
@@ -449,7 +456,7 @@ def test_memory_grows_by_a_few_bytes_a_picture(is_file: bool, tmp_path: Path) ->
         if done in (750, 3_000):
             sizes[done] = tracemalloc.get_traced_memory()[0]
 
-    pictures = ImagePaths([], table=Archive(), stream=None)
+    pictures = ImagePaths([], table=Archive())
     out: Any = tmp_path / "t.csv" if is_file else (tmp_path / "s").open("wb")
     tracemalloc.start()
     try:

@@ -225,7 +225,7 @@ def kept_by_a_bundle(folder: Path) -> OodScore:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(WrittenError) as written:
         patch.setattr(session, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
         patch.setattr("thoraclip.bundle.format.write_ood_arrays", write)
-        runtime: Any = SimpleNamespace(look=None)
+        runtime: Any = SimpleNamespace(look=None, bundle=SimpleNamespace(facts={}))
         export._finish(folder, session, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
     return written.value.args[0]  # type: ignore[no-any-return]
 

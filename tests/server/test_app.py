@@ -19,7 +19,7 @@ import thoraclip
 from thoraclip.bundle.runtime import BundleClassifier
 from thoraclip.bundle.thumbnails import Thumbnails
 from thoraclip.heatmaps.overlay import draw_overlay, heat_layer, outline_layer
-from thoraclip.server import app as app_module
+from thoraclip.server import answers as answers_module
 from thoraclip.server.answers import Explained, Predicted
 from thoraclip.server.batch_queue import BatchQueue
 from thoraclip.server.intake import MEDIA_TYPES
@@ -251,7 +251,7 @@ def test_a_fault_tells_nothing_but_where_to_look(
     def fail(*_: object, **__: object) -> None:
         raise KeyError("Mueller^Hans")
 
-    monkeypatch.setattr(app_module, "predicted", fail)
+    monkeypatch.setattr(answers_module, "predicted", fail)
     response = opened().post("/v1/predict", files=forms(png))
     told = reason(response, 500)
     assert told == f"a fault of the server; its log has more under {response.headers['x-request-id']}"

@@ -18,7 +18,7 @@ import yaml
 from scripts.served import Served
 from tests.server.conftest import REPOSITORY
 
-from thoraclip.server.limits import Limits
+from thoraclip.server.limits import MEGA, Limits
 
 DEPLOYMENT = REPOSITORY / "deployment"
 ADDRESS = "127.0.0.1:8000"
@@ -111,7 +111,7 @@ def test_nginx_lets_through_what_the_server_lets_through_and_writes_nothing_down
         dict(re.findall(r"^\s*(\w+) ([^;{]+);", read("nginx.conf"), re.MULTILINE)),
         Limits(),
     )  # the last values
-    assert int(told["client_max_body_size"].removesuffix("m")) * 2**20 > limits.bytes
+    assert int(told["client_max_body_size"].removesuffix("m")) * 2**20 > limits.megabytes * MEGA
     assert int(told["proxy_read_timeout"].removesuffix("s")) > limits.upload_seconds + limits.seconds
     assert told["proxy_request_buffering"] == told["proxy_buffering"] == told["access_log"] == "off"
     assert told["error_log"].endswith(" crit")
@@ -163,7 +163,7 @@ def test_behind_nginx_it_answers_and_refuses_as_without(proxied: tuple[str, Path
     with httpx.Client(base_url=address, headers={"host": "xray.example.org"}, timeout=60) as client:
         answer = client.post("/v1/predict", content=png, headers={"content-type": "image/png"})
         assert answer.json()["pictures"][0]["error"] is None
-        sizes = {Limits().bytes + 1: "larger than 64 MB; send fewer", 70_000_000: "the request is too large"}
+        sizes = {Limits().megabytes * MEGA + 1: "larger than 64 MB; send fewer", 70_000_000: "the request is too large"}
         for size, reason in sizes.items():
             large = client.post("/v1/predict", content=bytes(size), headers={"content-type": "image/png"})
             assert large.status_code == large.json()["status"] == 413

@@ -61,9 +61,6 @@ def index(
 
     Returns:
         The `manifest`, which may leak as the files' own split may, and what was set aside, with reasons.
-
-    Raises:
-        ThoraclipError: see `thoraclip.data.index.index`.
     """
     from thoraclip.data.index import index as read_folder
     from thoraclip.data.index import write_index_report
@@ -175,14 +172,7 @@ def split(
     return done
 
 
-def card(
-    manifest: File,
-    *,
-    out: File,
-    config: File | None = None,
-    check: File | None = None,
-    **settings: Any,
-) -> Path:
+def card(manifest: File, *, out: File, config: File | None = None, check: File | None = None, **settings: Any) -> Path:
     """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
 
     Args:

@@ -23,17 +23,12 @@ T = TypeVar("T")
 
 
 def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progress | None, Announce]:
-    """The two callbacks that work below `api` takes, from the arguments `progress` and `announce` of a function.
-
-    Returns:
-        (called with (done, total) or `None`, called with a line of text).
-    """
-    if callable(progress):
-        return progress, announce or _say_nothing
-    if progress and is_main_process():
+    """The two callbacks that work below `api` takes: (called with (done, total) or `None`, called with a line of
+    text)."""
+    if progress and not callable(progress) and is_main_process():
         lines = _Lines()
         return lines.draw, announce or lines.write
-    return None, announce or _say_nothing
+    return progress if callable(progress) else None, announce or (lambda _: None)
 
 
 def read_images(given: Images, *, may_leak: bool = False) -> Manifest:
@@ -55,13 +50,7 @@ def to_path(given: File | None) -> Path | None:
 
 
 def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str) -> T:
-    """The settings of a dataclass: the TOML file's, and over them the keywords'.
-
-    Args:
-        cls: the dataclass.
-        config: TOML file; `None` for none. Its `kind`, where it has one, must be `where`.
-        settings: keywords; a path counts as text, as in a TOML file.
-        where: name of the command, for messages.
+    """The settings of a dataclass: the TOML file's, whose `kind`, if any, must be `where`, and over them the keywords'.
 
     Raises:
         ConfigError: an unknown name, a value of the wrong type, or a file of another method.
@@ -78,10 +67,6 @@ def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a TOML file holds them: paths are text."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-
-
-def _say_nothing(_: str) -> None:
-    pass
 
 
 class _Lines:

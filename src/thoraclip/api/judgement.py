@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,20 +178,16 @@ def explain(
             raise ConfigError(f"--fold {fold}: a bundle holds one classifier; leave --fold out")
         opened = open_bundle(run)
         explained = explain_picture(opened, Path(image), mask=to_path(mask), note=opened.bundle.title, **options)
-        explained = dataclasses.replace(
-            explained, scores=opened.classify(Path(image)).scores
-        )  # calibrated, as `predict`
-        write_overlay(Path(out), explained)
-        return explained.as_dict()
-    from thoraclip.methods.explain import load_classifier as load
-    from thoraclip.methods.predictors import read_run
-
-    classifier, chosen = load(read_run(Path(run)), Path(image), fold=fold)
-    ask = partial(explain_picture, classifier, Path(image), **options)
-    own = chosen.lung_mask if mask is None else None
-    if own is not None and (problem := why_no_mask(own, Path(image))):
-        explained = ask(mask=None, note=f"{chosen.note}; the manifest's lung mask does not serve ({problem})")
+        scores = opened.classify(Path(image)).scores  # calibrated, as `predict`
+        explained = dataclasses.replace(explained, scores=scores)
     else:
-        explained = ask(mask=own or to_path(mask), note=chosen.note)
+        from thoraclip.methods.explain import load_classifier
+        from thoraclip.methods.predictors import read_run
+
+        classifier, chosen = load_classifier(read_run(Path(run)), Path(image), fold=fold)
+        own, note = chosen.lung_mask if mask is None else to_path(mask), chosen.note
+        if mask is None and own is not None and (problem := why_no_mask(own, Path(image))):
+            own, note = None, f"{note}; the manifest's lung mask does not serve ({problem})"
+        explained = explain_picture(classifier, Path(image), mask=own, note=note, **options)
     write_overlay(Path(out), explained)
     return explained.as_dict()

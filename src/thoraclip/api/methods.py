@@ -216,15 +216,12 @@ def method_function(kind: str) -> MethodFunction:
     texts = field_help(METHODS[kind].config_type)  # type: ignore[arg-type]
     lines = "".join(f"    {field.name}: {texts[field.name]}\n" for field in fields)
     arguments = inspect.cleandoc(MethodFunction.__call__.__doc__ or "").partition("\n\n")[2]
-    own = inspect.signature(run)
-    keywords = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields
-    ]
-    named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    arguments = arguments.replace("    settings: settings of the method; they win over the file.\n", lines)
+    own, keyword = inspect.signature(run), inspect.Parameter.KEYWORD_ONLY
+    keywords = [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for f in fields]
+    named = list(own.parameters.values())[:-1]  # all but the settings
     run.__name__ = run.__qualname__ = kind
-    run.__doc__ = f"{METHODS[kind].summary}\n\n" + arguments.replace(
-        "    settings: settings of the method; they win over the file.\n", lines
-    )
+    run.__doc__ = f"{METHODS[kind].summary}\n\n{arguments}"
     run.__signature__ = own.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,72 +20,40 @@ __all__ = ["BundleAuditTarget"]
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class BundleAuditTarget:
     """See `methods.audit.sample.AuditTarget`.
 
     Args:
-        opened: the bundle.
+        opened: the bundle; linear probes can be trained again for the audit, other methods cannot.
     """
 
-    opened: BundleClassifier
-
-    @property
-    def name(self) -> str:
-        """Of the bundle's folder."""
-        return self.opened.bundle.folder.resolve().name
-
-    @property
-    def kind(self) -> str:
-        """Of the method that made the classifier."""
-        return self.opened.bundle.kind
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal bundles."""
-        return self.opened.bundle.fingerprint
-
-    @property
-    def is_retrainable(self) -> bool:
-        """True where the classifier is a linear probe on frozen features."""
-        return self.kind == "probe"
+    def __init__(self, opened: BundleClassifier) -> None:
+        bundle = opened.bundle
+        self.opened, self.name = opened, bundle.folder.resolve().name
+        self.kind, self.fingerprint, self.is_retrainable = bundle.kind, bundle.fingerprint, bundle.kind == "probe"
 
     def label_set(self, manifest: Manifest) -> LabelSet:
-        """The classes.
-
-        Raises:
-            ManifestError: the manifest has other classes.
-        """
+        """The classes; raises ManifestError where the manifest has others."""
         return manifest.label_set(self.opened.labels.names)
 
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:
-        """The labelled images that the classifier has not learned from, of split `test` where the manifest names
-        splits.
-
-        A picture is known by the SHA-256 of its file.
-
-        Raises:
-            ManifestError: no such image.
-        """
+        """The labelled images that the classifier has not learned from, by the SHA-256 of their files, of split `test`
+        where the manifest names splits; raises ManifestError where there is none."""
         usable = np.array([label is not None for label in manifest.column("label")])
         split = np.array([s or "" for s in manifest.column("split")])
         if (split != "").any():
             usable &= split == "test"
         usable &= ~self.opened.bundle.is_trained_on(manifest.column("sha256"))
         if not usable.any():
-            raise ManifestError(
-                "manifest: no labelled image, of split 'test' where it names splits, that the bundle has not learned "
-                "from"
-            )
+            what = "labelled image, of split 'test' where it names splits, that the bundle has not learned from"
+            raise ManifestError(f"manifest: no {what}")
         yield None, np.flatnonzero(usable)
 
     def classifier(self, fold: int | None, labels: LabelSet) -> BundleClassifier:
         """The bundle itself."""
         if labels != self.opened.labels:
-            raise MismatchError(
-                f"{self.opened.bundle.folder}: has the classes {list(self.opened.labels.names)}, not "
-                f"{list(labels.names)}"
-            )
+            own = list(self.opened.labels.names)
+            raise MismatchError(f"{self.opened.bundle.folder}: has the classes {own}, not {list(labels.names)}")
         return self.opened
 
     def own_predictions(self, manifest: Manifest) -> None:

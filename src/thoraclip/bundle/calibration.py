@@ -24,15 +24,13 @@ Features = npt.NDArray[np.float32]
 def calibrate(scores: Floats, target: Ints, names: tuple[str, ...]) -> dict[str, Any]:
     """Temperature, prediction sets and operating points, as `bundle.json` holds them.
 
+    Sets are fitted on the scores as they are, so that their promise holds whatever the temperature; operating points
+    on calibrated scores, `None` for a class with too few images. No temperature: none changes these scores.
+
     Args:
         scores: f64[N, C] of images that the classifier has not learned from, as the model gives them.
         target: i64[N].
         names: of the C classes.
-
-    Returns:
-        `temperature` (`None`: no temperature changes these scores); `sets` on the scores as they are, so that their
-        promise holds whatever the temperature; `operating_points` on calibrated scores, `None` for a class with too few
-        images.
     """
     try:
         scaling: TemperatureScaling | None = fit_temperature(scores, target)
@@ -57,12 +55,8 @@ def calibrate(scores: Floats, target: Ints, names: tuple[str, ...]) -> dict[str,
 
 
 def fit_reference(train: Features, targets: Ints, val: Features) -> OodScore | str:
-    """The out-of-distribution reference on the bundle's own features, or why there is none.
-
-    Args:
-        train: f32[N, D] of training images; targets: i64[N].
-        val: f32[V, D] of validation images.
-    """
+    """The out-of-distribution reference on the bundle's features of training images f32[N, D], of classes i64[N], and
+    of validation images f32[V, D], or why there is none."""
     if min(len(train), len(val)) < MIN_ROWS:
         return f"fewer than {MIN_ROWS} training or validation images"
     try:
@@ -74,8 +68,7 @@ def fit_reference(train: Features, targets: Ints, val: Features) -> OodScore | s
 def measure(
     scores: Floats, features: Features, target: Ints, *, sets: ClassThresholds, ood: OodScore | None
 ) -> dict[str, Any]:
-    """What the bundle does on test images: accuracy, coverage of the sets, share that is flagged; each with its
-    interval.
+    """What the bundle does on N test images, each share with its interval.
 
     Args:
         scores, features: f64[N, C] as the model gives them, f32[N, D].
@@ -83,16 +76,15 @@ def measure(
         sets, ood: of the bundle.
     """
     n, held = len(target), sets.sets(scores)
-    flagged = None if ood is None else int(ood.is_flagged(ood.score(features)).sum())
+
+    def share(rows: npt.NDArray[np.bool_], interval: Any) -> dict[str, float]:
+        low, high = interval(int(rows.sum()), n)
+        return {"value": int(rows.sum()) / n, "low": low, "high": high}
+
     return {
         "images": n,
-        "accuracy": _share(int((scores.argmax(axis=1) == target).sum()), n, wilson),
-        "coverage": _share(int(held[np.arange(n), target].sum()), n, clopper_pearson),
+        "accuracy": share(scores.argmax(axis=1) == target, wilson),
+        "coverage": share(held[np.arange(n), target], clopper_pearson),
         "mean_set_size": float(held.sum(axis=1).mean()),
-        "flagged": None if flagged is None else _share(flagged, n, clopper_pearson),
+        "flagged": None if ood is None else share(ood.is_flagged(ood.score(features)), clopper_pearson),
     }
-
-
-def _share(count: int, of: int, interval: Any) -> dict[str, float]:
-    low, high = interval(count, of)
-    return {"value": count / of, "low": low, "high": high}

@@ -28,6 +28,8 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from thoraclip.bundle.onnx_runtime import onnxruntime, open_session
+
 __all__ = ["eight_bit_products", "rounded", "zero_point"]
 
 Floats = npt.NDArray[np.float64]
@@ -47,27 +49,16 @@ _UNWANTED = {"AttentionFusion", "BiasGeluFusion", "SkipLayerNormFusion", "EmbedL
 
 @dataclass(frozen=True)
 class _Activation:
-    """What calibration pictures tell of the first factor of a product.
+    """What calibration images show of the first factor of a product."""
 
-    Args:
-        between: its sizes without the first (pictures) and the last (features): tokens, mostly.
-        zero: the zero point.
-        floor: the smallest scale.
-    """
-
-    between: tuple[int, ...]
-    zero: int
-    floor: float
+    between: tuple[int, ...]  # its sizes without the first (images) and the last (features): tokens, mostly
+    zero: int  # the zero point
+    floor: float  # the smallest scale
 
 
 def eight_bit_products(source: Path, target: Path, greys: Greys) -> None:
-    """Write the model with its products by constant matrices in eight bits; the head, which takes `features`, stays.
-
-    Args:
-        source: written by `onnx.write_onnx`.
-        target: file to write.
-        greys: u8[N, S, S], calibration pictures.
-    """
+    """Write the model of `onnx.write_onnx` with its products by constant matrices in eight bits; the head, which takes
+    `features`, stays. The calibration images are u8[N, S, S]."""
     model = _fused(source, target.with_suffix(".fused.onnx"))
     graph, products = model.graph, list(_products(model))
     opsets = [one for one in model.opset_import if one.domain in {"", "com.microsoft"}]
@@ -88,17 +79,11 @@ def eight_bit_products(source: Path, target: Path, greys: Greys) -> None:
 
 
 def _fused(source: Path, work: Path) -> onnx.ModelProto:
-    """The model with the operators that ONNX Runtime makes of several, such as a GELU; `work` is a file that may be
-    written."""
-    from thoraclip.bundle.onnx_runtime import onnxruntime
-
+    """The model with the operators that ONNX Runtime makes of several, such as a GELU; `work` is a scratch file."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(work)
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(
-        str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(_UNWANTED)
-    )
+    open_session(source, options, disabled_optimizers=list(_UNWANTED))
     try:
         return onnx.load(str(work))
     finally:
@@ -129,30 +114,25 @@ def _bytes(graph: onnx.GraphProto) -> set[str]:
 
 def _measured(model: onnx.ModelProto, names: list[str], greys: Greys) -> dict[str, _Activation]:
     """What calibration pictures tell of each activation."""
-    from thoraclip.bundle.onnx_runtime import onnxruntime
-
     asked = onnx.ModelProto()
     asked.CopyFrom(model)
     names = list(dict.fromkeys(names))
     asked.graph.output.extend([helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names])
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    ends: dict[str, list[Floats]] = {
-        name: [] for name in names
-    }  # the smallest, largest and largest absolute of each row
+    session = open_session(asked.SerializeToString())
+    # the smallest, largest and largest absolute of each row
+    ends: dict[str, list[Floats]] = {name: [] for name in names}
     between: dict[str, tuple[int, ...]] = {}
     for grey in greys:
-        for name, one in zip(names, session.run(names, {"greys": grey[None]}), strict=True):
-            ends[name].append(np.stack([one.min(-1).ravel(), one.max(-1).ravel(), np.abs(one).max(-1).ravel()]))
-            between[name] = one.shape[1:-1]
-    told = {}
-    for name, found in ends.items():
-        lowest, highest, largest = np.concatenate(found, axis=1).astype(np.float64)
+        for name, x in zip(names, session.run(names, {"greys": grey[None]}), strict=True):
+            ends[name].append(np.stack([x.min(-1).ravel(), x.max(-1).ravel(), np.abs(x).max(-1).ravel()]))
+            between[name] = x.shape[1:-1]
+    measured = {}
+    for name, parts in ends.items():
+        lowest, highest, largest = np.concatenate(parts, axis=1).astype(np.float64)
         low = float(lowest.min())
         zero = zero_point(low, highest, largest)
-        told[name] = _Activation(between[name], zero, _floor(low, zero))
-    return told
+        measured[name] = _Activation(between[name], zero, _floor(low, zero))
+    return measured
 
 
 def _floor(low: float, zero: int) -> float:
@@ -161,13 +141,8 @@ def _floor(low: float, zero: int) -> float:
 
 
 def zero_point(low: float, highest: Floats, largest: Floats) -> int:
-    """The zero point, 0 to 128, with the smallest mean of the squared scales; see the module.
-
-    Args:
-        low: the smallest activation.
-        highest: f64[rows], the largest activation of each row.
-        largest: f64[rows], the largest absolute activation of each row.
-    """
+    """The zero point, 0 to 128, with the smallest mean of the squared scales; see the module. The activations are at
+    least `low`, and in each row at most `highest`, in absolute numbers `largest`, both f64[rows]."""
     zeros = np.arange(0 if low >= 0 else 1, _MIDDLE)
     floors = np.array([_floor(low, int(zero)) for zero in zeros])
     squares = (np.maximum(highest / (255 - zeros[:, None]), floors[:, None]) ** 2).mean(axis=1)
@@ -189,12 +164,7 @@ def rounded(matrix: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
 
 
 class _Writer:
-    """Nodes and constants of the new graph; an activation that enters several products is rounded once.
-
-    Args:
-        measured: what calibration tells of each activation.
-        of_bytes: activations that are bytes of the picture, see `_bytes`.
-    """
+    """Nodes and constants of the new graph; an activation that enters several products is rounded once."""
 
     def __init__(self, measured: dict[str, _Activation], of_bytes: set[str]) -> None:
         self.nodes: list[NodeProto] = []
@@ -226,33 +196,21 @@ class _Writer:
         q, t = rounded(matrix)
         weights = self._constant((q.astype(np.int16) + _MIDDLE).astype(np.uint8), f"{out}.weights")
         scales = self._constant(t.astype(np.float32), f"{out}.scales")
-        zero = np.uint8(0 if scale is None else self._measured[x].zero)
-        told = self._add(
-            "MatMulIntegerToFloat",
-            [
-                digits,
-                weights,
-                self._constant(np.float32(1)),
-                scales,
-                self._constant(zero),
-                self._constant(np.uint8(_MIDDLE)),
-            ],
-            f"{out}.whole",
-            domain="com.microsoft",
-        )
+        own = np.uint8(0 if scale is None else self._measured[x].zero)
+        one, zero, middle = (self._constant(value) for value in (np.float32(1), own, np.uint8(_MIDDLE)))
+        factors = [digits, weights, one, scales, zero, middle]
+        y = self._add("MatMulIntegerToFloat", factors, f"{out}.whole", domain="com.microsoft")
         if scale is not None:
-            told = self._add("Mul", [told, scale], f"{out}.scaled")
+            y = self._add("Mul", [y, scale], f"{out}.scaled")
         if len(node.input) > 2:
-            told = self._add("Add", [told, node.input[2]], f"{out}.moved")
+            y = self._add("Add", [y, node.input[2]], f"{out}.moved")
         shape = [-1, *self._measured[x].between, matrix.shape[1]]
-        self._add("Reshape", [told, self._constant(np.array(shape))], out)
+        self._add("Reshape", [y, self._constant(np.array(shape))], out)
 
     def _of_bytes(self, x: str) -> tuple[str, None]:
         """(digits u8[rows, features], no scale): whole numbers stay."""
-        flat = self._flat(x)
-        return self._add(
-            "QuantizeLinear", [flat, self._constant(np.float32(1)), self._constant(np.uint8(0))], f"{x}.digits"
-        ), None
+        flat, one, zero = self._flat(x), self._constant(np.float32(1)), self._constant(np.uint8(0))
+        return self._add("QuantizeLinear", [flat, one, zero], f"{x}.digits"), None
 
     def _rounded(self, x: str) -> tuple[str, str]:
         """(digits u8[rows, features], scales f32[rows, 1]) of an activation."""
@@ -268,9 +226,7 @@ class _Writer:
 
     def _flat(self, x: str) -> str:
         """f32[rows, features]."""
-        if not self._measured[x].between:
-            return x
-        return self._add("Flatten", [x], f"{x}.flat", axis=-1)
+        return self._add("Flatten", [x], f"{x}.flat", axis=-1) if self._measured[x].between else x
 
     def _zero_points(self, seen: _Activation, scale: str) -> str:
         """The zero point once for each row; one for all activations of as many rows."""

@@ -21,19 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.bundle import format as layout
+from thoraclip.bundle import parity as proof
 from thoraclip.bundle.calibration import calibrate, fit_reference, measure
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
-from thoraclip.bundle.parity import (
-    FP32_TOLERANCE,
-    INT8_ACCURACY,
-    INT8_FLIPS,
-    compare_scores,
-    require_alike,
-    require_equal,
-)
 from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
-from thoraclip.bundle.seal import is_bundle, seal
-from thoraclip.bundle.session import ModelSession, open_unfinished
+from thoraclip.bundle.seal import FACTS, is_bundle, seal
+from thoraclip.bundle.session import ModelSession
 from thoraclip.cards.bundle_card import bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, InputError
@@ -58,22 +51,13 @@ def export_bundle(
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write a bundle; it appears whole, or not at all.
+    """Write a bundle; it appears whole, or not at all. The other arguments and the result: see `api.deployment.export`.
 
     Args:
         original: what it is made of.
         out: folder; a bundle that is there is replaced once the new one is whole.
-        int8: weights and products of eight bits.
-        images: validation images for what is calibrated, training images for the out-of-distribution reference, test
-            images for what is told of the bundle: no more than this of each. int8 is compared on all test images.
-        thumbnails: training pictures that the bundle carries, for who asks what a picture is like; whoever has the
-            bundle can see them.
-        seed: of the draws and resamples.
         progress: called with (done, total) images.
         announce: gets a line at every stage.
-
-    Returns:
-        The content of `parity.json`.
 
     Raises:
         ParityError: the exported model does not reproduce the original; nothing is written.
@@ -85,40 +69,47 @@ def export_bundle(
     if not 0 <= thumbnails <= MOST_THUMBNAILS:
         raise ConfigError(f"thumbnails = {thumbnails}: must lie between 0 and {MOST_THUMBNAILS}")
     if thumbnails and not original.has_learned:
-        raise ConfigError(
-            f"thumbnails = {thumbnails}: the run '{original.name}' has learned from no picture; leave it out"
-        )
+        why = f"the run '{original.name}' has learned from no picture"
+        raise ConfigError(f"thumbnails = {thumbnails}: {why}; leave it out")
     session = ModelSession(original, images=images, seed=seed, progress=progress, is_int8=int8)
     with _building(out) as part:
         announce("writing the model")
         module = grey_classifier(original.classifier)
         write_onnx(module, part / layout.MODEL)
         announce("comparing it with the original")
-        runtime = open_unfinished(part, original, "fp32")
+        runtime = _open_unfinished(part, original)
         fp32 = session.equality(runtime)
-        require_equal(fp32, original.name)
-        parity: dict[str, Any] = {
-            "schema": 1,
-            "precision": "fp32",
-            "grey_folded": module.is_folded,
-            "fp32": fp32,
-            "int8": None,
-        }
+        proof.require_equal(fp32, original.name)
+        parity: dict[str, Any] = {"schema": 1, "precision": "fp32", "grey_folded": module.is_folded, "fp32": fp32}
+        parity["int8"] = None
         if int8:
             announce("the same in eight bits")
-            found, runtime = _in_eight_bits(part, session)
-            require_alike(found, original.name)
+            way, share = quantise(part / layout.MODEL, session.for_scales())
+            runtime = _open_unfinished(part, original, quantisation=way)
+            found = {"quantisation": way, "size": share, **session.alikeness(runtime)}
+            proof.require_alike(found, original.name)
             parity |= {"precision": "int8", "int8": found}
         announce("calibrating")
         _finish(part, session, runtime, parity, thumbnails=thumbnails)
     return parity
 
 
-def _in_eight_bits(part: Path, session: ModelSession) -> tuple[dict[str, Any], BundleClassifier]:
-    """Replace the model by one of eight bits; returns how alike it is, and it."""
-    way, share = quantise(part / layout.MODEL, session.for_scales())
-    runtime = open_unfinished(part, session.original, "int8", quantisation=way)
-    return {"quantisation": way, "size": share, **session.alikeness(runtime)}, runtime
+def _open_unfinished(folder: Path, original: Original, *, quantisation: str | None = None) -> BundleClassifier:
+    """The model that lies in an unfinished bundle, with the facts that are known before it is calibrated."""
+    facts = {
+        "schema": layout.SCHEMA,
+        "name": f"{original.kind} on {Path(original.model).name}",
+        "kind": original.kind,
+        "precision": "int8" if quantisation else "fp32",
+        "quantisation": quantisation,
+        "weights": UNSIGNED if quantisation else None,
+        "labels": list(original.predictions.labels.names),
+        "preprocess": original.classifier.preprocess.as_dict(),
+        "decoding": DECODING,
+        "temperature": None,
+        "sets": None,
+    }
+    return BundleClassifier(layout.Bundle(folder, "", facts))
 
 
 def _finish(
@@ -126,64 +117,52 @@ def _finish(
 ) -> None:
     """Everything beside the model."""
     original, kept = session.original, session.original.validation
-    names = original.predictions.labels.names
+    labels = original.predictions.labels
     features, scores = session.look(runtime.look, session.val)
     target = session.targets[session.val]
     if kept is not None:
         scores, target = kept.scores, kept.target
-    facts: dict[str, Any] = {
-        "schema": layout.SCHEMA,
-        "name": f"{original.kind} on {Path(original.model).name}",
-        "kind": original.kind,
-        "precision": parity["precision"],
-        "quantisation": parity["int8"] and parity["int8"]["quantisation"],
-        "weights": UNSIGNED if parity["int8"] else None,
-        "labels": list(names),
-        "preprocess": original.classifier.preprocess.as_dict(),
-        "decoding": DECODING,
-        **calibrate(scores, target, names),
-        "calibrated_on": {"images": len(target), "scores": "the bundle's own" if kept is None else "kept by the run"},
+    facts: dict[str, Any] = {**runtime.bundle.facts, **calibrate(scores, target, labels.names)}
+    facts["calibrated_on"] = {
+        "images": len(target),
+        "scores": "the bundle's own" if kept is None else "kept by the run",
     }
     of_training = session.look(runtime.look, session.train)[0]
-    found = fit_reference(of_training, session.targets[session.train], features)
-    has_none = isinstance(found, str)
-    facts["novelty"] = None if isinstance(found, str) else layout.write_ood_arrays(part, found)
-    facts["no_novelty"] = found if has_none else None
-    facts["thumbnails"] = (
-        layout.write_thumbnails(part, session.thumbnails(of_training, thumbnails), original.predictions.labels)
-        if thumbnails
-        else None
-    )
+    reference = fit_reference(of_training, session.targets[session.train], features)
+    ood, why = (None, reference) if isinstance(reference, str) else (reference, None)
+    facts["novelty"], facts["no_novelty"] = None if ood is None else layout.write_ood_arrays(part, ood), why
+    facts["thumbnails"] = None
+    if thumbnails:
+        facts["thumbnails"] = layout.write_thumbnails(part, session.thumbnails(of_training, thumbnails), labels)
     facts["run"] = {
         "name": original.name,
         "fold": original.fold,
         "model": Path(original.model).name,
         "has_learned": original.has_learned,
     }
-    inputs = dict(original.inputs)
-    facts["provenance"] = provenance(seed=session.seed, inputs=inputs)
+    facts["provenance"] = provenance(seed=session.seed, inputs=dict(original.inputs))
     facts["provenance"]["versions"] |= {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
-    layout.write_self_test(part, *_self_test(session, runtime))
+    drawn = draw_phantom(CLASSES[0], rng=np.random.default_rng(session.seed)).pixels
+    greys = fit(drawn, runtime.preprocess)[None]
+    layout.write_self_test(part, greys, runtime.look(greys)[1])
     learned = np.concatenate([original.train, original.val]) if original.has_learned else original.val[:0]
     hashes = original.manifest.column("sha256")
     layout.write_trained_on(part, [hashes[row] for row in learned])
     test_features, test_scores = session.look(runtime.look, session.test)
-    parsed = layout.parse_facts(part, "", facts)
-    assert parsed.sets is not None, "calibrate always fits sets"
-    parity["test"] = measure(
-        test_scores,
-        test_features,
-        session.targets[session.test],
-        sets=parsed.sets,
-        ood=None if isinstance(found, str) else found,
-    )
-    parity["run"] = compare_scores(_told_by_run(session), test_scores)
-    layout.write_facts(part, facts)
+    sets = layout.Bundle(part, "", facts).sets
+    assert sets is not None, "calibrate always fits sets"
+    parity["test"] = measure(test_scores, test_features, session.targets[session.test], sets=sets, ood=ood)
+    parity["run"] = proof.compare_scores(_scores_of_run(session), test_scores)
+    write_json(part / FACTS, facts)
     write_json(part / layout.PARITY, parity)
     card = bundle_card(
         facts,
         parity,
-        limits={"fp32_tolerance": FP32_TOLERANCE, "int8_flips": INT8_FLIPS, "int8_accuracy": INT8_ACCURACY},
+        limits={
+            "fp32_tolerance": proof.FP32_TOLERANCE,
+            "int8_flips": proof.INT8_FLIPS,
+            "int8_accuracy": proof.INT8_ACCURACY,
+        },
         kind=original.kind,
         model=original.model,
         predictions=original.predictions,
@@ -193,20 +172,11 @@ def _finish(
     seal(part)
 
 
-def _told_by_run(session: ModelSession) -> npt.NDArray[np.float64]:
+def _scores_of_run(session: ModelSession) -> npt.NDArray[np.float64]:
     """f64[T, C]: the run's own predictions of the test images, in whatever precision it ran."""
-    told, images = session.original.predictions, session.original.manifest.column("image_id")
-    row = {image: number for number, image in enumerate(told.image_id)}
-    return told.scores[[row[images[number]] for number in session.test]]
-
-
-def _self_test(
-    session: ModelSession, runtime: BundleClassifier
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """A synthetic radiograph, and what the model says of it."""
-    drawn = draw_phantom(CLASSES[0], rng=np.random.default_rng(session.seed)).pixels
-    greys = fit(drawn, runtime.preprocess)[None]
-    return greys, runtime.look(greys)[1].astype(np.float32)
+    own, images = session.original.predictions, session.original.manifest.column("image_id")
+    row = {image: number for number, image in enumerate(own.image_id)}
+    return own.scores[[row[images[number]] for number in session.test]]
 
 
 def require_place(out: Path) -> None:

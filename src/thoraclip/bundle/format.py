@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,29 +26,14 @@ import numpy.typing as npt
 
 from thoraclip.bundle.seal import FACTS, read_seal
 from thoraclip.bundle.thumbnails import Thumbnails
-from thoraclip.errors import MismatchError, ThoraclipError
+from thoraclip.errors import ConfigError, MismatchError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import ClassThresholds
 from thoraclip.posthoc.ood import OodScore
 from thoraclip.posthoc.scaling import TemperatureScaling
-from thoraclip.runs import write_json
 
-__all__ = [
-    "CARD",
-    "DIGEST_BYTES",
-    "MODEL",
-    "PARITY",
-    "SCHEMA",
-    "Bundle",
-    "parse_facts",
-    "read_bundle",
-    "write_facts",
-    "write_ood_arrays",
-    "write_self_test",
-    "write_thumbnails",
-    "write_trained_on",
-]
+__all__ = ["CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "read_bundle"]
 
 SCHEMA = 1
 MODEL, PARITY, CARD = "model.onnx", "parity.json", "README.md"
@@ -59,56 +43,39 @@ DIGEST_BYTES = 8
 """Bytes of a picture's SHA-256 that `trained-on.npz` keeps."""
 
 Greys = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """What a bundle says of itself; its large files are read when they are asked for.
 
     Args:
         folder: of the bundle.
         fingerprint: SHA-256 over the checksums of all its files.
+        facts: all of `bundle.json`.
+
+    Attributes:
         name: a title, such as `probe on dino-minilm`.
         kind: of the method.
         precision: `fp32` or `int8`.
         labels: C classes, in the order of the scores.
-        preprocess: how a picture becomes the model's input.
+        preprocess: how an image becomes the model's input.
         scaling: temperature, fitted on validation images; `None` without them.
         sets: thresholds of the prediction sets, on scores as the model gives them; `None` without validation images.
-        operating_points: class -> threshold on the calibrated score that finds the share `goal` of its validation
-            images.
-        facts: all of `bundle.json`.
     """
 
-    folder: Path
-    fingerprint: str
-    name: str
-    kind: str
-    precision: str
-    labels: LabelSet
-    preprocess: Preprocess
-    scaling: TemperatureScaling | None
-    sets: ClassThresholds | None
-    operating_points: Mapping[str, float]
-    facts: Mapping[str, Any]
+    def __init__(self, folder: Path, fingerprint: str, facts: Mapping[str, Any]) -> None:
+        self.folder, self.fingerprint, self.facts = folder, fingerprint, facts
+        self.name, self.kind, self.precision = (str(facts[name]) for name in ("name", "kind", "precision"))
+        self.labels, self.preprocess = LabelSet(tuple(facts["labels"])), Preprocess.from_dict(facts["preprocess"])
+        temperature, sets = facts["temperature"], facts["sets"]
+        self.scaling = None if temperature is None else TemperatureScaling(float(temperature))
+        self.sets = None if sets is None else _thresholds(sets, self.labels)
 
     @property
     def title(self) -> str:
         """Shown beside its answers."""
         fold = self.facts["run"]["fold"]
         return f"bundle: {self.name}, {self.precision}" + ("" if fold is None else f", fold {fold}")
-
-    @property
-    def model(self) -> Path:
-        """The ONNX file."""
-        return self.folder / MODEL
-
-    @cached_property
-    def parity(self) -> dict[str, Any]:
-        """How far the bundle is from the original; the content of `parity.json`."""
-        content: dict[str, Any] = json.loads((self.folder / PARITY).read_text(encoding="utf-8"))
-        return content
 
     @cached_property
     def ood(self) -> OodScore | None:
@@ -150,53 +117,24 @@ def read_bundle(folder: Path) -> Bundle:
     fingerprint = hashlib.sha256(read_seal(folder).encode()).hexdigest()
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        _check_schema(folder, facts)
-        return parse_facts(folder, fingerprint, facts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if 1 <= (schema := int(facts["schema"])) <= SCHEMA:
+            return Bundle(folder, fingerprint, facts)
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise MismatchError(f"{folder / FACTS}: is not readable ({error!r}); export the run again") from error
-
-
-def _check_schema(folder: Path, facts: Mapping[str, Any]) -> None:
-    found = int(facts["schema"])
-    if found > SCHEMA:
-        by = facts.get("provenance", {}).get("versions", {}).get("thoraclip", "a later version")
-        raise MismatchError(
-            f"{folder}: is a bundle of schema {found}, written by thoraclip {by}, and this version reads up to "
-            f"{SCHEMA}; upgrade: pip install -U thoraclip"
-        )
-    if found < 1:
-        raise MismatchError(f"{folder}: schema {found} is no schema of a bundle; export the run again")
-
-
-def parse_facts(folder: Path, fingerprint: str, facts: Mapping[str, Any]) -> Bundle:
-    labels, temperature, sets = LabelSet(tuple(facts["labels"])), facts["temperature"], facts["sets"]
-    points = facts["operating_points"]
-    try:
-        preprocess = Preprocess.from_dict(facts["preprocess"])
-    except ThoraclipError as error:
-        raise ValueError(str(error)) from error
-    return Bundle(
-        folder=folder,
-        fingerprint=fingerprint,
-        name=str(facts["name"]),
-        kind=str(facts["kind"]),
-        precision=str(facts["precision"]),
-        labels=labels,
-        preprocess=preprocess,
-        scaling=None if temperature is None else TemperatureScaling(float(temperature)),
-        sets=None if sets is None else _thresholds(sets, labels),
-        operating_points={}
-        if points is None
-        else {n: float(t) for n, t in points["threshold"].items() if t is not None},
-        facts=facts,
+    if schema < 1:
+        raise MismatchError(f"{folder}: schema {schema} is no schema of a bundle; export the run again")
+    by = facts.get("provenance", {}).get("versions", {}).get("thoraclip", "a later version")
+    raise MismatchError(
+        f"{folder}: is a bundle of schema {schema}, written by thoraclip {by}, and this version reads up to "
+        f"{SCHEMA}; upgrade: pip install -U thoraclip"
     )
 
 
 def _thresholds(sets: Mapping[str, Any], labels: LabelSet) -> ClassThresholds:
-    told = [sets["threshold"][name] for name in labels.names]
+    thresholds = [sets["threshold"][name] for name in labels.names]
     return ClassThresholds(
         alpha=float(sets["alpha"]),
-        threshold=np.array([np.inf if t is None else t for t in told], dtype=np.float64),
+        threshold=np.array([np.inf if t is None else t for t in thresholds], dtype=np.float64),
         images=np.array([sets["images"][name] for name in labels.names], dtype=np.int64),
     )
 
@@ -209,29 +147,23 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise MismatchError(f"{path}: is not readable ({error}); export the run again") from error
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write `bundle.json`."""
-    write_json(folder / FACTS, dict(facts))
-
-
 def write_ood_arrays(folder: Path, fitted: OodScore) -> dict[str, Any]:
     """Write the arrays of an out-of-distribution score; returns what `bundle.json` says of it."""
     np.savez(folder / _OOD, **fitted.arrays)  # type: ignore[arg-type]
     return fitted.facts
 
 
-def write_self_test(folder: Path, greys: Greys, scores: npt.NDArray[np.float32]) -> None:
+def write_self_test(folder: Path, greys: Greys, scores: npt.NDArray[np.floating]) -> None:
     """Write synthetic pictures u8[K, S, S] and the model's own scores of them f32[K, C]."""
     np.savez(folder / _SELF_TEST, greys=greys, scores=scores.astype(np.float32))
 
 
 def write_thumbnails(folder: Path, found: Thumbnails, labels: LabelSet) -> dict[str, Any]:
-    """Write training pictures; returns what `bundle.json` says of them."""
+    """Write training images; returns what `bundle.json` says of them."""
     targets = np.array([labels.names.index(label) for label in found.labels], dtype=np.int64)
-    np.savez_compressed(
-        folder / _THUMBNAILS, greys=found.greys, targets=targets, features=found.features.astype(np.float16)
-    )
-    return {"images": len(found)}
+    features = found.features.astype(np.float16)
+    np.savez_compressed(folder / _THUMBNAILS, greys=found.greys, targets=targets, features=features)
+    return {"images": len(targets)}
 
 
 def write_trained_on(folder: Path, hashes: list[str]) -> None:

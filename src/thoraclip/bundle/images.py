@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TypeAlias, cast
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging import is_image_name, told_by_name
@@ -31,16 +31,6 @@ _BLOCK = 65536
 _ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
-
-ByteReader = io.BufferedReader | io.BytesIO
-
-
-class PathTable(Protocol):
-    """Paths that are counted, and listed as often as they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[str]: ...
 
 
 class LeftOut:
@@ -66,30 +56,38 @@ class ImagePaths:
     Args:
         paths: files, which are taken whatever they are called, folders, and `-` for a list on standard input.
         table: more paths.
-        stream: where the list is read, once.
 
     Attributes:
         left_out: of the pass so far.
         looked_at: files of the pass so far, out of `count()`.
     """
 
-    def __init__(self, paths: Sequence[str], *, table: PathTable | None, stream: ByteReader | None) -> None:
-        self._paths, self._table, self._stream = paths, table, stream
+    def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
+        self._paths, self._table = paths, table
         self.left_out, self.looked_at = LeftOut(), 0
 
     def __iter__(self) -> Iterator[str]:
         """Raises InputError where there is none at all: the list is empty, or the folders are empty by now."""
         self.left_out, self.looked_at = LeftOut(), 0
-        for path in self._paths:
-            if path == LIST:
-                yield from self._passed(listed_paths(self._stream or cast(ByteReader, sys.stdin.buffer)))
-            elif os.path.isdir(path):  # noqa: PTH112
-                yield from self._walked(path)
+        for path, is_walked in self._named():
+            self.looked_at += 1
+            if is_walked and not is_image_name(Path(path)):
+                self.left_out.add(OTHER_FILES, path)
             else:
-                yield from self._passed(iter([path]))
-        yield from self._passed(iter(self._table or ()))
+                yield path
         if not self.looked_at:
             raise InputError(f"{' '.join(self._paths)}: no path in the list, no picture; give one path a line")
+
+    def _named(self) -> Iterator[tuple[str, bool]]:
+        """(path, whether it was found in a folder)."""
+        for path in self._paths:
+            if path == LIST:
+                yield from ((listed, False) for listed in listed_paths(cast(io.BufferedReader, sys.stdin.buffer)))
+            elif os.path.isdir(path):  # noqa: PTH112
+                yield from ((candidate, True) for candidate in _candidates(path, self.left_out))
+            else:
+                yield path, False
+        yield from ((listed, False) for listed in self._table or ())
 
     def count(self) -> int | None:
         """Files that a pass looks at, by their names alone; `None` with a list, which is only known at its end."""
@@ -99,33 +97,17 @@ class ImagePaths:
         in_folders = sum(1 for folder in folders for _ in _candidates(folder, LeftOut()))
         return in_folders + len(self._paths) - len(folders) + len(self._table or ())
 
-    def _passed(self, paths: Iterator[str]) -> Iterator[str]:
-        for path in paths:
-            self.looked_at += 1
-            yield path
 
-    def _walked(self, folder: str) -> Iterator[str]:
-        for path in self._passed(_candidates(folder, self.left_out)):
-            if is_image_name(Path(path)):
-                yield path
-            else:
-                self.left_out.add(OTHER_FILES, path)
-
-
-def find_images(
-    paths: Sequence[str | Path], *, manifest: Path | None = None, stream: ByteReader | None = None
-) -> ImagePaths:
+def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) -> ImagePaths:
     """Check what was named; nothing of it is opened yet but a manifest.
 
     Args:
         paths: files, folders, and `-` for a list on standard input, one path a line or NUL-separated.
         manifest: `.parquet`, or `.csv` with a column `path` whose relative paths are below its folder.
-        stream: of the list, in place of standard input.
 
     Raises:
         ConfigError: neither paths nor a manifest, or both.
-        InputError: a path does not exist, a folder holds no picture; see `read_path_table`.
-        ManifestError: see `read_path_table`.
+        InputError, ManifestError: a path does not exist, a folder holds no image; see `read_path_table`.
     """
     if bool(paths) == (manifest is not None):
         raise ConfigError("give either pictures (files, folders, or - for a list on standard input) or --manifest FILE")
@@ -133,7 +115,7 @@ def find_images(
     for path in named:
         if path != LIST:
             _check(path)
-    return ImagePaths(named, table=None if manifest is None else read_path_table(manifest), stream=stream)
+    return ImagePaths(named, table=None if manifest is None else read_path_table(manifest))
 
 
 def _check(path: str) -> None:
@@ -147,10 +129,8 @@ def _check(path: str) -> None:
             return
         seen.add(OTHER_FILES, candidate)
     what = ", ".join(seen.phrases()) or "nothing, or only what is hidden"
-    raise InputError(
-        f"{path}: no PNG, JPEG or DICOM picture in this folder; it holds {what}; name another folder, or the "
-        "files themselves"
-    )
+    problem = f"no PNG, JPEG or DICOM picture in this folder; it holds {what}"
+    raise InputError(f"{path}: {problem}; name another folder, or the files themselves")
 
 
 def _candidates(root: str, left_out: LeftOut) -> Iterator[str]:
@@ -168,25 +148,22 @@ def _candidates(root: str, left_out: LeftOut) -> Iterator[str]:
 
 def _entries(folder: str, left_out: LeftOut) -> Iterator[tuple[str, bool]]:
     """(path, whether it is a folder) of what counts in one folder, sorted by name."""
-    names, folders = [], set()
+    kept = []
     try:
-        with os.scandir(folder) as found:
-            for entry in found:
+        with os.scandir(folder) as entries:
+            for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if _is_folder(entry):
-                    if entry.is_symlink():
-                        left_out.add(_LINKED, entry.path)
-                        continue
-                    folders.add(entry.name)
-                elif told_by_name(entry.name) is False:
+                if (is_folder := _is_folder(entry)) and entry.is_symlink():
+                    left_out.add(_LINKED, entry.path)
+                elif not is_folder and told_by_name(entry.name) is False:
                     left_out.add(OTHER_FILES, entry.path)
-                    continue
-                names.append(entry.name)
+                else:
+                    kept.append((entry.name, is_folder))
     except OSError:
         left_out.add(_CLOSED, folder)
-    for name in sorted(names):
-        yield os.path.join(folder, name), name in folders  # noqa: PTH118
+    for name, is_folder in sorted(kept):
+        yield os.path.join(folder, name), is_folder  # noqa: PTH118
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -196,13 +173,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def listed_paths(stream: ByteReader) -> Iterator[str]:
+def listed_paths(stream: io.BufferedReader) -> Iterator[str]:
     """Paths of a list, one a line, or each ended by a NUL where the list begins so (`find -print0`).
 
     Empty lines are passed over. Names that are not UTF-8 come as Python's file functions take them (`os.fsdecode`).
-
-    Raises:
-        InputError: the stream holds a picture.
+    Raises InputError where the stream holds an image.
     """
     rest, separator, is_first = b"", b"", True
     while block := stream.read1(_BLOCK):
@@ -230,9 +205,7 @@ def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
 def read_path_table(file: Path) -> PathTable:
     """The paths of a manifest (.parquet), or of a table with a column `path` (.csv).
 
-    Raises:
-        InputError: no such file, another kind of file, or a manifest without its pictures.
-        ManifestError: it does not follow its schema, holds no row, or a row without a path.
+    Raises InputError for no such file or another kind, ManifestError for one without rows, paths or its schema.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such manifest; name a manifest (.parquet) or a table with a column 'path' (.csv)")
@@ -246,7 +219,7 @@ def read_path_table(file: Path) -> PathTable:
 
 
 class _CsvPaths:
-    """The column `path` of a CSV file; relative paths are below the file's folder. All of it is checked at once."""
+    """The column `path` of a CSV file, below the file's folder; all of it is checked at once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -265,21 +238,18 @@ class _CsvPaths:
                 if "path" not in header:
                     raise ManifestError(f"{self._file}: no column 'path'{did_you_mean('path', header)}; name it so")
                 column = header.index("path")
-                for row in reader:
-                    if row:
-                        cell = self._cell(row, len(header), column, reader.line_num)
-                        yield os.path.join(self._file.parent, cell)  # noqa: PTH118
+                for row in filter(None, reader):
+                    where = f"{self._file}:{reader.line_num}"
+                    if len(row) > len(header):
+                        raise ManifestError(
+                            f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas"
+                        )
+                    if len(row) <= column or not row[column]:
+                        raise ManifestError(f"{where}: no path in this row; mend the table")
+                    yield os.path.join(self._file.parent, row[column])  # noqa: PTH118
             except csv.Error as error:
-                raise ManifestError(
-                    f"{self._file}:{reader.line_num}: not a readable CSV file ({error}); mend it"
-                ) from error
-
-    def _cell(self, row: list[str], width: int, column: int, line: int) -> str:
-        if len(row) > width:
-            raise ManifestError(f"{self._file}:{line}: {len(row)} cells in {width} columns; put quotes around commas")
-        if len(row) <= column or not row[column]:
-            raise ManifestError(f"{self._file}:{line}: no path in this row; mend the table")
-        return row[column]
+                where = f"{self._file}:{reader.line_num}"
+                raise ManifestError(f"{where}: not a readable CSV file ({error}); mend it") from error
 
 
 class _ManifestPaths:
@@ -298,3 +268,7 @@ class _ManifestPaths:
         for start in range(0, len(self), _ROWS):
             for path in self._column.slice(start, _ROWS).to_pylist():
                 yield os.path.join(self._root, path)  # noqa: PTH118
+
+
+PathTable: TypeAlias = _CsvPaths | _ManifestPaths
+"""Paths that are counted, and listed as often as they are asked for."""

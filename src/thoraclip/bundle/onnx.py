@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from thoraclip.bundle.eight_bits import eight_bit_products
-from thoraclip.bundle.onnx_runtime import onnxruntime
+from thoraclip.bundle.onnx_runtime import open_session
 from thoraclip.errors import ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
@@ -45,6 +46,8 @@ packs such factors from there, where it copies what lies in the model itself twi
 packed."""
 _PRODUCTS = {"MatMul", "Gemm", "MatMulIntegerToFloat"}
 """Operators whose second factor is packed. Any other constant would stay mapped, and be lost with the file."""
+_WEIGHTED = ("Conv", "MatMul", "Gemm")
+"""Operators that become ones of eight bits."""
 _ENOUGH = 32
 """Calibration pictures that tell which activations hardly go below 0."""
 _CONVOLUTIONAL = 0.5
@@ -66,7 +69,6 @@ class GreyClassifier(nn.Module):
         self.features, self.head, self.spec, self.is_folded = features, head, spec, is_folded
 
     def forward(self, greys: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
         pixels = greys[:, None].float() if self.is_folded else expand_greys(greys, self.spec, greys.device)
         features = self.features(pixels)
         return features, self.head(features).softmax(dim=-1)
@@ -93,17 +95,13 @@ class _BackboneFeatures(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        found = self.network(pixels)
-        features: Tensor = (found if isinstance(found, Tensor) else found.logits).flatten(1)
+        output = self.network(pixels)
+        features: Tensor = (output if isinstance(output, Tensor) else output.logits).flatten(1)
         return features
 
 
 def grey_classifier(classifier: EncoderClassifier | Backbone) -> GreyClassifier:
-    """The classifier as one module on the CPU, in fp32, that takes grey bytes; a copy, the original stays as it is.
-
-    Args:
-        classifier: adapters merged; its precision does not matter.
-    """
+    """A copy of the classifier, its adapters merged, as one module on the CPU, in fp32, that takes grey bytes."""
     features, head = _of_encoder(classifier) if isinstance(classifier, EncoderClassifier) else _of_backbone(classifier)
     is_folded = fold_grey(features, classifier.preprocess)
     return GreyClassifier(features, head, classifier.preprocess, is_folded=is_folded).float().eval()
@@ -138,15 +136,10 @@ def _of_backbone(classifier: Backbone) -> tuple[nn.Module, nn.Module]:
 def write_onnx(module: GreyClassifier, path: Path) -> None:
     """Write the module as ONNX: `greys` u8[B, S, S] to `features` and `scores`, B any number or, for some networks, 1.
 
-    Large matrices go to a file beside it, `<name>.data`.
-
-    Raises:
-        ModelError: the network cannot be exported.
+    Large matrices go to a file beside it, `<name>.data`. Raises ModelError where the network cannot be exported.
     """
     model = _exported(module, pictures=2)
-    if (
-        not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    ):  # SigLIP 2 goes through the pictures one by one
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:  # SigLIP 2 takes images one by one
         model = _exported(module, pictures=1)
     _clean(model)
     _save(model, path)
@@ -201,16 +194,15 @@ def _is_all_true(value: Any) -> Any:
 def _silence() -> Iterator[None]:
     """Keep the exporter's chatter about packages that are not needed from the user."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
+    levels = {logger: logger.level for logger in loggers}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _clean(model: onnx.ModelProto) -> None:
@@ -219,18 +211,10 @@ def _clean(model: onnx.ModelProto) -> None:
     model.producer_name, model.producer_version = "thoraclip", ""
     del model.metadata_props[:]
     graph = model.graph
-    for part in (
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-        *model.functions,
-    ):
+    del graph.value_info[:]
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
         part.doc_string = ""
         del part.metadata_props[:]
-    del graph.value_info[:]
 
 
 def quantise(path: Path, greys: Greys) -> tuple[str, float]:
@@ -242,10 +226,10 @@ def quantise(path: Path, greys: Greys) -> tuple[str, float]:
 
     Args:
         path: written by `write_onnx`.
-        greys: u8[N, S, S], calibration pictures.
+        greys: u8[N, S, S], calibration images.
 
     Returns:
-        (`row-wise` or `static`, its size as a share of what it was).
+        (`row-wise` or `static`, the model's size as a share of what it was).
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         large, small = Path(work) / "large.onnx", Path(work) / "small.onnx"
@@ -257,31 +241,33 @@ def quantise(path: Path, greys: Greys) -> tuple[str, float]:
         else:
             _quantise_convolutions(large, small, greys)
             way = "static"
-        _centre_features(small, _mean_features(large, greys) - _mean_features(small, greys))
-        _save(onnx.load(str(small)), path)
-        return way, small.stat().st_size / large.stat().st_size
+        model = onnx.load(str(small))
+        _centre_features(model, _mean_features(large, greys) - _mean_features(small, greys))
+        _clean(model)
+        share = model.ByteSize() / large.stat().st_size
+        _save(model, path)
+        return way, share
 
 
 def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    ready = target.with_suffix(".ready.onnx")
+    ready, images = target.with_suffix(".ready.onnx"), ({"greys": grey[None]} for grey in greys)
     with _silence():
-        quant_pre_process(
-            source, ready, skip_symbolic_shape=True
-        )  # batch normalisation becomes part of the convolutions
+        # batch normalisation becomes part of the convolutions
+        quant_pre_process(source, ready, skip_symbolic_shape=True)
         head = [node.name for node in onnx.load(str(ready)).graph.node if "features" in node.input]
         quantize_static(
             ready,
             target,
-            _Pictures(greys),
+            SimpleNamespace(get_next=lambda: next(images, None)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QUInt8,
             extra_options={"WeightSymmetric": True},
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            op_types_to_quantize=list(_WEIGHTED),
             nodes_to_exclude=head,
         )
     ready.unlink()
@@ -289,42 +275,26 @@ def _quantise_convolutions(source: Path, target: Path, greys: Greys) -> None:
 
 def _mean_features(path: Path, greys: Greys) -> npt.NDArray[np.float64]:
     """f64[D]: the mean of the features of some pictures."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = [session.run(["features"], {"greys": grey[None]})[0][0] for grey in greys]
-    return np.asarray(np.mean(found, axis=0), np.float64)
+    session = open_session(path)
+    return np.asarray(
+        np.mean([session.run(["features"], {"greys": grey[None]})[0][0] for grey in greys], axis=0), np.float64
+    )
 
 
-def _centre_features(path: Path, shift: npt.NDArray[np.float64]) -> None:
-    """Add a constant to the features, in the file."""
-    model = onnx.load(str(path))
+def _centre_features(model: onnx.ModelProto, shift: npt.NDArray[np.float64]) -> None:
+    """Add a constant to the features, in the model."""
     graph = model.graph
     place = next(number for number, node in enumerate(graph.node) if "features" in node.output)
     node = graph.node[place]
     node.output[list(node.output).index("features")] = "features.uncentred"
     graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), "features.shift"))
     graph.node.insert(place + 1, helper.make_node("Add", ["features.uncentred", "features.shift"], ["features"]))
-    _clean(model)
-    onnx.save(model, str(path))
-
-
-class _Pictures:
-    """Calibration pictures one by one, as ONNX Runtime asks for them."""
-
-    def __init__(self, greys: Greys) -> None:
-        self._left = iter(greys)
-
-    def get_next(self) -> dict[str, Greys] | None:
-        grey = next(self._left, None)
-        return None if grey is None else {"greys": grey[None]}
 
 
 def _share_in_convolutions(model: onnx.ModelProto) -> float:
     """Of the weights of all products, those of convolutions beyond the first, which is a patch embedding in
     transformers."""
-    sizes = {one.name: int(np.prod(one.dims)) for one in model.graph.initializer}
-    convolutions, products = (
-        [sizes.get(node.input[1], 0) for node in model.graph.node if node.op_type in kinds]
-        for kinds in ({"Conv"}, {"MatMul", "Gemm"})
-    )
-    total = sum(convolutions) + sum(products)
-    return sum(convolutions[1:]) / total if total else 0.0
+    sizes = {constant.name: int(np.prod(constant.dims)) for constant in model.graph.initializer}
+    weights = [(node.op_type, sizes.get(node.input[1], 0)) for node in model.graph.node if node.op_type in _WEIGHTED]
+    convolutions = [size for kind, size in weights if kind == "Conv"]
+    return sum(convolutions[1:]) / max(1, sum(size for _, size in weights))

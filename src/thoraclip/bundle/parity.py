@@ -60,7 +60,6 @@ def compare_answers(original: Floats, exported: Floats, target: Ints, groups: In
         original, exported: scores f64[N, C] of the same images.
         target: i64[N].
         groups: i64[N], the patient of each image, numbered from 0 without a gap.
-        seed: of the resamples.
 
     Returns:
         `compare_scores`, `share_high` (the exact upper 95 % bound of the share of other answers), and `accuracy`.
@@ -69,9 +68,8 @@ def compare_answers(original: Floats, exported: Floats, target: Ints, groups: In
     n, before, after = len(target), original.argmax(axis=1) == target, exported.argmax(axis=1) == target
     change = after.astype(np.float64) - before
     value = float(change.mean())
-    drawn = np.concatenate(
-        [change @ w / w.sum(axis=0) for w in resample_weights(groups, resamples=_RESAMPLES, seed=seed)]
-    )
+    weights = resample_weights(groups, resamples=_RESAMPLES, seed=seed)
+    drawn = np.concatenate([change @ w / w.sum(axis=0) for w in weights])
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return found | {
         "share": found["other_answers"] / n,
@@ -95,11 +93,7 @@ def require_alike(found: dict[str, Any], name: str) -> None:
     if not found["share"] <= INT8_FLIPS:
         raise ParityError(f"{where}, more than {100 * INT8_FLIPS:.0f} %; {remedy}")
     if not -INT8_ACCURACY <= accuracy["low"] <= accuracy["high"] <= INT8_ACCURACY:
-        interval = (
-            f"{100 * accuracy['change']:+.2f} [{100 * accuracy['low']:+.2f}, {100 * accuracy['high']:+.2f}] points"
-        )
+        change, low, high = (f"{100 * accuracy[name]:+.2f}" for name in ("change", "low", "high"))
         few = "; with so few test images this cannot be shown" if n * INT8_ACCURACY < 2 * max(flips, 1) else ""
-        raise ParityError(
-            f"{where}; the change of accuracy, {interval}, is not within {100 * INT8_ACCURACY:.1f} points either "
-            f"side of 0{few}; {remedy}"
-        )
+        rule = f"is not within {100 * INT8_ACCURACY:.1f} points either side of 0{few}"
+        raise ParityError(f"{where}; the change of accuracy, {change} [{low}, {high}] points, {rule}; {remedy}")

@@ -30,7 +30,7 @@ from thoraclip.runs import atomic_open, make_folder
 if TYPE_CHECKING:
     from thoraclip.bundle.runtime import Prediction
 
-__all__ = ["FileTable", "Row", "StreamTable", "Table", "failed_row", "json_line", "row_of", "table_format"]
+__all__ = ["FileTable", "Row", "Table", "failed_row", "json_line", "row_of", "table_format"]
 
 Row = Mapping[str, Any]
 
@@ -95,11 +95,7 @@ def head_line(kind: str, labels: LabelSet) -> bytes:
 
 
 def table_format(asked: str, out: str | Path | IO[bytes] | None) -> str:
-    """`csv` or `jsonl`: what was asked for, else what the file's name says, else CSV.
-
-    Raises:
-        ConfigError: an unknown format, or a file's name that promises another one.
-    """
+    """`csv` or `jsonl`: what was asked for, else what the file's name says, else CSV; raises ConfigError for others."""
     if asked and asked not in FORMATS:
         raise ConfigError(f"--format: unknown format '{asked}'{did_you_mean(asked, FORMATS)}")
     suffix = Path(out).suffix.lower() if isinstance(out, str | Path) else ""
@@ -125,11 +121,13 @@ def _resolved(folder: str) -> str:
 
 
 class Table:
-    """Rows in memory. A context; each image is admitted once.
+    """Rows to a list, or to a binary stream, each at once. A context; each image is admitted once.
 
     The paths lie in an SQLite database, so that memory does not grow with them.
 
     Args:
+        labels, kind: classes of the rows, and their format in a stream or file, see `FORMATS`.
+        stream: to write; `None` for the list.
         database: file of the paths; empty for a temporary one of SQLite's.
 
     Attributes:
@@ -140,9 +138,14 @@ class Table:
     rows: list[Row] | None
     resumed = 0
 
-    def __init__(self, database: str | Path = "") -> None:
+    def __init__(
+        self, labels: LabelSet, kind: str, stream: IO[bytes] | None = None, *, database: str | Path = ""
+    ) -> None:
         self._database, self._connection = database, sqlite3.connect(database, isolation_level=None, timeout=0)
-        self._execute, self.rows = self._connection.execute, []
+        self._execute, self._stream, self._line = self._connection.execute, stream, FORMATS[kind]
+        self._head, self.rows = head_line(kind, labels), [] if stream is None else None
+        if stream is not None:
+            stream.write(self._head)
 
     def __enter__(self) -> Self:
         try:
@@ -170,6 +173,9 @@ class Table:
         """Add the row of the next place."""
         if self.rows is not None:
             self.rows.append(row)
+        if self._stream is not None:
+            self._stream.write(self._line(row))
+            self._stream.flush()
 
     def finish(self) -> None:
         """All rows are there."""
@@ -188,27 +194,12 @@ class Table:
         )
 
 
-class StreamTable(Table):
-    """Rows to a binary stream, each at once."""
-
-    def __init__(self, stream: IO[bytes], labels: LabelSet, kind: str) -> None:
-        super().__init__()
-        self._stream, self._line, self.rows = stream, FORMATS[kind], None
-        self._stream.write(head_line(kind, labels))
-
-    def put(self, place: int, row: Row) -> None:
-        """See `Table`."""
-        self._stream.write(self._line(row))
-        self._stream.flush()
-
-
 class FileTable(Table):
     """Rows to a file that appears when all are there. What was done is kept when the context ends before.
 
     Args:
         file: to write.
-        labels: classes of the rows.
-        kind: see `FORMATS`.
+        labels, kind: see `Table`.
         depends: what the rows depend on, such as the bundle's fingerprint.
 
     Raises:
@@ -225,8 +216,8 @@ class FileTable(Table):
             self._partial.touch()
         except OSError as error:
             raise InputError(f"{self._partial}: cannot be written ({error.strerror}); choose another --out") from error
-        super().__init__(self._partial)
-        self._labels, self._kind, self._depends, self.rows = labels, kind, {**_PARTIAL, **depends}, None
+        super().__init__(labels, kind, database=self._partial)
+        self._depends, self.rows = {**_PARTIAL, **depends}, None
         self._committed, self._is_empty = -inf, True
 
     def _begin(self) -> None:
@@ -261,7 +252,6 @@ class FileTable(Table):
                 )
 
     def admit(self, path: str) -> int | Row | None:
-        """See `Table`."""
         place = super().admit(path)
         if place is None or not self.resumed:
             return place
@@ -271,7 +261,6 @@ class FileTable(Table):
         return row if row and row["path"] == path else place
 
     def put(self, place: int, row: Row) -> None:
-        """See `Table`."""
         values = json_line(row), row["error"] is not None, place
         with self._storing():
             self._execute("INSERT OR REPLACE INTO rows SELECT path, ?, ? FROM named WHERE place = ?", values)
@@ -285,15 +274,14 @@ class FileTable(Table):
         self._committed = time.monotonic()
 
     def finish(self) -> None:
-        """Write the file."""
         for leftover in self._file.parent.glob(f".{escape(self._file.name)}.*.part"):  # of a kill at this very point
             leftover.unlink(missing_ok=True)
         with self._storing():
             self._commit()
             with atomic_open(self._file) as stream:
-                stream.write(head_line(self._kind, self._labels))
+                stream.write(self._head)
                 for (line,) in self._execute("SELECT row FROM named JOIN rows USING (path) ORDER BY place"):
-                    stream.write(line if self._kind == "jsonl" else FORMATS[self._kind](json.loads(line)))
+                    stream.write(line if self._line is json_line else self._line(json.loads(line)))
         self._is_empty = True
 
     def __exit__(self, *_: object) -> None:
@@ -304,20 +292,16 @@ class FileTable(Table):
             self._partial.unlink(missing_ok=True)
 
     def _refusal(self, error: sqlite3.Error) -> ThoraclipError:
-        name = getattr(error, "sqlite_errorname", "")
+        name, file = getattr(error, "sqlite_errorname", ""), self._partial
         if name.startswith("SQLITE_BUSY"):
-            return InputError(
-                f"{self._partial}: another process is writing it; wait for its end, or choose another --out"
-            )
+            return InputError(f"{file}: another process is writing it; wait for its end, or choose another --out")
         if name == "SQLITE_NOTADB":
             return self._in_the_way()
         if name.startswith("SQLITE_CORRUPT"):
-            return MismatchError(
-                f"{self._partial}: is damaged ({error}); remove it to begin anew, or choose another --out"
-            )
+            return MismatchError(f"{file}: is damaged ({error}); remove it to begin anew, or choose another --out")
         if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
             return super()._refusal(error)
-        return InputError(f"{self._partial}: cannot be written ({error}); choose another --out")
+        return InputError(f"{file}: cannot be written ({error}); choose another --out")
 
     def _in_the_way(self) -> MismatchError:
         what = "is in the way, and no partial table of `thoraclip predict`; move it away, or choose another --out"

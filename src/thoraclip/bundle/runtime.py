@@ -14,16 +14,16 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.bundle.format import Bundle
-from thoraclip.bundle.onnx_runtime import onnxruntime
+from thoraclip.bundle.format import MODEL, Bundle
+from thoraclip.bundle.onnx_runtime import onnxruntime, open_session
 from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
 from thoraclip.imaging import Preprocess, decode, fit
-from thoraclip.labels import LabelSet
 from thoraclip.threads import in_order
 
 __all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "UNSIGNED", "BundleClassifier", "Prediction", "has_exact_bytes"]
@@ -84,6 +84,9 @@ class BundleClassifier:
         threads: calls of the model at once by `look` and `predict`; 0 for as many as there are cores.
 
     Attributes:
+        labels: the classes, in the order of the scores.
+        preprocess: how pixels must be made.
+        features_key: equal for classifiers whose features are the same numbers.
         together: pictures in a call that cost least; see `TOGETHER`.
 
     Raises:
@@ -92,8 +95,7 @@ class BundleClassifier:
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # the threads take a picture each
-        options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # the threads take an image each
         row_wise = bundle.facts.get("quantisation") == "row-wise"
         if row_wise:  # written as it is to be run; optimising it takes 0.2 s
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -104,31 +106,18 @@ class BundleClassifier:
                     "exactly (no VNNI); export the run again with this version"
                 )
             options.add_session_config_entry(_EXACT_BYTES, "1")
+        model = bundle.folder / MODEL
         try:
-            self._session = onnxruntime.InferenceSession(str(bundle.model), options, providers=["CPUExecutionProvider"])
+            self._session = open_session(model, options)
         except Exception as error:  # of ONNX Runtime's own kinds, which it does not export
             raise MismatchError(
-                f"{bundle.model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
+                f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
                 "upgrade: pip install -U onnxruntime"
             ) from error
-        self.bundle, self._threads = bundle, threads
+        self.bundle, self.labels, self.preprocess, self._threads = bundle, bundle.labels, bundle.preprocess, threads
+        self.features_key: tuple[str, ...] = ("bundle", bundle.fingerprint)
         pictures = self._session.get_inputs()[0].shape[0]
         self.together = pictures if isinstance(pictures, int) else TOGETHER[bundle.precision]
-
-    @property
-    def labels(self) -> LabelSet:
-        """The classes, in the order of the scores."""
-        return self.bundle.labels
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """How pixels must be made."""
-        return self.bundle.preprocess
-
-    @property
-    def features_key(self) -> tuple[str, ...]:
-        """Equal for classifiers whose features are the same numbers."""
-        return ("bundle", self.bundle.fingerprint)
 
     def classify(self, source: Path | bytes) -> Prediction:
         """Predict a PNG, JPEG or DICOM file, or the bytes of one.
@@ -144,41 +133,30 @@ class BundleClassifier:
 
     def classify_greys(self, greys: Grey) -> list[Prediction]:
         """Predict u8[B, S, S] by one call of the model, each as if it were alone; see `classify_grey`."""
-        return [self.prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
+        return [self._prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
 
     def classify_each(self, sources: Sequence[Path | bytes]) -> list[Prediction | ImageError]:
         """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the
         reason."""
-        read = [self._read(source) for source in sources]
+        read: list[Grey | ImageError] = []
+        for source in sources:
+            try:
+                read.append(fit(decode(source).pixels, self.preprocess))
+            except ImageError as error:
+                read.append(error)
         greys = [one for one in read if not isinstance(one, ImageError)]
         answers = iter(self.classify_greys(np.stack(greys)) if greys else ())
         return [one if isinstance(one, ImageError) else next(answers) for one in read]
 
-    def _read(self, source: Path | bytes) -> Grey | ImageError:
-        try:
-            return fit(decode(source).pixels, self.preprocess)
-        except ImageError as error:
-            return error
-
-    def prediction(self, features: Features, raw: Floats) -> Prediction:
-        """What features f32[D] and the model's own scores f64[C] of a picture come to."""
-        bundle, names = self.bundle, self.labels.names
-        scores = self.calibrated(raw[None])[0]
-        inside = None if bundle.sets is None else bundle.sets.sets(raw[None])[0]
-        strange = None if bundle.ood is None else float(bundle.ood.score(features[None])[0])
-        return Prediction(
-            label=names[int(raw.argmax())],
-            scores=dict(zip(names, scores.tolist(), strict=True)),
-            set=None if inside is None else tuple(name for name, held in zip(names, inside, strict=True) if held),
-            ood=None if strange is None or bundle.ood is None else strange > bundle.ood.threshold,
-            ood_score=strange,
-            features=features,
-        )
-
-    def calibrated(self, raw: Floats) -> Floats:
-        """The model's own scores f64[B, C] -> calibrated ones, by the bundle's temperature; order within a row
-        stays."""
-        return raw if self.bundle.scaling is None else self.bundle.scaling.apply(raw)
+    def _prediction(self, features: Features, raw: Floats) -> Prediction:
+        """What features f32[D] and the model's own scores f64[C] of an image come to."""
+        bundle, names, ood = self.bundle, self.labels.names, self.bundle.ood
+        scores = raw if bundle.scaling is None else bundle.scaling.apply(raw[None])[0]
+        inside = None if bundle.sets is None else tuple(compress(names, bundle.sets.sets(raw[None])[0]))
+        ood_score = None if ood is None else float(ood.score(features[None])[0])
+        is_ood = None if ood is None or ood_score is None else ood_score > ood.threshold
+        by_class = dict(zip(names, scores.tolist(), strict=True))
+        return Prediction(names[int(raw.argmax())], by_class, inside, is_ood, ood_score, features)
 
     def look(self, greys: Grey) -> tuple[Features, Floats]:
         """u8[B, S, S] -> (features f32[B, D], the model's own scores f64[B, C], rows sum to 1)."""
@@ -206,8 +184,8 @@ class BundleClassifier:
         Raises:
             ParityError: it exceeds `SELF_TEST_TOLERANCE`: on this machine the model is another one.
         """
-        greys, told = self.bundle.self_test()
-        difference = float(np.abs(self.look(greys)[1] - told).max())
+        greys, scores = self.bundle.self_test()
+        difference = float(np.abs(self.look(greys)[1] - scores).max())
         allowed = SELF_TEST_TOLERANCE[self.bundle.precision]
         if not difference <= allowed:
             raise ParityError(
@@ -223,10 +201,8 @@ def has_exact_bytes() -> bool:
     16 bits."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_PROBE, options, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"bytes": np.full((1, 64), 255, np.uint8)})
-    return bool((found == 64 * 255 * 127).all())
+    (products,) = open_session(_PROBE, options).run(None, {"bytes": np.full((1, 64), 255, np.uint8)})
+    return bool((products == 64 * 255 * 127).all())
 
 
 def _greys(pixels: npt.NDArray[np.float32], spec: Preprocess) -> Grey:

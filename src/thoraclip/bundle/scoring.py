@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from thoraclip.bundle.images import OTHER_FILES, ImagePaths
+from thoraclip.bundle.images import ImagePaths
 from thoraclip.bundle.opening import open_bundle
-from thoraclip.bundle.rows import FileTable, Row, StreamTable, Table, failed_row, json_line, row_of
+from thoraclip.bundle.rows import FileTable, Row, Table, failed_row, json_line, row_of
 from thoraclip.engine import over_ray
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING
@@ -23,35 +25,22 @@ from thoraclip.runs import Progress
 from thoraclip.threads import in_order
 
 if TYPE_CHECKING:
-    from thoraclip.bundle.runtime import BundleClassifier, Prediction
+    from thoraclip.bundle.runtime import BundleClassifier
 
-__all__ = ["Classifier", "Engine", "ScoringSummary", "by_ray", "by_threads", "open_table", "require_one", "score"]
+__all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "open_table", "require_one", "score"]
 
 _MOST_TOLD = 10
 _SHARD = 256
 """Images that an actor gets at once."""
 _HERE = Path()
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
+"""What `os.fsdecode` makes of bytes that are not UTF-8."""
 
 Item = TypeVar("Item")
 Place = tuple[int, str]
 """(place of an image's row, its path)."""
 Engine = Callable[[Iterator[Place]], Iterator[list[tuple[int, Row]]]]
 """Images in order -> the rows of some, in the same order."""
-
-
-class Classifier(Protocol):
-    """The part of `BundleClassifier` that scoring needs; several threads may call it at once."""
-
-    @property
-    def labels(self) -> LabelSet:
-        """The classes."""
-
-    @property
-    def together(self) -> int:
-        """Images in the call that costs least."""
-
-    def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
-        """Predict some files, each as if it were alone; an image that cannot be decoded gets the reason."""
 
 
 @dataclass
@@ -82,15 +71,10 @@ class ScoringSummary:
     first_failed: list[tuple[str, str]] = field(default_factory=list)
     rows: list[Row] | None = None
 
-    @property
-    def other_files(self) -> int:
-        """Files in the folders that are no pictures."""
-        return self.left_out.get(OTHER_FILES, 0)
-
     def add(self, row: Row) -> None:
         """Count a row."""
         self.images += 1
-        self.not_utf8 += not _is_utf8(row["path"])
+        self.not_utf8 += bool(_NOT_UTF8.search(row["path"]))
         if row["ood"] is not None:
             self.flagged = (self.flagged or 0) + row["ood"]
         if row["error"] is not None:
@@ -108,22 +92,12 @@ def open_table(
     fingerprint: str,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Table]:
-    """Where the rows go: a file, a binary stream, or a list.
-
-    Args:
-        out: file or stream to write; `None` keeps the rows.
-        labels: classes of the rows.
-        kind: `csv` or `jsonl`.
-        fingerprint: of the bundle.
-        announce: told where an earlier run is gone on with.
-
-    Raises:
-        InputError, MismatchError: see `FileTable`.
-    """
+    """Where the rows go, as `csv` or `jsonl`: a file, which an earlier run of a bundle with the same fingerprint may
+    have begun, a binary stream, or a list for `None`. Raises what `FileTable` does."""
     if isinstance(out, Path):
         table: Table = FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING})
     else:
-        table = Table() if out is None else StreamTable(out, labels, kind)
+        table = Table(labels, kind, out)
     with table:
         if table.resumed:
             announce(f"{out}: goes on; {table.resumed} pictures were scored by an earlier run")
@@ -131,7 +105,7 @@ def open_table(
 
 
 def score(
-    classifier: Classifier,
+    classifier: BundleClassifier,
     pictures: ImagePaths,
     table: Table,
     *,
@@ -144,16 +118,14 @@ def score(
     Two paths are the same picture where their folders are, with links and `..` resolved, and the file's name.
 
     Args:
-        classifier: decodes and predicts, in the same thread.
         pictures: in the order of the rows.
         table: where the rows go; what it has from an earlier run is not scored again.
-        threads: pictures at once; 0 for as many as there are cores.
+        threads: images at once, each decoded and scored in one thread; 0 for as many as there are cores.
         engine: who scores; `None` for threads of this process.
         progress: called with (files looked at, all of them), 0 for unknown.
 
     Raises:
-        ConfigError: a negative number of threads.
-        InputError: no picture at all.
+        ConfigError, InputError: a negative number of threads; no image at all.
     """
     if threads < 0:
         raise ConfigError(f"threads = {threads}: 1 or more are needed, or 0 for as many as there are cores")
@@ -203,7 +175,7 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         )
 
 
-def by_threads(classifier: Classifier, *, threads: int = 0, base: Path = _HERE) -> Engine:
+def by_threads(classifier: BundleClassifier, *, threads: int = 0, base: Path = _HERE) -> Engine:
     """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`."""
 
     def work(some: Sequence[Place]) -> list[tuple[int, Row]]:
@@ -214,15 +186,12 @@ def by_threads(classifier: Classifier, *, threads: int = 0, base: Path = _HERE) 
 
 
 def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
-    """Score in the actors of a Ray cluster, each with the bundle opened once.
+    """Score in the actors of a Ray cluster, see `engine.over_ray`, each with the bundle opened once.
 
     Every machine must see the bundle and the images. All paths are listed before the first image is scored.
-
-    Args:
-        classifier: of a bundle.
-        workers: actors; 0 as in `engine.over_ray`.
     """
-    make = _Actor(str(classifier.bundle.folder.resolve()), classifier.bundle.fingerprint, str(_HERE.resolve()))
+    bundle = classifier.bundle
+    make = partial(_actor, str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve()))
 
     def engine(items: Iterator[Place]) -> Iterator[list[tuple[int, Row]]]:
         import pyarrow as pa
@@ -238,32 +207,21 @@ def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
     return engine
 
 
-class _Actor:
-    """Makes, in an actor, what scores a shard.
+def _actor(bundle: str, fingerprint: str, base: str, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """In an actor: open the bundle and give what scores a shard; relative paths are below `base`, whatever the actor's
+    own folder is."""
+    classifier = open_bundle(bundle)
+    if classifier.bundle.fingerprint != fingerprint:
+        raise MismatchError(f"{bundle}: is another bundle on a machine of the cluster; give all the same")
+    alone = by_threads(classifier, threads=threads, base=Path(base))
 
-    Args:
-        bundle: its folder.
-        fingerprint: of the bundle that is meant.
-        base: folder of relative paths; the working folder of an actor may be another one.
-    """
+    def work(shard: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
 
-    def __init__(self, bundle: str, fingerprint: str, base: str) -> None:
-        self._bundle, self._fingerprint, self._base = bundle, fingerprint, Path(base)
+        rows = chain.from_iterable(alone(zip(shard["place"], map(os.fsdecode, shard["path"]), strict=True)))
+        return {"place": shard["place"], "line": np.array([json_line(row) for _, row in rows], dtype=object)}
 
-    def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Open the bundle; threads: that the actor may use."""
-        classifier = open_bundle(self._bundle)
-        if classifier.bundle.fingerprint != self._fingerprint:
-            raise MismatchError(f"{self._bundle}: is another bundle on a machine of the cluster; give all the same")
-        alone = by_threads(classifier, threads=threads, base=self._base)
-
-        def work(shard: dict[str, Any]) -> dict[str, Any]:
-            import numpy as np
-
-            rows = chain.from_iterable(alone(zip(shard["place"], map(os.fsdecode, shard["path"]), strict=True)))
-            return {"place": shard["place"], "line": np.array([json_line(row) for _, row in rows], dtype=object)}
-
-        return work
+    return work
 
 
 def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
@@ -271,7 +229,7 @@ def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _rows(classifier: Classifier, paths: Sequence[str], base: Path) -> list[Row]:
+def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path) -> list[Row]:
     """The rows of some images, which name their paths as they were given."""
     answers = iter(classifier.classify_each([base / path for path in paths if "\0" not in path]))
     rows = []
@@ -283,11 +241,3 @@ def _rows(classifier: Classifier, paths: Sequence[str], base: Path) -> list[Row]
         else:
             rows.append(row_of(path, answer, classifier.labels))
     return rows
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

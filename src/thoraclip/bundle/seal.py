@@ -12,6 +12,7 @@ from thoraclip.runs import file_sha256, write_text
 __all__ = ["FACTS", "check_seal", "is_bundle", "read_seal", "seal"]
 
 FACTS, _SUMS = "bundle.json", "SHA256SUMS"
+_REMEDY = "copy the bundle again, or export it again"
 
 
 def seal(folder: Path) -> None:
@@ -26,19 +27,13 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_seal(folder: Path) -> str:
-    """The checksums, as they are written there.
-
-    Raises:
-        InputError: no bundle there, or one without checksums.
-    """
+    """The checksums, as they are written there; raises InputError where there is no bundle, or one without them."""
     sums = folder / _SUMS
     if not is_bundle(folder):
         what = "no bundle there" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {what}; name a folder that `thoraclip export RUN --out BUNDLE` wrote")
     if not sums.is_file():
-        raise InputError(
-            f"{sums}: is missing, so the bundle cannot be checked; copy the bundle again, or export it again"
-        )
+        raise InputError(f"{sums}: is missing, so the bundle cannot be checked; {_REMEDY}")
     return sums.read_text(encoding="utf-8", errors="replace")
 
 
@@ -50,21 +45,21 @@ def check_seal(folder: Path) -> None:
         MismatchError: a file, or the list of them, was changed since the bundle was made.
     """
     sums, text = folder / _SUMS, read_seal(folder)
+    changed = MismatchError(f"{sums}: was changed since the bundle was made; {_REMEDY}")
     named = [line.split("  ", 1) for line in text.splitlines()]
     if not named or any(len(line) != 2 for line in named):
-        raise MismatchError(f"{sums}: was changed since the bundle was made; copy the bundle again, or export it again")
-    for told, name in named:
+        raise changed
+    for sha256, name in named:
         file = folder / name
         if Path(name).name != name or not file.is_file():
-            raise InputError(f"{file}: is missing from the bundle; copy the bundle again, or export it again")
-        if file_sha256(file) != told:
+            raise InputError(f"{file}: is missing from the bundle; {_REMEDY}")
+        if file_sha256(file) != sha256:
             raise MismatchError(
-                f"{file}: its content is not the one that the bundle was made with ({_SUMS}); copy the bundle again, "
-                "or export it again"
+                f"{file}: its content is not the one that the bundle was made with ({_SUMS}); {_REMEDY}"
             )
-    if text != _text({name: told for told, name in named}) or FACTS not in {name for _, name in named}:
-        raise MismatchError(f"{sums}: was changed since the bundle was made; copy the bundle again, or export it again")
+    if text != _text({name: sha256 for sha256, name in named}) or FACTS not in {name for _, name in named}:
+        raise changed
 
 
 def _text(sums: Mapping[str, str]) -> str:
-    return "".join(f"{told}  {name}\n" for name, told in sorted(sums.items()))
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))

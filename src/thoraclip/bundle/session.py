@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.bundle.format import Bundle
 from thoraclip.bundle.parity import compare_answers, compare_scores
-from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
+from thoraclip.bundle.runtime import BundleClassifier
 from thoraclip.bundle.thumbnails import SIDE, Thumbnails, draw_rows
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.splits import independent_groups
+from thoraclip.imaging import Preprocess
 from thoraclip.models.classifiers import Original
 from thoraclip.runs import Progress
 
-__all__ = ["ModelSession", "open_unfinished"]
+__all__ = ["ModelSession"]
 
 Greys = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -35,15 +34,7 @@ _SCALES_FROM = 128
 
 
 class ModelSession:
-    """Draws the images of one export, and runs models over them.
-
-    Args:
-        original: what is exported.
-        images: most images of each split that are used; int8 is compared on all of the test images.
-        seed: of what is drawn.
-        progress: called with (done, total) images.
-        is_int8: whether int8 will be compared.
-    """
+    """Draws the images of one export, at most `images` of each split, and runs models over them."""
 
     def __init__(self, original: Original, *, images: int, seed: int, progress: Progress | None, is_int8: bool) -> None:
         self.original, self.seed, self._progress = original, seed, progress
@@ -63,7 +54,7 @@ class ModelSession:
     def look(self, ask: Look, rows: Rows) -> tuple[Features, Floats]:
         """(features f32[R, D], scores f64[R, C]) of some rows of the manifest."""
         parts = []
-        for _, greys in self._greys(rows):
+        for greys in self._greys(rows, self.original.classifier.preprocess):
             parts.append(ask(greys))
             self._done += len(greys)
             if self._progress:
@@ -72,7 +63,8 @@ class ModelSession:
 
     def for_scales(self) -> Greys:
         """u8[N, S, S]: validation pictures that fix the scales of static int8."""
-        return np.concatenate([greys for _, greys in self._greys(_spread(self.original.val, _SCALES_FROM))])
+        rows = _spread(self.original.val, _SCALES_FROM)
+        return np.concatenate([*self._greys(rows, self.original.classifier.preprocess)])
 
     def thumbnails(self, features: Features, count: int) -> Thumbnails:
         """Some of the training pictures, whose features f32[T, D] are known."""
@@ -80,36 +72,28 @@ class ModelSession:
         chosen = draw_rows(self.targets[self.train], [patients[row] for row in self.train], count=count, seed=self.seed)
         rows, names = self.train[chosen], self.original.predictions.labels.names
         small = replace(self.original.classifier.preprocess, size=SIDE, geometry="pad", short_side=None)
-        pictures = grey_batches(self.original.manifest.take(rows), small, batch_size=_BATCH)
         unit = features[chosen] / np.maximum(np.linalg.norm(features[chosen], axis=1, keepdims=True), 1e-12)
-        return Thumbnails(
-            np.concatenate([greys for _, greys in pictures]), [names[target] for target in self.targets[rows]], unit
-        )
+        labels = [names[target] for target in self.targets[rows]]
+        return Thumbnails(np.concatenate([*self._greys(rows, small)]), labels, unit)
 
-    def _greys(self, rows: Rows) -> Iterator[tuple[int, Greys]]:
-        return grey_batches(self.original.manifest.take(rows), self.original.classifier.preprocess, batch_size=_BATCH)
+    def _greys(self, rows: Rows, spec: Preprocess) -> Iterator[Greys]:
+        for _, greys in grey_batches(self.original.manifest.take(rows), spec, batch_size=_BATCH):
+            yield greys
 
     def equality(self, runtime: BundleClassifier) -> dict[str, Any]:
         """fp32 against fp32, see `parity.compare_scores`."""
-        models = (self.original.classifier, runtime)
-        before, after = (self.look(model.look, self._equal_on)[1] for model in models)
-        return compare_scores(before, after)
+        return compare_scores(*(self.look(m.look, self._equal_on)[1] for m in (self.original.classifier, runtime)))
 
     def alikeness(self, runtime: BundleClassifier) -> dict[str, Any]:
         """int8 against the original, see `parity.compare_answers`.
 
         The images are its own test images, and those of other folds by their own heads on the same features.
         """
-        models = (self.original.classifier, runtime)
-        before, after = (self.look(model.look, self._alike_on) for model in models)
+        before, after = (self.look(m.look, self._alike_on) for m in (self.original.classifier, runtime))
         groups = np.unique(independent_groups(self.original.manifest.take(self._alike_on)), return_inverse=True)[1]
-        return compare_answers(
-            self._by_own_heads(*before),
-            self._by_own_heads(*after),
-            self.targets[self._alike_on],
-            groups.astype(np.int64),
-            seed=self.seed,
-        )
+        target = self.targets[self._alike_on]
+        own, others = self._by_own_heads(*before), self._by_own_heads(*after)
+        return compare_answers(own, others, target, groups.astype(np.int64), seed=self.seed)
 
     def _by_own_heads(self, features: Features, scores: Floats) -> Floats:
         """f64[N, C]: each image by the head of the fold that held it out."""
@@ -123,24 +107,3 @@ class ModelSession:
 def _spread(rows: Rows, most: int) -> Rows:
     """No more than `most` of the rows, evenly over all."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))]
-
-
-def open_unfinished(
-    folder: Path, original: Original, precision: str, *, quantisation: str | None = None
-) -> BundleClassifier:
-    """The model that lies in an unfinished bundle."""
-    labels, spec = original.predictions.labels, original.classifier.preprocess
-    empty = Bundle(
-        folder=folder,
-        fingerprint="",
-        name="",
-        kind="",
-        precision=precision,
-        labels=labels,
-        preprocess=spec,
-        scaling=None,
-        sets=None,
-        operating_points={},
-        facts={"novelty": None, "quantisation": quantisation, "weights": UNSIGNED},
-    )
-    return BundleClassifier(empty)

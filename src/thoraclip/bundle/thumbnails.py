@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -20,35 +22,20 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One of them, beside a picture.
-
-    Args:
-        label: its class.
-        similarity: cosine of the bundle's features of both.
-        grey: u8[S, S].
-    """
+    """One of them, beside an image."""
 
     label: str
-    similarity: float
-    grey: Grey
+    similarity: float  # cosine of the bundle's features of both
+    grey: Grey  # u8[S, S]
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """All that a bundle carries.
+    """All that a bundle carries."""
 
-    Args:
-        greys: u8[N, S, S].
-        labels: class of each.
-        features: f16 or f32[N, D], of length 1: the bundle's own.
-    """
-
-    greys: Grey
-    labels: Sequence[str]
-    features: npt.NDArray[np.floating]
-
-    def __len__(self) -> int:
-        return len(self.greys)
+    greys: Grey  # u8[N, S, S]
+    labels: Sequence[str]  # class of each
+    features: npt.NDArray[np.floating]  # f16 or f32[N, D], of length 1: the bundle's own
 
     def nearest(self, features: Features, *, count: int) -> list[Neighbour]:
         """The most similar ones to f32[D], the first most of all; of equals, the one that comes first."""
@@ -67,25 +54,19 @@ def draw_rows(targets: Rows, patients: Sequence[str | None], *, count: int, seed
 
     Args:
         targets: i64[N], class of each.
-        patients: of each; pictures without one count as patients of their own.
-        count: how many are wanted.
-        seed: of the draw.
+        patients: of each; images without one count as patients of their own.
 
     Returns:
         i64[min(count, N)], ascending.
     """
-    order = np.random.default_rng(seed).permutation(len(targets))
-    seen: dict[tuple[int, str | None], int] = {}
-    turns: dict[int, int] = {}
-    ranked = []
-    for row in order:
-        own = (int(targets[row]), patients[row])
-        again = 0 if patients[row] is None else seen.get(own, 0)
-        seen[own] = again + 1
-        ranked.append((again, row))
-    drawn = []
-    for again, row in sorted(ranked, key=lambda one: one[0]):  # stable: the draw decides among equals
-        label = int(targets[row])
-        drawn.append((turns.get(label, 0), again, row))
-        turns[label] = turns.get(label, 0) + 1
-    return np.sort([row for _, _, row in sorted(drawn, key=lambda one: one[0])[:count]]).astype(np.int64)
+    seen, turns, ranked, drawn = Counter[tuple[int, str]](), Counter[int](), [], []
+    for row in np.random.default_rng(seed).permutation(len(targets)):
+        label, patient = int(targets[row]), patients[row]
+        again = 0
+        if patient is not None:
+            again, seen[label, patient] = seen[label, patient], seen[label, patient] + 1
+        ranked.append((again, label, row))
+    for _, label, row in sorted(ranked, key=itemgetter(0)):  # stable: the draw decides among equals
+        drawn.append((turns[label], row))
+        turns[label] += 1
+    return np.sort([row for _, row in sorted(drawn, key=itemgetter(0))[:count]]).astype(np.int64)

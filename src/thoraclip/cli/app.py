@@ -20,38 +20,18 @@ from thoraclip.runs import NO_ROOM, is_main_process
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (*start.COMMANDS, *data.COMMANDS, *methods.COMMANDS, *judgement.COMMANDS, *deployment.COMMANDS)
-_EXTRA_OF = {
-    "accelerate": "study",
-    "fastapi": "serve",
-    "huggingface_hub": "study",
-    "jinja2": "study",
-    "matplotlib": "study",
-    "onnx": "export",
-    "onnxruntime": "predict",
-    "onnxscript": "export",
-    "peft": "study",
-    "prometheus_client": "serve",
-    "pyarrow": "study",
-    "pydantic": "serve",
-    "python_multipart": "serve",
-    "safetensors": "study",
-    "scipy": "study",
-    "sklearn": "study",
-    "starlette": "serve",
-    "threadpoolctl": "study",
-    "torch": "study",
-    "transformers": "study",
-    "uvicorn": "serve",
-    "yaml": "study",
+_EXTRAS = {
+    "export": "onnx onnxscript",
+    "predict": "onnxruntime",
+    "serve": "fastapi prometheus_client pydantic python_multipart starlette uvicorn",
+    "study": "accelerate huggingface_hub jinja2 matplotlib peft pyarrow safetensors scipy sklearn threadpoolctl torch "
+    "transformers yaml",
 }
-
-
-_SMALL = ("predict", "serve")
-"""On a small device, and for long: their memory goes back to the system as usual."""
+_EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}
+_SMALL = ("predict", "serve")  # on a small device, and for long: their memory goes back to the system as usual
 _INTERRUPTED = 130
 _GRACE_SECONDS = 5.0
-"""Of several processes the first one mostly fails in the same way and says so, and its end ends the others; after this
-time another one speaks for itself."""
+"""Until another process than the first, which mostly fails in the same way and ends the others, speaks for itself."""
 
 
 def _root(
@@ -85,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if code == _INTERRUPTED:  # the command line's own library has turned the signal into an exit code
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; run the same command again to go on", _INTERRUPTED)
     except ThoraclipError as error:
         return _fail(str(error), 2)
@@ -107,8 +87,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}cannot be written ({error.strerror}); make room and run the same command again", 2)
-    except typer.Abort:
-        return _fail("interrupted; run the same command again to go on", 130)
     except Exception as error:
         if not hasattr(error, "format_message"):  # only the usage errors of the command line's own library have it
             raise

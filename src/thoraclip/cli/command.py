@@ -40,29 +40,19 @@ _CALLBACKS = ("progress", "announce")
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Args:
-        panel: of `thoraclip --help`.
-        function: of `api`.
-        show: prints the result; called with it and the arguments by name.
-        name: of the command; empty for the function's.
-        flags: switches that only the command line has: name -> help. `show` gets them with the arguments.
-        listing: an option that prints something and exits: (name, help, function); none if empty.
-        call: calls the function with the arguments by name; by default with a progress bar.
-        signature: whose signature and docstring describe the command; `None` for `function`.
-        summary: what the command does; empty for the docstring's words.
-    """
-
-    panel: str
-    function: Callable[..., Any]
-    show: Callable[[Any, Mapping[str, Any]], None]
-    name: str = ""
-    flags: Mapping[str, str] = field(default_factory=dict)
-    listing: tuple[str, str, Callable[[], None]] | None = None
-    call: Callable[[Mapping[str, Any]], Any] | None = None
-    signature: Callable[..., Any] | None = None
-    summary: str = ""
+    panel: str  # of `thoraclip --help`
+    function: Callable[..., Any]  # of `api`
+    show: Callable[[Any, Mapping[str, Any]], None]  # prints the result; called with it and the arguments by name
+    name: str = ""  # of the command; empty for the function's
+    flags: Mapping[str, str] = field(
+        default_factory=dict
+    )  # switches of the command line alone, for `show`: name -> help
+    listing: tuple[str, str, Callable[[], None]] | None = None  # an option that prints and exits: name, help, function
+    call: Callable[[Mapping[str, Any]], Any] | None = None  # in place of `function` with a progress bar
+    signature: Callable[..., Any] | None = None  # its signature and docstring describe the command; else `function`'s
+    summary: str = ""  # what the command does; empty for the docstring's words
 
     @property
     def title(self) -> str:
@@ -72,12 +62,8 @@ class Command:
     def register(self, app: typer.Typer, *, whole: bool = True) -> None:
         """Add the command to an app; without its options where only its line in the list of commands is needed."""
         text = self.summary or _summary(self.signature or self.function)
-        add = app.command(
-            self.title,
-            rich_help_panel=self.panel,
-            help=escape(text),
-            short_help=escape(text.partition("\n\n")[0]),
-        )
+        short = escape(text.partition("\n\n")[0])
+        add = app.command(self.title, rich_help_panel=self.panel, help=escape(text), short_help=short)
         add(self._callback() if whole else lambda: None)
 
     def _callback(self) -> Callable[..., None]:
@@ -87,7 +73,9 @@ class Command:
         parameters = [_parameter(p, texts.get(p.name, "")) for p in own if p.name not in {*_CALLBACKS, "self"}]
         taken = frozenset(p.name for p in own)
         has_settings = any(p.kind is p.VAR_KEYWORD for p in own)
-        parameters += [_flag(name, text) for name, text in self.flags.items()]
+        parameters += [
+            _typed(name, bool, typer.Option(f"--{name}", help=text), False) for name, text in self.flags.items()
+        ]
         if self.listing:
             parameters.append(_listing(*self.listing))
 
@@ -146,10 +134,6 @@ def _parameter(own: inspect.Parameter, text: str) -> inspect.Parameter:
     if own.annotation == "bool | None" or (own.annotation == "bool" and own.default):
         name += f"/--no-{name[2:]}"
     return _typed(own.name, typed, typer.Option(name, help=help_text, show_default=shown), own.default)
-
-
-def _flag(name: str, text: str) -> inspect.Parameter:
-    return _typed(name, bool, typer.Option(f"--{name.replace('_', '-')}", help=text), False)
 
 
 def _listing(name: str, text: str, show: Callable[[], None]) -> inspect.Parameter:

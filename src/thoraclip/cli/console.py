@@ -93,17 +93,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number and numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*[_plain(cell) for cell in row])
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table)
-
-
-def _plain(cell: str) -> str:
-    return cell.replace("[", r"\[")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,11 +23,9 @@ def show_parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """How far the bundle is from the original, on standard output."""
     fp32, int8, test = content["fp32"], content["int8"], content["test"]
     accuracy = test["accuracy"]
+    difference = f"{fp32['largest_difference']:.1e} on {fp32['images']} test images"
     rows = [
-        [
-            "fp32 against the original",
-            f"largest difference {fp32['largest_difference']:.1e} on {fp32['images']} test images",
-        ],
+        ["fp32 against the original", f"largest difference {difference}"],
         ["accuracy of the bundle", f"{_percent(accuracy)} on {test['images']} test images"],
         ["sets hold the true class", f"{_percent(test['coverage'])}, {test['mean_set_size']:.2f} classes on average"],
         ["test images flagged", "-" if test["flagged"] is None else _percent(test["flagged"])],
@@ -51,19 +48,9 @@ def _percent(share: dict[str, float]) -> str:
 
 def call_predict(given: Mapping[str, Any]) -> ScoringSummary:
     """Score; rows go to standard output where no file is named."""
-    stream = sys.stdout.buffer  # before a bar takes its place
-    with _bar(given["out"]) as progress:
-        return predict(**{**given, "out": given["out"] or stream}, progress=progress, announce=announce)
-
-
-@contextmanager
-def _bar(out: Path | None) -> Iterator[Callable[[int, int], None]]:
-    """A bar, unless rows run over the same terminal."""
-    if out is None and sys.stdout.isatty():
-        yield lambda done, total: None
-    else:
-        with progress_bar() as progress:
-            yield progress
+    stream, rows_are_shown = sys.stdout.buffer, given["out"] is None and sys.stdout.isatty()
+    with nullcontext() if rows_are_shown else progress_bar() as progress:  # which would run over the rows
+        return predict(**{**given, "out": given["out"] or stream}, progress=progress or False, announce=announce)
 
 
 def show_predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:

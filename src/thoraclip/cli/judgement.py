@@ -36,8 +36,8 @@ def show_audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 def show_explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
     """The map's numbers on standard output, and where the sheet is."""
-    shares = {name: explained[name] for name in ("evidence_in_lungs", "lung_area")}
-    inside, area = ("-" if value is None else f"{100 * value:.0f} %" for value in shares.values())
+    shares = explained["evidence_in_lungs"], explained["lung_area"]
+    inside, area = ("-" if value is None else f"{100 * value:.0f} %" for value in shares)
     rows = [
         ["class", f"{explained['class']}, probability {explained['probability']:.3f}"],
         ["predicted", f"{explained['predicted']}, probability {explained['scores'][explained['predicted']]:.3f}"],

@@ -24,16 +24,15 @@ __all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "sh
 
 @cache
 def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> Environment:
-    """Jinja's environment for the templates of a package, with the shared ones behind them.
-
-    The same arguments give the same environment, so that each template is compiled once in a process.
+    """Jinja's environment for the `templates/` of a package, with the shared ones behind them; the same one for the
+    same arguments, so that each template is compiled once.
 
     Args:
-        package: such as `thoraclip.evaluation`; its templates lie in `templates/`.
+        package: such as `thoraclip.evaluation`.
         html: escape what is put into the page.
         filters: the package's own, by name.
     """
-    found = Environment(
+    shared = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("thoraclip.pages")]),
         autoescape=html,
         undefined=StrictUndefined,
@@ -41,19 +40,15 @@ def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> E
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"md": escape_markdown, "show": show, **filters}
-    found.globals["counted"] = counted
-    found.tests["table"] = _is_table
-    return found
+    shared.filters |= {"md": escape_markdown, "show": show, **filters}
+    shared.globals["counted"] = counted
+    shared.tests["table"] = _is_table
+    return shared
 
 
 def picture_or_reason(load: Callable[[], npt.NDArray[np.uint8]], side: int) -> dict[str, str | None]:
-    """`picture`: a JPEG in base64, the longer side at most `side` pixels; or `error`: why there is none.
-
-    Args:
-        load: gives grey or colour pixels, u8[H, W] or u8[H, W, 3].
-        side: in pixels.
-    """
+    """`picture`: a JPEG in base64 of u8[H, W] or u8[H, W, 3], the longer side at most `side` pixels; or `error`: why
+    there is none."""
     try:
         image = Image.fromarray(load())
     except (ThoraclipError, OSError) as error:

@@ -5,40 +5,35 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from thoraclip.bundle.runtime import Prediction
 from thoraclip.errors import ImageError
 from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
 from thoraclip.server.batch_queue import METHODS, BatchQueue
+from thoraclip.server.limits import MEGA
+from thoraclip.server.problems import reason_of
 
 __all__ = [
     "NOTE",
-    "About",
     "BundleFacts",
     "Explained",
-    "Neighbour",
-    "OnePicture",
     "Predicted",
     "Problem",
     "State",
-    "about",
     "bundle_facts",
-    "data_uri",
     "explained",
-    "one_picture",
     "predicted",
-    "reason_of",
 ]
 
 NOTE = "Research use only, not for diagnosis."
-_DECIMALS = 6
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, 6))]
 
 
 class _Answer(BaseModel):
@@ -58,7 +53,7 @@ class BundleFacts(About):
     """A bundle in the answer of `/v1/bundles`, and what the server takes."""
 
     calibrated: bool = Field(description="Whether scores are calibrated; else they are as the model gives them.")
-    set_coverage: float | None = Field(
+    set_coverage: Rounded | None = Field(
         description="Share of images, like those of the validation, whose `set` is to hold the true class; null where "
         "the bundle has no sets."
     )
@@ -76,7 +71,7 @@ class Neighbour(_Answer):
     """A training picture that the bundle carries."""
 
     label: str = Field(description="Its class in the training data.")
-    similarity: float = Field(description="Cosine of the features.", ge=-1.000001, le=1.000001)
+    similarity: Rounded = Field(description="Cosine of the features.", ge=-1.000001, le=1.000001)
     picture: str = Field(description="Thumbnail: a data URI of a PNG.")
 
 
@@ -85,7 +80,7 @@ class OnePicture(_Answer):
 
     index: int = Field(description="Place in the request, from 0.", ge=0)
     label: str | None = Field(description="The class of the highest score.")
-    scores: dict[str, float] | None = Field(description="Calibrated probability of each class; they sum to 1.")
+    scores: dict[str, Rounded] | None = Field(description="Calibrated probability of each class; they sum to 1.")
     set: list[str] | None = Field(
         description="Classes that cannot be ruled out: more than one is an abstention between them, none fits no "
         "class. Null where the bundle has no such sets."
@@ -94,7 +89,7 @@ class OnePicture(_Answer):
         description="Whether the picture is unlike the training images, so that its scores mean nothing; null where "
         "the bundle cannot tell."
     )
-    ood_score: float | None = Field(description="How unlike; flagged above the bundle's threshold.")
+    ood_score: Rounded | None = Field(description="How unlike; flagged above the bundle's threshold.")
     neighbours: list[Neighbour] | None = Field(
         description="The most similar training pictures that the bundle carries; null unless asked for."
     )
@@ -116,10 +111,10 @@ class Explained(_Answer):
     prediction: OnePicture
     explained: str = Field(description="The class whose evidence is shown.")
     method: str = Field(description="How the map was made: occlusion.")
-    evidence_in_lungs: float | None = Field(
+    evidence_in_lungs: Rounded | None = Field(
         description="Share of the evidence inside the lungs; null without an outline."
     )
-    lung_area: float | None = Field(description="Share of the picture that the lungs cover; null without an outline.")
+    lung_area: Rounded | None = Field(description="Share of the picture that the lungs cover; null without an outline.")
     lungs_from: str = Field(description="Where the outline is from, or why there is none.")
     picture: str = Field(description="The radiograph: a data URI of a grey PNG.")
     heat: str = Field(description="The evidence, to be laid over it: a data URI of a PNG with alpha, of the same size.")
@@ -150,39 +145,35 @@ class Problem(_Answer):
     pictures: list[BadPicture] | None = Field(default=None, description="The reason for each picture.")
 
 
-def about(queue: BatchQueue) -> About:
+def _about(queue: BatchQueue) -> About:
     """The bundle of a queue."""
     bundle = queue.classifier.bundle
-    return About(
-        name=queue.name,
-        title=bundle.title.removeprefix("bundle: "),
-        labels=list(queue.classifier.labels.names),
-        fingerprint=bundle.fingerprint,
-    )
+    title, labels = bundle.title.removeprefix("bundle: "), list(bundle.labels.names)
+    return About(name=queue.name, title=title, labels=labels, fingerprint=bundle.fingerprint)
 
 
 def bundle_facts(queue: BatchQueue, *, phantoms: int) -> BundleFacts:
     """What the bundle of a queue can do; `phantoms`: synthetic radiographs that the server draws."""
     bundle = queue.classifier.bundle
     return BundleFacts(
-        **about(queue).model_dump(),
+        **_about(queue).model_dump(),
         calibrated=bundle.scaling is not None,
-        set_coverage=None if bundle.sets is None else round(1 - bundle.sets.alpha, _DECIMALS),
+        set_coverage=None if bundle.sets is None else 1 - bundle.sets.alpha,
         detects_ood=bundle.facts["novelty"] is not None,
         thumbnails=(bundle.facts.get("thumbnails") or {"images": 0})["images"],
         methods=list(METHODS),
-        most_bytes=queue.limits.bytes,
+        most_bytes=queue.limits.megabytes * MEGA,
         phantoms=phantoms,
     )
 
 
 def predicted(queue: BatchQueue, results: Sequence[Prediction | ImageError], *, neighbours: int = 0) -> Predicted:
     """The answer to some images."""
-    pictures = [one_picture(queue, index, result, neighbours=neighbours) for index, result in enumerate(results)]
-    return Predicted(bundle=about(queue), pictures=pictures)
+    pictures = [_one_picture(queue, index, result, neighbours=neighbours) for index, result in enumerate(results)]
+    return Predicted(bundle=_about(queue), pictures=pictures)
 
 
-def one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError, *, neighbours: int = 0) -> OnePicture:
+def _one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError, *, neighbours: int = 0) -> OnePicture:
     """The answer to an image."""
     if isinstance(result, ImageError):
         empty: dict[str, Any] = dict.fromkeys(OnePicture.model_fields)
@@ -190,16 +181,16 @@ def one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError, 
     near = None
     if neighbours and (thumbnails := queue.classifier.bundle.thumbnails) is not None:
         near = [
-            Neighbour(label=one.label, similarity=round(one.similarity, _DECIMALS), picture=data_uri(one.grey))
+            Neighbour(label=one.label, similarity=one.similarity, picture=_data_uri(one.grey))
             for one in thumbnails.nearest(result.features, count=neighbours)
         ]
     return OnePicture(
         index=index,
         label=result.label,
-        scores={name: round(score, _DECIMALS) for name, score in result.scores.items()},
+        scores=result.scores,
         set=None if result.set is None else list(result.set),
         ood=result.ood,
-        ood_score=_rounded(result.ood_score),
+        ood_score=result.ood_score,
         neighbours=near,
         error=None,
     )
@@ -208,29 +199,20 @@ def one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError, 
 def explained(queue: BatchQueue, prediction: Prediction, shown: Explanation, *, neighbours: int = 0) -> Explained:
     """The answer to an image whose evidence was asked for."""
     return Explained(
-        bundle=about(queue),
-        prediction=one_picture(queue, 0, prediction, neighbours=neighbours),
+        bundle=_about(queue),
+        prediction=_one_picture(queue, 0, prediction, neighbours=neighbours),
         explained=shown.label,
         method=shown.method,
-        evidence_in_lungs=_rounded(shown.evidence_in_lungs),
-        lung_area=_rounded(shown.lung_area),
+        evidence_in_lungs=shown.evidence_in_lungs,
+        lung_area=shown.lung_area,
         lungs_from=shown.lungs_from,
-        picture=data_uri(shown.grey),
-        heat=data_uri(heat_layer(shown.heat, shown.seen)),
-        outline=data_uri(outline_layer(shown.lungs)) if shown.lungs.any() else None,
+        picture=_data_uri(shown.grey),
+        heat=_data_uri(heat_layer(shown.heat, shown.seen)),
+        outline=_data_uri(outline_layer(shown.lungs)) if shown.lungs.any() else None,
     )
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, _DECIMALS)
-
-
-def reason_of(error: Exception) -> str:
-    """Why an image cannot be read, without a name for it: the request has none."""
-    return str(error).removeprefix("image: ")
-
-
-def data_uri(picture: Image.Image | npt.NDArray[np.uint8]) -> str:
+def _data_uri(picture: Image.Image | npt.NDArray[np.uint8]) -> str:
     """An image as a PNG that stands in a page or in JSON itself."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()

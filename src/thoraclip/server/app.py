@@ -19,37 +19,18 @@ from starlette.middleware.cors import CORSMiddleware
 from thoraclip.bundle.format import CARD
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps.picture import overlay_png
-from thoraclip.server.answers import (
-    NOTE,
-    BundleFacts,
-    Explained,
-    Predicted,
-    State,
-    bundle_facts,
-    explained,
-    predicted,
-    reason_of,
-)
+from thoraclip.server import answers, openapi
 from thoraclip.server.batch_queue import METHODS, BatchQueue
 from thoraclip.server.guard import Guard, Journal
 from thoraclip.server.intake import read_pictures
 from thoraclip.server.limits import Limits
 from thoraclip.server.metrics import Metrics
-from thoraclip.server.openapi import (
-    EXPLAINED,
-    ONE_PICTURE,
-    PREDICTED,
-    SOME_PICTURES,
-    SOME_PROBLEMS,
-    add_document,
-    refusals,
-)
 from thoraclip.server.page import PHANTOMS, page_router
-from thoraclip.server.problems import RefusedError, problem
+from thoraclip.server.problems import RefusedError, problem, reason_of
 
 __all__ = ["ServerState", "create_app"]
 
-_DESCRIPTION = f"""Frontal chest X-rays in, calibrated probabilities out. **{NOTE}**
+_DESCRIPTION = f"""Frontal chest X-rays in, calibrated probabilities out. **{answers.NOTE}**
 
 A request is held in memory and gone with its answer. No name of a file is looked at; answers come in the order of the
 pictures. What is wrong is told as problem details (RFC 9457)."""
@@ -57,22 +38,14 @@ pictures. What is wrong is told as problem details (RFC 9457)."""
 
 @dataclass
 class ServerState:
-    """What the handlers share.
+    """What the handlers share."""
 
-    Args:
-        queues: one for each bundle; the first answers where none is named.
-        limits, metrics: of the server.
-        has_page: whether there is a page at `/`.
-        is_stopping: set at the first signal to stop.
-        stop_now: set at the second.
-    """
-
-    queues: Sequence[BatchQueue]
+    queues: Sequence[BatchQueue]  # one for each bundle; the first answers where none is named
     limits: Limits
     metrics: Metrics
-    has_page: bool = False
-    is_stopping: bool = False
-    stop_now: bool = False
+    has_page: bool = False  # at `/`
+    is_stopping: bool = False  # since the first signal to stop
+    stop_now: bool = False  # since the second
 
     def queue(self, name: str) -> BatchQueue:
         """The queue of a bundle, the first one for no name; raises RefusedError where there is none."""
@@ -91,7 +64,7 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
     """The app; whoever starts it stops it, and its queues with it.
 
     Args:
-        state: what the handlers share.
+        state: shared by the handlers.
         token: that every client must bring, as `Authorization: Bearer TOKEN` or as the password of a browser; empty for
             none.
         origins: of pages on other hosts that may ask (CORS).
@@ -110,7 +83,7 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,  # they load scripts from another host
-        responses=refusals(401) if token else {},
+        responses=openapi.refusals(401) if token else {},
     )
     app.state.server = state
     app.include_router(_pictures)
@@ -118,7 +91,8 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
     if state.has_page:
         app.include_router(page_router)
     labels = dict.fromkeys(name for queue in state.queues for name in queue.classifier.labels.names)
-    add_document(app, {"bundle": [queue.name for queue in state.queues], "class": list(labels), "method": METHODS})
+    choices = {"bundle": [queue.name for queue in state.queues], "class": list(labels), "method": METHODS}
+    openapi.add_document(app, choices)
     for kind in (HTTPException, RequestValidationError, ImageError, ConfigError):
         app.add_exception_handler(kind, _problem)
     app.add_middleware(Guard, limits=state.limits, metrics=state.metrics, token=token, origins=origins)
@@ -150,15 +124,12 @@ def _state(request: Request) -> ServerState:
 
 
 Shared = Annotated[ServerState, Depends(_state)]
-BundleName = Annotated[
-    str,
-    Query(
-        alias="bundle", description="Which bundle answers, by its name in `/v1/bundles`; the first if none is given."
-    ),
-]
-Neighbours = Annotated[
-    int, Query(ge=0, le=20, description="How many similar training pictures are told, where the bundle carries any.")
-]
+_WHICH = "Which bundle answers, by its name in `/v1/bundles`; the first if none is given."
+BundleName = Annotated[str, Query(alias="bundle", description=_WHICH)]
+_HOW_MANY = "How many similar training pictures are told, where the bundle carries any."
+Neighbours = Annotated[int, Query(ge=0, le=20, description=_HOW_MANY)]
+_EXPLAINED = "What is explained; the predicted class if none is given."
+ClassName = Annotated[str, Query(alias="class", description=_EXPLAINED)]
 
 _pictures = APIRouter(tags=["pictures"])
 _server = APIRouter(tags=["the server"])
@@ -168,10 +139,11 @@ _server = APIRouter(tags=["the server"])
     "/v1/predict",
     summary="Score chest X-rays",
     response_description="Each picture's scores, or the reason why it has none; one of them at least can be read.",
-    openapi_extra=SOME_PICTURES,
-    responses={200: {"content": {"application/json": {"example": PREDICTED}}}, **refusals(*SOME_PROBLEMS)},
+    **openapi.PREDICT,
 )
-async def predict(request: Request, server: Shared, bundle: BundleName = "", neighbours: Neighbours = 0) -> Predicted:
+async def predict(
+    request: Request, server: Shared, bundle: BundleName = "", neighbours: Neighbours = 0
+) -> answers.Predicted:
     """Calibrated probabilities, the classes that cannot be ruled out, and whether a picture is unlike the training
     images."""
     queue = server.queue(bundle)
@@ -182,7 +154,8 @@ async def predict(request: Request, server: Shared, bundle: BundleName = "", nei
     if len(bad) == len(results):
         more = "" if len(bad) == 1 else f" (and {len(bad) - 1} more, none of which can be read)"
         raise RefusedError(422, f"{bad[0]['error']}{more}", pictures=bad)
-    return await asyncio.to_thread(predicted, queue, results, neighbours=neighbours)  # thumbnails take their time
+    # in a thread: thumbnails take their time
+    return await asyncio.to_thread(answers.predicted, queue, results, neighbours=neighbours)
 
 
 @_pictures.post(
@@ -190,23 +163,17 @@ async def predict(request: Request, server: Shared, bundle: BundleName = "", nei
     summary="Show where the evidence is",
     response_description="The scores, the radiograph and the evidence as layers; or, asked for as image/png, a sheet "
     "of it all.",
-    response_model=Explained,
-    openapi_extra=ONE_PICTURE,
-    responses={
-        200: {"content": {"application/json": {"example": EXPLAINED}, "image/png": {}}},
-        **refusals(*SOME_PROBLEMS),
-    },
+    response_model=answers.Explained,
+    **openapi.EXPLAIN,
 )
 async def explain(
     request: Request,
     server: Shared,
     bundle: BundleName = "",
-    class_name: Annotated[
-        str, Query(alias="class", description="What is explained; the predicted class if none is given.")
-    ] = "",
+    class_name: ClassName = "",
     method: Annotated[str, Query(description="occlusion, the only one for a bundle.")] = "occlusion",
     neighbours: Neighbours = 0,
-) -> Explained | Response:
+) -> answers.Explained | Response:
     """A heat map for one picture. It shows where the scores change when a part is blurred away, and proves nothing."""
     queue = server.queue(bundle)
     pictures = await read_pictures(request, server.limits)
@@ -216,21 +183,21 @@ async def explain(
     prediction, shown = await queue.explain(pictures[0], class_name=class_name, method=method)
     if "image/png" in request.headers.get("accept", ""):
         return Response(await asyncio.to_thread(overlay_png, shown), media_type="image/png")
-    return await asyncio.to_thread(explained, queue, prediction, shown, neighbours=neighbours)
+    return await asyncio.to_thread(answers.explained, queue, prediction, shown, neighbours=neighbours)
 
 
 @_server.get("/v1/bundles", summary="The bundles that answer")
-async def bundles(server: Shared) -> list[BundleFacts]:
+async def bundles(server: Shared) -> list[answers.BundleFacts]:
     """The first one answers where none is named."""
     phantoms = PHANTOMS if server.has_page else 0
-    return [bundle_facts(queue, phantoms=phantoms) for queue in server.queues]
+    return [answers.bundle_facts(queue, phantoms=phantoms) for queue in server.queues]
 
 
 @_server.get(
     "/card",
     summary="What the bundle is, promises, and must not be used for",
     response_class=PlainTextResponse,
-    responses={200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}, **refusals(404)},
+    responses={200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}, **openapi.refusals(404)},
 )
 async def card(server: Shared, bundle: BundleName = "") -> Response:
     """The bundle's card, as Markdown."""
@@ -239,22 +206,22 @@ async def card(server: Shared, bundle: BundleName = "") -> Response:
 
 
 @_server.get("/health", summary="Whether the process lives")
-async def health() -> State:
+async def health() -> answers.State:
     """Always the same answer."""
-    return State(status="alive")
+    return answers.State(status="alive")
 
 
 @_server.get(
     "/ready",
     summary="Whether a picture that comes now would be taken",
-    responses={503: {"model": State, "description": "Not now: the queue is full, or the server is stopping."}},
+    responses={503: {"model": answers.State, "description": "Not now: the queue is full, or the server is stopping."}},
 )
-async def ready(server: Shared, response: Response) -> State:
+async def ready(server: Shared, response: Response) -> answers.State:
     """For a load balancer."""
     if server.is_ready:
-        return State(status="ready")
+        return answers.State(status="ready")
     response.status_code = 503
-    return State(status="stopping" if server.is_stopping else "busy")
+    return answers.State(status="stopping" if server.is_stopping else "busy")
 
 
 @_server.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)

@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps import MAPS
 from thoraclip.heatmaps.picture import Explanation, explain_pixels
 from thoraclip.imaging import decode, fit
-from thoraclip.server.limits import Limits
+from thoraclip.server.limits import MEGA, Limits
 from thoraclip.server.metrics import Metrics
 from thoraclip.server.problems import RefusedError
 from thoraclip.threads import cores
@@ -42,8 +44,7 @@ class BatchQueue:
     Args:
         classifier: of the bundle.
         name: by which clients know the bundle.
-        limits: of the server.
-        metrics: of the server.
+        limits, metrics: of the server.
         threads: that decode and predict; 0 for as many as there are cores.
     """
 
@@ -104,16 +105,12 @@ class BatchQueue:
     ) -> tuple[Prediction, Explanation]:
         """What the bundle says of an image, and where it sees evidence for a class; the scores of both are the same.
 
-        Args:
-            picture: content of a file.
-            class_name: empty for the predicted class.
-            method: one of `METHODS`; empty for the first.
+        An empty class is the predicted one, an empty method the first of `METHODS`.
 
         Raises:
             RefusedError: too many explanations wait already, or this one has waited for longer than the limit (429); it
                 takes longer than the limit (422).
-            ImageError: the image cannot be read.
-            ConfigError: no such class or method.
+            ImageError, ConfigError: the image cannot be read; no such class or method.
         """
         names = self.classifier.labels.names
         if class_name and class_name not in names:
@@ -172,7 +169,9 @@ class BatchQueue:
         futures, greys = [], []
         for data, future in jobs:
             try:
-                greys.append(fit(decode(data, max_pixels=self.limits.pixels).pixels, self.classifier.preprocess))
+                greys.append(
+                    fit(decode(data, max_pixels=self.limits.megapixels * MEGA).pixels, self.classifier.preprocess)
+                )
                 futures.append(future)
             except ImageError as error:
                 future.set_result(ImageError(str(error)))  # a new one: its frames would keep the image alive
@@ -190,9 +189,16 @@ class BatchQueue:
     def _explain(self, picture: bytes, class_name: str, method: str, deadline: float) -> tuple[Prediction, Explanation]:
         if time.monotonic() > deadline:
             raise _busy(f"no explanation within {self.limits.seconds:g} s", 10)
-        timed = _Timed(self.classifier, deadline, f"explaining it takes longer than {self.limits.seconds:g} s")
-        pixels = decode(picture, max_pixels=self.limits.pixels).pixels
-        prediction = self.classifier.classify_grey(fit(pixels, self.classifier.preprocess))
+
+        def predict(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # some hundred times for a map
+            if time.monotonic() > deadline:
+                raise RefusedError(422, f"explaining it takes longer than {self.limits.seconds:g} s")
+            return self.classifier.predict(pixels)
+
+        labels, spec = self.classifier.labels, self.classifier.preprocess
+        timed: Any = SimpleNamespace(labels=labels, preprocess=spec, predict=predict)
+        pixels = decode(picture, max_pixels=self.limits.megapixels * MEGA).pixels
+        prediction = self.classifier.classify_grey(fit(pixels, spec))
         note = self.classifier.bundle.title
         shown = explain_pixels(timed, pixels, class_name=class_name or prediction.label, method=method, note=note)
         return prediction, dataclasses.replace(shown, scores=prediction.scores)
@@ -204,16 +210,3 @@ class BatchQueue:
 
 def _busy(reason: str, seconds: int) -> RefusedError:
     return RefusedError(429, f"{reason}; come later", headers={"retry-after": str(seconds)})
-
-
-class _Timed:
-    """A `Predictor` that gives up at a deadline: an explanation asks it some hundred times."""
-
-    def __init__(self, classifier: BundleClassifier, deadline: float, reason: str) -> None:
-        self.labels, self.preprocess = classifier.labels, classifier.preprocess
-        self._classifier, self._deadline, self._reason = classifier, deadline, reason
-
-    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if time.monotonic() > self._deadline:
-            raise RefusedError(422, self._reason)
-        return self._classifier.predict(pixels)

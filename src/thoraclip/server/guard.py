@@ -21,10 +21,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thoraclip.server.limits import Limits
+from thoraclip.server.limits import MEGA, Limits
 from thoraclip.server.logs import log_event
 from thoraclip.server.metrics import Metrics
-from thoraclip.server.problems import RefusedError, problem
+from thoraclip.server.problems import CROSS_SITE, RefusedError, problem
 
 __all__ = ["Guard", "Journal"]
 
@@ -48,7 +48,6 @@ class Journal:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -97,10 +96,8 @@ class Guard:
 
     Args:
         app: the inner application.
-        limits: of the server.
-        metrics: told the size of all bodies in flight.
-        token: that a client must bring; empty for none.
-        origins: of pages on other hosts that may ask.
+        limits, metrics: of the server.
+        token, origins: see `create_app`.
     """
 
     def __init__(
@@ -111,7 +108,6 @@ class Guard:
         self._held = 0  # bytes of the bodies of all requests in flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -158,7 +154,7 @@ class Guard:
     def _refuse_stranger(self, scope: Scope, headers: Headers) -> None:
         origin = headers.get("origin")
         if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET" and origin not in self._origins:
-            raise RefusedError(403, "asked by a page of another site; start the server with --allow-origin to let it")
+            raise RefusedError(403, CROSS_SITE)
         is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         if not self._token or scope["path"] in _OPEN or is_preflight:
             return
@@ -170,9 +166,9 @@ class Guard:
 
     def _refuse_size(self, size: int) -> None:
         limits = self._limits
-        if size > limits.bytes:
+        if size > limits.megabytes * MEGA:
             raise RefusedError(413, f"the request is larger than {limits.megabytes} MB; send fewer or smaller pictures")
-        if self._held > limits.held_bytes:
+        if self._held > limits.held_megabytes * MEGA:
             raise RefusedError(429, "too much is being received at once; come later", headers={"retry-after": "1"})
 
     @staticmethod

@@ -33,42 +33,29 @@ async def read_pictures(request: Request, limits: Limits) -> list[bytes]:
         return [await request.body()]
     if media_type != _FORM:
         raise RefusedError(415, f"the content type must be {_FORM} or one of {', '.join(MEDIA_TYPES)}")
-    form, boundary = _Form(limits.files), options.get(b"boundary")
+    boundary = options.get(b"boundary")
     if not boundary:
         raise RefusedError(400, "the content type names no boundary; let the client's library make the form")
+    parts, ends = list[bytearray](), list[bool]()
+
+    def begin() -> None:
+        if len(parts) == limits.files:
+            raise RefusedError(413, f"more than {limits.files} pictures in one request; send several requests")
+        parts.append(bytearray())
+
+    def add(data: bytes, start: int, end: int) -> None:
+        parts[-1] += data[start:end]
+
     try:
-        parser = MultipartParser(boundary, form.callbacks())
+        events: MultipartCallbacks = {"on_part_begin": begin, "on_part_data": add, "on_end": lambda: ends.append(True)}
+        parser = MultipartParser(boundary, events)
         async for chunk in request.stream():
             parser.write(chunk)
         parser.finalize()
     except FormParserError as error:
         raise RefusedError(400, "the form is damaged; send multipart/form-data with its boundary") from error
-    if not form.is_whole:
+    if not ends:
         raise RefusedError(400, "the form ends before its last boundary; send all of it")
-    if not form.parts:
+    if not parts:
         raise RefusedError(422, "the form has no picture; send one or more")
-    return [bytes(part) for part in form.parts]
-
-
-class _Form:
-    """What a parser calls for each part of a form."""
-
-    def __init__(self, most: int) -> None:
-        self.parts: list[bytearray] = []
-        self.is_whole = False
-        self._most = most
-
-    def callbacks(self) -> MultipartCallbacks:
-        """For the parser; kept by it alone, so that nothing here keeps itself, and the pictures, alive."""
-        return {"on_part_begin": self._begin, "on_part_data": self._data, "on_end": self._end}
-
-    def _begin(self) -> None:
-        if len(self.parts) == self._most:
-            raise RefusedError(413, f"more than {self._most} pictures in one request; send several requests")
-        self.parts.append(bytearray())
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1] += data[start:end]
-
-    def _end(self) -> None:
-        self.is_whole = True
+    return [bytes(part) for part in parts]

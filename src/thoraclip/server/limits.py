@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from thoraclip.errors import ConfigError
 
-__all__ = ["Limits"]
+__all__ = ["MEGA", "Limits"]
+
+MEGA = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +45,8 @@ class Limits:
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{field.name} = {value}: must be larger than 0")
         if self.files > self.waiting:
-            raise ConfigError(
-                f"files = {self.files}: no more than can wait ({self.waiting}); raise waiting, or lower files"
-            )
+            rule = f"no more than can wait ({self.waiting})"
+            raise ConfigError(f"files = {self.files}: {rule}; raise waiting, or lower files")
         if self.megabytes > self.held_megabytes:
-            raise ConfigError(
-                f"megabytes = {self.megabytes}: no more than can be held ({self.held_megabytes}); raise "
-                "held_megabytes, or lower megabytes"
-            )
-
-    @property
-    def bytes(self) -> int:
-        """Of one request."""
-        return self.megabytes * 1_000_000
-
-    @property
-    def held_bytes(self) -> int:
-        """Of all requests in flight."""
-        return self.held_megabytes * 1_000_000
-
-    @property
-    def pixels(self) -> int:
-        """Of one picture."""
-        return self.megapixels * 1_000_000
+            rule = f"no more than can be held ({self.held_megabytes})"
+            raise ConfigError(f"megabytes = {self.megabytes}: {rule}; raise held_megabytes, or lower megabytes")

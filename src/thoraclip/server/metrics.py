@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from thoraclip.bundle.runtime import Prediction
@@ -18,32 +20,18 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "thoraclip_requests", "Requests that were answered.", ("route", "method", "status"), registry=registry
-        )
-        self.seconds = Histogram(
-            "thoraclip_request_seconds",
-            "From the first byte of a request to its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._pictures = Counter(
-            "thoraclip_pictures",
-            "Pictures by what came of them: a class, or unreadable.",
-            ("bundle", "outcome"),
-            registry=registry,
-        )
-        self._ood = Counter(
-            "thoraclip_pictures_ood", "Pictures that are unlike the training images.", ("bundle",), registry=registry
-        )
-        self.batches = Histogram(
-            "thoraclip_batch_pictures", "Pictures that a thread took at once.", buckets=(1, 2, 4, 8), registry=registry
-        )
-        self.waiting = Gauge("thoraclip_waiting_pictures", "Pictures that wait for the classifier.", registry=registry)
-        self.held = Gauge(
-            "thoraclip_held_bytes", "Bytes of the requests that are received or answered.", registry=registry
-        )
+        count, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        observe = partial(Histogram, registry=registry)
+        self.requests = count("thoraclip_requests", "Requests that were answered.", ("route", "method", "status"))
+        text = "From the first byte of a request to its answer."
+        self.seconds = observe("thoraclip_request_seconds", text, ("route",), buckets=_SECONDS)
+        text = "Pictures by what came of them: a class, or unreadable."
+        self._pictures = count("thoraclip_pictures", text, ("bundle", "outcome"))
+        self._ood = count("thoraclip_pictures_ood", "Pictures that are unlike the training images.", ("bundle",))
+        text = "Pictures that a thread took at once."
+        self.batches = observe("thoraclip_batch_pictures", text, buckets=(1, 2, 4, 8))
+        self.waiting = gauge("thoraclip_waiting_pictures", "Pictures that wait for the classifier.")
+        self.held = gauge("thoraclip_held_bytes", "Bytes of the requests that are received or answered.")
 
     def count_answer(self, bundle: str, answer: Prediction | ImageError) -> None:
         """Count an answered image by its outcome."""

@@ -10,9 +10,9 @@ from pydantic.json_schema import models_json_schema
 
 from thoraclip.server.answers import NOTE, Problem
 from thoraclip.server.intake import MEDIA_TYPES
-from thoraclip.server.problems import MEDIA_TYPE
+from thoraclip.server.problems import CROSS_SITE, MEDIA_TYPE
 
-__all__ = ["EXPLAINED", "ONE_PICTURE", "PREDICTED", "SOME_PICTURES", "SOME_PROBLEMS", "add_document", "refusals"]
+__all__ = ["EXPLAIN", "EXPLAINED", "PREDICT", "PREDICTED", "SOME_PROBLEMS", "add_document", "refusals"]
 
 _PNG = "data:image/png;base64,iVBORw0KGgo..."
 _BUNDLE = {
@@ -49,25 +49,10 @@ EXPLAINED = {
 }
 
 _PICTURE = {"type": "string", "format": "binary", "description": "Content of a PNG, JPEG or DICOM file."}
-
-
-def _body(description: str, **counts: int) -> dict[str, Any]:
-    files = {"type": "array", "items": _PICTURE, "minItems": 1, **counts}
-    form = {"type": "object", "properties": {"files": files}, "required": ["files"], "description": description}
-    one = {kind: {"schema": _PICTURE} for kind in MEDIA_TYPES}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **one}}}
-
-
-SOME_PICTURES = _body("Each part is a picture, whatever its name.")
-ONE_PICTURE = _body("One part, the picture.", maxItems=1)
-
 _WHY = {
     400: ("The form is damaged.", "the form is damaged; send multipart/form-data with its boundary"),
     401: ("No token, or a wrong one.", "send the token: Authorization: Bearer TOKEN"),
-    403: (
-        "Asked by a page of another site.",
-        "asked by a page of another site; start the server with --allow-origin to let it",
-    ),
+    403: ("Asked by a page of another site.", CROSS_SITE),
     404: ("No such bundle.", "no bundle is called 'bundel'; did you mean 'bundle'?"),
     408: ("The request took too long to arrive.", "the request took longer than 30 s to arrive"),
     413: ("Too large, or too many pictures.", "the request is larger than 64 MB; send fewer or smaller pictures"),
@@ -87,6 +72,20 @@ def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
         example = {"type": "about:blank", "title": description.rstrip("."), "status": code, "detail": detail}
         found[code] = {"description": description, "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}
     return found
+
+
+def _operation(form_text: str, example: dict[str, Any], *others: str, **counts: int) -> dict[str, Any]:
+    """Description, for FastAPI, of a route that takes images; `others`: media types of its answer beside JSON."""
+    files = {"type": "array", "items": _PICTURE, "minItems": 1, **counts}
+    form = {"type": "object", "properties": {"files": files}, "required": ["files"], "description": form_text}
+    one = {kind: {"schema": _PICTURE} for kind in MEDIA_TYPES}
+    body = {"required": True, "content": {"multipart/form-data": {"schema": form}, **one}}
+    answer = {"content": {"application/json": {"example": example}, **{kind: {} for kind in others}}}
+    return {"openapi_extra": {"requestBody": body}, "responses": {200: answer, **refusals(*SOME_PROBLEMS)}}
+
+
+PREDICT = _operation("Each part is a picture, whatever its name.", PREDICTED)
+EXPLAIN = _operation("One part, the picture.", EXPLAINED, "image/png", maxItems=1)
 
 
 def add_document(app: FastAPI, choices: Mapping[str, Sequence[str]]) -> None:

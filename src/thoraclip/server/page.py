@@ -40,8 +40,11 @@ def page_file(file: str) -> Response:
         return _static(file)
     phantoms = [f"phantom-{number}.png" for number in range(PHANTOMS)]
     if file in phantoms:
-        content = _phantom(phantoms.index(file))
-        return Response(content, media_type="image/png", headers={"cache-control": "no-cache"})
+        number, stream = phantoms.index(file), io.BytesIO()
+        rng, label = np.random.default_rng(1000 + number), CLASSES[number % len(CLASSES)]
+        drawn = draw_phantom(label, rng=rng, size=_PHANTOM_SIDE, difficulty=0.0)
+        Image.fromarray(drawn.pixels).save(stream, format="PNG")
+        return Response(stream.getvalue(), media_type="image/png", headers={"cache-control": "no-cache"})
     raise RefusedError(404, "Not Found")
 
 
@@ -50,12 +53,3 @@ def _static(name: str) -> Response:
     kind = f"{_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
     headers = {"content-security-policy": PAGE_POLICY, "cache-control": "no-cache"}
     return Response(content, media_type=kind, headers=headers)
-
-
-def _phantom(number: int) -> bytes:
-    """PNG of a synthetic radiograph, a function of its number."""
-    label = CLASSES[number % len(CLASSES)]
-    drawn = draw_phantom(label, rng=np.random.default_rng(1000 + number), size=_PHANTOM_SIDE, difficulty=0.0)
-    stream = io.BytesIO()
-    Image.fromarray(drawn.pixels).save(stream, format="PNG")
-    return stream.getvalue()

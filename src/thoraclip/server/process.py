@@ -73,10 +73,9 @@ def read_token(file: Path | None) -> str:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{where}: cannot be read ({reason}); name a text file that holds a token") from error
     if len(token) < _LEAST_TOKEN or any(letter.isspace() for letter in token):
-        raise InputError(
-            f"{where}: no token there; write one of {_LEAST_TOKEN} or more letters without a space, as from: "
-            "python -c 'import secrets; print(secrets.token_urlsafe())'"
-        )
+        remedy = f"write one of {_LEAST_TOKEN} or more letters without a space, as from: "
+        example = "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        raise InputError(f"{where}: no token there; {remedy}{example}")
     return token
 
 
@@ -91,19 +90,13 @@ def serve_bundles(
     with_page: bool = True,
     started: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what is in flight is answered first.
+    """Serve until SIGTERM or SIGINT; what is in flight is answered first. See `api.deployment.serve` for the rest.
 
     Args:
         folders: of the bundles; the first answers where none is named.
         place: where it listens.
-        limits: what is refused.
-        threads: that decode and predict, for each bundle; 0 for as many as there are cores.
-        token, origins: see `create_app`.
-        with_page: whether there is a page at `/`.
+        threads: for each bundle.
         started: gets the address once it answers.
-
-    Raises:
-        ThoraclipError: a bundle cannot be opened.
     """
     return_freed_memory()
     metrics, queues = Metrics(), list[BatchQueue]()
@@ -150,7 +143,6 @@ class _Server(uvicorn.Server):
         self._state, self._started = state, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As Uvicorn does, then report the address."""
         await super().startup(sockets)
         host, port = (sockets or [])[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -158,9 +150,8 @@ class _Server(uvicorn.Server):
         self._started(address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As Uvicorn does, which leaves the app to itself when it is in a hurry."""
         await super().shutdown(sockets)
-        if self.force_exit:
+        if self.force_exit:  # then Uvicorn leaves the app to itself
             await self.lifespan.shutdown()
 
     @contextmanager
@@ -186,14 +177,12 @@ class _Protocol(H11Protocol):
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait; of more connections than the limit, each gets no more than a reason."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
-            self.app = self.crowded
+            self.app = self.crowded  # which answers with the reason alone
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Begin to wait at the first byte of a request, stop at the end of its head."""
         if self._late is None and self._is_between:
             self._wait()
         super().data_received(data)
@@ -201,7 +190,6 @@ class _Protocol(H11Protocol):
             self._forget()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to wait."""
         self._forget()
         super().connection_lost(exc)
 
