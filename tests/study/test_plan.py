@@ -17,8 +17,8 @@ from thoraclip.cli import start
 from thoraclip.cli.app import run
 from thoraclip.data.views import VIEWS
 from thoraclip.methods import baseline, supervised
+from thoraclip.methods.baseline import SupervisedStep
 from thoraclip.methods.contrastive import ContrastiveStep
-from thoraclip.methods.supervised import SupervisedStep
 from thoraclip.methods.training.steps import Steps
 from thoraclip.models.captioner import Captioner
 from thoraclip.models.dual_encoder import DualEncoder

@@ -18,17 +18,11 @@ __all__ = ["Chosen", "choose_classifier", "load_classifier"]
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which classifier of a run explains a picture.
+    """Which classifier of a run explains a picture."""
 
-    Args:
-        fold: its number; `None` of a run without folds.
-        note: why this one.
-        lung_mask: the manifest's mask of the picture, where it has one.
-    """
-
-    fold: int | None
-    note: str
-    lung_mask: Path | None = None
+    fold: int | None  # its number; `None` of a run without folds
+    note: str  # why this one
+    lung_mask: Path | None = None  # the manifest's mask of the picture, where it has one
 
 
 def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) -> Chosen:

@@ -96,19 +96,13 @@ def cached_backward(
 
 @dataclass
 class _FirstPass:
-    """What one tower leaves behind: everything without gradient, and the last chunk's graph.
+    """What one tower leaves behind: everything without gradient, and the last chunk's graph."""
 
-    Args:
-        representations: f32[b, P] of this process's share, padding included, without gradient.
-        last: f32[b', P] with gradient.
-        last_rows, earlier_rows: the rows behind them, without padding.
-        trained: False where nothing in the tower has a gradient, so that no chunk need be encoded again.
-    """
-
-    representations: Tensor
-    last: Tensor | None
-    last_rows: Tensor
-    earlier_rows: list[Tensor]
+    representations: Tensor  # f32[b, P] of this process's share, padding included, without gradient
+    last: Tensor | None  # f32[b', P] with gradient
+    last_rows: Tensor  # the rows behind them, without padding
+    earlier_rows: list[Tensor]  # the rows behind them, without padding
+    # False where nothing in the tower has a gradient, so that no chunk need be encoded again
     trained: bool = field(init=False)
 
 

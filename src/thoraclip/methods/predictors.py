@@ -32,23 +32,14 @@ _RETIRED = ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder that `run_method` has finished.
+    """A run folder that `run_method` has finished."""
 
-    Args:
-        folder: of the run.
-        kind: a name in `METHODS`.
-        config: of the method, as it ran.
-        manifest: fingerprint of the manifest that it ran on.
-        fingerprint: of all that its result depends on.
-        folds: numbers of the folds that it held out; `(None,)` with a train/val/test split.
-    """
-
-    folder: Path
-    kind: str
-    config: Any
-    manifest: str
-    fingerprint: str
-    folds: tuple[int | None, ...]
+    folder: Path  # of the run
+    kind: str  # a name in `METHODS`
+    config: Any  # of the method, as it ran
+    manifest: str  # fingerprint of the manifest that it ran on
+    fingerprint: str  # of all that its result depends on
+    folds: tuple[int | None, ...]  # numbers of the folds that it held out; `(None,)` with a train/val/test split
 
     @property
     def name(self) -> str:

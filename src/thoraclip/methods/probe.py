@@ -126,18 +126,13 @@ Heads = Callable[[Config, Features, Rows, LabelSet, Sequence[float], Texts | Non
 
 @dataclass(frozen=True)
 class Solver:
-    """One entry of `SOLVERS`.
+    """One entry of `SOLVERS`."""
 
-    Args:
-        fit: (settings, features f32[N, D], targets i64[N], classes, penalties, texts) -> a head for each penalty; of a
-            solver by epochs a head after each of `settings.epochs`.
-        by_epoch: the epoch is chosen by validation; else the penalty.
-        needs_texts: the class prompts are read, in the space shared with text.
-    """
-
+    # (settings, features f32[N, D], targets i64[N], classes, penalties, texts) -> a head for each penalty; of a solver
+    # by epochs a head after each of `settings.epochs`
     fit: Heads
-    by_epoch: bool = False
-    needs_texts: bool = False
+    by_epoch: bool = False  # the epoch is chosen by validation; else the penalty
+    needs_texts: bool = False  # the class prompts are read, in the space shared with text
 
 
 def _text_informed(

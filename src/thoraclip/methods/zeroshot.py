@@ -46,19 +46,12 @@ class Config(EncoderConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """Zero-shot scores of every image of a manifest by one encoder.
+    """Zero-shot scores of every image of a manifest by one encoder."""
 
-    Args:
-        scores: f64[N, C], rows sum to 1.
-        images: f64[N, P], unit vectors.
-        prompt_vectors: per class f64[K_c, P], unit vectors.
-        logit_scale: of the encoder.
-    """
-
-    scores: npt.NDArray[np.float64]
-    images: npt.NDArray[np.float64]
-    prompt_vectors: list[npt.NDArray[np.float64]]
-    logit_scale: float
+    scores: npt.NDArray[np.float64]  # f64[N, C], rows sum to 1
+    images: npt.NDArray[np.float64]  # f64[N, P], unit vectors
+    prompt_vectors: list[npt.NDArray[np.float64]]  # per class f64[K_c, P], unit vectors
+    logit_scale: float  # of the encoder
 
 
 def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:

@@ -58,20 +58,13 @@ class AuditTarget(Protocol):
 
 @dataclass(frozen=True)
 class AuditSample:
-    """The N images of an audit.
+    """The N images of an audit."""
 
-    Args:
-        manifest: of these images alone, in the order of the whole one.
-        classifiers: (classifier, i64 rows of the sample that it judges).
-        labels, target: classes, i64[N].
-        groups: i64[N], images that share a patient or a picture have the same number.
-    """
-
-    manifest: Manifest
-    classifiers: Sequence[tuple[Looker, Ints]]
-    labels: LabelSet
-    target: Ints
-    groups: Ints
+    manifest: Manifest  # of these images alone, in the order of the whole one
+    classifiers: Sequence[tuple[Looker, Ints]]  # (classifier, i64 rows of the sample that it judges)
+    labels: LabelSet  # classes, i64[N]
+    target: Ints  # classes, i64[N]
+    groups: Ints  # i64[N], images that share a patient or a picture have the same number
 
     @property
     def parts(self) -> Ints:

@@ -30,15 +30,10 @@ _ANSWERS = ArrayKind(
 
 @dataclass(frozen=True)
 class ViewScores:
-    """Features and scores of N images under one view; NaN where an image was not shown.
+    """Features and scores of N images under one view; NaN where an image was not shown."""
 
-    Args:
-        features: f32[N, D].
-        scores: f64[N, C].
-    """
-
-    features: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float64]
+    features: npt.NDArray[np.float32]  # f32[N, D]
+    scores: npt.NDArray[np.float64]  # f64[N, C]
 
     @property
     def named(self) -> Ints:
