@@ -302,10 +302,12 @@ def test_an_unused_or_frozen_tower_and_a_loss_that_is_not_finite() -> None:
         return frozen(y[rows])
 
     towers = (Tower(7, lambda rows: layer(x[rows])), Tower(2, lambda rows: unused(x[rows])), Tower(7, encode))
-    assert not torch.isfinite(cached_backward(towers, lambda a, b, c: a.sum() / 0, chunk_size=3))
+    assert not torch.isfinite(
+        cached_backward(towers, lambda a, b, c: a.sum() / 0, chunk_size=3, processes=ProcessGroup())
+    )
     assert layer.weight.grad is None
     seen.clear()
-    value = cached_backward(towers, lambda a, b, c: (a * c).sum(), chunk_size=3)
+    value = cached_backward(towers, lambda a, b, c: (a * c).sum(), chunk_size=3, processes=ProcessGroup())
     torch.testing.assert_close(value, (layer(x) * frozen(y)).sum().detach())
     assert seen == [3, 3, 1] and unused.weight.grad is None
     torch.testing.assert_close(layer.bias.grad, frozen(y).sum(dim=0), rtol=1e-4, atol=1e-5)
@@ -336,7 +338,7 @@ def test_the_processes_gradients_add_up_to_one_and_padding_adds_nothing(
             return own[n](inputs[n][rows])
 
         towers = [Tower(len(x), lambda rows, n=n: encode(rows, n)) for n, x in enumerate(inputs)]
-        cached_backward(towers, loss, chunk_size=chunk, processes=group if count > 1 else None)
+        cached_backward(towers, loss, chunk_size=chunk, processes=group)
         assert max(most) <= chunk
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in own.parameters()]
 

@@ -19,8 +19,8 @@ from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
-from thoraclip.methods.validation import read_validation, validation_file
-from thoraclip.runs import Progress, RunFolder, digest, is_main_process, provenance, sweep, write_json
+from thoraclip.models.files import require_adapter
+from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
@@ -77,7 +77,17 @@ class RunContext:
         """
         split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
         table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
-        write_predictions(self.folder.file(validation_file(part.fold)), table)
+        write_predictions(self.folder.file(fold_file("validation.parquet", part.fold)), table)
+
+
+def read_validation(folder: Path) -> tuple[Predictions, ...]:
+    """The validation scores of a run: one table, or one for each fold in their order; `()` where none are kept."""
+    whole, prefix = folder / "validation.parquet", "validation-fold-"
+    if whole.is_file():
+        return (read_predictions(whole),)
+    names = [file.stem.removeprefix(prefix) for file in folder.glob(f"{prefix}*.parquet")]
+    folds = sorted(int(name) for name in names if name.isdigit())
+    return tuple(read_predictions(folder / fold_file("validation.parquet", fold)) for fold in folds)
 
 
 def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
@@ -135,15 +145,14 @@ def parts(
     known = targets >= 0
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
-    masks: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
-    if (folds >= 0).any():
-        known_folds = sorted(set(folds[folds >= 0].tolist()))
-        require_folds(only, known_folds)
-        for fold in only or known_folds:
-            masks.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
-    else:
-        masks.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
-    for fold, train, val, test in masks:
+    numbers: list[int | None] = sorted(set(folds[folds >= 0].tolist()))
+    if numbers:
+        require_folds(only, numbers)
+    for fold in (only or numbers) if numbers else [None]:
+        if fold is None:
+            train, val, test = (known & (split == name) for name in ("train", "val", "test"))
+        else:
+            train, val, test = known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)
         for name, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise ManifestError(
@@ -223,14 +232,17 @@ def run_method(
 
     Raises:
         ConfigError: several processes were started for a method that runs in one.
+        InputError: no adapter where the config names one; nothing is written then.
     """
     require_shared_work(kind)
-    folder = RunFolder(out)
+    folder, method = RunFolder(out), find_method(kind)
     facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():
         sweep(out)
     if not folder.is_done(fingerprint):
-        if find_method(kind).is_parallel:
+        if adapter := getattr(config, "adapter", ""):
+            require_adapter(adapter)
+        if method.is_parallel:
             from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 
             require_launch(wanted=config.processes, trackers=config.trackers)
@@ -238,15 +250,14 @@ def run_method(
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
                 stale.unlink()
-        method = import_module(find_method(kind).module)
         embeddings = cache or out / "embeddings"
         context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
-        output: MethodOutput | None = method.run(config, context)
+        output: MethodOutput | None = import_module(method.module).run(config, context)
         if output is not None:
             write_predictions(folder.file("predictions.parquet"), output.predictions)
             write_json(folder.file("details.json"), output.details)
             folder.write_metrics(output.metrics)
-            if find_method(kind).is_trained:
+            if method.is_trained:
                 trained = TrainedRun(
                     kind=kind,
                     config=config,

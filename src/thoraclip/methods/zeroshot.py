@@ -18,7 +18,7 @@ from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
-from thoraclip.models.heads import log_loss, softmax
+from thoraclip.models.heads import LinearHead, Standardiser, log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
@@ -139,15 +139,13 @@ def _spread(
     labels: LabelSet, texts: list[tuple[str, ...]], named: npt.NDArray[np.int64], predictions: Predictions
 ) -> list[dict[str, Any]]:
     """Accuracy and macro F1 of every single prompt on the judged rows."""
-    from sklearn.metrics import accuracy_score
-
     position = {image: row for row, image in enumerate(predictions.image_id)}
     judged = predictions.judged()
     rows = np.array([position[image] for image in judged.image_id])
     return [
         {
             "prompts": {name: t[k % len(t)] for name, t in zip(labels.names, texts, strict=True)},
-            "accuracy": float(accuracy_score(judged.target, named[rows, k])),
+            "accuracy": float((judged.target == named[rows, k]).mean()),
             "macro_f1": macro_f1(judged.target, named[rows, k], len(labels)),
         }
         for k in range(named.shape[1])
@@ -175,8 +173,10 @@ def load_classifier(config: EncoderConfig, folder: Path, fold: int | None, label
 
 def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -> EncoderClassifier:
     """An encoder with the mean vectors of each class's prompts as a linear head."""
-    from thoraclip.models.classifiers import EncoderClassifier, prompt_head
+    from thoraclip.models.classifiers import EncoderClassifier
 
     encoder = load_encoder(config)
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels))
-    return EncoderClassifier(encoder, prompt_head(labels, vectors, encoder.logit_scale), "projected")
+    weight = (encoder.logit_scale * vectors).astype(np.float32)
+    head = LinearHead(labels, Standardiser.identity(weight.shape[1]), weight, np.zeros(len(labels), np.float32))
+    return EncoderClassifier(encoder, head, "projected")
