@@ -28,9 +28,9 @@ from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
 from thoraclip.methods import audit as module
 from thoraclip.methods.audit import AuditConfig, audit, probes, scoring
+from thoraclip.methods.audit.probes import probe_tests, view_tests
 from thoraclip.methods.audit.sample import AuditSample, draw_sample
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners
-from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
 from thoraclip.models import segmenter

@@ -145,10 +145,11 @@ def parts(
     known = targets >= 0
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
-    numbers: list[int | None] = sorted(set(folds[folds >= 0].tolist()))
+    numbers = sorted(set(folds[folds >= 0].tolist()))
     if numbers:
         require_folds(only, numbers)
-    for fold in (only or numbers) if numbers else [None]:
+    held_out: Sequence[int | None] = (only or numbers) if numbers else [None]
+    for fold in held_out:
         if fold is None:
             train, val, test = (known & (split == name) for name in ("train", "val", "test"))
         else:
@@ -160,8 +161,8 @@ def parts(
                 )
         if not val.any():
             pool = np.flatnonzero(train)
-            held_out = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
-            val[held_out], train[held_out] = True, False
+            own = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
+            val[own], train[own] = True, False
         for index, label in enumerate(labels.names):
             for name, rows in (("training", train), ("validation", val)):
                 if not (rows & (targets == index)).any():

@@ -1,4 +1,4 @@
-"""Probes and trees that an audit fits: what can be told from features, or from the background alone.
+"""The tests of an audit: of the classifier on views, of probes fitted on each view, and of trees on the background.
 
 Each image is answered by a classifier that was fitted without it.
 """
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.splits import assign_groups
+from thoraclip.data.views import VIEWS
 from thoraclip.evaluation.shortcuts import Trial
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
@@ -28,7 +29,9 @@ __all__ = [
     "background_answers",
     "deal_folds",
     "probe_answers",
+    "probe_tests",
     "tree_answers",
+    "view_tests",
 ]
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -178,3 +181,35 @@ def attribute_answers(sample: AuditSample, original: ViewScores, fold: Ints, *, 
             entry["named"] = probe_answers(original.features, codes, fold, classes=len(frequent), l2=l2)
         columns.append(entry)
     return columns
+
+
+def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
+    """What is asked of the classifier as it is; controls come last."""
+    tests = [
+        Trial(
+            *(view.trial or (name, view.title)),
+            "classifier",
+            after=name,
+            before="" if view.is_alone else view.before,
+            counts=view.counts,
+            finds=view.finds if view.counts else "",
+        )
+        for name, view in VIEWS.items()
+        if name in named and (view.is_alone or view.before)
+    ]
+    return sorted(tests, key=lambda test: not test.counts)
+
+
+def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
+    """What is asked of probes that are fitted on the views; they count where the classifier is such a probe."""
+    tests = []
+    for name, view in VIEWS.items():
+        after = f"refitted {name}"
+        if after not in answers or view.refits == "no":
+            continue
+        if view.refits == "control":  # compared with the originals
+            tests.append(Trial(after, view.title, "features", after, "refitted original", counts=False))
+            continue
+        before = "" if view.is_alone else "refitted original"
+        tests.append(Trial(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds))
+    return tests
