@@ -184,10 +184,9 @@ def explain(
         )  # calibrated, as `predict`
         write_overlay(Path(out), explained)
         return explained.as_dict()
-    from thoraclip.methods.explain import load_classifier as load
-    from thoraclip.methods.predictors import read_run
+    from thoraclip.methods.predictors import load_chosen, read_run
 
-    classifier, chosen = load(read_run(Path(run)), Path(image), fold=fold)
+    classifier, chosen = load_chosen(read_run(Path(run)), Path(image), fold=fold)
     ask = partial(explain_picture, classifier, Path(image), **options)
     own = chosen.lung_mask if mask is None else None
     if own is not None and (problem := why_no_mask(own, Path(image))):

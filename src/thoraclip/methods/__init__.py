@@ -6,7 +6,7 @@
     finetune.py, baseline.py    a training loop each; what they share is in training/
     probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
     running.py                  what happens around `run`: folder, folds, resume, files
-    predictors.py               from a finished run to its classifiers, for audit/, explain.py and original.py
+    predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py
 """
 
 from __future__ import annotations

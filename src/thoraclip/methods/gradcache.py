@@ -27,15 +27,10 @@ __all__ = ["Tower", "cached_backward"]
 
 @dataclass(frozen=True)
 class Tower:
-    """One encoder and the rows that it is asked for in this step.
+    """One encoder and the rows that it is asked for in this step."""
 
-    Args:
-        rows: N, how many.
-        encode: i64[b] rows of 0..N-1 -> f32[b, P] with gradient; a pure function of the rows.
-    """
-
-    rows: int
-    encode: Callable[[Tensor], Tensor]
+    rows: int  # N, how many
+    encode: Callable[[Tensor], Tensor]  # i64[b] rows of 0..N-1 -> f32[b, P] with gradient; a pure function of the rows
 
 
 def cached_backward(

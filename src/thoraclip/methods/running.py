@@ -46,25 +46,15 @@ _SCHEMA, _FOLD_SCHEMA = 2, 1
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where one run happens.
+    """Where one run happens."""
 
-    Args:
-        manifest: the images.
-        folder: the run's own folder.
-        cache: folder for embeddings, shared by the runs of a study.
-        pixels: folder for decoded images, shared by the runs of a study; `None` keeps none.
-        progress: draws (done, total); `None` for silence.
-        log: gets a line of what the user should know.
-        fingerprint: of everything that the result of a fold depends on, so not of which folds are run; checkpoints and
-            trained weights carry it.
-    """
-
-    manifest: Manifest
-    folder: RunFolder
-    cache: Path
-    pixels: Path | None = None
-    progress: Progress | None = None
-    log: Callable[[str], None] = lambda _: None
+    manifest: Manifest  # the images
+    folder: RunFolder  # the run's own folder
+    cache: Path  # folder for embeddings, shared by the runs of a study
+    pixels: Path | None = None  # folder for decoded images, shared by the runs of a study; `None` keeps none
+    progress: Progress | None = None  # draws (done, total); `None` for silence
+    log: Callable[[str], None] = lambda _: None  # gets a line of what the user should know
+    # of all that the result of a fold depends on, so not of which folds are run; checkpoints and weights carry it
     fingerprint: str = ""
 
     def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
@@ -103,30 +93,19 @@ def _predictions(manifest: Manifest, labels: LabelSet, rows: Rows, scores: Score
 
 @dataclass(frozen=True)
 class MethodOutput:
-    """What the `run` of a method gives.
+    """What the `run` of a method gives."""
 
-    Args:
-        predictions: of the images that were scored, all folds together.
-        details: JSON-able; written to `details.json`.
-        metrics: the rows of `metrics.jsonl`.
-    """
-
-    predictions: Predictions
-    details: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, object]]
+    predictions: Predictions  # of the images that were scored, all folds together
+    details: Mapping[str, Any]  # JSON-able; written to `details.json`
+    metrics: Sequence[Mapping[str, object]]  # the rows of `metrics.jsonl`
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one training and its scoring use.
+    """What one training and its scoring use."""
 
-    Args:
-        fold: number of the held-out fold; `None` with a train/val/test split.
-        train, val, test: i64 rows of the manifest, disjoint, all labelled.
-    """
-
-    fold: int | None
-    train: Rows
+    fold: int | None  # number of the held-out fold; `None` with a train/val/test split
+    train: Rows  # i64 rows of the manifest; those of the three are disjoint, all labelled
     val: Rows
     test: Rows
 

@@ -139,7 +139,7 @@ def audit(
     )
     named = {name: view.named for name, view in seen.items()}
     trials = view_tests(named)
-    fold = deal_folds(sample.target, sample.keys, folds=config.folds, seed=config.seed)
+    fold = deal_folds(sample.target, [str(group) for group in sample.groups], folds=config.folds, seed=config.seed)
     refitted, shuffled = _refit(run, sample, seen, fold, config)
     named |= refitted
     trials += probe_tests(refitted, run.is_retrainable)

@@ -74,11 +74,6 @@ class AuditSample:
             part[rows] = number
         return part
 
-    @property
-    def keys(self) -> list[str]:
-        """The groups as text."""
-        return [str(group) for group in self.groups]
-
 
 def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int, seed: int) -> AuditSample:
     """Labelled images that the run's classifiers were not trained on; `images` at most, the classes in their shares.
