@@ -3,7 +3,7 @@
 `METHODS` is the one list of them; the command line, the study and the docs follow from it. A method is a module with
 `Config` (a frozen dataclass) and `run(config, context) -> MethodOutput`. Where to read first:
 
-    finetune.py, baseline.py    a training loop each; what they share is in training/
+    finetune.py, baseline.py    what is trained, a step, and its validation; the loop and its files are in training/
     probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
     running.py                  what happens around `run`: folder, folds, resume, files
     predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py

@@ -157,14 +157,7 @@ def _located(config: EncoderConfig) -> dict[str, Any]:
 
 
 class _Actor:
-    """Makes, in an actor, what encodes a shard.
-
-    Args:
-        config: fields of an `EncoderConfig`.
-        root: folder of the pictures.
-        size: images per batch.
-        expected: see `by_ray`.
-    """
+    """Makes, in an actor, what encodes a shard of the images in `root`, `size` at a time; see `by_ray`."""
 
     def __init__(self, config: dict[str, Any], root: str, size: int, expected: dict[str, str]) -> None:
         self._config, self._root, self._size, self._expected = config, root, size, expected

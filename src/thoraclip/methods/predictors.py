@@ -119,14 +119,14 @@ class FinishedRun:
             return
         split = np.array([s or "" for s in manifest.column("split")])
         known &= split == "test" if (split != "").any() else np.ones(len(manifest), dtype=bool)
-        held_by = self._held_by(manifest)
+        held_by, judged = self._held_by(manifest), 0
         for fold in self.folds:
-            own = np.array([h == fold for h in held_by])
-            if fold == self.folds[0]:
-                own |= np.array([h == "new" for h in held_by])
-            if (known & own).any():
-                yield fold, np.flatnonzero(known & own)
-        if not (known & np.array([h == "new" or h in self.folds for h in held_by])).any():
+            own = np.array([held == fold or (held == "new" and fold == self.folds[0]) for held in held_by])
+            rows = np.flatnonzero(known & own)
+            judged += len(rows)
+            if len(rows):
+                yield fold, rows
+        if not judged:
             raise ManifestError(
                 "manifest: no labelled image, of split 'test' where it names splits, that the run has not seen"
             )

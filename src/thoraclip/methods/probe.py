@@ -220,18 +220,8 @@ def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embe
     finished = None if config.reads_prompts else finished_embeddings(config)
     if finished is not None:
         return finished, None
-    from thoraclip.methods.embed import cached_embeddings  # with torch
-
     encoder = load_encoder(config)
-    embedded = cached_embeddings(
-        config,
-        context.manifest,
-        context.cache,
-        encoder=encoder,
-        pixels=context.pixels,
-        progress=context.progress,
-        announce=context.log,
-    )
+    embedded = context.embeddings(config, encoder)
     if not config.reads_prompts:
         return embedded, None
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,11 @@ from thoraclip.models.files import require_adapter
 from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
+
+if TYPE_CHECKING:
+    from thoraclip.methods.encoders import EncoderConfig
+    from thoraclip.models.dual_encoder import DualEncoder
+    from thoraclip.tables.embeddings import Embeddings
 
 __all__ = [
     "MethodOutput",
@@ -56,6 +61,13 @@ class RunContext:
     log: Callable[[str], None] = lambda _: None  # gets a line of what the user should know
     # of all that the result of a fold depends on, so not of which folds are run; checkpoints and weights carry it
     fingerprint: str = ""
+
+    def embeddings(self, config: EncoderConfig, encoder: DualEncoder) -> Embeddings:
+        """The features of all images; see `embed.cached_embeddings`."""
+        from thoraclip.methods.embed import cached_embeddings  # with torch
+
+        given: dict[str, Any] = {"pixels": self.pixels, "progress": self.progress, "announce": self.log}
+        return cached_embeddings(config, self.manifest, self.cache, encoder=encoder, **given)
 
     def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.

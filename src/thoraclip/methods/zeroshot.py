@@ -56,18 +56,8 @@ class Scored:
 
 def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:
     """Softmax over logit scale times cosine, for every image of the context's manifest."""
-    from thoraclip.methods.embed import cached_embeddings  # with torch
-
     encoder = load_encoder(config)
-    embedded = cached_embeddings(
-        config,
-        context.manifest,
-        context.cache,
-        encoder=encoder,
-        pixels=context.pixels,
-        progress=context.progress,
-        announce=context.log,
-    )
+    embedded = context.embeddings(config, encoder)
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
     vectors = prompt_vectors(encoder, prompts, labels)
     scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)

@@ -1,4 +1,4 @@
-"""What a training loop needs around its step: resume, learning rate, log, best weights, early stopping, signals."""
+"""The training loop: resume, learning rate, steps, log, best weights, early stopping, signals."""
 
 from __future__ import annotations
 
