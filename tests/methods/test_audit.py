@@ -283,7 +283,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     def refitted(features: Any, labels: npt.NDArray[np.int64]) -> list[int]:
         told = np.full(16, -1)
         for part in parts:
-            told[part] = probes.probe_answers(features[part], labels[part], fold[part], classes=3, l2=0.3)
+            told[part] = probes.probe_answers(features[part], labels[part], fold[part], l2=0.3)
         return told.tolist()
 
     named = facts.answers.named
@@ -407,7 +407,7 @@ def test_a_class_that_no_other_source_has_is_not_askedacross_sources() -> None:
     asked = answers["across sources"] >= 0
     assert set(target[asked]) == {1} and np.array_equal(asked, answers["within sources"] >= 0)
     for name, part in (("within sources", fold), ("across sources", np.repeat([0, 1], 60))):
-        named = probes.probe_answers(features, target, part, classes=3, l2=SETTINGS.l2)
+        named = probes.probe_answers(features, target, part, l2=SETTINGS.l2)
         assert answers[name].tolist() == np.where(target == 1, named, -1).tolist()
     assert (trial.name, trial.level, trial.after, trial.before, trial.finds) == (
         "across-sources", "features", "across sources", "within sources", "the source"
@@ -446,7 +446,7 @@ def test_a_column_is_asked_for_where_two_of_its_values_are_frequent() -> None:
     codes = np.array([1] * 20 + [0] * 20 + [-1] * 5)
     assert (by_sex["column"], by_sex["values"], by_sex["asked"]) == ("sex", ["F", "M", "U"], ["F", "M"])
     assert by_sex["codes"].tolist() == codes.tolist()
-    assert by_sex["named"].tolist() == probes.probe_answers(features, codes, fold, classes=2, l2=0.1).tolist()
+    assert by_sex["named"].tolist() == probes.probe_answers(features, codes, fold, l2=0.1).tolist()
     assert (by_view["values"], by_view["asked"], by_view["named"]) == (["AP", "PA"], ["PA"], None)
     assert (source["values"], form["named"]) == ([], None)
     apart = dataclasses.replace(

@@ -140,7 +140,7 @@ def audit(
     named = {name: view.named for name, view in seen.items()}
     trials = view_tests(named)
     fold = deal_folds(sample.target, [str(group) for group in sample.groups], folds=config.folds, seed=config.seed)
-    refitted, shuffled = _refit(run, sample, seen, fold, config)
+    refitted, shuffled = _refit(sample, seen, fold, config)
     named |= refitted
     trials += probe_tests(refitted, run.is_retrainable)
     announce("what can be told without lungs")
@@ -183,14 +183,13 @@ def _find_lungs(sample: AuditSample, spec: Preprocess, config: AuditConfig, prog
 
 
 def _refit(
-    run: AuditTarget, sample: AuditSample, seen: Mapping[str, ViewScores], fold: Ints, config: AuditConfig
+    sample: AuditSample, seen: Mapping[str, ViewScores], fold: Ints, config: AuditConfig
 ) -> tuple[dict[str, Ints], Answers]:
     """Probes on the features of every view, each image answered by those that were fitted without it.
 
     Returns:
         Answers by view, and those of probes of shuffled labels to the shuffled labels.
     """
-    classes = len(sample.labels)
     same: dict[tuple[str, ...], list[Ints]] = {}
     for classifier, own in sample.classifiers:
         same.setdefault(classifier.features_key, []).append(own)
@@ -199,13 +198,13 @@ def _refit(
         answer = np.full(len(target), -1, dtype=np.int64)
         for parts in same.values():
             rows = np.concatenate(parts)
-            answer[rows] = probe_answers(view.features[rows], target[rows], fold[rows], classes=classes, l2=config.l2)
+            answer[rows] = probe_answers(view.features[rows], target[rows], fold[rows], l2=config.l2)
         return answer
 
     refitted = {f"refitted {name}": answers(view, sample.target) for name, view in seen.items() if name != "sham"}
     shuffled = _shuffled(sample.target, sample.groups, config.seed)
     guessed = {"refitted shuffled": answers(seen["original"], shuffled)}
-    return refitted, Answers(shuffled, sample.groups, guessed, classes)
+    return refitted, Answers(shuffled, sample.groups, guessed, len(sample.labels))
 
 
 def _shuffled(target: Ints, groups: Ints, seed: int) -> Ints:
