@@ -62,8 +62,8 @@ class AuditSample:
 
     manifest: Manifest  # of these images alone, in the order of the whole one
     classifiers: Sequence[tuple[Looker, Ints]]  # (classifier, i64 rows of the sample that it judges)
-    labels: LabelSet  # classes, i64[N]
-    target: Ints  # classes, i64[N]
+    labels: LabelSet
+    target: Ints  # i64[N], the class of each
     groups: Ints  # i64[N], images that share a patient or a picture have the same number
 
     @property
