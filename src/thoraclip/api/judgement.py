@@ -47,7 +47,7 @@ def report(
         The content of `report.json`.
     """
     from thoraclip.evaluation.report import MethodResult, judge, write_report
-    from thoraclip.methods.running import read_validation
+    from thoraclip.methods.validation import read_validation
     from thoraclip.runs import file_sha256, provenance
     from thoraclip.tables.predictions import read_predictions
 

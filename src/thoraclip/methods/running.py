@@ -19,6 +19,7 @@ from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
+from thoraclip.methods.validation import VALIDATION, read_validation
 from thoraclip.models.files import require_adapter
 from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
@@ -79,17 +80,7 @@ class RunContext:
         """
         split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
         table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
-        write_predictions(self.folder.file(fold_file("validation.parquet", part.fold)), table)
-
-
-def read_validation(folder: Path) -> tuple[Predictions, ...]:
-    """The validation scores of a run: one table, or one for each fold in their order; `()` where none are kept."""
-    whole, prefix = folder / "validation.parquet", "validation-fold-"
-    if whole.is_file():
-        return (read_predictions(whole),)
-    names = [file.stem.removeprefix(prefix) for file in folder.glob(f"{prefix}*.parquet")]
-    folds = sorted(int(name) for name in names if name.isdigit())
-    return tuple(read_predictions(folder / fold_file("validation.parquet", fold)) for fold in folds)
+        write_predictions(self.folder.file(fold_file(VALIDATION, part.fold)), table)
 
 
 def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
