@@ -76,8 +76,8 @@ def make_step(given: argparse.Namespace) -> ContrastiveStep:
     numbers = rng.integers(0, given.captions, given.batch) if given.captions else every
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
-    config = Config(batch_size=given.batch, chunk_size=given.chunk)  # unicl, standard augmentation, seed 0
-    return ContrastiveStep(config, tuned, greys, targets, texts, ProcessGroup(), None)
+    config = Config(batch_size=given.batch, chunk_size=given.chunk)  # standard augmentation, seed 0
+    return ContrastiveStep(config, "unicl", 100.0, tuned, greys, targets, texts, ProcessGroup(), None)
 
 
 def stepper(contrast: ContrastiveStep, batch_size: int) -> Callable[[], None]:

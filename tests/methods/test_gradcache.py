@@ -66,7 +66,9 @@ def make_step(
         texts = CaptionTexts.of(ROWS.tolist(), [f"a chest X-ray, number {row % 5}" for row in ROWS])
     greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").arrays["pixels"]
     weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])
-    return ContrastiveStep(config, tuned, greys, manifest.targets(labels), texts, ProcessGroup(), weight)
+    return ContrastiveStep(
+        config, loss, config.logit_scale_max, tuned, greys, manifest.targets(labels), texts, ProcessGroup(), weight
+    )
 
 
 def with_settings(contrast: ContrastiveStep, **settings: Any) -> ContrastiveStep:
@@ -130,7 +132,7 @@ class TestContrast:
         for chunk in (24, 5):
             assert difference(gradients(with_settings(contrast, chunk_size=chunk)), expected) < 1e-5
         assert {"log_scale", "bias"} & expected.keys() == {"log_scale"} | (
-            {"bias"} if contrast.config.loss == "siglip" else set()
+            {"bias"} if contrast.loss == "siglip" else set()
         )
         assert any("visual_projection" in name for name in expected)
 
@@ -237,7 +239,7 @@ class TestContrast:
             if texts is prompts:
                 vectors = class_vectors([text[classes == c].double().numpy() for c in range(3)])
                 pairs = torch.from_numpy(vectors).float()[target]
-            elif contrast.config.loss != "prompt_ce":
+            elif contrast.loss != "prompt_ce":
                 pairs = text[inverse]
             else:
                 continue
@@ -246,7 +248,7 @@ class TestContrast:
                 "unicl": (losses.unicl, image, pairs, scale, target),
                 "siglip": (losses.siglip, image, pairs, scale, bias, target),
                 "prompt_ce": (losses.prompt_cross_entropy, image, text, scale, target, classes),
-            }[contrast.config.loss]
+            }[contrast.loss]
             found = dataclasses.replace(contrast, texts=texts)._loss_of(batch, inverse)(image, text)
             torch.testing.assert_close(found, function(*given, weight=each))
 

@@ -16,6 +16,7 @@ from thoraclip.methods import losses
 from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
+from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
 from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.heads import fit_lbfgs
@@ -23,7 +24,6 @@ from thoraclip.models.lora import TunableEncoder
 
 if TYPE_CHECKING:
     from thoraclip.labels import LabelSet
-    from thoraclip.methods.finetune import Config
 
 __all__ = ["CaptionTexts", "ContrastiveStep", "PromptTexts"]
 
@@ -72,7 +72,9 @@ class PromptTexts:
 class ContrastiveStep:
     """Everything that a step needs."""
 
-    config: Config
+    config: TrainingSettings
+    loss: str  # a name in `LOSSES`
+    logit_scale_max: float  # upper bound of a trained logit scale
     tuned: TunableEncoder
     greys: npt.NDArray[np.uint8]  # [N, S, S], the images of the manifest, on disk
     targets: Rows  # [N] classes, -1 where unknown
@@ -108,7 +110,7 @@ class ContrastiveStep:
 
     def after_step(self) -> Mapping[str, float]:
         """The logit scale, which never exceeds its bound."""
-        return {"logit_scale": self.tuned.clamp_scale(self.config.logit_scale_max)}
+        return {"logit_scale": self.tuned.clamp_scale(self.logit_scale_max)}
 
     def texts_of(self, batch: Batch) -> tuple[Rows, Rows]:
         """(i64[U] different texts of the batch, i64[B] which of them, or of the classes, each image has)."""
@@ -150,7 +152,7 @@ class ContrastiveStep:
         return encode
 
     def _loss_of(self, batch: Batch, inverse: Rows) -> Callable[[Tensor, Tensor], Tensor]:
-        device, chosen = self.tuned.encoder.device, losses.LOSSES[self.config.loss]
+        device, chosen = self.tuned.encoder.device, losses.LOSSES[self.loss]
         target = torch.from_numpy(self.targets[batch.rows]).to(device)
         weight = None if self.weight is None else torch.from_numpy(self.weight).float().to(device)[target]
         which = torch.from_numpy(inverse).to(device)

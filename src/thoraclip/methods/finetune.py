@@ -155,7 +155,8 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep:
     greys, targets = training.shared_images(encoder.preprocess), training.targets
     weight = class_weights(targets[rows], len(training.labels), config.class_weight)
     each = None if config.class_weight == "none" else weight
-    return ContrastiveStep(config, tuned, greys, targets, texts, training.group, each)
+    loss, bound, group = config.loss, config.logit_scale_max, training.group
+    return ContrastiveStep(config, loss, bound, tuned, greys, targets, texts, group, each)
 
 
 def _texts(training: FoldTraining[Config]) -> CaptionTexts | PromptTexts:
