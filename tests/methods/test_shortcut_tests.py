@@ -7,7 +7,7 @@ import pytest
 
 from thoraclip.data.views import VIEWS
 from thoraclip.evaluation.shortcuts import Trial
-from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
+from thoraclip.methods.audit.probes import probe_tests, view_tests
 
 OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
 REMOVED = [f"{part}-removed-{fill}" for part in ("lungs", "box") for fill in ("mean", "blur", "other")]
