@@ -25,14 +25,17 @@ import numpy.typing as npt
 from thoraclip.evaluation.compare import holm
 from thoraclip.evaluation.reading import ALPHA, points, probability, share
 from thoraclip.evaluation.resampling import resample_weights
+from thoraclip.evaluation.weighted import ratio
 
 __all__ = [
     "MARGIN",
+    "POSITIVE",
     "STRONG",
     "VERDICTS",
     "Answers",
     "Trial",
     "balanced_accuracies",
+    "interval",
     "judge_trials",
     "overall",
     "overall_words",
@@ -60,8 +63,8 @@ VERDICTS = {
     "control": "control",
 }
 """Verdict of a test -> in words."""
-LEVELS = ("classifier", "features", "data")
-"""What a test looks at: the classifier as it is, a classifier fitted again on its features, or the pictures alone."""
+POSITIVE = frozenset({"strong", "some"})
+"""Verdicts that are a sign of reliance."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Trial:
     Args:
         name: unique.
         title: what was done, begins a sentence.
-        level: in `LEVELS`.
+        level: what it looks at: the `classifier` as it is, one fitted again on its `features`, or the `data` alone.
         after: name of the answers that are looked at.
         before: name of the answers that they are compared with; empty for chance.
         counts: False for a control, which stands in the table and in no verdict.
@@ -134,10 +137,13 @@ def balanced_accuracies(
 def _mean_recall(counts: Floats) -> Floats:
     """f64[R, names, 2 (asked, right), C] -> f64[R, names]; classes that nobody was asked are left out."""
     asked, right = counts[:, :, 0], counts[:, :, 1]
-    recall = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
-    known = ~np.isnan(recall)
-    total = np.where(known, recall, 0).sum(axis=2)
-    return np.asarray(total / np.maximum(known.sum(axis=2), 1))
+    return np.asarray(ratio(right, asked).sum(axis=2) / np.maximum((asked > 0).sum(axis=2), 1))
+
+
+def interval(value: float, drawn: Floats) -> dict[str, float]:
+    """`low` and `high`, the 95 % percentile interval of f64[R] resampled values; the value lies inside."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"low": min(float(low), value), "high": max(float(high), value)}
 
 
 def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, seed: int) -> list[dict[str, Any]]:
@@ -154,24 +160,24 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
         effect, low, high, p, p_holm, smallest_effect, verdict (`strong`, `some`, `none`, `cannot_tell`, `control`),
         words.
     """
-    paired = {(t.before, t.after): _same_images(answers, t) for t in trials if t.before}
-    named = dict(answers.named) | {f"{a} | {b}": told for (a, b), told in paired.items()}
-    names = sorted({t.after for t in trials} | {f"{t.before} | {t.after}" for t in trials if t.before})
+    named, before = dict(answers.named), {}
+    for trial in trials:
+        if trial.before:  # of the images that were asked afterwards too
+            before[trial] = f"{trial.before} | {trial.after}"
+            named[before[trial]] = np.where(named[trial.after] >= 0, named[trial.before], -1)
+    names = sorted({trial.after for trial in trials} | set(before.values()))
     asked_of = Answers(answers.target, answers.groups, named, answers.classes)
     values, drawn, chances = balanced_accuracies(asked_of, names, resamples=resamples, seed=seed)
     counted = max(1, sum(trial.counts for trial in trials))
     rows: list[dict[str, Any]] = []
     for trial in trials:
         after, chance = values[trial.after], chances[trial.after]
-        before = f"{trial.before} | {trial.after}" if trial.before else ""
-        if before:
-            effect, spread = values[before] - after, drawn[before] - drawn[trial.after]
+        if trial in before:
+            effect, spread = values[before[trial]] - after, drawn[before[trial]] - drawn[trial.after]
         else:
             effect, spread = after - chance, drawn[trial.after] - chance
         asked = answers.named[trial.after] >= 0
-        units = len(np.unique(answers.groups[asked]))
-        error = max(float(spread.std(ddof=1)), 0.5 / max(units, 1))
-        low, high = np.quantile(spread, [0.025, 0.975])
+        error = max(float(spread.std(ddof=1)), 0.5 / max(len(np.unique(answers.groups[asked])), 1))
         few = _fewest_groups(answers, asked) < MIN_GROUPS
         rows.append(
             {
@@ -180,17 +186,18 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
                 "level": trial.level,
                 "counts": trial.counts,
                 "finds": trial.finds,
-                "before": values.get(before),
+                "before": values[before[trial]] if trial in before else None,
                 "after": after,
                 "chance": chance,
                 "images": int(asked.sum()),
                 "effect": effect,
-                "low": min(float(low), effect),
-                "high": max(float(high), effect),
+                **interval(effect, spread),
                 "p": 1.0 if few else _normal_tail((effect - MARGIN) / error),
                 "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2,
                 "p_holm": None,
-                "smallest_effect": 1.0 if few else _smallest(error, after, None if before else chance, counted),
+                "smallest_effect": 1.0
+                if few
+                else _smallest(error, after, None if trial in before else chance, counted),
             }
         )
     corrected = [row for row in rows if row["counts"]]
@@ -221,11 +228,6 @@ def _smallest(error: float, after: float, chance: float | None, counted: int) ->
     return effect
 
 
-def _same_images(answers: Answers, trial: Trial) -> Ints:
-    """The answers before, of the images that were asked afterwards too."""
-    return np.where(answers.named[trial.after] >= 0, answers.named[trial.before], -1)
-
-
 def shared_errors(
     answers: Answers, classifier: str, alone: Mapping[str, Any], *, resamples: int, seed: int
 ) -> dict[str, Any]:
@@ -251,7 +253,6 @@ def shared_errors(
     weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
     drawn = np.concatenate([_excess(w.T @ cells, c) for w in weights])
     effect, error = float(point[0]), max(float(drawn.std(ddof=1)), 0.5 / max(1, int(wrong.sum())))
-    low, high = np.quantile(drawn, [0.025, 0.975])
     p = _normal_tail((effect - MARGIN) / error)
     row: dict[str, Any] = {
         "name": "shared-errors",
@@ -265,8 +266,7 @@ def shared_errors(
         "chance": None,
         "images": int(wrong.sum()),
         "effect": effect,
-        "low": min(float(low), effect),
-        "high": max(float(high), effect),
+        **interval(effect, drawn),
         "p": p,
         "p_holm": p,
         "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
@@ -328,7 +328,7 @@ def _words(row: Mapping[str, Any]) -> str:
         said += ", one answer to all such pictures, so that this fill says nothing"
     if row["verdict"] == "control":
         return f"{title}: {said}. A control."
-    more = f" of reliance on {row['finds']}" if row["verdict"] in {"strong", "some"} and row["finds"] else ""
+    more = f" of reliance on {row['finds']}" if row["verdict"] in POSITIVE and row["finds"] else ""
     beyond = f"{probability(row['p_holm'])} for more than {share(MARGIN)} points, after Holm's correction"
     limit = f"; less than {share(row['smallest_effect'])} points could not have been shown"
     return f"{title}: {said}: {VERDICTS[row['verdict']]}{more} ({beyond}{'' if more else limit})."
@@ -343,9 +343,9 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
         masks: whether a lung region was known, so that the tests on it ran.
     """
     own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
-    found = sorted((t for t in own if t["verdict"] in {"strong", "some"}), key=lambda t: -t["effect"])
+    found = sorted((t for t in own if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
     data = sorted(
-        (t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in {"strong", "some"}),
+        (t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in POSITIVE),
         key=lambda t: -t["effect"],
     )
     reasons = [t["words"] for t in found[:3]]
