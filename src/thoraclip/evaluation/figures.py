@@ -284,11 +284,11 @@ def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) ->
         rate.set(ylabel="learning rate (dashed)", ylim=(0, None))
         rate.spines["right"].set_visible(True)
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        for colour, key, name in zip(_COLOURS, ("val_macro_f1", "val_probe_macro_f1"), (validated, "probe")):
+        for number, (key, name) in enumerate({"val_macro_f1": validated, "val_probe_macro_f1": "probe"}.items()):
             steps, values = _steps(rows, key)
             if steps:
                 percent = [100 * value for value in values]
-                below.plot(steps, percent, "o-", markersize=3.5, linewidth=1.2, color=colour, label=name)
+                below.plot(steps, percent, "o-", markersize=3.5, linewidth=1.2, color=_COLOURS[number], label=name)
         kept = {"color": _COLOURS[1], "linewidth": 1, "linestyle": _DASHES[2], "label": f"kept: step {best_step}"}
         below.axvline(best_step, **kept)
         below.set(xlabel="optimizer step", ylabel="validation F1 (%)", ylim=(0, 102))

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.evaluation.compare import holm
-from thoraclip.evaluation.reading import ALPHA, points, probability, share
+from thoraclip.evaluation.reading import ALPHA, between, points, probability, share
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.weighted import ratio
 
@@ -54,6 +54,7 @@ MIN_GROUPS = 10
 """Of each class, independent ones: with fewer the spread over resamples is no guide to chance. Such a test has p = 1
 and a smallest effect of 1, so that it cannot tell."""
 _POWER = 0.8
+_SMALLEST = "smallest effect that this set could have shown"
 
 VERDICTS = {
     "strong": "strong sign",
@@ -160,46 +161,30 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
         effect, low, high, p, p_holm, smallest_effect, verdict (`strong`, `some`, `none`, `cannot_tell`, `control`),
         words.
     """
-    named, before = dict(answers.named), {}
-    for trial in trials:
-        if trial.before:  # of the images that were asked afterwards too
-            before[trial] = f"{trial.before} | {trial.after}"
-            named[before[trial]] = np.where(named[trial.after] >= 0, named[trial.before], -1)
-    names = sorted({trial.after for trial in trials} | set(before.values()))
+    named, pairs = dict(answers.named), {trial: f"{trial.before} | {trial.after}" for trial in trials if trial.before}
+    for trial, pair in pairs.items():  # what was answered before, of the images that were asked afterwards too
+        named[pair] = np.where(named[trial.after] >= 0, named[trial.before], -1)
+    names = sorted({trial.after for trial in trials} | set(pairs.values()))
     asked_of = Answers(answers.target, answers.groups, named, answers.classes)
     values, drawn, chances = balanced_accuracies(asked_of, names, resamples=resamples, seed=seed)
     counted = max(1, sum(trial.counts for trial in trials))
     rows: list[dict[str, Any]] = []
     for trial in trials:
-        after, chance = values[trial.after], chances[trial.after]
-        if trial in before:
-            effect, spread = values[before[trial]] - after, drawn[before[trial]] - drawn[trial.after]
-        else:
+        after, chance, before = values[trial.after], chances[trial.after], pairs.get(trial)
+        if before is None:
             effect, spread = after - chance, drawn[trial.after] - chance
+        else:
+            effect, spread = values[before] - after, drawn[before] - drawn[trial.after]
         asked = answers.named[trial.after] >= 0
         error = max(float(spread.std(ddof=1)), 0.5 / max(len(np.unique(answers.groups[asked])), 1))
-        few = _fewest_groups(answers, asked) < MIN_GROUPS
-        rows.append(
-            {
-                "name": trial.name,
-                "title": trial.title,
-                "level": trial.level,
-                "counts": trial.counts,
-                "finds": trial.finds,
-                "before": values[before[trial]] if trial in before else None,
-                "after": after,
-                "chance": chance,
-                "images": int(asked.sum()),
-                "effect": effect,
-                **interval(effect, spread),
-                "p": 1.0 if few else _normal_tail((effect - MARGIN) / error),
-                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2,
-                "p_holm": None,
-                "smallest_effect": 1.0
-                if few
-                else _smallest(error, after, None if trial in before else chance, counted),
-            }
-        )
+        row: dict[str, Any] = {key: getattr(trial, key) for key in ("name", "title", "level", "counts", "finds")}
+        row |= {"before": values.get(before or ""), "after": after, "chance": chance, "images": int(asked.sum())}
+        row |= {"effect": effect, **interval(effect, spread), "p": _p(effect, error)}
+        row |= {"says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2, "p_holm": None}
+        row["smallest_effect"] = _smallest(error, after, chance if before is None else None, counted)
+        if _fewest_groups(answers, asked) < MIN_GROUPS:
+            row |= {"p": 1.0, "smallest_effect": 1.0}
+        rows.append(row)
     corrected = [row for row in rows if row["counts"]]
     for row, p in zip(corrected, holm([row["p"] for row in corrected]), strict=True):
         row["p_holm"] = p
@@ -253,7 +238,7 @@ def shared_errors(
     weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
     drawn = np.concatenate([_excess(w.T @ cells, c) for w in weights])
     effect, error = float(point[0]), max(float(drawn.std(ddof=1)), 0.5 / max(1, int(wrong.sum())))
-    p = _normal_tail((effect - MARGIN) / error)
+    p, images = _p(effect, error), int(wrong.sum())
     row: dict[str, Any] = {
         "name": "shared-errors",
         "title": f"where {alone['title']} alone name the wrong class",
@@ -261,10 +246,8 @@ def shared_errors(
         "counts": True,
         "says_nothing": False,
         "finds": alone["title"],
-        "before": None,
-        "after": None,
-        "chance": None,
-        "images": int(wrong.sum()),
+        **dict.fromkeys(("before", "after", "chance")),
+        "images": images,
         "effect": effect,
         **interval(effect, drawn),
         "p": p,
@@ -273,9 +256,9 @@ def shared_errors(
     }
     row["verdict"] = _verdict(row)
     row["words"] = (
-        f"{row['title'][0].upper()}{row['title'][1:]} ({row['images']} images), the classifier names the same wrong "
-        f"class {points(effect)} points [{points(row['low'])}, {points(row['high'])}] more often than by chance: "
-        f"{VERDICTS[row['verdict']]} ({probability(p)} for more than {share(MARGIN)} points)."
+        f"{_sentence(row['title'])} ({images} images), the classifier names the same wrong class {points(effect)} "
+        f"points{between(row, points)} more often than by chance: {VERDICTS[row['verdict']]} ({probability(p)} for "
+        f"more than {share(MARGIN)} points)."
     )
     return row
 
@@ -296,8 +279,9 @@ def _z(quantile: float) -> float:
     return float(ndtri(quantile))
 
 
-def _normal_tail(z: float) -> float:
-    return 0.5 * math.erfc(z / math.sqrt(2))
+def _p(effect: float, error: float) -> float:
+    """One-sided p of an effect above `MARGIN`."""
+    return 0.5 * math.erfc((effect - MARGIN) / error / math.sqrt(2))
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -308,22 +292,29 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "none" if row["smallest_effect"] <= STRONG else "cannot_tell"
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _words(row: Mapping[str, Any]) -> str:
     """The test in one or two sentences."""
-    who = {"classifier": "the classifier", "features": "a classifier fitted anew on such pictures", "data": "trees"}
+    who = {
+        "classifier": "the classifier names",
+        "features": "a classifier fitted anew on such pictures names",
+        "data": "trees name",
+    }[row["level"]]
+    change, span = row["effect"], between(row, points)
     if row["before"] is None:
         said = (
-            f"{who[row['level']]} {'name' if row['level'] == 'data' else 'names'} the class with a balanced accuracy "
-            f"of {share(row['after'])} %, {points(row['effect'])} points [{points(row['low'])}, "
-            f"{points(row['high'])}] from chance ({share(row['chance'])} %)"
+            f"{who} the class with a balanced accuracy of {share(row['after'])} %, {points(change)} points{span} "
+            f"from chance ({share(row['chance'])} %)"
         )
     else:
-        lost = "loses" if row["effect"] >= 0 else "gains"
         said = (
-            f"{who[row['level']]} {lost} {share(abs(row['effect']))} points of balanced accuracy, from "
-            f"{share(row['before'])} to {share(row['after'])} % [{points(row['low'])}, {points(row['high'])}]"
+            f"{who.rpartition(' ')[0]} {'loses' if change >= 0 else 'gains'} {share(abs(change))} points of balanced "
+            f"accuracy, from {share(row['before'])} to {share(row['after'])} %{span}"
         )
-    title = row["title"][0].upper() + row["title"][1:]
+    title = _sentence(row["title"])
     if row["says_nothing"]:
         said += ", one answer to all such pictures, so that this fill says nothing"
     if row["verdict"] == "control":
@@ -343,37 +334,30 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
         masks: whether a lung region was known, so that the tests on it ran.
     """
     own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
-    found = sorted((t for t in own if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
-    data = sorted(
-        (t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in POSITIVE),
-        key=lambda t: -t["effect"],
-    )
-    reasons = [t["words"] for t in found[:3]]
+    positive = sorted((t for t in tests if t["counts"] and t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
+    found = [t for t in positive if t["level"] != "data"]
+    data = [t for t in positive if t["level"] == "data"]
     told = [_without_lungs(data)] if data else []
     if found:
-        return ("strong" if any(t["verdict"] == "strong" for t in found) else "some"), reasons + told
+        level = "strong" if any(t["verdict"] == "strong" for t in found) else "some"
+        return level, [t["words"] for t in found[:3]] + told
+    blind = [t["smallest_effect"] for t in own if t["verdict"] == "cannot_tell"]
     if not above_chance:
-        return "cannot_tell", [
-            "The classifier is not shown to be better than chance, so nothing tells what it reads.",
-            *told,
-        ]
-    if data:
-        return "cannot_tell", [
-            *told,
-            "No test shows that the classifier uses this, and none can show that it does not.",
-        ]
-    if not masks:
-        return "cannot_tell", ["No lung region is known, so no test could take the lungs away."]
-    if not own:
-        return "cannot_tell", ["The classifier gives one answer to all altered pictures, so no test says anything."]
-    blind = [t for t in own if t["verdict"] == "cannot_tell"]
-    if blind:
-        worst = max(t["smallest_effect"] for t in blind)
-        return "cannot_tell", [
+        why = ["The classifier is not shown to be better than chance, so nothing tells what it reads.", *told]
+    elif data:
+        why = [*told, "No test shows that the classifier uses this, and none can show that it does not."]
+    elif not masks:
+        why = ["No lung region is known, so no test could take the lungs away."]
+    elif not own:
+        why = ["The classifier gives one answer to all altered pictures, so no test says anything."]
+    elif blind:
+        why = [
             f"{len(blind)} of {len(own)} tests could not have shown an effect of {share(STRONG)} points: there are "
-            f"too few images (smallest effect that this set could have shown: {share(worst)} points)."
+            f"too few images ({_SMALLEST}: {share(max(blind))} points)."
         ]
-    return "none", [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
+    else:
+        return "none", [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
+    return "cannot_tell", why
 
 
 def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
@@ -391,11 +375,7 @@ def overall_words(level: str, tests: Sequence[Mapping[str, Any]]) -> str:
     """The sentence at the top of every report."""
     if level == "cannot_tell":
         own = [t["smallest_effect"] for t in tests if t["verdict"] != "control" and t["level"] != "data"]
-        size = (
-            f" (smallest effect that this set could have shown: {share(max(own))} points of balanced accuracy)"
-            if own
-            else ""
-        )
+        size = f" ({_SMALLEST}: {share(max(own))} points of balanced accuracy)" if own else ""
         return f"Cannot tell whether the classifier relies on non-lung content{size}."
     begin = {"none": "No sign of", "some": "Some", "strong": "Strong"}[level]
     return f"{begin} reliance on non-lung content."
