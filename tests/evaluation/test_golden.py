@@ -185,7 +185,7 @@ def made(case: str) -> dict[str, str]:
     """File -> text: pages without their look and drawings, and what was drawn."""
     drawn, draw = list[dict[str, Any]](), figures._svg
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thoraclip.cards.model_card._RESAMPLES", 100)
+        patch.setattr("thoraclip.cards.model_card.RESAMPLES", 100)
         patch.setattr(figures, "_svg", lambda figure, salt: (draw(figure, salt), drawn.append(shown(figure, salt)))[0])
         CASES[case](Path(name, "out"))
         found = {f: data.decode().replace(name, "FOLDER") for f, data in files(Path(name, "out")).items()}

@@ -11,8 +11,8 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -31,7 +31,6 @@ from thoraclip.tables.predictions import Predictions
 __all__ = [
     "BASE_MODELS",
     "BaseModel",
-    "CardFacts",
     "TrainedRun",
     "base_model",
     "card_environment",
@@ -40,7 +39,7 @@ __all__ = [
     "write_model_card",
 ]
 
-_RESAMPLES = RESAMPLES  # so that a card and a report of one run give the same intervals
+_Files = Mapping[int | None, list[str]]
 _FEW = 30
 _ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
 _HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
@@ -116,47 +115,6 @@ class TrainedRun:
     provenance: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CardFacts:
-    """All that a card is drawn from.
-
-    Args:
-        run: what was trained.
-        base: the pretrained model that it began from.
-        files: held-out fold (`None` without folds) -> weights, relative to the card.
-        about: what is known of the data set: any of `name`, `license`, `url`, `citeAs`.
-    """
-
-    run: TrainedRun
-    base: BaseModel | None = None
-    files: Mapping[int | None, list[str]] = field(default_factory=dict)
-    about: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Of the model."""
-        return f"ThoraCLIP {self.run.kind}" + (f" on {self.base.name}" if self.base else "")
-
-    @property
-    def licence(self) -> str:
-        """The Hub's identifier for the weights: they stand under the base's terms and the data's at once."""
-        data = self.about.get("license")
-        if data is None or (self.base and self.base.licence is None):
-            return "unknown"
-        identifier = data.lower().replace(" ", "-")
-        return identifier if self.base and self.base.licence == identifier else "other"
-
-    @property
-    def is_adapter(self) -> bool:
-        """True where the weights are a PEFT adapter."""
-        return any(file.endswith("adapter/") for files in self.files.values() for file in files)
-
-    @cached_property
-    def judged(self) -> tuple[dict[str, Any], str | None]:
-        """See `judge_run`."""
-        return judge_run(self.name, self.run.kind, self.run.predictions)
-
-
 def judge_run(name: str, kind: str, predictions: Predictions) -> tuple[dict[str, Any], str | None]:
     """(the report on the test rows of a run, `None`), or, where no test row has a label, (`{}`, why)."""
     try:
@@ -164,33 +122,41 @@ def judge_run(name: str, kind: str, predictions: Predictions) -> tuple[dict[str,
     except ManifestError as error:
         return {}, str(error).removeprefix("predictions: ").rstrip(".")
     method = MethodResult(name=name, kind=kind, predictions=(predictions,))
-    return judge([method], title=name, resamples=_RESAMPLES, seed=0), None
+    return judge([method], title=name, resamples=RESAMPLES), None  # as in a report of this run
 
 
 def write_model_card(folder: Path, run: TrainedRun) -> None:
     """Write `README.md` into the folder of a run whose weights are there."""
     model = getattr(run.config, "model", "")
     base = base_model(model) if model else None
-    facts = CardFacts(run=run, base=base, files=_model_files(folder, run), about=_data_set(run.images))
-    write_text(folder / "README.md", model_card(facts))
+    write_text(folder / "README.md", model_card(run, base, _model_files(folder, run), _data_set(run.images)))
 
 
-def model_card(facts: CardFacts) -> str:
-    """The card: YAML front matter, then Markdown (GitHub's dialect)."""
-    run, (report, why) = facts.run, facts.judged
+def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: Mapping[str, str]) -> str:
+    """The card: YAML front matter, then Markdown (GitHub's dialect).
+
+    Args:
+        run: what was trained.
+        base: the pretrained model that it began from.
+        files: held-out fold (`None` without folds) -> weights, relative to the card.
+        about: what is known of the data set: any of `name`, `license`, `url`, `citeAs`.
+    """
+    name = f"ThoraCLIP {run.kind}" + (f" on {base.name}" if base else "")
+    licence = _licence(base, about.get("license"))
+    report, why = judge_run(name, run.kind, run.predictions)
     rows = {row["name"]: row for row in report.get("methods", ())}
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
-    found = card_environment()
-    body = found.get_template("model_card.md.j2").render(
-        name=facts.name,
+    cards = card_environment()
+    body = cards.get_template("model_card.md.j2").render(
+        name=name,
         run=run,
         config=run.config,
         details=plain(run.details),
         data=run.data,
-        base=facts.base,
-        about=facts.about,
-        files=facts.files,
-        licence=facts.licence,
+        base=base,
+        about=about,
+        files=files,
+        licence=licence,
         settings=_settings(run.config),
         chosen=_chosen(run.details),
         added=added,
@@ -200,26 +166,27 @@ def model_card(facts: CardFacts) -> str:
         metrics=METRICS,
         report=report,
         unjudged=why,
-        entry=rows.get(facts.name),
+        entry=rows.get(name),
         majority=rows.get(MAJORITY),
-        lead=versus(report["comparisons"], facts.name, MAJORITY, "accuracy") if report else None,
-        own_words=found.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
+        lead=versus(report["comparisons"], name, MAJORITY, "accuracy") if report else None,
+        own_words=cards.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
     )
-    return f"---\n{_front_matter(facts)}\n---\n\n{without_gaps(body).strip()}\n"
+    front = _front_matter(run, name, report, base=base, licence=licence, files=files, about=about)
+    return f"---\n{front}\n---\n\n{without_gaps(body).strip()}\n"
+
+
+def _licence(base: BaseModel | None, data: str | None) -> str:
+    """The Hub's identifier for the weights: they stand under the base's terms and the data's at once."""
+    if data is None or (base and base.licence is None):
+        return "unknown"
+    identifier = data.lower().replace(" ", "-")
+    return identifier if base and base.licence == identifier else "other"
 
 
 def card_environment() -> Environment:
     """Jinja's environment of the cards of runs and bundles."""
-    return environment(
-        "thoraclip.cards",
-        html=False,
-        share=share,
-        points=points,
-        interval=share_interval,
-        n="{:,}".format,
-        shell=shlex.quote,
-        place=_shown,
-    )
+    filters = {"share": share, "points": points, "interval": share_interval}
+    return environment("thoraclip.cards", html=False, n="{:,}".format, shell=shlex.quote, place=_shown, **filters)
 
 
 def base_model(model: str) -> BaseModel:
@@ -311,58 +278,56 @@ def _chosen(details: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]
     return [key for key in columns if any(row.get(key) is not None for row in rows)], rows
 
 
-def _front_matter(facts: CardFacts) -> str:
+def _front_matter(
+    run: TrainedRun,
+    name: str,
+    report: Mapping[str, Any],
+    *,
+    base: BaseModel | None,
+    licence: str,
+    files: _Files,
+    about: Mapping[str, str],
+) -> str:
     from huggingface_hub import ModelCardData  # takes a while, and only a training needs it
 
-    base, licence, data_set, results = facts.base, facts.licence, _hub_data_set(facts), _eval_results(facts)
-    hub_id = base.hub_id if base else None
+    on_hub = re.match(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)", about.get("url", ""))
+    is_adapter = any(file.endswith("adapter/") for of_fold in files.values() for file in of_fold)
+    data_set, hub_id = on_hub and on_hub[1], base and base.hub_id
+    results = _eval_results(run, name, report, data_set, about.get("name")) if report else None
     data = ModelCardData(
         license=licence,
         license_name="base-model-and-data" if licence == "other" else None,
         base_model=hub_id,
-        base_model_relation="adapter" if hub_id and facts.is_adapter else None,
+        base_model_relation="adapter" if hub_id and is_adapter else None,
         datasets=[data_set] if data_set else None,
         library_name="thoraclip",
         pipeline_tag="image-classification",
-        tags=[
-            "thoraclip",
-            "chest-x-ray",
-            "research-only",
-            facts.run.kind,
-            *(["lora", "peft"] if facts.is_adapter else []),
-        ],
-        metrics=[one.metric_type for one in results] or None,
-        model_name=facts.name if results else None,
-        eval_results=results or None,
+        tags=["thoraclip", "chest-x-ray", "research-only", run.kind, *(["lora", "peft"] if is_adapter else [])],
+        metrics=[one.metric_type for one in results] if results else None,
+        model_name=name if results else None,
+        eval_results=results,
     )
     return str(data.to_yaml())
 
 
-def _hub_data_set(facts: CardFacts) -> str | None:
-    """The data set's id on the Hub, where it is there."""
-    found = re.match(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)", facts.about.get("url", ""))
-    return found[1] if found else None
-
-
-def _eval_results(facts: CardFacts) -> list[Any]:
+def _eval_results(
+    run: TrainedRun, name: str, report: Mapping[str, Any], data_set: str | None, data_name: str | None
+) -> list[Any]:
     """The headline metrics for the Hub's `model-index`, their intervals in their names; those that do not exist are
     left out."""
     from huggingface_hub import EvalResult
 
-    data, (report, _) = facts.run.data, facts.judged
-    if not report:
-        return []
-    fingerprint, folds = data["fingerprints"]["manifest"], report["sample"]["folds"]
-    name = f"{counted(data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
+    fingerprint, folds = run.data["fingerprints"]["manifest"], report["sample"]["folds"]
+    counts = f"{counted(run.data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
     result = partial(
         EvalResult,
         task_type="image-classification",
-        dataset_type=_hub_data_set(facts) or "chest-x-ray-images",
-        dataset_name=facts.about.get("name", name),
+        dataset_type=data_set or "chest-x-ray-images",
+        dataset_name=data_name or counts,
         dataset_revision=fingerprint,
         dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
     )
-    metrics = next(row for row in report["methods"] if row["name"] == facts.name)["metrics"]
+    metrics = next(row for row in report["methods"] if row["name"] == name)["metrics"]
     found = []
     for ours, (theirs, arguments) in _HUB_METRICS.items():
         value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))

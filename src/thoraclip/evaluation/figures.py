@@ -95,11 +95,9 @@ def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
             colour = _SOFT if entry["name"] == MAJORITY else _ACCENT
-            mark = {"markersize": 7, "markeredgewidth": 1.6}
-            if entry["name"] != best and entry["name"] not in tied:
-                mark["markerfacecolor"] = "white"
-            found = entry["metrics"][MAIN_METRIC]
-            value, high = _interval(axes, found, row, "o", colour, linewidth=2, **mark)
+            fill = colour if entry["name"] in (best, *tied) else "white"
+            mark = {"markersize": 7, "markeredgewidth": 1.6, "markerfacecolor": fill}
+            value, high = _interval(axes, entry["metrics"][MAIN_METRIC], row, "o", colour, linewidth=2, **mark)
             axes.annotate(
                 f"{value:.1f}", (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5
             )
@@ -108,10 +106,10 @@ def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -
 
 
 def _interval(
-    axes: Axes, entry: Entry, row: float, marker: str, colour: str, *, linewidth: float, key: str = "value", **mark: Any
+    axes: Axes, entry: Entry, row: float, marker: str, colour: str, *, linewidth: float, **mark: Any
 ) -> tuple[float, float]:
     """A value in per cent as a mark on its interval; (the value, the upper end)."""
-    value = 100 * entry[key]
+    value = 100 * entry["value"]
     low, high = (value if entry[end] is None else 100 * entry[end] for end in ("low", "high"))
     axes.plot([low, high], [row, row], color=colour, linewidth=linewidth, solid_capstyle="butt")
     axes.plot([value], [row], marker, color=colour, **mark)
