@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.proportions import wilson
 
-__all__ = ["ECE_BINS", "Bin", "ece", "equal_mass_bins", "reliability_bins"]
+__all__ = ["ECE_BINS", "ece", "equal_mass_bins", "reliability_bins"]
 
 Floats = npt.NDArray[np.float64]
 
 ECE_BINS = 15
 """Number of bins, as in Guo et al. 2017 (arXiv:1706.04599)."""
-
-
-@dataclass(frozen=True)
-class Bin:
-    """One bin of a reliability diagram; `low` and `high` are the 95 % Wilson interval of `accuracy`."""
-
-    count: int
-    confidence: float
-    accuracy: float
-    low: float
-    high: float
 
 
 def equal_mass_bins(confidence: Floats, bins: int = ECE_BINS) -> npt.NDArray[np.int64]:
@@ -63,12 +52,17 @@ def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = ECE_BINS
     return float(np.abs(gap).sum() / len(confidence))
 
 
-def reliability_bins(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = ECE_BINS) -> list[Bin]:
-    """Non-empty bins in the order of their confidence; arguments as in `ece`."""
-    member = equal_mass_bins(confidence, bins)
-    drawn = []
+def reliability_bins(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = ECE_BINS) -> list[dict[str, Any]]:
+    """Non-empty bins of a reliability diagram in the order of their confidence; arguments as in `ece`.
+
+    Returns:
+        Of each bin: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % Wilson interval.
+    """
+    member, drawn = equal_mass_bins(confidence, bins), []
     for number in np.unique(member):
         rows = member == number
         count, right = int(rows.sum()), int(correct[rows].sum())
-        drawn.append(Bin(count, float(confidence[rows].mean()), right / count, *wilson(right, count)))
+        low, high = wilson(right, count)
+        mean = float(confidence[rows].mean())
+        drawn.append({"count": count, "confidence": mean, "accuracy": right / count, "low": low, "high": high})
     return drawn

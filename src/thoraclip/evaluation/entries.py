@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import reliability_bins
 from thoraclip.evaluation.intervals import estimate
-from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class, roc
+from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, known_mean, per_class, roc
 from thoraclip.evaluation.resampling import Replicates
 from thoraclip.evaluation.results import MAJORITY
 
@@ -46,16 +45,11 @@ def method_entry(
         "metrics": _metrics(tables, aligned, drawn, exact=exact),
         "per_class": _per_class(tables, aligned, drawn, exact=exact),
         "confusion": confusion(first).tolist(),
-        "calibration": [asdict(one) for one in reliability_bins(first.confidence, first.correct)],
+        "calibration": reliability_bins(first.confidence, first.correct),
         "roc": {label: _roc(first, c) for c, label in enumerate(aligned.labels.names)},
         "mistake_count": int((~first.correct).sum()),
         "mistakes": [] if exact else _mistakes(first, aligned),
     }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _metrics(
@@ -71,19 +65,15 @@ def _metrics(
         noise = [one.noise[name] for one in drawn if name in one.noise] if drawn else []
         entry = estimate(
             name,
-            _mean(each),
-            _average([one.headline[name] for one in drawn]) if drawn else None,
+            known_mean(each),
+            np.mean([one.headline[name] for one in drawn], axis=0) if drawn else None,
             trials=trials,
             bounds=metric.bounds,
             higher_is_better=metric.higher_is_better,
-            noise=_average(noise) if noise else None,
+            noise=np.mean(noise, axis=0) if noise else None,
         ).as_json()
         entries[name] = {**entry, **_spread(each)}
     return entries
-
-
-def _average(replicates: Sequence[Floats]) -> Floats:
-    return np.asarray(np.mean(replicates, axis=0), dtype=np.float64)
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -106,8 +96,8 @@ def _per_class(
             trials = 0 if exact else aligned.groups_of(~members if name == "specificity" else members)
             entry[name] = estimate(
                 name,
-                _mean([one[name][c] for one in values]),
-                _average([one.per_class[name][:, c] for one in drawn]) if drawn else None,
+                known_mean([one[name][c] for one in values]),
+                np.mean([one.per_class[name][:, c] for one in drawn], axis=0) if drawn else None,
                 trials=trials,
             ).as_json()
         entries[label] = entry

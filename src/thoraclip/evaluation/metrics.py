@@ -10,7 +10,7 @@ Conventions, here and in `intervals`:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.weighted import Weighted, mean_of_known
 
-__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "per_class", "roc"]
+__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "known_mean", "per_class", "roc"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -190,7 +190,8 @@ def _mcc(scored: Scored) -> float:
     return 0.0 if spread == 0 else float((hit * total - true @ predicted) / np.sqrt(spread))
 
 
-def _macro(values: list[float | None]) -> float | None:
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that exist; `None` where none does."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -241,11 +242,11 @@ METRICS: dict[str, Metric] = {
     "weighted_precision": _answers("weighted precision", _averaged(0, "weighted"), lambda w: w.by_images(w.precision)),
     "weighted_recall": _answers("weighted recall", _averaged(1, "weighted"), lambda w: w.by_images(w.recall)),
     "auroc": Metric(
-        "AUROC, macro one-vs-rest", lambda scored: _macro(scored.auroc), lambda w: mean_of_known(_known(w.auroc))
+        "AUROC, macro one-vs-rest", lambda scored: known_mean(scored.auroc), lambda w: mean_of_known(_known(w.auroc))
     ),
     "average_precision": Metric(
         "average precision, macro one-vs-rest",
-        lambda scored: _macro(scored.average_precision),
+        lambda scored: known_mean(scored.average_precision),
         lambda w: mean_of_known(_known(w.average_precision)),
     ),
     "mcc": _answers("Matthews correlation", _mcc, lambda w: w.mcc, bounds=(-1.0, 1.0)),

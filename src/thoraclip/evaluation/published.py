@@ -56,19 +56,13 @@ def read_published(tables: object, methods: Collection[str], where: str) -> tupl
     """
     if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
         raise ConfigError(f"{where}: 'published' = {tables!r} must be one [[published]] table or more")
-    return tuple(
-        _read_row(table, methods, f"{where}, published {_called(table, number)}")
-        for number, table in enumerate(tables, start=1)
-    )
-
-
-def _called(table: Mapping[str, object], number: int) -> str:
-    name = table.get("name")
-    return f"'{name}'" if isinstance(name, str) and name.strip() else str(number)
-
-
-def _read_row(table: Mapping[str, object], methods: Collection[str], where: str) -> Published:
-    row = build_config(Published, table, where=where)
-    if row.of is not None and row.of not in methods:
-        raise ConfigError(f"{where}: of = {row.of!r} names no method{did_you_mean(row.of, methods)}")
-    return row
+    rows = []
+    for number, table in enumerate(tables, start=1):
+        name = table.get("name")
+        called = f"'{name}'" if isinstance(name, str) and name.strip() else str(number)
+        row = build_config(Published, table, where=f"{where}, published {called}")
+        if row.of is not None and row.of not in methods:
+            hint = did_you_mean(row.of, methods)
+            raise ConfigError(f"{where}, published {called}: of = {row.of!r} names no method{hint}")
+        rows.append(row)
+    return tuple(rows)

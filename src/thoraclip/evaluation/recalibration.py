@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -48,12 +47,12 @@ def recalibration(
             for weights in resample_weights(groups, resamples=resamples, seed=seed):
                 for table in prepared.values():
                     table.add(weights)
-    found = {name: table.entry(count) for name, table in prepared.items()}
+    entries = {name: table.entry(count) for name, table in prepared.items()}
     before = prepared[BEFORE]
     for name, table in prepared.items():
         if name != BEFORE:
-            found[name]["change"] = {metric: _change(metric, table, before) for metric in ("ece", *_LOSSES)}
-    return found
+            entries[name]["change"] = {metric: _change(metric, table, before) for metric in ("ece", *_LOSSES)}
+    return entries
 
 
 class _Prepared:
@@ -99,27 +98,24 @@ class _Prepared:
 
     def entry(self, trials: int) -> dict[str, Any]:
         """Of the report."""
-        bins = calibration.reliability_bins(self._scored.confidence, self._scored.correct)
-        return {
-            **{metric: self.estimate(metric, trials).as_json() for metric in self.values},
-            "bins": [asdict(one) for one in bins],
-        }
+        values = {metric: self.estimate(metric, trials).as_json() for metric in self.values}
+        return values | {"bins": calibration.reliability_bins(self._scored.confidence, self._scored.correct)}
 
 
 def _change(metric: str, after: _Prepared, before: _Prepared) -> dict[str, float | None]:
     """After minus before: percentiles of the paired differences, and for the calibration error `_mover`."""
     value = after.values[metric] - before.values[metric]
     late, early = after.replicates(metric), before.replicates(metric)
-    if late is None or early is None:
+    bounds: Sequence[float] | None = None
+    if late is not None and early is not None:
+        if metric == "ece":
+            bounds = _mover(after.estimate("ece", 1), before.estimate("ece", 1), (late, early))
+        else:
+            bounds = np.quantile(late - early, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    if bounds is None:
         return {"value": value, "low": None, "high": None}
-    if metric == "ece":
-        bounds = _mover(after.estimate("ece", 1), before.estimate("ece", 1), (late, early))
-        if bounds is None:
-            return {"value": value, "low": None, "high": None}
-        low, high = bounds
-    else:
-        low, high = np.quantile(late - early, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": value, "low": min(float(low), value), "high": max(float(high), value)}
+    low, high = bounds
+    return {"value": value, "low": min(low, value), "high": max(high, value)}
 
 
 def _mover(after: Estimate, before: Estimate, replicates: Sequence[Floats]) -> tuple[float, float] | None:

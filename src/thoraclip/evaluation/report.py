@@ -87,23 +87,26 @@ def judge(
     if resamples < 100:
         raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; {RESAMPLES} is the default")
     rows = read_published(published, [m.name for m in methods], f"report '{title}'")
-    report: dict[str, Any] = {"schema": _SCHEMA, "title": title, "classes": [], "reading": [], "verdict": None}
-    report |= {
-        "sample": None,
-        "bootstrap": None,
+    failed = [
+        {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
+    ]
+    report: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "title": title,
+        "classes": [],
+        "reading": [],
+        **dict.fromkeys(("verdict", "sample", "bootstrap")),
         "methods": [],
-        "failed": [],
+        "failed": failed,
         "comparisons": [],
         "external": [],
         "audits": {},
+        "published": [asdict(row) for row in rows],
+        "dataset": dataset or {},
+        "provenance": provenance or {},
     }
-    report["failed"] = [
-        {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
-    ]
-    if len(report["failed"]) < len(methods):
+    if len(failed) < len(methods):
         report |= _judged(methods, external, resamples, seed)
-    report["published"] = [asdict(row) for row in rows]
-    report |= {"dataset": dataset or {}, "provenance": provenance or {}}
     report["reading"] = [*reading(report), *external_reading(report)]
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
@@ -117,14 +120,14 @@ def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any
         report: what `judge` returned.
         audits: method -> content of its `audit.json`.
     """
-    told = [
+    said = [
         f"Audit of {name}: {sentence[0].lower()}{sentence[1:]}" if number == 0 else sentence
         for name, content in audits.items()
         for number, sentence in enumerate(content["reading"][:_AUDIT_SENTENCES])
     ]
     first, *rest = report["reading"]
     rest = [sentence for sentence in rest if sentence != NOT_AUDITED]
-    return {**report, "audits": plain(dict(audits)), "reading": [first, *told, *rest]}
+    return {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
 
 
 def write_report(
@@ -157,8 +160,10 @@ def _judged(
 ) -> dict[str, Any]:
     aligned = align(methods)
     kinds = {m.name: m.kind for m in methods if m.predictions} | {MAJORITY: MAJORITY}
-    about = {m.name: _about(m) for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
-    scored = {**aligned.scored, MAJORITY: (_majority(aligned),)}
+    about = {m.name: {key: getattr(m, key) for key in _MAJORITY_ABOUT} for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
+    counts = np.bincount(aligned.target, minlength=len(aligned.labels))
+    constant = Scored(aligned.target, np.tile(counts / len(aligned.target), (len(aligned.target), 1)))
+    scored = {**aligned.scored, MAJORITY: (constant,)}
     resampled = aligned.group_count > 1
     replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
     trust = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
@@ -176,7 +181,15 @@ def _judged(
     return {
         "classes": list(aligned.labels.names),
         "verdict": verdict(entries, comparisons),
-        "sample": _sample(aligned),
+        "sample": {
+            "n": len(aligned.image_id),
+            "unit": aligned.unit,
+            "groups": aligned.group_count,
+            "images_per_class": dict(zip(aligned.labels.names, counts, strict=True)),
+            "splits": aligned.splits,
+            "folds": aligned.folds,
+            "dropped": aligned.dropped,
+        },
         "bootstrap": {
             "resamples": resamples,
             "comparison_resamples": enough,
@@ -187,21 +200,6 @@ def _judged(
         "methods": entries,
         "comparisons": comparisons,
         "external": external_entries(external, aligned, resamples=resamples, seed=seed),
-    }
-
-
-def _majority(aligned: Aligned) -> Scored:
-    frequencies = np.bincount(aligned.target, minlength=len(aligned.labels)) / len(aligned.target)
-    return Scored(aligned.target, np.tile(frequencies, (len(aligned.target), 1)))
-
-
-def _about(method: MethodResult) -> dict[str, Any]:
-    """What a method says about itself."""
-    return {
-        "seeds": method.seeds,
-        "settings": method.settings,
-        "notes": method.notes,
-        "details": method.details,
     }
 
 
@@ -221,19 +219,6 @@ def _contestant(entry: Mapping[str, Any], seeds: tuple[Scored, ...], drawn: list
         replicates={m: np.mean([one.headline[m] for one in drawn], axis=0) for m in COMPARED} if drawn else {},
         correct=seeds[0].correct if len(seeds) == 1 else None,
     )
-
-
-def _sample(aligned: Aligned) -> dict[str, Any]:
-    counts = np.bincount(aligned.target, minlength=len(aligned.labels))
-    return {
-        "n": len(aligned.image_id),
-        "unit": aligned.unit,
-        "groups": aligned.group_count,
-        "images_per_class": dict(zip(aligned.labels.names, counts, strict=True)),
-        "splits": aligned.splits,
-        "folds": aligned.folds,
-        "dropped": aligned.dropped,
-    }
 
 
 def plain(value: object) -> Any:
