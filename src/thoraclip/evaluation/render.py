@@ -1,4 +1,4 @@
-"""Draw a report as one HTML page that asks for nothing from outside, as Markdown and as a LaTeX table; draw an audit."""
+"""Draw a report as one HTML page that asks for nothing from outside, as Markdown and as a LaTeX table; and an audit."""
 
 from __future__ import annotations
 
