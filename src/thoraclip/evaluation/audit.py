@@ -79,13 +79,7 @@ class Facts:
 
 
 def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
-    """The content of `audit.json`.
-
-    Args:
-        facts: see there.
-        resamples: of groups, behind every interval.
-        seed: of the resampling.
-    """
+    """The content of `audit.json`; every interval is over resampled groups."""
     answers = facts.answers
     tests = judge_trials(facts.trials, answers, resamples=resamples, seed=seed)
     if facts.shuffled is not None:
@@ -107,9 +101,7 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
         "kind": facts.kind,
         "classes": list(facts.labels.names),
         "images": len(answers.target),
-        "images_per_class": dict(
-            zip(facts.labels.names, np.bincount(answers.target, minlength=len(facts.labels)).tolist(), strict=True)
-        ),
+        "images_per_class": _per_class(facts, slice(None)),
         "groups": int(answers.groups.max()) + 1,
         "balanced_accuracy": original,
         "margin": MARGIN,
@@ -177,20 +169,15 @@ def _subgroups(facts: Facts) -> list[dict[str, Any]]:
             own = np.array([v == value for v in values])
             n, hits = int(own.sum()), int(right[own].sum())
             low, high = wilson(hits, n)
-            per_class = np.bincount(facts.answers.target[own], minlength=len(facts.labels))
-            rows.append(
-                {
-                    "column": column,
-                    "value": str(value),
-                    "images": n,
-                    "accuracy": hits / n,
-                    "low": low,
-                    "high": high,
-                    "per_class": dict(zip(facts.labels.names, per_class.tolist(), strict=True)),
-                    "is_small": n < _FEW,
-                }
-            )
+            row = {"column": column, "value": str(value), "images": n, "accuracy": hits / n, "low": low, "high": high}
+            rows.append(row | {"per_class": _per_class(facts, own), "is_small": n < _FEW})
     return rows
+
+
+def _per_class(facts: Facts, rows: Any) -> dict[str, int]:
+    """Images of every class among some rows."""
+    counts = np.bincount(facts.answers.target[rows], minlength=len(facts.labels))
+    return dict(zip(facts.labels.names, counts.tolist(), strict=True))
 
 
 def _age_band(age: float | None) -> str | None:
@@ -209,14 +196,8 @@ def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dic
     rng = np.random.default_rng(seed)
     drawn = (inside - area)[rng.integers(0, len(inside), (resamples, len(inside)))].mean(axis=1)
     effect = float((inside - area).mean())
-    row = {
-        "method": found["method"],
-        "images": len(inside),
-        "inside": float(inside.mean()),
-        "area": float(area.mean()),
-        "effect": effect,
-        **interval(effect, drawn),
-    }
+    row = {"method": found["method"], "images": len(inside), "inside": float(inside.mean())}
+    row |= {"area": float(area.mean()), "effect": effect, **interval(effect, drawn)}
     said = "more than" if row["low"] > 0 else "less than" if row["high"] < 0 else "no more and no less than"
     words = (
         f"Heat maps ({row['method']}, {counted(len(inside), 'image')}): {share(row['inside'])} % of what speaks for "

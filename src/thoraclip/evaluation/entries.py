@@ -31,10 +31,7 @@ def method_entry(
     """What can be computed about one method.
 
     Args:
-        name: of the method.
-        kind: the verb that made it.
         tables: one per seed; figures are drawn from the first.
-        aligned: the images.
         drawn: resamples of every table; `None` when nothing can be resampled.
     """
     first, exact = tables[0], name == MAJORITY

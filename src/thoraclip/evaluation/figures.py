@@ -84,13 +84,7 @@ def shorten(text: str, length: int = 30) -> str:
 
 
 def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -> str:
-    """The main metric of every method with its interval; filled marks cannot be told apart from the best.
-
-    Args:
-        methods: entries of the report, top row first.
-        best: name of the best method.
-        tied: names of those that cannot be told apart from it.
-    """
+    """The main metric of every method, top row first, with its interval; filled: the best, and those tied with it."""
     with _figure(9.4, 0.62 + 0.34 * len(methods)) as figure:
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
@@ -175,12 +169,8 @@ def _draw_bins(axes: Axes, bins: Sequence[Entry], **look: Any) -> None:
 
 
 def selective_figure(methods: Sequence[Entry]) -> str:
-    """Accuracy of the answers given, against the share of images that is answered, most confident first; a line a
-    method.
-
-    Args:
-        methods: entries of the report that have `trust`.
-    """
+    """Accuracy of the answers given, against the share of images that is answered, most confident first; a line for
+    each method that has `trust`."""
     with _figure(9.0, max(3.1, 1.2 + 0.2 * len(methods))) as figure:
         axes = figure.add_subplot()
         for number, entry in enumerate(methods):
@@ -217,12 +207,7 @@ def _curve(axes: Axes, number: int, x: Sequence[float], y: Sequence[float], labe
 
 
 def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
-    """The main metric of every method inside (circle) and on an external set (diamond), each with its interval.
-
-    Args:
-        methods: entries of the external set, top row first.
-        name: of the set.
-    """
+    """The main metric of every method inside (circle) and on the external set `name` (diamond), with intervals."""
     with _figure(9.4, 0.95 + 0.42 * len(methods)) as figure:
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
@@ -238,11 +223,7 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
 
 
 def audit_figure(tests: Sequence[Entry]) -> str:
-    """Effect of every test of an audit with its interval, in the order of the tests; filled marks are positive.
-
-    Args:
-        tests: rows of `shortcuts.judge_trials`.
-    """
+    """Effect of every test of an audit (rows of `shortcuts.judge_trials`) with its interval; filled: positive."""
     colours = {"strong": _COLOURS[1], "some": _COLOURS[4], "none": _ACCENT, "cannot_tell": _SOFT, "control": "#b3bcc5"}
     looks: dict[str, dict[str, Any]] = {
         verdict: {"color": colour, "markersize": 5.5} | ({} if verdict in POSITIVE else {"markerfacecolor": "white"})

@@ -59,11 +59,7 @@ def probability(p: float | None) -> str:
 
 
 def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Who is best by macro F1, and who cannot be told apart from it.
-
-    Args:
-        methods: entries of the report, the majority row among them.
-        comparisons: entries of the report.
+    """Who is best by macro F1, and who cannot be told apart from it; both arguments are entries of the report.
 
     Returns:
         metric, best, runner_up (`None` for a single method), tied (names whose Holm-corrected p against the best is
@@ -88,14 +84,12 @@ def versus(comparisons: Sequence[Mapping[str, Any]], a: str, b: str, metric: str
     found = next(c for c in comparisons if c["metric"] == metric and {c["a"], c["b"]} == {a, b})
     if found["a"] == a:
         return dict(found)
-    low, high = found["low"], found["high"]
-    turned = {"difference": -found["difference"], "low": None if high is None else -high}
-    return {**found, "a": a, "b": b, **turned, "high": None if low is None else -low}
+    low, high = (None if found[end] is None else -found[end] for end in ("high", "low"))
+    return {**found, "a": a, "b": b, "difference": -found["difference"], "low": low, "high": high}
 
 
 def _differs(comparison: Mapping[str, Any]) -> bool:
-    p = comparison["p_holm"]
-    return p is not None and p < ALPHA
+    return comparison["p_holm"] is not None and comparison["p_holm"] < ALPHA
 
 
 def _exceeds(comparison: Mapping[str, Any]) -> bool:
@@ -135,14 +129,15 @@ def _lead(report: Mapping[str, Any]) -> list[str]:
     if found["runner_up"] is None:
         return []
     lead, images = versus(report["comparisons"], found["best"], found["runner_up"]), f"{report['sample']['n']:,} images"
+    second, tied = found["runner_up"], found["tied"]
     size = (
-        f"It leads the runner-up, {found['runner_up']}, by {_points(lead)}"
-        f"{between(lead, points)} ({probability(lead['p_holm'])} after Holm's correction)"
+        f"It leads the runner-up, {second}, by {_points(lead)}{between(lead, points)} ({probability(lead['p_holm'])} "
+        "after Holm's correction)"
     )
-    if found["runner_up"] not in found["tied"]:
-        rest = [f"It cannot be told apart from {_listed(found['tied'])}."] if found["tied"] else []
+    if second not in tied:
+        rest = [f"It cannot be told apart from {_listed(tied)}."] if tied else []
         return [f"{size}: a real difference on these {images}.", *rest]
-    others = [name for name in found["tied"] if name != found["runner_up"]]
+    others = [name for name in tied if name != second]
     more = f" Nor can it be told apart from {_listed(others)}." if others else ""
     return [f"{size}: the two cannot be told apart on these {images}.{more}"]
 

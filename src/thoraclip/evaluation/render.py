@@ -110,18 +110,14 @@ def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load) -> str:
-    """The report as a self-contained page: inline style and figures, no script, no request.
-
-    Args:
-        report: see `report.judge`.
-        image_paths: image id -> file for thumbnails; `None` for none.
-        load: file -> grey pixels.
-    """
+    """The report as a self-contained page: inline style and figures, no script, no request; arguments as in
+    `report.write_report`."""
     context = _context(report)
-    for one in context["external"]:
-        one["figure"] = Markup(figures.dumbbell_figure(one["methods"], one["name"])) if one["methods"] else None
-    for name, audited in context["audits"].items():
-        audited["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
+    for entry in context["external"]:
+        methods = entry["methods"]
+        entry["figure"] = Markup(figures.dumbbell_figure(methods, entry["name"])) if methods else None
+    for name, audit in context["audits"].items():
+        audit["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
     context["figures"] = _figures(report, context) if report["methods"] else None
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
     return _environment(html=True).get_template("report.html.j2").render(context)

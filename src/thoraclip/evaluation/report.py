@@ -68,11 +68,9 @@ def judge(
 
     Args:
         methods: one or more; failed ones are listed with their error.
-        title: of the page.
         resamples: of patients (where known) or images, for the intervals; at least 100.
         seed: of the resampling.
-        dataset: facts to print, JSON-able.
-        provenance: what `runs.provenance` gives, JSON-able.
+        dataset, provenance: facts to print, JSON-able; see `runs.provenance`.
         published: values of others, as in `published.Published`; printed apart, and no part of any comparison.
         external: scores of the same methods on images from elsewhere, see `external.external_entries`.
 
@@ -114,12 +112,7 @@ def judge(
 
 
 def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The report with audits of some of its methods, and what they say near the top of its reading.
-
-    Args:
-        report: what `judge` returned.
-        audits: method -> content of its `audit.json`.
-    """
+    """The report with audits (method -> content of its `audit.json`), and what they say near the top of its reading."""
     said = [
         f"Audit of {name}: {sentence[0].lower()}{sentence[1:]}" if number == 0 else sentence
         for name, content in audits.items()

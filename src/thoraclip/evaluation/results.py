@@ -61,9 +61,6 @@ class MethodResult:
             raise ConfigError(
                 f"method '{self.name}': {len(self.seeds)} seeds for {len(self.predictions)} predictions; give one each"
             )
-        self._check_validation()
-
-    def _check_validation(self) -> None:
         if len(self.validation) not in (0, len(self.predictions)):
             raise ConfigError(
                 f"method '{self.name}': validation scores for {len(self.validation)} of {len(self.predictions)} "

@@ -19,15 +19,8 @@ COVERAGES = (0.5, 0.8, 0.9, 1.0)
 def accuracy_curve(confidence: Floats, correct: Bools) -> Floats:
     """Accuracy of the k most confident answers, for k = 1, ..., N.
 
-    Equally confident images are answered in a random order: the expectation is given, so the order of rows plays no
-    part.
-
-    Args:
-        confidence: f64[N].
-        correct: bool[N].
-
-    Returns:
-        f64[N].
+    Equally confident images are answered in a random order: the expectation (f64[N]) is given, so the order of rows
+    plays no part.
     """
     levels, member = np.unique(-confidence, return_inverse=True)
     share = np.bincount(member, weights=correct, minlength=len(levels)) / np.bincount(member, minlength=len(levels))
@@ -49,8 +42,7 @@ def accuracy_at(
     """Accuracy of the most confident answers that make up a share of all; the image at the edge counts in part.
 
     Args:
-        confidence: f64[N].
-        correct: bool[N].
+        confidence, correct: f64[N] and bool[N].
         weights: f64[N, R] of the images in R resamples, each with a positive sum; all alike without them.
         coverages: in (0, 1].
 
@@ -64,11 +56,11 @@ def accuracy_at(
     mass = np.add.reduceat(each[order], first, axis=0)  # [levels, R]
     right = np.add.reduceat((each * correct[:, None])[order], first, axis=0)
     so_far, right_so_far = np.cumsum(mass, axis=0), np.cumsum(right, axis=0)
-    columns, found = np.arange(each.shape[1]), []
+    columns, accuracy = np.arange(each.shape[1]), []
     for coverage in coverages:
         wanted = coverage * so_far[-1]
         edge = (so_far < wanted * (1 - 1e-12)).sum(axis=0)
         # an empty level is never the edge: the mass before it is then the mass with it
         excess = (so_far[edge, columns] - wanted) / mass[edge, columns]
-        found.append((right_so_far[edge, columns] - excess * right[edge, columns]) / wanted)
-    return np.stack(found)
+        accuracy.append((right_so_far[edge, columns] - excess * right[edge, columns]) / wanted)
+    return np.stack(accuracy)

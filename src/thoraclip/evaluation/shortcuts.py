@@ -125,12 +125,10 @@ def balanced_accuracies(
     table = np.concatenate(columns, axis=1)  # [N, names * 2 * C]
     shape = (len(names), 2, answers.classes)
     point = table.sum(axis=0).reshape(shape)
-    drawn = [
-        (weights.T @ table).reshape(-1, *shape)
-        for weights in resample_weights(answers.groups, resamples=resamples, seed=seed)
-    ]
+    weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
+    drawn = np.concatenate([(w.T @ table).reshape(-1, *shape) for w in weights])
     values = dict(zip(names, _mean_recall(point[None])[0].tolist(), strict=True))
-    replicates = dict(zip(names, _mean_recall(np.concatenate(drawn)).T, strict=True))
+    replicates = dict(zip(names, _mean_recall(drawn).T, strict=True))
     chance = {n: 1 / max(1, int((point[i, 0] > 0).sum())) for i, n in enumerate(names)}
     return values, replicates, chance
 
@@ -148,13 +146,7 @@ def interval(value: float, drawn: Floats) -> dict[str, float]:
 
 
 def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Effect, interval, p and verdict of every trial; see the module.
-
-    Args:
-        trials: their `before` and `after` are names in `answers`, asked of the same images.
-        answers: of N images.
-        resamples: of groups, for the spread.
-        seed: of the resampling.
+    """Effect, interval over resampled groups, p and verdict of every trial; see the module.
 
     Returns:
         One mapping per trial: name, title, level, counts, finds, before, after (balanced accuracies), chance, images,
@@ -225,38 +217,25 @@ def shared_errors(
     does not).
 
     Args:
-        answers: of N images.
         classifier: name of a's answers.
         alone: row of the test of b, whose answers have its name.
-        resamples, seed: of groups.
     """
-    a, b, y = answers.named[classifier], answers.named[alone["name"]], answers.target
+    a, b, y, c = answers.named[classifier], answers.named[alone["name"]], answers.target, answers.classes
     wrong = (a >= 0) & (b >= 0) & (b != y)
-    c = answers.classes
+    images = int(wrong.sum())
     cells = np.eye(c**3)[(y * c + np.maximum(a, 0)) * c + np.maximum(b, 0)] * wrong[:, None]  # [N, y a b]
-    point = _excess(cells.sum(axis=0)[None], c)
+    effect = float(_excess(cells.sum(axis=0)[None], c)[0])
     weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
     drawn = np.concatenate([_excess(w.T @ cells, c) for w in weights])
-    effect, error = float(point[0]), max(float(drawn.std(ddof=1)), 0.5 / max(1, int(wrong.sum())))
-    p, images = _p(effect, error), int(wrong.sum())
-    row: dict[str, Any] = {
-        "name": "shared-errors",
-        "title": f"where {alone['title']} alone name the wrong class",
-        "level": "classifier",
-        "counts": True,
-        "says_nothing": False,
-        "finds": alone["title"],
-        **dict.fromkeys(("before", "after", "chance")),
-        "images": images,
-        "effect": effect,
-        **interval(effect, drawn),
-        "p": p,
-        "p_holm": p,
-        "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
-    }
+    error = max(float(drawn.std(ddof=1)), 0.5 / max(1, images))
+    p, title = _p(effect, error), f"where {alone['title']} alone name the wrong class"
+    row: dict[str, Any] = {"name": "shared-errors", "title": title, "level": "classifier", "counts": True}
+    row |= {"says_nothing": False, "finds": alone["title"], **dict.fromkeys(("before", "after", "chance"))}
+    row |= {"images": images, "effect": effect, **interval(effect, drawn), "p": p, "p_holm": p}
+    row["smallest_effect"] = MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error
     row["verdict"] = _verdict(row)
     row["words"] = (
-        f"{_sentence(row['title'])} ({images} images), the classifier names the same wrong class {points(effect)} "
+        f"{_sentence(title)} ({images} images), the classifier names the same wrong class {points(effect)} "
         f"points{between(row, points)} more often than by chance: {VERDICTS[row['verdict']]} ({probability(p)} for "
         f"more than {share(MARGIN)} points)."
     )
@@ -298,21 +277,18 @@ def _sentence(text: str) -> str:
 
 def _words(row: Mapping[str, Any]) -> str:
     """The test in one or two sentences."""
-    who = {
-        "classifier": "the classifier names",
-        "features": "a classifier fitted anew on such pictures names",
-        "data": "trees name",
-    }[row["level"]]
+    who = {"classifier": "the classifier", "features": "a classifier fitted anew on such pictures", "data": "trees"}
+    subject = who[row["level"]]
     change, span = row["effect"], between(row, points)
     if row["before"] is None:
         said = (
-            f"{who} the class with a balanced accuracy of {share(row['after'])} %, {points(change)} points{span} "
-            f"from chance ({share(row['chance'])} %)"
+            f"{subject} {'name' if row['level'] == 'data' else 'names'} the class with a balanced accuracy of "
+            f"{share(row['after'])} %, {points(change)} points{span} from chance ({share(row['chance'])} %)"
         )
     else:
         said = (
-            f"{who.rpartition(' ')[0]} {'loses' if change >= 0 else 'gains'} {share(abs(change))} points of balanced "
-            f"accuracy, from {share(row['before'])} to {share(row['after'])} %{span}"
+            f"{subject} {'loses' if change >= 0 else 'gains'} {share(abs(change))} points of balanced accuracy, from "
+            f"{share(row['before'])} to {share(row['after'])} %{span}"
         )
     title = _sentence(row["title"])
     if row["says_nothing"]:
@@ -326,13 +302,8 @@ def _words(row: Mapping[str, Any]) -> str:
 
 
 def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bool) -> tuple[str, list[str]]:
-    """The reading of all tests together: `none`, `some`, `strong` or `cannot_tell`, and the reasons in words.
-
-    Args:
-        tests: of `judge_trials`.
-        above_chance: whether the classifier is better than chance at all.
-        masks: whether a lung region was known, so that the tests on it ran.
-    """
+    """The reading of all tests together: `none`, `some`, `strong` or `cannot_tell`, and the reasons in words; `masks`:
+    whether a lung region was known, so that the tests on it ran."""
     own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
     positive = sorted((t for t in tests if t["counts"] and t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
     found = [t for t in positive if t["level"] != "data"]
