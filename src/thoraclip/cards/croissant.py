@@ -92,9 +92,7 @@ def croissant_record(
     """Build the record.
 
     Args:
-        manifest: the images.
-        manifest_file: the Parquet file that holds them.
-        settings: what the user adds.
+        manifest_file: the Parquet file that holds the manifest.
         content_url: address of that file relative to the record; its bare name by default.
         facts: those of the manifest, where they are at hand.
 

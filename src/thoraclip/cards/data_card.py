@@ -18,13 +18,7 @@ __all__ = ["data_card", "write_card"]
 
 
 def data_card(facts: Mapping[str, Any], settings: CardSettings, check: Mapping[str, Any] | None = None) -> str:
-    """The data card.
-
-    Args:
-        facts: see `data_facts`.
-        settings: what the user adds.
-        check: findings of a check; the sentences under `leaks` and `warnings` are listed as they are.
-    """
+    """The data card; of the findings of a check, the sentences under `leaks` and `warnings` are listed as they are."""
     listed = None if check is None else {key: list(check.get(key) or ()) for key in ("leaks", "warnings")}
     found = environment("thoraclip.cards", html=False, named=_named, n="{:,}".format, percent=percent, spread=_spread)
     page = found.get_template("data-card.md.j2").render(
@@ -62,9 +56,6 @@ def write_card(
 
     Args:
         manifest_file: the Parquet file that holds `manifest`; the record names it and its SHA-256.
-        manifest: the images.
-        settings: what the user adds.
-        out: the folder.
         check: findings of a check; see `data_card`.
     """
     facts = data_facts(manifest)

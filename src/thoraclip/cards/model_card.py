@@ -305,7 +305,7 @@ def _front_matter(
         tags=["thoraclip", "chest-x-ray", "research-only", run.kind, *(["lora", "peft"] if is_adapter else [])],
         metrics=[one.metric_type for one in results] if results else None,
         model_name=name if results else None,
-        eval_results=results,
+        eval_results=results or None,
     )
     return str(data.to_yaml())
 
