@@ -19,7 +19,6 @@ from thoraclip.evaluation.shortcuts import (
     balanced_accuracies,
     judge_trials,
     overall,
-    overall_words,
     shared_errors,
 )
 
@@ -236,9 +235,8 @@ def row_of(verdict: str, level: str = "classifier", effect: float = 0.3, smalles
     ],
 )
 def test_the_overall_reading(tests: list[dict[str, object]], above: bool, masks: bool, expected: str) -> None:
-    level, reasons = overall(tests, above_chance=above, masks=masks)
+    level, (words, *reasons) = overall(tests, above_chance=above, masks=masks)
     assert level == expected and reasons and all(reason.endswith(".") for reason in reasons)
-    words = overall_words(level, tests)
     begin = {"none": "No sign of", "some": "Some", "strong": "Strong", "cannot_tell": "Cannot tell whether"}[expected]
     assert words.startswith(begin)
     if expected == "cannot_tell":
@@ -252,7 +250,7 @@ def test_the_three_largest_effects_are_told() -> None:
     told = "trees on 0.5 reach 60.0 % balanced accuracy (chance 33.3 %)" + "".join(
         f", on {e} alone 60.0 %" for e in (0.4, 0.3, 0.2)
     )
-    level, reasons = overall([*own, *data], above_chance=True, masks=True)
+    level, (_, *reasons) = overall([*own, *data], above_chance=True, masks=True)
     assert (level, reasons[:3], len(reasons)) == ("some", ["0.5.", "0.4.", "0.3."], 4) and reasons[3].endswith(
         f"{told}."
     )
@@ -287,4 +285,4 @@ def test_the_smallest_effect_by_hand() -> None:
 
 def test_the_largest_effect_that_could_not_have_been_shown_is_told() -> None:
     blind = [row_of("cannot_tell", smallest=STRONG + more) for more in (0.05, 0.15, 0.1)]
-    assert f"{100 * (STRONG + 0.15):.1f} points" in overall(blind, above_chance=True, masks=True)[1][0]
+    assert f"{100 * (STRONG + 0.15):.1f} points" in overall(blind, above_chance=True, masks=True)[1][1]

@@ -102,6 +102,8 @@ def croissant_record(
     if not manifest_file.is_file():
         raise InputError(f"{manifest_file}: no such manifest file; write it first with: thoraclip index")
     facts = data_facts(manifest) if facts is None else facts
+    counts = f"Counted from the manifest: {summary(facts)} Research use only, not for diagnosis."
+    optional = {"url": "url", "citeAs": "citation", "version": "version", "datePublished": "date_published"}
     schema, enumerations = manifest.table.schema, _enumerations(facts)
     columns = {f.name: kinds[0] for f in schema if (kinds := [kind for test, kind in _DATA_TYPES if test(f.type)])}
     file = {
@@ -117,22 +119,14 @@ def croissant_record(
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": ["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
-        **_stated(settings, facts),
-        **_responsible(facts),
-        "distribution": [file, *_picture_sets(manifest)],
-        "recordSet": [_images(columns, enumerations), *enumerations.values()],
-    }
-
-
-def _stated(settings: CardSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
-    counts = f"Counted from the manifest: {summary(facts)} Research use only, not for diagnosis."
-    optional = {"url": "url", "citeAs": "citation", "version": "version", "datePublished": "date_published"}
-    return {
         "name": settings.name or f"Chest X-ray images (name {NOT_STATED})",
         "description": f"{settings.description or f'Description {NOT_STATED}.'} {counts}",
         "license": settings.licence or NOT_STATED,
         "creator": {"@type": "sc:Organization", "name": settings.creator or NOT_STATED},
         **{key: value for key, field in optional.items() if (value := getattr(settings, field))},
+        **_responsible(facts),
+        "distribution": [file, *_picture_sets(manifest)],
+        "recordSet": [_images(columns, enumerations), *enumerations.values()],
     }
 
 

@@ -30,6 +30,7 @@ from thoraclip.tables.predictions import Predictions
 
 __all__ = [
     "BASE_MODELS",
+    "HUB_METRICS",
     "BaseModel",
     "TrainedRun",
     "base_model",
@@ -42,7 +43,7 @@ __all__ = [
 _Files = Mapping[int | None, list[str]]
 _FEW = 30
 _ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
-_HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
+HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
     "accuracy": ("accuracy", None),
     "macro_f1": ("f1", {"average": "macro"}),
     "macro_precision": ("precision", {"average": "macro"}),
@@ -162,7 +163,7 @@ def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: Ma
         added=added,
         labels=run.predictions.labels.names,
         few=_FEW,
-        columns=_HUB_METRICS,
+        columns=HUB_METRICS,
         metrics=METRICS,
         report=report,
         unjudged=why,
@@ -329,7 +330,7 @@ def _eval_results(
     )
     metrics = next(row for row in report["methods"] if row["name"] == name)["metrics"]
     found = []
-    for ours, (theirs, arguments) in _HUB_METRICS.items():
+    for ours, (theirs, arguments) in HUB_METRICS.items():
         value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
         title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
         if value is not None:

@@ -22,7 +22,6 @@ from thoraclip.evaluation.shortcuts import (
     interval,
     judge_trials,
     overall,
-    overall_words,
     shared_errors,
 )
 from thoraclip.labels import LabelSet
@@ -89,14 +88,14 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     if alone:
         best = max(alone, key=lambda t: t["effect"])
         tests.append(shared_errors(answers, "original", best, resamples=resamples, seed=seed))
-    level, reasons = overall(tests, above_chance=original["low"] > original["chance"], masks=facts.has_masks)
+    level, words = overall(tests, above_chance=original["low"] > original["chance"], masks=facts.has_masks)
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
     subgroups = _subgroups(facts)
     limits = [*_limits(facts, attributes, subgroups), *_leaking(tests)]
     return {
         "schema": _SCHEMA,
         "overall": level,
-        "reading": [overall_words(level, tests), *reasons, *limits],
+        "reading": [*words, *limits],
         "run": facts.run,
         "kind": facts.kind,
         "classes": list(facts.labels.names),

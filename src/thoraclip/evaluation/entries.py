@@ -26,13 +26,13 @@ _ROC_POINTS = 60
 
 
 def method_entry(
-    name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates] | None
+    name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates]
 ) -> dict[str, Any]:
     """What can be computed about one method.
 
     Args:
         tables: one per seed; figures are drawn from the first.
-        drawn: resamples of every table; `None` when nothing can be resampled.
+        drawn: resamples of every table; none when nothing can be resampled.
     """
     first, exact = tables[0], name == MAJORITY
     return {
@@ -49,9 +49,7 @@ def method_entry(
     }
 
 
-def _metrics(
-    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates] | None, *, exact: bool
-) -> dict[str, Any]:
+def _metrics(tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, exact: bool) -> dict[str, Any]:
     """Headline metrics; `exact` is for constant predictions, whose unvarying metrics are no luck of the draw."""
     values = [headline(table) for table in tables]
     rarest = min(aligned.groups_of(aligned.target == c) for c in np.unique(aligned.target))
@@ -59,18 +57,19 @@ def _metrics(
     for name, metric in METRICS.items():
         each = [one[name] for one in values]
         trials = 0 if exact else aligned.group_count if name == "accuracy" else rarest
-        noise = [one.noise[name] for one in drawn if name in one.noise] if drawn else []
-        entry = estimate(
-            name,
-            known_mean(each),
-            np.mean([one.headline[name] for one in drawn], axis=0) if drawn else None,
-            trials=trials,
-            bounds=metric.bounds,
-            higher_is_better=metric.higher_is_better,
-            noise=np.mean(noise, axis=0) if noise else None,
-        ).as_json()
-        entries[name] = {**entry, **_spread(each)}
+        draws = [one.headline[name] for one in drawn]
+        noise = [one.noise[name] for one in drawn if name in one.noise]
+        direction: Any = {"bounds": metric.bounds, "higher_is_better": metric.higher_is_better}
+        entries[name] = _estimated(name, each, draws, trials, noise, **direction) | _spread(each)
     return entries
+
+
+def _estimated(
+    name: str, values: Sequence[float | None], drawn: Sequence[Floats], trials: int, noise: Any = (), **metric: Any
+) -> dict[str, Any]:
+    """The mean over the seeds, with the interval of that mean."""
+    means = [np.mean(each, axis=0) if each else None for each in (drawn, noise)]
+    return estimate(name, known_mean(values), means[0], trials=trials, noise=means[1], **metric).as_json()
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def _per_class(
-    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates] | None, *, exact: bool
+    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, exact: bool
 ) -> dict[str, Any]:
     values = [per_class(table) for table in tables]
     entries: dict[str, Any] = {}
@@ -91,12 +90,8 @@ def _per_class(
         entry: dict[str, Any] = {"support": int(members.sum())}
         for name in PER_CLASS:
             trials = 0 if exact else aligned.groups_of(~members if name == "specificity" else members)
-            entry[name] = estimate(
-                name,
-                known_mean([one[name][c] for one in values]),
-                np.mean([one.per_class[name][:, c] for one in drawn], axis=0) if drawn else None,
-                trials=trials,
-            ).as_json()
+            of_class = [one[name][c] for one in values]
+            entry[name] = _estimated(name, of_class, [one.per_class[name][:, c] for one in drawn], trials)
         entries[label] = entry
     return entries
 

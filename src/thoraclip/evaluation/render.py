@@ -208,26 +208,22 @@ def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, An
         "notes": external_notes(one),
         "methods": found,
         "best": found[0] if found else None,
-        "drops": DROPS,
         "changed": {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found},
     }
 
 
 def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Method -> the published rows that stand beside it, each with its footnote's mark: a, b, ..., z, aa, bb, ..."""
+    """Method -> the published rows that stand beside it, each with a footnote, marked a, b, ..., z, aa, bb, ...: its
+    name, source, note, and the values that have no column."""
     rows = [row for name in names for row in report["published"] if row.get("of") == name]
     found: dict[str, list[dict[str, Any]]] = {}
     for number, row in enumerate(rows):
         mark = string.ascii_lowercase[number % 26] * (number // 26 + 1)
-        found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": _footnote(row)})
+        rest = [m for m in PUBLISHED_METRICS if m not in _BESIDE_COLUMNS and row.get(m) is not None]
+        values = ", ".join(f"{_COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
+        footnote = "; ".join(filter(None, (row["name"], row["source"] or "source not given", row["note"], values)))
+        found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": footnote})
     return found
-
-
-def _footnote(row: Mapping[str, Any]) -> str:
-    """Name, source, note, and the values that have no column."""
-    rest = [m for m in PUBLISHED_METRICS if m not in _BESIDE_COLUMNS and row.get(m) is not None]
-    values = ", ".join(f"{_COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
-    return "; ".join(part for part in (row["name"], row["source"] or "source not given", row["note"], values) if part)
 
 
 def _figures(report: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:

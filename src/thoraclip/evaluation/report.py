@@ -161,7 +161,7 @@ def _judged(
     replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
     trust = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
     entries = [
-        method_entry(name, kinds[name], tables, aligned, replicates.get(name))
+        method_entry(name, kinds[name], tables, aligned, replicates.get(name, []))
         | about[name]
         | {"trust": trust.get(name)}
         for name, tables in scored.items()

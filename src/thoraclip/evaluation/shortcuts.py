@@ -38,7 +38,6 @@ __all__ = [
     "interval",
     "judge_trials",
     "overall",
-    "overall_words",
     "shared_errors",
 ]
 
@@ -302,8 +301,10 @@ def _words(row: Mapping[str, Any]) -> str:
 
 
 def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bool) -> tuple[str, list[str]]:
-    """The reading of all tests together: `none`, `some`, `strong` or `cannot_tell`, and the reasons in words; `masks`:
-    whether a lung region was known, so that the tests on it ran."""
+    """The reading of all tests together: `none`, `some`, `strong` or `cannot_tell`; and in words, with its reasons.
+
+    `masks`: whether a lung region was known, so that the tests on it ran.
+    """
     own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
     positive = sorted((t for t in tests if t["counts"] and t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
     found = [t for t in positive if t["level"] != "data"]
@@ -311,7 +312,8 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
     told = [_without_lungs(data)] if data else []
     if found:
         level = "strong" if any(t["verdict"] == "strong" for t in found) else "some"
-        return level, [t["words"] for t in found[:3]] + told
+        words = f"{level.capitalize()} reliance on non-lung content."
+        return level, [words, *(t["words"] for t in found[:3]), *told]
     blind = [t["smallest_effect"] for t in own if t["verdict"] == "cannot_tell"]
     if not above_chance:
         why = ["The classifier is not shown to be better than chance, so nothing tells what it reads.", *told]
@@ -327,8 +329,11 @@ def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bo
             f"too few images ({_SMALLEST}: {share(max(blind))} points)."
         ]
     else:
-        return "none", [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
-    return "cannot_tell", why
+        why = [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
+        return "none", ["No sign of reliance on non-lung content.", *why]
+    worst = max((t["smallest_effect"] for t in own), default=None)
+    size = "" if worst is None else f" ({_SMALLEST}: {share(worst)} points of balanced accuracy)"
+    return "cannot_tell", [f"Cannot tell whether the classifier relies on non-lung content{size}.", *why]
 
 
 def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
@@ -340,13 +345,3 @@ def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
         f"The classes can be told apart without looking at a lung: trees on {first['title']} reach "
         f"{share(first['after'])} % balanced accuracy (chance {share(first['chance'])} %){alone}."
     )
-
-
-def overall_words(level: str, tests: Sequence[Mapping[str, Any]]) -> str:
-    """The sentence at the top of every report."""
-    if level == "cannot_tell":
-        own = [t["smallest_effect"] for t in tests if t["verdict"] != "control" and t["level"] != "data"]
-        size = f" ({_SMALLEST}: {share(max(own))} points of balanced accuracy)" if own else ""
-        return f"Cannot tell whether the classifier relies on non-lung content{size}."
-    begin = {"none": "No sign of", "some": "Some", "strong": "Strong"}[level]
-    return f"{begin} reliance on non-lung content."

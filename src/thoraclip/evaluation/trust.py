@@ -34,10 +34,6 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 _CURVE_POINTS = 50
-_NONE_KEPT = (
-    "no scores of validation images: the run kept none (run it again with this version), or the file has no row of "
-    "split 'val'"
-)
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,10 @@ def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
     if not kept:
         own = np.flatnonzero([s == "val" and t >= 0 for s, t in zip(table.split, table.target, strict=True)])
         if not len(own):
-            return _NONE_KEPT
+            return (
+                "no scores of validation images: the run kept none (run it again with this version), or the file has "
+                "no row of split 'val'"
+            )
         return [_Fold(None, _scored(table.take(own), aligned), np.arange(len(aligned.image_id)))]
     fold_of = dict(zip(table.image_id, table.fold, strict=True))
     numbers = np.array([-1 if (f := fold_of[image]) is None else f for image in aligned.image_id], dtype=np.int64)
@@ -195,19 +194,17 @@ def _conformal(folds: Sequence[_Fold], test: Scored, names: Sequence[str], alpha
 def _operating_points(folds: Sequence[_Fold], test: Scored, names: Sequence[str], goal: float) -> dict[str, Any]:
     needed, classes = positives_needed(goal), {}
     for c, name in enumerate(names):
-        positives = [int((one.val.target == c).sum()) for one in folds]
-        chosen = [choose_threshold(one.val.scores[:, c], one.val.target == c, goal=goal) for one in folds]
+        positives = [int((fold.val.target == c).sum()) for fold in folds]
+        chosen = [choose_threshold(fold.val.scores[:, c], fold.val.target == c, goal=goal) for fold in folds]
         entry: dict[str, Any] = {"threshold": chosen, "positives": positives, "reason": None}
         if min(positives) < needed:
-            entry["reason"] = (
-                f"cannot be promised: {counted(min(positives), 'validation image')} of the class, and {needed} are "
-                "needed"
-            )
+            images = counted(min(positives), "validation image")
+            entry["reason"] = f"cannot be promised: {images} of the class, and {needed} are needed"
         val, judged = Counts(0, 0, 0, 0), Counts(0, 0, 0, 0)
-        known = [(one, t) for one, t in zip(folds, chosen, strict=True) if t is not None]
-        for one, threshold in known if len(known) == len(folds) else []:
-            val += count(one.val.scores[:, c], one.val.target == c, threshold)
-            judged += count(test.scores[one.rows, c], test.target[one.rows] == c, threshold)
+        known = [threshold for threshold in chosen if threshold is not None]
+        for fold, threshold in zip(folds, known, strict=True) if len(known) == len(folds) else ():
+            val += count(fold.val.scores[:, c], fold.val.target == c, threshold)
+            judged += count(test.scores[fold.rows, c], test.target[fold.rows] == c, threshold)
         classes[name] = entry | {"validation": _rates(val), "test": _rates(judged)}
     return {"goal": goal, "positives_needed": needed, "classes": classes}
 
@@ -232,10 +229,8 @@ def _selective(test: Scored, groups: Rows, resamples: int, seed: int) -> dict[st
     values = accuracy_at(test.confidence, test.correct)[:, 0]
     bounds = np.full((2, len(COVERAGES)), np.nan)  # becomes null
     if int(groups.max()) > 0:
-        drawn = [
-            accuracy_at(test.confidence, test.correct, weights)
-            for weights in resample_weights(groups, resamples=resamples, seed=seed)
-        ]
+        weights = resample_weights(groups, resamples=resamples, seed=seed)
+        drawn = [accuracy_at(test.confidence, test.correct, w) for w in weights]
         bounds = np.quantile(np.concatenate(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     keep = np.unique(np.linspace(max(1, n // 20), n, min(n, _CURVE_POINTS)).round().astype(int)) - 1
     return {
