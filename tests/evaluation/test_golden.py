@@ -3,7 +3,7 @@
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
 thoraclip.evaluation.align, thoraclip.evaluation.audit, thoraclip.evaluation.compare,
 thoraclip.evaluation.entries, thoraclip.evaluation.external, thoraclip.evaluation.external_reading, thoraclip.evaluation.figures,
-thoraclip.evaluation.intervals, thoraclip.cards.model_card, thoraclip.evaluation.published, thoraclip.evaluation.reading,
+thoraclip.evaluation.intervals, thoraclip.cards.model_card, thoraclip.evaluation.reading,
 thoraclip.evaluation.recalibration, thoraclip.evaluation.render, thoraclip.evaluation.report, thoraclip.evaluation.results,
 thoraclip.evaluation.shortcuts and thoraclip.evaluation.trust.
 

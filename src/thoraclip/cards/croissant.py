@@ -7,24 +7,29 @@ citation.
 
 from __future__ import annotations
 
+import datetime
 import glob
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 
-from thoraclip.cards.card_settings import NOT_STATED, CardSettings
 from thoraclip.cards.cautions import percent
 from thoraclip.cards.facts import data_facts, summary
-from thoraclip.errors import InputError
+from thoraclip.errors import ConfigError, InputError
 from thoraclip.pages import counted
 from thoraclip.runs import file_sha256
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["croissant_record"]
+__all__ = ["NOT_STATED", "CardSettings", "croissant_record"]
+
+NOT_STATED = "not stated"
+"""Stands wherever neither the manifest nor the user says anything."""
 
 _TERMS = """citeAs column equivalentProperty extract field fileProperty fileObject fileSet format includes isLiveDataset
 jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source subField
@@ -79,6 +84,43 @@ _DATA_TYPES = (
 _NONE_IS_NONE = frozenset({"split", "fold", "lung_mask", "infection_mask"})
 """Columns whose null means that there is none, not that it is unknown."""
 _MOST_GLOBS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardSettings:
+    """What the user adds to the card; an empty field is shown as "not stated", never filled in.
+
+    Raises:
+        ConfigError: an address that is not absolute, or a date that is not ISO 8601.
+    """
+
+    name: str = ""
+    """Name of the data set."""
+    description: str = ""
+    """What it is, who made it and why, in a few sentences."""
+    licence: str = ""
+    """Licence of the images: the address of its text, or its name."""
+    url: str = ""
+    """Where the data set can be had (https://...)."""
+    citation: str = ""
+    """How to cite it, BibTeX or text."""
+    creator: str = ""
+    """Who made it: a person or an organisation."""
+    version: str = ""
+    """Its version, as in 1.0.0."""
+    date_published: str = ""
+    """When it was published, as in 2024-05-01."""
+
+    def __post_init__(self) -> None:
+        if self.url and not re.fullmatch(r"https?://[^\s<>]+", self.url):
+            raise ConfigError(f"url '{self.url}' is not an absolute address; write it as in https://example.org/data")
+        if self.date_published:
+            try:
+                datetime.date.fromisoformat(self.date_published)
+            except ValueError:
+                raise ConfigError(
+                    f"date_published '{self.date_published}' is not a date; write it as in 2024-05-01"
+                ) from None
 
 
 def croissant_record(

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thoraclip.cards.card_settings import NOT_STATED, CardSettings
 from thoraclip.cards.cautions import percent
-from thoraclip.cards.croissant import croissant_record
+from thoraclip.cards.croissant import NOT_STATED, CardSettings, croissant_record
 from thoraclip.cards.facts import data_facts, summary
 from thoraclip.pages import environment, escape_markdown, without_gaps
 from thoraclip.runs import write_json, write_text

@@ -51,7 +51,15 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
         "duplicates": _duplicates(manifest, "sha256"),
         "clusters": _duplicates(manifest, _CLUSTERS) if _CLUSTERS in manifest.table.column_names else None,
         "told": _told(manifest),
-        "columns": _columns(manifest),
+        "columns": [
+            {
+                "name": field.name,
+                "type": str(field.type),
+                "extra": field.name not in COLUMNS,
+                "known": len(manifest) - int(manifest.table[field.name].null_count),
+            }
+            for field in manifest.table.schema
+        ],
         "fingerprints": {"manifest": manifest.fingerprint, "content": manifest.content_fingerprint},
     }
     return facts | {"cautions": cautions(facts)}
@@ -172,19 +180,6 @@ def _told(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         {"attribute": name, "known": sum(v is not None for v in values), "balanced_accuracy": told_by(values, labels)}
         for name, values in attributes.items()
-    ]
-
-
-def _columns(manifest: Manifest) -> list[dict[str, Any]]:
-    """Every column, its type and on how many images it is known."""
-    return [
-        {
-            "name": field.name,
-            "type": str(field.type),
-            "extra": field.name not in COLUMNS,
-            "known": len(manifest) - int(manifest.table[field.name].null_count),
-        }
-        for field in manifest.table.schema
     ]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from thoraclip.cards.croissant import NOT_STATED
 from thoraclip.config import field_help, toml_value
 from thoraclip.errors import ManifestError
 from thoraclip.evaluation.metrics import METRICS
@@ -224,7 +225,7 @@ def _data_set(images: Path) -> dict[str, str]:
     for key in ("name", "license", "url", "citeAs"):
         value = record.get(key) if isinstance(record, dict) else None
         text = ", ".join(str(one) for one in value) if isinstance(value, list) else value
-        if isinstance(text, str) and text.strip() and "not stated" not in text:
+        if isinstance(text, str) and text.strip() and NOT_STATED not in text:
             found[key] = " ".join(text.split())
     return found
 

@@ -251,7 +251,6 @@ def training_figure(rows: Sequence[Entry], *, best_step: int, validated: str) ->
 
     Args:
         rows: of `metrics.jsonl`: steps with `loss` and `learning_rate`, validations with `val_macro_f1`.
-        best_step: of the weights that were kept.
         validated: what gave the validation's answers.
     """
     with _figure(5.6, 3.9) as figure:

@@ -166,10 +166,6 @@ def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
     return float(max(0.0, -(np.diff(recall) * precision[::-1]).sum()))
 
 
-def _accuracy(scored: Scored) -> float:
-    return float(scored.correct.mean())
-
-
 def _balanced_accuracy(scored: Scored) -> float:
     """Mean recall of the classes that have images (as scikit-learn's `balanced_accuracy_score`)."""
     return float(scored.by_class[1][np.unique(scored.target)].mean())
@@ -215,14 +211,6 @@ def brier_terms(scored: Scored) -> Floats:
     return np.asarray(((scored.scores - truth) ** 2).sum(axis=1), dtype=np.float64)
 
 
-def _brier(scored: Scored) -> float:
-    return float(brier_terms(scored).mean())
-
-
-def _ece(scored: Scored) -> float:
-    return calibration.ece(scored.confidence, scored.correct)
-
-
 def _answers(
     title: str, point: Callable[[Scored], float], resampled: Callable[[Weighted], Floats], **more: Any
 ) -> Metric:
@@ -231,7 +219,7 @@ def _answers(
 
 _UNBOUNDED = (0.0, float("inf"))
 METRICS: dict[str, Metric] = {
-    "accuracy": _answers("accuracy", _accuracy, lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
+    "accuracy": _answers("accuracy", lambda s: float(s.correct.mean()), lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
     "balanced_accuracy": _answers(
         "balanced accuracy", _balanced_accuracy, lambda w: mean_of_known(w.of_present(w.recall))
     ),
@@ -254,9 +242,18 @@ METRICS: dict[str, Metric] = {
         "log loss (nats)", _log_loss, lambda w: _known(w.log_loss), higher_is_better=False, bounds=_UNBOUNDED
     ),
     "brier": Metric(
-        "Brier score (0 to 2)", _brier, lambda w: _known(w.brier), higher_is_better=False, bounds=(0.0, 2.0)
+        "Brier score (0 to 2)",
+        lambda scored: float(brier_terms(scored).mean()),
+        lambda w: _known(w.brier),
+        higher_is_better=False,
+        bounds=(0.0, 2.0),
     ),
-    "ece": Metric("expected calibration error", _ece, lambda w: _known(w.ece), higher_is_better=False),
+    "ece": Metric(
+        "expected calibration error",
+        lambda scored: calibration.ece(scored.confidence, scored.correct),
+        lambda w: _known(w.ece),
+        higher_is_better=False,
+    ),
 }
 """Headline metrics."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from thoraclip.evaluation import figures
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.published import PUBLISHED_METRICS
 from thoraclip.evaluation.reading import points, printed, probability, share, versus
-from thoraclip.evaluation.results import MAJORITY
+from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.shortcuts import VERDICTS
 from thoraclip.pages import environment, picture_or_reason
 from thoraclip.runs import write_json, write_text
@@ -31,7 +30,6 @@ __all__ = [
     "escape_latex",
     "html_page",
     "latex_table",
-    "load_pixels",
     "markdown_page",
     "write_audit",
 ]
@@ -104,12 +102,7 @@ def write_audit(content: Mapping[str, Any], out: Path) -> None:
         write_text(out / name, _environment(html=html).get_template(f"{name}.j2").render(context | figure))
 
 
-def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
-    """Grey pixels u8[H, W] of any image that the package reads."""
-    return imaging.decode(path).pixels
-
-
-def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load) -> str:
+def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load | None) -> str:
     """The report as a self-contained page: inline style and figures, no script, no request; arguments as in
     `report.write_report`."""
     context = _context(report)
@@ -130,12 +123,7 @@ def markdown_page(report: Mapping[str, Any]) -> str:
 
 def latex_table(report: Mapping[str, Any]) -> str:
     """The comparison as a LaTeX `table` that needs the package booktabs and nothing else."""
-    return _latex_environment().get_template("report.tex.j2").render(_context(report))
-
-
-@cache
-def _latex_environment() -> Environment:
-    return _environment(html=False).overlay(
+    latex = _environment(html=False).overlay(
         block_start_string="<%",
         block_end_string="%>",
         variable_start_string="<<",
@@ -143,6 +131,7 @@ def _latex_environment() -> Environment:
         comment_start_string="<#",
         comment_end_string="#>",
     )
+    return latex.get_template("report.tex.j2").render(_context(report))
 
 
 def escape_latex(text: object) -> str:
@@ -238,7 +227,8 @@ def _figures(report: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _thumbnails(entry: Mapping[str, Any] | None, paths: Mapping[str, Path], load: Load) -> list[dict[str, Any]]:
+def _thumbnails(entry: Mapping[str, Any] | None, paths: Mapping[str, Path], load: Load | None) -> list[dict[str, Any]]:
     """The method's mistakes whose file is known, each with a picture or the reason why there is none."""
+    load = load or (lambda path: imaging.decode(path).pixels)
     known = [row for row in (entry["mistakes"] if entry else []) if row["image_id"] in paths]
     return [{**row, **picture_or_reason(partial(load, paths[row["image_id"]]), _THUMBNAIL_PX)} for row in known]

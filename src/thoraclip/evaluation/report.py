@@ -18,10 +18,9 @@ from thoraclip.evaluation.external import ExternalResult, external_entries
 from thoraclip.evaluation.external_reading import external_reading
 from thoraclip.evaluation.intervals import LEVEL
 from thoraclip.evaluation.metrics import Scored
-from thoraclip.evaluation.published import read_published
 from thoraclip.evaluation.reading import reading, verdict
 from thoraclip.evaluation.resampling import Replicates, replicate
-from thoraclip.evaluation.results import MAJORITY, MethodResult
+from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
 from thoraclip.runs import write_json, write_text
 
@@ -71,11 +70,11 @@ def judge(
         resamples: of patients (where known) or images, for the intervals; at least 100.
         seed: of the resampling.
         dataset, provenance: facts to print, JSON-able; see `runs.provenance`.
-        published: values of others, as in `published.Published`; printed apart, and no part of any comparison.
+        published: values of others, as in `results.Published`; printed apart, and no part of any comparison.
         external: scores of the same methods on images from elsewhere, see `external.external_entries`.
 
     Raises:
-        ConfigError: too few resamples, a repeated method name, or see `published.read_published`.
+        ConfigError: too few resamples, a repeated method name, or see `results.read_published`.
         InputError: no method.
         ManifestError, MismatchError: see `align.align`, and of external sets `external.external_entries`.
         LeakError: see `trust.trust_entry`.
@@ -140,12 +139,12 @@ def write_report(
         thumbnails: False leaves these pictures out (they may be private).
         load: file -> grey pixels u8[H, W]; `None` for `imaging.decode`.
     """
-    from thoraclip.evaluation.render import html_page, latex_table, load_pixels, markdown_page  # with Matplotlib
+    from thoraclip.evaluation.render import html_page, latex_table, markdown_page  # with Matplotlib
 
     write_json(out / "report.json", dict(report))
     write_text(out / "report.md", markdown_page(report))
     write_text(out / "report.tex", latex_table(report))
-    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load or load_pixels))
+    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load))
 
 
 def _judged(

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from thoraclip.errors import InputError, LeakError
 from thoraclip.evaluation.align import Aligned
+from thoraclip.evaluation.calibration import COVERAGES, accuracy_at, accuracy_curve, aurc
 from thoraclip.evaluation.intervals import LEVEL
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.recalibration import BEFORE, recalibration
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.results import MethodResult
-from thoraclip.evaluation.selective import COVERAGES, accuracy_at, accuracy_curve, aurc
 from thoraclip.pages import counted
 from thoraclip.posthoc.conformal import ALPHA, fit_thresholds, images_needed
 from thoraclip.posthoc.operating import SENSITIVITY, Counts, choose_threshold, count, positives_needed
@@ -58,8 +58,7 @@ def trust_entry(
     """What can be fitted on the validation images of a method, and what it does to the judged ones; JSON-able.
 
     Args:
-        method: one that did not fail.
-        aligned: the judged images, with this method's scores.
+        method, aligned: one that did not fail, and the judged images with its scores.
         resamples, seed: of the intervals, as in the report.
         alpha: share of the images of a class whose prediction set may miss it.
         sensitivity: that a class's operating point must have on the validation images.
