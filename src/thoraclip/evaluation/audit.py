@@ -17,10 +17,10 @@ from thoraclip.evaluation.shortcuts import (
     POSITIVE,
     STRONG,
     Answers,
-    Trial,
+    ShortcutTest,
     balanced_accuracies,
     interval,
-    judge_trials,
+    judge_tests,
     overall,
     shared_errors,
 )
@@ -36,7 +36,7 @@ Ints = npt.NDArray[np.int64]
 _SCHEMA = 1
 _AGES = (0, 18, 40, 60, 80, 200)
 _COLUMNS = ("source", "view", "sex", "age")
-_SHUFFLED = Trial(
+_SHUFFLED = ShortcutTest(
     "refitted shuffled", "labels shuffled before fitting", "features", after="refitted shuffled", counts=False
 )
 _FEW = 10
@@ -52,7 +52,7 @@ class Facts:
         labels: C classes.
         manifest: of the N images, in the order of the answers.
         answers: of the classifier and of all that was fitted anew.
-        trials: what is asked of them.
+        tests: what is asked of them.
         attributes: per column `column, values, asked, codes (i64[N], -1 unknown), named (i64[N] or None)`.
         lungs: where the lung regions are from, JSON-able.
         sham: `images, largest_change, other_answers` of the view in which nothing is replaced.
@@ -67,7 +67,7 @@ class Facts:
     labels: LabelSet
     manifest: Manifest
     answers: Answers
-    trials: Sequence[Trial]
+    tests: Sequence[ShortcutTest]
     attributes: Sequence[Mapping[str, Any]]
     lungs: Mapping[str, Any]
     sham: Mapping[str, Any]
@@ -80,9 +80,9 @@ class Facts:
 def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     """The content of `audit.json`; every interval is over resampled groups."""
     answers = facts.answers
-    tests = judge_trials(facts.trials, answers, resamples=resamples, seed=seed)
+    tests = judge_tests(facts.tests, answers, resamples=resamples, seed=seed)
     if facts.shuffled is not None:
-        tests += judge_trials([_SHUFFLED], facts.shuffled, resamples=resamples, seed=seed)
+        tests += judge_tests([_SHUFFLED], facts.shuffled, resamples=resamples, seed=seed)
     original = _accuracy(answers, "original", resamples, seed)
     alone = [t for t in tests if t["level"] == "data" and t["verdict"] in POSITIVE]
     if alone:

@@ -223,7 +223,7 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
 
 
 def audit_figure(tests: Sequence[Entry]) -> str:
-    """Effect of every test of an audit (rows of `shortcuts.judge_trials`) with its interval; filled: positive."""
+    """Effect of every test of an audit (rows of `shortcuts.judge_tests`) with its interval; filled: positive."""
     colours = {"strong": _COLOURS[1], "some": _COLOURS[4], "none": _ACCENT, "cannot_tell": _SOFT, "control": "#b3bcc5"}
     looks: dict[str, dict[str, Any]] = {
         verdict: {"color": colour, "markersize": 5.5} | ({} if verdict in POSITIVE else {"markerfacecolor": "white"})

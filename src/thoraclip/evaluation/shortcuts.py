@@ -33,10 +33,10 @@ __all__ = [
     "STRONG",
     "VERDICTS",
     "Answers",
-    "Trial",
+    "ShortcutTest",
     "balanced_accuracies",
     "interval",
-    "judge_trials",
+    "judge_tests",
     "overall",
     "shared_errors",
 ]
@@ -85,7 +85,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ShortcutTest:
     """One test.
 
     Args:
@@ -144,34 +144,34 @@ def interval(value: float, drawn: Floats) -> dict[str, float]:
     return {"low": min(float(low), value), "high": max(float(high), value)}
 
 
-def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Effect, interval over resampled groups, p and verdict of every trial; see the module.
+def judge_tests(tests: Sequence[ShortcutTest], answers: Answers, *, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Effect, interval over resampled groups, p and verdict of every test; see the module.
 
     Returns:
-        One mapping per trial: name, title, level, counts, finds, before, after (balanced accuracies), chance, images,
+        One mapping per test: name, title, level, counts, finds, before, after (balanced accuracies), chance, images,
         effect, low, high, p, p_holm, smallest_effect, verdict (`strong`, `some`, `none`, `cannot_tell`, `control`),
         words.
     """
-    named, pairs = dict(answers.named), {trial: f"{trial.before} | {trial.after}" for trial in trials if trial.before}
-    for trial, pair in pairs.items():  # what was answered before, of the images that were asked afterwards too
-        named[pair] = np.where(named[trial.after] >= 0, named[trial.before], -1)
-    names = sorted({trial.after for trial in trials} | set(pairs.values()))
+    named, pairs = dict(answers.named), {test: f"{test.before} | {test.after}" for test in tests if test.before}
+    for test, pair in pairs.items():  # what was answered before, of the images that were asked afterwards too
+        named[pair] = np.where(named[test.after] >= 0, named[test.before], -1)
+    names = sorted({test.after for test in tests} | set(pairs.values()))
     asked_of = Answers(answers.target, answers.groups, named, answers.classes)
     values, drawn, chances = balanced_accuracies(asked_of, names, resamples=resamples, seed=seed)
-    counted = max(1, sum(trial.counts for trial in trials))
+    counted = max(1, sum(test.counts for test in tests))
     rows: list[dict[str, Any]] = []
-    for trial in trials:
-        after, chance, before = values[trial.after], chances[trial.after], pairs.get(trial)
+    for test in tests:
+        after, chance, before = values[test.after], chances[test.after], pairs.get(test)
         if before is None:
-            effect, spread = after - chance, drawn[trial.after] - chance
+            effect, spread = after - chance, drawn[test.after] - chance
         else:
-            effect, spread = values[before] - after, drawn[before] - drawn[trial.after]
-        asked = answers.named[trial.after] >= 0
+            effect, spread = values[before] - after, drawn[before] - drawn[test.after]
+        asked = answers.named[test.after] >= 0
         error = max(float(spread.std(ddof=1)), 0.5 / max(len(np.unique(answers.groups[asked])), 1))
-        row: dict[str, Any] = {key: getattr(trial, key) for key in ("name", "title", "level", "counts", "finds")}
+        row: dict[str, Any] = {key: getattr(test, key) for key in ("name", "title", "level", "counts", "finds")}
         row |= {"before": values.get(before or ""), "after": after, "chance": chance, "images": int(asked.sum())}
         row |= {"effect": effect, **interval(effect, spread), "p": _p(effect, error)}
-        row |= {"says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2, "p_holm": None}
+        row |= {"says_nothing": len(np.unique(answers.named[test.after][asked])) < 2, "p_holm": None}
         row["smallest_effect"] = _smallest(error, after, chance if before is None else None, counted)
         if _fewest_groups(answers, asked) < MIN_GROUPS:
             row |= {"p": 1.0, "smallest_effect": 1.0}

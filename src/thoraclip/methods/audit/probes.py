@@ -14,7 +14,7 @@ import numpy.typing as npt
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.splits import assign_groups
-from thoraclip.evaluation.shortcuts import Trial
+from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
 from thoraclip.methods.audit.sample import AuditSample
@@ -107,7 +107,7 @@ def _linear(x: Floats, y: Ints, unseen: Floats, *, classes: int, l2: float) -> I
 
 def background_answers(
     sample: AuditSample, greys: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_], fold: Ints, *, seed: int
-) -> tuple[dict[str, Ints], list[Trial]]:
+) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Trees on each group of features outside the lungs, and on all."""
     paths, hashes = sample.manifest.paths(), sample.manifest.column("sha256")
     all_known = bool(lungs.any(axis=(1, 2)).all())  # else one rule for all: what is left out must not tell the class
@@ -124,13 +124,15 @@ def background_answers(
     answers, trials = {}, []
     for name, values in groups.items():
         answers[f"background {name}"] = tree_answers(values, sample.target, fold, seed=seed)
-        trials.append(Trial(f"background {name}", titles[name], "data", after=f"background {name}", finds=titles[name]))
+        trials.append(
+            ShortcutTest(f"background {name}", titles[name], "data", after=f"background {name}", finds=titles[name])
+        )
     return answers, trials
 
 
 def across_sources(
     sample: AuditSample, original: ViewScores, fold: Ints, *, l2: float, counts: bool
-) -> tuple[dict[str, Ints], list[Trial]]:
+) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Probes of the other sources against probes of all, on the sources that have two classes or more.
 
     Only images whose class is in another of these sources too are asked: else no probe of the others can name it.
@@ -161,7 +163,9 @@ def across_sources(
     title = f"the images of a source ({', '.join(mixed)}) answered by a probe of the other sources alone"
     finds = "the source"
     return answers, [
-        Trial("across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds)
+        ShortcutTest(
+            "across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds
+        )
     ]
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.views import VIEWS
-from thoraclip.evaluation.shortcuts import Trial
+from thoraclip.evaluation.shortcuts import ShortcutTest
 
 __all__ = ["probe_tests", "view_tests"]
 
 Ints = npt.NDArray[np.int64]
 
 
-def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
+def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
     """What is asked of the classifier as it is; controls come last."""
     tests = [
-        Trial(
+        ShortcutTest(
             *(view.trial or (name, view.title)),
             "classifier",
             after=name,
@@ -32,7 +32,7 @@ def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
     return sorted(tests, key=lambda test: not test.counts)
 
 
-def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
+def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[ShortcutTest]:
     """What is asked of probes that are fitted on the views; they count where the classifier is such a probe."""
     tests = []
     for name, view in VIEWS.items():
@@ -40,8 +40,10 @@ def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
         if after not in answers or view.refits == "no":
             continue
         if view.refits == "control":  # compared with the originals
-            tests.append(Trial(after, view.title, "features", after, "refitted original", counts=False))
+            tests.append(ShortcutTest(after, view.title, "features", after, "refitted original", counts=False))
             continue
         before = "" if view.is_alone else "refitted original"
-        tests.append(Trial(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds))
+        tests.append(
+            ShortcutTest(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds)
+        )
     return tests
