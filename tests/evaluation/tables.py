@@ -69,11 +69,11 @@ def audit(
     named = {name: answers(share, target, seed) for seed, (name, share) in enumerate(shares.items())}
     named["grey"], named["refitted"][::5] = np.zeros(n, dtype=np.int64), -1
     tests = [
-        ShortcutTest("drop", "all but the lungs replaced", "classifier", "lungs alone", before="original", finds="the rest"),
+        ShortcutTest("drop", "all but the lungs replaced", "classifier", "lungs alone", "original", finds="the rest"),
         ShortcutTest("no-lungs", "the lungs replaced", "classifier", "no lungs", finds="what lies outside the lungs"),
         ShortcutTest("grey", "all replaced", "classifier", "grey"),
-        ShortcutTest("refitted", "fitted again without lungs", "features", "refitted", before="original", finds="the rest"),
-        ShortcutTest("turned", "lungs alone, before and after", "classifier", "original", before="no lungs", counts=False),
+        ShortcutTest("refitted", "fitted again without lungs", "features", "refitted", "original", finds="the rest"),
+        ShortcutTest("turned", "lungs alone, before and after", "classifier", "original", "no lungs", counts=False),
         *(ShortcutTest(f"background {k}", k, "data", f"background {k}", finds=k) for k in ("all", "frame", "file")),
     ]
     attributes: list[dict[str, Any]] = []

@@ -113,9 +113,8 @@ def test_verdicts_by_size() -> None:
 
 
 def test_all_right_is_as_sure_as_its_patients_are_many() -> None:
-    (row,) = judge_tests(
-        [ShortcutTest("t", "t", "classifier", after="a")], answers_of({"a": 1.0}, n=120, group_size=4), resamples=100, seed=0
-    )
+    answers = answers_of({"a": 1.0}, n=120, group_size=4)
+    (row,) = judge_tests([ShortcutTest("t", "t", "classifier", after="a")], answers, resamples=100, seed=0)
     error = 0.5 / 30
     assert row["p"] == pytest.approx(0.5 * math.erfc((2 / 3 - MARGIN) / error / math.sqrt(2)))
 
@@ -151,11 +150,12 @@ def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
     assert rows[1]["verdict"] != "control" and "says nothing" not in rows[1]["words"]
     assert overall(rows[:1], above_chance=True, masks=True)[0] == "cannot_tell"
     unchanged = Answers(answers.target, answers.groups, {"a": answers.target, "b": answers.target}, CLASSES)
-    row = judge_tests([ShortcutTest("t", "t", "classifier", before="a", after="b")], unchanged, resamples=200, seed=0)[0]
+    dropped = ShortcutTest("t", "t", "classifier", before="a", after="b")
+    row = judge_tests([dropped], unchanged, resamples=200, seed=0)[0]
     assert row["verdict"] == "none" and "says nothing" not in row["words"], "no answer changed: that is no sign"
     assert "the classifier loses 0.0 points" in row["words"]
     half = Answers(answers.target, answers.groups, {"a": answers.named["b"], "b": answers.named["b"]}, CLASSES)
-    row = judge_tests([ShortcutTest("t", "t", "classifier", before="a", after="b")], half, resamples=200, seed=0)[0]
+    row = judge_tests([dropped], half, resamples=200, seed=0)[0]
     assert row["low"] == row["high"] == 0, "paired: the same answers in every resample"
 
 
@@ -172,7 +172,8 @@ def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
 
 
 def test_the_smallest_effect_is_seen_four_times_in_five() -> None:
-    row = judge_tests([ShortcutTest("t", "t", "classifier", after="a")], answers_of({"a": 1 / 3}), resamples=1000, seed=0)[0]
+    test = ShortcutTest("t", "t", "classifier", after="a")
+    row = judge_tests([test], answers_of({"a": 1 / 3}), resamples=1000, seed=0)[0]
     share = 1 / 3 + row["smallest_effect"]
     seen = [
         judge_tests(
