@@ -18,7 +18,7 @@ _IMBALANCE = 3.0
 
 def cautions(facts: Facts) -> list[dict[str, str]]:
     """What to know before training: a list of {kind, text}, the gravest first; see `data_facts` for the counts."""
-    return [{"kind": kind, "text": text} for rule, kind in _RULES for text in rule(facts)]
+    return [{"kind": kind, "text": text} for kind, rules in _RULES for rule in rules for text in rule(facts)]
 
 
 def percent(part: float, whole: float = 1) -> str:
@@ -193,18 +193,12 @@ def _only_minors(facts: Facts) -> Iterator[str]:
 
 
 _RULES = (
-    (_leaks, "limitation"),
-    (_sealed, "bias"),
-    (_told, "bias"),
-    (_sources, "limitation"),
-    (_duplicates, "limitation"),
-    (_patients, "limitation"),
-    (_masks_of_some_classes, "bias"),
-    (_incomplete_masks, "limitation"),
-    (_parts, "limitation"),
-    (_unlabelled, "limitation"),
-    (_imbalance, "bias"),
-    (_mixed_ages, "bias"),
-    (_only_minors, "limitation"),
+    ("limitation", (_leaks,)),
+    ("bias", (_sealed, _told)),
+    ("limitation", (_sources, _duplicates, _patients)),
+    ("bias", (_masks_of_some_classes,)),
+    ("limitation", (_incomplete_masks, _parts, _unlabelled)),
+    ("bias", (_imbalance, _mixed_ages)),
+    ("limitation", (_only_minors,)),
 )
-"""What looks at the counts -> what its sentences are."""
+"""What the sentences are, and what looks for them in the counts; the gravest first."""

@@ -290,12 +290,30 @@ def _front_matter(
     files: _Files,
     about: Mapping[str, str],
 ) -> str:
-    from huggingface_hub import ModelCardData  # takes a while, and only a training needs it
+    """For the Hub. Its `model-index` has the headline metrics that exist, their intervals in their names."""
+    from huggingface_hub import EvalResult, ModelCardData  # takes a while, and only a training needs it
 
     on_hub = re.match(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)", about.get("url", ""))
     is_adapter = any(file.endswith("adapter/") for of_fold in files.values() for file in of_fold)
-    data_set, hub_id = on_hub and on_hub[1], base and base.hub_id
-    results = _eval_results(run, name, report, data_set, about.get("name")) if report else None
+    data_set, hub_id, results = on_hub and on_hub[1], base and base.hub_id, []
+    if report:
+        fingerprint, folds = run.data["fingerprints"]["manifest"], report["sample"]["folds"]
+        counts = f"{counted(run.data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
+        result = partial(
+            EvalResult,
+            task_type="image-classification",
+            dataset_type=data_set or "chest-x-ray-images",
+            dataset_name=about.get("name", counts),
+            dataset_revision=fingerprint,
+            dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
+        )
+        metrics = next(row for row in report["methods"] if row["name"] == name)["metrics"]
+        for ours, (theirs, arguments) in HUB_METRICS.items():
+            value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
+            title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
+            if value is not None:
+                about_it = {"metric_type": theirs, "metric_name": title, "metric_args": arguments}
+                results.append(result(metric_value=round(value, 4), **about_it))
     data = ModelCardData(
         license=licence,
         license_name="base-model-and-data" if licence == "other" else None,
@@ -305,37 +323,8 @@ def _front_matter(
         library_name="thoraclip",
         pipeline_tag="image-classification",
         tags=["thoraclip", "chest-x-ray", "research-only", run.kind, *(["lora", "peft"] if is_adapter else [])],
-        metrics=[one.metric_type for one in results] if results else None,
+        metrics=[one.metric_type for one in results] or None,
         model_name=name if results else None,
         eval_results=results or None,
     )
     return str(data.to_yaml())
-
-
-def _eval_results(
-    run: TrainedRun, name: str, report: Mapping[str, Any], data_set: str | None, data_name: str | None
-) -> list[Any]:
-    """The headline metrics for the Hub's `model-index`, their intervals in their names; those that do not exist are
-    left out."""
-    from huggingface_hub import EvalResult
-
-    fingerprint, folds = run.data["fingerprints"]["manifest"], report["sample"]["folds"]
-    counts = f"{counted(run.data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
-    result = partial(
-        EvalResult,
-        task_type="image-classification",
-        dataset_type=data_set or "chest-x-ray-images",
-        dataset_name=data_name or counts,
-        dataset_revision=fingerprint,
-        dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
-    )
-    metrics = next(row for row in report["methods"] if row["name"] == name)["metrics"]
-    found = []
-    for ours, (theirs, arguments) in HUB_METRICS.items():
-        value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
-        title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
-        if value is not None:
-            found.append(
-                result(metric_type=theirs, metric_value=round(value, 4), metric_name=title, metric_args=arguments)
-            )
-    return found

@@ -111,7 +111,15 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
         entry["figure"] = Markup(figures.dumbbell_figure(methods, entry["name"])) if methods else None
     for name, audit in context["audits"].items():
         audit["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
-    context["figures"] = _figures(report, context) if report["methods"] else None
+    verdict, classes, ordered, trusted = report["verdict"], report["classes"], context["ordered"], context["trusted"]
+    real = [m for m in ordered if m["name"] != MAJORITY]
+    context["figures"] = verdict and {
+        "forest": Markup(figures.forest_figure(ordered, best=verdict["best"], tied=verdict["tied"])),
+        "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
+        "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
+        "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
+        "roc": [(label, Markup(figures.roc_figure(ordered, label))) for label in classes],
+    }
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
     return _environment(html=True).get_template("report.html.j2").render(context)
 
@@ -213,18 +221,6 @@ def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[d
         footnote = "; ".join(filter(None, (row["name"], row["source"] or "source not given", row["note"], values)))
         found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": footnote})
     return found
-
-
-def _figures(report: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
-    verdict, classes, ordered, trusted = report["verdict"], report["classes"], context["ordered"], context["trusted"]
-    real = [m for m in ordered if m["name"] != MAJORITY]
-    return {
-        "forest": Markup(figures.forest_figure(ordered, best=verdict["best"], tied=verdict["tied"])),
-        "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
-        "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
-        "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
-        "roc": [(label, Markup(figures.roc_figure(ordered, label))) for label in classes],
-    }
 
 
 def _thumbnails(entry: Mapping[str, Any] | None, paths: Mapping[str, Path], load: Load | None) -> list[dict[str, Any]]:

@@ -168,7 +168,14 @@ def _judged(
     enough = max(resamples, resamples_needed(len(entries)))
     if resampled and enough > resamples:
         replicates = _replicates(scored, aligned, enough, seed, confusion_only=True)
-    contestants = [_contestant(entry, scored[entry["name"]], replicates.get(entry["name"])) for entry in entries]
+    contestants = []
+    for entry in entries:
+        seeds, drawn = scored[entry["name"]], replicates.get(entry["name"])
+        values = {metric: entry["metrics"][metric]["value"] for metric in COMPARED}
+        means = (
+            {metric: np.mean([one.headline[metric] for one in drawn], axis=0) for metric in COMPARED} if drawn else {}
+        )
+        contestants.append(Contestant(entry["name"], values, means, seeds[0].correct if len(seeds) == 1 else None))
     comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
     return {
         "classes": list(aligned.labels.names),
@@ -202,15 +209,6 @@ def _replicates(
     tables = [table for seeds in scored.values() for table in seeds]
     drawn = iter(replicate(tables, aligned.groups, resamples=resamples, seed=seed, confusion_only=confusion_only))
     return {name: [next(drawn) for _ in seeds] for name, seeds in scored.items()}
-
-
-def _contestant(entry: Mapping[str, Any], seeds: tuple[Scored, ...], drawn: list[Replicates] | None) -> Contestant:
-    return Contestant(
-        name=entry["name"],
-        values={metric: entry["metrics"][metric]["value"] for metric in COMPARED},
-        replicates={m: np.mean([one.headline[m] for one in drawn], axis=0) for m in COMPARED} if drawn else {},
-        correct=seeds[0].correct if len(seeds) == 1 else None,
-    )
 
 
 def plain(value: object) -> Any:
