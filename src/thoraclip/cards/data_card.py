@@ -57,16 +57,12 @@ def write_card(
         manifest_file: the Parquet file that holds `manifest`; the record names it and its SHA-256.
         check: findings of a check; see `data_card`.
     """
-    facts = data_facts(manifest)
-    record = croissant_record(manifest, manifest_file, settings, content_url=_address(manifest_file, out), facts=facts)
-    write_text(out / "data-card.md", data_card(facts, settings, check))
-    write_json(out / "croissant.json", record)
-
-
-def _address(manifest_file: Path, out: Path) -> str:
-    """The manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied
-    there."""
-    file, folder = manifest_file.resolve(), out.resolve()
+    facts, file, folder = data_facts(manifest), manifest_file.resolve(), out.resolve()
+    # the manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied there
+    url = f"../{file.name}" if file.parent == folder.parent else file.name
     if file.is_relative_to(folder):
-        return file.relative_to(folder).as_posix()
-    return f"../{file.name}" if file.parent == folder.parent else file.name
+        url = file.relative_to(folder).as_posix()
+    write_text(out / "data-card.md", data_card(facts, settings, check))
+    write_json(
+        out / "croissant.json", croissant_record(manifest, manifest_file, settings, content_url=url, facts=facts)
+    )

@@ -98,14 +98,12 @@ class TrainedRun:
     """A finished training.
 
     Args:
-        kind: the method.
-        config: its settings, a dataclass with help texts.
+        config: the settings of the method, a dataclass with help texts.
         predictions: of its test rows.
         details: what it says of itself. `chosen` (one mapping per fold) is shown as a table; `card` may hold lines of
             Markdown under `what`, `choice`, `use` and `sources`, which are added to these sections.
         data: the counts of the manifest, see `cards.data_facts`.
         images: folder of the pictures; a Croissant record there (`croissant.json`) names the data set and its licence.
-        provenance: see `runs.provenance`.
     """
 
     kind: str

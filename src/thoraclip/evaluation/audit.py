@@ -48,8 +48,6 @@ class Facts:
     """What an audit has gathered about N images.
 
     Args:
-        run, kind: what was audited.
-        labels: C classes.
         manifest: of the N images, in the order of the answers.
         answers: of the classifier and of all that was fitted anew.
         tests: what is asked of them.

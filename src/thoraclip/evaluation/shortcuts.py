@@ -234,7 +234,7 @@ def shared_errors(
     row["smallest_effect"] = MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error
     row["verdict"] = _verdict(row)
     row["words"] = (
-        f"{_sentence(title)} ({images} images), the classifier names the same wrong class {points(effect)} "
+        f"{title[0].upper()}{title[1:]} ({images} images), the classifier names the same wrong class {points(effect)} "
         f"points{between(row, points)} more often than by chance: {VERDICTS[row['verdict']]} ({probability(p)} for "
         f"more than {share(MARGIN)} points)."
     )
@@ -270,10 +270,6 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "none" if row["smallest_effect"] <= STRONG else "cannot_tell"
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def _words(row: Mapping[str, Any]) -> str:
     """The test in one or two sentences."""
     who = {"classifier": "the classifier", "features": "a classifier fitted anew on such pictures", "data": "trees"}
@@ -289,7 +285,7 @@ def _words(row: Mapping[str, Any]) -> str:
             f"{subject} {'loses' if change >= 0 else 'gains'} {share(abs(change))} points of balanced accuracy, from "
             f"{share(row['before'])} to {share(row['after'])} %{span}"
         )
-    title = _sentence(row["title"])
+    title = row["title"][0].upper() + row["title"][1:]
     if row["says_nothing"]:
         said += ", one answer to all such pictures, so that this fill says nothing"
     if row["verdict"] == "control":
