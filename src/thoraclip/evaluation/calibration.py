@@ -35,14 +35,7 @@ def equal_mass_bins(confidence: Floats, bins: int = ECE_BINS) -> npt.NDArray[np.
     """Bin of every image so that bins hold about equally many (Nixon et al. 2019, arXiv:1904.01685, "adaptive").
 
     bin_i = floor(bins * #{j: confidence_j < confidence_i} / N): equal confidences share a bin, and the order of the
-    rows plays no part.
-
-    Args:
-        confidence: f64[N], N >= 1.
-        bins: at least 1.
-
-    Returns:
-        i64[N] in [0, bins); a bin may stay empty.
+    rows plays no part. Of f64[N], N >= 1: i64[N] in [0, bins); a bin may stay empty.
     """
     below = np.searchsorted(np.sort(confidence), confidence, side="left")
     return np.asarray(below * bins // len(confidence), dtype=np.int64)

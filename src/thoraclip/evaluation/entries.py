@@ -50,7 +50,10 @@ def method_entry(
 
 
 def _metrics(tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, exact: bool) -> dict[str, Any]:
-    """Headline metrics; `exact` is for constant predictions, whose unvarying metrics are no luck of the draw."""
+    """Headline metrics; of several seeds with each one's value and their standard deviation (n - 1).
+
+    `exact` is for constant predictions, whose unvarying metrics are no luck of the draw.
+    """
     values = [headline(table) for table in tables]
     rarest = min(aligned.groups_of(aligned.target == c) for c in np.unique(aligned.target))
     entries: dict[str, Any] = {}
@@ -60,7 +63,11 @@ def _metrics(tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replica
         draws = [one.headline[name] for one in drawn]
         noise = [one.noise[name] for one in drawn if name in one.noise]
         direction: Any = {"bounds": metric.bounds, "higher_is_better": metric.higher_is_better}
-        entries[name] = _estimated(name, each, draws, trials, noise, **direction) | _spread(each)
+        entries[name] = _estimated(name, each, draws, trials, noise, **direction)
+        if len(each) > 1:
+            known = [value for value in each if value is not None]
+            entries[name]["per_seed"] = each
+            entries[name]["seed_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return entries
 
 
@@ -70,14 +77,6 @@ def _estimated(
     """The mean over the seeds, with the interval of that mean."""
     means = [np.mean(each, axis=0) if each else None for each in (drawn, noise)]
     return estimate(name, known_mean(values), means[0], trials=trials, noise=means[1], **metric).as_json()
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Values per seed and their standard deviation (n - 1), for two seeds or more."""
-    known = [value for value in values if value is not None]
-    if len(values) < 2:
-        return {}
-    return {"per_seed": list(values), "seed_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None}
 
 
 def _per_class(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.evaluation import calibration
-from thoraclip.evaluation.weighted import Weighted, mean_of_known
+from thoraclip.evaluation.weighted import Weighted, mean_of_known, ratio
 
 __all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "known_mean", "per_class", "roc"]
 
@@ -73,9 +73,9 @@ class Scored:
     @cached_property
     def by_class(self) -> tuple[Floats, Floats, Floats]:
         """Precision, recall and F1, f64[C] each."""
-        cells = confusion(self)
+        cells = confusion(self).astype(np.float64)
         hit, true, predicted = np.diag(cells), cells.sum(axis=1), cells.sum(axis=0)
-        return _share(hit, predicted), _share(hit, true), _share(2.0 * hit, true.astype(np.float64) + predicted)
+        return ratio(hit, predicted), ratio(hit, true), ratio(2 * hit, true + predicted)
 
     @cached_property
     def averages(self) -> dict[str, tuple[float, ...]]:
@@ -129,12 +129,6 @@ def confusion(scored: Scored) -> Ints:
     count = scored.class_count
     cells = np.bincount(scored.target * count + scored.predicted, minlength=count * count)
     return cells.reshape(count, count).astype(np.int64)
-
-
-def _share(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
-    """above / below, and 0 where below is 0."""
-    share: Floats = np.divide(above, below, out=np.zeros(len(below)), where=below > 0)
-    return share
 
 
 def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
@@ -198,11 +192,11 @@ def _known(values: Floats | None) -> Floats:
     return values
 
 
-def _log_loss(scored: Scored) -> float:
-    """Mean of -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
+def log_loss_terms(scored: Scored) -> Floats:
+    """f64[N]: -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
     tiny = np.finfo(np.float64).eps
-    chance = np.clip(scored.scores[np.arange(len(scored.target)), scored.target], tiny, 1 - tiny)
-    return float(-np.mean(np.log(chance)))
+    chance = scored.scores[np.arange(len(scored.target)), scored.target]
+    return np.asarray(-np.log(np.clip(chance, tiny, 1 - tiny)), dtype=np.float64)
 
 
 def brier_terms(scored: Scored) -> Floats:
@@ -217,7 +211,6 @@ def _answers(
     return Metric(title, point, resampled, needs_scores=False, **more)
 
 
-_UNBOUNDED = (0.0, float("inf"))
 METRICS: dict[str, Metric] = {
     "accuracy": _answers("accuracy", lambda s: float(s.correct.mean()), lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
     "balanced_accuracy": _answers(
@@ -239,7 +232,11 @@ METRICS: dict[str, Metric] = {
     ),
     "mcc": _answers("Matthews correlation", _mcc, lambda w: w.mcc, bounds=(-1.0, 1.0)),
     "log_loss": Metric(
-        "log loss (nats)", _log_loss, lambda w: _known(w.log_loss), higher_is_better=False, bounds=_UNBOUNDED
+        "log loss (nats)",
+        lambda scored: float(log_loss_terms(scored).mean()),
+        lambda w: _known(w.log_loss),
+        higher_is_better=False,
+        bounds=(0.0, float("inf")),
     ),
     "brier": Metric(
         "Brier score (0 to 2)",
@@ -271,21 +268,14 @@ def per_class(scored: Scored) -> dict[str, list[float | None]]:
 
     Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
     """
-    labels = list(range(scored.class_count))
+    others = [(c, scored.target != c) for c in range(scored.class_count)]
     precision, recall, f1 = scored.by_class
     present = np.bincount(scored.target, minlength=scored.class_count) > 0
     return {
         "precision": [float(v) for v in precision],
         "recall": [float(v) if here else None for v, here in zip(recall, present, strict=True)],
-        "specificity": [_specificity(scored, c) for c in labels],
+        "specificity": [float((scored.predicted[o] != c).sum() / o.sum()) if o.any() else None for c, o in others],
         "f1": [float(v) if here else None for v, here in zip(f1, present, strict=True)],
         "auroc": scored.auroc,
         "average_precision": scored.average_precision,
     }
-
-
-def _specificity(scored: Scored, c: int) -> float | None:
-    others = scored.target != c
-    if not others.any():
-        return None
-    return float((scored.predicted[others] != c).sum() / others.sum())

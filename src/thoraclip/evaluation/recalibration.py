@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.intervals import LEVEL, Estimate, estimate
-from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline
+from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline, log_loss_terms
 from thoraclip.evaluation.resampling import resample_weights
 
 __all__ = ["BEFORE", "recalibration"]
@@ -72,11 +72,10 @@ def recalibration(
 def _columns(scored: Scored) -> Floats:
     """f64[K, N]: Brier score, log-loss, correctness and the gap in each calibration bin of every image; every metric is
     a mean of these over the images, or the length of a vector of such means."""
-    n, tiny = len(scored.target), np.finfo(np.float64).eps
-    chance = np.clip(scored.scores[np.arange(n), scored.target], tiny, 1 - tiny)
+    n = len(scored.target)
     gaps = np.zeros((n, calibration.ECE_BINS))
     gaps[np.arange(n), calibration.equal_mass_bins(scored.confidence)] = scored.correct - scored.confidence
-    columns = [brier_terms(scored)[:, None], -np.log(chance)[:, None], scored.correct[:, None], gaps]
+    columns = [brier_terms(scored)[:, None], log_loss_terms(scored)[:, None], scored.correct[:, None], gaps]
     return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
 
 

@@ -173,7 +173,8 @@ def judge_tests(tests: Sequence[ShortcutTest], answers: Answers, *, resamples: i
         row |= {"effect": effect, **interval(effect, spread), "p": _p(effect, error)}
         row |= {"says_nothing": len(np.unique(answers.named[test.after][asked])) < 2, "p_holm": None}
         row["smallest_effect"] = _smallest(error, after, chance if before is None else None, counted)
-        if _fewest_groups(answers, asked) < MIN_GROUPS:
+        groups = [len(np.unique(answers.groups[asked & (answers.target == c)])) for c in range(answers.classes)]
+        if min(filter(None, groups), default=0) < MIN_GROUPS:  # of the rarest class that was asked about
             row |= {"p": 1.0, "smallest_effect": 1.0}
         rows.append(row)
     corrected = [row for row in rows if row["counts"]]
@@ -183,12 +184,6 @@ def judge_tests(tests: Sequence[ShortcutTest], answers: Answers, *, resamples: i
         row["verdict"] = _verdict(row)
         row["words"] = _words(row)
     return rows
-
-
-def _fewest_groups(answers: Answers, asked: npt.NDArray[np.bool_]) -> int:
-    """Independent groups of the rarest class among the images that were asked."""
-    target = answers.target[asked]
-    return min((len(np.unique(answers.groups[asked][target == c])) for c in np.unique(target)), default=0)
 
 
 def _smallest(error: float, after: float, chance: float | None, counted: int) -> float:
