@@ -12,7 +12,7 @@ from thoraclip.cards.cautions import cautions
 from thoraclip.pages import counted
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
-__all__ = ["crossed", "data_facts", "groups", "summary", "told_by"]
+__all__ = ["accuracy_by_value", "crossed", "data_facts", "groups", "summary"]
 
 _SCHEMA = 1
 _CLUSTERS = "duplicate_cluster"
@@ -50,7 +50,7 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
         "masks": _masks(manifest),
         "duplicates": _duplicates(manifest, "sha256"),
         "clusters": _duplicates(manifest, _CLUSTERS) if _CLUSTERS in manifest.table.column_names else None,
-        "told": _told(manifest),
+        "told": _accuracies(manifest),
         "columns": [
             {
                 "name": field.name,
@@ -165,8 +165,8 @@ def _duplicates(manifest: Manifest, name: str) -> dict[str, int]:
     return found | {"unknown": sum(key is None for key in keys)}
 
 
-def _told(manifest: Manifest) -> list[dict[str, Any]]:
-    """What one attribute alone tells of the class; see `told_by`."""
+def _accuracies(manifest: Manifest) -> list[dict[str, Any]]:
+    """How well each attribute alone names the class."""
     column, sizes = manifest.column, _sizes(manifest)
     ages = [None if a is None else sum(a >= edge for edge in _AGE_GROUPS) for a in _ages(manifest)]
     attributes: dict[str, list[Any]] = {
@@ -178,7 +178,11 @@ def _told(manifest: Manifest) -> list[dict[str, Any]]:
     }
     labels = column("label")
     return [
-        {"attribute": name, "known": sum(v is not None for v in values), "balanced_accuracy": told_by(values, labels)}
+        {
+            "attribute": name,
+            "known": sum(v is not None for v in values),
+            "balanced_accuracy": accuracy_by_value(values, labels),
+        }
         for name, values in attributes.items()
     ]
 
@@ -247,7 +251,7 @@ def groups(keys: Sequence[Any], **columns: Sequence[Any]) -> dict[str, int]:
     }
 
 
-def told_by(values: Sequence[Any], labels: Sequence[str | None]) -> float | None:
+def accuracy_by_value(values: Sequence[Any], labels: Sequence[str | None]) -> float | None:
     """Balanced accuracy of naming the class from one value alone, leave-one-out; never below chance.
 
     Each image is given the class in which its value is most frequent among the *other* images, argmax_c n(v, c) / n(c):

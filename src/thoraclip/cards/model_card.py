@@ -132,7 +132,7 @@ def write_model_card(folder: Path, run: TrainedRun) -> None:
     write_text(folder / "README.md", model_card(run, base, _model_files(folder, run), _data_set(run.images)))
 
 
-def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: Mapping[str, str]) -> str:
+def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: dict[str, str]) -> str:
     """The card: YAML front matter, then Markdown (GitHub's dialect).
 
     Args:
@@ -171,7 +171,7 @@ def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: Ma
         lead=versus(report["comparisons"], name, MAJORITY, "accuracy") if report else None,
         own_words=cards.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
     )
-    front = _front_matter(run, name, report, base=base, licence=licence, files=files, about=about)
+    front = _front_matter(run, report, base, licence, files, about)
     return f"---\n{front}\n---\n\n{without_gaps(body).strip()}\n"
 
 
@@ -280,13 +280,11 @@ def _chosen(details: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]
 
 def _front_matter(
     run: TrainedRun,
-    name: str,
     report: Mapping[str, Any],
-    *,
     base: BaseModel | None,
     licence: str,
     files: _Files,
-    about: Mapping[str, str],
+    about: dict[str, str],
 ) -> str:
     """For the Hub. Its `model-index` has the headline metrics that exist, their intervals in their names."""
     from huggingface_hub import EvalResult, ModelCardData  # takes a while, and only a training needs it
@@ -305,7 +303,7 @@ def _front_matter(
             dataset_revision=fingerprint,
             dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
         )
-        metrics = next(row for row in report["methods"] if row["name"] == name)["metrics"]
+        metrics = next(row for row in report["methods"] if row["name"] == report["title"])["metrics"]
         for ours, (theirs, arguments) in HUB_METRICS.items():
             value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
             title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
@@ -322,7 +320,7 @@ def _front_matter(
         pipeline_tag="image-classification",
         tags=["thoraclip", "chest-x-ray", "research-only", run.kind, *(["lora", "peft"] if is_adapter else [])],
         metrics=[one.metric_type for one in results] or None,
-        model_name=name if results else None,
+        model_name=report["title"] if results else None,
         eval_results=results or None,
     )
     return str(data.to_yaml())

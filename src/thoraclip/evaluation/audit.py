@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.evaluation.reading import ALPHA, between, points, share
 from thoraclip.evaluation.shortcuts import (
@@ -30,8 +29,6 @@ from thoraclip.proportions import wilson
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["Facts", "audit_report"]
-
-Ints = npt.NDArray[np.int64]
 
 _SCHEMA = 1
 _AGES = (0, 18, 40, 60, 80, 200)

@@ -30,7 +30,6 @@ from thoraclip.tables.predictions import Predictions
 
 __all__ = ["trust_entry"]
 
-Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 _CURVE_POINTS = 50
