@@ -304,8 +304,8 @@ def test_what_is_gathered_is_what_its_parts_give(
     for name, values in {**background, "all": together}.items():
         assert named[f"background {name}"].tolist() == probes.tree_answers(values, target, fold, seed=3).tolist(), name
     trials = [*view_tests(named), *probe_tests(named, True)]
-    assert list(facts.trials[: len(trials)]) == trials
-    behind = {t.name: (t.title, t.level, t.after, t.before, t.counts, t.finds) for t in facts.trials[len(trials) :]}
+    assert list(facts.tests[: len(trials)]) == trials
+    behind = {t.name: (t.title, t.level, t.after, t.before, t.counts, t.finds) for t in facts.tests[len(trials) :]}
     words = dict(BACKGROUND) | {"all": "frame, marks, exposure, grain and file together"}
     assert behind == {f"background {n}": (words[n], "data", f"background {n}", "", True, words[n]) for n in words}
     assert [one["column"] for one in facts.attributes] == ["source", "view", "sex", "format"]

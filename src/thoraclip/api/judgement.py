@@ -106,7 +106,7 @@ def audit(
     Returns:
         The content of `audit.json`.
     """
-    from thoraclip.evaluation.audit_page import write_audit
+    from thoraclip.evaluation.render import write_audit
     from thoraclip.methods.audit import AuditConfig
     from thoraclip.methods.audit import audit as run_tests
 

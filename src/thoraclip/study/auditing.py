@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.errors import ThoraclipError
-from thoraclip.evaluation.audit_page import write_audit
+from thoraclip.evaluation.render import write_audit
 from thoraclip.methods import find_method
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.predictors import read_run

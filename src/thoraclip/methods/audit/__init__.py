@@ -158,7 +158,7 @@ def audit(
         labels=sample.labels,
         manifest=sample.manifest,
         answers=answers,
-        trials=trials,
+        tests=trials,
         attributes=attribute_answers(sample, seen["original"], fold, l2=config.l2),
         lungs=lungs.as_json(),
         sham=_sham(seen),

@@ -15,7 +15,7 @@ from thoraclip.data.background import BACKGROUND, background_features, file_feat
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.splits import assign_groups
 from thoraclip.data.views import VIEWS
-from thoraclip.evaluation.shortcuts import Trial
+from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
 from thoraclip.methods.audit.sample import AuditSample
@@ -103,7 +103,7 @@ def answer_held_out(asked: npt.NDArray[np.bool_], target: Ints, part: Ints, name
 
 def background_answers(
     sample: AuditSample, greys: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_], fold: Ints, *, seed: int
-) -> tuple[dict[str, Ints], list[Trial]]:
+) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Trees on each group of features outside the lungs, and on all."""
     paths, hashes = sample.manifest.paths(), sample.manifest.column("sha256")
     all_known = bool(lungs.any(axis=(1, 2)).all())  # else one rule for all: what is left out must not tell the class
@@ -120,13 +120,15 @@ def background_answers(
     answers, trials = {}, []
     for name, values in groups.items():
         answers[f"background {name}"] = tree_answers(values, sample.target, fold, seed=seed)
-        trials.append(Trial(f"background {name}", titles[name], "data", after=f"background {name}", finds=titles[name]))
+        trials.append(
+            ShortcutTest(f"background {name}", titles[name], "data", after=f"background {name}", finds=titles[name])
+        )
     return answers, trials
 
 
 def across_sources(
     sample: AuditSample, original: ViewScores, fold: Ints, *, l2: float, counts: bool
-) -> tuple[dict[str, Ints], list[Trial]]:
+) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Probes of the other sources against probes of all, on the sources that have two classes or more.
 
     Only images whose class is in another of these sources too are asked: else no probe of the others can name it.
@@ -157,7 +159,9 @@ def across_sources(
     title = f"the images of a source ({', '.join(mixed)}) answered by a probe of the other sources alone"
     finds = "the source"
     return answers, [
-        Trial("across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds)
+        ShortcutTest(
+            "across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds
+        )
     ]
 
 
@@ -176,10 +180,10 @@ def attribute_answers(sample: AuditSample, original: ViewScores, fold: Ints, *, 
     return columns
 
 
-def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
+def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
     """What is asked of the classifier as it is; controls come last."""
     tests = [
-        Trial(
+        ShortcutTest(
             *(view.trial or (name, view.title)),
             "classifier",
             after=name,
@@ -193,7 +197,7 @@ def view_tests(named: Mapping[str, Ints]) -> list[Trial]:
     return sorted(tests, key=lambda test: not test.counts)
 
 
-def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
+def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[ShortcutTest]:
     """What is asked of probes that are fitted on the views; they count where the classifier is such a probe."""
     tests = []
     for name, view in VIEWS.items():
@@ -201,8 +205,10 @@ def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[Trial]:
         if after not in answers or view.refits == "no":
             continue
         if view.refits == "control":  # compared with the originals
-            tests.append(Trial(after, view.title, "features", after, "refitted original", counts=False))
+            tests.append(ShortcutTest(after, view.title, "features", after, "refitted original", counts=False))
             continue
         before = "" if view.is_alone else "refitted original"
-        tests.append(Trial(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds))
+        tests.append(
+            ShortcutTest(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds)
+        )
     return tests
