@@ -203,7 +203,7 @@ TARGETS = np.arange(300) % 3
 
 def kept_by_a_probe(folder: Path) -> OodScore:
     context: Any = SimpleNamespace(folder=RunFolder(folder))
-    _keep_ood(context, FEATURES, TARGETS, Part(fold=None, **ROWS))
+    _keep_ood(context, (Part(fold=None, **ROWS), FEATURES, None), TARGETS)
     return read_ood(folder / "novelty.safetensors")
 
 
