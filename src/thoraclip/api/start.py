@@ -79,5 +79,5 @@ def run_study(
     study, methods = read_study(Path(source), plain(settings))
     draw, log = hooks(progress, announce)
     if dry_run:
-        return plan_study(study, methods, Path(out), measure=True, announce=log)
+        return plan_study(study, methods, Path(out), announce=log)
     return run(study, methods, Path(out), announce=log, progress=draw)

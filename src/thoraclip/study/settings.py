@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import build_config, config_toml, read_toml, require_known, toml_value
+from thoraclip.config import build_config, config_toml, read_toml, require_at_least, require_known, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.published import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
-from thoraclip.study.external import External, external_toml, read_external
-from thoraclip.study.images import require_one_source
+from thoraclip.runs import Progress
+from thoraclip.study.images import External, ImageSource, external_toml, read_external
+from thoraclip.tables.manifest import Manifest
 
-__all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
+__all__ = ["CAPTIONS", "MethodEntry", "Study", "StudyConfig", "build_entries", "read_study", "study_toml"]
 
 _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "zero-shot, ensemble", "kind": "zeroshot"},
@@ -42,21 +43,14 @@ _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fr
 _PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts", "audit_masks")
 CAPTIONS = "captions.parquet"
 """File of the captions that the study makes, in its folder."""
-AUDITED = ("best", "all", "none")
 OWN_CAPTIONS = "(written by the study)"
 """Stands for the caption file that the study makes in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(ImageSource):
     """What one study needs; the list of methods stands beside it."""
 
-    manifest: str = ""
-    """Manifest file; or give a folder."""
-    folder: str = ""
-    """Folder of images, indexed and split by the study itself."""
-    layout: str = ""
-    """Layout of the folder: covid-qu-ex or folders; empty finds out."""
     title: str = "Chest X-ray classification study"
     """Headline of the report."""
     model: str = "tiny-clip"
@@ -114,7 +108,7 @@ class StudyConfig:
     --set."""
 
     def __post_init__(self) -> None:
-        require_one_source(self)
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
         if min(self.seeds) < 0:
@@ -126,13 +120,9 @@ class StudyConfig:
                 f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to "
                 "write; leave one of them out"
             )
-        if self.audit not in AUDITED:
-            raise ConfigError(f"unknown audit '{self.audit}'{did_you_mean(self.audit, AUDITED)}")
+        require_known(self, audit=("best", "all", "none"))
         require_mask_source(self.audit_masks, "audit_masks")
-        if self.audit_images < 0:
-            raise ConfigError(f"audit_images = {self.audit_images}: 0 or more is needed")
-        if self.resamples < 100:
-            raise ConfigError(f"resamples = {self.resamples}: 100 or more are needed for an interval")
+        require_at_least(self, audit_images=0, resamples=100)
 
 
 @dataclass(frozen=True)
@@ -143,7 +133,7 @@ class MethodEntry:
         name: in the table.
         kind: in `METHODS`.
         config: for the first seed.
-        folder: below `runs/`.
+        folder: its name below `runs/`.
         seeds: of its runs; `()` for a method without one.
         after: the fine-tuning whose adapters it uses, those of the same seed.
     """
@@ -155,29 +145,52 @@ class MethodEntry:
     seeds: tuple[int, ...] = ()
     after: MethodEntry | None = None
 
-    def runs(self, runs: Path) -> list[tuple[int | None, Any, Path]]:
-        """(seed, config, run folder) of every run; `runs` is the folder of them all."""
-        if not self.seeds:
-            return [(None, self.config, runs / self.folder)]
-        adapters = self.after.folders(runs) if self.after else {}
-        captions = {"captions": str(runs.parent / CAPTIONS)} if self.has_own_captions else {}
-        found: list[tuple[int | None, Any, Path]] = []
-        for seed, folder in self.folders(runs).items():
-            given: dict[str, Any] = captions | ({"adapter": str(adapters[seed])} if adapters else {})
-            if hasattr(self.config, "seed"):
+    def runs(self, out: Path) -> list[tuple[int | None, Any, Path]]:
+        """(seed, config, run folder) of every run of the study in `out`."""
+        runs = list[tuple[int | None, Any, Path]]()
+        for seed in self.seeds or [None]:
+            given: dict[str, Any] = {"captions": str(out / CAPTIONS)} if self.has_own_captions else {}
+            if self.after:
+                given["adapter"] = str(self.after.run_folder(out, seed))
+            if seed is not None and hasattr(self.config, "seed"):
                 given["seed"] = seed
-            found.append((seed, dataclasses.replace(self.config, **given), folder))
-        return found
+            runs.append((seed, dataclasses.replace(self.config, **given), self.run_folder(out, seed)))
+        return runs
 
     @property
     def has_own_captions(self) -> bool:
         """True where it trains on the captions that the study writes."""
         return getattr(self.config, "captions", "") == OWN_CAPTIONS
 
-    def folders(self, runs: Path) -> dict[int, Path]:
-        """Seed -> run folder."""
-        own = runs / self.folder
-        return {seed: own / f"seed-{seed}" if len(self.seeds) > 1 else own for seed in self.seeds}
+    def run_folder(self, out: Path, seed: int | None) -> Path:
+        """Of the run of one seed."""
+        own = out / "runs" / self.folder
+        return own / f"seed-{seed}" if len(self.seeds) > 1 else own
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at work: what its stages share.
+
+    Args:
+        config, methods: from `read_study`.
+        manifest: the images, split.
+        out: the study folder.
+        log: gets a line at every stage.
+        progress: gets (done, total) within a stage.
+    """
+
+    config: StudyConfig
+    methods: Sequence[MethodEntry]
+    manifest: Manifest
+    out: Path
+    log: Callable[[str], None]
+    progress: Progress | None
+
+    @property
+    def pixels(self) -> Path | None:
+        """Folder of the decoded images; `None` keeps none."""
+        return self.out / "pixels" if self.config.pixel_cache else None
 
 
 def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, list[MethodEntry]]:
@@ -191,15 +204,15 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
 
     Raises:
         ConfigError: every unknown name at once, with the nearest known one; see also
-            `evaluation.published.read_published` and `external.read_external`.
+            `evaluation.published.read_published` and `images.read_external`.
         InputError: no such file.
     """
-    if "published" in settings:
-        raise ConfigError(
-            "--set published: published values stand in the study file; write them as [[published]] tables"
-        )
-    if "external" in settings:
-        raise ConfigError("--set external: external sets stand in the study file; write them as [external.NAME] tables")
+    for name, what, table in (
+        ("published", "published values", "[[published]]"),
+        ("external", "external sets", "[external.NAME]"),
+    ):
+        if name in settings:
+            raise ConfigError(f"--set {name}: {what} stand in the study file; write them as {table} tables")
     if source.is_dir():
         content: dict[str, Any] = {"folder": str(source), "title": source.resolve().name}
         entries: Sequence[Mapping[str, Any]] = _DEFAULT_METHODS
