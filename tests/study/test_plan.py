@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints import save_blip
 from tests.conftest import files
 
-from thoraclip.cli import start
+from thoraclip.cli import show
 from thoraclip.cli.app import run
 from thoraclip.data.views import VIEWS
 from thoraclip.methods import baseline, supervised
@@ -247,7 +247,7 @@ def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys:
     found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
     assert found["images"] is None and found["stages"] == []
     assert [row["error"] for row in found["runs"]] == ["nowhere: no such folder; name the folder that holds the images"]
-    start._show_plan(found, as_json=False)
+    show._show_plan(found, as_json=False)
     assert "Nothing can be estimated: the images are not known." in capsys.readouterr().out
 
 
@@ -256,4 +256,4 @@ def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys:
     [(0.2, "under 1 s"), (12.4, "12 s"), (89, "89 s"), (180, "3 min"), (7560, "2.1 h"), (302400, "3.5 days")],
 )
 def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert start._duration(seconds) == text
+    assert show._duration(seconds) == text

@@ -123,19 +123,12 @@ def _errors_named(external: External) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Selection:
-    """Images of an external set that have a class of the study.
+    """Images of an external set that have a class of the study."""
 
-    Args:
-        images: their labels are the study's, those of the set are in the column `their_label`; no split, no fold.
-        left_out: reason -> images, of the others.
-        unmapped: label -> images, of those whose label is no class.
-        splits: names of the splits that the images are from; `()` where the set names none.
-    """
-
-    images: Manifest
-    left_out: Mapping[str, int]
-    unmapped: Mapping[str, int]
-    splits: tuple[str, ...]
+    images: Manifest  # under the study's labels; those of the set are in the column `their_label`; no split, no fold
+    left_out: Mapping[str, int]  # reason -> images, of the others
+    unmapped: Mapping[str, int]  # label -> images, of those whose label is no class
+    splits: tuple[str, ...]  # that the images are from; `()` where the set names none
 
 
 def select(external: External, manifest: Manifest, labels: LabelSet) -> Selection:

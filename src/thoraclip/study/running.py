@@ -13,12 +13,14 @@ from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ManifestError, ThoraclipError
+from thoraclip.evaluation.audit_page import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
-from thoraclip.methods import require_shared_work
+from thoraclip.methods import find_method, require_shared_work
+from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
+from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import read_validation, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
-from thoraclip.study.auditing import audit_methods
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.settings import CAPTIONS, MethodEntry, Study, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
@@ -96,7 +98,7 @@ def run_study(
     )
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
-    audits = audit_methods(study, report)
+    audits = _audit_methods(study, report)
     if audits:
         report = with_audits(report, audits)
         write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
@@ -196,6 +198,48 @@ def _settings(method: MethodEntry) -> dict[str, str]:
         if item.name in {"model", "geometry"} or (value != item.default and item.name != "seed"):
             shown[item.name] = value if isinstance(value, str) else toml_value(value)
     return shown | ({"adapter": f"of '{method.after.name}'"} if method.after else {})
+
+
+def _audit_methods(study: Study, report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Method -> content of its `audit.json`, which is written to `audits/` in the study folder; the first seed's run.
+
+    Of the methods that keep a classifier and did not fail: all, the one of the highest macro F1, or none. An audit that
+    cannot be made is said and left out: it must not lose the report.
+    """
+    config, out = study.config, study.out
+    values = {m["name"]: m["metrics"]["macro_f1"]["value"] for m in report["methods"]}
+    chosen = [m for m in study.methods if find_method(m.kind).keeps_classifier and m.name in values]
+    if config.audit != "all":
+        chosen = sorted(chosen, key=lambda m: values[m.name], reverse=True)[: config.audit == "best"]
+    asked = AuditConfig(
+        images=config.audit_images,
+        masks=config.audit_masks,
+        seed=config.seeds[0],
+        batch_size=config.batch_size or AuditConfig.batch_size,
+        duplicates=config.group_duplicates,
+    )
+    audits = {}
+    for method in chosen:
+        study.log(f"audit of {method.name}")
+        folder = out / "audits" / method.folder
+        try:
+            with unforeseen_errors(folder / "error.txt", out):
+                content = audit(
+                    read_run(method.runs(out)[0][2]),
+                    study.manifest,
+                    asked,
+                    folder,
+                    pixels=study.pixels,
+                    inspection=out / "inspection",
+                    progress=study.progress,
+                    announce=lambda _: None,
+                )
+        except (ThoraclipError, ModuleNotFoundError) as error:
+            study.log(f"audit of {method.name} failed: {error}")
+            continue
+        write_audit(content, folder)
+        audits[method.name] = content
+    return audits
 
 
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:

@@ -127,23 +127,14 @@ class StudyConfig(ImageSource):
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One `[[methods]]` of a study.
+    """One `[[methods]]` of a study."""
 
-    Args:
-        name: in the table.
-        kind: in `METHODS`.
-        config: for the first seed.
-        folder: its name below `runs/`.
-        seeds: of its runs; `()` for a method without one.
-        after: the fine-tuning whose adapters it uses, those of the same seed.
-    """
-
-    name: str
-    kind: str
-    config: Any
-    folder: str
-    seeds: tuple[int, ...] = ()
-    after: MethodEntry | None = None
+    name: str  # in the table
+    kind: str  # in `METHODS`
+    config: Any  # for the first seed
+    folder: str  # its name below `runs/`
+    seeds: tuple[int, ...] = ()  # of its runs; `()` for a method without one
+    after: MethodEntry | None = None  # the fine-tuning whose adapters it uses, those of the same seed
 
     def runs(self, out: Path) -> list[tuple[int | None, Any, Path]]:
         """(seed, config, run folder) of every run of the study in `out`."""
@@ -170,21 +161,13 @@ class MethodEntry:
 
 @dataclass(frozen=True)
 class Study:
-    """A study at work: what its stages share.
-
-    Args:
-        config, methods: from `read_study`.
-        manifest: the images, split.
-        out: the study folder.
-        log: gets a line at every stage.
-        progress: gets (done, total) within a stage.
-    """
+    """A study at work: what its stages share."""
 
     config: StudyConfig
     methods: Sequence[MethodEntry]
-    manifest: Manifest
-    out: Path
-    log: Callable[[str], None]
+    manifest: Manifest  # split
+    out: Path  # the study folder
+    log: Callable[[str], None]  # gets a line at every stage
     progress: Progress | None
 
     @property
@@ -213,26 +196,27 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
     ):
         if name in settings:
             raise ConfigError(f"--set {name}: {what} stand in the study file; write them as {table} tables")
+    where = str(source)
     if source.is_dir():
-        content: dict[str, Any] = {"folder": str(source), "title": source.resolve().name}
-        entries: Sequence[Mapping[str, Any]] = _DEFAULT_METHODS
+        content: dict[str, Any] = {"folder": where, "title": source.resolve().name}
     else:
         content = read_toml(source)
-        entries = content.pop("methods", list(_DEFAULT_METHODS))
         content |= _beside(source, content)
-        if isinstance(entries, list):
-            entries = [{**e, **_beside(source, e)} if isinstance(e, Mapping) else e for e in entries]
-    where = str(source)
     published, external = content.pop("published", []), content.pop("external", {})
-    own = {field.name for field in dataclasses.fields(StudyConfig)}
-    config = build_config(StudyConfig, {**content, **{k: v for k, v in settings.items() if k in own}}, where=where)
+    entries = content.pop("methods", _DEFAULT_METHODS)
+    own = {name: value for name, value in settings.items() if name in _names(StudyConfig)}
+    config = build_config(StudyConfig, content | own, where=where)
     if not isinstance(entries, list | tuple) or not entries or not all(isinstance(e, Mapping) for e in entries):
         raise ConfigError(f"{where}: 'methods' must be one [[methods]] table or more")
-    loose = {k: v for k, v in settings.items() if k not in own}
-    methods = build_entries(config, entries, loose, where)
+    loose = {name: value for name, value in settings.items() if name not in own}
+    methods = build_entries(config, [{**e, **_beside(source, e)} for e in entries], loose, where)
     rows = read_published(published, [m.name for m in methods], where)
     sets = read_external(external, where, lambda table: _beside(source, table))
     return dataclasses.replace(config, published=rows, external=sets), methods
+
+
+def _names(config: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
 
 
 def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
@@ -252,7 +236,6 @@ def build_entries(
         loose: `--set` values that are no settings of the study itself.
         where: begins every message.
     """
-    used: set[str] = set()
     methods: list[MethodEntry] = []
     for number, entry in enumerate(_with_followers(entries, where), start=1):
         values = dict(entry)
@@ -262,28 +245,23 @@ def build_entries(
                 f"{where}: method {number} has no 'kind'; add kind = \"...\", one of: {', '.join(METHODS)}"
             )
         name = str(values.pop("name", kind))
-        method = find_method(kind)
-        known = {f.name for f in dataclasses.fields(method.config_type)}
-        after = _find_training(values.pop("after", None), methods, known, f"{where}, method '{name}'")
+        method, place = find_method(kind), f"{where}, method '{name}'"
+        known = _names(method.config_type)
+        after = _find_training(values.pop("after", None), methods, known, place)
         shared = {n: getattr(study, n) for n in _SHARED if n in known}
         if study.captioner and "captions" in known:
             shared["captions"] = OWN_CAPTIONS
         if "chunk_size" in known:  # there batch_size is no longer the images of a forward pass
             shared.pop("batch_size", None)
         if after:
-            own = {f.name for f in dataclasses.fields(after.config)}
-            shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known and n in own}
-        from_command = {n: v for n, v in loose.items() if n in known}
-        used |= set(from_command)
-        config = build_config(
-            method.config_type, {**shared, **values, **from_command}, where=f"{where}, method '{name}'"
-        )
+            shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known & _names(after.config)}
+        given = {n: v for n, v in loose.items() if n in known}
+        config = build_config(method.config_type, shared | values | given, where=place)
         seeds = study.seeds if method.is_seeded or after else ()
         methods.append(MethodEntry(name, kind, config, _unique_slug(name, [m.folder for m in methods]), seeds, after))
-    unknown = sorted(set(loose) - used)
+    known = _names(StudyConfig).union(*(_names(method.config) for method in methods))
+    unknown = sorted(set(loose) - known)
     if unknown:
-        known = {f.name for f in dataclasses.fields(StudyConfig)}
-        known |= {f.name for m in methods for f in dataclasses.fields(m.config)}
         raise ConfigError("; ".join(f"--set: unknown setting '{n}'{did_you_mean(n, known)}" for n in unknown))
     names = Counter(m.name for m in methods)
     if max(names.values()) > 1:
