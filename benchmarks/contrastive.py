@@ -76,18 +76,8 @@ def make_step(given: argparse.Namespace) -> ContrastiveStep:
     numbers = rng.integers(0, given.captions, given.batch) if given.captions else every
     captions = [f"a chest x-ray with a patchy opacity in the lower zone of both lungs, number {n}" for n in numbers]
     texts = CaptionTexts.of(every.tolist(), captions)
-    return ContrastiveStep(
-        tuned=tuned,
-        greys=greys,
-        targets=targets,
-        texts=texts,
-        group=ProcessGroup(),
-        loss="unicl",
-        weight=None,
-        chunk_size=given.chunk,
-        augmentation=Augmentation(),
-        seed=0,
-    )
+    config = Config(batch_size=given.batch, chunk_size=given.chunk)  # standard augmentation, seed 0
+    return ContrastiveStep(config, "unicl", 100.0, tuned, greys, targets, texts, ProcessGroup(), None)
 
 
 def stepper(contrast: ContrastiveStep, batch_size: int) -> Callable[[], None]:

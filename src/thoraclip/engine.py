@@ -35,12 +35,7 @@ _ROW = "__row__"
 
 
 def require_engine(engine: str, *, workers: int = 0, threads: int = 0) -> None:
-    """Refuse an engine that there is not.
-
-    Args:
-        engine: `threads` or `ray`.
-        workers: of ray.
-        threads: of threads.
+    """Refuse an engine that there is not; `workers` are those of ray, `threads` those of threads.
 
     Raises:
         ConfigError: unknown, a negative number of workers, workers without ray, or threads with it.

@@ -17,7 +17,7 @@ from tests.conftest import examples
 
 from thoraclip.cards import CardSettings, croissant_record, data_card, data_facts, write_card
 from thoraclip.cards.cautions import percent
-from thoraclip.cards.facts import crossed, groups, told_by
+from thoraclip.cards.facts import accuracy_by_value, crossed, groups
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.pages import escape_markdown
 from thoraclip.tables.manifest import COLUMNS, Manifest, read_manifest, write_manifest
@@ -127,7 +127,7 @@ def test_ages_sizes_and_patients_equal_a_naive_recount(rich: Manifest) -> None:
 
 
 def naive_told(values: Sequence[Any], labels: Sequence[str | None]) -> float | None:
-    """`told_by` image by image."""
+    """`accuracy_by_value` image by image."""
     pairs = [(v, c) for v, c in zip(values, labels, strict=True) if c is not None]
     points: dict[str, list[float]] = {c: [] for c in sorted({c for _, c in pairs})}
     for i, (value, own) in enumerate(pairs):
@@ -144,9 +144,9 @@ def naive_told(values: Sequence[Any], labels: Sequence[str | None]) -> float | N
 @given(st.lists(st.tuples(st.none() | st.integers(1, 4), st.sampled_from("aaabbbc") | st.none()), max_size=40))
 @example([(1, "a"), (1, "a"), (2, "b"), (2, "b")])
 @example([(1, "a"), (1, "a"), (1, "b")])
-def test_told_by_equals_the_image_by_image_rule(pairs: list[tuple[int | None, str | None]]) -> None:
+def test_accuracy_by_value_equals_the_image_by_image_rule(pairs: list[tuple[int | None, str | None]]) -> None:
     values, labels = [value for value, _ in pairs], [label for _, label in pairs]
-    assert told_by(values, labels) == pytest.approx(naive_told(values, labels), abs=1e-4)
+    assert accuracy_by_value(values, labels) == pytest.approx(naive_told(values, labels), abs=1e-4)
 
 
 def test_long_lists_of_values_are_summed_up() -> None:

@@ -27,8 +27,8 @@ HOSTILE = ('Pneumonia: "viral" | other', "- *x*: {y} # z", "null", "a\n---\nb")
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module._RESAMPLES == 2000
-    monkeypatch.setattr(module, "_RESAMPLES", 100)
+    assert module.RESAMPLES == 2000
+    monkeypatch.setattr(module, "RESAMPLES", 100)
 
 
 def results_of(card: ModelCard) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_no_module_needs_itself() -> None:
         path = REPOSITORY / "src" / Path(*name.split("."))
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         needs[name] = imports(file.read_text(encoding="utf-8"))
-    assert "thoraclip.methods.embed" in needs["thoraclip.methods.zeroshot"], "an import in a function counts"
+    assert "thoraclip.methods.embed" in needs["thoraclip.methods.running"], "an import in a function counts"
     assert "thoraclip.methods.training.processes" in needs["thoraclip.methods.embed"], "one for the type checker counts"
     graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from thoraclip.cards import data_facts
-from thoraclip.cards.model_card import CardFacts, TrainedRun, base_model, model_card
+from thoraclip.cards.model_card import TrainedRun, base_model, model_card
 from thoraclip.labels import LabelSet
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
@@ -65,4 +65,4 @@ def trained(
 
 
 def card_of(run: TrainedRun, **facts: Any) -> str:
-    return model_card(CardFacts(run=run, base=facts.pop("base", base_model(run.config.model)), **facts))
+    return model_card(run, **{"base": base_model(run.config.model), "files": {}, "about": {}} | facts)

@@ -11,7 +11,7 @@ import numpy as np
 
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.report import MethodResult
-from thoraclip.evaluation.shortcuts import Answers, Trial
+from thoraclip.evaluation.shortcuts import Answers, ShortcutTest
 from thoraclip.labels import LabelSet
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
@@ -68,13 +68,13 @@ def audit(
     }  # fmt: skip
     named = {name: answers(share, target, seed) for seed, (name, share) in enumerate(shares.items())}
     named["grey"], named["refitted"][::5] = np.zeros(n, dtype=np.int64), -1
-    trials = [
-        Trial("drop", "all but the lungs replaced", "classifier", "lungs alone", before="original", finds="the rest"),
-        Trial("no-lungs", "the lungs replaced", "classifier", "no lungs", finds="what lies outside the lungs"),
-        Trial("grey", "all replaced", "classifier", "grey"),
-        Trial("refitted", "fitted again without lungs", "features", "refitted", before="original", finds="the rest"),
-        Trial("turned", "lungs alone, before and after", "classifier", "original", before="no lungs", counts=False),
-        *(Trial(f"background {k}", k, "data", f"background {k}", finds=k) for k in ("all", "frame", "file")),
+    tests = [
+        ShortcutTest("drop", "all but the lungs replaced", "classifier", "lungs alone", "original", finds="the rest"),
+        ShortcutTest("no-lungs", "the lungs replaced", "classifier", "no lungs", finds="what lies outside the lungs"),
+        ShortcutTest("grey", "all replaced", "classifier", "grey"),
+        ShortcutTest("refitted", "fitted again without lungs", "features", "refitted", "original", finds="the rest"),
+        ShortcutTest("turned", "lungs alone, before and after", "classifier", "original", "no lungs", counts=False),
+        *(ShortcutTest(f"background {k}", k, "data", f"background {k}", finds=k) for k in ("all", "frame", "file")),
     ]
     attributes: list[dict[str, Any]] = []
     for seed, column in enumerate(("source", "view", "sex", "format")):
@@ -84,7 +84,7 @@ def audit(
         names = answers(0.7, codes, seed, 2) if column == "view" else None
         attributes.append({"column": column, "values": found, "asked": found, "codes": codes, "named": names})
     facts = Facts(
-        run="runs/probe", kind="probe", labels=LabelSet(CLASSES), manifest=manifest, trials=trials,
+        run="runs/probe", kind="probe", labels=LabelSet(CLASSES), manifest=manifest, tests=tests,
         answers=Answers(target, np.arange(n) // 2, named, 3), lungs={"words": "The lung regions are the given masks."},
         attributes=attributes, sham={"images": 64, "largest_change": 0.0, "other_answers": 0}, saliency=None,
         without_duplicates=None, has_masks=True,

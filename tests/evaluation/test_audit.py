@@ -9,7 +9,7 @@ import pytest
 from tests.evaluation.tables import answers, audit, method, predictions
 
 from thoraclip.evaluation.audit import _leaking
-from thoraclip.evaluation.audit_page import audit_context
+from thoraclip.evaluation.render import audit_context
 from thoraclip.evaluation.report import NOT_AUDITED, judge, with_audits
 from thoraclip.evaluation.shortcuts import Answers
 

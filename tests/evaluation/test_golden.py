@@ -1,9 +1,9 @@
 """Small reports, audits and figures, whole: every number, sentence, table and line is that of the files in `golden/`.
 
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
-thoraclip.evaluation.align, thoraclip.evaluation.audit, thoraclip.evaluation.audit_page, thoraclip.evaluation.compare,
+thoraclip.evaluation.align, thoraclip.evaluation.audit, thoraclip.evaluation.compare,
 thoraclip.evaluation.entries, thoraclip.evaluation.external, thoraclip.evaluation.external_reading, thoraclip.evaluation.figures,
-thoraclip.evaluation.intervals, thoraclip.cards.model_card, thoraclip.evaluation.published, thoraclip.evaluation.reading,
+thoraclip.evaluation.intervals, thoraclip.cards.model_card, thoraclip.evaluation.reading,
 thoraclip.evaluation.recalibration, thoraclip.evaluation.render, thoraclip.evaluation.report, thoraclip.evaluation.results,
 thoraclip.evaluation.shortcuts and thoraclip.evaluation.trust.
 
@@ -31,8 +31,8 @@ from tests.evaluation.cards import Config, card_of, trained
 from tests.evaluation.tables import answers, audit, method, predictions
 
 from thoraclip.evaluation import figures
-from thoraclip.evaluation.audit_page import write_audit
 from thoraclip.evaluation.external import ExternalResult
+from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, plain, with_audits, write_report
 from thoraclip.evaluation.shortcuts import Answers
 from thoraclip.runs import write_text
@@ -185,7 +185,7 @@ def made(case: str) -> dict[str, str]:
     """File -> text: pages without their look and drawings, and what was drawn."""
     drawn, draw = list[dict[str, Any]](), figures._svg
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thoraclip.cards.model_card._RESAMPLES", 100)
+        patch.setattr("thoraclip.cards.model_card.RESAMPLES", 100)
         patch.setattr(figures, "_svg", lambda figure, salt: (draw(figure, salt), drawn.append(shown(figure, salt)))[0])
         CASES[case](Path(name, "out"))
         found = {f: data.decode().replace(name, "FOLDER") for f, data in files(Path(name, "out")).items()}

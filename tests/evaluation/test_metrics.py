@@ -133,10 +133,10 @@ def _slow_ece(scored: Scored, bins: int) -> float:
 def test_reliability_bins_hold_every_image_and_give_the_ece(scored: Scored) -> None:
     bins = reliability_bins(scored.confidence, scored.correct)
     assert len(reliability_bins(scored.confidence, scored.correct, 1)) == 1
-    assert sum(b.count for b in bins) == len(scored.target)
-    total = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / len(scored.target)
+    assert sum(b["count"] for b in bins) == len(scored.target)
+    total = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(scored.target)
     assert total == pytest.approx(headline(scored)["ece"], abs=1e-12)
-    assert all(b.low <= b.accuracy <= b.high for b in bins)
+    assert all(b["low"] <= b["accuracy"] <= b["high"] for b in bins)
 
 
 def test_equal_mass_bins_are_equal_and_do_not_split_ties() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples
 
-from thoraclip.evaluation.selective import accuracy_at, accuracy_curve, aurc
+from thoraclip.evaluation.calibration import accuracy_at, accuracy_curve, aurc
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6)
 

@@ -13,13 +13,12 @@ from thoraclip.evaluation.shortcuts import (
     MARGIN,
     STRONG,
     Answers,
-    Trial,
+    ShortcutTest,
     _smallest,
     _verdict,
     balanced_accuracies,
-    judge_trials,
+    judge_tests,
     overall,
-    overall_words,
     shared_errors,
 )
 
@@ -63,8 +62,8 @@ def test_images_that_were_not_asked_do_not_count() -> None:
     values, _, _ = balanced_accuracies(some, ["b"], resamples=100, seed=0)
     assert values["b"] == 1.0
     named = np.where(np.arange(240) < 120, (answers.target + 1) % 3, answers.target)  # wrong where b was not asked
-    row = judge_trials(
-        [Trial("t", "t", "classifier", before="a", after="b")],
+    row = judge_tests(
+        [ShortcutTest("t", "t", "classifier", before="a", after="b")],
         Answers(answers.target, answers.groups, {"a": named, "b": half}, CLASSES), resamples=200, seed=0,
     )[0]  # fmt: skip
     assert row["before"] == 1.0 and row["effect"] == 0 and row["images"] == 120
@@ -82,11 +81,11 @@ def test_chance_counts_the_classes_that_were_asked_about_even_once() -> None:
 
 def test_the_row_says_what_was_computed() -> None:
     answers = answers_of({"before": 0.9, "after": 0.5, "gone": 0.6})
-    trials = [
-        Trial("drop", "the lungs alone", "features", before="before", after="after", finds="the background"),
-        Trial("gone", "no lungs", "classifier", after="gone", finds="the background"),
+    tests = [
+        ShortcutTest("drop", "the lungs alone", "features", before="before", after="after", finds="the background"),
+        ShortcutTest("gone", "no lungs", "classifier", after="gone", finds="the background"),
     ]
-    drop, gone = judge_trials(trials, answers, resamples=2000, seed=1)
+    drop, gone = judge_tests(tests, answers, resamples=2000, seed=1)
     assert drop["effect"] == pytest.approx(drop["before"] - drop["after"])
     assert gone["effect"] == pytest.approx(gone["after"] - 1 / 3)
     for row in (drop, gone):
@@ -101,8 +100,8 @@ def test_the_row_says_what_was_computed() -> None:
 
 def test_verdicts_by_size() -> None:
     def verdict(share: float, n: int) -> str:
-        row = judge_trials(
-            [Trial("t", "t", "classifier", after="a")], answers_of({"a": share}, n), resamples=500, seed=0
+        row = judge_tests(
+            [ShortcutTest("t", "t", "classifier", after="a")], answers_of({"a": share}, n), resamples=500, seed=0
         )
         return str(row[0]["verdict"])
 
@@ -114,18 +113,17 @@ def test_verdicts_by_size() -> None:
 
 
 def test_all_right_is_as_sure_as_its_patients_are_many() -> None:
-    (row,) = judge_trials(
-        [Trial("t", "t", "classifier", after="a")], answers_of({"a": 1.0}, n=120, group_size=4), resamples=100, seed=0
-    )
+    answers = answers_of({"a": 1.0}, n=120, group_size=4)
+    (row,) = judge_tests([ShortcutTest("t", "t", "classifier", after="a")], answers, resamples=100, seed=0)
     error = 0.5 / 30
     assert row["p"] == pytest.approx(0.5 * math.erfc((2 / 3 - MARGIN) / error / math.sqrt(2)))
 
 
 def test_a_control_has_no_verdict_and_costs_no_power() -> None:
     answers = answers_of({"a": 0.9, "b": 0.9})
-    alone = judge_trials([Trial("a", "a", "classifier", after="a")], answers, resamples=200, seed=0)
-    control = Trial("b", "b", "classifier", after="b", counts=False)
-    both = judge_trials([Trial("a", "a", "classifier", after="a"), control], answers, resamples=200, seed=0)
+    alone = judge_tests([ShortcutTest("a", "a", "classifier", after="a")], answers, resamples=200, seed=0)
+    control = ShortcutTest("b", "b", "classifier", after="b", counts=False)
+    both = judge_tests([ShortcutTest("a", "a", "classifier", after="a"), control], answers, resamples=200, seed=0)
     assert both[1]["verdict"] == "control" and both[1]["p_holm"] is None and both[1]["words"].endswith("A control.")
     assert both[0]["p_holm"] == alone[0]["p_holm"] and both[0]["smallest_effect"] == alone[0]["smallest_effect"]
 
@@ -135,8 +133,8 @@ def test_false_alarms_of_a_family_without_any_effect_are_rare() -> None:
     alarms = 0
     for seed in range(100):
         answers = answers_of({str(i): 1 / 3 for i in range(28)}, n=150, seed=seed)
-        rows = judge_trials(
-            [Trial(n, n, "classifier", after=n) for n in answers.named], answers, resamples=100, seed=seed
+        rows = judge_tests(
+            [ShortcutTest(n, n, "classifier", after=n) for n in answers.named], answers, resamples=100, seed=seed
         )
         alarms += any(row["verdict"] in {"some", "strong"} for row in rows)
     assert alarms <= 3
@@ -146,38 +144,40 @@ def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
     answers = answers_of({"a": 1 / 3, "b": 1 / 3})
     named = dict(answers.named) | {"a": np.zeros(240, dtype=np.int64)}
     fixed = Answers(answers.target, answers.groups, named, CLASSES)
-    both = [Trial(n, n, "classifier", after=n) for n in ("a", "b")]
-    rows = judge_trials(both, fixed, resamples=200, seed=0)
+    both = [ShortcutTest(n, n, "classifier", after=n) for n in ("a", "b")]
+    rows = judge_tests(both, fixed, resamples=200, seed=0)
     assert rows[0]["verdict"] == "control" and "says nothing" in rows[0]["words"]
     assert rows[1]["verdict"] != "control" and "says nothing" not in rows[1]["words"]
     assert overall(rows[:1], above_chance=True, masks=True)[0] == "cannot_tell"
     unchanged = Answers(answers.target, answers.groups, {"a": answers.target, "b": answers.target}, CLASSES)
-    row = judge_trials([Trial("t", "t", "classifier", before="a", after="b")], unchanged, resamples=200, seed=0)[0]
+    dropped = ShortcutTest("t", "t", "classifier", before="a", after="b")
+    row = judge_tests([dropped], unchanged, resamples=200, seed=0)[0]
     assert row["verdict"] == "none" and "says nothing" not in row["words"], "no answer changed: that is no sign"
     assert "the classifier loses 0.0 points" in row["words"]
     half = Answers(answers.target, answers.groups, {"a": answers.named["b"], "b": answers.named["b"]}, CLASSES)
-    row = judge_trials([Trial("t", "t", "classifier", before="a", after="b")], half, resamples=200, seed=0)[0]
+    row = judge_tests([dropped], half, resamples=200, seed=0)[0]
     assert row["low"] == row["high"] == 0, "paired: the same answers in every resample"
 
 
 def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
     clear = answers_of({"a": 1.0}, n=27)
-    trial = Trial("t", "t", "classifier", after="a")
-    assert judge_trials([trial], clear, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
-    assert judge_trials([trial], answers_of({"a": 1.0}, n=30), resamples=200, seed=0)[0]["verdict"] == "strong"
-    row = judge_trials([trial], clear, resamples=200, seed=0)[0]
+    test = ShortcutTest("t", "t", "classifier", after="a")
+    assert judge_tests([test], clear, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
+    assert judge_tests([test], answers_of({"a": 1.0}, n=30), resamples=200, seed=0)[0]["verdict"] == "strong"
+    row = judge_tests([test], clear, resamples=200, seed=0)[0]
     assert row["p"] == row["smallest_effect"] == 1.0
     assert "less than 100.0 points could not have been shown" in row["words"]
     few_patients = answers_of({"a": 1.0}, n=90, group_size=15)
-    assert judge_trials([trial], few_patients, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
+    assert judge_tests([test], few_patients, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
 
 
 def test_the_smallest_effect_is_seen_four_times_in_five() -> None:
-    row = judge_trials([Trial("t", "t", "classifier", after="a")], answers_of({"a": 1 / 3}), resamples=1000, seed=0)[0]
+    test = ShortcutTest("t", "t", "classifier", after="a")
+    row = judge_tests([test], answers_of({"a": 1 / 3}), resamples=1000, seed=0)[0]
     share = 1 / 3 + row["smallest_effect"]
     seen = [
-        judge_trials(
-            [Trial("t", "t", "classifier", after="a")], answers_of({"a": share}, seed=s), resamples=100, seed=s
+        judge_tests(
+            [ShortcutTest("t", "t", "classifier", after="a")], answers_of({"a": share}, seed=s), resamples=100, seed=s
         )
         for s in range(200)
     ]
@@ -236,9 +236,8 @@ def row_of(verdict: str, level: str = "classifier", effect: float = 0.3, smalles
     ],
 )
 def test_the_overall_reading(tests: list[dict[str, object]], above: bool, masks: bool, expected: str) -> None:
-    level, reasons = overall(tests, above_chance=above, masks=masks)
+    level, (words, *reasons) = overall(tests, above_chance=above, masks=masks)
     assert level == expected and reasons and all(reason.endswith(".") for reason in reasons)
-    words = overall_words(level, tests)
     begin = {"none": "No sign of", "some": "Some", "strong": "Strong", "cannot_tell": "Cannot tell whether"}[expected]
     assert words.startswith(begin)
     if expected == "cannot_tell":
@@ -252,7 +251,7 @@ def test_the_three_largest_effects_are_told() -> None:
     told = "trees on 0.5 reach 60.0 % balanced accuracy (chance 33.3 %)" + "".join(
         f", on {e} alone 60.0 %" for e in (0.4, 0.3, 0.2)
     )
-    level, reasons = overall([*own, *data], above_chance=True, masks=True)
+    level, (_, *reasons) = overall([*own, *data], above_chance=True, masks=True)
     assert (level, reasons[:3], len(reasons)) == ("some", ["0.5.", "0.4.", "0.3."], 4) and reasons[3].endswith(
         f"{told}."
     )
@@ -287,4 +286,4 @@ def test_the_smallest_effect_by_hand() -> None:
 
 def test_the_largest_effect_that_could_not_have_been_shown_is_told() -> None:
     blind = [row_of("cannot_tell", smallest=STRONG + more) for more in (0.05, 0.15, 0.1)]
-    assert f"{100 * (STRONG + 0.15):.1f} points" in overall(blind, above_chance=True, masks=True)[1][0]
+    assert f"{100 * (STRONG + 0.15):.1f} points" in overall(blind, above_chance=True, masks=True)[1][1]

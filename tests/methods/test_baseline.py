@@ -19,10 +19,9 @@ from torch import Tensor
 from thoraclip.data.batches import pixel_cache
 from thoraclip.errors import ConfigError, InputError, ModelError
 from thoraclip.labels import LabelSet
-from thoraclip.methods import baseline, supervised
-from thoraclip.methods.baseline import Config
+from thoraclip.methods import baseline
+from thoraclip.methods.baseline import Config, SupervisedStep, scores_of
 from thoraclip.methods.running import Part, RunContext, parts, read_validation, run_method
-from thoraclip.methods.supervised import SupervisedStep, scores_of
 from thoraclip.methods.training.folds import FoldTraining
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
@@ -251,7 +250,7 @@ def test_pictures_are_scored_in_batches_of_any_size(
     backbone.network.eval()
     expected = backbone.predict(backbone.expand(np.array(greys[rows])).numpy())
     backbone.network.train()
-    monkeypatch.setattr(supervised, "_SCORING_BATCH", size)
+    monkeypatch.setattr(baseline, "_SCORING_BATCH", size)
     seen: list[tuple[int, int]] = []
     found = scores_of(backbone, greys, rows, progress=lambda done, total: seen.append((done, total)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -272,11 +271,17 @@ def test_a_networks_own_dropout_hangs_on_the_step(
     torch.rand(5)
     again, _ = gradients(trainee, batch_of(split_manifest))
     other, _ = gradients(trainee, batch_of(split_manifest, step=4))
+
+    def seeded(seed: int, config: Config) -> SupervisedStep:
+        """Of the same head, which is drawn from the seed too."""
+        step = make(config, split_manifest, tmp_path)
+        return dataclasses.replace(step, training=dataclasses.replace(step.training, config=dataclasses.replace(config, seed=seed)))  # fmt: skip
+
     seed, without = (
-        gradients(dataclasses.replace(make(config, split_manifest, tmp_path), seed=seed), batch_of(split_manifest))[0]
-        for seed, config in (
-            (1, config_of(str(model), batch_size=12, augmentation="none")),
-            (0, config_of(models["vit"], batch_size=12)),
+        gradients(trainee, batch_of(split_manifest))[0]
+        for trainee in (
+            seeded(1, config_of(str(model), batch_size=12, augmentation="none")),
+            seeded(0, config_of(models["vit"], batch_size=12)),
         )
     )
     plain, _ = gradients(

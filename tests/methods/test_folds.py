@@ -1,4 +1,4 @@
-"""The loops of `finetune` and `baseline` on three numbers: against a hand-written loop, stopped, spoilt, by fold."""
+"""The loop of `finetune` and `baseline` on three numbers: against a hand-written loop, stopped, spoilt, by fold."""
 
 from __future__ import annotations
 
@@ -68,8 +68,13 @@ class Group:
 class Toy:
     """Three numbers that are drawn to the mean of a batch's rows; validations are read off a list."""
 
-    def __init__(self, f1: Iterator[float] | None = None, spoilt: Mapping[int, Callable[[Toy], float]] | None = None):
-        self.tuned = self
+    def __init__(
+        self,
+        f1: Iterator[float] | None = None,
+        spoilt: Mapping[int, Callable[[Toy], float]] | None = None,
+        highest: float | None = None,
+    ):
+        self.highest = highest
         self.parameters = {"low": nn.Parameter(torch.zeros(2)), "high": nn.Parameter(torch.ones(1))}
         self.state = self.parameters
         self._f1, self._spoilt = f1, spoilt or {}
@@ -88,10 +93,13 @@ class Toy:
         loss.backward()
         return float(loss.detach())
 
-    def clamp_scale(self, highest: float) -> float:
+    def after_step(self) -> Mapping[str, float]:
+        """As the logit scale of `finetune`, where there is a bound."""
+        if self.highest is None:
+            return {}
         with torch.no_grad():
-            self.parameters["high"].clamp_(max=highest)
-        return float(self.parameters["high"].detach())
+            self.parameters["high"].clamp_(max=self.highest)
+        return {"logit_scale": float(self.parameters["high"].detach())}
 
     def validate(self) -> Mapping[str, float]:
         f1 = float(self.parameters["low"].detach().sum()) if self._f1 is None else next(self._f1)
@@ -110,15 +118,13 @@ def training_of(config: Config, folder: Path, group: Any = None, **given: Any) -
 
 
 def fit(training: FoldTraining[Any], toy: Toy) -> TrainingProgress:
-    """By the loop of the method whose settings the training has."""
+    """By the loop of all methods; the settings are those of one."""
     steps = Steps(training, training.sampler(), toy.optimizer, toy.state)
 
     def validate() -> None:
         steps.keep_best(steps.log_validation(toy.validate())["val_macro_f1"])
 
-    method: Any = finetune if isinstance(training.config, finetune.Config) else baseline
-    method._fit(training.config, steps, toy, validate)
-    return steps.progress
+    return steps.run(toy, validate)
 
 
 F1 = [0.1, 0.5, 0.3, 0.5, 0.4, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
@@ -142,17 +148,17 @@ F1 = [0.1, 0.5, 0.3, 0.5, 0.4, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
 def test_a_training_is_that_of_a_hand_written_loop(
     settings: dict[str, Any], steps: int, every: int, kind: Any, tmp_path: Path
 ) -> None:
-    bound = {"logit_scale_max": 0.999} if kind is finetune else {}
-    config, said, drawn, group = config_of(kind, **settings, **bound), list[str](), list[tuple[int, int]](), Group()
+    bound = 0.999 if kind is finetune else None
+    config, said, drawn, group = config_of(kind, **settings), list[str](), list[tuple[int, int]](), Group()
     training = training_of(
         config, tmp_path, group, log=said.append, progress=lambda done, total: drawn.append((done, total))
     )
-    toy = Toy(iter(F1))
+    toy = Toy(iter(F1), highest=bound)
     done = fit(training, toy)
 
     sampler = Sampler(PART.train, IMAGES.targets(LABELS)[PART.train], total=24, batch_size=config.batch_size,
                       sampling=config.sampling, seed=config.seed)  # fmt: skip
-    slow, values, an_epoch = Toy(), iter(F1), sampler.steps_per_epoch
+    slow, values, an_epoch = Toy(highest=bound), iter(F1), sampler.steps_per_epoch
     first = next(values)
     rows: list[dict[str, Any]] = [{"step": 0, "val_log_loss": 2 * first, "val_macro_f1": first}]
     best, kept, waited, lines = (first, 0), {n: p.detach().clone() for n, p in slow.state.items()}, 0, []
@@ -174,7 +180,7 @@ def test_a_training_is_that_of_a_hand_written_loop(
             if config.max_norm and norm > config.max_norm:
                 parameter.grad *= config.max_norm / norm  # type: ignore[operator]
         slow.optimizer.step()
-        more = {"logit_scale": slow.clamp_scale(0.999)} if kind is finetune else {}
+        more = slow.after_step()
         rows.append(
             {"step": step + 1, "loss": float(loss.detach()), "learning_rate": rate, "gradient_norm": norm, **more}
         )
@@ -291,8 +297,8 @@ def test_what_stands_beside_the_weights_says_what_they_have_seen(
     assert training.metrics == [{"fold": 1, **row} for row in done.rows]
     whole = dataclasses.replace(training, part=dataclasses.replace(PART, fold=None))
     assert (whole.folder, whole.token) == (tmp_path, digest(["f", None]))
-    Steps(whole, whole.sampler(), Toy().optimizer, {}).log(val_x=1)
-    assert whole.group.log[-1] == (1, {"val_x": 1})  # type: ignore[attr-defined]
+    Steps(whole, whole.sampler(), Toy().optimizer, {}).log_validation({"val_x": 1})
+    assert whole.group.log[-1] == (0, {"val_x": 1})  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("is_main", [True, False])

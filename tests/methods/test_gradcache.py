@@ -31,7 +31,7 @@ from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.zeroshot import class_vectors
-from thoraclip.models.augment import AUGMENTATIONS, Augmentation
+from thoraclip.models.augment import AUGMENTATIONS
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.lora import add_lora
 
@@ -67,9 +67,12 @@ def make_step(
     greys = pixel_cache(manifest, encoder.preprocess, folder / "pixels").arrays["pixels"]
     weight = None if config.class_weight == "none" else np.array([0.5, 1.0, 1.5])
     return ContrastiveStep(
-        tuned=tuned, greys=greys, targets=manifest.targets(labels), texts=texts, group=ProcessGroup(), loss=loss,
-        weight=weight, chunk_size=config.chunk_size, augmentation=AUGMENTATIONS[config.augmentation], seed=0,
-    )  # fmt: skip
+        config, loss, config.logit_scale_max, tuned, greys, manifest.targets(labels), texts, ProcessGroup(), weight
+    )
+
+
+def with_settings(contrast: ContrastiveStep, **settings: Any) -> ContrastiveStep:
+    return dataclasses.replace(contrast, config=dataclasses.replace(contrast.config, **settings))
 
 
 def gradients(
@@ -127,7 +130,7 @@ class TestContrast:
     def test_the_chunk_never_changes_the_gradient(self, contrast: ContrastiveStep) -> None:
         expected = gradients(contrast, plain)
         for chunk in (24, 5):
-            assert difference(gradients(dataclasses.replace(contrast, chunk_size=chunk)), expected) < 1e-5
+            assert difference(gradients(with_settings(contrast, chunk_size=chunk)), expected) < 1e-5
         assert {"log_scale", "bias"} & expected.keys() == {"log_scale"} | (
             {"bias"} if contrast.loss == "siglip" else set()
         )
@@ -151,9 +154,7 @@ class TestContrast:
         contrast = make_step(work, loss="unicl")
         half = dataclasses.replace(contrast.tuned.encoder, precision="bf16")
         contrast = dataclasses.replace(contrast, tuned=dataclasses.replace(contrast.tuned, encoder=half))
-        assert (
-            1e-6 < difference(gradients(dataclasses.replace(contrast, chunk_size=5)), gradients(contrast, plain)) < 0.05
-        )
+        assert 1e-6 < difference(gradients(with_settings(contrast, chunk_size=5)), gradients(contrast, plain)) < 0.05
 
     def test_several_processes_have_the_gradient_of_one(self, work: Path) -> None:
         """23 images, a number that none divides, and five texts; the last process has one of these, and one of padding."""
@@ -166,7 +167,7 @@ class TestContrast:
         assert max(difference(found, expected) for found in in_threads(3, work_of)) < 1e-5
 
     def test_each_row_is_its_own_picture_and_text_in_whatever_process(self, work: Path) -> None:
-        contrast = dataclasses.replace(make_step(work, loss="unicl", lora_dropout=0.0), augmentation=None)
+        contrast = make_step(work, loss="unicl", lora_dropout=0.0, augmentation="none")
         rows = np.roll(ROWS[::-1], 5)[:-1]
         batch = Batch(7, rows, rows)
         _, images = contrast.tuned.encoder.encode_greys(np.array(contrast.greys[rows]))
@@ -190,7 +191,7 @@ class TestContrast:
         self, captioned: ContrastiveStep
     ) -> None:
         """Drawn again within an epoch, an image is another sample and has another mask."""
-        contrast, five, some = dataclasses.replace(captioned, augmentation=None), torch.arange(5), torch.tensor([3, 1])
+        contrast, five, some = with_settings(captioned, augmentation="none"), torch.arange(5), torch.tensor([3, 1])
         scored, others = contrast._encode(ROWS), ROWS + 100 * (ROWS % 2)
 
         def images(step: int, rows: Tensor, samples: np.ndarray = ROWS) -> Tensor:
@@ -208,15 +209,16 @@ class TestContrast:
         gradients(contrast)
         assert all(np.array_equal(one, two) for one, two in zip(scored, contrast._encode(ROWS), strict=True))
 
-    @pytest.mark.parametrize("augmentation", [Augmentation(zoom=0.3), None])
+    @pytest.mark.parametrize("augmentation", ["light", "none"])
     def test_images_are_augmented_by_seed_step_and_sample_where_asked_for(
-        self, augmentation: Augmentation | None, captioned: ContrastiveStep, monkeypatch: pytest.MonkeyPatch
+        self, augmentation: str, captioned: ContrastiveStep, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        contrast, calls = dataclasses.replace(captioned, augmentation=augmentation, seed=9), list[Any]()
+        contrast, calls = with_settings(captioned, augmentation=augmentation, seed=9), list[Any]()
         monkeypatch.setattr(module, "augment", lambda greys, *given, **named: calls.append((greys.tolist(), *given, named)) or greys)  # fmt: skip
         contrast._images_of(Batch(7, ROWS[3:5], ROWS[3:5] + 100))
-        expected = (contrast.greys[3:5].tolist(), augmentation, {"seed": 9, "step": 7, "samples": [103, 104]})
-        assert calls == ([expected] if augmentation else [])
+        chosen = AUGMENTATIONS[augmentation]
+        expected = (contrast.greys[3:5].tolist(), chosen, {"seed": 9, "step": 7, "samples": [103, 104]})
+        assert calls == ([expected] if chosen else [])
 
     @pytest.mark.parametrize("weight", ["none", "balanced"])
     def test_the_loss_is_the_one_that_is_named_of_the_texts_that_score(
@@ -302,10 +304,12 @@ def test_an_unused_or_frozen_tower_and_a_loss_that_is_not_finite() -> None:
         return frozen(y[rows])
 
     towers = (Tower(7, lambda rows: layer(x[rows])), Tower(2, lambda rows: unused(x[rows])), Tower(7, encode))
-    assert not torch.isfinite(cached_backward(towers, lambda a, b, c: a.sum() / 0, chunk_size=3))
+    assert not torch.isfinite(
+        cached_backward(towers, lambda a, b, c: a.sum() / 0, chunk_size=3, processes=ProcessGroup())
+    )
     assert layer.weight.grad is None
     seen.clear()
-    value = cached_backward(towers, lambda a, b, c: (a * c).sum(), chunk_size=3)
+    value = cached_backward(towers, lambda a, b, c: (a * c).sum(), chunk_size=3, processes=ProcessGroup())
     torch.testing.assert_close(value, (layer(x) * frozen(y)).sum().detach())
     assert seen == [3, 3, 1] and unused.weight.grad is None
     torch.testing.assert_close(layer.bias.grad, frozen(y).sum(dim=0), rtol=1e-4, atol=1e-5)
@@ -336,7 +340,7 @@ def test_the_processes_gradients_add_up_to_one_and_padding_adds_nothing(
             return own[n](inputs[n][rows])
 
         towers = [Tower(len(x), lambda rows, n=n: encode(rows, n)) for n, x in enumerate(inputs)]
-        cached_backward(towers, loss, chunk_size=chunk, processes=group if count > 1 else None)
+        cached_backward(towers, loss, chunk_size=chunk, processes=group)
         assert max(most) <= chunk
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in own.parameters()]
 

@@ -22,8 +22,7 @@ from thoraclip.config import config_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, baseline, predictors, probe, zeroshot
-from thoraclip.methods.explain import Chosen, choose_classifier, load_classifier
-from thoraclip.methods.predictors import FinishedRun, find_manifest, read_run
+from thoraclip.methods.predictors import Chosen, FinishedRun, choose_classifier, find_manifest, load_chosen, read_run
 from thoraclip.methods.running import pooled_predictions
 from thoraclip.models.heads import LinearHead, Standardiser, write_head
 from thoraclip.tables.manifest import Manifest, write_manifest
@@ -356,5 +355,5 @@ def test_where_the_manifest_is_not_beside_the_run_the_first_fold_explains(pictur
 def test_the_chosen_fold_is_what_is_loaded(picture_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FinishedRun, "classifier", lambda self, fold, labels: (fold, labels))
     run, image = picture_of(FOLDS, 4)
-    assert load_classifier(run, image) == ((1, LABELS), choose_classifier(run, image))
-    assert load_classifier(run, image, fold=2) == ((2, LABELS), choose_classifier(run, image, 2))
+    assert load_chosen(run, image) == ((1, LABELS), choose_classifier(run, image))
+    assert load_chosen(run, image, fold=2) == ((2, LABELS), choose_classifier(run, image, 2))

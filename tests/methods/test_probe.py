@@ -150,11 +150,13 @@ def test_with_too_few_images_there_is_no_threshold_and_none_of_before_stays(
     part = Part(fold=fold, train=rows[:train], val=rows[20 : 20 + val], test=rows[40:])
     file = tmp_path / ("novelty.safetensors" if fold is None else "novelty-fold-2.safetensors")
     file.write_text("of an earlier run")
-    told = probe._keep_ood(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+    told = probe._keep_ood(
+        RunContext(manifest, RunFolder(tmp_path), tmp_path), (part, FEATURES["pooled"], None), TARGET
+    )
     few = train + val < 40
     assert file.exists() != few and ("fewer than 20" in str(told.get("reason"))) == few
     if few:
-        probe._keep_ood(RunContext(manifest, RunFolder(tmp_path), tmp_path), FEATURES["pooled"], TARGET, part)
+        probe._keep_ood(RunContext(manifest, RunFolder(tmp_path), tmp_path), (part, FEATURES["pooled"], None), TARGET)
 
 
 @pytest.mark.parametrize("kind", ["probe", "zeroshot"])

@@ -22,7 +22,7 @@ def problem(n: int = 140, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nda
 def test_each_image_is_answered_by_scikit_learns_classifier_of_the_other_folds() -> None:
     """A penalised logistic regression, and extremely randomised trees, which do not train on what has no label either."""
     features, target, fold = problem()
-    named, unknown = probe_answers(features, target, fold, classes=3, l2=0.1), np.where(np.arange(140) < 20, -1, target)
+    named, unknown = probe_answers(features, target, fold, l2=0.1), np.where(np.arange(140) < 20, -1, target)
     by_tree = tree_answers(features, unknown, fold, seed=7)
     assert (by_tree[:20] == -1).all()
     for number in range(4):
@@ -40,12 +40,12 @@ def test_who_is_not_asked_has_no_answer_and_trains_nobody() -> None:
     features, target, fold = problem()
     without = features.copy()
     without[::7, 2] = np.nan
-    named = probe_answers(without, target, fold, classes=3, l2=0.1)
+    named = probe_answers(without, target, fold, l2=0.1)
     assert (named[::7] == -1).all() and (np.delete(named, np.s_[::7]) >= 0).all()
     kept = np.setdiff1d(np.arange(140), np.arange(0, 140, 7))
-    assert np.array_equal(named[kept], probe_answers(features[kept], target[kept], fold[kept], classes=3, l2=0.1))
+    assert np.array_equal(named[kept], probe_answers(features[kept], target[kept], fold[kept], l2=0.1))
     unknown = np.where(np.arange(140) < 30, -1, target)
-    assert (probe_answers(features, unknown, fold, classes=3, l2=0.1)[:30] == -1).all()
+    assert (probe_answers(features, unknown, fold, l2=0.1)[:30] == -1).all()
 
 
 def test_a_class_that_the_training_part_lacks_is_never_named_and_one_class_alone_names_nothing() -> None:
@@ -54,7 +54,7 @@ def test_a_class_that_the_training_part_lacks_is_never_named_and_one_class_alone
     assert (answer_held_out(np.ones(6, bool), target, part, lambda train, test: 1 / 0) == -1).all()
     features, target, fold = problem()
     lacking = np.where((target == 2) & (fold != 0), 1, target)
-    assert set(probe_answers(features, lacking, fold, classes=3, l2=0.1)[fold == 0]) == {0, 1}
+    assert set(probe_answers(features, lacking, fold, l2=0.1)[fold == 0]) == {0, 1}
 
 
 def test_groups_stay_together_when_parts_and_labels_are_dealt_out() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from thoraclip.data.views import VIEWS
-from thoraclip.evaluation.shortcuts import Trial
-from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
+from thoraclip.evaluation.shortcuts import ShortcutTest
+from thoraclip.methods.audit.probes import probe_tests, view_tests
 
 OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
 REMOVED = [f"{part}-removed-{fill}" for part in ("lungs", "box") for fill in ("mean", "blur", "other")]
@@ -16,7 +16,7 @@ Row = tuple[str, str, str, bool, str]
 """Name, before, after, counts, finds."""
 
 
-def told(trials: list[Trial], level: str, titles: dict[str, str]) -> list[Row]:
+def told(trials: list[ShortcutTest], level: str, titles: dict[str, str]) -> list[Row]:
     """The rows of trials, whose titles are those of the views but for some."""
     for trial in trials:
         assert (trial.title, trial.level) == (

@@ -16,9 +16,9 @@ from tests.conftest import files
 from thoraclip.cli import show
 from thoraclip.cli.app import run
 from thoraclip.data.views import VIEWS
-from thoraclip.methods import baseline, supervised
+from thoraclip.methods import baseline
+from thoraclip.methods.baseline import SupervisedStep
 from thoraclip.methods.contrastive import ContrastiveStep
-from thoraclip.methods.supervised import SupervisedStep
 from thoraclip.methods.training.steps import Steps
 from thoraclip.models.captioner import Captioner
 from thoraclip.models.dual_encoder import DualEncoder
@@ -102,8 +102,7 @@ class Spy:
         self.name, self.encoded, self.trained = "captions", Counter[str](), Counter[str]()
         for owner, method in ((DualEncoder, "encode_greys"), (Captioner, "caption")):
             self._spy(patch, owner, method, lambda _, greys: self.encoded.update({self.name: len(greys)}))
-        for module in (supervised, baseline):
-            self._spy(patch, module, "scores_of", lambda *a: self.encoded.update({self.name: len(a[2])}))
+        self._spy(patch, baseline, "scores_of", lambda *a: self.encoded.update({self.name: len(a[2])}))
         for step in (ContrastiveStep, SupervisedStep):
             self._spy(patch, step, "backward", lambda _, batch: self.trained.update({self.name: len(batch.rows)}))
 

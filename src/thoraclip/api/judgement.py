@@ -106,7 +106,7 @@ def audit(
     Returns:
         The content of `audit.json`.
     """
-    from thoraclip.evaluation.audit_page import write_audit
+    from thoraclip.evaluation.render import write_audit
     from thoraclip.methods.audit import AuditConfig
     from thoraclip.methods.audit import audit as run_tests
 
@@ -181,10 +181,9 @@ def explain(
         scores = opened.classify(Path(image)).scores  # calibrated, as `predict`
         explained = dataclasses.replace(explained, scores=scores)
     else:
-        from thoraclip.methods.explain import load_classifier
-        from thoraclip.methods.predictors import read_run
+        from thoraclip.methods.predictors import load_chosen, read_run
 
-        classifier, chosen = load_classifier(read_run(Path(run)), Path(image), fold=fold)
+        classifier, chosen = load_chosen(read_run(Path(run)), Path(image), fold=fold)
         own, note = chosen.lung_mask if mask is None else to_path(mask), chosen.note
         if mask is None and own is not None and (problem := why_no_mask(own, Path(image))):
             own, note = None, f"{note}; the manifest's lung mask does not serve ({problem})"

@@ -6,8 +6,7 @@ The data card follows the questions of "Datasheets for Datasets" (Gebru et al. 2
 
 from __future__ import annotations
 
-from thoraclip.cards.card_settings import CardSettings
-from thoraclip.cards.croissant import croissant_record
+from thoraclip.cards.croissant import CardSettings, croissant_record
 from thoraclip.cards.data_card import data_card, write_card
 from thoraclip.cards.facts import data_facts
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from thoraclip.pages import counted
 
 __all__ = ["cautions", "percent"]
 
 Facts = Mapping[str, Any]
-Kind = Literal["bias", "limitation"]
 
 _TELLING = 0.10
 _IMBALANCE = 3.0
@@ -19,10 +18,7 @@ _IMBALANCE = 3.0
 
 def cautions(facts: Facts) -> list[dict[str, str]]:
     """What to know before training: a list of {kind, text}, the gravest first; see `data_facts` for the counts."""
-    found: list[tuple[Kind, str]] = []
-    for rule in (_leaks, _sealed, _told, _sources, _duplicates, _patients, _masks, _parts, _labels, _ages):
-        found.extend(rule(facts))
-    return [{"kind": kind, "text": text} for kind, text in found]
+    return [{"kind": kind, "text": text} for kind, rules in _RULES for rule in rules for text in rule(facts)]
 
 
 def percent(part: float, whole: float = 1) -> str:
@@ -35,40 +31,35 @@ def percent(part: float, whole: float = 1) -> str:
     return f"{share:.1f} %"
 
 
-def _listed(names: list[str], total: int) -> str:
-    more = f" and {total - len(names):,} more" if total > len(names) else ""
-    return ", ".join(f"'{name}'" for name in names) + more
+def _stand(patients: int) -> str:
+    return f"{counted(patients, 'patient')} {'stands' if patients == 1 else 'stand'}"
 
 
-def _leaks(facts: Facts) -> Iterator[tuple[Kind, str]]:
+def _leaks(facts: Facts) -> Iterator[str]:
     leaking = facts["patients"]["in_two_parts"]
     if leaking:
-        stand = "patient stands" if leaking == 1 else "patients stand"
         yield (
-            "limitation",
-            f"{leaking:,} {stand} in two splits or folds: what is measured on this split is too good to be true. "
-            "Split again by patient (thoraclip split).",
+            f"{_stand(leaking)} in two splits or folds: what is measured on this split is too good to be true. "
+            "Split again by patient (thoraclip split)."
         )
 
 
-def _sealed(facts: Facts) -> Iterator[tuple[Kind, str]]:
+def _sealed(facts: Facts) -> Iterator[str]:
     for entry in facts["sources"]["sealed"]:
-        whose = (
-            "Every image"
-            if entry["known"] == entry["images"]
-            else f"Every image of known source ({entry['known']:,} of {entry['images']:,})"
-        )
-        where = "one source" if entry["sources"] == 1 else counted(entry["sources"], "source")
+        known, images, sources = entry["known"], entry["images"], entry["sources"]
+        whose = "Every image" + (f" of known source ({known:,} of {images:,})" if known < images else "")
+        where = "one source" if sources == 1 else counted(sources, "source")
+        names = ", ".join(f"'{name}'" for name in entry["names"])
+        more = f" and {sources - len(entry['names']):,} more" if sources > len(entry["names"]) else ""
         yield (
-            "bias",
-            f"{whose} of class '{entry['label']}' comes from {where} that no other class has "
-            f"({_listed(entry['names'], entry['sources'])}): a classifier can be right by recognising the source, "
-            "and no score on this data tells that apart from recognising the finding. Audit for shortcuts, and test "
-            "on images of another source that holds several classes.",
+            f"{whose} of class '{entry['label']}' comes from {where} that no other class has ({names}{more}): a "
+            "classifier can be right by recognising the source, and no score on this data tells that apart from "
+            "recognising the finding. Audit for shortcuts, and test on images of another source that holds several "
+            "classes."
         )
 
 
-def _told(facts: Facts) -> Iterator[tuple[Kind, str]]:
+def _told(facts: Facts) -> Iterator[str]:
     classes = facts["classes"]
     if len(classes) < 2:
         return
@@ -78,70 +69,47 @@ def _told(facts: Facts) -> Iterator[tuple[Kind, str]]:
     if telling:
         each = ", ".join(f"{t['attribute']} {percent(t['balanced_accuracy'])}" for t in telling)
         yield (
-            "bias",
             "Things beside the finding tell the class. Balanced accuracy from one column of the table alone, each "
-            f"image left out in turn: {each} (chance {percent(chance)}; "
-            "an empty field counts as a value). Whatever of this shows in the pixels is open to a classifier; "
-            "compare it with these numbers.",
+            f"image left out in turn: {each} (chance {percent(chance)}; an empty field counts as a value). Whatever of "
+            "this shows in the pixels is open to a classifier; compare it with these numbers."
         )
 
 
-def _sources(facts: Facts) -> Iterator[tuple[Kind, str]]:
-    sources = facts["sources"]
+def _sources(facts: Facts) -> Iterator[str]:
+    sources, unknown = facts["sources"], facts["sources"]["unknown"]
     if not sources["known"]:
-        yield (
-            "limitation",
-            "No image names its source, so whether the classes come from different sources cannot be told.",
-        )
+        yield "No image names its source, so whether the classes come from different sources cannot be told."
         return
     if sources["values"] == 1:
         yield (
-            "limitation",
-            f"All {'images' if not sources['unknown'] else 'images of known source'} name one source "
-            f"('{sources['rows'][0]['value']}'). Where that is a collection of others, its parts are not told apart "
-            "here, and the classes may still come from different ones.",
+            f"All images{' of known source' if unknown else ''} name one source ('{sources['rows'][0]['value']}'). "
+            "Where that is a collection of others, its parts are not told apart here, and the classes may still come "
+            "from different ones."
         )
-    if sources["unknown"]:
-        yield (
-            "limitation",
-            f"The source of {counted(sources['unknown'], 'image')} ({percent(sources['unknown'], facts['images'])}) "
-            "is unknown.",
-        )
+    if unknown:
+        yield f"The source of {counted(unknown, 'image')} ({percent(unknown, facts['images'])}) is unknown."
 
 
-def _duplicates(facts: Facts) -> Iterator[tuple[Kind, str]]:
-    for key, what in (
-        ("duplicates", "identical files"),
-        ("clusters", "near-duplicate images (column duplicate_cluster)"),
-    ):
-        found = facts[key]
-        if not found or not found["groups"]:
-            continue
-        apart = [
-            f"{found[f'across_{part}']:,} with different {part}"
-            for part in ("labels", "splits", "folds")
-            if found[f"across_{part}"]
-        ]
-        leak = found["across_splits"] or found["across_folds"]
-        yield (
-            "limitation",
-            f"{counted(found['groups'], 'group')} of {what}, {counted(found['images'], 'image')} in all"
-            f"{', ' + ', '.join(apart) if apart else ''}. "
-            + (
-                "A test image that was trained on is no test: drop the copies or split again."
-                if leak
-                else "Keep each group on one side of a split."
-            ),
-        )
+def _duplicates(facts: Facts) -> Iterator[str]:
+    near = "near-duplicate images (column duplicate_cluster)"
+    for found, what in ((facts["duplicates"], "identical files"), (facts["clusters"], near)):
+        if found and found["groups"]:
+            apart = {part: found[f"across_{part}"] for part in ("labels", "splits", "folds")}
+            differing = "".join(f", {n:,} with different {part}" for part, n in apart.items() if n)
+            if apart["splits"] or apart["folds"]:
+                advice = "A test image that was trained on is no test: drop the copies or split again."
+            else:
+                advice = "Keep each group on one side of a split."
+            groups, images = counted(found["groups"], "group"), counted(found["images"], "image")
+            yield f"{groups} of {what}, {images} in all{differing}. {advice}"
 
 
-def _patients(facts: Facts) -> Iterator[tuple[Kind, str]]:
+def _patients(facts: Facts) -> Iterator[str]:
     patients, several = facts["patients"], facts["patients"]["several_labels"]
     if not patients["known"]:
         yield (
-            "limitation",
             "No image names its patient: whether one patient stands on both sides of a split cannot be told, and "
-            "intervals resampled by image are too narrow where patients repeat.",
+            "intervals resampled by image are too narrow where patients repeat."
         )
     elif patients["unknown"]:
         lacking = [
@@ -150,81 +118,87 @@ def _patients(facts: Facts) -> Iterator[tuple[Kind, str]]:
             if c["label"] is not None and c["known"] < c["images"]
         ]
         yield (
-            "limitation",
             f"The patient of {counted(patients['unknown'], 'image')} is unknown "
-            f"({', '.join(lacking) or 'unlabelled ones'}): those images cannot be kept together by patient.",
+            f"({', '.join(lacking) or 'unlabelled ones'}): those images cannot be kept together by patient."
         )
     if several["patients"]:
-        sets = ", ".join(
-            f"{' and '.join(repr(name) for name in s['labels'])}: {s['patients']:,}" for s in several["sets"]
-        )
-        stand = "patient stands" if several["patients"] == 1 else "patients stand"
+        sets = ", ".join(f"{' and '.join(map(repr, s['labels']))}: {s['patients']:,}" for s in several["sets"])
         yield (
-            "limitation",
-            f"{several['patients']:,} {stand} under more than one label ({counted(several['images'], 'image')}; "
-            f"{sets}): split by patient, and find out whether the label is of the image or of the patient.",
+            f"{_stand(several['patients'])} under more than one label ({counted(several['images'], 'image')}; "
+            f"{sets}): split by patient, and find out whether the label is of the image or of the patient."
         )
 
 
-def _masks(facts: Facts) -> Iterator[tuple[Kind, str]]:
-    for key in ("lung", "infection"):
-        with_mask = [m for m in facts["masks"] if m[key] and m["label"] is not None]
-        without = [m for m in facts["masks"] if not m[key] and m["label"] is not None]
-        if with_mask and without and key == "lung":
-            have = ", ".join(f"'{m['label']}' ({m[key]:,} of {m['images']:,} images)" for m in with_mask)
-            yield (
-                "bias",
-                f"Lung masks exist for {have} only: nothing that needs a mask can be compared between the classes, and "
-                "whether there is a mask tells the class.",
-            )
-        for m in with_mask:
-            if m[key] < m["images"] and key == "lung" and not without:
-                yield (
-                    "limitation",
-                    f"Lung masks of class '{m['label']}' are incomplete: {m[key]:,} of "
-                    f"{counted(m['images'], 'image')}.",
-                )
+def _masks_of_some_classes(facts: Facts) -> Iterator[str]:
+    labelled = [m for m in facts["masks"] if m["label"] is not None]
+    having = [f"'{m['label']}' ({m['lung']:,} of {m['images']:,} images)" for m in labelled if m["lung"]]
+    if 0 < len(having) < len(labelled):
+        yield (
+            f"Lung masks exist for {', '.join(having)} only: nothing that needs a mask can be compared between the "
+            "classes, and whether there is a mask tells the class."
+        )
 
 
-def _parts(facts: Facts) -> Iterator[tuple[Kind, str]]:
+def _incomplete_masks(facts: Facts) -> Iterator[str]:
+    labelled = [m for m in facts["masks"] if m["label"] is not None]
+    for m in labelled if all(m["lung"] for m in labelled) else ():
+        if m["lung"] < m["images"]:
+            of = counted(m["images"], "image")
+            yield f"Lung masks of class '{m['label']}' are incomplete: {m['lung']:,} of {of}."
+
+
+def _parts(facts: Facts) -> Iterator[str]:
     if facts["splits"] is None and facts["folds"] is None:
-        yield (
-            "limitation",
-            "There is no split yet: make one before anything is fitted (thoraclip split), whole patients together.",
-        )
+        yield "There is no split yet: make one before anything is fitted (thoraclip split), whole patients together."
     for key, noun in (("splits", "split"), ("folds", "fold")):
         parts = facts[key]
         left = sum(row["counts"][-1] for row in parts["rows"]) if parts and parts["columns"][-1] is None else 0
         if left:
-            yield "limitation", f"{counted(left, 'image')} in no {noun}, while others are in one."
+            yield f"{counted(left, 'image')} in no {noun}, while others are in one."
         for row in parts["rows"] if parts else ():
             empty = [str(p) for p, n in zip(parts["columns"], row["counts"], strict=True) if p is not None and not n]
             if empty and row["label"] is not None:
-                yield "limitation", f"Class '{row['label']}' has no image in {noun} {', '.join(empty)}."
+                yield f"Class '{row['label']}' has no image in {noun} {', '.join(empty)}."
 
 
-def _labels(facts: Facts) -> Iterator[tuple[Kind, str]]:
+def _unlabelled(facts: Facts) -> Iterator[str]:
     if facts["unlabelled"]:
         yield (
-            "limitation",
             f"{counted(facts['unlabelled'], 'image')} without a label: unknown is not negative; leave them out of "
-            "training and scores.",
+            "training and scores."
         )
+
+
+def _imbalance(facts: Facts) -> Iterator[str]:
     classes = sorted(facts["classes"], key=lambda c: c["images"])
     if len(classes) > 1 and classes[-1]["images"] >= _IMBALANCE * classes[0]["images"]:
         ratio = classes[-1]["images"] / classes[0]["images"]
         yield (
-            "bias",
             f"Class '{classes[-1]['label']}' has {ratio:.1f} times as many images as class '{classes[0]['label']}': "
-            "read macro averages and per-class recall, not accuracy alone.",
+            "read macro averages and per-class recall, not accuracy alone."
         )
 
 
-def _ages(facts: Facts) -> Iterator[tuple[Kind, str]]:
+def _mixed_ages(facts: Facts) -> Iterator[str]:
     ages = [a for a in facts["ages"] if a["known"] and a["label"] is not None]
-    minors, known = sum(a["minors"] for a in ages), sum(a["known"] for a in ages)
-    if 0 < minors < known:
+    if 0 < sum(a["minors"] for a in ages) < sum(a["known"] for a in ages):
         each = ", ".join(f"'{a['label']}' {percent(a['minors'], a['known'])}" for a in ages)
-        yield "bias", f"Children and adults are mixed. Under 18, of those whose age is known: {each}."
-    elif minors:
-        yield "limitation", f"All {counted(known, 'image')} of known age are of patients under 18."
+        yield f"Children and adults are mixed. Under 18, of those whose age is known: {each}."
+
+
+def _only_minors(facts: Facts) -> Iterator[str]:
+    known = sum(a["known"] for a in facts["ages"] if a["label"] is not None)
+    if 0 < known == sum(a["minors"] for a in facts["ages"] if a["label"] is not None):
+        yield f"All {counted(known, 'image')} of known age are of patients under 18."
+
+
+_RULES = (
+    ("limitation", (_leaks,)),
+    ("bias", (_sealed, _told)),
+    ("limitation", (_sources, _duplicates, _patients)),
+    ("bias", (_masks_of_some_classes,)),
+    ("limitation", (_incomplete_masks, _parts, _unlabelled)),
+    ("bias", (_imbalance, _mixed_ages)),
+    ("limitation", (_only_minors,)),
+)
+"""What the sentences are, and what looks for them in the counts; the gravest first."""

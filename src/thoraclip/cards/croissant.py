@@ -7,24 +7,29 @@ citation.
 
 from __future__ import annotations
 
+import datetime
 import glob
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 
-from thoraclip.cards.card_settings import NOT_STATED, CardSettings
 from thoraclip.cards.cautions import percent
 from thoraclip.cards.facts import data_facts, summary
-from thoraclip.errors import InputError
+from thoraclip.errors import ConfigError, InputError
 from thoraclip.pages import counted
 from thoraclip.runs import file_sha256
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["croissant_record"]
+__all__ = ["NOT_STATED", "CardSettings", "croissant_record"]
+
+NOT_STATED = "not stated"
+"""Stands wherever neither the manifest nor the user says anything."""
 
 _TERMS = """citeAs column equivalentProperty extract field fileProperty fileObject fileSet format includes isLiveDataset
 jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source subField
@@ -66,9 +71,56 @@ _DESCRIPTIONS = {
     "mode": "Pixel mode of the file as stored.",
     "format": "Format of the file.",
 }
+_DATA_TYPES = (
+    (pa.types.is_string, "sc:Text"),
+    (pa.types.is_large_string, "sc:Text"),
+    (pa.types.is_integer, "sc:Integer"),
+    (pa.types.is_floating, "sc:Float"),
+    (pa.types.is_boolean, "sc:Boolean"),
+    (pa.types.is_date, "sc:Date"),
+    (pa.types.is_timestamp, "sc:DateTime"),
+)
+"""Croissant's types of columns; nested and binary ones have none, and the record leaves them out."""
 _NONE_IS_NONE = frozenset({"split", "fold", "lung_mask", "infection_mask"})
 """Columns whose null means that there is none, not that it is unknown."""
 _MOST_GLOBS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardSettings:
+    """What the user adds to the card; an empty field is shown as "not stated", never filled in.
+
+    Raises:
+        ConfigError: an address that is not absolute, or a date that is not ISO 8601.
+    """
+
+    name: str = ""
+    """Name of the data set."""
+    description: str = ""
+    """What it is, who made it and why, in a few sentences."""
+    licence: str = ""
+    """Licence of the images: the address of its text, or its name."""
+    url: str = ""
+    """Where the data set can be had (https://...)."""
+    citation: str = ""
+    """How to cite it, BibTeX or text."""
+    creator: str = ""
+    """Who made it: a person or an organisation."""
+    version: str = ""
+    """Its version, as in 1.0.0."""
+    date_published: str = ""
+    """When it was published, as in 2024-05-01."""
+
+    def __post_init__(self) -> None:
+        if self.url and not re.fullmatch(r"https?://[^\s<>]+", self.url):
+            raise ConfigError(f"url '{self.url}' is not an absolute address; write it as in https://example.org/data")
+        if self.date_published:
+            try:
+                datetime.date.fromisoformat(self.date_published)
+            except ValueError:
+                raise ConfigError(
+                    f"date_published '{self.date_published}' is not a date; write it as in 2024-05-01"
+                ) from None
 
 
 def croissant_record(
@@ -82,9 +134,7 @@ def croissant_record(
     """Build the record.
 
     Args:
-        manifest: the images.
-        manifest_file: the Parquet file that holds them.
-        settings: what the user adds.
+        manifest_file: the Parquet file that holds the manifest.
         content_url: address of that file relative to the record; its bare name by default.
         facts: those of the manifest, where they are at hand.
 
@@ -94,41 +144,37 @@ def croissant_record(
     if not manifest_file.is_file():
         raise InputError(f"{manifest_file}: no such manifest file; write it first with: thoraclip index")
     facts = data_facts(manifest) if facts is None else facts
-    columns = {f.name: kind for f in manifest.table.schema if (kind := _data_type(f.type)) is not None}
-    enumerations = _enumerations(facts)
+    counts = f"Counted from the manifest: {summary(facts)} Research use only, not for diagnosis."
+    optional = {"url": "url", "citeAs": "citation", "version": "version", "datePublished": "date_published"}
+    schema, enumerations = manifest.table.schema, _enumerations(facts)
+    columns = {f.name: kinds[0] for f in schema if (kinds := [kind for test, kind in _DATA_TYPES if test(f.type)])}
+    file = {
+        "@type": "cr:FileObject",
+        "@id": "manifest",
+        "name": manifest_file.name,
+        "description": "One row per image; null is unknown.",
+        "contentUrl": content_url or manifest_file.name,
+        "encodingFormat": "application/x-parquet",
+        "sha256": file_sha256(manifest_file),
+    }
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": ["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
-        **_stated(settings, facts),
-        **_responsible(facts),
-        "distribution": [_manifest_object(manifest_file, content_url), *_picture_sets(manifest)],
-        "recordSet": [_images(columns, enumerations), *enumerations],
-    }
-
-
-def _stated(settings: CardSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
-    counts = f"Counted from the manifest: {summary(facts)} Research use only, not for diagnosis."
-    optional = {
-        "url": settings.url,
-        "citeAs": settings.citation,
-        "version": settings.version,
-        "datePublished": settings.date_published,
-    }
-    return {
         "name": settings.name or f"Chest X-ray images (name {NOT_STATED})",
         "description": f"{settings.description or f'Description {NOT_STATED}.'} {counts}",
         "license": settings.licence or NOT_STATED,
         "creator": {"@type": "sc:Organization", "name": settings.creator or NOT_STATED},
-        **{key: value for key, value in optional.items() if value},
+        **{key: value for key, field in optional.items() if (value := getattr(settings, field))},
+        **_responsible(facts),
+        "distribution": [file, *_picture_sets(manifest)],
+        "recordSet": [_images(columns, enumerations), *enumerations.values()],
     }
 
 
 def _responsible(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The RAI properties that the facts can fill."""
-    of_kind: dict[str, list[str]] = {"bias": [], "limitation": []}
-    for caution in facts["cautions"]:
-        of_kind[caution["kind"]].append(caution["text"])
+    biases, limitations = ([c["text"] for c in facts["cautions"] if c["kind"] == k] for k in ("bias", "limitation"))
     known = {c["name"]: c["known"] for c in facts["columns"]}
     personal = [
         f"{what} of {counted(known[name], 'image')}"
@@ -141,8 +187,8 @@ def _responsible(facts: Mapping[str, Any]) -> dict[str, Any]:
         if c["known"] < facts["images"] and c["name"] not in _NONE_IS_NONE
     ]
     properties = {
-        "rai:dataBiases": of_kind["bias"],
-        "rai:dataLimitations": of_kind["limitation"],
+        "rai:dataBiases": biases,
+        "rai:dataLimitations": limitations,
         "rai:personalSensitiveInformation": [*personal, "Radiographs of people are health data, also without names"],
         "rai:dataCollectionMissingData": f"Null, never guessed: {', '.join(lacking)} of the images." if lacking else "",
         "rai:dataUseCases": ["Research on chest X-ray classifiers; research use only, not for diagnosis"],
@@ -150,22 +196,9 @@ def _responsible(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in properties.items() if value}
 
 
-def _manifest_object(manifest_file: Path, content_url: str | None) -> dict[str, Any]:
-    return {
-        "@type": "cr:FileObject",
-        "@id": "manifest",
-        "name": manifest_file.name,
-        "description": "One row per image; null is unknown.",
-        "contentUrl": content_url or manifest_file.name,
-        "encodingFormat": "application/x-parquet",
-        "sha256": file_sha256(manifest_file),
-    }
-
-
 def _picture_sets(manifest: Manifest) -> list[dict[str, Any]]:
     """One set of files per format, as globs below the folder of the images."""
-    globs: dict[str, set[str]] = defaultdict(set)
-    suffixes: dict[str, set[str]] = defaultdict(set)
+    globs, suffixes = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for path, kind in zip(manifest.column("path"), manifest.column("format"), strict=True):
         if path is not None:
             file = PurePosixPath(path)
@@ -184,75 +217,46 @@ def _picture_sets(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _images(columns: Mapping[str, str], enumerations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    keys = {"label": "labels", "split": "splits"}
-    there = {entry["@id"] for entry in enumerations}
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "images",
-        "name": "images",
-        "description": "One record per image.",
-        "key": {"@id": "images/image_id"},
-        "field": [
-            {
-                "@type": "cr:Field",
-                "@id": f"images/{quote(name, safe='')}",
-                "name": name,
-                "description": _DESCRIPTIONS.get(name, "Column that the user added."),
-                "dataType": kind,
-                "source": {"fileObject": {"@id": "manifest"}, "extract": {"column": name}},
-                **({"references": {"field": {"@id": f"{keys[name]}/name"}}} if keys.get(name) in there else {}),
-            }
-            for name, kind in columns.items()
-        ],
-    }
+def _images(columns: Mapping[str, str], names: Collection[str]) -> dict[str, Any]:
+    """The records of the images; `names` are those of the enumerations."""
+    fields = [
+        {
+            "@type": "cr:Field",
+            "@id": f"images/{quote(name, safe='')}",
+            "name": name,
+            "description": _DESCRIPTIONS.get(name, "Column that the user added."),
+            "dataType": kind,
+            "source": {"fileObject": {"@id": "manifest"}, "extract": {"column": name}},
+        }
+        for name, kind in columns.items()
+    ]
+    for field in fields:
+        if field["name"] in ("label", "split") and f"{field['name']}s" in names:
+            field["references"] = {"field": {"@id": f"{field['name']}s/name"}}
+    return _record_set("images", "One record per image.") | {"key": {"@id": "images/image_id"}, "field": fields}
 
 
-def _data_type(kind: pa.DataType) -> str | None:
-    """The Croissant type of a column; `None` for nested and binary ones, which the record leaves out."""
-    for test, name in (
-        (pa.types.is_string, "sc:Text"),
-        (pa.types.is_large_string, "sc:Text"),
-        (pa.types.is_integer, "sc:Integer"),
-        (pa.types.is_floating, "sc:Float"),
-        (pa.types.is_boolean, "sc:Boolean"),
-        (pa.types.is_date, "sc:Date"),
-        (pa.types.is_timestamp, "sc:DateTime"),
-    ):
-        if test(kind):
-            return name
-    return None
-
-
-def _enumerations(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The classes, and the splits with Croissant's own terms for them."""
-    found = []
+def _enumerations(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The classes, and the splits with Croissant's own terms for them, by name."""
+    found = {}
     if facts["classes"]:
         rows = [{"labels/name": c["label"]} for c in facts["classes"]]
-        found.append(_enumeration("labels", "The classes of column label.", "sc:Enumeration", rows))
+        found["labels"] = _enumeration("labels", "The classes of column label.", "sc:Enumeration", rows)
     splits = [s for s in (facts["splits"] or {"columns": ()})["columns"] if s is not None]
     if splits:
         rows = [{"splits/name": s, "splits/url": _SPLIT_TERMS[s]} for s in splits]
-        found.append(_enumeration("splits", "The splits of column split.", "cr:Split", rows))
+        found["splits"] = _enumeration("splits", "The splits of column split.", "cr:Split", rows)
     return found
 
 
 def _enumeration(name: str, description: str, kind: str, rows: list[dict[str, str]]) -> dict[str, Any]:
-    return {
-        "@type": "cr:RecordSet",
-        "@id": name,
-        "name": name,
-        "description": description,
-        "dataType": kind,
-        "key": {"@id": f"{name}/name"},
-        "field": [
-            {
-                "@type": "cr:Field",
-                "@id": key,
-                "name": key.rpartition("/")[2],
-                "dataType": "sc:URL" if key.endswith("/url") else "sc:Text",
-            }
-            for key in rows[0]
-        ],
-        "data": rows,
-    }
+    types = {f"{name}/name": "sc:Text", f"{name}/url": "sc:URL"}
+    fields = [
+        {"@type": "cr:Field", "@id": key, "name": key.rpartition("/")[2], "dataType": types[key]} for key in rows[0]
+    ]
+    record_set = _record_set(name, description) | {"dataType": kind, "key": {"@id": f"{name}/name"}}
+    return record_set | {"field": fields, "data": rows}
+
+
+def _record_set(name: str, description: str) -> dict[str, Any]:
+    return {"@type": "cr:RecordSet", "@id": name, "name": name, "description": description}

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thoraclip.cards.card_settings import NOT_STATED, CardSettings
 from thoraclip.cards.cautions import percent
-from thoraclip.cards.croissant import croissant_record
+from thoraclip.cards.croissant import NOT_STATED, CardSettings, croissant_record
 from thoraclip.cards.facts import data_facts, summary
 from thoraclip.pages import environment, escape_markdown, without_gaps
 from thoraclip.runs import write_json, write_text
@@ -18,13 +17,7 @@ __all__ = ["data_card", "write_card"]
 
 
 def data_card(facts: Mapping[str, Any], settings: CardSettings, check: Mapping[str, Any] | None = None) -> str:
-    """The data card.
-
-    Args:
-        facts: see `data_facts`.
-        settings: what the user adds.
-        check: findings of a check; the sentences under `leaks` and `warnings` are listed as they are.
-    """
+    """The data card; of the findings of a check, the sentences under `leaks` and `warnings` are listed as they are."""
     listed = None if check is None else {key: list(check.get(key) or ()) for key in ("leaks", "warnings")}
     found = environment("thoraclip.cards", html=False, named=_named, n="{:,}".format, percent=percent, spread=_spread)
     page = found.get_template("data-card.md.j2").render(
@@ -62,21 +55,14 @@ def write_card(
 
     Args:
         manifest_file: the Parquet file that holds `manifest`; the record names it and its SHA-256.
-        manifest: the images.
-        settings: what the user adds.
-        out: the folder.
         check: findings of a check; see `data_card`.
     """
-    facts = data_facts(manifest)
-    record = croissant_record(manifest, manifest_file, settings, content_url=_address(manifest_file, out), facts=facts)
-    write_text(out / "data-card.md", data_card(facts, settings, check))
-    write_json(out / "croissant.json", record)
-
-
-def _address(manifest_file: Path, out: Path) -> str:
-    """The manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied
-    there."""
-    file, folder = manifest_file.resolve(), out.resolve()
+    facts, file, folder = data_facts(manifest), manifest_file.resolve(), out.resolve()
+    # the manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied there
+    url = f"../{file.name}" if file.parent == folder.parent else file.name
     if file.is_relative_to(folder):
-        return file.relative_to(folder).as_posix()
-    return f"../{file.name}" if file.parent == folder.parent else file.name
+        url = file.relative_to(folder).as_posix()
+    write_text(out / "data-card.md", data_card(facts, settings, check))
+    write_json(
+        out / "croissant.json", croissant_record(manifest, manifest_file, settings, content_url=url, facts=facts)
+    )

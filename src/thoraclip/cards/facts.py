@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from thoraclip.cards.cautions import cautions
 from thoraclip.pages import counted
 from thoraclip.tables.manifest import COLUMNS, SPLITS, Manifest
 
-__all__ = ["crossed", "data_facts", "groups", "summary", "told_by"]
+__all__ = ["accuracy_by_value", "crossed", "data_facts", "groups", "summary"]
 
 _SCHEMA = 1
 _CLUSTERS = "duplicate_cluster"
@@ -38,31 +38,43 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
         "classes": [{"label": c, "images": counts[c]} for c in ordered(labels) if c is not None],
         "unlabelled": counts[None],
         "splits": _parts(column("split"), labels, SPLITS),
-        "folds": _parts(column("fold"), labels, ordered(column("fold"))),
+        "folds": _parts(column("fold"), labels, sorted(set(column("fold")) - {None})),
         "patients": _patients(manifest),
         "sources": crossed(column("source"), labels) | {"sealed": _sealed(column("source"), labels)},
         "views": crossed(column("view"), labels),
         "sexes": crossed(column("sex"), labels),
-        "ages": _ages(_known_ages(manifest), labels),
+        "ages": _by_label(_ages(manifest), labels, _count_ages),
         "formats": crossed(column("format"), labels),
         "modes": crossed(column("mode"), labels),
-        "sizes": _sizes(manifest),
+        "sizes": _by_label(_sizes(manifest), labels, _count_sizes),
         "masks": _masks(manifest),
         "duplicates": _duplicates(manifest, "sha256"),
         "clusters": _duplicates(manifest, _CLUSTERS) if _CLUSTERS in manifest.table.column_names else None,
-        "told": _told(manifest),
-        "columns": _columns(manifest),
+        "told": _accuracies(manifest),
+        "columns": [
+            {
+                "name": field.name,
+                "type": str(field.type),
+                "extra": field.name not in COLUMNS,
+                "known": len(manifest) - int(manifest.table[field.name].null_count),
+            }
+            for field in manifest.table.schema
+        ],
         "fingerprints": {"manifest": manifest.fingerprint, "content": manifest.content_fingerprint},
     }
     return facts | {"cautions": cautions(facts)}
 
 
-def _rows_of(labels: Sequence[str | None]) -> list[tuple[str | None, list[int]]]:
-    """Every label, sorted, null last, with its row numbers."""
-    rows: dict[str | None, list[int]] = defaultdict(list)
-    for row, label in enumerate(labels):
-        rows[label].append(row)
-    return [(label, rows[label]) for label in ordered(labels)]
+def _by_label(
+    values: Sequence[Any], labels: Sequence[str | None], count: Callable[[list[Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of every label, sorted, null last: its images, of how many the value is known, and what `count` makes of those
+    values."""
+    images, known = Counter(labels), defaultdict[str | None, list[Any]](list)
+    for value, label in zip(values, labels, strict=True):
+        if value is not None:
+            known[label].append(value)
+    return [{"label": c, "images": images[c], "known": len(known[c]), **count(known[c])} for c in ordered(labels)]
 
 
 def _parts(parts: list[Any], labels: list[Any], order: Sequence[Any]) -> dict[str, Any] | None:
@@ -70,7 +82,7 @@ def _parts(parts: list[Any], labels: list[Any], order: Sequence[Any]) -> dict[st
     found = set(parts)
     if found == {None}:
         return None
-    names = [p for p in order if p is not None and p in found] + ([None] if None in found else [])
+    names = [p for p in (*order, None) if p in found]
     cells = Counter(zip(labels, parts, strict=True))
     return {
         "columns": names,
@@ -82,16 +94,12 @@ def _patients(manifest: Manifest) -> dict[str, Any]:
     patients, labels = manifest.column("patient"), manifest.column("label")
     images = Counter(p for p in patients if p is not None)
     several = manifest.patients_in_two("label")
-    per_class = []
-    for label, rows in _rows_of(labels):
-        known = [patients[r] for r in rows if patients[r] is not None]
-        per_class.append({"label": label, "images": len(rows), "known": len(known), "patients": len(set(known))})
     return {
         "known": images.total(),
         "unknown": len(patients) - images.total(),
         "patients": len(images),
-        "images_per_patient": spread([float(n) for n in images.values()]),
-        "per_class": per_class,
+        "images_per_patient": spread(list(images.values())),
+        "per_class": _by_label(patients, labels, lambda known: {"patients": len(set(known))}),
         "several_labels": {
             "patients": len(several),
             "images": sum(images[p] for p in several),
@@ -107,133 +115,88 @@ def _sealed(sources: list[Any], labels: list[Any]) -> list[dict[str, Any]]:
     for source, label in zip(sources, labels, strict=True):
         if source is not None and label is not None:
             of_class[label][source] += 1
-    sizes = Counter(labels)
     found = []
-    for label in sorted(of_class):
-        own = of_class[label]
+    for label, own in sorted(of_class.items()):
         others = {s for other, of in of_class.items() if other != label for s in of}
         if others and not others & set(own) and own.total() >= 2 * len(own):
-            names = [s for s, _ in sorted(own.items(), key=lambda item: (-item[1], item[0]))]
-            found.append(
-                {
-                    "label": label,
-                    "images": sizes[label],
-                    "known": own.total(),
-                    "sources": len(names),
-                    "names": names[:_MOST_SOURCES],
-                }
-            )
+            names = sorted(own, key=lambda source: (-own[source], source))[:_MOST_SOURCES]
+            counts = {"images": labels.count(label), "known": own.total(), "sources": len(own)}
+            found.append({"label": label, **counts, "names": names})
     return found
 
 
-def _known_ages(manifest: Manifest) -> list[float | None]:
+def _ages(manifest: Manifest) -> list[float | None]:
     """Ages in years; not-a-number is unknown."""
     return [None if age is None or age != age else float(age) for age in manifest.column("age_years")]
 
 
-def _ages(ages: list[float | None], labels: list[Any]) -> list[dict[str, Any]]:
-    found = []
-    for label, rows in _rows_of(labels):
-        known = [age for r in rows if (age := ages[r]) is not None]
-        found.append(
-            {
-                "label": label,
-                "images": len(rows),
-                "known": len(known),
-                "years": spread(known),
-                "minors": sum(age < _ADULT_YEARS for age in known),
-            }
-        )
-    return found
+def _sizes(manifest: Manifest) -> list[tuple[int, int] | None]:
+    """Width and height in pixels."""
+    sizes = zip(manifest.column("width"), manifest.column("height"), strict=True)
+    return [(w, h) if w and h else None for w, h in sizes]
 
 
-def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
-    widths, heights = manifest.column("width"), manifest.column("height")
-    found = []
-    for label, rows in _rows_of(manifest.column("label")):
-        known = [(widths[r], heights[r]) for r in rows if widths[r] and heights[r]]
-        found.append(
-            {
-                "label": label,
-                "images": len(rows),
-                "known": len(known),
-                "distinct": len(set(known)),
-                "width": spread([w for w, _ in known]),
-                "height": spread([h for _, h in known]),
-                "aspect_ratio": spread([w / h for w, h in known]),
-            }
-        )
-    return found
+def _count_ages(known: list[float]) -> dict[str, Any]:
+    return {"years": spread(known), "minors": sum(age < _ADULT_YEARS for age in known)}
+
+
+def _count_sizes(known: list[tuple[int, int]]) -> dict[str, Any]:
+    return {
+        "distinct": len(set(known)),
+        "width": spread([w for w, _ in known]),
+        "height": spread([h for _, h in known]),
+        "aspect_ratio": spread([w / h for w, h in known]),
+    }
 
 
 def _masks(manifest: Manifest) -> list[dict[str, Any]]:
-    lungs, infections = manifest.column("lung_mask"), manifest.column("infection_mask")
-    return [
-        {
-            "label": label,
-            "images": len(rows),
-            "lung": sum(lungs[r] is not None for r in rows),
-            "infection": sum(infections[r] is not None for r in rows),
-        }
-        for label, rows in _rows_of(manifest.column("label"))
-    ]
+    labels = manifest.column("label")
+    images = Counter(labels)
+    having = {
+        kind: Counter(c for c, file in zip(labels, manifest.column(f"{kind}_mask"), strict=True) if file is not None)
+        for kind in ("lung", "infection")
+    }
+    return [{"label": c, "images": images[c]} | {kind: of[c] for kind, of in having.items()} for c in ordered(labels)]
 
 
 def _duplicates(manifest: Manifest, name: str) -> dict[str, int]:
-    keys = manifest.column(name)
-    parts = {part: manifest.column(column) for part, column in (("labels", "label"), ("splits", "split"))}
-    found = groups(keys, **parts, folds=manifest.column("fold"))
+    keys, column = manifest.column(name), manifest.column
+    found = groups(keys, labels=column("label"), splits=column("split"), folds=column("fold"))
     return found | {"unknown": sum(key is None for key in keys)}
 
 
-def _told(manifest: Manifest) -> list[dict[str, Any]]:
-    """What one attribute alone tells of the class; see `told_by`."""
-    column = manifest.column
-    sizes = [(w, h) if w and h else None for w, h in zip(column("width"), column("height"), strict=True)]
-    ages = [None if a is None else sum(a >= edge for edge in _AGE_GROUPS) for a in _known_ages(manifest)]
+def _accuracies(manifest: Manifest) -> list[dict[str, Any]]:
+    """How well each attribute alone names the class."""
+    column, sizes = manifest.column, _sizes(manifest)
+    ages = [None if a is None else sum(a >= edge for edge in _AGE_GROUPS) for a in _ages(manifest)]
     attributes: dict[str, list[Any]] = {
-        "source": column("source"),
-        "view": column("view"),
-        "sex": column("sex"),
+        **{name: column(name) for name in ("source", "view", "sex")},
         "age group": ages,
-        "format": column("format"),
-        "mode": column("mode"),
+        **{name: column(name) for name in ("format", "mode")},
         "size": sizes,
         "aspect ratio": [None if s is None else round(s[0] / s[1], 1) for s in sizes],
     }
     labels = column("label")
     return [
-        {"attribute": name, "known": sum(v is not None for v in values), "balanced_accuracy": told_by(values, labels)}
-        for name, values in attributes.items()
-    ]
-
-
-def _columns(manifest: Manifest) -> list[dict[str, Any]]:
-    """Every column, its type and on how many images it is known."""
-    table = manifest.table
-    return [
         {
-            "name": name,
-            "type": str(table.schema.field(name).type),
-            "extra": name not in COLUMNS,
-            "known": table.num_rows - int(table[name].null_count),
+            "attribute": name,
+            "known": sum(v is not None for v in values),
+            "balanced_accuracy": accuracy_by_value(values, labels),
         }
-        for name in table.column_names
+        for name, values in attributes.items()
     ]
 
 
 def summary(facts: Mapping[str, Any]) -> str:
     """One sentence: how many images, of which classes, of how many known patients."""
-    classes = ", ".join(f"{c['label']} {c['images']:,}" for c in facts["classes"])
+    classes = [f"{c['label']} {c['images']:,}" for c in facts["classes"]]
     if facts["unlabelled"]:
-        classes = ", ".join(filter(None, (classes, f"without a label {facts['unlabelled']:,}")))
+        classes.append(f"without a label {facts['unlabelled']:,}")
     patients = facts["patients"]
-    if patients["known"]:
-        of = f"{counted(patients['patients'], 'known patient')}"
-        lack = f"; the patient of {counted(patients['unknown'], 'image')} is unknown" if patients["unknown"] else ""
-    else:
-        of, lack = "unknown patients", ""
-    return f"{counted(facts['images'], 'chest X-ray image')} ({classes}) of {of}{lack}."
+    of = counted(patients["patients"], "known patient") if patients["known"] else "unknown patients"
+    if patients["known"] and patients["unknown"]:
+        of += f"; the patient of {counted(patients['unknown'], 'image')} is unknown"
+    return f"{counted(facts['images'], 'chest X-ray image')} ({', '.join(classes)}) of {of}."
 
 
 def ordered(values: Sequence[Any]) -> list[Any]:
@@ -263,14 +226,12 @@ def crossed(values: Sequence[Any], labels: Sequence[str | None]) -> dict[str, An
     }
 
 
-def spread(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Least, quartiles (linear interpolation) and greatest of the known values; `None` where none is known."""
-    known = [v for v in values if v is not None]
-    if not known:
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Least, quartiles (linear interpolation) and greatest of some values; `None` of none."""
+    if not values:
         return None
-    names = ("min", "q1", "median", "q3", "max")
-    found = np.quantile(np.array(known, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1))
-    return {name: round(float(v), 2) for name, v in zip(names, found, strict=True)}
+    found = np.quantile(np.array(values, dtype=np.float64), (0, 0.25, 0.5, 0.75, 1))
+    return {name: round(float(v), 2) for name, v in zip(("min", "q1", "median", "q3", "max"), found, strict=True)}
 
 
 def groups(keys: Sequence[Any], **columns: Sequence[Any]) -> dict[str, int]:
@@ -283,14 +244,14 @@ def groups(keys: Sequence[Any], **columns: Sequence[Any]) -> dict[str, int]:
         if key is not None:
             members[key].append(row)
     shared = [rows for rows in members.values() if len(rows) > 1]
-    found = {"groups": len(shared), "images": sum(map(len, shared))}
-    for name, column in columns.items():
-        differing = [rows for rows in shared if len({column[r] for r in rows} - {None}) > 1]
-        found[f"across_{name}"] = len(differing)
-    return found
+    return {
+        "groups": len(shared),
+        "images": sum(map(len, shared)),
+        **{f"across_{n}": sum(len({of[r] for r in rows} - {None}) > 1 for rows in shared) for n, of in columns.items()},
+    }
 
 
-def told_by(values: Sequence[Any], labels: Sequence[str | None]) -> float | None:
+def accuracy_by_value(values: Sequence[Any], labels: Sequence[str | None]) -> float | None:
     """Balanced accuracy of naming the class from one value alone, leave-one-out; never below chance.
 
     Each image is given the class in which its value is most frequent among the *other* images, argmax_c n(v, c) / n(c):

@@ -11,13 +11,14 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from jinja2 import Environment
 
+from thoraclip.cards.croissant import NOT_STATED
 from thoraclip.config import field_help, toml_value
 from thoraclip.errors import ManifestError
 from thoraclip.evaluation.metrics import METRICS
@@ -30,8 +31,8 @@ from thoraclip.tables.predictions import Predictions
 
 __all__ = [
     "BASE_MODELS",
+    "HUB_METRICS",
     "BaseModel",
-    "CardFacts",
     "TrainedRun",
     "base_model",
     "card_environment",
@@ -40,10 +41,10 @@ __all__ = [
     "write_model_card",
 ]
 
-_RESAMPLES = RESAMPLES  # so that a card and a report of one run give the same intervals
+_Files = Mapping[int | None, list[str]]
 _FEW = 30
 _ALWAYS_SHOWN = ("model", "geometry", "precision", "seed")
-_HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
+HUB_METRICS: Mapping[str, tuple[str, Mapping[str, str] | None]] = {
     "accuracy": ("accuracy", None),
     "macro_f1": ("f1", {"average": "macro"}),
     "macro_precision": ("precision", {"average": "macro"}),
@@ -97,14 +98,12 @@ class TrainedRun:
     """A finished training.
 
     Args:
-        kind: the method.
-        config: its settings, a dataclass with help texts.
+        config: the settings of the method, a dataclass with help texts.
         predictions: of its test rows.
         details: what it says of itself. `chosen` (one mapping per fold) is shown as a table; `card` may hold lines of
             Markdown under `what`, `choice`, `use` and `sources`, which are added to these sections.
         data: the counts of the manifest, see `cards.data_facts`.
         images: folder of the pictures; a Croissant record there (`croissant.json`) names the data set and its licence.
-        provenance: see `runs.provenance`.
     """
 
     kind: str
@@ -116,47 +115,6 @@ class TrainedRun:
     provenance: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CardFacts:
-    """All that a card is drawn from.
-
-    Args:
-        run: what was trained.
-        base: the pretrained model that it began from.
-        files: held-out fold (`None` without folds) -> weights, relative to the card.
-        about: what is known of the data set: any of `name`, `license`, `url`, `citeAs`.
-    """
-
-    run: TrainedRun
-    base: BaseModel | None = None
-    files: Mapping[int | None, list[str]] = field(default_factory=dict)
-    about: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Of the model."""
-        return f"ThoraCLIP {self.run.kind}" + (f" on {self.base.name}" if self.base else "")
-
-    @property
-    def licence(self) -> str:
-        """The Hub's identifier for the weights: they stand under the base's terms and the data's at once."""
-        data = self.about.get("license")
-        if data is None or (self.base and self.base.licence is None):
-            return "unknown"
-        identifier = data.lower().replace(" ", "-")
-        return identifier if self.base and self.base.licence == identifier else "other"
-
-    @property
-    def is_adapter(self) -> bool:
-        """True where the weights are a PEFT adapter."""
-        return any(file.endswith("adapter/") for files in self.files.values() for file in files)
-
-    @cached_property
-    def judged(self) -> tuple[dict[str, Any], str | None]:
-        """See `judge_run`."""
-        return judge_run(self.name, self.run.kind, self.run.predictions)
-
-
 def judge_run(name: str, kind: str, predictions: Predictions) -> tuple[dict[str, Any], str | None]:
     """(the report on the test rows of a run, `None`), or, where no test row has a label, (`{}`, why)."""
     try:
@@ -164,62 +122,71 @@ def judge_run(name: str, kind: str, predictions: Predictions) -> tuple[dict[str,
     except ManifestError as error:
         return {}, str(error).removeprefix("predictions: ").rstrip(".")
     method = MethodResult(name=name, kind=kind, predictions=(predictions,))
-    return judge([method], title=name, resamples=_RESAMPLES, seed=0), None
+    return judge([method], title=name, resamples=RESAMPLES), None  # as in a report of this run
 
 
 def write_model_card(folder: Path, run: TrainedRun) -> None:
     """Write `README.md` into the folder of a run whose weights are there."""
     model = getattr(run.config, "model", "")
     base = base_model(model) if model else None
-    facts = CardFacts(run=run, base=base, files=_model_files(folder, run), about=_data_set(run.images))
-    write_text(folder / "README.md", model_card(facts))
+    write_text(folder / "README.md", model_card(run, base, _model_files(folder, run), _data_set(run.images)))
 
 
-def model_card(facts: CardFacts) -> str:
-    """The card: YAML front matter, then Markdown (GitHub's dialect)."""
-    run, (report, why) = facts.run, facts.judged
+def model_card(run: TrainedRun, base: BaseModel | None, files: _Files, about: dict[str, str]) -> str:
+    """The card: YAML front matter, then Markdown (GitHub's dialect).
+
+    Args:
+        run: what was trained.
+        base: the pretrained model that it began from.
+        files: held-out fold (`None` without folds) -> weights, relative to the card.
+        about: what is known of the data set: any of `name`, `license`, `url`, `citeAs`.
+    """
+    name = f"ThoraCLIP {run.kind}" + (f" on {base.name}" if base else "")
+    licence = _licence(base, about.get("license"))
+    report, why = judge_run(name, run.kind, run.predictions)
     rows = {row["name"]: row for row in report.get("methods", ())}
     added = {k: [v] if isinstance(v, str) else v for k, v in run.details.get("card", {}).items()}
-    found = card_environment()
-    body = found.get_template("model_card.md.j2").render(
-        name=facts.name,
+    cards = card_environment()
+    body = cards.get_template("model_card.md.j2").render(
+        name=name,
         run=run,
         config=run.config,
         details=plain(run.details),
         data=run.data,
-        base=facts.base,
-        about=facts.about,
-        files=facts.files,
-        licence=facts.licence,
+        base=base,
+        about=about,
+        files=files,
+        licence=licence,
         settings=_settings(run.config),
         chosen=_chosen(run.details),
         added=added,
         labels=run.predictions.labels.names,
         few=_FEW,
-        columns=_HUB_METRICS,
+        columns=HUB_METRICS,
         metrics=METRICS,
         report=report,
         unjudged=why,
-        entry=rows.get(facts.name),
+        entry=rows.get(name),
         majority=rows.get(MAJORITY),
-        lead=versus(report["comparisons"], facts.name, MAJORITY, "accuracy") if report else None,
-        own_words=found.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
+        lead=versus(report["comparisons"], name, MAJORITY, "accuracy") if report else None,
+        own_words=cards.select_template([f"model_card_{run.kind}.md.j2", "model_card_any.md.j2"]),
     )
-    return f"---\n{_front_matter(facts)}\n---\n\n{without_gaps(body).strip()}\n"
+    front = _front_matter(run, report, base, licence, files, about)
+    return f"---\n{front}\n---\n\n{without_gaps(body).strip()}\n"
+
+
+def _licence(base: BaseModel | None, data: str | None) -> str:
+    """The Hub's identifier for the weights: they stand under the base's terms and the data's at once."""
+    if data is None or (base and base.licence is None):
+        return "unknown"
+    identifier = data.lower().replace(" ", "-")
+    return identifier if base and base.licence == identifier else "other"
 
 
 def card_environment() -> Environment:
     """Jinja's environment of the cards of runs and bundles."""
-    return environment(
-        "thoraclip.cards",
-        html=False,
-        share=share,
-        points=points,
-        interval=share_interval,
-        n="{:,}".format,
-        shell=shlex.quote,
-        place=_shown,
-    )
+    filters = {"share": share, "points": points, "interval": share_interval}
+    return environment("thoraclip.cards", html=False, n="{:,}".format, shell=shlex.quote, place=_shown, **filters)
 
 
 def base_model(model: str) -> BaseModel:
@@ -256,7 +223,7 @@ def _data_set(images: Path) -> dict[str, str]:
     for key in ("name", "license", "url", "citeAs"):
         value = record.get(key) if isinstance(record, dict) else None
         text = ", ".join(str(one) for one in value) if isinstance(value, list) else value
-        if isinstance(text, str) and text.strip() and "not stated" not in text:
+        if isinstance(text, str) and text.strip() and NOT_STATED not in text:
             found[key] = " ".join(text.split())
     return found
 
@@ -311,64 +278,49 @@ def _chosen(details: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]
     return [key for key in columns if any(row.get(key) is not None for row in rows)], rows
 
 
-def _front_matter(facts: CardFacts) -> str:
-    from huggingface_hub import ModelCardData  # takes a while, and only a training needs it
+def _front_matter(
+    run: TrainedRun,
+    report: Mapping[str, Any],
+    base: BaseModel | None,
+    licence: str,
+    files: _Files,
+    about: dict[str, str],
+) -> str:
+    """For the Hub. Its `model-index` has the headline metrics that exist, their intervals in their names."""
+    from huggingface_hub import EvalResult, ModelCardData  # takes a while, and only a training needs it
 
-    base, licence, data_set, results = facts.base, facts.licence, _hub_data_set(facts), _eval_results(facts)
-    hub_id = base.hub_id if base else None
+    on_hub = re.match(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)", about.get("url", ""))
+    is_adapter = any(file.endswith("adapter/") for of_fold in files.values() for file in of_fold)
+    data_set, hub_id, results = on_hub and on_hub[1], base and base.hub_id, []
+    if report:
+        fingerprint, folds = run.data["fingerprints"]["manifest"], report["sample"]["folds"]
+        counts = f"{counted(run.data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
+        result = partial(
+            EvalResult,
+            task_type="image-classification",
+            dataset_type=data_set or "chest-x-ray-images",
+            dataset_name=about.get("name", counts),
+            dataset_revision=fingerprint,
+            dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
+        )
+        metrics = next(row for row in report["methods"] if row["name"] == report["title"])["metrics"]
+        for ours, (theirs, arguments) in HUB_METRICS.items():
+            value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
+            title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
+            if value is not None:
+                about_it = {"metric_type": theirs, "metric_name": title, "metric_args": arguments}
+                results.append(result(metric_value=round(value, 4), **about_it))
     data = ModelCardData(
         license=licence,
         license_name="base-model-and-data" if licence == "other" else None,
         base_model=hub_id,
-        base_model_relation="adapter" if hub_id and facts.is_adapter else None,
+        base_model_relation="adapter" if hub_id and is_adapter else None,
         datasets=[data_set] if data_set else None,
         library_name="thoraclip",
         pipeline_tag="image-classification",
-        tags=[
-            "thoraclip",
-            "chest-x-ray",
-            "research-only",
-            facts.run.kind,
-            *(["lora", "peft"] if facts.is_adapter else []),
-        ],
+        tags=["thoraclip", "chest-x-ray", "research-only", run.kind, *(["lora", "peft"] if is_adapter else [])],
         metrics=[one.metric_type for one in results] or None,
-        model_name=facts.name if results else None,
+        model_name=report["title"] if results else None,
         eval_results=results or None,
     )
     return str(data.to_yaml())
-
-
-def _hub_data_set(facts: CardFacts) -> str | None:
-    """The data set's id on the Hub, where it is there."""
-    found = re.match(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)", facts.about.get("url", ""))
-    return found[1] if found else None
-
-
-def _eval_results(facts: CardFacts) -> list[Any]:
-    """The headline metrics for the Hub's `model-index`, their intervals in their names; those that do not exist are
-    left out."""
-    from huggingface_hub import EvalResult
-
-    data, (report, _) = facts.run.data, facts.judged
-    if not report:
-        return []
-    fingerprint, folds = data["fingerprints"]["manifest"], report["sample"]["folds"]
-    name = f"{counted(data['images'], 'chest X-ray image')}, manifest {fingerprint[:12]}"
-    result = partial(
-        EvalResult,
-        task_type="image-classification",
-        dataset_type=_hub_data_set(facts) or "chest-x-ray-images",
-        dataset_name=facts.about.get("name", name),
-        dataset_revision=fingerprint,
-        dataset_split=f"{counted(len(folds), 'fold')}, pooled" if folds else "test",
-    )
-    metrics = next(row for row in report["methods"] if row["name"] == facts.name)["metrics"]
-    found = []
-    for ours, (theirs, arguments) in _HUB_METRICS.items():
-        value, low, high = (metrics[ours][key] for key in ("value", "low", "high"))
-        title = METRICS[ours].title + ("" if low is None else f", 95 % interval {low:.4f} to {high:.4f}")
-        if value is not None:
-            found.append(
-                result(metric_type=theirs, metric_value=round(value, 4), metric_name=title, metric_args=arguments)
-            )
-    return found

@@ -62,10 +62,9 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
         MismatchError: classes, image ids, true labels or patients differ between two tables.
     """
     names = [method.name for method in methods]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two methods are called '{repeated[0]}'; give every method its own name")
-    tables = {m.name: tuple(_judged(m.name, table) for table in m.predictions) for m in methods if m.predictions}
+    tables = {m.name: _judged(m) for m in methods if m.predictions}
     (first_name, (first, *_)) = next(iter(tables.items()))
     first = _in_order(first, first.labels, sorted(first.image_id))
     scored: dict[str, tuple[Scored, ...]] = {}
@@ -90,11 +89,11 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
     )
 
 
-def _judged(name: str, table: Predictions) -> Predictions:
+def _judged(method: MethodResult) -> tuple[Predictions, ...]:
     try:
-        return table.judged()
+        return tuple(table.judged() for table in method.predictions)
     except ManifestError as error:
-        raise ManifestError(f"method '{name}': {error}") from error
+        raise ManifestError(f"method '{method.name}': {error}") from error
 
 
 def _in_order(table: Predictions, labels: LabelSet, ids: Sequence[str]) -> Predictions:
@@ -112,9 +111,8 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
             f"'{name}' has the classes {sorted(table.labels.names)}, '{first_name}' has {sorted(first.labels.names)}; "
             "compare methods of the same task"
         )
-    differing = sorted(set(table.image_id) ^ set(first.image_id))
-    if differing:
-        where = name if differing[0] in set(table.image_id) else first_name
+    if differing := sorted(set(table.image_id) ^ set(first.image_id)):
+        where = name if differing[0] in table.image_id else first_name
         raise MismatchError(
             f"'{name}' and '{first_name}' are not scored on the same images: {len(differing)} ids differ, "
             f"such as '{differing[0]}' (in '{where}' only); score both on the same images"
@@ -132,12 +130,10 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
 
 def _merge_patients(name: str, table: Predictions, patients: list[str | None]) -> None:
     """Fill in the patients that an earlier table did not know; refuse a contradiction."""
-    for row, patient in enumerate(table.patient):
-        if patient is None:
-            continue
-        if patients[row] is not None and patients[row] != patient:
+    for row, (patient, earlier) in enumerate(zip(table.patient, patients, strict=True)):
+        if None not in (patient, earlier) and patient != earlier:
             raise MismatchError(
-                f"image '{table.image_id[row]}' is of patient '{patient}' in '{name}' and of '{patients[row]}' in an "
+                f"image '{table.image_id[row]}' is of patient '{patient}' in '{name}' and of '{earlier}' in an "
                 "earlier table; score all methods on the same manifest"
             )
-        patients[row] = patient
+        patients[row] = earlier if patient is None else patient

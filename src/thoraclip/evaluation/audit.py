@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from thoraclip.evaluation.reading import ALPHA, points, share
+from thoraclip.evaluation.reading import ALPHA, between, points, share
 from thoraclip.evaluation.shortcuts import (
     MARGIN,
+    POSITIVE,
     STRONG,
     Answers,
-    Trial,
+    ShortcutTest,
     balanced_accuracies,
-    judge_trials,
+    interval,
+    judge_tests,
     overall,
-    overall_words,
     shared_errors,
 )
 from thoraclip.labels import LabelSet
@@ -30,12 +30,10 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["Facts", "audit_report"]
 
-Ints = npt.NDArray[np.int64]
-
 _SCHEMA = 1
 _AGES = (0, 18, 40, 60, 80, 200)
 _COLUMNS = ("source", "view", "sex", "age")
-_SHUFFLED = Trial(
+_SHUFFLED = ShortcutTest(
     "refitted shuffled", "labels shuffled before fitting", "features", after="refitted shuffled", counts=False
 )
 _FEW = 10
@@ -47,11 +45,9 @@ class Facts:
     """What an audit has gathered about N images.
 
     Args:
-        run, kind: what was audited.
-        labels: C classes.
         manifest: of the N images, in the order of the answers.
         answers: of the classifier and of all that was fitted anew.
-        trials: what is asked of them.
+        tests: what is asked of them.
         attributes: per column `column, values, asked, codes (i64[N], -1 unknown), named (i64[N] or None)`.
         lungs: where the lung regions are from, JSON-able.
         sham: `images, largest_change, other_answers` of the view in which nothing is replaced.
@@ -66,7 +62,7 @@ class Facts:
     labels: LabelSet
     manifest: Manifest
     answers: Answers
-    trials: Sequence[Trial]
+    tests: Sequence[ShortcutTest]
     attributes: Sequence[Mapping[str, Any]]
     lungs: Mapping[str, Any]
     sham: Mapping[str, Any]
@@ -77,38 +73,29 @@ class Facts:
 
 
 def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
-    """The content of `audit.json`.
-
-    Args:
-        facts: see there.
-        resamples: of groups, behind every interval.
-        seed: of the resampling.
-    """
+    """The content of `audit.json`; every interval is over resampled groups."""
     answers = facts.answers
-    tests = judge_trials(facts.trials, answers, resamples=resamples, seed=seed)
+    tests = judge_tests(facts.tests, answers, resamples=resamples, seed=seed)
     if facts.shuffled is not None:
-        tests += judge_trials([_SHUFFLED], facts.shuffled, resamples=resamples, seed=seed)
+        tests += judge_tests([_SHUFFLED], facts.shuffled, resamples=resamples, seed=seed)
     original = _accuracy(answers, "original", resamples, seed)
-    alone = [t for t in tests if t["level"] == "data" and t["verdict"] in {"strong", "some"}]
+    alone = [t for t in tests if t["level"] == "data" and t["verdict"] in POSITIVE]
     if alone:
         best = max(alone, key=lambda t: t["effect"])
         tests.append(shared_errors(answers, "original", best, resamples=resamples, seed=seed))
-    level, reasons = overall(tests, above_chance=original["low"] > original["chance"], masks=facts.has_masks)
-    words = overall_words(level, tests)
+    level, words = overall(tests, above_chance=original["low"] > original["chance"], masks=facts.has_masks)
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
     subgroups = _subgroups(facts)
     limits = [*_limits(facts, attributes, subgroups), *_leaking(tests)]
     return {
         "schema": _SCHEMA,
         "overall": level,
-        "reading": [words, *reasons, *limits],
+        "reading": [*words, *limits],
         "run": facts.run,
         "kind": facts.kind,
         "classes": list(facts.labels.names),
         "images": len(answers.target),
-        "images_per_class": dict(
-            zip(facts.labels.names, np.bincount(answers.target, minlength=len(facts.labels)).tolist(), strict=True)
-        ),
+        "images_per_class": _per_class(facts, slice(None)),
         "groups": int(answers.groups.max()) + 1,
         "balanced_accuracy": original,
         "margin": MARGIN,
@@ -126,47 +113,38 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
 
 def _accuracy(answers: Answers, name: str, resamples: int, seed: int) -> dict[str, float]:
     values, drawn, chance = balanced_accuracies(answers, [name], resamples=resamples, seed=seed)
-    low, high = np.quantile(drawn[name], [0.025, 0.975])
-    value = values[name]
-    return {"value": value, "low": min(float(low), value), "high": max(float(high), value), "chance": chance[name]}
+    return {"value": values[name], **interval(values[name], drawn[name]), "chance": chance[name]}
 
 
 def _attribute(one: Mapping[str, Any], facts: Facts, resamples: int, seed: int) -> dict[str, Any]:
     """Whether a probe on the classifier's features names a column's value, and whether that could mean anything."""
     column, values = one["column"], list(one["values"])
     row: dict[str, Any] = {"column": column, "values": values, "accuracy": None, "coincides": False}
-    known = [
-        (v, t)
-        for v, t in zip(facts.manifest.column(column), facts.answers.target.tolist(), strict=True)
-        if v is not None
-    ]
     classes_of: dict[str, set[int]] = {}
-    for value, target in known:
-        classes_of.setdefault(str(value), set()).add(target)
+    for value, target in zip(facts.manifest.column(column), facts.answers.target.tolist(), strict=True):
+        if value is not None:
+            classes_of.setdefault(str(value), set()).add(target)
     if not values:
         return row | {"words": f"The {column} of the images is not known."}
     if len(values) == 1:
         return row | {"words": f"All images of known {column} have the same one, '{values[0]}'."}
-    row["coincides"] = all(len(found) == 1 for found in classes_of.values())
-    told = ""
+    row["coincides"] = all(len(classes) == 1 for classes in classes_of.values())
+    words = []
     if one["named"] is not None:
-        asked = one["codes"] >= 0
-        rows = np.flatnonzero(asked)
-        _, groups = np.unique(facts.answers.groups[rows], return_inverse=True)
-        of_rows = Answers(one["codes"][rows], groups.astype(np.int64), {column: one["named"][rows]}, len(one["asked"]))
-        found = _accuracy(of_rows, column, resamples, seed)
-        row["accuracy"] = found
-        told = (
+        rows = np.flatnonzero(one["codes"] >= 0)
+        groups = np.unique(facts.answers.groups[rows], return_inverse=True)[1].astype(np.int64)
+        of_rows = Answers(one["codes"][rows], groups, {column: one["named"][rows]}, len(one["asked"]))
+        accuracy = row["accuracy"] = _accuracy(of_rows, column, resamples, seed)
+        words.append(
             f"A probe on the classifier's features names the {column} ({len(one['asked'])} values) with a balanced "
-            f"accuracy of {share(found['value'])} % [{share(found['low'])}, {share(found['high'])}]; chance is "
-            f"{share(found['chance'])} %."
+            f"accuracy of {share(accuracy['value'])} %{between(accuracy)}; chance is {share(accuracy['chance'])} %."
         )
     if row["coincides"]:
-        told += (
-            f" Every {column} holds one class only, so whether the classifier tells the class or the {column} cannot "
+        words.append(
+            f"Every {column} holds one class only, so whether the classifier tells the class or the {column} cannot "
             "be told on this set."
         )
-    return row | {"words": told.strip() or f"Too few images of more than one {column} to ask for it."}
+    return row | {"words": " ".join(words) or f"Too few images of more than one {column} to ask for it."}
 
 
 def _subgroups(facts: Facts) -> list[dict[str, Any]]:
@@ -175,11 +153,9 @@ def _subgroups(facts: Facts) -> list[dict[str, Any]]:
     right = facts.answers.named["original"] == facts.answers.target
     rows = []
     for column in _COLUMNS:
-        values = (
-            [_age_band(v) for v in facts.manifest.column("age_years")]
-            if column == "age"
-            else facts.manifest.column(column)
-        )
+        values = facts.manifest.column("age_years" if column == "age" else column)
+        if column == "age":
+            values = [_age_band(age) for age in values]
         counts = Counter(v for v in values if v is not None)
         if len(counts) < 2:
             continue
@@ -187,20 +163,15 @@ def _subgroups(facts: Facts) -> list[dict[str, Any]]:
             own = np.array([v == value for v in values])
             n, hits = int(own.sum()), int(right[own].sum())
             low, high = wilson(hits, n)
-            per_class = np.bincount(facts.answers.target[own], minlength=len(facts.labels))
-            rows.append(
-                {
-                    "column": column,
-                    "value": str(value),
-                    "images": n,
-                    "accuracy": hits / n,
-                    "low": low,
-                    "high": high,
-                    "per_class": dict(zip(facts.labels.names, per_class.tolist(), strict=True)),
-                    "is_small": n < _FEW,
-                }
-            )
+            row = {"column": column, "value": str(value), "images": n, "accuracy": hits / n, "low": low, "high": high}
+            rows.append(row | {"per_class": _per_class(facts, own), "is_small": n < _FEW})
     return rows
+
+
+def _per_class(facts: Facts, rows: Any) -> dict[str, int]:
+    """Images of every class among some rows."""
+    counts = np.bincount(facts.answers.target[rows], minlength=len(facts.labels))
+    return dict(zip(facts.labels.names, counts.tolist(), strict=True))
 
 
 def _age_band(age: float | None) -> str | None:
@@ -218,25 +189,16 @@ def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dic
     inside, area = (np.asarray(found[name], dtype=np.float64) for name in ("inside", "area"))
     rng = np.random.default_rng(seed)
     drawn = (inside - area)[rng.integers(0, len(inside), (resamples, len(inside)))].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
     effect = float((inside - area).mean())
-    said = "more than" if low > 0 else "less than" if high < 0 else "no more and no less than"
+    row = {"method": found["method"], "images": len(inside), "inside": float(inside.mean())}
+    row |= {"area": float(area.mean()), "effect": effect, **interval(effect, drawn)}
+    said = "more than" if row["low"] > 0 else "less than" if row["high"] < 0 else "no more and no less than"
     words = (
-        f"Heat maps ({found['method']}, {counted(len(inside), 'image')}): {share(float(inside.mean()))} % of what "
-        f"speaks for the named class lies inside the lungs, which are {share(float(area.mean()))} % of the picture: "
-        f"{said} chance ({points(effect)} points [{points(float(low))}, {points(float(high))}]). A heat map is no "
-        "proof of either."
+        f"Heat maps ({row['method']}, {counted(len(inside), 'image')}): {share(row['inside'])} % of what speaks for "
+        f"the named class lies inside the lungs, which are {share(row['area'])} % of the picture: {said} chance "
+        f"({points(effect)} points{between(row, points)}). A heat map is no proof of either."
     )
-    return {
-        "method": found["method"],
-        "images": len(inside),
-        "inside": float(inside.mean()),
-        "area": float(area.mean()),
-        "effect": effect,
-        "low": min(float(low), effect),
-        "high": max(float(high), effect),
-        "words": words,
-    }
+    return row | {"words": words}
 
 
 def _leaking(tests: Sequence[Mapping[str, Any]]) -> list[str]:

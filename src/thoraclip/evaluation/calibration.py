@@ -1,51 +1,47 @@
-"""Calibration of the predicted class: expected calibration error and the bins of the reliability diagram."""
+"""What the score of the predicted class tells: calibration error, reliability bins, and how right the most confident
+answers are when the others are left to somebody else (selective prediction)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.proportions import wilson
 
-__all__ = ["ECE_BINS", "Bin", "ece", "equal_mass_bins", "reliability_bins"]
+__all__ = [
+    "COVERAGES",
+    "ECE_BINS",
+    "accuracy_at",
+    "accuracy_curve",
+    "aurc",
+    "ece",
+    "equal_mass_bins",
+    "reliability_bins",
+]
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 ECE_BINS = 15
 """Number of bins, as in Guo et al. 2017 (arXiv:1706.04599)."""
-
-
-@dataclass(frozen=True)
-class Bin:
-    """One bin of a reliability diagram; `low` and `high` are the 95 % Wilson interval of `accuracy`."""
-
-    count: int
-    confidence: float
-    accuracy: float
-    low: float
-    high: float
+COVERAGES = (0.5, 0.8, 0.9, 1.0)
+"""Shares of answered images at which the accuracy has an interval."""
 
 
 def equal_mass_bins(confidence: Floats, bins: int = ECE_BINS) -> npt.NDArray[np.int64]:
     """Bin of every image so that bins hold about equally many (Nixon et al. 2019, arXiv:1904.01685, "adaptive").
 
     bin_i = floor(bins * #{j: confidence_j < confidence_i} / N): equal confidences share a bin, and the order of the
-    rows plays no part.
-
-    Args:
-        confidence: f64[N], N >= 1.
-        bins: at least 1.
-
-    Returns:
-        i64[N] in [0, bins); a bin may stay empty.
+    rows plays no part. Of f64[N], N >= 1: i64[N] in [0, bins); a bin may stay empty.
     """
     below = np.searchsorted(np.sort(confidence), confidence, side="left")
     return np.asarray(below * bins // len(confidence), dtype=np.int64)
 
 
-def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = ECE_BINS) -> float:
+def ece(confidence: Floats, correct: Bools, bins: int = ECE_BINS) -> float:
     """Top-label expected calibration error (Naeini et al. 2015, AAAI) over equal-mass bins.
 
     ECE = sum_b n_b / N * |accuracy_b - confidence_b|, with the mean accuracy and mean confidence of bin b.
@@ -63,12 +59,67 @@ def ece(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = ECE_BINS
     return float(np.abs(gap).sum() / len(confidence))
 
 
-def reliability_bins(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int = ECE_BINS) -> list[Bin]:
-    """Non-empty bins in the order of their confidence; arguments as in `ece`."""
-    member = equal_mass_bins(confidence, bins)
-    drawn = []
+def reliability_bins(confidence: Floats, correct: Bools, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+    """Non-empty bins of a reliability diagram in the order of their confidence; arguments as in `ece`.
+
+    Returns:
+        Of each bin: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % Wilson interval.
+    """
+    member, drawn = equal_mass_bins(confidence, bins), []
     for number in np.unique(member):
         rows = member == number
         count, right = int(rows.sum()), int(correct[rows].sum())
-        drawn.append(Bin(count, float(confidence[rows].mean()), right / count, *wilson(right, count)))
+        low, high = wilson(right, count)
+        mean = float(confidence[rows].mean())
+        drawn.append({"count": count, "confidence": mean, "accuracy": right / count, "low": low, "high": high})
     return drawn
+
+
+def accuracy_curve(confidence: Floats, correct: Bools) -> Floats:
+    """Accuracy of the k most confident answers, for k = 1, ..., N.
+
+    Equally confident images are answered in a random order: the expectation (f64[N]) is given, so the order of rows
+    plays no part.
+    """
+    levels, member = np.unique(-confidence, return_inverse=True)
+    share = np.bincount(member, weights=correct, minlength=len(levels)) / np.bincount(member, minlength=len(levels))
+    return np.asarray(np.cumsum(share[np.sort(member)]) / np.arange(1, len(correct) + 1), dtype=np.float64)
+
+
+def aurc(confidence: Floats, correct: Bools) -> float:
+    """Area under the risk-coverage curve: mean over k of 1 - accuracy of the k most confident answers.
+
+    Geifman & El-Yaniv 2017 (arXiv:1705.08500), section 2 (the curve), and 2019 (arXiv:1805.08206), section 3 (the
+    area). 0 for a classifier that is always right; small also for one that is wrong where it is not sure.
+    """
+    return float(1 - accuracy_curve(confidence, correct).mean())
+
+
+def accuracy_at(
+    confidence: Floats, correct: Bools, weights: Floats | None = None, *, coverages: Sequence[float] = COVERAGES
+) -> Floats:
+    """Accuracy of the most confident answers that make up a share of all; the image at the edge counts in part.
+
+    Args:
+        confidence, correct: f64[N] and bool[N].
+        weights: f64[N, R] of the images in R resamples, each with a positive sum; all alike without them.
+        coverages: in (0, 1].
+
+    Returns:
+        f64[len(coverages), R]; R is 1 without weights. Equally confident images count as in `accuracy_curve`.
+    """
+    each = np.ones((len(correct), 1)) if weights is None else weights
+    levels, member = np.unique(-confidence, return_inverse=True)
+    order = np.argsort(member, kind="stable")
+    first = np.searchsorted(member[order], np.arange(len(levels)))
+    mass = np.add.reduceat(each[order], first, axis=0)  # [levels, R]
+    right = np.add.reduceat((each * correct[:, None])[order], first, axis=0)
+    so_far, right_so_far = np.cumsum(mass, axis=0), np.cumsum(right, axis=0)
+    columns, accuracy = np.arange(each.shape[1]), []
+    for coverage in coverages:
+        wanted = coverage * so_far[-1]
+        edge = (so_far < wanted * (1 - 1e-12)).sum(axis=0)
+        # an empty level is never the edge: the mass before it is then the mass with it
+        excess = (so_far[edge, columns] - wanted) / mass[edge, columns]
+        accuracy.append((right_so_far[edge, columns] - excess * right[edge, columns]) / wanted)
+    return np.stack(accuracy)

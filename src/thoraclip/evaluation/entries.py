@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import reliability_bins
 from thoraclip.evaluation.intervals import estimate
-from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class, roc
+from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, known_mean, per_class, roc
 from thoraclip.evaluation.resampling import Replicates
 from thoraclip.evaluation.results import MAJORITY
 
@@ -27,16 +26,13 @@ _ROC_POINTS = 60
 
 
 def method_entry(
-    name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates] | None
+    name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates]
 ) -> dict[str, Any]:
     """What can be computed about one method.
 
     Args:
-        name: of the method.
-        kind: the verb that made it.
         tables: one per seed; figures are drawn from the first.
-        aligned: the images.
-        drawn: resamples of every table; `None` when nothing can be resampled.
+        drawn: resamples of every table; none when nothing can be resampled.
     """
     first, exact = tables[0], name == MAJORITY
     return {
@@ -46,56 +42,45 @@ def method_entry(
         "metrics": _metrics(tables, aligned, drawn, exact=exact),
         "per_class": _per_class(tables, aligned, drawn, exact=exact),
         "confusion": confusion(first).tolist(),
-        "calibration": [asdict(one) for one in reliability_bins(first.confidence, first.correct)],
+        "calibration": reliability_bins(first.confidence, first.correct),
         "roc": {label: _roc(first, c) for c, label in enumerate(aligned.labels.names)},
         "mistake_count": int((~first.correct).sum()),
         "mistakes": [] if exact else _mistakes(first, aligned),
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _metrics(tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, exact: bool) -> dict[str, Any]:
+    """Headline metrics; of several seeds with each one's value and their standard deviation (n - 1).
 
-
-def _metrics(
-    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates] | None, *, exact: bool
-) -> dict[str, Any]:
-    """Headline metrics; `exact` is for constant predictions, whose unvarying metrics are no luck of the draw."""
+    `exact` is for constant predictions, whose unvarying metrics are no luck of the draw.
+    """
     values = [headline(table) for table in tables]
     rarest = min(aligned.groups_of(aligned.target == c) for c in np.unique(aligned.target))
     entries: dict[str, Any] = {}
     for name, metric in METRICS.items():
         each = [one[name] for one in values]
         trials = 0 if exact else aligned.group_count if name == "accuracy" else rarest
-        noise = [one.noise[name] for one in drawn if name in one.noise] if drawn else []
-        entry = estimate(
-            name,
-            _mean(each),
-            _average([one.headline[name] for one in drawn]) if drawn else None,
-            trials=trials,
-            bounds=metric.bounds,
-            higher_is_better=metric.higher_is_better,
-            noise=_average(noise) if noise else None,
-        ).as_json()
-        entries[name] = {**entry, **_spread(each)}
+        draws = [one.headline[name] for one in drawn]
+        noise = [one.noise[name] for one in drawn if name in one.noise]
+        direction: Any = {"bounds": metric.bounds, "higher_is_better": metric.higher_is_better}
+        entries[name] = _estimated(name, each, draws, trials, noise, **direction)
+        if len(each) > 1:
+            known = [value for value in each if value is not None]
+            entries[name]["per_seed"] = each
+            entries[name]["seed_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return entries
 
 
-def _average(replicates: Sequence[Floats]) -> Floats:
-    return np.asarray(np.mean(replicates, axis=0), dtype=np.float64)
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Values per seed and their standard deviation (n - 1), for two seeds or more."""
-    known = [value for value in values if value is not None]
-    if len(values) < 2:
-        return {}
-    return {"per_seed": list(values), "seed_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None}
+def _estimated(
+    name: str, values: Sequence[float | None], drawn: Sequence[Floats], trials: int, noise: Any = (), **metric: Any
+) -> dict[str, Any]:
+    """The mean over the seeds, with the interval of that mean."""
+    means = [np.mean(each, axis=0) if each else None for each in (drawn, noise)]
+    return estimate(name, known_mean(values), means[0], trials=trials, noise=means[1], **metric).as_json()
 
 
 def _per_class(
-    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates] | None, *, exact: bool
+    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, exact: bool
 ) -> dict[str, Any]:
     values = [per_class(table) for table in tables]
     entries: dict[str, Any] = {}
@@ -104,12 +89,8 @@ def _per_class(
         entry: dict[str, Any] = {"support": int(members.sum())}
         for name in PER_CLASS:
             trials = 0 if exact else aligned.groups_of(~members if name == "specificity" else members)
-            entry[name] = estimate(
-                name,
-                _mean([one[name][c] for one in values]),
-                _average([one.per_class[name][:, c] for one in drawn]) if drawn else None,
-                trials=trials,
-            ).as_json()
+            of_class = [one[name][c] for one in values]
+            entry[name] = _estimated(name, of_class, [one.per_class[name][:, c] for one in drawn], trials)
         entries[label] = entry
     return entries
 

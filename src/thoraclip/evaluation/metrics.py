@@ -10,7 +10,7 @@ Conventions, here and in `intervals`:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.evaluation import calibration
-from thoraclip.evaluation.weighted import Weighted, mean_of_known
+from thoraclip.evaluation.weighted import Weighted, mean_of_known, ratio
 
-__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "per_class", "roc"]
+__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "known_mean", "per_class", "roc"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -73,9 +73,9 @@ class Scored:
     @cached_property
     def by_class(self) -> tuple[Floats, Floats, Floats]:
         """Precision, recall and F1, f64[C] each."""
-        cells = confusion(self)
+        cells = confusion(self).astype(np.float64)
         hit, true, predicted = np.diag(cells), cells.sum(axis=1), cells.sum(axis=0)
-        return _share(hit, predicted), _share(hit, true), _share(2.0 * hit, true.astype(np.float64) + predicted)
+        return ratio(hit, predicted), ratio(hit, true), ratio(2 * hit, true + predicted)
 
     @cached_property
     def averages(self) -> dict[str, tuple[float, ...]]:
@@ -131,12 +131,6 @@ def confusion(scored: Scored) -> Ints:
     return cells.reshape(count, count).astype(np.int64)
 
 
-def _share(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
-    """above / below, and 0 where below is 0."""
-    share: Floats = np.divide(above, below, out=np.zeros(len(below)), where=below > 0)
-    return share
-
-
 def _thresholds(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
     """(true positives, false positives) at every distinct score, from the highest down."""
     order = np.argsort(-score, kind="stable")
@@ -166,10 +160,6 @@ def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
     return float(max(0.0, -(np.diff(recall) * precision[::-1]).sum()))
 
 
-def _accuracy(scored: Scored) -> float:
-    return float(scored.correct.mean())
-
-
 def _balanced_accuracy(scored: Scored) -> float:
     """Mean recall of the classes that have images (as scikit-learn's `balanced_accuracy_score`)."""
     return float(scored.by_class[1][np.unique(scored.target)].mean())
@@ -190,7 +180,8 @@ def _mcc(scored: Scored) -> float:
     return 0.0 if spread == 0 else float((hit * total - true @ predicted) / np.sqrt(spread))
 
 
-def _macro(values: list[float | None]) -> float | None:
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that exist; `None` where none does."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -201,11 +192,11 @@ def _known(values: Floats | None) -> Floats:
     return values
 
 
-def _log_loss(scored: Scored) -> float:
-    """Mean of -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
+def log_loss_terms(scored: Scored) -> Floats:
+    """f64[N]: -ln p(true class) in nats; p is kept 2.2e-16 away from 0 and 1 (as scikit-learn does)."""
     tiny = np.finfo(np.float64).eps
-    chance = np.clip(scored.scores[np.arange(len(scored.target)), scored.target], tiny, 1 - tiny)
-    return float(-np.mean(np.log(chance)))
+    chance = scored.scores[np.arange(len(scored.target)), scored.target]
+    return np.asarray(-np.log(np.clip(chance, tiny, 1 - tiny)), dtype=np.float64)
 
 
 def brier_terms(scored: Scored) -> Floats:
@@ -214,23 +205,14 @@ def brier_terms(scored: Scored) -> Floats:
     return np.asarray(((scored.scores - truth) ** 2).sum(axis=1), dtype=np.float64)
 
 
-def _brier(scored: Scored) -> float:
-    return float(brier_terms(scored).mean())
-
-
-def _ece(scored: Scored) -> float:
-    return calibration.ece(scored.confidence, scored.correct)
-
-
 def _answers(
     title: str, point: Callable[[Scored], float], resampled: Callable[[Weighted], Floats], **more: Any
 ) -> Metric:
     return Metric(title, point, resampled, needs_scores=False, **more)
 
 
-_UNBOUNDED = (0.0, float("inf"))
 METRICS: dict[str, Metric] = {
-    "accuracy": _answers("accuracy", _accuracy, lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
+    "accuracy": _answers("accuracy", lambda s: float(s.correct.mean()), lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
     "balanced_accuracy": _answers(
         "balanced accuracy", _balanced_accuracy, lambda w: mean_of_known(w.of_present(w.recall))
     ),
@@ -241,21 +223,34 @@ METRICS: dict[str, Metric] = {
     "weighted_precision": _answers("weighted precision", _averaged(0, "weighted"), lambda w: w.by_images(w.precision)),
     "weighted_recall": _answers("weighted recall", _averaged(1, "weighted"), lambda w: w.by_images(w.recall)),
     "auroc": Metric(
-        "AUROC, macro one-vs-rest", lambda scored: _macro(scored.auroc), lambda w: mean_of_known(_known(w.auroc))
+        "AUROC, macro one-vs-rest", lambda scored: known_mean(scored.auroc), lambda w: mean_of_known(_known(w.auroc))
     ),
     "average_precision": Metric(
         "average precision, macro one-vs-rest",
-        lambda scored: _macro(scored.average_precision),
+        lambda scored: known_mean(scored.average_precision),
         lambda w: mean_of_known(_known(w.average_precision)),
     ),
     "mcc": _answers("Matthews correlation", _mcc, lambda w: w.mcc, bounds=(-1.0, 1.0)),
     "log_loss": Metric(
-        "log loss (nats)", _log_loss, lambda w: _known(w.log_loss), higher_is_better=False, bounds=_UNBOUNDED
+        "log loss (nats)",
+        lambda scored: float(log_loss_terms(scored).mean()),
+        lambda w: _known(w.log_loss),
+        higher_is_better=False,
+        bounds=(0.0, float("inf")),
     ),
     "brier": Metric(
-        "Brier score (0 to 2)", _brier, lambda w: _known(w.brier), higher_is_better=False, bounds=(0.0, 2.0)
+        "Brier score (0 to 2)",
+        lambda scored: float(brier_terms(scored).mean()),
+        lambda w: _known(w.brier),
+        higher_is_better=False,
+        bounds=(0.0, 2.0),
     ),
-    "ece": Metric("expected calibration error", _ece, lambda w: _known(w.ece), higher_is_better=False),
+    "ece": Metric(
+        "expected calibration error",
+        lambda scored: calibration.ece(scored.confidence, scored.correct),
+        lambda w: _known(w.ece),
+        higher_is_better=False,
+    ),
 }
 """Headline metrics."""
 
@@ -273,21 +268,14 @@ def per_class(scored: Scored) -> dict[str, list[float | None]]:
 
     Specificity is TN / (TN + FP), the recall of "not this class"; it does not exist when every image is of the class.
     """
-    labels = list(range(scored.class_count))
+    others = [(c, scored.target != c) for c in range(scored.class_count)]
     precision, recall, f1 = scored.by_class
     present = np.bincount(scored.target, minlength=scored.class_count) > 0
     return {
         "precision": [float(v) for v in precision],
         "recall": [float(v) if here else None for v, here in zip(recall, present, strict=True)],
-        "specificity": [_specificity(scored, c) for c in labels],
+        "specificity": [float((scored.predicted[o] != c).sum() / o.sum()) if o.any() else None for c, o in others],
         "f1": [float(v) if here else None for v, here in zip(f1, present, strict=True)],
         "auroc": scored.auroc,
         "average_precision": scored.average_precision,
     }
-
-
-def _specificity(scored: Scored, c: int) -> float | None:
-    others = scored.target != c
-    if not others.any():
-        return None
-    return float((scored.predicted[others] != c).sum() / others.sum())

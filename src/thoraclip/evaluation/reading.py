@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thoraclip.evaluation.results import MAJORITY
@@ -33,13 +33,17 @@ def printed(value: float | None) -> str:
     return "\u2013" if value is None else f"{100 * value:.2f}".removesuffix("0")
 
 
+def between(entry: Mapping[str, Any], text: Callable[[float | None], str] = share) -> str:
+    """` [74.0, 88.1]` of an entry with `low` and `high`, each as `text` writes it; empty without an interval."""
+    return "" if entry["low"] is None else f" [{text(entry['low'])}, {text(entry['high'])}]"
+
+
 def share_interval(entry: Mapping[str, Any] | None) -> str:
     """`81.3 [74.0, 88.1]`, in per cent, of an entry with `value`, `low` and `high`; `None`, or without a value, a
     dash."""
     if entry is None or entry.get("value") is None:
         return share(None)
-    low, high = entry["low"], entry["high"]
-    return share(entry["value"]) + ("" if low is None else f" [{share(low)}, {share(high)}]")
+    return share(entry["value"]) + between(entry)
 
 
 def points(value: float | None) -> str:
@@ -55,11 +59,7 @@ def probability(p: float | None) -> str:
 
 
 def verdict(methods: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Who is best by macro F1, and who cannot be told apart from it.
-
-    Args:
-        methods: entries of the report, the majority row among them.
-        comparisons: entries of the report.
+    """Who is best by macro F1, and who cannot be told apart from it; both arguments are entries of the report.
 
     Returns:
         metric, best, runner_up (`None` for a single method), tied (names whose Holm-corrected p against the best is
@@ -84,14 +84,12 @@ def versus(comparisons: Sequence[Mapping[str, Any]], a: str, b: str, metric: str
     found = next(c for c in comparisons if c["metric"] == metric and {c["a"], c["b"]} == {a, b})
     if found["a"] == a:
         return dict(found)
-    low, high = found["low"], found["high"]
-    turned = {"difference": -found["difference"], "low": None if high is None else -high}
-    return {**found, "a": a, "b": b, **turned, "high": None if low is None else -low}
+    low, high = (None if found[end] is None else -found[end] for end in ("high", "low"))
+    return {**found, "a": a, "b": b, "difference": -found["difference"], "low": low, "high": high}
 
 
 def _differs(comparison: Mapping[str, Any]) -> bool:
-    p = comparison["p_holm"]
-    return p is not None and p < ALPHA
+    return comparison["p_holm"] is not None and comparison["p_holm"] < ALPHA
 
 
 def _exceeds(comparison: Mapping[str, Any]) -> bool:
@@ -106,49 +104,40 @@ def _ranked(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def reading(report: Mapping[str, Any]) -> list[str]:
     """Sentences for the top of the report: the winner, its lead, whether the lead is real, and what limits it."""
-    found = report["verdict"]
-    if found is None:
+    if report["verdict"] is None:
         return ["No method gave predictions, so there is nothing to compare. The errors stand in the table below."]
-    images = f"{report['sample']['n']:,} images"
-    sentences = [
-        _winner(report, images),
-        *_lead(report, images),
-        _against_majority(report),
-        *_against_trivial(report),
-        *_calibrated(report),
-    ]
-    return [*sentences, *_limits(report)]
+    sentences = [_winner(report), *_lead(report), _against_majority(report), *_against_trivial(report)]
+    return [*sentences, *_calibrated(report), *_limits(report)]
 
 
-def _winner(report: Mapping[str, Any], images: str) -> str:
+def _winner(report: Mapping[str, Any]) -> str:
     found = report["verdict"]
     entry = next(m for m in report["methods"] if m["name"] == found["best"])
     estimate, sample = entry["metrics"][MAIN_METRIC], report["sample"]
-    of_patients = f" of {counted(sample['groups'], 'patient')}" if sample["unit"] == "patient" else ""
+    images = f"{sample['n']:,} images"
+    if sample["unit"] == "patient":
+        images += f" of {counted(sample['groups'], 'patient')}"
     has = "is the only method; its macro F1 is" if found["runner_up"] is None else "has the highest macro F1,"
     return (
-        f"{found['best']} {has} {share(estimate['value'])} %{_between(estimate)}, and an accuracy of "
-        f"{share(entry['metrics']['accuracy']['value'])} % on {images}{of_patients}."
+        f"{found['best']} {has} {share(estimate['value'])} %{between(estimate)}, and an accuracy of "
+        f"{share(entry['metrics']['accuracy']['value'])} % on {images}."
     )
 
 
-def _between(entry: Mapping[str, Any], text: Any = share) -> str:
-    return "" if entry["low"] is None else f" [{text(entry['low'])}, {text(entry['high'])}]"
-
-
-def _lead(report: Mapping[str, Any], images: str) -> list[str]:
+def _lead(report: Mapping[str, Any]) -> list[str]:
     found = report["verdict"]
     if found["runner_up"] is None:
         return []
-    lead = versus(report["comparisons"], found["best"], found["runner_up"])
+    lead, images = versus(report["comparisons"], found["best"], found["runner_up"]), f"{report['sample']['n']:,} images"
+    second, tied = found["runner_up"], found["tied"]
     size = (
-        f"It leads the runner-up, {found['runner_up']}, by {_points(lead)}"
-        f"{_between(lead, points)} ({probability(lead['p_holm'])} after Holm's correction)"
+        f"It leads the runner-up, {second}, by {_points(lead)}{between(lead, points)} ({probability(lead['p_holm'])} "
+        "after Holm's correction)"
     )
-    if found["runner_up"] not in found["tied"]:
-        rest = [f"It cannot be told apart from {_listed(found['tied'])}."] if found["tied"] else []
+    if second not in tied:
+        rest = [f"It cannot be told apart from {_listed(tied)}."] if tied else []
         return [f"{size}: a real difference on these {images}.", *rest]
-    others = [name for name in found["tied"] if name != found["runner_up"]]
+    others = [name for name in tied if name != second]
     more = f" Nor can it be told apart from {_listed(others)}." if others else ""
     return [f"{size}: the two cannot be told apart on these {images}.{more}"]
 
@@ -159,12 +148,12 @@ def _against_majority(report: Mapping[str, Any]) -> str:
     constant = f"always answering the commonest class (the row \u201c{MAJORITY}\u201d)"
     if found["beats_majority"]:
         return (
-            f"It beats {constant} by {_points(accuracy)} of accuracy{_between(accuracy, points)} and "
-            f"{_points(f1)} of macro F1{_between(f1, points)}."
+            f"It beats {constant} by {_points(accuracy)} of accuracy{between(accuracy, points)} and "
+            f"{_points(f1)} of macro F1{between(f1, points)}."
         )
     return (
         f"No method can be shown to beat {constant}: the accuracy of {found['best']} differs from it by "
-        f"{_points(accuracy)}{_between(accuracy, points)}. A higher macro F1 than that row's comes with mere guessing."
+        f"{_points(accuracy)}{between(accuracy, points)}. A higher macro F1 than that row's comes with mere guessing."
     )
 
 
@@ -176,7 +165,7 @@ def _against_trivial(report: Mapping[str, Any]) -> list[str]:
     if floor is None or other is None:
         return []
     gain = versus(report["comparisons"], other, floor)
-    size = f"{_points(gain)} of macro F1{_between(gain, points)}"
+    size = f"{_points(gain)} of macro F1{between(gain, points)}"
     if _exceeds(gain):
         return [f"{other} beats {floor}, trees on thumbnails, grey levels and the file, by {size}."]
     above = versus(report["comparisons"], floor, MAJORITY, "accuracy")
@@ -201,7 +190,7 @@ def _calibrated(report: Mapping[str, Any]) -> list[str]:
     return [
         f"Temperature scaling changes the calibration error of {best['name']} from "
         f"{share(trust['before']['ece']['value'])} to {share(after['ece']['value'])} % ({points(gain['value'])} "
-        f"points{_between(gain, points)}{chance}); its prediction sets, promised to hold the true class in "
+        f"points{between(gain, points)}{chance}); its prediction sets, promised to hold the true class in "
         f"{promised} of each class, hold it in {share(min(known))} to {share(max(known))} % and name "
         f"{sets['mean_size']:.1f} of {len(sets['classes'])} classes on average."
     ]

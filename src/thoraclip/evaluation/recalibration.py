@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.intervals import LEVEL, Estimate, estimate
-from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline
+from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline, log_loss_terms
 from thoraclip.evaluation.resampling import resample_weights
 
 __all__ = ["BEFORE", "recalibration"]
@@ -23,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 BEFORE = "before"
 """Name of the table that the others are compared with."""
 
-_LOSSES = ("brier", "log_loss")
+_COMPARED = ("ece", "brier", "log_loss")
 
 
 def recalibration(
@@ -41,85 +40,75 @@ def recalibration(
         Table -> `ece`, `brier`, `log_loss`, `accuracy` (value, low, high), `bins` of the reliability diagram and, for
         all but `BEFORE`, `change`: the three differences after minus before, which are better when negative.
     """
-    prepared = {name: _Prepared(table) for name, table in tables.items()}
+    columns = np.stack([_columns(table) for table in tables.values()])  # [T, K, N]
     count = int(groups.max()) + 1
+    replicates: dict[str, dict[str, Floats]] = {name: {} for name in tables}
     if count > 1:
         with threadpool_limits(limits=1, user_api="blas"):
-            for weights in resample_weights(groups, resamples=resamples, seed=seed):
-                for table in prepared.values():
-                    table.add(weights)
-    found = {name: table.entry(count) for name, table in prepared.items()}
-    before = prepared[BEFORE]
-    for name, table in prepared.items():
+            weights = resample_weights(groups, resamples=resamples, seed=seed)
+            drawn = np.concatenate([columns @ w / w.sum(axis=0) for w in weights], axis=2)  # [T, K, R]
+        for name, means, resampled in zip(tables, columns.mean(axis=2), drawn, strict=True):
+            replicates[name] = dict(zip(("brier", "log_loss", "accuracy"), resampled, strict=False))
+            replicates[name]["ece"] = np.abs(resampled[3:]).sum(axis=0)
+            replicates[name]["noise"] = np.abs(resampled[3:] - means[3:, None]).sum(axis=0)
+    measured = {name: _estimates(table, replicates[name], count) for name, table in tables.items()}
+    entries: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        entries[name] = {metric: found.as_json() for metric, found in measured[name].items()}
+        entries[name]["bins"] = calibration.reliability_bins(table.confidence, table.correct)
         if name != BEFORE:
-            found[name]["change"] = {metric: _change(metric, table, before) for metric in ("ece", *_LOSSES)}
-    return found
+            entries[name]["change"] = {
+                metric: _change(
+                    measured[name][metric],
+                    measured[BEFORE][metric],
+                    [replicates[one][metric] for one in (name, BEFORE)] if count > 1 else None,
+                    is_distance=metric == "ece",
+                )
+                for metric in _COMPARED
+            }
+    return entries
 
 
-class _Prepared:
-    """One table: its metrics are sums over the images, or the length of a vector of such sums."""
+def _columns(scored: Scored) -> Floats:
+    """f64[K, N]: Brier score, log-loss, correctness and the gap in each calibration bin of every image; every metric is
+    a mean of these over the images, or the length of a vector of such means."""
+    n = len(scored.target)
+    gaps = np.zeros((n, calibration.ECE_BINS))
+    gaps[np.arange(n), calibration.equal_mass_bins(scored.confidence)] = scored.correct - scored.confidence
+    columns = [brier_terms(scored)[:, None], log_loss_terms(scored)[:, None], scored.correct[:, None], gaps]
+    return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
 
-    def __init__(self, scored: Scored) -> None:
-        self._scored, n = scored, len(scored.target)
-        tiny = np.finfo(np.float64).eps
-        chance = np.clip(scored.scores[np.arange(n), scored.target], tiny, 1 - tiny)
-        gaps = np.zeros((n, calibration.ECE_BINS))
-        gaps[np.arange(n), calibration.equal_mass_bins(scored.confidence)] = scored.correct - scored.confidence
-        columns = [brier_terms(scored)[:, None], -np.log(chance)[:, None], scored.correct[:, None], gaps]
-        self._columns = np.ascontiguousarray(np.concatenate(columns, axis=1).T)
-        self._gaps = gaps.mean(axis=0)
-        self._drawn: list[Floats] = []
-        values = headline(scored)
-        self.values = {name: float(values[name] or 0.0) for name in ("ece", "accuracy", *_LOSSES)}
 
-    def add(self, weights: Floats) -> None:
-        """More resamples, f64[N, r]."""
-        self._drawn.append(self._columns @ weights / weights.sum(axis=0))
-
-    def replicates(self, metric: str) -> Floats | None:
-        """f64[R] of a metric, or `noise` (see `intervals.estimate`); `None` where nothing was resampled."""
-        if not self._drawn:
-            return None
-        drawn = np.concatenate(self._drawn, axis=1)
-        if metric in ("ece", "noise"):
-            return np.asarray(np.abs(drawn[3:] - (0 if metric == "ece" else self._gaps[:, None])).sum(axis=0))
-        return np.asarray(drawn[("brier", "log_loss", "accuracy").index(metric)])
-
-    def estimate(self, metric: str, trials: int) -> Estimate:
-        """Value with interval."""
-        return estimate(
+def _estimates(scored: Scored, replicates: Mapping[str, Floats], trials: int) -> dict[str, Estimate]:
+    """Metric -> value with interval."""
+    values = headline(scored)
+    return {
+        metric: estimate(
             metric,
-            self.values[metric],
-            self.replicates(metric),
+            float(values[metric] or 0.0),
+            replicates.get(metric),
             trials=trials,
             bounds=METRICS[metric].bounds,
             higher_is_better=METRICS[metric].higher_is_better,
-            noise=self.replicates("noise") if metric == "ece" else None,
+            noise=replicates.get("noise") if metric == "ece" else None,
         )
-
-    def entry(self, trials: int) -> dict[str, Any]:
-        """Of the report."""
-        bins = calibration.reliability_bins(self._scored.confidence, self._scored.correct)
-        return {
-            **{metric: self.estimate(metric, trials).as_json() for metric in self.values},
-            "bins": [asdict(one) for one in bins],
-        }
+        for metric in ("ece", "accuracy", "brier", "log_loss")
+    }
 
 
-def _change(metric: str, after: _Prepared, before: _Prepared) -> dict[str, float | None]:
+def _change(
+    after: Estimate, before: Estimate, replicates: Sequence[Floats] | None, *, is_distance: bool
+) -> dict[str, float | None]:
     """After minus before: percentiles of the paired differences, and for the calibration error `_mover`."""
-    value = after.values[metric] - before.values[metric]
-    late, early = after.replicates(metric), before.replicates(metric)
-    if late is None or early is None:
+    value = float(after.value or 0.0) - float(before.value or 0.0)
+    bounds: Sequence[float] | None = None
+    if replicates and is_distance:
+        bounds = _mover(after, before, replicates)
+    elif replicates:
+        bounds = np.quantile(replicates[0] - replicates[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    if bounds is None:
         return {"value": value, "low": None, "high": None}
-    if metric == "ece":
-        bounds = _mover(after.estimate("ece", 1), before.estimate("ece", 1), (late, early))
-        if bounds is None:
-            return {"value": value, "low": None, "high": None}
-        low, high = bounds
-    else:
-        low, high = np.quantile(late - early, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": value, "low": min(float(low), value), "high": max(float(high), value)}
+    return {"value": value, "low": min(bounds[0], value), "high": max(bounds[1], value)}
 
 
 def _mover(after: Estimate, before: Estimate, replicates: Sequence[Floats]) -> tuple[float, float] | None:

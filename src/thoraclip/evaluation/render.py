@@ -1,10 +1,10 @@
-"""Draw a report as one HTML page that asks for nothing from outside, as Markdown, and as a LaTeX table."""
+"""Draw a report as one HTML page that asks for nothing from outside, as Markdown and as a LaTeX table; and an audit."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,24 @@ from markupsafe import Markup
 
 from thoraclip import imaging
 from thoraclip.evaluation import figures
-from thoraclip.evaluation.audit_page import audit_context
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
-from thoraclip.evaluation.published import PUBLISHED_METRICS
 from thoraclip.evaluation.reading import points, printed, probability, share, versus
-from thoraclip.evaluation.results import MAJORITY
+from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
+from thoraclip.evaluation.shortcuts import VERDICTS
 from thoraclip.pages import environment, picture_or_reason
+from thoraclip.runs import write_json, write_text
 
-__all__ = ["Load", "escape_latex", "html_page", "latex_table", "load_pixels", "markdown_page"]
+__all__ = [
+    "Load",
+    "audit_context",
+    "escape_latex",
+    "html_page",
+    "latex_table",
+    "markdown_page",
+    "write_audit",
+]
 
 Load = Callable[[Path], npt.NDArray[np.uint8]]
 """File -> grey pixels u8[H, W]."""
@@ -55,6 +63,11 @@ _CLASS_COLUMNS = {
 }
 _BESIDE_COLUMNS = {metric: _COLUMNS[metric] for metric in ("accuracy", "macro_f1")}
 """Published metrics with a column beside the measured ones; the others stand in the footnote."""
+_AUDIT_LEVELS = {
+    "classifier": "The classifier as it is, shown altered pictures",
+    "features": "Probes fitted anew on the classifier's features of altered pictures",
+    "data": "Trees on what can be measured without lungs: what the pictures offer to any classifier",
+}
 _NOT_SHARES = frozenset({"brier", "log_loss", "mcc"})
 _THUMBNAIL_PX = 128
 _LATEX = str.maketrans(
@@ -73,25 +86,40 @@ _LATEX = str.maketrans(
 )
 
 
-def load_pixels(path: Path) -> npt.NDArray[np.uint8]:
-    """Grey pixels u8[H, W] of any image that the package reads."""
-    return imaging.decode(path).pixels
+def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the templates need besides the content of `audit.json` itself."""
+    tests = {level: [t for t in content["tests"] if t["level"] == level] for level in _AUDIT_LEVELS}
+    tests = {level: of_level for level, of_level in tests.items() if of_level}
+    return {"audit": content, "levels": _AUDIT_LEVELS, "tests": tests, "verdicts": VERDICTS}
 
 
-def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load) -> str:
-    """The report as a self-contained page: inline style and figures, no script, no request.
+def write_audit(content: Mapping[str, Any], out: Path) -> None:
+    """Write `audit.json`, and `audit.md` and `audit.html` drawn from it; the same content gives the same bytes."""
+    write_json(out / "audit.json", dict(content))
+    context = audit_context(content) | {"title": "Audit: lungs or shortcuts?", "reading": content["reading"]}
+    for name, html in (("audit.md", False), ("audit.html", True)):
+        figure = {"figure": Markup(figures.audit_figure(content["tests"]))} if html else {}
+        write_text(out / name, _environment(html=html).get_template(f"{name}.j2").render(context | figure))
 
-    Args:
-        report: see `report.judge`.
-        image_paths: image id -> file for thumbnails; `None` for none.
-        load: file -> grey pixels.
-    """
+
+def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load | None) -> str:
+    """The report as a self-contained page: inline style and figures, no script, no request; arguments as in
+    `report.write_report`."""
     context = _context(report)
-    for one in context["external"]:
-        one["figure"] = Markup(figures.dumbbell_figure(one["methods"], one["name"])) if one["methods"] else None
-    for name, audited in context["audits"].items():
-        audited["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
-    context["figures"] = _figures(report, context["ordered"]) if report["methods"] else None
+    for entry in context["external"]:
+        methods = entry["methods"]
+        entry["figure"] = Markup(figures.dumbbell_figure(methods, entry["name"])) if methods else None
+    for name, audit in context["audits"].items():
+        audit["figure"] = Markup(figures.audit_figure(report["audits"][name]["tests"]))
+    verdict, classes, ordered, trusted = report["verdict"], report["classes"], context["ordered"], context["trusted"]
+    real = [m for m in ordered if m["name"] != MAJORITY]
+    context["figures"] = verdict and {
+        "forest": Markup(figures.forest_figure(ordered, best=verdict["best"], tied=verdict["tied"])),
+        "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
+        "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
+        "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
+        "roc": [(label, Markup(figures.roc_figure(ordered, label))) for label in classes],
+    }
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
     return _environment(html=True).get_template("report.html.j2").render(context)
 
@@ -103,12 +131,7 @@ def markdown_page(report: Mapping[str, Any]) -> str:
 
 def latex_table(report: Mapping[str, Any]) -> str:
     """The comparison as a LaTeX `table` that needs the package booktabs and nothing else."""
-    return _latex_environment().get_template("report.tex.j2").render(_context(report))
-
-
-@cache
-def _latex_environment() -> Environment:
-    return _environment(html=False).overlay(
+    latex = _environment(html=False).overlay(
         block_start_string="<%",
         block_end_string="%>",
         variable_start_string="<<",
@@ -116,6 +139,7 @@ def _latex_environment() -> Environment:
         comment_start_string="<#",
         comment_end_string="#>",
     )
+    return latex.get_template("report.tex.j2").render(_context(report))
 
 
 def escape_latex(text: object) -> str:
@@ -131,11 +155,18 @@ def _environment(*, html: bool) -> Environment:
 
 def _context(report: Mapping[str, Any]) -> dict[str, Any]:
     verdict = report["verdict"]
-    ordered = _ordered(report["methods"])
+    # the best macro F1 first, the majority row last
+    ordered = sorted(report["methods"], key=lambda m: (m["name"] == MAJORITY, -m["metrics"]["macro_f1"]["value"]))
     settings = [m for m in (*ordered, *report["failed"]) if m["name"] != MAJORITY]
     names = sorted({key for m in settings for key in m["settings"]} - {"model", "geometry"})
     beside = _beside(report, [m["name"] for m in settings])
     pairs = {metric: [c for c in report["comparisons"] if c["metric"] == metric] for metric in ("macro_f1", "accuracy")}
+    best = next((m for m in ordered if verdict and m["name"] == verdict["best"]), None)
+    others = [m["name"] for m in ordered if best and m is not best]
+    versus_best = [
+        {"name": name, **{metric: versus(report["comparisons"], verdict["best"], name, metric) for metric in pairs}}
+        for name in others
+    ]
     return {
         "audits": {name: audit_context(content) for name, content in report.get("audits", {}).items()},
         "report": report,
@@ -144,7 +175,7 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": verdict,
         "ordered": ordered,
         "majority": MAJORITY,
-        "best": next((m for m in ordered if verdict and m["name"] == verdict["best"]), None),
+        "best": best,
         "columns": _COLUMNS,
         "more_columns": _MORE_COLUMNS,
         "class_columns": _CLASS_COLUMNS,
@@ -156,18 +187,13 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "beside_columns": _BESIDE_COLUMNS,
         "published_columns": PUBLISHED_METRICS,
         "outside": [row for row in report["published"] if row.get("of") not in beside],
-        "versus_best": _versus_best(report, ordered) if verdict else [],
+        "versus_best": versus_best,
         "settings": settings,
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
-        "trusted": _trusted(ordered),
+        "trusted": [m for m in ordered if m.get("trust")],  # none in a report of an earlier version
         "losses": {"ece": "ECE (%)", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)"},
     }
-
-
-def _ordered(methods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Best macro F1 first, the majority row last."""
-    return sorted(methods, key=lambda m: (m["name"] == MAJORITY, -m["metrics"]["macro_f1"]["value"]))
 
 
 def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,55 +205,26 @@ def _external(report: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, An
         "notes": external_notes(one),
         "methods": found,
         "best": found[0] if found else None,
-        "drops": DROPS,
         "changed": {m["name"]: {metric: is_change(m["drop"][metric]) for metric in DROPS} for m in found},
     }
 
 
-def _trusted(ordered: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The methods about whose scores something is said; none in a report of an earlier version."""
-    return [m for m in ordered if m.get("trust")]
-
-
 def _beside(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Method -> the published rows that stand beside it, each with its footnote's mark: a, b, ..., z, aa, bb, ..."""
+    """Method -> the published rows that stand beside it, each with a footnote, marked a, b, ..., z, aa, bb, ...: its
+    name, source, note, and the values that have no column."""
     rows = [row for name in names for row in report["published"] if row.get("of") == name]
     found: dict[str, list[dict[str, Any]]] = {}
     for number, row in enumerate(rows):
         mark = string.ascii_lowercase[number % 26] * (number // 26 + 1)
-        found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": _footnote(row)})
+        rest = [m for m in PUBLISHED_METRICS if m not in _BESIDE_COLUMNS and row.get(m) is not None]
+        values = ", ".join(f"{_COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
+        footnote = "; ".join(filter(None, (row["name"], row["source"] or "source not given", row["note"], values)))
+        found.setdefault(row["of"], []).append({**row, "mark": mark, "footnote": footnote})
     return found
 
 
-def _footnote(row: Mapping[str, Any]) -> str:
-    """Name, source, note, and the values that have no column."""
-    rest = [m for m in PUBLISHED_METRICS if m not in _BESIDE_COLUMNS and row.get(m) is not None]
-    values = ", ".join(f"{_COLUMNS[m].lower()} {printed(row[m])} %" for m in rest)
-    return "; ".join(part for part in (row["name"], row["source"] or "source not given", row["note"], values) if part)
-
-
-def _versus_best(report: Mapping[str, Any], ordered: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    best = report["verdict"]["best"]
-    others = [m["name"] for m in ordered if m["name"] != best]
-    return [
-        {"name": name, **{m: versus(report["comparisons"], best, name, m) for m in ("macro_f1", "accuracy")}}
-        for name in others
-    ]
-
-
-def _figures(report: Mapping[str, Any], ordered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    real = [m for m in ordered if m["name"] != MAJORITY]
-    verdict, classes = report["verdict"], report["classes"]
-    return {
-        "forest": Markup(figures.forest_figure(ordered, best=verdict["best"], tied=verdict["tied"])),
-        "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
-        "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
-        "selective": Markup(figures.selective_figure(found)) if (found := _trusted(real)) else None,
-        "roc": [(label, Markup(figures.roc_figure(ordered, label))) for label in classes],
-    }
-
-
-def _thumbnails(entry: Mapping[str, Any] | None, paths: Mapping[str, Path], load: Load) -> list[dict[str, Any]]:
+def _thumbnails(entry: Mapping[str, Any] | None, paths: Mapping[str, Path], load: Load | None) -> list[dict[str, Any]]:
     """The method's mistakes whose file is known, each with a picture or the reason why there is none."""
+    load = load or (lambda path: imaging.decode(path).pixels)
     known = [row for row in (entry["mistakes"] if entry else []) if row["image_id"] in paths]
     return [{**row, **picture_or_reason(partial(load, paths[row["image_id"]]), _THUMBNAIL_PX)} for row in known]

@@ -18,10 +18,9 @@ from thoraclip.evaluation.external import ExternalResult, external_entries
 from thoraclip.evaluation.external_reading import external_reading
 from thoraclip.evaluation.intervals import LEVEL
 from thoraclip.evaluation.metrics import Scored
-from thoraclip.evaluation.published import read_published
 from thoraclip.evaluation.reading import reading, verdict
 from thoraclip.evaluation.resampling import Replicates, replicate
-from thoraclip.evaluation.results import MAJORITY, MethodResult
+from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
 from thoraclip.runs import write_json, write_text
 
@@ -68,16 +67,14 @@ def judge(
 
     Args:
         methods: one or more; failed ones are listed with their error.
-        title: of the page.
         resamples: of patients (where known) or images, for the intervals; at least 100.
         seed: of the resampling.
-        dataset: facts to print, JSON-able.
-        provenance: what `runs.provenance` gives, JSON-able.
-        published: values of others, as in `published.Published`; printed apart, and no part of any comparison.
+        dataset, provenance: facts to print, JSON-able; see `runs.provenance`.
+        published: values of others, as in `results.Published`; printed apart, and no part of any comparison.
         external: scores of the same methods on images from elsewhere, see `external.external_entries`.
 
     Raises:
-        ConfigError: too few resamples, a repeated method name, or see `published.read_published`.
+        ConfigError: too few resamples, a repeated method name, or see `results.read_published`.
         InputError: no method.
         ManifestError, MismatchError: see `align.align`, and of external sets `external.external_entries`.
         LeakError: see `trust.trust_entry`.
@@ -87,23 +84,26 @@ def judge(
     if resamples < 100:
         raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; {RESAMPLES} is the default")
     rows = read_published(published, [m.name for m in methods], f"report '{title}'")
-    report: dict[str, Any] = {"schema": _SCHEMA, "title": title, "classes": [], "reading": [], "verdict": None}
-    report |= {
-        "sample": None,
-        "bootstrap": None,
+    failed = [
+        {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
+    ]
+    report: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "title": title,
+        "classes": [],
+        "reading": [],
+        **dict.fromkeys(("verdict", "sample", "bootstrap")),
         "methods": [],
-        "failed": [],
+        "failed": failed,
         "comparisons": [],
         "external": [],
         "audits": {},
+        "published": [asdict(row) for row in rows],
+        "dataset": dataset or {},
+        "provenance": provenance or {},
     }
-    report["failed"] = [
-        {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed
-    ]
-    if len(report["failed"]) < len(methods):
+    if len(failed) < len(methods):
         report |= _judged(methods, external, resamples, seed)
-    report["published"] = [asdict(row) for row in rows]
-    report |= {"dataset": dataset or {}, "provenance": provenance or {}}
     report["reading"] = [*reading(report), *external_reading(report)]
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
@@ -111,20 +111,15 @@ def judge(
 
 
 def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The report with audits of some of its methods, and what they say near the top of its reading.
-
-    Args:
-        report: what `judge` returned.
-        audits: method -> content of its `audit.json`.
-    """
-    told = [
+    """The report with audits (method -> content of its `audit.json`), and what they say near the top of its reading."""
+    said = [
         f"Audit of {name}: {sentence[0].lower()}{sentence[1:]}" if number == 0 else sentence
         for name, content in audits.items()
         for number, sentence in enumerate(content["reading"][:_AUDIT_SENTENCES])
     ]
     first, *rest = report["reading"]
     rest = [sentence for sentence in rest if sentence != NOT_AUDITED]
-    return {**report, "audits": plain(dict(audits)), "reading": [first, *told, *rest]}
+    return {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
 
 
 def write_report(
@@ -144,12 +139,12 @@ def write_report(
         thumbnails: False leaves these pictures out (they may be private).
         load: file -> grey pixels u8[H, W]; `None` for `imaging.decode`.
     """
-    from thoraclip.evaluation.render import html_page, latex_table, load_pixels, markdown_page  # with Matplotlib
+    from thoraclip.evaluation.render import html_page, latex_table, markdown_page  # with Matplotlib
 
     write_json(out / "report.json", dict(report))
     write_text(out / "report.md", markdown_page(report))
     write_text(out / "report.tex", latex_table(report))
-    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load or load_pixels))
+    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load))
 
 
 def _judged(
@@ -157,13 +152,15 @@ def _judged(
 ) -> dict[str, Any]:
     aligned = align(methods)
     kinds = {m.name: m.kind for m in methods if m.predictions} | {MAJORITY: MAJORITY}
-    about = {m.name: _about(m) for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
-    scored = {**aligned.scored, MAJORITY: (_majority(aligned),)}
+    about = {m.name: {key: getattr(m, key) for key in _MAJORITY_ABOUT} for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
+    counts = np.bincount(aligned.target, minlength=len(aligned.labels))
+    constant = Scored(aligned.target, np.tile(counts / len(aligned.target), (len(aligned.target), 1)))
+    scored = {**aligned.scored, MAJORITY: (constant,)}
     resampled = aligned.group_count > 1
     replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
     trust = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
     entries = [
-        method_entry(name, kinds[name], tables, aligned, replicates.get(name))
+        method_entry(name, kinds[name], tables, aligned, replicates.get(name, []))
         | about[name]
         | {"trust": trust.get(name)}
         for name, tables in scored.items()
@@ -171,12 +168,27 @@ def _judged(
     enough = max(resamples, resamples_needed(len(entries)))
     if resampled and enough > resamples:
         replicates = _replicates(scored, aligned, enough, seed, confusion_only=True)
-    contestants = [_contestant(entry, scored[entry["name"]], replicates.get(entry["name"])) for entry in entries]
+    contestants = []
+    for entry in entries:
+        seeds, drawn = scored[entry["name"]], replicates.get(entry["name"])
+        values = {metric: entry["metrics"][metric]["value"] for metric in COMPARED}
+        means = (
+            {metric: np.mean([one.headline[metric] for one in drawn], axis=0) for metric in COMPARED} if drawn else {}
+        )
+        contestants.append(Contestant(entry["name"], values, means, seeds[0].correct if len(seeds) == 1 else None))
     comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
     return {
         "classes": list(aligned.labels.names),
         "verdict": verdict(entries, comparisons),
-        "sample": _sample(aligned),
+        "sample": {
+            "n": len(aligned.image_id),
+            "unit": aligned.unit,
+            "groups": aligned.group_count,
+            "images_per_class": dict(zip(aligned.labels.names, counts, strict=True)),
+            "splits": aligned.splits,
+            "folds": aligned.folds,
+            "dropped": aligned.dropped,
+        },
         "bootstrap": {
             "resamples": resamples,
             "comparison_resamples": enough,
@@ -190,21 +202,6 @@ def _judged(
     }
 
 
-def _majority(aligned: Aligned) -> Scored:
-    frequencies = np.bincount(aligned.target, minlength=len(aligned.labels)) / len(aligned.target)
-    return Scored(aligned.target, np.tile(frequencies, (len(aligned.target), 1)))
-
-
-def _about(method: MethodResult) -> dict[str, Any]:
-    """What a method says about itself."""
-    return {
-        "seeds": method.seeds,
-        "settings": method.settings,
-        "notes": method.notes,
-        "details": method.details,
-    }
-
-
 def _replicates(
     scored: Mapping[str, tuple[Scored, ...]], aligned: Aligned, resamples: int, seed: int, confusion_only: bool = False
 ) -> dict[str, list[Replicates]]:
@@ -212,28 +209,6 @@ def _replicates(
     tables = [table for seeds in scored.values() for table in seeds]
     drawn = iter(replicate(tables, aligned.groups, resamples=resamples, seed=seed, confusion_only=confusion_only))
     return {name: [next(drawn) for _ in seeds] for name, seeds in scored.items()}
-
-
-def _contestant(entry: Mapping[str, Any], seeds: tuple[Scored, ...], drawn: list[Replicates] | None) -> Contestant:
-    return Contestant(
-        name=entry["name"],
-        values={metric: entry["metrics"][metric]["value"] for metric in COMPARED},
-        replicates={m: np.mean([one.headline[m] for one in drawn], axis=0) for m in COMPARED} if drawn else {},
-        correct=seeds[0].correct if len(seeds) == 1 else None,
-    )
-
-
-def _sample(aligned: Aligned) -> dict[str, Any]:
-    counts = np.bincount(aligned.target, minlength=len(aligned.labels))
-    return {
-        "n": len(aligned.image_id),
-        "unit": aligned.unit,
-        "groups": aligned.group_count,
-        "images_per_class": dict(zip(aligned.labels.names, counts, strict=True)),
-        "splits": aligned.splits,
-        "folds": aligned.folds,
-        "dropped": aligned.dropped,
-    }
 
 
 def plain(value: object) -> Any:

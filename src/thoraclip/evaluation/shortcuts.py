@@ -23,19 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.evaluation.compare import holm
-from thoraclip.evaluation.reading import ALPHA, points, probability, share
+from thoraclip.evaluation.reading import ALPHA, between, points, probability, share
 from thoraclip.evaluation.resampling import resample_weights
+from thoraclip.evaluation.weighted import ratio
 
 __all__ = [
     "MARGIN",
+    "POSITIVE",
     "STRONG",
     "VERDICTS",
     "Answers",
-    "Trial",
+    "ShortcutTest",
     "balanced_accuracies",
-    "judge_trials",
+    "interval",
+    "judge_tests",
     "overall",
-    "overall_words",
     "shared_errors",
 ]
 
@@ -51,6 +53,7 @@ MIN_GROUPS = 10
 """Of each class, independent ones: with fewer the spread over resamples is no guide to chance. Such a test has p = 1
 and a smallest effect of 1, so that it cannot tell."""
 _POWER = 0.8
+_SMALLEST = "smallest effect that this set could have shown"
 
 VERDICTS = {
     "strong": "strong sign",
@@ -60,8 +63,8 @@ VERDICTS = {
     "control": "control",
 }
 """Verdict of a test -> in words."""
-LEVELS = ("classifier", "features", "data")
-"""What a test looks at: the classifier as it is, a classifier fitted again on its features, or the pictures alone."""
+POSITIVE = frozenset({"strong", "some"})
+"""Verdicts that are a sign of reliance."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,13 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ShortcutTest:
     """One test.
 
     Args:
         name: unique.
         title: what was done, begins a sentence.
-        level: in `LEVELS`.
+        level: what it looks at: the `classifier` as it is, one fitted again on its `features`, or the `data` alone.
         after: name of the answers that are looked at.
         before: name of the answers that they are compared with; empty for chance.
         counts: False for a control, which stands in the table and in no verdict.
@@ -121,12 +124,10 @@ def balanced_accuracies(
     table = np.concatenate(columns, axis=1)  # [N, names * 2 * C]
     shape = (len(names), 2, answers.classes)
     point = table.sum(axis=0).reshape(shape)
-    drawn = [
-        (weights.T @ table).reshape(-1, *shape)
-        for weights in resample_weights(answers.groups, resamples=resamples, seed=seed)
-    ]
+    weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
+    drawn = np.concatenate([(w.T @ table).reshape(-1, *shape) for w in weights])
     values = dict(zip(names, _mean_recall(point[None])[0].tolist(), strict=True))
-    replicates = dict(zip(names, _mean_recall(np.concatenate(drawn)).T, strict=True))
+    replicates = dict(zip(names, _mean_recall(drawn).T, strict=True))
     chance = {n: 1 / max(1, int((point[i, 0] > 0).sum())) for i, n in enumerate(names)}
     return values, replicates, chance
 
@@ -134,65 +135,48 @@ def balanced_accuracies(
 def _mean_recall(counts: Floats) -> Floats:
     """f64[R, names, 2 (asked, right), C] -> f64[R, names]; classes that nobody was asked are left out."""
     asked, right = counts[:, :, 0], counts[:, :, 1]
-    recall = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
-    known = ~np.isnan(recall)
-    total = np.where(known, recall, 0).sum(axis=2)
-    return np.asarray(total / np.maximum(known.sum(axis=2), 1))
+    return np.asarray(ratio(right, asked).sum(axis=2) / np.maximum((asked > 0).sum(axis=2), 1))
 
 
-def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Effect, interval, p and verdict of every trial; see the module.
+def interval(value: float, drawn: Floats) -> dict[str, float]:
+    """`low` and `high`, the 95 % percentile interval of f64[R] resampled values; the value lies inside."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"low": min(float(low), value), "high": max(float(high), value)}
 
-    Args:
-        trials: their `before` and `after` are names in `answers`, asked of the same images.
-        answers: of N images.
-        resamples: of groups, for the spread.
-        seed: of the resampling.
+
+def judge_tests(tests: Sequence[ShortcutTest], answers: Answers, *, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Effect, interval over resampled groups, p and verdict of every test; see the module.
 
     Returns:
-        One mapping per trial: name, title, level, counts, finds, before, after (balanced accuracies), chance, images,
+        One mapping per test: name, title, level, counts, finds, before, after (balanced accuracies), chance, images,
         effect, low, high, p, p_holm, smallest_effect, verdict (`strong`, `some`, `none`, `cannot_tell`, `control`),
         words.
     """
-    paired = {(t.before, t.after): _same_images(answers, t) for t in trials if t.before}
-    named = dict(answers.named) | {f"{a} | {b}": told for (a, b), told in paired.items()}
-    names = sorted({t.after for t in trials} | {f"{t.before} | {t.after}" for t in trials if t.before})
+    named, pairs = dict(answers.named), {test: f"{test.before} | {test.after}" for test in tests if test.before}
+    for test, pair in pairs.items():  # what was answered before, of the images that were asked afterwards too
+        named[pair] = np.where(named[test.after] >= 0, named[test.before], -1)
+    names = sorted({test.after for test in tests} | set(pairs.values()))
     asked_of = Answers(answers.target, answers.groups, named, answers.classes)
     values, drawn, chances = balanced_accuracies(asked_of, names, resamples=resamples, seed=seed)
-    counted = max(1, sum(trial.counts for trial in trials))
+    counted = max(1, sum(test.counts for test in tests))
     rows: list[dict[str, Any]] = []
-    for trial in trials:
-        after, chance = values[trial.after], chances[trial.after]
-        before = f"{trial.before} | {trial.after}" if trial.before else ""
-        if before:
-            effect, spread = values[before] - after, drawn[before] - drawn[trial.after]
+    for test in tests:
+        after, chance, before = values[test.after], chances[test.after], pairs.get(test)
+        if before is None:
+            effect, spread = after - chance, drawn[test.after] - chance
         else:
-            effect, spread = after - chance, drawn[trial.after] - chance
-        asked = answers.named[trial.after] >= 0
-        units = len(np.unique(answers.groups[asked]))
-        error = max(float(spread.std(ddof=1)), 0.5 / max(units, 1))
-        low, high = np.quantile(spread, [0.025, 0.975])
-        few = _fewest_groups(answers, asked) < MIN_GROUPS
-        rows.append(
-            {
-                "name": trial.name,
-                "title": trial.title,
-                "level": trial.level,
-                "counts": trial.counts,
-                "finds": trial.finds,
-                "before": values.get(before),
-                "after": after,
-                "chance": chance,
-                "images": int(asked.sum()),
-                "effect": effect,
-                "low": min(float(low), effect),
-                "high": max(float(high), effect),
-                "p": 1.0 if few else _normal_tail((effect - MARGIN) / error),
-                "says_nothing": len(np.unique(answers.named[trial.after][asked])) < 2,
-                "p_holm": None,
-                "smallest_effect": 1.0 if few else _smallest(error, after, None if before else chance, counted),
-            }
-        )
+            effect, spread = values[before] - after, drawn[before] - drawn[test.after]
+        asked = answers.named[test.after] >= 0
+        error = max(float(spread.std(ddof=1)), 0.5 / max(len(np.unique(answers.groups[asked])), 1))
+        row: dict[str, Any] = {key: getattr(test, key) for key in ("name", "title", "level", "counts", "finds")}
+        row |= {"before": values.get(before or ""), "after": after, "chance": chance, "images": int(asked.sum())}
+        row |= {"effect": effect, **interval(effect, spread), "p": _p(effect, error)}
+        row |= {"says_nothing": len(np.unique(answers.named[test.after][asked])) < 2, "p_holm": None}
+        row["smallest_effect"] = _smallest(error, after, chance if before is None else None, counted)
+        groups = [len(np.unique(answers.groups[asked & (answers.target == c)])) for c in range(answers.classes)]
+        if min(filter(None, groups), default=0) < MIN_GROUPS:  # of the rarest class that was asked about
+            row |= {"p": 1.0, "smallest_effect": 1.0}
+        rows.append(row)
     corrected = [row for row in rows if row["counts"]]
     for row, p in zip(corrected, holm([row["p"] for row in corrected]), strict=True):
         row["p_holm"] = p
@@ -200,12 +184,6 @@ def judge_trials(trials: Sequence[Trial], answers: Answers, *, resamples: int, s
         row["verdict"] = _verdict(row)
         row["words"] = _words(row)
     return rows
-
-
-def _fewest_groups(answers: Answers, asked: npt.NDArray[np.bool_]) -> int:
-    """Independent groups of the rarest class among the images that were asked."""
-    target = answers.target[asked]
-    return min((len(np.unique(answers.groups[asked][target == c])) for c in np.unique(target)), default=0)
 
 
 def _smallest(error: float, after: float, chance: float | None, counted: int) -> float:
@@ -221,11 +199,6 @@ def _smallest(error: float, after: float, chance: float | None, counted: int) ->
     return effect
 
 
-def _same_images(answers: Answers, trial: Trial) -> Ints:
-    """The answers before, of the images that were asked afterwards too."""
-    return np.where(answers.named[trial.after] >= 0, answers.named[trial.before], -1)
-
-
 def shared_errors(
     answers: Answers, classifier: str, alone: Mapping[str, Any], *, resamples: int, seed: int
 ) -> dict[str, Any]:
@@ -238,44 +211,27 @@ def shared_errors(
     does not).
 
     Args:
-        answers: of N images.
         classifier: name of a's answers.
         alone: row of the test of b, whose answers have its name.
-        resamples, seed: of groups.
     """
-    a, b, y = answers.named[classifier], answers.named[alone["name"]], answers.target
+    a, b, y, c = answers.named[classifier], answers.named[alone["name"]], answers.target, answers.classes
     wrong = (a >= 0) & (b >= 0) & (b != y)
-    c = answers.classes
+    images = int(wrong.sum())
     cells = np.eye(c**3)[(y * c + np.maximum(a, 0)) * c + np.maximum(b, 0)] * wrong[:, None]  # [N, y a b]
-    point = _excess(cells.sum(axis=0)[None], c)
+    effect = float(_excess(cells.sum(axis=0)[None], c)[0])
     weights = resample_weights(answers.groups, resamples=resamples, seed=seed)
     drawn = np.concatenate([_excess(w.T @ cells, c) for w in weights])
-    effect, error = float(point[0]), max(float(drawn.std(ddof=1)), 0.5 / max(1, int(wrong.sum())))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    p = _normal_tail((effect - MARGIN) / error)
-    row: dict[str, Any] = {
-        "name": "shared-errors",
-        "title": f"where {alone['title']} alone name the wrong class",
-        "level": "classifier",
-        "counts": True,
-        "says_nothing": False,
-        "finds": alone["title"],
-        "before": None,
-        "after": None,
-        "chance": None,
-        "images": int(wrong.sum()),
-        "effect": effect,
-        "low": min(float(low), effect),
-        "high": max(float(high), effect),
-        "p": p,
-        "p_holm": p,
-        "smallest_effect": MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error,
-    }
+    error = max(float(drawn.std(ddof=1)), 0.5 / max(1, images))
+    p, title = _p(effect, error), f"where {alone['title']} alone name the wrong class"
+    row: dict[str, Any] = {"name": "shared-errors", "title": title, "level": "classifier", "counts": True}
+    row |= {"says_nothing": False, "finds": alone["title"], **dict.fromkeys(("before", "after", "chance"))}
+    row |= {"images": images, "effect": effect, **interval(effect, drawn), "p": p, "p_holm": p}
+    row["smallest_effect"] = MARGIN + (_z(1 - ALPHA) + _z(_POWER)) * error
     row["verdict"] = _verdict(row)
     row["words"] = (
-        f"{row['title'][0].upper()}{row['title'][1:]} ({row['images']} images), the classifier names the same wrong "
-        f"class {points(effect)} points [{points(row['low'])}, {points(row['high'])}] more often than by chance: "
-        f"{VERDICTS[row['verdict']]} ({probability(p)} for more than {share(MARGIN)} points)."
+        f"{title[0].upper()}{title[1:]} ({images} images), the classifier names the same wrong class {points(effect)} "
+        f"points{between(row, points)} more often than by chance: {VERDICTS[row['verdict']]} ({probability(p)} for "
+        f"more than {share(MARGIN)} points)."
     )
     return row
 
@@ -296,8 +252,9 @@ def _z(quantile: float) -> float:
     return float(ndtri(quantile))
 
 
-def _normal_tail(z: float) -> float:
-    return 0.5 * math.erfc(z / math.sqrt(2))
+def _p(effect: float, error: float) -> float:
+    """One-sided p of an effect above `MARGIN`."""
+    return 0.5 * math.erfc((effect - MARGIN) / error / math.sqrt(2))
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -311,69 +268,63 @@ def _verdict(row: Mapping[str, Any]) -> str:
 def _words(row: Mapping[str, Any]) -> str:
     """The test in one or two sentences."""
     who = {"classifier": "the classifier", "features": "a classifier fitted anew on such pictures", "data": "trees"}
+    subject = who[row["level"]]
+    change, span = row["effect"], between(row, points)
     if row["before"] is None:
         said = (
-            f"{who[row['level']]} {'name' if row['level'] == 'data' else 'names'} the class with a balanced accuracy "
-            f"of {share(row['after'])} %, {points(row['effect'])} points [{points(row['low'])}, "
-            f"{points(row['high'])}] from chance ({share(row['chance'])} %)"
+            f"{subject} {'name' if row['level'] == 'data' else 'names'} the class with a balanced accuracy of "
+            f"{share(row['after'])} %, {points(change)} points{span} from chance ({share(row['chance'])} %)"
         )
     else:
-        lost = "loses" if row["effect"] >= 0 else "gains"
         said = (
-            f"{who[row['level']]} {lost} {share(abs(row['effect']))} points of balanced accuracy, from "
-            f"{share(row['before'])} to {share(row['after'])} % [{points(row['low'])}, {points(row['high'])}]"
+            f"{subject} {'loses' if change >= 0 else 'gains'} {share(abs(change))} points of balanced accuracy, from "
+            f"{share(row['before'])} to {share(row['after'])} %{span}"
         )
     title = row["title"][0].upper() + row["title"][1:]
     if row["says_nothing"]:
         said += ", one answer to all such pictures, so that this fill says nothing"
     if row["verdict"] == "control":
         return f"{title}: {said}. A control."
-    more = f" of reliance on {row['finds']}" if row["verdict"] in {"strong", "some"} and row["finds"] else ""
+    more = f" of reliance on {row['finds']}" if row["verdict"] in POSITIVE and row["finds"] else ""
     beyond = f"{probability(row['p_holm'])} for more than {share(MARGIN)} points, after Holm's correction"
     limit = f"; less than {share(row['smallest_effect'])} points could not have been shown"
     return f"{title}: {said}: {VERDICTS[row['verdict']]}{more} ({beyond}{'' if more else limit})."
 
 
 def overall(tests: Sequence[Mapping[str, Any]], *, above_chance: bool, masks: bool) -> tuple[str, list[str]]:
-    """The reading of all tests together: `none`, `some`, `strong` or `cannot_tell`, and the reasons in words.
+    """The reading of all tests together: `none`, `some`, `strong` or `cannot_tell`; and in words, with its reasons.
 
-    Args:
-        tests: of `judge_trials`.
-        above_chance: whether the classifier is better than chance at all.
-        masks: whether a lung region was known, so that the tests on it ran.
+    `masks`: whether a lung region was known, so that the tests on it ran.
     """
     own = [t for t in tests if t["verdict"] != "control" and t["level"] != "data"]
-    found = sorted((t for t in own if t["verdict"] in {"strong", "some"}), key=lambda t: -t["effect"])
-    data = sorted(
-        (t for t in tests if t["counts"] and t["level"] == "data" and t["verdict"] in {"strong", "some"}),
-        key=lambda t: -t["effect"],
-    )
-    reasons = [t["words"] for t in found[:3]]
+    positive = sorted((t for t in tests if t["counts"] and t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
+    found = [t for t in positive if t["level"] != "data"]
+    data = [t for t in positive if t["level"] == "data"]
     told = [_without_lungs(data)] if data else []
     if found:
-        return ("strong" if any(t["verdict"] == "strong" for t in found) else "some"), reasons + told
+        level = "strong" if any(t["verdict"] == "strong" for t in found) else "some"
+        words = f"{level.capitalize()} reliance on non-lung content."
+        return level, [words, *(t["words"] for t in found[:3]), *told]
+    blind = [t["smallest_effect"] for t in own if t["verdict"] == "cannot_tell"]
     if not above_chance:
-        return "cannot_tell", [
-            "The classifier is not shown to be better than chance, so nothing tells what it reads.",
-            *told,
-        ]
-    if data:
-        return "cannot_tell", [
-            *told,
-            "No test shows that the classifier uses this, and none can show that it does not.",
-        ]
-    if not masks:
-        return "cannot_tell", ["No lung region is known, so no test could take the lungs away."]
-    if not own:
-        return "cannot_tell", ["The classifier gives one answer to all altered pictures, so no test says anything."]
-    blind = [t for t in own if t["verdict"] == "cannot_tell"]
-    if blind:
-        worst = max(t["smallest_effect"] for t in blind)
-        return "cannot_tell", [
+        why = ["The classifier is not shown to be better than chance, so nothing tells what it reads.", *told]
+    elif data:
+        why = [*told, "No test shows that the classifier uses this, and none can show that it does not."]
+    elif not masks:
+        why = ["No lung region is known, so no test could take the lungs away."]
+    elif not own:
+        why = ["The classifier gives one answer to all altered pictures, so no test says anything."]
+    elif blind:
+        why = [
             f"{len(blind)} of {len(own)} tests could not have shown an effect of {share(STRONG)} points: there are "
-            f"too few images (smallest effect that this set could have shown: {share(worst)} points)."
+            f"too few images ({_SMALLEST}: {share(max(blind))} points)."
         ]
-    return "none", [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
+    else:
+        why = [f"None of {len(own)} tests shows more than {share(MARGIN)} points beyond chance."]
+        return "none", ["No sign of reliance on non-lung content.", *why]
+    worst = max((t["smallest_effect"] for t in own), default=None)
+    size = "" if worst is None else f" ({_SMALLEST}: {share(worst)} points of balanced accuracy)"
+    return "cannot_tell", [f"Cannot tell whether the classifier relies on non-lung content{size}.", *why]
 
 
 def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
@@ -385,17 +336,3 @@ def _without_lungs(data: Sequence[Mapping[str, Any]]) -> str:
         f"The classes can be told apart without looking at a lung: trees on {first['title']} reach "
         f"{share(first['after'])} % balanced accuracy (chance {share(first['chance'])} %){alone}."
     )
-
-
-def overall_words(level: str, tests: Sequence[Mapping[str, Any]]) -> str:
-    """The sentence at the top of every report."""
-    if level == "cannot_tell":
-        own = [t["smallest_effect"] for t in tests if t["verdict"] != "control" and t["level"] != "data"]
-        size = (
-            f" (smallest effect that this set could have shown: {share(max(own))} points of balanced accuracy)"
-            if own
-            else ""
-        )
-        return f"Cannot tell whether the classifier relies on non-lung content{size}."
-    begin = {"none": "No sign of", "some": "Some", "strong": "Strong"}[level]
-    return f"{begin} reliance on non-lung content."

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from thoraclip.errors import InputError, LeakError
 from thoraclip.evaluation.align import Aligned
+from thoraclip.evaluation.calibration import COVERAGES, accuracy_at, accuracy_curve, aurc
 from thoraclip.evaluation.intervals import LEVEL
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.recalibration import BEFORE, recalibration
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.results import MethodResult
-from thoraclip.evaluation.selective import COVERAGES, accuracy_at, accuracy_curve, aurc
 from thoraclip.pages import counted
 from thoraclip.posthoc.conformal import ALPHA, fit_thresholds, images_needed
 from thoraclip.posthoc.operating import SENSITIVITY, Counts, choose_threshold, count, positives_needed
@@ -30,27 +30,17 @@ from thoraclip.tables.predictions import Predictions
 
 __all__ = ["trust_entry"]
 
-Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 _CURVE_POINTS = 50
-_NONE_KEPT = (
-    "no scores of validation images: the run kept none (run it again with this version), or the file has no row of "
-    "split 'val'"
-)
 
 
 @dataclass(frozen=True)
-class _Round:
-    """Images that something is fitted on, and those that it is measured on.
+class _Fold:
+    """Validation images that something is fitted on, and `rows` (i64[R]) of the judged images, which it is measured on;
+    `number` is that of the held-out fold, `None` with a split."""
 
-    Args:
-        fold: number of the held-out fold; `None` with a split.
-        val: the validation images.
-        rows: i64[R], which of the judged images.
-    """
-
-    fold: int | None
+    number: int | None
     val: Scored
     rows: Rows
 
@@ -67,8 +57,7 @@ def trust_entry(
     """What can be fitted on the validation images of a method, and what it does to the judged ones; JSON-able.
 
     Args:
-        method: one that did not fail.
-        aligned: the judged images, with this method's scores.
+        method, aligned: one that did not fail, and the judged images with its scores.
         resamples, seed: of the intervals, as in the report.
         alpha: share of the images of a class whose prediction set may miss it.
         sensitivity: that a class's operating point must have on the validation images.
@@ -82,51 +71,55 @@ def trust_entry(
         ConfigError: see `conformal.images_needed`, `operating.positives_needed`.
     """
     test, names = aligned.scored[method.name][0], aligned.labels.names
-    found: dict[str, Any] = {"seed": method.seeds[0] if len(method.predictions) > 1 and method.seeds else None}
-    rounds = _rounds(method, aligned)
-    if isinstance(rounds, str):
-        found["reason"] = rounds
+    entry: dict[str, Any] = {"seed": method.seeds[0] if len(method.predictions) > 1 and method.seeds else None}
+    folds = _folds(method, aligned)
+    if isinstance(folds, str):
+        entry["reason"] = folds
     else:
-        found |= {"reason": None, "validation": _validation(rounds, names)}
-        found |= _scaled(rounds, test, aligned, resamples, seed)
-        found["conformal"] = _conformal(rounds, test, names, alpha)
-        found["operating_point"] = _operating_points(rounds, test, names, sensitivity)
-    return found | {"selective": _selective(test, aligned.groups, resamples, seed)}
+        counts = [np.bincount(fold.val.target, minlength=len(names)) for fold in folds]
+        entry["reason"] = None
+        entry["validation"] = {
+            "folds": [fold.number for fold in folds if fold.number is not None],
+            "images": [len(fold.val.target) for fold in folds],
+            "per_class": {name: [int(row[c]) for row in counts] for c, name in enumerate(names)},
+        }
+        entry |= _scaled(folds, test, aligned, resamples, seed)
+        entry["conformal"] = _conformal(folds, test, names, alpha)
+        entry["operating_point"] = _operating_points(folds, test, names, sensitivity)
+    return entry | {"selective": _selective(test, aligned.groups, resamples, seed)}
 
 
-def _rounds(method: MethodResult, aligned: Aligned) -> list[_Round] | str:
-    """The rounds of the first seed, or why there are none."""
+def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
+    """The folds of the first seed, or why there are none."""
     table = method.predictions[0]
     kept = method.validation[0] if method.validation else ()
     if not kept:
         own = np.flatnonzero([s == "val" and t >= 0 for s, t in zip(table.split, table.target, strict=True)])
         if not len(own):
-            return _NONE_KEPT
-        return [_Round(None, _scored(table.take(own), aligned), np.arange(len(aligned.image_id)))]
+            return (
+                "no scores of validation images: the run kept none (run it again with this version), or the file has "
+                "no row of split 'val'"
+            )
+        return [_Fold(None, _scored(table.take(own), aligned), np.arange(len(aligned.image_id)))]
     fold_of = dict(zip(table.image_id, table.fold, strict=True))
-    folds = np.array([-1 if (f := fold_of[image]) is None else f for image in aligned.image_id], dtype=np.int64)
-    rounds, left = [], np.ones(len(folds), dtype=bool)
-    for one in kept:
-        fold = one.fold[0]
-        rows = np.flatnonzero(left if fold is None else folds == fold)
-        _refuse_leak(method.name, one, {aligned.image_id[row] for row in rows})
+    numbers = np.array([-1 if (f := fold_of[image]) is None else f for image in aligned.image_id], dtype=np.int64)
+    folds, left = [], np.ones(len(numbers), dtype=bool)
+    for val in kept:
+        number = val.fold[0]
+        rows = np.flatnonzero(left if number is None else numbers == number)
+        both = sorted({aligned.image_id[row] for row in rows}.intersection(val.image_id))
+        if both:
+            raise LeakError(
+                f"method '{method.name}': '{both[0]}' is among its validation images and among those that it is judged "
+                f"on ({len(both)} such images); nothing can be fitted on judged images"
+            )
         left[rows] = False
         if len(rows):
-            rounds.append(_Round(fold, _scored(one, aligned), rows))
+            folds.append(_Fold(number, _scored(val, aligned), rows))
     if left.any():
-        return (
-            f"{counted(int(left.sum()), 'judged image')} have no validation scores of their fold; run the method again"
-        )
-    return rounds
-
-
-def _refuse_leak(name: str, table: Predictions, judged: set[str]) -> None:
-    both = sorted(judged.intersection(table.image_id))
-    if both:
-        raise LeakError(
-            f"method '{name}': '{both[0]}' is among its validation images and among those that it is judged on "
-            f"({len(both)} such images); nothing can be fitted on judged images"
-        )
+        images = counted(int(left.sum()), "judged image")
+        return f"{images} have no validation scores of their fold; run the method again"
+    return folds
 
 
 def _scored(table: Predictions, aligned: Aligned) -> Scored:
@@ -135,16 +128,7 @@ def _scored(table: Predictions, aligned: Aligned) -> Scored:
     return Scored(np.argsort(columns)[table.target], table.scores[:, columns])
 
 
-def _validation(rounds: Sequence[_Round], names: Sequence[str]) -> dict[str, Any]:
-    counts = [np.bincount(one.val.target, minlength=len(names)) for one in rounds]
-    return {
-        "folds": [one.fold for one in rounds if one.fold is not None],
-        "images": [len(one.val.target) for one in rounds],
-        "per_class": {name: [int(row[c]) for row in counts] for c, name in enumerate(names)},
-    }
-
-
-def _scaled(rounds: Sequence[_Round], test: Scored, aligned: Aligned, resamples: int, seed: int) -> dict[str, Any]:
+def _scaled(folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int) -> dict[str, Any]:
     """Both scalings: what was fitted, or `reason`; and calibration before and after."""
     names, tables = aligned.labels.names, {BEFORE: test}
     found: dict[str, Any] = {}
@@ -154,34 +138,31 @@ def _scaled(rounds: Sequence[_Round], test: Scored, aligned: Aligned, resamples:
     }
     for name, fit in fits.items():
         try:
-            fitted = [fit(one.val) for one in rounds]
+            fitted = [fit(fold.val) for fold in folds]
         except InputError as error:
             found[name] = {"reason": str(error)}
             continue
         scores = test.scores.copy()
-        for one, scaling in zip(rounds, fitted, strict=True):
-            scores[one.rows] = scaling.apply(test.scores[one.rows])
+        for fold, scaling in zip(folds, fitted, strict=True):
+            scores[fold.rows] = scaling.apply(test.scores[fold.rows])
         tables[f"after_{name}"] = Scored(test.target, scores)
-        found[name] = {"reason": None, **_parameters(name, fitted, names)}
+        found[name] = {"reason": None}
+        if name == "temperature":
+            found[name]["fitted"] = [scaling.temperature for scaling in fitted]
+            found[name]["at_bound"] = [scaling.is_at_bound for scaling in fitted]
+        else:
+            for part in ("scale", "bias"):
+                values = [getattr(scaling, part) for scaling in fitted]
+                found[name][part] = {label: [float(v[c]) for v in values] for c, label in enumerate(names)}
     measured = recalibration(tables, aligned.groups, resamples=resamples, seed=seed)
     return found | {"after_temperature": None, "after_vector": None} | measured
 
 
-def _parameters(name: str, fitted: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Of every round."""
-    if name == "temperature":
-        return {"fitted": [one.temperature for one in fitted], "at_bound": [one.is_at_bound for one in fitted]}
-    return {
-        what: {label: [float(getattr(one, what)[c]) for one in fitted] for c, label in enumerate(names)}
-        for what in ("scale", "bias")
-    }
-
-
-def _conformal(rounds: Sequence[_Round], test: Scored, names: Sequence[str], alpha: float) -> dict[str, Any]:
+def _conformal(folds: Sequence[_Fold], test: Scored, names: Sequence[str], alpha: float) -> dict[str, Any]:
     sets = np.zeros_like(test.scores, dtype=np.bool_)
-    fitted = [fit_thresholds(one.val.scores, one.val.target, alpha=alpha) for one in rounds]
-    for one, thresholds in zip(rounds, fitted, strict=True):
-        sets[one.rows] = thresholds.sets(test.scores[one.rows])
+    fitted = [fit_thresholds(fold.val.scores, fold.val.target, alpha=alpha) for fold in folds]
+    for fold, thresholds in zip(folds, fitted, strict=True):
+        sets[fold.rows] = thresholds.sets(test.scores[fold.rows])
     needed, size = images_needed(alpha), sets.sum(axis=1)
     classes: dict[str, dict[str, Any]] = {}
     for c, name in enumerate(names):
@@ -208,22 +189,20 @@ def _conformal(rounds: Sequence[_Round], test: Scored, names: Sequence[str], alp
     }
 
 
-def _operating_points(rounds: Sequence[_Round], test: Scored, names: Sequence[str], goal: float) -> dict[str, Any]:
+def _operating_points(folds: Sequence[_Fold], test: Scored, names: Sequence[str], goal: float) -> dict[str, Any]:
     needed, classes = positives_needed(goal), {}
     for c, name in enumerate(names):
-        positives = [int((one.val.target == c).sum()) for one in rounds]
-        chosen = [choose_threshold(one.val.scores[:, c], one.val.target == c, goal=goal) for one in rounds]
+        positives = [int((fold.val.target == c).sum()) for fold in folds]
+        chosen = [choose_threshold(fold.val.scores[:, c], fold.val.target == c, goal=goal) for fold in folds]
         entry: dict[str, Any] = {"threshold": chosen, "positives": positives, "reason": None}
         if min(positives) < needed:
-            entry["reason"] = (
-                f"cannot be promised: {counted(min(positives), 'validation image')} of the class, and {needed} are "
-                "needed"
-            )
+            images = counted(min(positives), "validation image")
+            entry["reason"] = f"cannot be promised: {images} of the class, and {needed} are needed"
         val, judged = Counts(0, 0, 0, 0), Counts(0, 0, 0, 0)
-        known = [(one, t) for one, t in zip(rounds, chosen, strict=True) if t is not None]
-        for one, threshold in known if len(known) == len(rounds) else []:
-            val += count(one.val.scores[:, c], one.val.target == c, threshold)
-            judged += count(test.scores[one.rows, c], test.target[one.rows] == c, threshold)
+        known = [threshold for threshold in chosen if threshold is not None]
+        for fold, threshold in zip(folds, known, strict=True) if len(known) == len(folds) else ():
+            val += count(fold.val.scores[:, c], fold.val.target == c, threshold)
+            judged += count(test.scores[fold.rows, c], test.target[fold.rows] == c, threshold)
         classes[name] = entry | {"validation": _rates(val), "test": _rates(judged)}
     return {"goal": goal, "positives_needed": needed, "classes": classes}
 
@@ -248,10 +227,8 @@ def _selective(test: Scored, groups: Rows, resamples: int, seed: int) -> dict[st
     values = accuracy_at(test.confidence, test.correct)[:, 0]
     bounds = np.full((2, len(COVERAGES)), np.nan)  # becomes null
     if int(groups.max()) > 0:
-        drawn = [
-            accuracy_at(test.confidence, test.correct, weights)
-            for weights in resample_weights(groups, resamples=resamples, seed=seed)
-        ]
+        weights = resample_weights(groups, resamples=resamples, seed=seed)
+        drawn = [accuracy_at(test.confidence, test.correct, w) for w in weights]
         bounds = np.quantile(np.concatenate(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     keep = np.unique(np.linspace(max(1, n // 20), n, min(n, _CURVE_POINTS)).round().astype(int)) - 1
     return {

@@ -3,10 +3,10 @@
 `METHODS` is the one list of them; the command line, the study and the docs follow from it. A method is a module with
 `Config` (a frozen dataclass) and `run(config, context) -> MethodOutput`. Where to read first:
 
-    finetune.py, baseline.py    a training loop each; what they share is in training/
+    finetune.py, baseline.py    what is trained, a step, and its validation; the loop and its files are in training/
     probe.py, zeroshot.py       a linear head, or class prompts, on features that are computed once (embed.py)
     running.py                  what happens around `run`: folder, folds, resume, files
-    predictors.py               from a finished run to its classifiers, for audit/, explain.py and original.py
+    predictors.py               from a finished run to its classifiers, for audits, heat maps and original.py
 """
 
 from __future__ import annotations
@@ -26,35 +26,23 @@ __all__ = ["METHODS", "Method", "find_method", "require_shared_work"]
 
 @dataclass(frozen=True)
 class Method:
-    """One entry of the registry.
+    """One entry of the registry."""
 
-    Args:
-        module: where `Config` and `run` are.
-        summary: one line for the help.
-        is_seeded: True where the result depends on the seed; a study repeats only such methods.
-        is_parallel: True where several processes can share the work.
-        is_trained: True where weights come out; its run folder then gets a model card.
-        keeps_classifier: True where a run scores other images; then the module has
-            `load_classifier(config, folder, fold, labels)`, which `audit`, `explain`, `export` and external sets call.
-        trains_adapters: True where its run folder can be the `adapter` of another method.
-        fits_head: True where it fits a linear head on frozen features, which can be fitted again on other images.
-        embeds: True where it reads the features of all images, which the runs of a study share.
-        trains_network: True where it trains a network in steps (`training.settings.TrainingSettings`).
-        inspects: True where it reads the appearance of every image (`data.check.inspect`).
-        fit_seconds: about how long a training image of anything else that is fitted takes on one core, for the dry run.
-    """
-
-    module: str
-    summary: str
-    is_seeded: bool
-    is_parallel: bool = False
-    is_trained: bool = False
+    module: str  # where `Config` and `run` are
+    summary: str  # one line for the help
+    is_seeded: bool  # True where the result depends on the seed; a study repeats only such methods
+    is_parallel: bool = False  # True where several processes can share the work
+    is_trained: bool = False  # True where weights come out; its run folder then gets a model card
+    # True where a run scores other images; then the module has `load_classifier(config, folder, fold, labels)`, which
+    # `audit`, `explain`, `export` and external sets call
     keeps_classifier: bool = False
-    trains_adapters: bool = False
+    trains_adapters: bool = False  # True where its run folder can be the `adapter` of another method
+    # True where it fits a linear head on frozen features, which can be fitted again on other images
     fits_head: bool = False
-    embeds: bool = False
-    trains_network: bool = False
-    inspects: bool = False
+    embeds: bool = False  # True where it reads the features of all images, which the runs of a study share
+    trains_network: bool = False  # True where it trains a network in steps (`training.settings.TrainingSettings`)
+    inspects: bool = False  # True where it reads the appearance of every image (`data.check.inspect`)
+    # about how long a training image of anything else that is fitted takes on one core, for the dry run
     fit_seconds: float = 0.0
 
     @property

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from thoraclip.errors import InputError, LeakError
 from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import Part, require_folds
-from thoraclip.models.files import adapter_folders, read_note
+from thoraclip.models.files import adapter_folders, read_note, require_adapter
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["by_adapter", "follow_adapter", "refuse_trained_on", "with_adapter"]
@@ -31,14 +31,13 @@ def with_adapter(config: C, fold: int | None) -> C:
     """
     if not config.adapter:
         return config
-    folders = adapter_folders(Path(config.adapter))
+    folders = require_adapter(config.adapter)
     chosen = folders.get(None, folders.get(fold))
     if chosen is None:
         part = "this split" if fold is None else f"fold {fold}"
-        what = f"no adapter for {part}" if folders else "no adapter there"
         raise InputError(
-            f"adapter '{config.adapter}': {what}; name a PEFT adapter folder, or the run folder of a finished "
-            "thoraclip finetune"
+            f"adapter '{config.adapter}': no adapter for {part}; name a PEFT adapter folder, or the run folder of a "
+            "finished thoraclip finetune"
         )
     return dataclasses.replace(config, adapter=str(chosen))
 

@@ -4,12 +4,13 @@
 
 Any image classifier that Transformers has (ResNet, ViT, ConvNeXt, ...), or the vision tower of a dual encoder with a
 linear layer on its pooled output: `train = all` fine-tunes it, `train = head` is a linear classifier on a frozen
-tower. `run` trains one network per fold (`_train`, whose loop is `_fit`) and scores its test images with the best.
+tower. `run` trains one network per fold (`_train`; the loop is `Steps.run`) and scores its test images with the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +18,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thoraclip.config import require_known
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
 from thoraclip.methods.running import MethodOutput, RunContext, require_classes
-from thoraclip.methods.supervised import SupervisedStep, layer_groups, scores_of
-from thoraclip.methods.training.checkpoint import stop_requests
 from thoraclip.methods.training.folds import FoldTraining, train_folds
+from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
-from thoraclip.models.augment import AUGMENTATIONS
+from thoraclip.methods.zeroshot import macro_f1
+from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
 from thoraclip.models.dual_encoder import recompute_layers
-from thoraclip.models.heads import class_weights
-from thoraclip.runs import fold_folder
+from thoraclip.models.heads import class_weights, log_loss, softmax
+from thoraclip.runs import Progress, fold_folder
 
-__all__ = ["Config", "run"]
+__all__ = ["Config", "SupervisedStep", "run", "scores_of"]
 
+Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
+_SCORING_BATCH = 64
 _TRAINED = ("all", "head")
 _NORMS = ("batch", "frozen")
 _SELECTIONS = ("macro_f1", "log_loss", "last")
@@ -91,9 +95,8 @@ def _train(training: FoldTraining[Config]) -> None:
     config, sampler = training.config, training.sampler()
     step = _prepare(training)
     steps = Steps(training, sampler, _optimizer(config, step), step.state)
-    _fit(config, steps, step, lambda: _validate(training, steps, step))
+    progress = steps.run(step, lambda: _validate(steps, step))
     if training.group.is_main:
-        progress = steps.progress
         if progress.best:
             step.backbone.restore(progress.best)
         training.write_curve(progress)
@@ -101,30 +104,11 @@ def _train(training: FoldTraining[Config]) -> None:
         step.backbone.save(training.folder / "model", note)
 
 
-def _fit(config: Config, steps: Steps, step: SupervisedStep, validate: Callable[[], None]) -> None:
-    """The loop: from the checkpoint, if there is one, to the last step or the end of patience."""
-    optimizer, parameters = steps.optimizer, step.parameters
-    if steps.is_new:
-        validate()
-    with stop_requests() as stop:
-        while steps.are_left:
-            batch, rate = steps.begin()
-            loss = step.backward(batch)
-            norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_norm or torch.inf))
-            steps.require_finite(batch, loss=loss, gradient_norm=norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            steps.log(loss=loss, learning_rate=rate, gradient_norm=norm)
-            if steps.is_validation_due:
-                validate()
-            steps.end(stop)
-
-
-def _validate(training: FoldTraining[Config], steps: Steps, step: SupervisedStep) -> None:
+def _validate(steps: Steps, step: SupervisedStep) -> None:
     """Score the validation images; keep the weights where they are the best."""
-    values = steps.log_validation(step.validate(training.part.val))
+    values = steps.log_validation(step.validate(step.training.part.val))
     criteria = {"macro_f1": values["val_macro_f1"], "log_loss": -values["val_log_loss"]}
-    steps.keep_best(criteria.get(training.config.select))
+    steps.keep_best(criteria.get(step.training.config.select))
 
 
 def _prepare(training: FoldTraining[Config]) -> SupervisedStep:
@@ -147,24 +131,25 @@ def _prepare(training: FoldTraining[Config]) -> SupervisedStep:
             parameter.requires_grad_(name in heads)
     if config.gradient_checkpointing:
         recompute_layers(backbone.network, backbone.name)
-    return SupervisedStep(
-        backbone=backbone,
-        greys=greys,
-        targets=training.targets,
-        weight=class_weights(training.targets[rows], len(training.labels), config.class_weight),
-        group=training.group,
-        head_alone=config.train == "head",
-        follows_batches=config.train == "all" and config.batch_norm == "batch",
-        chunk_size=config.chunk_size,
-        label_smoothing=config.label_smoothing,
-        augmentation=AUGMENTATIONS[config.augmentation],
-        seed=config.seed,
-    )
+    weight = class_weights(training.targets[rows], len(training.labels), config.class_weight)
+    return SupervisedStep(training, backbone, greys, weight)
 
 
 def _optimizer(config: Config, step: SupervisedStep) -> torch.optim.Optimizer:
-    groups = layer_groups(step.backbone, step.parameters, decay=config.layer_decay, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    """AdamW, in which the share of the learning rate falls with the distance from the head.
+
+    share = decay^(top - depth), as in ELECTRA (Clark et al. 2020, arXiv:2003.10555, appendix A) and BEiT (Bao et al.
+    2021, arXiv:2106.08254); depth as in `Backbone.depths`. Only tensors of two dimensions or more have weight decay.
+    """
+    depths = step.backbone.depths(list(step.parameters))
+    top = max(depths)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for depth, parameter in zip(depths, step.parameters.values(), strict=True):
+        decays = parameter.dim() > 1
+        share, decay = config.layer_decay ** (top - depth), config.weight_decay if decays else 0.0
+        group = groups.setdefault((depth, decays), {"params": [], "share": share, "weight_decay": decay})
+        group["params"].append(parameter)
+    return torch.optim.AdamW(list(groups.values()), lr=config.learning_rate)
 
 
 def _require_whole_batches(config: Config, backbone: Backbone, processes: int) -> None:
@@ -185,7 +170,7 @@ def _read_note(folder: Path) -> Mapping[str, Any]:
     return note
 
 
-def _score(training: FoldTraining[Config]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:
     """The test and the validation rows, by the weights that were kept."""
     folder, part = training.folder / "model", training.part
     backbone = load_trained(folder, precision=training.config.precision)
@@ -201,3 +186,111 @@ def load_classifier(config: Config, folder: Path, fold: int | None, labels: Labe
     backbone = load_trained(fold_folder(folder, fold) / "model", precision=config.precision)
     require_classes(folder, backbone.labels, labels)
     return backbone
+
+
+@dataclass(frozen=True)
+class SupervisedStep:
+    """A classifier under (weighted, smoothed) cross-entropy; what has no gradient is not trained."""
+
+    training: FoldTraining[Config]
+    backbone: Backbone
+    greys: npt.NDArray[np.uint8]  # [N, S, S], the images of the manifest, on disk
+    weight: npt.NDArray[np.float64]  # [C], of each class in the loss
+
+    @property
+    def follows_batches(self) -> bool:
+        """True where batch normalisation uses, and keeps, the statistics of each batch."""
+        return self.training.config.train == "all" and self.training.config.batch_norm == "batch"
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Those that are trained, by name."""
+        return {n: p for n, p in self.backbone.network.named_parameters() if p.requires_grad}
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Every tensor that a step changes: the parameters, and the statistics of batch normalisation."""
+        return {**self.parameters, **(self.backbone.running_statistics if self.follows_batches else {})}
+
+    def backward(self, batch: Batch) -> float:
+        """Add the gradients of the batch's loss; over the chunks and processes they are those of one pass."""
+        config, group, device = self.training.config, self.training.group, self.backbone.device
+        weight = torch.from_numpy(self.weight).float().to(device)
+        self._train_mode()
+        target = self._soft_targets(batch.rows)
+        total = (target * weight).sum()
+        own, real = group.own(len(batch.rows))
+        value = 0.0
+        for chunk in torch.split(own[:real], config.chunk_size) if real else ():
+            at = chunk.numpy()
+            pixels = self._pixels(batch, at)
+            with _stream_of(config.seed, batch.step, int(at[0]), device=device):
+                likelihood = self.backbone.logits(pixels).log_softmax(dim=-1)
+            loss = -(target[chunk.to(device)] * weight * likelihood).sum() / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
+        group.combine(self.parameters.values(), ())
+        return group.total(value)
+
+    def after_step(self) -> Mapping[str, float]:
+        """Nothing more is measured."""
+        return {}
+
+    def validate(self, rows: Rows) -> dict[str, float]:
+        """Accuracy, macro F1 and log-loss on the validation images, each process scoring its share."""
+        group = self.training.group
+        own, _ = group.own(len(rows))
+        mine = torch.from_numpy(scores_of(self.backbone, self.greys, rows[own.numpy()])).float()
+        scores = group.gather(mine.to(self.backbone.device), len(rows)).cpu().double().numpy()
+        target, predicted = self.training.targets[rows], scores.argmax(axis=1)
+        return {
+            "val_accuracy": float((target == predicted).mean()),
+            "val_macro_f1": macro_f1(target, predicted, len(self.backbone.labels)),
+            "val_log_loss": log_loss(scores, target),
+        }
+
+    def _train_mode(self) -> None:
+        """Dropout on and, unless frozen, batch normalisation by the batch; a frozen network stays as it scores."""
+        network = self.backbone.network
+        network.train(self.training.config.train != "head")
+        if not self.follows_batches:
+            for module in network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _pixels(self, batch: Batch, at: Rows) -> Tensor:
+        """f32[b, 3, S, S] of some places of the batch, augmented by their samples."""
+        images = torch.from_numpy(np.array(self.greys[batch.rows[at]])).to(self.backbone.device)
+        if augmentation := AUGMENTATIONS[self.training.config.augmentation]:
+            samples, seed = batch.samples[at].tolist(), self.training.config.seed
+            images = augment(images, augmentation, seed=seed, step=batch.step, samples=samples)
+        return self.backbone.expand(images)
+
+    def _soft_targets(self, rows: Rows) -> Tensor:
+        """f32[B, C]: 1 - e at the class and e / C everywhere (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+        classes, smooth = len(self.backbone.labels), self.training.config.label_smoothing
+        hard = nn.functional.one_hot(torch.from_numpy(self.training.targets[rows]), classes).float()
+        return (hard * (1 - smooth) + smooth / classes).to(self.backbone.device)
+
+
+@torch.inference_mode()
+def scores_of(
+    backbone: Backbone, greys: npt.NDArray[np.uint8], rows: Rows, *, progress: Progress | None = None
+) -> Scores:
+    """f64[R, C] of some images u8[N, S, S]; each row sums to 1."""
+    backbone.network.eval()
+    made = []
+    for at in range(0, len(rows), _SCORING_BATCH):
+        pixels = backbone.expand(np.array(greys[rows[at : at + _SCORING_BATCH]]))
+        made.append(backbone.logits(pixels).cpu().double().numpy())
+        if progress:
+            progress(min(at + _SCORING_BATCH, len(rows)), len(rows))
+    return softmax(np.concatenate(made))
+
+
+@contextmanager
+def _stream_of(*numbers: int, device: torch.device) -> Iterator[None]:
+    """PyTorch's random stream as a function of some numbers, for a network's own dropout; given back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        yield

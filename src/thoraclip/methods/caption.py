@@ -146,22 +146,6 @@ def _append(texts: Sequence[str], manifest: Manifest, named: Sequence[bool]) -> 
     return [append_label(text, label) if is_named and label is not None else text for text, label, is_named in rows]
 
 
-def _column(manifest: Manifest, name: str) -> list[str]:
-    """The texts of a column, stripped."""
-    values = manifest.column(name)
-    foreign = next((v for v in values if v is not None and not isinstance(v, str)), None)
-    if foreign is not None:
-        raise ManifestError(f"manifest: column '{name}' holds {foreign!r}, which is no text; name a column of texts")
-    texts = [(value or "").strip() for value in values]
-    empty = [i for i, text in zip(manifest.column("image_id"), texts, strict=True) if not text]
-    if empty:
-        raise ManifestError(
-            f"manifest: image '{empty[0]}' has no text in column '{name}' ({len(empty)} such images); fill it in, or "
-            "leave those images out of the manifest"
-        )
-    return texts
-
-
 _VIEWS = {
     "PA": ("PA chest X-ray", "posteroanterior chest radiograph", "PA chest film"),
     "AP": ("AP chest X-ray", "anteroposterior chest radiograph", "AP chest film"),
@@ -171,7 +155,9 @@ _UNTOLD = ("", " of the lungs and heart", " of one patient")
 _CLASS = (" showing {}", " with {}", " of a patient with {}")
 
 
-def _by_template(manifest: Manifest, seed: int, named: Sequence[bool]) -> list[str]:
+def _write_template(
+    manifest: Manifest, config: CaptionConfig, named: Sequence[bool], origin: dict[str, Any], out: Path, *_: Any
+) -> Captions:
     """View, class and place of the finding, where known and allowed; else the view and words that fit any chest.
 
     The words of an image are a function of the seed and its id alone; the view is written alike for all classes.
@@ -183,14 +169,14 @@ def _by_template(manifest: Manifest, seed: int, named: Sequence[bool]) -> list[s
     ]
     texts = []
     for image_id, view, label, side, zone, is_named in zip(*columns, named, strict=True):
-        words = random.Random(f"{seed} {image_id}")  # no secret hangs on it; equal in every version of Python
+        words = random.Random(f"{config.seed} {image_id}")  # no secret hangs on it; equal in every version of Python
         opening = words.choice(_VIEWS.get(view or "", tuple(f"{w}, {view} view" if view else w for w in _NO_VIEW)))
         ending, phrase = words.choice(_UNTOLD), words.choice(_CLASS)
         if is_named:
             ending = phrase.format(words.choice(names.for_class(label))) if label is not None else ""
             ending += _place(side, zone)
         texts.append(f"{opening}{ending}.")
-    return texts
+    return _store(out, manifest, texts, named, origin | {"seed": config.seed})
 
 
 def _place(side: str | None, zone: str | None) -> str:
@@ -201,20 +187,25 @@ def _place(side: str | None, zone: str | None) -> str:
     return f", finding in the {zone} zone of {lungs}" if zone else f", finding in {lungs}"
 
 
-def _write_template(
-    manifest: Manifest, config: CaptionConfig, named: Sequence[bool], origin: dict[str, Any], out: Path, *_: Any
-) -> Captions:
-    return _store(out, manifest, _by_template(manifest, config.seed, named), named, origin | {"seed": config.seed})
-
-
 def _write_column(
     manifest: Manifest, config: CaptionConfig, named: Sequence[bool], origin: dict[str, Any], out: Path, *_: Any
 ) -> Captions:
-    texts = _append(_column(manifest, config.column), manifest, named)
-    return _store(out, manifest, texts, named, origin | {"column": config.column})
+    """The texts of a column, stripped."""
+    name, values = config.column, manifest.column(config.column)
+    foreign = next((v for v in values if v is not None and not isinstance(v, str)), None)
+    if foreign is not None:
+        raise ManifestError(f"manifest: column '{name}' holds {foreign!r}, which is no text; name a column of texts")
+    texts = [(value or "").strip() for value in values]
+    empty = [i for i, text in zip(manifest.column("image_id"), texts, strict=True) if not text]
+    if empty:
+        raise ManifestError(
+            f"manifest: image '{empty[0]}' has no text in column '{name}' ({len(empty)} such images); fill it in, or "
+            "leave those images out of the manifest"
+        )
+    return _store(out, manifest, _append(texts, manifest, named), named, origin | {"column": name})
 
 
-def _by_model(
+def _write_by_model(
     manifest: Manifest,
     config: CaptionConfig,
     named: Sequence[bool],
@@ -232,18 +223,17 @@ def _by_model(
     )
     work = digest([manifest.content_fingerprint, dict(captioner.origin), DECODING])
     inputs = digest([work, list(named), manifest.column("label") if any(named) else None])
-    journal = out.with_name(f"{out.name}.journal")
+    journal, header = out.with_name(f"{out.name}.journal"), {"schema": 1, "token": digest([work, config.batch_size])}
     captions = read_captions(out) if out.exists() else None
     if captions is None or captions.origin.get("inputs") != inputs:
-        header = canonical_json({"schema": 1, "token": digest([work, config.batch_size])})
-        texts = _journalled(manifest, captioner, journal, header, config.batch_size, pixels, progress)
+        texts = _by_model(manifest, captioner, journal, canonical_json(header), config.batch_size, pixels, progress)
         facts = {**origin, **captioner.origin, "inputs": inputs}
         captions = _store(out, manifest, _append(texts, manifest, named), named, facts)
     journal.unlink(missing_ok=True)
     return captions
 
 
-def _journalled(
+def _by_model(
     manifest: Manifest,
     captioner: Captioner,
     journal: Path,
@@ -263,23 +253,17 @@ def _journalled(
     with needing_room(journal), journal.open("a", encoding="utf-8", newline="\n") as stream:
         for first, greys in batches:
             batch = captioner.caption(greys, check=first == start)
-            _require_words(captioner, ids[first:], batch)
+            if "" in batch:  # any words put in its place would pass for the model's
+                raise ModelError(
+                    f"model '{captioner.name}': has no words for image '{ids[first + batch.index('')]}'; begin its "
+                    "captions with a --prompt, or name another model"
+                )
             texts += batch
             stream.writelines(_line(i, text) + "\n" for i, text in zip(ids[first:], batch, strict=False))
             stream.flush()
             if progress:
                 progress(len(texts), len(ids))
     return texts
-
-
-def _require_words(captioner: Captioner, ids: Sequence[str], texts: Sequence[str]) -> None:
-    """An empty text is refused: any words put in its place would pass for the model's."""
-    for image_id, text in zip(ids, texts, strict=False):
-        if not text:
-            raise ModelError(
-                f"model '{captioner.name}': has no words for image '{image_id}'; begin its captions with a --prompt, "
-                "or name another model"
-            )
 
 
 def _line(image_id: str, text: str) -> str:
@@ -294,41 +278,30 @@ def _read_journal(journal: Path, header: str, ids: Sequence[str], batch_size: in
         return []
     texts: list[str] = []
     for image_id, line in zip(ids, lines if first == header else [], strict=False):
-        entry = _parse(line)
-        if entry.get("image_id") != image_id or not isinstance(entry.get("text"), str):
+        try:
+            entry = json.loads(line)
+            if entry["image_id"] != image_id or not isinstance(entry["text"], str):
+                break
+        except (ValueError, KeyError, TypeError):
             break
         texts.append(entry["text"])
     return texts if len(texts) == len(ids) else texts[: len(texts) - len(texts) % batch_size]
 
 
-def _parse(line: str) -> Mapping[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
-
-
 @dataclass(frozen=True)
 class CaptionSource:
-    """One entry of `CAPTIONERS`.
+    """One entry of `CAPTIONERS`."""
 
-    Args:
-        write: (manifest, config, which captions may name the class, origin, file, pixel folder or `None`, progress or
-            `None`) -> the captions, which it has written to the file.
-        settings: fields of `CaptionConfig` that it alone reads.
-        names_class: its texts name the class without `append_label`.
-        reads_images: a model sees every image.
-    """
-
+    # (manifest, config, which captions may name the class, origin, file, pixel folder or `None`, progress or `None`) ->
+    # the captions, which it has written to the file
     write: Callable[..., Captions]
-    settings: tuple[str, ...] = ()
-    names_class: bool = False
-    reads_images: bool = False
+    settings: tuple[str, ...] = ()  # fields of `CaptionConfig` that it alone reads
+    names_class: bool = False  # its texts name the class without `append_label`
+    reads_images: bool = False  # a model sees every image
 
 
 CAPTIONERS: Mapping[str, CaptionSource] = {
-    "blip": CaptionSource(_by_model, ("model", "prompt", "max_new_tokens", "geometry"), reads_images=True),
+    "blip": CaptionSource(_write_by_model, ("model", "prompt", "max_new_tokens", "geometry"), reads_images=True),
     "template": CaptionSource(_write_template, names_class=True),
     "column": CaptionSource(_write_column, ("column",)),
 }

@@ -16,8 +16,9 @@ from thoraclip.methods import losses
 from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
+from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
-from thoraclip.models.augment import Augmentation, augment
+from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.heads import fit_lbfgs
 from thoraclip.models.lora import TunableEncoder
 
@@ -33,15 +34,10 @@ _PROBE_PENALTIES = (1.0, 0.1, 0.01)
 
 @dataclass(frozen=True)
 class CaptionTexts:
-    """Every image has one text.
+    """Every image has one text."""
 
-    Args:
-        texts: U different texts, sorted.
-        of_row: row of the manifest -> number of its text.
-    """
-
-    texts: tuple[str, ...]
-    of_row: Mapping[int, int]
+    texts: tuple[str, ...]  # U different ones, sorted
+    of_row: Mapping[int, int]  # row of the manifest -> number of its text
 
     @classmethod
     def of(cls, rows: Sequence[int], captions: Sequence[str]) -> CaptionTexts:
@@ -60,14 +56,10 @@ class PromptTexts:
     """The images of a class share one vector, the mean of its prompts' as in scoring.
 
     Not one prompt at random: the loss would first make all prompts alike, those of different classes included.
-
-    Args:
-        texts: U prompts, one class after the other.
-        classes: i64[U], the class of each prompt.
     """
 
-    texts: tuple[str, ...]
-    classes: Rows
+    texts: tuple[str, ...]  # U prompts, one class after the other
+    classes: Rows  # [U], the class of each prompt
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[str]]) -> PromptTexts:
@@ -76,33 +68,24 @@ class PromptTexts:
         return cls(tuple(text for p in prompts for text in p), classes)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ContrastiveStep:
-    """Everything that a step needs.
+    """Everything that a step needs."""
 
-    Args:
-        tuned: the encoder.
-        greys: u8[N, S, S], the images of the manifest, on disk.
-        targets: i64[N] classes, -1 where unknown.
-        texts: what stands beside the images.
-        group: the processes.
-        loss: a name in `LOSSES`.
-        weight: f64[C], weight of each class in the loss; `None` for equal ones.
-        chunk_size: pairs per forward pass. Memory only.
-        augmentation: how the images of a batch are changed; `None` leaves them.
-        seed: of the augmentation.
-    """
-
+    config: TrainingSettings
+    loss: str  # a name in `LOSSES`
+    logit_scale_max: float  # upper bound of a trained logit scale
     tuned: TunableEncoder
-    greys: npt.NDArray[np.uint8]
-    targets: Rows
-    texts: CaptionTexts | PromptTexts
+    greys: npt.NDArray[np.uint8]  # [N, S, S], the images of the manifest, on disk
+    targets: Rows  # [N] classes, -1 where unknown
+    texts: CaptionTexts | PromptTexts  # what stands beside the images
     group: ProcessGroup
-    loss: str
-    weight: npt.NDArray[np.float64] | None
-    chunk_size: int
-    augmentation: Augmentation | None
-    seed: int
+    weight: npt.NDArray[np.float64] | None  # [C], of each class in the loss; `None` for equal ones
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Those that are trained, by name."""
+        return self.tuned.parameters
 
     @cached_property
     def tokens(self) -> dict[str, Tensor]:
@@ -119,11 +102,15 @@ class ContrastiveStep:
         vision = Tower(len(batch.rows), self._images_of(batch))
         text = Tower(len(numbers), self._texts_of(batch, numbers))
         value = cached_backward(
-            (vision, text), self._loss_of(batch, inverse), chunk_size=self.chunk_size, processes=self.group
+            (vision, text), self._loss_of(batch, inverse), chunk_size=self.config.chunk_size, processes=self.group
         )
         self.group.combine(self.tuned.encoder_parameters.values(), self.tuned.loss_parameters.values())
         self.tuned.clear_masks()
         return float(value)
+
+    def after_step(self) -> Mapping[str, float]:
+        """The logit scale, which never exceeds its bound."""
+        return {"logit_scale": self.tuned.clamp_scale(self.logit_scale_max)}
 
     def texts_of(self, batch: Batch) -> tuple[Rows, Rows]:
         """(i64[U] different texts of the batch, i64[B] which of them, or of the classes, each image has)."""
@@ -137,9 +124,9 @@ class ContrastiveStep:
         encoder = self.tuned.encoder
         own, _ = self.group.own(len(batch.rows))
         images = torch.from_numpy(self.greys[batch.rows[own.numpy()]]).to(encoder.device)
-        if self.augmentation:
+        if augmentation := AUGMENTATIONS[self.config.augmentation]:
             samples = batch.samples[own.numpy()].tolist()
-            images = augment(images, self.augmentation, seed=self.seed, step=batch.step, samples=samples)
+            images = augment(images, augmentation, seed=self.config.seed, step=batch.step, samples=samples)
         samples = torch.from_numpy(batch.samples).to(encoder.device)
         first = int(own[0])
 
@@ -181,14 +168,12 @@ class ContrastiveStep:
 
     def validate(self, rows: Rows, prompts: Sequence[Sequence[str]]) -> dict[str, float]:
         """Zero-shot accuracy, macro F1 and mean cosine on some images, nothing dropped."""
-        from sklearn.metrics import accuracy_score
-
         _, projected = self._encode(rows)
         vectors = class_vectors([self.tuned.encoder.encode_texts(p).astype(np.float64) for p in prompts])
         cosine = projected.astype(np.float64) @ vectors.T
         predicted, target = cosine.argmax(axis=1), self.targets[rows]
         return {
-            "val_accuracy": float(accuracy_score(target, predicted)),
+            "val_accuracy": float((target == predicted).mean()),
             "val_macro_f1": macro_f1(target, predicted, len(prompts)),
             "val_mean_cosine": float(cosine.mean()),
         }

@@ -48,17 +48,11 @@ def cached_embeddings(
     """
     encoder = encoder or load_encoder(config)
     if not config.embeddings:
-        key = digest([encoder.description, encoder.preprocess.as_dict()])[:12]
-        kept = cache / key
-        return embed(
-            manifest, encoder, kept, batch_size=config.batch_size, pixels=pixels, progress=progress, announce=announce
-        )
+        kept, size = cache / digest([encoder.description, encoder.preprocess.as_dict()])[:12], config.batch_size
+        return embed(manifest, encoder, kept, batch_size=size, pixels=pixels, progress=progress, announce=announce)
     finished = read_embeddings(Path(config.embeddings))
     expected = encoder.description
-    if config.precision == "auto" and finished.encoder.get("precision") in (
-        "fp32",
-        "bf16",
-    ):  # finished ones keep theirs
+    if config.precision == "auto" and finished.encoder.get("precision") in ("fp32", "bf16"):  # they keep theirs
         expected = description(expected["weights"], finished.encoder["precision"])
     if dict(finished.encoder) != expected:
         raise MismatchError(

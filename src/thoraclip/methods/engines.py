@@ -110,30 +110,16 @@ def by_processes(group: ProcessGroup, encoder: DualEncoder, pictures: Pictures) 
         span = group.count * _TURN
         for at in range(0, len(batches), span):
             turn = batches[at : at + span]
-            own, real = group.own(len(turn))
-            mine = list(alone([turn[number] for number in own[:real].tolist()]))
-            yield _gathered(group, encoder, turn, mine, share=len(own))
+            own, _ = group.own(len(turn))  # padded with the last batch, so that all have one
+            rows, most = sum(map(len, turn)), len(turn[0]) * len(own)
+            whole = []
+            for made in map(np.concatenate, zip(*alone([turn[number] for number in own.tolist()]), strict=True)):
+                local = torch.zeros(most, made.shape[1])  # of a turn the last batch alone may be short
+                local[: len(made)] = torch.from_numpy(made)
+                whole.append(group.gather(local.to(encoder.device), rows).cpu().numpy())
+            yield whole[0], whole[1]
 
     return engine
-
-
-def _gathered(
-    group: ProcessGroup, encoder: DualEncoder, turn: Sequence[range], mine: Sequence[Features], *, share: int
-) -> Features:
-    """The features of a turn's batches; only the last one may be short, and no real row stands behind padding."""
-    rows, most = sum(map(len, turn)), len(turn[0]) * share
-    whole = []
-    for place, width in enumerate(_widths(group, mine)):
-        local = torch.zeros(most, width)
-        made = np.concatenate([features[place] for features in mine]) if mine else np.zeros((0, width), np.float32)
-        local[: len(made)] = torch.from_numpy(made)
-        whole.append(group.gather(local.to(encoder.device), rows).cpu().numpy())
-    return whole[0], whole[1]
-
-
-def _widths(group: ProcessGroup, mine: Sequence[Features]) -> list[int]:
-    """D and P, which a process without a batch of its own does not know."""
-    return [int(group.first(float(mine[0][place].shape[1]) if mine else 0.0)) for place in range(2)]
 
 
 def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], *, workers: int = 0) -> Engine:
@@ -171,14 +157,7 @@ def _located(config: EncoderConfig) -> dict[str, Any]:
 
 
 class _Actor:
-    """Makes, in an actor, what encodes a shard.
-
-    Args:
-        config: fields of an `EncoderConfig`.
-        root: folder of the pictures.
-        size: images per batch.
-        expected: see `by_ray`.
-    """
+    """Makes, in an actor, what encodes a shard of the images in `root`, `size` at a time; see `by_ray`."""
 
     def __init__(self, config: dict[str, Any], root: str, size: int, expected: dict[str, str]) -> None:
         self._config, self._root, self._size, self._expected = config, root, size, expected

@@ -3,14 +3,14 @@
     batch (rows) -+-> images, augmented once -> vision tower --+
                   +-> texts, each different one once -> text tower -+-> loss over the whole batch (gradcache)
 
-`run` trains one adapter per fold (`_train`, whose loop is `_fit`) and scores its test images zero-shot with the adapter
-that validated best; `probe` takes the run folder as its adapter. Everything random is a function of (seed, step,
-sample), so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
+`run` trains one adapter per fold (`_train`; the loop is `Steps.run`) and scores its test images zero-shot with the
+adapter that validated best; `probe` takes the run folder as its adapter. Everything random is a function of (seed,
+step, sample), so neither the chunk size, nor the number of processes, nor a resumed run changes the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from thoraclip.config import require_known, require_positive
 from thoraclip.errors import ConfigError
@@ -27,12 +26,10 @@ from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptT
 from thoraclip.methods.encoders import EncoderConfig, ModelConfig
 from thoraclip.methods.losses import LOSSES
 from thoraclip.methods.running import MethodOutput, RunContext
-from thoraclip.methods.training.checkpoint import stop_requests
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import prompted_classifier, prompts_digest, score_images
-from thoraclip.models.augment import AUGMENTATIONS
 from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.files import read_note
 from thoraclip.models.heads import class_weights
@@ -110,40 +107,18 @@ def run(config: Config, context: RunContext) -> MethodOutput | None:
 
 def _train(training: FoldTraining[Config]) -> None:
     """Train the adapter of one fold; writes `adapter/`, `last/`, `metrics.jsonl` and `training.svg`."""
-    config, sampler = training.config, training.sampler()
+    config, sampler, folder = training.config, training.sampler(), training.folder
     step = _prepare(training)
-    tuned = step.tuned
+    tuned, prompts = step.tuned, _class_prompts(training)
     steps = Steps(training, sampler, _optimizer(config, tuned), tuned.parameters)
-    prompts = _class_prompts(training)
-    _fit(config, steps, step, lambda: _validate(training, steps, step, prompts))
+    progress = steps.run(step, lambda: _validate(training, steps, step, prompts))
     if training.group.is_main:
-        progress, folder = steps.progress, training.folder
         training.write_curve(progress, validated="zero-shot")
         tuned.save(folder / "last", training.note(progress, progress.step) | {"loss": config.loss})
         if progress.best:
             tuned.restore(progress.best)
         # the best adapter comes last: its note marks the end of the training
         tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | {"loss": config.loss})
-
-
-def _fit(config: Config, steps: Steps, step: ContrastiveStep, validate: Callable[[], None]) -> None:
-    """The loop: from the checkpoint, if there is one, to the last step or the end of patience."""
-    optimizer, parameters = steps.optimizer, step.tuned.parameters
-    if steps.is_new:
-        validate()
-    with stop_requests() as stop:
-        while steps.are_left:
-            batch, rate = steps.begin()
-            loss = step.backward(batch)
-            norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_norm or torch.inf))
-            steps.require_finite(batch, loss=loss, gradient_norm=norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            scale = step.tuned.clamp_scale(config.logit_scale_max)
-            steps.log(loss=loss, learning_rate=rate, gradient_norm=norm, logit_scale=scale)
-            if steps.is_validation_due:
-                validate()
-            steps.end(stop)
 
 
 def _validate(
@@ -177,19 +152,11 @@ def _prepare(training: FoldTraining[Config]) -> ContrastiveStep:
         train_bias=LOSSES[config.loss].has_bias,
         checkpointing=config.gradient_checkpointing,
     )
-    weight = class_weights(training.targets[rows], len(training.labels), config.class_weight)
-    return ContrastiveStep(
-        tuned=tuned,
-        greys=training.shared_images(encoder.preprocess),
-        targets=training.targets,
-        texts=texts,
-        group=training.group,
-        loss=config.loss,
-        weight=None if config.class_weight == "none" else weight,
-        chunk_size=config.chunk_size,
-        augmentation=AUGMENTATIONS[config.augmentation],
-        seed=config.seed,
-    )
+    greys, targets = training.shared_images(encoder.preprocess), training.targets
+    weight = class_weights(targets[rows], len(training.labels), config.class_weight)
+    each = None if config.class_weight == "none" else weight
+    loss, bound, group = config.loss, config.logit_scale_max, training.group
+    return ContrastiveStep(config, loss, bound, tuned, greys, targets, texts, group, each)
 
 
 def _texts(training: FoldTraining[Config]) -> CaptionTexts | PromptTexts:

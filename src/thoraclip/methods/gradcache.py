@@ -14,53 +14,27 @@ the processes then gives the gradient of one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["OneProcess", "Processes", "Tower", "cached_backward"]
+from thoraclip.methods.training.processes import ProcessGroup
+
+__all__ = ["Tower", "cached_backward"]
 
 
 @dataclass(frozen=True)
 class Tower:
-    """One encoder and the rows that it is asked for in this step.
+    """One encoder and the rows that it is asked for in this step."""
 
-    Args:
-        rows: N, how many.
-        encode: i64[b] rows of 0..N-1 -> f32[b, P] with gradient; a pure function of the rows.
-    """
-
-    rows: int
-    encode: Callable[[Tensor], Tensor]
-
-
-class Processes(Protocol):
-    """How rows are shared among processes."""
-
-    def own(self, rows: int) -> tuple[Tensor, int]:
-        """(i64[b] rows of this process, padded so that b is the same in all; how many of them are not padding)."""
-        ...
-
-    def gather(self, local: Tensor, rows: int) -> Tensor:
-        """f32[b, P] of every process -> f32[rows, P] in the order of the rows, without padding and without gradient."""
-        ...
-
-
-class OneProcess:
-    """All rows are here."""
-
-    def own(self, rows: int) -> tuple[Tensor, int]:
-        return torch.arange(rows), rows
-
-    def gather(self, local: Tensor, rows: int) -> Tensor:
-        return local
+    rows: int  # N, how many
+    encode: Callable[[Tensor], Tensor]  # i64[b] rows of 0..N-1 -> f32[b, P] with gradient; a pure function of the rows
 
 
 def cached_backward(
-    towers: Sequence[Tower], loss: Callable[..., Tensor], *, chunk_size: int, processes: Processes | None = None
+    towers: Sequence[Tower], loss: Callable[..., Tensor], *, chunk_size: int, processes: ProcessGroup
 ) -> Tensor:
     """Add the gradients of `loss(representations of towers[0], of towers[1], ...)` to all parameters' `.grad`.
 
@@ -68,13 +42,12 @@ def cached_backward(
         towers: the encoders.
         loss: a function of one f32[N, P] a tower, giving a scalar; called once.
         chunk_size: rows encoded with gradient at a time: memory only, the result does not depend on it.
-        processes: how rows are shared; `None` for one process. Encoders' gradients are those of this process's rows and
-            are still to be summed; the loss's own parameters have the whole gradient in every process.
+        processes: how rows are shared. Encoders' gradients are those of this process's rows and are still to be summed;
+            the loss's own parameters have the whole gradient in every process.
 
     Returns:
         The loss, a scalar without gradient. Where it is not finite no gradient has gone through an encoder.
     """
-    processes = processes or OneProcess()
     passes = [_first_pass(tower, *processes.own(tower.rows), chunk_size) for tower in towers]
     whole = [
         processes.gather(first.representations, tower.rows).detach().requires_grad_()
@@ -96,34 +69,23 @@ def cached_backward(
 
 @dataclass
 class _FirstPass:
-    """What one tower leaves behind: everything without gradient, and the last chunk's graph.
+    """What one tower leaves behind: everything without gradient, and the last chunk's graph."""
 
-    Args:
-        representations: f32[b, P] of this process's share, padding included, without gradient.
-        last: f32[b', P] with gradient.
-        last_rows, earlier_rows: the rows behind them, without padding.
-        trained: False where nothing in the tower has a gradient, so that no chunk need be encoded again.
-    """
-
-    representations: Tensor
-    last: Tensor | None
-    last_rows: Tensor
-    earlier_rows: list[Tensor]
-    trained: bool = field(init=False)
+    representations: Tensor  # f32[b, P] of this process's share, padding included, without gradient
+    last: Tensor | None  # f32[b', P] with gradient
+    last_rows: Tensor  # the rows behind them, without padding
+    earlier_rows: Sequence[Tensor]
+    trained: bool = field(init=False)  # False where nothing in the tower has a gradient: no chunk is encoded again
 
 
 def _first_pass(tower: Tower, rows: Tensor, real: int, chunk_size: int) -> _FirstPass:
-    *earlier, end = _chunks(rows, chunk_size)
+    *earlier, end = torch.split(rows, chunk_size)
     with torch.no_grad():
         made = [tower.encode(chunk) for chunk in earlier]
-    last = tower.encode(end)
-    representations = torch.cat([*made, last.detach()])
-    return _FirstPass(
-        representations,
-        last,
-        rows[:real][len(rows) - len(end) :],
-        list(_chunks(rows[:real][: len(rows) - len(end)], chunk_size)),
-    )
+    last, before = tower.encode(end), len(rows) - len(end)
+    again = min(real, before)
+    chunks = torch.split(rows[:again], chunk_size) if again else ()
+    return _FirstPass(torch.cat([*made, last.detach()]), last, rows[before:real], chunks)
 
 
 def _back(representation: Tensor | None, rows: Tensor, gradient: Tensor | None) -> bool:
@@ -134,8 +96,3 @@ def _back(representation: Tensor | None, rows: Tensor, gradient: Tensor | None) 
         own = gradient[rows.to(gradient.device)]
         (representation[: len(rows)] * own).sum().backward()  # type: ignore[no-untyped-call]
     return True
-
-
-def _chunks(rows: Tensor, chunk_size: int) -> Iterator[Tensor]:
-    for at in range(0, len(rows), chunk_size):
-        yield rows[at : at + chunk_size]

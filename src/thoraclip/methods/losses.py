@@ -19,40 +19,24 @@ __all__ = ["LOSSES", "Loss", "Pairs", "class_means", "infonce", "prompt_cross_en
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a loss may read.
+    """What a loss may read."""
 
-    Args:
-        image: unit vectors, f32[B, P].
-        text: unit vectors: f32[B, P], the text of each image; of a loss on prompts f32[K, P], all prompts.
-        scale: positive scalar, the inverse temperature.
-        bias: scalar that is added to the logits; trained where the loss needs one.
-        target: i64[B], the class of each image.
-        classes: i64[K], the class of each prompt, of a loss on prompts.
-        weight: f32[B], mean 1; `None` for equal ones.
-    """
-
-    image: Tensor
-    text: Tensor
-    scale: Tensor
-    bias: Tensor
-    target: Tensor
-    classes: Tensor | None = None
-    weight: Tensor | None = None
+    image: Tensor  # unit vectors, f32[B, P]
+    text: Tensor  # unit vectors: f32[B, P], the text of each image; of a loss on prompts f32[K, P], all prompts
+    scale: Tensor  # positive scalar, the inverse temperature
+    bias: Tensor  # scalar that is added to the logits; trained where the loss needs one
+    target: Tensor  # i64[B], the class of each image
+    classes: Tensor | None = None  # i64[K], the class of each prompt, of a loss on prompts
+    weight: Tensor | None = None  # f32[B], mean 1; `None` for equal ones
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One entry of `LOSSES`.
+    """One entry of `LOSSES`."""
 
-    Args:
-        value: `Pairs` -> scalar loss in nats.
-        has_bias: the logit bias is trained.
-        on_prompts: it compares every image with the prompts of all classes, so captions cannot be used.
-    """
-
-    value: Callable[[Pairs], Tensor]
-    has_bias: bool = False
-    on_prompts: bool = False
+    value: Callable[[Pairs], Tensor]  # `Pairs` -> scalar loss in nats
+    has_bias: bool = False  # the logit bias is trained
+    on_prompts: bool = False  # it compares every image with the prompts of all classes, so captions cannot be used
 
 
 def infonce(image: Tensor, text: Tensor, scale: Tensor, *, weight: Tensor | None = None) -> Tensor:

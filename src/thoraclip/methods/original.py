@@ -17,7 +17,7 @@ from thoraclip.models.files import adapter_folders
 from thoraclip.models.heads import LinearHead, read_head
 from thoraclip.runs import fold_file
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.predictions import Predictions, read_predictions
+from thoraclip.tables.predictions import read_predictions
 
 __all__ = ["load_original"]
 
@@ -49,7 +49,12 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
     predictions = read_predictions(run.folder / "predictions.parquet")
     exact = replace(run, config=replace(run.config, precision="fp32"))
     classifier = exact.classifier(chosen, predictions.labels)
-    kept = _validation(run, chosen)
+    kept = next((table for table in read_validation(run.folder) if table.fold[0] == chosen), None)
+    if kept is None:
+        raise InputError(
+            f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the "
+            "same command again (nothing is trained anew), with a manifest that is split"
+        )
     row = {image: number for number, image in enumerate(manifest.column("image_id"))}
     val = np.sort([row[image] for image in kept.image_id]).astype(np.int64)
     judged = dict(run.parts(manifest))
@@ -70,19 +75,8 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         validation=kept if learned_from_val else None,
         predictions=predictions,
         folder=run.folder,
-        alike=list(_alike(exact, classifier, predictions, judged, chosen, val if not has_learned else val[:0])),
+        alike=list(_alike(exact, classifier, judged, chosen, val if not has_learned else val[:0])),
         inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
-    )
-
-
-def _validation(run: FinishedRun, fold: int | None) -> Predictions:
-    """The kept scores of the fold's validation images."""
-    for table in read_validation(run.folder):
-        if table.fold[0] == fold:
-            return table
-    raise InputError(
-        f"{run.folder}: kept no scores of validation images, which temperature and sets are fitted on; run the same "
-        "command again (nothing is trained anew), with a manifest that is split"
     )
 
 
@@ -96,23 +90,14 @@ def _others(manifest: Manifest, used: Rows, *, has_folds: bool) -> Rows:
 
 
 def _alike(
-    run: FinishedRun,
-    own: object,
-    predictions: Predictions,
-    judged: dict[int | None, Rows],
-    chosen: int | None,
-    left_out: Rows,
+    run: FinishedRun, own: object, judged: dict[int | None, Rows], chosen: int | None, left_out: Rows
 ) -> Iterator[tuple[LinearHead, Rows]]:
     """(head, rows that it held out) of the other folds, where the encoder is the same one for all."""
-    if not isinstance(own, EncoderClassifier) or run.method.trains_adapters or _has_fold_adapters(run):
+    if not isinstance(own, EncoderClassifier) or run.method.trains_adapters:
+        return
+    if run.config.adapter and None not in adapter_folders(Path(run.config.adapter)):
         return
     for fold, rows in judged.items():
-        if fold == chosen:
-            continue
-        file = run.folder / fold_file("head.safetensors", fold)
-        yield read_head(file) if run.method.fits_head else own.head, np.setdiff1d(rows, left_out)
-
-
-def _has_fold_adapters(run: FinishedRun) -> bool:
-    adapter = run.config.adapter
-    return bool(adapter) and None not in adapter_folders(Path(adapter))
+        if fold != chosen:
+            file = run.folder / fold_file("head.safetensors", fold)
+            yield read_head(file) if run.method.fits_head else own.head, np.setdiff1d(rows, left_out)

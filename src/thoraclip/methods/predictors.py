@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from thoraclip.config import build_config, read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
+from thoraclip.imaging import read_bytes
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.models.files import adapter_folders
@@ -22,7 +24,7 @@ from thoraclip.tables.predictions import Predictions, read_predictions
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import Classifier
 
-__all__ = ["FinishedRun", "find_manifest", "read_run"]
+__all__ = ["Chosen", "FinishedRun", "choose_classifier", "find_manifest", "load_chosen", "read_run"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -32,23 +34,14 @@ _RETIRED = ("rotate_degrees", "shift", "zoom", "brightness", "contrast", "gamma"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder that `run_method` has finished.
+    """A run folder that `run_method` has finished."""
 
-    Args:
-        folder: of the run.
-        kind: a name in `METHODS`.
-        config: of the method, as it ran.
-        manifest: fingerprint of the manifest that it ran on.
-        fingerprint: of all that its result depends on.
-        folds: numbers of the folds that it held out; `(None,)` with a train/val/test split.
-    """
-
-    folder: Path
-    kind: str
-    config: Any
-    manifest: str
-    fingerprint: str
-    folds: tuple[int | None, ...]
+    folder: Path  # of the run
+    kind: str  # a name in `METHODS`
+    config: Any  # of the method, as it ran
+    manifest: str  # fingerprint of the manifest that it ran on
+    fingerprint: str  # of all that its result depends on
+    folds: tuple[int | None, ...]  # numbers of the folds that it held out; `(None,)` with a train/val/test split
 
     @property
     def name(self) -> str:
@@ -126,14 +119,14 @@ class FinishedRun:
             return
         split = np.array([s or "" for s in manifest.column("split")])
         known &= split == "test" if (split != "").any() else np.ones(len(manifest), dtype=bool)
-        held_by = self._held_by(manifest)
+        held_by, judged = self._held_by(manifest), 0
         for fold in self.folds:
-            own = np.array([h == fold for h in held_by])
-            if fold == self.folds[0]:
-                own |= np.array([h == "new" for h in held_by])
-            if (known & own).any():
-                yield fold, np.flatnonzero(known & own)
-        if not (known & np.array([h == "new" or h in self.folds for h in held_by])).any():
+            own = np.array([held == fold or (held == "new" and fold == self.folds[0]) for held in held_by])
+            rows = np.flatnonzero(known & own)
+            judged += len(rows)
+            if len(rows):
+                yield fold, rows
+        if not judged:
             raise ManifestError(
                 "manifest: no labelled image, of split 'test' where it names splits, that the run has not seen"
             )
@@ -235,3 +228,61 @@ def find_manifest(run: FinishedRun) -> Manifest:
                 )
             return manifest
     raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which classifier of a run explains a picture."""
+
+    fold: int | None  # its number; `None` of a run without folds
+    note: str  # why this one
+    lung_mask: Path | None = None  # the manifest's mask of the picture, where it has one
+
+
+def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) -> Chosen:
+    """The classifier that did not see the picture in training, where the run has one.
+
+    A picture is known by its bytes. One of the run's own manifest is explained by the fold that held it out; any other,
+    and every one where the manifest is not beside the run, by the first fold.
+
+    Raises:
+        ConfigError: the run has no such fold.
+        ImageError: the file cannot be read.
+    """
+    row = _row_of(run, hashlib.sha256(read_bytes(image)).hexdigest())
+    mask, held, split = row or (None, None, None)
+    if fold is not None:
+        run.require_fold(fold)
+        return Chosen(fold, f"fold {fold}, {'which held this picture out' if held == fold else 'as asked'}", mask)
+    if run.folds == (None,):
+        trained = {"train": "which was trained on this picture", "val": "which was chosen by this picture"}
+        return Chosen(None, f"the run's classifier{', ' + trained[split] if split in trained else ''}", mask)
+    if held in run.folds:
+        return Chosen(held, f"fold {held}, which held this picture out", mask)
+    why = "the picture is in no fold of the run's manifest" if row is None else "the picture was held out by no fold"
+    return Chosen(run.folds[0], f"fold {run.folds[0]}, the first: {why}", mask)
+
+
+def _row_of(run: FinishedRun, sha256: str) -> tuple[Path | None, int | None, str | None] | None:
+    """(lung mask, fold, split) of a picture in the run's manifest; `None` where it, or the manifest, is not there."""
+    try:
+        manifest = find_manifest(run)
+    except (InputError, MismatchError, ManifestError):
+        return None
+    hashes = manifest.column("sha256")
+    if sha256 not in hashes:
+        return None
+    row = hashes.index(sha256)
+    mask, fold, split = (manifest.column(name)[row] for name in ("lung_mask", "fold", "split"))
+    return (manifest.root / mask if mask else None), fold, split
+
+
+def load_chosen(run: FinishedRun, image: Path, *, fold: int | None = None) -> tuple[Classifier, Chosen]:
+    """(the classifier that `choose_classifier` names, what it said).
+
+    Raises:
+        InputError: the run keeps no classifier.
+    """
+    chosen = choose_classifier(run, image, fold)
+    labels = read_predictions(run.folder / "predictions.parquet").labels
+    return run.classifier(chosen.fold, labels), chosen

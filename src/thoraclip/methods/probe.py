@@ -121,23 +121,20 @@ class Texts:
     logit_scale: float
 
 
+_Inputs = tuple[Part, Features, Texts | None]
+"""Of one fit; the features f32[N, D] are those of the whole manifest."""
 Heads = Callable[[Config, Features, Rows, LabelSet, Sequence[float], Texts | None], list[LinearHead]]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """One entry of `SOLVERS`.
+    """One entry of `SOLVERS`."""
 
-    Args:
-        fit: (settings, features f32[N, D], targets i64[N], classes, penalties, texts) -> a head for each penalty; of a
-            solver by epochs a head after each of `settings.epochs`.
-        by_epoch: the epoch is chosen by validation; else the penalty.
-        needs_texts: the class prompts are read, in the space shared with text.
-    """
-
+    # (settings, features f32[N, D], targets i64[N], classes, penalties, texts) -> a head for each penalty; of a solver
+    # by epochs a head after each of `settings.epochs`
     fit: Heads
-    by_epoch: bool = False
-    needs_texts: bool = False
+    by_epoch: bool = False  # the epoch is chosen by validation; else the penalty
+    needs_texts: bool = False  # the class prompts are read, in the space shared with text
 
 
 def _text_informed(
@@ -181,22 +178,22 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     targets = manifest.targets(labels)
     rows, scores, metrics, ood, dimension, texts = [], [], [], [], 0, None
 
-    def work(fold: _FoldInputs) -> tuple[_FoldInputs, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
+    def work(fold: _Inputs) -> tuple[_Inputs, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
+        part, features, _ = fold
         head, validation, chosen = _fit(config, fold, targets, labels)
-        flagged = _keep_ood(context, fold.features, targets, fold.part)
-        return fold, head, validation, chosen, head.predict(fold.features[fold.part.test]), flagged
+        return fold, head, validation, chosen, head.predict(features[part.test]), _keep_ood(context, fold, targets)
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
         inputs = _fold_inputs(config, context, labels)
         for fold, head, validation, chosen, test, flagged in in_order(work, inputs, ahead=cores()):
-            number = fold.part.fold
-            context.keep_validation(fold.part, labels, validation)
-            metrics.append({"fold": number, **chosen})
-            write_head(context.folder.file(fold_file(_HEAD, number)), head)
-            ood.append({"fold": number, **flagged})
-            rows.append(fold.part.test)
+            part, features, texts = fold
+            context.keep_validation(part, labels, validation)
+            metrics.append({"fold": part.fold, **chosen})
+            write_head(context.folder.file(fold_file(_HEAD, part.fold)), head)
+            ood.append({"fold": part.fold, **flagged})
+            rows.append(part.test)
             scores.append(test)
-            dimension, texts = int(fold.features.shape[1]), fold.texts
+            dimension = int(features.shape[1])
     details = {"chosen": metrics, "features": config.features, "dimension": dimension}
     details["out_of_distribution"] = ood
     if texts:
@@ -204,17 +201,8 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
 
 
-@dataclass(frozen=True)
-class _FoldInputs:
-    """What one fit needs; the features f32[N, D] are those of the whole manifest."""
-
-    part: Part
-    features: Features
-    texts: Texts | None
-
-
-def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_FoldInputs]:
-    """One for each fold; where the folds have one encoder, they share the features."""
+def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Iterator[_Inputs]:
+    """What each fold's fit needs; where the folds have one encoder, they share the features."""
     manifest = context.manifest
     shared: tuple[Config, Features, Texts | None] | None = None
     for part in parts(manifest, labels, val_fraction=config.val_fraction, seed=config.seed, only=config.only_folds):
@@ -224,7 +212,7 @@ def _fold_inputs(config: Config, context: RunContext, labels: LabelSet) -> Itera
             embedded, texts = _inputs(chosen, context, labels)
             features = np.asarray(getattr(embedded, config.features)[embedded.rows_for(manifest)])
             shared = chosen, features, texts
-        yield _FoldInputs(part, shared[1], shared[2])
+        yield part, shared[1], shared[2]
 
 
 def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embeddings, Texts | None]:
@@ -232,54 +220,41 @@ def _inputs(config: Config, context: RunContext, labels: LabelSet) -> tuple[Embe
     finished = None if config.reads_prompts else finished_embeddings(config)
     if finished is not None:
         return finished, None
-    from thoraclip.methods.embed import cached_embeddings  # with torch
-
     encoder = load_encoder(config)
-    embedded = cached_embeddings(
-        config,
-        context.manifest,
-        context.cache,
-        encoder=encoder,
-        pixels=context.pixels,
-        progress=context.progress,
-        announce=context.log,
-    )
+    embedded = context.embeddings(config, encoder)
     if not config.reads_prompts:
         return embedded, None
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(config.prompts), labels))
     return embedded, Texts(vectors, encoder.logit_scale)
 
 
-def _keep_ood(context: RunContext, features: Features, targets: Rows, part: Part) -> dict[str, Any]:
+def _keep_ood(context: RunContext, fold: _Inputs, targets: Rows) -> dict[str, Any]:
     """Fit the out-of-distribution score on the training images, its threshold on the validation images, and write it.
 
     Returns:
         The share of the test images that it flags, or why there is none.
     """
-    name = fold_file("novelty.safetensors", part.fold)
+    part, features, _ = fold
+    file = context.folder.file(fold_file("novelty.safetensors", part.fold))
     if min(len(part.train), len(part.val)) < MIN_ROWS:
-        context.folder.file(name).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         return {"reason": f"fewer than {MIN_ROWS} training or validation images"}
     fitted = fit_ood(features[part.train], targets=targets[part.train], held_out=features[part.val])
-    write_ood(context.folder.file(name), fitted)
+    write_ood(file, fitted)
     flagged = fitted.is_flagged(fitted.score(features[part.test]))
-    return {
-        "promised": fitted.guaranteed_rate,
-        "flagged": int(flagged.sum()),
-        "test": len(part.test),
-        "share": float(flagged.mean()),
-    }
+    counts = {"flagged": int(flagged.sum()), "test": len(part.test), "share": float(flagged.mean())}
+    return {"promised": fitted.guaranteed_rate, **counts}
 
 
 def _fit(
-    config: Config, fold: _FoldInputs, targets: Rows, labels: LabelSet
+    config: Config, fold: _Inputs, targets: Rows, labels: LabelSet
 ) -> tuple[LinearHead, Scores, dict[str, object]]:
     """Choose by validation log-loss, then fit again on training plus validation if asked.
 
     Returns:
         The head, scores f64[V, C] of the validation images by the one that was chosen, and facts.
     """
-    part, features, texts = fold.part, fold.features, fold.texts
+    part, features, texts = fold
     grid, solver = np.geomspace(config.l2_max, config.l2_min, config.l2_steps).tolist(), SOLVERS[config.solver]
 
     def heads(rows: Rows, upto: int | None = None) -> list[LinearHead]:

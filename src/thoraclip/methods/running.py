@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,16 @@ from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
-from thoraclip.methods.validation import read_validation, validation_file
-from thoraclip.runs import Progress, RunFolder, digest, is_main_process, provenance, sweep, write_json
+from thoraclip.methods.validation import VALIDATION, read_validation
+from thoraclip.models.files import require_adapter
+from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
+
+if TYPE_CHECKING:
+    from thoraclip.methods.encoders import EncoderConfig
+    from thoraclip.models.dual_encoder import DualEncoder
+    from thoraclip.tables.embeddings import Embeddings
 
 __all__ = [
     "MethodOutput",
@@ -46,26 +52,23 @@ _SCHEMA, _FOLD_SCHEMA = 2, 1
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where one run happens.
+    """Where one run happens."""
 
-    Args:
-        manifest: the images.
-        folder: the run's own folder.
-        cache: folder for embeddings, shared by the runs of a study.
-        pixels: folder for decoded images, shared by the runs of a study; `None` keeps none.
-        progress: draws (done, total); `None` for silence.
-        log: gets a line of what the user should know.
-        fingerprint: of everything that the result of a fold depends on, so not of which folds are run; checkpoints and
-            trained weights carry it.
-    """
-
-    manifest: Manifest
-    folder: RunFolder
-    cache: Path
-    pixels: Path | None = None
-    progress: Progress | None = None
-    log: Callable[[str], None] = lambda _: None
+    manifest: Manifest  # the images
+    folder: RunFolder  # the run's own folder
+    cache: Path  # folder for embeddings, shared by the runs of a study
+    pixels: Path | None = None  # folder for decoded images, shared by the runs of a study; `None` keeps none
+    progress: Progress | None = None  # draws (done, total); `None` for silence
+    log: Callable[[str], None] = lambda _: None  # gets a line of what the user should know
+    # of all that the result of a fold depends on, so not of which folds are run; checkpoints and weights carry it
     fingerprint: str = ""
+
+    def embeddings(self, config: EncoderConfig, encoder: DualEncoder) -> Embeddings:
+        """The features of all images; see `embed.cached_embeddings`."""
+        from thoraclip.methods.embed import cached_embeddings  # with torch
+
+        given: dict[str, Any] = {"pixels": self.pixels, "progress": self.progress, "announce": self.log}
+        return cached_embeddings(config, self.manifest, self.cache, encoder=encoder, **given)
 
     def keep_validation(self, part: Part, labels: LabelSet, scores: Scores) -> None:
         """Write the scores of a part's validation images into the run folder, as predictions of split `val`.
@@ -77,7 +80,7 @@ class RunContext:
         """
         split, fold = ("val",) * len(part.val), (part.fold,) * len(part.val)
         table = _predictions(self.manifest, labels, part.val, scores, split=split, fold=fold)
-        write_predictions(self.folder.file(validation_file(part.fold)), table)
+        write_predictions(self.folder.file(fold_file(VALIDATION, part.fold)), table)
 
 
 def _pick(manifest: Manifest, name: str, rows: Rows) -> tuple[Any, ...]:
@@ -93,30 +96,19 @@ def _predictions(manifest: Manifest, labels: LabelSet, rows: Rows, scores: Score
 
 @dataclass(frozen=True)
 class MethodOutput:
-    """What the `run` of a method gives.
+    """What the `run` of a method gives."""
 
-    Args:
-        predictions: of the images that were scored, all folds together.
-        details: JSON-able; written to `details.json`.
-        metrics: the rows of `metrics.jsonl`.
-    """
-
-    predictions: Predictions
-    details: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, object]]
+    predictions: Predictions  # of the images that were scored, all folds together
+    details: Mapping[str, Any]  # JSON-able; written to `details.json`
+    metrics: Sequence[Mapping[str, object]]  # the rows of `metrics.jsonl`
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one training and its scoring use.
+    """What one training and its scoring use."""
 
-    Args:
-        fold: number of the held-out fold; `None` with a train/val/test split.
-        train, val, test: i64 rows of the manifest, disjoint, all labelled.
-    """
-
-    fold: int | None
-    train: Rows
+    fold: int | None  # number of the held-out fold; `None` with a train/val/test split
+    train: Rows  # i64 rows of the manifest; those of the three are disjoint, all labelled
     val: Rows
     test: Rows
 
@@ -135,15 +127,15 @@ def parts(
     known = targets >= 0
     folds = np.array([-1 if f is None else f for f in manifest.column("fold")])
     split = np.array([s or "" for s in manifest.column("split")])
-    masks: list[tuple[int | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = []
-    if (folds >= 0).any():
-        known_folds = sorted(set(folds[folds >= 0].tolist()))
-        require_folds(only, known_folds)
-        for fold in only or known_folds:
-            masks.append((fold, known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)))
-    else:
-        masks.append((None, known & (split == "train"), known & (split == "val"), known & (split == "test")))
-    for fold, train, val, test in masks:
+    numbers = sorted(set(folds[folds >= 0].tolist()))
+    if numbers:
+        require_folds(only, numbers)
+    held_out: Sequence[int | None] = (only or numbers) if numbers else [None]
+    for fold in held_out:
+        if fold is None:
+            train, val, test = (known & (split == name) for name in ("train", "val", "test"))
+        else:
+            train, val, test = known & (folds >= 0) & (folds != fold), np.zeros_like(known), known & (folds == fold)
         for name, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise ManifestError(
@@ -151,8 +143,8 @@ def parts(
                 )
         if not val.any():
             pool = np.flatnonzero(train)
-            held_out = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
-            val[held_out], train[held_out] = True, False
+            own = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
+            val[own], train[own] = True, False
         for index, label in enumerate(labels.names):
             for name, rows in (("training", train), ("validation", val)):
                 if not (rows & (targets == index)).any():
@@ -223,14 +215,17 @@ def run_method(
 
     Raises:
         ConfigError: several processes were started for a method that runs in one.
+        InputError: no adapter where the config names one; nothing is written then.
     """
     require_shared_work(kind)
-    folder = RunFolder(out)
+    folder, method = RunFolder(out), find_method(kind)
     facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():
         sweep(out)
     if not folder.is_done(fingerprint):
-        if find_method(kind).is_parallel:
+        if adapter := getattr(config, "adapter", ""):
+            require_adapter(adapter)
+        if method.is_parallel:
             from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 
             require_launch(wanted=config.processes, trackers=config.trackers)
@@ -238,15 +233,14 @@ def run_method(
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
                 stale.unlink()
-        method = import_module(find_method(kind).module)
         embeddings = cache or out / "embeddings"
         context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
-        output: MethodOutput | None = method.run(config, context)
+        output: MethodOutput | None = import_module(method.module).run(config, context)
         if output is not None:
             write_predictions(folder.file("predictions.parquet"), output.predictions)
             write_json(folder.file("details.json"), output.details)
             folder.write_metrics(output.metrics)
-            if find_method(kind).is_trained:
+            if method.is_trained:
                 trained = TrainedRun(
                     kind=kind,
                     config=config,

@@ -20,6 +20,7 @@ from thoraclip.config import require_at_least, require_fraction, require_known, 
 from thoraclip.data.check.inspection import MEASURED, inspect
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
+from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
@@ -115,7 +116,10 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     details = {
         "chosen": chosen,
         "features": {name: {"columns": values.shape[1], "what": GROUPS[name]} for name, values in groups.items()},
-        "importance": _mean_importance(importances),
+        "importance": {
+            name: {measure: float(np.mean([fold[name][measure] for fold in importances])) for measure in measures}
+            for name, measures in importances[0].items()
+        },
     }
     metrics = [{**row, "importance": importance} for row, importance in zip(chosen, importances, strict=True)]
     return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)
@@ -205,14 +209,11 @@ def _importance(
     All columns of a group move together; the mean over five shuffles. A group that another one can stand in for shows
     little, however much it tells alone.
     """
-    from sklearn.metrics import f1_score
-
     known = targets[part.val]
 
     def measure(table: Floats) -> npt.NDArray[np.float64]:
         scores = next(islice(model.staged_predict_proba(table), rounds - 1, None))
-        f1 = f1_score(known, scores.argmax(axis=1), labels=range(scores.shape[1]), average="macro", zero_division=0)
-        return np.array([log_loss(scores, known), -f1])
+        return np.array([log_loss(scores, known), -macro_f1(known, scores.argmax(axis=1), scores.shape[1])])
 
     rng = np.random.default_rng([seed, part.fold or 0])
     whole, importance = measure(_table(groups, part.val)), {}
@@ -225,11 +226,3 @@ def _importance(
         rise, fall = np.mean(changes, axis=0)
         importance[name] = {"log_loss": float(rise), "macro_f1": float(fall)}
     return importance
-
-
-def _mean_importance(folds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Mean over the folds."""
-    return {
-        name: {measure: float(np.mean([fold[name][measure] for fold in folds])) for measure in measures}
-        for name, measures in folds[0].items()
-    }

@@ -1,4 +1,4 @@
-"""The scores of a run's validation images: where they lie in its folder, read without what a run needs."""
+"""The scores of a run's validation images, read without what a run needs, so that a report starts at once."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ from pathlib import Path
 from thoraclip.runs import fold_file
 from thoraclip.tables.predictions import Predictions, read_predictions
 
-__all__ = ["read_validation", "validation_file"]
+__all__ = ["VALIDATION", "read_validation"]
 
-
-def validation_file(fold: int | None) -> str:
-    """The name in the run folder, for a held-out fold (`None`: of a train/val/test split)."""
-    return fold_file("validation.parquet", fold)
+VALIDATION = "validation.parquet"
+"""Name in a run folder; of a held-out fold see `runs.fold_file`."""
 
 
 def read_validation(folder: Path) -> tuple[Predictions, ...]:
     """The validation scores of a run: one table, or one for each fold in their order; `()` where none are kept."""
-    whole, prefix = folder / validation_file(None), "validation-fold-"
+    whole, prefix = folder / VALIDATION, "validation-fold-"
     if whole.is_file():
         return (read_predictions(whole),)
-    folds = sorted(
-        int(number)
-        for file in folder.glob(f"{prefix}*.parquet")
-        if (number := file.stem.removeprefix(prefix)).isdigit()
-    )
-    return tuple(read_predictions(folder / validation_file(fold)) for fold in folds)
+    names = [file.stem.removeprefix(prefix) for file in folder.glob(f"{prefix}*.parquet")]
+    folds = sorted(int(name) for name in names if name.isdigit())
+    return tuple(read_predictions(folder / fold_file(VALIDATION, fold)) for fold in folds)

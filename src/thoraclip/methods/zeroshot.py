@@ -18,7 +18,7 @@ from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
-from thoraclip.models.heads import log_loss, softmax
+from thoraclip.models.heads import LinearHead, Standardiser, log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
@@ -46,35 +46,18 @@ class Config(EncoderConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """Zero-shot scores of every image of a manifest by one encoder.
+    """Zero-shot scores of every image of a manifest by one encoder."""
 
-    Args:
-        scores: f64[N, C], rows sum to 1.
-        images: f64[N, P], unit vectors.
-        prompt_vectors: per class f64[K_c, P], unit vectors.
-        logit_scale: of the encoder.
-    """
-
-    scores: npt.NDArray[np.float64]
-    images: npt.NDArray[np.float64]
-    prompt_vectors: list[npt.NDArray[np.float64]]
-    logit_scale: float
+    scores: npt.NDArray[np.float64]  # f64[N, C], rows sum to 1
+    images: npt.NDArray[np.float64]  # f64[N, P], unit vectors
+    prompt_vectors: list[npt.NDArray[np.float64]]  # per class f64[K_c, P], unit vectors
+    logit_scale: float  # of the encoder
 
 
 def score_images(config: EncoderConfig, labels: LabelSet, prompts: PromptSet, context: RunContext) -> Scored:
     """Softmax over logit scale times cosine, for every image of the context's manifest."""
-    from thoraclip.methods.embed import cached_embeddings  # with torch
-
     encoder = load_encoder(config)
-    embedded = cached_embeddings(
-        config,
-        context.manifest,
-        context.cache,
-        encoder=encoder,
-        pixels=context.pixels,
-        progress=context.progress,
-        announce=context.log,
-    )
+    embedded = context.embeddings(config, encoder)
     images = np.asarray(embedded.projected[embedded.rows_for(context.manifest)], dtype=np.float64)
     vectors = prompt_vectors(encoder, prompts, labels)
     scores = softmax(encoder.logit_scale * images @ class_vectors(vectors).T)
@@ -146,15 +129,13 @@ def _spread(
     labels: LabelSet, texts: list[tuple[str, ...]], named: npt.NDArray[np.int64], predictions: Predictions
 ) -> list[dict[str, Any]]:
     """Accuracy and macro F1 of every single prompt on the judged rows."""
-    from sklearn.metrics import accuracy_score
-
     position = {image: row for row, image in enumerate(predictions.image_id)}
     judged = predictions.judged()
     rows = np.array([position[image] for image in judged.image_id])
     return [
         {
             "prompts": {name: t[k % len(t)] for name, t in zip(labels.names, texts, strict=True)},
-            "accuracy": float(accuracy_score(judged.target, named[rows, k])),
+            "accuracy": float((judged.target == named[rows, k]).mean()),
             "macro_f1": macro_f1(judged.target, named[rows, k], len(labels)),
         }
         for k in range(named.shape[1])
@@ -182,8 +163,10 @@ def load_classifier(config: EncoderConfig, folder: Path, fold: int | None, label
 
 def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -> EncoderClassifier:
     """An encoder with the mean vectors of each class's prompts as a linear head."""
-    from thoraclip.models.classifiers import EncoderClassifier, prompt_head
+    from thoraclip.models.classifiers import EncoderClassifier
 
     encoder = load_encoder(config)
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels))
-    return EncoderClassifier(encoder, prompt_head(labels, vectors, encoder.logit_scale), "projected")
+    weight = (encoder.logit_scale * vectors).astype(np.float32)
+    head = LinearHead(labels, Standardiser.identity(weight.shape[1]), weight, np.zeros(len(labels), np.float32))
+    return EncoderClassifier(encoder, head, "projected")

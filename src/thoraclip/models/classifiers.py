@@ -18,12 +18,12 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.dual_encoder import DualEncoder
-from thoraclip.models.heads import LinearHead, Standardiser
+from thoraclip.models.heads import LinearHead
 from thoraclip.predictor import Looker
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["Classifier", "EncoderClassifier", "Original", "prompt_head"]
+__all__ = ["Classifier", "EncoderClassifier", "Original"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -101,13 +101,6 @@ class EncoderClassifier:
         """Mean, scale, weight and bias of the head on the device."""
         arrays = (self.head.standardiser.mean, self.head.standardiser.scale, self.head.weight, self.head.bias)
         return tuple(torch.from_numpy(np.array(array)).to(self.encoder.device) for array in arrays)
-
-
-def prompt_head(labels: LabelSet, vectors: npt.NDArray[np.float64], logit_scale: float) -> LinearHead:
-    """The zero-shot classifier as a head on projected features: softmax(logit scale times cosine with f64[C, P], the
-    unit vector of each class)."""
-    weight = (logit_scale * vectors).astype(np.float32)
-    return LinearHead(labels, Standardiser.identity(weight.shape[1]), weight, np.zeros(len(labels), np.float32))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,12 +51,7 @@ class KeyedDropout(nn.Module):
 
     def __init__(self, probability: float, module: int, key: MaskKey) -> None:
         super().__init__()
-        if not 0 <= probability < 1:
-            raise ConfigError(f"lora_dropout = {probability}: a number from 0 up to, but not including, 1 is needed")
         self.probability, self.module, self.key = probability, module, key
-
-    def extra_repr(self) -> str:
-        return f"p={self.probability}, module={self.module}"
 
     def forward(self, x: Tensor) -> Tensor:
         samples = self.key.samples

@@ -61,27 +61,16 @@ _FAMILIES: Mapping[str, _Family] = {
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """An image tower and a text tower that share one space.
+    """An image tower and a text tower that share one space."""
 
-    Args:
-        name: the model as the user named it.
-        model: the Transformers model, in eval mode, fp32.
-        tokenizer: its tokenizer.
-        family: traits of the model type.
-        preprocess: how pixels must be made.
-        device: where the weights are.
-        precision: `fp32` or `bf16` (autocast).
-        fingerprint: SHA-256 over all weights, the adapter's included.
-    """
-
-    name: str
-    model: Any
-    tokenizer: Any
-    family: _Family
-    preprocess: Preprocess
-    device: torch.device
-    precision: str
-    fingerprint: str
+    name: str  # the model as the user named it
+    model: Any  # the Transformers model, in eval mode, fp32
+    tokenizer: Any  # its tokenizer
+    family: _Family  # traits of the model type
+    preprocess: Preprocess  # how pixels must be made
+    device: torch.device  # where the weights are
+    precision: str  # `fp32` or `bf16` (autocast)
+    fingerprint: str  # SHA-256 over all weights, the adapter's included
 
     @property
     def description(self) -> dict[str, str]:

@@ -27,6 +27,7 @@ __all__ = [
     "preprocessor_json",
     "read_note",
     "read_preprocess",
+    "require_adapter",
     "stored_fingerprint",
     "stored_folder",
     "write_note",
@@ -206,6 +207,17 @@ def read_note(folder: Path) -> AdapterNote | None:
         return AdapterNote(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"adapter '{folder}': {_NOTE} is not readable ({error!r}); train it again") from error
+
+
+def require_adapter(name: str) -> dict[int | None, Path]:
+    """`adapter_folders` of a folder that must have one; raises InputError where it has none."""
+    folders = adapter_folders(Path(name))
+    if not folders:
+        raise InputError(
+            f"adapter '{name}': no adapter there; name a PEFT adapter folder, or the run folder of a finished "
+            "thoraclip finetune"
+        )
+    return folders
 
 
 def adapter_folders(path: Path) -> dict[int | None, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.errors import did_you_mean
 from thoraclip.imaging import Preprocess, fit
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
 from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
@@ -48,14 +47,11 @@ class Segmenter:
         return np.asarray(lungs[0].cpu().numpy())
 
 
-def load_segmenter(
-    model: str, *, lung_classes: Sequence[str] = (), precision: str = "auto", device: str = ""
-) -> Segmenter:
-    """Load a segmentation model (SegFormer, UperNet, DPT, ...) whole; see `load_dual_encoder`.
+def load_segmenter(model: str, *, precision: str = "auto", device: str = "") -> Segmenter:
+    """Load a segmentation model (SegFormer, UperNet, DPT, ...) whole; its classes whose name contains `lung` are lung.
 
     Args:
         model: Hub id, or a local folder in Transformers format.
-        lung_classes: names of the classes that are lung; empty for all whose name contains `lung`.
         precision, device: as in `load_dual_encoder`.
 
     Raises:
@@ -78,7 +74,7 @@ def load_segmenter(
         raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
     target = resolve_device(device)
     return Segmenter(
-        lung_indices=_lung_indices(checkpoint, lung_classes),
+        lung_indices=_lung_indices(checkpoint),
         network=load_model(checkpoint, AutoModelForSemanticSegmentation).float().eval().to(target),
         preprocess=read_preprocess(checkpoint, geometry="squash"),
         device=target,
@@ -86,18 +82,14 @@ def load_segmenter(
     )
 
 
-def _lung_indices(checkpoint: Checkpoint, lung_classes: Sequence[str]) -> tuple[int, ...]:
+def _lung_indices(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Places of the lung classes, rising."""
     names: Mapping[int, str] = checkpoint.config.id2label
-    places = {name: index for index, name in names.items()}
-    for name in lung_classes:
-        if name not in places:
-            raise checkpoint.error(f"no class '{name}'{did_you_mean(name, places)}")
-    chosen = lung_classes or [name for name in places if "lung" in name.lower()]
-    indices = sorted({places[name] for name in chosen})
+    indices = sorted(index for index, name in names.items() if "lung" in name.lower())
     if not indices:
         raise checkpoint.error(
-            f"no class is named after the lung; its classes: {', '.join(sorted(places))}; say which are lung"
+            f"no class is named after the lung; its classes: {', '.join(sorted(names.values()))}; rename those that "
+            "are lung in id2label of its config.json"
         )
     if len(indices) == len(names):
         raise checkpoint.error(f"all {len(names)} classes are lung; a class for all else is needed")

@@ -13,7 +13,7 @@ from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ManifestError, ThoraclipError
-from thoraclip.evaluation.audit_page import write_audit
+from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.audit import AuditConfig, audit

@@ -13,7 +13,7 @@ from typing import Any
 from thoraclip.config import build_config, config_toml, read_toml, require_at_least, require_known, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.evaluation.published import Published, read_published
+from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.runs import Progress
@@ -187,7 +187,7 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
 
     Raises:
         ConfigError: every unknown name at once, with the nearest known one; see also
-            `evaluation.published.read_published` and `images.read_external`.
+            `evaluation.results.read_published` and `images.read_external`.
         InputError: no such file.
     """
     for name, what, table in (

@@ -29,10 +29,11 @@ from thoraclip.methods.audit.probes import (
     background_answers,
     deal_folds,
     probe_answers,
+    probe_tests,
+    view_tests,
 )
 from thoraclip.methods.audit.sample import AuditSample, AuditTarget, draw_sample, sample_images
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
-from thoraclip.methods.audit.shortcut_tests import probe_tests, view_tests
 from thoraclip.proportions import wilson
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
@@ -138,8 +139,8 @@ def audit(
     )
     named = {name: view.named for name, view in seen.items()}
     trials = view_tests(named)
-    fold = deal_folds(sample.target, sample.keys, folds=config.folds, seed=config.seed)
-    refitted, shuffled = _refit(run, sample, seen, fold, config)
+    fold = deal_folds(sample.target, [str(group) for group in sample.groups], folds=config.folds, seed=config.seed)
+    refitted, shuffled = _refit(sample, seen, fold, config)
     named |= refitted
     trials += probe_tests(refitted, run.is_retrainable)
     announce("what can be told without lungs")
@@ -157,7 +158,7 @@ def audit(
         labels=sample.labels,
         manifest=sample.manifest,
         answers=answers,
-        trials=trials,
+        tests=trials,
         attributes=attribute_answers(sample, seen["original"], fold, l2=config.l2),
         lungs=lungs.as_json(),
         sham=_sham(seen),
@@ -181,43 +182,34 @@ def _find_lungs(sample: AuditSample, spec: Preprocess, config: AuditConfig, prog
 
 
 def _refit(
-    run: AuditTarget, sample: AuditSample, seen: Mapping[str, ViewScores], fold: Ints, config: AuditConfig
+    sample: AuditSample, seen: Mapping[str, ViewScores], fold: Ints, config: AuditConfig
 ) -> tuple[dict[str, Ints], Answers]:
     """Probes on the features of every view, each image answered by those that were fitted without it.
 
     Returns:
         Answers by view, and those of probes of shuffled labels to the shuffled labels.
     """
-    classes = len(sample.labels)
     same: dict[tuple[str, ...], list[Ints]] = {}
     for classifier, own in sample.classifiers:
         same.setdefault(classifier.features_key, []).append(own)
-    answers: dict[str, Ints] = {}
-    shuffled = _shuffled(sample.target, sample.groups, config.seed)
-    for name, view in seen.items():
-        if name == "sham":
-            continue
-        answer = np.full(len(sample.target), -1, dtype=np.int64)
+
+    def answers(view: ViewScores, target: Ints) -> Ints:
+        answer = np.full(len(target), -1, dtype=np.int64)
         for parts in same.values():
             rows = np.concatenate(parts)
-            answer[rows] = probe_answers(
-                view.features[rows], sample.target[rows], fold[rows], classes=classes, l2=config.l2
-            )
-        answers[f"refitted {name}"] = answer
-    known = seen["original"].features
-    guessed = np.full(len(sample.target), -1, dtype=np.int64)
-    for parts in same.values():
-        rows = np.concatenate(parts)
-        guessed[rows] = probe_answers(known[rows], shuffled[rows], fold[rows], classes=classes, l2=config.l2)
-    return answers, Answers(shuffled, sample.groups, {"refitted shuffled": guessed}, classes)
+            answer[rows] = probe_answers(view.features[rows], target[rows], fold[rows], l2=config.l2)
+        return answer
+
+    refitted = {f"refitted {name}": answers(view, sample.target) for name, view in seen.items() if name != "sham"}
+    shuffled = _shuffled(sample.target, sample.groups, config.seed)
+    guessed = {"refitted shuffled": answers(seen["original"], shuffled)}
+    return refitted, Answers(shuffled, sample.groups, guessed, len(sample.labels))
 
 
 def _shuffled(target: Ints, groups: Ints, seed: int) -> Ints:
     """The labels dealt out anew, whole groups together: each group gets the first label of another group."""
-    first = {int(group): int(target[row]) for row, group in reversed(list(enumerate(groups)))}
-    names = sorted(first)
-    dealt = np.random.default_rng([seed, 2]).permutation([first[name] for name in names])
-    return np.array([dealt[names.index(int(group))] for group in groups], dtype=np.int64)
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    return np.asarray(np.random.default_rng([seed, 2]).permutation(target[first])[number], dtype=np.int64)
 
 
 def _sham(seen: Mapping[str, ViewScores]) -> dict[str, Any]:
@@ -268,11 +260,10 @@ def _without_duplicates(
     from thoraclip.data.check import duplicate_clusters
 
     clusters = duplicate_clusters(manifest, inspection, progress=progress).by_id("duplicate_cluster")
-    part = dict(zip(manifest.column("image_id"), manifest.parts(), strict=True))
     parts_of: dict[str, set[str | None]] = {}
-    for image, cluster in clusters.items():
-        if cluster is not None:
-            parts_of.setdefault(cluster, set()).add(part[image])
+    for image, part in zip(manifest.column("image_id"), manifest.parts(), strict=True):
+        if clusters[image] is not None:
+            parts_of.setdefault(clusters[image], set()).add(part)
     judged = own.judged()
     right = judged.scores.argmax(axis=1) == judged.target
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Probes and trees that an audit fits: what can be told from features, or from the background alone.
+"""The tests of an audit: of the classifier on views, of probes fitted on each view, and of trees on the background.
 
 Each image is answered by a classifier that was fitted without it.
 """
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.splits import assign_groups
-from thoraclip.evaluation.shortcuts import Trial
+from thoraclip.data.views import VIEWS
+from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
 from thoraclip.methods.audit.sample import AuditSample
@@ -28,7 +29,9 @@ __all__ = [
     "background_answers",
     "deal_folds",
     "probe_answers",
+    "probe_tests",
     "tree_answers",
+    "view_tests",
 ]
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -46,14 +49,13 @@ def deal_folds(target: Ints, groups: Sequence[str], *, folds: int, seed: int) ->
     return assign_groups(target, groups, [1 / folds] * folds, seed=seed)
 
 
-def probe_answers(features: Floats, target: Ints, fold: Ints, *, classes: int, l2: float) -> Ints:
+def probe_answers(features: Floats, target: Ints, fold: Ints, *, l2: float) -> Ints:
     """i64[N]: the class that a linear probe of the other folds names (see `heads.fit_lbfgs`).
 
     Args:
         features: f32[N, D]; a row with a NaN is not asked, and gets -1.
         target: i64[N], -1 where unknown.
         fold: i64[N].
-        classes: C.
         l2: penalty on the mean log-loss.
 
     Returns:
@@ -61,7 +63,10 @@ def probe_answers(features: Floats, target: Ints, fold: Ints, *, classes: int, l
     """
 
     def named(train: Ints, test: Ints) -> Ints:
-        return _linear(features[train], target[train], features[test], classes=classes, l2=l2)
+        present, codes = np.unique(target[train], return_inverse=True)
+        labels = LabelSet(tuple(str(name) for name in present))
+        (head,) = fit_lbfgs(features[train].astype(np.float32), codes, labels, l2=[l2], weighting="balanced")
+        return np.asarray(present[head.predict(features[test].astype(np.float32)).argmax(axis=1)], dtype=np.int64)
 
     return answer_held_out(np.isfinite(features).all(axis=1) & (target >= 0), target, fold, named)
 
@@ -96,18 +101,9 @@ def answer_held_out(asked: npt.NDArray[np.bool_], target: Ints, part: Ints, name
     return answers
 
 
-def _linear(x: Floats, y: Ints, unseen: Floats, *, classes: int, l2: float) -> Ints:
-    present = np.unique(y)
-    position: Mapping[int, int] = {int(name): number for number, name in enumerate(present)}
-    labels = LabelSet(tuple(str(name) for name in present))
-    codes = np.array([position[int(name)] for name in y], dtype=np.int64)
-    head = fit_lbfgs(x.astype(np.float32), codes, labels, l2=[l2], weighting="balanced")[0]
-    return np.asarray(present[head.predict(unseen.astype(np.float32)).argmax(axis=1)], dtype=np.int64)
-
-
 def background_answers(
     sample: AuditSample, greys: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_], fold: Ints, *, seed: int
-) -> tuple[dict[str, Ints], list[Trial]]:
+) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Trees on each group of features outside the lungs, and on all."""
     paths, hashes = sample.manifest.paths(), sample.manifest.column("sha256")
     all_known = bool(lungs.any(axis=(1, 2)).all())  # else one rule for all: what is left out must not tell the class
@@ -124,13 +120,15 @@ def background_answers(
     answers, trials = {}, []
     for name, values in groups.items():
         answers[f"background {name}"] = tree_answers(values, sample.target, fold, seed=seed)
-        trials.append(Trial(f"background {name}", titles[name], "data", after=f"background {name}", finds=titles[name]))
+        trials.append(
+            ShortcutTest(f"background {name}", titles[name], "data", after=f"background {name}", finds=titles[name])
+        )
     return answers, trials
 
 
 def across_sources(
     sample: AuditSample, original: ViewScores, fold: Ints, *, l2: float, counts: bool
-) -> tuple[dict[str, Ints], list[Trial]]:
+) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Probes of the other sources against probes of all, on the sources that have two classes or more.
 
     Only images whose class is in another of these sources too are asked: else no probe of the others can name it.
@@ -155,13 +153,15 @@ def across_sources(
     answers = {}
     for name, held in (("within sources", fold[rows]), ("across sources", part)):
         answer = np.full(len(sample.target), -1, dtype=np.int64)
-        named = probe_answers(features, target, held, classes=len(sample.labels), l2=l2)
+        named = probe_answers(features, target, held, l2=l2)
         answer[rows[shared]] = named[shared]
         answers[name] = answer
     title = f"the images of a source ({', '.join(mixed)}) answered by a probe of the other sources alone"
     finds = "the source"
     return answers, [
-        Trial("across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds)
+        ShortcutTest(
+            "across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds
+        )
     ]
 
 
@@ -175,6 +175,40 @@ def attribute_answers(sample: AuditSample, original: ViewScores, fold: Ints, *, 
         codes = np.array([frequent.index(v) if v in frequent else -1 for v in values], dtype=np.int64)
         entry: dict[str, Any] = {"column": column, "values": names, "asked": frequent, "codes": codes, "named": None}
         if len(frequent) > 1 and len({c.features_key for c, _ in sample.classifiers}) == 1:
-            entry["named"] = probe_answers(original.features, codes, fold, classes=len(frequent), l2=l2)
+            entry["named"] = probe_answers(original.features, codes, fold, l2=l2)
         columns.append(entry)
     return columns
+
+
+def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
+    """What is asked of the classifier as it is; controls come last."""
+    tests = [
+        ShortcutTest(
+            *(view.trial or (name, view.title)),
+            "classifier",
+            after=name,
+            before="" if view.is_alone else view.before,
+            counts=view.counts,
+            finds=view.finds if view.counts else "",
+        )
+        for name, view in VIEWS.items()
+        if name in named and (view.is_alone or view.before)
+    ]
+    return sorted(tests, key=lambda test: not test.counts)
+
+
+def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[ShortcutTest]:
+    """What is asked of probes that are fitted on the views; they count where the classifier is such a probe."""
+    tests = []
+    for name, view in VIEWS.items():
+        after = f"refitted {name}"
+        if after not in answers or view.refits == "no":
+            continue
+        if view.refits == "control":  # compared with the originals
+            tests.append(ShortcutTest(after, view.title, "features", after, "refitted original", counts=False))
+            continue
+        before = "" if view.is_alone else "refitted original"
+        tests.append(
+            ShortcutTest(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds)
+        )
+    return tests

@@ -58,20 +58,13 @@ class AuditTarget(Protocol):
 
 @dataclass(frozen=True)
 class AuditSample:
-    """The N images of an audit.
+    """The N images of an audit."""
 
-    Args:
-        manifest: of these images alone, in the order of the whole one.
-        classifiers: (classifier, i64 rows of the sample that it judges).
-        labels, target: classes, i64[N].
-        groups: i64[N], images that share a patient or a picture have the same number.
-    """
-
-    manifest: Manifest
-    classifiers: Sequence[tuple[Looker, Ints]]
+    manifest: Manifest  # of these images alone, in the order of the whole one
+    classifiers: Sequence[tuple[Looker, Ints]]  # (classifier, i64 rows of the sample that it judges)
     labels: LabelSet
-    target: Ints
-    groups: Ints
+    target: Ints  # i64[N], the class of each
+    groups: Ints  # i64[N], images that share a patient or a picture have the same number
 
     @property
     def parts(self) -> Ints:
@@ -80,11 +73,6 @@ class AuditSample:
         for number, (_, rows) in enumerate(self.classifiers):
             part[rows] = number
         return part
-
-    @property
-    def keys(self) -> list[str]:
-        """The groups as text."""
-        return [str(group) for group in self.groups]
 
 
 def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int, seed: int) -> AuditSample:

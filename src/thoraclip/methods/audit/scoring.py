@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,10 @@ _ANSWERS = ArrayKind(
 
 @dataclass(frozen=True)
 class ViewScores:
-    """Features and scores of N images under one view; NaN where an image was not shown.
+    """Features and scores of N images under one view; NaN where an image was not shown."""
 
-    Args:
-        features: f32[N, D].
-        scores: f64[N, C].
-    """
-
-    features: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float64]
+    features: npt.NDArray[np.float32]  # f32[N, D]
+    scores: npt.NDArray[np.float64]  # f64[N, C]
 
     @property
     def named(self) -> Ints:
@@ -78,9 +73,9 @@ def score_views(
     classifiers: Sequence[tuple[Looker, Ints]],
     *,
     batch_size: int,
-    manifest: Manifest | None = None,
-    cache: Path | None = None,
-    token: str = "",
+    manifest: Manifest,
+    cache: Path,
+    token: str,
     progress: Progress | None = None,
 ) -> dict[str, ViewScores]:
     """View -> answers of every image that the view can be made of; a view without such an image is left out.
@@ -89,7 +84,7 @@ def score_views(
         scene: N pictures.
         classifiers: (classifier, i64 rows that it judges); the rows of all are disjoint.
         batch_size: images per forward pass.
-        manifest: of the N images; only needed with `cache`.
+        manifest: of the N images.
         cache: folder that keeps the answers; a killed pass goes on there.
         token: equal for equal classifiers, pictures and lungs.
         progress: called with (done, total) over all views.
@@ -100,25 +95,27 @@ def score_views(
     for name, shown in rows.items():
         if not len(shown):
             continue
-        folder = cache / name if cache else None
+        folder = cache / name
         fingerprint = digest([token, name, batch_size, shown.tolist()])
-        if folder and is_valid(folder, _ANSWERS, fingerprint):
+        if is_valid(folder, _ANSWERS, fingerprint):
             arrays = read_arrays(folder, _ANSWERS).arrays
             scores[name] = ViewScores(np.array(arrays["features"]), np.array(arrays["scores"]))
             done += len(shown)
         else:
             made: list[tuple[Ints, Any, Any]] = []
-            for part in _batches(name, scene, classifiers, shown, batch_size):
-                made.append(part)
-                done += len(part[0])
-                if progress:
-                    progress(done, total)
+            for classifier, own in classifiers:
+                judged = np.intersect1d(shown, own)
+                for first in range(0, len(judged), batch_size):
+                    some = judged[first : first + batch_size]
+                    made.append((some, *classifier.look(make_view(VIEWS[name], scene, some))))
+                    done += len(some)
+                    if progress:
+                        progress(done, total)
             scores[name] = _gather(made, len(scene.greys))
-            if folder and manifest is not None:
-                writer = ArrayWriter(folder, _ANSWERS, total=len(scene.greys), token=fingerprint)
-                if writer.rows < len(scene.greys):
-                    writer.append({"features": scores[name].features, "scores": scores[name].scores})
-                writer.finish(manifest, facts={"view": name}, fingerprint=fingerprint)
+            writer = ArrayWriter(folder, _ANSWERS, total=len(scene.greys), token=fingerprint)
+            if writer.rows < len(scene.greys):
+                writer.append({"features": scores[name].features, "scores": scores[name].scores})
+            writer.finish(manifest, facts={"view": name}, fingerprint=fingerprint)
         if progress:
             progress(done, total)
     return scores
@@ -137,16 +134,6 @@ def _shown(name: str, scene: Scene) -> Ints:
     if name == "sham":
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(SHAM_IMAGES, len(rows))).astype(np.int64))]
     return rows
-
-
-def _batches(
-    name: str, scene: Scene, classifiers: Sequence[tuple[Looker, Ints]], shown: Ints, batch_size: int
-) -> Iterator[tuple[Ints, Any, Any]]:
-    for classifier, own in classifiers:
-        rows = np.intersect1d(shown, own)
-        for first in range(0, len(rows), batch_size):
-            some = rows[first : first + batch_size]
-            yield some, *classifier.look(make_view(VIEWS[name], scene, some))
 
 
 def _gather(made: Sequence[tuple[Ints, Any, Any]], count: int) -> ViewScores:

@@ -1,9 +1,9 @@
-"""What every method that trains a network shares; the loops themselves are in `finetune` and `baseline`.
+"""What `finetune` and `baseline` share; what is trained, a step and its validation are there.
 
     settings.py    TrainingSettings: batch size, steps, learning rate, augmentation, validation, checkpoints
     sampler.py     which images each batch has, and the learning rate of each step
     folds.py       one training per fold: its images, its files, and the pooled predictions
-    steps.py       what the loop needs around a step: resume, log, best weights, early stopping, signals
+    steps.py       the loop: resume, steps, log, best weights, early stopping, signals
     checkpoint.py  the file that a killed training goes on from
     processes.py   several processes or machines, through Accelerate
 

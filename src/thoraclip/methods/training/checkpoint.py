@@ -25,23 +25,14 @@ __all__ = ["Checkpoint", "TrainingProgress", "stop_requests"]
 
 @dataclass
 class TrainingProgress:
-    """How far a training is; with the tensors of a `Checkpoint` it is all that a continued one needs.
+    """How far a training is; with the tensors of a `Checkpoint` it is all that a continued one needs."""
 
-    Args:
-        step: optimiser's steps taken.
-        best_step: step of the best validation so far; -1 before the first.
-        best_value: its value; the higher, the better.
-        waited: validations since then.
-        rows: what `metrics.jsonl` gets.
-        best: the trainable tensors at the best step.
-    """
-
-    step: int = 0
-    best_step: int = -1
-    best_value: float = -math.inf
-    waited: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0  # optimiser's steps taken
+    best_step: int = -1  # step of the best validation so far; -1 before the first
+    best_value: float = -math.inf  # its value; the higher, the better
+    waited: int = 0  # validations since then
+    rows: list[dict[str, Any]] = field(default_factory=list)  # what `metrics.jsonl` gets
+    best: dict[str, Tensor] = field(default_factory=dict)  # the trainable tensors at the best step
 
     @property
     def kept_step(self) -> int:

@@ -39,23 +39,14 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FoldTraining(Generic[C]):
-    """The training of one fold, or of the split.
+    """The training of one fold, or of the split."""
 
-    Args:
-        config: of the method.
-        context: of the run.
-        part: the training, validation and test rows.
-        labels: the classes.
-        group: the processes.
-        title: which of how many folds, for messages: `fold 2 of 3, `; empty where there is one training.
-    """
-
-    config: C
-    context: RunContext
-    part: Part
-    labels: LabelSet
-    group: ProcessGroup
-    title: str = ""
+    config: C  # of the method
+    context: RunContext  # of the run
+    part: Part  # the training, validation and test rows
+    labels: LabelSet  # the classes
+    group: ProcessGroup  # the processes
+    title: str = ""  # which of how many folds, for messages: `fold 2 of 3, `; empty where there is one training
 
     @property
     def folder(self) -> Path:

@@ -35,11 +35,7 @@ _PATIENCE = timedelta(days=7)
 
 
 def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
-    """Refuse what cannot start as it was launched; nothing is written or connected here.
-
-    Args:
-        wanted: how many processes there must be; 0 takes as many as were launched.
-        trackers: names in `TRACKERS`.
+    """Refuse what cannot start as it was launched; nothing is written or connected here. Args as in `ProcessGroup`.
 
     Raises:
         ConfigError: another number of processes than was asked for, or an unknown tracker.
@@ -49,7 +45,13 @@ def require_launch(*, wanted: int = 0, trackers: Sequence[str] = ()) -> None:
     for name in trackers:
         if not any(find_spec(package) for package in TRACKERS[name]):
             raise MissingExtraError(TRACKERS[name][-1], "track")
-    _refuse_lost_processes()
+    # Accelerate's launcher starts one process on CPUs, whatever was asked, and leaves only this trace
+    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if asked and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one, as it does on CPUs; use: "
+            "torchrun --nproc_per_node N -m thoraclip COMMAND ..."
+        )
     if wanted and wanted != process_count():
         raise ConfigError(
             f"processes = {wanted}, but {process_count()} was started; start them with: torchrun "
@@ -201,13 +203,3 @@ def _others_alive() -> Iterator[None]:
         raise TrainingError(
             "another process of this run has ended; mend what it says, and run the same command again to go on"
         ) from error
-
-
-def _refuse_lost_processes() -> None:
-    """Accelerate's launcher starts one process on CPUs, whatever was asked, and leaves only this trace."""
-    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if asked and "WORLD_SIZE" not in os.environ:
-        raise ConfigError(
-            "accelerate launch was asked for several processes and started one, as it does on CPUs; use: "
-            "torchrun --nproc_per_node N -m thoraclip COMMAND ..."
-        )

@@ -17,17 +17,11 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one optimiser's step.
+    """The images of one optimiser's step."""
 
-    Args:
-        step: its number, from 0.
-        rows: i64[B] rows of the manifest.
-        samples: i64[B], a number for each draw: the row, and another one where a row is drawn again within an epoch.
-    """
-
-    step: int
-    rows: Rows
-    samples: Rows
+    step: int  # its number, from 0
+    rows: Rows  # i64[B] rows of the manifest
+    samples: Rows  # i64[B], a number for each draw: the row, and another one where a row is drawn again within an epoch
 
 
 class Sampler:

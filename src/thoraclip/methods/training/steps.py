@@ -1,21 +1,37 @@
-"""What a training loop needs around its step: resume, learning rate, log, best weights, early stopping, signals."""
+"""The training loop: resume, learning rate, steps, log, best weights, early stopping, signals."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thoraclip.errors import InputError, TrainingError
+from thoraclip.methods.training.checkpoint import TrainingProgress, stop_requests
 from thoraclip.methods.training.folds import FoldTraining
 from thoraclip.methods.training.sampler import Batch, Sampler, learning_rate_at
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "Trainable"]
+
+
+class Trainable(Protocol):
+    """What a loop trains."""
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Those that are trained, by name."""
+
+    def backward(self, batch: Batch) -> float:
+        """Add the gradients of the batch's loss, which is returned."""
+
+    def after_step(self) -> Mapping[str, float]:
+        """Called after each step of the optimizer; returns more values for the metrics."""
 
 
 class Steps:
@@ -27,10 +43,6 @@ class Steps:
         optimizer: its groups may hold `share`, the part of the learning rate that they take; 1 where they do not.
         state: name -> every tensor that a step changes: the parameters, and running statistics.
 
-    Attributes:
-        progress: how far the training is.
-        optimizer: as given.
-
     Raises:
         InputError: the processes read different checkpoints.
     """
@@ -39,7 +51,7 @@ class Steps:
         self, training: FoldTraining[Any], sampler: Sampler, optimizer: Optimizer, state: Mapping[str, Tensor]
     ) -> None:
         config, group = training.config, training.group
-        self._training, self._sampler, self.optimizer, self._state = training, sampler, optimizer, state
+        self._training, self._sampler, self._optimizer, self._state = training, sampler, optimizer, state
         self._total = config.steps or config.epochs * sampler.steps_per_epoch
         self._validate_every = config.validate_every or sampler.steps_per_epoch
         self.progress = training.checkpoint.read(state, optimizer)
@@ -48,23 +60,32 @@ class Steps:
                 f"{training.folder}: not every process sees the same files there; name a folder that all machines share"
             )
 
-    @property
-    def is_new(self) -> bool:
-        """True where nothing was validated yet."""
-        return not self.progress.rows
+    def run(self, step: Trainable, validate: Callable[[], None]) -> TrainingProgress:
+        """The loop. `validate` is called before the first step, every `validate_every` steps and after the last one.
 
-    @property
-    def are_left(self) -> bool:
-        """False after the last step, and where `patience` validations in a row were no better."""
-        patience = self._training.config.patience
-        return self.progress.step < self._total and not (patience and self.progress.waited >= patience)
+        Raises:
+            TrainingError: a loss, a gradient or a validation is not finite.
+            KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
+        """
+        config, parameters, progress = self._training.config, step.parameters, self.progress
+        if not progress.rows:
+            validate()
+        with stop_requests() as stop:
+            while progress.step < self._total and not (config.patience and progress.waited >= config.patience):
+                batch, rate = self._begin()
+                loss = step.backward(batch)
+                norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_norm or torch.inf))
+                self._require_finite(batch, loss=loss, gradient_norm=norm)
+                self._optimizer.step()
+                self._optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+                self._add_row({"loss": loss, "learning_rate": rate, "gradient_norm": norm, **step.after_step()})
+                if progress.step % self._validate_every == 0 or progress.step == self._total:
+                    validate()
+                self._end(stop)
+        return progress
 
-    @property
-    def is_validation_due(self) -> bool:
-        """True after every `validate_every` steps and after the last one."""
-        return self.progress.step % self._validate_every == 0 or self.progress.step == self._total
-
-    def begin(self) -> tuple[Batch, float]:
+    def _begin(self) -> tuple[Batch, float]:
         """(batch, learning rate) of the next step; the rate is set in the optimizer."""
         training, step = self._training, self.progress.step
         epoch, place = divmod(step, self._sampler.steps_per_epoch)
@@ -75,11 +96,11 @@ class Steps:
             training.context.log(f"{training.title}epoch {epoch + 1} of {epochs}{latest}")
         config = training.config
         rate = learning_rate_at(step, steps=self._total, warmup_steps=config.warmup_steps, peak=config.learning_rate)
-        for group in self.optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("share", 1.0)
         return self._sampler.batch(step), rate
 
-    def require_finite(self, batch: Batch, *, loss: float, gradient_norm: float) -> None:
+    def _require_finite(self, batch: Batch, *, loss: float, gradient_norm: float) -> None:
         """Raise TrainingError where the loss or a gradient is not finite; the last good weights are kept."""
         if np.isfinite(loss) and np.isfinite(gradient_norm):
             return
@@ -91,11 +112,6 @@ class Steps:
             f"step {batch.step + 1}: {what}, in the batch of {len(batch.rows)} images that begins with "
             f"'{ids[batch.rows[0]]}'; the weights of step {self.progress.step} are kept in {path}; {self._remedy}"
         )
-
-    def log(self, **values: float) -> None:
-        """Count the step that was taken, and add its values to the metrics."""
-        self.progress.step += 1
-        self._add_row(values)
 
     def log_validation(self, values: Mapping[str, float]) -> dict[str, float]:
         """Add the values of a validation to the metrics.
@@ -125,12 +141,8 @@ class Steps:
         else:
             progress.waited += 1
 
-    def end(self, stop: threading.Event) -> None:
-        """Draw the progress, and write the checkpoint where it is due or a stop was asked for.
-
-        Raises:
-            KeyboardInterrupt: a stop was asked for.
-        """
+    def _end(self, stop: threading.Event) -> None:
+        """Draw the progress, and write the checkpoint where it is due or a stop was asked for."""
         training, size = self._training, self._training.config.batch_size
         if training.context.progress:
             training.context.progress(self.progress.step * size, self._total * size)
@@ -148,7 +160,7 @@ class Steps:
     def _save(self) -> Path:
         checkpoint = self._training.checkpoint
         if self._training.group.is_main:
-            checkpoint.write(self.progress, self._state, self.optimizer)
+            checkpoint.write(self.progress, self._state, self._optimizer)
         return checkpoint.path
 
     def _add_row(self, values: Mapping[str, float]) -> None:
