@@ -110,6 +110,8 @@ def _convert(value: Any, kind: Any, where: str, name: str) -> Any:
         return tuple(_convert(item, arguments[0], where, name) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
     if (kind is int and isinstance(value, bool)) or not isinstance(value, kind):
         wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, kind.__name__)
         raise ConfigError(f"{where}: '{name}' = {value!r} must be {wanted}")

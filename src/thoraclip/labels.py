@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
@@ -74,9 +75,7 @@ class PromptSet:
         key = _spelling(label)
         written_out = tuple(p for known, texts in self.prompts.items() if _spelling(known) == key for p in texts)
         names = next((names for known, names in self.classes.items() if _spelling(known) == key), (label,))
-        if written_out:
-            return written_out
-        return tuple(template.format(name) for template in self.templates for name in names)
+        return written_out or tuple(template.format(name) for template in self.templates for name in names)
 
 
 def _spelling(name: str) -> str:
@@ -101,34 +100,27 @@ def load_prompts(name_or_file: str) -> PromptSet:
         InputError: the file is missing.
     """
     if name_or_file.endswith(".toml"):
-        path = Path(name_or_file)
-        if not path.is_file():
-            raise InputError(
-                f"{path}: no such prompt file; name a TOML file or one of: {', '.join(shipped_prompt_sets())}"
-            )
-        text = _read_utf8(path)
+        file: Traversable = Path(name_or_file)
+        if not file.is_file():
+            known = ", ".join(shipped_prompt_sets())
+            raise InputError(f"{file}: no such prompt file; name a TOML file or one of: {known}")
     elif name_or_file in shipped_prompt_sets():
-        text = (resources.files("thoraclip") / "prompts" / f"{name_or_file}.toml").read_text(encoding="utf-8")
+        file = resources.files("thoraclip") / "prompts" / f"{name_or_file}.toml"
     else:
         raise ConfigError(f"unknown prompts '{name_or_file}'{did_you_mean(name_or_file, shipped_prompt_sets())}")
     try:
-        content = tomllib.loads(text)
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text ({error}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name_or_file}: not valid TOML ({error}); mend the file") from error
     return _parse_prompts(name_or_file, content)
 
 
-def _read_utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-
-
 def _parse_prompts(where: str, content: Mapping[str, object]) -> PromptSet:
+    known = ("description", "templates", "classes", "prompts")
     for key in content:
-        if key not in {"description", "templates", "classes", "prompts"}:
-            known = ["description", "templates", "classes", "prompts"]
+        if key not in known:
             raise ConfigError(f"{where}: unknown setting '{key}'{did_you_mean(key, known)}")
     templates = _texts(where, "templates", content.get("templates", ["a chest X-ray showing {}."]))
     for template in templates:

@@ -21,8 +21,9 @@ from thoraclip.errors import ConfigError, ManifestError, ThoraclipError
 from thoraclip.imaging import fit
 from thoraclip.labels import LabelSet
 from thoraclip.methods.predictors import read_run
-from thoraclip.study import external_scores, plan_study, read_study, run_study
-from thoraclip.study.external import External, select
+from thoraclip.study import external, plan_study, read_study, run_study
+from thoraclip.study.external import select
+from thoraclip.study.images import External
 from thoraclip.study.settings import study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
@@ -184,7 +185,7 @@ def test_killed_meanwhile_it_ends_with_the_same_bytes(
     out = without_some(done[0], tmp_path, lambda _: False)
     for place, call in (
         ("data.overlap.find_duplicates", 1), ("study.external.write_manifest", 1),
-        ("study.external_scores._scores", 4), ("study.external_scores.write_json", 3),
+        ("study.external._scores", 4), ("study.external.write_json", 4),
     ):  # fmt: skip
         name = f"thoraclip.{place}"
         real, left = resolve_name(name), iter(range(call - 1))
@@ -200,7 +201,7 @@ def test_killed_meanwhile_it_ends_with_the_same_bytes(
                 run_study(*read_study(done[0] / "s.toml", {}), out)
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
-    for place in ("data.overlap.find_duplicates", "study.external_scores._scores"):
+    for place in ("data.overlap.find_duplicates", "study.external._scores"):
         monkeypatch.setattr(f"thoraclip.{place}", lambda *_, **__: pytest.fail("done again"))
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
@@ -240,7 +241,7 @@ def test_a_method_whose_model_is_gone_loses_no_other(
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("nobody foresaw this")
 
-    monkeypatch.setattr(external_scores, "_scores", break_down)
+    monkeypatch.setattr(external, "_scores", break_down)
     (tmp_path / "out" / "runs" / "zero-shot" / "external-hospital-b.json").unlink()
     (one,) = run_study(*read_study(folder / "s.toml", {}), tmp_path / "out")["external"]
     (reason,) = (row["reason"] for row in one["not_scored"] if row["name"] == "zero-shot")
@@ -248,6 +249,7 @@ def test_a_method_whose_model_is_gone_loses_no_other(
     assert "break_down" in (tmp_path / "out" / reason.rpartition(": ")[2]).read_text()
 
 
+@pytest.mark.usefixtures("untimed")
 def test_the_plan_counts_the_images_and_what_is_there(done: Done, images: Path, clip: Path, tmp_path: Path) -> None:
     folder, _, _ = done
 

@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints import save_blip
 from tests.conftest import files
 
-from thoraclip.cli import start
+from thoraclip.cli import show
 from thoraclip.cli.app import run
 from thoraclip.data.views import VIEWS
 from thoraclip.methods import baseline
@@ -22,7 +22,7 @@ from thoraclip.methods.contrastive import ContrastiveStep
 from thoraclip.methods.training.steps import Steps
 from thoraclip.models.captioner import Captioner
 from thoraclip.models.dual_encoder import DualEncoder
-from thoraclip.study import plan, plan_study, read_study, run_study
+from thoraclip.study import plan_study, read_study, run_study
 
 STUDY = """
 manifest = "m.parquet"
@@ -125,7 +125,7 @@ class Spy:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "untimed")
 def test_what_is_counted_is_what_happens(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, methods = read_study(study_file, {})
     out = tmp_path / "out"
@@ -158,22 +158,14 @@ def test_what_is_counted_is_what_happens(study_file: Path, tmp_path: Path, monke
     assert summed(lost["runs"]) == spy.seen
 
 
-def test_times_are_counts_times_what_a_batch_took(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A step costs three forward passes, of cached chunks four; models are timed once, and nothing is written."""
-    asked = Counter[tuple[Any, ...]]()
-
-    def timed(_: Any, key: tuple[Any, ...], load: Any) -> float:
-        asked[key] += 1
-        return 0.5
-
-    monkeypatch.setattr(plan._Clock, "_timed", timed)
+@pytest.mark.usefixtures("untimed")
+def test_times_are_counts_times_what_a_batch_took(study_file: Path, tmp_path: Path) -> None:
+    """A step costs three forward passes, of cached chunks four; nothing is written."""
     config, methods = read_study(
         study_file, {"audit": "all", "audit_images": 5, "seeds": [0], "group_duplicates": False}
     )
     before = files(tmp_path)
-    found = plan_study(config, methods, tmp_path / "out", measure=True)
+    found = plan_study(config, methods, tmp_path / "out")
     assert files(tmp_path) == before
     rows = {row["name"]: row for row in (*found["runs"], *found["stages"])}
     for name, passes in (("LoRA", 4), ("network", 3)):
@@ -194,6 +186,7 @@ def test_times_are_counts_times_what_a_batch_took(
     assert one["images_encoded"] == 5 * len(VIEWS), "which one is the best is not known: the last one stands for it"
 
 
+@pytest.mark.usefixtures("untimed")
 def test_what_fails_is_an_error_of_its_row_and_of_its_followers(study_file: Path, tmp_path: Path) -> None:
     text = STUDY.replace("steps = 3", "batch_size = 500\nsteps = 3").replace("batch_size = 5\n", "")
     (tmp_path / "captions.csv").write_text("image_id,caption\nCOVID-19/0.png,a chest film")
@@ -250,10 +243,10 @@ def test_the_command_prints_the_plan(images: Path, tmp_path: Path, capsys: pytes
 
 def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.toml").write_text('folder = "nowhere"\n[[methods]]\nkind = "zeroshot"\n')
-    found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out", measure=True)
+    found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
     assert found["images"] is None and found["stages"] == []
     assert [row["error"] for row in found["runs"]] == ["nowhere: no such folder; name the folder that holds the images"]
-    start._show_plan(found, as_json=False)
+    show._show_plan(found, as_json=False)
     assert "Nothing can be estimated: the images are not known." in capsys.readouterr().out
 
 
@@ -262,4 +255,4 @@ def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys:
     [(0.2, "under 1 s"), (12.4, "12 s"), (89, "89 s"), (180, "3 min"), (7560, "2.1 h"), (302400, "3.5 days")],
 )
 def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert start._duration(seconds) == text
+    assert show._duration(seconds) == text

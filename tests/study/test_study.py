@@ -203,13 +203,17 @@ def test_an_audit_that_fails_loses_no_report(done: Done, copied: Path, monkeypat
     def breaks(*_: object, **__: object) -> None:
         raise next(errors)
 
-    monkeypatch.setattr("thoraclip.study.auditing.audit", breaks)
+    monkeypatch.setattr("thoraclip.study.running.audit", breaks)
     (copied / "report.json").unlink()
     lines: list[str] = []
     report = run_study(dataclasses.replace(done.config, audit="all"), done.methods, copied, announce=lines.append)
     assert report["audits"] == {} and report["reading"][1].startswith("Not audited")
     failures = [line.partition(" failed: ")[2] for line in lines if line.startswith("audit of ")]
-    assert [text for text in failures if text] == ["no lungs here", "nobody foresaw this", "none here"]
+    assert [text for text in failures if text] == [
+        "no lungs here",
+        "ZeroDivisionError: nobody foresaw this; where it happened: audits/probe-l-bfgs/error.txt",
+        "none here",
+    ]
     assert [file.parent.name for file in copied.glob("audits/*/error.txt")] == ["probe-l-bfgs"]
     assert (copied / "report.json").is_file()
 
@@ -362,7 +366,7 @@ def test_results_do_not_depend_on_the_order_of_the_rows(images: Path, clip: Path
     np.testing.assert_allclose(first.scores, [scores[i] for i in first.image_id], atol=1e-3)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "untimed")
 @pytest.mark.parametrize("is_grouped", [True, False])
 def test_folds_that_the_study_makes_keep_copies_together_and_a_dry_run_looks_at_no_picture(
     manifest: Manifest, clip: Path, tmp_path: Path, is_grouped: bool, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Images = str | Path | Manifest
     """A manifest file, or the manifest itself."""
 
-__all__ = ["Announce", "File", "hooks", "plain", "read_images", "settings_of", "to_path"]
+__all__ = ["Announce", "File", "hooks", "read_images", "settings_of", "to_path"]
 
 File = str | Path
 Announce = Callable[[str], None]
@@ -61,12 +61,7 @@ def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], 
     values = read_toml(Path(config)) if config else {}
     if values.pop("kind", where) != where:
         raise ConfigError(f"{config}: holds settings of another method than '{where}'")
-    return build_config(cls, values | plain(settings), where=str(config or where))
-
-
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a TOML file holds them: paths are text."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    return build_config(cls, {**values, **settings}, where=str(config or where))
 
 
 class _Lines:

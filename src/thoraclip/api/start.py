@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thoraclip.api.hooks import Announce, File, hooks, plain
+from thoraclip.api.hooks import Announce, File, hooks
 from thoraclip.errors import ConfigError
 from thoraclip.runs import Progress
 
@@ -76,8 +76,8 @@ def run_study(
     from thoraclip.study import plan_study, read_study
     from thoraclip.study import run_study as run
 
-    study, methods = read_study(Path(source), plain(settings))
+    study, methods = read_study(Path(source), settings)
     draw, log = hooks(progress, announce)
     if dry_run:
-        return plan_study(study, methods, Path(out), measure=True, announce=log)
+        return plan_study(study, methods, Path(out), announce=log)
     return run(study, methods, Path(out), announce=log, progress=draw)

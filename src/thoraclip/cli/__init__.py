@@ -1,1 +1,1 @@
-"""The command line: one file per panel, each command a few lines; everything heavy is imported inside."""
+"""The command line: a table of commands, made from the functions of `api`, and what each prints."""

@@ -6,20 +6,66 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any
 
 import typer
 
-from thoraclip.cli import data, deployment, judgement, methods, start
+from thoraclip.api.data import card, check, index, phantom, split
+from thoraclip.api.deployment import export, predict, serve
+from thoraclip.api.judgement import audit, explain, report
+from thoraclip.api.methods import MethodFunction, caption, embed, method_function
+from thoraclip.api.start import demo, run_study
+from thoraclip.cli import show
+from thoraclip.cli.command import Command
+from thoraclip.cli.console import announce, progress_bar
 from thoraclip.errors import MissingExtraError, ThoraclipError
 from thoraclip.memory import keep_freed_memory
-from thoraclip.methods import require_shared_work
+from thoraclip.methods import METHODS, require_shared_work
 from thoraclip.runs import NO_ROOM, is_main_process
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = (*start.COMMANDS, *data.COMMANDS, *methods.COMMANDS, *judgement.COMMANDS, *deployment.COMMANDS)
+
+def _predict(given: Mapping[str, Any]) -> Any:
+    """Score; rows go to standard output where no file is named."""
+    stream, rows_are_shown = sys.stdout.buffer, given["out"] is None and sys.stdout.isatty()
+    with nullcontext() if rows_are_shown else progress_bar() as progress:  # which would run over the rows
+        return predict(**{**given, "out": given["out"] or stream}, progress=progress or False, announce=announce)
+
+
+def _command(kind: str) -> Command:
+    return Command(
+        "Methods",
+        lambda **given: method_function(kind)(**given),
+        show.predictions,
+        name=kind,
+        signature=MethodFunction.__call__,
+        summary=f"{METHODS[kind].summary}\n\nIts settings, with defaults and help: thoraclip {kind} --settings",
+        listing=("settings", "List the settings and exit.", partial(show.list_settings, kind)),
+    )
+
+
+COMMANDS = (
+    Command("Start", demo, show.report),
+    Command("Start", run_study, show.study, name="study", flags={"json": "With --dry-run: as JSON."}),
+    Command("Data", index, show.index),
+    Command("Data", check, show.check, flags={"strict": "End with exit code 1 when there is a leak."}),
+    Command("Data", split, show.split),
+    Command("Data", card, show.card),
+    Command("Data", phantom, show.phantom),
+    Command("Methods", caption, show.captions),
+    Command("Methods", embed, show.features),
+    *(_command(kind) for kind in METHODS),
+    Command("Judgement", report, show.report),
+    Command("Judgement", audit, show.audit),
+    Command("Judgement", explain, show.explanation),
+    Command("Deployment", export, show.parity),
+    Command("Deployment", predict, show.predict, call=_predict),
+    Command("Deployment", serve, lambda *_: None),  # it has spoken while it ran
+)
 _EXTRAS = {
     "export": "onnx onnxscript",
     "predict": "onnxruntime",

@@ -1,177 +1,85 @@
-"""External test sets: images from elsewhere, which no method of a study has seen.
+"""External test sets of a study.
 
-[external.NAME] --read_external--> External --labelled images, under the study's class names--> select
-    --images that the study does not have--> prepare_sets
-    --external_scores.score_set--> tables of scores --> evaluation.external
+External --labelled images, under the study's class names--> select --images that the study does not have-->
+    prepare_sets --the classifiers that the runs have kept--> score_set --tables of scores--> evaluation.external
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import re
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from thoraclip.config import build_config, config_toml, toml_value
+from thoraclip.data.batches import grey_batches
 from thoraclip.data.overlap import COPIES, IDENTICAL, NEAR, UNREADABLE, find_overlap
-from thoraclip.errors import ConfigError, ManifestError, ThoraclipError, did_you_mean
+from thoraclip.errors import ConfigError, InputError, ManifestError, ThoraclipError, did_you_mean, first_line
 from thoraclip.evaluation.external import ExternalResult
 from thoraclip.evaluation.external_reading import left_out_words
+from thoraclip.evaluation.results import MethodResult
 from thoraclip.labels import LabelSet
-from thoraclip.runs import Progress, write_json
-from thoraclip.study.images import index_folder, list_images, require_one_source
-from thoraclip.tables.manifest import SPLITS, Manifest, write_manifest
+from thoraclip.methods import find_method
+from thoraclip.methods.embed import cached_embeddings
+from thoraclip.methods.encoders import EncoderConfig
+from thoraclip.methods.predictors import FinishedRun, read_run
+from thoraclip.models.classifiers import EncoderClassifier
+from thoraclip.runs import digest, file_sha256, fold_file, unforeseen_errors, write_json
+from thoraclip.study.images import External
+from thoraclip.study.settings import Study
+from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 
-__all__ = ["External", "Selection", "external_toml", "listed_count", "prepare_sets", "read_external", "select"]
+__all__ = ["Selection", "listed_count", "prepare_sets", "score_set", "select"]
 
 UNMAPPED, UNLABELLED, OTHER_SPLITS = "label not in the mapping", "unlabelled", "other splits"
 
 _SCHEMA = 1
+_RULES = 1
+"""Number of the rules of scoring; what was scored under another number is scored again."""
 _REASONS = (IDENTICAL, NEAR, COPIES, UNREADABLE, UNMAPPED, UNLABELLED, OTHER_SPLITS)
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""A bare TOML key that is a folder's name everywhere."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class External:
-    """One external test set."""
-
-    name: str
-    """Names its folder and files; stands in the table's header."""
-    manifest: str = ""
-    """Manifest file; or give a folder."""
-    folder: str = ""
-    """Folder of images, indexed by the study itself."""
-    layout: str = ""
-    """Layout of the folder: covid-qu-ex or folders; empty finds out."""
-    labels: tuple[tuple[str, str], ...] = ()
-    """(label there, class of the study) pairs; an empty class leaves the images out."""
-    split: str = ""
-    """Takes the images of this split alone; empty: every labelled image."""
-    note: str = ""
-    """What the reader must know about it."""
-
-    def __post_init__(self) -> None:
-        require_one_source(self)
-        if self.layout and self.manifest:
-            raise ConfigError("'layout' says how a folder is read, and a manifest is given; leave 'layout' out")
-        if self.split and self.split not in SPLITS:
-            raise ConfigError(f"split = '{self.split}' is unknown{did_you_mean(self.split, SPLITS)}")
-
-
-def read_external(
-    tables: object, where: str, beside: Callable[[Mapping[str, Any]], Mapping[str, str]]
-) -> tuple[External, ...]:
-    """Check the `[external.NAME]` tables of a study file.
-
-    Args:
-        tables: set name -> mapping with the fields of `External`.
-        where: the study file; begins every message.
-        beside: gives the paths of a table that lie beside the study file.
-
-    Raises:
-        ConfigError: not a table of tables, a name that is no plain name, an unknown setting, labels that are no
-            mapping.
-    """
-    if not isinstance(tables, Mapping) or not all(isinstance(table, Mapping) for table in tables.values()):
-        raise ConfigError(f"{where}: 'external' must be [external.NAME] tables, such as [external.hospital-b]")
-    return tuple(
-        _read_set(str(name), {**table, **beside(table)}, f"{where}, external '{name}'")
-        for name, table in tables.items()
-    )
-
-
-def _read_set(name: str, values: dict[str, Any], where: str) -> External:
-    if not _PLAIN.fullmatch(name):
-        raise ConfigError(
-            f"{where}: the name becomes a folder; use letters, digits, - and _ alone, such as [external.hospital-b]"
-        )
-    if "name" in values:
-        raise ConfigError(f"{where}: the name stands in the header [external.{name}]; leave name = ... out")
-    labels = values.pop("labels", {})
-    if not isinstance(labels, Mapping) or not all(isinstance(ours, str) for ours in labels.values()):
-        raise ConfigError(
-            f"{where}: labels = {labels!r} must name a class of the study for labels of the set, "
-            'such as labels = { "COVID-19" = "covid" }; "" leaves them out'
-        )
-    external = build_config(External, {**values, "name": name}, where=where)
-    return dataclasses.replace(external, labels=tuple((str(theirs), ours) for theirs, ours in labels.items()))
-
-
-def external_toml(sets: Sequence[External]) -> str:
-    """The sets as tables that `read_external` reads back."""
-    return "".join(
-        f"\n[external.{one.name}]\n{config_toml(one, skip=('name', 'labels'))}labels = {toml_value(dict(one.labels))}\n"
-        for one in sets
-    )
+_BATCH = 64
+"""Images per forward pass."""
 
 
 def listed_count(external: External, labels: LabelSet) -> int:
     """How many images have a class of the study, without opening one; raises ThoraclipError as `prepare_sets` does."""
     with _errors_named(external):
-        return len(select(external, list_images(external), labels).images)
+        return len(select(external, external.list_images(), labels).images)
 
 
-def prepare_sets(
-    sets: Sequence[External],
-    study: Manifest,
-    labels: LabelSet,
-    out: Path,
-    *,
-    log: Callable[[str], None] = lambda _: None,
-    progress: Progress | None = None,
-) -> list[tuple[Manifest, ExternalResult]]:
+def prepare_sets(study: Study) -> list[tuple[Manifest, ExternalResult]]:
     """Of every set the images that are scored, and the result without scores.
 
     `out/external/NAME/` gets `left-out.json` and `manifest.parquet` (the images that are scored).
-
-    Args:
-        sets: of the study.
-        study: the study's images, of every split and fold.
-        labels: the study's classes.
-        out: its folder.
-        log: gets a line at every stage.
-        progress: called with (done, total).
 
     Raises:
         ConfigError: the labels of a set do not fit, see `select`.
         ManifestError: every image of a set is in the study, too, or none is readable.
         ThoraclipError: the images cannot be had.
     """
-    selections = [_read(external, labels, out / "external" / external.name, progress) for external in sets]
-    return [
-        _prepare(external, selection, study, out, log, progress)
-        for external, selection in zip(sets, selections, strict=True)
-    ]
+    labels, read = study.manifest.label_set(study.config.classes), []
+    for external in study.config.external:
+        with _errors_named(external):
+            images, set_aside = external.read(study.out / "external" / external.name, study.progress)
+            read.append((external, select(external, images, labels), set_aside))
+    return [_leave_out(study, *each) for each in read]
 
 
-def _read(external: External, labels: LabelSet, own: Path, progress: Progress | None) -> Selection:
-    with _errors_named(external):
-        if not external.folder:
-            return select(external, list_images(external), labels)
-        manifest, set_aside = index_folder(external, own, progress=progress)
-        return dataclasses.replace(select(external, manifest, labels), set_aside=set_aside)
-
-
-def _prepare(
-    external: External,
-    selection: Selection,
-    study: Manifest,
-    out: Path,
-    log: Callable[[str], None],
-    progress: Progress | None,
+def _leave_out(
+    study: Study, external: External, selection: Selection, set_aside: Sequence[tuple[str, str]]
 ) -> tuple[Manifest, ExternalResult]:
-    own, images = out / "external" / external.name, selection.images
-    log(f"external {external.name}: looking for the study's pictures among {len(images):,} images")
-    overlap = find_overlap(images, study, own, out / "inspection", progress=progress)
+    own, images = study.out / "external" / external.name, selection.images
+    study.log(f"external {external.name}: looking for the study's pictures among {len(images):,} images")
+    overlap = find_overlap(images, study.manifest, own, study.out / "inspection", progress=study.progress)
     counts = Counter(row["reason"] for row in overlap) + Counter(selection.left_out)
-    counts[UNREADABLE] += len(selection.set_aside)
+    counts[UNREADABLE] += len(set_aside)
     left_out = {reason: counts[reason] for reason in _REASONS}
     their_label = images.by_id("their_label")
     content = {
@@ -179,7 +87,7 @@ def _prepare(
         "counts": left_out,
         "labels_not_in_the_mapping": dict(sorted(selection.unmapped.items())),
         "images": [{**row, "label": their_label[row["image_id"]]} for row in overlap],
-        "not_indexed": [{"path": path, "reason": reason} for path, reason in selection.set_aside],
+        "not_indexed": [{"path": path, "reason": reason} for path, reason in set_aside],
     }
     write_json(own / "left-out.json", content)
     gone, words = {row["image_id"] for row in overlap}, left_out_words(left_out)
@@ -190,10 +98,10 @@ def _prepare(
         )
     kept = images.take(np.flatnonzero([name not in gone for name in images.column("image_id")]))
     write_manifest(own / "manifest.parquet", kept)
-    known = set(study.column("patient")) - {None}
+    known = set(study.manifest.column("patient")) - {None}
     shared = Counter(patient for patient in kept.column("patient") if patient in known)
     warning = f"; warning: {len(shared):,} patients have an id that the study has, too" if shared else ""
-    log(f"external {external.name}: {len(kept):,} images are judged{words and f', left out: {words}'}{warning}")
+    study.log(f"external {external.name}: {len(kept):,} images are judged{words and f', left out: {words}'}{warning}")
     return kept, ExternalResult(
         name=external.name,
         note=external.note,
@@ -204,7 +112,7 @@ def _prepare(
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _errors_named(external: External) -> Iterator[None]:
     """Errors begin with the set's name."""
     try:
@@ -215,21 +123,12 @@ def _errors_named(external: External) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Selection:
-    """Images of an external set that have a class of the study.
+    """Images of an external set that have a class of the study."""
 
-    Args:
-        images: their labels are the study's, those of the set are in the column `their_label`; no split, no fold.
-        left_out: reason -> images, of the others.
-        unmapped: label -> images, of those whose label is no class.
-        splits: names of the splits that the images are from; `()` where the set names none.
-        set_aside: (path, reason) of images that could not be indexed.
-    """
-
-    images: Manifest
-    left_out: Mapping[str, int]
-    unmapped: Mapping[str, int]
-    splits: tuple[str, ...]
-    set_aside: tuple[tuple[str, str], ...] = ()
+    images: Manifest  # under the study's labels; those of the set are in the column `their_label`; no split, no fold
+    left_out: Mapping[str, int]  # reason -> images, of the others
+    unmapped: Mapping[str, int]  # label -> images, of those whose label is no class
+    splits: tuple[str, ...]  # that the images are from; `()` where the set names none
 
 
 def select(external: External, manifest: Manifest, labels: LabelSet) -> Selection:
@@ -300,3 +199,83 @@ def _nothing_in_common(external: External, known: set[str], labels: LabelSet) ->
         f"no label in common: its labels are {', '.join(theirs)}, the study's classes {', '.join(labels.names)}; "
         f'add labels = {{ "{theirs[0]}" = "{labels.names[0]}" }} to [external.{external.name}], a class for each label'
     )
+
+
+def score_set(study: Study, images: Manifest, result: ExternalResult, failed: Collection[str]) -> ExternalResult:
+    """The result with the scores of every method that kept its classifiers, a table for each seed and fold.
+
+    A method that cannot be scored is named with its reason, and does not lose the others.
+
+    Args:
+        study: its methods have run.
+        images, result: of the set, from `external.prepare_sets`.
+        failed: names of the methods that failed.
+    """
+    results, not_scored = list[MethodResult](), dict[str, str]()
+    for method in study.methods:
+        try:
+            if method.name in failed:
+                raise InputError("failed in the study")
+            if not find_method(method.kind).keeps_classifier:
+                not_scored[method.name] = "keeps no model"
+                continue
+            errors = study.out / "runs" / method.folder / f"external-{result.name}-error.txt"
+            with unforeseen_errors(errors, study.out):
+                runs = [read_run(folder) for _, _, folder in method.runs(study.out)]
+                tables = tuple(
+                    _score_fold(study, run, fold, images, result.name) for run in runs for fold in run.distinct_folds
+                )
+        except (ThoraclipError, ModuleNotFoundError) as error:
+            not_scored[method.name] = first_line(error)
+            study.log(f"external {result.name}: {method.name} is not scored: {first_line(error)}")
+        else:
+            results.append(MethodResult(name=method.name, kind=method.kind, predictions=tables))
+    return dataclasses.replace(result, methods=tuple(results), not_scored=not_scored)
+
+
+def _score_fold(study: Study, run: FinishedRun, fold: int | None, images: Manifest, name: str) -> Predictions:
+    """The table of one classifier, in the folder of its run; made again where anything that it depends on changed."""
+    file = run.folder / fold_file(f"external-{name}.parquet", fold)
+    fingerprint = digest([_SCHEMA, _RULES, run.fingerprint, images.fingerprint, fold])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ThoraclipError):
+        note = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        if note["fingerprint"] == fingerprint and note["sha256"] == file_sha256(file):
+            return read_predictions(file)
+    place = run.folder.relative_to(study.out / "runs")
+    study.log(f"external {name}: {place}{'' if fold is None else f', fold {fold}'}")
+    classifier, count = run.classifier(fold, run.label_set(study.manifest)), len(images)
+    table = Predictions(
+        labels=classifier.labels,
+        image_id=tuple(images.column("image_id")),
+        target=images.targets(classifier.labels),
+        scores=_scores(study, classifier, images, study.out / "external" / name / "embeddings"),
+        split=(None,) * count,
+        fold=(fold,) * count,
+        patient=tuple(images.column("patient")),
+    )
+    write_predictions(file, table)
+    note = {"schema": _SCHEMA, "fingerprint": fingerprint, "sha256": file_sha256(file)}
+    write_json(file.with_suffix(".json"), note)
+    return table
+
+
+def _scores(study: Study, classifier: Any, images: Manifest, cache: Path) -> npt.NDArray[np.float64]:
+    """f64[N, C]; the features of a dual encoder are kept, so that all heads on them share one pass."""
+    if isinstance(classifier, EncoderClassifier):
+        kept = cached_embeddings(
+            EncoderConfig(batch_size=study.config.batch_size),
+            images,
+            cache,
+            encoder=classifier.encoder,
+            pixels=study.pixels,
+            progress=study.progress,
+        )
+        return classifier.head.predict(np.array(kept.pooled if classifier.features == "pooled" else kept.projected))
+    scores, progress = [], study.progress
+    for first, greys in grey_batches(
+        images, classifier.preprocess, batch_size=_BATCH, pixels=study.pixels, progress=progress
+    ):
+        scores.append(classifier.look(greys)[1])
+        if progress:
+            progress(first + len(greys), len(images))
+    return np.concatenate(scores)

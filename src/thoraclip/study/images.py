@@ -1,73 +1,138 @@
-"""The images of a study or of an external set: from a manifest, or from a folder that is indexed for it."""
+"""Where images come from: those of a study, and of its external sets, which no method of the study has seen."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from thoraclip.config import build_config, config_toml, toml_value
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import LAYOUTS, detect_layout, find_layout
 from thoraclip.errors import ConfigError, InputError, did_you_mean
 from thoraclip.runs import Progress
-from thoraclip.tables.manifest import Manifest, read_manifest
+from thoraclip.tables.manifest import SPLITS, Manifest, read_manifest
 
-__all__ = ["ImageSource", "folder_layout", "index_folder", "list_images", "require_one_source"]
+__all__ = ["External", "ImageSource", "external_toml", "read_external"]
 
-
-class ImageSource(Protocol):
-    """Settings that say where images are: either `manifest`, or `folder` and its `layout` (empty: found out)."""
-
-    @property
-    def manifest(self) -> str: ...
-
-    @property
-    def folder(self) -> str: ...
-
-    @property
-    def layout(self) -> str: ...
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""A bare TOML key that is a folder's name everywhere."""
 
 
-def require_one_source(source: ImageSource) -> None:
-    """Raise ConfigError unless images come from a manifest or from a folder, which is read by a layout that needs no
-    columns."""
-    if bool(source.manifest) == bool(source.folder):
-        raise ConfigError("give either 'manifest' or 'folder', and not both")
-    if source.layout and source.layout not in LAYOUTS:
-        raise ConfigError(f"unknown layout '{source.layout}'{did_you_mean(source.layout, LAYOUTS)}")
-    if source.layout == "csv":
-        raise ConfigError("layout 'csv' needs column names; make a manifest with thoraclip index and give 'manifest'")
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Either a manifest, or a folder that is read by a layout that needs no columns."""
+
+    manifest: str = ""
+    """Manifest file; or give a folder."""
+    folder: str = ""
+    """Folder of images, indexed by the study itself."""
+    layout: str = ""
+    """Layout of the folder: covid-qu-ex or folders; empty finds out."""
+
+    def __post_init__(self) -> None:
+        if bool(self.manifest) == bool(self.folder):
+            raise ConfigError("give either 'manifest' or 'folder', and not both")
+        if self.layout and self.layout not in LAYOUTS:
+            raise ConfigError(f"unknown layout '{self.layout}'{did_you_mean(self.layout, LAYOUTS)}")
+        if self.layout == "csv":
+            raise ConfigError(
+                "layout 'csv' needs column names; make a manifest with thoraclip index and give 'manifest'"
+            )
+
+    def folder_layout(self) -> str:
+        """The layout of the folder, as set or as found out."""
+        return self.layout or detect_layout(Path(self.folder))
+
+    def read(self, out: Path, progress: Progress | None) -> tuple[Manifest, Sequence[tuple[str, str]]]:
+        """The images, which may leak, and (path, reason) of every one that cannot be used.
+
+        A folder is indexed; `manifest.facts.jsonl` and `manifest.index.json` in `out` keep what was read.
+        """
+        if self.manifest:
+            return read_manifest(Path(self.manifest), may_leak=True), ()
+        facts = out / "manifest.facts.jsonl"
+        indexed = index(Path(self.folder), layout=self.folder_layout(), facts=facts, progress=progress)
+        write_index_report(out / "manifest.index.json", indexed)
+        return indexed.manifest, indexed.set_aside
+
+    def list_images(self) -> Manifest:
+        """The images, which may leak, sorted by id, without opening one; InputError where the folder has none."""
+        if self.manifest:
+            return read_manifest(Path(self.manifest), may_leak=True)
+        root = Path(self.folder)
+        rows = find_layout(self.folder_layout())(root).rows
+        if not rows:
+            raise InputError(f"{root}: no picture can be used; give every class a sub-folder of its own")
+        return Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
 
 
-def folder_layout(source: ImageSource) -> str:
-    """The layout of the folder, as set or as found out."""
-    return source.layout or detect_layout(Path(source.folder))
+@dataclass(frozen=True, kw_only=True)
+class External(ImageSource):
+    """One external test set."""
+
+    name: str
+    """Names its folder and files; stands in the table's header."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """(label there, class of the study) pairs; an empty class leaves the images out."""
+    split: str = ""
+    """Takes the images of this split alone; empty: every labelled image."""
+    note: str = ""
+    """What the reader must know about it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout and self.manifest:
+            raise ConfigError("'layout' says how a folder is read, and a manifest is given; leave 'layout' out")
+        if self.split and self.split not in SPLITS:
+            raise ConfigError(f"split = '{self.split}' is unknown{did_you_mean(self.split, SPLITS)}")
 
 
-def index_folder(
-    source: ImageSource, out: Path, *, progress: Progress | None = None
-) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
-    """Index the folder; `manifest.facts.jsonl` and `manifest.index.json` in `out` keep what was read.
+def read_external(
+    tables: object, where: str, beside: Callable[[Mapping[str, Any]], Mapping[str, str]]
+) -> tuple[External, ...]:
+    """Check the `[external.NAME]` tables of a study file.
 
-    Returns:
-        The manifest, and (path, reason) of every image that cannot be used.
-    """
-    indexed = index(
-        Path(source.folder), layout=folder_layout(source), facts=out / "manifest.facts.jsonl", progress=progress
-    )
-    write_index_report(out / "manifest.index.json", indexed)
-    return indexed.manifest, tuple(indexed.set_aside)
-
-
-def list_images(source: ImageSource) -> Manifest:
-    """The images, sorted by id, without opening one: of a folder, the files are listed. It may leak.
+    Args:
+        tables: set name -> mapping with the fields of `External`.
+        where: the study file; begins every message.
+        beside: gives the paths of a table that lie beside the study file.
 
     Raises:
-        InputError: the folder has no image.
+        ConfigError: not a table of tables, a name that is no plain name, an unknown setting, labels that are no
+            mapping.
     """
-    if source.manifest:
-        return read_manifest(Path(source.manifest), may_leak=True)
-    root = Path(source.folder)
-    rows = find_layout(folder_layout(source))(root).rows
-    if not rows:
-        raise InputError(f"{root}: no picture can be used; give every class a sub-folder of its own")
-    return Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
+    if not isinstance(tables, Mapping) or not all(isinstance(table, Mapping) for table in tables.values()):
+        raise ConfigError(f"{where}: 'external' must be [external.NAME] tables, such as [external.hospital-b]")
+    return tuple(
+        _read_set(str(name), {**table, **beside(table)}, f"{where}, external '{name}'")
+        for name, table in tables.items()
+    )
+
+
+def _read_set(name: str, values: dict[str, Any], where: str) -> External:
+    if not _PLAIN.fullmatch(name):
+        raise ConfigError(
+            f"{where}: the name becomes a folder; use letters, digits, - and _ alone, such as [external.hospital-b]"
+        )
+    if "name" in values:
+        raise ConfigError(f"{where}: the name stands in the header [external.{name}]; leave name = ... out")
+    labels = values.pop("labels", {})
+    if not isinstance(labels, Mapping) or not all(isinstance(ours, str) for ours in labels.values()):
+        raise ConfigError(
+            f"{where}: labels = {labels!r} must name a class of the study for labels of the set, "
+            'such as labels = { "COVID-19" = "covid" }; "" leaves them out'
+        )
+    external = build_config(External, {**values, "name": name}, where=where)
+    return dataclasses.replace(external, labels=tuple((str(theirs), ours) for theirs, ours in labels.items()))
+
+
+def external_toml(sets: Sequence[External]) -> str:
+    """The sets as tables that `read_external` reads back."""
+    return "".join(
+        f"\n[external.{one.name}]\n{config_toml(one, skip=('name', 'labels'))}labels = {toml_value(dict(one.labels))}\n"
+        for one in sets
+    )

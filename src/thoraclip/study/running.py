@@ -13,27 +13,20 @@ from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ManifestError, ThoraclipError
+from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
-from thoraclip.methods import require_shared_work
+from thoraclip.methods import find_method, require_shared_work
+from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
+from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import read_validation, run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
-from thoraclip.study.auditing import audit_methods, audited_methods
-from thoraclip.study.external import prepare_sets
-from thoraclip.study.external_scores import score_set
-from thoraclip.study.images import folder_layout, index_folder
-from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
+from thoraclip.study.external import prepare_sets, score_set
+from thoraclip.study.settings import CAPTIONS, MethodEntry, Study, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, write_predictions
 
 __all__ = ["demo_study", "run_study"]
-
-_TRACEBACK = "error.txt"
-"""In the folder of a run that broke in a way that nobody foresaw."""
-
-
-def _has_parts(manifest: Manifest) -> bool:
-    return any(part is not None for part in manifest.parts())
 
 
 def run_study(
@@ -63,41 +56,35 @@ def run_study(
     require_shared_work("a study")
     sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
+    study = Study(config, methods, manifest, out, announce, progress)
     torn = _torn_pictures(manifest)
     if torn:
         announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
-    outside = []
-    if config.external:
-        labels = manifest.label_set(config.classes)
-        outside = prepare_sets(config.external, manifest, labels, out, log=announce, progress=progress)
+    outside = prepare_sets(study) if config.external else []
     hashes = {f"external {result.name}": images.fingerprint for images, result in outside}
     facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint, **hashes})
     write_text(out / "config.toml", study_toml(config, methods))
     write_json(out / "provenance.json", facts)
-    results, errors = [], []
-    failed: set[str] = set()
-    pixels = out / "pixels" if config.pixel_cache else None
     if any(method.has_own_captions for method in methods):
         announce(f"captions by {config.captioner}")
-        _write_captions(config, manifest, out / CAPTIONS, pixels, progress)
+        _write_captions(study)
+    results, errors = list[MethodResult](), dict[str, ThoraclipError]()
     for number, method in enumerate(methods, start=1):
-        announce(f"row {number} of {len(methods)}: {method.name}")
+        row = f"row {number} of {len(methods)}: {method.name}"
+        announce(row)
         try:
-            if method.after and method.after.name in failed:
+            if method.after and method.after.name in errors:
                 raise InputError(f"its adapters are those of '{method.after.name}', which failed")
-            results.append(_run_entry(method, manifest, out, pixels, announce, progress))
+            results.append(_run_entry(study, method))
         except ThoraclipError as error:
-            announce(f"row {number} of {len(methods)}: {method.name} failed: {error}")
-            errors.append(error)
-            failed.add(method.name)
+            announce(f"{row} failed: {error}")
+            errors[method.name] = error
             results.append(
                 MethodResult(name=method.name, kind=method.kind, failed=str(error), settings=_settings(method))
             )
     if len(errors) == len(methods):
-        raise errors[0]
-    external = [
-        score_set(*one, methods, failed, config, manifest, out, log=announce, progress=progress) for one in outside
-    ]
+        raise next(iter(errors.values()))
+    external = [score_set(study, *each, errors) for each in outside]
     announce("judging")
     report = judge(
         results,
@@ -111,15 +98,7 @@ def run_study(
     )
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
-    audits = audit_methods(
-        config,
-        audited_methods(config, methods, report),
-        manifest,
-        out,
-        pixels=pixels,
-        progress=progress,
-        announce=announce,
-    )
+    audits = _audit_methods(study, report)
     if audits:
         report = with_audits(report, audits)
         write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
@@ -129,34 +108,44 @@ def run_study(
 def _prepare_manifest(
     config: StudyConfig, out: Path, announce: Callable[[str], None], progress: Progress | None
 ) -> tuple[Manifest, dict[str, int]]:
-    """The labelled, split images of the study, written to its folder; and how many were left out, by reason."""
-    set_aside = 0
+    """The images, by their own split or folds, or in folds of whole patients (and whole groups of copies), written to
+    the study folder; and how many were left out, by reason."""
+    unreadable: Sequence[object] = ()
     if config.manifest:
         manifest = read_manifest(Path(config.manifest))
     else:
         if out.resolve().is_relative_to(Path(config.folder).resolve()):
             raise InputError(f"{out}: lies inside the images' folder {config.folder}; choose an --out elsewhere")
-        announce(f"indexing {config.folder} (layout {folder_layout(config)})")
-        manifest, unreadable = index_folder(config, out, progress=progress)
-        set_aside = len(unreadable)
-        if set_aside:
-            announce(f"{set_aside} unreadable pictures set aside, see {out / 'manifest.index.json'}")
-    manifest = _with_parts(config, manifest, out, announce, progress)
-    unlabelled = sum(label is None for label in manifest.column("label"))
-    unassigned = sum(part is None for part in manifest.parts()) - unlabelled
+        announce(f"indexing {config.folder} (layout {config.folder_layout()})")
+        manifest, unreadable = config.read(out, progress)
+        if unreadable:
+            announce(f"{len(unreadable)} unreadable pictures set aside, see {out / 'manifest.index.json'}")
+    if any(manifest.parts()):
+        manifest = manifest.strict()
+    else:
+        if config.group_duplicates:
+            announce("looking for near duplicates, so that none stands in two folds")
+            manifest = duplicate_clusters(manifest, out / "inspection", progress=progress)
+            copies = Counter(name for name in manifest.column("duplicate_cluster") if name is not None)
+            if copies:
+                counts = f"{len(copies)}, in {copies.total()} images"
+                announce(f"pictures that stand there more than once: {counts}; kept together")
+        manifest = split_folds(manifest, folds=config.folds, seed=config.seeds[0])
     write_manifest(out / "manifest.parquet", manifest)
-    return manifest, {"unreadable": set_aside, "unlabelled": unlabelled, "without split": max(unassigned, 0)}
+    unlabelled = manifest.column("label").count(None)
+    unassigned = max(manifest.parts().count(None) - unlabelled, 0)
+    return manifest, {"unreadable": len(unreadable), "unlabelled": unlabelled, "without split": unassigned}
 
 
-def _write_captions(
-    config: StudyConfig, manifest: Manifest, file: Path, pixels: Path | None, progress: Progress | None
-) -> None:
+def _write_captions(study: Study) -> None:
     """The captions that the study's methods train on; finished ones are used again."""
+    config = study.config
     given: dict[str, Any] = {"captioner": config.captioner, "column": config.caption_column}
     if CAPTIONERS[config.captioner].reads_images:
         given |= {"model": config.caption_model, "geometry": config.geometry, "precision": config.precision}
         given |= {"batch_size": config.batch_size} if config.batch_size else {}
-    caption(manifest, CaptionConfig(**given), file, pixels=pixels, progress=progress)
+    file, made = study.out / CAPTIONS, CaptionConfig(**given)
+    caption(study.manifest, made, file, pixels=study.pixels, progress=study.progress)
 
 
 def _torn_pictures(manifest: Manifest) -> int:
@@ -168,52 +157,27 @@ def _torn_pictures(manifest: Manifest) -> int:
     return sum(len(found) > 1 for found in parts.values())
 
 
-def _with_parts(
-    config: StudyConfig, manifest: Manifest, out: Path, announce: Callable[[str], None], progress: Progress | None
-) -> Manifest:
-    """The manifest's own split or folds, or folds of whole patients (and whole groups of copies)."""
-    if _has_parts(manifest):
-        return manifest.strict()
-    if config.group_duplicates:
-        announce("looking for near duplicates, so that none stands in two folds")
-        manifest = duplicate_clusters(manifest, out / "inspection", progress=progress)
-        copies = Counter(name for name in manifest.column("duplicate_cluster") if name is not None)
-        if copies:
-            announce(
-                f"pictures that stand there more than once: {len(copies)}, in {copies.total()} images; kept together"
-            )
-    return split_folds(manifest, folds=config.folds, seed=config.seeds[0])
-
-
-def _run_entry(
-    method: MethodEntry,
-    manifest: Manifest,
-    out: Path,
-    pixels: Path | None,
-    announce: Callable[[str], None],
-    progress: Progress | None,
-) -> MethodResult:
+def _run_entry(study: Study, method: MethodEntry) -> MethodResult:
     predictions: list[Predictions] = []
     validation: list[tuple[Predictions, ...]] = []
     details: Mapping[str, Any] = {}
-    for _, config, folder in method.runs(out / "runs"):
-        with unforeseen_errors(folder / _TRACEBACK, out):
+    for _, config, folder in method.runs(study.out):
+        with unforeseen_errors(folder / "error.txt", study.out):
             result = run_method(
                 method.kind,
                 config,
-                manifest,
+                study.manifest,
                 folder,
-                cache=out / "embeddings",
-                pixels=pixels,
-                progress=progress,
-                announce=announce,
+                cache=study.out / "embeddings",
+                pixels=study.pixels,
+                progress=study.progress,
+                announce=study.log,
             )
         assert result is not None, "a study runs in one process"
-        found, extra = result
-        predictions.append(found)
+        predictions.append(result[0])
         validation.append(read_validation(folder))
-        details = details or extra
-    notes = ["tiny-clip is a demonstration model that has only seen phantoms; name a real one with model = ..."]
+        details = details or result[1]
+    demonstration = "tiny-clip is a demonstration model that has only seen phantoms; name a real one with model = ..."
     return MethodResult(
         name=method.name,
         kind=method.kind,
@@ -221,7 +185,7 @@ def _run_entry(
         validation=tuple(validation),
         seeds=method.seeds,
         settings=_settings(method),
-        notes=tuple(notes) if getattr(method.config, "model", "") == "tiny-clip" else (),
+        notes=(demonstration,) if getattr(method.config, "model", "") == "tiny-clip" else (),
         details=details,
     )
 
@@ -234,6 +198,48 @@ def _settings(method: MethodEntry) -> dict[str, str]:
         if item.name in {"model", "geometry"} or (value != item.default and item.name != "seed"):
             shown[item.name] = value if isinstance(value, str) else toml_value(value)
     return shown | ({"adapter": f"of '{method.after.name}'"} if method.after else {})
+
+
+def _audit_methods(study: Study, report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Method -> content of its `audit.json`, which is written to `audits/` in the study folder; the first seed's run.
+
+    Of the methods that keep a classifier and did not fail: all, the one of the highest macro F1, or none. An audit that
+    cannot be made is said and left out: it must not lose the report.
+    """
+    config, out = study.config, study.out
+    values = {m["name"]: m["metrics"]["macro_f1"]["value"] for m in report["methods"]}
+    chosen = [m for m in study.methods if find_method(m.kind).keeps_classifier and m.name in values]
+    if config.audit != "all":
+        chosen = sorted(chosen, key=lambda m: values[m.name], reverse=True)[: config.audit == "best"]
+    asked = AuditConfig(
+        images=config.audit_images,
+        masks=config.audit_masks,
+        seed=config.seeds[0],
+        batch_size=config.batch_size or AuditConfig.batch_size,
+        duplicates=config.group_duplicates,
+    )
+    audits = {}
+    for method in chosen:
+        study.log(f"audit of {method.name}")
+        folder = out / "audits" / method.folder
+        try:
+            with unforeseen_errors(folder / "error.txt", out):
+                content = audit(
+                    read_run(method.runs(out)[0][2]),
+                    study.manifest,
+                    asked,
+                    folder,
+                    pixels=study.pixels,
+                    inspection=out / "inspection",
+                    progress=study.progress,
+                    announce=lambda _: None,
+                )
+        except (ThoraclipError, ModuleNotFoundError) as error:
+            study.log(f"audit of {method.name} failed: {error}")
+            continue
+        write_audit(content, folder)
+        audits[method.name] = content
+    return audits
 
 
 def _write_best(out: Path, results: Sequence[MethodResult], report: Mapping[str, Any]) -> None:

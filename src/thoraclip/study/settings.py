@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import build_config, config_toml, read_toml, require_known, toml_value
+from thoraclip.config import build_config, config_toml, read_toml, require_at_least, require_known, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
-from thoraclip.study.external import External, external_toml, read_external
-from thoraclip.study.images import require_one_source
+from thoraclip.runs import Progress
+from thoraclip.study.images import External, ImageSource, external_toml, read_external
+from thoraclip.tables.manifest import Manifest
 
-__all__ = ["CAPTIONS", "MethodEntry", "StudyConfig", "build_entries", "read_study", "study_toml"]
+__all__ = ["CAPTIONS", "MethodEntry", "Study", "StudyConfig", "build_entries", "read_study", "study_toml"]
 
 _DEFAULT_METHODS: tuple[Mapping[str, Any], ...] = (
     {"name": "zero-shot, ensemble", "kind": "zeroshot"},
@@ -42,21 +43,14 @@ _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fr
 _PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts", "audit_masks")
 CAPTIONS = "captions.parquet"
 """File of the captions that the study makes, in its folder."""
-AUDITED = ("best", "all", "none")
 OWN_CAPTIONS = "(written by the study)"
 """Stands for the caption file that the study makes in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(ImageSource):
     """What one study needs; the list of methods stands beside it."""
 
-    manifest: str = ""
-    """Manifest file; or give a folder."""
-    folder: str = ""
-    """Folder of images, indexed and split by the study itself."""
-    layout: str = ""
-    """Layout of the folder: covid-qu-ex or folders; empty finds out."""
     title: str = "Chest X-ray classification study"
     """Headline of the report."""
     model: str = "tiny-clip"
@@ -114,7 +108,7 @@ class StudyConfig:
     --set."""
 
     def __post_init__(self) -> None:
-        require_one_source(self)
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
         if min(self.seeds) < 0:
@@ -126,58 +120,60 @@ class StudyConfig:
                 f"captions = '{self.captions}' are there already, so captioner = '{self.captioner}' has nothing to "
                 "write; leave one of them out"
             )
-        if self.audit not in AUDITED:
-            raise ConfigError(f"unknown audit '{self.audit}'{did_you_mean(self.audit, AUDITED)}")
+        require_known(self, audit=("best", "all", "none"))
         require_mask_source(self.audit_masks, "audit_masks")
-        if self.audit_images < 0:
-            raise ConfigError(f"audit_images = {self.audit_images}: 0 or more is needed")
-        if self.resamples < 100:
-            raise ConfigError(f"resamples = {self.resamples}: 100 or more are needed for an interval")
+        require_at_least(self, audit_images=0, resamples=100)
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One `[[methods]]` of a study.
+    """One `[[methods]]` of a study."""
 
-    Args:
-        name: in the table.
-        kind: in `METHODS`.
-        config: for the first seed.
-        folder: below `runs/`.
-        seeds: of its runs; `()` for a method without one.
-        after: the fine-tuning whose adapters it uses, those of the same seed.
-    """
+    name: str  # in the table
+    kind: str  # in `METHODS`
+    config: Any  # for the first seed
+    folder: str  # its name below `runs/`
+    seeds: tuple[int, ...] = ()  # of its runs; `()` for a method without one
+    after: MethodEntry | None = None  # the fine-tuning whose adapters it uses, those of the same seed
 
-    name: str
-    kind: str
-    config: Any
-    folder: str
-    seeds: tuple[int, ...] = ()
-    after: MethodEntry | None = None
-
-    def runs(self, runs: Path) -> list[tuple[int | None, Any, Path]]:
-        """(seed, config, run folder) of every run; `runs` is the folder of them all."""
-        if not self.seeds:
-            return [(None, self.config, runs / self.folder)]
-        adapters = self.after.folders(runs) if self.after else {}
-        captions = {"captions": str(runs.parent / CAPTIONS)} if self.has_own_captions else {}
-        found: list[tuple[int | None, Any, Path]] = []
-        for seed, folder in self.folders(runs).items():
-            given: dict[str, Any] = captions | ({"adapter": str(adapters[seed])} if adapters else {})
-            if hasattr(self.config, "seed"):
+    def runs(self, out: Path) -> list[tuple[int | None, Any, Path]]:
+        """(seed, config, run folder) of every run of the study in `out`."""
+        runs = list[tuple[int | None, Any, Path]]()
+        for seed in self.seeds or [None]:
+            given: dict[str, Any] = {"captions": str(out / CAPTIONS)} if self.has_own_captions else {}
+            if self.after:
+                given["adapter"] = str(self.after.run_folder(out, seed))
+            if seed is not None and hasattr(self.config, "seed"):
                 given["seed"] = seed
-            found.append((seed, dataclasses.replace(self.config, **given), folder))
-        return found
+            runs.append((seed, dataclasses.replace(self.config, **given), self.run_folder(out, seed)))
+        return runs
 
     @property
     def has_own_captions(self) -> bool:
         """True where it trains on the captions that the study writes."""
         return getattr(self.config, "captions", "") == OWN_CAPTIONS
 
-    def folders(self, runs: Path) -> dict[int, Path]:
-        """Seed -> run folder."""
-        own = runs / self.folder
-        return {seed: own / f"seed-{seed}" if len(self.seeds) > 1 else own for seed in self.seeds}
+    def run_folder(self, out: Path, seed: int | None) -> Path:
+        """Of the run of one seed."""
+        own = out / "runs" / self.folder
+        return own / f"seed-{seed}" if len(self.seeds) > 1 else own
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at work: what its stages share."""
+
+    config: StudyConfig
+    methods: Sequence[MethodEntry]
+    manifest: Manifest  # split
+    out: Path  # the study folder
+    log: Callable[[str], None]  # gets a line at every stage
+    progress: Progress | None
+
+    @property
+    def pixels(self) -> Path | None:
+        """Folder of the decoded images; `None` keeps none."""
+        return self.out / "pixels" if self.config.pixel_cache else None
 
 
 def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, list[MethodEntry]]:
@@ -191,35 +187,36 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
 
     Raises:
         ConfigError: every unknown name at once, with the nearest known one; see also
-            `evaluation.results.read_published` and `external.read_external`.
+            `evaluation.results.read_published` and `images.read_external`.
         InputError: no such file.
     """
-    if "published" in settings:
-        raise ConfigError(
-            "--set published: published values stand in the study file; write them as [[published]] tables"
-        )
-    if "external" in settings:
-        raise ConfigError("--set external: external sets stand in the study file; write them as [external.NAME] tables")
+    for name, what, table in (
+        ("published", "published values", "[[published]]"),
+        ("external", "external sets", "[external.NAME]"),
+    ):
+        if name in settings:
+            raise ConfigError(f"--set {name}: {what} stand in the study file; write them as {table} tables")
+    where = str(source)
     if source.is_dir():
-        content: dict[str, Any] = {"folder": str(source), "title": source.resolve().name}
-        entries: Sequence[Mapping[str, Any]] = _DEFAULT_METHODS
+        content: dict[str, Any] = {"folder": where, "title": source.resolve().name}
     else:
         content = read_toml(source)
-        entries = content.pop("methods", list(_DEFAULT_METHODS))
         content |= _beside(source, content)
-        if isinstance(entries, list):
-            entries = [{**e, **_beside(source, e)} if isinstance(e, Mapping) else e for e in entries]
-    where = str(source)
     published, external = content.pop("published", []), content.pop("external", {})
-    own = {field.name for field in dataclasses.fields(StudyConfig)}
-    config = build_config(StudyConfig, {**content, **{k: v for k, v in settings.items() if k in own}}, where=where)
+    entries = content.pop("methods", _DEFAULT_METHODS)
+    own = {name: value for name, value in settings.items() if name in _names(StudyConfig)}
+    config = build_config(StudyConfig, content | own, where=where)
     if not isinstance(entries, list | tuple) or not entries or not all(isinstance(e, Mapping) for e in entries):
         raise ConfigError(f"{where}: 'methods' must be one [[methods]] table or more")
-    loose = {k: v for k, v in settings.items() if k not in own}
-    methods = build_entries(config, entries, loose, where)
+    loose = {name: value for name, value in settings.items() if name not in own}
+    methods = build_entries(config, [{**e, **_beside(source, e)} for e in entries], loose, where)
     rows = read_published(published, [m.name for m in methods], where)
     sets = read_external(external, where, lambda table: _beside(source, table))
     return dataclasses.replace(config, published=rows, external=sets), methods
+
+
+def _names(config: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
 
 
 def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
@@ -239,7 +236,6 @@ def build_entries(
         loose: `--set` values that are no settings of the study itself.
         where: begins every message.
     """
-    used: set[str] = set()
     methods: list[MethodEntry] = []
     for number, entry in enumerate(_with_followers(entries, where), start=1):
         values = dict(entry)
@@ -249,28 +245,23 @@ def build_entries(
                 f"{where}: method {number} has no 'kind'; add kind = \"...\", one of: {', '.join(METHODS)}"
             )
         name = str(values.pop("name", kind))
-        method = find_method(kind)
-        known = {f.name for f in dataclasses.fields(method.config_type)}
-        after = _find_training(values.pop("after", None), methods, known, f"{where}, method '{name}'")
+        method, place = find_method(kind), f"{where}, method '{name}'"
+        known = _names(method.config_type)
+        after = _find_training(values.pop("after", None), methods, known, place)
         shared = {n: getattr(study, n) for n in _SHARED if n in known}
         if study.captioner and "captions" in known:
             shared["captions"] = OWN_CAPTIONS
         if "chunk_size" in known:  # there batch_size is no longer the images of a forward pass
             shared.pop("batch_size", None)
         if after:
-            own = {f.name for f in dataclasses.fields(after.config)}
-            shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known and n in own}
-        from_command = {n: v for n, v in loose.items() if n in known}
-        used |= set(from_command)
-        config = build_config(
-            method.config_type, {**shared, **values, **from_command}, where=f"{where}, method '{name}'"
-        )
+            shared |= {n: getattr(after.config, n) for n in _INHERITED if n in known & _names(after.config)}
+        given = {n: v for n, v in loose.items() if n in known}
+        config = build_config(method.config_type, shared | values | given, where=place)
         seeds = study.seeds if method.is_seeded or after else ()
         methods.append(MethodEntry(name, kind, config, _unique_slug(name, [m.folder for m in methods]), seeds, after))
-    unknown = sorted(set(loose) - used)
+    known = _names(StudyConfig).union(*(_names(method.config) for method in methods))
+    unknown = sorted(set(loose) - known)
     if unknown:
-        known = {f.name for f in dataclasses.fields(StudyConfig)}
-        known |= {f.name for m in methods for f in dataclasses.fields(m.config)}
         raise ConfigError("; ".join(f"--set: unknown setting '{n}'{did_you_mean(n, known)}" for n in unknown))
     names = Counter(m.name for m in methods)
     if max(names.values()) > 1:

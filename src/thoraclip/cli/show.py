@@ -1,0 +1,303 @@
+"""What the commands print of their results, in the order of the panels of `thoraclip --help`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from thoraclip.cli.console import announce, print_table
+from thoraclip.methods import METHODS
+
+if TYPE_CHECKING:
+    from thoraclip.bundle.scoring import ScoringSummary
+    from thoraclip.data.index import IndexResult
+    from thoraclip.data.phantom import PhantomSummary
+    from thoraclip.tables.captions import Captions
+    from thoraclip.tables.embeddings import Embeddings
+    from thoraclip.tables.manifest import Manifest
+
+
+def study(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """The main table and where the page is, or the plan; exit code 1 where a method failed."""
+    if given["dry_run"]:
+        _show_plan(content, as_json=given["json"])
+        return
+    report(content, given)
+    if content["failed"]:
+        raise typer.Exit(1)
+
+
+def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+    """The plan as JSON, or as a table of runs and stages."""
+    if as_json:
+        typer.echo(json.dumps(plan, indent=2))
+        return
+    rows = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])]
+    title = f"{plan['source']}: {'unknown' if plan['images'] is None else format(plan['images'], ',')} images"
+    print_table(["", "kind", "seed", "encoded", "trained", "time", "state"], rows, title=title, numbers=False)
+    if plan["images"] is None:
+        typer.echo("Nothing can be estimated: the images are not known.")
+        return
+    totals = plan["totals"]
+    low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
+    what = "In all" if totals["complete"] else "What can be estimated"
+    typer.echo(
+        f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no "
+        f"training stops early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward "
+        "and backward."
+    )
+
+
+def _plan_row(row: Mapping[str, Any]) -> list[str]:
+    cached = f"{' and '.join(row['cached'])} cached" if row["cached"] else "to do"
+    return [
+        row["name"],
+        row["kind"],
+        "" if row["seed"] is None else str(row["seed"]),
+        f"{row['images_encoded']:,}" if row["images_encoded"] else "",
+        f"{row['images_trained']:,}" if row["images_trained"] else "",
+        "" if row["done"] else "?" if row["seconds"] is None else _duration(row["seconds"]),
+        f"cannot run: {row['error']}" if row["error"] else "done" if row["done"] else cached,
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """12 s, 3 min, 2.1 h, 3.5 days."""
+    for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+
+
+def index(result: IndexResult, given: Mapping[str, Any]) -> None:
+    """Counts, and the first of everything that was set aside."""
+    _print_counts(*result.manifest.counts())
+    _list("pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
+    _list("unknown folders left out", [f"{path} ({count} files)" for path, count in result.unknown_folders])
+    _list("files that are not pictures", result.other_files)
+    _list("groups of identical pictures", [" = ".join(group["image_ids"]) for group in result.repeats])
+    _list("notes", result.notes)
+    _list(
+        "patients in two parts of the split; split again before training",
+        [f"{patient} ({', '.join(parts)})" for patient, parts in result.manifest.patients_in_two("split").items()],
+    )
+    out = given["out"]
+    listed = out.with_suffix(".index.json")
+    announce(
+        f"{len(result.manifest)} images ({result.read} files read) -> {out}; everything else is listed in {listed}"
+    )
+
+
+def check(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Counts, what tells the classes apart, leaks and warnings; exit code 1 for a leak with --strict."""
+    counts = content["counts"]
+    _print_counts(counts["parts"], counts["classes"])
+    rows = []
+    for row in content["differences"][:8]:
+        told = row["alone"]
+        text = f"{100 * told['value']:.0f} [{100 * told['low']:.0f}, {100 * told['high']:.0f}]" if told else "-"
+        rows.append([row["name"].replace("_", " "), text, row["description"]])
+    if rows and content["differences"][0]["alone"] is None:
+        typer.echo(f"what tells the classes apart is not measured: {content['differences'][0]['reason']}")
+    elif rows:
+        print_table(["names the class", "%", "what it is"], rows, numbers=False)
+    for what in ("leaks", "warnings"):
+        for sentence in content[what]:
+            typer.echo(f"{what.removesuffix('s')}: {sentence}")
+    if not content["leaks"]:
+        is_split = counts["parts"] != ["no split"]
+        typer.echo("no leak found" if is_split else "there is no split yet, so nothing can leak")
+    if given["out"]:
+        announce(f"page: {given['out'] / 'check.html'}")
+    if given["strict"] and content["leaks"]:
+        raise typer.Exit(1)
+
+
+def split(manifest: Manifest, given: Mapping[str, Any]) -> None:
+    """Images of each class in each part."""
+    _print_counts(*manifest.counts())
+    announce(f"{len(manifest)} images -> {given['out']}")
+
+
+def card(page: Path, given: Mapping[str, Any]) -> None:
+    """Where the card and the record are."""
+    announce(f"{page}, {given['out'] / 'croissant.json'}")
+
+
+def phantom(summary: PhantomSummary, given: Mapping[str, Any]) -> None:
+    """How many were drawn, and where."""
+    announce(f"{summary.images} phantoms of {summary.patients} patients -> {summary.root}")
+
+
+def _print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
+    print_table(["class", *parts], [[label, *map(str, row)] for label, row in classes.items()])
+
+
+def _list(what: str, lines: list[str], most: int = 10) -> None:
+    if lines:
+        announce(f"{what}: {len(lines)}")
+        for line in lines[:most]:
+            announce(f"  {line}")
+        if len(lines) > most:
+            announce(f"  ... and {len(lines) - most} more")
+
+
+def captions(captions: Captions, given: Mapping[str, Any]) -> None:
+    """How many there are, and three examples."""
+    told, different = sum(captions.with_label), len(set(captions.text))
+    announce(
+        f"{len(captions)} captions, {different} different, the class told in {told} -> {given['out']}; for example"
+    )
+    for row in range(0, len(captions), max(1, -(-len(captions) // 3))):
+        announce(f"  {captions.image_id[row]}: {captions.text[row]}")
+
+
+def features(features: Embeddings | None, given: Mapping[str, Any]) -> None:
+    """What was written; nothing in all but the first of several processes."""
+    if features is None:
+        return
+    announce(
+        f"{len(features)} images, pooled {features.pooled.shape[1]} + projected {features.projected.shape[1]} "
+        f"numbers each, geometry {given['geometry']}, {features.encoder['precision']} -> {given['out']}"
+    )
+
+
+def predictions(result: Any, given: Mapping[str, Any]) -> None:
+    """Where the predictions are; nothing in all but the first of several processes."""
+    if result is None:
+        return
+    file, out = given["out"] / "predictions.parquet", given["out"]
+    announce(f"{len(result[0])} predictions -> {file}; judge them: thoraclip report {out} --out DIR")
+
+
+def list_settings(kind: str) -> None:
+    """The settings of a method, with defaults and help."""
+    from thoraclip.config import field_help, toml_value
+
+    config = METHODS[kind].config_type
+    texts = field_help(config)  # type: ignore[arg-type]
+    rows = [[f.name, toml_value(f.default), texts.get(f.name, "")] for f in dataclasses.fields(config)]
+    print_table(["setting", "default", "what it does"], rows, title=f"Settings of {kind}", numbers=False)
+
+
+def audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """The tests as a table on standard output, and the reading."""
+    rows = [
+        [
+            t["name"].replace("-", " "),
+            t["level"],
+            f"{100 * t['effect']:+.1f}",
+            f"[{100 * t['low']:+.1f}, {100 * t['high']:+.1f}]",
+            "" if t["p_holm"] is None else f"{t['p_holm']:.3f}",
+            t["verdict"].replace("_", " "),
+        ]
+        for t in content["tests"]
+    ]
+    title = "Effect in points of balanced accuracy, with 95 % intervals; p after Holm's correction"
+    print_table(["test", "of", "effect", "interval", "p", "sign of reliance"], rows, title=title)
+    for sentence in content["reading"]:
+        typer.echo(sentence)
+    typer.echo(f"Research use only, not for diagnosis. Page: {given['out'] / 'audit.html'}")
+
+
+def explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """The map's numbers on standard output, and where the sheet is."""
+    shares = explained["evidence_in_lungs"], explained["lung_area"]
+    inside, area = ("-" if value is None else f"{100 * value:.0f} %" for value in shares)
+    rows = [
+        ["class", f"{explained['class']}, probability {explained['probability']:.3f}"],
+        ["predicted", f"{explained['predicted']}, probability {explained['scores'][explained['predicted']]:.3f}"],
+        ["method", explained["method"]],
+        ["evidence in the lungs", inside],
+        ["lungs' share of the area", f"{area}, outline: {explained['lungs_from']}"],
+        ["classifier", explained["note"]],
+    ]
+    print_table(["map", ""], rows, numbers=False)
+    typer.echo(f"A map is no proof. Research use only, not for diagnosis. Sheet: {given['out']}")
+
+
+def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """The main table on standard output, and where the page is."""
+    metrics = {
+        "accuracy": "accuracy",
+        "macro_f1": "macro F1",
+        "macro_precision": "precision",
+        "macro_recall": "recall",
+        "auroc": "AUROC",
+        "ece": "ECE",
+    }
+    rows = []
+    for method in content["methods"]:
+        values = method.get("metrics") or {}
+        cells = [_cell(values.get(name)) for name in metrics] if values else ["failed", *[""] * (len(metrics) - 1)]
+        rows.append([method["name"], *cells])
+    print_table(["method", *metrics.values()], rows, title=f"{content.get('title', 'Report')}: %, with 95 % intervals")
+    for sentence in content["reading"]:
+        typer.echo(sentence)
+    typer.echo(f"Research use only, not for diagnosis. Page: {given['out'] / 'report.html'}")
+
+
+def _cell(metric: dict[str, Any] | None) -> str:
+    if metric is None or metric.get("value") is None:
+        return "-"
+    text = f"{100 * metric['value']:.1f}"
+    return text if metric.get("low") is None else f"{text} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
+
+
+def parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """How far the bundle is from the original, on standard output."""
+    fp32, int8, test = content["fp32"], content["int8"], content["test"]
+    accuracy = test["accuracy"]
+    difference = f"{fp32['largest_difference']:.1e} on {fp32['images']} test images"
+    rows = [
+        ["fp32 against the original", f"largest difference {difference}"],
+        ["accuracy of the bundle", f"{_percent(accuracy)} on {test['images']} test images"],
+        ["sets hold the true class", f"{_percent(test['coverage'])}, {test['mean_set_size']:.2f} classes on average"],
+        ["test images flagged", "-" if test["flagged"] is None else _percent(test["flagged"])],
+    ]
+    if int8:
+        change = int8["accuracy"]
+        between = f"[{100 * change['low']:+.2f}, {100 * change['high']:+.2f}]"
+        rows[1:1] = [
+            ["int8: other answers", f"{int8['other_answers']} of {int8['images']} test images"],
+            ["int8: change of accuracy", f"{100 * change['change']:+.2f} {between} points"],
+            ["int8: size", f"{100 * int8['size']:.0f} % of fp32"],
+        ]
+    print_table(["proof", ""], rows, numbers=False)
+    typer.echo(f"Research use only, not for diagnosis. Bundle: {given['out']}, card: {given['out'] / 'README.md'}")
+
+
+def _percent(share: dict[str, float]) -> str:
+    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
+    """How many were scored and what could not be, on standard error."""
+    out = given["out"]
+    counts = [f"{summary.images} images", f"{summary.failed} cannot be read"]
+    if summary.flagged is not None:
+        counts.append(f"{summary.flagged} unlike the training images")
+    if summary.repeated:
+        counts.append(f"{summary.repeated} named again and passed over")
+    announce(", ".join(counts) + (f" -> {out}" if out else ""))
+    if summary.failed:
+        announce(f"cannot be read: {summary.failed}, each with its reason in the column error")
+        for path, reason in summary.first_failed:
+            announce(f"  {_shown(path)}: {_shown(reason)}")
+        if summary.failed > len(summary.first_failed):
+            announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
+    for what in summary.left_out_told:
+        announce(f"left out: {_shown(what)}")
+    if summary.not_utf8:
+        announce(f"names that are not UTF-8: {summary.not_utf8}; a CSV holds their bytes (errors='surrogateescape')")
+    announce("Research use only, not for diagnosis.")
+
+
+def _shown(text: str) -> str:
+    """A file's name may hold what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
