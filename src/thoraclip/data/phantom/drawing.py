@@ -18,9 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
-from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, choose_pose
-from thoraclip.data.phantom.body import Body, Floats, Mask, Pose, shape_body
-from thoraclip.data.phantom.lines import draw_border, draw_devices, draw_marker, draw_tree
+from thoraclip.data.phantom.attributes import (
+    CLASSES,
+    SHORTCUTS,
+    Body,
+    Pose,
+    choose_attributes,
+    choose_pose,
+    shape_body,
+)
+from thoraclip.data.phantom.lines import Floats, draw_border, draw_devices, draw_marker, draw_tree
 from thoraclip.errors import ConfigError, did_you_mean
 
 __all__ = ["Phantom", "check_choices", "cloud", "draw_phantom", "expose"]
@@ -120,14 +127,8 @@ def draw_phantom(
     pixels = expose(path, centre, exposure=attributes["exposure"], texture=attributes["texture"], rng=rng)
     draw_border(pixels, attributes["border"], rng)
     draw_marker(pixels, attributes["marker"], rng)
-    mask = anatomy.field & (opacity > NOTICEABLE)
-    return Phantom(
-        pixels=pixels, lung_mask=_mask(anatomy.field), infection_mask=_mask(mask), label=label, attributes=attributes
-    )
-
-
-def _mask(inside: Mask) -> NDArray[np.uint8]:
-    return inside.astype(np.uint8) * np.uint8(255)
+    lungs, lesion = (np.uint8(255) * inside for inside in (anatomy.field, anatomy.field & (opacity > NOTICEABLE)))
+    return Phantom(pixels=pixels, lung_mask=lungs, infection_mask=lesion, label=label, attributes=attributes)
 
 
 def cloud(size: int, rng: np.random.Generator, cells: tuple[int, ...] = (5, 11, 23, 47)) -> Floats:

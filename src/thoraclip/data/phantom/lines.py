@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from thoraclip.data.phantom.body import Body, Floats, Pose, project
+from thoraclip.data.phantom.attributes import DEVICES, Body, Pose
 
-__all__ = ["BORDERS", "DEVICES", "Pen", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
+__all__ = ["BORDERS", "Floats", "Pen", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
 
-DEVICES = ("ECG leads", "central venous line", "endotracheal tube", "pacemaker")
+Floats = NDArray[np.floating[Any]]
+
 BORDERS = {"none": 0.0, "narrow": 0.035, "wide": 0.095}
 
 
+def _project(points: Floats, pose: Pose, size: int) -> Floats:
+    """Map body coordinates f[n, 2] (x, y) to pixel coordinates f[n, 2]; the inverse of the grid in `draw_body`."""
+    angle = math.radians(pose.rotation_degrees)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    return np.asarray(((np.asarray(points) @ turn * pose.zoom + [pose.shift_x, pose.shift_y]) + 1) * (size / 2) - 0.5)
+
+
 class Pen:
-    """Draws in the coordinates of `phantom.body` on a sheet of twice the image size; to reduce it smooths the edges."""
+    """Draws in half fields on a sheet of twice the image size; to reduce it smooths the edges."""
 
     def __init__(self, pose: Pose, size: int) -> None:
         self.pose, self.size, self.side = pose, size, 1
@@ -31,7 +41,7 @@ class Pen:
         return np.asarray(self.sheet.reduce(2), np.float32) / 255
 
     def _place(self, points: Floats | Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        placed = project(np.asarray(points) * [self.side, 1], self.pose, self.size) * 2 + 0.5
+        placed = _project(np.asarray(points) * [self.side, 1], self.pose, self.size) * 2 + 0.5
         return [(x, y) for x, y in placed.tolist()]
 
     def line(self, points: Floats | Sequence[tuple[float, float]], *, fill: int, width: int) -> None:
@@ -86,7 +96,7 @@ def draw_tree(body: Body, pose: Pose, size: int, rng: np.random.Generator, *, le
             angles, tips, width, length = angles[kept], tips[kept], width[kept], length[kept]
     calibre = np.concatenate(calibres)
     order = np.argsort(calibre, kind="stable")
-    places = project(np.concatenate(paths)[order].reshape(-1, 2), pose, size).reshape(-1, 6) * 2 + 0.5
+    places = _project(np.concatenate(paths)[order].reshape(-1, 2), pose, size).reshape(-1, 6) * 2 + 0.5
     fills = np.minimum(255, 26 + calibre[order] * 9500).astype(int).tolist()
     widths = np.maximum(1, np.round(calibre[order] * size)).astype(int).tolist()
     pen = Pen(pose, size)
