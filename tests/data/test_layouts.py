@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from thoraclip.data.layouts import LAYOUTS, CsvColumns, Listing, detect_layout, find_layout, split_name
+from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout, split_name
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import is_image_name
 
@@ -206,7 +206,7 @@ def table(root: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def from_csv(root: Path, text: str, **columns: Any) -> Listing:
-    return found(root, "csv", csv_file=table(root, text), columns=CsvColumns(**columns) if columns else None)
+    return found(root, "csv", csv_file=table(root, text), columns=columns)
 
 
 def test_columns_of_any_name_feed_the_manifest(tmp_path: Path) -> None:

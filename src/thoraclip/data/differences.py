@@ -35,7 +35,7 @@ TOP_VALUES, MAX_VALUES = 5, 20
 
 def class_differences(
     labels: Sequence[str],
-    groups: Sequence[str],
+    groups: npt.ArrayLike,
     numeric: Mapping[str, npt.ArrayLike],
     categorical: Mapping[str, Sequence[str | None]],
     *,
@@ -52,7 +52,7 @@ def class_differences(
 
     Args:
         labels: N class names, N > 0.
-        groups: N keys (patients); images of one group stay in one fold.
+        groups: N keys (patients), text or numbers; images of one group stay in one fold.
         numeric: name -> N numbers; NaN (or infinite) is unknown.
         categorical: name -> N values; None is unknown. The names differ from those of `numeric`.
         seed: of folds, trees and resamples; ConfigError where it is negative.
@@ -70,9 +70,9 @@ def class_differences(
         raise ConfigError(f"seed = {seed}: must not be negative")
     names, target = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     classes: list[str] = names.tolist()
-    _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    _, group = np.unique(groups, return_inverse=True)
     reason = _too_few(classes, target, group)
-    fold = None if reason else assign_groups(target.astype(np.int64), groups, [1 / FOLDS] * FOLDS, seed=seed)
+    fold = None if reason else assign_groups(target.astype(np.int64), group, [1 / FOLDS] * FOLDS, seed=seed)
     weights = None if reason else _resamples(int(group.max()) + 1, seed)
 
     def measure(table: Floats, kind: str) -> dict[str, float] | None:

@@ -18,7 +18,6 @@ from thoraclip.tables.manifest import SPLITS, Manifest
 
 __all__ = [
     "assign_groups",
-    "group_codes",
     "hold_out",
     "independent_groups",
     "parse_fractions",
@@ -28,36 +27,19 @@ __all__ = [
 
 Ints = npt.NDArray[np.int64]
 
-_KEYS = {"sha256": "bytes:", "duplicate_cluster": "cluster:", "image_id": "image:", "patient": "patient:"}
-"""Column -> what a group's key begins with, in the order of the keys."""
+_KEYS = ("sha256", "duplicate_cluster", "image_id", "patient")
+"""What images share, in the order of the keys."""
 _BLOCK = 1 << 16  # groups that are looked at at once
 
 
-def independent_groups(manifest: Manifest) -> list[str]:
-    """One key per image; images of different keys share no patient, bytes, or `duplicate_cluster` (an optional column).
+def independent_groups(manifest: Manifest) -> Ints:
+    """i64[N]: images of different groups share no patient, bytes, or `duplicate_cluster` (an optional column).
 
-    An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
-    """
-    key, columns = _keys(manifest)
-    names = [prefix + value for prefix, one in columns for value in sorted(one.unique().drop_null().to_pylist())]
-    return [names[number] for number in key.tolist()]
-
-
-def group_codes(manifest: Manifest) -> Ints:
-    """i64[N]: the groups of `independent_groups`, numbered in the order of their keys."""
-    return np.asarray(np.unique(_keys(manifest)[0], return_inverse=True)[1])
-
-
-def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
-    """Key of each image's group: its first patient, else the first shared bytes, else the cluster, else the image.
-
-    Returns:
-        i64[N], numbers in the order of the keys; and (prefix, column) in that order: the keys are their distinct
-        values.
+    An image that shares nothing is a group of its own. Groups are numbered in the order of their keys, which do not
+    depend on the order of the images: the first patient, else the first shared bytes, else the cluster, else the image.
     """
     names = manifest.table.column_names
-    columns = [(prefix, _text(manifest.values(name))) for name, prefix in _KEYS.items() if name in names]
-    values = [ranks(column) for _, column in columns]
+    values = [ranks(_text(manifest.values(name))) for name in _KEYS if name in names]
     offsets = np.cumsum([0, *(int(value.max()) + 1 for value in values[:-1])]).tolist()
     for value in values[:-2]:
         value[np.bincount(value + 1)[value + 1] == 1] = -1  # what stands there once joins nothing
@@ -70,7 +52,7 @@ def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
         first = np.full(len(key), len(value))
         np.minimum.at(first, group[known], value[known])
         key = np.where(first < len(value), first + offset, key)
-    return key[group], columns
+    return np.asarray(np.unique(key[group], return_inverse=True)[1])
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -121,14 +103,14 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
     return manifest.with_columns(split=split, fold=pa.nulls(len(split), pa.int32())).strict()
 
 
-def hold_out(targets: Ints, groups: Sequence[str], *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def hold_out(targets: Ints, groups: Sequence[str] | Ints, *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
     """bool[N]: True for the images of a stratified, grouped part of about `fraction` of all."""
     return np.asarray(assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1)
 
 
 def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
     labels = manifest.label_set()
-    targets, groups = manifest.targets(labels), group_codes(manifest)
+    targets, groups = manifest.targets(labels), independent_groups(manifest)
     for index, name in enumerate(labels.names):
         patients = len(np.unique(groups[targets == index]))
         if patients < len(weights):

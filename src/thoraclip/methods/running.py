@@ -151,7 +151,7 @@ def parts(
                 )
         if not val.any():
             pool = np.flatnonzero(train)
-            held_out = pool[hold_out(targets[pool], [groups[row] for row in pool], fraction=val_fraction, seed=seed)]
+            held_out = pool[hold_out(targets[pool], groups[pool], fraction=val_fraction, seed=seed)]
             val[held_out], train[held_out] = True, False
         for index, label in enumerate(labels.names):
             for name, rows in (("training", train), ("validation", val)):

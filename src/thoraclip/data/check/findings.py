@@ -181,7 +181,7 @@ def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> lis
     numeric["age_years"] = [np.nan if age is None else age for age in pick(manifest.column("age_years"))]
     return class_differences(
         pick(labels),
-        pick(independent_groups(manifest)),
+        independent_groups(manifest)[rows],
         numeric,
         {name: pick(manifest.column(name)) for name in _CATEGORICAL if name in manifest.table.column_names},
         seed=seed,

@@ -10,30 +10,13 @@ from typing import Any
 from thoraclip.errors import InputError
 from thoraclip.imaging import is_image_name
 
-__all__ = ["CsvColumns", "Listing", "all_files", "image_files", "require_folder", "split_name", "sub_folders"]
+__all__ = ["Listing", "all_files", "image_files", "require_folder", "split_name", "sub_folders"]
 
 _SPLIT_WORDS = {
     "train": ("train", "training", "tr"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class CsvColumns:
-    """Names of the columns of a CSV file that feed the manifest's columns; `None` where the file has none."""
-
-    path: str = "path"
-    label: str = "label"
-    image_id: str | None = None
-    split: str | None = None
-    patient: str | None = None
-    source: str | None = None
-    view: str | None = None
-    sex: str | None = None
-    age_years: str | None = None
-    lung_mask: str | None = None
-    infection_mask: str | None = None
 
 
 @dataclass
