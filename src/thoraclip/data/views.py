@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -142,10 +143,6 @@ def _lungs(scene: Scene, rows: Rows) -> Masks:
     return np.stack([ndimage.binary_dilation(mask, iterations=steps) for mask in scene.lungs[rows]])
 
 
-def _around_the_lungs(scene: Scene, rows: Rows) -> Masks:
-    return ~scene.lungs[rows]
-
-
 def _box(scene: Scene, rows: Rows) -> Masks:
     """The rectangle around both lungs and their margin."""
     lungs = _lungs(scene, rows)
@@ -155,6 +152,10 @@ def _box(scene: Scene, rows: Rows) -> Masks:
         if len(down):
             box[down[0] : down[-1] + 1, across[0] : across[-1] + 1] = True
     return boxes
+
+
+def _all_but_lungs(scene: Scene, rows: Rows) -> Masks:
+    return ~scene.lungs[rows]
 
 
 def _border(scene: Scene, rows: Rows) -> Masks:
@@ -185,50 +186,44 @@ def _as_much_at_random(scene: Scene, rows: Rows) -> Masks:
     return np.stack(regions)
 
 
-_SWAPPED = ("background-swapped", "the background of a picture of another class in place of one of the same class")
+_alone = partial(View, is_alone=True)
+_everywhere = partial(View, needs_lungs=False)
 
 VIEWS: Mapping[str, View] = {
-    "original": View("the pictures as they are", _nothing, "mean", needs_lungs=False, before="", refits="no"),
-    "sham": View("nothing replaced, by the same code", _nothing, "blur", needs_lungs=False, before="", refits="no"),
-    "lungs-removed-mean": View("the lungs replaced by one grey level", _lungs, "mean", is_alone=True),
-    "lungs-removed-blur": View(
-        "the lungs replaced by a smooth continuation of what is around them", _lungs, "blur", is_alone=True
-    ),
-    "lungs-removed-other": View("the lungs replaced by another picture's background", _lungs, "any", is_alone=True),
-    "box-removed-mean": View("the box around the lungs replaced by one grey level", _box, "mean", is_alone=True),
-    "box-removed-blur": View("the box around the lungs replaced by a smooth continuation", _box, "blur", is_alone=True),
-    "box-removed-other": View(
-        "the box around the lungs replaced by another picture's background", _box, "any", is_alone=True
-    ),
-    "lungs-only-mean": View("all but the lungs replaced by one grey level", _around_the_lungs, "mean", counts=False),
+    "original": _everywhere("the pictures as they are", _nothing, "mean", before="", refits="no"),
+    "sham": _everywhere("nothing replaced, by the same code", _nothing, "blur", before="", refits="no"),
+    "lungs-removed-mean": _alone("the lungs replaced by one grey level", _lungs, "mean"),
+    "lungs-removed-blur": _alone("the lungs replaced by a smooth continuation of what is around them", _lungs, "blur"),
+    "lungs-removed-other": _alone("the lungs replaced by another picture's background", _lungs, "any"),
+    "box-removed-mean": _alone("the box around the lungs replaced by one grey level", _box, "mean"),
+    "box-removed-blur": _alone("the box around the lungs replaced by a smooth continuation", _box, "blur"),
+    "box-removed-other": _alone("the box around the lungs replaced by another picture's background", _box, "any"),
+    "lungs-only-mean": View("all but the lungs replaced by one grey level", _all_but_lungs, "mean", counts=False),
     "lungs-only-blur": View(
-        "all but the lungs replaced by their smooth continuation", _around_the_lungs, "blur", counts=False
+        "all but the lungs replaced by their smooth continuation", _all_but_lungs, "blur", counts=False
     ),
     "lungs-only-other": View(
         "all but the lungs replaced by the background of a picture of another class",
-        _around_the_lungs,
+        _all_but_lungs,
         "other",
         before="lungs-only-same",
-        trial=_SWAPPED,
+        trial=("background-swapped", "the background of a picture of another class in place of one of the same class"),
     ),
     "lungs-only-same": View(
         "all but the lungs replaced by the background of a picture of the same class",
-        _around_the_lungs,
+        _all_but_lungs,
         "same",
         before="",
         refits="no",
     ),
-    "border-removed": View(
-        "the border replaced by a smooth continuation", _border, "blur", needs_lungs=False, finds="the border"
+    "border-removed": _everywhere("the border replaced by a smooth continuation", _border, "blur", finds="the border"),
+    "corners-removed": _everywhere(
+        "the corners replaced by a smooth continuation", _corners, "blur", finds="the corners"
     ),
-    "corners-removed": View(
-        "the corners replaced by a smooth continuation", _corners, "blur", needs_lungs=False, finds="the corners"
-    ),
-    "border-only": View(
+    "border-only": _everywhere(
         "all but the border replaced by one grey level",
         lambda scene, rows: ~_border(scene, rows),
         "mean",
-        needs_lungs=False,
         finds="the border",
         is_alone=True,
     ),

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from thoraclip.data.batches import in_batches, read_indexed
-from thoraclip.data.lungs.estimation import usual_lungs
+from thoraclip.data.batches import in_batches, read_pixels
+from thoraclip.data.lungs import usual_lungs
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.data.views import MARGIN
 from thoraclip.errors import ConfigError, ImageError, ManifestError, did_you_mean
-from thoraclip.imaging import Preprocess, decode
+from thoraclip.imaging import Preprocess
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
@@ -190,11 +190,11 @@ def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimat
 
     def find(row: int) -> Found:
         if estimate:
-            mask = estimate(_read(paths[row], hashes[row]))
+            mask = estimate(read_pixels(paths[row], hashes[row]))
             reasons = oddities(mask)
             return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
         size = (heights[row], widths[row])
-        shape = size if None not in size else _read(paths[row], hashes[row]).shape
+        shape = size if None not in size else read_pixels(paths[row], hashes[row]).shape
         if origin == "estimated":
             return _fitted(usual_region(*shape), spec)
         file = manifest.root / named[row]
@@ -213,14 +213,6 @@ def _fitted(mask: Mask, spec: Preprocess) -> Found:
         return mask, problem
     fitted = fit_mask(mask, spec)
     return fitted, None if fitted.any() else f"no part of the mask is left by geometry '{spec.geometry}'"
-
-
-def _read(path: Path, sha256: str | None) -> Grey:
-    data = read_indexed(path, sha256)
-    try:
-        return decode(data).pixels
-    except ImageError as error:
-        raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
 
 
 def oddities(mask: Mask) -> tuple[str, ...]:
