@@ -276,7 +276,7 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        ("path,label\n1.png,A|B\n", {}, "table.csv:2: label 'A|B' names several classes; only single-label data"),
+        ("path,label\n1.png,A|B\n", {}, "table.csv:2: label 'A|B' names several classes; keep one per image"),
         ("path,label,split\n1.png,A,later\n", {}, "table.csv:2: split 'later' is unknown; use train, val or test"),
         (
             "path,label,note\n1.png,A,x, y\n",

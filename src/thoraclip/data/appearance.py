@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
+from thoraclip.dtypes import Floats, Greys, Masks
+
 __all__ = ["STATISTICS", "Box", "describe", "find_marks"]
 
-Grey = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 Window = tuple[slice, slice]
 
 STATISTICS: Mapping[str, str] = {
@@ -75,7 +75,7 @@ class Box:
     score: float
 
 
-def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, float]:
+def describe(pixels: Greys, *, marks: Sequence[Box] | None = None) -> dict[str, float]:
     """The numbers of `STATISTICS`, in their order; all finite for any image u8[H, W] of one pixel or more.
 
     Args:
@@ -111,7 +111,7 @@ def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, f
     return {name: float(values[name]) for name in STATISTICS}
 
 
-def _inner_levels(image: Image.Image) -> npt.NDArray[np.float64]:
+def _inner_levels(image: Image.Image) -> Floats:
     """f64[256]: histogram of what lies inside the outer ring; zeros where the ring is the whole picture."""
     across, down = max(1, round(RING * image.width)), max(1, round(RING * image.height))
     if 2 * across >= image.width or 2 * down >= image.height:
@@ -120,14 +120,14 @@ def _inner_levels(image: Image.Image) -> npt.NDArray[np.float64]:
     return np.array(inner.histogram(), dtype=np.float64)
 
 
-def _mean_and_spread(levels: npt.NDArray[np.float64]) -> tuple[float, float]:
+def _mean_and_spread(levels: Floats) -> tuple[float, float]:
     """Mean and standard deviation of the grey levels with the histogram f64[256]."""
     share, grey = levels / levels.sum(), np.arange(256)
     mean = float(share @ grey)
     return mean, math.sqrt(float(share @ (grey - mean) ** 2))
 
 
-def _bars(pixels: Grey) -> dict[str, float]:
+def _bars(pixels: Greys) -> dict[str, float]:
     """Widths of the bars at the four edges, as shares of the side; 1 where all is one grey level."""
     down, across = (max(1, side // WORKING_SIDE) for side in pixels.shape)
     rows, columns = pixels[:, ::across], pixels[::down].T
@@ -135,7 +135,7 @@ def _bars(pixels: Grey) -> dict[str, float]:
     return {name: _bar(lines) for name, lines in sides.items()}
 
 
-def _bar(lines: Grey) -> float:
+def _bar(lines: Greys) -> float:
     """Share of the lines u8[L, S], from the first on, that hold the first line's grey level."""
     level = round(float(np.median(lines[0])))
     low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
@@ -143,7 +143,7 @@ def _bar(lines: Grey) -> float:
     return 1.0 if same.all() else int(np.argmin(same)) / len(same)
 
 
-def _reduce(image: Image.Image) -> Grey:
+def _reduce(image: Image.Image) -> Greys:
     """u8[h, w]: the picture with a shorter side of at most `WORKING_SIDE` pixels, averaged."""
     scale = WORKING_SIDE / min(image.size)
     if scale < 1:
@@ -162,7 +162,7 @@ def _laplacian(pixels: npt.NDArray[Any]) -> float:
     return math.sqrt(float(np.mean(curve * curve)))
 
 
-def _fine_detail(pixels: Grey) -> float:
+def _fine_detail(pixels: Greys) -> float:
     """Laplacian of the middle 512 x 512 pixels over that of the same reduced to half; 0 for a constant picture."""
     top, left = (max(0, (side - 512) // 2) for side in pixels.shape)
     middle = pixels[top : top + 512, left : left + 512].astype(np.float32)
@@ -173,7 +173,7 @@ def _fine_detail(pixels: Grey) -> float:
     return _laplacian(middle) / coarse if coarse > 0 else 0.0
 
 
-def _blockiness(pixels: Grey) -> float:
+def _blockiness(pixels: Greys) -> float:
     """Mean step across the lines of the 8 x 8 grid over the mean step elsewhere, both directions; 1 without steps."""
     edge, other = [], []
     for lines in (grey[:: max(1, len(grey) // WORKING_SIDE)] for grey in (pixels, pixels.T)):
@@ -187,7 +187,7 @@ def _blockiness(pixels: Grey) -> float:
     return float(across.mean() / within.mean())
 
 
-def find_marks(pixels: Grey) -> list[Box]:
+def find_marks(pixels: Greys) -> list[Box]:
     """Burned-in letters, words, arrows and plates: small, sharp strokes that stand out, most of them near the rim.
 
     A top-hat (Serra 1982, Image Analysis and Mathematical Morphology, ch. 12) keeps strokes thinner than 9 of 256
@@ -220,7 +220,7 @@ def find_marks(pixels: Grey) -> list[Box]:
     return sorted(boxes, key=lambda box: (box.top, box.left))
 
 
-def _candidates(strokes: Grey, contrast: int) -> Iterator[tuple[Window, Mask]]:
+def _candidates(strokes: Greys, contrast: int) -> Iterator[tuple[Window, Masks]]:
     """Groups of strokes that lie within 4 pixels of each other: window, and bool[h, w] of its strokes."""
     ink = strokes >= contrast
     joined, _ = ndimage.label(ndimage.maximum_filter(ink, 5), np.ones((3, 3)))
@@ -237,7 +237,7 @@ def _candidates(strokes: Grey, contrast: int) -> Iterator[tuple[Window, Mask]]:
             yield (slice(top, top + own.shape[0]), slice(left, left + own.shape[1])), own
 
 
-def _is_like_print(ink: Mask) -> bool:
+def _is_like_print(ink: Masks) -> bool:
     """A letter is 4 to 45 pixels (of 256) and no bare line; longer or slimmer things must be a row of letters."""
     short, long = sorted(ink.shape)
     if short < 4 or long < 6 or not 0.13 <= ink.mean() <= 0.92:
@@ -250,7 +250,7 @@ def _is_like_print(ink: Mask) -> bool:
     return bool(short <= 22 and letters >= max(4, long / 12))
 
 
-def _score(window: Window, ink: Mask, strokes: Grey, steps: Grey) -> float:
+def _score(window: Window, ink: Masks, strokes: Greys, steps: Greys) -> float:
     """x / (x + 75), x: contrast in grey levels times edge sharpness squared, less at the edge or far from the rim."""
     contrast = float(np.percentile(strokes[window][ink], 90))
     sharp = min(1.0, float(np.percentile(steps[window][ink], 75)) / contrast)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, Preprocess, decode, fit, read_bytes
 from thoraclip.runs import Progress, digest
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Greys = npt.NDArray[np.uint8]
 
 _AHEAD = 3  # batches decoded ahead; more only costs memory
 _CACHE_BATCH = 256

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.splits import assign_groups
+from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import ConfigError
 
 __all__ = ["TOGETHER", "class_differences"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 TOGETHER = "all of these together"
 """Name of the entry that uses every column at once."""
@@ -170,7 +169,7 @@ def _draw(rows: Ints, target: Ints, classes: int, rng: np.random.Generator) -> I
     return np.sort(np.concatenate(taken))
 
 
-def _resamples(groups: int, seed: int) -> npt.NDArray[np.float32]:
+def _resamples(groups: int, seed: int) -> Singles:
     """f32[R, G]: how often each group is drawn in each resample of as many groups."""
     rng = np.random.Generator(np.random.PCG64(seed))
     weights = np.empty((RESAMPLES, groups), dtype=np.float32)
@@ -179,7 +178,7 @@ def _resamples(groups: int, seed: int) -> npt.NDArray[np.float32]:
     return weights
 
 
-def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: npt.NDArray[np.float32]) -> dict[str, float]:
+def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: Singles) -> dict[str, float]:
     """Mean recall over the classes, and over the resamples in which every class has an image."""
     classes = int(target.max()) + 1
     right = np.zeros((weights.shape[1], classes), dtype=np.float32)

@@ -85,9 +85,7 @@ def index(
             "give every class a sub-folder of its own"
         )
     if not listing.rows:
-        raise InputError(
-            f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the folder that holds the images"
-        )
+        raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the images' folder")
     rows = _read_all(store, listing, _Pseudonyms(salt), progress)
     store.settle()
     if not rows:
@@ -114,9 +112,7 @@ def local_salt(file: Path | None = None) -> bytes:
     """
     path = file or salt_file()
     if file is not None and not file.is_file():
-        raise InputError(
-            f"{file}: no such salt file; name an existing one (without --salt, this user's own is {salt_file()})"
-        )
+        raise InputError(f"{file}: no such salt file; name an existing one (the default is {salt_file()})")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 
 from thoraclip.data.check.inspection import Inspection, file_contents, inspect, kept_pairs
-from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, clusters, find_duplicates
-from thoraclip.runs import Progress, needing_room, take_room
+from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, array_on_disk, clusters, find_duplicates
+from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "find_overlap"]
@@ -56,10 +56,7 @@ def _pairs(
 ) -> list[DuplicatePair]:
     """Pairs with an external image."""
     with TemporaryFile() as on_disk:  # of large sets the thumbnails do not fit in memory
-        with needing_room(Path(gettempdir())):
-            take_room(on_disk, len(contents) * THUMBNAIL_SIDE**2)
-        shape = (len(contents), THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-        thumbnails = np.memmap(on_disk, dtype=np.uint8, mode="r+", shape=shape)
+        thumbnails = array_on_disk(on_disk, np.uint8, (len(contents), THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         np.concatenate([part.thumbnails for part in seen], out=thumbnails)
         count = len(seen[0].thumbnails)
         pairs = find_duplicates(thumbnails, contents, among=np.arange(len(contents)) < count, progress=progress)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from thoraclip.data.duplicates import clusters
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
@@ -25,7 +26,6 @@ __all__ = [
     "split_fractions",
 ]
 
-Ints = npt.NDArray[np.int64]
 
 _KEYS = ("sha256", "duplicate_cluster", "image_id", "patient")
 """What images share, in the order of the keys."""
@@ -95,20 +95,18 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
         ManifestError: a class with too few patients to stand in every part.
     """
     if len(fractions) != 3 or not all(f > 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(
-            f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed"
-        )
+        raise ConfigError(f"fractions {list(fractions)}: three positive numbers (train, val, test) must sum to 1")
     part = _parts(manifest, fractions, seed)
     split = pa.array(SPLITS).take(pa.array(part, mask=np.asarray(manifest.values("label").is_null())))
     return manifest.with_columns(split=split, fold=pa.nulls(len(split), pa.int32())).strict()
 
 
-def hold_out(targets: Ints, groups: Sequence[str] | Ints, *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def hold_out(targets: Ints, groups: Sequence[str] | Ints, *, fraction: float, seed: int) -> Masks:
     """bool[N]: True for the images of a stratified, grouped part of about `fraction` of all."""
     return np.asarray(assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1)
 
 
-def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
+def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> Ints:
     labels = manifest.label_set()
     targets, groups = manifest.targets(labels), independent_groups(manifest)
     for index, name in enumerate(labels.names):
@@ -157,7 +155,7 @@ def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence
     return np.asarray(part[member])
 
 
-def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: npt.NDArray[np.float64]) -> Ints:
+def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: Floats) -> Ints:
     """i64[G]: the part of each group, of i32[G, C] images; every group's choice depends on all before it."""
     totals = np.maximum(counts.sum(axis=0), 1)
     need = np.outer(weights, counts.sum(axis=0)).astype(np.float64)
@@ -188,7 +186,7 @@ def _fill_empty(part: Ints, counts: npt.NDArray[np.int32], order: Ints, parts: i
                 part[group] = empty
 
 
-def _spare(part: Ints, has: npt.NDArray[np.bool_], order: Ints, held: Ints, label: int) -> int | None:
+def _spare(part: Ints, has: Masks, order: Ints, held: Ints, label: int) -> int | None:
     """The last-taken group with a class, whose part has another one of each of its classes."""
     for end in range(len(order), 0, -_BLOCK):
         block = order[max(0, end - _BLOCK) : end]

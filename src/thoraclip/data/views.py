@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
+from thoraclip.dtypes import Greys, Ints, Masks, Singles
+
 __all__ = ["BORDER", "CORNER", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
 
-Greys = npt.NDArray[np.uint8]
-Masks = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int64]
 
 MARGIN = 0.03
 """Lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it."""
@@ -43,54 +41,36 @@ weight at which one meets enough of the picture to count alone."""
 class Scene:
     """Images and what is needed to alter them.
 
-    Args:
-        greys: u8[N, S, S].
-        lungs: bool[N, S, S]; all False where no lung region is known.
-        level: the grey level of the fill `mean`.
-        same, other, any: i64[N], for each image another one of the same class, of another class and of any class, whose
-            background replaces its own; -1 where there is none.
-        seed: of the random regions.
+    `same`, `other` and `any` are, for each image, another one of the same class, of another one and of any, whose
+    background replaces its own; -1 where there is none.
     """
 
-    greys: Greys
-    lungs: Masks
-    level: int
-    same: Rows
-    other: Rows
-    any: Rows
-    seed: int = 0
+    greys: Greys  # u8[N, S, S]
+    lungs: Masks  # bool[N, S, S]; all False where no lung region is known
+    level: int  # the grey level of the fill `mean`
+    same: Ints  # i64[N], as are the next two
+    other: Ints
+    any: Ints
+    seed: int = 0  # of the random regions
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to alter an image.
+    """One way to alter an image."""
 
-    Args:
-        title: as printed, begins a sentence.
-        region: (scene, rows) -> bool[R, S, S], what is replaced.
-        fill: `mean`, `blur`, or the donor's background: `same`, `other`, `any`.
-        needs_lungs: False where the region is the same whatever the image shows.
-        finds: what is left for a classifier that still answers (where `is_alone`), or what it lost; as "the border".
-        is_alone: the answers are compared with chance; else with those on `before`.
-        before: name of the view that it is compared with; empty for a view that others are compared with.
-        trial: name and title of the comparison with `before`, where they are not those of the view.
-        counts: False for a control of the classifier, which is in no verdict.
-        refits: `yes`, probes are fitted on it; `control`, and compared with the originals, in no verdict; or `no`.
-    """
-
-    title: str
-    region: Callable[[Scene, Rows], Masks]
-    fill: str
-    needs_lungs: bool = True
-    finds: str = "what lies outside the lungs"
-    is_alone: bool = False
-    before: str = "original"
-    trial: tuple[str, str] | None = None
-    counts: bool = True
-    refits: str = "yes"
+    title: str  # as printed, begins a sentence
+    region: Callable[[Scene, Ints], Masks]  # (scene, rows) -> bool[R, S, S], what is replaced
+    fill: str  # `mean`, `blur`, or the donor's background: `same`, `other`, `any`
+    needs_lungs: bool = True  # False where the region is the same whatever the image shows
+    finds: str = "what lies outside the lungs"  # what is left (where `is_alone`), or was lost
+    is_alone: bool = False  # the answers are compared with chance; else with those on `before`
+    before: str = "original"  # the view that it is compared with; empty for a view that others are compared with
+    trial: tuple[str, str] | None = None  # name and title of the comparison, where they are not those of the view
+    counts: bool = True  # False for a control of the classifier, which is in no verdict
+    refits: str = "yes"  # probes are fitted on it; `control`: compared with the originals, in no verdict; or `no`
 
 
-def make_view(view: View, scene: Scene, rows: Rows) -> Greys:
+def make_view(view: View, scene: Scene, rows: Ints) -> Greys:
     """u8[R, S, S]: the given pictures of a scene under a view."""
     greys, region = scene.greys[rows], view.region(scene, rows)
     if view.fill == "mean":
@@ -127,23 +107,23 @@ def continue_smoothly(greys: Greys, region: Masks) -> Greys:
     return np.clip(np.round(np.stack(wide)), 0, 255).astype(np.uint8)
 
 
-def _reduce(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _reduce(values: Singles) -> Singles:
     """f32[R, S, S] -> f32[R, c, c], averaged."""
     cells = min(_COARSE, values.shape[1])
     return np.stack([np.asarray(Image.fromarray(v).resize((cells, cells), Image.Resampling.BOX)) for v in values])
 
 
-def _nothing(scene: Scene, rows: Rows) -> Masks:
+def _nothing(scene: Scene, rows: Ints) -> Masks:
     return np.zeros((len(rows), *scene.greys.shape[1:]), dtype=bool)
 
 
-def _lungs(scene: Scene, rows: Rows) -> Masks:
+def _lungs(scene: Scene, rows: Ints) -> Masks:
     """The lungs and a margin around them."""
     steps = max(1, round(MARGIN * scene.greys.shape[1]))
     return np.stack([ndimage.binary_dilation(mask, iterations=steps) for mask in scene.lungs[rows]])
 
 
-def _box(scene: Scene, rows: Rows) -> Masks:
+def _box(scene: Scene, rows: Ints) -> Masks:
     """The rectangle around both lungs and their margin."""
     lungs = _lungs(scene, rows)
     boxes = np.zeros_like(lungs)
@@ -154,11 +134,11 @@ def _box(scene: Scene, rows: Rows) -> Masks:
     return boxes
 
 
-def _all_but_lungs(scene: Scene, rows: Rows) -> Masks:
+def _all_but_lungs(scene: Scene, rows: Ints) -> Masks:
     return ~scene.lungs[rows]
 
 
-def _border(scene: Scene, rows: Rows) -> Masks:
+def _border(scene: Scene, rows: Ints) -> Masks:
     height, width = scene.greys.shape[1:]
     down, across = max(1, round(BORDER * height)), max(1, round(BORDER * width))
     ring = np.ones((height, width), dtype=bool)
@@ -166,7 +146,7 @@ def _border(scene: Scene, rows: Rows) -> Masks:
     return np.broadcast_to(ring, (len(rows), height, width))
 
 
-def _corners(scene: Scene, rows: Rows) -> Masks:
+def _corners(scene: Scene, rows: Ints) -> Masks:
     height, width = scene.greys.shape[1:]
     down, across = max(1, round(CORNER[0] * height)), max(1, round(CORNER[1] * width))
     mask = np.ones((height, width), dtype=bool)
@@ -174,7 +154,7 @@ def _corners(scene: Scene, rows: Rows) -> Masks:
     return np.broadcast_to(mask, (len(rows), height, width))
 
 
-def _as_much_at_random(scene: Scene, rows: Rows) -> Masks:
+def _as_much_at_random(scene: Scene, rows: Ints) -> Masks:
     """As many pixels as the lungs and their margin, in smooth blobs that do not look at the picture."""
     regions = []
     for row, lungs in zip(rows.tolist(), _lungs(scene, rows), strict=True):

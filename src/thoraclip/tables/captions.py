@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
@@ -21,8 +21,6 @@ __all__ = ["Captions", "append_label", "read_captions", "write_captions"]
 
 _SCHEMA = 1
 _COLUMNS = {"image_id": pa.string(), "sha256": pa.string(), "text": pa.string(), "with_label": pa.bool_()}
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Captions:
         """SHA-256 over ids, texts and flags: what a model that learns from them depends on."""
         return digest([self.image_id, self.text, self.with_label])
 
-    def rows_for(self, manifest: Manifest, rows: Rows) -> Rows:
+    def rows_for(self, manifest: Manifest, rows: Ints) -> Ints:
         """i64[R]: the row here of each of the manifest's rows i64[R], joined by id, and by content where both know it.
 
         Raises:
@@ -101,11 +99,11 @@ class Captions:
         )
         return np.array([position[i] for i in wanted], dtype=np.int64)
 
-    def texts_for(self, manifest: Manifest, rows: Rows) -> list[str]:
+    def texts_for(self, manifest: Manifest, rows: Ints) -> list[str]:
         """The text of each of the manifest's rows; raises as `rows_for` does."""
         return [self.text[row] for row in self.rows_for(manifest, rows)]
 
-    def labelled_for(self, manifest: Manifest, rows: Rows) -> list[bool]:
+    def labelled_for(self, manifest: Manifest, rows: Ints) -> list[bool]:
         """Whether the class stands in the text of each of the manifest's rows; raises as `rows_for` does."""
         return [self.with_label[row] for row in self.rows_for(manifest, rows)]
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, thumbnail
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, decode
 from thoraclip.runs import Progress, digest, write_json
@@ -37,17 +37,11 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Inspection:
-    """Measurements of N images.
+    """Measurements of N images."""
 
-    Args:
-        statistics: f32[N, K], columns as in `MEASURED`; NaN where the image cannot be used.
-        thumbnails: u8[N, S, S]; black where the image cannot be used.
-        unreadable: row -> reason.
-    """
-
-    statistics: npt.NDArray[np.float32]
-    thumbnails: npt.NDArray[np.uint8]
-    unreadable: Mapping[int, str]
+    statistics: Singles  # f32[N, K], columns as in `MEASURED`; NaN where the image cannot be used
+    thumbnails: Greys  # u8[N, S, S]; black where the image cannot be used
+    unreadable: Mapping[int, str]  # row -> reason
 
 
 def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> Inspection:
@@ -57,7 +51,7 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
     """
     paths, hashes = manifest.paths(), manifest.column("sha256")
 
-    def measure(row: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
+    def measure(row: int) -> tuple[Singles, Greys, str]:
         return _measure(paths[row], hashes[row])
 
     fingerprint = digest([manifest.content_fingerprint, list(MEASURED), THUMBNAIL_SIDE, DECODING, _RULES])
@@ -81,7 +75,7 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
     return Inspection(arrays["statistics"], arrays["thumbnails"], reasons)
 
 
-def _measure(path: Path, sha256: str | None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
+def _measure(path: Path, sha256: str | None) -> tuple[Singles, Greys, str]:
     """(f32[K], thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
     try:
         data = read_indexed(path, sha256)

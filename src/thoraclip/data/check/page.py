@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from thoraclip.data.appearance import find_marks
+from thoraclip.dtypes import Greys
 from thoraclip.imaging import decode
 from thoraclip.pages import counted, environment, picture_or_reason
 from thoraclip.tables.manifest import Manifest
@@ -78,11 +78,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _pixels(path: Path) -> npt.NDArray[np.uint8]:
+def _pixels(path: Path) -> Greys:
     return decode(path).pixels
 
 
-def _framed(path: Path) -> npt.NDArray[np.uint8]:
+def _framed(path: Path) -> Greys:
     """u8[H, W, 3]: a picture with a frame around each burned-in mark."""
     pixels = decode(path).pixels
     image = Image.fromarray(pixels).convert("RGB")

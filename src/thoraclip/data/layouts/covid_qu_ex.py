@@ -42,7 +42,7 @@ def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256,
     _walk(root, None, listing, places)
     if not places:
         raise InputError(
-            f"{root}: no COVID-QU-Ex folder (<class>/images) below it; for one folder per class use --layout folders"
+            f"{root}: no COVID-QU-Ex folder (<class>/images) below it; for class folders: --layout folders"
         )
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
     joined = 0

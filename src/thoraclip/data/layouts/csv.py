@@ -98,10 +98,7 @@ def _add_row(listing: Listing, record: dict[str, Any], chosen: dict[str, str], *
     }
     row |= values | {"path": path, "image_id": values.get("image_id") or path}
     if "|" in (values["label"] or ""):
-        raise ManifestError(
-            f"{where}: label '{values['label']}' names several classes; only single-label data are supported: keep one "
-            "per image"
-        )
+        raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
     word = values.get("split")
     row["split"] = split_name(word)
     if word and not row["split"]:

@@ -10,17 +10,13 @@ from functools import cache
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from thoraclip.dtypes import Floats, Greys, Masks, Singles
 from thoraclip.errors import ImageError
 
 __all__ = ["estimate_lungs", "usual_lungs"]
 
-Grey = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Weights = npt.NDArray[np.float32]
 
 LEAST_QUALITY = 0.35
 """An estimate below this quality is implausible: how much darker the lungs are than their rim, in local standard
@@ -64,7 +60,7 @@ _REFINEMENTS = (0.5, 0.25)
 """After the grid, all neighbours at these shares of a grid step are tried."""
 
 
-def estimate_lungs(pixels: Grey) -> tuple[Mask, str | None]:
+def estimate_lungs(pixels: Greys) -> tuple[Masks, str | None]:
     """Both lung fields of a frontal chest radiograph, opacities inside them included.
 
     The shape is fixed; four numbers place it: mid-line, top, bottom and reach. The best placement has the brightest rim
@@ -103,12 +99,12 @@ def _place(contrast: Floats) -> tuple[Floats, float]:
     return best, float(np.clip(_weights(best[None])[0] @ contrast, 0, 1))
 
 
-def usual_lungs(height: int, width: int) -> Mask:
+def usual_lungs(height: int, width: int) -> Masks:
     """bool[height, width]: where lungs usually lie in an image of this size, whatever it shows."""
     return np.asarray(_draw(_USUAL[None], height, width)[0])
 
 
-def _local_contrast(pixels: Grey) -> Floats | None:
+def _local_contrast(pixels: Greys) -> Floats | None:
     """f64[48 * 48]: distance from the local mean in local standard deviations; `None` for a blank image."""
     small = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX)
     values = np.asarray(small, np.float64)
@@ -123,7 +119,7 @@ def _local_contrast(pixels: Grey) -> Floats | None:
 
 
 @cache
-def _grid() -> tuple[Floats, Weights]:
+def _grid() -> tuple[Floats, Singles]:
     """(placements f64[n, 4], their weights); the same for all images."""
     tried = np.stack([axis.ravel() for axis in np.meshgrid(*_AXES, indexing="ij")], axis=1)
     height = tried[:, 2] - tried[:, 1]
@@ -132,7 +128,7 @@ def _grid() -> tuple[Floats, Weights]:
     return tried, _weights(tried)
 
 
-def _scores(contrast: Floats, tried: Floats, weights: Weights) -> Floats:
+def _scores(contrast: Floats, tried: Floats, weights: Singles) -> Floats:
     """f64[n] of placements f64[n, 4]."""
     area = (weights < 0).mean(axis=1)
     return np.asarray(
@@ -140,7 +136,7 @@ def _scores(contrast: Floats, tried: Floats, weights: Weights) -> Floats:
     )
 
 
-def _weights(tried: Floats) -> Weights:
+def _weights(tried: Floats) -> Singles:
     """f32[n, 48 * 48]: their product with the contrast is the mean of a rim one pixel wide, less the mean inside."""
     inside = _draw(tried, _SIDE, _SIDE)
     wide = np.pad(inside, ((0, 0), (1, 1), (1, 1)))
@@ -150,7 +146,7 @@ def _weights(tried: Floats) -> Weights:
     return np.asarray(shares[0] - shares[1]).reshape(len(tried), -1)
 
 
-def _draw(tried: Floats, height: int, width: int) -> Mask:
+def _draw(tried: Floats, height: int, width: int) -> Masks:
     """bool[n, height, width]: inside the lungs of placements f64[n, 4]."""
     centre, top, bottom, reach = tried.T[:, :, None, None]
     level = ((np.arange(height) + 0.5)[:, None] / height - top) / (bottom - top)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
@@ -18,6 +17,7 @@ from thoraclip.data.batches import in_batches, read_pixels
 from thoraclip.data.lungs import usual_lungs
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.data.views import MARGIN
+from thoraclip.dtypes import Greys, Masks
 from thoraclip.errors import ConfigError, ImageError, ManifestError, did_you_mean
 from thoraclip.imaging import Preprocess
 from thoraclip.runs import Progress
@@ -25,10 +25,8 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["SOURCES", "LungRegions", "lung_masks", "oddities", "require_mask_source", "usual_region"]
 
-Grey = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Estimate = Callable[[Grey], Mask]
-Found = tuple[Mask, str | None]
+Estimate = Callable[[Greys], Masks]
+Found = tuple[Masks, str | None]
 
 SOURCES = ("auto", "given", "estimate", "none")
 _BATCH = 64
@@ -47,22 +45,15 @@ _LOOK = 128
 
 @dataclass(frozen=True)
 class LungRegions:
-    """Where the lungs are, for R images.
+    """Where the lungs are, for R images."""
 
-    Args:
-        masks: bool[R, S, S], in the order of the rows; nothing set for an image that is set aside, else something.
-        origin: `given`, `estimated`, `model` or `none`; the same for all.
-        set_aside: (image id, reason) of every image without a usable region.
-        words: a sentence for the reader: where the regions are from, why, and how many images are set aside.
-    """
-
-    masks: Mask
-    origin: str
-    set_aside: tuple[tuple[str, str], ...]
-    words: str
+    masks: Masks  # bool[R, S, S], in the order of the rows; nothing set for an image that is set aside, else something
+    origin: str  # `given`, `estimated`, `model` or `none`; the same for all
+    set_aside: tuple[tuple[str, str], ...]  # (image id, reason) of every image without a usable region
+    words: str  # a sentence for the reader: where the regions are from, why, and how many images are set aside
 
     @property
-    def usable(self) -> Mask:
+    def usable(self) -> Masks:
         """bool[R]: True where an image has a region."""
         return np.asarray(self.masks.any(axis=(1, 2)))
 
@@ -172,13 +163,13 @@ def _missing(manifest: Manifest, given: Sequence[bool]) -> str:
     return "without one: " + ", ".join(f"{without[name]} of {total[name]} {name}" for name in sorted(without))
 
 
-def usual_region(height: int, width: int) -> Mask:
+def usual_region(height: int, width: int) -> Masks:
     """bool[height, width]: where lungs usually lie and a margin of `MARGIN` around them, for an image of this size."""
     return np.asarray(Image.fromarray(_wide()).resize((width, height), Image.Resampling.NEAREST))
 
 
 @cache
-def _wide() -> Mask:
+def _wide() -> Masks:
     return np.asarray(ndimage.binary_dilation(usual_lungs(256, 256), iterations=round(256 * MARGIN)))
 
 
@@ -206,7 +197,7 @@ def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimat
     return find
 
 
-def _fitted(mask: Mask, spec: Preprocess) -> Found:
+def _fitted(mask: Masks, spec: Preprocess) -> Found:
     """The mask at the model's geometry, and what is wrong with it."""
     problem = mask_problem(mask)
     if problem:
@@ -215,7 +206,7 @@ def _fitted(mask: Mask, spec: Preprocess) -> Found:
     return fitted, None if fitted.any() else f"no part of the mask is left by geometry '{spec.geometry}'"
 
 
-def oddities(mask: Mask) -> tuple[str, ...]:
+def oddities(mask: Masks) -> tuple[str, ...]:
     """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words."""
     scale = min(1.0, _LOOK / max(mask.shape))
     height, width = (max(1, round(side * scale)) for side in mask.shape)

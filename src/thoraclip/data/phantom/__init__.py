@@ -35,12 +35,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from thoraclip.data.phantom.attributes import CLASSES, PLANTED, SHORTCUTS, choose_attributes, describe, shape_body
 from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.runs import Progress, needing_room
 
@@ -302,7 +302,7 @@ def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(sequence))
 
 
-def _encode(pixels: NDArray[np.uint8], seed: int) -> bytes:
+def _encode(pixels: Greys, seed: int) -> bytes:
     """PNG bytes with a notice that the image is synthetic; no time, so that equal pixels give equal bytes."""
     notice = PngInfo()
     for name, text in (

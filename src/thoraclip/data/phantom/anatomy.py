@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from thoraclip.data.phantom.attributes import Body, Pose
 from thoraclip.data.phantom.lines import Floats, Pen
+from thoraclip.dtypes import Masks
 
 __all__ = ["Anatomy", "draw_body", "resize"]
 
@@ -24,7 +24,7 @@ class Anatomy:
     soft: Floats
     bone: Floats
     lung: Floats
-    field: NDArray[np.bool_]
+    field: Masks
     """Lung as a radiologist outlines it, bool: between heart, chest wall and diaphragm."""
     reach: Floats
     """0 at the mediastinum to 1 at the lateral chest wall."""
@@ -98,9 +98,7 @@ def _heart(body: Body, pose: Pose, x: Floats, y: Floats) -> Floats:
     return np.asarray(np.maximum.reduce([main, 0.9 * atrium, 0.8 * knob, 0.75 * trunk, 0.85 * band]))
 
 
-def _lungs(
-    body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats
-) -> tuple[Floats, NDArray[np.bool_], Floats, Floats]:
+def _lungs(body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats) -> tuple[Floats, Masks, Floats, Floats]:
     """Air thickness in cm, the outlined lung field, and the two lung coordinates (reach, level)."""
     side = np.abs(x)
     top = body.apex + 0.05 + 1.6 * (side - 0.31) ** 2 + 2.0 * np.maximum(0.2 - side, 0) ** 2

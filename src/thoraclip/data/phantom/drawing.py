@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
@@ -28,6 +27,7 @@ from thoraclip.data.phantom.attributes import (
     shape_body,
 )
 from thoraclip.data.phantom.lines import Floats, draw_border, draw_devices, draw_marker, draw_tree
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, did_you_mean
 
 __all__ = ["Phantom", "check_choices", "cloud", "draw_phantom", "expose"]
@@ -48,11 +48,11 @@ MIN_SIZE = 32
 class Phantom:
     """One synthetic radiograph with its masks."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Greys
     """u8[size, size], bright = attenuating."""
-    lung_mask: NDArray[np.uint8]
+    lung_mask: Greys
     """u8[size, size], 0 or 255: both lung fields as outlined, without heart, mediastinum and diaphragm."""
-    infection_mask: NDArray[np.uint8]
+    infection_mask: Greys
     """u8[size, size], 0 or 255: where a lesion exceeds `NOTICEABLE` of its peak, whatever the difficulty; 0 for
     Normal."""
     label: str
@@ -217,7 +217,7 @@ def expose(
     exposure: str,
     texture: str,
     rng: np.random.Generator,
-) -> NDArray[np.uint8]:
+) -> Greys:
     """Detector and display: scatter, photon and electronic noise, logarithm, dynamic-range compression, window.
 
     Args:

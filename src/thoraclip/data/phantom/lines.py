@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from thoraclip.data.phantom.attributes import DEVICES, Body, Pose
+from thoraclip.dtypes import Greys
 
 __all__ = ["BORDERS", "Floats", "Pen", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
 
@@ -162,7 +163,7 @@ def _pacemaker(pen: Pen, rng: np.random.Generator) -> None:
 _font = functools.cache(ImageFont.load_default)
 
 
-def draw_marker(pixels: NDArray[np.uint8], text: str, rng: np.random.Generator) -> None:
+def draw_marker(pixels: Greys, text: str, rng: np.random.Generator) -> None:
     """Burn a side or portable marker into u8[size, size] in place: white letters, or white on a black plate."""
     if not text:
         return
@@ -182,7 +183,7 @@ def draw_marker(pixels: NDArray[np.uint8], text: str, rng: np.random.Generator) 
     pixels[:] = np.asarray(image)
 
 
-def draw_border(pixels: NDArray[np.uint8], border: str, rng: np.random.Generator) -> None:
+def draw_border(pixels: Greys, border: str, rng: np.random.Generator) -> None:
     """Blacken the collimated margin of u8[size, size] in place; `border` is a key of `BORDERS`."""
     size = pixels.shape[0]
     if not BORDERS[border]:
