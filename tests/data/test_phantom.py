@@ -13,8 +13,6 @@ from tests.conftest import files
 
 from thoraclip.data.phantom import (
     CLASSES,
-    PLANTED,
-    SHORTCUTS,
     PhantomConfig,
     describe,
     draw_phantom,
@@ -22,7 +20,7 @@ from thoraclip.data.phantom import (
     plan_phantoms,
     write_phantoms,
 )
-from thoraclip.data.phantom.attributes import choose_attributes, shape_body
+from thoraclip.data.phantom.attributes import PLANTED, SHORTCUTS, choose_attributes, shape_body
 from thoraclip.errors import ConfigError, InputError
 
 SMALL = PhantomConfig(images=18, size=64, seed=3, infection_fraction=0.5)

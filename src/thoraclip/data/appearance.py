@@ -52,13 +52,11 @@ BAR_TOLERANCE, BAR_SHARE = 6, 0.99
 WORKING_SIDE = 256
 """Shorter side, in pixels, at which sharpness and marks are measured; larger pictures are reduced to it."""
 _BLOCK = 8
-_STEP_LIMIT = 16.0
-"""Grey steps count up to here, so that one bar's edge does not outweigh the blocks."""
+_STEP_LIMIT = 16.0  # grey steps count up to here, so that one bar's edge does not outweigh the blocks
 
 _STROKE, _LONGEST, _MIN_SIDE = 9, 128, 32
 """Of print, in pixels of the reduced picture: strokes are thinner, words no longer; smaller pictures have no marks."""
-_SLIM, _DARK = 4.0, 30
-"""Length over breadth of what is but a line; the grey level up to which print counts as black."""
+_SLIM, _DARK = 4.0, 30  # length over breadth of what is but a line; the grey level up to which print counts as black
 _CONTRASTS, _EVIDENCE = (32, 60, 110), 75.0
 """Grey levels: by which strokes stand out (print over bone parts from it only at the higher ones), and at which sharp
 contrast a mark is as likely as not."""
@@ -78,9 +76,7 @@ class Box:
 def describe(pixels: Greys, *, marks: Sequence[Box] | None = None) -> dict[str, float]:
     """The numbers of `STATISTICS`, in their order; all finite for any image u8[H, W] of one pixel or more.
 
-    Args:
-        pixels: u8[H, W].
-        marks: of `find_marks`, where they are known already.
+    `marks` are those of `find_marks`, where they are known already.
     """
     height, width = pixels.shape
     image = Image.fromarray(pixels)
@@ -128,19 +124,17 @@ def _mean_and_spread(levels: Floats) -> tuple[float, float]:
 
 
 def _bars(pixels: Greys) -> dict[str, float]:
-    """Widths of the bars at the four edges, as shares of the side; 1 where all is one grey level."""
+    """Share of the lines, from each edge inwards, that hold the outermost line's grey level."""
     down, across = (max(1, side // WORKING_SIDE) for side in pixels.shape)
     rows, columns = pixels[:, ::across], pixels[::down].T
-    sides = {"bar_top": rows, "bar_bottom": rows[::-1], "bar_left": columns, "bar_right": columns[::-1]}
-    return {name: _bar(lines) for name, lines in sides.items()}
-
-
-def _bar(lines: Greys) -> float:
-    """Share of the lines u8[L, S], from the first on, that hold the first line's grey level."""
-    level = round(float(np.median(lines[0])))
-    low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
-    same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
-    return 1.0 if same.all() else int(np.argmin(same)) / len(same)
+    bars = {"bar_top": rows, "bar_bottom": rows[::-1], "bar_left": columns, "bar_right": columns[::-1]}
+    widths = {}
+    for name, lines in bars.items():
+        level = round(float(np.median(lines[0])))
+        low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
+        same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
+        widths[name] = 1.0 if same.all() else int(np.argmin(same)) / len(same)
+    return widths
 
 
 def _reduce(image: Image.Image) -> Greys:
@@ -195,11 +189,8 @@ def find_marks(pixels: Greys) -> list[Box]:
     contrast of print. Dark print counts where it is nearly black. A warning, not a proof: electrodes and clips near the
     rim look alike, and faint lead letters over bone are missed.
 
-    Args:
-        pixels: u8[H, W].
-
     Returns:
-        Boxes in `pixels`, from top to bottom; none in an image with a side of less than 32 pixels.
+        Boxes in `pixels` u8[H, W], from top to bottom; none in an image with a side of less than 32 pixels.
     """
     if min(pixels.shape) < _MIN_SIDE:
         return []

@@ -34,12 +34,7 @@ _LEVELS = (2, 10, 25, 50, 75, 90, 98)
 
 
 def file_features(pixels: Greys, kilobytes: float) -> dict[str, list[float]]:
-    """Group -> numbers of the groups that are measured in the file's own pixels: frame, marks, file.
-
-    Args:
-        pixels: u8[H, W].
-        kilobytes: size of the file, in thousands of bytes.
-    """
+    """Group -> numbers of what is measured in the file's own pixels u8[H, W], and its size: frame, marks, file."""
     marks = find_marks(pixels)
     measured = describe(pixels, marks=marks)
     return {
@@ -61,11 +56,9 @@ def _of_marks(marks: Sequence[Box], height: int, width: int) -> list[float]:
 
 
 def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
-    """Group -> numbers of the groups that are measured in what a classifier is shown: exposure, grain.
+    """Group -> numbers of what is measured in what a classifier is shown, u8[S, S]: exposure, grain.
 
-    Args:
-        grey: u8[S, S], as an encoder gets it.
-        lungs: bool[S, S]; `None` leaves out the middle of the image instead.
+    Without `lungs`, bool[S, S], the middle of the image is left out instead.
     """
     if lungs is None:
         down, across = (round(_CENTRE * side) for side in grey.shape)

@@ -21,13 +21,10 @@ from thoraclip.errors import ConfigError
 __all__ = ["TOGETHER", "class_differences"]
 
 
-TOGETHER = "all of these together"
-"""Name of the entry that uses every column at once."""
+TOGETHER = "all of these together"  # name of the entry that uses every column at once
 FOLDS, DEPTH, RESAMPLES = 5, 3, 500
-MIN_IMAGES, MIN_GROUPS = 10, 5
-"""Of every class; with fewer, `alone` is not measured."""
-MAX_ROWS = 6000
-"""Images of a fold's training part that are fitted: a tree of depth 3 gains nothing from more."""
+MIN_IMAGES, MIN_GROUPS = 10, 5  # of every class; with fewer, `alone` is not measured
+MAX_ROWS = 6000  # images of a fold's training part that are fitted: a tree of depth 3 gains nothing from more
 TOP_VALUES, MAX_VALUES = 5, 20
 """Values of a categorical column that are shown per class, and that are told apart; the rarer ones count as one."""
 
@@ -45,9 +42,8 @@ def class_differences(
 
     A decision tree with balanced class weights per column (depth 3 for numbers; as deep as there are values for
     categories), a random forest for all of them; 5 folds, stratified by class and grouped; out-of-fold predictions
-    pooled; 95 % percentile interval over 500 resamples of the groups. Unknown is a value of its own: a class whose age
-    is never known is told apart by that. Of a fold's training part at most 6,000 images are fitted, drawn at random in
-    equal shares of the classes; all images are predicted.
+    pooled; 95 % percentile interval over 500 resamples of the groups. Unknown is a value of its own. Of a fold's
+    training part at most 6,000 images are fitted, drawn at random in equal shares of the classes.
 
     Args:
         labels: N class names, N > 0.
@@ -58,12 +54,11 @@ def class_differences(
         descriptions: name -> what the column is, with unit.
 
     Returns:
-        The entry for all columns, then one per column, the most telling first, ties and unmeasured ones by name. Keys:
-        `name`; `description`; `kind` (`numeric`, `categorical` or `together`); `per_class`, label -> number `n` of
-        images of known value and their `median`, `q1` and `q3` (None where n is 0) or the `shares` of the most frequent
-        values; `known`, label -> share of its images of known value; `alone`, the balanced accuracy of this column by
-        itself (`value`, `low`, `high` and `chance`, 0..1), or None; and `reason`, why it was not measured. `per_class`
-        and `known` are empty for `together`.
+        The entry for all columns (`kind` is `together`, `per_class` and `known` are empty), then one per column, the
+        most telling first, ties and unmeasured ones by name. `per_class` is label -> number `n` of images of known
+        value and their `median`, `q1` and `q3` (None where n is 0) or the `shares` of the most frequent ones; `known`,
+        label -> share of known values; `alone`, balanced accuracy (`value`, `low`, `high` and `chance`, 0..1), or None;
+        and `reason`, why it was not measured.
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")

@@ -26,14 +26,8 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Masks:
 
     Inside is what reaches half of the file's largest value, in any of its colour channels; alpha is laid over black. So
     0/255, 0/1, and two lungs of two colours or numbered 1 and 2 are read alike; an all-black file has no pixel inside.
-    Another size of the same aspect ratio is resampled (nearest).
-
-    Args:
-        path: PNG or JPEG of any mode.
-        shape: (H, W) of the picture that the mask belongs to, as displayed.
-
-    Raises:
-        ImageError: unreadable, or of another aspect ratio than the picture.
+    Another size of the same aspect ratio is resampled (nearest). PNG or JPEG of any mode; `shape` is (H, W) of the
+    picture as displayed. ImageError where the mask is unreadable, or of another aspect ratio.
     """
     values = _read_values(path)
     height, width = shape

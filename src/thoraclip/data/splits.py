@@ -17,18 +17,10 @@ from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
 
-__all__ = [
-    "assign_groups",
-    "hold_out",
-    "independent_groups",
-    "parse_fractions",
-    "split_folds",
-    "split_fractions",
-]
+__all__ = ["assign_groups", "hold_out", "independent_groups", "parse_fractions", "split_folds", "split_fractions"]
 
 
-_KEYS = ("sha256", "duplicate_cluster", "image_id", "patient")
-"""What images share, in the order of the keys."""
+_KEYS = ("sha256", "duplicate_cluster", "image_id", "patient")  # what images share, in the order of the keys
 _BLOCK = 1 << 16  # groups that are looked at at once
 
 
@@ -127,7 +119,7 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> Ints:
 
 
 def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence[float], *, seed: int) -> Ints:
-    """Assign whole groups to parts so that each class is spread in the proportion of `weights`.
+    """i64[N], the part of each image: whole groups, each class spread in the proportion of `weights`.
 
     Greedy, as in scikit-learn's StratifiedGroupKFold but for unequal parts too: groups are shuffled, then taken largest
     first, each to the part whose remaining need for the group's classes is greatest.
@@ -137,9 +129,6 @@ def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence
         groups: N keys, text or numbers; equal keys stay together.
         weights: share of each part, summing to 1.
         seed: decides the shuffle (ConfigError where negative); the result does not depend on the order of the images.
-
-    Returns:
-        i64[N], the part of each image.
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")

@@ -26,12 +26,9 @@ from thoraclip.dtypes import Greys, Ints, Masks, Singles
 __all__ = ["BORDER", "CORNER", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
 
 
-MARGIN = 0.03
-"""Lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it."""
-BORDER = 0.10
-"""Width of the border, as a share of the side."""
-CORNER = (0.20, 0.32)
-"""Height and width of a corner, as shares of the side."""
+MARGIN = 0.03  # lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it
+BORDER = 0.10  # width of the border, as a share of the side
+CORNER = (0.20, 0.32)  # height and width of a corner, as shares of the side
 _COARSE, _REACHES, _ENOUGH = 32, (1.5, 4.0, 12.0), 0.05
 """Of a smooth continuation: cells along a side of its grid, standard deviations of its Gaussians, in cells, and the
 weight at which one meets enough of the picture to count alone."""

@@ -70,33 +70,30 @@ class Captions:
             MismatchError: a caption is for an image that the manifest does not have, or for another content of it, or
                 one of the wanted images has no caption.
         """
-
-        def refuse(images: list[str], problem: str, remedy: str) -> None:
-            if images:
-                raise MismatchError(f"captions: {len(images)} {problem}, first '{images[0]}'; {remedy}")
-
         contents, ids = manifest.by_id("sha256"), manifest.column("image_id")
         position = {image_id: row for row, image_id in enumerate(self.image_id)}
         wanted = [ids[row] for row in rows]
-        refuse(
-            [i for i in self.image_id if i not in contents],
-            f"of {len(self)} are for images that the manifest does not have",
-            "they belong to another manifest: run thoraclip caption on this one",
-        )
-        refuse(
-            [
-                i
-                for i, row in position.items()
-                if self.sha256[row] is not None and contents[i] not in (None, self.sha256[row])
-            ],
-            "images differ in content from the manifest's",
-            "they belong to another data set or the files changed: run thoraclip caption again",
-        )
-        refuse(
-            [i for i in wanted if i not in position],
-            f"of {len(wanted)} images have none",
-            "add the rows, or make them for the whole manifest: thoraclip caption",
-        )
+        known = ((i, own, contents.get(i)) for i, own in zip(self.image_id, self.sha256, strict=True))
+        changed = [i for i, own, theirs in known if None not in (own, theirs) and own != theirs]
+        for images, problem in (
+            (
+                [i for i in self.image_id if i not in contents],
+                f"of {len(self)} are for images that the manifest does not have, first '{{}}'; they belong to another "
+                "manifest: run thoraclip caption on this one",
+            ),
+            (
+                changed,
+                "images differ in content from the manifest's, first '{}'; they belong to other data or the files "
+                "changed: run thoraclip caption again",
+            ),
+            (
+                [i for i in wanted if i not in position],
+                f"of {len(wanted)} images have none, first '{{}}'; add the rows, or make them for the whole manifest: "
+                "thoraclip caption",
+            ),
+        ):
+            if images:
+                raise MismatchError(f"captions: {len(images)} {problem.format(images[0])}")
         return np.array([position[i] for i in wanted], dtype=np.int64)
 
     def texts_for(self, manifest: Manifest, rows: Ints) -> list[str]:

@@ -112,12 +112,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = False) -> StoredTable:
-    """Read the header of a table of one kind.
-
-    Args:
-        kind: what it must hold.
-        newest_schema: the newest that this version reads.
-        foreign: also take a table without our header, whose columns the caller checks.
+    """Read the header of a table of one kind; `foreign`, or of one without our header, whose columns the caller checks.
 
     Raises:
         InputError: the file is missing.

@@ -22,8 +22,7 @@ __all__ = ["html_page", "leaks", "markdown_page", "warnings"]
 _PAIRS, _MARKED, _LISTED = 40, 12, 50
 """How many pairs and marked pictures the page shows, and how many rows of a list; `check.json` holds all."""
 _SIDE, _FRAME = 220, (230, 159, 0)
-_TELLING = 0.1
-"""A column is worth a sentence where even the low end of its interval lies this far above chance."""
+_TELLING = 0.1  # a column is worth a sentence where even the low end of its interval lies this far above chance
 _UNSEEN = (
     "No picture was looked at: near duplicates were not searched, nor files that cannot be read, burned-in text and "
     "what tells the classes apart without anatomy."

@@ -78,14 +78,8 @@ def find_duplicates(
     Within a group of more than 16 pictures that are linked already, no further pairs are looked for: their cluster is
     found, not every pair in it. Each picture waits for alignment with its 32 nearest others at most.
 
-    Args:
-        thumbnails: u8[N, S, S] of `thumbnail`; a memory map will do.
-        sha256: of the files, one for each thumbnail.
-        among: bool[N]; near pairs of two images outside it are not looked for. Without it, all are.
-        progress: called with (done, total).
-
-    Returns:
-        Pairs sorted by (first, second).
+    `thumbnails` u8[N, S, S] (a memory map will do) and `sha256` are of N images. Of `among`, bool[N], where given, near
+    pairs of two images outside it are not looked for. Returns pairs sorted by (first, second).
     """
     groups: dict[str, list[int]] = {}
     for position, digest in enumerate(sha256):

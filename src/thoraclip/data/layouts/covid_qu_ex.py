@@ -18,12 +18,8 @@ from thoraclip.runs import file_sha256
 __all__ = ["find_covid_qu_ex"]
 
 _CLASSES = {
-    "covid-19": "COVID-19",
-    "covid19": "COVID-19",
-    "covid": "COVID-19",
-    "non-covid": "Non-COVID",
-    "non_covid": "Non-COVID",
-    "noncovid": "Non-COVID",
+    **dict.fromkeys(("covid-19", "covid19", "covid"), "COVID-19"),
+    **dict.fromkeys(("non-covid", "non_covid", "noncovid"), "Non-COVID"),
     "normal": "Normal",
 }
 _Place = tuple[bool, str, str, str | None]  # of the infection tree, class folder, label, split

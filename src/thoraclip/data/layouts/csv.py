@@ -14,8 +14,7 @@ from thoraclip.tables.manifest import COLUMNS
 
 __all__ = ["find_csv"]
 
-_OURS = {"sha256", "phash", "fold", "width", "height", "mode", "format"}
-"""Columns of a manifest that no table gives."""
+_OURS = {"sha256", "phash", "fold", "width", "height", "mode", "format"}  # columns of a manifest that no table gives
 _ALIASES = {
     "age_years": ("age",),
     "patient": ("patient_id", "PatientID", "subject_id"),

@@ -21,14 +21,11 @@ __all__ = ["estimate_lungs", "usual_lungs"]
 LEAST_QUALITY = 0.35
 """An estimate below this quality is implausible: how much darker the lungs are than their rim, in local standard
 deviations, 0..1; 0.8 is usual."""
-_SIDE = 48
-"""Pixels along each side of the square in which the outline is placed."""
-_NEAR = 0.1
-"""Standard deviation of the Gaussian neighbourhood for the local contrast, as a share of the side."""
+_SIDE = 48  # pixels along each side of the square in which the outline is placed
+_NEAR = 0.1  # standard deviation of the Gaussian neighbourhood for the local contrast, as a share of the side
 _FLOOR = 0.05
 """Added to the local standard deviation, as a share of that of the whole image, so that flat regions stay near 0."""
-_LEAST_SPREAD = 1.0
-"""Standard deviation in grey levels below which an image is blank."""
+_LEAST_SPREAD = 1.0  # standard deviation in grey levels below which an image is blank
 
 _LEVELS = (0.00, 0.05, 0.10, 0.20, 0.30, 0.40, 0.50, 0.60, 0.70, 0.80, 0.86, 0.92, 1.00)
 """Heights within a lung: 0 is the apex, 1 the costophrenic angle."""
@@ -46,8 +43,7 @@ _USUAL = np.array([0.50, 0.12, 0.85, 0.41])
 _SPREAD = np.array([0.06, 0.10, 0.14, 0.08])
 """Where lungs usually lie, and how far each number varies: centre (x of the mid-line), top, bottom (y of apex and
 angle) and reach (from the mid-line to the wall), as shares of the image's sides."""
-_PRIOR = 0.03
-"""Cost of one squared spread, in local standard deviations of contrast."""
+_PRIOR = 0.03  # cost of one squared spread, in local standard deviations of contrast
 _AREA_POWER = 0.25
 """The contrast counts times area ** 0.25, because the mean contrast alone prefers outlines that are too small."""
 _AXES = (
@@ -56,8 +52,7 @@ _AXES = (
     np.linspace(0.50, 1.04, 10),
     np.linspace(0.24, 0.52, 8),
 )
-_REFINEMENTS = (0.5, 0.25)
-"""After the grid, all neighbours at these shares of a grid step are tried."""
+_REFINEMENTS = (0.5, 0.25)  # after the grid, all neighbours at these shares of a grid step are tried
 
 
 def estimate_lungs(pixels: Greys) -> tuple[Masks, str | None]:
@@ -67,11 +62,8 @@ def estimate_lungs(pixels: Greys) -> tuple[Masks, str | None]:
     against the darkest inside (a matched filter), less a weak prior. A small opacity hardly moves it.
     Lateral views and turned bodies are not provided for.
 
-    Args:
-        pixels: u8[H, W], any size.
-
     Returns:
-        bool[H, W], and what is implausible about the estimate, in words: then the mask is empty.
+        bool[H, W] for `pixels` u8[H, W], and what is implausible about the estimate, in words: then the mask is empty.
 
     Raises:
         ImageError: not u8[H, W] with at least one pixel.

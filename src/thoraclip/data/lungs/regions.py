@@ -31,16 +31,11 @@ Found = tuple[Masks, str | None]
 SOURCES = ("auto", "given", "estimate", "none")
 _BATCH = 64
 
-AREA = (0.05, 0.70)
-"""Share of the image that two lungs can take."""
-LEAST_RATIO = 0.30
-"""Area of the smaller lung over that of the larger one."""
-MIDDLE = (0.20, 0.80)
-"""Where the middle of both lungs can lie, as a share of the width and of the height."""
-_SPECK = 0.01
-"""Parts smaller than this share of the image are no lung."""
-_LOOK = 128
-"""Longer side, at most, at which a mask is looked at."""
+AREA = (0.05, 0.70)  # share of the image that two lungs can take
+LEAST_RATIO = 0.30  # area of the smaller lung over that of the larger one
+MIDDLE = (0.20, 0.80)  # where the middle of both lungs can lie, as a share of the width and of the height
+_SPECK = 0.01  # parts smaller than this share of the image are no lung
+_LOOK = 128  # longer side, at most, at which a mask is looked at
 
 
 @dataclass(frozen=True)
@@ -92,17 +87,15 @@ def lung_masks(
     one. Else all images get the same region: where lungs usually lie. A region estimated for each image is smaller
     where a lung is opaque, so its shape tells the class; docs/audit.md has the measurement.
 
+    An image whose mask is unreadable, of another aspect ratio, empty, all-covering, or (a model's) implausible, is set
+    aside with the reason, and its mask is empty.
+
     Args:
         manifest: R images; `lung_mask` is relative to its root.
         spec: geometry and size, S.
         source: one of `SOURCES`; not looked at where there is a model.
-        estimate: u8[H, W] -> bool[H, W], a segmentation model's mask, which is checked here; called from several
-            threads.
+        estimate: u8[H, W] -> bool[H, W], a segmentation model's mask, which is checked here; called by several threads.
         progress: called with (done, total).
-
-    Returns:
-        Regions of all R images. An image whose mask is unreadable, of another aspect ratio, empty or all-covering, or
-        implausible if it is a model's, is set aside with the reason, and its mask is empty.
 
     Raises:
         ConfigError: unknown source.

@@ -38,25 +38,13 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from thoraclip.data.phantom.attributes import CLASSES, PLANTED, SHORTCUTS, choose_attributes, describe, shape_body
-from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom
+from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, describe, shape_body
+from thoraclip.data.phantom.drawing import check_choices, draw_phantom
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.runs import Progress, needing_room
 
-__all__ = [
-    "CLASSES",
-    "PLANTED",
-    "SHORTCUTS",
-    "Phantom",
-    "PhantomConfig",
-    "PhantomSummary",
-    "describe",
-    "draw_phantom",
-    "parse_shortcut",
-    "plan_phantoms",
-    "write_phantoms",
-]
+__all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
 
 _SCHEMA = 1
 _LUNG_TREE = "Lung Segmentation Data/Lung Segmentation Data"
@@ -127,8 +115,7 @@ class PhantomSummary:
     root: Path
     images: int
     patients: int
-    written: int
-    """PNG files written by this call; the others were there already."""
+    written: int  # PNG files written by this call; the others were there already
 
 
 def parse_shortcut(text: str) -> tuple[str, float]:

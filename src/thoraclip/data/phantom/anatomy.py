@@ -24,12 +24,9 @@ class Anatomy:
     soft: Floats
     bone: Floats
     lung: Floats
-    field: Masks
-    """Lung as a radiologist outlines it, bool: between heart, chest wall and diaphragm."""
-    reach: Floats
-    """0 at the mediastinum to 1 at the lateral chest wall."""
-    level: Floats
-    """0 at the lung's apex to 1 at the diaphragm."""
+    field: Masks  # lung as a radiologist outlines it, bool: between heart, chest wall and diaphragm
+    reach: Floats  # 0 at the mediastinum to 1 at the lateral chest wall
+    level: Floats  # 0 at the lung's apex to 1 at the diaphragm
 
 
 def resize(values: Floats, size: int) -> Floats:

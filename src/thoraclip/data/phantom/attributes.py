@@ -12,18 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "CLASSES",
-    "DEVICES",
-    "PLANTED",
-    "SHORTCUTS",
-    "Body",
-    "Pose",
-    "choose_attributes",
-    "choose_pose",
-    "describe",
-    "shape_body",
-]
+__all__ = ["CLASSES", "DEVICES", "PLANTED", "SHORTCUTS", "Body", "Pose", "choose_attributes", "describe", "shape_body"]
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 SHORTCUTS = ("marker", "border", "exposure", "device", "texture")
@@ -78,8 +67,7 @@ class Pose:
     shift_y: float
     zoom: float
     breath: float
-    supine: bool
-    """AP view: magnified heart, high clavicles, scapulae over the lungs, raised diaphragm."""
+    supine: bool  # AP view: magnified heart, high clavicles, scapulae over the lungs, raised diaphragm
 
 
 def shape_body(rng: np.random.Generator) -> Body:
@@ -131,11 +119,8 @@ def choose_attributes(
 ) -> dict[str, Any]:
     """Choose an image's attributes; apart from a planted shortcut and the finding, nothing looks at `label`.
 
-    The number of draws does not depend on the label, so a clean set is independent of the class by construction.
-
-    Args:
-        label, body, difficulty, shortcut, shortcut_strength: as in `draw_phantom`; the difficulty is only noted.
-        rng: the image's generator; `draw_phantom` goes on with it.
+    The number of draws does not depend on the label, so a clean set is independent of the class by construction. The
+    arguments are those of `draw_phantom`, which goes on with `rng`; the difficulty is only noted.
     """
     view = _pick(rng, {"PA": 0.55, "AP": 0.45})
     portable = view == "AP"
@@ -165,32 +150,14 @@ def choose_attributes(
     attributes["shortcut_planted"] = planted
     if planted:
         attributes["devices" if shortcut == "device" else shortcut] = PLANTED[shortcut][label]
-    return attributes | _choose_finding(label, rng)
-
-
-def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, Any]:
-    """The patient's own side, zone, and severity: thickness relative to the typical lesion, 0.45..2.2."""
     side = _pick(rng, {"right": 0.5, "left": 0.5})
     zone = _pick(rng, {"upper": 0.27, "middle": 0.25, "lower": 0.48})
-    severity = round(float(np.exp(np.clip(rng.normal(0, 0.33), -0.8, 0.8))), 3)
+    severity = round(float(np.exp(np.clip(rng.normal(0, 0.33), -0.8, 0.8))), 3)  # thickness, typical is 1
     if label == "COVID-19":
         side, zone = "both", "peripheral"
     elif label == "Normal":
         side, zone, severity = "", "", 0.0
-    return {"finding_side": side, "finding_zone": zone, "finding_severity": severity}
-
-
-def choose_pose(attributes: dict[str, Any], rng: np.random.Generator) -> Pose:
-    """Turn the chosen attributes into the geometry of one exposure."""
-    return Pose(
-        rotation_degrees=attributes["rotation_degrees"],
-        turn=attributes["turn"],
-        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)),
-        shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
-        zoom=float(rng.uniform(0.90, 1.10)),
-        breath=0.035 * attributes["inspiration"],
-        supine=attributes["view"] == "AP",
-    )
+    return attributes | {"finding_side": side, "finding_zone": zone, "finding_severity": severity}
 
 
 _PA = ("posteroanterior chest radiograph", "PA chest X-ray", "upright PA view of the chest", "frontal PA chest film")

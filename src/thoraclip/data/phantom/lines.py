@@ -67,14 +67,9 @@ class Pen:
 
 
 def draw_tree(body: Body, pose: Pose, size: int, rng: np.random.Generator, *, levels: int = 6) -> Floats:
-    """Branching vessels (or bronchi) that leave the hila and thin out to the periphery.
+    """Branching vessels (or bronchi) that leave the hila and thin out: f32[size, size] in 0..1, as their calibre.
 
-    Args:
-        rng: for the branching; give the same seed and the patient's tree comes back.
-        levels: generations of branching; fewer leaves only the large branches.
-
-    Returns:
-        f32[size, size] in 0..1, proportional to the vessel's calibre.
+    The same `rng` gives the patient's tree again; fewer `levels` leave only the large branches.
     """
     paths: list[Floats] = []
     calibres: list[Floats] = []
