@@ -264,7 +264,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             manifest = radiographs(given.data, Path(folder))
         pixels, targets = [decode(path).pixels for path in manifest.paths()], manifest.targets(manifest.label_set())
-        inside = chests(pixels, independent_groups(manifest), targets)
+        inside = chests(pixels, independent_groups(manifest).tolist(), targets)
     others = strangers(rng) | spoiled(inside)
     others |= {"chest phantoms": replace(phantom_chests(60, rng), folds=None)} if given.data else {}
     others |= {f"other chest X-rays: {folder.name}": other_chests(folder) for folder in given.extra}

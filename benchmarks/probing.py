@@ -27,7 +27,7 @@ from torch.utils.data import TensorDataset
 
 import thoraclip
 from benchmarks import plain
-from thoraclip.data.splits import group_codes
+from thoraclip.data.splits import independent_groups
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.methods.running import Part, parts, read_validation
 from thoraclip.tables.manifest import Manifest
@@ -123,7 +123,7 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
     theirs = np.concatenate([recipe.right(part) for part in rounds])
     held = np.concatenate([part.val for part in rounds])
     lead = 100 * (mine.astype(np.int64) - theirs)
-    patients = np.unique(group_codes(manifest)[held], return_inverse=True)[1]
+    patients = np.unique(independent_groups(manifest)[held], return_inverse=True)[1]
     weights = np.concatenate(list(resample_weights(patients, resamples=2000, seed=0)), axis=1)
     low, high = np.quantile(lead @ weights / weights.sum(axis=0), [0.025, 0.975])
     epoch = (before + after) / 2

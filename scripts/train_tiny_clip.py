@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from thoraclip.data.phantom import CLASSES, describe, draw_phantom, drawing
-from thoraclip.data.phantom.body import Pose
-from thoraclip.data.phantom.lines import DEVICES, draw_devices
+from thoraclip.data.phantom.attributes import DEVICES, Pose
+from thoraclip.data.phantom.lines import draw_devices
 from thoraclip.imaging import Preprocess, fit, normalise
 from thoraclip.models.files import locate
 

@@ -1,7 +1,7 @@
 """A bare film to which bones and flesh are added as analytic solids: rods, ellipsoids and plates, integrated along the
 beam.
 
-Lengths in the image plane are in half fields (1.0 is half the image), as in `phantom.body`; thicknesses are in cm.
+Lengths in the image plane are in half fields (1.0 is half the image), as in the phantoms; thicknesses are in cm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thoraclip.data.phantom.anatomy import resize
-from thoraclip.data.phantom.body import Floats
+from thoraclip.data.phantom.lines import Floats
 
 __all__ = ["Film", "Knots", "closed_curve", "curve", "root"]
 

@@ -31,7 +31,7 @@ from thoraclip.data.duplicates import (
 )
 from thoraclip.data.duplicates.thumbnails import near_hashes
 from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.data.phantom.body import shape_body
+from thoraclip.data.phantom.attributes import shape_body
 from thoraclip.imaging import decode
 from thoraclip.imaging.preprocessing import resize
 

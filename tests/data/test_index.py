@@ -16,7 +16,6 @@ from tests.imaging.files import dicom
 
 from thoraclip.data import index as module
 from thoraclip.data.index import index, local_salt, pseudonym, write_index_report
-from thoraclip.data.layouts import CsvColumns
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.errors import InputError, LeakError, ManifestError
 from thoraclip.imaging import decode, perceptual_hash
@@ -45,7 +44,7 @@ def test_a_table_names_pictures_and_columns_of_its_own(class_folder: Path, tmp_p
     table = tmp_path / "t.csv"
     rows = "path,label,age_years,hospital\nNormal/0.png,A,045Y,X\nCOVID-19/0.png,B,,\nNormal/none.png,A,,\n"
     table.write_text(rows)
-    result = index(class_folder, layout="csv", csv_file=table, columns=CsvColumns())
+    result = index(class_folder, layout="csv", csv_file=table)
     assert result.set_aside == [("Normal/none.png", "cannot be read (No such file or directory)")]
     manifest = result.manifest
     assert [manifest.column(name) for name in ("label", "hospital", "age_years")] == [

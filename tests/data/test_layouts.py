@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from thoraclip.data.layouts import LAYOUTS, CsvColumns, Listing, detect_layout, find_layout, split_name
+from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout, split_name
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import is_image_name
 
@@ -206,7 +206,7 @@ def table(root: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def from_csv(root: Path, text: str, **columns: Any) -> Listing:
-    return found(root, "csv", csv_file=table(root, text), columns=CsvColumns(**columns) if columns else None)
+    return found(root, "csv", csv_file=table(root, text), columns=columns)
 
 
 def test_columns_of_any_name_feed_the_manifest(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        ("path,label\n1.png,A|B\n", {}, "table.csv:2: label 'A|B' names several classes; only single-label data"),
+        ("path,label\n1.png,A|B\n", {}, "table.csv:2: label 'A|B' names several classes; keep one per image"),
         ("path,label,split\n1.png,A,later\n", {}, "table.csv:2: split 'later' is unknown; use train, val or test"),
         (
             "path,label,note\n1.png,A,x, y\n",

@@ -15,8 +15,8 @@ from PIL import Image
 from scipy import ndimage
 from tests.conftest import examples
 
+from thoraclip.data import lungs as parts
 from thoraclip.data.lungs import estimate_lungs, regions, usual_lungs
-from thoraclip.data.lungs import estimation as parts
 from thoraclip.data.lungs.regions import LungRegions, lung_masks, oddities
 from thoraclip.data.masks import fit_mask
 from thoraclip.data.phantom import CLASSES, draw_phantom

@@ -11,7 +11,7 @@ import pytest
 from tests.checkpoints import TINY
 
 import thoraclip
-from thoraclip.data.phantom.lines import DEVICES
+from thoraclip.data.phantom.attributes import DEVICES
 from thoraclip.imaging import fit
 from thoraclip.models.dual_encoder import load_dual_encoder
 

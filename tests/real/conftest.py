@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from thoraclip.data.index import IndexResult, index
-from thoraclip.data.layouts import CsvColumns
 from thoraclip.tables.manifest import Manifest
 
 
@@ -25,10 +24,8 @@ def covid_qu_ex(shared: Path) -> IndexResult:
 
 @pytest.fixture(scope="session")
 def talo(shared: Path) -> IndexResult:
-    columns = CsvColumns(
-        path="rel_path", patient="patient_id", view="view", sex="sex", age_years="age", source="source_repo",
-        lung_mask="mask_path",
-    )  # fmt: skip
+    columns: dict[str, str | None] = {"path": "rel_path", "source": "source_repo", "lung_mask": "mask_path"}
+    columns |= {"patient": "patient_id", "view": "view", "sex": "sex", "age_years": "age"}
     root = folder(shared, "covid3-talo")
     return index(root, layout="csv", csv_file=root / "manifest.csv", columns=columns)
 

@@ -84,7 +84,7 @@ def test_the_fingerprint_is_of_what_a_model_learns_from() -> None:
     [
         ({"n": 0}, "no rows; a captions file holds one row per image"),
         ({"text": ("a", "b")}, "2 values of 'text' for 3 images; give one each"),
-        ({"image_id": ("a", "b", "a")}, "image_id 'a' stands in more than one row (1 such ids); one row per image"),
+        ({"image_id": ("a", "b", "a")}, "image_id 'a' is repeated (1 such ids); one row per image"),
         ({"image_id": ("a", "", "b")}, "row 2 has no image_id; give each image one"),
         ({"image_id": ("a", None, "b")}, "row 2 has no image_id"),
         ({"text": ("a", " \n", "")}, "image 'i1' has an empty text (2 such rows); write one, or leave the row out"),
@@ -203,7 +203,7 @@ def test_a_report_of_several_lines_is_one_caption(tmp_path: Path) -> None:
         (b"image_id,caption\na,one, two\n", "line 2: more cells than columns, from ' two' on; put quotes around"),
         (b"image_id,caption\na,one\nb\n", "image 'b' has an empty text"),
         (b"image_id,caption\na,one\n,two\n", "row 2 has no image_id"),
-        (b"image_id,caption\na,one\na,two\n", "image_id 'a' stands in more than one row"),
+        (b"image_id,caption\na,one\na,two\n", "image_id 'a' is repeated"),
         ("image_id,caption\na,Röntgen\n".encode("latin-1"), "not UTF-8 text (invalid start byte"),
         (b'image_id,caption\na,"open\n', "not a readable CSV file (unexpected end of data); mend the file"),
     ],

@@ -114,7 +114,7 @@ def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
         ("image_id,score_a,score_b\n1,0.5,0.5\n", "column 'label' is missing"),
         (
             "image_id,label\n1,a\n",
-            "needs a column score_<class> for each of two classes or more; found: image_id, label",
+            "needs a column score_<class> for two classes or more; found: image_id, label",
         ),
         ("image_id,label,score_a\n1,a,1\n", "needs a column score_<class>"),
         ("image_id,label,score_a,score_b\n1,c,0.5,0.5\n", "class 'c' stands in 'label' but has no column 'score_c'"),
@@ -125,7 +125,7 @@ def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
         ("image_id,label,score_a,score_b\n1,a,nan,0.5\n", "image '1': a score is missing or not finite"),
         ("image_id,label,score_a,score_b\n1,a,inf,0.5\n", "image '1': a score is missing or not finite"),
         ("image_id,label,score_a,score_b\n1,a,high,0.5\n", "column 'score_a' holds a value that is not a number"),
-        ("image_id,label,score_a,score_b\n7,a,0.5,0.5\n7,b,0.5,0.5\n", "image_id '7' stands in more than one row"),
+        ("image_id,label,score_a,score_b\n7,a,0.5,0.5\n7,b,0.5,0.5\n", "image_id '7' is repeated"),
         ("image_id,label,score_a,score_b\n1,a,0.5,0.5\n,b,0.5,0.5\n", "row 2 has no image_id"),
         ("image_id,label,fold,score_a,score_b\n1,a,x,0.5,0.5\n", "column 'fold' holds 'x'; folds are whole numbers"),
         ("image_id,label,fold,score_a,score_b\n1,a,0.7,0.5,0.5\n", "column 'fold' holds '0.7'"),
@@ -174,7 +174,7 @@ def test_another_kind_of_table_and_a_newer_schema_are_refused(tmp_path: Path) ->
         ({"split": (None,)}, "1 values of 'split' for 3 images"),
         ({"target": np.zeros(2, np.int64)}, "2 values of 'target' for 3 images"),
         ({"scores": np.ones((3, 1))}, r"scores of shape \(3, 1\), expected \(3, 2\)"),
-        ({"image_id": ("i", "i", "j")}, "image_id 'i' stands in more than one row"),
+        ({"image_id": ("i", "i", "j")}, "image_id 'i' is repeated"),
     ],
 )
 def test_a_table_in_memory_passes_the_same_gate(other: dict[str, Any], message: str) -> None:

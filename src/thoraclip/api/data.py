@@ -64,22 +64,22 @@ def index(
     """
     from thoraclip.data.index import index as read_folder
     from thoraclip.data.index import write_index_report
-    from thoraclip.data.layouts import CsvColumns, detect_layout
+    from thoraclip.data.layouts import detect_layout
     from thoraclip.tables.manifest import require_parquet, write_manifest
 
-    columns = CsvColumns(
-        path=path_column,
-        label=label_column,
-        image_id=id_column,
-        split=split_column,
-        patient=patient_column,
-        source=source_column,
-        view=view_column,
-        sex=sex_column,
-        age_years=age_column,
-        lung_mask=mask_column,
-        infection_mask=infection_mask_column,
-    )
+    columns = {
+        "path": path_column,
+        "label": label_column,
+        "image_id": id_column,
+        "split": split_column,
+        "patient": patient_column,
+        "source": source_column,
+        "view": view_column,
+        "sex": sex_column,
+        "age_years": age_column,
+        "lung_mask": mask_column,
+        "infection_mask": infection_mask_column,
+    }
     root, out = Path(root), Path(out)
     require_parquet(out)
     result = read_folder(

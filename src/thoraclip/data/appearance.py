@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
+from thoraclip.dtypes import Floats, Greys, Masks
+
 __all__ = ["STATISTICS", "Box", "describe", "find_marks"]
 
-Grey = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 Window = tuple[slice, slice]
 
 STATISTICS: Mapping[str, str] = {
@@ -52,13 +52,11 @@ BAR_TOLERANCE, BAR_SHARE = 6, 0.99
 WORKING_SIDE = 256
 """Shorter side, in pixels, at which sharpness and marks are measured; larger pictures are reduced to it."""
 _BLOCK = 8
-_STEP_LIMIT = 16.0
-"""Grey steps count up to here, so that one bar's edge does not outweigh the blocks."""
+_STEP_LIMIT = 16.0  # grey steps count up to here, so that one bar's edge does not outweigh the blocks
 
 _STROKE, _LONGEST, _MIN_SIDE = 9, 128, 32
 """Of print, in pixels of the reduced picture: strokes are thinner, words no longer; smaller pictures have no marks."""
-_SLIM, _DARK = 4.0, 30
-"""Length over breadth of what is but a line; the grey level up to which print counts as black."""
+_SLIM, _DARK = 4.0, 30  # length over breadth of what is but a line; the grey level up to which print counts as black
 _CONTRASTS, _EVIDENCE = (32, 60, 110), 75.0
 """Grey levels: by which strokes stand out (print over bone parts from it only at the higher ones), and at which sharp
 contrast a mark is as likely as not."""
@@ -75,12 +73,10 @@ class Box:
     score: float
 
 
-def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, float]:
+def describe(pixels: Greys, *, marks: Sequence[Box] | None = None) -> dict[str, float]:
     """The numbers of `STATISTICS`, in their order; all finite for any image u8[H, W] of one pixel or more.
 
-    Args:
-        pixels: u8[H, W].
-        marks: of `find_marks`, where they are known already.
+    `marks` are those of `find_marks`, where they are known already.
     """
     height, width = pixels.shape
     image = Image.fromarray(pixels)
@@ -111,7 +107,7 @@ def describe(pixels: Grey, *, marks: Sequence[Box] | None = None) -> dict[str, f
     return {name: float(values[name]) for name in STATISTICS}
 
 
-def _inner_levels(image: Image.Image) -> npt.NDArray[np.float64]:
+def _inner_levels(image: Image.Image) -> Floats:
     """f64[256]: histogram of what lies inside the outer ring; zeros where the ring is the whole picture."""
     across, down = max(1, round(RING * image.width)), max(1, round(RING * image.height))
     if 2 * across >= image.width or 2 * down >= image.height:
@@ -120,30 +116,28 @@ def _inner_levels(image: Image.Image) -> npt.NDArray[np.float64]:
     return np.array(inner.histogram(), dtype=np.float64)
 
 
-def _mean_and_spread(levels: npt.NDArray[np.float64]) -> tuple[float, float]:
+def _mean_and_spread(levels: Floats) -> tuple[float, float]:
     """Mean and standard deviation of the grey levels with the histogram f64[256]."""
     share, grey = levels / levels.sum(), np.arange(256)
     mean = float(share @ grey)
     return mean, math.sqrt(float(share @ (grey - mean) ** 2))
 
 
-def _bars(pixels: Grey) -> dict[str, float]:
-    """Widths of the bars at the four edges, as shares of the side; 1 where all is one grey level."""
+def _bars(pixels: Greys) -> dict[str, float]:
+    """Share of the lines, from each edge inwards, that hold the outermost line's grey level."""
     down, across = (max(1, side // WORKING_SIDE) for side in pixels.shape)
     rows, columns = pixels[:, ::across], pixels[::down].T
-    sides = {"bar_top": rows, "bar_bottom": rows[::-1], "bar_left": columns, "bar_right": columns[::-1]}
-    return {name: _bar(lines) for name, lines in sides.items()}
+    bars = {"bar_top": rows, "bar_bottom": rows[::-1], "bar_left": columns, "bar_right": columns[::-1]}
+    widths = {}
+    for name, lines in bars.items():
+        level = round(float(np.median(lines[0])))
+        low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
+        same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
+        widths[name] = 1.0 if same.all() else int(np.argmin(same)) / len(same)
+    return widths
 
 
-def _bar(lines: Grey) -> float:
-    """Share of the lines u8[L, S], from the first on, that hold the first line's grey level."""
-    level = round(float(np.median(lines[0])))
-    low, high = max(0, level - BAR_TOLERANCE), min(255, level + BAR_TOLERANCE)
-    same = ((lines >= low) & (lines <= high)).mean(axis=1) >= BAR_SHARE
-    return 1.0 if same.all() else int(np.argmin(same)) / len(same)
-
-
-def _reduce(image: Image.Image) -> Grey:
+def _reduce(image: Image.Image) -> Greys:
     """u8[h, w]: the picture with a shorter side of at most `WORKING_SIDE` pixels, averaged."""
     scale = WORKING_SIDE / min(image.size)
     if scale < 1:
@@ -162,7 +156,7 @@ def _laplacian(pixels: npt.NDArray[Any]) -> float:
     return math.sqrt(float(np.mean(curve * curve)))
 
 
-def _fine_detail(pixels: Grey) -> float:
+def _fine_detail(pixels: Greys) -> float:
     """Laplacian of the middle 512 x 512 pixels over that of the same reduced to half; 0 for a constant picture."""
     top, left = (max(0, (side - 512) // 2) for side in pixels.shape)
     middle = pixels[top : top + 512, left : left + 512].astype(np.float32)
@@ -173,7 +167,7 @@ def _fine_detail(pixels: Grey) -> float:
     return _laplacian(middle) / coarse if coarse > 0 else 0.0
 
 
-def _blockiness(pixels: Grey) -> float:
+def _blockiness(pixels: Greys) -> float:
     """Mean step across the lines of the 8 x 8 grid over the mean step elsewhere, both directions; 1 without steps."""
     edge, other = [], []
     for lines in (grey[:: max(1, len(grey) // WORKING_SIDE)] for grey in (pixels, pixels.T)):
@@ -187,7 +181,7 @@ def _blockiness(pixels: Grey) -> float:
     return float(across.mean() / within.mean())
 
 
-def find_marks(pixels: Grey) -> list[Box]:
+def find_marks(pixels: Greys) -> list[Box]:
     """Burned-in letters, words, arrows and plates: small, sharp strokes that stand out, most of them near the rim.
 
     A top-hat (Serra 1982, Image Analysis and Mathematical Morphology, ch. 12) keeps strokes thinner than 9 of 256
@@ -195,11 +189,8 @@ def find_marks(pixels: Grey) -> list[Box]:
     contrast of print. Dark print counts where it is nearly black. A warning, not a proof: electrodes and clips near the
     rim look alike, and faint lead letters over bone are missed.
 
-    Args:
-        pixels: u8[H, W].
-
     Returns:
-        Boxes in `pixels`, from top to bottom; none in an image with a side of less than 32 pixels.
+        Boxes in `pixels` u8[H, W], from top to bottom; none in an image with a side of less than 32 pixels.
     """
     if min(pixels.shape) < _MIN_SIDE:
         return []
@@ -220,7 +211,7 @@ def find_marks(pixels: Grey) -> list[Box]:
     return sorted(boxes, key=lambda box: (box.top, box.left))
 
 
-def _candidates(strokes: Grey, contrast: int) -> Iterator[tuple[Window, Mask]]:
+def _candidates(strokes: Greys, contrast: int) -> Iterator[tuple[Window, Masks]]:
     """Groups of strokes that lie within 4 pixels of each other: window, and bool[h, w] of its strokes."""
     ink = strokes >= contrast
     joined, _ = ndimage.label(ndimage.maximum_filter(ink, 5), np.ones((3, 3)))
@@ -237,7 +228,7 @@ def _candidates(strokes: Grey, contrast: int) -> Iterator[tuple[Window, Mask]]:
             yield (slice(top, top + own.shape[0]), slice(left, left + own.shape[1])), own
 
 
-def _is_like_print(ink: Mask) -> bool:
+def _is_like_print(ink: Masks) -> bool:
     """A letter is 4 to 45 pixels (of 256) and no bare line; longer or slimmer things must be a row of letters."""
     short, long = sorted(ink.shape)
     if short < 4 or long < 6 or not 0.13 <= ink.mean() <= 0.92:
@@ -250,7 +241,7 @@ def _is_like_print(ink: Mask) -> bool:
     return bool(short <= 22 and letters >= max(4, long / 12))
 
 
-def _score(window: Window, ink: Mask, strokes: Grey, steps: Grey) -> float:
+def _score(window: Window, ink: Masks, strokes: Greys, steps: Greys) -> float:
     """x / (x + 75), x: contrast in grey levels times edge sharpness squared, less at the edge or far from the rim."""
     contrast = float(np.percentile(strokes[window][ink], 90))
     sharp = min(1.0, float(np.percentile(steps[window][ink], 75)) / contrast)

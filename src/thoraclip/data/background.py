@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.data.appearance import WORKING_SIDE, Box, describe, find_marks
 from thoraclip.data.views import MARGIN
+from thoraclip.dtypes import Floats, Greys, Masks, Singles
 
 __all__ = ["BACKGROUND", "background_features", "file_features", "shown_features"]
 
-Floats = npt.NDArray[np.float64]
-Grey = npt.NDArray[np.uint8]
 
 BACKGROUND: Mapping[str, str] = {
     "frame": "grey levels of the border and the corners, and bars along the edges",
@@ -35,13 +33,8 @@ _CENTRE = 0.12  # of the side: where no lungs are known, they are taken to lie n
 _LEVELS = (2, 10, 25, 50, 75, 90, 98)
 
 
-def file_features(pixels: Grey, kilobytes: float) -> dict[str, list[float]]:
-    """Group -> numbers of the groups that are measured in the file's own pixels: frame, marks, file.
-
-    Args:
-        pixels: u8[H, W].
-        kilobytes: size of the file, in thousands of bytes.
-    """
+def file_features(pixels: Greys, kilobytes: float) -> dict[str, list[float]]:
+    """Group -> numbers of what is measured in the file's own pixels u8[H, W], and its size: frame, marks, file."""
     marks = find_marks(pixels)
     measured = describe(pixels, marks=marks)
     return {
@@ -62,12 +55,10 @@ def _of_marks(marks: Sequence[Box], height: int, width: int) -> list[float]:
     return [float(len(marks)), area, widest.width / width, widest.height / height, x, y, left / len(marks)]
 
 
-def shown_features(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> dict[str, list[float]]:
-    """Group -> numbers of the groups that are measured in what a classifier is shown: exposure, grain.
+def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
+    """Group -> numbers of what is measured in what a classifier is shown, u8[S, S]: exposure, grain.
 
-    Args:
-        grey: u8[S, S], as an encoder gets it.
-        lungs: bool[S, S]; `None` leaves out the middle of the image instead.
+    Without `lungs`, bool[S, S], the middle of the image is left out instead.
     """
     if lungs is None:
         down, across = (round(_CENTRE * side) for side in grey.shape)
@@ -88,7 +79,7 @@ def shown_features(grey: Grey, lungs: npt.NDArray[np.bool_] | None) -> dict[str,
     return {"exposure": [float(seen.mean()), float(seen.std()), *levels.tolist()], "grain": grain}
 
 
-def _noise(values: npt.NDArray[np.float32], where: npt.NDArray[np.bool_]) -> float:
+def _noise(values: Singles, where: Masks) -> float:
     """Median absolute response to a kernel that straight edges leave at zero (Immerkaer 1996, CVIU 64:300)."""
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float32)
     response = np.abs(ndimage.convolve(values, kernel, mode="nearest"))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, Preprocess, decode, fit, read_bytes
 from thoraclip.runs import Progress, digest
@@ -24,10 +24,18 @@ from thoraclip.tables.arrays import ArrayKind, ArrayWriter, ImageArrays, is_vali
 from thoraclip.tables.manifest import Manifest
 from thoraclip.threads import in_order
 
-__all__ = ["PIXELS", "decoded", "grey_batches", "in_batches", "picture_source", "pixel_cache", "read_indexed"]
+__all__ = [
+    "PIXELS",
+    "decoded",
+    "grey_batches",
+    "in_batches",
+    "picture_source",
+    "pixel_cache",
+    "read_indexed",
+    "read_pixels",
+]
 
 T = TypeVar("T")
-Greys = npt.NDArray[np.uint8]
 
 _AHEAD = 3  # batches decoded ahead; more only costs memory
 _CACHE_BATCH = 256
@@ -87,15 +95,17 @@ def decoded(root: Path | str, table: pa.Table, spec: Preprocess) -> Callable[[ra
     def load(rows: range) -> Greys:
         some = table.select(["path", "sha256"]).slice(rows.start, len(rows)).to_pydict()
         files = zip(some["path"], some["sha256"], strict=True)
-        return np.stack([_read(Path(root, path), sha256, spec) for path, sha256 in files])
+        return np.stack([read_pixels(Path(root, path), sha256, spec) for path, sha256 in files])
 
     return load
 
 
-def _read(path: Path, sha256: str | None, spec: Preprocess) -> Greys:
+def read_pixels(path: Path, sha256: str | None, spec: Preprocess | None = None) -> Greys:
+    """u8[H, W], or at a geometry, of an image of a manifest; raises ImageError, and as `read_indexed` does."""
     data = read_indexed(path, sha256)
     try:
-        return fit(decode(data).pixels, spec)
+        pixels = decode(data).pixels
+        return fit(pixels, spec) if spec else pixels
     except ImageError as error:
         raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
 

@@ -15,27 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.splits import assign_groups
+from thoraclip.dtypes import Floats, Ints, Singles
 from thoraclip.errors import ConfigError
 
 __all__ = ["TOGETHER", "class_differences"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
-TOGETHER = "all of these together"
-"""Name of the entry that uses every column at once."""
+TOGETHER = "all of these together"  # name of the entry that uses every column at once
 FOLDS, DEPTH, RESAMPLES = 5, 3, 500
-MIN_IMAGES, MIN_GROUPS = 10, 5
-"""Of every class; with fewer, `alone` is not measured."""
-MAX_ROWS = 6000
-"""Images of a fold's training part that are fitted: a tree of depth 3 gains nothing from more."""
+MIN_IMAGES, MIN_GROUPS = 10, 5  # of every class; with fewer, `alone` is not measured
+MAX_ROWS = 6000  # images of a fold's training part that are fitted: a tree of depth 3 gains nothing from more
 TOP_VALUES, MAX_VALUES = 5, 20
 """Values of a categorical column that are shown per class, and that are told apart; the rarer ones count as one."""
 
 
 def class_differences(
     labels: Sequence[str],
-    groups: Sequence[str],
+    groups: npt.ArrayLike,
     numeric: Mapping[str, npt.ArrayLike],
     categorical: Mapping[str, Sequence[str | None]],
     *,
@@ -46,33 +42,31 @@ def class_differences(
 
     A decision tree with balanced class weights per column (depth 3 for numbers; as deep as there are values for
     categories), a random forest for all of them; 5 folds, stratified by class and grouped; out-of-fold predictions
-    pooled; 95 % percentile interval over 500 resamples of the groups. Unknown is a value of its own: a class whose age
-    is never known is told apart by that. Of a fold's training part at most 6,000 images are fitted, drawn at random in
-    equal shares of the classes; all images are predicted.
+    pooled; 95 % percentile interval over 500 resamples of the groups. Unknown is a value of its own. Of a fold's
+    training part at most 6,000 images are fitted, drawn at random in equal shares of the classes.
 
     Args:
         labels: N class names, N > 0.
-        groups: N keys (patients); images of one group stay in one fold.
+        groups: N keys (patients), text or numbers; images of one group stay in one fold.
         numeric: name -> N numbers; NaN (or infinite) is unknown.
         categorical: name -> N values; None is unknown. The names differ from those of `numeric`.
         seed: of folds, trees and resamples; ConfigError where it is negative.
         descriptions: name -> what the column is, with unit.
 
     Returns:
-        The entry for all columns, then one per column, the most telling first, ties and unmeasured ones by name. Keys:
-        `name`; `description`; `kind` (`numeric`, `categorical` or `together`); `per_class`, label -> number `n` of
-        images of known value and their `median`, `q1` and `q3` (None where n is 0) or the `shares` of the most frequent
-        values; `known`, label -> share of its images of known value; `alone`, the balanced accuracy of this column by
-        itself (`value`, `low`, `high` and `chance`, 0..1), or None; and `reason`, why it was not measured. `per_class`
-        and `known` are empty for `together`.
+        The entry for all columns (`kind` is `together`, `per_class` and `known` are empty), then one per column, the
+        most telling first, ties and unmeasured ones by name. `per_class` is label -> number `n` of images of known
+        value and their `median`, `q1` and `q3` (None where n is 0) or the `shares` of the most frequent ones; `known`,
+        label -> share of known values; `alone`, balanced accuracy (`value`, `low`, `high` and `chance`, 0..1), or None;
+        and `reason`, why it was not measured.
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")
     names, target = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     classes: list[str] = names.tolist()
-    _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    _, group = np.unique(groups, return_inverse=True)
     reason = _too_few(classes, target, group)
-    fold = None if reason else assign_groups(target.astype(np.int64), groups, [1 / FOLDS] * FOLDS, seed=seed)
+    fold = None if reason else assign_groups(target.astype(np.int64), group, [1 / FOLDS] * FOLDS, seed=seed)
     weights = None if reason else _resamples(int(group.max()) + 1, seed)
 
     def measure(table: Floats, kind: str) -> dict[str, float] | None:
@@ -170,7 +164,7 @@ def _draw(rows: Ints, target: Ints, classes: int, rng: np.random.Generator) -> I
     return np.sort(np.concatenate(taken))
 
 
-def _resamples(groups: int, seed: int) -> npt.NDArray[np.float32]:
+def _resamples(groups: int, seed: int) -> Singles:
     """f32[R, G]: how often each group is drawn in each resample of as many groups."""
     rng = np.random.Generator(np.random.PCG64(seed))
     weights = np.empty((RESAMPLES, groups), dtype=np.float32)
@@ -179,7 +173,7 @@ def _resamples(groups: int, seed: int) -> npt.NDArray[np.float32]:
     return weights
 
 
-def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: npt.NDArray[np.float32]) -> dict[str, float]:
+def _accuracy(target: Ints, predicted: Ints, group: Ints, weights: Singles) -> dict[str, float]:
     """Mean recall over the classes, and over the resamples in which every class has an image."""
     classes = int(target.max()) + 1
     right = np.zeros((weights.shape[1], classes), dtype=np.float32)

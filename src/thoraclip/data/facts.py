@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from thoraclip.errors import ImageError
 from thoraclip.imaging import DECODING, read_bytes
@@ -34,8 +34,7 @@ class FactStore:
     def __init__(self, root: Path, file: Path | None = None, *, fresh: bool = False) -> None:
         self._root, self._file, self._lock = root, file, threading.Lock()
         self._known: dict[str, tuple[list[int], Facts]] = {} if fresh or file is None else _load(file)
-        self._stream: IO[str] | None = None
-        self._begun = bool(self._known)
+        self._mode, self._head = ("a", "\n" + _header() + "\n") if self._known else ("w", _header() + "\n")
         self._asked: set[str] = set()
         self.read = 0
 
@@ -74,24 +73,13 @@ class FactStore:
     def _add(self, path: str) -> None:
         if self._file is None:
             return
-        if self._stream is None:
-            make_folder(self._file.parent)
-            self._stream = self._file.open("a" if self._begun else "w", encoding="utf-8", newline="\n")
-            self._stream.write(("\n" if self._begun else "") + _header() + "\n")  # a line cut short ends here
-        with needing_room(self._file):
-            self._stream.write(self._line(path))
-            self._stream.flush()
-
-    def close(self) -> None:
-        """Stop adding; everything that was read is kept."""
-        if self._stream is not None and self._file is not None:
-            stream, self._stream = self._stream, None
-            with needing_room(self._file):
-                stream.close()
+        make_folder(self._file.parent)
+        with needing_room(self._file), self._file.open(self._mode, encoding="utf-8", newline="\n") as stream:
+            stream.write(self._head + self._line(path))  # the first time, what a kill cut short ends with a new line
+        self._mode, self._head = "a", ""
 
     def settle(self) -> None:
         """After a whole pass: write the facts of the files that it asked for, sorted, and of no others."""
-        self.close()
         if self._file is not None:
             write_text(self._file, _header() + "\n" + "".join(map(self._line, sorted(self._asked))))
 

@@ -8,14 +8,14 @@ import os
 import secrets
 import threading
 from collections import Counter
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
-from thoraclip.data.layouts import CsvColumns, Listing, find_layout
+from thoraclip.data.layouts import Listing, find_layout
 from thoraclip.errors import ImageError, InputError, ManifestError
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.runs import Progress, write_json
@@ -54,7 +54,7 @@ def index(
     *,
     layout: str,
     csv_file: Path | None = None,
-    columns: CsvColumns | None = None,
+    columns: Mapping[str, str | None] | None = None,
     facts: Path | None = None,
     fresh: bool = False,
     salt: Path | None = None,
@@ -64,7 +64,7 @@ def index(
 
     Args:
         layout: a name in `LAYOUTS`.
-        csv_file, columns: for layout `csv`.
+        csv_file, columns: for layout `csv`, see `find_csv`.
         facts: file that keeps what was read; files that did not change since are not read again.
         fresh: read every file again.
         salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
@@ -76,20 +76,18 @@ def index(
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
     find = find_layout(layout)
-    with closing(FactStore(root, facts, fresh=fresh)) as store:
-        listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
-        if not listing.rows and listing.set_aside:
-            path, reason = listing.set_aside[0]
-            raise InputError(
-                f"{root}: no picture can be used, {len(listing.set_aside)} are set aside, first {path}: {reason}; "
-                "give every class a sub-folder of its own"
-            )
-        if not listing.rows:
-            raise InputError(
-                f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the folder that holds the images"
-            )
-        rows = _read_all(store, listing, _Pseudonyms(salt), progress)
-        store.settle()
+    store = FactStore(root, facts, fresh=fresh)
+    listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
+    if not listing.rows and listing.set_aside:
+        path, reason = listing.set_aside[0]
+        raise InputError(
+            f"{root}: no picture can be used, {len(listing.set_aside)} are set aside, first {path}: {reason}; "
+            "give every class a sub-folder of its own"
+        )
+    if not listing.rows:
+        raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the images' folder")
+    rows = _read_all(store, listing, _Pseudonyms(salt), progress)
+    store.settle()
     if not rows:
         raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
     rows.sort(key=lambda row: row["image_id"])
@@ -114,9 +112,7 @@ def local_salt(file: Path | None = None) -> bytes:
     """
     path = file or salt_file()
     if file is not None and not file.is_file():
-        raise InputError(
-            f"{file}: no such salt file; name an existing one (without --salt, this user's own is {salt_file()})"
-        )
+        raise InputError(f"{file}: no such salt file; name an existing one (the default is {salt_file()})")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

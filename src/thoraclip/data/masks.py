@@ -7,34 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from thoraclip.dtypes import Masks, Singles
 from thoraclip.errors import ImageError, first_line
 from thoraclip.imaging import MAX_PIXELS, Preprocess, fit, read_bytes
 from thoraclip.imaging.codestream import refuse_many_scans
 
 __all__ = ["fit_mask", "mask_problem", "read_mask"]
 
-Mask = npt.NDArray[np.bool_]
 
 _ASPECT_TOLERANCE = 0.02  # a mask whose aspect ratio is off by more is of another picture, or of a cropped one
 _MOST = 0.95  # a lung mask that covers more says nothing
 
 
-def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
+def read_mask(path: Path, shape: tuple[int, int]) -> Masks:
     """A mask file as bool[H, W] of its picture's shape.
 
     Inside is what reaches half of the file's largest value, in any of its colour channels; alpha is laid over black. So
     0/255, 0/1, and two lungs of two colours or numbered 1 and 2 are read alike; an all-black file has no pixel inside.
-    Another size of the same aspect ratio is resampled (nearest).
-
-    Args:
-        path: PNG or JPEG of any mode.
-        shape: (H, W) of the picture that the mask belongs to, as displayed.
-
-    Raises:
-        ImageError: unreadable, or of another aspect ratio than the picture.
+    Another size of the same aspect ratio is resampled (nearest). PNG or JPEG of any mode; `shape` is (H, W) of the
+    picture as displayed. ImageError where the mask is unreadable, or of another aspect ratio.
     """
     values = _read_values(path)
     height, width = shape
@@ -51,7 +44,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
-def _read_values(path: Path) -> npt.NDArray[np.float32]:
+def _read_values(path: Path) -> Singles:
     """f32[h, w]: the largest of a pixel's colour channels; alpha is laid over black."""
     data = read_bytes(path)
     try:
@@ -76,7 +69,7 @@ def _read_values(path: Path) -> npt.NDArray[np.float32]:
         raise ImageError(f"{path}: damaged mask ({first_line(error)}); write it again") from error
 
 
-def mask_problem(mask: Mask) -> str | None:
+def mask_problem(mask: Masks) -> str | None:
     """What makes a mask bool[H, W] useless as a lung mask, in words; `None` where nothing does."""
     share = float(mask.mean())
     if share == 0:
@@ -86,6 +79,6 @@ def mask_problem(mask: Mask) -> str | None:
     return None
 
 
-def fit_mask(mask: Mask, spec: Preprocess) -> Mask:
+def fit_mask(mask: Masks, spec: Preprocess) -> Masks:
     """bool[H, W] -> bool[S, S] as `imaging.fit` does with the image (and raises), nearest; bars are outside."""
     return fit(np.where(mask, 255, 0).astype(np.uint8), replace(spec, resample="nearest")) > 127

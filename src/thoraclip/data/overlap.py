@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
-import numpy as np
-
-from thoraclip.data.check.inspection import Inspection, file_contents, inspect, kept_pairs
-from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, clusters, find_duplicates
-from thoraclip.runs import Progress, needing_room, take_room
+from thoraclip.data.check.inspection import duplicate_pairs, file_contents, inspect
+from thoraclip.data.duplicates import DuplicatePair, clusters
+from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "find_overlap"]
@@ -28,42 +25,19 @@ def find_overlap(
     to any image of ours, directly or through other external images, it is left out. Of external images that are linked
     with each other alone, the one with the smallest id is kept.
 
-    Args:
-        theirs: E external images.
-        ours: the study's images, of every split and fold.
-        own: folder where the measurements of the external images, and the pairs, are kept.
-        inspection: folder where those of our images are kept.
-        progress: called with (done, total).
-
-    Returns:
-        A mapping an image: image_id, reason (`identical`, `near`, `copies` or `unreadable`), and `of` (id of the image
-        that it repeats), `correlation` (of a near duplicate that was found directly), or `detail` (why it cannot be
-        read).
+    The folder `own` keeps the measurements of the external images, and the pairs, `inspection` those of our images, of
+    every split and fold. Returns a mapping an image: image_id, reason (`identical`, `near`, `copies` or `unreadable`),
+    and `of` (id of the image that it repeats), `correlation` (of a near duplicate that was found directly), or `detail`
+    (why it cannot be read).
     """
-    seen = (inspect(theirs, own / "inspection", progress=progress), inspect(ours, inspection, progress=progress))
-    contents = [*file_contents(theirs, seen[0]), *file_contents(ours, seen[1], first=len(theirs))]
-    facts = [theirs.content_fingerprint, ours.content_fingerprint, *(sorted(part.unreadable) for part in seen)]
-    pairs = kept_pairs(own / "pairs.json", facts, lambda: _pairs(seen, contents, progress))
+    seen = inspect(theirs, own / "inspection", progress=progress)
+    both = (theirs, seen), (ours, inspect(ours, inspection, progress=progress))
+    pairs = duplicate_pairs(own / "pairs.json", *both, progress=progress)
     ids = theirs.column("image_id")
-    repeats = _repeats([*ids, *ours.column("image_id")], len(ids), contents, pairs)
-    for row, reason in seen[0].unreadable.items():
+    repeats = _repeats([*ids, *ours.column("image_id")], len(ids), file_contents(*both), pairs)
+    for row, reason in seen.unreadable.items():
         repeats[row] = {"reason": UNREADABLE, "detail": reason}
     return [{"image_id": ids[row], **repeats[row]} for row in sorted(repeats)]
-
-
-def _pairs(
-    seen: tuple[Inspection, Inspection], contents: Sequence[str], progress: Progress | None
-) -> list[DuplicatePair]:
-    """Pairs with an external image."""
-    with TemporaryFile() as on_disk:  # of large sets the thumbnails do not fit in memory
-        with needing_room(Path(gettempdir())):
-            take_room(on_disk, len(contents) * THUMBNAIL_SIDE**2)
-        shape = (len(contents), THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-        thumbnails = np.memmap(on_disk, dtype=np.uint8, mode="r+", shape=shape)
-        np.concatenate([part.thumbnails for part in seen], out=thumbnails)
-        count = len(seen[0].thumbnails)
-        pairs = find_duplicates(thumbnails, contents, among=np.arange(len(contents)) < count, progress=progress)
-    return [pair for pair in pairs if pair.first < count]
 
 
 def _repeats(

@@ -12,52 +12,26 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from thoraclip.data.duplicates import clusters
+from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
 
-__all__ = [
-    "assign_groups",
-    "group_codes",
-    "hold_out",
-    "independent_groups",
-    "parse_fractions",
-    "split_folds",
-    "split_fractions",
-]
+__all__ = ["assign_groups", "hold_out", "independent_groups", "parse_fractions", "split_folds", "split_fractions"]
 
-Ints = npt.NDArray[np.int64]
 
-_KEYS = {"sha256": "bytes:", "duplicate_cluster": "cluster:", "image_id": "image:", "patient": "patient:"}
-"""Column -> what a group's key begins with, in the order of the keys."""
+_KEYS = ("sha256", "duplicate_cluster", "image_id", "patient")  # what images share, in the order of the keys
 _BLOCK = 1 << 16  # groups that are looked at at once
 
 
-def independent_groups(manifest: Manifest) -> list[str]:
-    """One key per image; images of different keys share no patient, bytes, or `duplicate_cluster` (an optional column).
+def independent_groups(manifest: Manifest) -> Ints:
+    """i64[N]: images of different groups share no patient, bytes, or `duplicate_cluster` (an optional column).
 
-    An image that shares nothing is a group of its own. Keys do not depend on the order of the images.
-    """
-    key, columns = _keys(manifest)
-    names = [prefix + value for prefix, one in columns for value in sorted(one.unique().drop_null().to_pylist())]
-    return [names[number] for number in key.tolist()]
-
-
-def group_codes(manifest: Manifest) -> Ints:
-    """i64[N]: the groups of `independent_groups`, numbered in the order of their keys."""
-    return np.asarray(np.unique(_keys(manifest)[0], return_inverse=True)[1])
-
-
-def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
-    """Key of each image's group: its first patient, else the first shared bytes, else the cluster, else the image.
-
-    Returns:
-        i64[N], numbers in the order of the keys; and (prefix, column) in that order: the keys are their distinct
-        values.
+    An image that shares nothing is a group of its own. Groups are numbered in the order of their keys, which do not
+    depend on the order of the images: the first patient, else the first shared bytes, else the cluster, else the image.
     """
     names = manifest.table.column_names
-    columns = [(prefix, _text(manifest.values(name))) for name, prefix in _KEYS.items() if name in names]
-    values = [ranks(column) for _, column in columns]
+    values = [ranks(_text(manifest.values(name))) for name in _KEYS if name in names]
     offsets = np.cumsum([0, *(int(value.max()) + 1 for value in values[:-1])]).tolist()
     for value in values[:-2]:
         value[np.bincount(value + 1)[value + 1] == 1] = -1  # what stands there once joins nothing
@@ -70,7 +44,7 @@ def _keys(manifest: Manifest) -> tuple[Ints, list[tuple[str, pa.ChunkedArray]]]:
         first = np.full(len(key), len(value))
         np.minimum.at(first, group[known], value[known])
         key = np.where(first < len(value), first + offset, key)
-    return key[group], columns
+    return np.asarray(np.unique(key[group], return_inverse=True)[1])
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -113,22 +87,20 @@ def split_fractions(manifest: Manifest, *, fractions: Sequence[float], seed: int
         ManifestError: a class with too few patients to stand in every part.
     """
     if len(fractions) != 3 or not all(f > 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(
-            f"fractions {list(fractions)}: three positive numbers (train, val, test) that sum to 1 are needed"
-        )
+        raise ConfigError(f"fractions {list(fractions)}: three positive numbers (train, val, test) must sum to 1")
     part = _parts(manifest, fractions, seed)
     split = pa.array(SPLITS).take(pa.array(part, mask=np.asarray(manifest.values("label").is_null())))
     return manifest.with_columns(split=split, fold=pa.nulls(len(split), pa.int32())).strict()
 
 
-def hold_out(targets: Ints, groups: Sequence[str], *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def hold_out(targets: Ints, groups: Sequence[str] | Ints, *, fraction: float, seed: int) -> Masks:
     """bool[N]: True for the images of a stratified, grouped part of about `fraction` of all."""
     return np.asarray(assign_groups(targets, groups, [1 - fraction, fraction], seed=seed) == 1)
 
 
-def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArray[np.int64]:
+def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> Ints:
     labels = manifest.label_set()
-    targets, groups = manifest.targets(labels), group_codes(manifest)
+    targets, groups = manifest.targets(labels), independent_groups(manifest)
     for index, name in enumerate(labels.names):
         patients = len(np.unique(groups[targets == index]))
         if patients < len(weights):
@@ -147,7 +119,7 @@ def _parts(manifest: Manifest, weights: Sequence[float], seed: int) -> npt.NDArr
 
 
 def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence[float], *, seed: int) -> Ints:
-    """Assign whole groups to parts so that each class is spread in the proportion of `weights`.
+    """i64[N], the part of each image: whole groups, each class spread in the proportion of `weights`.
 
     Greedy, as in scikit-learn's StratifiedGroupKFold but for unequal parts too: groups are shuffled, then taken largest
     first, each to the part whose remaining need for the group's classes is greatest.
@@ -157,9 +129,6 @@ def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence
         groups: N keys, text or numbers; equal keys stay together.
         weights: share of each part, summing to 1.
         seed: decides the shuffle (ConfigError where negative); the result does not depend on the order of the images.
-
-    Returns:
-        i64[N], the part of each image.
     """
     if seed < 0:
         raise ConfigError(f"seed = {seed}: must not be negative")
@@ -175,7 +144,7 @@ def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence
     return np.asarray(part[member])
 
 
-def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: npt.NDArray[np.float64]) -> Ints:
+def _greedy(counts: npt.NDArray[np.int32], order: Ints, weights: Floats) -> Ints:
     """i64[G]: the part of each group, of i32[G, C] images; every group's choice depends on all before it."""
     totals = np.maximum(counts.sum(axis=0), 1)
     need = np.outer(weights, counts.sum(axis=0)).astype(np.float64)
@@ -206,7 +175,7 @@ def _fill_empty(part: Ints, counts: npt.NDArray[np.int32], order: Ints, parts: i
                 part[group] = empty
 
 
-def _spare(part: Ints, has: npt.NDArray[np.bool_], order: Ints, held: Ints, label: int) -> int | None:
+def _spare(part: Ints, has: Masks, order: Ints, held: Ints, label: int) -> int | None:
     """The last-taken group with a class, whose part has another one of each of its classes."""
     for end in range(len(order), 0, -_BLOCK):
         block = order[max(0, end - _BLOCK) : end]

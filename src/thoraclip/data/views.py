@@ -15,24 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
+from thoraclip.dtypes import Greys, Ints, Masks, Singles
+
 __all__ = ["BORDER", "CORNER", "MARGIN", "VIEWS", "Scene", "View", "continue_smoothly", "make_view"]
 
-Greys = npt.NDArray[np.uint8]
-Masks = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int64]
 
-MARGIN = 0.03
-"""Lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it."""
-BORDER = 0.10
-"""Width of the border, as a share of the side."""
-CORNER = (0.20, 0.32)
-"""Height and width of a corner, as shares of the side."""
+MARGIN = 0.03  # lungs are removed with a margin of this share of the side, since a lesion blurs what lies beside it
+BORDER = 0.10  # width of the border, as a share of the side
+CORNER = (0.20, 0.32)  # height and width of a corner, as shares of the side
 _COARSE, _REACHES, _ENOUGH = 32, (1.5, 4.0, 12.0), 0.05
 """Of a smooth continuation: cells along a side of its grid, standard deviations of its Gaussians, in cells, and the
 weight at which one meets enough of the picture to count alone."""
@@ -42,54 +38,36 @@ weight at which one meets enough of the picture to count alone."""
 class Scene:
     """Images and what is needed to alter them.
 
-    Args:
-        greys: u8[N, S, S].
-        lungs: bool[N, S, S]; all False where no lung region is known.
-        level: the grey level of the fill `mean`.
-        same, other, any: i64[N], for each image another one of the same class, of another class and of any class, whose
-            background replaces its own; -1 where there is none.
-        seed: of the random regions.
+    `same`, `other` and `any` are, for each image, another one of the same class, of another one and of any, whose
+    background replaces its own; -1 where there is none.
     """
 
-    greys: Greys
-    lungs: Masks
-    level: int
-    same: Rows
-    other: Rows
-    any: Rows
-    seed: int = 0
+    greys: Greys  # u8[N, S, S]
+    lungs: Masks  # bool[N, S, S]; all False where no lung region is known
+    level: int  # the grey level of the fill `mean`
+    same: Ints  # i64[N], as are the next two
+    other: Ints
+    any: Ints
+    seed: int = 0  # of the random regions
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to alter an image.
+    """One way to alter an image."""
 
-    Args:
-        title: as printed, begins a sentence.
-        region: (scene, rows) -> bool[R, S, S], what is replaced.
-        fill: `mean`, `blur`, or the donor's background: `same`, `other`, `any`.
-        needs_lungs: False where the region is the same whatever the image shows.
-        finds: what is left for a classifier that still answers (where `is_alone`), or what it lost; as "the border".
-        is_alone: the answers are compared with chance; else with those on `before`.
-        before: name of the view that it is compared with; empty for a view that others are compared with.
-        trial: name and title of the comparison with `before`, where they are not those of the view.
-        counts: False for a control of the classifier, which is in no verdict.
-        refits: `yes`, probes are fitted on it; `control`, and compared with the originals, in no verdict; or `no`.
-    """
-
-    title: str
-    region: Callable[[Scene, Rows], Masks]
-    fill: str
-    needs_lungs: bool = True
-    finds: str = "what lies outside the lungs"
-    is_alone: bool = False
-    before: str = "original"
-    trial: tuple[str, str] | None = None
-    counts: bool = True
-    refits: str = "yes"
+    title: str  # as printed, begins a sentence
+    region: Callable[[Scene, Ints], Masks]  # (scene, rows) -> bool[R, S, S], what is replaced
+    fill: str  # `mean`, `blur`, or the donor's background: `same`, `other`, `any`
+    needs_lungs: bool = True  # False where the region is the same whatever the image shows
+    finds: str = "what lies outside the lungs"  # what is left (where `is_alone`), or was lost
+    is_alone: bool = False  # the answers are compared with chance; else with those on `before`
+    before: str = "original"  # the view that it is compared with; empty for a view that others are compared with
+    trial: tuple[str, str] | None = None  # name and title of the comparison, where they are not those of the view
+    counts: bool = True  # False for a control of the classifier, which is in no verdict
+    refits: str = "yes"  # probes are fitted on it; `control`: compared with the originals, in no verdict; or `no`
 
 
-def make_view(view: View, scene: Scene, rows: Rows) -> Greys:
+def make_view(view: View, scene: Scene, rows: Ints) -> Greys:
     """u8[R, S, S]: the given pictures of a scene under a view."""
     greys, region = scene.greys[rows], view.region(scene, rows)
     if view.fill == "mean":
@@ -126,27 +104,23 @@ def continue_smoothly(greys: Greys, region: Masks) -> Greys:
     return np.clip(np.round(np.stack(wide)), 0, 255).astype(np.uint8)
 
 
-def _reduce(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _reduce(values: Singles) -> Singles:
     """f32[R, S, S] -> f32[R, c, c], averaged."""
     cells = min(_COARSE, values.shape[1])
     return np.stack([np.asarray(Image.fromarray(v).resize((cells, cells), Image.Resampling.BOX)) for v in values])
 
 
-def _nothing(scene: Scene, rows: Rows) -> Masks:
+def _nothing(scene: Scene, rows: Ints) -> Masks:
     return np.zeros((len(rows), *scene.greys.shape[1:]), dtype=bool)
 
 
-def _lungs(scene: Scene, rows: Rows) -> Masks:
+def _lungs(scene: Scene, rows: Ints) -> Masks:
     """The lungs and a margin around them."""
     steps = max(1, round(MARGIN * scene.greys.shape[1]))
     return np.stack([ndimage.binary_dilation(mask, iterations=steps) for mask in scene.lungs[rows]])
 
 
-def _around_the_lungs(scene: Scene, rows: Rows) -> Masks:
-    return ~scene.lungs[rows]
-
-
-def _box(scene: Scene, rows: Rows) -> Masks:
+def _box(scene: Scene, rows: Ints) -> Masks:
     """The rectangle around both lungs and their margin."""
     lungs = _lungs(scene, rows)
     boxes = np.zeros_like(lungs)
@@ -157,7 +131,11 @@ def _box(scene: Scene, rows: Rows) -> Masks:
     return boxes
 
 
-def _border(scene: Scene, rows: Rows) -> Masks:
+def _all_but_lungs(scene: Scene, rows: Ints) -> Masks:
+    return ~scene.lungs[rows]
+
+
+def _border(scene: Scene, rows: Ints) -> Masks:
     height, width = scene.greys.shape[1:]
     down, across = max(1, round(BORDER * height)), max(1, round(BORDER * width))
     ring = np.ones((height, width), dtype=bool)
@@ -165,7 +143,7 @@ def _border(scene: Scene, rows: Rows) -> Masks:
     return np.broadcast_to(ring, (len(rows), height, width))
 
 
-def _corners(scene: Scene, rows: Rows) -> Masks:
+def _corners(scene: Scene, rows: Ints) -> Masks:
     height, width = scene.greys.shape[1:]
     down, across = max(1, round(CORNER[0] * height)), max(1, round(CORNER[1] * width))
     mask = np.ones((height, width), dtype=bool)
@@ -173,7 +151,7 @@ def _corners(scene: Scene, rows: Rows) -> Masks:
     return np.broadcast_to(mask, (len(rows), height, width))
 
 
-def _as_much_at_random(scene: Scene, rows: Rows) -> Masks:
+def _as_much_at_random(scene: Scene, rows: Ints) -> Masks:
     """As many pixels as the lungs and their margin, in smooth blobs that do not look at the picture."""
     regions = []
     for row, lungs in zip(rows.tolist(), _lungs(scene, rows), strict=True):
@@ -185,50 +163,44 @@ def _as_much_at_random(scene: Scene, rows: Rows) -> Masks:
     return np.stack(regions)
 
 
-_SWAPPED = ("background-swapped", "the background of a picture of another class in place of one of the same class")
+_alone = partial(View, is_alone=True)
+_everywhere = partial(View, needs_lungs=False)
 
 VIEWS: Mapping[str, View] = {
-    "original": View("the pictures as they are", _nothing, "mean", needs_lungs=False, before="", refits="no"),
-    "sham": View("nothing replaced, by the same code", _nothing, "blur", needs_lungs=False, before="", refits="no"),
-    "lungs-removed-mean": View("the lungs replaced by one grey level", _lungs, "mean", is_alone=True),
-    "lungs-removed-blur": View(
-        "the lungs replaced by a smooth continuation of what is around them", _lungs, "blur", is_alone=True
-    ),
-    "lungs-removed-other": View("the lungs replaced by another picture's background", _lungs, "any", is_alone=True),
-    "box-removed-mean": View("the box around the lungs replaced by one grey level", _box, "mean", is_alone=True),
-    "box-removed-blur": View("the box around the lungs replaced by a smooth continuation", _box, "blur", is_alone=True),
-    "box-removed-other": View(
-        "the box around the lungs replaced by another picture's background", _box, "any", is_alone=True
-    ),
-    "lungs-only-mean": View("all but the lungs replaced by one grey level", _around_the_lungs, "mean", counts=False),
+    "original": _everywhere("the pictures as they are", _nothing, "mean", before="", refits="no"),
+    "sham": _everywhere("nothing replaced, by the same code", _nothing, "blur", before="", refits="no"),
+    "lungs-removed-mean": _alone("the lungs replaced by one grey level", _lungs, "mean"),
+    "lungs-removed-blur": _alone("the lungs replaced by a smooth continuation of what is around them", _lungs, "blur"),
+    "lungs-removed-other": _alone("the lungs replaced by another picture's background", _lungs, "any"),
+    "box-removed-mean": _alone("the box around the lungs replaced by one grey level", _box, "mean"),
+    "box-removed-blur": _alone("the box around the lungs replaced by a smooth continuation", _box, "blur"),
+    "box-removed-other": _alone("the box around the lungs replaced by another picture's background", _box, "any"),
+    "lungs-only-mean": View("all but the lungs replaced by one grey level", _all_but_lungs, "mean", counts=False),
     "lungs-only-blur": View(
-        "all but the lungs replaced by their smooth continuation", _around_the_lungs, "blur", counts=False
+        "all but the lungs replaced by their smooth continuation", _all_but_lungs, "blur", counts=False
     ),
     "lungs-only-other": View(
         "all but the lungs replaced by the background of a picture of another class",
-        _around_the_lungs,
+        _all_but_lungs,
         "other",
         before="lungs-only-same",
-        trial=_SWAPPED,
+        trial=("background-swapped", "the background of a picture of another class in place of one of the same class"),
     ),
     "lungs-only-same": View(
         "all but the lungs replaced by the background of a picture of the same class",
-        _around_the_lungs,
+        _all_but_lungs,
         "same",
         before="",
         refits="no",
     ),
-    "border-removed": View(
-        "the border replaced by a smooth continuation", _border, "blur", needs_lungs=False, finds="the border"
+    "border-removed": _everywhere("the border replaced by a smooth continuation", _border, "blur", finds="the border"),
+    "corners-removed": _everywhere(
+        "the corners replaced by a smooth continuation", _corners, "blur", finds="the corners"
     ),
-    "corners-removed": View(
-        "the corners replaced by a smooth continuation", _corners, "blur", needs_lungs=False, finds="the corners"
-    ),
-    "border-only": View(
+    "border-only": _everywhere(
         "all but the border replaced by one grey level",
         lambda scene, rows: ~_border(scene, rows),
         "mean",
-        needs_lungs=False,
         finds="the border",
         is_alone=True,
     ),

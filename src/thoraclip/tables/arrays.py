@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
 
+from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import make_folder, needing_room, sweep, take_room, write_json
 from thoraclip.tables.manifest import Manifest
@@ -42,20 +43,13 @@ class ArrayKind:
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """A finished folder; the arrays stay on disk and are mapped into memory.
-
-    Args:
-        index: the columns image_id and sha256, a row per row of the arrays; not held in memory.
-        arrays: name -> array[N, ...].
-        facts: what made them.
-        fingerprint: SHA-256 over everything that the arrays depend on.
-    """
+    """A finished folder; the arrays stay on disk and are mapped into memory."""
 
     kind: ArrayKind
-    index: StoredTable
-    arrays: Mapping[str, npt.NDArray[Any]]
-    facts: Mapping[str, Any]
-    fingerprint: str
+    index: StoredTable  # the columns image_id and sha256, a row per row of the arrays; not held in memory
+    arrays: Mapping[str, npt.NDArray[Any]]  # name -> array[N, ...]
+    facts: Mapping[str, Any]  # what made them
+    fingerprint: str  # SHA-256 over everything that the arrays depend on
 
     def __len__(self) -> int:
         return self.index.rows
@@ -65,7 +59,7 @@ class ImageArrays:
         """The image of each row."""
         return tuple(image for part in self.index.parts(["image_id"]) for image in part["image_id"].to_pylist())
 
-    def rows_for(self, manifest: Manifest) -> npt.NDArray[np.int64]:
+    def rows_for(self, manifest: Manifest) -> Ints:
         """i64[len(manifest)]: the row of each of the manifest's images, joined by id and content, or MismatchError."""
         wanted, contents = manifest.values("image_id"), manifest.values("sha256")
         rows, start = np.full(len(wanted), -1), 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
@@ -21,8 +21,6 @@ __all__ = ["Captions", "append_label", "read_captions", "write_captions"]
 
 _SCHEMA = 1
 _COLUMNS = {"image_id": pa.string(), "sha256": pa.string(), "text": pa.string(), "with_label": pa.bool_()}
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -65,47 +63,44 @@ class Captions:
         """SHA-256 over ids, texts and flags: what a model that learns from them depends on."""
         return digest([self.image_id, self.text, self.with_label])
 
-    def rows_for(self, manifest: Manifest, rows: Rows) -> Rows:
+    def rows_for(self, manifest: Manifest, rows: Ints) -> Ints:
         """i64[R]: the row here of each of the manifest's rows i64[R], joined by id, and by content where both know it.
 
         Raises:
             MismatchError: a caption is for an image that the manifest does not have, or for another content of it, or
                 one of the wanted images has no caption.
         """
-
-        def refuse(images: list[str], problem: str, remedy: str) -> None:
-            if images:
-                raise MismatchError(f"captions: {len(images)} {problem}, first '{images[0]}'; {remedy}")
-
         contents, ids = manifest.by_id("sha256"), manifest.column("image_id")
         position = {image_id: row for row, image_id in enumerate(self.image_id)}
         wanted = [ids[row] for row in rows]
-        refuse(
-            [i for i in self.image_id if i not in contents],
-            f"of {len(self)} are for images that the manifest does not have",
-            "they belong to another manifest: run thoraclip caption on this one",
-        )
-        refuse(
-            [
-                i
-                for i, row in position.items()
-                if self.sha256[row] is not None and contents[i] not in (None, self.sha256[row])
-            ],
-            "images differ in content from the manifest's",
-            "they belong to another data set or the files changed: run thoraclip caption again",
-        )
-        refuse(
-            [i for i in wanted if i not in position],
-            f"of {len(wanted)} images have none",
-            "add the rows, or make them for the whole manifest: thoraclip caption",
-        )
+        known = ((i, own, contents.get(i)) for i, own in zip(self.image_id, self.sha256, strict=True))
+        changed = [i for i, own, theirs in known if None not in (own, theirs) and own != theirs]
+        for images, problem in (
+            (
+                [i for i in self.image_id if i not in contents],
+                f"of {len(self)} are for images that the manifest does not have, first '{{}}'; they belong to another "
+                "manifest: run thoraclip caption on this one",
+            ),
+            (
+                changed,
+                "images differ in content from the manifest's, first '{}'; they belong to other data or the files "
+                "changed: run thoraclip caption again",
+            ),
+            (
+                [i for i in wanted if i not in position],
+                f"of {len(wanted)} images have none, first '{{}}'; add the rows, or make them for the whole manifest: "
+                "thoraclip caption",
+            ),
+        ):
+            if images:
+                raise MismatchError(f"captions: {len(images)} {problem.format(images[0])}")
         return np.array([position[i] for i in wanted], dtype=np.int64)
 
-    def texts_for(self, manifest: Manifest, rows: Rows) -> list[str]:
+    def texts_for(self, manifest: Manifest, rows: Ints) -> list[str]:
         """The text of each of the manifest's rows; raises as `rows_for` does."""
         return [self.text[row] for row in self.rows_for(manifest, rows)]
 
-    def labelled_for(self, manifest: Manifest, rows: Rows) -> list[bool]:
+    def labelled_for(self, manifest: Manifest, rows: Ints) -> list[bool]:
         """Whether the class stands in the text of each of the manifest's rows; raises as `rows_for` does."""
         return [self.with_label[row] for row in self.rows_for(manifest, rows)]
 

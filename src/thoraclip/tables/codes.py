@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import ManifestError
 from thoraclip.runs import canonical_json
 
@@ -19,7 +20,7 @@ __all__ = ["codes", "columns_digest", "conflicting", "in_pieces", "matches", "ra
 _ROWS = 1 << 16  # that are Python objects at once
 
 
-def ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def ranks(column: pa.ChunkedArray) -> Ints:
     """i64[N]: place of each value among the sorted distinct ones (text by code points), -1 where it is null."""
     places = np.asarray(pc.rank(column, tiebreaker="dense")).astype(np.int64)
     places -= 1
@@ -36,7 +37,7 @@ def codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], list[Any]]:
     return np.asarray(numbers.fill_null(-1)), values
 
 
-def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) -> Masks:
     """bool[N]: rows of a key, i[N], that has more than one value, i[N]; negative ones are unknown and do not count."""
     known = (key >= 0) & (value >= 0)
     some = np.zeros(int(key.max(initial=-1)) + 1, dtype=value.dtype)

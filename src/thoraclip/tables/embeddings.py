@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from thoraclip.dtypes import Singles
 from thoraclip.imaging import DECODING
 from thoraclip.runs import digest
 from thoraclip.tables.arrays import ArrayKind, ImageArrays, read_arrays
@@ -30,12 +28,12 @@ class Embeddings(ImageArrays):
     """Features of N images, read from a folder; see `ImageArrays` for the index and the join."""
 
     @property
-    def pooled(self) -> npt.NDArray[np.float32]:
+    def pooled(self) -> Singles:
         """f32[N, D], the vision tower's output before projection."""
         return self.arrays["pooled"]
 
     @property
-    def projected(self) -> npt.NDArray[np.float32]:
+    def projected(self) -> Singles:
         """f32[N, P], unit vectors in the space shared with text."""
         return self.arrays["projected"]
 

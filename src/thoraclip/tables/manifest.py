@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, matches, ranks
@@ -138,7 +138,7 @@ class Manifest:
             labels.index(name)
         return labels
 
-    def targets(self, labels: LabelSet) -> npt.NDArray[np.int64]:
+    def targets(self, labels: LabelSet) -> Ints:
         """i64[N]: index of each image's class, -1 where the label is unknown."""
         number, names = codes(self.values("label"))
         return np.array([*map(labels.index, names), -1], dtype=np.int64)[number]
@@ -177,7 +177,7 @@ class Manifest:
         """Image id -> absolute path of the picture."""
         return dict(zip(self.column("image_id"), self.paths(), strict=True))
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Manifest:
+    def take(self, rows: Ints) -> Manifest:
         """The given rows, in the given order, as a new manifest."""
         return Manifest(self.table.take(pa.array(rows)), self.root, self.may_leak)
 
@@ -204,7 +204,7 @@ class Manifest:
         """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""
         return Manifest(self.table, self.root) if self.may_leak else self
 
-    def conflicting(self, column: str) -> npt.NDArray[np.bool_]:
+    def conflicting(self, column: str) -> Masks:
         """bool[N]: the images, with a known value, of patients with more than one known value of a column."""
         values = self.values(column)
         if values.null_count == len(values) or self.values("patient").null_count == len(values):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open
@@ -43,8 +43,8 @@ class Predictions:
 
     labels: LabelSet
     image_id: tuple[str, ...]
-    target: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float64]
+    target: Ints
+    scores: Floats
     split: tuple[str | None, ...]
     fold: tuple[int | None, ...]
     patient: tuple[str | None, ...]
@@ -70,7 +70,7 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.image_id)
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Predictions:
+    def take(self, rows: Ints) -> Predictions:
         """The given rows, in the given order, as a new table."""
         columns = ("image_id", "split", "fold", "patient")
         lists: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in columns}
@@ -92,7 +92,7 @@ class Predictions:
         filled = [p if p is not None else patients.get(i) for p, i in zip(self.patient, self.image_id, strict=True)]
         return replace(self, patient=tuple(filled))
 
-    def groups(self) -> npt.NDArray[np.int64]:
+    def groups(self) -> Ints:
         """i64[N]: the patient's number; an image of an unknown patient is a group of its own."""
         seen: dict[str, int] = {}
         keys = [f"p:{p}" if p is not None else f"i:{i}" for p, i in zip(self.patient, self.image_id, strict=True)]
@@ -165,16 +165,12 @@ def _from_table(table: pa.Table) -> Predictions:
             raise ManifestError(f"column '{needed}' is missing; found: {', '.join(names)}")
     score_columns = [name for name in names if name.startswith(_SCORE)]
     if len(score_columns) < 2:
-        raise ManifestError(
-            f"needs a column {_SCORE}<class> for each of two classes or more; found: {', '.join(names)}"
-        )
+        raise ManifestError(f"needs a column {_SCORE}<class> for two classes or more; found: {', '.join(names)}")
     labels = LabelSet(tuple(name.removeprefix(_SCORE) for name in score_columns))
     given = table["label"].to_pylist()
     missing = sorted(set(given) - {None, *labels.names})
     if missing:
-        raise ManifestError(
-            f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; add its scores"
-        )
+        raise ManifestError(f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; add it")
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
@@ -193,11 +189,9 @@ def _from_table(table: pa.Table) -> Predictions:
     )
 
 
-def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
+def _numbers(table: pa.Table, name: str) -> Floats:
     try:
         # as a list: PyArrow's own conversion of nulls loads pandas where it is installed, 0.3 s
         return np.array(table[name].cast(pa.float64()).to_pylist(), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise ManifestError(
-            f"column '{name}' holds a value that is not a number; scores are numbers in [0, 1]"
-        ) from error
+        raise ManifestError(f"column '{name}' holds a value that is not a number; scores lie in [0, 1]") from error

@@ -41,12 +41,9 @@ def require_rows(kind: str, table: Any, columns: Sequence[str]) -> None:
     for row, image_id in enumerate(ids, start=1):
         if not image_id:
             raise ManifestError(f"{kind}: row {row} has no image_id; give each image one")
-    repeated = [image_id for image_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise ManifestError(
-            f"{kind}: image_id '{repeated[0]}' stands in more than one row ({len(repeated)} such ids); "
-            "one row per image"
-        )
+    twice = [image_id for image_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ManifestError(f"{kind}: image_id '{twice[0]}' is repeated ({len(twice)} such ids); one row per image")
 
 
 def write_table(
@@ -115,12 +112,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = False) -> StoredTable:
-    """Read the header of a table of one kind.
-
-    Args:
-        kind: what it must hold.
-        newest_schema: the newest that this version reads.
-        foreign: also take a table without our header, whose columns the caller checks.
+    """Read the header of a table of one kind; `foreign`, or of one without our header, whose columns the caller checks.
 
     Raises:
         InputError: the file is missing.
@@ -140,8 +132,5 @@ def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = Fal
         found = header.get("kind") or "a table that this package did not write"
         raise ManifestError(f"{path}: holds {found}, not {kind}; name a file of {kind}")
     if int(header["schema"]) > newest_schema:
-        raise ManifestError(
-            f"{path}: schema {header['schema']} is newer than {newest_schema}, the newest this version reads; "
-            "upgrade thoraclip"
-        )
+        raise ManifestError(f"{path}: schema {header['schema']} is newer than {newest_schema}; upgrade thoraclip")
     return StoredTable(path, schema, rows, dict(header["meta"]))

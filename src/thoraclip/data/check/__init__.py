@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thoraclip.data.check import findings
-from thoraclip.data.check.inspection import Inspection, file_contents, inspect, kept_pairs
+from thoraclip.data.check.inspection import Inspection, duplicate_pairs, inspect
 from thoraclip.data.check.page import html_page, leaks, markdown_page, warnings
-from thoraclip.data.duplicates import DuplicatePair, find_duplicates
+from thoraclip.data.duplicates import DuplicatePair
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import Progress, provenance, write_json, write_text
 from thoraclip.tables.manifest import Manifest
@@ -53,14 +53,14 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
         content |= {"pictures": False, "duplicates": findings.duplicates(manifest, *findings.identical(manifest))}
         content |= {"marks": {"per_class": {}, "images": []}, "differences": []}
     else:
-        inspection = inspect(manifest, work, progress=progress)
+        inspection, pairs = _look(manifest, work, progress)
         paths, ids = manifest.column("path"), manifest.column("image_id")
         content |= {
             "unreadable": [
                 {"image_id": ids[row], "path": paths[row], "reason": reason}
                 for row, reason in sorted(inspection.unreadable.items())
             ],
-            "duplicates": findings.duplicates(manifest, _pairs(manifest, inspection, work, progress)),
+            "duplicates": findings.duplicates(manifest, pairs),
             "marks": findings.marks(manifest, inspection),
             "differences": findings.differences(manifest, inspection, seed=seed),
         }
@@ -68,19 +68,14 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
     return content | {"provenance": provenance(seed=seed, inputs={"manifest": manifest.fingerprint})}
 
 
-def _pairs(manifest: Manifest, inspection: Inspection, work: Path, progress: Progress | None) -> list[DuplicatePair]:
-    made_from = (manifest.content_fingerprint, sorted(inspection.unreadable))
-    contents = file_contents(manifest, inspection)
-    return kept_pairs(
-        work / "pairs.json",
-        made_from,
-        lambda: find_duplicates(inspection.thumbnails, contents, progress=progress),
-    )
+def _look(manifest: Manifest, work: Path, progress: Progress | None) -> tuple[Inspection, list[DuplicatePair]]:
+    inspection = inspect(manifest, work, progress=progress)
+    return inspection, duplicate_pairs(work / "pairs.json", (manifest, inspection), progress=progress)
 
 
 def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | None = None) -> Manifest:
     """The manifest with a column `duplicate_cluster`, the same for images that show the same picture (see `check`)."""
-    pairs = _pairs(manifest, inspect(manifest, work, progress=progress), work, progress)
+    _, pairs = _look(manifest, work, progress)
     return _with_clusters(manifest, findings.duplicates(manifest, pairs)["groups"])
 
 

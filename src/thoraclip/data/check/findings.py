@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,6 +14,7 @@ from thoraclip.data.check.inspection import MEASURED, Inspection
 from thoraclip.data.differences import class_differences
 from thoraclip.data.duplicates import DuplicatePair, clusters
 from thoraclip.data.splits import independent_groups
+from thoraclip.dtypes import Ints, Masks
 from thoraclip.proportions import wilson
 from thoraclip.tables.codes import conflicting, ranks
 from thoraclip.tables.manifest import Manifest
@@ -103,9 +103,7 @@ def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:
     return pairs, in_all
 
 
-def _across(
-    manifest: Manifest, rows: npt.NDArray[np.int64], content: npt.NDArray[np.int64], name: str
-) -> npt.NDArray[np.bool_]:
+def _across(manifest: Manifest, rows: Ints, content: Ints, name: str) -> Masks:
     """bool[len(rows)]: images of a group with more than one known part, label or patient."""
     value = ranks(manifest.values("split" if name == "part" else name).take(pa.array(rows)))
     if name == "part":
@@ -181,7 +179,7 @@ def differences(manifest: Manifest, inspection: Inspection, *, seed: int) -> lis
     numeric["age_years"] = [np.nan if age is None else age for age in pick(manifest.column("age_years"))]
     return class_differences(
         pick(labels),
-        pick(independent_groups(manifest)),
+        independent_groups(manifest)[rows],
         numeric,
         {name: pick(manifest.column(name)) for name in _CATEGORICAL if name in manifest.table.column_names},
         seed=seed,

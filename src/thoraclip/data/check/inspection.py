@@ -5,49 +5,42 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.batches import in_batches, read_indexed
-from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, thumbnail
+from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, array_on_disk, find_duplicates, thumbnail
+from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, decode
 from thoraclip.runs import Progress, digest, write_json
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["MEASURED", "Inspection", "file_contents", "inspect", "kept_pairs"]
+__all__ = ["MEASURED", "Inspection", "duplicate_pairs", "file_contents", "inspect"]
 
 MEASURED: Mapping[str, str] = {"file_kilobytes": "size of the file, in thousands of bytes", **STATISTICS}
 """Name -> description of every number that is measured of a picture, in the order of the array's columns."""
 
-_RULES = 1
-"""Number of the rules of measuring; what was measured under another number is measured again."""
+_RULES = 1  # number of the rules of measuring; what was measured under another number is measured again
 _ARRAYS = {"statistics": ("float32", 2), "thumbnails": ("uint8", 3)}
 _INSPECTION = ArrayKind(name="inspection", arrays=_ARRAYS, schema=1, remedy="thoraclip check")
-_PAIR_RULES = 1
-"""The same for duplicates."""
+_PAIR_RULES = 1  # the same for duplicates
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Measurements of N images.
+    """Measurements of N images."""
 
-    Args:
-        statistics: f32[N, K], columns as in `MEASURED`; NaN where the image cannot be used.
-        thumbnails: u8[N, S, S]; black where the image cannot be used.
-        unreadable: row -> reason.
-    """
-
-    statistics: npt.NDArray[np.float32]
-    thumbnails: npt.NDArray[np.uint8]
-    unreadable: Mapping[int, str]
+    statistics: Singles  # f32[N, K], columns as in `MEASURED`; NaN where the image cannot be used
+    thumbnails: Greys  # u8[N, S, S]; black where the image cannot be used
+    unreadable: Mapping[int, str]  # row -> reason
 
 
 def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = None) -> Inspection:
@@ -57,8 +50,17 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
     """
     paths, hashes = manifest.paths(), manifest.column("sha256")
 
-    def measure(row: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
-        return _measure(paths[row], hashes[row])
+    def measure(row: int) -> tuple[Singles, Greys, str]:
+        """(f32[K], thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
+        try:
+            data = read_indexed(paths[row], hashes[row])
+            pixels = decode(data).pixels
+        except (ImageError, InputError, MismatchError) as error:
+            reason = str(error).removeprefix(f"{paths[row]}: ").removeprefix("image: ")
+            black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
+            return np.full(len(MEASURED), np.nan, dtype=np.float32), black, reason
+        values = {"file_kilobytes": len(data) / 1000, **describe(pixels)}
+        return np.array([values[name] for name in MEASURED], dtype=np.float32), thumbnail(pixels), ""
 
     fingerprint = digest([manifest.content_fingerprint, list(MEASURED), THUMBNAIL_SIDE, DECODING, _RULES])
     if is_valid(folder, _INSPECTION, fingerprint):
@@ -81,34 +83,34 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
     return Inspection(arrays["statistics"], arrays["thumbnails"], reasons)
 
 
-def _measure(path: Path, sha256: str | None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
-    """(f32[K], thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
-    try:
-        data = read_indexed(path, sha256)
-        pixels = decode(data).pixels
-    except (ImageError, InputError, MismatchError) as error:
-        reason = str(error).removeprefix(f"{path}: ").removeprefix("image: ")
-        black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
-        return np.full(len(MEASURED), np.nan, dtype=np.float32), black, reason
-    values = {"file_kilobytes": len(data) / 1000, **describe(pixels)}
-    return np.array([values[name] for name in MEASURED], dtype=np.float32), thumbnail(pixels), ""
+def file_contents(*images: tuple[Manifest, Inspection]) -> list[str]:
+    """SHA-256 of the images of manifests in turn; `row N` where one cannot be used, so that it is nobody's copy."""
+    contents: list[str] = []
+    for manifest, inspection in images:
+        for row, sha256 in enumerate(manifest.column("sha256")):
+            contents.append(sha256 if sha256 and row not in inspection.unreadable else f"row {len(contents)}")
+    return contents
 
 
-def file_contents(manifest: Manifest, inspection: Inspection, *, first: int = 0) -> list[str]:
-    """SHA-256 of every image; `row N`, counted from `first`, where it cannot be used, so that it is nobody's copy."""
-    return [
-        sha256 if sha256 and row not in inspection.unreadable else f"row {first + row}"
-        for row, sha256 in enumerate(manifest.column("sha256"))
-    ]
+def duplicate_pairs(
+    file: Path, *images: tuple[Manifest, Inspection], progress: Progress | None = None
+) -> list[DuplicatePair]:
+    """Pairs with an image of the first manifest, of this one or of the next, whose rows count on; kept in `file`.
 
-
-def kept_pairs(file: Path, made_from: Sequence[object], find: Callable[[], list[DuplicatePair]]) -> list[DuplicatePair]:
-    """Pairs of duplicates, kept in `file`; found again where anything that they depend on (`made_from`) changed."""
-    fingerprint = digest([*made_from, THUMBNAIL_SIDE, DECODING, _PAIR_RULES])
+    They are found again where anything that they depend on changed.
+    """
+    facts = [manifest.content_fingerprint for manifest, _ in images], [sorted(seen.unreadable) for _, seen in images]
+    fingerprint = digest([*facts[0], *facts[1], THUMBNAIL_SIDE, DECODING, _PAIR_RULES])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["fingerprint"] == fingerprint:
             return [DuplicatePair(**pair) for pair in kept["pairs"]]
-    pairs = find()
+    contents, count, thumbnails = file_contents(*images), len(images[0][0]), images[0][1].thumbnails
+    with TemporaryFile() as on_disk:
+        if len(images) > 1:
+            thumbnails = array_on_disk(on_disk, np.uint8, (len(contents), *thumbnails.shape[1:]))
+            np.concatenate([seen.thumbnails for _, seen in images], out=thumbnails)
+        among = np.arange(len(contents)) < count
+        pairs = [p for p in find_duplicates(thumbnails, contents, among=among, progress=progress) if p.first < count]
     write_json(file, {"fingerprint": fingerprint, "pairs": [asdict(pair) for pair in pairs]})
     return pairs

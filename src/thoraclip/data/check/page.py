@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from thoraclip.data.appearance import find_marks
+from thoraclip.dtypes import Greys
 from thoraclip.imaging import decode
 from thoraclip.pages import counted, environment, picture_or_reason
 from thoraclip.tables.manifest import Manifest
@@ -22,8 +22,7 @@ __all__ = ["html_page", "leaks", "markdown_page", "warnings"]
 _PAIRS, _MARKED, _LISTED = 40, 12, 50
 """How many pairs and marked pictures the page shows, and how many rows of a list; `check.json` holds all."""
 _SIDE, _FRAME = 220, (230, 159, 0)
-_TELLING = 0.1
-"""A column is worth a sentence where even the low end of its interval lies this far above chance."""
+_TELLING = 0.1  # a column is worth a sentence where even the low end of its interval lies this far above chance
 _UNSEEN = (
     "No picture was looked at: near duplicates were not searched, nor files that cannot be read, burned-in text and "
     "what tells the classes apart without anatomy."
@@ -78,11 +77,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _pixels(path: Path) -> npt.NDArray[np.uint8]:
+def _pixels(path: Path) -> Greys:
     return decode(path).pixels
 
 
-def _framed(path: Path) -> npt.NDArray[np.uint8]:
+def _framed(path: Path) -> Greys:
     """u8[H, W, 3]: a picture with a frame around each burned-in mark."""
     pixels = decode(path).pixels
     image = Image.fromarray(pixels).convert("RGB")

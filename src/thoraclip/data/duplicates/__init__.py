@@ -12,13 +12,14 @@ Blank pictures (without contrast, or more than nine tenths of one grey) are dupl
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +37,12 @@ from thoraclip.data.duplicates.thumbnails import (
     near_hashes,
     thumbnail,
 )
+from thoraclip.dtypes import Floats, Greys, Ints, Masks
 from thoraclip.runs import Progress, needing_room, take_room
 
-__all__ = ["THUMBNAIL_SIDE", "DuplicatePair", "clusters", "find_duplicates", "thumbnail"]
+__all__ = ["THUMBNAIL_SIDE", "DuplicatePair", "array_on_disk", "clusters", "find_duplicates", "thumbnail"]
 
-Grey = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 RADIUS, LONG_RADIUS = 5, 56
 """Bits that may differ in the first 64 and in all 256 for a pair to be proposed. Measured on 1,124 radiographs: of
@@ -58,30 +57,20 @@ _BLOCK, _ROUND = 128, 16
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that show the same picture.
+    """Two images that show the same picture."""
 
-    Args:
-        first, second: positions in the list that was searched; first < second.
-        kind: `identical` (equal SHA-256) or `near`.
-        distance: bits of the 256-bit hash that differ after the best canonical warp; 0 for identical files.
-        correlation: of the fine detail after alignment, at most 1; 1 for identical files.
-        mirrored: left and right are swapped.
-        rotation_degrees, scale: of the second thumbnail (mirrored back) against the first; counter-clockwise is
-            positive, a scale above 1 shows less of the picture.
-    """
-
-    first: int
+    first: int  # positions in the list that was searched; first < second
     second: int
-    kind: str
-    distance: int = 0
-    correlation: float = 1.0
-    mirrored: bool = False
-    rotation_degrees: float = 0.0
-    scale: float = 1.0
+    kind: str  # `identical` (equal SHA-256) or `near`
+    distance: int = 0  # bits of the 256-bit hash that differ after the best canonical warp
+    correlation: float = 1.0  # of the fine detail after alignment, at most 1
+    mirrored: bool = False  # left and right are swapped
+    rotation_degrees: float = 0.0  # of the second thumbnail (mirrored back) against the first; counter-clockwise
+    scale: float = 1.0  # of the same; above 1 it shows less of the picture
 
 
 def find_duplicates(
-    thumbnails: Grey, sha256: Sequence[str], *, among: Mask | None = None, progress: Progress | None = None
+    thumbnails: Greys, sha256: Sequence[str], *, among: Masks | None = None, progress: Progress | None = None
 ) -> list[DuplicatePair]:
     """All pairs of images that show the same picture; the answer does not depend on the order of the images.
 
@@ -89,14 +78,8 @@ def find_duplicates(
     Within a group of more than 16 pictures that are linked already, no further pairs are looked for: their cluster is
     found, not every pair in it. Each picture waits for alignment with its 32 nearest others at most.
 
-    Args:
-        thumbnails: u8[N, S, S] of `thumbnail`; a memory map will do.
-        sha256: of the files, one for each thumbnail.
-        among: bool[N]; near pairs of two images outside it are not looked for. Without it, all are.
-        progress: called with (done, total).
-
-    Returns:
-        Pairs sorted by (first, second).
+    `thumbnails` u8[N, S, S] (a memory map will do) and `sha256` are of N images. Of `among`, bool[N], where given, near
+    pairs of two images outside it are not looked for. Returns pairs sorted by (first, second).
     """
     groups: dict[str, list[int]] = {}
     for position, digest in enumerate(sha256):
@@ -105,50 +88,50 @@ def find_duplicates(
     # in the order of their SHA-256, so that nothing below depends on the order of the images
     order = np.array([groups[digest][0] for digest in sorted(groups)], dtype=np.int64)
     wanted = np.array([among is None or any(among[groups[digest]]) for digest in sorted(groups)], dtype=bool)
-    search = _Search(thumbnails, order, wanted)
-    for done, total in search.run():
-        if progress:
-            progress(done, total)
-    return sorted(identical + search.near_pairs(), key=lambda pair: (pair.first, pair.second))
+    near = _Search(thumbnails, order, wanted, progress).run()
+    return sorted(identical + near, key=lambda pair: (pair.first, pair.second))
 
 
 class _Search:
-    """Near pairs among images in a fixed order, one of each pair at least wanted; `run` yields (done, total)."""
+    """Near pairs among images in a fixed order, one of each pair at least wanted."""
 
-    def __init__(self, thumbnails: Grey, order: Indices, wanted: Mask) -> None:
+    def __init__(self, thumbnails: Greys, order: Ints, wanted: Masks, progress: Progress | None) -> None:
         self.thumbnails, self.order, self.wanted = thumbnails, order, wanted
         self.group = np.arange(len(order))
         self.pairs = np.zeros((0, 5), dtype=np.int64)  # source, target, warp, mirrored, distance
         self.tried = np.zeros((0, 5), dtype=np.int64)  # the same, of every pair that was aligned
         self.correlations, self.warps = np.zeros(0), np.zeros((0, 3, 3))
+        self.blocks, self.done, self.progress = range(0, len(order), _BLOCK), 0, progress
 
-    def run(self) -> Iterator[tuple[int, int]]:
-        blocks = range(0, len(self.order), _BLOCK)
-        total = len(blocks) + len(WARPS)
+    def _step(self) -> None:
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, len(self.blocks) + len(WARPS))
+
+    def run(self) -> list[DuplicatePair]:
         hashed, rows = [np.zeros((0, len(WARPS), 4), dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-        for done, begin in enumerate(blocks, start=1):
+        for begin in self.blocks:
             block = np.asarray(self.thumbnails[self.order[begin : begin + _BLOCK]])
             seen = ~is_blank(block)
             hashed.append(near_hashes(block[seen]))
             rows.append(begin + np.flatnonzero(seen))
-            yield done, total
+            self._step()
         hashes, kept = np.concatenate(hashed), np.concatenate(rows)
         del hashed
-        for done in self._join(hashes, kept, range(1)):
-            yield len(blocks) + done, total
+        self._join(hashes, kept, range(1))
         turn = np.argsort(self.group, kind="stable")
         few = np.zeros(len(turn), dtype=bool)  # of images that are linked by now the first GROUP of each group
         few[turn] = np.arange(len(turn)) - np.searchsorted(self.group[turn], self.group[turn]) < GROUP
         few = few[kept]
-        for done in self._join(hashes[few], kept[few], range(1, len(WARPS))):
-            yield len(blocks) + 1 + done, total
+        self._join(hashes[few], kept[few], range(1, len(WARPS)))
+        return self._near_pairs()
 
-    def _join(self, hashes: Hashes, kept: Indices, warps: range) -> Iterator[int]:
+    def _join(self, hashes: Hashes, kept: Ints, warps: range) -> None:
         """Propose pairs of the kept pictures by some of the warps, and settle them."""
         count, waiting = max(len(kept), 1), [np.zeros((0, 5), dtype=np.int64)]
         plain = np.concatenate([hashes[:, 0], mirror(hashes[:, 0])])
         index = HashIndex(np.ascontiguousarray(plain[:, 0]), radius=RADIUS)
-        for done, warp in enumerate(warps, start=1):
+        for warp in warps:
             for rows, columns in index.search(np.ascontiguousarray(hashes[:, warp, 0])):
                 distance = np.bitwise_count(hashes[rows, warp] ^ plain[columns]).sum(axis=1, dtype=np.int64)
                 source, target, mirrored = kept[rows], kept[columns % count], columns // count
@@ -158,15 +141,15 @@ class _Search:
                 waiting.append(np.column_stack([source, target, fixed, mirrored, distance])[near])
                 if sum(map(len, waiting[1:])) > ROOM:
                     waiting = [_nearest(_best(np.concatenate(waiting), len(self.order)))]
-            yield done
+            self._step()
         self._settle(_best(np.concatenate(waiting), len(self.order)))
 
-    def _linked(self, source: Indices, target: Indices) -> Mask:
+    def _linked(self, source: Ints, target: Ints) -> Masks:
         """bool[K]: both stand in one group of more than GROUP pictures."""
         large = np.bincount(self.group) > GROUP
         return np.asarray((self.group[source] == self.group[target]) & large[self.group[source]])
 
-    def _settle(self, waiting: Indices) -> None:
+    def _settle(self, waiting: Ints) -> None:
         """Align the proposals, nearest first, and remember what is confirmed.
 
         A pair that was aligned before is tried again only from a warp that brings it nearer.
@@ -177,7 +160,7 @@ class _Search:
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool, TemporaryFile() as file:
             halves = self._halves(used, file, pool)
 
-            def confirmed(block: Indices) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+            def confirmed(block: Ints) -> tuple[Floats, Floats]:
                 places = np.searchsorted(used, block[:, :2])
                 pairs = np.column_stack([self.order[block[:, :2]], block[:, 2:]])
                 return confirm(self.thumbnails, pairs, halves, places)
@@ -193,14 +176,10 @@ class _Search:
                     self.warps = np.concatenate([self.warps, warps[good]])
                 self.group = clusters(len(self.order), self.pairs)
 
-    def _halves(self, used: Indices, file: IO[bytes], pool: ThreadPoolExecutor) -> npt.NDArray[np.float16]:
+    def _halves(self, used: Ints, file: IO[bytes], pool: ThreadPoolExecutor) -> npt.NDArray[np.float16]:
         """f16[M, S/2, S/2]: the half-size detail of the pictures that wait, in a file that is mapped into memory."""
         side = THUMBNAIL_SIDE // 2
-        if not len(used):
-            return np.zeros((0, side, side), dtype=np.float16)
-        with needing_room(Path(gettempdir())):
-            take_room(file, len(used) * side**2 * 2)
-        halves = np.memmap(file, dtype=np.float16, mode="r+", shape=(len(used), side, side))
+        halves = array_on_disk(file, np.float16, (len(used), side, side))
 
         def fill(begin: int) -> None:
             rows = self.order[used[begin : begin + _BLOCK]]
@@ -209,7 +188,7 @@ class _Search:
         list(pool.map(fill, range(0, len(used), _BLOCK)))
         return halves
 
-    def _is_news(self, waiting: Indices) -> Mask:
+    def _is_news(self, waiting: Ints) -> Masks:
         """bool[K]: not confirmed, and not aligned yet from as near or nearer."""
         count = len(self.order)
         keys, known = _key(waiting, count), _key(self.tried, count)
@@ -218,7 +197,7 @@ class _Search:
         nearer = waiting[:, 4] < self.tried[place, 4] if len(known) else seen
         return np.asarray((~seen | nearer) & ~np.isin(keys, _key(self.pairs, count)))
 
-    def near_pairs(self) -> list[DuplicatePair]:
+    def _near_pairs(self) -> list[DuplicatePair]:
         pairs = []
         for row, correlation, warp in zip(self.pairs, self.correlations, self.warps, strict=True):
             (source, target), mirrored = self.order[row[:2]].tolist(), bool(row[3])
@@ -231,18 +210,27 @@ class _Search:
         return pairs
 
 
-def _key(pairs: Indices, count: int) -> Indices:
+def array_on_disk(file: IO[bytes], kind: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """An array in a temporary file, for what may not fit in memory; InputError where the disk has no room."""
+    if not shape[0]:
+        return np.zeros(shape, dtype=kind)
+    with needing_room(Path(gettempdir())):
+        take_room(file, math.prod(shape) * np.dtype(kind).itemsize)
+    return np.memmap(file, dtype=kind, mode="r+", shape=shape)
+
+
+def _key(pairs: Ints, count: int) -> Ints:
     return np.asarray(pairs[:, :2].min(axis=1) * count + pairs[:, :2].max(axis=1))
 
 
-def _best(waiting: Indices, count: int) -> Indices:
+def _best(waiting: Ints, count: int) -> Ints:
     """One row for each pair, that of the smallest distance; sorted by pair."""
     waiting = waiting[np.lexsort((waiting[:, 3], waiting[:, 2], waiting[:, 1], waiting[:, 0], waiting[:, 4]))]
     _, best = np.unique(_key(waiting, count), return_index=True)
     return np.asarray(waiting[best])
 
 
-def _nearest(waiting: Indices) -> Indices:
+def _nearest(waiting: Ints) -> Ints:
     """Of rows of different pairs, the NEAREST of either end; the smallest distance first."""
     waiting = waiting[np.lexsort((waiting[:, 1], waiting[:, 0], waiting[:, 4]))]
     keep = np.zeros(len(waiting), dtype=bool)
@@ -253,7 +241,7 @@ def _nearest(waiting: Indices) -> Indices:
     return waiting[keep]
 
 
-def clusters(count: int, pairs: Sequence[DuplicatePair] | Indices) -> Indices:
+def clusters(count: int, pairs: Sequence[DuplicatePair] | Ints) -> Ints:
     """i64[count]: groups of images that pairs (or positions i64[K, >=2]) link, numbered by their first members."""
     if not isinstance(pairs, np.ndarray):
         pairs = np.array([(pair.first, pair.second) for pair in pairs], dtype=np.int64).reshape(-1, 2)

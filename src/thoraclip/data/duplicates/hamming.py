@@ -9,15 +9,16 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.dtypes import Ints
+
 __all__ = ["ROOM", "HashIndex"]
 
 Hashes = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.int64]
 
 ROOM = 1 << 20  # rows of candidates held; memory only
 
 
-def _keys(hashes: Hashes, shift: int, bits: int) -> Indices:
+def _keys(hashes: Hashes, shift: int, bits: int) -> Ints:
     return ((hashes >> np.uint64(shift)) & np.uint64((1 << bits) - 1)).astype(np.int64)
 
 
@@ -50,7 +51,7 @@ class HashIndex:
             total += sum(comb(bits, flips) for flips in range(near + 1)) * (5000 + len(self.hashes) + collisions)
         return total
 
-    def search(self, queries: Hashes) -> Iterator[tuple[Indices, Indices]]:
+    def search(self, queries: Hashes) -> Iterator[tuple[Ints, Ints]]:
         """Blocks of (query, hash) positions, each pair within the radius once; a block tests about a million pairs."""
         for number, (shift, bits, radius, order, starts) in enumerate(self._parts):
             if radius < 0:
@@ -64,7 +65,7 @@ class HashIndex:
                     for rows, positions in _expand(starts[wanted], starts[wanted + 1]):
                         yield self._verify(queries, turn[rows], order[positions], number)
 
-    def _verify(self, queries: Hashes, rows: Indices, columns: Indices, number: int) -> tuple[Indices, Indices]:
+    def _verify(self, queries: Hashes, rows: Ints, columns: Ints, number: int) -> tuple[Ints, Ints]:
         """Keep the pairs within the radius that no earlier substring has found."""
         differing = queries[rows] ^ self.hashes[columns]
         near = np.flatnonzero(np.bitwise_count(differing) <= self.radius)
@@ -75,7 +76,7 @@ class HashIndex:
         return rows[new], columns[new]
 
 
-def _expand(starts: Indices, stops: Indices) -> Iterator[tuple[Indices, Indices]]:
+def _expand(starts: Ints, stops: Ints) -> Iterator[tuple[Ints, Ints]]:
     """Ranges to (row, position) in blocks of about a million; a single range is never cut."""
     rows = np.flatnonzero(stops > starts)
     ends = np.cumsum(stops[rows] - starts[rows])

@@ -9,14 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from thoraclip.dtypes import Floats, Greys, Ints, Masks, Singles
+
 __all__ = ["THUMBNAIL_SIDE", "WARPS", "confirm", "half_detail", "is_blank", "mirror", "near_hashes", "thumbnail"]
 
-Grey = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Matrices = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 Halves = npt.NDArray[np.float16]
 
 THUMBNAIL_SIDE = 96
@@ -31,13 +28,13 @@ one patient reach 0.927 at most, half of them 0.44; proposed pairs of strangers 
 after two steps."""
 
 
-def thumbnail(pixels: Grey) -> Grey:
+def thumbnail(pixels: Greys) -> Greys:
     """u8[H, W] -> u8[S, S]: the whole picture, squashed (Pillow's antialiased triangle filter)."""
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def _warp(degrees: float, left: float, right: float, top: float, bottom: float) -> Matrices:
+def _warp(degrees: float, left: float, right: float, top: float, bottom: float) -> Floats:
     """f64[2, 3]: from a cropped, then rotated picture's coordinates in -1..1 to the original's."""
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -49,20 +46,20 @@ WARPS = np.array([_warp(turn, *x, *y) for turn in (0.0, -2.0, 2.0) for x, y in p
 """f64[75, 2, 3]: the picture, then crops of 5 % (10 % in all from four sides), each turned by 0, -2 and 2 degrees."""
 
 
-def _coordinates(side: int) -> tuple[Floats, Floats]:
+def _coordinates(side: int) -> tuple[Singles, Singles]:
     centres = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / side) - 1
     x, y = np.meshgrid(centres, centres)
     return x.ravel(), y.ravel()
 
 
-def _frequencies() -> Indices:
+def _frequencies() -> Ints:
     """i64[256, 2]: (horizontal, vertical), the lowest first; the lowest of all (brightness, slopes) are left out."""
     both = [(u, v) for u in range(20) for v in range(20) if u * u + v * v >= 4]
     return np.array(sorted(both, key=lambda f: (f[0] ** 2 + f[1] ** 2, f))[:BITS])
 
 
 @lru_cache(maxsize=1)
-def _basis(side: int = 32, taper: float = 0.15) -> Floats:
+def _basis(side: int = 32, taper: float = 0.15) -> Singles:
     """f32[75 * 256, 1024]: cosines under a tapered window, without mean, pulled back through each warp."""
     place = (np.arange(side) + 0.5) / side
     window = 0.5 - 0.5 * np.cos(np.pi * np.minimum(np.minimum(place, 1 - place) / taper, 1))
@@ -74,7 +71,7 @@ def _basis(side: int = 32, taper: float = 0.15) -> Floats:
     return np.concatenate([_pull_back(cosines, warp, side) for warp in WARPS])
 
 
-def _pull_back(cosines: Matrices, warp: Matrices, side: int) -> Floats:
+def _pull_back(cosines: Floats, warp: Floats, side: int) -> Singles:
     """f32[K, side^2]: times a picture's pixels, what `cosines` are times those of the warped picture (bilinear)."""
     x, y = _coordinates(side)
     u, v = np.clip((warp @ np.stack([x, y, np.ones_like(x)]) + 1) * side / 2 - 0.5, 0, side - 1)
@@ -86,7 +83,7 @@ def _pull_back(cosines: Matrices, warp: Matrices, side: int) -> Floats:
     return pulled.T.astype(np.float32)
 
 
-def _equalise(thumbnails: Grey) -> Floats:
+def _equalise(thumbnails: Greys) -> Singles:
     """u8[N, S, S] -> f32[N, S, S] in -1..1: each grey becomes its mid-rank, so no monotone tone curve matters."""
     flat = thumbnails.reshape(len(thumbnails), THUMBNAIL_SIDE**2).astype(np.int64)
     levels = flat + 256 * np.arange(len(flat))[:, None]
@@ -95,7 +92,7 @@ def _equalise(thumbnails: Grey) -> Floats:
     return np.asarray(ranks.ravel()[levels].reshape(thumbnails.shape))
 
 
-def near_hashes(thumbnails: Grey) -> Hashes:
+def near_hashes(thumbnails: Greys) -> Hashes:
     """u8[N, S, S] -> u64[N, 75, 4]: 256 bits for each canonical warp; [:, 0] is the picture itself."""
     step = THUMBNAIL_SIDE // 32
     small = _equalise(np.asarray(thumbnails)).reshape(-1, 32, step, 32, step).mean(axis=(2, 4)).reshape(-1, 32 * 32)
@@ -108,35 +105,35 @@ def mirror(hashes: Hashes) -> Hashes:
     return hashes ^ np.packbits(_frequencies()[:, 0] % 2 == 1).view(">u8").astype(np.uint64)
 
 
-def is_blank(thumbnails: Grey) -> Mask:
+def is_blank(thumbnails: Greys) -> Masks:
     middle = np.median(thumbnails, axis=(1, 2), keepdims=True)
     flat = (thumbnails == middle).mean(axis=(1, 2)) > MAX_FLAT
     return np.asarray(flat | (thumbnails.std(axis=(1, 2)) < MIN_CONTRAST))
 
 
 @lru_cache(maxsize=4)
-def _blur(side: int, sigma: float) -> Floats:
+def _blur(side: int, sigma: float) -> Singles:
     """f32[side, side]: Gaussian smoothing along one axis, rows summing to 1."""
     place = np.arange(side)
     kernel = np.exp(-((place[:, None] - place) ** 2) / (2 * sigma**2))
     return np.asarray(kernel / kernel.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def _smooth(pictures: Floats, kernel: Floats) -> Floats:
+def _smooth(pictures: Singles, kernel: Singles) -> Singles:
     """Along rows, then along columns; one large matrix product each, since small ones make BLAS threads wait."""
     for _ in range(2):
         pictures = (pictures.reshape(-1, len(kernel)) @ kernel.T).reshape(pictures.shape).transpose(0, 2, 1)
     return pictures
 
 
-def _detail(thumbnails: Grey) -> Floats:
+def _detail(thumbnails: Greys) -> Singles:
     """u8[N, S, S] -> f32[N, S, S]: the equalised picture between 0.7 and 3 pixels (difference of Gaussians)."""
     grey = _equalise(thumbnails)
     fine, coarse = (_smooth(grey, _blur(THUMBNAIL_SIDE, sigma)) for sigma in (0.7, 3.0))
     return np.ascontiguousarray(fine - coarse)
 
 
-def _sample(pictures: Floats, warps: Matrices) -> tuple[Floats, Mask]:
+def _sample(pictures: Singles, warps: Floats) -> tuple[Singles, Masks]:
     """f32[N, side^2], bool[N, side^2]: bilinear values at the warped pixel centres, and which lie inside."""
     count, side = pictures.shape[:2]
     x, y = _coordinates(side)
@@ -153,14 +150,14 @@ def _sample(pictures: Floats, warps: Matrices) -> tuple[Floats, Mask]:
     return upper + (lower - upper) * v, inside
 
 
-def _unit(values: Floats, mask: Mask) -> Floats:
+def _unit(values: Singles, mask: Masks) -> Singles:
     """Each row without its mean, of length 1, 0 outside the mask."""
     mean = (values * mask).sum(axis=1, keepdims=True) / np.maximum(mask.sum(axis=1, keepdims=True), 1)
     centred = (values - mean) * mask
     return np.asarray(centred / (np.linalg.norm(centred, axis=1, keepdims=True) + np.float32(1e-6)))
 
 
-def _align(first: Floats, second: Floats, warps: Matrices, *, steps: int) -> tuple[Matrices, Matrices]:
+def _align(first: Singles, second: Singles, warps: Floats, *, steps: int) -> tuple[Floats, Floats]:
     """The best correlation over an affine warp, by inverse-compositional Gauss-Newton steps.
 
     Baker & Matthews 2004 (doi:10.1023/B:VISI.0000011205.11775.fd), on intensities brought to mean 0 and length 1 as in
@@ -199,22 +196,18 @@ def _align(first: Floats, second: Floats, warps: Matrices, *, steps: int) -> tup
     return best, found
 
 
-def half_detail(thumbnails: Grey) -> Halves:
+def half_detail(thumbnails: Greys) -> Halves:
     """u8[N, S, S] -> f16[N, S/2, S/2]: the fine detail at half the side, small enough to be kept for every picture."""
     half = THUMBNAIL_SIDE // 2
     return np.asarray(_detail(thumbnails).reshape(-1, half, 2, half, 2).mean(axis=(2, 4)), dtype=np.float16)
 
 
-def confirm(thumbnails: Grey, pairs: Indices, halves: Halves, places: Indices) -> tuple[Matrices, Matrices]:
+def confirm(thumbnails: Greys, pairs: Ints, halves: Halves, places: Ints) -> tuple[Floats, Floats]:
     """Align proposed pairs: a few steps at half the side, more where that looks promising, then at the full side.
 
-    Args:
-        pairs: i64[K, >=4] of (source, target, warp, mirrored); target, mirrored or not, looks like warped source.
-        halves: f16[M, S/2, S/2] of `half_detail`.
-        places: i64[K, 2], the rows of `halves` that belong to source and target.
-
-    Returns:
-        Correlations f64[K], -1 where the pair is not confirmed, and warps f64[K, 3, 3] from target to source.
+    Of `pairs` i64[K, >=4] (source, target, warp, mirrored), target, mirrored or not, looks like warped source; `places`
+    i64[K, 2] are the rows of `half_detail`'s `halves` that belong to both. Returns correlations f64[K], -1 where the
+    pair is not confirmed, and warps f64[K, 3, 3] from target to source.
     """
     warps = np.tile(np.eye(3), (len(pairs), 1, 1))
     warps[:, :2] = WARPS[pairs[:, 2]]
@@ -234,5 +227,5 @@ def confirm(thumbnails: Grey, pairs: Indices, halves: Halves, places: Indices) -
     return np.where(correlation >= CORRELATION, correlation, -1.0), warps
 
 
-def _mirrored_where(mirrored: Mask, pictures: Floats) -> Floats:
+def _mirrored_where(mirrored: Masks, pictures: Singles) -> Singles:
     return np.where(mirrored[:, None, None], pictures[:, :, ::-1], pictures)

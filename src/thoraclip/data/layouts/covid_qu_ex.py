@@ -18,12 +18,8 @@ from thoraclip.runs import file_sha256
 __all__ = ["find_covid_qu_ex"]
 
 _CLASSES = {
-    "covid-19": "COVID-19",
-    "covid19": "COVID-19",
-    "covid": "COVID-19",
-    "non-covid": "Non-COVID",
-    "non_covid": "Non-COVID",
-    "noncovid": "Non-COVID",
+    **dict.fromkeys(("covid-19", "covid19", "covid"), "COVID-19"),
+    **dict.fromkeys(("non-covid", "non_covid", "noncovid"), "Non-COVID"),
     "normal": "Normal",
 }
 _Place = tuple[bool, str, str, str | None]  # of the infection tree, class folder, label, split
@@ -42,7 +38,7 @@ def find_covid_qu_ex(root: Path, *, sha256: Callable[[Path], str] = file_sha256,
     _walk(root, None, listing, places)
     if not places:
         raise InputError(
-            f"{root}: no COVID-QU-Ex folder (<class>/images) below it; for one folder per class use --layout folders"
+            f"{root}: no COVID-QU-Ex folder (<class>/images) below it; for class folders: --layout folders"
         )
     by_name: dict[tuple[str, str], list[dict[str, Any]]] = {}
     joined = 0

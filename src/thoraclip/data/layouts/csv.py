@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thoraclip.data.layouts.listing import CsvColumns, Listing, split_name
+from thoraclip.data.layouts.listing import Listing, split_name
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.tables.manifest import COLUMNS
 
 __all__ = ["find_csv"]
 
+_OURS = {"sha256", "phash", "fold", "width", "height", "mode", "format"}  # columns of a manifest that no table gives
 _ALIASES = {
     "age_years": ("age",),
     "patient": ("patient_id", "PatientID", "subject_id"),
@@ -26,8 +27,15 @@ _OLDEST_YEARS = 130
 _UNKNOWN = {"", "na", "n/a", "nan", "none", "null", "unknown"}
 
 
-def find_csv(root: Path, *, csv_file: Path | None = None, columns: CsvColumns | None = None, **_: object) -> Listing:
+def find_csv(
+    root: Path, *, csv_file: Path | None = None, columns: Mapping[str, str | None] | None = None, **_: object
+) -> Listing:
     """List the rows of a CSV file; paths and masks are relative to `root`, other columns are kept as text.
+
+    Args:
+        root: the folder.
+        csv_file: the table.
+        columns: manifest column -> CSV column; without one, that of the same name or of a common one, if any.
 
     Raises:
         InputError: no such folder or file.
@@ -42,7 +50,7 @@ def find_csv(root: Path, *, csv_file: Path | None = None, columns: CsvColumns | 
     with csv_file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         try:
-            chosen = _chosen_columns(columns or CsvColumns(), reader.fieldnames or [], csv_file)
+            chosen = _chosen_columns(columns or {}, reader.fieldnames or [], csv_file)
             for line, record in enumerate(reader, start=2):
                 _add_row(listing, record, chosen, where=f"{csv_file}:{line}")
         except (csv.Error, UnicodeDecodeError) as error:
@@ -50,21 +58,22 @@ def find_csv(root: Path, *, csv_file: Path | None = None, columns: CsvColumns | 
     return listing
 
 
-def _chosen_columns(columns: CsvColumns, header: Any, csv_file: Path) -> dict[str, str]:
+def _chosen_columns(columns: Mapping[str, str | None], header: Any, csv_file: Path) -> dict[str, str]:
     """Manifest column -> CSV column: the named ones, and those that already bear the manifest's name."""
     chosen = {}
-    for field in fields(columns):
-        name = getattr(columns, field.name)
+    for column in (name for name in COLUMNS if name not in _OURS):
+        name = columns.get(column)
         if name is None:
-            name = next((known for known in (field.name, *_ALIASES.get(field.name, ())) if known in header), None)
+            needed = column if column in ("path", "label") else None
+            name = next((known for known in (column, *_ALIASES.get(column, ())) if known in header), needed)
         if name is None:
             continue
         if name not in header:
-            flag = field.name.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
+            flag = column.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
             raise ConfigError(
-                f"{csv_file}: no column '{name}' for '{field.name}'{did_you_mean(name, header)} (--{flag}-column NAME)"
+                f"{csv_file}: no column '{name}' for '{column}'{did_you_mean(name, header)} (--{flag}-column NAME)"
             )
-        chosen[field.name] = name
+        chosen[column] = name
     return chosen
 
 
@@ -88,10 +97,7 @@ def _add_row(listing: Listing, record: dict[str, Any], chosen: dict[str, str], *
     }
     row |= values | {"path": path, "image_id": values.get("image_id") or path}
     if "|" in (values["label"] or ""):
-        raise ManifestError(
-            f"{where}: label '{values['label']}' names several classes; only single-label data are supported: keep one "
-            "per image"
-        )
+        raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
     word = values.get("split")
     row["split"] = split_name(word)
     if word and not row["split"]:

@@ -1,4 +1,4 @@
-"""What every layout adapter returns, and the words that they share."""
+"""What every layout adapter returns, the words that they share, and the adapter of plain class folders."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thoraclip.errors import InputError
+from thoraclip.errors import InputError, ManifestError
 from thoraclip.imaging import is_image_name
 
-__all__ = ["CsvColumns", "Listing", "all_files", "image_files", "require_folder", "split_name", "sub_folders"]
+__all__ = ["Listing", "all_files", "find_folders", "image_files", "require_folder", "split_name", "sub_folders"]
 
 _SPLIT_WORDS = {
     "train": ("train", "training", "tr"),
@@ -19,42 +19,16 @@ _SPLIT_WORDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CsvColumns:
-    """Names of the columns of a CSV file that feed the manifest's columns; `None` where the file has none."""
-
-    path: str = "path"
-    label: str = "label"
-    image_id: str | None = None
-    split: str | None = None
-    patient: str | None = None
-    source: str | None = None
-    view: str | None = None
-    sex: str | None = None
-    age_years: str | None = None
-    lung_mask: str | None = None
-    infection_mask: str | None = None
-
-
 @dataclass
 class Listing:
-    """Candidates found under a root; everything that was seen stands in one of the lists. InputError for no folder.
-
-    Args:
-        root: the folder.
-        rows: manifest fields known without opening the picture (`image_id`, `path`, `label`, `split`, masks, ...).
-        set_aside: (path, reason) of pictures that are known to be unusable already.
-        unknown_folders: folders that the layout does not explain, with the number of files below them.
-        other_files: files that are not pictures.
-        notes: repeats, joins and conflicts, one line each.
-    """
+    """Candidates found under a root; everything that was seen stands in one of the lists. InputError for no folder."""
 
     root: Path = field(compare=False)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    set_aside: list[tuple[str, str]] = field(default_factory=list)
-    unknown_folders: list[tuple[str, int]] = field(default_factory=list)
-    other_files: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # manifest fields known without opening the picture
+    set_aside: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of what is known to be unusable
+    unknown_folders: list[tuple[str, int]] = field(default_factory=list)  # not explained by the layout; files below
+    other_files: list[str] = field(default_factory=list)  # that are not pictures
+    notes: list[str] = field(default_factory=list)  # repeats, joins and conflicts, one line each
 
     def __post_init__(self) -> None:
         require_folder(self.root)
@@ -72,10 +46,9 @@ class Listing:
 
 def require_folder(root: Path) -> None:
     """Raise InputError unless `root` is a folder."""
-    if not root.exists():
-        raise InputError(f"{root}: no such folder; name the folder that holds the images")
     if not root.is_dir():
-        raise InputError(f"{root}: not a folder; name the folder that holds the images")
+        problem = "not a folder" if root.exists() else "no such folder"
+        raise InputError(f"{root}: {problem}; name the folder that holds the images")
 
 
 def split_name(word: str | None) -> str | None:
@@ -101,3 +74,47 @@ def image_files(folder: Path, pattern: str = "*") -> tuple[list[Path], list[Path
     for file in all_files(folder, pattern):
         files[not is_image_name(file)].append(file)
     return files
+
+
+def find_folders(root: Path, **_: object) -> Listing:
+    """List `ROOT/<class>/...` or `ROOT/<train|val|test>/<class>/...`; ManifestError for a class without image."""
+    listing = Listing(root)
+    tops = sub_folders(root)
+    splits = [folder for folder in tops if split_name(folder.name)]
+    if len({split_name(folder.name) for folder in splits}) >= 2:
+        listing.leave_out(folders=[folder for folder in tops if folder not in splits])
+        classes = [(split_name(s.name), folder) for s in splits for folder in sub_folders(s)]
+    else:
+        classes, splits = [(None, folder) for folder in tops], []
+    for split, folder in classes:
+        if _holds_masks(folder):  # masks are no class of patients
+            listing.leave_out(folders=[folder])
+        else:
+            _add_class(listing, folder, split)
+    for file in sorted(file for folder in (root, *splits) for file in all_files(folder)):
+        if is_image_name(file):
+            listing.set_aside.append((listing.relative(file), "outside any class folder"))
+        else:
+            listing.leave_out(files=[file])
+    return listing
+
+
+def _holds_masks(folder: Path) -> bool:
+    return "mask" in folder.name.lower()
+
+
+def _add_class(listing: Listing, folder: Path, split: str | None) -> None:
+    pictures, others = image_files(folder, "**/*")
+    masks: dict[Path, Path] = {}  # file -> the outermost folder of masks that it lies in
+    for file in (*pictures, *others):
+        places = [p for p in reversed(file.parents) if folder in p.parents and _holds_masks(p)]
+        masks |= {file: places[0]} if places else {}
+    listing.leave_out(folders=sorted(set(masks.values())), files=[file for file in others if file not in masks])
+    pictures = [file for file in pictures if file not in masks]
+    if not pictures:
+        raise ManifestError(
+            f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove it"
+        )
+    for file in pictures:
+        path = listing.relative(file)
+        listing.rows.append({"image_id": path, "path": path, "label": folder.name, "split": split})

@@ -10,59 +10,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from thoraclip.data.batches import in_batches, read_indexed
-from thoraclip.data.lungs.estimation import usual_lungs
+from thoraclip.data.batches import in_batches, read_pixels
+from thoraclip.data.lungs import usual_lungs
 from thoraclip.data.masks import fit_mask, mask_problem, read_mask
 from thoraclip.data.views import MARGIN
+from thoraclip.dtypes import Greys, Masks
 from thoraclip.errors import ConfigError, ImageError, ManifestError, did_you_mean
-from thoraclip.imaging import Preprocess, decode
+from thoraclip.imaging import Preprocess
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["SOURCES", "LungRegions", "lung_masks", "oddities", "require_mask_source", "usual_region"]
 
-Grey = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Estimate = Callable[[Grey], Mask]
-Found = tuple[Mask, str | None]
+Estimate = Callable[[Greys], Masks]
+Found = tuple[Masks, str | None]
 
 SOURCES = ("auto", "given", "estimate", "none")
 _BATCH = 64
 
-AREA = (0.05, 0.70)
-"""Share of the image that two lungs can take."""
-LEAST_RATIO = 0.30
-"""Area of the smaller lung over that of the larger one."""
-MIDDLE = (0.20, 0.80)
-"""Where the middle of both lungs can lie, as a share of the width and of the height."""
-_SPECK = 0.01
-"""Parts smaller than this share of the image are no lung."""
-_LOOK = 128
-"""Longer side, at most, at which a mask is looked at."""
+AREA = (0.05, 0.70)  # share of the image that two lungs can take
+LEAST_RATIO = 0.30  # area of the smaller lung over that of the larger one
+MIDDLE = (0.20, 0.80)  # where the middle of both lungs can lie, as a share of the width and of the height
+_SPECK = 0.01  # parts smaller than this share of the image are no lung
+_LOOK = 128  # longer side, at most, at which a mask is looked at
 
 
 @dataclass(frozen=True)
 class LungRegions:
-    """Where the lungs are, for R images.
+    """Where the lungs are, for R images."""
 
-    Args:
-        masks: bool[R, S, S], in the order of the rows; nothing set for an image that is set aside, else something.
-        origin: `given`, `estimated`, `model` or `none`; the same for all.
-        set_aside: (image id, reason) of every image without a usable region.
-        words: a sentence for the reader: where the regions are from, why, and how many images are set aside.
-    """
-
-    masks: Mask
-    origin: str
-    set_aside: tuple[tuple[str, str], ...]
-    words: str
+    masks: Masks  # bool[R, S, S], in the order of the rows; nothing set for an image that is set aside, else something
+    origin: str  # `given`, `estimated`, `model` or `none`; the same for all
+    set_aside: tuple[tuple[str, str], ...]  # (image id, reason) of every image without a usable region
+    words: str  # a sentence for the reader: where the regions are from, why, and how many images are set aside
 
     @property
-    def usable(self) -> Mask:
+    def usable(self) -> Masks:
         """bool[R]: True where an image has a region."""
         return np.asarray(self.masks.any(axis=(1, 2)))
 
@@ -101,17 +87,15 @@ def lung_masks(
     one. Else all images get the same region: where lungs usually lie. A region estimated for each image is smaller
     where a lung is opaque, so its shape tells the class; docs/audit.md has the measurement.
 
+    An image whose mask is unreadable, of another aspect ratio, empty, all-covering, or (a model's) implausible, is set
+    aside with the reason, and its mask is empty.
+
     Args:
         manifest: R images; `lung_mask` is relative to its root.
         spec: geometry and size, S.
         source: one of `SOURCES`; not looked at where there is a model.
-        estimate: u8[H, W] -> bool[H, W], a segmentation model's mask, which is checked here; called from several
-            threads.
+        estimate: u8[H, W] -> bool[H, W], a segmentation model's mask, which is checked here; called by several threads.
         progress: called with (done, total).
-
-    Returns:
-        Regions of all R images. An image whose mask is unreadable, of another aspect ratio, empty or all-covering, or
-        implausible if it is a model's, is set aside with the reason, and its mask is empty.
 
     Raises:
         ConfigError: unknown source.
@@ -172,13 +156,13 @@ def _missing(manifest: Manifest, given: Sequence[bool]) -> str:
     return "without one: " + ", ".join(f"{without[name]} of {total[name]} {name}" for name in sorted(without))
 
 
-def usual_region(height: int, width: int) -> Mask:
+def usual_region(height: int, width: int) -> Masks:
     """bool[height, width]: where lungs usually lie and a margin of `MARGIN` around them, for an image of this size."""
     return np.asarray(Image.fromarray(_wide()).resize((width, height), Image.Resampling.NEAREST))
 
 
 @cache
-def _wide() -> Mask:
+def _wide() -> Masks:
     return np.asarray(ndimage.binary_dilation(usual_lungs(256, 256), iterations=round(256 * MARGIN)))
 
 
@@ -190,11 +174,11 @@ def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimat
 
     def find(row: int) -> Found:
         if estimate:
-            mask = estimate(_read(paths[row], hashes[row]))
+            mask = estimate(read_pixels(paths[row], hashes[row]))
             reasons = oddities(mask)
             return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
         size = (heights[row], widths[row])
-        shape = size if None not in size else _read(paths[row], hashes[row]).shape
+        shape = size if None not in size else read_pixels(paths[row], hashes[row]).shape
         if origin == "estimated":
             return _fitted(usual_region(*shape), spec)
         file = manifest.root / named[row]
@@ -206,7 +190,7 @@ def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimat
     return find
 
 
-def _fitted(mask: Mask, spec: Preprocess) -> Found:
+def _fitted(mask: Masks, spec: Preprocess) -> Found:
     """The mask at the model's geometry, and what is wrong with it."""
     problem = mask_problem(mask)
     if problem:
@@ -215,15 +199,7 @@ def _fitted(mask: Mask, spec: Preprocess) -> Found:
     return fitted, None if fitted.any() else f"no part of the mask is left by geometry '{spec.geometry}'"
 
 
-def _read(path: Path, sha256: str | None) -> Grey:
-    data = read_indexed(path, sha256)
-    try:
-        return decode(data).pixels
-    except ImageError as error:
-        raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
-
-
-def oddities(mask: Mask) -> tuple[str, ...]:
+def oddities(mask: Masks) -> tuple[str, ...]:
     """What speaks against a mask bool[H, W] being two lungs in a frontal radiograph, in words."""
     scale = min(1.0, _LOOK / max(mask.shape))
     height, width = (max(1, round(side * scale)) for side in mask.shape)

@@ -21,6 +21,9 @@ PCG64(SeedSequence([s, i])), its patient from PCG64(SeedSequence(s, spawn_key=(1
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
@@ -32,30 +35,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from thoraclip.data.phantom.attributes import CLASSES, PLANTED, SHORTCUTS, describe
-from thoraclip.data.phantom.drawing import Phantom, check_choices, draw_phantom
-from thoraclip.data.phantom.folder import Task, claim_folder, draw_files, write_index
-from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, describe, shape_body
+from thoraclip.data.phantom.drawing import check_choices, draw_phantom
+from thoraclip.dtypes import Greys
+from thoraclip.errors import ConfigError, InputError
+from thoraclip.runs import Progress, needing_room
 
-__all__ = [
-    "CLASSES",
-    "PLANTED",
-    "SHORTCUTS",
-    "SPLITS",
-    "Phantom",
-    "PhantomConfig",
-    "PhantomSummary",
-    "describe",
-    "draw_phantom",
-    "parse_shortcut",
-    "plan_phantoms",
-    "write_phantoms",
-]
+__all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
 
-SPLITS = ("Train", "Val", "Test")
-
+_SCHEMA = 1
+_LUNG_TREE = "Lung Segmentation Data/Lung Segmentation Data"
+_INFECTION_TREE = "Infection Segmentation Data/Infection Segmentation Data"
 _STEMS = {"COVID-19": "covid_{}", "Non-COVID": "non_COVID ({})", "Normal": "Normal ({})"}
+_UNLISTED = {"turn", "inspiration", "difficulty", "shortcut", "shortcut_strength", "finding_severity"}
+"""Attributes that phantoms.csv leaves out."""
+_COMMENT = "Synthetic chest radiograph for research and software tests; not a patient, not for diagnosis."
+_README = """SYNTHETIC IMAGES. No patient is shown here.
+
+These chest radiographs were drawn by `thoraclip phantom` from an analytic chest. They are for research and for testing
+software; they must not be used for training or judging anything meant for patients.
+
+The folders follow COVID-QU-Ex (Kaggle anasmohammedtahir/covidqu). phantoms.csv has one row per image of the lung tree;
+the images of the infection tree repeat some of them byte by byte, as they do in the original.
+
+config (seed {seed}):
+{config}
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,36 +115,40 @@ class PhantomSummary:
     root: Path
     images: int
     patients: int
-    written: int
-    """PNG files written by this call."""
-    skipped: int
-    """PNG files that were already there."""
-    counts: dict[str, dict[str, int]]
-    """Images by split, then class."""
+    written: int  # PNG files written by this call; the others were there already
 
 
 def parse_shortcut(text: str) -> tuple[str, float]:
-    """Read `KIND=STRENGTH`, such as `border=0.9`; an empty text is no shortcut, ("", 0.0).
-
-    Raises:
-        ConfigError: the kind is unknown, or the strength is not a number in 0..1.
-    """
+    """Read `KIND=STRENGTH`, such as `border=0.9`, or raise ConfigError; an empty text is no shortcut, ("", 0.0)."""
     if not text:
         return "", 0.0
     kind, mark, number = text.partition("=")
     if not mark:
         raise ConfigError(f"shortcut '{text}': must be KIND=STRENGTH, as in border=0.9")
-    kind = kind.strip()
-    if kind not in SHORTCUTS:
-        raise ConfigError(f"shortcut: unknown kind '{kind}'{did_you_mean(kind, SHORTCUTS)}")
     try:
-        strength = float(number)
+        return kind.strip(), float(number)
     except ValueError:
-        rule = f"give a strength in 0..1, as in {kind}=0.9"
+        rule = "give a strength in 0..1, as in border=0.9"
         raise ConfigError(f"shortcut '{text}': '{number}' is not a number; {rule}") from None
-    if not 0 <= strength <= 1:
-        raise ConfigError(f"shortcut '{text}': strength must lie between 0 and 1, as in {kind}=0.9")
-    return kind, strength
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to draw."""
+
+    index: int
+    label: str
+    split: str
+    patient: int
+    stem: str
+    infection: bool
+
+    def files(self) -> dict[str, list[str]]:
+        """Paths below the root by kind; the infection tree repeats image and lung mask."""
+        trees = [_LUNG_TREE, _INFECTION_TREE] if self.infection else [_LUNG_TREE]
+        places = {"images": trees, "lung masks": trees, "infection masks": trees[1:]}
+        file = f"{self.split}/{self.label}/{{}}/{self.stem}.png"
+        return {kind: [f"{tree}/{file.format(kind)}" for tree in trees] for kind, trees in places.items()}
 
 
 def plan_phantoms(config: PhantomConfig) -> list[Task]:
@@ -152,7 +164,7 @@ def plan_phantoms(config: PhantomConfig) -> list[Task]:
         total = config.images // 3 + (rank < config.images % 3)
         numbers = iter((rng.permutation(total) + 1).tolist())
         bounds = np.round(np.cumsum([0.0, *config.fractions]) * total).astype(int)
-        for split, quota in zip(SPLITS, np.diff(bounds).tolist(), strict=True):
+        for split, quota in zip(("Train", "Val", "Test"), np.diff(bounds).tolist(), strict=True):
             left = quota
             while left:
                 held = min(left, 1 + int(rng.binomial(2, (config.images_per_patient - 1) / 2)))
@@ -166,11 +178,7 @@ def plan_phantoms(config: PhantomConfig) -> list[Task]:
 
 
 def write_phantoms(
-    root: Path,
-    config: PhantomConfig,
-    *,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    root: Path, config: PhantomConfig, *, workers: int | None = None, progress: Progress | None = None
 ) -> PhantomSummary:
     """Write a folder of phantoms, or finish one that was begun with the same config.
 
@@ -187,8 +195,7 @@ def write_phantoms(
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers}: must be at least 1, or none for all cores")
     root = Path(root)
-    settings = asdict(config)
-    claim_folder(root, settings)
+    _claim_folder(root, json.loads(json.dumps(asdict(config))))
     tasks = plan_phantoms(config)
     count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
@@ -199,17 +206,112 @@ def write_phantoms(
         if count > 1:  # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
             spawn = multiprocessing.get_context("spawn")
             run = stack.enter_context(ProcessPoolExecutor(count, mp_context=spawn)).map
-        for drawn, new in run(partial(draw_files, root, settings), chunks):
+        for drawn, new in run(partial(_draw_files, root, config), chunks):
             rows.extend(drawn)
             written += new
             if progress:
                 progress(len(rows), len(tasks))
-    write_index(root, settings, rows)
-    return PhantomSummary(
-        root=root,
-        images=len(tasks),
-        patients=len({t.patient for t in tasks}),
-        written=written,
-        skipped=sum(5 if t.infection else 2 for t in tasks) - written,
-        counts={s: {c: sum(t.split == s and t.label == c for t in tasks) for c in CLASSES} for s in SPLITS},
-    )
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(sorted(rows, key=lambda row: row["path"]))
+    _put(root / "phantoms.csv", text.getvalue().encode())
+    settings = "\n".join(f"  {name} = {value!r}" for name, value in asdict(config).items())
+    _put(root / "README.txt", _README.format(seed=config.seed, config=settings).encode())
+    return PhantomSummary(root=root, images=len(tasks), patients=len({task.patient for task in tasks}), written=written)
+
+
+def _claim_folder(root: Path, config: dict[str, Any]) -> None:
+    """Make `root` a phantom folder of this config, or check that it is one; raises InputError as `write_phantoms`."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root}: is a file, not a folder; name a new or empty folder")
+    note = root / "phantoms.json"
+    if not note.is_file():
+        if root.is_dir() and any(root.iterdir()):
+            raise InputError(f"{root}: is not empty and not a phantom folder; name a new or empty folder")
+        text = json.dumps({"schema": _SCHEMA, "synthetic": True, "config": config}, indent=2)
+        _put(note, f"{text}\n".encode())
+        return
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        before, schema = noted["config"], noted["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{note}: is not a phantom config; name a new or empty folder") from None
+    if schema != _SCHEMA or before != config:
+        keys = sorted(k for k in {*config, *before} if config.get(k) != before.get(k))
+        what = ", ".join(f"{k} {before.get(k)!r}, now {config.get(k)!r}" for k in keys)
+        raise InputError(
+            f"{root}: holds phantoms of another config ({what or f'schema {schema}, now {_SCHEMA}'}); "
+            "name a new folder or repeat that config"
+        )
+
+
+def _draw_files(root: Path, config: PhantomConfig, tasks: list[Task]) -> tuple[list[dict[str, Any]], int]:
+    """Draw images and write their missing files; returns their rows of phantoms.csv, and how many were written."""
+    rows, written = [], 0
+    choices = {name: getattr(config, name) for name in ("difficulty", "shortcut", "shortcut_strength")}
+    for task in tasks:
+        body = shape_body(_generator(np.random.SeedSequence(config.seed, spawn_key=(1, task.patient))))
+        rng = _generator(np.random.SeedSequence([config.seed, task.index]))
+        attributes = choose_attributes(task.label, body, rng=rng, **choices)
+        files = task.files()
+        rows.append(
+            {
+                "path": files["images"][0],
+                "lung_mask": files["lung masks"][0],
+                "infection_mask": "".join(files["infection masks"]),
+                "label": task.label,
+                "split": task.split,
+                "patient": f"phantom-{task.patient:05d}",
+                **{name: value for name, value in attributes.items() if name not in _UNLISTED},
+                "devices": ";".join(attributes["devices"]),
+                "shortcut_planted": str(attributes["shortcut_planted"]).lower(),
+                "caption": describe(
+                    attributes, _generator(np.random.SeedSequence(config.seed, spawn_key=(2, task.index)))
+                ),
+            }
+        )
+        missing = {kind: [path for path in paths if not (root / path).exists()] for kind, paths in files.items()}
+        if not any(missing.values()):
+            continue
+        rng = _generator(np.random.SeedSequence([config.seed, task.index]))
+        phantom = draw_phantom(task.label, rng=rng, body=body, size=config.size, **choices)
+        layers = {"images": phantom.pixels, "lung masks": phantom.lung_mask, "infection masks": phantom.infection_mask}
+        for kind, paths in missing.items():
+            data = _encode(layers[kind], config.seed) if paths else b""
+            for path in paths:
+                _put(root / path, data)
+            written += len(paths)
+    return rows, written
+
+
+def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(sequence))
+
+
+def _encode(pixels: Greys, seed: int) -> bytes:
+    """PNG bytes with a notice that the image is synthetic; no time, so that equal pixels give equal bytes."""
+    notice = PngInfo()
+    for name, text in (
+        ("Synthetic", "yes"),
+        ("Software", "thoraclip phantom"),
+        ("Seed", str(seed)),
+        ("Comment", _COMMENT),
+    ):
+        notice.add_text(name, text)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=notice, compress_level=3)
+    return buffer.getvalue()
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with needing_room(path):
+            part.write_bytes(data)
+    except InputError:
+        part.unlink()
+        raise
+    part.replace(path)

@@ -1,4 +1,4 @@
-"""The analytic chest behind the phantoms: maps, over the half fields of `phantom.body`, of thickness in cm."""
+"""The analytic chest behind the phantoms: maps, over the half fields of `phantom.attributes`, of thickness in cm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from thoraclip.data.phantom.body import Body, Floats, Mask, Pose
-from thoraclip.data.phantom.lines import Pen
+from thoraclip.data.phantom.attributes import Body, Pose
+from thoraclip.data.phantom.lines import Floats, Pen
+from thoraclip.dtypes import Masks
 
 __all__ = ["Anatomy", "draw_body", "resize"]
 
@@ -23,12 +24,9 @@ class Anatomy:
     soft: Floats
     bone: Floats
     lung: Floats
-    field: Mask
-    """Lung as a radiologist outlines it, bool: between heart, chest wall and diaphragm."""
-    reach: Floats
-    """0 at the mediastinum to 1 at the lateral chest wall."""
-    level: Floats
-    """0 at the lung's apex to 1 at the diaphragm."""
+    field: Masks  # lung as a radiologist outlines it, bool: between heart, chest wall and diaphragm
+    reach: Floats  # 0 at the mediastinum to 1 at the lateral chest wall
+    level: Floats  # 0 at the lung's apex to 1 at the diaphragm
 
 
 def resize(values: Floats, size: int) -> Floats:
@@ -48,7 +46,8 @@ def draw_body(body: Body, pose: Pose, size: int) -> Anatomy:
     lung, field, reach, level = _lungs(body, pose, x, y, wide)
     soft = _flesh(body, pose, x, y, side)
     bone = _ribs(body, x, y, side, wide) + _clavicles(body, pose, x, y, side) + _shoulder_blades(pose, size)
-    column = _columns(x, 0.16)
+    near = np.flatnonzero((side < 0.16).any(axis=0))  # what is slender is to cost little
+    column = slice(int(near[0]), int(near[-1]) + 1)
     bone[:, column] += _spine(body, x[:, column], y[:, column])
     soft = np.maximum(soft - 0.80 * lung - _windpipe(body, pose, x, y) - _stomach(body, pose, x, y), 0)
     return Anatomy(x=x, y=y, soft=soft, bone=bone, lung=lung, field=field, reach=reach, level=level)
@@ -62,12 +61,6 @@ def _root(values: Floats) -> Floats:
 def _step(values: Floats, width: float) -> Floats:
     """Linear ramp from 0 at -width/2 to 1 at +width/2."""
     return np.asarray(np.clip(values / width + 0.5, 0, 1))
-
-
-def _columns(x: Floats, reach: float) -> slice:
-    """The image columns in which |x| < `reach` happens, so that slender structures cost little."""
-    seen = np.flatnonzero((np.abs(x) < reach).any(axis=0))
-    return slice(int(seen[0]), int(seen[-1]) + 1) if seen.size else slice(0, 0)
 
 
 def _cage(body: Body, y: Floats) -> Floats:
@@ -102,7 +95,7 @@ def _heart(body: Body, pose: Pose, x: Floats, y: Floats) -> Floats:
     return np.asarray(np.maximum.reduce([main, 0.9 * atrium, 0.8 * knob, 0.75 * trunk, 0.85 * band]))
 
 
-def _lungs(body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats) -> tuple[Floats, Mask, Floats, Floats]:
+def _lungs(body: Body, pose: Pose, x: Floats, y: Floats, wide: Floats) -> tuple[Floats, Masks, Floats, Floats]:
     """Air thickness in cm, the outlined lung field, and the two lung coordinates (reach, level)."""
     side = np.abs(x)
     top = body.apex + 0.05 + 1.6 * (side - 0.31) ** 2 + 2.0 * np.maximum(0.2 - side, 0) ** 2

@@ -1,19 +1,22 @@
-"""What is chosen for a phantom before anything is drawn: patient, exposure, confounders, finding; and its caption."""
+"""What is chosen for a phantom before anything is drawn: patient, exposure, confounders, finding; and its caption.
+
+Lengths in the image plane are in *half fields*: 1.0 is half the image, about 18 cm in the patient. The origin is the
+image centre, x grows to the viewer's right (the patient's left), y grows downwards.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from thoraclip.data.phantom.body import Body, Pose
-from thoraclip.data.phantom.lines import DEVICES
-
-__all__ = ["CLASSES", "PLANTED", "SHORTCUTS", "choose_attributes", "choose_pose", "describe"]
+__all__ = ["CLASSES", "DEVICES", "PLANTED", "SHORTCUTS", "Body", "Pose", "choose_attributes", "describe", "shape_body"]
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 SHORTCUTS = ("marker", "border", "exposure", "device", "texture")
+DEVICES = ("ECG leads", "central venous line", "endotracheal tube", "pacemaker")
 
 PLANTED: dict[str, dict[str, Any]] = {
     "marker": {"COVID-19": "AP PORTABLE", "Non-COVID": "R", "Normal": "L"},
@@ -23,6 +26,82 @@ PLANTED: dict[str, dict[str, Any]] = {
     "texture": {"COVID-19": "grainy", "Non-COVID": "standard", "Normal": "smooth"},
 }
 """The confounder's value that a planted shortcut ties to each class."""
+_WALL = {"slim": 0.07, "average": 0.12, "large": 0.21}
+_DEPTH_CM = {"slim": 18.5, "average": 21.0, "large": 25.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """A patient's anatomy; half fields unless the name says otherwise."""
+
+    build: str
+    sex: str
+    age_years: int
+    depth_cm: float
+    wall: float
+    cage: float
+    apex: float
+    spacing: float
+    drop: float
+    rib_phase: float
+    rib_shift: tuple[float, ...]
+    heart: float
+    tilt: float
+    knob: float
+    curve: float
+    dome: float
+    breast: float
+    bubble: float
+    clavicle: float
+    hilum: float
+    tree_seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """How the patient stood before the detector for one exposure."""
+
+    rotation_degrees: float
+    turn: float
+    shift_x: float
+    shift_y: float
+    zoom: float
+    breath: float
+    supine: bool  # AP view: magnified heart, high clavicles, scapulae over the lungs, raised diaphragm
+
+
+def shape_body(rng: np.random.Generator) -> Body:
+    """Draw a patient: sex, age, build and the sizes of what is inside; nothing here knows of a disease."""
+    sex = str(rng.choice(["F", "M"]))
+    build = str(rng.choice(list(_WALL), p=[0.3, 0.45, 0.25]))
+    age = int(np.clip(rng.normal(54, 17), 18, 94))
+
+    def near(mean: float, spread: float) -> float:
+        return float(mean + spread * np.clip(rng.standard_normal(), -2, 2))
+
+    return Body(
+        build=build,
+        sex=sex,
+        age_years=age,
+        depth_cm=_DEPTH_CM[build] * near(1, 0.04),
+        wall=_WALL[build] * near(1, 0.12),
+        cage=near(0.745 if sex == "M" else 0.71, 0.025),
+        apex=near(-0.76, 0.03),
+        spacing=near(0.150, 0.007),
+        drop=near(0.20, 0.03),
+        rib_phase=float(rng.uniform()),
+        rib_shift=tuple(rng.normal(0, 0.04, 24).tolist()),
+        heart=near(1.0 + 0.002 * (age - 54), 0.07),
+        tilt=near(0.62, 0.08),
+        knob=near(0.075 + 0.0005 * (age - 54), 0.01),
+        curve=near(0, 0.012),
+        dome=near(0.50, 0.04),
+        breast=max(0.0, near(2.2, 0.7)) if sex == "F" else 0.0,
+        bubble=max(0.0, near(0.6, 0.5)),
+        clavicle=near(0.0, 0.02),
+        hilum=near(1.0, 0.15),
+        tree_seed=int(rng.integers(2**31)),
+    )
 
 
 def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
@@ -40,11 +119,8 @@ def choose_attributes(
 ) -> dict[str, Any]:
     """Choose an image's attributes; apart from a planted shortcut and the finding, nothing looks at `label`.
 
-    The number of draws does not depend on the label, so a clean set is independent of the class by construction.
-
-    Args:
-        label, body, difficulty, shortcut, shortcut_strength: as in `draw_phantom`; the difficulty is only noted.
-        rng: the image's generator; `draw_phantom` goes on with it.
+    The number of draws does not depend on the label, so a clean set is independent of the class by construction. The
+    arguments are those of `draw_phantom`, which goes on with `rng`; the difficulty is only noted.
     """
     view = _pick(rng, {"PA": 0.55, "AP": 0.45})
     portable = view == "AP"
@@ -74,32 +150,14 @@ def choose_attributes(
     attributes["shortcut_planted"] = planted
     if planted:
         attributes["devices" if shortcut == "device" else shortcut] = PLANTED[shortcut][label]
-    return attributes | _choose_finding(label, rng)
-
-
-def _choose_finding(label: str, rng: np.random.Generator) -> dict[str, Any]:
-    """The patient's own side, zone, and severity: thickness relative to the typical lesion, 0.45..2.2."""
     side = _pick(rng, {"right": 0.5, "left": 0.5})
     zone = _pick(rng, {"upper": 0.27, "middle": 0.25, "lower": 0.48})
-    severity = round(float(np.exp(np.clip(rng.normal(0, 0.33), -0.8, 0.8))), 3)
+    severity = round(float(np.exp(np.clip(rng.normal(0, 0.33), -0.8, 0.8))), 3)  # thickness, typical is 1
     if label == "COVID-19":
         side, zone = "both", "peripheral"
     elif label == "Normal":
         side, zone, severity = "", "", 0.0
-    return {"finding_side": side, "finding_zone": zone, "finding_severity": severity}
-
-
-def choose_pose(attributes: dict[str, Any], rng: np.random.Generator) -> Pose:
-    """Turn the chosen attributes into the geometry of one exposure."""
-    return Pose(
-        rotation_degrees=attributes["rotation_degrees"],
-        turn=attributes["turn"],
-        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)),
-        shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
-        zoom=float(rng.uniform(0.90, 1.10)),
-        breath=0.035 * attributes["inspiration"],
-        supine=attributes["view"] == "AP",
-    )
+    return attributes | {"finding_side": side, "finding_zone": zone, "finding_severity": severity}
 
 
 _PA = ("posteroanterior chest radiograph", "PA chest X-ray", "upright PA view of the chest", "frontal PA chest film")

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
-from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, choose_pose
-from thoraclip.data.phantom.body import Body, Floats, Mask, Pose, shape_body
-from thoraclip.data.phantom.lines import draw_border, draw_devices, draw_marker, draw_tree
+from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, Body, Pose, choose_attributes, shape_body
+from thoraclip.data.phantom.lines import Floats, draw_border, draw_devices, draw_marker, draw_tree
+from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, did_you_mean
 
 __all__ = ["Phantom", "check_choices", "cloud", "draw_phantom", "expose"]
@@ -31,8 +30,7 @@ MU_SOFT, MU_BONE, MU_DEVICE = 0.17, 0.34, 1.6
 PHOTONS = {"smooth": 60_000.0, "standard": 22_000.0, "grainy": 10_000.0}
 """Photons per pixel in the open field by the texture of the image."""
 
-NOTICEABLE = 0.35
-"""Share of its peak above which a lesion belongs to the infection mask."""
+NOTICEABLE = 0.35  # share of its peak above which a lesion belongs to the infection mask
 
 MIN_SIZE = 32
 
@@ -41,11 +39,9 @@ MIN_SIZE = 32
 class Phantom:
     """One synthetic radiograph with its masks."""
 
-    pixels: NDArray[np.uint8]
-    """u8[size, size], bright = attenuating."""
-    lung_mask: NDArray[np.uint8]
-    """u8[size, size], 0 or 255: both lung fields as outlined, without heart, mediastinum and diaphragm."""
-    infection_mask: NDArray[np.uint8]
+    pixels: Greys  # u8[size, size], bright = attenuating
+    lung_mask: Greys  # u8[size, size], 0 or 255: both lung fields as outlined, without heart, mediastinum and diaphragm
+    infection_mask: Greys
     """u8[size, size], 0 or 255: where a lesion exceeds `NOTICEABLE` of its peak, whatever the difficulty; 0 for
     Normal."""
     label: str
@@ -101,7 +97,7 @@ def draw_phantom(
     attributes = choose_attributes(
         label, body, rng=rng, difficulty=difficulty, shortcut=shortcut, shortcut_strength=shortcut_strength
     )
-    pose = choose_pose(attributes, rng)
+    pose = _choose_pose(attributes, rng)
     anatomy = draw_body(body, pose, size)
     opacity = np.zeros_like(anatomy.x)
     if label == "COVID-19":
@@ -120,14 +116,21 @@ def draw_phantom(
     pixels = expose(path, centre, exposure=attributes["exposure"], texture=attributes["texture"], rng=rng)
     draw_border(pixels, attributes["border"], rng)
     draw_marker(pixels, attributes["marker"], rng)
-    mask = anatomy.field & (opacity > NOTICEABLE)
-    return Phantom(
-        pixels=pixels, lung_mask=_mask(anatomy.field), infection_mask=_mask(mask), label=label, attributes=attributes
+    lungs, lesion = (np.uint8(255) * inside for inside in (anatomy.field, anatomy.field & (opacity > NOTICEABLE)))
+    return Phantom(pixels=pixels, lung_mask=lungs, infection_mask=lesion, label=label, attributes=attributes)
+
+
+def _choose_pose(attributes: dict[str, Any], rng: np.random.Generator) -> Pose:
+    """Turn the chosen attributes into the geometry of one exposure."""
+    return Pose(
+        rotation_degrees=attributes["rotation_degrees"],
+        turn=attributes["turn"],
+        shift_x=float(np.clip(rng.normal(0, 0.025), -0.07, 0.07)),
+        shift_y=float(np.clip(rng.normal(0.03, 0.035), -0.06, 0.11)),
+        zoom=float(rng.uniform(0.90, 1.10)),
+        breath=0.035 * attributes["inspiration"],
+        supine=attributes["view"] == "AP",
     )
-
-
-def _mask(inside: Mask) -> NDArray[np.uint8]:
-    return inside.astype(np.uint8) * np.uint8(255)
 
 
 def cloud(size: int, rng: np.random.Generator, cells: tuple[int, ...] = (5, 11, 23, 47)) -> Floats:
@@ -216,16 +219,12 @@ def expose(
     exposure: str,
     texture: str,
     rng: np.random.Generator,
-) -> NDArray[np.uint8]:
+) -> Greys:
     """Detector and display: scatter, photon and electronic noise, logarithm, dynamic-range compression, window.
 
-    Args:
-        path: attenuation along the beam, f[size, size], dimensionless.
-        centre: attenuation, less the local average's share, that is shown as middle grey.
-        latitude: width of the window relative to the chest's.
-        scatter: scattered signal as a share of the primary signal around; the default is the frontal chest's.
-        exposure: "under", "normal" or "over".
-        texture: a key of `PHOTONS`.
+    `path` is the attenuation along the beam, f[size, size]; `centre`, that which is shown as middle grey, less the
+    local average's share; `latitude`, the width of the window relative to the chest's; `scatter`, the scattered signal
+    as a share of the primary signal around, by default the frontal chest's; `texture`, a key of `PHOTONS`.
     """
     size = path.shape[0]
     primary = np.exp(-path)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from thoraclip.data.phantom.body import Body, Floats, Pose, project
+from thoraclip.data.phantom.attributes import DEVICES, Body, Pose
+from thoraclip.dtypes import Greys
 
-__all__ = ["BORDERS", "DEVICES", "Pen", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
+__all__ = ["BORDERS", "Floats", "Pen", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
 
-DEVICES = ("ECG leads", "central venous line", "endotracheal tube", "pacemaker")
+Floats = NDArray[np.floating[Any]]
+
 BORDERS = {"none": 0.0, "narrow": 0.035, "wide": 0.095}
 
 
+def _project(points: Floats, pose: Pose, size: int) -> Floats:
+    """Map body coordinates f[n, 2] (x, y) to pixel coordinates f[n, 2]; the inverse of the grid in `draw_body`."""
+    angle = math.radians(pose.rotation_degrees)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    return np.asarray(((np.asarray(points) @ turn * pose.zoom + [pose.shift_x, pose.shift_y]) + 1) * (size / 2) - 0.5)
+
+
 class Pen:
-    """Draws in the coordinates of `phantom.body` on a sheet of twice the image size; to reduce it smooths the edges."""
+    """Draws in half fields on a sheet of twice the image size; to reduce it smooths the edges."""
 
     def __init__(self, pose: Pose, size: int) -> None:
         self.pose, self.size, self.side = pose, size, 1
@@ -31,7 +42,7 @@ class Pen:
         return np.asarray(self.sheet.reduce(2), np.float32) / 255
 
     def _place(self, points: Floats | Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        placed = project(np.asarray(points) * [self.side, 1], self.pose, self.size) * 2 + 0.5
+        placed = _project(np.asarray(points) * [self.side, 1], self.pose, self.size) * 2 + 0.5
         return [(x, y) for x, y in placed.tolist()]
 
     def line(self, points: Floats | Sequence[tuple[float, float]], *, fill: int, width: int) -> None:
@@ -56,14 +67,9 @@ class Pen:
 
 
 def draw_tree(body: Body, pose: Pose, size: int, rng: np.random.Generator, *, levels: int = 6) -> Floats:
-    """Branching vessels (or bronchi) that leave the hila and thin out to the periphery.
+    """Branching vessels (or bronchi) that leave the hila and thin out: f32[size, size] in 0..1, as their calibre.
 
-    Args:
-        rng: for the branching; give the same seed and the patient's tree comes back.
-        levels: generations of branching; fewer leaves only the large branches.
-
-    Returns:
-        f32[size, size] in 0..1, proportional to the vessel's calibre.
+    The same `rng` gives the patient's tree again; fewer `levels` leave only the large branches.
     """
     paths: list[Floats] = []
     calibres: list[Floats] = []
@@ -86,7 +92,7 @@ def draw_tree(body: Body, pose: Pose, size: int, rng: np.random.Generator, *, le
             angles, tips, width, length = angles[kept], tips[kept], width[kept], length[kept]
     calibre = np.concatenate(calibres)
     order = np.argsort(calibre, kind="stable")
-    places = project(np.concatenate(paths)[order].reshape(-1, 2), pose, size).reshape(-1, 6) * 2 + 0.5
+    places = _project(np.concatenate(paths)[order].reshape(-1, 2), pose, size).reshape(-1, 6) * 2 + 0.5
     fills = np.minimum(255, 26 + calibre[order] * 9500).astype(int).tolist()
     widths = np.maximum(1, np.round(calibre[order] * size)).astype(int).tolist()
     pen = Pen(pose, size)
@@ -152,7 +158,7 @@ def _pacemaker(pen: Pen, rng: np.random.Generator) -> None:
 _font = functools.cache(ImageFont.load_default)
 
 
-def draw_marker(pixels: NDArray[np.uint8], text: str, rng: np.random.Generator) -> None:
+def draw_marker(pixels: Greys, text: str, rng: np.random.Generator) -> None:
     """Burn a side or portable marker into u8[size, size] in place: white letters, or white on a black plate."""
     if not text:
         return
@@ -172,7 +178,7 @@ def draw_marker(pixels: NDArray[np.uint8], text: str, rng: np.random.Generator) 
     pixels[:] = np.asarray(image)
 
 
-def draw_border(pixels: NDArray[np.uint8], border: str, rng: np.random.Generator) -> None:
+def draw_border(pixels: Greys, border: str, rng: np.random.Generator) -> None:
     """Blacken the collimated margin of u8[size, size] in place; `border` is a key of `BORDERS`."""
     size = pixels.shape[0]
     if not BORDERS[border]:

@@ -106,7 +106,7 @@ def draw_sample(run: AuditTarget, manifest: Manifest, *, images: int, seed: int)
             f"manifest: only images of '{labels.names[targets[rows[0]]]}' to judge; two classes are needed"
         )
     taken = manifest.take(rows)
-    _, groups = np.unique(np.array(independent_groups(taken)), return_inverse=True)
+    _, groups = np.unique(independent_groups(taken), return_inverse=True)
     used = [(fold, np.flatnonzero(np.isin(rows, own))) for fold, own in parts]
     classifiers = [(run.classifier(fold, labels), own) for fold, own in used if len(own)]
     return AuditSample(taken, classifiers, labels, targets[rows], groups.astype(np.int64))
