@@ -30,7 +30,7 @@ from thoraclip.bundle.images import ImagePaths, find_images
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.bundle.rows import (
     FORMATS,
-    FileTable,
+    Table,
     columns,
     csv_line,
     failed_row,
@@ -278,9 +278,9 @@ def test_killed_anywhere_the_command_ends_with_the_same_bytes(
     rows = [json.loads(line) for line in (tmp_path / "jsonl").read_bytes().splitlines()]
     assert [Path(row["path"]) for row in rows] == sorted(folder.iterdir()), "names of any bytes reach the table"
     good = {row["path"] for row in rows if row["error"] is None}
-    snapshots, put = list[Path](), FileTable.put
+    snapshots, put = list[Path](), Table.put
 
-    def noted(self: FileTable, place: int, row: Any) -> None:
+    def noted(self: Table, place: int, row: Any) -> None:
         put(self, place, row)
         snapshots.append(tmp_path / f"killed-{len(snapshots)}")
         snapshots[-1].mkdir()
@@ -288,7 +288,7 @@ def test_killed_anywhere_the_command_ends_with_the_same_bytes(
             shutil.copy(file, snapshots[-1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileTable, "put", noted)
+        patch.setattr(Table, "put", noted)
         run(tmp_path / "t", folder, threads=1)
     assert len(snapshots) == 14
     for number, snapshot in enumerate(snapshots):

@@ -11,22 +11,36 @@ of its own. Several threads work side by side.
 from __future__ import annotations
 
 import base64
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.bundle.format import MODEL, Bundle
-from thoraclip.bundle.onnx_runtime import onnxruntime, open_session
 from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
 from thoraclip.imaging import Preprocess, decode, fit
 from thoraclip.threads import in_order
 
-__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "UNSIGNED", "BundleClassifier", "Prediction", "has_exact_bytes"]
+if "onnxruntime" not in sys.modules:  # it reports to its makers from 1.32 on, and is imported through here alone
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+__all__ = [
+    "UNSIGNED",
+    "BundleClassifier",
+    "Prediction",
+    "has_exact_bytes",
+    "onnxruntime",
+    "open_session",
+]
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -74,6 +88,14 @@ class Prediction:
     ood: bool | None
     ood_score: float | None
     features: Features = field(compare=False, repr=False, default_factory=lambda: np.zeros(0, np.float32))
+
+
+def open_session(model: Path | bytes, options: Any = None, **more: Any) -> Any:
+    """A session on the CPU that does not warn; `options` and what else it takes are those of ONNX Runtime."""
+    options = options or onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    given = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"], **more)
 
 
 class BundleClassifier:

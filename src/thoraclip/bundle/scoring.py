@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from thoraclip.bundle.images import ImagePaths
 from thoraclip.bundle.opening import open_bundle
-from thoraclip.bundle.rows import FileTable, Row, Table, failed_row, json_line, row_of
+from thoraclip.bundle.rows import Row, Table, failed_row, json_line, row_of
 from thoraclip.engine import over_ray
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING
@@ -93,12 +93,8 @@ def open_table(
     announce: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Table]:
     """Where the rows go, as `csv` or `jsonl`: a file, which an earlier run of a bundle with the same fingerprint may
-    have begun, a binary stream, or a list for `None`. Raises what `FileTable` does."""
-    if isinstance(out, Path):
-        table: Table = FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING})
-    else:
-        table = Table(labels, kind, out)
-    with table:
+    have begun, a binary stream, or a list for `None`. Raises what `Table` does."""
+    with Table(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING}) as table:
         if table.resumed:
             announce(f"{out}: goes on; {table.resumed} pictures were scored by an earlier run")
         yield table
