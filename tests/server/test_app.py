@@ -23,9 +23,8 @@ from thoraclip.server import answers as answers_module
 from thoraclip.server.answers import Explained, Predicted
 from thoraclip.server.batch_queue import BatchQueue
 from thoraclip.server.intake import MEDIA_TYPES
-from thoraclip.server.limits import Limits
+from thoraclip.server.limits import Limits, RefusedError
 from thoraclip.server.openapi import EXPLAINED, PREDICTED
-from thoraclip.server.problems import RefusedError
 
 Opened = Callable[..., TestClient]
 

@@ -21,11 +21,8 @@ Rows = npt.NDArray[np.int64]
 
 
 class BundleAuditTarget:
-    """See `methods.audit.sample.AuditTarget`.
-
-    Args:
-        opened: the bundle; linear probes can be trained again for the audit, other methods cannot.
-    """
+    """See `methods.audit.sample.AuditTarget`. Linear probes can be trained again for the audit, other methods
+    cannot."""
 
     def __init__(self, opened: BundleClassifier) -> None:
         bundle = opened.bundle

@@ -79,16 +79,12 @@ class Bundle:
     Args:
         folder: of the bundle.
         fingerprint: SHA-256 over the checksums of all its files.
-        facts: all of `bundle.json`.
+        facts: all of `bundle.json`; the attributes are what they say.
 
     Attributes:
         name: a title, such as `probe on dino-minilm`.
-        kind: of the method.
         precision: `fp32` or `int8`.
-        labels: C classes, in the order of the scores.
-        preprocess: how an image becomes the model's input.
-        scaling: temperature, fitted on validation images; `None` without them.
-        sets: thresholds of the prediction sets, on scores as the model gives them; `None` without validation images.
+        scaling, sets: fitted on validation images, the sets on scores as the model gives them; `None` without them.
     """
 
     def __init__(self, folder: Path, fingerprint: str, facts: Mapping[str, Any]) -> None:
@@ -136,12 +132,8 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """A bundle as it lies there; `check_seal` tells whether it is as it was made.
-
-    Raises:
-        InputError: no bundle there, or one without checksums.
-        MismatchError: it is not readable, or of another schema.
-    """
+    """A bundle as it lies there; raises InputError where there is none or it has no checksums, MismatchError where it
+    is not readable or of another schema."""
     fingerprint = hashlib.sha256(read_seal(folder).encode()).hexdigest()
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))

@@ -58,9 +58,7 @@ class ImagePaths:
         paths: files, which are taken whatever they are called, folders, and `-` for a list on standard input.
         table: more paths.
 
-    Attributes:
-        left_out: of the pass so far.
-        looked_at: files of the pass so far, out of `count()`.
+    `left_out` is of the pass so far, and so is `looked_at`, the files, out of `count()`.
     """
 
     def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
@@ -106,9 +104,7 @@ def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) ->
         paths: files, folders, and `-` for a list on standard input, one path a line or NUL-separated.
         manifest: `.parquet`, or `.csv` with a column `path` whose relative paths are below its folder.
 
-    Raises:
-        ConfigError: neither paths nor a manifest, or both.
-        InputError, ManifestError: a path does not exist, a folder holds no image; see `PathTable`.
+    Raises ConfigError for neither or both, InputError where a path does not exist or a folder holds no image.
     """
     if bool(paths) == (manifest is not None):
         raise ConfigError("give either pictures (files, folders, or - for a list on standard input) or --manifest FILE")
@@ -204,10 +200,8 @@ def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
 
 
 class PathTable:
-    """The paths of a manifest (.parquet), or of a table with a column `path` (.csv), which is checked at once.
-
-    Raises InputError for no such file or another kind, ManifestError for one without rows, paths or its schema.
-    """
+    """The paths of a manifest (.parquet), or of a table with a column `path` (.csv), checked at once. Raises InputError
+    for no such file or another kind, ManifestError for one without rows, paths or its schema."""
 
     def __init__(self, file: Path) -> None:
         kind = file.suffix.lower()

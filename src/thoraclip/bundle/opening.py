@@ -42,12 +42,8 @@ def read_seal(folder: Path) -> str:
 
 
 def check_seal(folder: Path) -> None:
-    """Read every file that the checksums name.
-
-    Raises:
-        InputError: no bundle there, or a file of it is missing.
-        MismatchError: a file, or the list of them, was changed since the bundle was made.
-    """
+    """Read every file that the checksums name. Raises InputError where there is no bundle or a file is missing,
+    MismatchError where a file or the list of them was changed."""
     sums, text = folder / _SUMS, read_seal(folder)
     changed = MismatchError(f"{sums}: was changed since the bundle was made; {_REMEDY}")
     named = [line.split("  ", 1) for line in text.splitlines()]

@@ -28,11 +28,8 @@ __all__ = [
     "FP32_TOLERANCE",
     "INT8_ACCURACY",
     "INT8_FLIPS",
-    "SIDE",
     "ModelSession",
-    "compare_answers",
     "compare_scores",
-    "draw_rows",
     "require_alike",
     "require_equal",
 ]
@@ -138,16 +135,9 @@ def _spread(rows: Ints, most: int) -> Ints:
 
 
 def draw_rows(targets: Ints, patients: Sequence[str | None], *, count: int, seed: int) -> Ints:
-    """Which of N labelled pictures are shown: of every class as many as of the others, as far as there are; no patient
-    twice while there is another one of the class.
-
-    Args:
-        targets: i64[N], class of each.
-        patients: of each; images without one count as patients of their own.
-
-    Returns:
-        i64[min(count, N)], ascending.
-    """
+    """Which of N labelled images are shown, i64[min(count, N)], ascending: of every class as many as of the others, as
+    far as there are; no patient twice while there is another one of the class. Images without a patient count as
+    patients of their own."""
     seen, turns, ranked, drawn = Counter[tuple[int, str]](), Counter[int](), [], []
     for row in np.random.default_rng(seed).permutation(len(targets)):
         label, patient = int(targets[row]), patients[row]
@@ -180,15 +170,9 @@ def require_equal(found: dict[str, Any], name: str) -> None:
 
 
 def compare_answers(original: Floats, exported: Floats, target: Ints, groups: Ints, *, seed: int) -> dict[str, Any]:
-    """Flips, and the paired change of accuracy with its 95 % bootstrap interval over groups.
-
-    Args:
-        original, exported: scores f64[N, C] of the same images.
-        target: i64[N].
-        groups: i64[N], the patient of each image, numbered from 0 without a gap.
-
-    Returns:
-        `compare_scores`, `share_high` (the exact upper 95 % bound of the share of other answers), and `accuracy`.
+    """`compare_scores` of scores f64[N, C], `share_high` (the exact upper 95 % bound of the share of other answers),
+    and the paired change of `accuracy` with its 95 % bootstrap interval over `groups` i64[N], numbered from 0 without a
+    gap.
     """
     found = compare_scores(original, exported)
     n, before, after = len(target), original.argmax(axis=1) == target, exported.argmax(axis=1) == target

@@ -65,7 +65,10 @@ def json_line(row: Row) -> bytes:
 
 def csv_line(row: Row) -> bytes:
     """CSV and a newline, in UTF-8; a file name that is not UTF-8 keeps its bytes."""
-    return _csv([_cell(value) for value in row.values()])
+    line = io.StringIO(newline="")
+    cells = map(_cell, row.values())
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that both characters are put in quotes
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 def _cell(value: Any) -> str:
@@ -78,18 +81,12 @@ def _cell(value: Any) -> str:
     return "|".join(value) if isinstance(value, list) else str(value)
 
 
-def _csv(cells: list[str]) -> bytes:
-    line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that both characters are put in quotes
-    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
-
-
 FORMATS: Mapping[str, Callable[[Row], bytes]] = {"csv": csv_line, "jsonl": json_line}
 
 
 def head_line(kind: str, labels: LabelSet) -> bytes:
     """What stands before the first row."""
-    return _csv(list(columns(labels))) if kind == "csv" else b""
+    return csv_line({name: name for name in columns(labels)}) if kind == "csv" else b""
 
 
 def table_format(asked: str, out: str | Path | IO[bytes] | None) -> str:
@@ -119,15 +116,11 @@ def _resolved(folder: str) -> str:
 
 
 class Table:
-    """Rows to a file that appears when all are there, or, each at once, to a binary stream or a list.
+    """Rows to a file that appears when all are there, or, each at once, to a binary stream or a list (`None`).
 
     A context; each image is admitted once. What was done for a file is kept when the context ends before. The paths lie
-    in an SQLite database, so that memory does not grow with them.
-
-    Args:
-        out: the file or stream; `None` for a list.
-        labels, kind: classes of the rows, and their format in a stream or file, see `FORMATS`.
-        depends: what the rows of a file depend on, such as the bundle's fingerprint.
+    in an SQLite database, so that memory does not grow with them. `kind` is a format of `FORMATS`, `fingerprint` that
+    of the bundle.
 
     Attributes:
         rows: so far; `None` where they go to a file or stream.
@@ -138,13 +131,14 @@ class Table:
         MismatchError: (by the context) the partial table is of another bundle or schema, or something else altogether.
     """
 
-    def __init__(
-        self, out: Path | IO[bytes] | None, labels: LabelSet, kind: str, *, depends: Mapping[str, str | int]
-    ) -> None:
+    def __init__(self, out: Path | IO[bytes] | None, labels: LabelSet, kind: str, *, fingerprint: str) -> None:
+        from thoraclip.imaging import DECODING  # here: `predict` checks the format before the libraries are loaded
+
         self._file = out if isinstance(out, Path) else None
         self._stream = None if isinstance(out, Path) else out
         self._partial = self._file and self._file.with_name(self._file.name + ".partial")
-        self._head, self._line, self._depends = head_line(kind, labels), FORMATS[kind], {**_PARTIAL, **depends}
+        self._head, self._line = head_line(kind, labels), FORMATS[kind]
+        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING}
         self.rows: list[Row] | None = [] if out is None else None
         self.resumed, self._committed, self._is_empty = 0, -inf, True
         if self._stream is not None:

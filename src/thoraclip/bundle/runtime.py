@@ -33,14 +33,7 @@ if "onnxruntime" not in sys.modules:  # it reports to its makers from 1.32 on, a
 
 import onnxruntime
 
-__all__ = [
-    "UNSIGNED",
-    "BundleClassifier",
-    "Prediction",
-    "has_exact_bytes",
-    "onnxruntime",
-    "open_session",
-]
+__all__ = ["UNSIGNED", "BundleClassifier", "Prediction", "has_exact_bytes", "onnxruntime", "open_session"]
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -19,15 +18,13 @@ from thoraclip.bundle.opening import open_bundle
 from thoraclip.bundle.rows import Row, Table, failed_row, json_line, row_of
 from thoraclip.engine import over_ray
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
-from thoraclip.imaging import DECODING
-from thoraclip.labels import LabelSet
 from thoraclip.runs import Progress
 from thoraclip.threads import in_order
 
 if TYPE_CHECKING:
     from thoraclip.bundle.runtime import BundleClassifier
 
-__all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "open_table", "require_one", "score"]
+__all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "require_one", "score"]
 
 _MOST_TOLD = 10
 _SHARD = 256
@@ -81,23 +78,6 @@ class ScoringSummary:
             self.failed += 1
             if len(self.first_failed) < _MOST_TOLD:
                 self.first_failed.append((row["path"], row["error"]))
-
-
-@contextmanager
-def open_table(
-    out: Path | IO[bytes] | None,
-    labels: LabelSet,
-    kind: str,
-    *,
-    fingerprint: str,
-    announce: Callable[[str], None] = lambda _: None,
-) -> Iterator[Table]:
-    """Where the rows go, as `csv` or `jsonl`: a file, which an earlier run of a bundle with the same fingerprint may
-    have begun, a binary stream, or a list for `None`. Raises what `Table` does."""
-    with Table(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING}) as table:
-        if table.resumed:
-            announce(f"{out}: goes on; {table.resumed} pictures were scored by an earlier run")
-        yield table
 
 
 def score(

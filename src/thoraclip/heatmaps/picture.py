@@ -96,18 +96,17 @@ def require_png(path: Path) -> None:
 
 
 def explain_picture(classifier: Predictor, image: Path, *, mask: Path | None = None, **options: Any) -> Explanation:
-    """Score a picture and map the evidence for a class.
+    """Score a PNG, JPEG or DICOM file and map the evidence for a class; `options` as in `explain_pixels`.
 
-    Args:
-        classifier, options: as in `explain_pixels`.
-        image: PNG, JPEG or DICOM.
-        mask: lung mask of this very picture; None estimates the lungs.
-
-    Raises:
-        ConfigError: see `explain_pixels`.
-        ImageError: the picture or the mask cannot be decoded, or the mask is of another shape or tells nothing apart.
+    The lungs are those of a mask file of this very image, or, for None, an estimate. Raises ConfigError for no such
+    class or method, ImageError where the image or the mask cannot be decoded, or the mask is of another shape or tells
+    nothing.
     """
-    _require_known(classifier, options.get("class_name", ""), options.get("method", ""))
+    method, name, names = options.get("method", ""), options.get("class_name", ""), classifier.labels.names
+    if method and method not in MAPS:
+        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
+    if name and name not in names:
+        raise ConfigError(f"--class: '{name}' is not one of the classes{did_you_mean(name, names)}")
     pixels = decode(image).pixels
     lungs = None if mask is None else read_mask(mask, pixels.shape)
     problem = None if lungs is None else mask_problem(lungs)
@@ -140,7 +139,6 @@ def explain_pixels(
     Raises:
         ConfigError: no such class or method, or a method that this network cannot be asked with.
     """
-    _require_known(classifier, class_name, method)
     method, names, lungs_from = method or default_map(classifier), classifier.labels.names, "given mask"
     if lungs is None:
         lungs, reason = estimate_lungs(pixels)
@@ -164,20 +162,9 @@ def explain_pixels(
     )
 
 
-def _require_known(classifier: Predictor, class_name: str, method: str) -> None:
-    if method and method not in MAPS:
-        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
-    names = classifier.labels.names
-    if class_name and class_name not in names:
-        raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
-
-
 def write_overlay(path: Path, explanation: Explanation) -> None:
-    """Write the sheet as PNG, with its numbers as JSON in the file's text `thoraclip`.
-
-    Raises:
-        InputError: the name does not end in `.png`, or it cannot be written there.
-    """
+    """Write the sheet as PNG, with its numbers as JSON in the file's text `thoraclip`; raises InputError where the name
+    does not end in `.png`, or it cannot be written there."""
     require_png(path)
     sheet = overlay_png(explanation)
     with atomic_open(path) as stream:

@@ -20,12 +20,8 @@ _MAX_SCANS = 100
 
 
 def check_frame(dataset: Dataset) -> None:
-    """Refuse a frame whose size is not the data set's, before it is decoded.
-
-    Raises:
-        ImageError: the frame is of another size or of several components, its size is not to be found, or a run-length
-            frame is longer than its pixels can need.
-    """
+    """Raise ImageError, before a frame is decoded, where it is of several components or another size than the data set,
+    its size is not to be found, or a run-length frame is longer than its pixels can need."""
     from pydicom.encaps import get_frame
     from pydicom.uid import RLELossless
 

@@ -66,12 +66,8 @@ def is_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes, where: str, max_pixels: int) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
-    """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes.
-
-    Raises:
-        ImageError: damaged, without pixel data, several frames, colour, another modality, or pixels that cannot be
-            decoded.
-    """
+    """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes; raises ImageError where they are damaged,
+    without pixel data, of several frames, colour or another modality, or cannot be decoded."""
     try:  # pydicom reads an element when it is asked for, so any of these lines may find the damage
         dataset = _parse(data)
         photometric = _refuse_unfit(dataset, max_pixels)

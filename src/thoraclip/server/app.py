@@ -23,10 +23,9 @@ from thoraclip.server import answers, openapi
 from thoraclip.server.batch_queue import METHODS, BatchQueue
 from thoraclip.server.guard import Guard, Journal
 from thoraclip.server.intake import read_pictures
-from thoraclip.server.limits import Limits
-from thoraclip.server.metrics import Metrics
+from thoraclip.server.limits import Limits, RefusedError, problem, reason_of
+from thoraclip.server.monitoring import Metrics
 from thoraclip.server.page import PHANTOMS, page_router
-from thoraclip.server.problems import RefusedError, problem, reason_of
 
 __all__ = ["ServerState", "create_app"]
 
@@ -64,9 +63,7 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
     """The app; whoever starts it stops it, and its queues with it.
 
     Args:
-        state: shared by the handlers.
-        token: that every client must bring, as `Authorization: Bearer TOKEN` or as the password of a browser; empty for
-            none.
+        token: that every client must bring, as `Authorization: Bearer TOKEN` or a browser's password; empty for none.
         origins: of pages on other hosts that may ask (CORS).
     """
 

@@ -21,10 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thoraclip.server.limits import MEGA, Limits
-from thoraclip.server.logs import log_event
-from thoraclip.server.metrics import Metrics
-from thoraclip.server.problems import CROSS_SITE, RefusedError, problem
+from thoraclip.server.limits import CROSS_SITE, MEGA, Limits, RefusedError, problem
+from thoraclip.server.monitoring import Metrics, log_event
 
 __all__ = ["Guard", "Journal"]
 
@@ -92,13 +90,7 @@ class Journal:
 
 
 class Guard:
-    """See the module.
-
-    Args:
-        app: the inner application.
-        limits, metrics: of the server.
-        token, origins: see `create_app`.
-    """
+    """See the module; for `token` and `origins`, `create_app`."""
 
     def __init__(
         self, app: ASGIApp, limits: Limits, metrics: Metrics, *, token: str = "", origins: Collection[str] = ()

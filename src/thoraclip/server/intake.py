@@ -8,8 +8,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from thoraclip.server.limits import Limits
-from thoraclip.server.problems import RefusedError
+from thoraclip.server.limits import Limits, RefusedError
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -21,12 +20,8 @@ _FORM = "multipart/form-data"
 
 
 async def read_pictures(request: Request, limits: Limits) -> list[bytes]:
-    """The body as one picture, or every part of a form as one.
-
-    Raises:
-        RefusedError: another media type, a damaged form, no part, or too many; see `Guard` for what is too large or too
-            slow.
-    """
+    """The body as one image, or every part of a form as one; raises RefusedError for another media type, a damaged
+    form, no part, or too many. What is too large or too slow is refused by `Guard`."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     media_type = kind.decode("latin-1").lower()
     if media_type in MEDIA_TYPES:

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from thoraclip.data.phantom import CLASSES, draw_phantom
-from thoraclip.server.problems import RefusedError
+from thoraclip.server.limits import RefusedError
 
 __all__ = ["PAGE_POLICY", "PHANTOMS", "page_router"]
 
