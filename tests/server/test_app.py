@@ -22,7 +22,7 @@ from thoraclip.heatmaps.overlay import draw_overlay, heat_layer, outline_layer
 from thoraclip.server import answers as answers_module
 from thoraclip.server.answers import Explained, Predicted
 from thoraclip.server.batch_queue import BatchQueue
-from thoraclip.server.intake import MEDIA_TYPES
+from thoraclip.server.guard import MEDIA_TYPES
 from thoraclip.server.limits import Limits, RefusedError
 from thoraclip.server.openapi import EXPLAINED, PREDICTED
 

@@ -123,8 +123,8 @@ def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manife
     from thoraclip.bundle.opening import is_bundle
 
     if is_bundle(folder):
-        from thoraclip.bundle.audit_target import BundleAuditTarget
         from thoraclip.bundle.opening import open_bundle
+        from thoraclip.bundle.runtime import BundleAuditTarget
 
         if manifest is None:
             raise InputError(f"{folder}: a bundle does not know where its images are; name a manifest with --manifest")

@@ -194,8 +194,7 @@ def listed_paths(stream: io.BufferedReader) -> Iterator[str]:
 
 def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
     for line in lines:
-        path = line if separator == b"\0" else line.removesuffix(b"\r")
-        if path:
+        if path := line if separator == b"\0" else line.removesuffix(b"\r"):
             yield os.fsdecode(path)
 
 

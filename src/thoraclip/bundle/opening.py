@@ -32,11 +32,10 @@ def is_bundle(folder: Path) -> bool:
 
 def read_seal(folder: Path) -> str:
     """The checksums, as they are written there; raises InputError where there is no bundle, or one without them."""
-    sums = folder / _SUMS
     if not is_bundle(folder):
         what = "no bundle there" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {what}; name a folder that `thoraclip export RUN --out BUNDLE` wrote")
-    if not sums.is_file():
+    if not (sums := folder / _SUMS).is_file():
         raise InputError(f"{sums}: is missing, so the bundle cannot be checked; {_REMEDY}")
     return sums.read_text(encoding="utf-8", errors="replace")
 

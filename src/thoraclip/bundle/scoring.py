@@ -89,19 +89,17 @@ def score(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> ScoringSummary:
-    """Score every picture once and write its row; one that cannot be decoded gets a row with the reason.
+    """Score every image once and write its row; one that cannot be decoded gets a row with the reason.
 
-    Two paths are the same picture where their folders are, with links and `..` resolved, and the file's name.
+    Two paths are the same image where their folders are, with links and `..` resolved, and the file's name. What the
+    table has from an earlier run is not scored again.
 
     Args:
-        pictures: in the order of the rows.
-        table: where the rows go; what it has from an earlier run is not scored again.
         threads: images at once, each decoded and scored in one thread; 0 for as many as there are cores.
         engine: who scores; `None` for threads of this process.
         progress: called with (files looked at, all of them), 0 for unknown.
 
-    Raises:
-        ConfigError, InputError: a negative number of threads; no image at all.
+    Raises ConfigError for a negative number of threads, InputError for no image at all.
     """
     if threads < 0:
         raise ConfigError(f"threads = {threads}: 1 or more are needed, or 0 for as many as there are cores")

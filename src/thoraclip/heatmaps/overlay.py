@@ -16,7 +16,6 @@ __all__ = ["colours", "display_size", "draw_overlay", "heat_layer", "outline_lay
 Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _INFERNO = bytes.fromhex(
     "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754"
@@ -163,7 +162,7 @@ def _draw_text(headline: str, lines: Sequence[str], footer: str, least_height: i
     return image
 
 
-def _wrapped(text: str, font: Font, room: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> list[str]:
     """Lines that fit; a word that does not is cut."""
     lines: list[str] = []
     for word in text.split():

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
-from thoraclip.imaging.codestream import refuse_many_scans
-from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom
+from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom, refuse_many_scans
 
 __all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "is_image_name", "read_bytes", "told_by_name"]
 

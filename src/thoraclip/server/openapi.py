@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from thoraclip.server.answers import NOTE, Problem
-from thoraclip.server.intake import MEDIA_TYPES
+from thoraclip.server.guard import MEDIA_TYPES
 from thoraclip.server.limits import CROSS_SITE, MEDIA_TYPE
 
 __all__ = ["EXPLAIN", "EXPLAINED", "PREDICT", "PREDICTED", "SOME_PROBLEMS", "add_document", "refusals"]
