@@ -11,8 +11,8 @@ from tests.bundle.conftest import Workshop
 from tests.small_install import run_without
 
 from thoraclip import audit
-from thoraclip.bundle.audit_target import BundleAuditTarget
 from thoraclip.bundle.opening import open_bundle
+from thoraclip.bundle.runtime import BundleAuditTarget
 from thoraclip.data.splits import split_folds
 from thoraclip.errors import InputError, ManifestError
 

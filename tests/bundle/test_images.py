@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.conftest import examples, write_class_folder
 
 from thoraclip.bundle import images
-from thoraclip.bundle.images import ImagePaths, find_images, listed_paths, read_path_table
+from thoraclip.bundle.images import ImagePaths, PathTable, find_images, listed_paths
 from thoraclip.data.index import index
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import is_image_name
@@ -253,7 +253,7 @@ def test_a_table_is_read_below_its_folder(tmp_path: Path) -> None:
 def test_a_table_that_does_not_serve_is_refused_before_any_work(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(ManifestError, match=message):
-        read_path_table(tmp_path / "m.csv")
+        PathTable(tmp_path / "m.csv")
 
 
 def test_a_manifest_gives_its_pictures_and_those_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_a_manifest_gives_its_pictures_and_those_that_are_gone(tmp_path: Path, m
     assert pictures.count() == 24
     (tmp_path / "other.parquet").write_text("no table")
     with pytest.raises(ManifestError, match=r"other\.parquet: not a readable Parquet file"):
-        read_path_table(tmp_path / "other.parquet")
+        PathTable(tmp_path / "other.parquet")
     put(tmp_path, "list.txt")
     for name, message in (("nowhere.csv", "no such manifest; name a"), ("list.txt", r"in \.csv; a plain list")):
         with pytest.raises(InputError, match=f"{name}: .*{message}"):

@@ -30,7 +30,7 @@ from thoraclip.bundle.images import ImagePaths, find_images
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.bundle.rows import (
     FORMATS,
-    FileTable,
+    Table,
     columns,
     csv_line,
     failed_row,
@@ -40,7 +40,7 @@ from thoraclip.bundle.rows import (
     table_format,
 )
 from thoraclip.bundle.runtime import Prediction
-from thoraclip.bundle.scoring import ScoringSummary, open_table, require_one, score
+from thoraclip.bundle.scoring import ScoringSummary, require_one, score
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
@@ -66,7 +66,7 @@ def run(
 ) -> ScoringSummary:
     classifier = classifier or FakeClassifier()
     pictures = find_images(paths, **options)
-    with open_table(out, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
+    with Table(out, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
         return score(classifier, pictures, table, threads=threads)
 
 
@@ -167,7 +167,7 @@ def test_a_stream_is_written_row_by_row_and_progress_copes_with_what_is_not_know
         def note(done: int, total: int, stream: io.BytesIO = stream, seen: list[Any] = seen) -> None:
             seen.append((done, total, stream.getvalue().count(b"\n")))
 
-        with open_table(stream, LABELS, "jsonl", fingerprint="f") as table:
+        with Table(stream, LABELS, "jsonl", fingerprint="f") as table:
             score(FakeClassifier(), pictures, table, threads=1, progress=note)
         done, total, rows = (list(one) for one in zip(*seen, strict=True))
         assert rows[:5] == [1, 2, 3, 4, 5] and total == totals
@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_a_row_with_the_reason(tmp_path: Path, monkeypatc
     }
     decoder = FakeClassifier(read=lambda source: decode(source).pixels.tobytes())
     paths = [f"{tmp_path}/{name}" for name in expected]
-    with open_table(None, LABELS, "csv", fingerprint="f") as table:
+    with Table(None, LABELS, "csv", fingerprint="f") as table:
         rows = score(decoder, ImagePaths([], table=paths), table, threads=2).rows or []
     assert [(row["path"], row["error"]) for row in rows] == list(zip(paths, expected.values(), strict=True))
 
@@ -278,9 +278,9 @@ def test_killed_anywhere_the_command_ends_with_the_same_bytes(
     rows = [json.loads(line) for line in (tmp_path / "jsonl").read_bytes().splitlines()]
     assert [Path(row["path"]) for row in rows] == sorted(folder.iterdir()), "names of any bytes reach the table"
     good = {row["path"] for row in rows if row["error"] is None}
-    snapshots, put = list[Path](), FileTable.put
+    snapshots, put = list[Path](), Table.put
 
-    def noted(self: FileTable, place: int, row: Any) -> None:
+    def noted(self: Table, place: int, row: Any) -> None:
         put(self, place, row)
         snapshots.append(tmp_path / f"killed-{len(snapshots)}")
         snapshots[-1].mkdir()
@@ -288,7 +288,7 @@ def test_killed_anywhere_the_command_ends_with_the_same_bytes(
             shutil.copy(file, snapshots[-1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileTable, "put", noted)
+        patch.setattr(Table, "put", noted)
         run(tmp_path / "t", folder, threads=1)
     assert len(snapshots) == 14
     for number, snapshot in enumerate(snapshots):
@@ -394,7 +394,7 @@ def test_two_at_once_do_not_write_the_same_table(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in")
     half_done(tmp_path / "t.csv", folder, until="05.png")
     message = r"t\.csv\.partial: another process is writing it; wait for its end, or choose"
-    with open_table(tmp_path / "t.csv", LABELS, "csv", fingerprint="f" * 64) as table:
+    with Table(tmp_path / "t.csv", LABELS, "csv", fingerprint="f" * 64) as table:
         for path in ("other.png", "another.png"):  # the lock outlives a commit
             with pytest.raises(InputError, match=message):
                 run(tmp_path / "t.csv", folder)
@@ -460,7 +460,7 @@ def test_memory_grows_by_a_few_bytes_a_picture(is_file: bool, tmp_path: Path) ->
     out: Any = tmp_path / "t.csv" if is_file else (tmp_path / "s").open("wb")
     tracemalloc.start()
     try:
-        with open_table(out, LABELS, "csv", fingerprint="f") as table:
+        with Table(out, LABELS, "csv", fingerprint="f") as table:
             summary = score(Instant(), pictures, table, threads=2, progress=weigh)
     finally:
         tracemalloc.stop()

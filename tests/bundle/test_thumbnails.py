@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tests.bundle.conftest import Workshop
 
 from thoraclip.bundle.export import export_bundle
+from thoraclip.bundle.format import Thumbnails
 from thoraclip.bundle.opening import open_bundle
-from thoraclip.bundle.thumbnails import SIDE, Thumbnails, draw_rows
+from thoraclip.bundle.parity import SIDE, draw_rows
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import decode

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.covariance import LedoitWolf
 
 from thoraclip.bundle import export
-from thoraclip.bundle.session import ModelSession
+from thoraclip.bundle.parity import ModelSession
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet

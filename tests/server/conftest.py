@@ -17,7 +17,7 @@ from thoraclip.bundle.runtime import BundleClassifier
 from thoraclip.server.app import ServerState, create_app
 from thoraclip.server.batch_queue import BatchQueue
 from thoraclip.server.limits import Limits
-from thoraclip.server.metrics import Metrics
+from thoraclip.server.monitoring import Metrics
 
 __all__ = ["exported", "workshop"]  # fixtures of the tests of bundles
 REPOSITORY = Path(__file__).parents[2]

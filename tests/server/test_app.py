@@ -16,16 +16,15 @@ from starlette.testclient import TestClient
 from tests.imaging.files import LOSSLESS, data_set, waves
 
 import thoraclip
+from thoraclip.bundle.format import Thumbnails
 from thoraclip.bundle.runtime import BundleClassifier
-from thoraclip.bundle.thumbnails import Thumbnails
 from thoraclip.heatmaps.overlay import draw_overlay, heat_layer, outline_layer
 from thoraclip.server import answers as answers_module
 from thoraclip.server.answers import Explained, Predicted
 from thoraclip.server.batch_queue import BatchQueue
-from thoraclip.server.intake import MEDIA_TYPES
-from thoraclip.server.limits import Limits
+from thoraclip.server.guard import MEDIA_TYPES
+from thoraclip.server.limits import Limits, RefusedError
 from thoraclip.server.openapi import EXPLAINED, PREDICTED
-from thoraclip.server.problems import RefusedError
 
 Opened = Callable[..., TestClient]
 

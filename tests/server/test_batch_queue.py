@@ -23,9 +23,8 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.server import batch_queue as batch_queue_module
 from thoraclip.server.batch_queue import BatchQueue
-from thoraclip.server.limits import Limits
-from thoraclip.server.metrics import Metrics
-from thoraclip.server.problems import RefusedError
+from thoraclip.server.limits import Limits, RefusedError
+from thoraclip.server.monitoring import Metrics
 
 SPEC = Preprocess(size=8)
 pytestmark = pytest.mark.anyio

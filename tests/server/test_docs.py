@@ -33,7 +33,7 @@ from thoraclip.config import field_help, toml_value
 from thoraclip.server.answers import BundleFacts, OnePicture
 from thoraclip.server.app import ServerState, create_app
 from thoraclip.server.limits import Limits
-from thoraclip.server.metrics import Metrics
+from thoraclip.server.monitoring import Metrics
 from thoraclip.server.openapi import SOME_PROBLEMS
 
 PAGE = (REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from tests.server.test_app import forms, reason
 
 from thoraclip.server import guard
 from thoraclip.server.limits import Limits
-from thoraclip.server.logs import LOGGER, log_event, set_up_logs
+from thoraclip.server.monitoring import LOGGER, log_event, set_up_logs
 
 Opened = Callable[..., TestClient]
 TOKEN = "a-token-of-some-length"

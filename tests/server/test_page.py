@@ -81,7 +81,7 @@ def test_synthetic_radiographs_are_a_function_of_their_number(opened: Opened) ->
 
 
 def test_a_small_install_draws_them() -> None:
-    done = run_small("from thoraclip.server.page import page_file; print(page_file('phantom-1.png').body[:4])")
+    done = run_small("from thoraclip.server.app import page_file; print(page_file('phantom-1.png').body[:4])")
     assert (done.returncode, done.stdout) == (0, "b'\\x89PNG'\n"), done.stderr
 
 

@@ -101,7 +101,7 @@ def predict(
             one image can be read; the table is there then.
     """
     from thoraclip.bundle.opening import open_bundle
-    from thoraclip.bundle.rows import table_format
+    from thoraclip.bundle.rows import Table, table_format
     from thoraclip.engine import require_engine
 
     require_engine(engine, workers=workers, threads=threads)
@@ -111,13 +111,15 @@ def predict(
     classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
 
     from thoraclip.bundle.images import find_images
-    from thoraclip.bundle.scoring import by_ray, open_table, require_one, score
+    from thoraclip.bundle.scoring import by_ray, require_one, score
 
     named = [paths] if isinstance(paths, str | Path) else paths or []
     pictures = find_images(named, manifest=to_path(manifest))
     draw, log = hooks(progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
-    with open_table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, announce=log) as table:
+    with Table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
+        if table.resumed:
+            log(f"{place}: goes on; {table.resumed} pictures were scored by an earlier run")
         far = by_ray(classifier, workers=workers) if engine == "ray" else None
         summary = score(classifier, pictures, table, threads=threads, engine=far, progress=draw)
     require_one(summary, place)

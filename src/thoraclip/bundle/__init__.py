@@ -3,6 +3,6 @@
     run --export--> bundle folder --runtime--> predictions, heat maps, audits
                     (model, preprocessing, calibration, proof, checksums)
 
-`bundle`, `opening`, `runtime`, `scoring` and `audit_target` need ONNX Runtime, NumPy, Pillow and pydicom; what makes a
-bundle (`export`, `onnx`, `parity`) needs the whole study.
+`format`, `opening`, `runtime` and `scoring` need ONNX Runtime, NumPy, Pillow and pydicom; what makes a bundle
+(`export`, `onnx`, `parity`) needs the whole study.
 """

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.bundle import format as layout
 from thoraclip.bundle import parity as proof
 from thoraclip.bundle.calibration import calibrate, fit_reference, measure
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
+from thoraclip.bundle.opening import FACTS, is_bundle, seal
+from thoraclip.bundle.parity import ModelSession
 from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
-from thoraclip.bundle.seal import FACTS, is_bundle, seal
-from thoraclip.bundle.session import ModelSession
 from thoraclip.cards.bundle_card import bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, InputError
@@ -51,18 +50,14 @@ def export_bundle(
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write a bundle; it appears whole, or not at all. The other arguments and the result: see `api.deployment.export`.
+    """Write a bundle; it appears whole, or not at all. The other arguments, the result and errors: see
+    `api.deployment`.
 
     Args:
         original: what it is made of.
         out: folder; a bundle that is there is replaced once the new one is whole.
-        progress: called with (done, total) images.
-        announce: gets a line at every stage.
 
-    Raises:
-        ParityError: the exported model does not reproduce the original; nothing is written.
-        ModelError: the network cannot be exported.
-        InputError: there is something else at `out`, or it cannot be written.
+    Raises InputError where there is something else at `out`, ModelError where the network cannot be exported.
     """
     if images < 1:
         raise ConfigError(f"images = {images}: 1 or more is needed")
@@ -152,7 +147,10 @@ def _finish(
     sets = layout.Bundle(part, "", facts).sets
     assert sets is not None, "calibrate always fits sets"
     parity["test"] = measure(test_scores, test_features, session.targets[session.test], sets=sets, ood=ood)
-    parity["run"] = proof.compare_scores(_scores_of_run(session), test_scores)
+    own, images = original.predictions, original.manifest.column("image_id")
+    row = {image: number for number, image in enumerate(own.image_id)}
+    own_scores = own.scores[[row[images[number]] for number in session.test]]  # in whatever precision the run was
+    parity["run"] = proof.compare_scores(own_scores, test_scores)
     write_json(part / FACTS, facts)
     write_json(part / layout.PARITY, parity)
     card = bundle_card(
@@ -170,13 +168,6 @@ def _finish(
     )
     write_text(part / layout.CARD, card)
     seal(part)
-
-
-def _scores_of_run(session: ModelSession) -> npt.NDArray[np.float64]:
-    """f64[T, C]: the run's own predictions of the test images, in whatever precision it ran."""
-    own, images = session.original.predictions, session.original.manifest.column("image_id")
-    row = {image: number for number, image in enumerate(own.image_id)}
-    return own.scores[[row[images[number]] for number in session.test]]
 
 
 def require_place(out: Path) -> None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.bundle.seal import FACTS, read_seal
-from thoraclip.bundle.thumbnails import Thumbnails
+from thoraclip.bundle.opening import FACTS, read_seal
 from thoraclip.errors import ConfigError, MismatchError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
@@ -33,7 +33,7 @@ from thoraclip.posthoc.conformal import ClassThresholds
 from thoraclip.posthoc.ood import OodScore
 from thoraclip.posthoc.scaling import TemperatureScaling
 
-__all__ = ["CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "read_bundle"]
+__all__ = ["CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "Neighbour", "Thumbnails", "read_bundle"]
 
 SCHEMA = 1
 MODEL, PARITY, CARD = "model.onnx", "parity.json", "README.md"
@@ -45,22 +45,46 @@ DIGEST_BYTES = 8
 Greys = npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Neighbour:
+    """A training picture of the bundle, beside an image."""
+
+    label: str
+    similarity: float  # cosine of the bundle's features of both
+    grey: Greys  # u8[S, S]
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Training pictures that a bundle may carry, small, so that a person sees what a new one is most like."""
+
+    greys: Greys  # u8[N, S, S]
+    labels: Sequence[str]  # class of each
+    features: npt.NDArray[np.floating]  # f16 or f32[N, D], of length 1: the bundle's own
+
+    def nearest(self, features: npt.NDArray[np.float32], *, count: int) -> list[Neighbour]:
+        """The most similar ones to f32[D], the first most of all; of equals, the one that comes first."""
+        own = np.asarray(features, np.float64)
+        kept = self.features.astype(np.float64)  # f16 is off length 1 by up to 5e-4
+        lengths = np.linalg.norm(kept, axis=1) * np.linalg.norm(own)
+        # not `@`: BLAS sums some rows in another order, and equal pictures would not tie
+        similarity = ((kept * own).sum(axis=1) / np.maximum(lengths, 1e-12)).clip(-1, 1)
+        order = np.argsort(-similarity, kind="stable")[:count]
+        return [Neighbour(self.labels[row], float(similarity[row]), self.greys[row]) for row in order]
+
+
 class Bundle:
     """What a bundle says of itself; its large files are read when they are asked for.
 
     Args:
         folder: of the bundle.
         fingerprint: SHA-256 over the checksums of all its files.
-        facts: all of `bundle.json`.
+        facts: all of `bundle.json`; the attributes are what they say.
 
     Attributes:
         name: a title, such as `probe on dino-minilm`.
-        kind: of the method.
         precision: `fp32` or `int8`.
-        labels: C classes, in the order of the scores.
-        preprocess: how an image becomes the model's input.
-        scaling: temperature, fitted on validation images; `None` without them.
-        sets: thresholds of the prediction sets, on scores as the model gives them; `None` without validation images.
+        scaling, sets: fitted on validation images, the sets on scores as the model gives them; `None` without them.
     """
 
     def __init__(self, folder: Path, fingerprint: str, facts: Mapping[str, Any]) -> None:
@@ -108,12 +132,8 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """A bundle as it lies there; `check_seal` tells whether it is as it was made.
-
-    Raises:
-        InputError: no bundle there, or one without checksums.
-        MismatchError: it is not readable, or of another schema.
-    """
+    """A bundle as it lies there; raises InputError where there is none or it has no checksums, MismatchError where it
+    is not readable or of another schema."""
     fingerprint = hashlib.sha256(read_seal(folder).encode()).hexdigest()
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))

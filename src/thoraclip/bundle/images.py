@@ -13,14 +13,15 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging import is_image_name, told_by_name
 
-__all__ = ["LIST", "OTHER_FILES", "ImagePaths", "LeftOut", "find_images", "listed_paths", "read_path_table"]
+__all__ = ["LIST", "OTHER_FILES", "ImagePaths", "LeftOut", "PathTable", "find_images", "listed_paths"]
 
 LIST = "-"
 """The path that stands for a list on standard input."""
@@ -57,9 +58,7 @@ class ImagePaths:
         paths: files, which are taken whatever they are called, folders, and `-` for a list on standard input.
         table: more paths.
 
-    Attributes:
-        left_out: of the pass so far.
-        looked_at: files of the pass so far, out of `count()`.
+    `left_out` is of the pass so far, and so is `looked_at`, the files, out of `count()`.
     """
 
     def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
@@ -105,9 +104,7 @@ def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) ->
         paths: files, folders, and `-` for a list on standard input, one path a line or NUL-separated.
         manifest: `.parquet`, or `.csv` with a column `path` whose relative paths are below its folder.
 
-    Raises:
-        ConfigError: neither paths nor a manifest, or both.
-        InputError, ManifestError: a path does not exist, a folder holds no image; see `read_path_table`.
+    Raises ConfigError for neither or both, InputError where a path does not exist or a folder holds no image.
     """
     if bool(paths) == (manifest is not None):
         raise ConfigError("give either pictures (files, folders, or - for a list on standard input) or --manifest FILE")
@@ -115,7 +112,7 @@ def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) ->
     for path in named:
         if path != LIST:
             _check(path)
-    return ImagePaths(named, table=None if manifest is None else read_path_table(manifest))
+    return ImagePaths(named, table=None if manifest is None else PathTable(manifest))
 
 
 def _check(path: str) -> None:
@@ -197,32 +194,25 @@ def listed_paths(stream: io.BufferedReader) -> Iterator[str]:
 
 def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
     for line in lines:
-        path = line if separator == b"\0" else line.removesuffix(b"\r")
-        if path:
+        if path := line if separator == b"\0" else line.removesuffix(b"\r"):
             yield os.fsdecode(path)
 
 
-def read_path_table(file: Path) -> PathTable:
-    """The paths of a manifest (.parquet), or of a table with a column `path` (.csv).
-
-    Raises InputError for no such file or another kind, ManifestError for one without rows, paths or its schema.
-    """
-    if not file.is_file():
-        raise InputError(f"{file}: no such manifest; name a manifest (.parquet) or a table with a column 'path' (.csv)")
-    if file.suffix.lower() == ".csv":
-        return _CsvPaths(file)
-    if file.suffix.lower() == ".parquet":
-        return _ManifestPaths(file)
-    raise InputError(
-        f"{file}: a manifest ends in .parquet, a table in .csv; a plain list is read from standard input (-)"
-    )
-
-
-class _CsvPaths:
-    """The column `path` of a CSV file, below the file's folder; all of it is checked at once."""
+class PathTable:
+    """The paths of a manifest (.parquet), or of a table with a column `path` (.csv), checked at once. Raises InputError
+    for no such file or another kind, ManifestError for one without rows, paths or its schema."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        kind = file.suffix.lower()
+        if not file.is_file():
+            raise InputError(
+                f"{file}: no such manifest; name a manifest (.parquet) or a table with a column 'path' (.csv)"
+            )
+        if kind not in (".csv", ".parquet"):
+            raise InputError(
+                f"{file}: a manifest ends in .parquet, a table in .csv; a plain list is read from standard input (-)"
+            )
+        self._paths = partial(_csv_paths, file) if kind == ".csv" else _manifest_paths(file)
         self._length = sum(1 for _ in self)
         if not self._length:
             raise ManifestError(f"{file}: no rows; a table holds one row per picture")
@@ -231,44 +221,34 @@ class _CsvPaths:
         return self._length
 
     def __iter__(self) -> Iterator[str]:
-        with self._file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            reader = csv.reader(stream)
-            try:
-                header = next(reader, [])
-                if "path" not in header:
-                    raise ManifestError(f"{self._file}: no column 'path'{did_you_mean('path', header)}; name it so")
-                column = header.index("path")
-                for row in filter(None, reader):
-                    where = f"{self._file}:{reader.line_num}"
-                    if len(row) > len(header):
-                        raise ManifestError(
-                            f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas"
-                        )
-                    if len(row) <= column or not row[column]:
-                        raise ManifestError(f"{where}: no path in this row; mend the table")
-                    yield os.path.join(self._file.parent, row[column])  # noqa: PTH118
-            except csv.Error as error:
-                where = f"{self._file}:{reader.line_num}"
-                raise ManifestError(f"{where}: not a readable CSV file ({error}); mend it") from error
+        return self._paths()
 
 
-class _ManifestPaths:
+def _csv_paths(file: Path) -> Iterator[str]:
+    """The column `path` of a CSV file, below the file's folder."""
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+        reader = csv.reader(stream)
+        try:
+            header = next(reader, [])
+            if "path" not in header:
+                raise ManifestError(f"{file}: no column 'path'{did_you_mean('path', header)}; name it so")
+            column = header.index("path")
+            for row in filter(None, reader):
+                where = f"{file}:{reader.line_num}"
+                if len(row) > len(header):
+                    raise ManifestError(f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas")
+                if len(row) <= column or not row[column]:
+                    raise ManifestError(f"{where}: no path in this row; mend the table")
+                yield os.path.join(file.parent, row[column])  # noqa: PTH118
+        except csv.Error as error:
+            raise ManifestError(f"{file}:{reader.line_num}: not a readable CSV file ({error}); mend it") from error
+
+
+def _manifest_paths(file: Path) -> Callable[[], Iterator[str]]:
     """The column `path` of a manifest, below its root; nothing else of it is kept."""
+    from thoraclip.tables.manifest import read_manifest
 
-    def __init__(self, file: Path) -> None:
-        from thoraclip.tables.manifest import read_manifest
-
-        manifest = read_manifest(file, may_leak=True)
-        self._column, self._root = manifest.table["path"], str(manifest.root)
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _ROWS):
-            for path in self._column.slice(start, _ROWS).to_pylist():
-                yield os.path.join(self._root, path)  # noqa: PTH118
-
-
-PathTable: TypeAlias = _CsvPaths | _ManifestPaths
-"""Paths that are counted, and listed as often as they are asked for."""
+    manifest = read_manifest(file, may_leak=True)
+    column, root = manifest.table.select(["path"]), str(manifest.root)
+    parts = partial(column.to_batches, max_chunksize=_ROWS)
+    return lambda: (os.path.join(root, path) for part in parts() for path in part["path"].to_pylist())  # noqa: PTH118

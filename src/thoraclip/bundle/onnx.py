@@ -25,7 +25,7 @@ from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from thoraclip.bundle.eight_bits import eight_bit_products
-from thoraclip.bundle.onnx_runtime import open_session
+from thoraclip.bundle.runtime import open_session
 from thoraclip.errors import ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
@@ -57,11 +57,7 @@ _CONVOLUTIONAL = 0.5
 class GreyClassifier(nn.Module):
     """u8[B, S, S] -> (features f32[B, D], scores f32[B, C], rows sum to 1).
 
-    Args:
-        features: f32[B, channels, S, S] -> f32[B, D].
-        head: f32[B, D] -> logits f32[B, C].
-        spec: of the pixels.
-        is_folded: True where `features` takes grey levels 0..255 in one channel, see `fold_grey`.
+    `features` takes f32[B, channels, S, S], where `is_folded` grey levels 0..255 in one channel (see `fold_grey`).
     """
 
     def __init__(self, features: nn.Module, head: nn.Module, spec: Preprocess, *, is_folded: bool) -> None:
@@ -218,18 +214,12 @@ def _clean(model: onnx.ModelProto) -> None:
 
 
 def quantise(path: Path, greys: Greys) -> tuple[str, float]:
-    """Replace the model by one with weights of eight bits, and activations of eight bits in its large products.
+    """Replace the model of `write_onnx` by one with weights of eight bits, and activations of eight bits in its large
+    products; the head stays in fp32.
 
     Transformers: see `eight_bits`. Networks whose weights are mostly in convolutions: static quantisation by ONNX
-    Runtime. What either shifts the features by, on average over the calibration pictures, is put back. The head stays
-    in fp32.
-
-    Args:
-        path: written by `write_onnx`.
-        greys: u8[N, S, S], calibration images.
-
-    Returns:
-        (`row-wise` or `static`, the model's size as a share of what it was).
+    Runtime. What either shifts the features by, on average over the calibration images u8[N, S, S], is put back.
+    Returns (`row-wise` or `static`, the model's size as a share of what it was).
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         large, small = Path(work) / "large.onnx", Path(work) / "small.onnx"

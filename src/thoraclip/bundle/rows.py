@@ -23,14 +23,14 @@ from math import inf
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from thoraclip.errors import ConfigError, InputError, MismatchError, ThoraclipError, did_you_mean
+from thoraclip.errors import ConfigError, InputError, MismatchError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, make_folder
 
 if TYPE_CHECKING:
     from thoraclip.bundle.runtime import Prediction
 
-__all__ = ["FileTable", "Row", "Table", "failed_row", "json_line", "row_of", "table_format"]
+__all__ = ["Row", "Table", "failed_row", "json_line", "row_of", "table_format"]
 
 Row = Mapping[str, Any]
 
@@ -39,8 +39,6 @@ _OTHER_TABLES = (".parquet", ".json", ".xlsx")
 _PARTIAL: Mapping[str, str | int] = {"partial": "thoraclip predict", "schema": 2}
 """Schema 1 was a file of JSON lines."""
 _SECONDS_BETWEEN_COMMITS = 1.0
-_NAMED = "CREATE TABLE named (place INTEGER PRIMARY KEY, path BLOB UNIQUE)"
-_ROWS = "CREATE TABLE rows (path BLOB PRIMARY KEY, row BLOB, failed INTEGER)"
 
 
 def columns(labels: LabelSet) -> tuple[str, ...]:
@@ -67,7 +65,10 @@ def json_line(row: Row) -> bytes:
 
 def csv_line(row: Row) -> bytes:
     """CSV and a newline, in UTF-8; a file name that is not UTF-8 keeps its bytes."""
-    return _csv([_cell(value) for value in row.values()])
+    line = io.StringIO(newline="")
+    cells = map(_cell, row.values())
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that both characters are put in quotes
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 def _cell(value: Any) -> str:
@@ -80,18 +81,12 @@ def _cell(value: Any) -> str:
     return "|".join(value) if isinstance(value, list) else str(value)
 
 
-def _csv(cells: list[str]) -> bytes:
-    line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="\r\n").writerow(cells)  # so that both characters are put in quotes
-    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
-
-
 FORMATS: Mapping[str, Callable[[Row], bytes]] = {"csv": csv_line, "jsonl": json_line}
 
 
 def head_line(kind: str, labels: LabelSet) -> bytes:
     """What stands before the first row."""
-    return _csv(list(columns(labels))) if kind == "csv" else b""
+    return csv_line({name: name for name in columns(labels)}) if kind == "csv" else b""
 
 
 def table_format(asked: str, out: str | Path | IO[bytes] | None) -> str:
@@ -121,31 +116,46 @@ def _resolved(folder: str) -> str:
 
 
 class Table:
-    """Rows to a list, or to a binary stream, each at once. A context; each image is admitted once.
+    """Rows to a file that appears when all are there, or, each at once, to a binary stream or a list (`None`).
 
-    The paths lie in an SQLite database, so that memory does not grow with them.
-
-    Args:
-        labels, kind: classes of the rows, and their format in a stream or file, see `FORMATS`.
-        stream: to write; `None` for the list.
-        database: file of the paths; empty for a temporary one of SQLite's.
+    A context; each image is admitted once. What was done for a file is kept when the context ends before. The paths lie
+    in an SQLite database, so that memory does not grow with them. `kind` is a format of `FORMATS`, `fingerprint` that
+    of the bundle.
 
     Attributes:
-        rows: so far; `None` in a table that keeps them elsewhere.
+        rows: so far; `None` where they go to a file or stream.
         resumed: images that an earlier run has scored; those that it could not read are tried again.
+
+    Raises:
+        InputError: the file cannot be written, or (by the context) another process is writing there.
+        MismatchError: (by the context) the partial table is of another bundle or schema, or something else altogether.
     """
 
-    rows: list[Row] | None
-    resumed = 0
+    def __init__(self, out: Path | IO[bytes] | None, labels: LabelSet, kind: str, *, fingerprint: str) -> None:
+        from thoraclip.imaging import DECODING  # here: `predict` checks the format before the libraries are loaded
 
-    def __init__(
-        self, labels: LabelSet, kind: str, stream: IO[bytes] | None = None, *, database: str | Path = ""
-    ) -> None:
-        self._database, self._connection = database, sqlite3.connect(database, isolation_level=None, timeout=0)
-        self._execute, self._stream, self._line = self._connection.execute, stream, FORMATS[kind]
-        self._head, self.rows = head_line(kind, labels), [] if stream is None else None
-        if stream is not None:
-            stream.write(self._head)
+        self._file = out if isinstance(out, Path) else None
+        self._stream = None if isinstance(out, Path) else out
+        self._partial = self._file and self._file.with_name(self._file.name + ".partial")
+        self._head, self._line = head_line(kind, labels), FORMATS[kind]
+        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING}
+        self.rows: list[Row] | None = [] if out is None else None
+        self.resumed, self._committed, self._is_empty = 0, -inf, True
+        if self._stream is not None:
+            self._stream.write(self._head)
+        if self._file is not None and self._partial is not None:
+            if self._file.is_dir():
+                raise InputError(f"{out}: is a folder, and a file is to be written; choose another --out")
+            make_folder(self._file.parent)
+            try:
+                self._partial.touch()
+            except OSError as error:
+                raise InputError(
+                    f"{self._partial}: cannot be written ({error.strerror}); choose another --out"
+                ) from error
+        # without a name: a temporary one
+        self._connection = sqlite3.connect(self._partial or "", isolation_level=None, timeout=0)
+        self._execute = self._connection.execute
 
     def __enter__(self) -> Self:
         try:
@@ -155,70 +165,6 @@ class Table:
             self._connection.close()
             raise
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-
-    def _begin(self) -> None:
-        self._execute("BEGIN")
-        self._execute(_NAMED)
-
-    def admit(self, path: str) -> int | Row | None:
-        """A place for an image's row; the row itself of an earlier run; `None` for an image that was admitted."""
-        with self._storing():
-            added = self._execute("INSERT OR IGNORE INTO named (path) VALUES (?)", (path_key(path),))
-            return added.lastrowid if added.rowcount else None
-
-    def put(self, place: int, row: Row) -> None:
-        """Add the row of the next place."""
-        if self.rows is not None:
-            self.rows.append(row)
-        if self._stream is not None:
-            self._stream.write(self._line(row))
-            self._stream.flush()
-
-    def finish(self) -> None:
-        """All rows are there."""
-
-    @contextmanager
-    def _storing(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._refusal(error) from error
-
-    def _refusal(self, error: sqlite3.Error) -> ThoraclipError:
-        where = self._database or "the temporary folder (TMPDIR)"
-        return InputError(
-            f"{where}: cannot be written ({error}); make room on that disk and run the same command again"
-        )
-
-
-class FileTable(Table):
-    """Rows to a file that appears when all are there. What was done is kept when the context ends before.
-
-    Args:
-        file: to write.
-        labels, kind: see `Table`.
-        depends: what the rows depend on, such as the bundle's fingerprint.
-
-    Raises:
-        InputError: the place cannot be written, or (by the context) another process is writing there.
-        MismatchError: (by the context) the partial table is of another bundle or schema, or something else altogether.
-    """
-
-    def __init__(self, file: Path, labels: LabelSet, kind: str, *, depends: Mapping[str, str | int]) -> None:
-        self._file, self._partial = file, file.with_name(file.name + ".partial")
-        if file.is_dir():
-            raise InputError(f"{file}: is a folder, and a file is to be written; choose another --out")
-        make_folder(file.parent)
-        try:
-            self._partial.touch()
-        except OSError as error:
-            raise InputError(f"{self._partial}: cannot be written ({error.strerror}); choose another --out") from error
-        super().__init__(labels, kind, database=self._partial)
-        self._depends, self.rows = {**_PARTIAL, **depends}, None
-        self._committed, self._is_empty = -inf, True
 
     def _begin(self) -> None:
         self._execute("PRAGMA locking_mode = EXCLUSIVE")  # until the end, not of a transaction alone
@@ -230,8 +176,8 @@ class FileTable(Table):
         else:
             self._execute("CREATE TABLE depends (name TEXT PRIMARY KEY, value)")
             self._connection.executemany("INSERT INTO depends VALUES (?, ?)", self._depends.items())
-            self._execute(_ROWS)
-        self._execute(_NAMED)
+            self._execute("CREATE TABLE rows (path BLOB PRIMARY KEY, row BLOB, failed INTEGER)")
+        self._execute("CREATE TABLE named (place INTEGER PRIMARY KEY, path BLOB UNIQUE)")
         self.resumed = self._execute("SELECT count(*) FROM rows").fetchone()[0]
         self._is_empty = not self.resumed
 
@@ -252,21 +198,31 @@ class FileTable(Table):
                 )
 
     def admit(self, path: str) -> int | Row | None:
-        place = super().admit(path)
-        if place is None or not self.resumed:
-            return place
+        """A place for an image's row; the row itself of an earlier run; `None` for an image that was admitted."""
+        query, known = "SELECT row FROM named JOIN rows USING (path) WHERE place = ?", None
         with self._storing():
-            known = self._execute("SELECT row FROM named JOIN rows USING (path) WHERE place = ?", (place,)).fetchone()
+            added = self._execute("INSERT OR IGNORE INTO named (path) VALUES (?)", (path_key(path),))
+            if not added.rowcount:
+                return None
+            if self.resumed:
+                known = self._execute(query, (added.lastrowid,)).fetchone()
         row: Row | None = json.loads(known[0]) if known else None
-        return row if row and row["path"] == path else place
+        return row if row and row["path"] == path else added.lastrowid
 
     def put(self, place: int, row: Row) -> None:
-        values = json_line(row), row["error"] is not None, place
-        with self._storing():
-            self._execute("INSERT OR REPLACE INTO rows SELECT path, ?, ? FROM named WHERE place = ?", values)
-            self._is_empty = False
-            if time.monotonic() - self._committed >= _SECONDS_BETWEEN_COMMITS:
-                self._commit()
+        """Add the row of the next place."""
+        if self.rows is not None:
+            self.rows.append(row)
+        elif self._stream is not None:
+            self._stream.write(self._line(row))
+            self._stream.flush()
+        else:
+            values = json_line(row), row["error"] is not None, place
+            with self._storing():
+                self._execute("INSERT OR REPLACE INTO rows SELECT path, ?, ? FROM named WHERE place = ?", values)
+                self._is_empty = False
+                if time.monotonic() - self._committed >= _SECONDS_BETWEEN_COMMITS:
+                    self._commit()
 
     def _commit(self) -> None:
         self._execute("COMMIT")
@@ -274,6 +230,9 @@ class FileTable(Table):
         self._committed = time.monotonic()
 
     def finish(self) -> None:
+        """All rows are there."""
+        if self._file is None:
+            return
         for leftover in self._file.parent.glob(f".{escape(self._file.name)}.*.part"):  # of a kill at this very point
             leftover.unlink(missing_ok=True)
         with self._storing():
@@ -288,24 +247,31 @@ class FileTable(Table):
         with suppress(sqlite3.Error):  # a full disk, which was reported already
             self._execute("COMMIT")
         self._connection.close()
-        if self._is_empty:
+        if self._is_empty and self._partial:
             self._partial.unlink(missing_ok=True)
 
-    def _refusal(self, error: sqlite3.Error) -> ThoraclipError:
-        name, file = getattr(error, "sqlite_errorname", ""), self._partial
-        if name.startswith("SQLITE_BUSY"):
-            return InputError(f"{file}: another process is writing it; wait for its end, or choose another --out")
-        if name == "SQLITE_NOTADB":
-            return self._in_the_way()
-        if name.startswith("SQLITE_CORRUPT"):
-            return MismatchError(f"{file}: is damaged ({error}); remove it to begin anew, or choose another --out")
-        if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
-            return super()._refusal(error)
-        return InputError(f"{file}: cannot be written ({error}); choose another --out")
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Turn an error of SQLite into what is wrong with the file."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            name, where = getattr(error, "sqlite_errorname", ""), self._partial or "the temporary folder (TMPDIR)"
+            if name.startswith("SQLITE_BUSY"):
+                what = "another process is writing it; wait for its end, or choose another --out"
+                raise InputError(f"{where}: {what}") from error
+            if name == "SQLITE_NOTADB":
+                raise self._in_the_way() from error
+            if name.startswith("SQLITE_CORRUPT"):
+                what = f"is damaged ({error}); remove it to begin anew, or choose another --out"
+                raise MismatchError(f"{where}: {what}") from error
+            is_full = name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC") or self._partial is None
+            remedy = "make room on that disk and run the same command again" if is_full else "choose another --out"
+            raise InputError(f"{where}: cannot be written ({error}); {remedy}") from error
 
     def _in_the_way(self) -> MismatchError:
         what = "is in the way, and no partial table of `thoraclip predict`; move it away, or choose another --out"
-        with self._partial.open("rb") as stream:
+        with open(self._partial or os.devnull, "rb") as stream:  # noqa: PTH123
             if stream.read(512).startswith(b'{"partial":"thoraclip predict"'):
                 what = "was begun by an earlier version of thoraclip; end it with that, or remove it to begin anew"
         return MismatchError(f"{self._partial}: {what}")

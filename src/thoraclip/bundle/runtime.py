@@ -11,22 +11,33 @@ of its own. Several threads work side by side.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import compress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.bundle.format import MODEL, Bundle
-from thoraclip.bundle.onnx_runtime import onnxruntime, open_session
-from thoraclip.errors import ImageError, MismatchError, ParityError, first_line
+from thoraclip.errors import ImageError, ManifestError, MismatchError, ParityError, first_line
 from thoraclip.imaging import Preprocess, decode, fit
+from thoraclip.labels import LabelSet
 from thoraclip.threads import in_order
 
-__all__ = ["SELF_TEST_TOLERANCE", "TOGETHER", "UNSIGNED", "BundleClassifier", "Prediction", "has_exact_bytes"]
+if "onnxruntime" not in sys.modules:  # it reports to its makers from 1.32 on, and is imported through here alone
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+if TYPE_CHECKING:
+    from thoraclip.tables.manifest import Manifest
+
+__all__ = ["UNSIGNED", "BundleAuditTarget", "BundleClassifier", "Prediction", "onnxruntime", "open_session"]
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -74,6 +85,14 @@ class Prediction:
     ood: bool | None
     ood_score: float | None
     features: Features = field(compare=False, repr=False, default_factory=lambda: np.zeros(0, np.float32))
+
+
+def open_session(model: Path | bytes, options: Any = None, **more: Any) -> Any:
+    """A session on the CPU that does not warn; `options` and what else it takes are those of ONNX Runtime."""
+    options = options or onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    given = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"], **more)
 
 
 class BundleClassifier:
@@ -193,6 +212,44 @@ class BundleClassifier:
                 f"made with, more than {allowed}; upgrade onnxruntime, or export in fp32"
             )
         return difference
+
+
+class BundleAuditTarget:
+    """See `methods.audit.sample.AuditTarget`. Linear probes can be trained again for the audit, other methods
+    cannot."""
+
+    def __init__(self, opened: BundleClassifier) -> None:
+        bundle = opened.bundle
+        self.opened, self.name = opened, bundle.folder.resolve().name
+        self.kind, self.fingerprint, self.is_retrainable = bundle.kind, bundle.fingerprint, bundle.kind == "probe"
+
+    def label_set(self, manifest: Manifest) -> LabelSet:
+        """The classes; raises ManifestError where the manifest has others."""
+        return manifest.label_set(self.opened.labels.names)
+
+    def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, npt.NDArray[np.int64]]]:
+        """The labelled images that the classifier has not learned from, by the SHA-256 of their files, of split `test`
+        where the manifest names splits; raises ManifestError where there is none."""
+        usable = np.array([label is not None for label in manifest.column("label")])
+        split = np.array([s or "" for s in manifest.column("split")])
+        if (split != "").any():
+            usable &= split == "test"
+        usable &= ~self.opened.bundle.is_trained_on(manifest.column("sha256"))
+        if not usable.any():
+            what = "labelled image, of split 'test' where it names splits, that the bundle has not learned from"
+            raise ManifestError(f"manifest: no {what}")
+        yield None, np.flatnonzero(usable)
+
+    def classifier(self, fold: int | None, labels: LabelSet) -> BundleClassifier:
+        """The bundle itself."""
+        if labels != self.opened.labels:
+            own = list(self.opened.labels.names)
+            raise MismatchError(f"{self.opened.bundle.folder}: has the classes {own}, not {list(labels.names)}")
+        return self.opened
+
+    def own_predictions(self, manifest: Manifest) -> None:
+        """A bundle keeps no table of predictions."""
+        return
 
 
 @cache

@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -16,18 +15,16 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from thoraclip.bundle.images import ImagePaths
 from thoraclip.bundle.opening import open_bundle
-from thoraclip.bundle.rows import FileTable, Row, Table, failed_row, json_line, row_of
+from thoraclip.bundle.rows import Row, Table, failed_row, json_line, row_of
 from thoraclip.engine import over_ray
 from thoraclip.errors import ConfigError, ImageError, InputError, MismatchError
-from thoraclip.imaging import DECODING
-from thoraclip.labels import LabelSet
 from thoraclip.runs import Progress
 from thoraclip.threads import in_order
 
 if TYPE_CHECKING:
     from thoraclip.bundle.runtime import BundleClassifier
 
-__all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "open_table", "require_one", "score"]
+__all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "require_one", "score"]
 
 _MOST_TOLD = 10
 _SHARD = 256
@@ -83,27 +80,6 @@ class ScoringSummary:
                 self.first_failed.append((row["path"], row["error"]))
 
 
-@contextmanager
-def open_table(
-    out: Path | IO[bytes] | None,
-    labels: LabelSet,
-    kind: str,
-    *,
-    fingerprint: str,
-    announce: Callable[[str], None] = lambda _: None,
-) -> Iterator[Table]:
-    """Where the rows go, as `csv` or `jsonl`: a file, which an earlier run of a bundle with the same fingerprint may
-    have begun, a binary stream, or a list for `None`. Raises what `FileTable` does."""
-    if isinstance(out, Path):
-        table: Table = FileTable(out, labels, kind, depends={"bundle": fingerprint, "decoding": DECODING})
-    else:
-        table = Table(labels, kind, out)
-    with table:
-        if table.resumed:
-            announce(f"{out}: goes on; {table.resumed} pictures were scored by an earlier run")
-        yield table
-
-
 def score(
     classifier: BundleClassifier,
     pictures: ImagePaths,
@@ -113,19 +89,17 @@ def score(
     engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> ScoringSummary:
-    """Score every picture once and write its row; one that cannot be decoded gets a row with the reason.
+    """Score every image once and write its row; one that cannot be decoded gets a row with the reason.
 
-    Two paths are the same picture where their folders are, with links and `..` resolved, and the file's name.
+    Two paths are the same image where their folders are, with links and `..` resolved, and the file's name. What the
+    table has from an earlier run is not scored again.
 
     Args:
-        pictures: in the order of the rows.
-        table: where the rows go; what it has from an earlier run is not scored again.
         threads: images at once, each decoded and scored in one thread; 0 for as many as there are cores.
         engine: who scores; `None` for threads of this process.
         progress: called with (files looked at, all of them), 0 for unknown.
 
-    Raises:
-        ConfigError, InputError: a negative number of threads; no image at all.
+    Raises ConfigError for a negative number of threads, InputError for no image at all.
     """
     if threads < 0:
         raise ConfigError(f"threads = {threads}: 1 or more are needed, or 0 for as many as there are cores")

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from thoraclip.dtypes import Masks, Singles
 from thoraclip.errors import ImageError, first_line
 from thoraclip.imaging import MAX_PIXELS, Preprocess, fit, read_bytes
-from thoraclip.imaging.codestream import refuse_many_scans
+from thoraclip.imaging.dicom import refuse_many_scans
 
 __all__ = ["fit_mask", "mask_problem", "read_mask"]
 

@@ -24,12 +24,8 @@ Heat = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class MapMethod:
-    """One entry of the registry.
-
-    Args:
-        module, function: where it is: `function(classifier, grey, class_index, *, seed) -> f32[S, S]`, signed.
-        needs_network: True where it looks inside; the others take any `Predictor`.
-    """
+    """Where a map is made: `function(classifier, grey, class_index, *, seed) -> f32[S, S]`, signed, in `module`. Those
+    that need no network take any `Predictor`."""
 
     module: str
     function: str

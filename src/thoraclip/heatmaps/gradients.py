@@ -47,10 +47,8 @@ def smoothgrad(classifier: Classifier, grey: Grey, class_index: int, *, seed: in
     """Gradient times input, averaged over 16 noisy copies (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825).
 
     The input is what blurring takes away from the picture, so that a flat region has no say whatever its grey; noise of
-    a tenth of the greys' range. Smoothed at the scale of a patch. `seed` is that of the noise.
-
-    Returns:
-        f32[S, S]; negative where it speaks against the class.
+    a tenth of the greys' range. Smoothed at the scale of a patch. `seed` is that of the noise. Returns f32[S, S],
+    negative where it speaks against the class.
     """
     unit, fill = _units(classifier, grey)
     generator = torch.Generator().manual_seed(seed)
@@ -64,10 +62,8 @@ def integrated_gradients(classifier: Classifier, grey: Grey, class_index: int, *
     eq. 3).
 
     The integral is taken at the midpoints of 16 equal steps, so that its sum is the difference of the log-odds up to
-    the error of that rule. Smoothed at the scale of a patch. `seed` is not used.
-
-    Returns:
-        f32[S, S], as in `smoothgrad`.
+    the error of that rule. Smoothed at the scale of a patch. `seed` is not used. Returns f32[S, S],
+    as `smoothgrad`.
     """
     unit, fill = _units(classifier, grey)
     shares = ((torch.arange(_SAMPLES, device=unit.device) + 0.5) / _SAMPLES)[:, None, None]

@@ -16,7 +16,6 @@ __all__ = ["colours", "display_size", "draw_overlay", "heat_layer", "outline_lay
 Grey = npt.NDArray[np.uint8]
 Heat = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _INFERNO = bytes.fromhex(
     "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754"
@@ -40,15 +39,10 @@ def display_size(height: int, width: int) -> tuple[int, int]:
 
 
 def spread(heat: Heat, spec: Preprocess, height: int, width: int) -> tuple[Heat, Mask]:
-    """Lay a map of the network's input over the picture that the input was made of: the inverse of `imaging.fit`.
+    """Lay a map f32[S, S] of the network's input over the image that `imaging.fit` made the input of; its inverse.
 
-    Args:
-        heat: f32[S, S].
-        spec: the geometry that made the input.
-        height, width: of the picture, or of its display: the aspect ratio counts.
-
-    Returns:
-        f32[height, width], 0 where the network sees nothing, and bool[height, width], False there (`crop` cuts it off).
+    Returns f32[height, width] (an image's or its display's), 0 where the network sees nothing, and bool[height, width],
+    False there (`crop` cuts it off).
     """
     side = spec.size
     whole = np.ones((height, width), dtype=bool)
@@ -83,12 +77,9 @@ def draw_overlay(
 ) -> Image.Image:
     """The radiograph, beside it the same with the map over it, beside that the text; lungs are outlined in both. RGB.
 
-    Args:
-        grey: u8[H, W], at the size of `display_size`.
-        heat: f32[H, W], 0 or larger; the hottest pixel gets the end of the scale, pixels without evidence no colour.
-        headline, lines, footer: the text; one thing a line, wrapped.
-        lungs: bool[H, W]; nothing set for no outline.
-        seen: bool[H, W]; what the network does not see is shaded.
+    All are of `display_size`: the radiograph u8[H, W]; the map f32[H, W], 0 or larger, whose hottest pixel gets the end
+    of the scale; the lungs bool[H, W], nothing set for no outline; what the network sees bool[H, W], the rest is
+    shaded.
     """
     colour, cover = _painted(heat)
     opacity = (_OPACITY * cover)[..., None]
@@ -171,7 +162,7 @@ def _draw_text(headline: str, lines: Sequence[str], footer: str, least_height: i
     return image
 
 
-def _wrapped(text: str, font: Font, room: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> list[str]:
     """Lines that fit; a word that does not is cut."""
     lines: list[str] = []
     for word in text.split():

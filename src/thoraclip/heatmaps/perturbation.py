@@ -52,10 +52,8 @@ def occlusion(predictor: Predictor, grey: Grey, class_index: int, *, seed: int =
 
     Patches of a seventh of the side slide by half of theirs, over the borders too. A pixel gets the mean fall over the
     patches that cover it, weighted by how near their centres are (bilinear), so that the map has no steps. The picture
-    is scored about 250 times. `seed` is not used.
-
-    Returns:
-        f32[S, S] in nats; negative where the patch speaks against the class.
+    is scored about 250 times. `seed` is not used. Returns f32[S, S] in nats, negative where the patch speaks against
+    the class.
     """
     side, fill = grey.shape[0], blurred(grey)
     patch = max(1, round(_PATCH_SHARE * side))

@@ -40,29 +40,17 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one map says of one picture, at the size of `overlay.display_size`.
+    """What one map says of one picture, at the size of `overlay.display_size`."""
 
-    Args:
-        label: the class that is explained.
-        scores: probability of every class.
-        method: a name in `MAPS`.
-        grey: u8[H, W], the picture.
-        heat: f32[H, W], 0 or larger: evidence for the class.
-        seen: bool[H, W]: what the network sees.
-        lungs: bool[H, W]; nothing set where none were found.
-        lungs_from: `given mask`, `estimated`, or `not found: ` and why the estimate is implausible.
-        note: which classifier spoke.
-    """
-
-    label: str
-    scores: dict[str, float]
-    method: str
-    grey: Grey
-    heat: npt.NDArray[np.float32]
-    seen: Mask
-    lungs: Mask
-    lungs_from: str
-    note: str
+    label: str  # the class that is explained
+    scores: dict[str, float]  # probability of every class
+    method: str  # a name in `MAPS`
+    grey: Grey  # u8[H, W], the image
+    heat: npt.NDArray[np.float32]  # f32[H, W], 0 or larger: evidence for the class
+    seen: Mask  # bool[H, W]: what the network sees
+    lungs: Mask  # bool[H, W]; nothing set where none were found
+    lungs_from: str  # `given mask`, `estimated`, or `not found: ` and why the estimate is implausible
+    note: str  # which classifier spoke
 
     @property
     def predicted(self) -> str:
@@ -96,18 +84,17 @@ def require_png(path: Path) -> None:
 
 
 def explain_picture(classifier: Predictor, image: Path, *, mask: Path | None = None, **options: Any) -> Explanation:
-    """Score a picture and map the evidence for a class.
+    """Score a PNG, JPEG or DICOM file and map the evidence for a class; `options` as in `explain_pixels`.
 
-    Args:
-        classifier, options: as in `explain_pixels`.
-        image: PNG, JPEG or DICOM.
-        mask: lung mask of this very picture; None estimates the lungs.
-
-    Raises:
-        ConfigError: see `explain_pixels`.
-        ImageError: the picture or the mask cannot be decoded, or the mask is of another shape or tells nothing apart.
+    The lungs are those of a mask file of this very image, or, for None, an estimate. Raises ConfigError for no such
+    class or method, ImageError where the image or the mask cannot be decoded, or the mask is of another shape or tells
+    nothing.
     """
-    _require_known(classifier, options.get("class_name", ""), options.get("method", ""))
+    method, name, names = options.get("method", ""), options.get("class_name", ""), classifier.labels.names
+    if method and method not in MAPS:
+        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
+    if name and name not in names:
+        raise ConfigError(f"--class: '{name}' is not one of the classes{did_you_mean(name, names)}")
     pixels = decode(image).pixels
     lungs = None if mask is None else read_mask(mask, pixels.shape)
     problem = None if lungs is None else mask_problem(lungs)
@@ -126,21 +113,12 @@ def explain_pixels(
     note: str = "",
     seed: int = 0,
 ) -> Explanation:
-    """Score a decoded picture and map the evidence for a class.
+    """Score a decoded image u8[H, W] and map the evidence for a class; `classifier` and `seed` as in `heat_map`.
 
-    Args:
-        classifier: as in `heat_map`.
-        pixels: u8[H, W], by `imaging.decode`.
-        class_name: empty for the predicted class.
-        method: a name in `MAPS`; empty for `default_map`.
-        lungs: bool[H, W], given; None estimates them.
-        note: which classifier this is; shown.
-        seed: of methods that draw something.
-
-    Raises:
-        ConfigError: no such class or method, or a method that this network cannot be asked with.
+    An empty `class_name` is the predicted class, an empty `method` that of `default_map`. Without `lungs` bool[H, W]
+    they are estimated. `note` says which classifier this is. Raises ConfigError for a method that this network cannot
+    be asked with.
     """
-    _require_known(classifier, class_name, method)
     method, names, lungs_from = method or default_map(classifier), classifier.labels.names, "given mask"
     if lungs is None:
         lungs, reason = estimate_lungs(pixels)
@@ -164,24 +142,12 @@ def explain_pixels(
     )
 
 
-def _require_known(classifier: Predictor, class_name: str, method: str) -> None:
-    if method and method not in MAPS:
-        raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
-    names = classifier.labels.names
-    if class_name and class_name not in names:
-        raise ConfigError(f"--class: '{class_name}' is not one of the classes{did_you_mean(class_name, names)}")
-
-
 def write_overlay(path: Path, explanation: Explanation) -> None:
-    """Write the sheet as PNG, with its numbers as JSON in the file's text `thoraclip`.
-
-    Raises:
-        InputError: the name does not end in `.png`, or it cannot be written there.
-    """
+    """Write the sheet as PNG, with its numbers as JSON in the file's text `thoraclip`; raises InputError where the name
+    does not end in `.png`, or it cannot be written there."""
     require_png(path)
-    sheet = overlay_png(explanation)
     with atomic_open(path) as stream:
-        stream.write(sheet)
+        stream.write(overlay_png(explanation))
 
 
 def overlay_png(e: Explanation) -> bytes:

@@ -13,20 +13,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
-from thoraclip.imaging.codestream import refuse_many_scans
-from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom
+from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom, refuse_many_scans
 
-__all__ = [
-    "DECODING",
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "Grey",
-    "Radiograph",
-    "decode",
-    "is_image_name",
-    "read_bytes",
-    "told_by_name",
-]
+__all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "is_image_name", "read_bytes", "told_by_name"]
 
 Grey = npt.NDArray[np.uint8]
 
@@ -80,11 +69,8 @@ def told_by_name(name: str) -> bool | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        ImageError: missing, unreadable, a device or a pipe, or larger than 512 MiB.
-    """
+    """The content of a regular file; raises ImageError where it is missing, unreadable, a device or a pipe, or larger
+    than 512 MiB."""
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):

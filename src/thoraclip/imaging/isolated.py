@@ -39,10 +39,8 @@ _idle: list[subprocess.Popen[bytes]] = []
 def decode_apart(data: bytes, plugin: str) -> npt.NDArray[np.integer[Any]]:
     """Stored values of a DICOM file's only frame, decoded by a plugin of pydicom in another process.
 
-    A helper that another file has left in disorder may die of this one: a crash counts only in a fresh helper.
-
-    Raises:
-        ImageError: the decoder refused the data, crashed, or took more than 4 GiB or a minute.
+    A helper that another file has left in disorder may die of this one: a crash counts only in a fresh helper. Raises
+    ImageError where the decoder refused the data, crashed, or took more than 4 GiB or a minute.
     """
     begin, is_fresh = time.monotonic(), False
     while True:

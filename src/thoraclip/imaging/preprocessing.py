@@ -80,11 +80,8 @@ def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling
 
 
 def fit(pixels: Grey, spec: Preprocess) -> Grey:
-    """Bring u8[H, W] to u8[size, size] by the spec's geometry.
-
-    Raises:
-        ImageError: geometry `crop` would blow a strip up to more than 100 megapixels.
-    """
+    """Bring u8[H, W] to u8[size, size] by the spec's geometry; raises ImageError where `crop` would blow a strip up to
+    more than 100 megapixels."""
     image = Image.fromarray(pixels)
     resample = _RESAMPLE[spec.resample]
     if spec.geometry == "squash":

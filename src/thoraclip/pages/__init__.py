@@ -24,14 +24,9 @@ __all__ = ["counted", "environment", "escape_markdown", "picture_or_reason", "sh
 
 @cache
 def environment(package: str, *, html: bool, **filters: Callable[..., str]) -> Environment:
-    """Jinja's environment for the `templates/` of a package, with the shared ones behind them; the same one for the
-    same arguments, so that each template is compiled once.
-
-    Args:
-        package: such as `thoraclip.evaluation`.
-        html: escape what is put into the page.
-        filters: the package's own, by name.
-    """
+    """Jinja's environment for the `templates/` of a package (such as `thoraclip.evaluation`) and its own filters, with
+    the shared ones behind them; the same one for the same arguments, so that each template is compiled once. `html`:
+    escape what is put into the page."""
     shared = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("thoraclip.pages")]),
         autoescape=html,

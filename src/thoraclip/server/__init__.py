@@ -1,6 +1,6 @@
 """A bundle behind HTTP: an API, and a page. No torch, nothing on disk, no patient data in logs.
 
-    request --guard.Journal--> --guard.Guard--> app --intake--> bytes --batch_queue--> classifier --> answers
+    request --guard.Journal--> --guard.Guard--> app --guard--> bytes --batch_queue--> classifier --> answers
                 |                   |                                     |
          id, log line,        token, size,                    bounded queue, micro-batches,
            metrics                time                          a deadline for each image

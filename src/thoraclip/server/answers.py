@@ -17,8 +17,7 @@ from thoraclip.errors import ImageError
 from thoraclip.heatmaps.overlay import heat_layer, outline_layer
 from thoraclip.heatmaps.picture import Explanation
 from thoraclip.server.batch_queue import METHODS, BatchQueue
-from thoraclip.server.limits import MEGA
-from thoraclip.server.problems import reason_of
+from thoraclip.server.limits import MEGA, reason_of
 
 __all__ = [
     "NOTE",
@@ -184,28 +183,19 @@ def _one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError,
             Neighbour(label=one.label, similarity=one.similarity, picture=_data_uri(one.grey))
             for one in thumbnails.nearest(result.features, count=neighbours)
         ]
-    return OnePicture(
-        index=index,
-        label=result.label,
-        scores=result.scores,
-        set=None if result.set is None else list(result.set),
-        ood=result.ood,
-        ood_score=result.ood_score,
-        neighbours=near,
-        error=None,
-    )
+    said: dict[str, Any] = {name: getattr(result, name) for name in ("label", "scores", "set", "ood", "ood_score")}
+    return OnePicture(index=index, neighbours=near, error=None, **said)
 
 
 def explained(queue: BatchQueue, prediction: Prediction, shown: Explanation, *, neighbours: int = 0) -> Explained:
     """The answer to an image whose evidence was asked for."""
+    names = ("method", "evidence_in_lungs", "lung_area", "lungs_from")
+    said: dict[str, Any] = {name: getattr(shown, name) for name in names}
     return Explained(
+        **said,
         bundle=_about(queue),
         prediction=_one_picture(queue, 0, prediction, neighbours=neighbours),
         explained=shown.label,
-        method=shown.method,
-        evidence_in_lungs=shown.evidence_in_lungs,
-        lung_area=shown.lung_area,
-        lungs_from=shown.lungs_from,
         picture=_data_uri(shown.grey),
         heat=_data_uri(heat_layer(shown.heat, shown.seen)),
         outline=_data_uri(outline_layer(shown.lungs)) if shown.lungs.any() else None,

@@ -1,35 +1,46 @@
-"""The API: FastAPI over a batch queue for each bundle."""
+"""The API: FastAPI over a batch queue for each bundle; and the page at `/`: static files, and synthetic radiographs to
+try. All answers of the page come from the API."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.resources import files
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
+from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from thoraclip.bundle.format import CARD
+from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps.picture import overlay_png
 from thoraclip.server import answers, openapi
 from thoraclip.server.batch_queue import METHODS, BatchQueue
-from thoraclip.server.guard import Guard, Journal
-from thoraclip.server.intake import read_pictures
-from thoraclip.server.limits import Limits
-from thoraclip.server.metrics import Metrics
-from thoraclip.server.page import PHANTOMS, page_router
-from thoraclip.server.problems import RefusedError, problem, reason_of
+from thoraclip.server.guard import Guard, Journal, read_pictures
+from thoraclip.server.limits import Limits, RefusedError, problem, reason_of
+from thoraclip.server.monitoring import Metrics
 
 __all__ = ["ServerState", "create_app"]
 
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_FILES = ("page.css", "page.js", "words.js", "nodes.js")
+_PHANTOMS = 12  # synthetic radiographs to try
+_PHANTOM_SIDE = 384
 _DESCRIPTION = f"""Frontal chest X-rays in, calibrated probabilities out. **{answers.NOTE}**
 
 A request is held in memory and gone with its answer. No name of a file is looked at; answers come in the order of the
@@ -64,9 +75,7 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
     """The app; whoever starts it stops it, and its queues with it.
 
     Args:
-        state: shared by the handlers.
-        token: that every client must bring, as `Authorization: Bearer TOKEN` or as the password of a browser; empty for
-            none.
+        token: that every client must bring, as `Authorization: Bearer TOKEN` or a browser's password; empty for none.
         origins: of pages on other hosts that may ask (CORS).
     """
 
@@ -89,7 +98,7 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
     app.include_router(_pictures)
     app.include_router(_server)
     if state.has_page:
-        app.include_router(page_router)
+        app.include_router(_page)
     labels = dict.fromkeys(name for queue in state.queues for name in queue.classifier.labels.names)
     choices = {"bundle": [queue.name for queue in state.queues], "class": list(labels), "method": METHODS}
     openapi.add_document(app, choices)
@@ -133,6 +142,7 @@ ClassName = Annotated[str, Query(alias="class", description=_EXPLAINED)]
 
 _pictures = APIRouter(tags=["pictures"])
 _server = APIRouter(tags=["the server"])
+_page = APIRouter(include_in_schema=False)
 
 
 @_pictures.post(
@@ -189,7 +199,7 @@ async def explain(
 @_server.get("/v1/bundles", summary="The bundles that answer")
 async def bundles(server: Shared) -> list[answers.BundleFacts]:
     """The first one answers where none is named."""
-    phantoms = PHANTOMS if server.has_page else 0
+    phantoms = _PHANTOMS if server.has_page else 0
     return [answers.bundle_facts(queue, phantoms=phantoms) for queue in server.queues]
 
 
@@ -228,3 +238,31 @@ async def ready(server: Shared, response: Response) -> answers.State:
 async def metrics(server: Shared) -> Response:
     """Requests, pictures, classes and queues; nothing of a picture."""
     return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@_page.api_route("/", methods=["GET", "HEAD"])
+def index() -> Response:
+    """The page."""
+    return _static("index.html")
+
+
+@_page.api_route("/page/{file}", methods=["GET", "HEAD"])
+def page_file(file: str) -> Response:
+    """A script or style of the page, or `phantom-N.png`, a synthetic radiograph."""
+    if file in _FILES:
+        return _static(file)
+    phantoms = [f"phantom-{number}.png" for number in range(_PHANTOMS)]
+    if file in phantoms:
+        number, stream = phantoms.index(file), io.BytesIO()
+        rng, label = np.random.default_rng(1000 + number), CLASSES[number % len(CLASSES)]
+        drawn = draw_phantom(label, rng=rng, size=_PHANTOM_SIDE, difficulty=0.0)
+        Image.fromarray(drawn.pixels).save(stream, format="PNG")
+        return Response(stream.getvalue(), media_type="image/png", headers={"cache-control": "no-cache"})
+    raise RefusedError(404, "Not Found")
+
+
+def _static(name: str) -> Response:
+    content = (files(__package__) / "static" / name).read_bytes()
+    kind = f"{_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
+    headers = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-cache"}
+    return Response(content, media_type=kind, headers=headers)

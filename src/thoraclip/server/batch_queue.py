@@ -25,9 +25,8 @@ from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps import MAPS
 from thoraclip.heatmaps.picture import Explanation, explain_pixels
 from thoraclip.imaging import decode, fit
-from thoraclip.server.limits import MEGA, Limits
-from thoraclip.server.metrics import Metrics
-from thoraclip.server.problems import RefusedError
+from thoraclip.server.limits import MEGA, Limits, RefusedError
+from thoraclip.server.monitoring import Metrics
 from thoraclip.threads import cores
 
 __all__ = ["METHODS", "BatchQueue"]
@@ -39,14 +38,8 @@ METHODS = tuple(name for name, method in MAPS.items() if not method.needs_networ
 
 
 class BatchQueue:
-    """Answers for one bundle; any number of requests may ask at once.
-
-    Args:
-        classifier: of the bundle.
-        name: by which clients know the bundle.
-        limits, metrics: of the server.
-        threads: that decode and predict; 0 for as many as there are cores.
-    """
+    """Answers for one bundle, by the name that clients know it by; any number of requests may ask at once. `threads`
+    decode and predict; 0 for as many as there are cores."""
 
     def __init__(
         self, classifier: BundleClassifier, *, name: str, limits: Limits, metrics: Metrics, threads: int = 0
@@ -105,12 +98,8 @@ class BatchQueue:
     ) -> tuple[Prediction, Explanation]:
         """What the bundle says of an image, and where it sees evidence for a class; the scores of both are the same.
 
-        An empty class is the predicted one, an empty method the first of `METHODS`.
-
-        Raises:
-            RefusedError: too many explanations wait already, or this one has waited for longer than the limit (429); it
-                takes longer than the limit (422).
-            ImageError, ConfigError: the image cannot be read; no such class or method.
+        An empty class is the predicted one, an empty method the first of `METHODS`. Raises RefusedError as `predict`
+        does, ImageError or ConfigError where the image cannot be read, and for no such class or method.
         """
         names = self.classifier.labels.names
         if class_name and class_name not in names:

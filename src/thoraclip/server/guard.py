@@ -1,8 +1,9 @@
-"""Two layers of ASGI around the app.
+"""Two layers of ASGI around the app, and the images that a request brings it.
 
 `Journal`, the outer one, gives every answer an id, safe headers, a log line and a place in the metrics, and turns an
 uncaught exception into a 500 without details. `Guard` refuses a client without the token, and a body that is too large,
-too slow, or too much beside all others.
+too slow, or too much beside all others. `read_pictures` holds images in memory: names that a client gives them are
+ignored, and nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import time
 import uuid
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thoraclip.server.limits import MEGA, Limits
-from thoraclip.server.logs import log_event
-from thoraclip.server.metrics import Metrics
-from thoraclip.server.problems import CROSS_SITE, RefusedError, problem
+from thoraclip.server.limits import CROSS_SITE, MEGA, Limits, RefusedError, problem
+from thoraclip.server.monitoring import Metrics, log_event
 
-__all__ = ["Guard", "Journal"]
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+__all__ = ["MEDIA_TYPES", "Guard", "Journal", "read_pictures"]
 
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -39,6 +43,8 @@ _OPEN = ("/health", "/ready")  # probes of the process: need no token, and would
 _CLOSE = {"connection": "close"}
 _LINGER_SECONDS = 10.0  # a refused upload is read on, so that the client finds the answer and not a broken pipe
 _OTHER = "other"
+MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")  # of a body
+_FORM = "multipart/form-data"
 
 
 class Journal:
@@ -92,13 +98,7 @@ class Journal:
 
 
 class Guard:
-    """See the module.
-
-    Args:
-        app: the inner application.
-        limits, metrics: of the server.
-        token, origins: see `create_app`.
-    """
+    """See the module; for `token` and `origins`, `create_app`."""
 
     def __init__(
         self, app: ASGIApp, limits: Limits, metrics: Metrics, *, token: str = "", origins: Collection[str] = ()
@@ -194,3 +194,40 @@ def _secret(authorization: str) -> bytes:
         with suppress(ValueError):
             return base64.b64decode(value, validate=True).partition(b":")[2]
     return b""
+
+
+async def read_pictures(request: Request, limits: Limits) -> list[bytes]:
+    """The body as one image, or every part of a form as one; raises RefusedError for another media type, a damaged
+    form, no part, or too many. What is too large or too slow is refused by `Guard`."""
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    media_type = kind.decode("latin-1").lower()
+    if media_type in MEDIA_TYPES:
+        return [await request.body()]
+    if media_type != _FORM:
+        raise RefusedError(415, f"the content type must be {_FORM} or one of {', '.join(MEDIA_TYPES)}")
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise RefusedError(400, "the content type names no boundary; let the client's library make the form")
+    parts, ends = list[bytearray](), list[bool]()
+
+    def begin() -> None:
+        if len(parts) == limits.files:
+            raise RefusedError(413, f"more than {limits.files} pictures in one request; send several requests")
+        parts.append(bytearray())
+
+    def add(data: bytes, start: int, end: int) -> None:
+        parts[-1] += data[start:end]
+
+    try:
+        events: MultipartCallbacks = {"on_part_begin": begin, "on_part_data": add, "on_end": lambda: ends.append(True)}
+        parser = MultipartParser(boundary, events)
+        async for chunk in request.stream():
+            parser.write(chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise RefusedError(400, "the form is damaged; send multipart/form-data with its boundary") from error
+    if not ends:
+        raise RefusedError(400, "the form ends before its last boundary; send all of it")
+    if not parts:
+        raise RefusedError(422, "the form has no picture; send one or more")
+    return [bytes(part) for part in parts]

@@ -1,15 +1,24 @@
-"""How much a server takes upon itself."""
+"""How much a server takes upon itself, and how it refuses the rest: RFC 9457 problem details."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from thoraclip.errors import ConfigError
 
-__all__ = ["MEGA", "Limits"]
+__all__ = ["CROSS_SITE", "MEDIA_TYPE", "MEGA", "Limits", "RefusedError", "problem", "reason_of"]
 
 MEGA = 1_000_000
+MEDIA_TYPE = "application/problem+json"
+CROSS_SITE = "asked by a page of another site; start the server with --allow-origin to let it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +59,33 @@ class Limits:
         if self.megabytes > self.held_megabytes:
             rule = f"no more than can be held ({self.held_megabytes})"
             raise ConfigError(f"megabytes = {self.megabytes}: {rule}; raise held_megabytes, or lower megabytes")
+
+
+class RefusedError(HTTPException):
+    """A request that is not served: the reason and the remedy in one line, and, in `pictures`, the reason of each image
+    that cannot be read: `{"index": 0, "error": "..."}`."""
+
+    def __init__(
+        self,
+        status_code: int,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        pictures: list[Any] | None = None,
+    ) -> None:
+        super().__init__(status_code, detail, headers)
+        self.pictures = pictures
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be read, without a name for it: the request has none."""
+    return str(error).removeprefix("image: ")
+
+
+def problem(error: HTTPException) -> Response:
+    """The response to an error."""
+    status, pictures = error.status_code, getattr(error, "pictures", None)
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": error.detail}
+    if pictures:
+        content["pictures"] = pictures
+    return Response(json.dumps(content), status, headers=error.headers, media_type=MEDIA_TYPE)

@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from thoraclip.server.answers import NOTE, Problem
-from thoraclip.server.intake import MEDIA_TYPES
-from thoraclip.server.problems import CROSS_SITE, MEDIA_TYPE
+from thoraclip.server.guard import MEDIA_TYPES
+from thoraclip.server.limits import CROSS_SITE, MEDIA_TYPE
 
 __all__ = ["EXPLAIN", "EXPLAINED", "PREDICT", "PREDICTED", "SOME_PROBLEMS", "add_document", "refusals"]
 
@@ -89,12 +89,8 @@ EXPLAIN = _operation("One part, the picture.", EXPLAINED, "image/png", maxItems=
 
 
 def add_document(app: FastAPI, choices: Mapping[str, Sequence[str]]) -> None:
-    """Add the schema of problems, and what some parameters may be, to the app's OpenAPI document.
-
-    Args:
-        app: all its routes are there.
-        choices: name of a parameter -> its values, beside the default.
-    """
+    """Add the schema of problems, and what some parameters may be (`choices`: name -> values beside the default), to
+    the OpenAPI document of an app that has all its routes."""
     generate = app.openapi
 
     def document() -> dict[str, Any]:

@@ -25,10 +25,8 @@ from thoraclip.server.answers import NOTE
 from thoraclip.server.app import ServerState, create_app
 from thoraclip.server.batch_queue import BatchQueue
 from thoraclip.server.guard import Journal
-from thoraclip.server.limits import Limits
-from thoraclip.server.logs import log_event, set_up_logs
-from thoraclip.server.metrics import Metrics
-from thoraclip.server.problems import RefusedError, problem
+from thoraclip.server.limits import Limits, RefusedError, problem
+from thoraclip.server.monitoring import Metrics, log_event, set_up_logs
 
 __all__ = ["is_loopback", "listen", "read_token", "serve_bundles"]
 
@@ -36,11 +34,8 @@ _LEAST_TOKEN = 16
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 for any that is free.
-
-    Raises:
-        InputError: no such host, or somebody else listens there.
-    """
+    """A socket that listens; port 0 for any that is free. Raises InputError for no such host, or where somebody else
+    listens."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)
@@ -59,11 +54,8 @@ def is_loopback(place: socket.socket) -> bool:
 
 
 def read_token(file: Path | None) -> str:
-    """The token of a file, or of the environment's `THORACLIP_TOKEN`; empty for none.
-
-    Raises:
-        InputError: the file cannot be read, or holds no token.
-    """
+    """The token of a file, or of the environment's `THORACLIP_TOKEN`; empty for none. Raises InputError where the file
+    cannot be read, or holds no token."""
     if file is None and not (told := os.environ.get("THORACLIP_TOKEN", "")):
         return ""
     where = "THORACLIP_TOKEN" if file is None else str(file)
@@ -90,14 +82,8 @@ def serve_bundles(
     with_page: bool = True,
     started: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what is in flight is answered first. See `api.deployment.serve` for the rest.
-
-    Args:
-        folders: of the bundles; the first answers where none is named.
-        place: where it listens.
-        threads: for each bundle.
-        started: gets the address once it answers.
-    """
+    """Serve until SIGTERM or SIGINT, answering what is in flight first. The first bundle answers where none is named;
+    `started` gets the address once it answers; for the rest see `api.deployment.serve`."""
     return_freed_memory()
     metrics, queues = Metrics(), list[BatchQueue]()
     for folder in folders:
