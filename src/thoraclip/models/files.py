@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from thoraclip.errors import InputError, ModelError, did_you_mean, first_line
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "adapter_folders",
     "description",
+    "fingerprint",
     "locate",
     "preprocessor_json",
     "read_about",
@@ -158,6 +160,15 @@ def stored_folder(model: str) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
+def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:
+    """SHA-256 over name, shape and fp32 bytes of weights, which must come in the order of their names."""
+    hasher = hashlib.sha256()
+    for name, weight in weights:
+        hasher.update(f"{name}{weight.shape}".encode())
+        hasher.update(np.ascontiguousarray(weight, dtype=np.float32).tobytes())
+    return hasher.hexdigest()
+
+
 def stored_fingerprint(folder: Path) -> str | None:
     """`checkpoint.weights_fingerprint` of the network that the `model.safetensors` of a folder fills, from the file
     alone.
@@ -165,17 +176,12 @@ def stored_fingerprint(folder: Path) -> str | None:
     It is the network's where the file has the architecture's own names; where it does not, it is no network's
     fingerprint. `None` where there is no such file, or numbers that NumPy does not have.
     """
-    hasher = hashlib.sha256()
     try:
         with safe_open(folder / "model.safetensors", framework="numpy") as file:
-            for name in sorted(file.keys()):
-                if not name.endswith("position_ids"):  # a buffer of old files, see `checkpoint.load_model`
-                    weight = file.get_tensor(name)
-                    hasher.update(f"{name}{tuple(weight.shape)}".encode())
-                    hasher.update(np.ascontiguousarray(weight, dtype=np.float32).tobytes())
+            names = sorted(n for n in file.keys() if not n.endswith("position_ids"))  # noqa: SIM118  see `load_model`
+            return fingerprint((name, file.get_tensor(name)) for name in names)
     except (OSError, SafetensorError, TypeError):  # the last one for bf16
         return None
-    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
