@@ -21,7 +21,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import load_dual_encoder
-from thoraclip.models.heads import LinearHead, Standardiser
+from thoraclip.models.heads import LinearHead
 
 LABELS = LabelSet(("a", "b", "c"))
 SPEC_32 = Preprocess(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -31,11 +31,10 @@ GREYS = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
 def classifier(model: str, features: str, seed: int = 0) -> EncoderClassifier:
     encoder, rng = load_dual_encoder(model, precision="fp32", device="cpu"), np.random.default_rng(seed)
     width = encoder.encode_greys(GREYS[:1])[features == "projected"].shape[1]
-    scale = Standardiser(rng.normal(size=width).astype(np.float32), rng.uniform(0.5, 2, width).astype(np.float32))
+    mean, scale = rng.normal(size=width).astype(np.float32), rng.uniform(0.5, 2, width).astype(np.float32)
     weight = rng.normal(size=(3, width)).astype(np.float32)
-    return EncoderClassifier(
-        encoder, LinearHead(LABELS, scale, weight, rng.normal(size=3).astype(np.float32)), features
-    )
+    head = LinearHead(LABELS, mean, scale, weight, rng.normal(size=3).astype(np.float32))
+    return EncoderClassifier(encoder, head, features)
 
 
 @pytest.mark.parametrize(

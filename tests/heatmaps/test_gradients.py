@@ -19,7 +19,7 @@ from thoraclip.heatmaps.perturbation import blurred, log_odds
 from thoraclip.models.backbones import Backbone, load_backbone
 from thoraclip.models.classifiers import EncoderClassifier
 from thoraclip.models.dual_encoder import load_dual_encoder
-from thoraclip.models.heads import LinearHead, Standardiser
+from thoraclip.models.heads import LinearHead
 
 KINDS = (*CLASSIFIERS, *FAMILIES)
 GREY = noise(32)
@@ -110,7 +110,7 @@ def test_an_encoder_with_a_head_is_explained_as_the_same_tower(networks: dict[st
     weight, bias = (p.detach().numpy() for p in (linear.weight, linear.bias))  # type: ignore[operator]
     scale = np.linspace(0.5, 2, weight.shape[1]).astype(np.float32)
     mean = np.linspace(-1, 1, weight.shape[1]).astype(np.float32)
-    head = LinearHead(LABELS, Standardiser(mean, scale), weight * scale, bias + weight @ mean)
+    head = LinearHead(LABELS, mean, scale, weight * scale, bias + weight @ mean)
     other: Any = EncoderClassifier(encoder, head, "pooled")
     for method in MAPS:
         a, b = (heat_map(c, GREY, 1, method=method) for c in (tower, other))

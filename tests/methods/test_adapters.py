@@ -14,7 +14,7 @@ from thoraclip.errors import InputError, LeakError, ManifestError, ModelError
 from thoraclip.methods.adapters import by_adapter, follow_adapter, refuse_trained_on, with_adapter
 from thoraclip.methods.encoders import EncoderConfig
 from thoraclip.methods.running import Part
-from thoraclip.models.files import AdapterNote, write_note
+from thoraclip.models.files import write_about
 from thoraclip.tables.manifest import Manifest
 
 
@@ -40,7 +40,7 @@ def write_adapter(folder: Path, *, trained: Sequence[int] = (), chosen: Sequence
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     if note:
         facts = {"trained_on": [f"c{i}" for i in trained], "chosen_on": [f"c{i}" for i in chosen]}
-        write_note(folder, AdapterNote(base="x", log_scale=1.0, bias=0.0, facts=facts))
+        write_about(folder, base="x", log_scale=1.0, bias=0.0, facts=facts)
     return folder
 
 

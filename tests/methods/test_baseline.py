@@ -136,7 +136,7 @@ def test_a_run_leaves_a_network_per_fold_and_every_image_one_score(
         greys = pixel_cache(manifest, backbone.preprocess, tmp_path / "px").arrays["pixels"][rows]
         again = backbone.predict(backbone.expand(np.array(greys)).numpy())
         assert np.abs(again - predictions.scores[rows]).max() < 1e-5
-        facts = read_trained_note(folder / "model")["facts"]
+        facts = read_trained_note(folder / "model")[2]
         held = {manifest.column("sha256")[row] for row in rows}
         assert not held & {*facts["trained_on"], *facts["chosen_on"]}
 
@@ -334,7 +334,7 @@ def test_the_best_weights_are_kept_and_waiting_has_an_end(
     patience = 0 if select == "last" else 2
     config = config_of(models["vit"], steps=4, validate_every=1, patience=patience, learning_rate=0.01, select=select)
     run_method("baseline", config, split_manifest, tmp_path / "run")
-    facts = read_trained_note(tmp_path / "run" / "model")["facts"]
+    facts = read_trained_note(tmp_path / "run" / "model")[2]
     assert (facts["step"], facts["steps"]) == (step, steps)
     kept = load_trained(tmp_path / "run" / "model", precision="fp32", device="cpu").network.state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in seen[step].items())

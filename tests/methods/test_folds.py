@@ -127,6 +127,19 @@ def fit(training: FoldTraining[Any], toy: Toy) -> TrainingProgress:
     return steps.run(toy, validate)
 
 
+def test_the_best_weights_can_be_restored(tmp_path: Path) -> None:
+    training, toy = training_of(config_of(steps=3, validate_every=1), tmp_path), Toy(iter([0.1, 0.5, 0.3, 0.2]))
+    steps = Steps(training, training.sampler(), toy.optimizer, toy.state)
+    start = {name: p.detach().clone() for name, p in toy.state.items()}
+    steps.restore_best()
+    assert all(torch.equal(toy.state[name], value) for name, value in start.items()), "none was chosen yet"
+    done = steps.run(toy, lambda: steps.keep_best(steps.log_validation(toy.validate())["val_macro_f1"]))
+    assert done.best_step == 1 and not any(torch.equal(toy.state[name], value) for name, value in done.best.items())
+    steps.restore_best()
+    assert all(torch.equal(toy.state[name], value) for name, value in done.best.items())
+    assert all(p.requires_grad for p in toy.state.values())
+
+
 F1 = [0.1, 0.5, 0.3, 0.5, 0.4, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
 """Of the validations, the first one before any step."""
 

@@ -24,7 +24,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, baseline, predictors, probe, zeroshot
 from thoraclip.methods.predictors import Chosen, FinishedRun, choose_classifier, find_manifest, load_chosen, read_run
 from thoraclip.methods.running import pooled_predictions
-from thoraclip.models.heads import LinearHead, Standardiser, write_head
+from thoraclip.models.heads import LinearHead, write_head
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import write_predictions
 
@@ -275,7 +275,7 @@ def test_each_kind_loads_the_classifier_of_the_fold(
         if kind == "probe":
             weight = np.array([[1, 2], [3, 4]], np.float32)
             file = run.folder / ("head.safetensors" if fold is None else "head-fold-1.safetensors")
-            write_head(file, LinearHead(LABELS, Standardiser.identity(2), weight, np.zeros(2, np.float32)))
+            write_head(file, LinearHead.unscaled(LABELS, weight))
         found, used = run.classifier(fold, LABELS), asked.pop()
         assert not asked and found.labels == LABELS
         place = run.folder if fold is None else run.folder / "fold-1"

@@ -206,7 +206,7 @@ def test_each_fold_is_scored_by_the_head_that_never_saw_it(manifest: Manifest, c
         rows = np.flatnonzero(fold == number)
         np.testing.assert_allclose(predictions.scores[rows], head.predict(np.asarray(features[rows])), atol=1e-12)
         train = features[np.flatnonzero(fold != number)]
-        np.testing.assert_allclose(head.standardiser.mean, train.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(head.mean, train.mean(axis=0), atol=1e-5)
     run_method("probe", config, manifest, tmp_path / "again", cache=cache)
     assert files(tmp_path / "again") == files(tmp_path / "run")
 

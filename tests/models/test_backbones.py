@@ -80,7 +80,7 @@ def test_a_saved_network_comes_back(kind: str, checkpoints: dict[str, Path], tmp
     again, expected = load_trained(tmp_path / "one", precision="fp32", device="cpu"), found.predict(PIXELS.numpy())
     assert (again.labels, again.preprocess) == (LABELS, found.preprocess)
     assert np.array_equal(again.predict(PIXELS.numpy()), expected)
-    assert read_trained_note(tmp_path / "one")["facts"] == {"step": 3}
+    assert read_trained_note(tmp_path / "one")[2] == {"step": 3}
     if kind in CLASSIFIERS:
         plain = AutoModelForImageClassification.from_pretrained(tmp_path / "one").eval()
         assert plain.config.id2label == dict(enumerate(LABELS.names))

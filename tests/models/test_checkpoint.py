@@ -15,7 +15,8 @@ from tests.models.conftest import LABELS, changed
 from thoraclip.errors import ConfigError, ModelError
 from thoraclip.models.backbones import load_backbone
 from thoraclip.models.captioner import load_captioner
-from thoraclip.models.dual_encoder import load_dual_encoder, resolve_precision
+from thoraclip.models.dual_encoder import load_dual_encoder
+from thoraclip.models.network import resolve_precision
 from thoraclip.models.segmenter import load_segmenter
 
 LOADERS: dict[str, tuple[Callable[..., Any], str]] = {

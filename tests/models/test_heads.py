@@ -17,7 +17,6 @@ from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.models.heads import (
     LinearHead,
-    Standardiser,
     class_weights,
     fit_adamw,
     fit_lbfgs,
@@ -54,7 +53,7 @@ def test_lbfgs_reaches_the_optimum_of_the_stated_objective(classes: int, weighti
     features, targets = (each[unequal(toy(classes, n=66)[1])] for each in toy(classes, n=66))
     labels, l2 = LabelSet(LABELS.names[:classes]), 0.05
     (head,) = fit_lbfgs(features, targets, labels, l2=[l2], weighting=weighting)
-    z, weights = head.standardiser.apply(features).astype(np.float64), image_weights(targets, weighting)
+    z, weights = ((features - head.mean) / head.scale).astype(np.float64), image_weights(targets, weighting)
     d = z.shape[1]
 
     def objective(theta: np.ndarray) -> float:
@@ -78,8 +77,8 @@ def test_the_grid_keeps_its_order_and_a_strong_penalty_gives_the_prior() -> None
 
 def test_standardiser_uses_training_statistics_and_keeps_constant_features() -> None:
     features = np.array([[1, 5], [3, 5]], dtype=np.float32)
-    fitted = Standardiser.fit(features)
-    np.testing.assert_allclose(fitted.apply(np.array([[5, 6]], dtype=np.float32)), [[3, 1]])
+    (head,) = fit_lbfgs(features, np.array([0, 1]), LabelSet(("a", "b")), l2=[1.0], weighting="none")
+    np.testing.assert_allclose((head.mean, head.scale), [[2, 5], [1, 1]])
 
 
 def test_class_weights_and_log_loss_are_scikit_learns() -> None:
@@ -137,7 +136,7 @@ def test_files_that_are_no_heads_are_refused(tmp_path: Path) -> None:
 
 def test_scores_sum_to_one_for_huge_logits() -> None:
     weight = np.full((2, 2), 1e6, np.float32) * [[1], [-1]]
-    head = LinearHead(LabelSet(("a", "b")), Standardiser.identity(2), weight, np.zeros(2, np.float32))
+    head = LinearHead.unscaled(LabelSet(("a", "b")), weight)
     np.testing.assert_allclose(head.predict(np.ones((3, 2), np.float32)), [[1, 0]] * 3)
 
 

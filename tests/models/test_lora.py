@@ -253,18 +253,6 @@ def test_masks_are_in_force_until_they_are_cleared(family: str, checkpoints: dic
     assert same(features(tuned.encoder), still) == [True, True]
 
 
-def test_a_copy_of_the_trained_tensors_can_be_restored(checkpoints: dict[str, Path]) -> None:
-    tuned = tune(checkpoints[DUAL], train_bias=True)
-    start, before = snapshot(tuned), features(tuned.encoder)
-    moved = snapshot(shake(tuned))
-    assert start.keys() == moved.keys() == tuned.parameters.keys()
-    assert not any(torch.equal(moved[n], start[n]) for n in start)
-    tuned.restore(start)
-    assert same(features(tuned.encoder), before) == [True, True]
-    assert all(torch.equal(v, start[n]) for n, v in snapshot(tuned).items())
-    assert all(p.requires_grad for p in tuned.parameters.values())
-
-
 @pytest.mark.parametrize(("trained", "start", "end"), [(True, 6.0, math.log(100)), (True, 2.0, 2.0), (False, 6.0, 6.0)])
 def test_a_scale_that_is_trained_is_held_below_its_limit(
     trained: bool, start: float, end: float, checkpoints: dict[str, Path]

@@ -31,8 +31,8 @@ from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.classifiers import EncoderClassifier
-from thoraclip.models.dual_encoder import expand_greys
 from thoraclip.models.frozen import fold_grey
+from thoraclip.models.network import expand_greys
 
 __all__ = ["GreyClassifier", "grey_classifier", "quantise", "write_onnx"]
 
@@ -108,9 +108,9 @@ def _of_encoder(classifier: EncoderClassifier) -> tuple[nn.Module, nn.Module]:
     model = copy.deepcopy(encoder.model).cpu()
     del model.text_model
     moved = replace(encoder, model=model, device=torch.device("cpu"), precision="fp32")
-    scale = head.standardiser.scale.astype(np.float64)
+    scale = head.scale.astype(np.float64)
     weight = head.weight.astype(np.float64) / scale  # W (x - mean) / scale + b, as one product
-    bias = head.bias.astype(np.float64) - weight @ head.standardiser.mean.astype(np.float64)
+    bias = head.bias.astype(np.float64) - weight @ head.mean.astype(np.float64)
     linear = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(weight))

@@ -32,8 +32,8 @@ from thoraclip.methods.training.steps import Steps
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
-from thoraclip.models.dual_encoder import recompute_layers
 from thoraclip.models.heads import class_weights, log_loss, softmax
+from thoraclip.models.network import recompute_layers
 from thoraclip.runs import Progress, fold_folder
 
 __all__ = ["Config", "SupervisedStep", "run", "scores_of"]
@@ -97,8 +97,7 @@ def _train(training: FoldTraining[Config]) -> None:
     steps = Steps(training, sampler, _optimizer(config, step), step.state)
     progress = steps.run(step, lambda: _validate(steps, step))
     if training.group.is_main:
-        if progress.best:
-            step.backbone.restore(progress.best)
+        steps.restore_best()
         training.write_curve(progress)
         note = training.note(progress, progress.kept_step) | {"model": config.model}
         step.backbone.save(training.folder / "model", note)
@@ -166,8 +165,7 @@ def _require_whole_batches(config: Config, backbone: Backbone, processes: int) -
 
 def _read_note(folder: Path) -> Mapping[str, Any]:
     """What stands beside the weights of a training; raises InputError where there are none."""
-    note: Mapping[str, Any] = read_trained_note(folder / "model")["facts"]
-    return note
+    return read_trained_note(folder / "model")[2]
 
 
 def _score(training: FoldTraining[Config]) -> tuple[Scores, Scores]:

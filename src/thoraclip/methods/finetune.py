@@ -115,8 +115,7 @@ def _train(training: FoldTraining[Config]) -> None:
     if training.group.is_main:
         training.write_curve(progress, validated="zero-shot")
         tuned.save(folder / "last", training.note(progress, progress.step) | {"loss": config.loss})
-        if progress.best:
-            tuned.restore(progress.best)
+        steps.restore_best()
         # the best adapter comes last: its note marks the end of the training
         tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | {"loss": config.loss})
 

@@ -18,7 +18,7 @@ from thoraclip.labels import LabelSet, PromptSet, load_prompts
 from thoraclip.methods.adapters import by_adapter, follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, load_encoder
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
-from thoraclip.models.heads import LinearHead, Standardiser, log_loss, softmax
+from thoraclip.models.heads import LinearHead, log_loss, softmax
 from thoraclip.runs import digest
 from thoraclip.tables.predictions import Predictions
 
@@ -168,5 +168,4 @@ def prompted_classifier(config: EncoderConfig, prompts: str, labels: LabelSet) -
     encoder = load_encoder(config)
     vectors = class_vectors(prompt_vectors(encoder, load_prompts(prompts), labels))
     weight = (encoder.logit_scale * vectors).astype(np.float32)
-    head = LinearHead(labels, Standardiser.identity(weight.shape[1]), weight, np.zeros(len(labels), np.float32))
-    return EncoderClassifier(encoder, head, "projected")
+    return EncoderClassifier(encoder, LinearHead.unscaled(labels, weight), "projected")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,23 +25,13 @@ from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
-from thoraclip.models.dual_encoder import (
-    DualEncoder,
-    autocast_of,
-    expand_greys,
-    is_dual_encoder,
-    load_dual_encoder,
-    resolve_device,
-    resolve_precision,
-    untrained_dual_encoder,
-)
-from thoraclip.models.files import Checkpoint, preprocessor_json, read_preprocess
+from thoraclip.models.dual_encoder import DualEncoder, is_dual_encoder, load_dual_encoder, untrained_dual_encoder
+from thoraclip.models.files import Checkpoint, preprocessor_json, read_about, read_preprocess, whole_folder, write_about
+from thoraclip.models.network import Network, network_settings
 from thoraclip.runs import atomic_open, write_json
 
 __all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note"]
 
-_NOTE = "thoraclip.json"
-_SCHEMA = 1
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)\.")
 """Number of the layer in a parameter's name: the first such number, which of a ResNet is the stage."""
 _FIRST = re.compile(r"embed|stem|pre_layrnorm")  # what comes before all layers
@@ -75,30 +64,22 @@ class TowerClassifier(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class Backbone:
+@dataclass(frozen=True, kw_only=True)
+class Backbone(Network):
     """A classifier of grey images; a `Predictor`."""
 
-    name: str  # as the user named it
     network: nn.Module  # a Transformers image classifier or a `TowerClassifier`, fp32
     config: Any  # its Transformers configuration
     labels: LabelSet  # C classes, in the order of the scores
-    preprocess: Preprocess  # how pixels must be made
-    device: torch.device  # where the weights are
-    precision: str  # `fp32` or `bf16` (autocast)
 
     @property
     def base(self) -> str:
         """Prefix of the names of all parameters that are not the head's."""
         return f"{self.network.base_model_prefix}."
 
-    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
-        return expand_greys(greys, self.preprocess, self.device)
-
     def logits(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, H, W] -> f32[B, C], with gradient."""
-        with autocast_of(self.precision, self.device):
+        with self.autocast():
             output = self.network(pixels)
         return (output if isinstance(output, Tensor) else output.logits).float()
 
@@ -149,13 +130,6 @@ class Backbone:
             for name, match in zip(names, matches, strict=True)
         ]
 
-    def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Take the values of some tensors, by their names in the state dict."""
-        own = self.network.state_dict()
-        with torch.no_grad():
-            for name, value in values.items():
-                own[name].copy_(value)
-
     def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write the folder; it appears whole, and equal weights give equal bytes.
 
@@ -163,23 +137,19 @@ class Backbone:
             folder: replaced if it is there.
             facts: what it was trained on, and how; JSON-able.
         """
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
         names = self.labels.names
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: number for number, name in enumerate(names)}
         config = json.loads(self.config.to_json_string(use_diff=False))
         for unsteady in ("_name_or_path", "transformers_version"):
             config.pop(unsteady, None)
-        write_json(part / "config.json", config)
-        write_json(part / "preprocessor_config.json", preprocessor_json(self.preprocess))
         tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(self.network.state_dict().items())}
-        with atomic_open(part / "model.safetensors") as stream:
-            stream.write(save(tensors, {"format": "pt"}))
-        about = {"schema": _SCHEMA, "labels": list(names), "preprocess": self.preprocess.as_dict()}
-        write_json(part / _NOTE, about | {"facts": dict(facts)})
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with whole_folder(folder) as part:
+            write_json(part / "config.json", config)
+            write_json(part / "preprocessor_config.json", preprocessor_json(self.preprocess))
+            with atomic_open(part / "model.safetensors") as stream:
+                stream.write(save(tensors, {"format": "pt"}))
+            write_about(part, labels=list(names), preprocess=self.preprocess.as_dict(), facts=dict(facts))
 
 
 def load_backbone(
@@ -209,13 +179,14 @@ def load_backbone(
 
     checkpoint = find_checkpoint(model)
     spec = read_preprocess(checkpoint, geometry=geometry)
+    settings = network_settings(checkpoint, spec, precision=precision, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module
         if pretrained and is_dual_encoder(checkpoint):
             network = TowerClassifier(load_dual_encoder(model, geometry=geometry, device=device), len(labels))
         else:
-            network = _untrained(checkpoint, len(labels), spec, device)
+            network = _untrained(checkpoint, len(labels), settings)
             base = f"{network.base_model_prefix}."
             if pretrained:
                 # the head is drawn anew; heads of other tasks, and a pooler without a use here, may be in the file
@@ -224,7 +195,7 @@ def load_backbone(
                     AutoModelForImageClassification,
                     is_replaced=lambda name: not name.startswith(base) or ".pooler." in name,
                 )
-    backbone = _backbone(checkpoint, network, labels, spec, precision=precision, device=device)
+    backbone = _backbone(checkpoint, network, labels, settings)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # weights of standard deviation 0.02, biases 0 and norms 1, as in ViT and BERT
         for name, parameter in sorted(backbone.head_parameters.items()):
@@ -233,12 +204,12 @@ def load_backbone(
     return backbone
 
 
-def _untrained(checkpoint: Checkpoint, classes: int, spec: Preprocess, device: str) -> nn.Module:
+def _untrained(checkpoint: Checkpoint, classes: int, settings: dict[str, Any]) -> nn.Module:
     """The architecture with a head for C classes, weights drawn from PyTorch's global stream."""
     from transformers import AutoModelForImageClassification
 
     if is_dual_encoder(checkpoint):
-        return TowerClassifier(untrained_dual_encoder(checkpoint, spec, device=device), classes)
+        return TowerClassifier(untrained_dual_encoder(checkpoint, settings), classes)
     config = checkpoint.config
     if getattr(config, "num_channels", 3) != 3:
         raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
@@ -255,39 +226,26 @@ def _untrained(checkpoint: Checkpoint, classes: int, spec: Preprocess, device: s
     return network
 
 
-def _backbone(
-    checkpoint: Checkpoint, network: nn.Module, labels: LabelSet, spec: Preprocess, *, precision: str, device: str
-) -> Backbone:
-    target = resolve_device(device)
-    return Backbone(
-        name=checkpoint.name,
-        network=network.float().eval().to(target),
-        config=checkpoint.config,
-        labels=labels,
-        preprocess=spec,
-        device=target,
-        precision=resolve_precision(precision, target),
-    )
+def _backbone(checkpoint: Checkpoint, network: nn.Module, labels: LabelSet, settings: dict[str, Any]) -> Backbone:
+    placed = network.float().eval().to(settings["device"])
+    return Backbone(network=placed, config=checkpoint.config, labels=labels, **settings)
 
 
-def read_trained_note(folder: Path) -> dict[str, Any]:
-    """What stands beside the weights of a trained network: `labels`, `preprocess`, `facts`.
+def read_trained_note(folder: Path) -> tuple[LabelSet, Preprocess, Mapping[str, Any]]:
+    """The classes of a trained network, how its pixels are made, and what `save` was told besides.
 
     Raises:
         InputError: no trained network there.
         ModelError: the note is not readable, or from a newer version.
     """
-    file = folder / _NOTE
-    if not file.is_file():
-        raise InputError(f"{folder}: no {_NOTE} there; name a folder that thoraclip baseline wrote")
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if int(content["schema"]) > _SCHEMA:
-            raise ModelError(f"{folder}: schema {content['schema']} is newer than {_SCHEMA}; upgrade thoraclip")
-        LabelSet(tuple(content["labels"]))
-        return content
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: {_NOTE} is not readable ({error!r}); train it again") from error
+
+    def make(labels: list[str], preprocess: dict[str, Any], facts: dict[str, Any]) -> Any:
+        return LabelSet(tuple(labels)), Preprocess.from_dict(preprocess), facts
+
+    note: tuple[LabelSet, Preprocess, Mapping[str, Any]] | None = read_about(folder, str(folder), make)
+    if note is None:
+        raise InputError(f"{folder}: no thoraclip.json there; name a folder that thoraclip baseline wrote")
+    return note
 
 
 def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> Backbone:
@@ -297,11 +255,11 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
         InputError: no trained network there.
         ModelError: a weight is missing, unexpected, misshapen or not finite.
     """
-    note = read_trained_note(folder)
-    labels, spec = LabelSet(tuple(note["labels"])), Preprocess.from_dict(note["preprocess"])
+    labels, spec, _ = read_trained_note(folder)
     checkpoint = find_checkpoint(str(folder))
+    settings = network_settings(checkpoint, spec, precision=precision, device=device)
     with torch.random.fork_rng(devices=[]):
-        network = _untrained(checkpoint, len(labels), spec, device)
+        network = _untrained(checkpoint, len(labels), settings)
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -310,5 +268,5 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
         ) from error
     require_finite_weights(checkpoint, network)
     if tuple(checkpoint.config.id2label.values()) != labels.names:
-        raise ModelError(f"{folder}: config.json and {_NOTE} name other classes; train it again")
-    return _backbone(checkpoint, network, labels, spec, precision=precision, device=device)
+        raise ModelError(f"{folder}: config.json and thoraclip.json name other classes; train it again")
+    return _backbone(checkpoint, network, labels, settings)

@@ -13,24 +13,20 @@ import torch
 from torch import Tensor
 
 from thoraclip.errors import ConfigError
-from thoraclip.imaging import Preprocess, check_pixels
+from thoraclip.imaging import check_pixels
 from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, weights_fingerprint
-from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
 from thoraclip.models.files import read_preprocess
+from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Captioner", "load_captioner"]
 
 
-@dataclass(frozen=True)
-class Captioner:
+@dataclass(frozen=True, kw_only=True)
+class Captioner(Network):
     """An image-to-text model and its settings."""
 
-    name: str  # as the user named it
     model: Any  # the Transformers model, in eval mode, fp32
     tokenizer: Any
-    preprocess: Preprocess  # how pixels must be made
-    device: torch.device  # where the weights are
-    precision: str  # `fp32` or `bf16` (autocast)
     prompt: Tensor | None  # i64[1, L], the tokens that every text begins with, and an end token that the model cuts off
     max_new_tokens: int
     origin: Mapping[str, Any]  # what identifies the texts that it writes (JSON-able)
@@ -46,11 +42,11 @@ class Captioner:
             greys: made by `imaging.fit` with this captioner's spec.
             check: test the model's input with `imaging.check_pixels`; for the first batch.
         """
-        pixels = expand_greys(greys, self.preprocess, self.device)
+        pixels = self.expand(greys)
         if check:
             check_pixels(pixels.cpu().numpy(), self.preprocess)
         prompt = None if self.prompt is None else self.prompt.to(self.device).repeat(len(pixels), 1)
-        with autocast_of(self.precision, self.device):
+        with self.autocast():
             tokens = self.model.generate(
                 pixels,
                 input_ids=prompt,
@@ -91,8 +87,8 @@ def load_captioner(
         raise checkpoint.error(
             f"type '{model_type}' is no captioner; name a BLIP model, such as Salesforce/blip-image-captioning-base"
         )
-    target = resolve_device(device)
-    resolved, spec = resolve_precision(precision, target), read_preprocess(checkpoint, geometry=geometry)
+    spec = read_preprocess(checkpoint, geometry=geometry)
+    settings = network_settings(checkpoint, spec, precision=precision, device=device)
     tokenizer = load_tokenizer(checkpoint)
     begun = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None
     used = 1 if begun is None else begun.shape[1] - 1
@@ -109,8 +105,15 @@ def load_captioner(
         "revision": getattr(checkpoint.config, "_commit_hash", None),
         "weights": weights_fingerprint(network),
         "preprocess": spec.as_dict(),
-        "precision": resolved,
+        "precision": settings["precision"],
         "prompt": prompt,
         "max_new_tokens": max_new_tokens,
     }
-    return Captioner(model, network.eval().to(target), tokenizer, spec, target, resolved, begun, max_new_tokens, origin)
+    return Captioner(
+        model=network.eval().to(settings["device"]),
+        tokenizer=tokenizer,
+        prompt=begun,
+        max_new_tokens=max_new_tokens,
+        origin=origin,
+        **settings,
+    )

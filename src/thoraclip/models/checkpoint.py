@@ -6,9 +6,7 @@ Only safetensors are read, and no code from a checkpoint is ever run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from thoraclip.errors import MismatchError, ModelError, first_line
-from thoraclip.models.files import SHIPPED, Checkpoint, locate, read_note
+from thoraclip.models.files import SHIPPED, Checkpoint, fingerprint, locate, read_note
 
 __all__ = [
     "find_checkpoint",
@@ -42,8 +40,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 
     location, is_local = locate(name)
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(location, local_files_only=is_local, trust_remote_code=False)
+        config = _read(AutoConfig, location, is_local)
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
         if is_local:
             raise ModelError(
@@ -72,17 +69,16 @@ def load_model(
     from transformers import AutoModel
 
     try:
-        with quiet():
-            network, info = (architecture or AutoModel).from_pretrained(
-                checkpoint.location,
-                config=checkpoint.config,
-                local_files_only=checkpoint.is_local,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below
-            )
+        network, info = _read(
+            architecture or AutoModel,
+            checkpoint.location,
+            checkpoint.is_local,
+            config=checkpoint.config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below
+        )
     except Exception as error:  # OSError, safetensors and runtime errors
         raise checkpoint.error(
             f"weights cannot be loaded ({first_line(error)}); a model.safetensors is needed"
@@ -117,23 +113,22 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(
-                checkpoint.location, local_files_only=checkpoint.is_local, trust_remote_code=False
-            )
+        return _read(AutoTokenizer, checkpoint.location, checkpoint.is_local)
     except Exception as error:  # OSError, ValueError, KeyError
         raise checkpoint.error(
             f"its tokenizer cannot be loaded ({first_line(error)}); a tokenizer.json is needed"
         ) from error
 
 
+def _read(kind: Any, location: str, is_local: bool, **given: Any) -> Any:
+    with quiet():
+        return kind.from_pretrained(location, local_files_only=is_local, trust_remote_code=False, **given)
+
+
 def weights_fingerprint(network: nn.Module) -> str:
     """SHA-256 over name, shape and fp32 bytes of every weight, in order of name."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
-        hasher.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return hasher.hexdigest()
+    weights = sorted(network.state_dict().items())
+    return fingerprint((name, weight.detach().float().cpu().numpy()) for name, weight in weights)
 
 
 def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, scale: float) -> nn.Module:
@@ -178,7 +173,7 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
             if hasattr(merged, "logit_bias"):
                 merged.logit_bias.fill_(note.bias)  # type: ignore[operator]
         for name, value in merged.state_dict().items():
-            if name in before and value.is_floating_point() and not math.isclose(scale, 1):
+            if name in before and value.is_floating_point():
                 value.copy_(torch.lerp(before[name].to(value), value, scale))
     return merged
 

@@ -80,14 +80,13 @@ class EncoderClassifier:
 
     def look(self, greys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """u8[B, H, W] -> (features f32[B, D], scores f64[B, C], rows sum to 1)."""
-        pooled, projected = self.encoder.encode_greys(greys)
-        features = pooled if self.features == "pooled" else projected
+        features = self.encoder.encode_greys(greys)[self.features == "projected"]
         return features, self.head.predict(features)
 
     def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """f32[B, 3, H, W] -> f32[B, C], each row sums to 1."""
-        pooled, projected = self.encoder.encode_images(pixels)
-        return self.head.predict(pooled if self.features == "pooled" else projected).astype(np.float32)
+        features = self.encoder.encode_images(pixels)[self.features == "projected"]
+        return self.head.predict(features).astype(np.float32)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """f32[B, 3, H, W] -> f32[B, C], with gradient; fp32."""
@@ -99,7 +98,7 @@ class EncoderClassifier:
     @cached_property
     def _tensors(self) -> tuple[Tensor, ...]:
         """Mean, scale, weight and bias of the head on the device."""
-        arrays = (self.head.standardiser.mean, self.head.standardiser.scale, self.head.weight, self.head.bias)
+        arrays = (self.head.mean, self.head.scale, self.head.weight, self.head.bias)
         return tuple(torch.from_numpy(np.array(array)).to(self.encoder.device) for array in arrays)
 
 

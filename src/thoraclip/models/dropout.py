@@ -9,6 +9,7 @@ multiply-add hash modulo 2^32 (Carter & Wegman 1979, doi:10.1016/0022-0000(79)90
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +22,13 @@ __all__ = ["KeyedDropout", "MaskKey", "keep_mask"]
 _GOLDEN = -1640531527  # 2^32 over the golden ratio, as int32: neighbouring counters differ in all bits after it
 
 
+@dataclass
 class MaskKey:
-    """What the masks of one tower depend on now, beside the run's seed; without samples nothing is dropped."""
+    """What the masks of one tower depend on now; without samples nothing is dropped."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.step = 0
-        self.samples: Tensor | None = None
+    seed: int  # of the run
+    step: int = 0
+    samples: Tensor | None = None
 
     def use(self, step: int, samples: Tensor) -> None:
         """Drop by the masks of these samples, i64[B], at this step, until `clear`."""

@@ -1,10 +1,8 @@
-"""Dual encoders (CLIP, SigLIP, SigLIP 2 and vision-text-dual-encoder), and where and how precisely networks run."""
+"""Dual encoders: CLIP, SigLIP, SigLIP 2 and vision-text-dual-encoder."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.imaging import Preprocess, check_pixels
+from thoraclip.errors import did_you_mean
+from thoraclip.imaging import check_pixels
 from thoraclip.models.checkpoint import (
     find_checkpoint,
     load_adapter,
@@ -25,21 +23,9 @@ from thoraclip.models.checkpoint import (
     weights_fingerprint,
 )
 from thoraclip.models.files import Checkpoint, read_preprocess
+from thoraclip.models.network import Network, network_settings
 
-__all__ = [
-    "PRECISIONS",
-    "DualEncoder",
-    "autocast_of",
-    "expand_greys",
-    "is_dual_encoder",
-    "load_dual_encoder",
-    "recompute_layers",
-    "resolve_device",
-    "resolve_precision",
-    "untrained_dual_encoder",
-]
-
-PRECISIONS = ("auto", "fp32", "bf16")
+__all__ = ["DualEncoder", "is_dual_encoder", "load_dual_encoder", "untrained_dual_encoder"]
 
 
 @dataclass(frozen=True)
@@ -59,18 +45,14 @@ _FAMILIES: Mapping[str, _Family] = {
 }
 
 
-@dataclass(frozen=True)
-class DualEncoder:
+@dataclass(frozen=True, kw_only=True)
+class DualEncoder(Network):
     """An image tower and a text tower that share one space."""
 
-    name: str  # the model as the user named it
     model: Any  # the Transformers model, in eval mode, fp32
-    tokenizer: Any  # its tokenizer
     family: _Family  # traits of the model type
-    preprocess: Preprocess  # how pixels must be made
-    device: torch.device  # where the weights are
-    precision: str  # `fp32` or `bf16` (autocast)
-    fingerprint: str  # SHA-256 over all weights, the adapter's included
+    tokenizer: Any = None
+    fingerprint: str = ""  # SHA-256 over all weights, the adapter's included
 
     @property
     def description(self) -> dict[str, str]:
@@ -101,14 +83,6 @@ class DualEncoder:
             list(texts), padding=self.family.padding, truncation=True, max_length=limit, return_tensors="pt"
         )
         return {name: value.to(self.device) for name, value in tokens.items()}
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision as a context."""
-        return autocast_of(self.precision, self.device)
-
-    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`."""
-        return expand_greys(greys, self.preprocess, self.device)
 
     def encode_greys(
         self, greys: npt.NDArray[np.uint8], *, check: bool = False
@@ -167,13 +141,6 @@ class DualEncoder:
         }
 
 
-def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
-    """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std))
-    unit = torch.as_tensor(greys).to(device, non_blocking=True)[:, None].float() * np.float32(1 / 255).item()
-    return (unit - mean).div_(std)
-
-
 def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
@@ -206,20 +173,19 @@ def load_dual_encoder(
     if not is_dual_encoder(checkpoint):
         model_type = str(checkpoint.config.model_type)
         raise checkpoint.error(f"type '{model_type}' is not a dual encoder{did_you_mean(model_type, _FAMILIES)}")
-    target = resolve_device(device)
+    spec = read_preprocess(checkpoint, geometry=geometry)
+    settings = network_settings(checkpoint, spec, precision=precision, device=device)
     network = load_model(checkpoint)
     if adapter:
         network = load_adapter(checkpoint, network, Path(adapter), scale=adapter_scale)
-    return DualEncoder(
-        name=f"{model} + adapter" if adapter else model,
-        model=network.float().eval().to(target),
-        tokenizer=load_tokenizer(checkpoint),
-        family=_FAMILIES[checkpoint.config.model_type],
-        preprocess=read_preprocess(checkpoint, geometry=geometry),
-        device=target,
-        precision=resolve_precision(precision, target),
-        fingerprint=weights_fingerprint(network),
-    )
+        settings["name"] = f"{model} + adapter"
+    tokenizer, fingerprint = load_tokenizer(checkpoint), weights_fingerprint(network)
+    return _dual_encoder(checkpoint, network, settings, tokenizer=tokenizer, fingerprint=fingerprint)
+
+
+def _dual_encoder(checkpoint: Checkpoint, network: nn.Module, settings: dict[str, Any], **given: Any) -> DualEncoder:
+    model, family = network.float().eval().to(settings["device"]), _FAMILIES[checkpoint.config.model_type]
+    return DualEncoder(model=model, family=family, **settings, **given)
 
 
 def is_dual_encoder(checkpoint: Checkpoint) -> bool:
@@ -227,63 +193,9 @@ def is_dual_encoder(checkpoint: Checkpoint) -> bool:
     return str(checkpoint.config.model_type) in _FAMILIES
 
 
-def untrained_dual_encoder(checkpoint: Checkpoint, preprocess: Preprocess, *, device: str = "") -> DualEncoder:
-    """The architecture of a dual encoder without its tokenizer, fp32, weights drawn from PyTorch's global stream."""
+def untrained_dual_encoder(checkpoint: Checkpoint, settings: dict[str, Any]) -> DualEncoder:
+    """The architecture without its tokenizer, weights drawn from PyTorch's global stream; see `network_settings`."""
     from transformers import AutoModel
 
-    target = resolve_device(device)
     with quiet():
-        network = AutoModel.from_config(checkpoint.config).float().eval().to(target)
-    family = _FAMILIES[checkpoint.config.model_type]
-    return DualEncoder(checkpoint.name, network, None, family, preprocess, target, precision="fp32", fingerprint="")
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` -> `bf16` where the device has bf16 arithmetic, else `fp32`; raises ConfigError for an unknown name."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # no public name for this question yet
-    return "fp32"
-
-
-def autocast_of(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """`fp32` or `bf16` as a context for the forward pass."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of this name; of an empty one CUDA, then MPS, then the CPU."""
-    if name:
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def recompute_layers(network: nn.Module, name: str) -> None:
-    """Compute the layers of a network again in the backward pass: less memory, more time.
-
-    Unlike Transformers' own switch it works in eval mode (only the layers themselves are set to train, nothing inside
-    them) and in models that join two towers.
-
-    Args:
-        network: changed in place.
-        name: of the model, for the message.
-
-    Raises:
-        ConfigError: none of its layers supports it.
-    """
-    from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ConfigError(f"gradient_checkpointing: model '{name}' has no layers that can do it; set it to false")
-    for layer in layers:
-        layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        return _dual_encoder(checkpoint, AutoModel.from_config(checkpoint.config), settings)

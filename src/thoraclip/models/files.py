@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from thoraclip.errors import InputError, ModelError, did_you_mean, first_line
@@ -23,21 +26,25 @@ __all__ = [
     "Checkpoint",
     "adapter_folders",
     "description",
+    "fingerprint",
     "locate",
     "preprocessor_json",
+    "read_about",
     "read_note",
     "read_preprocess",
     "require_adapter",
     "stored_fingerprint",
     "stored_folder",
-    "write_note",
+    "whole_folder",
+    "write_about",
 ]
 
 SHIPPED = ("tiny-clip",)
 _PILLOW_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
-_NOTE = "thoraclip.json"
+_ABOUT = "thoraclip.json"
 _SCHEMA = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,15 @@ def stored_folder(model: str) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
+def fingerprint(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:
+    """SHA-256 over name, shape and fp32 bytes of weights, which must come in the order of their names."""
+    hasher = hashlib.sha256()
+    for name, weight in weights:
+        hasher.update(f"{name}{weight.shape}".encode())
+        hasher.update(np.ascontiguousarray(weight, dtype=np.float32).tobytes())
+    return hasher.hexdigest()
+
+
 def stored_fingerprint(folder: Path) -> str | None:
     """`checkpoint.weights_fingerprint` of the network that the `model.safetensors` of a folder fills, from the file
     alone.
@@ -160,17 +176,12 @@ def stored_fingerprint(folder: Path) -> str | None:
     It is the network's where the file has the architecture's own names; where it does not, it is no network's
     fingerprint. `None` where there is no such file, or numbers that NumPy does not have.
     """
-    hasher = hashlib.sha256()
     try:
         with safe_open(folder / "model.safetensors", framework="numpy") as file:
-            for name in sorted(file.keys()):
-                if not name.endswith("position_ids"):  # a buffer of old files, see `checkpoint.load_model`
-                    weight = file.get_tensor(name)
-                    hasher.update(f"{name}{tuple(weight.shape)}".encode())
-                    hasher.update(np.ascontiguousarray(weight, dtype=np.float32).tobytes())
+            names = sorted(n for n in file.keys() if not n.endswith("position_ids"))  # noqa: SIM118  see `load_model`
+            return fingerprint((name, file.get_tensor(name)) for name in names)
     except (OSError, SafetensorError, TypeError):  # the last one for bf16
         return None
-    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -183,11 +194,6 @@ class AdapterNote:
     facts: Mapping[str, Any] = field(default_factory=dict)  # what it was trained on, and how
 
 
-def write_note(folder: Path, note: AdapterNote) -> None:
-    """Write the note into an adapter folder."""
-    write_json(folder / _NOTE, {"schema": _SCHEMA, **asdict(note)})
-
-
 def read_note(folder: Path) -> AdapterNote | None:
     """The note of an adapter folder; `None` for one that another program wrote.
 
@@ -197,16 +203,40 @@ def read_note(folder: Path) -> AdapterNote | None:
     """
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"adapter '{folder}': no adapter_config.json there; name a PEFT adapter folder")
-    if not (folder / _NOTE).is_file():
+    return read_about(folder, f"adapter '{folder}'", AdapterNote)
+
+
+def write_about(folder: Path, **content: Any) -> None:
+    """Write `thoraclip.json` into a folder of trained weights."""
+    write_json(folder / _ABOUT, {"schema": _SCHEMA, **content})
+
+
+def read_about(folder: Path, name: str, make: Callable[..., T]) -> T | None:
+    """What `make` makes of the content that `write_about` got; `None` where there is none.
+
+    Raises:
+        ModelError: the file is not readable, or from a newer version; it begins with `name`.
+    """
+    if not (folder / _ABOUT).is_file():
         return None
     try:
-        content = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        content = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         schema = int(content.pop("schema"))
         if schema > _SCHEMA:  # before its fields are looked at: it may have others
-            raise ModelError(f"adapter '{folder}': schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
-        return AdapterNote(**content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"adapter '{folder}': {_NOTE} is not readable ({error!r}); train it again") from error
+            raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
+        return make(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{name}: {_ABOUT} is not readable ({error!r}); train it again") from error
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` when the block ends without an error."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def require_adapter(name: str) -> dict[int | None, Path]:

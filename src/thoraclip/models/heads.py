@@ -18,7 +18,6 @@ from thoraclip.runs import atomic_open, canonical_json
 
 __all__ = [
     "LinearHead",
-    "Standardiser",
     "class_weights",
     "fit_adamw",
     "fit_lbfgs",
@@ -30,33 +29,11 @@ __all__ = [
     "write_head",
 ]
 
+_ARRAYS = ("mean", "scale", "weight", "bias")
+"""Of a head, in its file."""
 Features = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Standardiser:
-    """Feature-wise (x - mean) / scale, fitted on training features only."""
-
-    mean: npt.NDArray[np.float32]
-    scale: npt.NDArray[np.float32]
-
-    @classmethod
-    def fit(cls, features: Features) -> Standardiser:
-        """Mean and standard deviation of f32[N, D]; 1 for a constant feature."""
-        scale = features.std(axis=0, dtype=np.float64)
-        scale[scale < 1e-6] = 1.0
-        return cls(features.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32))
-
-    @classmethod
-    def identity(cls, dimension: int) -> Standardiser:
-        """Leaves f32[N, dimension] as they are."""
-        return cls(np.zeros(dimension, np.float32), np.ones(dimension, np.float32))
-
-    def apply(self, features: Features) -> Features:
-        """f32[N, D] -> f32[N, D]."""
-        return (features - self.mean) / self.scale
 
 
 @dataclass(frozen=True)
@@ -64,13 +41,22 @@ class LinearHead:
     """Softmax classifier on standardised features: softmax(W z + b), z = (x - mean) / scale."""
 
     labels: LabelSet  # C classes, in the order of the scores
-    standardiser: Standardiser
+    mean: npt.NDArray[np.float32]  # [D]
+    scale: npt.NDArray[np.float32]  # [D]
     weight: npt.NDArray[np.float32]  # [C, D]
     bias: npt.NDArray[np.float32]  # [C]
 
+    @classmethod
+    def unscaled(
+        cls, labels: LabelSet, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None = None
+    ) -> LinearHead:
+        """On features as they are; no bias is one of zeros."""
+        zeros, ones = np.zeros(weight.shape[1], np.float32), np.ones(weight.shape[1], np.float32)
+        return cls(labels, zeros, ones, weight, np.zeros(len(labels), np.float32) if bias is None else bias)
+
     def predict(self, features: Features) -> Floats:
         """f32[N, D], as the encoder gives them -> f64[N, C], each row sums to 1."""
-        z = self.standardiser.apply(features).astype(np.float64)
+        z = ((features - self.mean) / self.scale).astype(np.float64)
         return softmax(z @ self.weight.T.astype(np.float64) + self.bias)
 
 
@@ -120,8 +106,9 @@ def fit_lbfgs(
     """
     from threadpoolctl import threadpool_limits
 
-    standardiser = Standardiser.fit(features)
-    z = standardiser.apply(features).astype(np.float64)
+    mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    mean, scale = mean.astype(np.float32), np.where(deviation < 1e-6, 1, deviation).astype(np.float32)
+    z = ((features - mean) / scale).astype(np.float64)
     weights, classes, width = _image_weights(targets, labels, weighting), len(labels), features.shape[1]
     weight, bias = np.zeros((classes, width)), np.zeros(classes)
     heads: dict[float, LinearHead] = {}
@@ -145,7 +132,7 @@ def fit_lbfgs(
             best = _minimum(loss, np.append(weight @ directions / unit, bias / own), ftol=1e-15)
             weight = (best[:-classes].reshape(classes, width) * unit) @ directions.T
             bias = best[-classes:] * own
-            heads[penalty] = LinearHead(labels, standardiser, weight.astype(np.float32), bias.astype(np.float32))
+            heads[penalty] = LinearHead(labels, mean, scale, weight.astype(np.float32), bias.astype(np.float32))
     return [heads[penalty] for penalty in l2]
 
 
@@ -203,7 +190,6 @@ def fit_adamw(
     bias = torch.zeros(len(labels), requires_grad=True)
     loss_weights = torch.from_numpy(class_weights(targets, len(labels), weighting)).float()
     optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate)
-    identity = Standardiser.identity(features.shape[1])
     heads = []
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
@@ -213,7 +199,7 @@ def fit_adamw(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        heads.append(LinearHead(labels, identity, weight.detach().numpy().copy(), bias.detach().numpy().copy()))
+        heads.append(LinearHead.unscaled(labels, weight.detach().numpy().copy(), bias.detach().numpy().copy()))
     return heads
 
 
@@ -254,7 +240,7 @@ def fit_text_informed(
 
     scaled = logit_scale * features.astype(np.float64)
     weights = _image_weights(targets, labels, weighting)
-    vectors, bias = texts.astype(np.float64), np.zeros(len(labels), np.float32)
+    vectors = texts.astype(np.float64)
     heads: dict[float, LinearHead] = {}
     for penalty in sorted(set(l2), reverse=True):
 
@@ -266,8 +252,7 @@ def fit_text_informed(
 
         with threadpool_limits(1):  # as in `fit_lbfgs`
             vectors = _minimum(loss, vectors.ravel(), ftol=1e-13).reshape(texts.shape)
-        weight = (logit_scale * vectors).astype(np.float32)
-        heads[penalty] = LinearHead(labels, Standardiser.identity(features.shape[1]), weight, bias)
+        heads[penalty] = LinearHead.unscaled(labels, (logit_scale * vectors).astype(np.float32))
     return [heads[penalty] for penalty in l2]
 
 
@@ -278,11 +263,11 @@ def text_multipliers(head: LinearHead, texts: Floats, logit_scale: float) -> Flo
 
 def write_head(path: Path, head: LinearHead) -> None:
     """Write one head as safetensors; the class names stand in the file's metadata."""
-    arrays = {**vars(head.standardiser), "weight": head.weight, "bias": head.bias}
+    arrays = {name: np.ascontiguousarray(getattr(head, name)) for name in _ARRAYS}
     about = {"schema": 1, "kind": "linear-head", "labels": list(head.labels.names)}
     metadata = {"thoraclip": canonical_json(about)}  # one key: safetensors writes several in any order
     with atomic_open(path) as stream:
-        stream.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=metadata))
+        stream.write(save(arrays, metadata=metadata))
 
 
 def read_head(path: Path) -> LinearHead:
@@ -291,9 +276,7 @@ def read_head(path: Path) -> LinearHead:
         raise InputError(f"{path}: no such head; name a head.safetensors of a probe run")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        labels = LabelSet(tuple(json.loads(metadata["thoraclip"])["labels"]))
-        return LinearHead(labels, Standardiser(arrays["mean"], arrays["scale"]), arrays["weight"], arrays["bias"])
+            labels = LabelSet(tuple(json.loads((file.metadata() or {})["thoraclip"])["labels"]))
+            return LinearHead(labels, *(file.get_tensor(name) for name in _ARRAYS))
     except (SafetensorError, KeyError, ValueError) as error:
         raise ManifestError(f"{path}: not a linear head ({error!r}); run the probe again") from error

@@ -9,39 +9,35 @@ import dataclasses
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thoraclip.config import require_known
 from thoraclip.errors import ConfigError
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
-from thoraclip.models.dual_encoder import DualEncoder, recompute_layers
-from thoraclip.models.files import AdapterNote, write_note
+from thoraclip.models.dual_encoder import DualEncoder
+from thoraclip.models.files import whole_folder, write_about
+from thoraclip.models.network import recompute_layers
 from thoraclip.runs import needing_room
 
-__all__ = ["PROJECTIONS", "TOWERS", "LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
-
-TOWERS = ("both", "vision", "text")
-PROJECTIONS = ("auto", "train", "freeze")
+__all__ = ["LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
 
 _OTHER_NAMES: Mapping[str, str] = {
-    "q_proj": r"(query)",
-    "k_proj": r"(key)",
-    "v_proj": r"(value)",
-    "out_proj": r"(o_proj|attention\.output\.dense)",
-    "o_proj": r"(out_proj|attention\.output\.dense)",
-    "fc1": r"(intermediate\.dense)",
-    "fc2": r"((?<!attention\.)output\.dense)",
+    "q_proj": r"query",
+    "k_proj": r"key",
+    "v_proj": r"value",
+    "out_proj": r"o_proj|attention\.output\.dense",
+    "o_proj": r"out_proj|attention\.output\.dense",
+    "fc1": r"intermediate\.dense",
+    "fc2": r"(?<!attention\.)output\.dense",
 }
 """CLIP's name of a linear layer -> BERT's, DINOv2's and their kin's."""
-_PROJECTION_NAMES = ("visual_projection", "text_projection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,7 @@ class LoraSettings:
     """Whether both projections are trained whole: train, freeze, or auto: where the towers were never aligned."""
 
     def __post_init__(self) -> None:
-        require_known(self, towers=TOWERS, projections=PROJECTIONS)
+        require_known(self, towers=("both", "vision", "text"), projections=("auto", "train", "freeze"))
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"rank = {self.rank}, alpha = {self.alpha}: both must be positive")
         if not 0 <= self.lora_dropout < 1:
@@ -117,28 +113,20 @@ class TunableEncoder:
         with torch.no_grad():
             self.bias.copy_(-self.log_scale.exp() * mean_cosine)
 
-    def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Set every trainable tensor, by name."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(values[name])
-
     def save(self, folder: Path, note: Mapping[str, Any]) -> None:
         """Write a PEFT adapter folder with `thoraclip.json` beside it; it appears whole, and equal weights give equal
         bytes."""
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        with quiet(), needing_room(folder):
-            self.encoder.model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
-        (part / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
-        config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
-        for name in ("target_modules", "modules_to_save"):
-            config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
-        (part / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        log_scale, bias = float(self.log_scale.detach()), float(self.bias.detach())
-        write_note(part, AdapterNote(self.base, log_scale, bias, dict(note)))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with whole_folder(folder) as part:
+            with quiet(), needing_room(folder):
+                self.encoder.model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
+            (part / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
+            file = part / "adapter_config.json"
+            config = json.loads(file.read_text(encoding="utf-8"))
+            for name in ("target_modules", "modules_to_save"):
+                config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            log_scale, bias = float(self.log_scale.detach()), float(self.bias.detach())
+            write_about(part, base=self.base, log_scale=log_scale, bias=bias, facts=dict(note))
 
 
 def add_lora(
@@ -211,36 +199,32 @@ def resolve_targets(encoder: DualEncoder, names: Sequence[str], towers: str) -> 
         ConfigError: a tower without any of them; the message lists the linear layers that exist.
     """
     targets: set[str] = set()
-    for tower in ("vision_model", "text_model") if towers == "both" else (f"{towers}_model",):
-        linear = _linear_layers(encoder.model, tower)
-        matched = [n for name in names for n in _matching(linear, name)]
+    for tower in ("vision", "text") if towers == "both" else (towers,):
+        modules = {n: module for n, module in encoder.model.named_modules() if n.startswith(f"{tower}_model")}
+        # PyTorch's attention never calls the forward of its linear layers
+        passed = {n for n in modules if isinstance(modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)}
+        linear = [n for n, module in modules.items() if isinstance(module, nn.Linear) and n not in passed]
+
+        def ending(pattern: str, linear: list[str] = linear) -> list[str]:
+            return [n for n in linear if re.search(rf"(^|\.)({pattern})$", n)]
+
+        # "$^" ends no name
+        matched = [n for name in names for n in ending(re.escape(name)) or ending(_OTHER_NAMES.get(name, "$^"))]
         if not matched:
             kinds = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in linear})
             raise ConfigError(
-                f"target_modules = {list(names)}: none of them is in the {tower.removesuffix('_model')} tower of "
-                f"'{encoder.name}'; its linear layers are: {', '.join(kinds)}"
+                f"target_modules = {list(names)}: none of them is in the {tower} tower of '{encoder.name}'; its "
+                f"linear layers are: {', '.join(kinds)}"
             )
         targets.update(matched)
     return sorted(targets)
 
 
-def _linear_layers(network: nn.Module, tower: str) -> list[str]:
-    """Names of a tower's linear layers, but for those of PyTorch's attention, which never calls their forward."""
-    modules = {name: module for name, module in network.named_modules() if name.startswith(tower)}
-    passed = {n for n in modules if isinstance(modules.get(n.rpartition(".")[0]), nn.MultiheadAttention)}
-    return [name for name, module in modules.items() if isinstance(module, nn.Linear) and name not in passed]
-
-
-def _matching(linear: Sequence[str], name: str) -> list[str]:
-    own = [n for n in linear if re.search(rf"(^|\.){re.escape(name)}$", n)]
-    other = _OTHER_NAMES.get(name)
-    return own or [n for n in linear if other and re.search(rf"(^|\.){other}$", n)]
-
-
 def _projections(encoder: DualEncoder, projections: str) -> list[str]:
     if projections == "freeze" or (projections == "auto" and encoder.family.aligned):
         return []
-    names = [name for name in _PROJECTION_NAMES if isinstance(getattr(encoder.model, name, None), nn.Linear)]
+    both = ("visual_projection", "text_projection")
+    names = [name for name in both if isinstance(getattr(encoder.model, name, None), nn.Linear)]
     if not names:
         raise ConfigError(f"projections = '{projections}': model '{encoder.name}' has none; set projections = freeze")
     return names

@@ -11,25 +11,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.imaging import Preprocess, fit
+from thoraclip.imaging import fit
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
-from thoraclip.models.dual_encoder import autocast_of, expand_greys, resolve_device, resolve_precision
-from thoraclip.models.files import Checkpoint, read_preprocess
+from thoraclip.models.files import read_preprocess
+from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Segmenter", "load_segmenter"]
 
 Greys = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Segmenter:
-    """A semantic segmentation model, of whose classes some are lung."""
+@dataclass(frozen=True, kw_only=True)
+class Segmenter(Network):
+    """A semantic segmentation model, of whose classes some are lung; its geometry is `squash`."""
 
     network: nn.Module  # the Transformers model, in eval mode, fp32
     lung_indices: tuple[int, ...]  # numbers of the model's classes that are lung
-    preprocess: Preprocess  # how pixels must be made; its geometry is `squash`
-    device: torch.device  # where the weights are
-    precision: str  # `fp32` or `bf16` (autocast)
 
     @torch.inference_mode()
     def estimate(self, grey: Greys) -> npt.NDArray[np.bool_]:
@@ -39,8 +36,8 @@ class Segmenter:
         """
         side = self.preprocess.size
         fitted = grey if grey.shape == (side, side) else fit(grey, self.preprocess)
-        pixels = expand_greys(np.array(fitted)[None], self.preprocess, self.device)
-        with autocast_of(self.precision, self.device):
+        pixels = self.expand(np.array(fitted)[None])
+        with self.autocast():
             scores: Tensor = self.network(pixels).logits
         large = nn.functional.interpolate(scores.float(), size=grey.shape, mode="bilinear", align_corners=False)
         lungs = torch.isin(large.argmax(dim=1), torch.tensor(self.lung_indices, device=self.device))
@@ -72,19 +69,7 @@ def load_segmenter(model: str, *, precision: str = "auto", device: str = "") -> 
         )
     if getattr(config, "num_channels", 3) != 3:
         raise checkpoint.error(f"takes {config.num_channels} channels; a network of 3 is needed")
-    target = resolve_device(device)
-    return Segmenter(
-        lung_indices=_lung_indices(checkpoint),
-        network=load_model(checkpoint, AutoModelForSemanticSegmentation).float().eval().to(target),
-        preprocess=read_preprocess(checkpoint, geometry="squash"),
-        device=target,
-        precision=resolve_precision(precision, target),
-    )
-
-
-def _lung_indices(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Places of the lung classes, rising."""
-    names: Mapping[int, str] = checkpoint.config.id2label
+    names: Mapping[int, str] = config.id2label
     indices = sorted(index for index, name in names.items() if "lung" in name.lower())
     if not indices:
         raise checkpoint.error(
@@ -93,4 +78,7 @@ def _lung_indices(checkpoint: Checkpoint) -> tuple[int, ...]:
         )
     if len(indices) == len(names):
         raise checkpoint.error(f"all {len(names)} classes are lung; a class for all else is needed")
-    return tuple(indices)
+    spec = read_preprocess(checkpoint, geometry="squash")
+    settings = network_settings(checkpoint, spec, precision=precision, device=device)
+    network = load_model(checkpoint, AutoModelForSemanticSegmentation).float().eval().to(settings["device"])
+    return Segmenter(network=network, lung_indices=tuple(indices), **settings)

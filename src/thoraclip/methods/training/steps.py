@@ -141,6 +141,12 @@ class Steps:
         else:
             progress.waited += 1
 
+    def restore_best(self) -> None:
+        """Give every tensor that a step changes its value at the best validation, where one was chosen by."""
+        with torch.no_grad():
+            for name, value in self.progress.best.items():
+                self._state[name].copy_(value)
+
     def _end(self, stop: threading.Event) -> None:
         """Draw the progress, and write the checkpoint where it is due or a stop was asked for."""
         training, size = self._training, self._training.config.batch_size

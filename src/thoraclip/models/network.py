@@ -1,0 +1,101 @@
+"""What every network that reads images has: how its pixels are made, where it runs and how precisely it computes."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.imaging import Preprocess
+from thoraclip.models.files import Checkpoint
+
+__all__ = ["Network", "expand_greys", "network_settings", "recompute_layers", "resolve_precision"]
+
+_PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What a network is called, which pixels it takes, where it is and how it computes."""
+
+    name: str  # as the user named the model
+    preprocess: Preprocess  # how pixels must be made
+    device: torch.device  # where the weights are
+    precision: str  # `fp32` or `bf16` (autocast)
+
+    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+        """u8[B, H, W] -> f32[B, 3, H, W] on the device; see `expand_greys`."""
+        return expand_greys(greys, self.preprocess, self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision as a context for the forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def network_settings(checkpoint: Checkpoint, spec: Preprocess, *, precision: str, device: str) -> dict[str, Any]:
+    """The fields of a `Network`; precision and device as in `load_dual_encoder`."""
+    if device:
+        place = torch.device(device)
+    elif torch.cuda.is_available():
+        place = torch.device("cuda")
+    else:
+        place = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return {
+        "name": checkpoint.name,
+        "preprocess": spec,
+        "device": place,
+        "precision": resolve_precision(precision, place),
+    }
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` -> `bf16` where the device has bf16 arithmetic, else `fp32`; raises ConfigError for an unknown name."""
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"unknown precision '{precision}'{did_you_mean(precision, _PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # no public name for this question yet
+    return "fp32"
+
+
+def expand_greys(greys: npt.NDArray[np.uint8] | Tensor, spec: Preprocess, device: torch.device) -> Tensor:
+    """u8[B, H, W] -> f32[B, 3, H, W] on the device: the numbers of `imaging.normalise`, from a twelfth of the bytes."""
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std))
+    unit = torch.as_tensor(greys).to(device, non_blocking=True)[:, None].float() * np.float32(1 / 255).item()
+    return (unit - mean).div_(std)
+
+
+def recompute_layers(network: nn.Module, name: str) -> None:
+    """Compute the layers of a network again in the backward pass: less memory, more time.
+
+    Unlike Transformers' own switch it works in eval mode (only the layers themselves are set to train, nothing inside
+    them) and in models that join two towers.
+
+    Args:
+        network: changed in place.
+        name: of the model, for the message.
+
+    Raises:
+        ConfigError: none of its layers supports it.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(f"gradient_checkpointing: model '{name}' has no layers that can do it; set it to false")
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = True
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
