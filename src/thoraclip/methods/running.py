@@ -143,8 +143,8 @@ def parts(
                 )
         if not val.any():
             pool = np.flatnonzero(train)
-            held_out = pool[hold_out(targets[pool], groups[pool], fraction=val_fraction, seed=seed)]
-            val[held_out], train[held_out] = True, False
+            own = pool[hold_out(targets[pool], groups[pool], fraction=val_fraction, seed=seed)]
+            val[own], train[own] = True, False
         for index, label in enumerate(labels.names):
             for name, rows in (("training", train), ("validation", val)):
                 if not (rows & (targets == index)).any():
