@@ -152,7 +152,7 @@ class Task:
 
 
 def plan_phantoms(config: PhantomConfig) -> list[Task]:
-    """Decide label, split, patient and file name of every image, in drawing order; draws no pixel.
+    """Decide label, split, patient and file name of every image, in drawing order.
 
     Every split holds its share of every class to within one image. Patients are filled up within a split, so that none
     crosses one; file numbers are shuffled, so that they tell nothing of split or patient.
