@@ -82,7 +82,10 @@ def describe(pixels: Greys, *, marks: Sequence[Box] | None = None) -> dict[str, 
     image = Image.fromarray(pixels)
     levels = np.array(image.histogram(), dtype=np.float64)
     brightness, contrast = _mean_and_spread(levels)
-    border_brightness, border_contrast = _mean_and_spread(levels - _inner_levels(image))
+    across, down = max(1, round(RING * width)), max(1, round(RING * height))
+    has_inside = 2 * across < width and 2 * down < height
+    inside = image.crop((across, down, width - across, height - down)).histogram() if has_inside else np.zeros(256)
+    border_brightness, border_contrast = _mean_and_spread(levels - np.array(inside, dtype=np.float64))
     marks = find_marks(pixels) if marks is None else marks
     corner = max(1, round(CORNER * min(pixels.shape)))
     ends = (slice(None, corner), slice(-corner, None))
@@ -105,15 +108,6 @@ def describe(pixels: Greys, *, marks: Sequence[Box] | None = None) -> dict[str, 
         "mark_area": sum(box.width * box.height for box in marks) / (width * height),
     }
     return {name: float(values[name]) for name in STATISTICS}
-
-
-def _inner_levels(image: Image.Image) -> Floats:
-    """f64[256]: histogram of what lies inside the outer ring; zeros where the ring is the whole picture."""
-    across, down = max(1, round(RING * image.width)), max(1, round(RING * image.height))
-    if 2 * across >= image.width or 2 * down >= image.height:
-        return np.zeros(256)
-    inner = image.crop((across, down, image.width - across, image.height - down))
-    return np.array(inner.histogram(), dtype=np.float64)
 
 
 def _mean_and_spread(levels: Floats) -> tuple[float, float]:
@@ -207,7 +201,11 @@ def find_marks(pixels: Greys) -> list[Box]:
                 if score >= 0.5 and black and not any(_overlap(window, other) for other, _ in marks):
                     marks.append((window, score))
     scale = min(pixels.shape) / min(image.shape)
-    boxes = [_box(window, score, scale, pixels.shape) for window, score in marks]
+    boxes = []
+    for window, score in marks:  # back to the picture's own pixels, rounded outwards
+        top, left = (int(part.start * scale) for part in window)
+        bottom, right = (min(n, math.ceil(part.stop * scale)) for part, n in zip(window, pixels.shape, strict=True))
+        boxes.append(Box(left, top, right - left, bottom - top, score))
     return sorted(boxes, key=lambda box: (box.top, box.left))
 
 
@@ -255,10 +253,3 @@ def _score(window: Window, ink: Masks, strokes: Greys, steps: Greys) -> float:
 
 def _overlap(window: Window, other: Window) -> bool:
     return all(a.start < b.stop and b.start < a.stop for a, b in zip(window, other, strict=True))
-
-
-def _box(window: Window, score: float, scale: float, shape: tuple[int, ...]) -> Box:
-    """Back to the picture's own pixels, rounded outwards."""
-    top, left = (int(part.start * scale) for part in window)
-    bottom, right = (min(side, math.ceil(part.stop * scale)) for part, side in zip(window, shape, strict=True))
-    return Box(left, top, right - left, bottom - top, score)

@@ -60,10 +60,8 @@ def grey_batches(
     Batch boundaries are multiples of `batch_size` from row 0, so a resumed pass sees the same batches. With and without
     a pixel cache the batches are equal, bit for bit.
 
-    Args:
-        start: first row that is wanted.
-        pixels: folder of pixel caches; the right one in it is used, and made first where it is not there.
-        progress: draws the making of the cache.
+    `pixels` is a folder of pixel caches: the right one in it is used, and made first where it is not there, which
+    `progress` is told.
 
     Raises:
         ImageError: an image cannot be decoded.
@@ -113,12 +111,8 @@ def read_pixels(path: Path, sha256: str | None, spec: Preprocess | None = None) 
 def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> ImageArrays:
     """The decoded pictures of a manifest at one geometry: found in `root`, or written there, in parallel, now.
 
-    A killed pass goes on where it stopped and ends with the same bytes; InputError where the disk has no room.
-
-    Args:
-        spec: geometry and size; mean and std do not matter.
-        root: folder that holds a folder for each set of images and geometry.
-        progress: called with (done, total).
+    A killed pass goes on where it stopped and ends with the same bytes; InputError where the disk has no room. `root`
+    holds a folder for each set of images and geometry; mean and std do not matter; `progress` gets (done, total).
     """
     # the part of the spec that decides the pixels; mean and std come later
     geometry = {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,11 @@ def local_salt(file: Path | None = None) -> bytes:
         raise InputError(f"{file}: no such salt file; name an existing one (the default is {salt_file()})")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileExistsError):
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        except FileExistsError:
-            salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
-        else:
-            salt = secrets.token_bytes(32)
             with os.fdopen(handle, "w", encoding="ascii") as stream:
-                stream.write(salt.hex() + "\n")
+                stream.write(secrets.token_bytes(32).hex() + "\n")
+        salt = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except OSError as error:
         raise InputError(f"{path}: the patient salt cannot be kept ({error.strerror}); name another --salt") from error
     except ValueError as error:
@@ -198,11 +196,8 @@ def _repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         groups.setdefault(row["sha256"], []).append(row)
     return [
-        {
-            "image_ids": [row["image_id"] for row in group],
-            "labels_differ": len({row["label"] for row in group}) > 1,
-            "splits_differ": len({row["split"] for row in group}) > 1,
-        }
+        {"image_ids": [row["image_id"] for row in group]}
+        | {f"{name}s_differ": len({row[name] for row in group}) > 1 for name in ("label", "split")}
         for group in groups.values()
         if len(group) > 1
     ]

@@ -28,7 +28,7 @@ def find_overlap(
     The folder `own` keeps the measurements of the external images, and the pairs, `inspection` those of our images, of
     every split and fold. Returns a mapping an image: image_id, reason (`identical`, `near`, `copies` or `unreadable`),
     and `of` (id of the image that it repeats), `correlation` (of a near duplicate that was found directly), or `detail`
-    (why it cannot be read).
+    (why it cannot be read). `progress` gets (done, total).
     """
     seen = inspect(theirs, own / "inspection", progress=progress)
     both = (theirs, seen), (ours, inspect(ours, inspection, progress=progress))

@@ -31,7 +31,8 @@ def independent_groups(manifest: Manifest) -> Ints:
     depend on the order of the images: the first patient, else the first shared bytes, else the cluster, else the image.
     """
     names = manifest.table.column_names
-    values = [ranks(_text(manifest.values(name))) for name in _KEYS if name in names]
+    columns = [manifest.values(name) for name in _KEYS if name in names]
+    values = [ranks(column if pa.types.is_string(column.type) else _text(column)) for column in columns]
     offsets = np.cumsum([0, *(int(value.max()) + 1 for value in values[:-1])]).tolist()
     for value in values[:-2]:
         value[np.bincount(value + 1)[value + 1] == 1] = -1  # what stands there once joins nothing
@@ -48,8 +49,6 @@ def independent_groups(manifest: Manifest) -> Ints:
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_string(column.type):
-        return column
     return pa.chunked_array([[None if value is None else str(value) for value in column.to_pylist()]], pa.string())
 
 

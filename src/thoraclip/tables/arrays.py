@@ -158,16 +158,15 @@ class ArrayWriter:
         """Write the next rows: name -> array[B, ...] for every array of the kind."""
         for name, block in blocks.items():
             if name not in self._arrays:
-                self._arrays[name] = self._open(name, (self._total, *block.shape[1:]))
+                shape = (self._total, *block.shape[1:])
+                self._arrays[name] = open_memmap(self._parts[name], mode="r+") if self.rows else self._made(name, shape)
             self._arrays[name][self.rows : self.rows + len(block)] = block
             self._arrays[name].flush()
         self.rows += len(next(iter(blocks.values())))
         write_json(self._folder / "progress.json", {"token": self._token, "rows": self.rows})
 
-    def _open(self, name: str, shape: tuple[int, ...]) -> Any:
+    def _made(self, name: str, shape: tuple[int, ...]) -> Any:
         path = self._parts[name]
-        if self.rows:
-            return open_memmap(path, mode="r+")
         try:
             with needing_room(path):
                 array = open_memmap(path, mode="w+", dtype=np.dtype(self._kind.arrays[name][0]), shape=shape)

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thoraclip.dtypes import Ints, Masks
-from thoraclip.errors import ManifestError
 from thoraclip.runs import canonical_json
 
-__all__ = ["codes", "columns_digest", "conflicting", "in_pieces", "matches", "ranks"]
+__all__ = ["codes", "columns_digest", "conflicting", "in_pieces", "ranks"]
 
 _ROWS = 1 << 16  # that are Python objects at once
 
@@ -45,16 +44,6 @@ def conflicting(key: npt.NDArray[np.integer], value: npt.NDArray[np.integer]) ->
     several = np.zeros(len(some) + 1, dtype=bool)  # one more, for the keys that are -1
     several[key[known][value[known] != some[key[known]]]] = True
     return np.asarray(known & several[key])
-
-
-def matches(column: pa.ChunkedArray, name: str, values: Iterable[Any]) -> pa.ChunkedArray:
-    """bool[N]: rows that hold one of some values (None is null); ManifestError for one that has another type."""
-    texts = [None if value is None else str(value) for value in values]
-    try:
-        wanted = pa.array(texts, pa.string()).cast(column.type)
-    except pa.ArrowException as error:
-        raise ManifestError(f"manifest: {name} {texts}: the column holds {column.type}; ask for such values") from error
-    return pc.is_in(column, value_set=wanted)
 
 
 def in_pieces(column: pa.ChunkedArray) -> Iterator[list[Any]]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
-from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, matches, ranks
+from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
 from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
 __all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
@@ -232,7 +232,12 @@ def _rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
     _require_columns(values, table.column_names)
     for name, given in values.items():
         wanted = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
-        matching = matches(table[name], name, wanted)
+        texts = [None if value is None else str(value) for value in wanted]
+        try:
+            matching = pc.is_in(table[name], value_set=pa.array(texts, pa.string()).cast(table[name].type))
+        except pa.ArrowException as error:
+            kind = table[name].type
+            raise ManifestError(f"manifest: {name} {texts}: the column holds {kind}; ask for such values") from error
         if not pc.any(matching).as_py():
             known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
             near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"

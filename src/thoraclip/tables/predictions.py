@@ -190,8 +190,7 @@ def _from_table(table: pa.Table) -> Predictions:
 
 
 def _numbers(table: pa.Table, name: str) -> Floats:
-    try:
-        # as a list: PyArrow's own conversion of nulls loads pandas where it is installed, 0.3 s
+    try:  # as a list: PyArrow's own conversion of nulls loads pandas where it is installed, 0.3 s
         return np.array(table[name].cast(pa.float64()).to_pylist(), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ManifestError(f"column '{name}' holds a value that is not a number; scores lie in [0, 1]") from error

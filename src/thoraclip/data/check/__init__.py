@@ -31,10 +31,10 @@ _SCHEMA = 1
 
 
 def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
-    """Look at every picture and at the table; returns the content of `check.json`.
+    """Look at every picture and at the table, which may leak; returns the content of `check.json`.
 
     Args:
-        manifest: N images; it may leak.
+        manifest: N images.
         work: folder that keeps the measurements, so that a second check only reads them; None looks at no picture.
         seed: of the folds behind the class differences.
         progress: called with (done, total) of each stage.
@@ -80,12 +80,7 @@ def duplicate_clusters(manifest: Manifest, work: Path, *, progress: Progress | N
 
 
 def read_check(folder: Path, manifest: Manifest, *, whole: bool = False) -> dict[str, Any]:
-    """The content of a folder's `check.json`, made on these very images.
-
-    Args:
-        folder: where `check` wrote.
-        manifest: the images.
-        whole: labels, patients and split must be the same too.
+    """The content of a folder's `check.json`, made on these very images; `whole`, on labels, patients and split too.
 
     Raises:
         InputError: no check there.

@@ -36,8 +36,8 @@ def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     pairs, rows = content["duplicates"]["pairs"][:_PAIRS] if looked else [], content["marks"]["images"][:_MARKED]
     shown = {image for pair in pairs for image in pair["image_id"]} | {row["image_id"] for row in rows}
     paths = manifest.where(image_id=shown).paths_by_id() if shown else {}
-    pictures = [[picture_or_reason(partial(_pixels, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
-    marked = [(row, picture_or_reason(partial(_framed, paths[row["image_id"]]), _SIDE)) for row in rows]
+    pictures = [[picture_or_reason(partial(_picture, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
+    marked = [(row, picture_or_reason(partial(_picture, paths[row["image_id"]], framed=True), _SIDE)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
     return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
 
@@ -77,13 +77,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _pixels(path: Path) -> Greys:
-    return decode(path).pixels
-
-
-def _framed(path: Path) -> Greys:
-    """u8[H, W, 3]: a picture with a frame around each burned-in mark."""
+def _picture(path: Path, *, framed: bool = False) -> Greys:
+    """u8[H, W], or u8[H, W, 3] with a frame around each burned-in mark."""
     pixels = decode(path).pixels
+    if not framed:
+        return pixels
     image = Image.fromarray(pixels).convert("RGB")
     width = max(1, min(image.size) // 120)
     draw = ImageDraw.Draw(image)

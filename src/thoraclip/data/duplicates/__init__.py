@@ -79,7 +79,8 @@ def find_duplicates(
     found, not every pair in it. Each picture waits for alignment with its 32 nearest others at most.
 
     `thumbnails` u8[N, S, S] (a memory map will do) and `sha256` are of N images. Of `among`, bool[N], where given, near
-    pairs of two images outside it are not looked for. Returns pairs sorted by (first, second).
+    pairs of two images outside it are not looked for. `progress` gets (done, total). Returns pairs sorted by
+    (first, second).
     """
     groups: dict[str, list[int]] = {}
     for position, digest in enumerate(sha256):

@@ -32,10 +32,7 @@ def find_csv(
 ) -> Listing:
     """List the rows of a CSV file; paths and masks are relative to `root`, other columns are kept as text.
 
-    Args:
-        root: the folder.
-        csv_file: the table.
-        columns: manifest column -> CSV column; without one, that of the same name or of a common one, if any.
+    `columns` is manifest column -> CSV column; without one, that of the same name or of a common one is taken, if any.
 
     Raises:
         InputError: no such folder or file.

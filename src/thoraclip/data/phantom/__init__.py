@@ -115,7 +115,6 @@ class PhantomSummary:
     root: Path
     images: int
     patients: int
-    written: int  # PNG files written by this call; the others were there already
 
 
 def parse_shortcut(text: str) -> tuple[str, float]:
@@ -152,7 +151,7 @@ class Task:
 
 
 def plan_phantoms(config: PhantomConfig) -> list[Task]:
-    """Decide label, split, patient and file name of every image, in drawing order; draws no pixel.
+    """Decide label, split, patient and file name of every image, in drawing order.
 
     Every split holds its share of every class to within one image. Patients are filled up within a split, so that none
     crosses one; file numbers are shuffled, so that they tell nothing of split or patient.
@@ -200,15 +199,13 @@ def write_phantoms(
     count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
     rows: list[dict[str, Any]] = []
-    written = 0
     with ExitStack() as stack:
         run: Callable[..., Iterable[Any]] = map
         if count > 1:  # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
             spawn = multiprocessing.get_context("spawn")
             run = stack.enter_context(ProcessPoolExecutor(count, mp_context=spawn)).map
-        for drawn, new in run(partial(_draw_files, root, config), chunks):
+        for drawn in run(partial(_draw_files, root, config), chunks):
             rows.extend(drawn)
-            written += new
             if progress:
                 progress(len(rows), len(tasks))
     text = io.StringIO()
@@ -218,7 +215,7 @@ def write_phantoms(
     _put(root / "phantoms.csv", text.getvalue().encode())
     settings = "\n".join(f"  {name} = {value!r}" for name, value in asdict(config).items())
     _put(root / "README.txt", _README.format(seed=config.seed, config=settings).encode())
-    return PhantomSummary(root=root, images=len(tasks), patients=len({task.patient for task in tasks}), written=written)
+    return PhantomSummary(root=root, images=len(tasks), patients=len({task.patient for task in tasks}))
 
 
 def _claim_folder(root: Path, config: dict[str, Any]) -> None:
@@ -246,9 +243,9 @@ def _claim_folder(root: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _draw_files(root: Path, config: PhantomConfig, tasks: list[Task]) -> tuple[list[dict[str, Any]], int]:
-    """Draw images and write their missing files; returns their rows of phantoms.csv, and how many were written."""
-    rows, written = [], 0
+def _draw_files(root: Path, config: PhantomConfig, tasks: list[Task]) -> list[dict[str, Any]]:
+    """Draw images and write those of their files that are missing; returns their rows of phantoms.csv."""
+    rows = []
     choices = {name: getattr(config, name) for name in ("difficulty", "shortcut", "shortcut_strength")}
     for task in tasks:
         body = shape_body(_generator(np.random.SeedSequence(config.seed, spawn_key=(1, task.patient))))
@@ -281,8 +278,7 @@ def _draw_files(root: Path, config: PhantomConfig, tasks: list[Task]) -> tuple[l
             data = _encode(layers[kind], config.seed) if paths else b""
             for path in paths:
                 _put(root / path, data)
-            written += len(paths)
-    return rows, written
+    return rows
 
 
 def _generator(sequence: np.random.SeedSequence) -> np.random.Generator:
