@@ -31,8 +31,6 @@ class Method:
     module: str  # where `Config` and `run` are
     summary: str  # one line for the help
     is_seeded: bool  # True where the result depends on the seed; a study repeats only such methods
-    is_parallel: bool = False  # True where several processes can share the work
-    is_trained: bool = False  # True where weights come out; its run folder then gets a model card
     # True where a run scores other images; then the module has `load_classifier(config, folder, fold, labels)`, which
     # `audit`, `explain`, `export` and external sets call
     keeps_classifier: bool = False
@@ -40,10 +38,16 @@ class Method:
     # True where it fits a linear head on frozen features, which can be fitted again on other images
     fits_head: bool = False
     embeds: bool = False  # True where it reads the features of all images, which the runs of a study share
-    trains_network: bool = False  # True where it trains a network in steps (`training.settings.TrainingSettings`)
+    # True where it trains a network in steps (`training.settings.TrainingSettings`); several processes can share that
+    trains_network: bool = False
     inspects: bool = False  # True where it reads the appearance of every image (`data.check.inspect`)
     # about how long a training image of anything else that is fitted takes on one core, for the dry run
     fit_seconds: float = 0.0
+
+    @property
+    def is_trained(self) -> bool:
+        """True where weights come out; its run folder then gets a model card."""
+        return self.trains_network or self.fits_head
 
     @property
     def config_type(self) -> type[Any]:
@@ -68,8 +72,6 @@ METHODS: Mapping[str, Method] = {
         "thoraclip.methods.finetune",
         "Tune LoRA adapters with a contrastive loss; any batch size in any memory.",
         True,
-        is_parallel=True,
-        is_trained=True,
         keeps_classifier=True,
         trains_adapters=True,
         embeds=True,
@@ -79,8 +81,6 @@ METHODS: Mapping[str, Method] = {
         "thoraclip.methods.baseline",
         "Fine-tune an image classifier, or a dual encoder's vision tower, end to end.",
         True,
-        is_parallel=True,
-        is_trained=True,
         keeps_classifier=True,
         trains_network=True,
     ),
@@ -88,7 +88,6 @@ METHODS: Mapping[str, Method] = {
         "thoraclip.methods.probe",
         "Fit a linear classifier on frozen image features.",
         True,
-        is_trained=True,
         keeps_classifier=True,
         fits_head=True,
         embeds=True,
@@ -117,7 +116,7 @@ def require_shared_work(what: str) -> None:
     Args:
         what: a method's kind, or the name of any other work.
     """
-    shared = ["embed", *(kind for kind, method in METHODS.items() if method.is_parallel)]
+    shared = ["embed", *(kind for kind, method in METHODS.items() if method.trains_network)]
     if process_count() > 1 and what not in shared:
         raise ConfigError(
             f"{what} runs in one process, and {process_count()} were started; "

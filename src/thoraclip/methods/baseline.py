@@ -95,19 +95,18 @@ def _train(training: FoldTraining[Config]) -> None:
     config, sampler = training.config, training.sampler()
     step = _prepare(training)
     steps = Steps(training, sampler, _optimizer(config, step), step.state)
-    progress = steps.run(step, lambda: _validate(steps, step))
+
+    def validate() -> None:
+        values = steps.log_validation(step.validate(training.part.val))
+        criteria = {"macro_f1": values["val_macro_f1"], "log_loss": -values["val_log_loss"]}
+        steps.keep_best(criteria.get(config.select))
+
+    progress = steps.run(step, validate)
     if training.group.is_main:
         steps.restore_best()
         training.write_curve(progress)
         note = training.note(progress, progress.kept_step) | {"model": config.model}
         step.backbone.save(training.folder / "model", note)
-
-
-def _validate(steps: Steps, step: SupervisedStep) -> None:
-    """Score the validation images; keep the weights where they are the best."""
-    values = steps.log_validation(step.validate(step.training.part.val))
-    criteria = {"macro_f1": values["val_macro_f1"], "log_loss": -values["val_log_loss"]}
-    steps.keep_best(criteria.get(step.training.config.select))
 
 
 def _prepare(training: FoldTraining[Config]) -> SupervisedStep:

@@ -16,7 +16,7 @@ from thoraclip.errors import InputError, ManifestError, ThoraclipError
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.methods import require_shared_work
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
-from thoraclip.methods.running import read_validation, run_method
+from thoraclip.methods.running import run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
 from thoraclip.study.auditing import audit_methods, audited_methods
 from thoraclip.study.external import prepare_sets
@@ -24,7 +24,7 @@ from thoraclip.study.external_scores import score_set
 from thoraclip.study.images import folder_layout, index_folder
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
-from thoraclip.tables.predictions import Predictions, write_predictions
+from thoraclip.tables.predictions import Predictions, read_validation, write_predictions
 
 __all__ = ["demo_study", "run_study"]
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from thoraclip.config import require_at_least, require_positive
 from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
+from thoraclip.data.splits import assign_groups
 from thoraclip.data.views import Scene
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.shortcuts import Answers
@@ -27,7 +28,6 @@ from thoraclip.methods.audit.probes import (
     across_sources,
     attribute_answers,
     background_answers,
-    deal_folds,
     probe_answers,
     probe_tests,
     view_tests,
@@ -139,7 +139,9 @@ def audit(
     )
     named = {name: view.named for name, view in seen.items()}
     trials = view_tests(named)
-    fold = deal_folds(sample.target, [str(group) for group in sample.groups], folds=config.folds, seed=config.seed)
+    # the fold in which each image is held out
+    groups = [str(group) for group in sample.groups]
+    fold = assign_groups(sample.target, groups, [1 / config.folds] * config.folds, seed=config.seed)
     refitted, shuffled = _refit(sample, seen, fold, config)
     named |= refitted
     trials += probe_tests(refitted, run.is_retrainable)
