@@ -24,7 +24,7 @@ from thoraclip.config import require_known
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
-from thoraclip.methods.running import MethodOutput, RunContext, require_classes
+from thoraclip.methods.running import MethodOutput, Rows, RunContext, Scores, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
@@ -38,8 +38,6 @@ from thoraclip.runs import Progress, fold_folder
 
 __all__ = ["Config", "SupervisedStep", "run", "scores_of"]
 
-Rows = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float64]
 _SCORING_BATCH = 64
 _TRAINED = ("all", "head")
 _NORMS = ("batch", "frozen")

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.errors import InputError, MismatchError
-from thoraclip.methods.predictors import FinishedRun
+from thoraclip.methods.predictors import FinishedRun, Rows
 from thoraclip.models.classifiers import EncoderClassifier, Original
 from thoraclip.models.files import adapter_folders
 from thoraclip.models.heads import LinearHead, read_head
@@ -19,8 +18,6 @@ from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import read_predictions, read_validation
 
 __all__ = ["load_original"]
-
-Rows = npt.NDArray[np.int64]
 
 
 def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = None) -> Original:

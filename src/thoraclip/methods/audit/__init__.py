@@ -32,7 +32,7 @@ from thoraclip.methods.audit.probes import (
     probe_tests,
     view_tests,
 )
-from thoraclip.methods.audit.sample import AuditSample, AuditTarget, draw_sample, sample_images
+from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, draw_sample, sample_images
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
 from thoraclip.proportions import wilson
 from thoraclip.runs import Progress, digest
@@ -40,7 +40,6 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["AuditConfig", "audit"]
 
-Ints = npt.NDArray[np.int64]
 
 _RULES = 1
 """Number of the rules by which pictures are altered; answers to views of another number are asked for again."""

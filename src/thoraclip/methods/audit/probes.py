@@ -17,7 +17,7 @@ from thoraclip.data.views import VIEWS
 from thoraclip.evaluation.shortcuts import Trial
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
-from thoraclip.methods.audit.sample import AuditSample
+from thoraclip.methods.audit.sample import AuditSample, Ints
 from thoraclip.methods.audit.scoring import ViewScores
 from thoraclip.models.heads import fit_lbfgs
 
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
 
 _TREES, _LEAF = 32, 3
 _ATTRIBUTES = ("source", "view", "sex", "format")
