@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.labels import LabelSet
 from thoraclip.runs import process_count
 
 __all__ = ["METHODS", "Method", "find_method", "require_shared_work"]
@@ -54,10 +52,6 @@ class Method:
         """The method's config class."""
         kind: type[Any] = import_module(self.module).Config
         return kind
-
-    def load_classifier(self, config: Any, folder: Path, fold: int | None, labels: LabelSet) -> Any:
-        """The `predictor.Predictor` of a held-out fold (`None`: of the split) of a finished run."""
-        return import_module(self.module).load_classifier(config, folder, fold, labels)
 
 
 METHODS: Mapping[str, Method] = {

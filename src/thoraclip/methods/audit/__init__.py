@@ -145,12 +145,12 @@ def audit(
     named |= refitted
     trials += probe_tests(refitted, run.is_retrainable)
     announce("what can be told without lungs")
-    behind, trees = background_answers(sample, greys, lungs.masks, fold, seed=config.seed)
-    named |= behind
-    trials += trees
-    across, more = across_sources(sample, seen["original"], fold, l2=config.l2, counts=run.is_retrainable)
-    named |= across
-    trials += more
+    for more, tests in (
+        background_answers(sample, greys, lungs.masks, fold, seed=config.seed),
+        across_sources(sample, seen["original"], fold, l2=config.l2, counts=run.is_retrainable),
+    ):
+        named |= more
+        trials += tests
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
         shuffled=shuffled,
