@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.config import require_fraction, require_known
+from thoraclip.config import require_fraction, require_known, require_positive
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
@@ -99,11 +99,7 @@ class Config(EncoderConfig):
                 f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1"
             )
         require_fraction(self, "val_fraction")
-        if self.epochs < 1 or self.learning_rate <= 0 or self.train_batch_size < 1:
-            raise ConfigError(
-                f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, "
-                f"train_batch_size = {self.train_batch_size}: all must be positive"
-            )
+        require_positive(self, "epochs", "learning_rate", "train_batch_size")
         if self.reads_prompts and self.features != "projected":
             raise ConfigError(
                 f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in "
