@@ -29,8 +29,9 @@ import thoraclip
 from benchmarks import plain
 from thoraclip.data.splits import independent_groups
 from thoraclip.evaluation.resampling import resample_weights
-from thoraclip.methods.running import Part, parts, read_validation
+from thoraclip.methods.running import Part, parts
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import read_validation
 
 EPOCHS, BATCH, VAL_FRACTION = 100, 80, 0.1
 DRAWS = 5

@@ -22,7 +22,7 @@ from thoraclip.data.batches import grey_batches
 from thoraclip.data.index import index
 from thoraclip.data.lungs.regions import lung_masks
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
-from thoraclip.data.splits import independent_groups, split_folds
+from thoraclip.data.splits import assign_groups, independent_groups, split_folds
 from thoraclip.errors import ManifestError
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
@@ -276,7 +276,7 @@ def test_what_is_gathered_is_what_its_parts_give(
     greys = [greys for _, greys in grey_batches(manifest, Preprocess(size=64), batch_size=5)]
     np.testing.assert_array_equal(scene.greys, np.concatenate(greys))
     np.testing.assert_array_equal(scene.lungs, lung_masks(manifest, Preprocess(size=64)).masks)
-    fold = probes.deal_folds(target, [str(g) for g in groups], folds=3, seed=3)
+    fold = assign_groups(target, [str(g) for g in groups], [1 / 3] * 3, seed=3)
     shuffled = module._shuffled(target, groups, 3)
     parts = [np.arange(16)] if keys[0] == "same" else [np.flatnonzero(folds == f) for f in (0, 1)]
 

@@ -21,7 +21,7 @@ from thoraclip.errors import ConfigError, InputError, ModelError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import baseline
 from thoraclip.methods.baseline import Config, SupervisedStep, scores_of
-from thoraclip.methods.running import Part, RunContext, parts, read_validation, run_method
+from thoraclip.methods.running import Part, RunContext, parts, run_method
 from thoraclip.methods.training.folds import FoldTraining
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Batch
@@ -30,6 +30,7 @@ from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import load_backbone, load_trained, read_trained_note
 from thoraclip.runs import RunFolder
 from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.predictions import read_validation
 
 pytestmark = pytest.mark.usefixtures("plain")
 

@@ -21,7 +21,7 @@ from thoraclip.errors import InputError, TrainingError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.methods import baseline, finetune
-from thoraclip.methods.running import Part, RunContext, parts, read_validation
+from thoraclip.methods.running import Part, RunContext, parts
 from thoraclip.methods.training import folds
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.folds import FoldTraining, train_folds
@@ -29,6 +29,7 @@ from thoraclip.methods.training.sampler import Batch, Sampler, learning_rate_at
 from thoraclip.methods.training.steps import Steps
 from thoraclip.runs import RunFolder, digest
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import read_validation
 
 LABELS = LabelSet(("a", "b"))
 IMAGES = Manifest.from_rows(

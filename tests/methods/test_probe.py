@@ -19,13 +19,14 @@ from thoraclip.methods import embed, probe, zeroshot
 from thoraclip.methods.embed import cached_embeddings
 from thoraclip.methods.encoders import load_encoder
 from thoraclip.methods.probe import Config
-from thoraclip.methods.running import Part, RunContext, is_done, parts, read_validation, run_method
+from thoraclip.methods.running import Part, RunContext, is_done, parts, run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.methods.zeroshot import class_vectors
 from thoraclip.models import heads
 from thoraclip.posthoc.ood import fit_ood, read_ood
 from thoraclip.runs import RunFolder
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import read_validation
 
 pytestmark = pytest.mark.usefixtures("plain")
 

@@ -6,8 +6,9 @@ import numpy as np
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 
+from thoraclip.data.splits import assign_groups
 from thoraclip.methods.audit import _shuffled
-from thoraclip.methods.audit.probes import answer_held_out, deal_folds, probe_answers, tree_answers
+from thoraclip.methods.audit.probes import answer_held_out, probe_answers, tree_answers
 
 
 def problem(n: int = 140, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,7 +61,7 @@ def test_a_class_that_the_training_part_lacks_is_never_named_and_one_class_alone
 def test_groups_stay_together_when_parts_and_labels_are_dealt_out() -> None:
     target = (np.arange(90) // 3 % 3).astype(np.int64)
     groups = (np.arange(90) // 3).astype(np.int64)
-    fold, other = (deal_folds(target, [str(g) for g in groups], folds=5, seed=seed) for seed in (0, 1))
+    fold, other = (assign_groups(target, [str(g) for g in groups], [0.2] * 5, seed=seed) for seed in (0, 1))
     assert np.bincount(fold).tolist() == [18] * 5 and (fold != other).any()
     shuffled = _shuffled(target, groups, 0)
     for group in range(30):

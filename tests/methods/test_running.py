@@ -30,19 +30,18 @@ from thoraclip.methods.running import (
     is_done,
     parts,
     pooled_predictions,
-    read_validation,
     run_method,
 )
 from thoraclip.methods.training import processes
 from thoraclip.runs import RunFolder, digest
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.predictions import read_predictions, write_predictions
+from thoraclip.tables.predictions import read_predictions, read_validation, write_predictions
 
 NAMES = ("a", "b")
 
 
 def test_the_registry_says_what_a_method_is() -> None:
-    flags = {kind: (m.is_seeded, m.is_parallel, m.is_trained) for kind, m in METHODS.items()}
+    flags = {kind: (m.is_seeded, m.trains_network, m.is_trained) for kind, m in METHODS.items()}
     assert flags == {
         "zeroshot": (False, False, False), "finetune": (True, True, True), "baseline": (True, True, True),
         "probe": (True, False, True), "trivial": (True, False, False),
@@ -196,7 +195,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Ran:
         return MethodOutput(predictions, {"told": 1}, [{"fold": None}])
 
     monkeypatch.setitem(sys.modules, "toy_method", SimpleNamespace(run=run, Config=Toy))  # type: ignore[arg-type]
-    monkeypatch.setitem(METHODS, "toy", Method("toy_method", "", True, is_parallel=True, is_trained=True))  # type: ignore[arg-type]
+    monkeypatch.setitem(METHODS, "toy", Method("toy_method", "", True, trains_network=True))  # type: ignore[arg-type]
     monkeypatch.setattr(running, "write_model_card", lambda *_: None)
     return ran
 

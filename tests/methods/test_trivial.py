@@ -25,11 +25,12 @@ from thoraclip.data.splits import split_folds
 from thoraclip.errors import ImageError, ManifestError, ThoraclipError
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.methods import trivial
-from thoraclip.methods.running import parts, read_validation, run_method
+from thoraclip.methods.running import parts, run_method
 from thoraclip.methods.trivial import GROUPS, Config, trivial_features
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
 from thoraclip.tables.manifest import Manifest, write_manifest
+from thoraclip.tables.predictions import read_validation
 
 Grey = npt.NDArray[np.uint8]
 Draw = Callable[[int, np.random.Generator], tuple[Grey, int]]

@@ -17,10 +17,10 @@ from thoraclip.methods.baseline import Config as BaselineConfig
 from thoraclip.methods.baseline import SupervisedStep
 from thoraclip.methods.finetune import Config as FinetuneConfig
 from thoraclip.methods.probe import Config as ProbeConfig
-from thoraclip.methods.running import is_done, parts, read_validation, run_method
+from thoraclip.methods.running import is_done, parts, run_method
 from thoraclip.methods.zeroshot import Config as ZeroshotConfig
 from thoraclip.tables.manifest import Manifest, write_manifest
-from thoraclip.tables.predictions import Predictions
+from thoraclip.tables.predictions import Predictions, read_validation
 
 TRAINING: dict[str, Any] = {
     "batch_size": 4, "chunk_size": 4, "steps": 1, "learning_rate": 3e-3, "precision": "fp32", "val_fraction": 0.25,

@@ -138,7 +138,7 @@ def test_any_setting_gives_pictures_of_the_same_shape(
         ({"shift": 1.1}, "shift = 1.1: a number between 0 and 1"),
         ({"contrast": 1.1}, "contrast = 1.1: a number between 0 and 1"),
         ({"rotate_degrees": 200.0}, "rotate_degrees = 200.0: a number between 0 and 180"),
-        *(({name: -1.0}, f"{name} = -1.0: must not be negative") for name in ("noise", "gamma", "brightness")),
+        *(({name: -1.0}, f"{name} = -1.0: 0 or more is needed") for name in ("noise", "gamma", "brightness")),
     ],
 )
 def test_bad_settings_are_refused(values: dict[str, float], message: str) -> None:

@@ -46,9 +46,8 @@ def report(
         The content of `report.json`.
     """
     from thoraclip.evaluation.report import MethodResult, judge, write_report
-    from thoraclip.methods.validation import read_validation
     from thoraclip.runs import file_sha256, provenance
-    from thoraclip.tables.predictions import read_predictions
+    from thoraclip.tables.predictions import read_predictions, read_validation
 
     given = [predictions] if isinstance(predictions, str | Path) else predictions
     names = _row_names([Path(file) for file in given])

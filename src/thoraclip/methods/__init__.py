@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from thoraclip.errors import ConfigError, did_you_mean
-from thoraclip.labels import LabelSet
 from thoraclip.runs import process_count
 
 __all__ = ["METHODS", "Method", "find_method", "require_shared_work"]
@@ -31,8 +29,6 @@ class Method:
     module: str  # where `Config` and `run` are
     summary: str  # one line for the help
     is_seeded: bool  # True where the result depends on the seed; a study repeats only such methods
-    is_parallel: bool = False  # True where several processes can share the work
-    is_trained: bool = False  # True where weights come out; its run folder then gets a model card
     # True where a run scores other images; then the module has `load_classifier(config, folder, fold, labels)`, which
     # `audit`, `explain`, `export` and external sets call
     keeps_classifier: bool = False
@@ -40,20 +36,22 @@ class Method:
     # True where it fits a linear head on frozen features, which can be fitted again on other images
     fits_head: bool = False
     embeds: bool = False  # True where it reads the features of all images, which the runs of a study share
-    trains_network: bool = False  # True where it trains a network in steps (`training.settings.TrainingSettings`)
+    # True where it trains a network in steps (`training.settings.TrainingSettings`); several processes can share that
+    trains_network: bool = False
     inspects: bool = False  # True where it reads the appearance of every image (`data.check.inspect`)
     # about how long a training image of anything else that is fitted takes on one core, for the dry run
     fit_seconds: float = 0.0
+
+    @property
+    def is_trained(self) -> bool:
+        """True where weights come out; its run folder then gets a model card."""
+        return self.trains_network or self.fits_head
 
     @property
     def config_type(self) -> type[Any]:
         """The method's config class."""
         kind: type[Any] = import_module(self.module).Config
         return kind
-
-    def load_classifier(self, config: Any, folder: Path, fold: int | None, labels: LabelSet) -> Any:
-        """The `predictor.Predictor` of a held-out fold (`None`: of the split) of a finished run."""
-        return import_module(self.module).load_classifier(config, folder, fold, labels)
 
 
 METHODS: Mapping[str, Method] = {
@@ -68,8 +66,6 @@ METHODS: Mapping[str, Method] = {
         "thoraclip.methods.finetune",
         "Tune LoRA adapters with a contrastive loss; any batch size in any memory.",
         True,
-        is_parallel=True,
-        is_trained=True,
         keeps_classifier=True,
         trains_adapters=True,
         embeds=True,
@@ -79,8 +75,6 @@ METHODS: Mapping[str, Method] = {
         "thoraclip.methods.baseline",
         "Fine-tune an image classifier, or a dual encoder's vision tower, end to end.",
         True,
-        is_parallel=True,
-        is_trained=True,
         keeps_classifier=True,
         trains_network=True,
     ),
@@ -88,7 +82,6 @@ METHODS: Mapping[str, Method] = {
         "thoraclip.methods.probe",
         "Fit a linear classifier on frozen image features.",
         True,
-        is_trained=True,
         keeps_classifier=True,
         fits_head=True,
         embeds=True,
@@ -117,7 +110,7 @@ def require_shared_work(what: str) -> None:
     Args:
         what: a method's kind, or the name of any other work.
     """
-    shared = ["embed", *(kind for kind, method in METHODS.items() if method.is_parallel)]
+    shared = ["embed", *(kind for kind, method in METHODS.items() if method.trains_network)]
     if process_count() > 1 and what not in shared:
         raise ConfigError(
             f"{what} runs in one process, and {process_count()} were started; "

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.errors import InputError, LeakError
 from thoraclip.methods.encoders import EncoderConfig
-from thoraclip.methods.running import Part, require_folds
+from thoraclip.methods.running import Part, Rows, require_folds
 from thoraclip.models.files import adapter_folders, read_note, require_adapter
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["by_adapter", "follow_adapter", "refuse_trained_on", "with_adapter"]
 
 C = TypeVar("C", bound=EncoderConfig)
-Rows = npt.NDArray[np.int64]
 
 
 def with_adapter(config: C, fold: int | None) -> C:

@@ -24,7 +24,7 @@ from thoraclip.config import require_known
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.labels import LabelSet
 from thoraclip.methods.encoders import ModelConfig
-from thoraclip.methods.running import MethodOutput, RunContext, require_classes
+from thoraclip.methods.running import MethodOutput, Rows, RunContext, Scores, require_classes
 from thoraclip.methods.training.folds import FoldTraining, train_folds
 from thoraclip.methods.training.sampler import Batch
 from thoraclip.methods.training.settings import TrainingSettings
@@ -38,8 +38,6 @@ from thoraclip.runs import Progress, fold_folder
 
 __all__ = ["Config", "SupervisedStep", "run", "scores_of"]
 
-Rows = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float64]
 _SCORING_BATCH = 64
 _TRAINED = ("all", "head")
 _NORMS = ("batch", "frozen")
@@ -95,19 +93,18 @@ def _train(training: FoldTraining[Config]) -> None:
     config, sampler = training.config, training.sampler()
     step = _prepare(training)
     steps = Steps(training, sampler, _optimizer(config, step), step.state)
-    progress = steps.run(step, lambda: _validate(steps, step))
+
+    def validate() -> None:
+        values = steps.log_validation(step.validate(training.part.val))
+        criteria = {"macro_f1": values["val_macro_f1"], "log_loss": -values["val_log_loss"]}
+        steps.keep_best(criteria.get(config.select))
+
+    progress = steps.run(step, validate)
     if training.group.is_main:
         steps.restore_best()
         training.write_curve(progress)
         note = training.note(progress, progress.kept_step) | {"model": config.model}
         step.backbone.save(training.folder / "model", note)
-
-
-def _validate(steps: Steps, step: SupervisedStep) -> None:
-    """Score the validation images; keep the weights where they are the best."""
-    values = steps.log_validation(step.validate(step.training.part.val))
-    criteria = {"macro_f1": values["val_macro_f1"], "log_loss": -values["val_log_loss"]}
-    steps.keep_best(criteria.get(step.training.config.select))
 
 
 def _prepare(training: FoldTraining[Config]) -> SupervisedStep:

@@ -14,7 +14,7 @@ from thoraclip.data.batches import grey_batches
 from thoraclip.errors import ConfigError, ManifestError, ModelError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
-from thoraclip.models.captioner import Captioner, load_captioner
+from thoraclip.models.captioner import load_captioner
 from thoraclip.runs import Progress, canonical_json, digest, needing_room, write_text
 from thoraclip.tables.captions import Captions, append_label, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest
@@ -214,6 +214,8 @@ def _write_by_model(
     pixels: Path | None,
     progress: Progress | None,
 ) -> Captions:
+    """The model's text for every image, in manifest order; each batch is on disk before the next one is begun."""
+    size, ids = config.batch_size, manifest.column("image_id")
     captioner = load_captioner(
         config.model,
         prompt=config.prompt,
@@ -223,47 +225,30 @@ def _write_by_model(
     )
     work = digest([manifest.content_fingerprint, dict(captioner.origin), DECODING])
     inputs = digest([work, list(named), manifest.column("label") if any(named) else None])
-    journal, header = out.with_name(f"{out.name}.journal"), {"schema": 1, "token": digest([work, config.batch_size])}
+    journal, header = out.with_name(f"{out.name}.journal"), canonical_json({"schema": 1, "token": digest([work, size])})
     captions = read_captions(out) if out.exists() else None
     if captions is None or captions.origin.get("inputs") != inputs:
-        texts = _by_model(manifest, captioner, journal, canonical_json(header), config.batch_size, pixels, progress)
+        texts = _read_journal(journal, header, ids, size)
+        write_text(journal, "\n".join([header, *map(_line, ids, texts)]) + "\n")  # a torn end is gone
+        spec, start = captioner.preprocess, len(texts)
+        batches = grey_batches(manifest, spec, batch_size=size, start=start, pixels=pixels, progress=progress)
+        with needing_room(journal), journal.open("a", encoding="utf-8", newline="\n") as stream:
+            for first, greys in batches if start < len(ids) else ():
+                batch = captioner.caption(greys, check=first == start)
+                if "" in batch:  # any words put in its place would pass for the model's
+                    raise ModelError(
+                        f"model '{captioner.name}': has no words for image '{ids[first + batch.index('')]}'; begin its "
+                        "captions with a --prompt, or name another model"
+                    )
+                texts += batch
+                stream.writelines(_line(i, text) + "\n" for i, text in zip(ids[first:], batch, strict=False))
+                stream.flush()
+                if progress:
+                    progress(len(texts), len(ids))
         facts = {**origin, **captioner.origin, "inputs": inputs}
         captions = _store(out, manifest, _append(texts, manifest, named), named, facts)
     journal.unlink(missing_ok=True)
     return captions
-
-
-def _by_model(
-    manifest: Manifest,
-    captioner: Captioner,
-    journal: Path,
-    header: str,
-    batch_size: int,
-    pixels: Path | None,
-    progress: Progress | None,
-) -> list[str]:
-    """The model's text for every image, in manifest order; each batch is on disk before the next one is begun."""
-    ids = manifest.column("image_id")
-    texts = _read_journal(journal, header, ids, batch_size)
-    write_text(journal, "\n".join([header, *map(_line, ids, texts)]) + "\n")  # a torn end is gone
-    if len(texts) == len(ids):
-        return texts
-    spec, start = captioner.preprocess, len(texts)
-    batches = grey_batches(manifest, spec, batch_size=batch_size, start=start, pixels=pixels, progress=progress)
-    with needing_room(journal), journal.open("a", encoding="utf-8", newline="\n") as stream:
-        for first, greys in batches:
-            batch = captioner.caption(greys, check=first == start)
-            if "" in batch:  # any words put in its place would pass for the model's
-                raise ModelError(
-                    f"model '{captioner.name}': has no words for image '{ids[first + batch.index('')]}'; begin its "
-                    "captions with a --prompt, or name another model"
-                )
-            texts += batch
-            stream.writelines(_line(i, text) + "\n" for i, text in zip(ids[first:], batch, strict=False))
-            stream.flush()
-            if progress:
-                progress(len(texts), len(ids))
-    return texts
 
 
 def _line(image_id: str, text: str) -> str:

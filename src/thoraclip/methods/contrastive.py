@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from thoraclip.methods import losses
 from thoraclip.methods.gradcache import Tower, cached_backward
 from thoraclip.methods.training.processes import ProcessGroup
-from thoraclip.methods.training.sampler import Batch
+from thoraclip.methods.training.sampler import Batch, Rows
 from thoraclip.methods.training.settings import TrainingSettings
 from thoraclip.methods.zeroshot import class_vectors, macro_f1
 from thoraclip.models.augment import AUGMENTATIONS, augment
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CaptionTexts", "ContrastiveStep", "PromptTexts"]
 
-Rows = npt.NDArray[np.int64]
 _SCORING_BATCH = 64
 _PROBE_PENALTIES = (1.0, 0.1, 0.01)
 

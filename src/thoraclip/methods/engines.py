@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,7 @@ def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], 
         images = manifest.table.select(["path", "sha256"])
         shards = (batches[at : at + count] for at in range(0, len(batches), count))
         tables = (images.slice(shard[0].start, sum(map(len, shard))) for shard in shards)
-        make = _Actor(_located(config), str(manifest.root.resolve()), size, expected)
+        make = partial(_actor, _located(config), str(manifest.root.resolve()), size, expected)
         for block in over_ray(make, tables, workers=workers):
             yield block["pooled"], block["projected"]
 
@@ -156,27 +157,23 @@ def _located(config: EncoderConfig) -> dict[str, Any]:
     return fields
 
 
-class _Actor:
-    """Makes, in an actor, what encodes a shard of the images in `root`, `size` at a time; see `by_ray`."""
+def _actor(
+    config: dict[str, Any], root: str, size: int, expected: dict[str, str], threads: int
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Make, in an actor that may use so many threads, what encodes a shard of the images in `root`; see `by_ray`."""
+    encoder = load_encoder(EncoderConfig(**config))
+    if encoder.description != expected:
+        raise MismatchError(
+            f"model '{config['model']}': an actor of the cluster loads other weights than the driver, or computes in "
+            "another precision; give all machines the same files and set precision"
+        )
 
-    def __init__(self, config: dict[str, Any], root: str, size: int, expected: dict[str, str]) -> None:
-        self._config, self._root, self._size, self._expected = config, root, size, expected
+    def work(shard: dict[str, Any]) -> dict[str, Any]:
+        import pyarrow as pa
 
-    def __call__(self, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """Load the encoder; threads: that the actor may use."""
-        encoder = load_encoder(EncoderConfig(**self._config))
-        if encoder.description != self._expected:
-            raise MismatchError(
-                f"model '{self._config['model']}': an actor of the cluster loads other weights than the driver, or "
-                "computes in another precision; give all machines the same files and set precision"
-            )
+        table = pa.table({name: shard[name].tolist() for name in ("path", "sha256")})
+        alone = by_threads(encoder, decoded(root, table, encoder.preprocess), threads=threads)
+        pooled, projected = zip(*alone(cut(len(table), size)), strict=True)
+        return {"pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}
 
-        def work(shard: dict[str, Any]) -> dict[str, Any]:
-            import pyarrow as pa
-
-            table = pa.table({name: shard[name].tolist() for name in ("path", "sha256")})
-            alone = by_threads(encoder, decoded(self._root, table, encoder.preprocess), threads=threads)
-            pooled, projected = zip(*alone(cut(len(table), self._size)), strict=True)
-            return {"pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}
-
-        return work
+    return work

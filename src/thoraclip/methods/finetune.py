@@ -107,33 +107,29 @@ def run(config: Config, context: RunContext) -> MethodOutput | None:
 
 def _train(training: FoldTraining[Config]) -> None:
     """Train the adapter of one fold; writes `adapter/`, `last/`, `metrics.jsonl` and `training.svg`."""
-    config, sampler, folder = training.config, training.sampler(), training.folder
+    config, part, sampler, folder = training.config, training.part, training.sampler(), training.folder
     step = _prepare(training)
     tuned, prompts = step.tuned, _class_prompts(training)
     steps = Steps(training, sampler, _optimizer(config, tuned), tuned.parameters)
-    progress = steps.run(step, lambda: _validate(training, steps, step, prompts))
+
+    def validate() -> None:
+        values = step.validate(part.val, prompts)
+        if config.select == "probe":
+            values |= step.validate_probe(part.train, part.val, training.labels)
+        values = steps.log_validation(values)
+        if LOSSES[config.loss].has_bias and tuned.bias == 0:
+            # before the first step: begin where the mean logit is zero, not deep in saturation
+            tuned.centre_bias(values["val_mean_cosine"])
+        names = {"zeroshot": "val_macro_f1", "probe": "val_probe_macro_f1"}
+        steps.keep_best(values[names[config.select]] if config.select in names else None)
+
+    progress = steps.run(step, validate)
     if training.group.is_main:
         training.write_curve(progress, validated="zero-shot")
         tuned.save(folder / "last", training.note(progress, progress.step) | {"loss": config.loss})
         steps.restore_best()
         # the best adapter comes last: its note marks the end of the training
         tuned.save(folder / "adapter", training.note(progress, progress.kept_step) | {"loss": config.loss})
-
-
-def _validate(
-    training: FoldTraining[Config], steps: Steps, step: ContrastiveStep, prompts: Sequence[Sequence[str]]
-) -> None:
-    """Score the validation images zero-shot, and by a probe where that chooses; keep the adapter if it is the best."""
-    config, part = training.config, training.part
-    values = step.validate(part.val, prompts)
-    if config.select == "probe":
-        values |= step.validate_probe(part.train, part.val, training.labels)
-    values = steps.log_validation(values)
-    if LOSSES[config.loss].has_bias and step.tuned.bias == 0:
-        # before the first step: begin where the mean logit is zero, not deep in saturation
-        step.tuned.centre_bias(values["val_mean_cosine"])
-    names = {"zeroshot": "val_macro_f1", "probe": "val_probe_macro_f1"}
-    steps.keep_best(values[names[config.select]] if config.select in names else None)
 
 
 def _prepare(training: FoldTraining[Config]) -> ContrastiveStep:

@@ -7,21 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from thoraclip.errors import InputError, MismatchError
-from thoraclip.methods.predictors import FinishedRun
-from thoraclip.methods.running import read_validation
+from thoraclip.methods.predictors import FinishedRun, Rows
 from thoraclip.models.classifiers import EncoderClassifier, Original
 from thoraclip.models.files import adapter_folders
 from thoraclip.models.heads import LinearHead, read_head
 from thoraclip.runs import fold_file
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.predictions import read_predictions
+from thoraclip.tables.predictions import read_predictions, read_validation
 
 __all__ = ["load_original"]
-
-Rows = npt.NDArray[np.int64]
 
 
 def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = None) -> Original:
@@ -65,7 +61,7 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         name=run.folder.resolve().name,
         kind=run.kind,
         model=run.config.model,
-        classifier=classifier,  # type: ignore[arg-type]
+        classifier=classifier,
         manifest=manifest,
         fold=chosen,
         train=train,
@@ -74,7 +70,6 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         has_learned=has_learned,
         validation=kept if learned_from_val else None,
         predictions=predictions,
-        folder=run.folder,
         alike=list(_alike(exact, classifier, judged, chosen, val if not has_learned else val[:0])),
         inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ class FinishedRun:
             InputError: the kind keeps no model, or a file of the run is gone.
         """
         self.require_classifier()
-        loaded: Classifier = self.method.load_classifier(self.config, self.folder, fold, labels)
+        loaded: Classifier = import_module(self.method.module).load_classifier(self.config, self.folder, fold, labels)
         return loaded
 
     def parts(self, manifest: Manifest) -> Iterator[tuple[int | None, Rows]]:

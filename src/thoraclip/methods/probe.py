@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.config import require_fraction, require_known
+from thoraclip.config import require_fraction, require_known, require_positive
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder
-from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions, require_classes
+from thoraclip.methods.running import (
+    MethodOutput,
+    Part,
+    Rows,
+    RunContext,
+    Scores,
+    parts,
+    pooled_predictions,
+    require_classes,
+)
 from thoraclip.methods.zeroshot import class_vectors, prompt_vectors, prompts_digest
 from thoraclip.models.heads import (
     LinearHead,
@@ -44,9 +53,7 @@ __all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 _HEAD = "head.safetensors"
 _FEATURES = ("pooled", "projected")
 _WEIGHTINGS = ("none", "balanced")
-Scores = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +99,7 @@ class Config(EncoderConfig):
                 f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1"
             )
         require_fraction(self, "val_fraction")
-        if self.epochs < 1 or self.learning_rate <= 0 or self.train_batch_size < 1:
-            raise ConfigError(
-                f"epochs = {self.epochs}, learning_rate = {self.learning_rate}, "
-                f"train_batch_size = {self.train_batch_size}: all must be positive"
-            )
+        require_positive(self, "epochs", "learning_rate", "train_batch_size")
         if self.reads_prompts and self.features != "projected":
             raise ConfigError(
                 f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in "
@@ -176,26 +179,23 @@ def run(config: Config, context: RunContext) -> MethodOutput:
     manifest = context.manifest
     labels = manifest.label_set(config.classes)
     targets = manifest.targets(labels)
-    rows, scores, metrics, ood, dimension, texts = [], [], [], [], 0, None
+    rows, scores, metrics, ood = [], [], [], []
 
-    def work(fold: _Inputs) -> tuple[_Inputs, LinearHead, Scores, dict[str, object], Scores, dict[str, Any]]:
-        part, features, _ = fold
-        head, validation, chosen = _fit(config, fold, targets, labels)
-        return fold, head, validation, chosen, head.predict(features[part.test]), _keep_ood(context, fold, targets)
+    def work(fold: _Inputs) -> tuple[_Inputs, LinearHead, Scores, dict[str, object], dict[str, Any]]:
+        return fold, *_fit(config, fold, targets, labels), _keep_ood(context, fold, targets)
 
     with threadpool_limits(1):  # the folds are fitted side by side, each by one thread
         inputs = _fold_inputs(config, context, labels)
-        for fold, head, validation, chosen, test, flagged in in_order(work, inputs, ahead=cores()):
+        for fold, head, validation, chosen, flagged in in_order(work, inputs, ahead=cores()):
             part, features, texts = fold
             context.keep_validation(part, labels, validation)
-            metrics.append({"fold": part.fold, **chosen})
             write_head(context.folder.file(fold_file(_HEAD, part.fold)), head)
+            metrics.append({"fold": part.fold, **chosen})
             ood.append({"fold": part.fold, **flagged})
             rows.append(part.test)
-            scores.append(test)
-            dimension = int(features.shape[1])
-    details = {"chosen": metrics, "features": config.features, "dimension": dimension}
-    details["out_of_distribution"] = ood
+            scores.append(head.predict(features[part.test]))
+    dimension = int(features.shape[1])
+    details = {"chosen": metrics, "features": config.features, "dimension": dimension, "out_of_distribution": ood}
     if texts:
         details |= {"prompt_set": load_prompts(config.prompts).name, "logit_scale": texts.logit_scale}
     return MethodOutput(pooled_predictions(manifest, labels, rows, scores), details, metrics)

@@ -19,11 +19,10 @@ from thoraclip.data.splits import hold_out, independent_groups
 from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
-from thoraclip.methods.validation import VALIDATION, read_validation
 from thoraclip.models.files import require_adapter
 from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
+from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictions, write_predictions
 
 if TYPE_CHECKING:
     from thoraclip.methods.encoders import EncoderConfig
@@ -37,7 +36,6 @@ __all__ = [
     "is_done",
     "parts",
     "pooled_predictions",
-    "read_validation",
     "require_classes",
     "require_folds",
     "run_method",
@@ -225,7 +223,7 @@ def run_method(
     if not folder.is_done(fingerprint):
         if adapter := getattr(config, "adapter", ""):
             require_adapter(adapter)
-        if method.is_parallel:
+        if method.trains_network:
             from thoraclip.methods.training.processes import require_launch  # with torch, which not every method needs
 
             require_launch(wanted=config.processes, trackers=config.trackers)

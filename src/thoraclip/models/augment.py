@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from thoraclip.config import require_at_least
 from thoraclip.errors import ConfigError
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "augment"]
@@ -45,9 +46,7 @@ class Augmentation:
         for name, high in (("zoom", 0.9), ("shift", 1.0), ("contrast", 1.0), ("rotate_degrees", 180.0)):
             if not 0 <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} = {getattr(self, name)}: a number between 0 and {high:g} is needed")
-        for name in ("brightness", "gamma", "noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
+        require_at_least(self, brightness=0, gamma=0, noise=0)
 
 
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {

@@ -1,13 +1,11 @@
-"""What every network that classifies offers, the frozen encoder with a linear head that prompts, probes and adapters
-come to, and the classifier of a finished run with its images."""
+"""The frozen encoder with a linear head that prompts, probes and adapters come to, and the classifier of a finished run
+with its images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,30 +17,12 @@ from thoraclip.labels import LabelSet
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.heads import LinearHead
-from thoraclip.predictor import Looker
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["Classifier", "EncoderClassifier", "Original"]
 
 Rows = npt.NDArray[np.int64]
-
-
-class Classifier(Looker, Protocol):
-    """A looker whose inside can be asked too: its network, and its logits with a gradient."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The network that scores, or its vision tower."""
-        ...
-
-    def expand(self, greys: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """u8[B, H, W] -> f32[B, 3, H, W] on the device."""
-        ...
-
-    def logits(self, pixels: Tensor) -> Tensor:
-        """f32[B, 3, H, W] -> f32[B, C], with gradient."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +82,10 @@ class EncoderClassifier:
         return tuple(torch.from_numpy(np.array(array)).to(self.encoder.device) for array in arrays)
 
 
+Classifier = EncoderClassifier | Backbone
+"""A `Looker` whose inside can be asked too: its `network`, and its `logits` of `expand`ed images with a gradient."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Original:
     """One classifier of a run; its images are i64 rows of the manifest."""
@@ -109,7 +93,7 @@ class Original:
     name: str  # of the run
     kind: str  # of its method
     model: str  # the pretrained model under it, as the user named it
-    classifier: EncoderClassifier | Backbone  # in fp32
+    classifier: Classifier  # in fp32
     manifest: Manifest  # the run's own
     fold: int | None  # the one that this classifier has not seen; `None` of a split
     train: Rows  # what it learned from; the three are disjoint and labelled
@@ -123,4 +107,3 @@ class Original:
     alike: Sequence[tuple[LinearHead, Rows]]
     predictions: Predictions  # of the run
     inputs: Mapping[str, str]  # fingerprints of what it was made from, by name
-    folder: Path  # of the run

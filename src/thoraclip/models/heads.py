@@ -193,7 +193,7 @@ def fit_adamw(
     heads = []
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
-        full = len(order) - len(order) % batch_size if len(order) >= batch_size else len(order)
+        full = len(order) - len(order) % batch_size or len(order)
         for rows in torch.split(order[:full], batch_size):
             loss = torch.nn.functional.cross_entropy(x[rows] @ weight.T + bias, y[rows], weight=loss_weights)
             optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thoraclip.config import require_known
+from thoraclip.config import require_known, require_positive
 from thoraclip.errors import ConfigError
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
@@ -61,8 +61,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         require_known(self, towers=("both", "vision", "text"), projections=("auto", "train", "freeze"))
-        if self.rank < 1 or self.alpha <= 0:
-            raise ConfigError(f"rank = {self.rank}, alpha = {self.alpha}: both must be positive")
+        require_positive(self, "rank", "alpha")
         if not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"lora_dropout = {self.lora_dropout}: a number from 0 to below 1 is needed")
         if not self.target_modules:

@@ -19,12 +19,12 @@ from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
-from thoraclip.methods.running import read_validation, run_method
+from thoraclip.methods.running import run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.settings import CAPTIONS, MethodEntry, Study, StudyConfig, build_entries, study_toml
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
-from thoraclip.tables.predictions import Predictions, write_predictions
+from thoraclip.tables.predictions import Predictions, read_validation, write_predictions
 
 __all__ = ["demo_study", "run_study"]
 

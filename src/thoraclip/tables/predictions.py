@@ -14,10 +14,13 @@ import pyarrow.csv as pacsv
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.labels import LabelSet
-from thoraclip.runs import atomic_open
+from thoraclip.runs import atomic_open, fold_file
 from thoraclip.tables.store import open_table, require_rows, write_table
 
-__all__ = ["Predictions", "read_predictions", "write_predictions"]
+__all__ = ["VALIDATION", "Predictions", "read_predictions", "read_validation", "write_predictions"]
+
+VALIDATION = "validation.parquet"
+"""Name in a run folder of the scores of the validation images; of a held-out fold see `runs.fold_file`."""
 
 _SCHEMA = 1
 _SCORE = "score_"
@@ -194,3 +197,13 @@ def _numbers(table: pa.Table, name: str) -> Floats:
         return np.array(table[name].cast(pa.float64()).to_pylist(), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ManifestError(f"column '{name}' holds a value that is not a number; scores lie in [0, 1]") from error
+
+
+def read_validation(run: Path) -> tuple[Predictions, ...]:
+    """The validation scores of a run: one table, or one for each fold in their order; `()` where none are kept."""
+    whole, prefix = run / VALIDATION, "validation-fold-"
+    if whole.is_file():
+        return (read_predictions(whole),)
+    names = [file.stem.removeprefix(prefix) for file in run.glob(f"{prefix}*.parquet")]
+    folds = sorted(int(name) for name in names if name.isdigit())
+    return tuple(read_predictions(run / fold_file(VALIDATION, fold)) for fold in folds)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from thoraclip.config import require_at_least, require_positive
 from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
+from thoraclip.data.splits import assign_groups
 from thoraclip.data.views import Scene
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.shortcuts import Answers
@@ -27,12 +28,11 @@ from thoraclip.methods.audit.probes import (
     across_sources,
     attribute_answers,
     background_answers,
-    deal_folds,
     probe_answers,
     probe_tests,
     view_tests,
 )
-from thoraclip.methods.audit.sample import AuditSample, AuditTarget, draw_sample, sample_images
+from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, draw_sample, sample_images
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
 from thoraclip.proportions import wilson
 from thoraclip.runs import Progress, digest
@@ -40,7 +40,6 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["AuditConfig", "audit"]
 
-Ints = npt.NDArray[np.int64]
 
 _RULES = 1
 """Number of the rules by which pictures are altered; answers to views of another number are asked for again."""
@@ -139,17 +138,19 @@ def audit(
     )
     named = {name: view.named for name, view in seen.items()}
     trials = view_tests(named)
-    fold = deal_folds(sample.target, [str(group) for group in sample.groups], folds=config.folds, seed=config.seed)
+    # the fold in which each image is held out
+    groups = [str(group) for group in sample.groups]
+    fold = assign_groups(sample.target, groups, [1 / config.folds] * config.folds, seed=config.seed)
     refitted, shuffled = _refit(sample, seen, fold, config)
     named |= refitted
     trials += probe_tests(refitted, run.is_retrainable)
     announce("what can be told without lungs")
-    behind, trees = background_answers(sample, greys, lungs.masks, fold, seed=config.seed)
-    named |= behind
-    trials += trees
-    across, more = across_sources(sample, seen["original"], fold, l2=config.l2, counts=run.is_retrainable)
-    named |= across
-    trials += more
+    for more, tests in (
+        background_answers(sample, greys, lungs.masks, fold, seed=config.seed),
+        across_sources(sample, seen["original"], fold, l2=config.l2, counts=run.is_retrainable),
+    ):
+        named |= more
+        trials += tests
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
         shuffled=shuffled,

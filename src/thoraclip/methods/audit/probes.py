@@ -5,7 +5,7 @@ Each image is answered by a classifier that was fitted without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
 from thoraclip.data.batches import in_batches, read_indexed
-from thoraclip.data.splits import assign_groups
 from thoraclip.data.views import VIEWS
 from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.imaging import decode
 from thoraclip.labels import LabelSet
-from thoraclip.methods.audit.sample import AuditSample
+from thoraclip.methods.audit.sample import AuditSample, Ints
 from thoraclip.methods.audit.scoring import ViewScores
 from thoraclip.models.heads import fit_lbfgs
 
@@ -27,7 +26,6 @@ __all__ = [
     "answer_held_out",
     "attribute_answers",
     "background_answers",
-    "deal_folds",
     "probe_answers",
     "probe_tests",
     "tree_answers",
@@ -35,18 +33,12 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
 
 _TREES, _LEAF = 32, 3
 _ATTRIBUTES = ("source", "view", "sex", "format")
 """Columns of a manifest that a classifier's features are asked for."""
 _FEWEST = 20
 """Images of a value below which it is not asked for."""
-
-
-def deal_folds(target: Ints, groups: Sequence[str], *, folds: int, seed: int) -> Ints:
-    """i64[N]: the fold in which each image is held out; whole groups together, classes in equal shares."""
-    return assign_groups(target, groups, [1 / folds] * folds, seed=seed)
 
 
 def probe_answers(features: Floats, target: Ints, fold: Ints, *, l2: float) -> Ints:

@@ -22,7 +22,7 @@ from thoraclip.errors import InputError
 from thoraclip.evaluation.figures import training_figure
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
-from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
+from thoraclip.methods.running import MethodOutput, Part, RunContext, Scores, parts, pooled_predictions
 from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Sampler
@@ -34,7 +34,6 @@ __all__ = ["FoldTraining", "train_folds"]
 _WEIGHTS = ("adapter", "last", "model")
 """Folders of weights in the folder of a training."""
 C = TypeVar("C", bound=TrainingSettings)
-Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from thoraclip.config import require_fraction, require_known, require_positive
+from thoraclip.config import require_at_least, require_fraction, require_known, require_positive
 from thoraclip.errors import ConfigError
 from thoraclip.methods.training.processes import require_trackers
 from thoraclip.models.augment import AUGMENTATIONS
@@ -75,6 +75,4 @@ class TrainingSettings:
             )
         require_fraction(self, "val_fraction")
         require_trackers(self.trackers)
-        for name in ("steps", "validate_every", "patience", "processes", "weight_decay", "max_norm", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
+        require_at_least(self, steps=0, validate_every=0, patience=0, processes=0, weight_decay=0, max_norm=0, seed=0)
