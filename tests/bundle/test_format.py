@@ -16,7 +16,8 @@ from tests.conftest import examples, files
 
 from thoraclip.bundle import format as bundle
 from thoraclip.bundle.format import read_bundle
-from thoraclip.bundle.opening import check_seal, open_bundle, seal
+from thoraclip.bundle.opening import open_bundle
+from thoraclip.bundle.seal import check_seal, seal
 from thoraclip.errors import InputError, MismatchError, ParityError
 
 GOLDEN = Path(__file__).parent / "golden" / "bundle-1"

@@ -119,7 +119,7 @@ def audit(
 
 def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manifest]:
     """(a run or a bundle, the images that it is audited on)."""
-    from thoraclip.bundle.opening import is_bundle
+    from thoraclip.bundle.seal import is_bundle
 
     if is_bundle(folder):
         from thoraclip.bundle.opening import open_bundle
@@ -165,7 +165,7 @@ def explain(
         ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or
             written.
     """
-    from thoraclip.bundle.opening import is_bundle
+    from thoraclip.bundle.seal import is_bundle
     from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay
 
     require_png(Path(out))

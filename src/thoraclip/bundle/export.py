@@ -23,9 +23,9 @@ from thoraclip.bundle import format as layout
 from thoraclip.bundle import parity as proof
 from thoraclip.bundle.calibration import calibrate, fit_reference, measure
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
-from thoraclip.bundle.opening import FACTS, is_bundle, seal
 from thoraclip.bundle.parity import ModelSession
 from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
+from thoraclip.bundle.seal import FACTS, is_bundle, seal
 from thoraclip.cards.bundle_card import bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, InputError

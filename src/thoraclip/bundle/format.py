@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.bundle.opening import FACTS, read_seal
+from thoraclip.bundle.seal import FACTS, read_seal
 from thoraclip.errors import ConfigError, MismatchError
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
