@@ -18,7 +18,6 @@ from PIL import Image
 from tests.conftest import examples, files
 
 from thoraclip.cli.app import run
-from thoraclip.data import check as package
 from thoraclip.data.check import (
     check,
     duplicate_clusters,
@@ -198,10 +197,10 @@ def test_a_second_check_searches_for_copies_again_only_where_the_pictures_change
     monkeypatch.setattr(findings, "differences", lambda *_, **__: [])
     first = check(manifest, tmp_path)
     searched: list[int] = []
-    original = package.find_duplicates
+    original = module.find_duplicates
 
     monkeypatch.setattr(
-        package, "find_duplicates", lambda t, *a, **k: (searched.append(len(t)), original(t, *a, **k))[1]
+        module, "find_duplicates", lambda t, *a, **k: (searched.append(len(t)), original(t, *a, **k))[1]
     )
     assert check(manifest, tmp_path) == first and searched == []
     check(manifest.take(np.arange(30)), tmp_path)

@@ -161,7 +161,7 @@ def test_another_kind_of_table_and_a_newer_schema_are_refused(tmp_path: Path) ->
     with pytest.raises(ManifestError, match="holds manifest, not predictions"):
         read_predictions(tmp_path / "m.parquet")
     write_table(tmp_path / "n.parquet", plain, kind="predictions", schema=99)
-    with pytest.raises(ManifestError, match="schema 99 is newer than 1, .*; upgrade thoraclip"):
+    with pytest.raises(ManifestError, match="schema 99 is newer than 1; upgrade thoraclip"):
         read_predictions(tmp_path / "n.parquet")
     pq.write_table(plain, tmp_path / "o.parquet")
     with pytest.raises(ManifestError, match="column 'label' is missing"):
