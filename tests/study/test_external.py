@@ -184,7 +184,7 @@ def test_killed_meanwhile_it_ends_with_the_same_bytes(
     """Killed four times, each time a little later."""
     out = without_some(done[0], tmp_path, lambda _: False)
     for place, call in (
-        ("data.overlap.find_duplicates", 1), ("study.external.write_manifest", 1),
+        ("data.check.inspection.find_duplicates", 1), ("study.external.write_manifest", 1),
         ("study.external._scores", 4), ("study.external.write_json", 4),
     ):  # fmt: skip
         name = f"thoraclip.{place}"
@@ -201,7 +201,7 @@ def test_killed_meanwhile_it_ends_with_the_same_bytes(
                 run_study(*read_study(done[0] / "s.toml", {}), out)
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
-    for place in ("data.overlap.find_duplicates", "study.external._scores"):
+    for place in ("data.check.inspection.find_duplicates", "study.external._scores"):
         monkeypatch.setattr(f"thoraclip.{place}", lambda *_, **__: pytest.fail("done again"))
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
