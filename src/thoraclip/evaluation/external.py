@@ -19,7 +19,7 @@ from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import bootstrap_p, holm
 from thoraclip.evaluation.intervals import LEVEL, Estimate, estimate
-from thoraclip.evaluation.metrics import METRICS, Scored, per_class
+from thoraclip.evaluation.metrics import METRICS, Scored, known_mean, per_class
 from thoraclip.evaluation.resampling import Replicates, replicate
 from thoraclip.evaluation.results import MethodResult
 
@@ -191,7 +191,7 @@ def measure(
             replicates[name] = np.asarray(np.mean([one[name] for one in resampled], axis=0), dtype=np.float64)
         noise = np.asarray(np.mean([one.noise[name] for one in drawn], axis=0)) if drawn and name == "ece" else None
         trials = many if name == "accuracy" else rarest
-        value = _mean([one[name] for one in points])
+        value = known_mean([one[name] for one in points])
         values[name] = estimate(
             name,
             value,
@@ -203,14 +203,14 @@ def measure(
     recall = {}
     for c in np.unique(target).tolist():
         draws = np.mean([one.per_class["recall"][:, c] for one in drawn], axis=0) if drawn else None
-        value = _mean([found["recall"][c] for found in by_class])
+        value = known_mean([found["recall"][c] for found in by_class])
         trials = len(np.unique(groups[target == c]))
         recall[aligned.labels.names[c]] = estimate("recall", value, draws, trials=trials)
     return Sample(values, recall, {name: replicates[name] for name in DROPS if name in replicates})
 
 
 def _points(table: Scored, f1: Sequence[float | None]) -> dict[str, float | None]:
-    return {name: _mean(f1) if name == "macro_f1" else METRICS[name].point(table) for name in _MEASURED}
+    return {name: known_mean(f1) if name == "macro_f1" else METRICS[name].point(table) for name in _MEASURED}
 
 
 def _resampled(drawn: Replicates) -> dict[str, Floats]:
@@ -219,11 +219,6 @@ def _resampled(drawn: Replicates) -> dict[str, Floats]:
     known = ~np.isnan(f1)
     mean_f1 = np.where(known, f1, 0.0).sum(axis=1) / known.sum(axis=1)
     return {name: mean_f1 if name == "macro_f1" else drawn.headline[name] for name in _MEASURED}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | None]:
