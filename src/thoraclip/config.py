@@ -182,7 +182,7 @@ def require_at_least(config: object, **least: float) -> None:
     """Raise ConfigError for the first setting below its least value."""
     for name, bound in least.items():
         value = getattr(config, name)
-        if value < bound:
+        if not value >= bound:
             raise ConfigError(f"{name} = {value}: {bound} or more is needed")
 
 

@@ -45,6 +45,7 @@ REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
     (Trivial, {"max_leaf_nodes": 1}, "max_leaf_nodes = 1: 2 or more"),
     (Trivial, {"min_samples_leaf": 0}, "min_samples_leaf = 0: 1 or more"),
     (Trivial, {"l2": -1.0}, "l2 = -1.0: 0 or more"),
+    (Trivial, {"l2": float("nan")}, "l2 = nan: 0 or more"),
     (Trivial, {"learning_rate": 0.0}, "learning_rate = 0.0: must be positive"),
     (Trivial, {"seed": -1}, "seed = -1: 0 or more"),
     (Baseline, {"train": "tail"}, "unknown train 'tail'"),
