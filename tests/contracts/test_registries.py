@@ -162,7 +162,7 @@ def test_a_view_is_a_test_of_the_audit(folder: Path, counts: bool) -> None:
     with patch.dict(VIEWS, few, clear=True):  # type: ignore[call-overload]
         assert run([*command, "--set", "masks=none", "--set", "images=12"]) == 0
     tests = {test["name"]: test for test in read(folder / "audit" / "audit.json")["tests"]}
-    assert tests["dummy"]["counts"] is counts and tests["dummy"]["level"] == "classifier"
+    assert tests["dummy"]["asks"] == ("classifier" if counts else "control") and tests["dummy"]["by"] == "classifier"
     assert "refitted dummy" in tests
 
 

@@ -69,13 +69,13 @@ def audit(
     named = {name: answers(share, target, seed) for seed, (name, share) in enumerate(shares.items())}
     named["grey"], named["refitted"][::5] = np.zeros(n, dtype=np.int64), -1
     tests = [
-        ShortcutTest("drop", "all but the lungs replaced", "classifier", "lungs alone", "original", finds="the rest"),
-        ShortcutTest("no-lungs", "the lungs replaced", "classifier", "no lungs", finds="what lies outside the lungs"),
-        ShortcutTest("grey", "all replaced", "classifier", "grey"),
-        ShortcutTest("refitted", "fitted again without lungs", "features", "refitted", "original", finds="the rest"),
-        ShortcutTest("turned", "lungs alone, before and after", "classifier", "original", "no lungs", counts=False),
-        *(ShortcutTest(f"background {k}", k, "data", f"background {k}", finds=k) for k in ("all", "frame", "file")),
-    ]
+        ShortcutTest("drop", "all but the lungs replaced", "classifier", "classifier", "lungs alone", "original", "the rest"),
+        ShortcutTest("no-lungs", "the lungs replaced", "classifier", "classifier", "no lungs", finds="what lies outside the lungs"),
+        ShortcutTest("grey", "all replaced", "classifier", "classifier", "grey"),
+        ShortcutTest("refitted", "fitted again without lungs", "data", "probe", "refitted", "original", "the rest"),
+        ShortcutTest("turned", "lungs alone, before and after", "control", "classifier", "original", "no lungs"),
+        *(ShortcutTest(f"background {k}", k, "data", "trees", f"background {k}", finds=k) for k in ("all", "frame", "file")),
+    ]  # fmt: skip
     attributes: list[dict[str, Any]] = []
     for seed, column in enumerate(("source", "view", "sex", "format")):
         values = manifest.column(column)

@@ -1,7 +1,7 @@
 """Small reports, audits and figures, whole: every number, sentence, table and line is that of the files in `golden/`.
 
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
-thoraclip.evaluation.align, thoraclip.evaluation.audit, thoraclip.evaluation.compare,
+thoraclip.evaluation.align, thoraclip.evaluation.audit, thoraclip.evaluation.audit_reading, thoraclip.evaluation.compare,
 thoraclip.evaluation.entries, thoraclip.evaluation.external, thoraclip.evaluation.external_reading, thoraclip.evaluation.figures,
 thoraclip.evaluation.intervals, thoraclip.cards.model_card, thoraclip.evaluation.reading,
 thoraclip.evaluation.recalibration, thoraclip.evaluation.render, thoraclip.evaluation.report, thoraclip.evaluation.results,
@@ -41,19 +41,26 @@ from thoraclip.tables.predictions import Predictions
 GOLDEN = Path(__file__).with_name("golden")
 
 
+def shuffled(right: float) -> list[Answers]:
+    """Of four permutations of the labels the answers of what was fitted on them."""
+    found = []
+    for seed in range(4):
+        target = np.random.default_rng(seed).permutation(np.arange(150) % 3).astype(np.int64)
+        named = {name: answers(right, target, seed) for name in ("shuffled probe", "shuffled trees")}
+        found.append(Answers(target, np.arange(150), named, 3))
+    return found
+
+
 def reliant(folder: Path) -> None:
-    """Everything that an audit can find, and all its doubts."""
-    shuffled = np.random.default_rng(1).permutation(np.arange(150) % 3).astype(np.int64)
-    write_audit(
-        audit(
-            0.7, shuffled=Answers(shuffled, np.arange(150), {"refitted shuffled": answers(0.8, shuffled, 9)}, 3),
-            sham={"images": 64, "largest_change": 0.4, "other_answers": 3},
-            saliency={"method": "occlusion", "inside": [0.6, 0.7, 0.65, 0.7], "area": [0.3, 0.3, 0.35, 0.3]},
-            without_duplicates={"left_out": 4, "images": 150, "across_parts": 1, "accuracy": 0.8,
-                                "accuracy_without": 0.79, "low": 0.7, "high": 0.85},
-        ),
-        folder,
-    )  # fmt: skip
+    """Everything that an audit can find, and all its doubts; and a control that stops the verdict."""
+    doubts: dict[str, Any] = {
+        "sham": {"images": 64, "largest_change": 0.4, "other_answers": 3},
+        "saliency": {"method": "occlusion", "inside": [0.6, 0.7, 0.65, 0.7], "area": [0.3, 0.3, 0.35, 0.3]},
+        "without_duplicates": {"left_out": 4, "images": 150, "across_parts": 1, "accuracy": 0.8,
+                               "accuracy_without": 0.79, "low": 0.7, "high": 0.85},
+    }  # fmt: skip
+    write_audit(audit(0.7, shuffled=shuffled(1 / 3), **doubts), folder)
+    write_audit(audit(0.7, shuffled=shuffled(0.8), **doubts), folder / "stopped")
 
 
 def clean(folder: Path) -> None:

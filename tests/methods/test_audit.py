@@ -17,7 +17,14 @@ from tests.conftest import files
 
 from thoraclip.cli.app import run as command
 from thoraclip.data import check
-from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
+from thoraclip.data.background import (
+    BACKGROUND,
+    STROKES,
+    background_features,
+    edge_strokes,
+    file_features,
+    shown_features,
+)
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.index import index
 from thoraclip.data.lungs.regions import lung_masks
@@ -27,7 +34,7 @@ from thoraclip.errors import ManifestError
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
 from thoraclip.methods import audit as module
-from thoraclip.methods.audit import AuditConfig, audit, probes, scoring
+from thoraclip.methods.audit import AuditConfig, audit, probes, refits, scoring
 from thoraclip.methods.audit.probes import probe_tests, view_tests
 from thoraclip.methods.audit.sample import AuditSample, draw_sample
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners
@@ -129,13 +136,14 @@ def test_the_planted_border_is_found_through_the_command(
     assert content["overall"] == "strong" and content["images"] == IMAGES
     assert found["background frame"] == "strong" and found["refitted border-only"] == "strong"
     assert found["background-swapped"] == "strong"
-    assert found["refitted shuffled"] == found["random-removed"] == "control"
+    assert content["classifier"] == content["data"] == "strong"
+    assert found["shuffled probe"] in {"none", "cannot_tell"} and found["random-removed"] == "cannot_tell"
     assert content["sham"]["other_answers"] == 0 and content["sham"]["largest_change"] < 0.02
     assert content["lungs"]["origin"] == "given" and content["lungs"]["usable"] == IMAGES
     assert content["saliency"]["images"] == 4 and 0 <= content["saliency"]["inside"] <= 1
     assert content["without_duplicates"]["images"] == IMAGES
     assert {row["column"] for row in content["subgroups"]} >= {"view", "sex", "age"}
-    shuffled = next(t for t in content["tests"] if t["name"] == "refitted shuffled")
+    shuffled = next(t for t in content["tests"] if t["name"] == "shuffled probe")
     assert abs(shuffled["effect"]) < 0.2
 
 
@@ -221,14 +229,19 @@ def test_what_needs_no_mask_always_runs(run: Run, tmp_path: Path) -> None:
     content = audit(run, run.manifest, dataclasses.replace(SETTINGS, masks="none", saliency=3), tmp_path / "audit")
     found = verdicts(content)
     assert not [name for name in found if "lungs" in name or "box" in name]
-    assert next(t["counts"] for t in content["tests"] if t["name"] == "border-only") and content["saliency"] is None
+    assert (
+        next(t["asks"] == "classifier" for t in content["tests"] if t["name"] == "border-only")
+        and content["saliency"] is None
+    )
 
 
 @pytest.mark.usefixtures("few_trees")
-def test_a_classifier_that_is_no_probe_is_judged_by_its_own_answers(run: Run, tmp_path: Path) -> None:
-    content = audit(dataclasses.replace(run, is_retrainable=False), run.manifest, SETTINGS, tmp_path / "audit")
-    assert {t["verdict"] for t in content["tests"] if t["level"] == "features"} == {"control"}
-    assert any(t["counts"] for t in content["tests"] if t["level"] == "classifier")
+def test_what_is_fitted_anew_asks_of_the_data_whatever_the_classifier_is(run: Run, tmp_path: Path) -> None:
+    for is_probe in (True, False):
+        content = audit(dataclasses.replace(run, is_retrainable=is_probe), run.manifest, SETTINGS, tmp_path / "audit")
+        asked = {(t["by"], t["asks"]) for t in content["tests"]}
+        fitted = {(by, asks) for by in ("probe", "trees") for asks in ("data", "control")}
+        assert asked == {("classifier", "classifier"), ("classifier", "control"), *fitted}
 
 
 @pytest.mark.usefixtures("few_trees")
@@ -277,10 +290,9 @@ def test_what_is_gathered_is_what_its_parts_give(
     np.testing.assert_array_equal(scene.greys, np.concatenate(greys))
     np.testing.assert_array_equal(scene.lungs, lung_masks(manifest, Preprocess(size=64)).masks)
     fold = assign_groups(target, [str(g) for g in groups], [1 / 3] * 3, seed=3)
-    shuffled = module._shuffled(target, groups, 3)
     parts = [np.arange(16)] if keys[0] == "same" else [np.flatnonzero(folds == f) for f in (0, 1)]
 
-    def refitted(features: Any, labels: npt.NDArray[np.int64]) -> list[int]:
+    def refitted(features: Any, labels: npt.NDArray[np.int64], fold: npt.NDArray[np.int64]) -> list[int]:
         told = np.full(16, -1)
         for part in parts:
             told[part] = probes.probe_answers(features[part], labels[part], fold[part], l2=0.3)
@@ -291,23 +303,30 @@ def test_what_is_gathered_is_what_its_parts_give(
         assert named[name].tolist() == one.named.tolist()
         assert (f"refitted {name}" in named) == (name != "sham")
         if name != "sham":
-            assert named[f"refitted {name}"].tolist() == refitted(one.features, target)
-    assert facts.shuffled.target.tolist() == shuffled.tolist() and facts.shuffled.groups.tolist() == groups.tolist()
-    guessed = facts.shuffled.named["refitted shuffled"].tolist()
-    assert guessed == refitted(seen["original"].features, shuffled)
+            assert named[f"refitted {name}"].tolist() == refitted(one.features, target, fold)
+    assert len(facts.shuffled) == 10 and len({tuple(one.target) for one in facts.shuffled}) > 5
+    for number, one in enumerate(facts.shuffled):
+        shuffled = refits.shuffled_labels(target, groups, [3, 2, number])
+        dealt = assign_groups(shuffled, [str(g) for g in groups], [1 / 3] * 3, seed=3)
+        assert (one.target.tolist(), one.groups.tolist()) == (shuffled.tolist(), groups.tolist())
+        assert one.named["shuffled probe"].tolist() == refitted(seen["original"].features, shuffled, dealt)
     measured = []
     for row, path in enumerate(manifest.paths()):
         own = file_features(decode(path).pixels, path.stat().st_size / 1000)
         measured.append(own | shown_features(scene.greys[row], scene.lungs[row]))
     background = background_features(measured)
     together = np.concatenate([background[name] for name in BACKGROUND], axis=1)
+    strokes = np.stack([edge_strokes(decode(path).pixels) for path in manifest.paths()])
+    assert named["background strokes"].tolist() == probes.stroke_answers(strokes, target, fold, seed=3).tolist()
+    trees = probes.tree_answers(together, shuffled, dealt, seed=3)
+    assert facts.shuffled[-1].named["shuffled trees"].tolist() == trees.tolist()
     for name, values in {**background, "all": together}.items():
         assert named[f"background {name}"].tolist() == probes.tree_answers(values, target, fold, seed=3).tolist(), name
-    trials = [*view_tests(named), *probe_tests(named, True)]
+    trials = [*view_tests(named), *probe_tests(named)]
     assert list(facts.tests[: len(trials)]) == trials
-    behind = {t.name: (t.title, t.level, t.after, t.before, t.counts, t.finds) for t in facts.tests[len(trials) :]}
-    words = dict(BACKGROUND) | {"all": "frame, marks, exposure, grain and file together"}
-    assert behind == {f"background {n}": (words[n], "data", f"background {n}", "", True, words[n]) for n in words}
+    behind = {t.name: (t.title, t.asks, t.by, t.after, t.before, t.finds) for t in facts.tests[len(trials) :]}
+    words = dict(BACKGROUND) | {"all": "frame, marks, exposure, grain and file together", "strokes": STROKES}
+    assert behind == {f"background {n}": (words[n], "data", "trees", f"background {n}", "", words[n]) for n in words}
     assert [one["column"] for one in facts.attributes] == ["source", "view", "sex", "format"]
     assert said == [
         "16 images that the classifier has not seen",
@@ -384,10 +403,9 @@ def test_where_one_image_has_no_lungs_all_leave_out_the_middle(
 ) -> None:
     sample, told = draw_sample(run, run.manifest, images=0, seed=0), []
     monkeypatch.setattr(probes, "shown_features", lambda grey, mask: told.append(mask) or shown_features(grey, mask))
-    monkeypatch.setattr(probes, "tree_answers", lambda values, *_, **__: values)
     lungs = np.ones((FEW, 64, 64), bool)
     lungs[:unknown] = False
-    probes.background_answers(sample, np.zeros((FEW, 64, 64), np.uint8), lungs, np.zeros(FEW, np.int64), seed=0)
+    probes.background_values(sample, np.zeros((FEW, 64, 64), np.uint8), lungs)
     assert len(told) == FEW and all((mask is None) == bool(unknown) for mask in told)
 
 
@@ -399,23 +417,22 @@ def test_a_class_that_no_other_source_has_is_not_askedacross_sources() -> None:
     features[:, 0] += 4.0 * target
     source, fold = ["a"] * 60 + ["b"] * 60, np.arange(120) % 5
     sample, seen = made(target, source=source), ViewScores(features, np.full((120, 3), 1 / 3))
-    answers, (trial,) = probes.across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=True)
+    answers, (trial,) = probes.across_sources(sample, seen, fold, l2=SETTINGS.l2)
     asked = answers["across sources"] >= 0
     assert set(target[asked]) == {1} and np.array_equal(asked, answers["within sources"] >= 0)
     for name, part in (("within sources", fold), ("across sources", np.repeat([0, 1], 60))):
         named = probes.probe_answers(features, target, part, l2=SETTINGS.l2)
         assert answers[name].tolist() == np.where(target == 1, named, -1).tolist()
-    assert (trial.name, trial.level, trial.after, trial.before, trial.finds) == (
-        "across-sources", "features", "across sources", "within sources", "the source"
+    assert (trial.name, trial.asks, trial.by, trial.after, trial.before, trial.finds) == (
+        "across-sources", "data", "probe", "across sources", "within sources", "the source"
     )  # fmt: skip
-    assert "of a source (a, b) answered" in trial.title and trial.counts
-    assert not probes.across_sources(sample, seen, fold, l2=SETTINGS.l2, counts=False)[1][0].counts
+    assert "of a source (a, b) answered" in trial.title
     for other in (
         dataclasses.replace(sample, target=np.repeat([0, 0, 1, 1], 30)),  # each source has a class of its own
         dataclasses.replace(sample, classifiers=[(Reader("one"), fold[:60]), (Reader("two"), fold[60:])]),
         made(target, source=["a"] * 60 + [None] * 60),
     ):
-        assert probes.across_sources(other, seen, fold, l2=SETTINGS.l2, counts=True) == ({}, [])
+        assert probes.across_sources(other, seen, fold, l2=SETTINGS.l2) == ({}, [])
 
 
 @pytest.mark.parametrize(("few", "is_asked"), [(9, False), (10, True)])
@@ -425,7 +442,7 @@ def test_a_source_takes_part_with_ten_images_of_two_classes(few: int, is_asked: 
         np.random.default_rng(0).normal(size=(len(target), 3)).astype(np.float32), np.zeros((len(target), 3))
     )
     sample = made(target, source=["a"] * 60 + ["b"] * (few + 30))
-    answers, _ = probes.across_sources(sample, seen, np.arange(len(target)) % 5, l2=0.1, counts=True)
+    answers, _ = probes.across_sources(sample, seen, np.arange(len(target)) % 5, l2=0.1)
     assert bool(answers) == is_asked
 
 

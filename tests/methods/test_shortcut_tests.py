@@ -5,57 +5,64 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from thoraclip.data.views import VIEWS
+from thoraclip.data.views import VIEWS, Scene
 from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.methods.audit.probes import probe_tests, view_tests
 
 OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
 REMOVED = [f"{part}-removed-{fill}" for part in ("lungs", "box") for fill in ("mean", "blur", "other")]
 SWAPPED = "the background of a picture of another class in place of one of the same class"
-Row = tuple[str, str, str, bool, str]
-"""Name, before, after, counts, finds."""
+AT_RANDOM = ["border-at-random", "corners-at-random"]
+Row = tuple[str, str, str, str, str]
+"""Name, before, after, asks, finds."""
 
 
-def told(trials: list[ShortcutTest], level: str, titles: dict[str, str]) -> list[Row]:
+def told(trials: list[ShortcutTest], by: str, titles: dict[str, str]) -> list[Row]:
     """The rows of trials, whose titles are those of the views but for some."""
     for trial in trials:
-        assert (trial.title, trial.level) == (
-            titles.get(trial.name) or VIEWS[trial.name.removeprefix("refitted ")].title,
-            level,
-        )
-    return [(t.name, t.before, t.after, t.counts, t.finds) for t in trials]
+        title = titles.get(trial.name) or VIEWS[trial.name.removeprefix("refitted ")].title
+        assert (trial.title, trial.by) == (title, by)
+    return [(t.name, t.before, t.after, t.asks, t.finds) for t in trials]
 
 
 @pytest.mark.parametrize("lungs", [True, False])
 def test_what_is_asked_of_the_classifier(lungs: bool) -> None:
-    """Without lungs only of the border and the corners."""
+    """Without lungs only of the border and the corners; what is removed there is compared with as much at random."""
     named = [name for name in VIEWS if lungs or not VIEWS[name].needs_lungs]
-    around: list[Row] = [(name, "", name, True, OUTSIDE) for name in REMOVED]
-    around.append(("background-swapped", "lungs-only-same", "lungs-only-other", True, OUTSIDE))
+    own = "classifier"
+    around: list[Row] = [(name, "", name, own, OUTSIDE) for name in REMOVED]
+    around.append(("background-swapped", "lungs-only-same", "lungs-only-other", own, OUTSIDE))
     always: list[Row] = [
-        ("border-removed", "original", "border-removed", True, BORDER),
-        ("corners-removed", "original", "corners-removed", True, CORNERS),
-        ("border-only", "", "border-only", True, BORDER),
+        ("border-removed", "border-at-random", "border-removed", own, BORDER),
+        ("corners-removed", "corners-at-random", "corners-removed", own, CORNERS),
+        ("border-only", "", "border-only", own, BORDER),
     ]
-    controls = [
-        (name, "original", name, False, "") for name in ("lungs-only-mean", "lungs-only-blur", "random-removed")
-    ]
-    found = told(view_tests(dict.fromkeys(named, np.zeros(1, np.int64))), "classifier", {"background-swapped": SWAPPED})
-    assert found == (around + always + controls if lungs else always)
+    controls = ["lungs-only-mean", "lungs-only-blur", "random-removed"] if lungs else []
+    behind = [(name, "original", name, "control", "") for name in (*controls, *AT_RANDOM)]
+    found = told(view_tests(dict.fromkeys(named, np.zeros(1, np.int64))), own, {"background-swapped": SWAPPED})
+    assert found == ([*around, *always, *behind] if lungs else [*always, *behind])
 
 
-@pytest.mark.parametrize("counts", [True, False])
-def test_what_is_asked_of_probes_that_are_fitted_anew(counts: bool) -> None:
-    """A view that hides the lungs is compared with chance, another with the pictures as they are."""
-    places = {"border-removed": BORDER, "corners-removed": CORNERS, "border-only": BORDER}
-    alone = {*REMOVED, "border-only"}
-    rows: list[Row] = [
-        (f"refitted {name}", "" if name in alone else "refitted original", f"refitted {name}", counts, places.get(name, OUTSIDE))
-        for name in VIEWS
-        if name not in {"original", "sham", "lungs-only-same", "random-removed"}
-    ]  # fmt: skip
-    rows.append(("refitted random-removed", "refitted original", "refitted random-removed", False, ""))
+def test_what_is_asked_of_probes_that_are_fitted_anew() -> None:
+    """A view that hides the lungs is compared with chance, what is removed with as much at random."""
+    rows: list[Row] = [(f"refitted {name}", "", f"refitted {name}", "data", OUTSIDE) for name in REMOVED]
+    for region, place in (("border", BORDER), ("corners", CORNERS)):
+        name = f"refitted {region}-removed"
+        rows.append((name, f"refitted {region}-at-random", name, "data", place))
+    rows.append(("refitted border-only", "", "refitted border-only", "data", BORDER))
+    controls = ["lungs-only-mean", "lungs-only-blur", "lungs-only-other", "random-removed", *AT_RANDOM]
+    rows += [(f"refitted {name}", "refitted original", f"refitted {name}", "control", "") for name in controls]
     every = {f"refitted {name}": np.zeros(1, np.int64) for name in VIEWS}
-    assert told(probe_tests(every, counts), "features", {}) == rows
+    assert told(probe_tests(every), "probe", {}) == rows
     few = {name: every[name] for name in ("refitted original", "refitted box-removed-blur")}
-    assert told(probe_tests(few, counts), "features", {}) == [row for row in rows if row[0] in few]
+    assert told(probe_tests(few), "probe", {}) == [row for row in rows if row[0] in few]
+
+
+def test_as_many_pixels_are_removed_at_random_as_the_border_and_the_corners_have() -> None:
+    greys, lungs = np.full((3, 60, 50), 7, np.uint8), np.zeros((3, 60, 50), bool)
+    none = np.full(3, -1)
+    scene, rows = Scene(greys, lungs, 0, none, none, none, seed=4), np.arange(3)
+    for region in ("border", "corners"):
+        own, random = (VIEWS[f"{region}-{how}"].region(scene, rows) for how in ("removed", "at-random"))
+        assert own.sum(axis=(1, 2)).tolist() == random.sum(axis=(1, 2)).tolist()
+        assert (random != own).any(axis=(1, 2)).all() and (random[0] != random[1]).any()

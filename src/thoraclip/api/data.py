@@ -216,7 +216,8 @@ def phantom(
         size: side in pixels.
         seed: the set's only seed.
         difficulty: 0 easy to 1 impossible.
-        shortcut: confounder tied to the class, KIND=STRENGTH; kinds: marker, border, exposure, device, texture.
+        shortcut: confounder tied to the class, KIND=STRENGTH; kinds: marker, border, exposure, device, texture,
+            date (digits at one place).
         progress: see `thoraclip.api`.
 
     Returns:

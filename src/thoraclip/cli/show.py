@@ -187,19 +187,21 @@ def list_settings(kind: str) -> None:
 
 def audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """The tests as a table on standard output, and the reading."""
+    from thoraclip.evaluation.audit_reading import label
+
     rows = [
         [
             t["name"].replace("-", " "),
-            t["level"],
+            t["asks"],
             f"{100 * t['effect']:+.1f}",
             f"[{100 * t['low']:+.1f}, {100 * t['high']:+.1f}]",
             "" if t["p_holm"] is None else f"{t['p_holm']:.3f}",
-            t["verdict"].replace("_", " "),
+            label(t),
         ]
         for t in content["tests"]
     ]
     title = "Effect in points of balanced accuracy, with 95 % intervals; p after Holm's correction"
-    print_table(["test", "of", "effect", "interval", "p", "sign of reliance"], rows, title=title)
+    print_table(["test", "asks", "effect", "interval", "p", "verdict"], rows, title=title)
     for sentence in content["reading"]:
         typer.echo(sentence)
     typer.echo(f"Research use only, not for diagnosis. Page: {given['out'] / 'audit.html'}")

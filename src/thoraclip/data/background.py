@@ -1,4 +1,4 @@
-"""Features of an image outside its lungs: frame, marks, exposure, grain, the file.
+"""Features of an image outside its lungs: frame, marks, exposure, grain, the file; and the strokes near its edges.
 
 Unlike the features of `trivial`, which are those of the whole image, nothing here is measured inside the lungs: where
 these features name the class, a classifier can do without any finding.
@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from thoraclip.data.appearance import WORKING_SIDE, Box, describe, find_marks
-from thoraclip.data.views import MARGIN
+from thoraclip.data.views import BORDER, CORNER, MARGIN
 from thoraclip.dtypes import Floats, Greys, Masks, Singles
 
-__all__ = ["BACKGROUND", "background_features", "file_features", "shown_features"]
+__all__ = ["BACKGROUND", "STROKES", "background_features", "edge_strokes", "file_features", "shown_features"]
 
 
 BACKGROUND: Mapping[str, str] = {
@@ -23,14 +25,17 @@ BACKGROUND: Mapping[str, str] = {
     "marks": "number, size and place of burned-in letters, arrows and other sharp strokes",
     "exposure": "grey levels outside the lungs",
     "grain": "noise and sharpness outside the lungs",
-    "file": "width over height, number of pixels, size of the file, compression",
+    "file": "the file's width over height, number of pixels, size in bytes and compression",
 }
 """Group of features -> what is in it."""
+STROKES = "fine strokes at fixed places of the border and the corners, such as burnt-in digits"
+"""What is in `edge_strokes`."""
 
 _FRAME = ("border_brightness", "border_contrast", "bar_top", "bar_bottom", "bar_left", "bar_right", "corner_brightness")
 _FILE = ("aspect_ratio", "megapixels", "blockiness", "fine_detail")
 _CENTRE = 0.12  # of the side: where no lungs are known, they are taken to lie no nearer to an edge
 _LEVELS = (2, 10, 25, 50, 75, 90, 98)
+_STROKE_SIDE, _STROKE_REACH = 320, 9  # pixels: side to which images are brought, and of the mean around a pixel
 
 
 def file_features(pixels: Greys, kilobytes: float) -> dict[str, list[float]]:
@@ -77,6 +82,21 @@ def shown_features(grey: Greys, lungs: Masks | None) -> dict[str, list[float]]:
         where = np.asarray(outside[: side * scale, : side * scale].reshape(side, scale, side, scale).all(axis=(1, 3)))
         grain.append(_noise(small.mean(axis=(1, 3)), where))
     return {"exposure": [float(seen.mean()), float(seen.std()), *levels.tolist()], "grain": grain}
+
+
+def edge_strokes(pixels: Greys) -> npt.NDArray[np.int8]:
+    """i8[K]: how much brighter each pixel of the border and the corners is than its surroundings, of u8[H, W] brought
+    to a square of 320 pixels; the same K places for all images."""
+    side = _STROKE_SIDE
+    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX)
+    values = np.asarray(image, dtype=np.float32)
+    local = values - ndimage.uniform_filter(values, _STROKE_REACH)
+    where = np.ones((side, side), dtype=bool)
+    edge, (height, width) = round(BORDER * side), (round(share * side) for share in CORNER)
+    where[edge:-edge, edge:-edge] = False
+    for down in (slice(height), slice(side - height, side)):
+        where[down, :width] = where[down, side - width :] = True
+    return np.asarray(np.clip(np.round(local[where]), -127, 127), dtype=np.int8)
 
 
 def _noise(values: Singles, where: Masks) -> float:

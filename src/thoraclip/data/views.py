@@ -151,20 +151,21 @@ def _corners(scene: Scene, rows: Ints) -> Masks:
     return np.broadcast_to(mask, (len(rows), height, width))
 
 
-def _as_much_at_random(scene: Scene, rows: Ints) -> Masks:
-    """As many pixels as the lungs and their margin, in smooth blobs that do not look at the picture."""
+def _as_much_at_random(like: Callable[[Scene, Ints], Masks], scene: Scene, rows: Ints) -> Masks:
+    """As many pixels as a region has, in smooth blobs that do not look at the picture."""
     regions = []
-    for row, lungs in zip(rows.tolist(), _lungs(scene, rows), strict=True):
-        drawn = np.random.default_rng([scene.seed, row]).standard_normal(lungs.shape, dtype=np.float32)
-        smooth = ndimage.gaussian_filter(drawn, 0.08 * lungs.shape[0], mode="wrap")
-        region = np.zeros(lungs.size, dtype=bool)
-        region[np.argsort(smooth, axis=None, kind="stable")[: int(lungs.sum())]] = True
-        regions.append(region.reshape(lungs.shape))
+    for row, own in zip(rows.tolist(), like(scene, rows), strict=True):
+        drawn = np.random.default_rng([scene.seed, row]).standard_normal(own.shape, dtype=np.float32)
+        smooth = ndimage.gaussian_filter(drawn, 0.08 * own.shape[0], mode="wrap")
+        region = np.zeros(own.size, dtype=bool)
+        region[np.argsort(smooth, axis=None, kind="stable")[: int(own.sum())]] = True
+        regions.append(region.reshape(own.shape))
     return np.stack(regions)
 
 
 _alone = partial(View, is_alone=True)
 _everywhere = partial(View, needs_lungs=False)
+_rest = partial(View, counts=False, refits="control")
 
 VIEWS: Mapping[str, View] = {
     "original": _everywhere("the pictures as they are", _nothing, "mean", before="", refits="no"),
@@ -175,16 +176,15 @@ VIEWS: Mapping[str, View] = {
     "box-removed-mean": _alone("the box around the lungs replaced by one grey level", _box, "mean"),
     "box-removed-blur": _alone("the box around the lungs replaced by a smooth continuation", _box, "blur"),
     "box-removed-other": _alone("the box around the lungs replaced by another picture's background", _box, "any"),
-    "lungs-only-mean": View("all but the lungs replaced by one grey level", _all_but_lungs, "mean", counts=False),
-    "lungs-only-blur": View(
-        "all but the lungs replaced by their smooth continuation", _all_but_lungs, "blur", counts=False
-    ),
+    "lungs-only-mean": _rest("all but the lungs replaced by one grey level", _all_but_lungs, "mean"),
+    "lungs-only-blur": _rest("all but the lungs replaced by their smooth continuation", _all_but_lungs, "blur"),
     "lungs-only-other": View(
         "all but the lungs replaced by the background of a picture of another class",
         _all_but_lungs,
         "other",
         before="lungs-only-same",
         trial=("background-swapped", "the background of a picture of another class in place of one of the same class"),
+        refits="control",
     ),
     "lungs-only-same": View(
         "all but the lungs replaced by the background of a picture of the same class",
@@ -193,9 +193,19 @@ VIEWS: Mapping[str, View] = {
         before="",
         refits="no",
     ),
-    "border-removed": _everywhere("the border replaced by a smooth continuation", _border, "blur", finds="the border"),
+    "border-removed": _everywhere(
+        "the border, in place of as many pixels at random, replaced by a smooth continuation",
+        _border,
+        "blur",
+        finds="the border",
+        before="border-at-random",
+    ),
     "corners-removed": _everywhere(
-        "the corners replaced by a smooth continuation", _corners, "blur", finds="the corners"
+        "the corners, in place of as many pixels at random, replaced by a smooth continuation",
+        _corners,
+        "blur",
+        finds="the corners",
+        before="corners-at-random",
     ),
     "border-only": _everywhere(
         "all but the border replaced by one grey level",
@@ -204,12 +214,22 @@ VIEWS: Mapping[str, View] = {
         finds="the border",
         is_alone=True,
     ),
-    "random-removed": View(
+    "random-removed": _rest(
         "as many pixels as the lungs have, at random, replaced by one grey level",
-        _as_much_at_random,
+        partial(_as_much_at_random, _lungs),
         "mean",
-        counts=False,
-        refits="control",
+    ),
+    "border-at-random": _rest(
+        "as many pixels as the border has, at random, replaced by a smooth continuation",
+        partial(_as_much_at_random, _border),
+        "blur",
+        needs_lungs=False,
+    ),
+    "corners-at-random": _rest(
+        "as many pixels as the corners have, at random, replaced by a smooth continuation",
+        partial(_as_much_at_random, _corners),
+        "blur",
+        needs_lungs=False,
     ),
 }
 """Name -> view, in the order in which they are made."""

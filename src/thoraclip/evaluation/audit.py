@@ -1,5 +1,5 @@
-"""The audit's content: every test with its verdict, the overall reading, subgroups, attributes; `audit.json` (schema
-1)."""
+"""The audit's content: every test, the verdicts on classifier and data, subgroups, attributes; `audit.json` (schema
+2)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from thoraclip.evaluation.audit_reading import MARGIN, POSITIVE, STRONG, read_tests
 from thoraclip.evaluation.reading import ALPHA, between, points, share
 from thoraclip.evaluation.shortcuts import (
-    MARGIN,
-    POSITIVE,
-    STRONG,
+    MIN_GROUPS,
     Answers,
     ShortcutTest,
     balanced_accuracies,
     interval,
-    judge_tests,
-    overall,
+    measure_tests,
     shared_errors,
+    shuffled_control,
+    with_verdicts,
 )
 from thoraclip.labels import LabelSet
 from thoraclip.pages import counted
@@ -30,12 +30,11 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["Facts", "audit_report"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 _AGES = (0, 18, 40, 60, 80, 200)
 _COLUMNS = ("source", "view", "sex", "age")
-_SHUFFLED = ShortcutTest(
-    "refitted shuffled", "labels shuffled before fitting", "features", after="refitted shuffled", counts=False
-)
+_SHUFFLED = {"probe": "shuffled probe", "trees": "shuffled trees"}
+"""Whose answers -> name of them, where the labels were shuffled before fitting."""
 _FEW = 10
 """Images of a group below which its interval is all there is to say."""
 
@@ -54,7 +53,8 @@ class Facts:
         saliency: `inside, area` f64 lists of the same images, and `method`; `None` where no heat map was made.
         without_duplicates: accuracy with and without copies, JSON-able; `None` where copies were not looked for.
         has_masks: whether any lung region is known.
-        shuffled: answers `refitted shuffled` of probes that were fitted on shuffled labels, to the shuffled labels.
+        shuffled: of several permutations of the labels the answers of what was fitted on them, see `_SHUFFLED`, to the
+            shuffled labels.
     """
 
     run: str
@@ -69,28 +69,32 @@ class Facts:
     saliency: Mapping[str, Any] | None
     without_duplicates: Mapping[str, Any] | None
     has_masks: bool
-    shuffled: Answers | None = None
+    shuffled: Sequence[Answers] = ()
 
 
 def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     """The content of `audit.json`; every interval is over resampled groups."""
     answers = facts.answers
-    tests = judge_tests(facts.tests, answers, resamples=resamples, seed=seed)
-    if facts.shuffled is not None:
-        tests += judge_tests([_SHUFFLED], facts.shuffled, resamples=resamples, seed=seed)
-    original = _accuracy(answers, "original", resamples, seed)
-    alone = [t for t in tests if t["level"] == "data" and t["verdict"] in POSITIVE]
+    measured = measure_tests(facts.tests, answers, resamples=resamples, seed=seed)
+    for by, name in _SHUFFLED.items() if facts.shuffled else ():
+        measured.append(shuffled_control(name, "labels shuffled before fitting", by, facts.shuffled))
+    tests = with_verdicts(measured)
+    alone = [t for t in tests if t["by"] == "trees" and t["asks"] == "data" and t["verdict"] in POSITIVE]
     if alone:
         best = max(alone, key=lambda t: t["effect"])
-        tests.append(shared_errors(answers, "original", best, resamples=resamples, seed=seed))
-    level, words = overall(tests, above_chance=original["low"] > original["chance"], masks=facts.has_masks)
+        shared = shared_errors(answers, "original", best, resamples=resamples, seed=seed)
+        if shared["images"] >= MIN_GROUPS:  # else the trees are hardly ever wrong, and there is nothing to ask
+            tests = with_verdicts([*measured, shared])
+    original = _accuracy(answers, "original", resamples, seed)
+    told = read_tests(tests, accuracy=original, masks=facts.has_masks, broken=_changed_by_nothing(facts.sham))
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
     subgroups = _subgroups(facts)
-    limits = [*_limits(facts, attributes, subgroups), *_leaking(tests)]
     return {
         "schema": _SCHEMA,
-        "overall": level,
-        "reading": [*words, *limits],
+        "classifier": told.classifier,
+        "data": told.data,
+        "overall": told.classifier,
+        "reading": [*told.sentences, *_limits(facts, attributes, subgroups)],
         "run": facts.run,
         "kind": facts.kind,
         "classes": list(facts.labels.names),
@@ -201,13 +205,13 @@ def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dic
     return row | {"words": words}
 
 
-def _leaking(tests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence where probes name labels that were shuffled."""
+def _changed_by_nothing(sham: Mapping[str, Any]) -> list[str]:
+    """A sentence where answers change though nothing was replaced."""
+    if sham["other_answers"] <= MARGIN * sham["images"]:
+        return []
     return [
-        f"Probes name shuffled labels {points(t['effect'])} points above chance, which nothing can: what is fitted "
-        "here has seen what it is asked, and no refitted test can be trusted."
-        for t in tests
-        if t["name"] == "refitted shuffled" and t["p"] < ALPHA / 5
+        f"A control failed: {counted(sham['other_answers'], 'answer')} of {sham['images']} changed though nothing was "
+        "replaced: the classifier does not give the same answer twice."
     ]
 
 
@@ -215,11 +219,6 @@ def _limits(facts: Facts, attributes: Sequence[Mapping[str, Any]], subgroups: Se
     """What the reader of the overall verdict must know."""
     sentences = [str(facts.lungs["words"])] if facts.lungs.get("words") else []
     sentences += [str(row["words"]) for row in attributes if row["coincides"]]
-    if facts.sham["other_answers"]:
-        sentences.append(
-            f"The sham changed {counted(facts.sham['other_answers'], 'answer')} of {facts.sham['images']} though "
-            "nothing was replaced: the classifier does not give the same answer twice, and no test here can be trusted."
-        )
     small = [row for row in subgroups if row["is_small"]]
     if small:
         least = min(small, key=lambda row: row["images"])

@@ -20,10 +20,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from thoraclip.evaluation.audit_reading import MARGIN as _AUDIT_MARGIN
+from thoraclip.evaluation.audit_reading import POSITIVE, label
 from thoraclip.evaluation.reading import MAIN_METRIC
 from thoraclip.evaluation.results import MAJORITY
-from thoraclip.evaluation.shortcuts import MARGIN as _AUDIT_MARGIN
-from thoraclip.evaluation.shortcuts import POSITIVE, VERDICTS
 
 __all__ = [
     "audit_figure",
@@ -223,25 +223,26 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
 
 
 def audit_figure(tests: Sequence[Entry]) -> str:
-    """Effect of every test of an audit (rows of `shortcuts.judge_tests`) with its interval; filled: positive."""
-    colours = {"strong": _COLOURS[1], "some": _COLOURS[4], "none": _ACCENT, "cannot_tell": _SOFT, "control": "#b3bcc5"}
-    looks: dict[str, dict[str, Any]] = {
-        verdict: {"color": colour, "markersize": 5.5} | ({} if verdict in POSITIVE else {"markerfacecolor": "white"})
-        for verdict, colour in colours.items()
-    }
+    """Effect of every test of an audit (rows of `shortcuts.with_verdicts`) with its interval; filled: positive."""
+    colours = {"strong": _COLOURS[1], "some": _COLOURS[4], "none": _ACCENT, "cannot_tell": _SOFT}
+    looks: dict[str, dict[str, Any]] = {}
+    for test in tests:
+        hollow = {} if test["verdict"] in POSITIVE else {"markerfacecolor": "white"}
+        quiet = test["asks"] == "control" and test["verdict"] not in POSITIVE
+        colour = "#b3bcc5" if quiet else colours[test["verdict"]]
+        looks[label(test)] = {"color": colour, "markersize": 5.5} | hollow
     with _figure(9.4, 0.9 + 0.2 * len(tests)) as figure:
         axes = figure.add_subplot()
         for row, test in enumerate(tests):
-            look = looks[test["verdict"]]
+            look = looks[label(test)]
             axes.plot([100 * test["low"], 100 * test["high"]], [row, row], color=look["color"], linewidth=1.6)
             axes.plot([100 * test["effect"]], [row], "o", markeredgewidth=1.4, **look)
         axes.axvline(0, color=_SOFT, linewidth=0.9, zorder=0)
         axes.axvline(100 * _AUDIT_MARGIN, color=_SOFT, linewidth=0.9, linestyle=_DASHED, zorder=0)
         names = [t["name"].replace("-", " ") for t in tests]
         _name_rows(axes, names, "effect (points of balanced accuracy), 95 % interval")
-        for verdict, name in VERDICTS.items():
-            if any(t["verdict"] == verdict for t in tests):
-                axes.plot([], [], "o", label=name, **looks[verdict])
+        for name, look in looks.items():
+            axes.plot([], [], "o", label=name, **look)
         figure.legend(loc="outside lower center", ncols=5, fontsize=8)
         return _svg(figure, "audit")
 

@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from thoraclip import imaging
 from thoraclip.evaluation import figures
+from thoraclip.evaluation.audit_reading import VERDICTS, label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import points, printed, probability, share, versus
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
-from thoraclip.evaluation.shortcuts import VERDICTS
 from thoraclip.pages import environment, picture_or_reason
 from thoraclip.runs import write_json, write_text
 
@@ -63,10 +63,10 @@ _CLASS_COLUMNS = {
 }
 _BESIDE_COLUMNS = {metric: _COLUMNS[metric] for metric in ("accuracy", "macro_f1")}
 """Published metrics with a column beside the measured ones; the others stand in the footnote."""
-_AUDIT_LEVELS = {
-    "classifier": "The classifier as it is, shown altered pictures",
-    "features": "Probes fitted anew on the classifier's features of altered pictures",
-    "data": "Trees on what can be measured without lungs: what the pictures offer to any classifier",
+_AUDIT_ASKS = {
+    "classifier": "What this classifier uses: its answers to altered images",
+    "data": "What the images offer without lungs: trees, and probes fitted anew",
+    "control": "Controls",
 }
 _NOT_SHARES = frozenset({"brier", "log_loss", "mcc"})
 _THUMBNAIL_PX = 128
@@ -88,9 +88,9 @@ _LATEX = str.maketrans(
 
 def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
     """What the templates need besides the content of `audit.json` itself."""
-    tests = {level: [t for t in content["tests"] if t["level"] == level] for level in _AUDIT_LEVELS}
-    tests = {level: of_level for level, of_level in tests.items() if of_level}
-    return {"audit": content, "levels": _AUDIT_LEVELS, "tests": tests, "verdicts": VERDICTS}
+    tests = {asks: [t for t in content["tests"] if t["asks"] == asks] for asks in _AUDIT_ASKS}
+    tests = {asks: rows for asks, rows in tests.items() if rows}
+    return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": label}
 
 
 def write_audit(content: Mapping[str, Any], out: Path) -> None:

@@ -96,7 +96,7 @@ class StudyConfig(ImageSource):
     """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a
     classifier), all or none."""
     audit_images: int = 500
-    """Images at most that each audit looks at, in sixteen views; 0 for all that the classifier has not seen."""
+    """Images at most that each audit looks at, each in all views; 0 for all that the classifier has not seen."""
     audit_masks: str = "auto"
     """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own
     model."""

@@ -79,7 +79,7 @@ class PhantomConfig:
     difficulty: float = 0.5
     """0 easy to 1 impossible: lesion contrast is 1 - difficulty."""
     shortcut: str = ""
-    """Confounder to tie to the class: marker, border, exposure, device, texture, or none."""
+    """Confounder to tie to the class: marker, border, exposure, device, texture, date, or none."""
     shortcut_strength: float = 0.0
     """Probability with which the class determines the confounder, 0..1."""
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)

@@ -15,7 +15,7 @@ import numpy as np
 __all__ = ["CLASSES", "DEVICES", "PLANTED", "SHORTCUTS", "Body", "Pose", "choose_attributes", "describe", "shape_body"]
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
-SHORTCUTS = ("marker", "border", "exposure", "device", "texture")
+SHORTCUTS = ("marker", "border", "exposure", "device", "texture", "date")
 DEVICES = ("ECG leads", "central venous line", "endotracheal tube", "pacemaker")
 
 PLANTED: dict[str, dict[str, Any]] = {
@@ -24,6 +24,7 @@ PLANTED: dict[str, dict[str, Any]] = {
     "exposure": {"COVID-19": "under", "Non-COVID": "normal", "Normal": "over"},
     "device": {"COVID-19": ("ECG leads",), "Non-COVID": ("central venous line",), "Normal": ()},
     "texture": {"COVID-19": "grainy", "Non-COVID": "standard", "Normal": "smooth"},
+    "date": {"COVID-19": "12.04.2020", "Non-COVID": "12.04.2016", "Normal": "12.04.2018"},
 }
 """The confounder's value that a planted shortcut ties to each class."""
 _WALL = {"slim": 0.07, "average": 0.12, "large": 0.21}
@@ -146,6 +147,8 @@ def choose_attributes(
         "shortcut": shortcut,
         "shortcut_strength": shortcut_strength,
     }
+    if shortcut == "date":  # else no image has one
+        attributes["date"] = str(rng.choice(list(PLANTED["date"].values())))
     planted = bool(rng.uniform() < shortcut_strength) and bool(shortcut)
     attributes["shortcut_planted"] = planted
     if planted:

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
 from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, Body, Pose, choose_attributes, shape_body
-from thoraclip.data.phantom.lines import Floats, draw_border, draw_devices, draw_marker, draw_tree
+from thoraclip.data.phantom.lines import Floats, draw_border, draw_date, draw_devices, draw_marker, draw_tree
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, did_you_mean
 
@@ -85,7 +85,8 @@ def draw_phantom(
 
     Returns:
         The image, its masks and attributes (view, sex, age_years, build, exposure, texture, rotation_degrees, turn,
-        inspiration, devices, marker, border, shortcut..., and the finding's side, zone and severity).
+        inspiration, devices, marker, border, date where it is the shortcut, shortcut..., and the finding's side, zone
+        and severity).
 
     Raises:
         ConfigError: an unknown label or shortcut, or a number out of range.
@@ -116,6 +117,7 @@ def draw_phantom(
     pixels = expose(path, centre, exposure=attributes["exposure"], texture=attributes["texture"], rng=rng)
     draw_border(pixels, attributes["border"], rng)
     draw_marker(pixels, attributes["marker"], rng)
+    draw_date(pixels, attributes.get("date", ""))
     lungs, lesion = (np.uint8(255) * inside for inside in (anatomy.field, anatomy.field & (opacity > NOTICEABLE)))
     return Phantom(pixels=pixels, lung_mask=lungs, infection_mask=lesion, label=label, attributes=attributes)
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from thoraclip.data.phantom.attributes import DEVICES, Body, Pose
 from thoraclip.dtypes import Greys
 
-__all__ = ["BORDERS", "Floats", "Pen", "draw_border", "draw_devices", "draw_marker", "draw_tree"]
+__all__ = ["BORDERS", "Floats", "Pen", "draw_border", "draw_date", "draw_devices", "draw_marker", "draw_tree"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -175,6 +175,20 @@ def draw_marker(pixels: Greys, text: str, rng: np.random.Generator) -> None:
     if rng.uniform() < 0.3:
         pen.rectangle([x - 3, y - 3, x + wide + 2, y + high + 2], fill=8)
     pen.text((x - box[0], y - box[1]), text, fill=int(rng.integers(225, 256)), font=font)
+    pixels[:] = np.asarray(image)
+
+
+def draw_date(pixels: Greys, text: str) -> None:
+    """Burn a date into u8[size, size] in place: white digits on black, at the same place of every image."""
+    if not text:
+        return
+    size = pixels.shape[0]
+    font = _font(max(7, round(size * 0.042)))
+    image = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(image)
+    place = (round(0.02 * size), round(0.93 * size))
+    pen.rectangle(pen.textbbox(place, text, font=font), fill=8)
+    pen.text(place, text, fill=240, font=font)
     pixels[:] = np.asarray(image)
 
 

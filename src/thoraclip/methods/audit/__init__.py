@@ -2,7 +2,7 @@
 
     run + manifest -> images it has not seen -> altered views -> its answers -------+
                          |            +-> features --> probes fitted anew ----------+-> evaluation.shortcuts
-                         +-> background (frame, marks, exposure, grain, file) ------+        -> audit.json
+                         +-> background (frame, marks, exposure, grain, file, strokes) -> trees    -> audit.json
 
 What re-scores the model is here; what is made of the answers is in `evaluation.shortcuts`, which never sees a model.
 """
@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from thoraclip.config import require_at_least, require_positive
 from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
-from thoraclip.data.splits import assign_groups
 from thoraclip.data.views import Scene
 from thoraclip.evaluation.audit import Facts, audit_report
 from thoraclip.evaluation.shortcuts import Answers
@@ -28,10 +27,11 @@ from thoraclip.methods.audit.probes import (
     across_sources,
     attribute_answers,
     background_answers,
-    probe_answers,
+    background_values,
     probe_tests,
     view_tests,
 )
+from thoraclip.methods.audit.refits import held_out_folds, refit, shuffled_answers
 from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, draw_sample, sample_images
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
 from thoraclip.proportions import wilson
@@ -41,7 +41,7 @@ from thoraclip.tables.manifest import Manifest
 __all__ = ["AuditConfig", "audit"]
 
 
-_RULES = 1
+_RULES = 2
 """Number of the rules by which pictures are altered; answers to views of another number are asked for again."""
 
 
@@ -138,22 +138,29 @@ def audit(
     )
     named = {name: view.named for name, view in seen.items()}
     trials = view_tests(named)
-    # the fold in which each image is held out
-    groups = [str(group) for group in sample.groups]
-    fold = assign_groups(sample.target, groups, [1 / config.folds] * config.folds, seed=config.seed)
-    refitted, shuffled = _refit(sample, seen, fold, config)
+    fold = held_out_folds(sample.target, sample.groups, config.folds, config.seed)
+    refitted = {
+        f"refitted {name}": refit(sample, view, sample.target, fold, l2=config.l2)
+        for name, view in seen.items()
+        if name != "sham"
+    }
     named |= refitted
-    trials += probe_tests(refitted, run.is_retrainable)
+    trials += probe_tests(refitted)
     announce("what can be told without lungs")
+    values, strokes = background_values(sample, greys, lungs.masks)
     for more, tests in (
-        background_answers(sample, greys, lungs.masks, fold, seed=config.seed),
-        across_sources(sample, seen["original"], fold, l2=config.l2, counts=run.is_retrainable),
+        background_answers(values, strokes, sample.target, fold, seed=config.seed),
+        across_sources(sample, seen["original"], fold, l2=config.l2),
     ):
         named |= more
         trials += tests
     answers = Answers(sample.target, sample.groups, named, len(sample.labels))
     facts = Facts(
-        shuffled=shuffled,
+        shuffled=list(
+            shuffled_answers(
+                sample, seen["original"], values["all"], folds=config.folds, l2=config.l2, seed=config.seed
+            )
+        ),
         run=run.name,
         kind=run.kind,
         labels=sample.labels,
@@ -180,37 +187,6 @@ def _find_lungs(sample: AuditSample, spec: Preprocess, config: AuditConfig, prog
 
         estimate = load_segmenter(config.masks).estimate
     return lung_masks(sample.manifest, spec, source=config.masks, estimate=estimate, progress=progress)
-
-
-def _refit(
-    sample: AuditSample, seen: Mapping[str, ViewScores], fold: Ints, config: AuditConfig
-) -> tuple[dict[str, Ints], Answers]:
-    """Probes on the features of every view, each image answered by those that were fitted without it.
-
-    Returns:
-        Answers by view, and those of probes of shuffled labels to the shuffled labels.
-    """
-    same: dict[tuple[str, ...], list[Ints]] = {}
-    for classifier, own in sample.classifiers:
-        same.setdefault(classifier.features_key, []).append(own)
-
-    def answers(view: ViewScores, target: Ints) -> Ints:
-        answer = np.full(len(target), -1, dtype=np.int64)
-        for parts in same.values():
-            rows = np.concatenate(parts)
-            answer[rows] = probe_answers(view.features[rows], target[rows], fold[rows], l2=config.l2)
-        return answer
-
-    refitted = {f"refitted {name}": answers(view, sample.target) for name, view in seen.items() if name != "sham"}
-    shuffled = _shuffled(sample.target, sample.groups, config.seed)
-    guessed = {"refitted shuffled": answers(seen["original"], shuffled)}
-    return refitted, Answers(shuffled, sample.groups, guessed, len(sample.labels))
-
-
-def _shuffled(target: Ints, groups: Ints, seed: int) -> Ints:
-    """The labels dealt out anew, whole groups together: each group gets the first label of another group."""
-    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
-    return np.asarray(np.random.default_rng([seed, 2]).permutation(target[first])[number], dtype=np.int64)
 
 
 def _sham(seen: Mapping[str, ViewScores]) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.data.background import BACKGROUND, background_features, file_features, shown_features
+from thoraclip.data.background import (
+    BACKGROUND,
+    STROKES,
+    background_features,
+    edge_strokes,
+    file_features,
+    shown_features,
+)
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.views import VIEWS
 from thoraclip.evaluation.shortcuts import ShortcutTest
@@ -26,8 +33,10 @@ __all__ = [
     "answer_held_out",
     "attribute_answers",
     "background_answers",
+    "background_values",
     "probe_answers",
     "probe_tests",
+    "stroke_answers",
     "tree_answers",
     "view_tests",
 ]
@@ -35,6 +44,8 @@ __all__ = [
 Floats = npt.NDArray[np.floating[Any]]
 
 _TREES, _LEAF = 32, 3
+_STROKES, _COLUMNS = 64, 8192
+"""Pixels by which trees name a class, and those that are compared at once."""
 _ATTRIBUTES = ("source", "view", "sex", "format")
 """Columns of a manifest that a classifier's features are asked for."""
 _FEWEST = 20
@@ -65,15 +76,18 @@ def probe_answers(features: Floats, target: Ints, fold: Ints, *, l2: float) -> I
 
 def tree_answers(features: Floats, target: Ints, fold: Ints, *, seed: int) -> Ints:
     """i64[N]: the class that extremely randomised trees (Geurts et al. 2006, Mach. Learn. 63:3) name."""
-    from sklearn.ensemble import ExtraTreesClassifier
 
     def named(train: Ints, test: Ints) -> Ints:
-        model = ExtraTreesClassifier(
-            _TREES, min_samples_leaf=_LEAF, class_weight="balanced", random_state=seed, n_jobs=1
-        )
-        return np.asarray(model.fit(features[train], target[train]).predict(features[test]), dtype=np.int64)
+        return _trees(features[train], target[train], features[test], seed)
 
     return answer_held_out(target >= 0, target, fold, named)
+
+
+def _trees(train: npt.NDArray[Any], target: Ints, test: npt.NDArray[Any], seed: int) -> Ints:
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    model = ExtraTreesClassifier(_TREES, min_samples_leaf=_LEAF, class_weight="balanced", random_state=seed, n_jobs=1)
+    return np.asarray(model.fit(train, target).predict(test), dtype=np.int64)
 
 
 def answer_held_out(asked: npt.NDArray[np.bool_], target: Ints, part: Ints, named: Any) -> Ints:
@@ -93,33 +107,59 @@ def answer_held_out(asked: npt.NDArray[np.bool_], target: Ints, part: Ints, name
     return answers
 
 
-def background_answers(
-    sample: AuditSample, greys: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_], fold: Ints, *, seed: int
-) -> tuple[dict[str, Ints], list[ShortcutTest]]:
-    """Trees on each group of features outside the lungs, and on all."""
+def stroke_answers(strokes: npt.NDArray[np.int8], target: Ints, fold: Ints, *, seed: int) -> Ints:
+    """i64[N]: the class that trees name by the pixels i8[N, K] that tell the training images' classes apart best, by
+    the F of an analysis of variance."""
+
+    def named(train: Ints, test: Ints) -> Ints:
+        one_hot = (target[train] == np.unique(target[train])[:, None]).astype(np.float32)  # [C, N]
+        count, best = one_hot.sum(axis=1, keepdims=True), []
+        for columns in np.array_split(np.arange(strokes.shape[1]), max(1, strokes.shape[1] // _COLUMNS)):
+            values = strokes[np.ix_(train, columns)].astype(np.float32)
+            mean = values.mean(axis=0)
+            between = (count * ((one_hot @ values) / count - mean) ** 2).sum(axis=0)
+            best.append(between / np.maximum(((values - mean) ** 2).sum(axis=0) - between, 1.0))
+        chosen = np.argsort(-np.concatenate(best), kind="stable")[:_STROKES]
+        return _trees(strokes[np.ix_(train, chosen)], target[train], strokes[np.ix_(test, chosen)], seed)
+
+    return answer_held_out(target >= 0, target, fold, named)
+
+
+def background_values(
+    sample: AuditSample, greys: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_]
+) -> tuple[dict[str, npt.NDArray[np.float64]], npt.NDArray[np.int8]]:
+    """Group -> f64[N, K] of what is measured outside the lungs, and of all groups; and the strokes, i8[N, K]."""
     paths, hashes = sample.manifest.paths(), sample.manifest.column("sha256")
     all_known = bool(lungs.any(axis=(1, 2)).all())  # else one rule for all: what is left out must not tell the class
 
-    def measure(row: int) -> dict[str, list[float]]:
+    def measure(row: int) -> tuple[dict[str, list[float]], npt.NDArray[np.int8]]:
         data = read_indexed(paths[row], hashes[row])
-        mask = lungs[row] if all_known else None
-        return file_features(decode(data).pixels, len(data) / 1000) | shown_features(greys[row], mask)
+        pixels, mask = decode(data).pixels, lungs[row] if all_known else None
+        return file_features(pixels, len(data) / 1000) | shown_features(greys[row], mask), edge_strokes(pixels)
 
-    measured = [features for _, block in in_batches(measure, len(paths), batch_size=64) for features in block]
-    groups = background_features(measured)
+    measured = [one for _, block in in_batches(measure, len(paths), batch_size=64) for one in block]
+    groups = background_features([features for features, _ in measured])
     groups["all"] = np.concatenate(list(groups.values()), axis=1)
+    return groups, np.stack([strokes for _, strokes in measured])
+
+
+def background_answers(
+    groups: Mapping[str, npt.NDArray[np.float64]], strokes: npt.NDArray[np.int8], target: Ints, fold: Ints, *, seed: int
+) -> tuple[dict[str, Ints], list[ShortcutTest]]:
+    """Trees on each group of features outside the lungs, on all, and on the strokes (see `background_values`)."""
     titles = dict(BACKGROUND) | {"all": ", ".join(list(BACKGROUND)[:-1]) + f" and {list(BACKGROUND)[-1]} together"}
-    answers, trials = {}, []
-    for name, values in groups.items():
-        answers[f"background {name}"] = tree_answers(values, sample.target, fold, seed=seed)
-        trials.append(
-            ShortcutTest(f"background {name}", titles[name], "data", after=f"background {name}", finds=titles[name])
-        )
-    return answers, trials
+    titles["strokes"] = STROKES
+    answers = {f"background {name}": tree_answers(values, target, fold, seed=seed) for name, values in groups.items()}
+    answers["background strokes"] = stroke_answers(strokes, target, fold, seed=seed)
+    tests = [
+        ShortcutTest(f"background {name}", title, "data", "trees", f"background {name}", finds=title)
+        for name, title in titles.items()
+    ]
+    return answers, tests
 
 
 def across_sources(
-    sample: AuditSample, original: ViewScores, fold: Ints, *, l2: float, counts: bool
+    sample: AuditSample, original: ViewScores, fold: Ints, *, l2: float
 ) -> tuple[dict[str, Ints], list[ShortcutTest]]:
     """Probes of the other sources against probes of all, on the sources that have two classes or more.
 
@@ -149,12 +189,10 @@ def across_sources(
         answer[rows[shared]] = named[shared]
         answers[name] = answer
     title = f"the images of a source ({', '.join(mixed)}) answered by a probe of the other sources alone"
-    finds = "the source"
-    return answers, [
-        ShortcutTest(
-            "across-sources", title, "features", "across sources", "within sources", counts=counts, finds=finds
-        )
-    ]
+    asked = ShortcutTest(
+        "across-sources", title, "data", "probe", "across sources", "within sources", finds="the source"
+    )
+    return answers, [asked]
 
 
 def attribute_answers(sample: AuditSample, original: ViewScores, fold: Ints, *, l2: float) -> list[dict[str, Any]]:
@@ -177,30 +215,35 @@ def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
     tests = [
         ShortcutTest(
             *(view.trial or (name, view.title)),
-            "classifier",
+            asks="classifier" if view.counts else "control",
+            by="classifier",
             after=name,
             before="" if view.is_alone else view.before,
-            counts=view.counts,
             finds=view.finds if view.counts else "",
         )
         for name, view in VIEWS.items()
         if name in named and (view.is_alone or view.before)
     ]
-    return sorted(tests, key=lambda test: not test.counts)
+    return sorted(tests, key=lambda test: test.asks)
 
 
-def probe_tests(answers: Mapping[str, Ints], counts: bool) -> list[ShortcutTest]:
-    """What is asked of probes that are fitted on the views; they count where the classifier is such a probe."""
+def probe_tests(answers: Mapping[str, Ints]) -> list[ShortcutTest]:
+    """What is asked of probes that are fitted on the views; controls, compared with the originals, come last."""
     tests = []
     for name, view in VIEWS.items():
-        after = f"refitted {name}"
-        if after not in answers or view.refits == "no":
+        if f"refitted {name}" not in answers or view.refits == "no":
             continue
-        if view.refits == "control":  # compared with the originals
-            tests.append(ShortcutTest(after, view.title, "features", after, "refitted original", counts=False))
-            continue
-        before = "" if view.is_alone else "refitted original"
+        counts = view.refits == "yes"
+        before = "" if view.is_alone else f"refitted {view.before if counts else 'original'}"
         tests.append(
-            ShortcutTest(after, view.title, "features", after=after, before=before, counts=counts, finds=view.finds)
+            ShortcutTest(
+                f"refitted {name}",
+                view.title,
+                asks="data" if counts else "control",
+                by="probe",
+                after=f"refitted {name}",
+                before=before,
+                finds=view.finds if counts else "",
+            )
         )
-    return tests
+    return sorted(tests, key=lambda test: test.asks != "data")
