@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from thoraclip.evaluation.audit_reading import MARGIN, POSITIVE, STRONG, read_tests
+from thoraclip.evaluation.audit_reading import FAMILIES, MARGIN, POSITIVE, STRONG, read_tests
 from thoraclip.evaluation.reading import ALPHA, between, points, share
 from thoraclip.evaluation.shortcuts import (
     MIN_GROUPS,
@@ -85,6 +85,7 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
         shared = shared_errors(answers, "original", best, resamples=resamples, seed=seed)
         if shared["images"] >= MIN_GROUPS:  # else the trees are hardly ever wrong, and there is nothing to ask
             tests = with_verdicts([*measured, shared])
+    tests = sorted(tests, key=lambda test: (*FAMILIES, "control").index(test["asks"]))
     original = _accuracy(answers, "original", resamples, seed)
     told = read_tests(tests, accuracy=original, masks=facts.has_masks, broken=_changed_by_nothing(facts.sham))
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]

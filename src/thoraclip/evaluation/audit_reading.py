@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from thoraclip.evaluation.reading import between, points, probability, share
+from thoraclip.evaluation.reading import between, points, share
 
 __all__ = ["FAMILIES", "MARGIN", "POSITIVE", "STRONG", "VERDICTS", "AuditReading", "label", "read_tests", "sentence"]
 
@@ -87,11 +87,8 @@ def _judged(row: Row) -> str:
     if row["is_small"]:
         return "; cannot tell, for a class has too few independent images"
     if row["verdict"] in POSITIVE:
-        of = {"classifier": " of reliance on ", "data": " of a shortcut: "}.get(row["asks"])
-        return (
-            f"; {VERDICTS[row['verdict']]}{of + row['finds'] if of and row['finds'] else ''} "
-            f"({probability(row['p_holm'])} for more than {share(MARGIN)} points, after Holm's correction)"
-        )
+        of = {"classifier": " of reliance on ", "probe": " of a shortcut in "}.get(row["by"], "")
+        return f"; {VERDICTS[row['verdict']]}{of + row['finds'] if of and row['finds'] else ''}"
     if row["asks"] == "control":
         return f"; {VERDICTS['cannot_tell'] if row['verdict'] == 'cannot_tell' else 'at chance, as it must be'}"
     if row["verdict"] == "none":
@@ -167,7 +164,7 @@ def _data_verdict(tests: Sequence[Row], masks: bool) -> tuple[str, list[str]]:
     own = [t for t in tests if not t["is_constant"]]
     positive = sorted((t for t in own if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
     if positive:
-        return "strong" if any(t["verdict"] == "strong" for t in positive) else "some", [_offered(positive)]
+        return "strong" if any(t["verdict"] == "strong" for t in positive) else "some", _offered(positive)
     blind = [t for t in own if t["verdict"] == "cannot_tell"]
     if not own or not masks:
         return "cannot_tell", ["Cannot tell what the images offer without lungs: no lung region is known."]
@@ -194,15 +191,21 @@ def _lead(tests: Sequence[Row]) -> Row:
     return file[0] if file and file[0]["effect"] >= most["effect"] - MARGIN else most
 
 
-def _offered(positive: Sequence[Row]) -> str:
+def _offered(positive: Sequence[Row]) -> list[str]:
     """What names the class without a lung; `positive` begins with the largest effect."""
     first = _lead(positive)
     if first["by"] != "trees":
-        return str(first["words"])
+        return [str(first["words"])]
     title = first["title"][0].upper() + first["title"][1:]
-    rest = [t for t in positive if t["by"] == "trees" and t["name"] not in {_TOGETHER, first["name"]}]
-    more = "".join(f"; {t['title']}: {share(t['after'])} %" for t in rest[:2])
-    return (
-        f"{title} alone name the class with {share(first['after'])} % balanced accuracy (chance "
-        f"{share(first['chance'])} %){more}."
+    said = (
+        f"{title} alone name the class with {share(first['after'])} % balanced accuracy{_accuracy_interval(first)} "
+        f"(chance {share(first['chance'])} %)."
     )
+    rest = [t for t in positive if t["by"] == "trees" and t["name"] not in {_TOGETHER, first["name"]}]
+    also = "; and ".join(f"{t['title']} ({share(t['after'])} %)" for t in rest[:2])
+    return [said, *([f"So do {also}."] if also else [])]
+
+
+def _accuracy_interval(row: Row) -> str:
+    """Of the balanced accuracy itself, not of the points beyond chance."""
+    return between({end: min(1.0, row[end] + row["chance"]) for end in ("low", "high")})
