@@ -36,6 +36,7 @@ POINTS_AT = {
     "exposure": {"background exposure", OUTSIDE},
     "device": {"background marks", OUTSIDE},
     "texture": {"background grain", OUTSIDE},
+    "date": {"background strokes", BORDER, CORNERS},
 }
 """Confounder -> tests by name, or regions that a test finds, which point at it. Trees on all features together do
 not."""

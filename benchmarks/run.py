@@ -41,6 +41,7 @@ BENCHMARKS = {
     "estimate": "benchmarks.estimate",
     "lungs": "benchmarks.lungs",
     "audit": "benchmarks.audit",
+    "audit controls": "benchmarks.audit_controls",
     "explanations": "benchmarks.explanations",
     "novelty": "benchmarks.novelty",
     "inference": "benchmarks.inference",

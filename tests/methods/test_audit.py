@@ -31,6 +31,7 @@ from thoraclip.data.lungs.regions import lung_masks
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
 from thoraclip.data.splits import assign_groups, independent_groups, split_folds
 from thoraclip.errors import ManifestError
+from thoraclip.evaluation.shortcuts import shuffled_control
 from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
 from thoraclip.methods import audit as module
@@ -538,3 +539,21 @@ def test_of_copies_one_counts_and_none_that_two_parts_share(tmp_path: Path, monk
     cluster.update(dict.fromkeys("abcdg", "2"))
     none = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, None)
     assert none is not None and (none["accuracy_without"], none["low"], none["high"]) == (None, 0.0, 1.0)
+
+
+def test_shuffled_labels_of_patients_with_several_images_are_named_at_chance() -> None:
+    """In folds of the true labels, a shuffled class that is rare in one fold is frequent in the others, and the control
+    falls far below chance."""
+    rng, groups = np.random.default_rng(0), np.arange(60) // 5
+    features = (3 * rng.normal(size=(12, 64))[groups] + rng.normal(size=(60, 64))).astype(np.float32)
+    target = np.arange(60) % 3
+    sample = dataclasses.replace(made(target), groups=groups)
+    seen = ViewScores(features, np.zeros((60, 3)))
+    answers = list(refits.shuffled_answers(sample, seen, features.astype(float), folds=5, l2=0.1, seed=0))
+    row = shuffled_control("shuffled probe", "shuffled", "probe", answers)
+    fold, stale = refits.held_out_folds(target, groups, 5, 0), []
+    for one in answers:
+        named = {"shuffled probe": probes.probe_answers(features, one.target, fold, l2=0.1)}
+        stale.append(dataclasses.replace(one, named=named))
+    before = shuffled_control("shuffled probe", "shuffled", "probe", stale)
+    assert before["effect"] < -0.07 and abs(row["effect"]) < 0.05, (before["effect"], row["effect"])

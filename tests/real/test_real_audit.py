@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.real.conftest import first_of_each_class
+from benchmarks.audit_controls import one
+from tests.real.conftest import first_of_each_class, folder
 
 from thoraclip.data.index import IndexResult
 from thoraclip.data.splits import split_folds
@@ -50,8 +51,23 @@ def test_frame_and_file_of_covid3_talo_are_named(talo: IndexResult, tmp_path: Pa
     content = audited(split_folds(manifest, folds=2, seed=0), tmp_path)
     found = {t["name"]: t for t in content["tests"]}
     assert found["background all"]["verdict"] == found["background file"]["verdict"] == "strong"
-    assert content["overall"] in {"strong", "some"}
-    assert any("without looking at a lung" in sentence for sentence in content["reading"])
+    assert content["data"] == "strong" and content["overall"] in {"strong", "some", "cannot_tell"}
+    assert any("alone name the class with" in sentence for sentence in content["reading"])
     source = next(row for row in content["attributes"] if row["column"] == "source")
     assert "have the same one, 'muhammedtalo/COVID-19'" in source["words"]
     assert content["lungs"]["origin"] == "estimated"
+
+
+@pytest.mark.parametrize(
+    ("case", "has_shortcut"),
+    [("adults of one source, labels at random", False), ("normal, children and adults of two sources", True)],
+)
+def test_labels_at_random_raise_no_alarm_and_two_sources_do(
+    case: str, has_shortcut: bool, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(shared, "cxr3")
+    monkeypatch.setenv("THORACLIP_SHARED", str(shared))
+    row = one(case, 0, 150)
+    assert not row["tests"]["control"], "labels shuffled before fitting are named at chance"
+    assert (row["data"] == "strong") is has_shortcut
+    assert has_shortcut or not {row["classifier"], row["data"]} & {"some", "strong"}
