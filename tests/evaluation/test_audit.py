@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.evaluation.tables import answers, audit, method, predictions
 
-from thoraclip.evaluation.render import audit_context
+from thoraclip.errors import InputError
+from thoraclip.evaluation.render import audit_context, markdown_page, write_audit
 from thoraclip.evaluation.report import NOT_AUDITED, judge, with_audits
 from thoraclip.evaluation.shortcuts import Answers, ShortcutTest
 
@@ -99,6 +101,16 @@ def test_a_classifier_that_may_be_guessing_cannot_be_told() -> None:
     accuracy = content["balanced_accuracy"]
     assert accuracy["value"] > accuracy["chance"] > accuracy["low"] and content["overall"] == "cannot_tell"
     assert "not shown to be better than chance" in content["reading"][0]
+
+
+def test_an_audit_of_an_earlier_version_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    old = audit(1 / 3) | {"schema": 1}
+    with pytest.raises(InputError, match="schema 1, but 2 is read; make it anew with thoraclip audit"):
+        write_audit(old, tmp_path)
+    assert not list(tmp_path.iterdir())
+    report = with_audits(judge([method("probe", predictions(60))], title="t", resamples=100), {"probe": old})
+    with pytest.raises(InputError, match="audit of runs/probe: schema 1"):
+        markdown_page(report)
 
 
 def test_a_page_has_a_table_for_all_that_was_asked() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from thoraclip.evaluation.audit_reading import FAMILIES, MARGIN, POSITIVE, STRONG, read_tests
+from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, FAMILIES, MARGIN, POSITIVE, STRONG, read_tests
 from thoraclip.evaluation.reading import ALPHA, between, points, share
 from thoraclip.evaluation.shortcuts import (
     MIN_GROUPS,
@@ -30,7 +30,6 @@ from thoraclip.tables.manifest import Manifest
 
 __all__ = ["Facts", "audit_report"]
 
-_SCHEMA = 2
 _AGES = (0, 18, 40, 60, 80, 200)
 _COLUMNS = ("source", "view", "sex", "age")
 _SHUFFLED = {"probe": "shuffled probe", "trees": "shuffled trees"}
@@ -91,7 +90,7 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
     attributes = [_attribute(one, facts, resamples, seed) for one in facts.attributes]
     subgroups = _subgroups(facts)
     return {
-        "schema": _SCHEMA,
+        "schema": AUDIT_SCHEMA,
         "classifier": told.classifier,
         "data": told.data,
         "overall": told.classifier,

@@ -8,9 +8,23 @@ from typing import Any
 
 from thoraclip.evaluation.reading import between, points, share
 
-__all__ = ["FAMILIES", "MARGIN", "POSITIVE", "STRONG", "VERDICTS", "AuditReading", "label", "read_tests", "sentence"]
+__all__ = [
+    "AUDIT_SCHEMA",
+    "FAMILIES",
+    "MARGIN",
+    "POSITIVE",
+    "STRONG",
+    "VERDICTS",
+    "AuditReading",
+    "label",
+    "read_tests",
+    "sentence",
+]
 
 Row = Mapping[str, Any]
+
+AUDIT_SCHEMA = 2
+"""Of `audit.json`."""
 
 MARGIN = 0.05
 """Balanced accuracy. What lies below it beyond chance is not called reliance: a lesion throws a little scatter beside

@@ -14,8 +14,9 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from thoraclip import imaging
+from thoraclip.errors import InputError
 from thoraclip.evaluation import figures
-from thoraclip.evaluation.audit_reading import VERDICTS, label
+from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS, label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
@@ -87,7 +88,16 @@ _LATEX = str.maketrans(
 
 
 def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the templates need besides the content of `audit.json` itself."""
+    """What the templates need besides the content of `audit.json` itself.
+
+    Raises:
+        InputError: the content is of another schema.
+    """
+    if content["schema"] != AUDIT_SCHEMA:
+        raise InputError(
+            f"audit of {content['run']}: schema {content['schema']}, but {AUDIT_SCHEMA} is read; make it anew with "
+            "thoraclip audit"
+        )
     tests = {asks: [t for t in content["tests"] if t["asks"] == asks] for asks in _AUDIT_ASKS}
     tests = {asks: rows for asks, rows in tests.items() if rows}
     return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": label}
@@ -95,8 +105,8 @@ def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_audit(content: Mapping[str, Any], out: Path) -> None:
     """Write `audit.json`, and `audit.md` and `audit.html` drawn from it; the same content gives the same bytes."""
-    write_json(out / "audit.json", dict(content))
     context = audit_context(content) | {"title": "Audit: lungs or shortcuts?", "reading": content["reading"]}
+    write_json(out / "audit.json", dict(content))
     for name, html in (("audit.md", False), ("audit.html", True)):
         figure = {"figure": Markup(figures.audit_figure(content["tests"]))} if html else {}
         write_text(out / name, _environment(html=html).get_template(f"{name}.j2").render(context | figure))
