@@ -27,6 +27,7 @@ from thoraclip.evaluation.compare import holm
 from thoraclip.evaluation.reading import ALPHA
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.weighted import ratio
+from thoraclip.proportions import t_quantile
 
 __all__ = [
     "MIN_GROUPS",
@@ -231,7 +232,7 @@ def shuffled_control(name: str, title: str, by: str, permuted: Sequence[Answers]
     Args:
         permuted: of each permutation the answers of this name, and the shuffled labels as the target.
     """
-    from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtr  # type: ignore[import-untyped]
 
     effects, after, chance = [], 0.0, 0.0
     for answers in permuted:
@@ -247,7 +248,7 @@ def shuffled_control(name: str, title: str, by: str, permuted: Sequence[Answers]
         return row | {"after": None, "effect": 0.0, "low": -1.0, "high": 1.0, "p": 1.0}
     effect, free = float(np.mean(effects)), len(effects) - 1
     error = max(float(np.std(effects, ddof=1)), 1e-9) / math.sqrt(len(effects))
-    reach = float(stdtrit(free, 0.975)) * error
+    reach = t_quantile(free) * error
     p = 2 * float(stdtr(free, -(abs(effect) - MARGIN) / error))
     row |= {"after": chance + effect, "effect": effect, "low": effect - reach, "high": effect + reach}
     return row | {"p": min(1.0, p)}

@@ -149,6 +149,11 @@ class MethodEntry:
         return runs
 
     @property
+    def is_trained(self) -> bool:
+        """True where it, or the adapter that it uses, is fitted to images: what is not has no seed."""
+        return bool(self.seeds or self.after or getattr(self.config, "adapter", ""))
+
+    @property
     def has_own_captions(self) -> bool:
         """True where it trains on the captions that the study writes."""
         return getattr(self.config, "captions", "") == OWN_CAPTIONS
@@ -157,6 +162,17 @@ class MethodEntry:
         """Of the run of one seed."""
         own = out / "runs" / self.folder
         return own / f"seed-{seed}" if len(self.seeds) > 1 else own
+
+
+def training_notes(methods: Sequence[MethodEntry], manifest: Manifest) -> list[str]:
+    """What a study that trains once cannot say: `[]` with several seeds, folds, or nothing that is trained."""
+    trained = [method for method in methods if method.seeds]
+    if not trained or len(trained[0].seeds) > 1 or any(fold is not None for fold in manifest.column("fold")):
+        return []
+    return [
+        "one seed and no folds: differences will be between single trainings, not between methods; for these add "
+        "--set 'seeds=[0, 1, 2]'"
+    ]
 
 
 @dataclass(frozen=True)
