@@ -8,6 +8,7 @@ Every table simulates scores (`Training`) and asks the package's own functions; 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.evaluation.audit_reading import MARGIN, POSITIVE, STRONG
 from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, bootstrap_p, compare, t_test
 from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
 from thoraclip.evaluation.metrics import METRICS, Scored
 from thoraclip.evaluation.resampling import replicate
+from thoraclip.evaluation.shortcuts import Answers, ShortcutTest, measure_tests, shuffled_control, with_verdicts
 from thoraclip.evaluation.trainings import training_variance
 from thoraclip.posthoc.conformal import fit_thresholds
 from thoraclip.posthoc.ood import threshold_of
@@ -241,12 +244,41 @@ def _kept_by_flag(ease: Floats, owners: Ints | None) -> float:
     return -threshold_of(-ease, 0.01, owners)
 
 
+def audits(sets: int) -> None:
+    """Verdicts of an audit: a family of tests at chance and at the margin, one at 20 points, and shuffled labels."""
+
+    def answers(rng: np.random.Generator, share: float, images: int, tests: int) -> Answers:
+        target = np.arange(images) % 3
+        wrong = (target + rng.integers(1, 3, (tests, images))) % 3
+        named = np.where(rng.random((tests, images)) < share, target, wrong)
+        return Answers(target, np.arange(images), {str(number): one for number, one in enumerate(named)}, 3)
+
+    _row("tests", "images", "effect of each", "any positive", "all below 20 points")
+    for tests, effect in ((10, 0.0), (10, MARGIN), (16, 0.0), (16, MARGIN), (1, STRONG)):
+        for images in (60, 150, 300):
+            counts, rng = np.zeros(2), np.random.default_rng(images)
+            for seed in range(sets):
+                drawn = answers(rng, 1 / 3 + effect, images, tests)
+                asked = [ShortcutTest(name, name, "data", "trees", name) for name in drawn.named]
+                rows = with_verdicts(measure_tests(asked, drawn, resamples=200, seed=seed))
+                verdicts = {row["verdict"] for row in rows}
+                counts += [bool(verdicts & POSITIVE), verdicts == {"none"}]
+            _row(str(tests), str(images), f"{100 * effect:.0f}", *(f"{share:.3f}" for share in counts / sets))
+    for images, off in itertools.product((60, 150), (0.0, -0.14)):
+        rng, stopped = np.random.default_rng(images), 0
+        for _ in range(sets):
+            permuted = [answers(rng, 1 / 3 + off, images, 1) for _ in range(10)]
+            (row,) = with_verdicts([shuffled_control("0", "shuffled", "trees", permuted)])
+            stopped += row["verdict"] in POSITIVE
+        _row("shuffled labels", str(images), f"{100 * off:.0f}", f"{stopped / sets:.3f}", "-")
+
+
 def _row(*cells: str) -> None:
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
 TABLES: dict[str, Callable[[int], None]] = {
-    one.__name__: one for one in (differences, power, ceiling, shares, promises)
+    one.__name__: one for one in (differences, power, ceiling, shares, promises, audits)
 }
 
 if __name__ == "__main__":
