@@ -28,7 +28,7 @@ BACKGROUND: Mapping[str, str] = {
     "file": "the file's width over height, number of pixels, size in bytes and compression",
 }
 """Group of features -> what is in it."""
-STROKES = "fine strokes at fixed places of the border and the corners, such as burnt-in digits"
+STROKES = "fine strokes at fixed places of the border and the corners (digits of a date, say)"
 """What is in `edge_strokes`."""
 
 _FRAME = ("border_brightness", "border_contrast", "bar_top", "bar_bottom", "bar_left", "bar_right", "corner_brightness")
