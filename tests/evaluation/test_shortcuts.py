@@ -206,6 +206,10 @@ def test_a_handful_of_patients_cannot_tell_however_clear_it_looks() -> None:
     assert judge_tests([test], answers_of({"a": 1.0}, n=30), resamples=200, seed=0)[0]["verdict"] == "strong"
     row = judge_tests([test], clear, resamples=200, seed=0)[0]
     assert row["p_holm"] == 1 and "too few independent images" in row["words"]
+    rare = answers_of({"a": 1.0}, n=300)
+    kept = np.flatnonzero((rare.target > 0) | (np.arange(300) < 27))  # nine of the first class
+    part = Answers(rare.target[kept], np.arange(len(kept)), {"a": rare.named["a"][kept]}, CLASSES)
+    assert judge_tests([test], part, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
     few_patients = answers_of({"a": 1.0}, n=90, group_size=15)
     assert judge_tests([test], few_patients, resamples=200, seed=0)[0]["verdict"] == "cannot_tell"
 
@@ -270,6 +274,11 @@ def test_shuffled_labels_at_chance_pass_and_off_chance_stop_both_verdicts() -> N
     assert few["verdict"] == "cannot_tell" and read([row_of("strong"), few]).classifier == "strong"
     none = Answers(np.arange(30) % 3, np.arange(30), {"x": np.full(30, -1)}, CLASSES)
     unasked = with_verdicts([shuffled_control("x", "t", "probe", [none] * 3)])[0]
+    assert (unasked["low"], unasked["effect"], unasked["high"]) == (-1, 0, 1)
+    halves = [
+        Answers(a.target, a.groups, {"x": np.where(np.arange(120) < 60, -1, a.named["x"])}, 3) for a in shuffles(0.0)
+    ]
+    assert shuffled_control("x", "t", "trees", halves)["permutations"] == 10, "images that were not asked are left out"
     assert unasked["verdict"] == "cannot_tell" and "too few images to ask" in unasked["words"]
 
 
@@ -324,6 +333,13 @@ def test_two_verdicts_that_are_kept_apart(
     assert "no sign" not in " ".join(told.sentences).lower()
     if "broken" in given:
         assert told.sentences[0] == "The sham."
+
+
+def test_a_classifier_of_which_nothing_could_be_asked_is_not_acquitted() -> None:
+    constant = row_of("cannot_tell") | {"is_constant": True}
+    for tests, masks, why in (([constant], True, "one answer to all altered images"), ([], False, "no lung region")):
+        told = read(tests, masks=masks)
+        assert told.classifier == "cannot_tell" and why in told.sentences[0]
 
 
 def test_what_a_file_tells_is_said_first() -> None:
