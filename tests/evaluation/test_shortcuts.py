@@ -188,6 +188,8 @@ def test_one_answer_to_all_pictures_says_nothing_and_acquits_nobody() -> None:
     assert rows[0]["verdict"] == "cannot_tell" and "says nothing" in rows[0]["words"]
     assert rows[1]["verdict"] == "none" and "says nothing" not in rows[1]["words"]
     assert read(rows[:1]).classifier == "cannot_tell"
+    two = Answers(answers.target, answers.groups, {"a": np.arange(240) % 2}, CLASSES)
+    assert judge_tests([ask("a")], two, resamples=200, seed=0)[0]["verdict"] == "none", "two answers say something"
     unchanged = Answers(answers.target, answers.groups, {"a": answers.target, "b": answers.target}, CLASSES)
     dropped = ask("b", before="a")
     row = judge_tests([dropped], unchanged, resamples=200, seed=0)[0]
@@ -275,6 +277,8 @@ def test_shuffled_labels_at_chance_pass_and_off_chance_stop_both_verdicts() -> N
     none = Answers(np.arange(30) % 3, np.arange(30), {"x": np.full(30, -1)}, CLASSES)
     unasked = with_verdicts([shuffled_control("x", "t", "probe", [none] * 3)])[0]
     assert (unasked["low"], unasked["effect"], unasked["high"]) == (-1, 0, 1)
+    pair = with_verdicts([shuffled_control("x", "t", "probe", shuffles(0.0, count=2))])[0]
+    assert not pair["is_small"] and pair["high"] - pair["low"] > 1e-6, "two permutations give an interval"
     halves = [
         Answers(a.target, a.groups, {"x": np.where(np.arange(120) < 60, -1, a.named["x"])}, 3) for a in shuffles(0.0)
     ]
@@ -340,6 +344,19 @@ def test_a_classifier_of_which_nothing_could_be_asked_is_not_acquitted() -> None
     for tests, masks, why in (([constant], True, "one answer to all altered images"), ([], False, "no lung region")):
         told = read(tests, masks=masks)
         assert told.classifier == "cannot_tell" and why in told.sentences[0]
+
+
+def test_the_largest_effect_that_is_not_excluded_is_told() -> None:
+    blind = [row_of("cannot_tell", effect=effect) for effect in (0.15, 0.3, 0.2)]
+    assert "3 of 3 tests do not exclude 20.0 points (up to 40.0)" in read(blind).sentences[0]
+    offered = [row_of("cannot_tell", "data", effect) for effect in (0.15, 0.3)]
+    assert "2 of 2 tests do not exclude 20.0 points (up to 40.0)" in read(offered).sentences[1]
+
+
+def test_a_probe_on_images_without_lungs_is_told_before_a_larger_fall_of_one() -> None:
+    fall = row_of("strong", "data", 0.6, "refitted border-removed") | {"by": "probe", "before": 0.9, "words": "Fall."}
+    alone = row_of("strong", "data", 0.3, "refitted lungs-removed-mean") | {"by": "probe", "words": "Alone."}
+    assert read([fall, alone]).sentences[0] == "Alone." and read([fall]).sentences[0] == "Fall."
 
 
 def test_what_a_file_tells_is_said_first() -> None:
