@@ -44,6 +44,7 @@ class Training:
         shift: the same of what is added to a class. Both together move macro F1 by about 1.7 points.
         noise: the same for an image and class.
         alike: share of the variance of `ease` that images of one patient have in common.
+        odd: share of images that look like another class, as a wrong label does.
     """
 
     ease: float = 1.6
@@ -51,13 +52,15 @@ class Training:
     shift: float = 0.2
     noise: float = 0.7
     alike: float = 0.0
+    odd: float = 0.0
 
     def images(self, rng: np.random.Generator, patients: int, each: int = 1) -> tuple[Ints, Floats, Ints]:
         """(class, ease, patient) of N images; a patient has one class."""
         owners = np.repeat(np.arange(patients), each)
         target = rng.choice(3, patients, p=_SHARES)[owners]
         common, own = rng.normal(size=patients)[owners], rng.normal(size=len(owners))
-        return target, self.ease + 1.5 * (np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * own), owners
+        ease = self.ease + 1.5 * (np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * own)
+        return target, np.where(rng.random(len(owners)) < self.odd, -ease, ease), owners
 
     def scores(self, rng: np.random.Generator, target: Ints, ease: Floats) -> Scored:
         """Of one classifier."""
@@ -151,8 +154,9 @@ def differences(sets: int) -> None:
 def power(sets: int) -> None:
     """A real difference."""
     _row("design", "difference (points)", "found", "Nadeau & Bengio alone")
-    for images, seeds, folds, gain in ((1000, 3, 1, 0.5), (1000, 5, 1, 0.5), (6000, 3, 1, 0.5), (6000, 5, 1, 0.5),
-                                       (300, 1, 5, 0.6), (1000, 1, 5, 0.5), (1000, 3, 5, 0.5)):  # fmt: skip
+    designs = ((1000, 3, 1, 0.25), (1000, 5, 1, 0.25), (6000, 3, 1, 0.15), (6000, 5, 1, 0.15), (300, 1, 3, 0.4),
+               (300, 1, 5, 0.4), (1000, 1, 5, 0.3), (1000, 3, 5, 0.3))  # fmt: skip
+    for images, seeds, folds, gain in designs:
         a, b = Training(ease=1.6 + gain), Training()
         lead, found, alone = a.truth([_MAIN])[_MAIN] - b.truth([_MAIN])[_MAIN], 0, 0
         for row, (one, other), _, _ in _experiments(a, b, images, seeds, folds, sets, 300):
@@ -166,26 +170,36 @@ def power(sets: int) -> None:
 def ceiling(sets: int) -> None:
     """One classifier, from poor to nearly perfect: how often the interval holds what it scores on all images."""
     names = ("accuracy", "macro_f1", "auroc", "average_precision")
-    _row("true accuracy", "patients x images", *(f"{METRICS[n].title}: percentiles, now" for n in names))
-    for ease in (0.3, 1.6, 3.2, 4.5, 5.6):
-        for patients, each in ((300, 1), (60, 5)):
-            algorithm = Training(ease=ease, quality=0, shift=0, alike=0.0 if each == 1 else 0.5)
-            truth, inside = algorithm.truth(names), np.zeros((len(names), 2))
-            for number in range(sets):
-                rng = np.random.default_rng([patients, number])
-                target, hard, owners = algorithm.images(rng, patients, each)
-                table = algorithm.scores(rng, target, hard)
-                (drawn,) = replicate([table], owners, resamples=300, seed=number)
-                for place, name in enumerate(names):
-                    metric, known = METRICS[name], drawn.headline[name]
-                    clusters = mean_clusters(target, owners) if metric.by_class else float(patients)
-                    found = estimate(metric.point(table), known, clusters=clusters)
-                    if found.low is None or found.high is None:
-                        continue
-                    for column, (low, high) in enumerate((percentile_interval(known), (found.low, found.high))):
-                        inside[place, column] += low <= truth[name] <= high
-            cells = (f"{one:.3f}, {two:.3f}" for one, two in inside / sets)
-            _row(f"{truth['accuracy']:.3f}", f"{patients} x {each}", *cells)
+    _row("true accuracy", "odd", "patients x images", *(f"{METRICS[n].title}: percentiles, logit, now" for n in names))
+    designs = [(ease, odd, size) for ease, odd in ((0.3, 0), (1.6, 0), (3.2, 0), (4.5, 0), (5.0, 0), (3.2, 0.005),
+               (4.5, 0.005), (4.5, 0.02)) for size in ((300, 1), (60, 5))]  # fmt: skip
+    for ease, odd, (patients, each) in designs:
+        algorithm = Training(ease=ease, quality=0, shift=0, alike=0.0 if each == 1 else 0.5, odd=odd)
+        truth, inside = algorithm.truth(names), np.zeros((len(names), 3))
+        for number in range(sets):
+            rng = np.random.default_rng([patients, number])
+            target, hard, owners = algorithm.images(rng, patients, each)
+            table = algorithm.scores(rng, target, hard)
+            (drawn,) = replicate([table], owners, resamples=300, seed=number)
+            for place, name in enumerate(names):
+                value, known = METRICS[name].point(table), drawn.headline[name]
+                clusters = mean_clusters(target, owners) if METRICS[name].by_class else float(patients)
+                found = estimate(value, known, clusters=clusters)
+                if value is None or found.low is None or found.high is None:
+                    continue
+                spans = percentile_interval(known), _logit(value, known), (found.low, found.high)
+                inside[place] += [low <= truth[name] <= high for low, high in spans]
+        cells = (", ".join(f"{share:.3f}" for share in row) for row in inside / sets)
+        _row(f"{truth['accuracy']:.3f}", f"{100 * odd:.1f} %", f"{patients} x {each}", *cells)
+
+
+def _logit(value: float, drawn: Floats) -> tuple[float, float]:
+    """The usual alternative near 1: symmetric on the scale of the logit."""
+    if not 0 < value < 1:
+        return percentile_interval(drawn)
+    reach = 1.96 * float(drawn.std(ddof=1)) / (value * (1 - value))
+    low, high = (1 / (1 + np.exp(-(np.log(value / (1 - value)) + sign * reach))) for sign in (-1, 1))
+    return float(low), float(high)
 
 
 def shares(sets: int) -> None:
