@@ -136,7 +136,9 @@ def test_a_run_is_that_of_a_slow_oracle(
         np.testing.assert_allclose(kept.scores, candidates[best].predict(x[part.val]), atol=1e-5)
         ood = fit_ood(x[part.train], targets=TARGET[part.train], held_out=x[part.val])
         flags = ood.is_flagged(ood.score(x[part.test]))
-        assert read_ood(tmp_path / f"novelty-fold-{part.fold}.safetensors").threshold == ood.threshold
+        written = read_ood(tmp_path / f"novelty-fold-{part.fold}.safetensors")
+        assert (written.threshold, written.calibration_images) == (ood.threshold, len(part.val))
+        np.testing.assert_array_equal(written.score(x), ood.score(x), "what is told is what is written")
         assert told == {"fold": part.fold, "promised": ood.guaranteed_rate, "flagged": int(flags.sum()),
                         "test": len(part.test), "share": flags.mean()}  # fmt: skip
     assert set(predictions.image_id) == {f"i{row}" for part in rounds for row in part.test}
