@@ -233,40 +233,36 @@ def temperature(sets: int) -> None:
     _row("too sure", "patients", *(f"{n}: {what}" for n in names for what in ("log-loss, after", "ECE, after", "none")))
     for factor in (1.0, 1.5, 2.5):
         for patients in (5, 10, 20, 30, 50, 100):
-            cells = [_with_temperature(algorithm, factor, patients, sets) for algorithm in algorithms]
-            _row(f"{factor} x", str(patients), *(cell for row in cells for cell in row))
+            cells: list[str] = []
+            for algorithm in algorithms:
+                before, after, none = with_temperature(algorithm, factor, patients, sets)
+                losses, errors = zip(before, after, strict=True)
+                cells += ["{:.3f}, {:.3f}".format(*losses), "{:.1f}, {:.1f} %".format(*(100 * e for e in errors))]
+                cells.append(f"{100 * none:.0f} %")
+            _row(f"{factor} x", str(patients), *cells)
 
 
-def _with_temperature(algorithm: Training, factor: float, patients: int, sets: int) -> tuple[str, str, str]:
+def with_temperature(algorithm: Training, factor: float, patients: int, sets: int) -> tuple[Floats, Floats, float]:
+    """(log-loss and calibration error of a classifier that is too sure by a factor, the same after a fit on so many
+    patients, on average, share of fits that reach a bound)."""
     rng, metrics = np.random.default_rng(0), ("log_loss", "ece")
     plain = algorithm.scores(rng, *algorithm.images(rng, 6000)[:2])
     power = factor / fit_temperature(plain.scores, plain.target).temperature
-    new = _sharper(plain, power)
+    new = Scored(plain.target, plain.scores**power)
     before = np.array([METRICS[name].point(new) for name in metrics], dtype=np.float64)
     after, none = np.tile(before, (sets, 1)), 0
     for number in range(sets):
         rng = np.random.default_rng([patients, number])
-        val = _sharper(algorithm.scores(rng, *algorithm.images(rng, patients)[:2]), power)
-        many = (
-            np.repeat(part, PATIENTS_NEEDED, axis=0) for part in (val.scores, val.target)
-        )  # the same fit, never few
+        val = algorithm.scores(rng, *algorithm.images(rng, patients)[:2])
+        # each image several times is the same fit, and never too few patients
+        many = (np.repeat(part, PATIENTS_NEEDED, axis=0) for part in (val.scores**power, val.target))
         try:
             scaled = Scored(new.target, fit_temperature(*many).apply(new.scores))
         except InputError:
             none += 1
             continue
         after[number] = [METRICS[name].point(scaled) for name in metrics]
-    (loss, error), (loss_after, error_after) = before, after.mean(axis=0)
-    return (
-        f"{loss:.3f}, {loss_after:.3f}",
-        f"{100 * error:.1f}, {100 * error_after:.1f} %",
-        f"{100 * none / sets:.0f} %",
-    )
-
-
-def _sharper(table: Scored, power: float) -> Scored:
-    scores = table.scores**power
-    return Scored(table.target, scores / scores.sum(axis=1, keepdims=True))
+    return before, after.mean(axis=0), none / sets
 
 
 def _kept_by_sets(ease: Floats, owners: Ints | None) -> float:
