@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.errors import InputError
 from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, bootstrap_p, compare, t_test
 from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
@@ -25,6 +26,7 @@ from thoraclip.evaluation.trainings import training_variance
 from thoraclip.posthoc.conformal import fit_thresholds
 from thoraclip.posthoc.ood import threshold_of
 from thoraclip.posthoc.operating import chance_of_goal, choose_threshold, positives_needed
+from thoraclip.posthoc.scaling import PATIENTS_NEEDED, fit_temperature
 from thoraclip.proportions import patient_share, wilson
 
 Floats = npt.NDArray[np.float64]
@@ -238,6 +240,45 @@ def promises(sets: int) -> None:
             _row(name, f"{patients} x {each}", *(f"{v:.3f}" for v in kept.mean(axis=0)), told if enough else "-")
 
 
+def temperature(sets: int) -> None:
+    """What a fitted temperature does on new patients; where it reaches its bound, there is none."""
+    algorithms = [Training(ease=ease, quality=0, shift=0, alike=0.8) for ease in (1.6, 3.2)]
+    names = (f"accuracy {a.truth(['accuracy'])['accuracy']:.2f}" for a in algorithms)
+    _row("too sure", "patients", *(f"{n}: {what}" for n in names for what in ("log-loss, after", "ECE, after", "none")))
+    for factor in (1.0, 1.5, 2.5):
+        for patients in (5, 10, 20, 30, 50, 100):
+            cells: list[str] = []
+            for algorithm in algorithms:
+                before, after, none = with_temperature(algorithm, factor, patients, sets)
+                losses, errors = zip(before, after, strict=True)
+                cells += ["{:.3f}, {:.3f}".format(*losses), "{:.1f}, {:.1f} %".format(*(100 * e for e in errors))]
+                cells.append(f"{100 * none:.0f} %")
+            _row(f"{factor} x", str(patients), *cells)
+
+
+def with_temperature(algorithm: Training, factor: float, patients: int, sets: int) -> tuple[Floats, Floats, float]:
+    """(log-loss and calibration error of a classifier that is too sure by a factor, the same after a fit on so many
+    patients, on average, share of fits that reach a bound)."""
+    rng, metrics = np.random.default_rng(0), ("log_loss", "ece")
+    plain = algorithm.scores(rng, *algorithm.images(rng, 6000)[:2])
+    power = factor / fit_temperature(plain.scores, plain.target).temperature
+    new = Scored(plain.target, plain.scores**power)
+    before = np.array([METRICS[name].point(new) for name in metrics], dtype=np.float64)
+    after, none = np.tile(before, (sets, 1)), 0
+    for number in range(sets):
+        rng = np.random.default_rng([patients, number])
+        val = algorithm.scores(rng, *algorithm.images(rng, patients)[:2])
+        # each image several times is the same fit, and never too few patients
+        many = (np.repeat(part, PATIENTS_NEEDED, axis=0) for part in (val.scores**power, val.target))
+        try:
+            scaled = Scored(new.target, fit_temperature(*many).apply(new.scores))
+        except InputError:
+            none += 1
+            continue
+        after[number] = [METRICS[name].point(scaled) for name in metrics]
+    return before, after.mean(axis=0), none / sets
+
+
 def _kept_by_sets(ease: Floats, owners: Ints | None) -> float:
     """The lowest ease whose class is in the set."""
     score = 1 / (1 + np.exp(-ease))
@@ -260,7 +301,7 @@ def _row(*cells: str) -> None:
 
 
 TABLES: dict[str, Callable[[int], None]] = {
-    one.__name__: one for one in (differences, power, ceiling, shares, promises)
+    one.__name__: one for one in (differences, power, ceiling, shares, promises, temperature)
 }
 
 if __name__ == "__main__":
