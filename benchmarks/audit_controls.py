@@ -7,11 +7,14 @@ FOLDER (else `../shared`) holds data/cxr3 and data/covid3-talo. For every set an
 on tiny-clip is fitted in five patient folds, and audited with one usual lung region for all. Runs are appended to a
 file, so that the campaign can be stopped and continued. Where labels are dealt at random, no verdict may be positive,
 neither on the classifier nor on the data; where classes are of two sources, the data verdict must be.
+
+    python -m benchmarks.audit_controls --simulate 1000       # no images: how often verdicts hold on drawn answers
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -28,11 +31,12 @@ import numpy as np
 from benchmarks.measure import options
 from benchmarks.results import Result
 
+from thoraclip.evaluation.audit_reading import MARGIN, POSITIVE, STRONG
+from thoraclip.evaluation.shortcuts import Answers, ShortcutTest, measure_tests, shuffled_control, with_verdicts
 from thoraclip.threads import cores
 
 Row = Mapping[str, str]
 VERDICTS = ("none", "cannot_tell", "some", "strong")
-POSITIVE = {"some", "strong"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,40 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
             accuracy = 100 * np.mean([row["balanced_accuracy"] for row in own])
             off = sum(bool(row["tests"]["control"]) for row in own)
             cells = [name, own[0]["images"], len(own), f"{accuracy:.0f} %", *counts, off]
-            yield "| " + " | ".join(map(str, cells)) + " |"
+            yield _row(*cells)
+
+
+def simulated(sets: int) -> Iterator[str]:
+    """Verdicts of an audit: a family of tests at chance and at the margin, one at 20 points, and shuffled labels."""
+
+    def answers(rng: np.random.Generator, share: float, images: int, tests: int) -> Answers:
+        target = np.arange(images) % 3
+        wrong = (target + rng.integers(1, 3, (tests, images))) % 3
+        named = np.where(rng.random((tests, images)) < share, target, wrong)
+        return Answers(target, np.arange(images), {str(number): one for number, one in enumerate(named)}, 3)
+
+    yield _row("tests", "images", "effect of each", "any positive", "all below 20 points")
+    for tests, effect in ((10, 0.0), (10, MARGIN), (16, 0.0), (16, MARGIN), (1, STRONG)):
+        for images in (60, 150, 300):
+            counts, rng = np.zeros(2), np.random.default_rng(images)
+            for seed in range(sets):
+                drawn = answers(rng, 1 / 3 + effect, images, tests)
+                asked = [ShortcutTest(name, name, "data", "trees", name) for name in drawn.named]
+                rows = with_verdicts(measure_tests(asked, drawn, resamples=200, seed=seed))
+                verdicts = {row["verdict"] for row in rows}
+                counts += [bool(verdicts & POSITIVE), verdicts == {"none"}]
+            yield _row(str(tests), str(images), f"{100 * effect:.0f}", *(f"{share:.3f}" for share in counts / sets))
+    for images, off in itertools.product((60, 150), (0.0, -0.14)):
+        rng, stopped = np.random.default_rng(images), 0
+        for _ in range(sets):
+            permuted = [answers(rng, 1 / 3 + off, images, 1) for _ in range(10)]
+            (row,) = with_verdicts([shuffled_control("0", "shuffled", "trees", permuted)])
+            stopped += row["verdict"] in POSITIVE
+        yield _row("shuffled labels", str(images), f"{100 * off:.0f}", f"{stopped / sets:.3f}", "-")
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def is_right(row: Mapping[str, Any]) -> bool:
@@ -166,7 +203,10 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 
 
 def main() -> None:
-    given = options(__doc__, out=Path("audit-controls.jsonl"), seeds=5, images=300, workers=cores())
+    given = options(__doc__, out=Path("audit-controls.jsonl"), seeds=5, images=300, workers=cores(), simulate=0)
+    if given.simulate:
+        print(*simulated(given.simulate), sep="\n")
+        return
     if shared() is None:
         sys.exit("data/cxr3 is absent; set THORACLIP_SHARED")
     rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.is_file() else []
