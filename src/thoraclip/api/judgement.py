@@ -101,7 +101,7 @@ def audit(
     announce: Announce | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Ask whether a classifier reads lungs or shortcuts; a verdict per test, and one overall.
+    """Ask whether a classifier reads lungs or shortcuts; a verdict per test, one on the classifier, one on the data.
 
     Args:
         run: folder of a finished run that keeps its classifier, or of a bundle, which is audited without torch.
