@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from thoraclip.errors import ImageError
-from thoraclip.evaluation import figures
+from thoraclip.evaluation import drawing, figures
 from thoraclip.evaluation.render import escape_latex, latex_table, markdown_page
 from thoraclip.evaluation.report import MethodResult, judge, write_report
 from thoraclip.labels import LabelSet
@@ -222,5 +222,5 @@ def test_latex_prints_every_text_as_it_is() -> None:
 
 
 def test_a_name_that_is_too_long_is_cut() -> None:
-    assert figures.shorten("a\n b " * 10) == "a b a b a b a b a b a b a b a\u2026"
-    assert [figures.shorten(text, 4) for text in ("abcd", "abcde", "ab cde")] == ["abcd", "abc\u2026", "ab\u2026"]
+    assert drawing.shorten("a\n b " * 10) == "a b a b a b a b a b a b a b a\u2026"
+    assert [drawing.shorten(text, 4) for text in ("abcd", "abcde", "ab cde")] == ["abcd", "abc\u2026", "ab\u2026"]

@@ -6,13 +6,14 @@ what was fitted on that fold's own validation images, and then pooled. With seve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.dtypes import Masks
 from thoraclip.errors import InputError, LeakError
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import COVERAGES, accuracy_at, accuracy_curve, aurc
@@ -28,7 +29,7 @@ from thoraclip.posthoc.scaling import fit_temperature, fit_vector
 from thoraclip.proportions import clopper_pearson, wilson
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["trust_entry"]
+__all__ = ["operating_calls", "trust_entry"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -87,6 +88,22 @@ def trust_entry(
         entry["conformal"] = _conformal(folds, test, names, alpha)
         entry["operating_point"] = _operating_points(folds, test, names, sensitivity)
     return entry | {"selective": _selective(test, aligned.groups, resamples, seed)}
+
+
+def operating_calls(method: MethodResult, aligned: Aligned, trust: Mapping[str, Any]) -> dict[str, Masks]:
+    """Class -> bool[N], whether the score of each judged image reaches the threshold of its fold; `trust` is from
+    `trust_entry`. A class without a threshold is absent."""
+    folds, test = _folds(method, aligned), aligned.scored[method.name][0]
+    calls: dict[str, Masks] = {}
+    if isinstance(folds, str):
+        return calls
+    for c, name in enumerate(aligned.labels.names):
+        chosen, limit = trust["operating_point"]["classes"][name]["threshold"], np.full(len(test.target), np.nan)
+        for fold, threshold in zip(folds, chosen, strict=True):
+            limit[fold.rows] = np.nan if threshold is None else threshold
+        if not np.isnan(limit).any():
+            calls[name] = test.scores[:, c] >= limit
+    return calls
 
 
 def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
