@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 from tests.evaluation.tables import method, predictions
 
-from thoraclip.evaluation.curves import SHARES, THRESHOLDS, curve_entry
+from thoraclip.evaluation.curves import SHARES, THRESHOLDS, _longest_run, curve_entry
 from thoraclip.evaluation.metrics import Scored, precision_recall
 from thoraclip.evaluation.report import judge
 from thoraclip.evaluation.resampling import resample_weights
@@ -23,8 +23,8 @@ def table(n: int, *, ties: bool, seed: int = 0) -> Scored:
     return Scored(made.target, scores / scores.sum(axis=1, keepdims=True))
 
 
-def slow(positive: Any, score: Any) -> tuple[Any, Any, Any]:
-    """Sensitivity at `SHARES`, precision at `SHARES`, net benefit at `THRESHOLDS`, from the rows alone."""
+def slow(positive: Any, score: Any) -> tuple[Any, Any, Any, Any]:
+    """Sensitivity at `SHARES`, precision at `SHARES`, net benefit and its gain at `THRESHOLDS`, from the rows alone."""
     fpr, tpr, _ = roc_curve(positive, score, drop_intermediate=False)
     at_fpr = []
     for share in SHARES:
@@ -38,7 +38,8 @@ def slow(positive: Any, score: Any) -> tuple[Any, Any, Any]:
     for p in THRESHOLDS:
         called = score >= p
         benefit.append(((called & positive).sum() - (called & ~positive).sum() * p / (1 - p)) / len(score))
-    return np.array(at_fpr), np.array(at_recall), np.array(benefit)
+    default = [max(0, positive.mean() - (~positive).mean() * p / (1 - p)) for p in THRESHOLDS]
+    return np.array(at_fpr), np.array(at_recall), np.array(benefit), np.array(benefit) - default
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -51,11 +52,12 @@ def test_bands_are_the_quantiles_of_resampled_rows(ties: bool) -> None:
         for column in weights.T:
             rows = np.repeat(np.arange(60), column.astype(int))
             drawn.append(slow(scored.target[rows] == c, scored.scores[rows, c]))
-        of_roc, of_pr, benefit = (
+        of_roc, of_pr, benefit, gain = (
             np.quantile(np.array(one), [0.025, 0.975], axis=0) for one in zip(*drawn, strict=True)
         )
-        bands = (found["roc_band"][name], found["pr"][name]["band"], found["net_benefit"][name])
-        for band, expected in zip(bands, (of_roc, of_pr, benefit), strict=True):
+        benefits = found["net_benefit"][name]
+        bands = (found["roc_band"][name], found["pr"][name]["band"], benefits, benefits["gain"])
+        for band, expected in zip(bands, (of_roc, of_pr, benefit, gain), strict=True):
             assert np.allclose([band["low"], band["high"]], expected, atol=6e-5)
 
 
@@ -72,7 +74,10 @@ def test_the_curves_are_those_of_the_rows(ties: bool) -> None:
         drawn = set(zip(np.round(recall, 4), np.round(precision, 4), strict=True))
         assert set(zip(curve["recall"], curve["precision"], strict=True)) <= drawn
         assert curve["recall"][-1] == 1 and sorted(curve["recall"]) == curve["recall"]
-        assert np.allclose(benefit["value"], slow(positive, score)[2], atol=6e-5)
+        _, _, value, gain = slow(positive, score)
+        assert np.allclose(benefit["value"], value, atol=6e-5) and np.allclose(
+            benefit["gain"]["value"], gain, atol=6e-5
+        )
         share = positive.mean()
         treat_all = [share - (1 - share) * p / (1 - p) for p in THRESHOLDS]
         assert np.allclose(benefit["treat_all"], treat_all, atol=6e-5)
@@ -103,3 +108,22 @@ def test_a_report_has_them_of_every_method_but_the_majority() -> None:
     assert list(entry["net_benefit"]) == report["classes"] == list(entry["pr"]) == list(entry["roc_band"])
     assert majority["net_benefit"] is majority["pr"] is majority["subgroups"] is majority["predictive_values"] is None
     assert entry["subgroups"] == []
+
+
+@pytest.mark.parametrize(
+    ("holds", "ends"),
+    [([], None), ([0, 1], [0.01, 0.02]), ([3, 50, 51, 52, 98], [0.51, 0.53]), ([97, 98], [0.98, 0.99])],
+)
+def test_the_useful_thresholds_are_the_longest_run(holds: list[int], ends: Any) -> None:
+    assert _longest_run(np.isin(np.arange(99), holds)) == ends
+
+
+def test_guessing_is_seldom_useful() -> None:
+    """Of 60 sets of 150 images whose scores know nothing but the shares, those with ten thresholds or more."""
+    runs = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        scored = Scored(rng.integers(0, 2, 150), rng.dirichlet([8, 8], 150))
+        found = curve_entry(scored, ("a", "b"), np.arange(150), resamples=200, seed=seed)["net_benefit"]["a"]["useful"]
+        runs.append(0 if found is None else found[1] - found[0])
+    assert np.mean(np.array(runs) > 0.1) <= 0.1

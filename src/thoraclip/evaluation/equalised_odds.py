@@ -25,8 +25,8 @@ RATES = ("tpr", "fpr")
 _MOST = 1000
 """Resamples, and permutations: p is then 0.001 or more."""
 _END = 0.975
-_CHUNK = 50
-"""Permutations at a time."""
+_CHUNK_CELLS = 4_000_000
+"""Group labels, as 0 and 1, of the permutations that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ def permuted_groups(
     groups = int(group.max()) + 1
     members = np.eye(groups)[label[np.argsort(stratum, kind="stable")]]  # [U, G]
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
-    for start in range(0, permutations, _CHUNK):
-        moved = np.empty((len(stratum), min(_CHUNK, permutations - start), groups))
+    width = max(1, _CHUNK_CELLS // members.size)
+    for start in range(0, permutations, width):
+        moved = np.empty((len(stratum), min(width, permutations - start), groups))
         for p in range(moved.shape[1]):
             moved[np.argsort(stratum + generator.random(len(stratum))), p] = members
         yield (sums @ moved.reshape(len(stratum), -1)).reshape(len(sums), -1, groups).transpose(1, 2, 0)

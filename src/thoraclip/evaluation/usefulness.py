@@ -68,20 +68,20 @@ def usefulness_reading(report: Mapping[str, Any]) -> list[str]:
     if verdict is None:
         return []
     best = next(m for m in report["methods"] if m["name"] == verdict["best"])
-    return [*_between_groups(best), *_at_stated_prevalence(best)]
+    return [*_between_groups(best, report["sample"]["unit"]), *_at_stated_prevalence(best)]
 
 
-def _between_groups(best: Mapping[str, Any]) -> list[str]:
+def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
     odds = {c["column"]: found for c in best["subgroups"] if (found := c["equalised_odds"].get("predicted"))}
     small = [c["smallest"] | {"column": c["column"]} for c in best["subgroups"]]
     if not small:
         return []
     least = min(small, key=lambda group: group["patients"])
     called = f"{least['column']} \u201c{least['value']}\u201d"
-    ends = f" The smallest group is {called}: {counted(least['patients'], 'patient')}."
+    ends = f" The smallest group is {called}: {counted(least['patients'], unit)}."
     if not odds:
         columns = listed([group["column"] for group in small])
-        return [f"Groups by {columns} cannot be compared: no rate is known of enough patients in two of them.{ends}"]
+        return [f"Groups by {columns} cannot be compared: no rate is known of enough {unit}s in two of them.{ends}"]
     differing = [column for column, found in odds.items() if found["p_holm"] < ALPHA]
     column = min(odds, key=lambda name: (odds[name]["p_holm"], -odds[name]["value"]))
     found = odds[column]
