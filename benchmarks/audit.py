@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.measure import options
 from benchmarks.results import Result
 
-from thoraclip.proportions import clopper_pearson
+from thoraclip.proportions import wilson
 from thoraclip.threads import cores
 
 STRENGTHS = (0.5, 0.7, 0.9, 1.0)
@@ -99,15 +99,15 @@ def of(rows: list[dict[str, Any]], kind: str, strength: float | None = None) -> 
 
 
 def shares(own: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Percent of some runs in which the confounder is found, and the exact 95 % interval."""
+    """Percent of some runs in which the confounder is found, and the 95 % interval."""
     hits = sum(map(is_found, own))
-    return 100 * hits / len(own), *(100 * end for end in clopper_pearson(hits, len(own)))
+    return 100 * hits / len(own), *(100 * end for end in wilson(hits, len(own)))
 
 
 def summarise(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The table: found of all runs, overall readings, and the time of an audit."""
     levels = ("strong", "some", "none", "cannot_tell")
-    yield f"| Confounder | Strength | Runs | Found, 95 %, exact | Overall: {' / '.join(levels)} | Balanced accuracy |"
+    yield f"| Confounder | Strength | Runs | Found, 95 % | Overall: {' / '.join(levels)} | Balanced accuracy |"
     yield "| --- | ---: | ---: | --- | --- | ---: |"
     for kind, strength in itertools.product(("clean", *POINTS_AT), (0.0, *STRENGTHS)):
         if own := of(rows, kind, strength):

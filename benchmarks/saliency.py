@@ -94,15 +94,14 @@ def mean_with_interval(values: Floats, *, is_share: bool = False, resamples: int
 
     Args:
         values: f64[N], one per image.
-        is_share: True for hits (0 or 1): all or none of them get the Clopper-Pearson bound.
+        is_share: True for hits (0 or 1): they get the interval of a share.
         resamples: of the images.
         seed: of the resampling.
     """
     drawn = _draws(len(values), resamples, seed)
-    name = "accuracy" if is_share else "mean"
     replicates = values[drawn].mean(axis=1) if len(values) > 1 else None
     bounds = (0.0, 1.0) if is_share else (-np.inf, np.inf)
-    return estimate(name, float(values.mean()), replicates, trials=len(values), bounds=bounds)
+    return estimate(float(values.mean()), replicates, clusters=len(values), bounds=bounds)
 
 
 def ratio_with_interval(above: Floats, below: Floats, *, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -116,7 +115,7 @@ def ratio_with_interval(above: Floats, below: Floats, *, resamples: int = 2000, 
     drawn = _draws(len(above), resamples, seed)
     replicates = above[drawn].sum(axis=1) / below[drawn].sum(axis=1) if len(above) > 1 else None
     value = float(above.sum() / below.sum())
-    return estimate("ratio", value, replicates, trials=len(above), bounds=(0.0, np.inf))
+    return estimate(value, replicates, clusters=len(above), bounds=(0.0, np.inf))
 
 
 def _draws(count: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:

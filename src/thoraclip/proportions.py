@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LEVEL", "clopper_pearson", "patient_share", "share_interval", "t_quantile", "wilson"]
+__all__ = ["LEVEL", "patient_share", "share_interval", "t_quantile", "wilson"]
 
 LEVEL = 0.95
 """Nominal coverage of every interval."""
@@ -24,28 +24,6 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
-    """Exact 95 % interval of a proportion, which covers in 95 % or more (Clopper & Pearson 1934, Biometrika 26:404).
-
-    The bounds are the shares at which `successes` or more, and `successes` or fewer, have a probability of 2.5 %. SciPy
-    has the formula, too; loading it takes 0.3 of the 2.7 s of processor time of a report.
-    """
-    high = 1.0 - _least_share(trials - successes, trials) if successes < trials else 1.0
-    return _least_share(successes, trials) if successes else 0.0, high
-
-
-def _least_share(successes: int, trials: int) -> float:
-    """The share at which `successes` (1 or more) of `trials` or more have a probability of 2.5 %, by halving."""
-    counts = np.arange(successes, trials + 1)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
-    log_choices = log_factorial[trials] - log_factorial[counts] - log_factorial[trials - counts]
-    low, high = 0.0, 1.0
-    while low < (share := (low + high) / 2) < high:
-        log_chances = log_choices + counts * math.log(share) + (trials - counts) * math.log1p(-share)
-        low, high = (low, share) if np.exp(log_chances).sum() > 0.025 else (share, high)
-    return share
-
-
 def t_quantile(df: float) -> float:
     """97.5 % point of Student's t distribution with `df` > 0 degrees of freedom, which may be infinite."""
     from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]  # 0.2 s
@@ -59,7 +37,8 @@ def share_interval(share: float, variance: float, *, clusters: float, df: float)
     The n at which a binomial share has this variance is p (1 - p) / V (Kish 1965, "Survey Sampling", 8.2; Korn &
     Graubard 1998, Survey Methodology 24:193). Near 0 and 1 V says little, and the number of clusters more; so
     1/n = (e^2 V / (p (1 - p)) + 1 / G) / (1 + e^2), where e = G p (1 - p) is about how many clusters err: n is G for a
-    perfect share, whose lower bound no other share exceeds. Wilson 1927, J. Am. Stat. Assoc. 22:209.
+    perfect share, whose lower bound, G / (G + t^2), no other share exceeds (and 0 likewise). Wilson 1927, J. Am. Stat.
+    Assoc. 22:209.
 
     Args:
         share: p in [0, 1].
@@ -75,7 +54,8 @@ def share_interval(share: float, variance: float, *, clusters: float, df: float)
     t2 = t_quantile(df) ** 2
     centre = (share + t2 / (2 * n)) / (1 + t2 / n)
     half = math.sqrt(t2 * share * (1 - share) / n + (t2 / (2 * n)) ** 2) / (1 + t2 / n)
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    low, high = min(share, centre - half, clusters / (clusters + t2)), max(share, centre + half, t2 / (clusters + t2))
+    return max(0.0, low), min(1.0, high)
 
 
 def patient_share(right: npt.NDArray[np.bool_], patients: npt.NDArray[np.int64]) -> tuple[float, float]:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from tests.conftest import examples
 
-from thoraclip.evaluation.compare import Contestant, bootstrap_p, compare, holm, mcnemar_p, resamples_needed
+from thoraclip.evaluation.compare import (
+    METHODS,
+    MODELS,
+    Contestant,
+    bootstrap_p,
+    compare,
+    holm,
+    mcnemar_p,
+    resamples_needed,
+    t_test,
+)
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.resampling import replicate, resample_weights, weighted_metrics
+from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS, Variance
 
 
 @examples(100)
@@ -64,9 +77,14 @@ def _contestants(rng: np.random.Generator, n: int, chances: list[float]) -> list
         tables.append(Scored(target, np.eye(3)[said] * 0.7 + 0.1))
     drawn = replicate(tables, np.arange(n), resamples=499, seed=1, confusion_only=True)
     return [
-        Contestant(f"m{k}", _values(table), found.headline, table.correct)
-        for k, (table, found) in enumerate(zip(tables, drawn, strict=True))
+        _contestant(f"m{k}", table, found.headline) for k, (table, found) in enumerate(zip(tables, drawn, strict=True))
     ]
+
+
+def _contestant(name: str, table: Scored, drawn: dict[str, Any]) -> Contestant:
+    """Of one training."""
+    values = _values(table)
+    return Contestant(name, values, drawn, table.correct, {key: np.array([[value]]) for key, value in values.items()})
 
 
 def test_families_signs_and_pairs() -> None:
@@ -89,7 +107,7 @@ def test_only_what_the_resamples_of_two_methods_do_not_share_is_their_difference
     second = np.where(np.arange(90) < 6, (target + 1) % 3, first)
     tables = [Scored(target, np.eye(3)[said] * 0.7 + 0.1) for said in (first, second)]
     drawn = replicate(tables, groups, resamples=200, seed=3, confusion_only=True)
-    pair = [Contestant(n, _values(t), d.headline, t.correct) for n, t, d in zip("ab", tables, drawn, strict=True)]
+    pair = [_contestant(n, t, d.headline) for n, t, d in zip("ab", tables, drawn, strict=True)]
     row = compare(pair, intervals=True, groups=groups)[0]
     weights = np.concatenate(list(resample_weights(groups, resamples=200, seed=3)), axis=1)
     lead = (tables[0].correct.astype(float) - tables[1].correct) @ weights / 90
@@ -112,8 +130,70 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
 def test_what_cannot_be_tested_is_null() -> None:
     pair = _contestants(np.random.default_rng(0), 50, [0.9, 0.6])
     assert all(row["p"] is None and row["low"] is None for row in compare(pair, intervals=False, groups=np.arange(50)))
-    seeds = [pair[0], Contestant("s", pair[1].values, pair[1].replicates, None)]
+    seeds = [pair[0], replace(pair[1], correct=None)]
     assert compare(seeds, intervals=True, groups=np.arange(50))[0]["mcnemar_p_holm"] is None
+
+
+def _trained(pair: list[Contestant], *values: list[list[float]], trained: bool = True) -> list[Contestant]:
+    """A pair whose accuracies over seeds and folds are these."""
+    return [
+        replace(one, trainings={name: np.array(v) for name in one.values}, trained=trained)
+        for one, v in zip(pair, values, strict=True)
+    ]
+
+
+def test_a_difference_is_one_of_methods_only_where_trainings_can_vary() -> None:
+    pair = _contestants(np.random.default_rng(0), 200, [0.85, 0.8])
+    groups = np.arange(200)
+    (single, *_) = compare(pair, intervals=True, groups=groups)
+    assert (single["claim"], single["source"], single["seeds_needed"]) == (MODELS, PATIENTS, None)
+    (frozen, *_) = compare([replace(one, trained=False) for one in pair], intervals=True, groups=groups)
+    assert frozen == single | {"claim": METHODS}, "nothing was trained, so nothing varies"
+    (half, *_) = compare([pair[0], replace(pair[1], trained=False)], intervals=True, groups=groups)
+    assert half["claim"] == MODELS
+    seeds = _trained(pair, [[0.85], [0.81], [0.89]], [[0.80], [0.80], [0.80]])
+    (row, *_) = compare(seeds, intervals=True, groups=groups)
+    drawn = pair[0].replicates["accuracy"] - pair[1].replicates["accuracy"]
+    v, own = drawn.var(ddof=1) * 200 / 199, 0.04**2 / 3
+    df = (v + own) ** 2 / (v**2 / 199 + own**2 / 2)
+    assert (row["claim"], row["source"]) == (METHODS, SEEDS)
+    assert row["p"] == pytest.approx(2 * t.sf(abs(row["difference"]) / np.sqrt(v + own), df))
+    assert row["high"] - row["difference"] == pytest.approx(t.ppf(0.975, df) * np.sqrt(v + own))
+    (lonely, *_) = compare([seeds[0], pair[1]], intervals=True, groups=groups)
+    assert lonely["claim"] == MODELS, "the second was trained once"
+    (kept, *_) = compare([seeds[0], replace(pair[1], trained=False)], intervals=True, groups=groups)
+    assert (kept["claim"], kept["p"]) == (METHODS, pytest.approx(row["p"]))
+
+
+def test_folds_are_paired() -> None:
+    """Both methods find the second fold hard: that is no difference between them."""
+    pair = _contestants(np.random.default_rng(0), 200, [0.85, 0.8])
+    folds = [[0.95, 0.55, 0.95]], [[0.90, 0.50, 0.90]]
+    (row, *_) = compare(_trained(pair, *folds), intervals=True, groups=np.arange(200))
+    drawn = pair[0].replicates["accuracy"] - pair[1].replicates["accuracy"]
+    assert row["source"] == FOLDS
+    reach = t.ppf(0.975, 4) * drawn.std(ddof=1) * np.sqrt(200 / 199)
+    assert row["high"] - row["difference"] == pytest.approx(reach), "not less than the patients give"
+
+
+def test_the_seeds_that_would_settle_it_do() -> None:
+    pair = _contestants(np.random.default_rng(3), 4000, [0.84, 0.80])
+    wide = _trained(pair, [[0.80], [0.88]], [[0.77], [0.83]])
+    (row, *_) = compare(wide, intervals=True, groups=np.arange(4000))
+    assert row["p"] > 0.05 and 3 <= row["seeds_needed"] <= 30
+    for seeds, is_enough in ((row["seeds_needed"], True), (row["seeds_needed"] - 1, False)):
+        spread = [np.linspace(-1, 1, seeds)[:, None] for _ in pair]
+        of = [s / s.std(ddof=1) * sd for s, sd in zip(spread, (0.04 * 2**0.5, 0.03 * 2**0.5), strict=True)]
+        (then, *_) = compare(_trained(pair, *(s.tolist() for s in of)), intervals=True, groups=np.arange(4000))
+        assert (then["p"] < 0.05) == is_enough
+    alike = _trained(_contestants(np.random.default_rng(3), 100, [0.8, 0.8]), [[0.8], [0.8]], [[0.8], [0.8001]])
+    assert compare(alike, intervals=True, groups=np.arange(100))[0]["seeds_needed"] is None
+
+
+def test_students_t_by_hand() -> None:
+    assert t_test(2.0, Variance(1.0)) == pytest.approx(0.0455, abs=1e-4)
+    assert t_test(-4.302653, Variance(1.0, 2)) == pytest.approx(0.05, abs=1e-6)
+    assert (t_test(0.0, Variance(0.0)), t_test(0.1, Variance(0.0))) == (1.0, 0.0)
 
 
 def test_enough_resamples_for_the_smallest_corrected_p() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.stats import t
 from sklearn import metrics as sk
 from tests.evaluation import tables
 from tests.evaluation.tables import method
@@ -25,6 +26,7 @@ from thoraclip.evaluation.render import markdown_page
 from thoraclip.evaluation.report import judge, write_report
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.labels import LabelSet
+from thoraclip.proportions import share_interval
 from thoraclip.tables.predictions import Predictions
 
 CLASSES = ("covid", "normal", "pneumonia")
@@ -36,7 +38,7 @@ predictions = partial(tables.predictions, classes=CLASSES)
 def sample(found: Aligned, *, seed: int, classes: tuple[int, ...] = (0, 1, 2), resamples: int = 150) -> Sample:
     rows = np.isin(found.target, classes)
     chosen = [Scored(found.target[rows], table.scores[rows]) for table in found.scored["a"]]
-    return measure(chosen, found, rows, resamples=resamples, seed=seed)
+    return measure(chosen, found, rows, fold_of=None, resamples=resamples, seed=seed)
 
 
 def report(external: list[ExternalResult], **more: Any) -> dict[str, Any]:
@@ -83,12 +85,23 @@ def test_the_drop_is_that_of_a_bootstrap_by_hand() -> None:
         found = difference(here, there, name)
         value_here = np.mean([_slow_metrics(t.target[keep], t.scores[keep])[name] for t in inside])
         value_there = np.mean([_slow_metrics(t.target, t.scores)[name] for t in outside])
-        drawn = np.array(slow_here[name]) - np.array(slow_there[name])
-        low, high = np.quantile(drawn, [0.025, 0.975])
         assert found["value"] == pytest.approx(value_here - value_there)
-        assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
-        p = min(1.0, 2 * (1 + min(int((drawn <= 1e-12).sum()), int((drawn >= -1e-12).sum()))) / (resamples + 1))
-        assert found["p"] == pytest.approx(p)
+        sides = (value_here, slow_here[name], inside[0]), (value_there, slow_there[name], outside[0])
+        (i, i_low, i_high, v, g), (o, o_low, o_high, w, h) = (_by_patient(name, *side, present) for side in sides)
+        assert found["low"] == pytest.approx(i - o - np.hypot(i - i_low, o_high - o))
+        assert found["high"] == pytest.approx(i - o + np.hypot(i_high - i, o - o_low))
+        df = (v + w) ** 2 / (v**2 / (g - 1) + w**2 / (h - 1))
+        assert found["p"] == pytest.approx(2 * t.sf(abs(i - o) / np.sqrt(v + w), df))
+
+
+def _by_patient(
+    name: str, value: float, drawn: list[float], table: Predictions, present: list[int]
+) -> tuple[float, float, float, float, float]:
+    """(value, low, high, variance, clusters), counted with sets."""
+    owners = [{p for p, c in zip(table.patient, table.target, strict=True) if c == one} for one in present]
+    clusters = len(set.union(*owners)) if name == "accuracy" else len(present) ** 2 / sum(1 / len(o) for o in owners)
+    variance = float(np.var(drawn, ddof=1)) * clusters / (clusters - 1)
+    return value, *share_interval(value, variance, clusters=clusters, df=clusters - 1), variance, clusters
 
 
 def test_the_same_scores_on_both_sides_are_two_samples_all_the_same() -> None:
@@ -103,13 +116,14 @@ def test_a_perfect_score_is_not_certain() -> None:
     perfect, half = predictions(40, signal=50), predictions(40, signal=0.5, seed=3)
     here, there = sample(align([method("a", perfect)]), seed=0), sample(align([method("a", half)]), seed=1)
     found = difference(here, there, "accuracy")
-    outside, bound = there.values["accuracy"], 0.025 ** (1 / 40)
+    outside, bound = there.values["accuracy"], 40 / (40 + t.ppf(0.975, 39) ** 2)
     assert outside.value is not None and outside.low is not None and outside.high is not None
     assert found["value"] == pytest.approx(1 - outside.value) and found["p"] is None
     assert found["low"] == pytest.approx(1 - outside.value - np.hypot(1 - bound, outside.high - outside.value))
     assert found["high"] == pytest.approx(1 - outside.value + outside.value - outside.low)
-    assert here.values["macro_f1"].low == pytest.approx(0.025 ** (1 / 13)), "of the rarest class"
-    assert here.recall["covid"].low == pytest.approx(0.025 ** (1 / 14))
+    mean = 9 / (1 / 14 + 1 / 13 + 1 / 13)
+    assert here.values["macro_f1"].low == pytest.approx(mean / (mean + t.ppf(0.975, mean - 1) ** 2)), "of three classes"
+    assert here.recall["covid"].low == pytest.approx(14 / (14 + t.ppf(0.975, 13) ** 2))
     both = difference(here, sample(align([method("a", perfect)]), seed=1), "accuracy")
     assert both["value"] == 0 and both["low"] == pytest.approx(bound - 1) and both["high"] == pytest.approx(1 - bound)
 
@@ -134,12 +148,28 @@ def test_two_patients_outside_have_an_interval_and_one_has_none(patients: int) -
 def test_a_set_with_all_classes_is_measured_as_the_report_measures() -> None:
     table = predictions(60, signal=1.0, patients=20)
     here = sample(align([method("a", table)]), seed=0)
-    judged = judge([method("a", table)], title="t", resamples=150, seed=0)["methods"][0]["metrics"]
+    judged = judge([method("a", table, is_trained=False)], title="t", resamples=150, seed=0)["methods"][0]["metrics"]
     for name in (*DROPS, "ece"):
         entry, found = judged[name], here.values[name]
         assert (found.value, found.low, found.high) == pytest.approx((entry["value"], entry["low"], entry["high"])), (
             name
         )
+
+
+def test_the_spread_over_classifiers_counts_outside() -> None:
+    """Two seeds of three folds: the folds' classifiers share most of their images, so more than a sixth of s^2."""
+    tables = [predictions(300, signal=s, seed=2) for s in (1.0, 0.2, 0.7, 0.9, 0.4, 0.5)]
+    found = align([method("a", *tables)])
+    everything, none = np.ones(300, dtype=bool), np.zeros(300, dtype=np.int64)
+    means = np.array([np.mean(x.scores.argmax(axis=1) == x.target) for x in tables]).reshape(2, 3).mean(axis=0)
+    by_folds = {
+        folds: measure(found.scored["a"], found, everything, fold_of=none, folds=folds, resamples=150, seed=1)
+        for folds in (1, 3)
+    }
+    alone = measure(found.scored["a"], found, everything, fold_of=None, resamples=150, seed=1)
+    more = by_folds[3].values["accuracy"].variance.value - alone.values["accuracy"].variance.value
+    assert more == pytest.approx((1 / 3 + 1 / 2) * means.var(ddof=1))
+    assert alone.values["accuracy"].variance.value < by_folds[1].values["accuracy"].variance.value
 
 
 def test_one_class_has_a_recall_and_no_auroc() -> None:
@@ -181,7 +211,8 @@ def test_external_sets_change_nothing_else() -> None:
     plain, more = report([]), report([ExternalResult(name="x", methods=(method("a", predictions(30)),))])
     assert plain["external"] == [] and len(more["external"]) == 1
     assert more["reading"][: len(plain["reading"])] == plain["reading"]
-    for key in set(plain) - {"external", "reading"}:
+    assert more["statistics"].startswith(plain["statistics"].strip()) and "external" in more["statistics"]
+    for key in set(plain) - {"external", "reading", "statistics"}:
         assert plain[key] == more[key]
     assert json.loads(json.dumps(more, allow_nan=False)) == more
 

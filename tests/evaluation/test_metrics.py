@@ -13,7 +13,7 @@ from tests.conftest import examples
 
 from thoraclip.evaluation.calibration import ece, equal_mass_bins, reliability_bins
 from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, per_class, roc
-from thoraclip.proportions import wilson
+from thoraclip.proportions import patient_share, wilson
 
 
 @st.composite
@@ -33,8 +33,9 @@ def test_decisions_equal_scikit_learn(scored: Scored) -> None:
     true, said = scored.target, np.array([int(np.flatnonzero(row == row.max())[0]) for row in scored.scores])
     assert found["accuracy"] == pytest.approx(np.mean(true == said))
     assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(true, said))
-    for average in ("macro", "weighted"):
-        options = {"labels": labels, "average": average, "zero_division": 0}
+    present = sorted(set(true.tolist()))
+    for average, of in (("macro", present), ("weighted", labels)):
+        options = {"labels": of, "average": average, "zero_division": 0}
         assert found[f"{average}_f1"] == pytest.approx(sk.f1_score(true, said, **options))
         assert found[f"{average}_precision"] == pytest.approx(sk.precision_score(true, said, **options))
         assert found[f"{average}_recall"] == pytest.approx(sk.recall_score(true, said, **options))
@@ -129,10 +130,12 @@ def _slow_ece(scored: Scored, bins: int) -> float:
 
 
 @examples(40)
-@given(tables())
-def test_reliability_bins_hold_every_image_and_give_the_ece(scored: Scored) -> None:
-    bins = reliability_bins(scored.confidence, scored.correct)
-    assert len(reliability_bins(scored.confidence, scored.correct, 1)) == 1
+@given(tables(), st.integers(1, 9))
+def test_reliability_bins_hold_every_image_and_give_the_ece(scored: Scored, patients: int) -> None:
+    owners = np.arange(len(scored.target)) % patients
+    bins = reliability_bins(scored.confidence, scored.correct, owners)
+    (one,) = reliability_bins(scored.confidence, scored.correct, owners, 1)
+    assert (one["low"], one["high"]) == patient_share(scored.correct, owners)
     assert sum(b["count"] for b in bins) == len(scored.target)
     total = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(scored.target)
     assert total == pytest.approx(headline(scored)["ece"], abs=1e-12)

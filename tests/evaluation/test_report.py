@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from tests.evaluation.tables import CLASSES, method, predictions
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
@@ -15,6 +16,7 @@ from thoraclip.evaluation.reading import probability, reading, verdict, versus
 from thoraclip.evaluation.report import MethodResult, judge, plain, write_report
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.labels import LabelSet
+from thoraclip.proportions import share_interval
 from thoraclip.tables.predictions import Predictions
 
 
@@ -92,19 +94,25 @@ def test_a_wrong_published_row_is_named(row: Any, message: str) -> None:
         report(method("LoRA", predictions()), published=row if isinstance(row, list) else [row])
 
 
+_MODELS = (
+    "a real difference between these two trained models on 120 images, not between the methods. Another training could "
+    "turn it round: three seeds or more, or folds, would tell."
+)
+_OPEN = (
+    "the two cannot be told apart on these 120 images. They are two single trainings; three seeds of each, or folds, "
+    "would make it a question about the methods."
+)
+
+
 @pytest.mark.parametrize(
     ("tied", "tail", "more"),
     [
-        ([], "a real difference on these 120 images.", ""),
-        (["c"], "a real difference on these 120 images.", "It cannot be told apart from c."),
-        (["c", "d"], "a real difference on these 120 images.", "It cannot be told apart from c and d."),
-        (["b"], "the two cannot be told apart on these 120 images.", ""),
-        (["b", "c"], "the two cannot be told apart on these 120 images. Nor can it be told apart from c.", ""),
-        (
-            ["b", "c", "d"],
-            "the two cannot be told apart on these 120 images. Nor can it be told apart from c and d.",
-            "",
-        ),
+        ([], _MODELS, ""),
+        (["c"], _MODELS, "It cannot be told apart from c."),
+        (["c", "d"], _MODELS, "It cannot be told apart from c and d."),
+        (["b"], _OPEN, ""),
+        (["b", "c"], f"{_OPEN} Nor can it be told apart from c.", ""),
+        (["b", "c", "d"], f"{_OPEN} Nor can it be told apart from c and d.", ""),
     ],
 )
 def test_the_reading_names_all_that_cannot_be_told_apart(tied: list[str], tail: str, more: str) -> None:
@@ -112,6 +120,52 @@ def test_the_reading_names_all_that_cannot_be_told_apart(tied: list[str], tail: 
     told = reading(found | {"verdict": found["verdict"] | {"best": "a", "runner_up": "b", "tied": tied}})
     assert told[1].startswith("It leads the runner-up, b, by ") and told[1].partition("correction): ")[2] == tail
     assert told[2].startswith(more or "It beats always answering")
+
+
+@pytest.mark.parametrize(
+    ("trained", "seeds", "folds", "gap", "said"),
+    [
+        (False, 1, 1, 2.0, ": a real difference between the methods, over images."),
+        (True, 3, 1, 2.0, ": a real difference between the methods, over images and seeds."),
+        (True, 1, 5, 2.0, ": a real difference between the methods, over images and folds."),
+        (True, 3, 1, 0.1, " seeds of each would settle it, if it is as large as it seems."),
+        (True, 3, 1, 0.0, "More seeds would not settle it if it is as small as it seems; more patients might."),
+        (True, 1, 5, 0.0, ": the two cannot be told apart on these 600 images."),
+    ],
+)
+def test_the_reading_says_what_a_difference_is_one_of(
+    trained: bool, seeds: int, folds: int, gap: float, said: str
+) -> None:
+    def tables(signal: float) -> list[Predictions]:
+        each = [predictions(600, signal=signal + (k - 1) * 0.12, seed=k) for k in range(seeds)]
+        fold = tuple(i // 3 % folds for i in range(600)) if folds > 1 else (None,) * 600
+        return [replace(table, fold=fold) for table in each]
+
+    pair = [
+        method(name, *tables(signal), seeds=tuple(range(seeds)), is_trained=trained)
+        for name, signal in (("a", 1.0 + gap), ("b", 1.0))
+    ]
+    found = report(*pair, resamples=200)
+    assert said in found["reading"][2]
+    told = found["statistics"]
+    assert ("over seeds, Student's t" in told) == (seeds > 1)
+    assert ("over folds, Student's t" in told) == (folds > 1)
+    assert ("between single trainings" in told) == (trained and seeds == folds == 1)
+
+
+def test_the_statistical_methods_name_what_was_computed() -> None:
+    """And nothing else."""
+    single = report(method("a", predictions(patients=40)), method("b", predictions(patients=40, seed=3)))
+    told = single["statistics"]
+    assert "on 120 images of 40 patients" in told and "200 bootstrap resamples of patients (seed 0)" in told
+    assert "compare the two trained models and not the methods" in told and "McNemar" in told and "Holm" in told
+    assert not any(word in told for word in ("seeds", "folds", "external", "validation images"))
+    val = replace(predictions(90, seed=5, prefix="v"), split=("val",) * 90)
+    held = report(method("a", predictions(), validation=((val,),)))["statistics"]
+    assert "whose patients are not known" in held and "prediction sets (90 %" in held and "sensitivity 95 %" in held
+    alone = report(method("a", predictions(12, patients=1)))["statistics"]
+    assert "bootstrap" not in alone and "compared" not in alone
+    assert report(MethodResult(name="broken", kind="baseline", failed="out of memory"))["statistics"] == ""
 
 
 def test_published_values_change_nothing_that_is_measured() -> None:
@@ -153,23 +207,28 @@ def test_every_interval_is_that_of_patients_drawn_with_replacement() -> None:
     scores = np.eye(3)[np.where(right, table.target, (table.target + 1) % 3)] * 0.8 + 0.1
     found = entry(report(method("a", replace(table, scores=scores / scores.sum(axis=1, keepdims=True)))), "a")
     weights = np.concatenate(list(resample_weights(np.arange(120) % 30, resamples=200, seed=0)), axis=1)
-    low, high = np.quantile(right @ weights / 120, [0.025, 0.975])
+    variance = float(np.var(right @ weights / 120, ddof=1)) * 30 / 29
     accuracy = found["metrics"]["accuracy"]
-    assert (accuracy["low"], accuracy["high"]) == (pytest.approx(low), pytest.approx(high))
+    bounds = share_interval(float(right.mean()), variance, clusters=30, df=29)
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx(bounds)
 
 
 def test_bounds_of_a_perfect_score_count_patients() -> None:
-    """28 patients of one class each, eight of them of the rarest class, which bounds the means over the classes."""
+    """28 patients of one class each: 8, 10 and 10."""
     table = predictions(signal=60, patients=30)
-    dropped = set(sorted({p for p, t in zip(table.patient, table.target, strict=True) if t == 0})[:2])
+    dropped = set(sorted({p for p, c in zip(table.patient, table.target, strict=True) if c == 0})[:2])
     table = table.take(np.array([row for row, patient in enumerate(table.patient) if patient not in dropped]))
     found = entry(report(method("a", table)), "a")
-    bounds = {"accuracy": 28, "macro_recall": 8, "auroc": 8}
-    assert {k: found["metrics"][k]["low"] for k in bounds} == pytest.approx(
-        {k: 0.025 ** (1 / t) for k, t in bounds.items()}
-    )
-    assert found["per_class"]["Normal"]["recall"]["low"] == pytest.approx(0.025 ** (1 / 10))
-    assert found["per_class"]["Normal"]["specificity"]["low"] == pytest.approx(0.025 ** (1 / 18))
+    mean = 9 / (1 / 8 + 1 / 10 + 1 / 10)
+    bounds = {"accuracy": 28, "macro_recall": mean, "auroc": mean}
+
+    def bound(clusters: float) -> Any:
+        return pytest.approx(clusters / (clusters + t.ppf(0.975, clusters - 1) ** 2))
+
+    for name, clusters in bounds.items():
+        assert found["metrics"][name]["low"] == bound(clusters), name
+    assert found["per_class"]["Normal"]["recall"]["low"] == bound(10)
+    assert found["per_class"]["Normal"]["specificity"]["low"] == bound(18)
 
 
 def test_the_roc_curve_and_the_mistakes_are_those_of_the_scores() -> None:

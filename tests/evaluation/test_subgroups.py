@@ -28,6 +28,11 @@ from thoraclip.tables.manifest import Manifest
 SETS = 120
 
 
+def images_of(ids: tuple[str, ...], target: Any, owner: Any) -> Aligned:
+    """The judged images of some patients, without a split or folds."""
+    return Aligned(LabelSet(CLASSES), ids, target, owner, "patient", {}, (), np.zeros_like(target), (), {})
+
+
 def drawn(
     seed: int, *, patients: int = 150, most: int = 3, effect: float = 0.0, mixed: bool = False, common: float = 0.0
 ) -> dict[str, Any]:
@@ -44,7 +49,7 @@ def drawn(
     logits = rng.normal(size=(len(owner), 3))
     logits[np.arange(len(owner)), target] += 1.5 + rng.normal(size=patients)[owner] - effect * (group == 1)
     ids = tuple(f"i{k}" for k in range(len(owner)))
-    aligned = Aligned(LabelSet(CLASSES), ids, target, owner, "patient", {}, (), (), {})
+    aligned = images_of(ids, target, owner)
     scored = Scored(target, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
     columns = {"sex": dict(zip(ids, (f"g{k}" for k in group), strict=True))}
     calls = {"m": {"predicted": predicted_calls(scored, CLASSES)}}
@@ -90,7 +95,7 @@ def test_groups_without_a_mistake_are_not_shown_to_be_equal() -> None:
     n = 60
     scored = Scored(np.arange(n) % 3, np.eye(3)[np.arange(n) % 3])
     ids = tuple(f"i{k}" for k in range(n))
-    aligned = Aligned(LabelSet(CLASSES), ids, scored.target, np.arange(n), "image", {}, (), (), {})
+    aligned = images_of(ids, scored.target, np.arange(n))
     columns = {"sex": {i: "FM"[k // 3 % 2] for k, i in enumerate(ids)}}
     calls = {"m": {"predicted": predicted_calls(scored, CLASSES)}}
     odds = subgroup_entries({"m": scored}, calls, columns, aligned, resamples=100, seed=0)["m"][0]["equalised_odds"]

@@ -16,9 +16,9 @@ from thoraclip.evaluation.report import MethodResult, judge
 from thoraclip.evaluation.trust import trust_entry
 from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import fit_thresholds
-from thoraclip.posthoc.operating import choose_threshold
+from thoraclip.posthoc.operating import chance_of_goal, choose_threshold
 from thoraclip.posthoc.scaling import fit_temperature, fit_vector
-from thoraclip.proportions import clopper_pearson, wilson
+from thoraclip.proportions import patient_share
 from thoraclip.tables.predictions import Predictions
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
@@ -72,13 +72,19 @@ def test_what_is_fitted_on_validation_is_measured_on_the_rest() -> None:
         for metric in ("ece", "brier", "log_loss"):
             assert found[name]["change"][metric]["high"] < 0, "scores that are 2.5 times too sure get better"
     assert found["after_temperature"]["accuracy"] == found["before"]["accuracy"]
-    thresholds, row = fit_thresholds(val.scores, val.target), found["conformal"]["classes"]["Normal"]
+    thresholds, row = (
+        fit_thresholds(val.scores, val.target, patients=val.groups()),
+        found["conformal"]["classes"]["Normal"],
+    )
     normal = test.target == 2
     sets = thresholds.sets(test.scores)
     right, of = int(sets[normal, 2].sum()), int(normal.sum())
-    low, high = clopper_pearson(right, of)
+    owners = test.groups()
+    low, high = patient_share(sets[normal, 2], owners[normal])
     assert row["coverage"] == {"value": right / of, "low": low, "high": high, "of": of}
     assert row["threshold"] == [thresholds.threshold[2]] and row["images"] == [int((val.target == 2).sum())]
+    people = len({p for p, c in zip(val.patient, val.target, strict=True) if c == 2})
+    assert row["patients"] == found["operating_point"]["classes"]["Normal"]["patients"] == [people] != row["images"]
     assert found["conformal"]["mean_size"] == pytest.approx(sets.sum(axis=1).mean())
     assert found["conformal"]["single"] == pytest.approx((sets.sum(axis=1) == 1).mean())
     assert (
@@ -86,10 +92,12 @@ def test_what_is_fitted_on_validation_is_measured_on_the_rest() -> None:
     )
     point = found["operating_point"]["classes"]["COVID-19"]
     assert point["validation"]["sensitivity"]["value"] >= 0.95 and point["reason"] is None
+    assert point["chance"] == [chance_of_goal(point["patients"][0])]
     called = test.scores[:, 0] >= point["threshold"][0]
     assert point["test"]["sensitivity"]["value"] == pytest.approx(called[test.target == 0].mean())
-    cleared, others = int((~called & (test.target != 0)).sum()), int((test.target != 0).sum())
-    assert (point["test"]["specificity"]["low"], point["test"]["specificity"]["high"]) == wilson(cleared, others)
+    others = test.target != 0
+    bounds = patient_share(~called[others], owners[others])
+    assert (point["test"]["specificity"]["low"], point["test"]["specificity"]["high"]) == bounds
     curve = found["selective"]["curve"]
     assert len(curve["coverage"]) == len(curve["accuracy"]) == 50 and curve["coverage"][0] == 0.05
     at = {row["coverage"]: row for row in found["selective"]["at"]}
@@ -115,7 +123,7 @@ def test_each_fold_is_treated_by_its_own_validation_images() -> None:
         (np.concatenate(parts) ** 2).sum(axis=1).mean()
     )
     for c, name in enumerate(CLASSES):
-        thresholds = [fit_thresholds(v.scores, v.target) for v in vals]
+        thresholds = [fit_thresholds(v.scores, v.target, patients=v.groups()) for v in vals]
         assert found["conformal"]["classes"][name]["threshold"] == [t.threshold[c] for t in thresholds[::-1]]
         sets = np.concatenate(
             [f.sets(t.scores)[t.target == c, c] for f, t in zip(thresholds, (first, second), strict=True)]
@@ -127,6 +135,24 @@ def test_each_fold_is_treated_by_its_own_validation_images() -> None:
     lonely = trust(joined(first, second), validation=((vals[0],),))
     assert lonely["reason"].startswith("450 judged images have no validation scores of their fold")
     assert "temperature" not in lonely and lonely["selective"]["at"]
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+def test_one_number_has_one_interval(folds: int) -> None:
+    """In the table of methods, before scaling, and where all images are answered."""
+    test = table(600, seed=0)
+    fold = tuple(i // 3 % folds for i in range(600)) if folds > 1 else (None,) * 600
+    vals = tuple(
+        table(200, seed=9 + k, split="val", fold=k if folds > 1 else None, prefix=f"v{k}-") for k in range(folds)
+    )
+    method = MethodResult(
+        name="a", kind="probe", predictions=(dataclasses.replace(test, fold=fold),), validation=(vals,)
+    )
+    found = judge([method], title="t", resamples=200)["methods"][0]
+    for metric in ("accuracy", "ece", "brier", "log_loss"):
+        assert found["trust"]["before"][metric] == pytest.approx(found["metrics"][metric], abs=1e-12), metric
+    accuracy, last = found["metrics"]["accuracy"], found["trust"]["selective"]["at"][-1]
+    assert {k: last[k] for k in ("value", "low", "high")} == pytest.approx(accuracy)
 
 
 def test_classes_are_joined_by_name() -> None:
@@ -149,16 +175,18 @@ def test_rows_of_split_val_serve_where_no_file_does() -> None:
 
 def test_few_images_are_said_and_not_hidden() -> None:
     test, val = table(300, seed=0), table(400, seed=1, split="val", prefix="v")
+    val = dataclasses.replace(val, patient=(None,) * 400)
     kept = np.concatenate([np.flatnonzero(val.target == c)[:k] for c, k in enumerate((20, 9, 8))])
     found = trust(test, validation=((val.take(kept),),))
     sets, points = found["conformal"], found["operating_point"]["classes"]
     assert [row["reason"] for row in sets["classes"].values()] == [
-        None, None, "in every set: 8 validation images, at least 9 are needed",
+        None, None, "in every set: 8 validation patients of the class, and 9 are needed: 1 more",
     ]  # fmt: skip
+    assert points["Normal"]["threshold"] == [None] and points["Normal"]["test"] is None
     assert sets["fewest"] == 8 and sets["classes"]["Normal"]["threshold"] == [None]
     assert sets["classes"]["Normal"]["coverage"]["value"] == 1
     assert [row["reason"] for row in points.values()] == [
-        None, *(f"cannot be promised: {k} validation images of the class, and 20 are needed" for k in (9, 8)),
+        None, *(f"no threshold: {k} validation patients of the class, and 19 are needed: {19 - k} more" for k in (9, 8)),
     ]  # fmt: skip
     part = trust(test.take(np.flatnonzero(test.target < 2)), validation=((val,),))
     assert part["conformal"]["classes"]["Normal"]["coverage"]["value"] is None and "hold it in" in part["reading"]
@@ -171,10 +199,10 @@ def test_other_promises_than_the_usual_ones() -> None:
     test, val = table(300, seed=0), table(200, seed=1, split="val", prefix="v")
     method = MethodResult(name="a", kind="probe", predictions=(test,), validation=((val,),))
     found = trust_entry(method, align([method]), resamples=100, seed=0, alpha=0.3, sensitivity=0.8)
-    thresholds = fit_thresholds(val.scores, val.target, alpha=0.3).threshold
+    thresholds = fit_thresholds(val.scores, val.target, patients=val.groups(), alpha=0.3).threshold
     for c, name in enumerate(CLASSES):
         assert found["conformal"]["classes"][name]["threshold"] == [thresholds[c]]
-        chosen = choose_threshold(val.scores[:, c], val.target == c, goal=0.8)
+        chosen = choose_threshold(val.scores[:, c], val.target == c, patients=val.groups(), goal=0.8)
         assert found["operating_point"]["classes"][name]["threshold"] == [chosen]
     assert (found["conformal"]["promised"], found["operating_point"]["goal"]) == (0.7, 0.8)
 

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 from tests.conftest import examples
 
 from thoraclip.errors import ConfigError
-from thoraclip.posthoc.conformal import fit_thresholds, images_needed
-from thoraclip.proportions import clopper_pearson
+from thoraclip.posthoc.conformal import fit_thresholds, set_patients_needed
 
 
 @examples(60)
@@ -32,30 +30,25 @@ def test_thresholds_equal_a_slow_oracle(seed: int, n: int, share: str) -> None:
     for c in range(3):
         strange = sorted(1 - float(row[c]) for row, t in zip(scores, target, strict=True) if t == c)
         rank = math.ceil((len(strange) + 1) * (1 - alpha))
-        assert found.images[c] == len(strange)
+        assert found.images[c] == found.patients[c] == len(strange)
         if rank > len(strange):
-            assert np.isinf(found.threshold[c]) and sets[:, c].all() and len(strange) < images_needed(float(alpha))
+            assert (
+                np.isinf(found.threshold[c]) and sets[:, c].all() and len(strange) < set_patients_needed(float(alpha))
+            )
         else:
-            assert found.threshold[c] == strange[rank - 1] and len(strange) >= images_needed(float(alpha))
+            assert found.threshold[c] == strange[rank - 1] and len(strange) >= set_patients_needed(float(alpha))
             assert [1 - float(row[c]) <= strange[rank - 1] for row in new] == sets[:, c].tolist()
 
 
-def test_a_class_with_too_few_images_is_in_every_set() -> None:
-    assert [images_needed(a) for a in (0.1, 0.05, 0.2, 0.15, 0.5)] == [9, 19, 4, 6, 1]
+def test_a_class_with_too_few_patients_is_in_every_set() -> None:
+    assert [set_patients_needed(a) for a in (0.1, 0.05, 0.2, 0.15, 0.5)] == [9, 19, 4, 6, 1]
     target, scores = np.repeat([0, 1], [9, 8]), np.tile([0.7, 0.3], (17, 1))
     found = fit_thresholds(scores, target)
     assert np.isfinite(found.threshold[0]) and np.isinf(found.threshold[1])
     assert found.sets(np.array([[1.0, 0.0], [0.5, 0.5]])).tolist() == [[True, True], [False, True]]
+    one = fit_thresholds(scores, target, patients=np.repeat([0, 1, 2], [9, 4, 4]))
+    assert np.isinf(one.threshold).all() and one.images.tolist() == [9, 8], "nine images of one patient are one patient"
+    assert one.patients.tolist() == [1, 2]
     for alpha in (0.0, 1.0, -0.1):
         with pytest.raises(ConfigError, match=f"alpha = {alpha}"):
             fit_thresholds(scores, target, alpha=alpha)
-
-
-def test_clopper_pearson_is_where_the_binomial_tails_are() -> None:
-    assert clopper_pearson(0, 10) == (0.0, pytest.approx(1 - 0.025 ** (1 / 10)))
-    assert clopper_pearson(10, 10) == (pytest.approx(0.025 ** (1 / 10)), 1.0)
-    for right, of in ((8, 10), (1, 7), (180, 200)):
-        low, high = clopper_pearson(right, of)
-        assert binom.sf(right - 1, of, low) == pytest.approx(0.025) and binom.cdf(right, of, high) == pytest.approx(
-            0.025
-        )

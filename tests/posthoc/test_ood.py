@@ -22,6 +22,7 @@ from thoraclip.labels import LabelSet
 from thoraclip.methods.probe import _keep_ood
 from thoraclip.methods.running import Part
 from thoraclip.posthoc.ood import OodScore, fit_ood, read_ood, threshold_of, write_ood
+from thoraclip.posthoc.quantile import patient_quantile
 from thoraclip.runs import RunFolder
 
 
@@ -93,10 +94,10 @@ def test_the_conformal_quantile_keeps_its_promise_exactly() -> None:
 
 
 def test_too_few_calibration_images_promise_less() -> None:
-    fitted = replace(fitted_on(false_positive_rate=0.01), calibration_images=40)
+    fitted = replace(fitted_on(false_positive_rate=0.01), calibration_patients=40)
     assert threshold_of(np.arange(40.0), 0.01) == 39.0
     assert fitted.guaranteed_rate == pytest.approx(1 / 41)
-    assert replace(fitted, calibration_images=500).guaranteed_rate == 0.01
+    assert replace(fitted, calibration_patients=500).guaranteed_rate == 0.01
 
 
 def test_the_threshold_is_that_of_the_held_out_scores() -> None:
@@ -105,6 +106,15 @@ def test_the_threshold_is_that_of_the_held_out_scores() -> None:
     assert fitted.calibration_images == 37
     assert fitted.threshold == threshold_of(fitted.score(held), 0.1)
     assert fitted.is_flagged(fitted.score(held)).sum() == 37 - 35, "the threshold itself is not beyond it"
+
+
+def test_a_patient_with_many_images_counts_once() -> None:
+    (features, targets), held = toy(), toy(n=60, seed=1)[0]
+    patients = np.minimum(np.arange(60), 30)  # the last one has thirty images
+    fitted = fit_ood(features, targets=targets, held_out=held, patients=patients, false_positive_rate=0.1)
+    assert (fitted.calibration_images, fitted.calibration_patients) == (60, 31)
+    assert fitted.threshold == patient_quantile(fitted.score(held), patients, 0.9)
+    assert threshold_of(np.arange(60.0), 0.01, patients) == 59.0, "of 31 patients none is as rare as 1 %"
 
 
 def test_a_score_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -198,12 +208,14 @@ FEATURES = np.random.default_rng(3).normal(size=(300, 6)).astype(np.float32)
 FEATURES[120:200] *= 2
 ROWS = {"train": np.arange(120), "val": np.arange(120, 200), "test": np.arange(200, 300)}
 """Validation images are spread twice as far as those that are trained on, so that the threshold tells them apart."""
-TARGETS = np.arange(300) % 3
+TARGETS, PATIENTS = np.arange(300) % 3, np.arange(300) // 2
 
 
 def kept_by_a_probe(folder: Path) -> OodScore:
-    context: Any = SimpleNamespace(folder=RunFolder(folder))
-    _keep_ood(context, (Part(fold=None, **ROWS), FEATURES, None), TARGETS)
+    context: Any = SimpleNamespace(folder=RunFolder(folder), manifest=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thoraclip.methods.probe.independent_groups", lambda _: PATIENTS)
+        _keep_ood(context, (Part(fold=None, **ROWS), FEATURES, None), TARGETS)
     return read_ood(folder / "novelty.safetensors")
 
 
@@ -225,6 +237,7 @@ def kept_by_a_bundle(folder: Path) -> OodScore:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(WrittenError) as written:
         patch.setattr(session, "look", lambda _, rows: (FEATURES[rows], scores[rows]))
         patch.setattr("thoraclip.bundle.format.write_ood_arrays", write)
+        patch.setattr(export, "independent_groups", lambda _: PATIENTS)
         runtime: Any = SimpleNamespace(look=None, bundle=SimpleNamespace(facts={}))
         export._finish(folder, session, runtime, {"precision": "fp32", "int8": None}, thumbnails=0)
     return written.value.args[0]  # type: ignore[no-any-return]
@@ -233,7 +246,7 @@ def kept_by_a_bundle(folder: Path) -> OodScore:
 @pytest.mark.parametrize("kept_by", [kept_by_a_probe, kept_by_a_bundle])
 def test_the_threshold_comes_from_validation_images(kept_by: Callable[[Path], OodScore], tmp_path: Path) -> None:
     found, (train, val) = kept_by(tmp_path), (FEATURES[ROWS[name]] for name in ("train", "val"))
-    expected = fit_ood(train, targets=TARGETS[:120], held_out=val)
+    expected = fit_ood(train, targets=TARGETS[:120], held_out=val, patients=PATIENTS[ROWS["val"]])
     assert found.threshold == pytest.approx(expected.threshold, rel=1e-6)
-    assert found.calibration_images == 80
+    assert (found.calibration_images, found.calibration_patients) == (80, 40)
     np.testing.assert_array_equal(found.arrays["means"], expected.arrays["means"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
+from thoraclip.config import read_toml
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.runs import Progress
 
@@ -66,6 +67,7 @@ def report(
             kind="predictions",
             predictions=(read_predictions(file).with_patients(patients),),
             validation=(read_validation(file.parent),) if file.name == "predictions.parquet" else (),
+            is_trained=_is_trained(file.parent / "config.toml"),
         )
         for name, file in names.items()
     ]
@@ -81,6 +83,12 @@ def report(
     )
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails)
     return content
+
+
+def _is_trained(config: Path) -> bool:
+    """False for the predictions of a run that fitted nothing: it has neither a seed nor an adapter."""
+    values = read_toml(config) if config.is_file() else {"seed": None}
+    return "seed" in values or bool(values.get("adapter"))
 
 
 def _row_names(given: Sequence[Path]) -> dict[str, Path]:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from thoraclip.errors import InputError
 from thoraclip.posthoc.conformal import ClassThresholds, fit_thresholds
 from thoraclip.posthoc.ood import MIN_ROWS, OodScore, fit_ood
-from thoraclip.posthoc.operating import SENSITIVITY, choose_threshold, positives_needed
+from thoraclip.posthoc.operating import SENSITIVITY, choose_threshold
 from thoraclip.posthoc.scaling import TemperatureScaling, fit_temperature
-from thoraclip.proportions import clopper_pearson, wilson
+from thoraclip.proportions import patient_share
 
 __all__ = ["calibrate", "fit_reference", "measure"]
 
@@ -21,70 +21,73 @@ Ints = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float32]
 
 
-def calibrate(scores: Floats, target: Ints, names: tuple[str, ...]) -> dict[str, Any]:
+def calibrate(scores: Floats, target: Ints, patients: Ints, names: tuple[str, ...]) -> dict[str, Any]:
     """Temperature, prediction sets and operating points, as `bundle.json` holds them.
 
     Sets are fitted on the scores as they are, so that their promise holds whatever the temperature; operating points
-    on calibrated scores, `None` for a class with too few images. No temperature: none changes these scores.
+    on calibrated scores, `None` for a class with too few patients. No temperature: none changes these scores.
 
     Args:
         scores: f64[N, C] of images that the classifier has not learned from, as the model gives them.
-        target: i64[N].
+        target, patients: i64[N], the classes, and whose image it is.
         names: of the C classes.
     """
     try:
         scaling: TemperatureScaling | None = fit_temperature(scores, target)
     except InputError:
         scaling = None
-    sets = fit_thresholds(scores, target)
+    sets = fit_thresholds(scores, target, patients=patients)
     calibrated = scores if scaling is None else scaling.apply(scores)
-    positives = {name: int((target == c).sum()) for c, name in enumerate(names)}
-    points = {
-        name: choose_threshold(calibrated[:, c], target == c) if positives[name] >= positives_needed() else None
-        for c, name in enumerate(names)
-    }
+    points = [choose_threshold(calibrated[:, c], target == c, patients=patients) for c in range(len(names))]
+    positives, people = (dict(zip(names, counts.tolist(), strict=True)) for counts in (sets.images, sets.patients))
     return {
         "temperature": None if scaling is None else scaling.temperature,
         "sets": {
             "alpha": sets.alpha,
             "threshold": {n: float(t) if np.isfinite(t) else None for n, t in zip(names, sets.threshold, strict=True)},
-            "images": {n: int(count) for n, count in zip(names, sets.images, strict=True)},
+            "images": positives,
+            "patients": people,
         },
-        "operating_points": {"goal": SENSITIVITY, "threshold": points, "positives": positives},
+        "operating_points": {
+            "goal": SENSITIVITY,
+            "threshold": dict(zip(names, points, strict=True)),
+            "positives": positives,
+            "patients": people,
+        },
     }
 
 
-def fit_reference(train: Features, targets: Ints, val: Features) -> OodScore | str:
+def fit_reference(train: Features, targets: Ints, val: Features, patients: Ints) -> OodScore | str:
     """The out-of-distribution reference on the bundle's features of training images f32[N, D], of classes i64[N], and
-    of validation images f32[V, D], or why there is none."""
+    of validation images f32[V, D] of patients i64[V], or why there is none."""
     if min(len(train), len(val)) < MIN_ROWS:
         return f"fewer than {MIN_ROWS} training or validation images"
     try:
-        return fit_ood(train, targets=targets, held_out=val)
+        return fit_ood(train, targets=targets, held_out=val, patients=patients)
     except InputError as error:
         return str(error)
 
 
 def measure(
-    scores: Floats, features: Features, target: Ints, *, sets: ClassThresholds, ood: OodScore | None
+    scores: Floats, features: Features, target: Ints, patients: Ints, *, sets: ClassThresholds, ood: OodScore | None
 ) -> dict[str, Any]:
     """What the bundle does on N test images, each share with its interval.
 
     Args:
         scores, features: f64[N, C] as the model gives them, f32[N, D].
-        target: i64[N].
+        target, patients: i64[N], the classes, and whose image it is.
         sets, ood: of the bundle.
     """
     n, held = len(target), sets.sets(scores)
 
-    def share(rows: npt.NDArray[np.bool_], interval: Any) -> dict[str, float]:
-        low, high = interval(int(rows.sum()), n)
-        return {"value": int(rows.sum()) / n, "low": low, "high": high}
+    def share(rows: npt.NDArray[np.bool_]) -> dict[str, float]:
+        low, high = patient_share(rows, patients)
+        return {"value": float(rows.mean()), "low": low, "high": high}
 
     return {
         "images": n,
-        "accuracy": share(scores.argmax(axis=1) == target, wilson),
-        "coverage": share(held[np.arange(n), target], clopper_pearson),
+        "accuracy": share(scores.argmax(axis=1) == target),
+        "coverage": share(held[np.arange(n), target]),
         "mean_set_size": float(held.sum(axis=1).mean()),
-        "flagged": None if ood is None else share(ood.is_flagged(ood.score(features)), clopper_pearson),
+        "flagged": None if ood is None else share(ood.is_flagged(ood.score(features))),
     }

@@ -28,6 +28,7 @@ from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
 from thoraclip.bundle.seal import FACTS, is_bundle, seal
 from thoraclip.cards.bundle_card import bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
+from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
 from thoraclip.models.classifiers import Original
@@ -114,16 +115,18 @@ def _finish(
     original, kept = session.original, session.original.validation
     labels = original.predictions.labels
     features, scores = session.look(runtime.look, session.val)
-    target = session.targets[session.val]
+    target, owners = session.targets[session.val], independent_groups(original.manifest)[session.val]
+    patients = owners
     if kept is not None:
-        scores, target = kept.scores, kept.target
-    facts: dict[str, Any] = {**runtime.bundle.facts, **calibrate(scores, target, labels.names)}
+        scores, target, patients = kept.scores, kept.target, kept.groups()
+    facts: dict[str, Any] = {**runtime.bundle.facts, **calibrate(scores, target, patients, labels.names)}
     facts["calibrated_on"] = {
         "images": len(target),
+        "patients": len(np.unique(patients)),
         "scores": "the bundle's own" if kept is None else "kept by the run",
     }
     of_training = session.look(runtime.look, session.train)[0]
-    reference = fit_reference(of_training, session.targets[session.train], features)
+    reference = fit_reference(of_training, session.targets[session.train], features, owners)
     ood, why = (None, reference) if isinstance(reference, str) else (reference, None)
     facts["novelty"], facts["no_novelty"] = None if ood is None else layout.write_ood_arrays(part, ood), why
     facts["thumbnails"] = None
@@ -146,10 +149,12 @@ def _finish(
     test_features, test_scores = session.look(runtime.look, session.test)
     sets = layout.Bundle(part, "", facts).sets
     assert sets is not None, "calibrate always fits sets"
-    parity["test"] = measure(test_scores, test_features, session.targets[session.test], sets=sets, ood=ood)
     own, images = original.predictions, original.manifest.column("image_id")
     row = {image: number for number, image in enumerate(own.image_id)}
-    own_scores = own.scores[[row[images[number]] for number in session.test]]  # in whatever precision the run was
+    rows = [row[images[number]] for number in session.test]
+    targets, patients = session.targets[session.test], own.groups()[rows]
+    parity["test"] = measure(test_scores, test_features, targets, patients, sets=sets, ood=ood)
+    own_scores = own.scores[rows]  # in whatever precision the run was
     parity["run"] = proof.compare_scores(own_scores, test_scores)
     write_json(part / FACTS, facts)
     write_json(part / layout.PARITY, parity)

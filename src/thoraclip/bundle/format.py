@@ -156,6 +156,7 @@ def _thresholds(sets: Mapping[str, Any], labels: LabelSet) -> ClassThresholds:
         alpha=float(sets["alpha"]),
         threshold=np.array([np.inf if t is None else t for t in thresholds], dtype=np.float64),
         images=np.array([sets["images"][name] for name in labels.names], dtype=np.int64),
+        patients=np.array([sets.get("patients", sets["images"])[name] for name in labels.names], dtype=np.int64),
     )
 
 

@@ -17,11 +17,11 @@ from thoraclip.bundle.runtime import BundleClassifier
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ParityError
-from thoraclip.evaluation.intervals import LEVEL
+from thoraclip.evaluation.intervals import percentile_interval
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.imaging import Preprocess
 from thoraclip.models.classifiers import Original
-from thoraclip.proportions import clopper_pearson
+from thoraclip.proportions import patient_share
 from thoraclip.runs import Progress
 
 __all__ = [
@@ -170,7 +170,7 @@ def require_equal(found: dict[str, Any], name: str) -> None:
 
 
 def compare_answers(original: Floats, exported: Floats, target: Ints, groups: Ints, *, seed: int) -> dict[str, Any]:
-    """`compare_scores` of scores f64[N, C], `share_high` (the exact upper 95 % bound of the share of other answers),
+    """`compare_scores` of scores f64[N, C], `share_high` (the 95 % upper end of the share of other answers),
     and the paired change of `accuracy` with its 95 % bootstrap interval over `groups` i64[N], numbered from 0 without a
     gap.
     """
@@ -180,10 +180,10 @@ def compare_answers(original: Floats, exported: Floats, target: Ints, groups: In
     value = float(change.mean())
     weights = resample_weights(groups, resamples=_RESAMPLES, seed=seed)
     drawn = np.concatenate([change @ w / w.sum(axis=0) for w in weights])
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = percentile_interval(drawn)
     return found | {
         "share": found["other_answers"] / n,
-        "share_high": clopper_pearson(found["other_answers"], n)[1],
+        "share_high": patient_share(original.argmax(axis=1) != exported.argmax(axis=1), groups)[1],
         "accuracy": {
             "original": float(before.mean()),
             "exported": float(after.mean()),

@@ -34,7 +34,7 @@ def bundle_card(
         counts: images that were trained on (`train`) and chosen by (`val`), heads of other folds (`alike`).
     """
     name = facts["run"]["name"]
-    report, why = judge_run(name, kind, predictions)
+    report, why = judge_run(name, kind, predictions, is_trained=facts["run"]["has_learned"])
     template = card_environment().get_template("bundle_card.md.j2")
     body = template.render(
         facts=facts,

@@ -115,13 +115,15 @@ class TrainedRun:
     provenance: Mapping[str, Any]
 
 
-def judge_run(name: str, kind: str, predictions: Predictions) -> tuple[dict[str, Any], str | None]:
+def judge_run(
+    name: str, kind: str, predictions: Predictions, *, is_trained: bool = True
+) -> tuple[dict[str, Any], str | None]:
     """(the report on the test rows of a run, `None`), or, where no test row has a label, (`{}`, why)."""
     try:
         predictions.judged()
     except ManifestError as error:
         return {}, str(error).removeprefix("predictions: ").rstrip(".")
-    method = MethodResult(name=name, kind=kind, predictions=(predictions,))
+    method = MethodResult(name=name, kind=kind, predictions=(predictions,), is_trained=is_trained)
     return judge([method], title=name, resamples=RESAMPLES), None  # as in a report of this run
 
 

@@ -29,6 +29,7 @@ class Aligned:
         unit: `patient` where at least one patient is known, else `image`.
         scored: method -> one table per seed, f64[N, C] each.
         splits: names of the splits among these images; `()` when none is named.
+        fold_of: i64[N], the position in `folds` of every image; all 0 where not every image names a fold.
         folds: numbers of the folds among them.
         dropped: rows of the first table that do not count: `unlabelled`, and `other_splits`.
     """
@@ -40,6 +41,7 @@ class Aligned:
     unit: str
     scored: Mapping[str, tuple[Scored, ...]]
     splits: tuple[str, ...]
+    fold_of: npt.NDArray[np.int64]
     folds: tuple[int, ...]
     dropped: Mapping[str, int]
 
@@ -84,6 +86,7 @@ def align(methods: Sequence[MethodResult]) -> Aligned:
         unit="patient" if any(p is not None for p in patients) else "image",
         scored=scored,
         splits=tuple(sorted({s for s in first.split if s is not None})),
+        fold_of=_fold_of(first),
         folds=tuple(sorted({f for f in first.fold if f is not None})),
         dropped={"unlabelled": unlabelled, "other_splits": len(original) - unlabelled - len(first)},
     )
@@ -126,6 +129,12 @@ def _joined(name: str, table: Predictions, first_name: str, first: Predictions) 
             f"'{names[joined.target[row]]}' and '{names[first.target[row]]}'; score both on the same manifest"
         )
     return joined
+
+
+def _fold_of(table: Predictions) -> npt.NDArray[np.int64]:
+    if None in table.fold:
+        return np.zeros(len(table), dtype=np.int64)
+    return np.unique(np.array(table.fold), return_inverse=True)[1].astype(np.int64)
 
 
 def _merge_patients(name: str, table: Predictions, patients: list[str | None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.proportions import wilson
+from thoraclip.proportions import patient_share
 
 __all__ = [
     "COVERAGES",
@@ -59,19 +59,23 @@ def ece(confidence: Floats, correct: Bools, bins: int = ECE_BINS) -> float:
     return float(np.abs(gap).sum() / len(confidence))
 
 
-def reliability_bins(confidence: Floats, correct: Bools, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+def reliability_bins(
+    confidence: Floats, correct: Bools, patients: npt.NDArray[np.int64], bins: int = ECE_BINS
+) -> list[dict[str, Any]]:
     """Non-empty bins of a reliability diagram in the order of their confidence; arguments as in `ece`.
 
+    Args:
+        patients: i64[N], whose image it is.
+
     Returns:
-        Of each bin: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % Wilson interval.
+        Of each bin: `count`, mean `confidence`, `accuracy`, and `low` and `high`, its 95 % interval by patient.
     """
     member, drawn = equal_mass_bins(confidence, bins), []
     for number in np.unique(member):
         rows = member == number
-        count, right = int(rows.sum()), int(correct[rows].sum())
-        low, high = wilson(right, count)
-        mean = float(confidence[rows].mean())
-        drawn.append({"count": count, "confidence": mean, "accuracy": right / count, "low": low, "high": high})
+        low, high = patient_share(correct[rows], patients[rows])
+        means = {"confidence": float(confidence[rows].mean()), "accuracy": float(correct[rows].mean())}
+        drawn.append({"count": int(rows.sum()), **means, "low": low, "high": high})
     return drawn
 
 

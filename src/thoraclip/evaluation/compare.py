@@ -1,7 +1,13 @@
-"""Paired comparison of methods on the same images, corrected for the number of pairs."""
+"""Paired comparison of methods on the same images, corrected for the number of pairs.
+
+A trained method is what its trainings have in common. With several seeds, or folds, a difference is one of methods, and
+its variance holds the trainings' (`trainings.total`); with one training it is one of the two trained models, about
+which resampled patients say nothing more.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -10,15 +16,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.evaluation.intervals import LEVEL
+from thoraclip.evaluation.intervals import bootstrap_variance, percentile_interval
+from thoraclip.evaluation.trainings import SEEDS, Variance, difference_variances, total
+from thoraclip.proportions import t_quantile
 
-__all__ = ["COMPARED", "Contestant", "bootstrap_p", "compare", "holm", "mcnemar_p", "resamples_needed"]
+__all__ = [
+    "ALPHA",
+    "COMPARED",
+    "METHODS",
+    "MODELS",
+    "Contestant",
+    "bootstrap_p",
+    "compare",
+    "holm",
+    "mcnemar_p",
+    "resamples_needed",
+    "t_test",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 COMPARED = ("accuracy", "macro_f1")
 """Metrics whose differences are tested."""
+ALPHA = 0.05
+"""A Holm-corrected p below it is called a difference."""
+METHODS, MODELS = "methods", "models"
+"""What a difference is one of: of methods, or of two trained models."""
+_MOST_SEEDS = 30
 
 
 @dataclass(frozen=True)
@@ -30,12 +55,16 @@ class Contestant:
         values: metric -> value on all images (the mean over seeds).
         replicates: metric -> f64[R], value in each resample (the mean over seeds).
         correct: bool[N] for a method with one seed; `None` for several.
+        trainings: metric -> f64[k, K], the value of each seed in each fold, see `trainings.training_variance`.
+        trained: False where nothing was fitted, so that there is no training to vary.
     """
 
     name: str
     values: Mapping[str, float]
     replicates: Mapping[str, Floats]
     correct: npt.NDArray[np.bool_] | None
+    trainings: Mapping[str, Floats]
+    trained: bool = True
 
 
 def resamples_needed(methods: int) -> int:
@@ -52,9 +81,12 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints)
         groups: i64[N], the patient (or the image itself) of each image: what is independent of what.
 
     Returns:
-        One mapping per metric and pair: a, b, metric, difference, low, high, p, p_holm, mcnemar_p, mcnemar_p_holm.
-        The Holm families are all pairs within one metric. McNemar stands with accuracy only, for pairs of methods
-        with one seed each. What does not exist is `None`.
+        One mapping per metric and pair: a, b, metric, difference, low, high, p, p_holm, mcnemar_p, mcnemar_p_holm;
+        `claim`, `METHODS` or `MODELS`; `source`, what the variance was estimated from, a constant of `trainings`; and
+        `seeds_needed`, how many seeds of each method would show the difference if it and both spreads are what they
+        seem, `None` where no number up to 30 does, or nothing is open. The Holm families are all pairs within one
+        metric. McNemar stands with accuracy only, for pairs of methods with one seed each; it compares models. What
+        does not exist is `None`.
     """
     rows: list[dict[str, Any]] = []
     for metric in COMPARED:
@@ -69,15 +101,47 @@ def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints)
 
 def _pair(a: Contestant, b: Contestant, metric: str, intervals: bool, groups: Ints) -> dict[str, Any]:
     difference = a.values[metric] - b.values[metric]
+    training = difference_variances([(one.trainings[metric], one.trained) for one in (a, b)])
     row: dict[str, Any] = {"a": a.name, "b": b.name, "metric": metric, "difference": difference}
-    row |= dict.fromkeys(("low", "high", "p", "p_holm", "mcnemar_p", "mcnemar_p_holm"))
+    row |= dict.fromkeys(("low", "high", "p", "p_holm", "mcnemar_p", "mcnemar_p_holm", "source", "seeds_needed"))
+    row["claim"] = MODELS if training is None else METHODS
     if intervals:
         drawn = a.replicates[metric] - b.replicates[metric]
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        row |= {"low": min(float(low), difference), "high": max(float(high), difference), "p": bootstrap_p(drawn)}
+        sampling = bootstrap_variance(drawn, int(groups.max()) + 1)
+        variance = total(sampling, training or [])
+        row["source"] = variance.source
+        if training:
+            reach = t_quantile(variance.df) * math.sqrt(variance.value)
+            low, high, row["p"] = difference - reach, difference + reach, t_test(difference, variance)
+            row["seeds_needed"] = _seeds_needed(difference, sampling, training)
+        else:
+            (low, high), row["p"] = percentile_interval(drawn), bootstrap_p(drawn)
+        row |= {"low": max(-1.0, min(low, difference)), "high": min(1.0, max(high, difference))}
     if metric == "accuracy" and a.correct is not None and b.correct is not None:
         row["mcnemar_p"] = mcnemar_p(a.correct, b.correct, groups)
     return row
+
+
+def t_test(difference: float, variance: Variance) -> float:
+    """Two-sided p of "no difference": Student's t with the degrees of freedom of the variance (Welch 1947, Biometrika
+    34:28)."""
+    from scipy.special import ndtr, stdtr  # type: ignore[import-untyped]  # 0.2 s
+
+    if variance.value <= 0:
+        return float(abs(difference) < 1e-12)
+    t = -abs(difference) / math.sqrt(variance.value)
+    return float(2 * (stdtr(variance.df, t) if math.isfinite(variance.df) else ndtr(t)))
+
+
+def _seeds_needed(difference: float, sampling: Variance, training: Sequence[Variance]) -> int | None:
+    """Of an open question over seeds; see `compare`."""
+    if any(one.source != SEEDS for one in training) or t_test(difference, total(sampling, training)) < ALPHA:
+        return None
+    for seeds in range(2, _MOST_SEEDS + 1):
+        then = [Variance(one.value * (one.df + 1) / seeds, seeds - 1, SEEDS) for one in training]
+        if seeds > min(one.df + 1 for one in training) and t_test(difference, total(sampling, then)) < ALPHA:
+            return seeds
+    return None
 
 
 def bootstrap_p(differences: Floats) -> float:

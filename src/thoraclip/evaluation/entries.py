@@ -14,10 +14,12 @@ from thoraclip.evaluation.intervals import estimate
 from thoraclip.evaluation.metrics import METRICS, PER_CLASS, Scored, confusion, headline, known_mean, per_class, roc
 from thoraclip.evaluation.resampling import Replicates
 from thoraclip.evaluation.results import MAJORITY
+from thoraclip.evaluation.trainings import training_variance
 
-__all__ = ["MISTAKES", "method_entry"]
+__all__ = ["MISTAKES", "mean_clusters", "method_entry", "training_values"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 MISTAKES = 24
 """Most confident wrong answers kept for each method."""
@@ -26,44 +28,81 @@ _ROC_POINTS = 60
 
 
 def method_entry(
-    name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates]
+    name: str, kind: str, tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, trained: bool
 ) -> dict[str, Any]:
     """What can be computed about one method.
 
     Args:
         tables: one per seed; figures are drawn from the first.
         drawn: resamples of every table; none when nothing can be resampled.
+        trained: whether the spread over seeds or folds is one of trainings.
     """
     first, exact = tables[0], name == MAJORITY
     return {
         "name": name,
         "kind": kind,
         "n": len(first.target),
-        "metrics": _metrics(tables, aligned, drawn, exact=exact),
-        "per_class": _per_class(tables, aligned, drawn, exact=exact),
+        "metrics": _metrics(tables, aligned, drawn, trained=trained, exact=exact),
+        "per_class": _per_class(tables, aligned, drawn, trained=trained, exact=exact),
         "confusion": confusion(first).tolist(),
-        "calibration": reliability_bins(first.confidence, first.correct),
+        "calibration": reliability_bins(first.confidence, first.correct, aligned.groups),
         "roc": {label: _roc(first, c) for c, label in enumerate(aligned.labels.names)},
         "mistake_count": int((~first.correct).sum()),
         "mistakes": [] if exact else _mistakes(first, aligned),
     }
 
 
-def _metrics(tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, exact: bool) -> dict[str, Any]:
+def training_values(
+    tables: Sequence[Scored], fold_of: Ints, names: Sequence[str] = tuple(METRICS)
+) -> dict[str, Floats]:
+    """The value of every training: metric -> f64[k, K], seed by fold; NaN where it does not exist.
+
+    Args:
+        tables: k, one a seed.
+        fold_of: i64[N], the fold of every image, 0..K-1.
+        names: in `METRICS`.
+    """
+    parts = _by_training(tables, fold_of)
+    found = {name: [[METRICS[name].point(part) for part in folds] for folds in parts] for name in names}
+    return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+
+
+def _by_training(tables: Sequence[Scored], fold_of: Ints) -> list[list[Scored]]:
+    rows = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
+    return [[Scored(table.target[r], table.scores[r]) for r in rows] for table in tables]
+
+
+def mean_clusters(target: Ints, groups: Ints) -> float:
+    """How many patients are behind a mean over the classes: C^2 / sum_c 1 / g_c, with g_c patients of class c.
+
+    Were every class's value of the same variance per patient, the mean would have that of this many.
+    """
+    counts = np.array([len(np.unique(groups[target == c])) for c in np.unique(target)])
+    return float(len(counts) ** 2 / (1 / counts).sum())
+
+
+def _metrics(
+    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, trained: bool, exact: bool
+) -> dict[str, Any]:
     """Headline metrics; of several seeds with each one's value and their standard deviation (n - 1).
 
     `exact` is for constant predictions, whose unvarying metrics are no luck of the draw.
     """
-    values = [headline(table) for table in tables]
-    rarest = min(aligned.groups_of(aligned.target == c) for c in np.unique(aligned.target))
+    values, by_class = [headline(table) for table in tables], mean_clusters(aligned.target, aligned.groups)
+    trainings = training_values(tables, aligned.fold_of)
     entries: dict[str, Any] = {}
     for name, metric in METRICS.items():
         each = [one[name] for one in values]
-        trials = 0 if exact else aligned.group_count if name == "accuracy" else rarest
-        draws = [one.headline[name] for one in drawn]
-        noise = [one.noise[name] for one in drawn if name in one.noise]
-        direction: Any = {"bounds": metric.bounds, "higher_is_better": metric.higher_is_better}
-        entries[name] = _estimated(name, each, draws, trials, noise, **direction)
+        entries[name] = _estimated(
+            each,
+            [one.headline[name] for one in drawn],
+            [one.noise[name] for one in drawn if name in one.noise],
+            clusters=by_class if metric.by_class else aligned.group_count,
+            training=training_variance(trainings[name]) if trained else None,
+            exact=exact,
+            bounds=metric.bounds,
+            higher_is_better=metric.higher_is_better,
+        )
         if len(each) > 1:
             known = [value for value in each if value is not None]
             entries[name]["per_seed"] = each
@@ -71,26 +110,33 @@ def _metrics(tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replica
     return entries
 
 
-def _estimated(
-    name: str, values: Sequence[float | None], drawn: Sequence[Floats], trials: int, noise: Any = (), **metric: Any
-) -> dict[str, Any]:
+def _estimated(values: Sequence[float | None], drawn: Sequence[Floats], noise: Any = (), **more: Any) -> dict[str, Any]:
     """The mean over the seeds, with the interval of that mean."""
     means = [np.mean(each, axis=0) if each else None for each in (drawn, noise)]
-    return estimate(name, known_mean(values), means[0], trials=trials, noise=means[1], **metric).as_json()
+    return estimate(known_mean(values), means[0], noise=means[1], **more).as_json()
 
 
 def _per_class(
-    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, exact: bool
+    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, trained: bool, exact: bool
 ) -> dict[str, Any]:
+    trainings = [[per_class(part) for part in folds] for folds in _by_training(tables, aligned.fold_of)]
     values = [per_class(table) for table in tables]
     entries: dict[str, Any] = {}
     for c, label in enumerate(aligned.labels.names):
         members = aligned.target == c
         entry: dict[str, Any] = {"support": int(members.sum())}
         for name in PER_CLASS:
-            trials = 0 if exact else aligned.groups_of(~members if name == "specificity" else members)
             of_class = [one[name][c] for one in values]
-            entry[name] = _estimated(name, of_class, [one.per_class[name][:, c] for one in drawn], trials)
+            of_trainings = np.array([[part[name][c] for part in folds] for folds in trainings], dtype=np.float64)
+            entry[name] = _estimated(
+                of_class,
+                [one.per_class[name][:, c] for one in drawn],
+                clusters=aligned.groups_of(~members if name == "specificity" else members),
+                training=training_variance(of_trainings) if trained else None,
+                exact=exact,
+            )
+        if not any((table.predicted == c).any() for table in tables):
+            entry["precision"] = {"value": 0.0, "low": None, "high": None, "reason": "the class is never named"}
         entries[label] = entry
     return entries
 

@@ -1,15 +1,16 @@
 """External test sets: what methods score on images from elsewhere, and how much less that is than inside.
 
 The drop of a metric is its value inside (on the study's judged images) minus its value outside. Both sets are resampled
-independently (patients where known), so the interval is that of a difference of two independent estimates. Where the
-external set has no image of some classes, the value inside is computed on the images of the other classes, too; the
-methods may still answer any class. Macro F1 is the mean over the classes that have images.
+independently (patients where known), and of trained methods both intervals hold the spread over trainings, so the
+interval is that of a difference of two independent estimates. Where the external set has no image of some classes, the
+value inside is computed on the images of the other classes, too; the methods may still answer any class.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ import numpy.typing as npt
 
 from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
-from thoraclip.evaluation.compare import bootstrap_p, holm
-from thoraclip.evaluation.intervals import LEVEL, Estimate, estimate
+from thoraclip.evaluation.compare import holm, t_test
+from thoraclip.evaluation.entries import mean_clusters, training_values
+from thoraclip.evaluation.intervals import Estimate, estimate
 from thoraclip.evaluation.metrics import METRICS, Scored, known_mean, per_class
-from thoraclip.evaluation.resampling import Replicates, replicate
+from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
+from thoraclip.evaluation.trainings import SEEDS, Variance, total, training_variance
 
 __all__ = ["DROPS", "ExternalResult", "Sample", "difference", "external_entries", "measure"]
 
@@ -65,12 +68,10 @@ class Sample:
     Args:
         values: metric -> `Estimate`, with the names of `_MEASURED`.
         recall: class -> `Estimate`, of the classes that have images.
-        replicates: metric -> f64[R], of `DROPS`; empty when nothing can be resampled.
     """
 
     values: Mapping[str, Estimate]
     recall: Mapping[str, Estimate]
-    replicates: Mapping[str, Floats]
 
 
 def external_entries(
@@ -138,9 +139,22 @@ def _entry(
     for method in one.methods:
         key = (method.name, present)
         if key not in known:
-            known[key] = measure(_take(inside, method.name, rows), inside, rows, resamples=resamples, seed=seed)
+            fold_of = inside.fold_of[rows] if method.is_trained else None
+            known[key] = measure(
+                _take(inside, method.name, rows), inside, rows, fold_of=fold_of, resamples=resamples, seed=seed
+            )
         everything = np.ones(len(outside.image_id), dtype=bool)
-        there = measure(outside.scored[method.name], outside, everything, resamples=resamples, seed=seed + 1)
+        folds = max(1, len(inside.folds)) if method.is_trained else 1
+        fold_of = np.zeros(len(everything), dtype=np.int64) if method.is_trained else None
+        there = measure(
+            outside.scored[method.name],
+            outside,
+            everything,
+            fold_of=fold_of,
+            folds=folds,
+            resamples=resamples,
+            seed=seed + 1,
+        )
         entry["methods"].append(_method(method, known[key], there, counts))
     _correct(entry["methods"])
     return entry
@@ -167,67 +181,64 @@ def _method(method: MethodResult, inside: Sample, outside: Sample, counts: Mappi
 
 
 def measure(
-    tables: Sequence[Scored], aligned: Aligned, rows: npt.NDArray[np.bool_], *, resamples: int, seed: int
+    tables: Sequence[Scored],
+    aligned: Aligned,
+    rows: npt.NDArray[np.bool_],
+    *,
+    fold_of: Ints | None,
+    folds: int = 1,
+    resamples: int,
+    seed: int,
 ) -> Sample:
     """Metrics of one method, the mean over its tables, and of that mean the interval over resampled images.
 
     Args:
-        tables: T tables over the chosen images.
+        tables: T tables over the chosen images, one a training.
         aligned: the images.
         rows: bool[N], the chosen ones.
+        fold_of: i64 of the chosen ones, as in `entries.training_values`; `None` of a method that is not trained.
+        folds: classifiers of each seed among the tables, which are ordered by seed and share most training images.
         resamples: of groups.
         seed: of the resampling.
     """
     groups = np.unique(aligned.groups[rows], return_inverse=True)[1]
     target, many = tables[0].target, int(groups.max()) + 1
     drawn = replicate(tables, groups, resamples=resamples, seed=seed) if many > 1 else []
-    rarest = min(len(np.unique(groups[target == c])) for c in np.unique(target))
-    by_class = [per_class(table) for table in tables]
-    points = [_points(table, found["f1"]) for table, found in zip(tables, by_class, strict=True)]
-    resampled = [_resampled(one) for one in drawn]
-    values, replicates = {}, {}
+    trainings = {} if fold_of is None else training_values(tables, fold_of, names=_MEASURED)
+    by_class, values = mean_clusters(target, groups), {}
     for name in _MEASURED:
-        if resampled:
-            replicates[name] = np.asarray(np.mean([one[name] for one in resampled], axis=0), dtype=np.float64)
-        noise = np.asarray(np.mean([one.noise[name] for one in drawn], axis=0)) if drawn and name == "ece" else None
-        trials = many if name == "accuracy" else rarest
-        value = known_mean([one[name] for one in points])
+        draws = np.mean([one.headline[name] for one in drawn], axis=0) if drawn else None
+        noise = np.mean([one.noise[name] for one in drawn], axis=0) if drawn and name == "ece" else None
         values[name] = estimate(
-            name,
-            value,
-            replicates.get(name),
-            trials=trials,
+            known_mean([METRICS[name].point(table) for table in tables]),
+            draws,
+            clusters=by_class if METRICS[name].by_class else many,
+            training=_training(trainings[name], folds) if trainings else None,
             higher_is_better=METRICS[name].higher_is_better,
             noise=noise,
         )
-    recall = {}
+    recalls, recall = [per_class(table)["recall"] for table in tables], {}
     for c in np.unique(target).tolist():
         draws = np.mean([one.per_class["recall"][:, c] for one in drawn], axis=0) if drawn else None
-        value = known_mean([found["recall"][c] for found in by_class])
-        trials = len(np.unique(groups[target == c]))
-        recall[aligned.labels.names[c]] = estimate("recall", value, draws, trials=trials)
-    return Sample(values, recall, {name: replicates[name] for name in DROPS if name in replicates})
+        patients = len(np.unique(groups[target == c]))
+        recall[aligned.labels.names[c]] = estimate(known_mean([one[c] for one in recalls]), draws, clusters=patients)
+    return Sample(values, recall)
 
 
-def _points(table: Scored, f1: Sequence[float | None]) -> dict[str, float | None]:
-    return {name: known_mean(f1) if name == "macro_f1" else METRICS[name].point(table) for name in _MEASURED}
-
-
-def _resampled(drawn: Replicates) -> dict[str, Floats]:
-    """Metric -> f64[R]; F1 is the mean over the classes that a resample has images of."""
-    f1 = drawn.per_class["f1"]
-    known = ~np.isnan(f1)
-    mean_f1 = np.where(known, f1, 0.0).sum(axis=1) / known.sum(axis=1)
-    return {name: mean_f1 if name == "macro_f1" else drawn.headline[name] for name in _MEASURED}
+def _training(values: Floats, folds: int) -> Variance | None:
+    """f64[T, 1] over several classifiers on the same images, or f64[k, K] as inside."""
+    if folds == 1 or len(values) % folds:
+        return training_variance(values)
+    found = training_variance(values.reshape(-1, folds))
+    return None if found is None else replace(found, source=SEEDS)  # all of it is the trainings'
 
 
 def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | None]:
     """Value inside minus value outside: `value`, `low`, `high` and `p`, `None` where they do not exist.
 
-    The interval is the percentile interval of the difference of two independent resamplings (Efron & Tibshirani 1993,
-    sections 8.3 and 13.3), its p as in `compare.bootstrap_p`. Where one of the two never varies (a perfect score), the
-    interval is put together from both intervals, low = d - sqrt((i - i_low)^2 + (o_high - o)^2) and high likewise (Zou
-    & Donner 2008, Stat. Med. 27:1693), and p is not known.
+    The interval of two independent estimates is put together from theirs: low = d - sqrt((i - i_low)^2 +
+    (o_high - o)^2), and high likewise (Zou & Donner 2008, Stat. Med. 27:1693). p is that of Student's t on the sum of
+    both variances, and not known where one is 0.
 
     Args:
         inside, outside: of one method.
@@ -241,17 +252,11 @@ def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | 
     found["value"] = value
     if here.low is None or here.high is None or there.low is None or there.high is None:
         return found
-    pair = inside.replicates[name], outside.replicates[name]
-    drawn = pair[0] - pair[1]
-    drawn = drawn[np.isfinite(drawn)]
-    still = [bool(np.ptp(one[np.isfinite(one)]) < 1e-12) for one in pair]
-    if any(still):
-        low = value - float(np.hypot(here.value - here.low, there.high - there.value))
-        high = value + float(np.hypot(here.high - here.value, there.value - there.low))
-    else:
-        low, high = (float(v) for v in np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    p = None if any(still) else bootstrap_p(drawn)
-    low, high = max(-1.0, min(low, value)), min(1.0, max(high, value))
+    assert here.variance is not None and there.variance is not None, "what has an interval has a variance"
+    variance = total(here.variance, [there.variance])
+    low = max(-1.0, value - math.hypot(here.value - here.low, there.high - there.value))
+    high = min(1.0, value + math.hypot(here.high - here.value, there.value - there.low))
+    p = t_test(value, variance) if min(here.variance.value, there.variance.value) > 0 else None
     return found | {"low": _unsigned(low), "high": _unsigned(high), "p": p}
 
 

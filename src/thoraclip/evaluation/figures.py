@@ -78,7 +78,7 @@ def confusion_figure(entry: Entry, classes: Sequence[str]) -> str:
 
 
 def reliability_figure(entry: Entry) -> str:
-    """Accuracy against confidence in equal-mass bins with Wilson intervals; on the diagonal is calibrated.
+    """Accuracy against confidence in equal-mass bins with intervals; on the diagonal is calibrated.
 
     Where a temperature was fitted, the bins after scaling stand beside those before.
     """

@@ -1,31 +1,25 @@
-"""95 % intervals from the resamples of `resampling`.
+"""95 % intervals, from the resamples of `resampling` and, of trained methods, from the spread over their trainings.
 
-Coverage was measured by simulation (three classes, 500 to 1,000 sets; a smaller twin is in the tests):
-    percentile intervals cover 92 to 96 % at n of 200 to 1,124 and an accuracy of 0.71, whatever the metric;
-    near the ceiling (accuracy 0.987) accuracy and F1 are covered 93 to 99 %, AUROC and average precision only 82 to
-    88 %: few images decide them, so read an AUROC above 0.99 with more doubt than its interval shows;
-    for the calibration error percentiles fail (0 % for a calibrated model, since the estimate and even more its
-    resamples are biased upward); it gets `_calibration_interval`, which covers 94 to 97 %.
-A metric that every resample gives the same perfect value gets a Clopper-Pearson bound instead of a point: 50 of 50
-right is not "exactly 100 %".
+A share, or a score that cannot exceed a perfect one (accuracy, F1, AUROC, ...), gets Wilson's interval at the n that
+its variance amounts to (`proportions.share_interval`): percentiles of resamples cover 81 to 91 % near 1, and bound a
+perfect score lower than one with a mistake. A loss gets the percentiles of its resamples, and the calibration error,
+whose resamples are biased, `_calibration_interval`. docs/statistics.md has the coverage of each, measured.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LEVEL", "Estimate", "estimate"]
+from thoraclip.evaluation.trainings import Variance, total
+from thoraclip.proportions import LEVEL, share_interval, t_quantile
+
+__all__ = ["Estimate", "bootstrap_variance", "estimate", "percentile_interval"]
 
 Floats = npt.NDArray[np.float64]
-
-LEVEL = 0.95
-"""Nominal coverage of every interval."""
-
-_PROPORTIONS = frozenset({"accuracy", "recall", "specificity"})
-"""Shares of a fixed number of images: the Clopper-Pearson bound is exact for them, also at 0."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,8 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     reason: str | None = None
+    variance: Variance | None = field(default=None, compare=False)
+    """Of a share; what a difference of two needs."""
 
     def as_json(self) -> dict[str, float | str | None]:
         """value, low, high, and reason where there is one."""
@@ -44,11 +40,12 @@ class Estimate:
 
 
 def estimate(
-    name: str,
     value: float | None,
     replicates: Floats | None,
     *,
-    trials: int,
+    clusters: float,
+    training: Variance | None = None,
+    exact: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
     higher_is_better: bool = True,
     noise: Floats | None = None,
@@ -56,11 +53,11 @@ def estimate(
     """Value with interval; the value always lies inside.
 
     Args:
-        name: of the metric.
         value: on all images; `None` where it does not exist.
         replicates: f64[R], NaN where it does not exist in a resample; `None` when nothing can be resampled.
-        trials: independent groups behind the value, for the bound of a perfect score: for a macro mean those of the
-            rarest class (then the bound is conservative).
+        clusters: independent patients (or images) behind the value.
+        training: what the spread over trainings adds.
+        exact: a constant prediction, whose unvarying value is no luck of the draw.
         bounds: smallest and largest possible value.
         higher_is_better: the largest possible value is the perfect one.
         noise: f64[R] for the calibration error, see `_calibration_interval`.
@@ -70,15 +67,35 @@ def estimate(
     if replicates is None:
         return Estimate(value, reason="one patient or image only: nothing to resample")
     known = replicates[np.isfinite(replicates)]
-    if len(known) < len(replicates) / 2:
+    if len(known) < len(replicates) / 2 or clusters < 2:
         return Estimate(value, reason="does not exist in most resamples: too few images of a class")
-    if np.ptp(known) < 1e-12 and trials > 0:
-        return _degenerate(name, value, trials, best=bounds[1] if higher_is_better else None)
-    low, high = _percentile(known) if noise is None else _calibration_interval(value, known, noise)
-    return Estimate(value, max(bounds[0], min(low, value)), min(bounds[1], max(high, value)))
+    still = float(np.ptp(known)) < 1e-12
+    if exact and still:
+        return Estimate(value, value, value, variance=Variance(0.0))
+    sampling = bootstrap_variance(known, clusters)
+    variance = total(sampling, [training] if training else [])
+    if higher_is_better and math.isfinite(bounds[1]):
+        least, width = bounds[0], bounds[1] - bounds[0]
+        share = min(1.0, max(0.0, (value - least) / width))
+        ends = share_interval(share, variance.value / width**2, clusters=clusters, df=variance.df)
+        low, high = (least + width * end for end in ends)
+    elif still and value == 0:
+        return Estimate(0.0, reason="0 in every resample: the images cannot say how uncertain this is")
+    else:
+        low, high = percentile_interval(known) if noise is None else _calibration_interval(value, known, noise)
+        if training:  # both sources are independent: their reaches add in squares
+            reach = t_quantile(training.df) * math.sqrt(max(0.0, variance.value - sampling.value))
+            low, high = value - math.hypot(max(0.0, value - low), reach), value + math.hypot(high - value, reach)
+    return Estimate(value, max(bounds[0], min(low, value)), min(bounds[1], max(high, value)), variance=variance)
 
 
-def _percentile(replicates: Floats) -> tuple[float, float]:
+def bootstrap_variance(replicates: Floats, clusters: float) -> Variance:
+    """Of f64[R] resampled values. A resample of G patients has a variance smaller by (G - 1) / G than the estimate's
+    (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", 5.3)."""
+    return Variance(float(replicates.var(ddof=1)) * clusters / (clusters - 1), clusters - 1)
+
+
+def percentile_interval(replicates: Floats) -> tuple[float, float]:
     """Percentile interval (Efron & Tibshirani 1993, section 13.3)."""
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
@@ -93,21 +110,6 @@ def _calibration_interval(value: float, replicates: Floats, noise: Floats) -> tu
     Simulated coverage: 94 to 97 % for n of 200 to 1,124 and true errors of 0, 0.08 and 0.13; about 90 % for errors
     that are barely larger than what sampling alone gives.
     """
-    low, high = _percentile(replicates)
+    low, high = percentile_interval(replicates)
     by_chance = value <= float(np.quantile(noise, (1 + LEVEL) / 2))
     return (0.0 if by_chance else 2 * value - high), value + (high - low) / 2
-
-
-def _degenerate(name: str, value: float, trials: int, *, best: float | None) -> Estimate:
-    """Every resample gives the same value: bound a perfect one, and do not pretend to know the others.
-
-    Clopper & Pearson 1934 (Biometrika 26:404): all of t right excludes, at 2.5 %, success rates below 0.025^(1/t).
-    """
-    bound = ((1 - LEVEL) / 2) ** (1 / trials)
-    if best is not None and value > best - 1e-12:
-        return Estimate(value, bound, best)
-    if value == 0 and name in _PROPORTIONS:
-        return Estimate(0.0, 0.0, 1 - bound)
-    if value == 0:
-        return Estimate(0.0, reason="0 in every resample: the images cannot say how uncertain this is")
-    return Estimate(value, value, value)

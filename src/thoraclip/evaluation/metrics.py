@@ -3,9 +3,9 @@ report.
 
 Conventions, here and in `intervals`:
     the predicted class is the first of the largest scores (`argmax`);
-    precision of a class that is never predicted, and recall of a class without images, count as 0;
-    AUROC and average precision of a class that has no image (or has all of them) do not exist: `None`, never 0.5;
-    their macro means run over the classes that have them.
+    precision of a class that is never predicted counts as 0;
+    means over classes (macro averages, balanced accuracy, AUROC, average precision) leave out classes without images;
+    AUROC and average precision of a class that has no image (or has all of them) do not exist: `None`, never 0.5.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class Scored:
 
     @cached_property
     def averages(self) -> dict[str, tuple[float, ...]]:
-        """Means of precision, recall and F1 over the classes, `macro` and `weighted` by their images."""
+        """Means of precision, recall and F1 over the classes that have images, `macro` and `weighted` by them."""
         images = np.bincount(self.target, minlength=self.class_count)
         return {
-            "macro": tuple(float(np.average(values)) for values in self.by_class),
+            "macro": tuple(float(np.average(values[images > 0])) for values in self.by_class),
             "weighted": tuple(float(np.average(values, weights=images)) for values in self.by_class),
         }
 
@@ -125,6 +125,7 @@ class Metric:
         needs_scores: False where the answers alone decide it.
         higher_is_better: direction.
         bounds: smallest and largest possible value.
+        by_class: a mean over the classes, in which the rarest counts as much as the commonest.
     """
 
     title: str
@@ -133,6 +134,7 @@ class Metric:
     needs_scores: bool = True
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
+    by_class: bool = False
 
 
 def confusion(scored: Scored) -> Ints:
@@ -174,11 +176,6 @@ def precision_recall(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Fl
 def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
     precision, recall = precision_recall(is_class, score)
     return float(max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum()))
-
-
-def _balanced_accuracy(scored: Scored) -> float:
-    """Mean recall of the classes that have images (as scikit-learn's `balanced_accuracy_score`)."""
-    return float(scored.by_class[1][np.unique(scored.target)].mean())
 
 
 def _averaged(part: int, average: str) -> Callable[[Scored], float]:
@@ -230,21 +227,27 @@ def _answers(
 METRICS: dict[str, Metric] = {
     "accuracy": _answers("accuracy", lambda s: float(s.correct.mean()), lambda w: w.hit.sum(axis=1) / w.total[:, 0]),
     "balanced_accuracy": _answers(
-        "balanced accuracy", _balanced_accuracy, lambda w: mean_of_known(w.of_present(w.recall))
+        "balanced accuracy", _averaged(1, "macro"), lambda w: w.macro(w.recall), by_class=True
     ),
-    "macro_f1": _answers("macro F1", _averaged(2, "macro"), lambda w: w.f1.mean(axis=1)),
-    "macro_precision": _answers("macro precision", _averaged(0, "macro"), lambda w: w.precision.mean(axis=1)),
-    "macro_recall": _answers("macro recall", _averaged(1, "macro"), lambda w: w.recall.mean(axis=1)),
+    "macro_f1": _answers("macro F1", _averaged(2, "macro"), lambda w: w.macro(w.f1), by_class=True),
+    "macro_precision": _answers(
+        "macro precision", _averaged(0, "macro"), lambda w: w.macro(w.precision), by_class=True
+    ),
+    "macro_recall": _answers("macro recall", _averaged(1, "macro"), lambda w: w.macro(w.recall), by_class=True),
     "weighted_f1": _answers("weighted F1", _averaged(2, "weighted"), lambda w: w.by_images(w.f1)),
     "weighted_precision": _answers("weighted precision", _averaged(0, "weighted"), lambda w: w.by_images(w.precision)),
     "weighted_recall": _answers("weighted recall", _averaged(1, "weighted"), lambda w: w.by_images(w.recall)),
     "auroc": Metric(
-        "AUROC, macro one-vs-rest", lambda scored: known_mean(scored.auroc), lambda w: mean_of_known(_known(w.auroc))
+        "AUROC, macro one-vs-rest",
+        lambda scored: known_mean(scored.auroc),
+        lambda w: mean_of_known(_known(w.auroc)),
+        by_class=True,
     ),
     "average_precision": Metric(
         "average precision, macro one-vs-rest",
         lambda scored: known_mean(scored.average_precision),
         lambda w: mean_of_known(_known(w.average_precision)),
+        by_class=True,
     ),
     "mcc": _answers("Matthews correlation", _mcc, lambda w: w.mcc, bounds=(-1.0, 1.0)),
     "log_loss": Metric(

@@ -72,7 +72,9 @@ def predictive_entry(
     found: dict[str, Any] = {}
     for name, row in entry["per_class"].items():
         predicted = {"sensitivity": row["recall"], "specificity": row["specificity"]}
-        rates = {"predicted": predicted, "operating_point": points.get(name, {}).get("test")}
+        chosen = points.get(name, {}).get("test")
+        known = chosen and chosen["sensitivity"]["value"] is not None
+        rates = {"predicted": predicted, "operating_point": chosen if known else None}
         at = {"study": images[name] / sum(images.values()), "stated": prevalence.get(name)}
         found[name] = {
             where: None

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from thoraclip.evaluation.compare import ALPHA, MODELS
 from thoraclip.evaluation.results import MAJORITY
+from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS
 from thoraclip.pages import counted
 
 __all__ = ["ALPHA", "MAIN_METRIC", "listed", "points", "printed", "reading", "share", "verdict"]
 
 MAIN_METRIC = "macro_f1"
 """Decides which method is best: every class counts the same, and so do both kinds of error."""
-
-ALPHA = 0.05
-"""A Holm-corrected p below it is called a difference."""
-
 _TRIVIAL = "trivial"
 """Kind of the methods that see no anatomy."""
 FEW_GROUPS = 30
@@ -136,10 +134,32 @@ def _lead(report: Mapping[str, Any]) -> list[str]:
     )
     if second not in tied:
         rest = [f"It cannot be told apart from {listed(tied)}."] if tied else []
-        return [f"{size}: a real difference on these {images}.", *rest]
+        if lead["claim"] == MODELS:
+            real = f"{size}: a real difference between these two trained models on {images}, not between the methods."
+            return [f"{real} Another training could turn it round: three seeds or more, or folds, would tell.", *rest]
+        return [f"{size}: a real difference between the methods, over {_over(lead, report)}.", *rest]
     others = [name for name in tied if name != second]
     more = f" Nor can it be told apart from {listed(others)}." if others else ""
-    return [f"{size}: the two cannot be told apart on these {images}.{more}"]
+    return [f"{size}: the two cannot be told apart on these {images}.{_settles(lead)}{more}"]
+
+
+def _over(comparison: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """What the variance of a difference was taken over."""
+    unit = f"{report['sample']['unit']}s"
+    return {PATIENTS: unit, SEEDS: f"{unit} and seeds", FOLDS: f"{unit} and folds"}[comparison["source"]]
+
+
+def _settles(comparison: Mapping[str, Any]) -> str:
+    """How many trainings would settle an open question, where that is known."""
+    if comparison["claim"] == MODELS:
+        return (
+            " They are two single trainings; three seeds of each, or folds, would make it a question about the methods."
+        )
+    if comparison["source"] != SEEDS:
+        return ""
+    if comparison["seeds_needed"] is None:
+        return " More seeds would not settle it if it is as small as it seems; more patients might."
+    return f" {comparison['seeds_needed']} seeds of each would settle it, if it is as large as it seems."
 
 
 def _against_majority(report: Mapping[str, Any]) -> str:
@@ -205,7 +225,7 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     absent = [name for name, count in sample["images_per_class"].items() if count == 0]
     if absent:
-        sentences.append(f"No image here is of the class {listed(absent)}: macro averages count it as 0.")
+        sentences.append(f"No image here is of the class {listed(absent)}: means over the classes leave it out.")
     if sample["groups"] == 1:
         sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
     elif sample["groups"] < FEW_GROUPS:

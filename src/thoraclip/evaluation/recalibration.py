@@ -11,9 +11,11 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from thoraclip.evaluation import calibration
-from thoraclip.evaluation.intervals import LEVEL, Estimate, estimate
+from thoraclip.evaluation.entries import training_values
+from thoraclip.evaluation.intervals import Estimate, estimate, percentile_interval
 from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline, log_loss_terms
 from thoraclip.evaluation.resampling import resample_weights
+from thoraclip.evaluation.trainings import training_variance
 
 __all__ = ["BEFORE", "recalibration"]
 
@@ -23,16 +25,23 @@ BEFORE = "before"
 """Name of the table that the others are compared with."""
 
 _COMPARED = ("ece", "brier", "log_loss")
+_MEASURED = (*_COMPARED, "accuracy")
 
 
 def recalibration(
-    tables: Mapping[str, Scored], groups: npt.NDArray[np.int64], *, resamples: int, seed: int
+    tables: Mapping[str, Scored],
+    groups: npt.NDArray[np.int64],
+    *,
+    fold_of: npt.NDArray[np.int64] | None = None,
+    resamples: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Calibration error, Brier score and log-loss of every table, and how each differs from those of `BEFORE`.
 
     Args:
         tables: name -> scores of the same N images; one is `BEFORE`.
         groups: i64[N], see `resampling.resample_weights`; nothing is resampled where there is only one.
+        fold_of: i64[N], see `entries.training_values`; `None` of a method that is not trained.
         resamples: of the groups; the fits that made the tables are held fixed in them.
         seed: of the resampling; with that of the report, the intervals of `BEFORE` are those of its metrics.
 
@@ -51,11 +60,11 @@ def recalibration(
             replicates[name] = dict(zip(("brier", "log_loss", "accuracy"), resampled, strict=False))
             replicates[name]["ece"] = np.abs(resampled[3:]).sum(axis=0)
             replicates[name]["noise"] = np.abs(resampled[3:] - means[3:, None]).sum(axis=0)
-    measured = {name: _estimates(table, replicates[name], count) for name, table in tables.items()}
+    measured = {name: _estimates(table, replicates[name], count, fold_of) for name, table in tables.items()}
     entries: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         entries[name] = {metric: found.as_json() for metric, found in measured[name].items()}
-        entries[name]["bins"] = calibration.reliability_bins(table.confidence, table.correct)
+        entries[name]["bins"] = calibration.reliability_bins(table.confidence, table.correct, groups)
         if name != BEFORE:
             entries[name]["change"] = {
                 metric: _change(
@@ -79,20 +88,23 @@ def _columns(scored: Scored) -> Floats:
     return np.ascontiguousarray(np.concatenate(columns, axis=1).T)
 
 
-def _estimates(scored: Scored, replicates: Mapping[str, Floats], trials: int) -> dict[str, Estimate]:
+def _estimates(
+    scored: Scored, replicates: Mapping[str, Floats], clusters: int, fold_of: npt.NDArray[np.int64] | None
+) -> dict[str, Estimate]:
     """Metric -> value with interval."""
     values = headline(scored)
+    trainings = {} if fold_of is None else training_values([scored], fold_of, names=_MEASURED)
     return {
         metric: estimate(
-            metric,
             float(values[metric] or 0.0),
             replicates.get(metric),
-            trials=trials,
+            clusters=clusters,
+            training=training_variance(trainings[metric]) if trainings else None,
             bounds=METRICS[metric].bounds,
             higher_is_better=METRICS[metric].higher_is_better,
             noise=replicates.get("noise") if metric == "ece" else None,
         )
-        for metric in ("ece", "accuracy", "brier", "log_loss")
+        for metric in _MEASURED
     }
 
 
@@ -105,7 +117,7 @@ def _change(
     if replicates and is_distance:
         bounds = _mover(after, before, replicates)
     elif replicates:
-        bounds = np.quantile(replicates[0] - replicates[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        bounds = percentile_interval(replicates[0] - replicates[1])
     if bounds is None:
         return {"value": value, "low": None, "high": None}
     return {"value": value, "low": min(bounds[0], value), "high": max(bounds[1], value)}

@@ -14,10 +14,10 @@ import numpy as np
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import COMPARED, Contestant, compare, resamples_needed
-from thoraclip.evaluation.entries import method_entry
+from thoraclip.evaluation.entries import method_entry, training_values
 from thoraclip.evaluation.external import ExternalResult, external_entries
 from thoraclip.evaluation.external_reading import external_reading
-from thoraclip.evaluation.intervals import LEVEL
+from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.predictive import require_classes
 from thoraclip.evaluation.reading import reading, verdict
@@ -25,6 +25,7 @@ from thoraclip.evaluation.resampling import Replicates, replicate
 from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
 from thoraclip.evaluation.usefulness import usefulness, usefulness_reading
+from thoraclip.proportions import LEVEL
 from thoraclip.runs import write_json, write_text
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def judge(
     }
     if len(failed) < len(methods):
         report |= _judged(methods, external, groups, prevalence, resamples, seed)
+    report["statistics"] = statistical_methods(report)
     report["reading"] = [*reading(report), *usefulness_reading(report), *external_reading(report)]
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
@@ -173,9 +175,10 @@ def _judged(
     scored = {**aligned.scored, MAJORITY: (constant,)}
     resampled = aligned.group_count > 1
     replicates = _replicates(scored, aligned, resamples, seed) if resampled else {}
+    trained = {m.name: m.is_trained for m in methods} | {MAJORITY: False}
     trust = {m.name: trust_entry(m, aligned, resamples=resamples, seed=seed) for m in methods if m.predictions}
     entries = [
-        method_entry(name, kinds[name], tables, aligned, replicates.get(name, []))
+        method_entry(name, kinds[name], tables, aligned, replicates.get(name, []), trained=trained[name])
         | about[name]
         | {"trust": trust.get(name)}
         for name, tables in scored.items()
@@ -186,14 +189,10 @@ def _judged(
     enough = max(resamples, resamples_needed(len(entries)))
     if resampled and enough > resamples:
         replicates = _replicates(scored, aligned, enough, seed, confusion_only=True)
-    contestants = []
-    for entry in entries:
-        seeds, drawn = scored[entry["name"]], replicates.get(entry["name"])
-        values = {metric: entry["metrics"][metric]["value"] for metric in COMPARED}
-        means = (
-            {metric: np.mean([one.headline[metric] for one in drawn], axis=0) for metric in COMPARED} if drawn else {}
-        )
-        contestants.append(Contestant(entry["name"], values, means, seeds[0].correct if len(seeds) == 1 else None))
+    contestants = [
+        _contestant(entry, scored[entry["name"]], replicates.get(entry["name"], []), aligned, trained[entry["name"]])
+        for entry in entries
+    ]
     comparisons = compare(contestants, intervals=resampled, groups=aligned.groups)
     return {
         "classes": list(aligned.labels.names),
@@ -218,6 +217,19 @@ def _judged(
         "comparisons": comparisons,
         "external": external_entries(external, aligned, resamples=resamples, seed=seed),
     }
+
+
+def _contestant(
+    entry: Mapping[str, Any], seeds: Sequence[Scored], drawn: Sequence[Replicates], aligned: Aligned, trained: bool
+) -> Contestant:
+    return Contestant(
+        entry["name"],
+        {metric: entry["metrics"][metric]["value"] for metric in COMPARED},
+        {metric: np.mean([one.headline[metric] for one in drawn], axis=0) for metric in COMPARED} if drawn else {},
+        seeds[0].correct if len(seeds) == 1 else None,
+        training_values(seeds, aligned.fold_of, names=COMPARED),
+        trained,
+    )
 
 
 def _replicates(

@@ -34,6 +34,7 @@ class MethodResult:
             prediction sets and thresholds are fitted on: one table, or one for every fold, whose column `fold` names
             the held-out fold that it serves. `()` when there are none; then the rows of split `val` of the first table
             serve.
+        is_trained: False where nothing was fitted, so that no training varies.
 
     Raises:
         ConfigError: the name is empty or taken, predictions and `failed` do not exclude each other, there is not
@@ -51,6 +52,7 @@ class MethodResult:
     details: Mapping[str, object] = field(default_factory=dict)
     failed: str | None = None
     validation: tuple[tuple[Predictions, ...], ...] = ()
+    is_trained: bool = True
 
     def __post_init__(self) -> None:
         if not self.name.strip():

@@ -1,7 +1,8 @@
 """What a method's validation images allow: calibrated scores, sets with a promise, thresholds, and when not to answer.
 
-All is fitted on validation images and measured on the judged ones. With folds, the images of each fold are treated by
-what was fitted on that fold's own validation images, and then pooled. With several seeds: the first.
+All is fitted on validation images and measured on the judged ones; what is counted and promised is patients, where they
+are known. With folds, the images of each fold are treated by what was fitted on that fold's own validation images, and
+then pooled. With several seeds: the first.
 """
 
 from __future__ import annotations
@@ -17,32 +18,37 @@ from thoraclip.dtypes import Masks
 from thoraclip.errors import InputError, LeakError
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import COVERAGES, accuracy_at, accuracy_curve, aurc
-from thoraclip.evaluation.intervals import LEVEL
+from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.evaluation.recalibration import BEFORE, recalibration
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.results import MethodResult
+from thoraclip.evaluation.trainings import total, training_variance
 from thoraclip.pages import counted
-from thoraclip.posthoc.conformal import ALPHA, fit_thresholds, images_needed
-from thoraclip.posthoc.operating import SENSITIVITY, Counts, choose_threshold, count, positives_needed
+from thoraclip.posthoc.conformal import ALPHA, fit_thresholds, set_patients_needed
+from thoraclip.posthoc.operating import SENSITIVITY, chance_of_goal, choose_threshold, positives_needed
 from thoraclip.posthoc.scaling import fit_temperature, fit_vector
-from thoraclip.proportions import clopper_pearson, wilson
+from thoraclip.proportions import patient_share, share_interval
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["operating_calls", "trust_entry"]
 
 Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 _CURVE_POINTS = 50
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """Validation images that something is fitted on, and `rows` (i64[R]) of the judged images, which it is measured on;
+    """Validation images that something is fitted on, whose `patients` (i64[V]) all folds number alike, and `rows`
+    (i64[R]) of the judged images, which it is measured on.
+
     `number` is that of the held-out fold, `None` with a split."""
 
     number: int | None
     val: Scored
+    patients: Rows
     rows: Rows
 
 
@@ -61,7 +67,7 @@ def trust_entry(
         method, aligned: one that did not fail, and the judged images with its scores.
         resamples, seed: of the intervals, as in the report.
         alpha: share of the images of a class whose prediction set may miss it.
-        sensitivity: that a class's operating point must have on the validation images.
+        sensitivity: that a class's operating point must have for new patients, on average.
 
     Returns:
         `selective`, which needs no validation image, and either `reason`, why nothing could be fitted, or `validation`,
@@ -69,7 +75,7 @@ def trust_entry(
 
     Raises:
         LeakError: an image is among the validation and the judged images of one round.
-        ConfigError: see `conformal.images_needed`, `operating.positives_needed`.
+        ConfigError: see `conformal.set_patients_needed`, `operating.positives_needed`.
     """
     test, names = aligned.scored[method.name][0], aligned.labels.names
     entry: dict[str, Any] = {"seed": method.seeds[0] if len(method.predictions) > 1 and method.seeds else None}
@@ -84,10 +90,10 @@ def trust_entry(
             "images": [len(fold.val.target) for fold in folds],
             "per_class": {name: [int(row[c]) for row in counts] for c, name in enumerate(names)},
         }
-        entry |= _scaled(folds, test, aligned, resamples, seed)
-        entry["conformal"] = _conformal(folds, test, names, alpha)
-        entry["operating_point"] = _operating_points(folds, test, names, sensitivity)
-    return entry | {"selective": _selective(test, aligned.groups, resamples, seed)}
+        entry |= _scaled(folds, test, aligned, resamples, seed, is_trained=method.is_trained)
+        entry["conformal"] = _conformal(folds, test, aligned, alpha)
+        entry["operating_point"] = _operating_points(folds, test, aligned, sensitivity)
+    return entry | {"selective": _selective(test, aligned, resamples, seed, is_trained=method.is_trained)}
 
 
 def operating_calls(method: MethodResult, aligned: Aligned, trust: Mapping[str, Any]) -> dict[str, Masks]:
@@ -117,9 +123,11 @@ def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
                 "no scores of validation images: the run kept none (run it again with this version), or the file has "
                 "no row of split 'val'"
             )
-        return [_Fold(None, _scored(table.take(own), aligned), np.arange(len(aligned.image_id)))]
+        own_table = table.take(own)
+        return [_Fold(None, _scored(own_table, aligned), own_table.groups(), np.arange(len(aligned.image_id)))]
     fold_of = dict(zip(table.image_id, table.fold, strict=True))
     numbers = np.array([-1 if (f := fold_of[image]) is None else f for image in aligned.image_id], dtype=np.int64)
+    seen: dict[str, int] = {}
     folds, left = [], np.ones(len(numbers), dtype=bool)
     for val in kept:
         number = val.fold[0]
@@ -132,7 +140,7 @@ def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
             )
         left[rows] = False
         if len(rows):
-            folds.append(_Fold(number, _scored(val, aligned), rows))
+            folds.append(_Fold(number, _scored(val, aligned), val.groups(seen), rows))
     if left.any():
         images = counted(int(left.sum()), "judged image")
         return f"{images} have no validation scores of their fold; run the method again"
@@ -145,7 +153,9 @@ def _scored(table: Predictions, aligned: Aligned) -> Scored:
     return Scored(np.argsort(columns)[table.target], table.scores[:, columns])
 
 
-def _scaled(folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int) -> dict[str, Any]:
+def _scaled(
+    folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int, *, is_trained: bool
+) -> dict[str, Any]:
     """Both scalings: what was fitted, or `reason`; and calibration before and after."""
     names, tables = aligned.labels.names, {BEFORE: test}
     found: dict[str, Any] = {}
@@ -171,88 +181,108 @@ def _scaled(folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: i
             for part in ("scale", "bias"):
                 values = [getattr(scaling, part) for scaling in fitted]
                 found[name][part] = {label: [float(v[c]) for v in values] for c, label in enumerate(names)}
-    measured = recalibration(tables, aligned.groups, resamples=resamples, seed=seed)
+    fold_of = aligned.fold_of if is_trained else None
+    measured = recalibration(tables, aligned.groups, fold_of=fold_of, resamples=resamples, seed=seed)
     return found | {"after_temperature": None, "after_vector": None} | measured
 
 
-def _conformal(folds: Sequence[_Fold], test: Scored, names: Sequence[str], alpha: float) -> dict[str, Any]:
+def _conformal(folds: Sequence[_Fold], test: Scored, aligned: Aligned, alpha: float) -> dict[str, Any]:
     sets = np.zeros_like(test.scores, dtype=np.bool_)
-    fitted = [fit_thresholds(fold.val.scores, fold.val.target, alpha=alpha) for fold in folds]
+    fitted = [fit_thresholds(f.val.scores, f.val.target, patients=f.patients, alpha=alpha) for f in folds]
     for fold, thresholds in zip(folds, fitted, strict=True):
         sets[fold.rows] = thresholds.sets(test.scores[fold.rows])
-    needed, size = images_needed(alpha), sets.sum(axis=1)
+    needed, size, everything = set_patients_needed(alpha), sets.sum(axis=1), np.ones(len(sets), dtype=np.bool_)
     classes: dict[str, dict[str, Any]] = {}
-    for c, name in enumerate(names):
-        images, own = [int(one.images[c]) for one in fitted], test.target == c
-        few = min(images) < needed
+    for c, name in enumerate(aligned.labels.names):
+        fewest = min(int(one.patients[c]) for one in fitted)
         classes[name] = {
-            "images": images,
+            "images": [int(one.images[c]) for one in fitted],
+            "patients": [int(one.patients[c]) for one in fitted],
             "threshold": [float(one.threshold[c]) for one in fitted],  # infinite becomes null
-            "reason": f"in every set: {min(images)} validation images, at least {needed} are needed" if few else None,
-            "coverage": _share(int(sets[own, c].sum()), int(own.sum()), clopper_pearson),
+            "reason": f"in every set: {_too_few(fewest, needed, aligned.unit)}" if fewest < needed else None,
+            "coverage": _share(sets[:, c], test.target == c, aligned.groups),
         }
     n = len(size)
     return {
         "alpha": alpha,
         "promised": 1 - alpha,
-        "images_needed": needed,
-        "fewest": min(int(one.images.min()) for one in fitted),
+        "patients_needed": needed,
+        "fewest": min(int(one.patients.min()) for one in fitted),
         "classes": classes,
-        "coverage": _share(int(sets[np.arange(n), test.target].sum()), n, clopper_pearson),
+        "coverage": _share(sets[np.arange(n), test.target], everything, aligned.groups),
         "mean_size": float(size.mean()),
         "empty": float((size == 0).mean()),
         "single": float((size == 1).mean()),
-        "sizes": [int((size == k).sum()) for k in range(len(names) + 1)],
+        "sizes": [int((size == k).sum()) for k in range(len(classes) + 1)],
     }
 
 
-def _operating_points(folds: Sequence[_Fold], test: Scored, names: Sequence[str], goal: float) -> dict[str, Any]:
+def _too_few(known: int, needed: int, unit: str) -> str:
+    return f"{counted(known, f'validation {unit}')} of the class, and {needed} are needed: {needed - known} more"
+
+
+def _operating_points(folds: Sequence[_Fold], test: Scored, aligned: Aligned, goal: float) -> dict[str, Any]:
     needed, classes = positives_needed(goal), {}
-    for c, name in enumerate(names):
-        positives = [int((fold.val.target == c).sum()) for fold in folds]
-        chosen = [choose_threshold(fold.val.scores[:, c], fold.val.target == c, goal=goal) for fold in folds]
-        entry: dict[str, Any] = {"threshold": chosen, "positives": positives, "reason": None}
-        if min(positives) < needed:
-            images = counted(min(positives), "validation image")
-            entry["reason"] = f"cannot be promised: {images} of the class, and {needed} are needed"
-        val, judged = Counts(0, 0, 0, 0), Counts(0, 0, 0, 0)
-        known = [threshold for threshold in chosen if threshold is not None]
-        for fold, threshold in zip(folds, known, strict=True) if len(known) == len(folds) else ():
-            val += count(fold.val.scores[:, c], fold.val.target == c, threshold)
-            judged += count(test.scores[fold.rows, c], test.target[fold.rows] == c, threshold)
-        classes[name] = entry | {"validation": _rates(val), "test": _rates(judged)}
-    return {"goal": goal, "positives_needed": needed, "classes": classes}
+    target, patients = (np.concatenate(part) for part in zip(*((f.val.target, f.patients) for f in folds), strict=True))
+    for c, name in enumerate(aligned.labels.names):
+        known = [len(np.unique(fold.patients[fold.val.target == c])) for fold in folds]
+        chosen = [
+            choose_threshold(f.val.scores[:, c], f.val.target == c, patients=f.patients, goal=goal) for f in folds
+        ]
+        found = [threshold for threshold in chosen if threshold is not None]
+        is_known = len(found) == len(folds)
+        called, called_val = np.zeros(len(test.target), dtype=np.bool_), [np.zeros(0, dtype=np.bool_)]
+        for fold, threshold in zip(folds, found, strict=False):
+            called[fold.rows] = test.scores[fold.rows, c] >= threshold
+            called_val.append(fold.val.scores[:, c] >= threshold)
+        classes[name] = {
+            "threshold": chosen,
+            "positives": [int((fold.val.target == c).sum()) for fold in folds],
+            "patients": known,
+            "chance": [chance_of_goal(p, goal) if p >= needed else None for p in known],
+            "reason": None if is_known else f"no threshold: {_too_few(min(known), needed, aligned.unit)}",
+            "validation": _rates(np.concatenate(called_val), target == c, patients) if is_known else None,
+            "test": _rates(called, test.target == c, aligned.groups) if is_known else None,
+        }
+    return {"goal": goal, "patients_needed": needed, "classes": classes}
 
 
-def _rates(counts: Counts) -> dict[str, Any]:
+def _rates(called: Bools, positive: Bools, patients: Rows) -> dict[str, Any]:
     return {
-        "sensitivity": _share(counts.found, counts.positives, wilson),
-        "specificity": _share(counts.cleared, counts.negatives, wilson),
+        "sensitivity": _share(called, positive, patients),
+        "specificity": _share(~called, ~positive, patients),
     }
 
 
-def _share(right: int, of: int, interval: Callable[[int, int], tuple[float, float]]) -> dict[str, Any]:
-    if not of:
+def _share(right: Bools, among: Bools, patients: Rows) -> dict[str, Any]:
+    """Of the images `among` bool[N], the share that is `right`, with its interval by patient."""
+    if not among.any():
         return {"value": None, "low": None, "high": None, "of": 0, "reason": "no such image"}
-    low, high = interval(right, of)
-    return {"value": right / of, "low": low, "high": high, "of": of}
+    low, high = patient_share(right[among], patients[among])
+    return {"value": float(right[among].mean()), "low": low, "high": high, "of": int(among.sum())}
 
 
-def _selective(test: Scored, groups: Rows, resamples: int, seed: int) -> dict[str, Any]:
+def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, *, is_trained: bool) -> dict[str, Any]:
     """Curve, area, and the accuracy at `COVERAGES`; the answers are ordered by the scores as they are."""
-    curve, n = accuracy_curve(test.confidence, test.correct), len(test.target)
+    curve, n, groups = accuracy_curve(test.confidence, test.correct), len(test.target), aligned.group_count
     values = accuracy_at(test.confidence, test.correct)[:, 0]
-    bounds = np.full((2, len(COVERAGES)), np.nan)  # becomes null
-    if int(groups.max()) > 0:
-        weights = resample_weights(groups, resamples=resamples, seed=seed)
-        drawn = [accuracy_at(test.confidence, test.correct, w) for w in weights]
-        bounds = np.quantile(np.concatenate(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    bounds = np.full((len(COVERAGES), 2), np.nan)  # becomes null
+    if groups > 1:
+        weights = resample_weights(aligned.groups, resamples=resamples, seed=seed)
+        drawn = np.concatenate([accuracy_at(test.confidence, test.correct, w) for w in weights], axis=1)
+        parts = [aligned.fold_of == fold for fold in range(int(aligned.fold_of.max()) + 1)]
+        by_fold = np.stack([accuracy_at(test.confidence[p], test.correct[p])[:, 0] for p in parts], axis=1)
+        for row, coverage in enumerate(COVERAGES):
+            training = training_variance(by_fold[row][None]) if is_trained else None
+            variance = total(bootstrap_variance(drawn[row], groups), [training] if training else [])
+            answered = max(1.0, coverage * groups)
+            bounds[row] = share_interval(float(values[row]), variance.value, clusters=answered, df=variance.df)
     keep = np.unique(np.linspace(max(1, n // 20), n, min(n, _CURVE_POINTS)).round().astype(int)) - 1
     return {
         "aurc": aurc(test.confidence, test.correct),
         "at": [
-            {"coverage": c, "value": float(v), "low": np.minimum(low, v), "high": np.maximum(high, v)}
-            for c, v, low, high in zip(COVERAGES, values, *bounds, strict=True)
+            {"coverage": c, "value": float(v), "low": low, "high": high}
+            for c, v, (low, high) in zip(COVERAGES, values, bounds, strict=True)
         ],
         "curve": {
             "coverage": [round(float(k + 1) / n, 4) for k in keep],

@@ -71,6 +71,10 @@ class Weighted:
         """f64[R, C] values, NaN where a class has no image."""
         return np.where(self.true > 0, values, np.nan)
 
+    def macro(self, values: Floats) -> Floats:
+        """f64[R]: mean of f64[R, C] values over the classes that have images."""
+        return mean_of_known(self.of_present(values))
+
     def by_images(self, values: Floats) -> Floats:
         """f64[R]: mean of f64[R, C] values over the classes, weighted by their images."""
         return np.asarray((values * (self.true / self.total)).sum(axis=1))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import require_fraction, require_known, require_positive
+from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.adapters import follow_adapter, with_adapter
@@ -239,7 +240,8 @@ def _keep_ood(context: RunContext, fold: _Inputs, targets: Rows) -> dict[str, An
     if min(len(part.train), len(part.val)) < MIN_ROWS:
         file.unlink(missing_ok=True)
         return {"reason": f"fewer than {MIN_ROWS} training or validation images"}
-    fitted = fit_ood(features[part.train], targets=targets[part.train], held_out=features[part.val])
+    patients = independent_groups(context.manifest)[part.val]
+    fitted = fit_ood(features[part.train], targets=targets[part.train], held_out=features[part.val], patients=patients)
     write_ood(file, fitted)
     flagged = fitted.is_flagged(fitted.score(features[part.test]))
     counts = {"flagged": int(flagged.sum()), "test": len(part.test), "share": float(flagged.mean())}

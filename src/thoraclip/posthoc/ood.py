@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ConfigError, InputError, ManifestError
+from thoraclip.posthoc.quantile import patient_quantile
 from thoraclip.runs import atomic_open, canonical_json
 
 __all__ = ["MIN_ROWS", "OodScore", "fit_ood", "read_ood", "threshold_of", "write_ood"]
@@ -44,13 +45,14 @@ class OodScore:
     Args:
         threshold: the score that a share `false_positive_rate` of pictures like the training images exceeds.
         false_positive_rate: that share, 0..1.
-        calibration_images: how many pictures, none of which was fitted on, the threshold was taken from.
+        calibration_images, calibration_patients: how many, none of which was fitted on, the threshold was taken from.
         arrays: what was fitted: `means` f32[C, D], and `factor` f32[D, D] with factor^2 = S^-1.
     """
 
     threshold: float
     false_positive_rate: float
     calibration_images: int
+    calibration_patients: int
     arrays: dict[str, npt.NDArray[np.float32]]
 
     @classmethod
@@ -62,6 +64,7 @@ class OodScore:
             threshold=float(facts["threshold"]),
             false_positive_rate=float(facts["false_positive_rate"]),
             calibration_images=int(facts["calibration_images"]),
+            calibration_patients=int(facts.get("calibration_patients", facts["calibration_images"])),
             arrays=arrays,
         )
 
@@ -75,6 +78,7 @@ class OodScore:
             "guaranteed_rate": self.guaranteed_rate,
             "calibrated_on": "held-out",
             "calibration_images": self.calibration_images,
+            "calibration_patients": self.calibration_patients,
             "neighbours": 0,
         }
 
@@ -85,8 +89,8 @@ class OodScore:
 
     @property
     def guaranteed_rate(self) -> float:
-        """The false-positive rate that the calibration can promise: no smaller than 1 / (calibration images + 1)."""
-        return max(self.false_positive_rate, 1 / (self.calibration_images + 1))
+        """The false-positive rate that the calibration can promise: no smaller than 1 / (calibration patients + 1)."""
+        return max(self.false_positive_rate, 1 / (self.calibration_patients + 1))
 
     def score(self, features: Features) -> Floats:
         """f32[N, D], as the encoder gives them -> f64[N]; larger is less like the training images.
@@ -124,6 +128,7 @@ def fit_ood(
     features: Features,
     *,
     held_out: Features,
+    patients: npt.NDArray[np.int64] | None = None,
     targets: npt.NDArray[np.int64] | None = None,
     false_positive_rate: float = 0.01,
 ) -> OodScore:
@@ -132,6 +137,7 @@ def fit_ood(
     Args:
         features: f32[N, D] of the training images, as the encoder gives them.
         held_out: f32[V, D] of validation images, no patient of which is trained on.
+        patients: i64[V], whose image it is; `None` where every image stands for itself.
         targets: i64[N], the classes of the training images; -1 is unknown, and left out. None: all are of one class.
         false_positive_rate: share of images like the training ones that may be flagged.
 
@@ -153,11 +159,16 @@ def fit_ood(
     means = {c: rows[classes == c].mean(axis=0) for c in np.unique(classes).tolist()}
     centred = rows - np.stack([means[c] for c in classes.tolist()])
     arrays = {"means": np.stack(list(means.values())).astype(np.float32), "factor": _whitening(centred)}
+    patients = np.arange(len(held_out)) if patients is None else patients
     fitted = OodScore(
-        threshold=np.inf, false_positive_rate=false_positive_rate, calibration_images=len(held_out), arrays=arrays
+        threshold=np.inf,
+        false_positive_rate=false_positive_rate,
+        calibration_images=len(held_out),
+        calibration_patients=len(np.unique(patients)),
+        arrays=arrays,
     )
     scores = fitted.score(_checked(held_out, "held-out features", at_least=MIN_ROWS))
-    return replace(fitted, threshold=threshold_of(scores, false_positive_rate))
+    return replace(fitted, threshold=threshold_of(scores, false_positive_rate, patients))
 
 
 def _checked(features: Features, what: str, *, at_least: int = 0) -> Features:
@@ -211,16 +222,15 @@ def _shrunk_covariance(centred: Floats) -> Floats:
     return covariance
 
 
-def threshold_of(scores: Floats, false_positive_rate: float) -> float:
+def threshold_of(scores: Floats, false_positive_rate: float, patients: npt.NDArray[np.int64] | None = None) -> float:
     """The score that a share of pictures like the calibration images exceeds: the conformal quantile.
 
-    With n calibration scores it is the ceil((n + 1)(1 - rate))-th smallest: a new exchangeable picture exceeds it with
-    probability at most `rate` (Vovk et al. 2005; Bates et al. 2023, Annals of Statistics 51:149, arXiv:2104.08279). Too
-    few scores for the promise, (n + 1) rate < 1: the largest one, which a new picture exceeds with probability 1 / (n +
-    1).
+    A new patient's picture exceeds it with probability at most `rate` (Vovk et al. 2005; Bates et al. 2023, Annals of
+    Statistics 51:149, arXiv:2104.08279; patients: `quantile.patient_quantile`). Too few patients for the promise, (P +
+    1) rate < 1: the largest score, which a new picture exceeds with probability 1 / (P + 1) or less.
     """
-    rank = int(np.ceil((len(scores) + 1) * (1 - false_positive_rate) - 1e-9))
-    return float(np.sort(scores)[min(rank, len(scores)) - 1])
+    patients = np.arange(len(scores)) if patients is None else patients
+    return min(patient_quantile(scores, patients, 1 - false_positive_rate), float(scores.max()))
 
 
 def write_ood(path: Path, fitted: OodScore) -> None:

@@ -229,7 +229,8 @@ def score_set(study: Study, images: Manifest, result: ExternalResult, failed: Co
             not_scored[method.name] = first_line(error)
             study.log(f"external {result.name}: {method.name} is not scored: {first_line(error)}")
         else:
-            results.append(MethodResult(name=method.name, kind=method.kind, predictions=tables))
+            trained = method.is_trained
+            results.append(MethodResult(name=method.name, kind=method.kind, predictions=tables, is_trained=trained))
     return dataclasses.replace(result, methods=tuple(results), not_scored=not_scored)
 
 

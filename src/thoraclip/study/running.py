@@ -191,6 +191,7 @@ def _run_entry(study: Study, method: MethodEntry) -> MethodResult:
         settings=_settings(method),
         notes=(demonstration,) if getattr(method.config, "model", "") == "tiny-clip" else (),
         details=details,
+        is_trained=method.is_trained,
     )
 
 

@@ -160,6 +160,11 @@ class MethodEntry:
         return runs
 
     @property
+    def is_trained(self) -> bool:
+        """True where it, or the adapter that it uses, is fitted to images: what is not has no seed."""
+        return bool(self.seeds or self.after or getattr(self.config, "adapter", ""))
+
+    @property
     def has_own_captions(self) -> bool:
         """True where it trains on the captions that the study writes."""
         return getattr(self.config, "captions", "") == OWN_CAPTIONS

@@ -95,9 +95,12 @@ class Predictions:
         filled = [p if p is not None else patients.get(i) for p, i in zip(self.patient, self.image_id, strict=True)]
         return replace(self, patient=tuple(filled))
 
-    def groups(self) -> Ints:
-        """i64[N]: the patient's number; an image of an unknown patient is a group of its own."""
-        seen: dict[str, int] = {}
+    def groups(self, seen: dict[str, int] | None = None) -> Ints:
+        """i64[N]: the patient's number; an image of an unknown patient is a group of its own.
+
+        Tables that are given the same `seen` number the same patients alike.
+        """
+        seen = {} if seen is None else seen
         keys = [f"p:{p}" if p is not None else f"i:{i}" for p, i in zip(self.patient, self.image_id, strict=True)]
         return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 

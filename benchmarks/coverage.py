@@ -1,0 +1,259 @@
+"""Coverage of intervals, false alarms and power of comparisons, and promises kept, where the truth is known.
+
+    python benchmarks/coverage.py [TABLE ...] [--sets 400]
+
+Every table simulates scores (`Training`) and asks the package's own functions; docs/statistics.md has what it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, bootstrap_p, compare, t_test
+from thoraclip.evaluation.entries import mean_clusters, training_values
+from thoraclip.evaluation.intervals import estimate, percentile_interval
+from thoraclip.evaluation.metrics import METRICS, Scored
+from thoraclip.evaluation.resampling import replicate
+from thoraclip.evaluation.trainings import training_variance
+from thoraclip.posthoc.conformal import fit_thresholds
+from thoraclip.posthoc.ood import threshold_of
+from thoraclip.posthoc.operating import chance_of_goal, choose_threshold, positives_needed
+from thoraclip.proportions import patient_share, wilson
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_SHARES = np.array([0.4, 0.35, 0.25])
+_MAIN = "macro_f1"
+
+
+@dataclass(frozen=True)
+class Training:
+    """An algorithm: its classifiers differ in how good they are, by a shift of each class, and by noise of each image.
+
+    Args:
+        ease: mean of how much higher the true class scores, in logits; its spread over images is 1.5.
+        quality: standard deviation of `ease` over trainings.
+        shift: the same of what is added to a class. Both together move macro F1 by about 1.7 points.
+        noise: the same for an image and class.
+        alike: share of the variance of `ease` that images of one patient have in common.
+    """
+
+    ease: float = 1.6
+    quality: float = 0.07
+    shift: float = 0.2
+    noise: float = 0.7
+    alike: float = 0.0
+
+    def images(self, rng: np.random.Generator, patients: int, each: int = 1) -> tuple[Ints, Floats, Ints]:
+        """(class, ease, patient) of N images; a patient has one class."""
+        owners = np.repeat(np.arange(patients), each)
+        target = rng.choice(3, patients, p=_SHARES)[owners]
+        common, own = rng.normal(size=patients)[owners], rng.normal(size=len(owners))
+        return target, self.ease + 1.5 * (np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * own), owners
+
+    def scores(self, rng: np.random.Generator, target: Ints, ease: Floats) -> Scored:
+        """Of one classifier."""
+        logits = np.eye(3)[target] * (ease + self.quality * rng.normal())[:, None] + self.shift * rng.normal(size=3)
+        logits += self.noise * rng.normal(size=logits.shape)
+        return Scored(target, np.exp(logits - logits.max(axis=1, keepdims=True)))
+
+    def cross_validated(self, rng: np.random.Generator, target: Ints, ease: Floats, fold_of: Ints) -> Scored:
+        """Every fold by a classifier of its own."""
+        scores = np.zeros((len(target), 3))
+        for fold in np.unique(fold_of):
+            rows = fold_of == fold
+            scores[rows] = self.scores(rng, target[rows], ease[rows]).scores
+        return Scored(target, scores)
+
+    def truth(self, names: Sequence[str]) -> dict[str, float]:
+        """What its classifiers score on average on all images there could be."""
+        return dict(_truth(self, tuple(names)))
+
+
+@cache
+def _truth(algorithm: Training, names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    rng, found = np.random.default_rng(99), []
+    for _ in range(150):
+        target, ease, _ = algorithm.images(rng, 4000)
+        found.append([METRICS[name].point(algorithm.scores(rng, target, ease)) for name in names])
+    return tuple(zip(names, np.mean(np.array(found, dtype=np.float64), axis=0).tolist(), strict=True))
+
+
+def _experiments(
+    a: Training, b: Training, images: int, seeds: int, folds: int, sets: int, resamples: int
+) -> Iterator[tuple[dict[str, Any], list[Contestant], Ints, Scored]]:
+    """(the comparison by macro F1, both methods, the images' folds, a table) of each set."""
+    for number in range(sets):
+        rng = np.random.default_rng([images, seeds, folds, number])
+        target, ease, _ = a.images(rng, images)
+        fold_of, groups = rng.permutation(images) % folds, np.arange(images)
+        pair = []
+        for algorithm in (a, b):
+            more = algorithm.ease - a.ease
+            pair.append([algorithm.cross_validated(rng, target, ease + more, fold_of) for _ in range(seeds)])
+        drawn = replicate(pair[0] + pair[1], groups, resamples=resamples, seed=number, confusion_only=True)
+        parts, contestants = (drawn[:seeds], drawn[seeds:]), []
+        for name, tables, own in zip("ab", pair, parts, strict=True):
+            values = {m: float(np.mean([METRICS[m].point(t) or 0.0 for t in tables])) for m in COMPARED}
+            replicates = {m: np.mean([one.headline[m] for one in own], axis=0) for m in COMPARED}
+            contestants.append(Contestant(name, values, replicates, None, training_values(tables, fold_of, COMPARED)))
+        rows = compare(contestants, intervals=True, groups=groups)
+        yield next(row for row in rows if row["metric"] == _MAIN), contestants, fold_of, pair[0][0]
+
+
+def _interval(one: Contestant, table: Scored, groups: Ints) -> tuple[float, float]:
+    clusters = mean_clusters(table.target, groups)
+    training = training_variance(one.trainings[_MAIN])
+    found = estimate(one.values[_MAIN], one.replicates[_MAIN], clusters=clusters, training=training)
+    assert found.low is not None and found.high is not None
+    return found.low, found.high
+
+
+def false_alarms(
+    algorithm: Training, *, images: int, seeds: int, folds: int, sets: int, resamples: int
+) -> tuple[float, float]:
+    """Of two equal algorithms: how often they are called different, and how often the interval of one holds its own
+    macro F1."""
+    truth, called, covered = algorithm.truth([_MAIN])[_MAIN], 0, 0
+    for row, (one, _), _, table in _experiments(algorithm, algorithm, images, seeds, folds, sets, resamples):
+        called += row["p"] < 0.05 and row["claim"] == METHODS
+        low, high = _interval(one, table, np.arange(images))
+        covered += low <= truth <= high
+    return called / sets, covered / sets
+
+
+def differences(sets: int) -> None:
+    """Two equal algorithms."""
+    algorithm = Training()
+    truth = algorithm.truth([_MAIN])[_MAIN]
+    _row("design", "called different: patients only", "now", "own macro F1 covered: patients only", "now")
+    for images, seeds, folds in ((1000, 1, 1), (1000, 2, 1), (1000, 3, 1), (6000, 3, 1), (6000, 5, 1), (300, 1, 3),
+                                 (300, 1, 5), (1000, 1, 5), (1000, 3, 5)):  # fmt: skip
+        before, now, inside = 0, 0, np.zeros(2)
+        for row, (one, other), _, table in _experiments(algorithm, algorithm, images, seeds, folds, sets, 300):
+            before += bootstrap_p(one.replicates[_MAIN] - other.replicates[_MAIN]) < 0.05
+            now += row["p"] < 0.05 and row["claim"] == METHODS
+            spans = percentile_interval(one.replicates[_MAIN]), _interval(one, table, np.arange(images))
+            inside += [low <= truth <= high for low, high in spans]
+        told = f"{now / sets:.3f}" if seeds * folds > 1 else "no claim"
+        name = f"{images:,} images, {seeds} seed{'s' * (seeds > 1)}" + (f", {folds} folds" if folds > 1 else "")
+        _row(name, f"{before / sets:.3f}", told, *(f"{share:.3f}" for share in inside / sets))
+
+
+def power(sets: int) -> None:
+    """A real difference."""
+    _row("design", "difference (points)", "found", "Nadeau & Bengio alone")
+    for images, seeds, folds, gain in ((1000, 3, 1, 0.5), (1000, 5, 1, 0.5), (6000, 3, 1, 0.5), (6000, 5, 1, 0.5),
+                                       (300, 1, 5, 0.6), (1000, 1, 5, 0.5), (1000, 3, 5, 0.5)):  # fmt: skip
+        a, b = Training(ease=1.6 + gain), Training()
+        lead, found, alone = a.truth([_MAIN])[_MAIN] - b.truth([_MAIN])[_MAIN], 0, 0
+        for row, (one, other), _, _ in _experiments(a, b, images, seeds, folds, sets, 300):
+            found += row["p"] < 0.05
+            spread = training_variance((one.trainings[_MAIN].mean(0) - other.trainings[_MAIN].mean(0))[None])
+            alone += spread is not None and t_test(row["difference"], spread) < 0.05
+        name = f"{images:,} images, {seeds} seed{'s' * (seeds > 1)}" + (f", {folds} folds" if folds > 1 else "")
+        _row(name, f"{100 * lead:.1f}", f"{found / sets:.2f}", f"{alone / sets:.2f}" if folds > 1 else "-")
+
+
+def ceiling(sets: int) -> None:
+    """One classifier, from poor to nearly perfect: how often the interval holds what it scores on all images."""
+    names = ("accuracy", "macro_f1", "auroc", "average_precision")
+    _row("true accuracy", "patients x images", *(f"{METRICS[n].title}: percentiles, now" for n in names))
+    for ease in (0.3, 1.6, 3.2, 4.5, 5.6):
+        for patients, each in ((300, 1), (60, 5)):
+            algorithm = Training(ease=ease, quality=0, shift=0, alike=0.0 if each == 1 else 0.5)
+            truth, inside = algorithm.truth(names), np.zeros((len(names), 2))
+            for number in range(sets):
+                rng = np.random.default_rng([patients, number])
+                target, hard, owners = algorithm.images(rng, patients, each)
+                table = algorithm.scores(rng, target, hard)
+                (drawn,) = replicate([table], owners, resamples=300, seed=number)
+                for place, name in enumerate(names):
+                    metric, known = METRICS[name], drawn.headline[name]
+                    clusters = mean_clusters(target, owners) if metric.by_class else float(patients)
+                    found = estimate(metric.point(table), known, clusters=clusters)
+                    if found.low is None or found.high is None:
+                        continue
+                    for column, (low, high) in enumerate((percentile_interval(known), (found.low, found.high))):
+                        inside[place, column] += low <= truth[name] <= high
+            cells = (f"{one:.3f}, {two:.3f}" for one, two in inside / sets)
+            _row(f"{truth['accuracy']:.3f}", f"{patients} x {each}", *cells)
+
+
+def shares(sets: int) -> None:
+    """A share of images (sensitivity, set coverage, a reliability bin) where images of a patient are alike."""
+    _row("true share", "patients x images", "Wilson, by image", "by patient")
+    for truth in (0.5, 0.9, 0.95, 0.98):
+        for patients, each in ((300, 1), (100, 3), (30, 10)):
+            concentration = np.array([truth, 1 - truth]) * 1.5
+            owners, inside, rng = np.repeat(np.arange(patients), each), np.zeros(2), np.random.default_rng(patients)
+            for _ in range(sets):
+                right = rng.random(len(owners)) < rng.beta(*concentration, size=patients)[owners]
+                spans = wilson(int(right.sum()), len(right)), patient_share(right, owners)
+                inside += [low <= truth <= high for low, high in spans]
+            _row(f"{truth}", f"{patients} x {each}", *(f"{share:.3f}" for share in inside / sets))
+
+
+def promises(sets: int) -> None:
+    """What new patients' images get on average: the rule over images, and the one over patients."""
+    algorithm = Training(alike=0.8)
+    rules: dict[str, Callable[[Floats, Ints | None], float]] = {
+        "sets hold 90 %": _kept_by_sets, "sensitivity 95 %": _kept_by_threshold, "not flagged 99 %": _kept_by_flag,
+    }  # fmt: skip
+    rng = np.random.default_rng(3)
+    new = np.sort(algorithm.ease + 1.5 * rng.normal(size=200_000))
+    _row("promise", "patients x images", "over images: kept on average", "over patients", "chance that the goal is met")
+    for name, rule in rules.items():
+        for patients, each in ((20, 1), (50, 1), (30, 10), (100, 5), (200, 3)):
+            kept = np.zeros((sets, 2))
+            for number in range(sets):
+                _, ease, owners = algorithm.images(rng, patients, each)
+                for column, of in enumerate((None, owners)):
+                    kept[number, column] = 1 - np.searchsorted(new, rule(ease, of)) / len(new)
+            met = (kept[:, 1] >= 0.95).mean()
+            told = f"{met:.2f} (stated: {chance_of_goal(patients):.2f})" if name.startswith("sens") else "-"
+            enough = patients >= positives_needed() or name.startswith("sets")
+            _row(name, f"{patients} x {each}", *(f"{v:.3f}" for v in kept.mean(axis=0)), told if enough else "-")
+
+
+def _kept_by_sets(ease: Floats, owners: Ints | None) -> float:
+    """The lowest ease whose class is in the set."""
+    score = 1 / (1 + np.exp(-ease))
+    found = fit_thresholds(np.stack([score, 1 - score], axis=1), np.zeros(len(ease), np.int64), patients=owners)
+    limit = 1 - found.threshold[0]
+    return float(np.log(limit / (1 - limit))) if 0 < limit < 1 else -np.inf
+
+
+def _kept_by_threshold(ease: Floats, owners: Ints | None) -> float:
+    found = choose_threshold(ease, np.ones(len(ease), dtype=bool), patients=owners)
+    return -np.inf if found is None else found
+
+
+def _kept_by_flag(ease: Floats, owners: Ints | None) -> float:
+    return -threshold_of(-ease, 0.01, owners)
+
+
+def _row(*cells: str) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+TABLES: dict[str, Callable[[int], None]] = {
+    one.__name__: one for one in (differences, power, ceiling, shares, promises)
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--sets", type=int, default=400)
+    given = parser.parse_args()
+    for name in given.tables or TABLES:
+        print(f"\n{name}: {TABLES[name].__doc__}\n")
+        TABLES[name](given.sets)
