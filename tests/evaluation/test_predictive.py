@@ -10,6 +10,7 @@ from tests.evaluation.tables import CLASSES, method, predictions
 
 from thoraclip.errors import ConfigError
 from thoraclip.evaluation.predictive import predictive_values, read_prevalence, require_classes
+from thoraclip.evaluation.render import html_page
 from thoraclip.evaluation.report import judge
 from thoraclip.proportions import wilson
 
@@ -82,6 +83,7 @@ def test_a_report_has_them_at_both_prevalences_and_both_points() -> None:
     sick, healthy = 0.05 * at["sensitivity"]["value"], 0.95 * (1 - at["specificity"]["value"])
     stated = found["COVID-19"]["stated"]["operating_point"]["ppv"]
     assert stated["value"] == pytest.approx(sick / (sick + healthy))
+    assert "At the operating point</th>" in html_page(report, None, None)
     said = next(sentence for sentence in report["reading"] if sentence.startswith("Where 5.0 % have COVID-19"))
     assert f"{100 * found['COVID-19']['stated']['predicted']['npv']['value']:.1f} %" in said
 

@@ -13,6 +13,7 @@ from tests.evaluation.tables import AGES, CLASSES, method, predictions
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.equalised_odds import permuted_groups
 from thoraclip.evaluation.metrics import Scored
+from thoraclip.evaluation.render import html_page, markdown_page
 from thoraclip.evaluation.report import judge
 from thoraclip.evaluation.subgroups import (
     FEWEST,
@@ -137,6 +138,8 @@ def test_numbers_are_those_of_the_rows() -> None:
                     assert row[point][rate]["value"] == pytest.approx(found[0][k])
                     assert row[point][rate]["gap"]["value"] == pytest.approx(found[0][k] - found[1][k])
                 rates.setdefault(point, {})[group["value"], name] = (found[0][0], 1 - found[0][1])
+    for page in (markdown_page(report), html_page(report, None, None)):
+        assert "By sex, at the operating point" in page and "By view" in page and "By source" not in page
     for point, of_point in rates.items():
         odds = by_sex["equalised_odds"][point]
         gaps = {(name, k): abs(of_point["F", name][k] - of_point["M", name][k]) for name in CLASSES for k in (0, 1)}
