@@ -23,6 +23,8 @@ from thoraclip.methods.training.steps import Steps
 from thoraclip.models.captioner import Captioner
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.study import plan_study, read_study, run_study
+from thoraclip.study.settings import training_notes
+from thoraclip.tables.manifest import read_manifest
 
 STUDY = """
 manifest = "m.parquet"
@@ -239,6 +241,19 @@ def test_the_command_prints_the_plan(images: Path, tmp_path: Path, capsys: pytes
     page = " ".join(capsys.readouterr().out.split())
     assert "24 images" in page and "cannot run: model './nowhere'" in page
     assert "What can be estimated: about" in page
+
+
+def test_a_study_that_trains_once_is_told_what_it_cannot_say(images: Path, tmp_path: Path) -> None:
+    parts = read_manifest(images / "m.parquet").with_columns(patient=[None] * 24)
+    split = parts.with_columns(split=["train", "val", "test", "test"] * 6, fold=[None] * 24)
+    folds = parts.with_columns(split=[None] * 24, fold=[0, 1] * 12)
+    (tmp_path / "s.toml").write_text('manifest = "m"\n[[methods]]\nkind = "trivial"\n')
+    (tmp_path / "z.toml").write_text('manifest = "m"\n[[methods]]\nkind = "zeroshot"\n')
+    for file, given, manifest, is_told in (
+        ("s", {}, split, True), ("s", {"seeds": [0, 1]}, split, False), ("s", {}, folds, False), ("z", {}, split, False),
+    ):  # fmt: skip
+        _, methods = read_study(tmp_path / f"{file}.toml", given)
+        assert ("between single trainings" in " ".join(training_notes(methods, manifest))) == is_told
 
 
 def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,8 @@ def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
         f"training stops early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward "
         "and backward."
     )
+    for note in plan["notes"]:
+        typer.echo(f"Note: {note}")
 
 
 def _plan_row(row: Mapping[str, Any]) -> list[str]:

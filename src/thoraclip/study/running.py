@@ -23,7 +23,15 @@ from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
 from thoraclip.study.external import prepare_sets, score_set
-from thoraclip.study.settings import CAPTIONS, MethodEntry, Study, StudyConfig, build_entries, study_toml
+from thoraclip.study.settings import (
+    CAPTIONS,
+    MethodEntry,
+    Study,
+    StudyConfig,
+    build_entries,
+    study_toml,
+    training_notes,
+)
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import Predictions, read_validation, write_predictions
 
@@ -62,6 +70,8 @@ def run_study(
     torn = _torn_pictures(manifest)
     if torn:
         announce(f"warning: pictures in two parts of the split: {torn} (identical files); see thoraclip check")
+    for note in training_notes(methods, manifest):
+        announce(f"note: {note}")
     outside = prepare_sets(study) if config.external else []
     hashes = {f"external {result.name}": images.fingerprint for images, result in outside}
     facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint, **hashes})

@@ -175,6 +175,17 @@ class MethodEntry:
         return own / f"seed-{seed}" if len(self.seeds) > 1 else own
 
 
+def training_notes(methods: Sequence[MethodEntry], manifest: Manifest) -> list[str]:
+    """What a study that trains once cannot say: `[]` with several seeds, folds, or nothing that is trained."""
+    trained = [method for method in methods if method.seeds]
+    if not trained or len(trained[0].seeds) > 1 or any(fold is not None for fold in manifest.column("fold")):
+        return []
+    return [
+        "one seed and no folds: differences will be between single trainings, not between methods; for these add "
+        "--set 'seeds=[0, 1, 2]'"
+    ]
+
+
 @dataclass(frozen=True)
 class Study:
     """A study at work: what its stages share."""
