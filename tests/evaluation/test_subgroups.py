@@ -17,6 +17,7 @@ from thoraclip.evaluation.render import html_page, markdown_page
 from thoraclip.evaluation.report import judge
 from thoraclip.evaluation.subgroups import (
     FEWEST,
+    _auroc,
     group_columns,
     group_values,
     members,
@@ -24,6 +25,7 @@ from thoraclip.evaluation.subgroups import (
     subgroup_entries,
 )
 from thoraclip.labels import LabelSet
+from thoraclip.proportions import share_interval
 from thoraclip.tables.manifest import Manifest
 
 SETS = 120
@@ -150,6 +152,30 @@ def test_numbers_are_those_of_the_rows() -> None:
     assert any(
         s.startswith("No difference between groups by sex and view can be shown for a") for s in report["reading"]
     )
+
+
+def test_the_interval_of_an_auroc_is_that_of_obuchowski() -> None:
+    """Pair by pair, patient by patient (Obuchowski 1997, equations 4 to 6); patients with images of both kinds, ties."""
+    rng = np.random.default_rng(3)
+    owner = np.repeat(np.arange(25), rng.integers(1, 5, 25))
+    positive = rng.random(len(owner)) < 0.4
+    score = np.round(rng.normal(size=len(owner)) + positive + 0.5 * rng.normal(size=25)[owner], 1)
+    highs, lows = np.flatnonzero(positive), np.flatnonzero(~positive)
+    wins = np.array([[float(score[i] > score[j]) + 0.5 * float(score[i] == score[j]) for j in lows] for i in highs])
+    value, above, below = float(wins.mean()), np.zeros(25), np.zeros(25)
+    for k in range(25):
+        above[k] = sum(wins[a].mean() - value for a, i in enumerate(highs) if owner[i] == k) / len(highs)
+        below[k] = sum(wins[:, b].mean() - value for b, j in enumerate(lows) if owner[j] == k) / len(lows)
+    with_high, with_low = len(set(owner[highs])), len(set(owner[lows]))
+    variance = with_high / (with_high - 1) * (above**2).sum() + with_low / (with_low - 1) * (below**2).sum()
+    variance += 2 * 25 / 24 * (above * below).sum()
+    fewest = min(with_high, with_low)
+    found = _auroc(score, positive, owner)
+    assert found["value"] == pytest.approx(roc_auc_score(positive, score)) and found["patients"] == fewest
+    expected = share_interval(value, variance, clusters=fewest, df=fewest - 1)
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+    alone = _auroc(np.array([0.1, 0.9, 0.8]), np.array([False, True, True]), np.array([0, 1, 2]))
+    assert (alone["value"], alone["low"], alone["high"], alone["patients"]) == (1, 0, 1, 1)
 
 
 def test_what_few_patients_show_is_listed_and_not_judged() -> None:
