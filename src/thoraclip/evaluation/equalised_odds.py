@@ -72,8 +72,8 @@ def equalised_odds(
     Returns:
         For each: `value`, `low`, `high`, `by_chance` (mean under permuted group labels), `p`, `spread` (f64[2C], NaN
         where a rate is not compared), `rate` (number of the one that is furthest apart), `highest` and `lowest` (the
-        groups of it). Empty where no rate is known well enough in two groups. The interval is conservative: it held the
-        true gap in 97 to 100 % of simulated sets of 150 and 400 patients, see `_lower_end` and `_upper_end`.
+        groups of it). Empty where no rate is known well enough in two groups. The interval is conservative: it
+        holds the true gap in 98 % of simulated sets or more (docs/statistics.md), see `_lower_end` and `_upper_end`.
     """
     number, rows = min(resamples, _MOST), [np.flatnonzero(group == g) for g in range(int(group.max()) + 1)]
     columns = np.concatenate([np.concatenate([one.called, one.of], axis=1) for one in found], axis=1, dtype=np.float64)
