@@ -110,4 +110,6 @@ def test_what_is_no_prevalence_is_refused(given: Any, message: str) -> None:
 
 
 def test_a_class_may_hold_an_equals_sign() -> None:
-    assert read_prevalence(["a=b=0.25"]) == {"a=b": 0.25} == read_prevalence({"a=b": 0.25})
+    assert (
+        read_prevalence(["a=b=0.25"]) == {"a=b": 0.25} == read_prevalence({"a=b": 0.25}) == read_prevalence("a=b=0.25")
+    )

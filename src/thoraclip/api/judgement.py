@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thoraclip.tables.manifest import Manifest
 
     Files = str | Path | Sequence[str | Path]
-    Shares = Mapping[str, float] | Sequence[str]
+    Shares = Mapping[str, float] | Sequence[str] | str
 
 __all__ = ["audit", "explain", "report"]
 

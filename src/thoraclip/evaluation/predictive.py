@@ -14,16 +14,17 @@ __all__ = ["predictive_entry", "predictive_values", "read_prevalence", "require_
 _ABSENT = {"value": None, "low": None, "high": None}
 
 
-def read_prevalence(given: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+def read_prevalence(given: Mapping[str, float] | Sequence[str] | str) -> dict[str, float]:
     """Class -> share of the patients who have it.
 
     Args:
-        given: such a mapping, or texts `CLASS=SHARE`.
+        given: such a mapping, or one text `CLASS=SHARE` or several.
 
     Raises:
         ConfigError: a text without `=`, a class that is named twice, or a share that is no number in (0, 1).
     """
-    pairs = list(given.items()) if isinstance(given, Mapping) else [_pair(text) for text in given]
+    texts = [given] if isinstance(given, str) else given
+    pairs = list(texts.items()) if isinstance(texts, Mapping) else [_pair(text) for text in texts]
     found: dict[str, float] = {}
     for name, value in pairs:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
