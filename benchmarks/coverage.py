@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.errors import InputError
 from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, bootstrap_p, compare, t_test
 from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
@@ -25,6 +26,7 @@ from thoraclip.evaluation.trainings import training_variance
 from thoraclip.posthoc.conformal import fit_thresholds
 from thoraclip.posthoc.ood import threshold_of
 from thoraclip.posthoc.operating import chance_of_goal, choose_threshold, positives_needed
+from thoraclip.posthoc.scaling import PATIENTS_NEEDED, fit_temperature
 from thoraclip.proportions import patient_share, wilson
 
 Floats = npt.NDArray[np.float64]
@@ -44,6 +46,7 @@ class Training:
         shift: the same of what is added to a class. Both together move macro F1 by about 1.7 points.
         noise: the same for an image and class.
         alike: share of the variance of `ease` that images of one patient have in common.
+        odd: share of images that look like another class, as a wrong label does.
     """
 
     ease: float = 1.6
@@ -51,13 +54,15 @@ class Training:
     shift: float = 0.2
     noise: float = 0.7
     alike: float = 0.0
+    odd: float = 0.0
 
     def images(self, rng: np.random.Generator, patients: int, each: int = 1) -> tuple[Ints, Floats, Ints]:
         """(class, ease, patient) of N images; a patient has one class."""
         owners = np.repeat(np.arange(patients), each)
         target = rng.choice(3, patients, p=_SHARES)[owners]
         common, own = rng.normal(size=patients)[owners], rng.normal(size=len(owners))
-        return target, self.ease + 1.5 * (np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * own), owners
+        ease = self.ease + 1.5 * (np.sqrt(self.alike) * common + np.sqrt(1 - self.alike) * own)
+        return target, np.where(rng.random(len(owners)) < self.odd, -ease, ease), owners
 
     def scores(self, rng: np.random.Generator, target: Ints, ease: Floats) -> Scored:
         """Of one classifier."""
@@ -151,8 +156,9 @@ def differences(sets: int) -> None:
 def power(sets: int) -> None:
     """A real difference."""
     _row("design", "difference (points)", "found", "Nadeau & Bengio alone")
-    for images, seeds, folds, gain in ((1000, 3, 1, 0.5), (1000, 5, 1, 0.5), (6000, 3, 1, 0.5), (6000, 5, 1, 0.5),
-                                       (300, 1, 5, 0.6), (1000, 1, 5, 0.5), (1000, 3, 5, 0.5)):  # fmt: skip
+    designs = ((1000, 3, 1, 0.25), (1000, 5, 1, 0.25), (6000, 3, 1, 0.15), (6000, 5, 1, 0.15), (300, 1, 3, 0.4),
+               (300, 1, 5, 0.4), (1000, 1, 5, 0.3), (1000, 3, 5, 0.3))  # fmt: skip
+    for images, seeds, folds, gain in designs:
         a, b = Training(ease=1.6 + gain), Training()
         lead, found, alone = a.truth([_MAIN])[_MAIN] - b.truth([_MAIN])[_MAIN], 0, 0
         for row, (one, other), _, _ in _experiments(a, b, images, seeds, folds, sets, 300):
@@ -166,26 +172,36 @@ def power(sets: int) -> None:
 def ceiling(sets: int) -> None:
     """One classifier, from poor to nearly perfect: how often the interval holds what it scores on all images."""
     names = ("accuracy", "macro_f1", "auroc", "average_precision")
-    _row("true accuracy", "patients x images", *(f"{METRICS[n].title}: percentiles, now" for n in names))
-    for ease in (0.3, 1.6, 3.2, 4.5, 5.6):
-        for patients, each in ((300, 1), (60, 5)):
-            algorithm = Training(ease=ease, quality=0, shift=0, alike=0.0 if each == 1 else 0.5)
-            truth, inside = algorithm.truth(names), np.zeros((len(names), 2))
-            for number in range(sets):
-                rng = np.random.default_rng([patients, number])
-                target, hard, owners = algorithm.images(rng, patients, each)
-                table = algorithm.scores(rng, target, hard)
-                (drawn,) = replicate([table], owners, resamples=300, seed=number)
-                for place, name in enumerate(names):
-                    metric, known = METRICS[name], drawn.headline[name]
-                    clusters = mean_clusters(target, owners) if metric.by_class else float(patients)
-                    found = estimate(metric.point(table), known, clusters=clusters)
-                    if found.low is None or found.high is None:
-                        continue
-                    for column, (low, high) in enumerate((percentile_interval(known), (found.low, found.high))):
-                        inside[place, column] += low <= truth[name] <= high
-            cells = (f"{one:.3f}, {two:.3f}" for one, two in inside / sets)
-            _row(f"{truth['accuracy']:.3f}", f"{patients} x {each}", *cells)
+    _row("true accuracy", "odd", "patients x images", *(f"{METRICS[n].title}: percentiles, logit, now" for n in names))
+    designs = [(ease, odd, size) for ease, odd in ((0.3, 0), (1.6, 0), (3.2, 0), (4.5, 0), (5.0, 0), (3.2, 0.005),
+               (4.5, 0.005), (4.5, 0.02)) for size in ((300, 1), (60, 5))]  # fmt: skip
+    for ease, odd, (patients, each) in designs:
+        algorithm = Training(ease=ease, quality=0, shift=0, alike=0.0 if each == 1 else 0.5, odd=odd)
+        truth, inside = algorithm.truth(names), np.zeros((len(names), 3))
+        for number in range(sets):
+            rng = np.random.default_rng([patients, number])
+            target, hard, owners = algorithm.images(rng, patients, each)
+            table = algorithm.scores(rng, target, hard)
+            (drawn,) = replicate([table], owners, resamples=300, seed=number)
+            for place, name in enumerate(names):
+                value, known = METRICS[name].point(table), drawn.headline[name]
+                clusters = mean_clusters(target, owners) if METRICS[name].by_class else float(patients)
+                found = estimate(value, known, clusters=clusters)
+                if value is None or found.low is None or found.high is None:
+                    continue
+                spans = percentile_interval(known), _logit(value, known), (found.low, found.high)
+                inside[place] += [low <= truth[name] <= high for low, high in spans]
+        cells = (", ".join(f"{share:.3f}" for share in row) for row in inside / sets)
+        _row(f"{truth['accuracy']:.3f}", f"{100 * odd:.1f} %", f"{patients} x {each}", *cells)
+
+
+def _logit(value: float, drawn: Floats) -> tuple[float, float]:
+    """The usual alternative near 1: symmetric on the scale of the logit."""
+    if not 0 < value < 1:
+        return percentile_interval(drawn)
+    reach = 1.96 * float(drawn.std(ddof=1)) / (value * (1 - value))
+    low, high = (1 / (1 + np.exp(-(np.log(value / (1 - value)) + sign * reach))) for sign in (-1, 1))
+    return float(low), float(high)
 
 
 def shares(sets: int) -> None:
@@ -224,6 +240,45 @@ def promises(sets: int) -> None:
             _row(name, f"{patients} x {each}", *(f"{v:.3f}" for v in kept.mean(axis=0)), told if enough else "-")
 
 
+def temperature(sets: int) -> None:
+    """What a fitted temperature does on new patients; where it reaches its bound, there is none."""
+    algorithms = [Training(ease=ease, quality=0, shift=0, alike=0.8) for ease in (1.6, 3.2)]
+    names = (f"accuracy {a.truth(['accuracy'])['accuracy']:.2f}" for a in algorithms)
+    _row("too sure", "patients", *(f"{n}: {what}" for n in names for what in ("log-loss, after", "ECE, after", "none")))
+    for factor in (1.0, 1.5, 2.5):
+        for patients in (5, 10, 20, 30, 50, 100):
+            cells: list[str] = []
+            for algorithm in algorithms:
+                before, after, none = with_temperature(algorithm, factor, patients, sets)
+                losses, errors = zip(before, after, strict=True)
+                cells += ["{:.3f}, {:.3f}".format(*losses), "{:.1f}, {:.1f} %".format(*(100 * e for e in errors))]
+                cells.append(f"{100 * none:.0f} %")
+            _row(f"{factor} x", str(patients), *cells)
+
+
+def with_temperature(algorithm: Training, factor: float, patients: int, sets: int) -> tuple[Floats, Floats, float]:
+    """(log-loss and calibration error of a classifier that is too sure by a factor, the same after a fit on so many
+    patients, on average, share of fits that reach a bound)."""
+    rng, metrics = np.random.default_rng(0), ("log_loss", "ece")
+    plain = algorithm.scores(rng, *algorithm.images(rng, 6000)[:2])
+    power = factor / fit_temperature(plain.scores, plain.target).temperature
+    new = Scored(plain.target, plain.scores**power)
+    before = np.array([METRICS[name].point(new) for name in metrics], dtype=np.float64)
+    after, none = np.tile(before, (sets, 1)), 0
+    for number in range(sets):
+        rng = np.random.default_rng([patients, number])
+        val = algorithm.scores(rng, *algorithm.images(rng, patients)[:2])
+        # each image several times is the same fit, and never too few patients
+        many = (np.repeat(part, PATIENTS_NEEDED, axis=0) for part in (val.scores**power, val.target))
+        try:
+            scaled = Scored(new.target, fit_temperature(*many).apply(new.scores))
+        except InputError:
+            none += 1
+            continue
+        after[number] = [METRICS[name].point(scaled) for name in metrics]
+    return before, after.mean(axis=0), none / sets
+
+
 def _kept_by_sets(ease: Floats, owners: Ints | None) -> float:
     """The lowest ease whose class is in the set."""
     score = 1 / (1 + np.exp(-ease))
@@ -246,7 +301,7 @@ def _row(*cells: str) -> None:
 
 
 TABLES: dict[str, Callable[[int], None]] = {
-    one.__name__: one for one in (differences, power, ceiling, shares, promises)
+    one.__name__: one for one in (differences, power, ceiling, shares, promises, temperature)
 }
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_the_bundle_gives_the_probabilities_of_the_original_and_of_the_run(works
     told = parity_of(opened)["run"]
     assert (told["images"], told["other_answers"]) == (len(original.test), 0)
     assert told["largest_difference"] == pytest.approx(0, abs=1e-4)
-    temperature = opened.bundle.facts["temperature"]
+    temperature = opened.bundle.facts["temperature"] or 1.0
     calibrated = softmax(np.log(np.maximum(expected, 1e-12)) / temperature)
     told = [opened.classify(path).scores for path in paths]
     assert np.abs(np.array([list(one.values()) for one in told]) - calibrated).max() < 1e-3

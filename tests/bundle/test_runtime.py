@@ -16,14 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tests.bundle.conftest import Workshop
-from tests.conftest import draw_picture, examples
+from tests.cli.test_cli import refused
+from tests.conftest import Capture, draw_picture, examples
 from tests.imaging.files import dicom, encoded
 from tests.small_install import run_small
 
 import thoraclip
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.bundle.runtime import _greys
-from thoraclip.errors import ImageError
+from thoraclip.cli.app import run
+from thoraclip.errors import ImageError, MismatchError
 from thoraclip.imaging import Preprocess, normalise
 from thoraclip.predictor import Looker, Predictor
 
@@ -111,6 +113,29 @@ def test_without_torch_and_all_that_comes_with_it(workshop: Workshop, tmp_path: 
     assert told["scores"] == scores, "the calibrated ones"
     assert told["method"] == "occlusion" and told["lungs_from"].startswith(("estimated", "not found: "))
     assert Image.open(shown).size[0] > 500
+
+
+def test_a_bundle_explains_what_it_was_trained_on_only_on_demand(
+    workshop: Workshop, tmp_path: Path, capsys: Capture
+) -> None:
+    bundle, manifest, out = workshop.bundle("probe"), workshop.manifest, tmp_path / "map.png"
+    for part in ("train", "val", "test"):
+        image = manifest.paths()[manifest.column("split").index(part)]
+        command = ["explain", str(bundle), str(image), "--out", str(out)]
+        if part != "test":
+            used = "was trained or tuned on this image"
+            assert f"{image}: {bundle} {used}; explain another" in refused(command, capsys)
+            assert thoraclip.explain(bundle, image, out=out, seen=True)["note"].endswith(f", which {used}")
+            continue
+        (mask := tmp_path / "mask.png").write_bytes(png((np.arange(48 * 40).reshape(48, 40) < 40 * 12) * np.uint8(255)))
+        given = manifest.with_columns(lung_mask=[str(mask)] * len(manifest))
+        assert thoraclip.explain(bundle, image, out=out, manifest=given)["lungs_from"] == "given mask"
+        assert run([*command, "--manifest", str(workshop.root / "manifest.parquet")]) == 0
+        assert "bundle: probe on " in capsys.readouterr().out
+    with pytest.raises(MismatchError, match="its run ran on another manifest than this one; leave --manifest out"):
+        thoraclip.explain(bundle, image, out=out, manifest=manifest.with_columns(split=["test"] * len(manifest)))
+    frozen = thoraclip.explain(workshop.bundle("zeroshot"), manifest.paths()[0], out=out)
+    assert frozen["note"].endswith("fp32"), "has learned from no image"
 
 
 def test_the_runtime_keeps_no_diary_and_reports_to_nobody(workshop: Workshop, tmp_path: Path) -> None:

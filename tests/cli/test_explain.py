@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.conftest import Capture, draw_picture, write_class_folder
 
 import thoraclip
 from thoraclip.cli.app import run
-from thoraclip.tables.manifest import Manifest, read_manifest
+from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_the_fold_that_held_a_picture_out_explains_it(
         picture, fold = folds.paths()[row], folds.column("fold")[row]
         copy = shutil.copy(picture, tmp_path / "renamed.png")
         found = thoraclip.explain(study / "runs" / "probe", copy, out=tmp_path / "a.png")
-        assert found["note"] == f"fold {fold}, which held this picture out"
+        assert found["note"] == f"fold {fold}, which held this image out"
         assert found["lungs_from"] == "given mask"
         assert found["lung_area"] == pytest.approx(2 * 32 * 14 / (48 * 40), abs=0.01)
         assert found["class"] == found["predicted"] == max(found["scores"], key=found["scores"].get)
@@ -77,17 +78,69 @@ def test_the_first_fold_explains_a_strange_picture_with_the_mask_given(study: Pa
     Image.fromarray(draw_picture(96, 80, seed=77)).save(new, quality=95)
     Image.fromarray((np.arange(96 * 80).reshape(96, 80) < 96 * 20).astype(np.uint8) * 255).save(tmp_path / "mask.png")
     found = thoraclip.explain(run, new, out=tmp_path / "a.png", mask=tmp_path / "mask.png")
-    assert found["note"] == "fold 0, the first: the picture is in no fold of the run's manifest"
+    assert found["note"] == "fold 0, the first: the image is in no fold of the run's manifest"
     assert found["lung_area"] == pytest.approx(0.25, abs=0.01)
     estimated = thoraclip.explain(run, new, out=tmp_path / "b.png")
     assert estimated["lungs_from"].startswith(("estimated", "not found: "))
     assert (estimated["lung_area"] is None) == estimated["lungs_from"].startswith("not found")
 
 
-def test_without_its_manifest_a_run_still_explains(study: Path, folds: Manifest, tmp_path: Path) -> None:
-    alone = shutil.copytree(study / "runs" / "probe", tmp_path / "alone" / "far" / "away" / "probe")
-    found = thoraclip.explain(alone, folds.paths()[9], out=tmp_path / "a.png", method="integrated")
-    assert found["note"].startswith("fold 0, the first")
+def test_along_the_way_of_the_readme(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest without folds stands beside the one that the run ran on, and is no reason to take another fold."""
+    monkeypatch.chdir(tmp_path)
+    write_class_folder(tmp_path / "images")
+    model = ["--set", "embeddings=features", "--set", "model=tiny-clip", "--set", "l2_steps=3"]
+    for command in (
+        ["index", "images", "--out", "manifest.parquet"],
+        ["split", "manifest.parquet", "--folds", "5", "--out", "folds.parquet"],
+        ["embed", "folds.parquet", "--model", "tiny-clip", "--out", "features"],
+        ["probe", "folds.parquet", *model, "--out", "runs/probe"],
+    ):
+        assert run(command) == 0, capsys.readouterr().err
+    assert json.loads(Path("runs/probe/provenance.json").read_text())["manifest_file"] == "../../folds.parquet"
+    folds = read_manifest(Path("folds.parquet"))
+    image = str(Path("images") / folds.column("path")[folds.column("fold").index(4)])
+    explained = ["explain", "runs/probe", image, "--method", "integrated", "--out", "sheet.png"]
+    assert run(explained) == 0, capsys.readouterr().err
+    assert "fold 4, which held this image out" in capsys.readouterr().out
+    assert json.loads(Image.open("sheet.png").text["thoraclip"])["note"] == "fold 4, which held this image out"  # type: ignore[attr-defined]
+    Path("sheet.png").unlink()
+    assert "probe: ran on another manifest" in refused([*explained, "--manifest", "manifest.parquet"], capsys)
+    Path("folds.parquet").rename("mine")
+    answer = refused(explained, capsys)
+    assert "manifest.parquet: not the manifest that runs/probe ran on; name that one with --manifest" in answer
+    Path("manifest.parquet").unlink()
+    assert "its manifest is not beside it; name it with --manifest" in refused(explained, capsys)
+    assert not Path("sheet.png").exists()
+    for options, note in (
+        (["--manifest", "mine"], "fold 4, which held this image out"),
+        (["--seen"], "fold 0, which may have been trained on this image"),
+        (["--manifest", "mine", "--fold", "3"], "fold 3, which was trained or tuned on this image"),
+    ):
+        assert run([*explained, *options]) == 0, capsys.readouterr().err
+        assert note in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_the_only_classifier_was_trained_on_is_explained_only_on_demand(
+    study: Path, folds: Manifest, tmp_path: Path, capsys: Capture
+) -> None:
+    parts = ["val" if n == 1 else "test" if n == 2 else "train" for n in folds.column("fold")]
+    split = folds.with_columns(fold=[None] * len(folds), split=parts)
+    write_manifest(tmp_path / "split.parquet", split)
+    place = tmp_path / "runs" / "probe"
+    thoraclip.probe(tmp_path / "split.parquet", out=place, model="tiny-clip", l2_steps=3)
+    for part, used in (("train", "trained on"), ("val", "tuned on"), ("test", "")):
+        image, out = split.paths()[parts.index(part)], tmp_path / "a.png"
+        command = ["explain", str(place), str(image), "--method", "integrated", "--out", str(out)]
+        if used:
+            answer = refused(command, capsys)
+            assert f"{image}: {place} was {used} this image ({part}); explain one that was held out" in answer
+            command.append("--seen")
+            assert not out.exists()
+        assert run(command) == 0
+        note = f"the run's classifier, which {f'was {used} this image' if used else 'held this image out'}"
+        assert note in " ".join(capsys.readouterr().out.split())
+        out.unlink()
 
 
 @pytest.mark.parametrize("case", ["class", "method", "fold", "trivial", "mask", "picture", "gone", "out", "folder"])

@@ -10,6 +10,7 @@ import pytest
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError
 from thoraclip.evaluation.align import align
+from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.reading import reading
 from thoraclip.evaluation.render import markdown_page
 from thoraclip.evaluation.report import MethodResult, judge
@@ -60,7 +61,7 @@ def test_what_is_fitted_on_validation_is_measured_on_the_rest() -> None:
     test, val = table(900, seed=0), table(400, seed=1, split="val", prefix="v")
     found = trust(test, validation=((val,),))
     temperature = fit_temperature(val.scores, val.target)
-    assert found["temperature"] == {"reason": None, "fitted": [temperature.temperature], "at_bound": [False]}
+    assert found["temperature"] == {"reason": None, "fitted": [temperature.temperature]}
     assert 2 < temperature.temperature < 3, "planted: 2.5"
     vector = fit_vector(val.scores, val.target)
     assert found["vector"]["scale"] == {name: [vector.scale[c]] for c, name in enumerate(CLASSES)}
@@ -193,6 +194,35 @@ def test_few_images_are_said_and_not_hidden() -> None:
     flat = dataclasses.replace(val, scores=np.full((400, 3), 1 / 3))
     refused = trust(test, validation=((flat,),))
     assert "equal scores for all classes" in refused["temperature"]["reason"] and refused["after_temperature"] is None
+
+
+@pytest.mark.parametrize("case", ["few patients", "all right"])
+def test_a_method_that_is_not_calibrated_is_said_to_be(case: str) -> None:
+    """In the entry, the reading and the table; what needs no temperature is fitted all the same."""
+    test, val = table(300, seed=0), table(90, seed=1, split="val", prefix="v")
+    if case == "few patients":  # 29, three or four images each
+        val, reason = dataclasses.replace(val, patient=tuple(f"v{i % 29}" for i in range(90))), "29 validation patients"
+    else:
+        val = dataclasses.replace(val, target=val.scores.argmax(axis=1))
+        reason = "the best temperature of 90 validation images is not inside 0.05 to 20 (it reaches 0.05): too few"
+    method = MethodResult(name="a", kind="probe", predictions=(test,), validation=((val,),))
+    report = judge([method], title="t", resamples=200)
+    found = report["methods"][0]["trust"]
+    for kind in ("temperature", "vector"):
+        assert found[kind]["reason"].startswith(f"not calibrated: {reason}") and found[f"after_{kind}"] is None
+    assert f"The probabilities of a are not calibrated: {reason}" in " ".join(report["reading"])
+    assert markdown_page(report).count(f"not calibrated: {reason}") == 7, "two in each of three tables, one sentence"
+    assert "were fitted: class-conditional prediction sets" in statistical_methods(report)
+    assert found["conformal"]["mean_size"] > 0 and found["before"]["ece"]["value"] > 0
+    enough = dataclasses.replace(val, patient=tuple(f"v{i % 30}" for i in range(90)))
+    assert case != "few patients" or trust(test, validation=((enough,),))["temperature"]["reason"] is None
+
+
+def test_one_fold_with_too_few_patients_leaves_all_uncalibrated() -> None:
+    first, second = (table(90, seed=k, fold=k, prefix=f"t{k}-") for k in (0, 1))
+    vals = tuple(table(n, seed=5 + k, fold=k, split="val", prefix=f"v{k}-") for k, n in ((0, 90), (1, 60)))
+    found = trust(joined(first, second), validation=(vals,))
+    assert found["temperature"]["reason"].startswith("not calibrated: 20 validation patients, and 30 are needed")
 
 
 def test_other_promises_than_the_usual_ones() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 
 from thoraclip.config import config_toml
-from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
+from thoraclip.errors import InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, baseline, predictors, probe, zeroshot
-from thoraclip.methods.predictors import Chosen, FinishedRun, choose_classifier, find_manifest, load_chosen, read_run
+from thoraclip.methods.predictors import FinishedRun, find_manifest, read_run
 from thoraclip.methods.running import pooled_predictions
 from thoraclip.models.heads import LinearHead, write_head
 from thoraclip.tables.manifest import Manifest, write_manifest
@@ -50,13 +49,13 @@ def drawn(seed: int, *, has_folds: bool, names_split: bool = True, taken: int = 
     return Manifest.from_rows(rows, Path("/images"), may_leak=True)
 
 
-def write_run(folder: Path, manifest: Manifest, kind: str = "probe", **settings: Any) -> Path:
-    """The run folder of a method that scored all rows with a fold or of split `test`."""
+def write_run(folder: Path, manifest: Manifest, kind: str = "probe", file: str = "", **settings: Any) -> Path:
+    """The run folder of a method that scored all rows with a fold or of split `test`; `file` is where it read them."""
     config = METHODS[kind].config_type(**settings)
     inputs = {"manifest": manifest.fingerprint, **config.inputs()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(f'kind = "{kind}"\n' + config_toml(config))
-    (folder / "provenance.json").write_text(json.dumps({"inputs": inputs}))
+    (folder / "provenance.json").write_text(json.dumps({"inputs": inputs, **({"manifest_file": file} if file else {})}))
     (folder / "done.json").write_text(json.dumps({"fingerprint": "of the run"}))
     rows = np.flatnonzero([f is not None or s == "test" for f, s in zip(manifest.column("fold"), manifest.column("split"), strict=True)])  # fmt: skip
     scores = np.full((len(rows), 2), 0.5)
@@ -191,8 +190,37 @@ def test_a_manifest_is_looked_for_three_folders_up(study: Path) -> None:
     with pytest.raises(InputError, match="its manifest is not beside it; name it with --manifest"):
         find_manifest(read_run(deep / "d"))
     write_manifest(study / "manifest.parquet", SPLIT)
-    with pytest.raises(MismatchError, match=r"is not the manifest that .* ran on; name it with --manifest"):
+    write_manifest(study / "a.parquet", FOLDS.with_columns(patient=list("abcabcabc")))
+    with pytest.raises(MismatchError, match=r"/a.parquet, .*/manifest.parquet: not the manifest that .*runs/probe ran"):
         find_manifest(run)
+
+
+def test_the_manifest_is_known_by_what_it_says_not_by_its_name(study: Path) -> None:
+    """Beside it: the one without folds, a table of another kind, a damaged file, and the same in the study's folder."""
+    for place in (study, study / "runs"):
+        write_manifest(place / "manifest.parquet", FOLDS.with_columns(fold=[None] * 9))
+        shutil.copy(study / "runs" / "probe" / "predictions.parquet", place / "another.parquet")
+        (place / "damaged.parquet").write_bytes(b"PAR1 and no more")
+        (place / "folder.parquet").mkdir()
+    write_manifest(study / "z-folds.parquet", FOLDS.with_columns(path=["0.png"] * 9))
+    assert find_manifest(read_run(study / "runs" / "probe")).column("path") == ["0.png"] * 9
+    (study / "0.png").unlink()
+    with pytest.raises(InputError, match=r"z-folds.parquet: its pictures are neither under /images nor beside"):
+        find_manifest(read_run(study / "runs" / "probe"))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_file_that_a_run_recorded_comes_first(moved: bool, study: Path, tmp_path: Path) -> None:
+    write_manifest(study / "data" / "folds.parquet", FOLDS.with_columns(view=["PA"] * 9))
+    (study / "data" / "0.png").write_bytes(b"a picture")
+    write_run(study / "runs" / "probe", FOLDS, file="../../data/folds.parquet")
+    write_run(study / "runs" / "absolute", FOLDS, file=str(study / "data" / "folds.parquet"))
+    place = study.rename(tmp_path / "elsewhere") if moved else study
+    assert find_manifest(read_run(place / "runs" / "probe")).column("view") == ["PA"] * 9
+    found = find_manifest(read_run(place / "runs" / "absolute"))
+    assert found.column("view") == ([None] if moved else ["PA"]) * 9, "gone: the one above the run's folder serves"
+    write_manifest(place / "data" / "folds.parquet", SPLIT)
+    assert find_manifest(read_run(place / "runs" / "probe")).column("view") == [None] * 9, "changed since"
 
 
 def adapter(folder: Path, text: str) -> Path:
@@ -296,64 +324,3 @@ def test_each_kind_loads_the_classifier_of_the_fold(
             ):
                 run.classifier(fold, LabelSet(("a", "c")))
             asked.clear()
-
-
-@pytest.fixture
-def picture_of(study: Path) -> Any:
-    """Writes the manifest of a study anew, in which a picture has a mask, a fold and a split; returns (run, picture)."""
-    content = hashlib.sha256(b"a picture").hexdigest()
-
-    def make(manifest: Manifest, row: int | None) -> tuple[FinishedRun, Path]:
-        if row is not None:
-            changed = [content if n == row else sha for n, sha in enumerate(manifest.column("sha256"))]
-            manifest = manifest.with_columns(
-                sha256=changed, lung_mask=[None if n == 5 else f"m{n}.png" for n in range(9)]
-            )
-        write_manifest(study / "manifest.parquet", manifest)
-        return read_run(write_run(study / "runs" / "probe", manifest)), study / "0.png"
-
-    return make
-
-
-IN_NO_FOLD = "fold 0, the first: the picture is in no fold of the run's manifest"
-
-
-@pytest.mark.parametrize(
-    ("manifest", "row", "asked", "fold", "note"),
-    [
-        (FOLDS, 4, None, 1, "fold 1, which held this picture out"),
-        (FOLDS, 4, 1, 1, "fold 1, which held this picture out"),
-        (FOLDS, 4, 2, 2, "fold 2, as asked"),
-        (FOLDS, None, None, 0, IN_NO_FOLD),
-        (FOLDS, None, 2, 2, "fold 2, as asked"),
-        (FOLDS.with_columns(fold=[0, 0, 1, 1, None, None, 2, 2, 2]), 4, None, 0,
-         "fold 0, the first: the picture was held out by no fold"),
-        (SPLIT, 3, None, None, "the run's classifier, which was trained on this picture"),
-        (SPLIT, 4, None, None, "the run's classifier, which was chosen by this picture"),
-        (SPLIT, 5, None, None, "the run's classifier"),
-        (SPLIT, None, None, None, "the run's classifier"),
-    ],
-)  # fmt: skip
-def test_a_picture_is_explained_by_who_did_not_see_it(
-    manifest: Manifest, row: int | None, asked: int | None, fold: int | None, note: str, picture_of: Any
-) -> None:
-    run, image = picture_of(manifest, row)
-    mask = None if row is None or row == 5 else image.with_name(f"m{row}.png")
-    assert choose_classifier(run, image, asked) == Chosen(fold, note, mask)
-
-
-def test_where_the_manifest_is_not_beside_the_run_the_first_fold_explains(picture_of: Any, study: Path) -> None:
-    run, image = picture_of(FOLDS, 4)
-    (study / "manifest.parquet").unlink()
-    assert choose_classifier(run, image) == Chosen(0, IN_NO_FOLD)
-    for manifest, names in ((FOLDS, "0, 1, 2"), (SPLIT, "none")):
-        run, image = picture_of(manifest, None)
-        with pytest.raises(ConfigError, match=f"--fold 7: .* has no such fold; its folds: {names}"):
-            choose_classifier(run, image, 7)
-
-
-def test_the_chosen_fold_is_what_is_loaded(picture_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FinishedRun, "classifier", lambda self, fold, labels: (fold, labels))
-    run, image = picture_of(FOLDS, 4)
-    assert load_chosen(run, image) == ((1, LABELS), choose_classifier(run, image))
-    assert load_chosen(run, image, fold=2) == ((2, LABELS), choose_classifier(run, image, 2))

@@ -53,7 +53,8 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> Manifest:
     kept = SimpleNamespace(**{n: v[order] for n, v in FEATURES.items()}, rows_for=lambda _: np.argsort(order))
     monkeypatch.setattr(probe, "_inputs", lambda c, *_: (kept, TEXTS if c.solver == "lp++" else None))
     return Manifest.from_rows(
-        [{"image_id": f"i{n}", "path": f"{n}.png", "sha256": f"s{n}", "label": NAMES[t], "fold": n // 6 % 3}
+        [{"image_id": f"i{n}", "path": f"{n}.png", "sha256": f"s{n}", "label": NAMES[t], "fold": n // 6 % 3,
+          "patient": f"p{n // 2}"}
          for n, t in enumerate(TARGET)], Path("/nowhere"),
     )  # fmt: skip
 
@@ -134,9 +135,12 @@ def test_a_run_is_that_of_a_slow_oracle(
         scored = np.isin(np.array(predictions.image_id), [f"i{row}" for row in part.test])
         np.testing.assert_allclose(predictions.scores[scored], head.predict(x[part.test]), atol=1e-6)
         np.testing.assert_allclose(kept.scores, candidates[best].predict(x[part.val]), atol=1e-5)
-        ood = fit_ood(x[part.train], targets=TARGET[part.train], held_out=x[part.val])
+        ood = fit_ood(x[part.train], targets=TARGET[part.train], held_out=x[part.val], patients=part.val // 2)
+        assert ood.calibration_patients < len(part.val), "a patient's images count together"
         flags = ood.is_flagged(ood.score(x[part.test]))
-        assert read_ood(tmp_path / f"novelty-fold-{part.fold}.safetensors").threshold == ood.threshold
+        written = read_ood(tmp_path / f"novelty-fold-{part.fold}.safetensors")
+        assert (written.threshold, written.facts) == (ood.threshold, ood.facts)
+        np.testing.assert_array_equal(written.score(x), ood.score(x), "what is told is what is written")
         assert told == {"fold": part.fold, "promised": ood.guaranteed_rate, "flagged": int(flags.sum()),
                         "test": len(part.test), "share": flags.mean()}  # fmt: skip
     assert set(predictions.image_id) == {f"i{row}" for part in rounds for row in part.test}
@@ -145,19 +149,17 @@ def test_a_run_is_that_of_a_slow_oracle(
 @pytest.mark.parametrize(("train", "val"), [(20, 20), (19, 20), (20, 19)])
 @pytest.mark.parametrize("fold", [2, None])
 def test_with_too_few_images_there_is_no_threshold_and_none_of_before_stays(
-    train: int, val: int, fold: int | None, manifest: Manifest, tmp_path: Path
+    train: int, val: int, fold: int | None, noisy: Manifest, tmp_path: Path
 ) -> None:
     rows = np.arange(60)
     part = Part(fold=fold, train=rows[:train], val=rows[20 : 20 + val], test=rows[40:])
     file = tmp_path / ("novelty.safetensors" if fold is None else "novelty-fold-2.safetensors")
     file.write_text("of an earlier run")
-    told = probe._keep_ood(
-        RunContext(manifest, RunFolder(tmp_path), tmp_path), (part, FEATURES["pooled"], None), TARGET
-    )
+    told = probe._keep_ood(RunContext(noisy, RunFolder(tmp_path), tmp_path), (part, FEATURES["pooled"], None), TARGET)
     few = train + val < 40
     assert file.exists() != few and ("fewer than 20" in str(told.get("reason"))) == few
     if few:
-        probe._keep_ood(RunContext(manifest, RunFolder(tmp_path), tmp_path), (part, FEATURES["pooled"], None), TARGET)
+        probe._keep_ood(RunContext(noisy, RunFolder(tmp_path), tmp_path), (part, FEATURES["pooled"], None), TARGET)
 
 
 @pytest.mark.parametrize("kind", ["probe", "zeroshot"])

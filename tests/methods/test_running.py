@@ -34,7 +34,7 @@ from thoraclip.methods.running import (
 )
 from thoraclip.methods.training import processes
 from thoraclip.runs import RunFolder, digest
-from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 from thoraclip.tables.predictions import read_predictions, read_validation, write_predictions
 
 NAMES = ("a", "b")
@@ -232,6 +232,7 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     assert (out / "metrics.jsonl").read_text() == '{"fold":null}\n'
     ((place, card),) = cards
     assert (place, card.kind, card.config, card.details) == (out, "toy", config, {"told": 1})
+    assert "manifest_file" not in facts, "these images come from no file"
     assert (card.images, card.data, card.provenance) == (IMAGES.root, data_facts(IMAGES), facts)
     assert result[0].scores.tolist() == card.predictions.scores.tolist() == [[0.5, 0.5]] * 12
     (out / "predictions.parquet").with_name(".z.part").write_text("left by a killed reader")
@@ -246,6 +247,21 @@ def test_a_run_is_given_all_that_it_was_asked_with_and_runs_once(
     bare = toy[-1][1]
     assert (bare.cache, bare.pixels, bare.progress) == (tmp_path / "bare" / "embeddings", None, None)
     bare.log("goes nowhere")
+
+
+def test_where_the_manifest_lies_is_recorded_and_changes_nothing_else(toy: Ran, tmp_path: Path) -> None:
+    """Relative to a run of the same study, so that both can be moved together."""
+    write_manifest(near := tmp_path / "s" / "t" / "folds.parquet", IMAGES)
+    write_manifest(far := tmp_path / "far.parquet", IMAGES)
+    (tmp_path / "s" / "t" / IMAGES.column("path")[0]).write_bytes(b"")
+    (tmp_path / IMAGES.column("path")[0]).write_bytes(b"")
+    out = tmp_path / "s" / "t" / "runs" / "toy"
+    for file, recorded in ((near, "../../folds.parquet"), (far, str(far))):
+        run_method("toy", Toy(), read_manifest(file), out)
+        assert json.loads((out / "provenance.json").read_text())["manifest_file"] == recorded
+        assert is_done("toy", Toy(), IMAGES, out), "wherever it lies"
+        (out / "done.json").unlink()
+    assert read_manifest(near, where={"path": IMAGES.column("path")[0]}).file is None, "some of the rows"
 
 
 def test_what_is_neither_trained_nor_parallel_gets_no_card_and_asks_for_no_launch(

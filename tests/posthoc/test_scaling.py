@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from benchmarks.coverage import Training, with_temperature
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
@@ -15,7 +16,7 @@ from thoraclip.evaluation.intervals import Estimate
 from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms
 from thoraclip.evaluation.recalibration import _mover, recalibration
 from thoraclip.evaluation.resampling import resample_weights
-from thoraclip.posthoc.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, fit_vector
+from thoraclip.posthoc.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, PATIENTS_NEEDED, fit_temperature, fit_vector
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,7 +40,7 @@ def log_loss(scores: Floats, target: npt.NDArray[np.int64]) -> float:
 
 
 @examples(16)
-@given(st.integers(0, 10**6), st.floats(0.3, 4), st.integers(20, 200))
+@given(st.integers(0, 10**6), st.floats(0.3, 4), st.integers(PATIENTS_NEEDED, 200))
 def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: int) -> None:
     scores, target = draw(seed, n, planted)
     scores = np.maximum(scores, 1e-12)  # as documented
@@ -57,8 +58,8 @@ def test_no_other_temperature_has_a_smaller_loss(seed: int, planted: float, n: i
 @pytest.mark.parametrize("apart", [0.06, 0.1, 1, 15, 21])
 def test_the_temperature_of_three_right_of_four(apart: float) -> None:
     """Logits that lie `apart`: a chance of 3/4 asks for apart / T = ln 3."""
-    scores = softmax(np.array([[apart, 0.0]] * 4))
-    assert fit_temperature(scores, np.array([0, 0, 1, 0])).temperature == pytest.approx(apart / np.log(3), rel=1e-6)
+    scores = softmax(np.array([[apart, 0.0]] * 32))
+    assert fit_temperature(scores, np.tile([0, 0, 1, 0], 8)).temperature == pytest.approx(apart / np.log(3), rel=1e-6)
 
 
 def test_the_vector_is_where_the_slope_is_zero() -> None:
@@ -77,28 +78,69 @@ def test_the_vector_is_where_the_slope_is_zero() -> None:
             assert abs(slope) < 1e-5
 
 
-def test_bounds_and_refusals() -> None:
+RIGHT = np.tile([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]], (10, 1))
+
+
+@pytest.mark.parametrize(
+    ("answers", "reaches"), [([0, 1, 2], r"0.05\): too few of them are wrong"), ([1, 2, 0], r"20\): their scores tell")]
+)
+def test_a_temperature_at_its_bound_is_none(answers: list[int], reaches: str) -> None:
+    """All right: the smaller, the better. All wrong: the larger, the better."""
     assert (MIN_TEMPERATURE, MAX_TEMPERATURE) == (0.05, 20.0)
-    right = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
-    perfect = fit_temperature(right, np.array([0, 1, 2]))
-    assert perfect.temperature == MIN_TEMPERATURE and perfect.is_at_bound
-    wrong = fit_temperature(right, np.array([1, 2, 0]))
-    assert wrong.temperature == MAX_TEMPERATURE and wrong.is_at_bound
-    vector = fit_vector(right, np.array([0, 1, 2]))
+    target = np.tile(answers, 10)
+    for fit in (fit_temperature, fit_vector):
+        with pytest.raises(
+            InputError, match=rf"best temperature of 30 .* not inside 0.05 to 20 \(it reaches {reaches}"
+        ):
+            fit(RIGHT, target)
+    target[:15] = np.tile([0, 1, 2], 5)
+    target[15:17] = [1, 2]
+    assert MIN_TEMPERATURE < fit_temperature(RIGHT, target).temperature < MAX_TEMPERATURE
+
+
+@pytest.mark.parametrize(("patients", "gains"), [(10, False), (PATIENTS_NEEDED, True)])
+def test_a_temperature_needs_patients_to_help_new_ones(patients: int, *, gains: bool) -> None:
+    """A classifier that is right in 75 % of images and 1.5 times too sure; the means of 200 fits."""
+    algorithm = Training(quality=0, shift=0, alike=0.8)
+    before, after, none = with_temperature(algorithm, 1.5, patients, 200)
+    assert (after[0] - before[0] < -0.005) if gains else (after[0] - before[0] > 0.03)
+    assert none < 0.2
+
+
+def test_patients_are_counted_not_images() -> None:
+    scores, target = draw(0, 90)
+    assert PATIENTS_NEEDED == 30
+    by_image = fit_temperature(scores, target)
+    assert fit_temperature(scores, target, patients=np.arange(90) // 3) == by_image, "30 patients are enough"
+    for fit in (fit_temperature, fit_vector):
+        with pytest.raises(InputError, match="^29 validation patients, and 30 are needed .an image of unknown patient"):
+            fit(scores, target, patients=np.minimum(np.arange(90) // 3, 28))
+        with pytest.raises(InputError, match="^29 validation patients"):
+            fit(scores[:29], target[:29])
+    assert np.isfinite(fit_vector(scores, target, patients=np.arange(90) // 3).scale).all()
+
+
+def test_what_cannot_be_scaled_is_refused() -> None:
+    one_wrong = np.tile([0, 1, 2], 10)
+    one_wrong[0] = 1
+    vector = fit_vector(RIGHT, one_wrong)
     assert np.isfinite(vector.scale).all() and np.isfinite(vector.bias).all()
-    zero = fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+    hard = np.tile([[1.0, 0.0], [0.0, 1.0]], (20, 1))
+    zero = fit_temperature(hard, np.array([0, 1] * 18 + [1, 0] * 2))
     assert np.isfinite(zero.apply(np.array([[1.0, 0.0]]))).all() and zero.temperature > 1
-    with pytest.raises(InputError, match="each of 4 validation images has equal scores for all classes"):
-        fit_temperature(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0]))
-    flat = np.array([[0.4, 0.3, 0.3], [1 / 3, 1 / 3, 1 / 3], [0.3, 0.35, 0.35]])
-    assert fit_temperature(flat, np.array([0, 1, 0])).temperature > 0, "one image that tells something is enough"
-    with pytest.raises(InputError, match="no validation image"):
+    with pytest.raises(InputError, match="each of 40 validation images has equal scores for all classes"):
+        fit_temperature(np.full((40, 3), 1 / 3), np.tile([0, 1, 2, 0], 10))
+    flat = np.concatenate([np.full((30, 3), 1 / 3), [[0.4, 0.3, 0.3]] * 3])
+    assert fit_temperature(flat, np.array([0] * 32 + [1])).temperature > 0, (
+        "a few images that tell something are enough"
+    )
+    with pytest.raises(InputError, match="^0 validation patients"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
     with pytest.raises(InputError, match="class 'Normal' has no validation image"):
-        fit_vector(right, np.array([0, 1, 1]), names=("COVID-19", "Non-COVID", "Normal"))
+        fit_vector(RIGHT, np.tile([0, 1, 1], 10), names=("COVID-19", "Non-COVID", "Normal"))
     with pytest.raises(InputError, match="class number 0 has no"):
-        fit_vector(right, np.array([2, 1, 1]))
-    assert fit_temperature(right, np.array([0, 1, 1])).temperature > 0, "one number needs no image of every class"
+        fit_vector(RIGHT, np.tile([2, 1, 1], 10))
+    assert fit_temperature(RIGHT, np.tile([0, 1, 1], 10)).temperature > 0, "one number needs no image of every class"
 
 
 def test_recalibration_agrees_with_the_metrics_of_the_report() -> None:

@@ -130,7 +130,8 @@ def test_an_explanation_is_the_command_s_in_layers(
     file, sheet = tmp_path / "a.png", tmp_path / "sheet.png"
     file.write_bytes(png)
     client, label = opened(), classifier.labels.names[1]
-    command = thoraclip.explain(bundle, file, out=sheet, class_name=label)
+    command = thoraclip.explain(bundle, file, out=sheet, class_name=label, seen=True)
+    assert command["note"].endswith(", which was trained or tuned on this image"), "the sheet says so, of both"
     told = client.post(f"/v1/explain?class={label}", files=forms(png)).json()
     assert told["prediction"] == client.post("/v1/predict", files=forms(png)).json()["pictures"][0]
     assert told["prediction"]["scores"] == {name: round(score, 6) for name, score in command["scores"].items()}  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ class Stub:
     """A classifier that says how bright a picture is, when it is let."""
 
     labels, preprocess, features_key = LabelSet(("dark", "bright")), SPEC, ("stub",)
-    bundle = SimpleNamespace(title="stub")
+    bundle = SimpleNamespace(note_on=lambda _: "stub")
 
     def __init__(self, together: int, *, is_let: bool) -> None:
         self.together, self.calls = together, list[int]()

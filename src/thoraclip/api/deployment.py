@@ -40,7 +40,7 @@ def export(
         out: folder of the bundle; a bundle that is there is replaced once the new one is whole.
         int8: a quarter of the size and several times the speed, if the test images show that the answers stay alike.
         fold: fold whose classifier is exported; default: the first, or the split's.
-        manifest: the images that the run ran on; default: the manifest of the run's study.
+        manifest: the images that the run ran on; default: the file that it read, or one in a folder above the run's.
         images: most training, validation and test images that are used, each; int8 is compared on all test images.
         thumbnails: small training images to put inside, for the page of serve. Whoever has the bundle can see them.
         seed: seed of draws and resamples.

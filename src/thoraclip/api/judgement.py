@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
 from thoraclip.config import read_toml
-from thoraclip.errors import ConfigError, InputError
+from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
     from thoraclip.api.hooks import Images
+    from thoraclip.bundle.format import Bundle
     from thoraclip.methods.audit.sample import AuditTarget
+    from thoraclip.predictor import Predictor
     from thoraclip.tables.manifest import Manifest
 
     Files = str | Path | Sequence[str | Path]
@@ -118,7 +121,7 @@ def audit(
     Args:
         run: folder of a finished run that keeps its classifier, or of a bundle, which is audited without torch.
         out: folder for audit.json, .md and .html; what is done is kept there, so that a killed audit goes on.
-        manifest: the images; default: the manifest of the run's study. A bundle needs one.
+        manifest: the images; default: the manifest that the run ran on, where it is still there. A bundle needs one.
         config: TOML file with settings.
         pixels: folder that keeps decoded images, so that each is decoded once for all methods.
         progress, announce: see `thoraclip.api`.
@@ -162,10 +165,12 @@ def explain(
     image: File,
     *,
     out: File,
+    manifest: Images | None = None,
     class_name: str = "",
     method: str = "",
     fold: int | None = None,
     mask: File | None = None,
+    seen: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Draw where an image holds evidence for a class: a heat map over the radiograph, and its share inside the lungs.
@@ -174,10 +179,14 @@ def explain(
         run: folder of a finished run that keeps its classifier, or of a bundle, which is asked without torch.
         image: PNG, JPEG or DICOM.
         out: sheet to write (.png): the image, the map over it, the lungs' outline and the numbers.
+        manifest: the images that the run ran on, where the image is looked up by its bytes; default: the file that
+            the run read, or one in a folder above the run's. A bundle knows its training images without.
         class_name: class that is explained; default: the predicted one.
         method: heat map: smoothgrad, integrated or occlusion (any classifier); default: the best one that it offers.
-        fold: fold whose classifier is asked; default: the one that held the image out, or the first.
+        fold: fold whose classifier is asked, even one that was trained on the image; default: the one that held the
+            image out, or the first for an image that the manifest does not have.
         mask: lung mask of the image's size; default: the manifest's, or an estimate.
+        seen: explain an image even where every classifier was trained on it, or may have been; the sheet says so.
         seed: seed of methods that draw noise.
 
     Returns:
@@ -185,30 +194,56 @@ def explain(
         `lungs_from`, `note`.
 
     Raises:
-        ThoraclipError: no classifier in the run, no such class, method or fold, or a file that cannot be read or
-            written.
+        LeakError: every classifier was trained or tuned on the image, and neither `fold` nor `seen` is given.
+        MismatchError: the manifest is another than the one that the run ran on.
+        ThoraclipError: no manifest of the run is found, no classifier in the run, no such class, method or fold, or a
+            file that cannot be read or written.
     """
     from thoraclip.bundle.seal import is_bundle
     from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay
 
     require_png(Path(out))
     options: dict[str, Any] = {"class_name": class_name, "method": method, "seed": seed}
+    images = None if manifest is None else read_images(manifest)
     if is_bundle(Path(run)):
         from thoraclip.bundle.opening import open_bundle
 
         if fold is not None:
             raise ConfigError(f"--fold {fold}: a bundle holds one classifier; leave --fold out")
         opened = open_bundle(run)
-        explained = explain_picture(opened, Path(image), mask=to_path(mask), note=opened.bundle.title, **options)
-        scores = opened.classify(Path(image)).scores  # calibrated, as `predict`
-        explained = dataclasses.replace(explained, scores=scores)
+        calibrated = opened.classify(Path(image)).scores  # as `predict`
+        own, note = _unseen_by_bundle(opened.bundle, Path(image), images, seen=seen)
+        classifier: Predictor = opened
     else:
-        from thoraclip.methods.predictors import load_chosen, read_run
+        calibrated = None
+        from thoraclip.methods.explaining import load_chosen
+        from thoraclip.methods.predictors import read_run
 
-        classifier, chosen = load_chosen(read_run(Path(run)), Path(image), fold=fold)
-        own, note = chosen.lung_mask if mask is None else to_path(mask), chosen.note
-        if mask is None and own is not None and (problem := why_no_mask(own, Path(image))):
-            own, note = None, f"{note}; the manifest's lung mask does not serve ({problem})"
-        explained = explain_picture(classifier, Path(image), mask=own, note=note, **options)
+        given = {"manifest": images, "fold": fold, "seen": seen}
+        classifier, chosen = load_chosen(read_run(Path(run)), Path(image), **given)
+        own, note = chosen.lung_mask, chosen.note
+    if mask is None and own is not None and (problem := why_no_mask(own, Path(image))):
+        own, note = None, f"{note}; the manifest's lung mask does not serve ({problem})"
+    lungs = own if mask is None else to_path(mask)
+    explained = explain_picture(classifier, Path(image), mask=lungs, note=note, **options)
+    if calibrated is not None:
+        explained = dataclasses.replace(explained, scores=calibrated)
     write_overlay(Path(out), explained)
     return explained.as_dict()
+
+
+def _unseen_by_bundle(bundle: Bundle, image: Path, manifest: Manifest | None, *, seen: bool) -> tuple[Path | None, str]:
+    """(the manifest's lung mask of the image, which classifier explains it); raises as `explain`."""
+    from thoraclip.imaging import read_bytes
+
+    ran_on = bundle.facts["provenance"]["inputs"].get("manifest")
+    if manifest is not None and manifest.fingerprint != ran_on:
+        raise MismatchError(f"{bundle.folder}: its run ran on another manifest than this one; leave --manifest out")
+    content = read_bytes(image)
+    digest, note = hashlib.sha256(content).hexdigest(), bundle.note_on(content)
+    if not seen and bundle.is_trained_on([digest])[0]:
+        raise LeakError(
+            f"{image}: {bundle.folder} was trained or tuned on this image; explain another, or this one all the same "
+            "with --seen"
+        )
+    return None if manifest is None else manifest.lung_mask_of(manifest.rows_of(digest)), note

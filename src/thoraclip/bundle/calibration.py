@@ -25,23 +25,27 @@ def calibrate(scores: Floats, target: Ints, patients: Ints, names: tuple[str, ..
     """Temperature, prediction sets and operating points, as `bundle.json` holds them.
 
     Sets are fitted on the scores as they are, so that their promise holds whatever the temperature; operating points
-    on calibrated scores, `None` for a class with too few patients. No temperature: none changes these scores.
+    on calibrated scores, `None` for a class with too few patients. Where no temperature can be fitted, scores stay as
+    they are, and `not_calibrated` says why.
 
     Args:
         scores: f64[N, C] of images that the classifier has not learned from, as the model gives them.
         target, patients: i64[N], the classes, and whose image it is.
         names: of the C classes.
     """
+    scaling: TemperatureScaling | None = None
+    reason: str | None = None
     try:
-        scaling: TemperatureScaling | None = fit_temperature(scores, target)
-    except InputError:
-        scaling = None
+        scaling = fit_temperature(scores, target, patients=patients)
+    except InputError as error:
+        reason = str(error)
     sets = fit_thresholds(scores, target, patients=patients)
     calibrated = scores if scaling is None else scaling.apply(scores)
     points = [choose_threshold(calibrated[:, c], target == c, patients=patients) for c in range(len(names))]
     positives, people = (dict(zip(names, counts.tolist(), strict=True)) for counts in (sets.images, sets.patients))
     return {
         "temperature": None if scaling is None else scaling.temperature,
+        "not_calibrated": reason,
         "sets": {
             "alpha": sets.alpha,
             "threshold": {n: float(t) if np.isfinite(t) else None for n, t in zip(names, sets.threshold, strict=True)},

@@ -101,6 +101,11 @@ class Bundle:
         fold = self.facts["run"]["fold"]
         return f"bundle: {self.name}, {self.precision}" + ("" if fold is None else f", fold {fold}")
 
+    def note_on(self, picture: bytes) -> str:
+        """Which classifier explains a picture, and whether it has learned from this one."""
+        used = self.is_trained_on([hashlib.sha256(picture).hexdigest()])[0]
+        return self.title + (", which was trained or tuned on this image" if used else "")
+
     @cached_property
     def ood(self) -> OodScore | None:
         """The out-of-distribution reference; `None` where the bundle has none."""

@@ -71,8 +71,9 @@ def _trust(report: Mapping[str, Any]) -> str:
     if not fitted:
         return ""
     sets, point = fitted[0]["conformal"], fitted[0]["operating_point"]
+    temperatures = "temperatures, " if any(one["temperature"]["reason"] is None for one in fitted) else ""
     return (
-        "On validation images were fitted: temperatures, class-conditional prediction sets "
+        f"On validation images were fitted: {temperatures}class-conditional prediction sets "
         f"({100 * sets['promised']:.0f} %; split conformal prediction) and thresholds (sensitivity "
         f"{100 * point['goal']:.0f} % on average for new patients), the latter two with every patient weighing the "
         "same (Dunn, Wasserman and Ramdas 2022). "

@@ -200,8 +200,10 @@ def _calibrated(report: Mapping[str, Any]) -> list[str]:
     """What the best method's validation images are good for, where it has any."""
     best = next(m for m in report["methods"] if m["name"] == report["verdict"]["best"])
     trust = best.get("trust")
-    if not trust or trust["reason"] is not None or trust["after_temperature"] is None:
+    if not trust or trust["reason"] is not None:
         return []
+    if trust["after_temperature"] is None:
+        return [f"The probabilities of {best['name']} are {trust['temperature']['reason']}."]
     after, sets = trust["after_temperature"], trust["conformal"]
     gain, promised = after["change"]["ece"], f"{100 * sets['promised']:.0f} %"
     known = [row["coverage"]["value"] for row in sets["classes"].values() if row["coverage"]["value"] is not None]

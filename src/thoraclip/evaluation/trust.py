@@ -159,15 +159,15 @@ def _scaled(
     """Both scalings: what was fitted, or `reason`; and calibration before and after."""
     names, tables = aligned.labels.names, {BEFORE: test}
     found: dict[str, Any] = {}
-    fits: dict[str, Callable[[Scored], Any]] = {
-        "temperature": lambda val: fit_temperature(val.scores, val.target),
-        "vector": lambda val: fit_vector(val.scores, val.target, names=names),
+    fits: dict[str, Callable[[_Fold], Any]] = {
+        "temperature": lambda fold: fit_temperature(fold.val.scores, fold.val.target, patients=fold.patients),
+        "vector": lambda fold: fit_vector(fold.val.scores, fold.val.target, patients=fold.patients, names=names),
     }
     for name, fit in fits.items():
         try:
-            fitted = [fit(fold.val) for fold in folds]
+            fitted = [fit(fold) for fold in folds]
         except InputError as error:
-            found[name] = {"reason": str(error)}
+            found[name] = {"reason": f"not calibrated: {error}"}
             continue
         scores = test.scores.copy()
         for fold, scaling in zip(folds, fitted, strict=True):
@@ -176,7 +176,6 @@ def _scaled(
         found[name] = {"reason": None}
         if name == "temperature":
             found[name]["fitted"] = [scaling.temperature for scaling in fitted]
-            found[name]["at_bound"] = [scaling.is_at_bound for scaling in fitted]
         else:
             for part in ("scale", "bias"):
                 values = [getattr(scaling, part) for scaling in fitted]

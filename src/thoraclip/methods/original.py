@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thoraclip.errors import InputError, MismatchError
+from thoraclip.errors import InputError
 from thoraclip.methods.predictors import FinishedRun, Rows
 from thoraclip.models.classifiers import EncoderClassifier, Original
 from thoraclip.models.files import adapter_folders
@@ -34,11 +34,7 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         MismatchError: another manifest than the run's.
     """
     run.require_classifier()
-    if manifest.fingerprint != run.manifest:
-        raise MismatchError(
-            f"{run.folder}: ran on another manifest than this one, and which images it learned from stands in its own; "
-            "name that one with --manifest"
-        )
+    run.require_manifest(manifest)
     chosen = run.folds[0] if fold is None else fold
     if fold is not None:
         run.require_fold(fold)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,17 +14,16 @@ import numpy.typing as npt
 
 from thoraclip.config import build_config, read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
-from thoraclip.imaging import read_bytes
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.models.files import adapter_folders
-from thoraclip.tables.manifest import Manifest, read_manifest
+from thoraclip.tables.manifest import Manifest, read_fingerprint, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     from thoraclip.models.classifiers import Classifier
 
-__all__ = ["Chosen", "FinishedRun", "choose_classifier", "find_manifest", "load_chosen", "read_run"]
+__all__ = ["FinishedRun", "find_manifest", "read_run"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -43,6 +41,7 @@ class FinishedRun:
     manifest: str  # fingerprint of the manifest that it ran on
     fingerprint: str  # of all that its result depends on
     folds: tuple[int | None, ...]  # numbers of the folds that it held out; `(None,)` with a train/val/test split
+    manifest_file: Path | None = None  # where that manifest was; `None` of a run of 0.1.0, or of a table without a file
 
     @property
     def name(self) -> str:
@@ -67,6 +66,14 @@ class FinishedRun:
         if fold not in self.folds:
             names = ", ".join(str(f) for f in self.folds if f is not None) or "none"
             raise ConfigError(f"--fold {fold}: {self.folder} has no such fold; its folds: {names}")
+
+    def require_manifest(self, manifest: Manifest) -> None:
+        """Raise MismatchError unless this is the manifest that the run ran on."""
+        if manifest.fingerprint != self.manifest:
+            raise MismatchError(
+                f"{self.folder}: ran on another manifest than this one, and which images it learned from stands in "
+                "its own; name that one with --manifest"
+            )
 
     @property
     def distinct_folds(self) -> tuple[int | None, ...]:
@@ -182,7 +189,10 @@ def read_run(folder: Path) -> FinishedRun:
     held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-    return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds)
+    manifest, file = str(facts["inputs"]["manifest"]), facts.get("manifest_file")
+    return FinishedRun(
+        folder, kind, config, manifest, str(done["fingerprint"]), folds, folder.resolve() / file if file else None
+    )
 
 
 def _current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,77 +223,26 @@ def _moved(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def find_manifest(run: FinishedRun) -> Manifest:
-    """The manifest that the run ran on, where a study keeps it: `manifest.parquet` in a folder above the run's.
+    """The manifest that the run ran on: the file that it recorded, else any in the three folders above the run's.
 
     Raises:
         InputError: none there.
-        MismatchError: the one that is there is another one.
+        MismatchError: only others are there.
     """
+    files = [run.manifest_file] if run.manifest_file else []
     for folder in list(run.folder.resolve().parents)[:3]:
-        if (folder / "manifest.parquet").is_file():
-            manifest = read_manifest(folder / "manifest.parquet")
-            if manifest.fingerprint != run.manifest:
-                raise MismatchError(
-                    f"{folder / 'manifest.parquet'}: is not the manifest that {run.folder} ran on; name it with "
-                    "--manifest"
-                )
-            return manifest
+        files += sorted(folder.glob("*.parquet"))
+    others: list[str] = []
+    for file in files:
+        try:
+            fingerprint = read_fingerprint(file)
+        except (InputError, ManifestError):  # gone, or another table
+            continue
+        if fingerprint == run.manifest:
+            return read_manifest(file)
+        others.append(str(file))
+    if others:
+        raise MismatchError(
+            f"{', '.join(others)}: not the manifest that {run.folder} ran on; name that one with --manifest"
+        )
     raise InputError(f"{run.folder}: its manifest is not beside it; name it with --manifest")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Which classifier of a run explains a picture."""
-
-    fold: int | None  # its number; `None` of a run without folds
-    note: str  # why this one
-    lung_mask: Path | None = None  # the manifest's mask of the picture, where it has one
-
-
-def choose_classifier(run: FinishedRun, image: Path, fold: int | None = None) -> Chosen:
-    """The classifier that did not see the picture in training, where the run has one.
-
-    A picture is known by its bytes. One of the run's own manifest is explained by the fold that held it out; any other,
-    and every one where the manifest is not beside the run, by the first fold.
-
-    Raises:
-        ConfigError: the run has no such fold.
-        ImageError: the file cannot be read.
-    """
-    row = _row_of(run, hashlib.sha256(read_bytes(image)).hexdigest())
-    mask, held, split = row or (None, None, None)
-    if fold is not None:
-        run.require_fold(fold)
-        return Chosen(fold, f"fold {fold}, {'which held this picture out' if held == fold else 'as asked'}", mask)
-    if run.folds == (None,):
-        trained = {"train": "which was trained on this picture", "val": "which was chosen by this picture"}
-        return Chosen(None, f"the run's classifier{', ' + trained[split] if split in trained else ''}", mask)
-    if held in run.folds:
-        return Chosen(held, f"fold {held}, which held this picture out", mask)
-    why = "the picture is in no fold of the run's manifest" if row is None else "the picture was held out by no fold"
-    return Chosen(run.folds[0], f"fold {run.folds[0]}, the first: {why}", mask)
-
-
-def _row_of(run: FinishedRun, sha256: str) -> tuple[Path | None, int | None, str | None] | None:
-    """(lung mask, fold, split) of a picture in the run's manifest; `None` where it, or the manifest, is not there."""
-    try:
-        manifest = find_manifest(run)
-    except (InputError, MismatchError, ManifestError):
-        return None
-    hashes = manifest.column("sha256")
-    if sha256 not in hashes:
-        return None
-    row = hashes.index(sha256)
-    mask, fold, split = (manifest.column(name)[row] for name in ("lung_mask", "fold", "split"))
-    return (manifest.root / mask if mask else None), fold, split
-
-
-def load_chosen(run: FinishedRun, image: Path, *, fold: int | None = None) -> tuple[Classifier, Chosen]:
-    """(the classifier that `choose_classifier` names, what it said).
-
-    Raises:
-        InputError: the run keeps no classifier.
-    """
-    chosen = choose_classifier(run, image, fold)
-    labels = read_predictions(run.folder / "predictions.parquet").labels
-    return run.classifier(chosen.fold, labels), chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -228,7 +229,7 @@ def run_method(
 
             require_launch(wanted=config.processes, trackers=config.trackers)
         if is_main_process():
-            folder.start(f'kind = "{kind}"\n' + config_toml(config), facts)
+            folder.start(f'kind = "{kind}"\n' + config_toml(config), facts | _manifest_file(manifest, out))
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
                 stale.unlink()
         embeddings = cache or out / "embeddings"
@@ -259,6 +260,16 @@ def run_method(
 def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:
     """True when `run_method` would only read what is there."""
     return RunFolder(out).is_done(_identity(kind, config, manifest)[1])
+
+
+def _manifest_file(manifest: Manifest, out: Path) -> dict[str, str]:
+    """For `provenance.json`: where the manifest lies, relative to the run's folder where both can be moved together:
+    below one of the three folders above the run's."""
+    if manifest.file is None:
+        return {}
+    file, folder = manifest.file.resolve(), out.resolve()
+    is_near = file.is_relative_to(list(folder.parents)[:3][-1])
+    return {"manifest_file": Path(os.path.relpath(file, folder)).as_posix() if is_near else str(file)}
 
 
 def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str, str]:

@@ -15,13 +15,24 @@ import numpy.typing as npt
 
 from thoraclip.errors import InputError
 
-__all__ = ["MAX_TEMPERATURE", "MIN_TEMPERATURE", "TemperatureScaling", "VectorScaling", "fit_temperature", "fit_vector"]
+__all__ = [
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
+    "PATIENTS_NEEDED",
+    "TemperatureScaling",
+    "VectorScaling",
+    "fit_temperature",
+    "fit_vector",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Bounds of T: images that are all right would draw it to 0, scores that mean nothing to infinity."""
+PATIENTS_NEEDED = 30
+"""Fewest patients to fit on. With fewer, a classifier that is 1.5 times too sure has a larger log-loss on new patients
+after the fit than before, on average (docs/statistics.md, `temperature`)."""
 _HALVINGS, _NEWTON = 40, 100
 """Halvings of the bounds on 1/T, 20 apart: to 2e-11; most steps for w and b: 5 to 20 suffice. Both by hand: to load
 scipy.optimize takes 0.4 s of processor time, a sixth of a whole report."""
@@ -35,11 +46,6 @@ class TemperatureScaling:
     """softmax(z / T): T is above 1 for a classifier that is too sure, below 1 for one that is not sure enough."""
 
     temperature: float
-
-    @property
-    def is_at_bound(self) -> bool:
-        """True where the images would have T beyond `MIN_TEMPERATURE` or `MAX_TEMPERATURE`."""
-        return self.temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE)
 
     def apply(self, scores: Floats) -> Floats:
         """f64[N, C] scores -> f64[N, C] scaled scores; rows sum to 1, and their order within a row stays."""
@@ -58,28 +64,35 @@ class VectorScaling:
         return _softmax(_logits(scores) * self.scale + self.bias)
 
 
-def fit_temperature(scores: Floats, target: Ints) -> TemperatureScaling:
-    """The T > 0 with the smallest mean of -ln p(true class), between `MIN_TEMPERATURE` and `MAX_TEMPERATURE`.
+def fit_temperature(scores: Floats, target: Ints, *, patients: Ints | None = None) -> TemperatureScaling:
+    """The T with the smallest mean of -ln p(true class), which lies between `MIN_TEMPERATURE` and `MAX_TEMPERATURE`.
 
     In 1/T this mean is convex, so its derivative, E[sum_c p_c z_c - z_true], has one root or none between the bounds.
 
     Args:
         scores: f64[N, C], not negative; below 1e-12 they count as 1e-12.
         target: i64[N] in [0, C).
+        patients: i64[N], whose image it is; `None`: each is of a patient of its own.
 
     Raises:
-        InputError: no image, or the scores of every image are all equal, so that no temperature changes them.
+        InputError: fewer than `PATIENTS_NEEDED` patients, the scores of every image are all equal, so that no
+            temperature changes them, or T does not lie between the bounds.
     """
-    logits = _checked_logits(scores, target)
+    logits = _checked_logits(scores, target, patients)
     true = logits[np.arange(len(target)), target]
 
     def slope(inverse: float) -> float:
         return float(((_softmax(inverse * logits) * logits).sum(axis=1) - true).mean())
 
-    if slope(1 / MAX_TEMPERATURE) >= 0:
-        return TemperatureScaling(MAX_TEMPERATURE)
-    if slope(1 / MIN_TEMPERATURE) <= 0:
-        return TemperatureScaling(MIN_TEMPERATURE)
+    for bound, beyond, cause in (
+        (MAX_TEMPERATURE, slope(1 / MAX_TEMPERATURE) >= 0, "their scores tell too little of the classes"),
+        (MIN_TEMPERATURE, slope(1 / MIN_TEMPERATURE) <= 0, "too few of them are wrong"),
+    ):
+        if beyond:
+            raise InputError(
+                f"the best temperature of {len(target)} validation images is not inside {MIN_TEMPERATURE:g} to "
+                f"{MAX_TEMPERATURE:g} (it reaches {bound:g}): {cause}"
+            )
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -87,27 +100,28 @@ def fit_temperature(scores: Floats, target: Ints) -> TemperatureScaling:
     return TemperatureScaling(2 / (low + high))
 
 
-def fit_vector(scores: Floats, target: Ints, *, names: Sequence[str] = ()) -> VectorScaling:
+def fit_vector(
+    scores: Floats, target: Ints, *, patients: Ints | None = None, names: Sequence[str] = ()
+) -> VectorScaling:
     """The w and b with the smallest mean of -ln p(true class), held weakly at those of temperature scaling.
 
     mean(-ln p) + (|T w - 1|^2 + |b|^2) / (2 N): the pull is that of a normal prior of unit spread around (1/T, 0). It
-    fades with the number of images N, and keeps few of them, or images that are all right, from drawing w or b to
-    infinity.
+    fades with the number of images N, and keeps w and b finite where a class has few images.
 
     Args:
-        scores, target: as in `fit_temperature`.
+        scores, target, patients: as in `fit_temperature`.
         names: of the classes, for the message.
 
     Raises:
         InputError: as in `fit_temperature`, or a class has no image.
     """
-    logits = _checked_logits(scores, target)
+    logits = _checked_logits(scores, target, patients)
     n, classes = logits.shape
     absent = np.flatnonzero(np.bincount(target, minlength=classes) == 0)
     if len(absent):
         name = f"'{names[absent[0]]}'" if names else f"number {absent[0]}"
         raise InputError(f"class {name} has no validation image, so vector scaling cannot be fitted; add images of it")
-    temperature = fit_temperature(scores, target).temperature
+    temperature = fit_temperature(scores, target, patients=patients).temperature
     scaled, truth = logits / temperature, np.eye(classes)[target]
 
     def pieces(values: Floats) -> tuple[float, Floats]:
@@ -149,10 +163,13 @@ def _softmax(logits: Floats) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def _checked_logits(scores: Floats, target: Ints) -> Floats:
-    """f64[N, C] of images that tell something."""
-    if not len(target):
-        raise InputError("no validation image, so nothing can be fitted; keep some out of training")
+def _checked_logits(scores: Floats, target: Ints, patients: Ints | None) -> Floats:
+    """f64[N, C] of patients enough, and of images that tell something."""
+    known = len(target if patients is None else np.unique(patients))
+    if known < PATIENTS_NEEDED:
+        raise InputError(
+            f"{known} validation patients, and {PATIENTS_NEEDED} are needed (an image of unknown patient counts as one)"
+        )
     logits = _logits(scores)
     if float(np.ptp(logits, axis=1).max()) < 1e-9:
         raise InputError(f"each of {len(target)} validation images has equal scores for all classes: nothing to scale")

@@ -188,7 +188,7 @@ class BatchQueue:
         timed: Any = SimpleNamespace(labels=labels, preprocess=spec, predict=predict)
         pixels = decode(picture, max_pixels=self.limits.megapixels * MEGA).pixels
         prediction = self.classifier.classify_grey(fit(pixels, spec))
-        note = self.classifier.bundle.title
+        note = self.classifier.bundle.note_on(picture)
         shown = explain_pixels(timed, pixels, class_name=class_name or prediction.label, method=method, note=note)
         return prediction, dataclasses.replace(shown, scores=prediction.scores)
 

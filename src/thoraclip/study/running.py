@@ -146,6 +146,7 @@ def _prepare_manifest(
                 announce(f"pictures that stand there more than once: {counts}; kept together")
         manifest = split_folds(manifest, folds=config.folds, seed=config.seeds[0])
     write_manifest(out / "manifest.parquet", manifest)
+    manifest = dataclasses.replace(manifest, file=out / "manifest.parquet")
     unlabelled = manifest.column("label").count(None)
     unassigned = max(manifest.parts().count(None) - unlabelled, 0)
     return manifest, {"unreadable": len(unreadable), "unlabelled": unlabelled, "without split": unassigned}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
+from thoraclip.tables.filters import require_columns, rows_with
 from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
-__all__ = ["COLUMNS", "SPLITS", "Manifest", "read_manifest", "require_parquet", "write_manifest"]
+__all__ = ["COLUMNS", "SPLITS", "Manifest", "read_fingerprint", "read_manifest", "require_parquet", "write_manifest"]
 
 _SCHEMA = 1
-_KNOWN, _LOOKED_AT = 50, 1 << 20  # a misspelt value is looked for among so many, in so many rows
 SPLITS = ("train", "val", "test")
+_IDENTITY = ("image_id", "sha256", "label", "split", "fold", "patient")
 
 COLUMNS: Mapping[str, pa.DataType] = {
     "image_id": pa.string(),
@@ -60,6 +61,7 @@ class Manifest:
         table: the columns of `COLUMNS`, then any others; ids are unique and not null.
         root: the folder that `path` and the mask columns are relative to.
         may_leak: True lets one patient stand in two splits or folds: for reporting and mending it, never for training.
+        file: that `read_manifest` read whole; `None` for any other table.
 
     Raises:
         ManifestError: no row, a repeated or missing id, or an unknown split name.
@@ -69,6 +71,7 @@ class Manifest:
     table: pa.Table
     root: Path
     may_leak: bool = False
+    file: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         ids = self.values("image_id")
@@ -108,7 +111,7 @@ class Manifest:
 
     def values(self, name: str) -> pa.ChunkedArray:
         """One column as it is held; raises ManifestError for a name that is not there."""
-        _require_columns([name], self.table.column_names)
+        require_columns([name], self.table.column_names)
         return self.table[name]
 
     def column(self, name: str) -> list[Any]:
@@ -118,8 +121,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a result can depend on: ids, contents, labels, splits, folds, patients."""
-        names = ("image_id", "sha256", "label", "split", "fold", "patient")
-        return columns_digest(self.table[name] for name in names)
+        return columns_digest(self.table[name] for name in _IDENTITY)
 
     @property
     def content_fingerprint(self) -> str:
@@ -165,6 +167,22 @@ class Manifest:
         names = sorted(parts, key=lambda part: (SPLITS.index(part) if part in SPLITS else len(SPLITS), part))
         return names, {label: [table[label, part] for part in names] for label in sorted({key[0] for key in table})}
 
+    def rows_of(self, sha256: str) -> list[dict[str, Any]]:
+        """What stands here of an image and its copies, by the SHA-256 of their bytes; raises ManifestError where that
+        cannot be known, since it is not among those that have one, and others have none."""
+        hashes = self.values("sha256")
+        rows: list[dict[str, Any]] = self.table.filter(pc.fill_null(pc.equal(hashes, sha256), False)).to_pylist()
+        if hashes.null_count and not rows:
+            raise ManifestError(
+                f"{self.file or 'manifest'}: {hashes.null_count} images have no sha256, by which an image is known; "
+                "index the folder again: thoraclip index"
+            )
+        return rows
+
+    def lung_mask_of(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
+        """Absolute path of the first lung mask in some of the table's rows; `None` where they have none."""
+        return next((self.root / row["lung_mask"] for row in rows if row["lung_mask"]), None)
+
     def paths(self) -> list[Path]:
         """Absolute path of every picture."""
         return [self.root / path for path in self.column("path")]
@@ -189,7 +207,7 @@ class Manifest:
         Raises:
             ManifestError: no such column, a value that is none of its type, or no image is left.
         """
-        rows = kept(slices(self.table), _rows_with(self.table, values))
+        rows = kept(slices(self.table), rows_with(self.table, values))
         return Manifest(joined(rows), self.root, self.may_leak) if values else self
 
     def with_columns(self, **values: Sequence[Any] | pa.Array) -> Manifest:
@@ -202,7 +220,7 @@ class Manifest:
 
     def strict(self) -> Manifest:
         """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""
-        return Manifest(self.table, self.root) if self.may_leak else self
+        return replace(self, may_leak=False) if self.may_leak else self
 
     def conflicting(self, column: str) -> Masks:
         """bool[N]: the images, with a known value, of patients with more than one known value of a column."""
@@ -218,35 +236,6 @@ class Manifest:
         for patient, value in zip(table["patient"].to_pylist(), table[column].to_pylist(), strict=True):
             values.setdefault(patient, set()).add(str(value))
         return {patient: tuple(sorted(known)) for patient, known in sorted(values.items())}
-
-
-def _require_columns(wanted: Iterable[str], names: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in names:
-            raise ManifestError(f"manifest: no column '{name}'{did_you_mean(name, names)}")
-
-
-def _rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
-    """bool[N]: the rows that `Manifest.where` keeps; raises as it does."""
-    keep = pa.chunked_array([np.ones(len(table), dtype=bool)])
-    _require_columns(values, table.column_names)
-    for name, given in values.items():
-        wanted = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
-        texts = [None if value is None else str(value) for value in wanted]
-        try:
-            matching = pc.is_in(table[name], value_set=pa.array(texts, pa.string()).cast(table[name].type))
-        except pa.ArrowException as error:
-            kind = table[name].type
-            raise ManifestError(f"manifest: {name} {texts}: the column holds {kind}; ask for such values") from error
-        if not pc.any(matching).as_py():
-            known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
-            near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
-            asked = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
-            raise ManifestError(f"manifest: no image whose {name} is {asked}{near}")
-        keep = pc.and_(keep, matching)
-    if not pc.any(keep).as_py():
-        raise ManifestError(f"manifest: no image has all of these values of {', '.join(values)}; ask for fewer")
-    return keep
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -280,11 +269,11 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
             raise ManifestError(f"{path}: column '{name}' is {stored.schema.field(name).type}, expected {kind}")
     roots = (Path(str(stored.meta.get("root", "."))), path.resolve().parent)
     try:
-        _require_columns(where or (), stored.schema.names)
-        keep = _rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
+        require_columns(where or (), stored.schema.names)
+        keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
         root = next((root for root in roots if _holds_image(root, table)), None)
-        manifest = Manifest(table, root or roots[0], may_leak)
+        manifest = Manifest(table, root or roots[0], may_leak, None if where else path)
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from error
     if root is None:
@@ -293,6 +282,15 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
             "put them back, or index the folder again: thoraclip index"
         )
     return manifest
+
+
+def read_fingerprint(path: Path) -> str:
+    """`Manifest.fingerprint` of a file, wherever its images are; raises InputError or ManifestError where it holds no
+    manifest."""
+    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA)
+    require_columns(_IDENTITY, stored.schema.names)
+    table = pa.concat_tables(stored.parts(_IDENTITY))
+    return columns_digest(table[name] for name in _IDENTITY)
 
 
 def _holds_image(root: Path, table: pa.Table) -> bool:
