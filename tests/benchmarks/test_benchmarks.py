@@ -24,7 +24,7 @@ def test_every_script_is_in_the_registry_and_has_a_bench():
         parameters = inspect.signature(import_module(module).bench).parameters
         assert len(parameters) == 2 and parameters["quick"].kind is inspect.Parameter.KEYWORD_ONLY, module
         assert parameters["quick"].default is False, module
-    helpers = {"coverage", "measure", "ood_kinds", "plain", "results", "run", "saliency"}
+    helpers = {"coverage", "groups", "measure", "ood_kinds", "plain", "results", "run", "saliency"}
     scripts = {file.stem for file in (run.ROOT / "benchmarks").glob("*.py")} - helpers
     assert scripts == {module.removeprefix("benchmarks.") for module in run.BENCHMARKS.values()}
 

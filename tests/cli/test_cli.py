@@ -97,13 +97,25 @@ def test_anyones_csv_is_judged(tmp_path: Path) -> None:
     assert report["sample"]["unit"] == "image"
 
 
-def test_patients_are_looked_up_in_the_manifest(manifest: Manifest, manifest_file: Path, tmp_path: Path) -> None:
+def test_patients_and_groups_are_looked_up_in_the_manifest(manifest: Manifest, tmp_path: Path, capsys: Capture) -> None:
+    groups: dict[str, list[str]] = {"sex": ["F", "M"] * 12, "view": ["PA"] * 24}
+    write_manifest(tmp_path / "m.parquet", manifest.with_columns(**groups))
     rows = "".join(f"{i},{label},0.4,0.3,0.3\n" for i, label in manifest.by_id("label").items())
     header = "image_id,label," + ",".join(f"score_{name}" for name in manifest.label_set().names)
     (tmp_path / "p.csv").write_text(f"{header}\n{rows}")
-    arguments = ["report", str(tmp_path / "p.csv"), "--manifest", str(manifest_file), "--resamples", "100"]
-    assert run([*arguments, "--out", str(tmp_path / "r")]) == 0
-    assert json.loads((tmp_path / "r" / "report.json").read_text())["sample"]["unit"] == "patient"
+    arguments = ["report", str(tmp_path / "p.csv"), "--manifest", str(tmp_path / "m.parquet"), "--resamples", "100"]
+    assert run([*arguments, "--out", str(tmp_path / "r"), "--prevalence", "Normal=0.9"]) == 0
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["sample"]["unit"] == "patient"
+    entry = report["methods"][0]
+    assert [column["column"] for column in entry["subgroups"]] == ["sex"]
+    assert entry["predictive_values"]["Normal"]["stated"]["prevalence"] == 0.9
+    assert "By sex" in (tmp_path / "r" / "report.html").read_text()
+    capsys.readouterr()
+    assert run([*arguments, "--out", str(tmp_path / "x"), "--prevalence", "Norml=0.9"]) == 2
+    told = capsys.readouterr().err
+    assert "error: prevalence of 'Norml': no such class; did you mean 'Normal'" in told and told.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_unreadable_pictures_are_set_aside(class_folder: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -201,6 +213,7 @@ MISTAKES: list[tuple[list[str], str]] = [
         ["embed", "{manifest}", "--model", "nobody/no-such-model", *OUT],
         "'nobody/no-such-model': neither a local folder",
     ),
+    (["report", "{csv}", *OUT, "--prevalence", "a=1"], "prevalence of 'a' = 1.0: a number between 0 and 1 is needed"),
     (["report", "{csv}", *OUT], "class 'c' stands in 'label' but has no column 'score_c'"),
     (["probe", "{manifest}", *SET, "bacth_size=3"], "unknown setting 'bacth_size'; did you mean 'batch_size'?"),
     (["probe", "{manifest}", *SET, "bacth_size=3", "--set", "sede=1"], "unknown setting 'sede'; did you mean 'seed'?"),

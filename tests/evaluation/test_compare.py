@@ -176,6 +176,14 @@ def test_folds_are_paired() -> None:
     assert row["high"] - row["difference"] == pytest.approx(reach), "not less than the patients give"
 
 
+def test_a_difference_of_shares_is_between_minus_one_and_one() -> None:
+    pair = _contestants(np.random.default_rng(0), 60, [0.99, 0.02])
+    rows = compare(_trained(pair, [[0.95], [0.99]], [[0.01], [0.2]]), intervals=True, groups=np.arange(60))
+    assert rows[0]["high"] == 1.0
+    turned = compare(_trained(pair[::-1], [[0.01], [0.2]], [[0.95], [0.99]]), intervals=True, groups=np.arange(60))
+    assert turned[0]["low"] == -1.0
+
+
 def test_the_seeds_that_would_settle_it_do() -> None:
     pair = _contestants(np.random.default_rng(3), 4000, [0.84, 0.80])
     wide = _trained(pair, [[0.80], [0.88]], [[0.77], [0.83]])

@@ -1,11 +1,15 @@
 """Small reports, audits and figures, whole: every number, sentence, table and line is that of the files in `golden/`.
 
 What a number must be is told by the oracles of the other files; here nothing changes without being seen, in any of
-thoraclip.evaluation.align, thoraclip.evaluation.audit, thoraclip.evaluation.audit_reading, thoraclip.evaluation.compare,
-thoraclip.evaluation.entries, thoraclip.evaluation.external, thoraclip.evaluation.external_reading, thoraclip.evaluation.figures,
-thoraclip.evaluation.intervals, thoraclip.cards.model_card, thoraclip.evaluation.reading,
-thoraclip.evaluation.recalibration, thoraclip.evaluation.render, thoraclip.evaluation.report, thoraclip.evaluation.results,
-thoraclip.evaluation.shortcuts and thoraclip.evaluation.trust.
+thoraclip.cards.model_card, thoraclip.evaluation.align, thoraclip.evaluation.audit, thoraclip.evaluation.audit_reading,
+thoraclip.evaluation.compare,
+thoraclip.evaluation.curve_figures, thoraclip.evaluation.curves, thoraclip.evaluation.drawing,
+thoraclip.evaluation.entries, thoraclip.evaluation.equalised_odds, thoraclip.evaluation.external,
+thoraclip.evaluation.external_reading, thoraclip.evaluation.figures, thoraclip.evaluation.intervals,
+thoraclip.evaluation.predictive, thoraclip.evaluation.reading, thoraclip.evaluation.recalibration,
+thoraclip.evaluation.render, thoraclip.evaluation.report, thoraclip.evaluation.results,
+thoraclip.evaluation.shortcuts, thoraclip.evaluation.subgroups, thoraclip.evaluation.trust and
+thoraclip.evaluation.usefulness.
 
 `python -m tests.evaluation.test_golden` writes the files anew (made with NumPy 2.4, SciPy 1.17, Matplotlib 3.11): read the
 difference before you commit it. Numbers may differ by 1e-6, as the fits of scalings end within 1e-9; drawings are
@@ -26,11 +30,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from tests.conftest import files
 from tests.evaluation.cards import Config, card_of, trained
 from tests.evaluation.tables import answers, audit, method, predictions
 
-from thoraclip.evaluation import figures
+from thoraclip.evaluation import drawing, figures
 from thoraclip.evaluation.external import ExternalResult
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, plain, with_audits, write_report
@@ -85,7 +90,8 @@ def coarse(table: Predictions) -> Predictions:
 
 
 def study(folder: Path) -> None:
-    """Two networks, one with two seeds, trees and a failure, in three folds; validation scores, external sets."""
+    """Two networks, one with two seeds, trees and a failure, in three folds; validation scores, external sets, groups of
+    patients of which one is small, and a stated prevalence."""
     targets = np.array([-1, -1, *(np.arange(82) % 3)])
     tables = [
         folds(predictions(signal=s, seed=k, targets=np.maximum(targets, 0), patients=28), target=targets)
@@ -128,9 +134,15 @@ def study(folder: Path) -> None:
         ),
         ExternalResult(name="none", not_scored={"tuned": "keeps no model"}),
     ]  # fmt: skip
+    owners = dict(zip(tables[0].image_id, tables[0].patient, strict=True))
+    groups = {
+        "sex": {i: None if p is None else "FM"[int(p[1:]) % 2] for i, p in owners.items()},
+        "view": {i: ("AP", "PA", "PA", "LL")[k % 4 if k < 20 else k % 3] for k, i in enumerate(owners)},
+        "source": dict.fromkeys(owners, "one"),
+    }  # fmt: skip
     report = judge(
         methods, title="A study", resamples=100, seed=1, dataset={"name": "x", "parts": [1, 2]}, provenance={"seed": 0},
-        published=published, external=external,
+        published=published, external=external, groups=groups, prevalence={"COVID-19": 0.02},
     )  # fmt: skip
     paths = {row["image_id"]: folder / "gone.png" for row in report["methods"][1]["mistakes"][:1]}
     write_report(report, folder, image_paths=paths)
@@ -190,10 +202,10 @@ CASES: dict[str, Callable[[Path], None]] = {
 
 def made(case: str) -> dict[str, str]:
     """File -> text: pages without their look and drawings, and what was drawn."""
-    drawn, draw = list[dict[str, Any]](), figures._svg
+    drawn, draw = list[dict[str, Any]](), drawing.svg
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr("thoraclip.cards.model_card.RESAMPLES", 100)
-        patch.setattr(figures, "_svg", lambda figure, salt: (draw(figure, salt), drawn.append(shown(figure, salt)))[0])
+        patch.setattr(drawing, "svg", lambda figure, salt: (draw(figure, salt), drawn.append(shown(figure, salt)))[0])
         CASES[case](Path(name, "out"))
         found = {f: data.decode().replace(name, "FOLDER") for f, data in files(Path(name, "out")).items()}
     hidden = re.compile(r"<(svg|style)\b.*?</\1>", flags=re.DOTALL)
@@ -225,7 +237,9 @@ def _panel(axes: Any) -> dict[str, Any]:
         ]  # fmt: skip
     for kind in ("lines", "texts", "collections"):
         found[kind] = [
-            [getattr(one, f"get_{key}")() for key in _LOOK if hasattr(one, f"get_{key}")] for one in getattr(axes, kind)
+            [getattr(one, f"get_{key}")() for key in _LOOK if hasattr(one, f"get_{key}")]
+            + ([one.get_paths()[0].vertices[:, 1]] if isinstance(one, PolyCollection) else [])
+            for one in getattr(axes, kind)
         ]
     return found
 

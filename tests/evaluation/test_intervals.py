@@ -112,6 +112,11 @@ def test_trainings_widen_every_interval() -> None:
         assert wide.low < plain.low - 0.02 and wide.high > plain.high + 0.02
         assert wide.variance is not None and wide.variance.source == SEEDS
         assert wide.variance.value == pytest.approx(drawn.var(ddof=1) * 300 / 299 + 0.03**2)
+    loss = {
+        k: estimate(0.8, drawn, clusters=300, higher_is_better=False, training=v) for k, v in ((0, None), (1, seeds))
+    }
+    reach = np.hypot(loss[0].high - 0.8, t.ppf(0.975, 2) * 0.03)
+    assert loss[1].high - 0.8 == pytest.approx(reach), "both sources add in squares"
 
 
 def test_what_does_not_exist_is_null_with_a_reason() -> None:

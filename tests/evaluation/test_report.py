@@ -153,6 +153,22 @@ def test_the_reading_says_what_a_difference_is_one_of(
     assert ("between single trainings" in told) == (trained and seeds == folds == 1)
 
 
+@pytest.mark.parametrize("folds", [1, 5])
+def test_every_interval_of_a_trained_method_is_wider(folds: int) -> None:
+    """Of the same scores, as those of one that is not: by seeds, or by folds of which one is hard."""
+    tables = [predictions(300, signal=s, seed=2) for s in ((0.5, 1.5, 2.5) if folds == 1 else (1.5,))]
+    if folds > 1:
+        fold = np.arange(300) // 3 % folds
+        hard = np.where((fold == 0)[:, None], 1 / 3, tables[0].scores)
+        tables = [replace(tables[0], scores=hard, fold=tuple(fold.tolist()))]
+    widths = []
+    for trained in (True, False):
+        found = entry(report(method("a", *tables, is_trained=trained)), "a")
+        rows = {**found["metrics"], **{f"{c} {m}": v for c, row in found["per_class"].items() for m, v in row.items()}}
+        widths.append({name: row["high"] - row["low"] for name, row in rows.items() if isinstance(row, dict)})
+    assert len(widths[0]) > 25 and all(widths[0][name] > widths[1][name] + 0.001 for name in widths[0]), widths
+
+
 def test_the_statistical_methods_name_what_was_computed() -> None:
     """And nothing else."""
     single = report(method("a", predictions(patients=40)), method("b", predictions(patients=40, seed=3)))

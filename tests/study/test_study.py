@@ -99,6 +99,25 @@ def test_a_study_writes_what_the_contract_names(done: Done) -> None:
     assert (done.out / "predictions.parquet").read_bytes() == (folder / "predictions.parquet").read_bytes()
 
 
+def test_groups_and_a_stated_prevalence_reach_the_report(images: Path, clip: Path, tmp_path: Path) -> None:
+    given = read_manifest(images / "m.parquet").with_columns(sex=["F", "M"] * 12, age_years=[20.0, 70.0, None] * 8)
+    write_manifest(tmp_path / "m.parquet", given)
+    file = write_study(tmp_path, clip, SETTINGS + 'prevalence = ["Normal=0.9"]\n' + method("zeroshot"))
+    with without_pages():
+        entry = run_study(*read_study(file, {}), tmp_path / "out")["methods"][0]
+    assert [(column["column"], column["unknown"]) for column in entry["subgroups"]] == [("sex", 0), ("age", 8)]
+    assert entry["predictive_values"]["Normal"]["stated"]["prevalence"] == 0.9
+
+
+def test_the_prevalence_of_no_class_ends_a_study_before_its_work(study_file: Path, tmp_path: Path) -> None:
+    config, methods = read_study(study_file, {"prevalence": ["Norml=0.9"]})
+    with pytest.raises(ConfigError, match="prevalence of 'Norml': no such class; did you mean 'Normal'"):
+        run_study(config, methods, tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
+    report = next(row for row in plan_study(config, methods, tmp_path / "out")["stages"] if row["name"] == "report")
+    assert "no such class" in report["error"]
+
+
 def test_failed_methods_and_published_values_reach_the_report(done: Done) -> None:
     (failed,) = done.report["failed"]
     assert failed["name"] == "broken" and "no finished embeddings" in failed["error"]
@@ -278,6 +297,7 @@ PROBE = ON + '[[methods]]\nkind = "probe"\n'
         (ON + "seeds = [1, 1]", r"seeds = \[1, 1\]"),
         (ON + "seeds = [0, -1]", r"seeds = \[0, -1\]: must not be negative"),
         (ON + "resamples = 99", "resamples = 99: 100 or more"),
+        (ON + 'prevalence = ["Normal=2"]', r"prevalence of 'Normal' = 2\.0: a number between 0 and 1"),
         (ON + 'captioner = "template"\ncaptions = "c.csv"', "captioner = 'template' has nothing to write"),
         (ON + "methods = 3", r"one \[\[methods\]\] table or more"),
         ("manifest = m.parquet", "not valid TOML"),

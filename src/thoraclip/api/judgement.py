@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thoraclip.tables.manifest import Manifest
 
     Files = str | Path | Sequence[str | Path]
+    Shares = Mapping[str, float] | Sequence[str] | str
 
 __all__ = ["audit", "explain", "report"]
 
@@ -32,6 +33,7 @@ def report(
     manifest: Images | None = None,
     thumbnails: bool = True,
     title: str = "Chest X-ray classification report",
+    prevalence: Shares | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -40,20 +42,25 @@ def report(
     Args:
         predictions: files (.parquet, .csv) or run folders, anyone's.
         out: folder for report.json, .md and .html.
-        manifest: where images (for thumbnails) and patients are looked up.
+        manifest: where images (for thumbnails), patients and their groups (sex, age, view, source) are looked up.
         thumbnails: show misclassified images in the page.
         title: headline.
+        prevalence: CLASS=SHARE, such as COVID-19=0.05: how common a class is elsewhere, for predictive values there;
+            may be repeated. In Python also a mapping.
         resamples: bootstrap resamples, 100 or more.
         seed: seed of the bootstrap.
 
     Returns:
         The content of `report.json`.
     """
+    from thoraclip.evaluation.predictive import read_prevalence
     from thoraclip.evaluation.report import MethodResult, judge, write_report
+    from thoraclip.evaluation.subgroups import group_columns
     from thoraclip.runs import file_sha256, provenance
     from thoraclip.tables.predictions import read_predictions, read_validation
 
     given = [predictions] if isinstance(predictions, str | Path) else predictions
+    stated = read_prevalence(prevalence or {})
     names = _row_names([Path(file) for file in given])
     images = None if manifest is None else read_images(manifest)
     patients, paths = (images.by_id("patient"), images.paths_by_id()) if images else ({}, None)
@@ -68,7 +75,15 @@ def report(
         for name, file in names.items()
     ]
     facts = provenance(seed=seed, inputs={name: file_sha256(file) for name, file in names.items()})
-    content = judge(methods, title=title, resamples=resamples, seed=seed, provenance=facts)
+    content = judge(
+        methods,
+        title=title,
+        resamples=resamples,
+        seed=seed,
+        provenance=facts,
+        groups=group_columns(images) if images else {},
+        prevalence=stated,
+    )
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails)
     return content
 

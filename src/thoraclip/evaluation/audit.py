@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +22,14 @@ from thoraclip.evaluation.shortcuts import (
     shuffled_control,
     with_verdicts,
 )
+from thoraclip.evaluation.subgroups import group_values, members
 from thoraclip.labels import LabelSet
 from thoraclip.pages import counted
-from thoraclip.proportions import wilson
+from thoraclip.proportions import patient_share
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["Facts", "audit_report"]
 
-_AGES = (0, 18, 40, 60, 80, 200)
-_COLUMNS = ("source", "view", "sex", "age")
 _SHUFFLED = {"probe": "shuffled probe", "trees": "shuffled trees"}
 """Whose answers -> name of them, where the labels were shuffled before fitting."""
 _FEW = 10
@@ -152,22 +150,14 @@ def _attribute(one: Mapping[str, Any], facts: Facts, resamples: int, seed: int) 
 
 
 def _subgroups(facts: Facts) -> list[dict[str, Any]]:
-    """Accuracy by source, view, sex and age band, with Wilson's interval; groups of any size, the smallest ones
+    """Accuracy by sex, age band, view and source, with an interval by patient; groups of any size, the smallest ones
     said."""
-    right = facts.answers.named["original"] == facts.answers.target
-    rows = []
-    for column in _COLUMNS:
-        values = facts.manifest.column("age_years" if column == "age" else column)
-        if column == "age":
-            values = [_age_band(age) for age in values]
-        counts = Counter(v for v in values if v is not None)
-        if len(counts) < 2:
-            continue
-        for value in sorted(counts, key=str):
-            own = np.array([v == value for v in values])
-            n, hits = int(own.sum()), int(right[own].sum())
-            low, high = wilson(hits, n)
-            row = {"column": column, "value": str(value), "images": n, "accuracy": hits / n, "low": low, "high": high}
+    right, patients, rows = facts.answers.named["original"] == facts.answers.target, facts.answers.groups, []
+    for column, values in group_values(facts.manifest).items():
+        for value, own in members(values).items():
+            low, high = patient_share(right[own], patients[own])
+            n, accuracy = int(own.sum()), float(right[own].mean())
+            row = {"column": column, "value": value, "images": n, "accuracy": accuracy, "low": low, "high": high}
             rows.append(row | {"per_class": _per_class(facts, own), "is_small": n < _FEW})
     return rows
 
@@ -176,14 +166,6 @@ def _per_class(facts: Facts, rows: Any) -> dict[str, int]:
     """Images of every class among some rows."""
     counts = np.bincount(facts.answers.target[rows], minlength=len(facts.labels))
     return dict(zip(facts.labels.names, counts.tolist(), strict=True))
-
-
-def _age_band(age: float | None) -> str | None:
-    if age is None or not age >= 0:
-        return None
-    number = int(np.searchsorted(_AGES, age, side="right"))
-    low = _AGES[number - 1]
-    return f"{low}+" if low == _AGES[-2] else f"{low:02d} to {_AGES[min(number, len(_AGES) - 1)] - 1}"
 
 
 def _saliency(found: Mapping[str, Any] | None, resamples: int, seed: int) -> dict[str, Any] | None:

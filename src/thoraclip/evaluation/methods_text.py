@@ -43,7 +43,7 @@ def statistical_methods(report: Mapping[str, Any]) -> str:
             "95 % intervals of shares, F1, AUROC and average precision are Wilson's at the effective sample size, with "
             "Student's t; those of losses are percentiles, and of the calibration error bias-corrected percentiles"
         )
-    return f"{'; '.join(said)}. {_comparisons(report)}{_trust(report)}{_external(report)}".strip()
+    return f"{'; '.join(said)}. {_comparisons(report)}{_trust(report)}{_useful(report)}{_external(report)}".strip()
 
 
 def _comparisons(report: Mapping[str, Any]) -> str:
@@ -87,3 +87,16 @@ def _external(report: Mapping[str, Any]) -> str:
         "Differences between external and internal values have intervals from both (Zou and Donner 2008), and P values "
         "of Student's t, corrected over the methods by Holm's method. "
     )
+
+
+def _useful(report: Mapping[str, Any]) -> str:
+    unit = report["sample"]["unit"]
+    said = "" if report["sample"]["groups"] == 1 else "Bands of curves and intervals of net benefit are pointwise. "
+    said += "Predictive values have intervals from those of sensitivity and specificity (Donner and Zou 2012). "
+    if any(m.get("subgroups") for m in report["methods"]):
+        said += (
+            "Gaps between groups have intervals from both (Zou and Donner 2008), AUROCs of groups DeLong's variance by "
+            f"{unit} (Obuchowski 1997); the equalised-odds gap was tested by permuting group labels among {unit}s of "
+            "the same classes, with P values corrected over the columns by Holm's method. "
+        )
+    return said

@@ -21,7 +21,18 @@ import numpy.typing as npt
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.weighted import Weighted, mean_of_known, ratio
 
-__all__ = ["METRICS", "PER_CLASS", "Metric", "Scored", "confusion", "headline", "known_mean", "per_class", "roc"]
+__all__ = [
+    "METRICS",
+    "PER_CLASS",
+    "Metric",
+    "Scored",
+    "confusion",
+    "headline",
+    "known_mean",
+    "per_class",
+    "precision_recall",
+    "roc",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -156,10 +167,15 @@ def _auroc(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
     return float((np.diff(false) * (true[1:] + true[:-1]) / 2).sum())
 
 
-def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+def precision_recall(is_class: npt.NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+    """(precision, recall) at every distinct score of one class against the rest, from the highest down."""
     true, false = _thresholds(is_class, score)
-    precision, recall = true / (true + false), np.append((true / true[-1])[::-1], 0.0)
-    return float(max(0.0, -(np.diff(recall) * precision[::-1]).sum()))
+    return true / (true + false), true / true[-1]
+
+
+def _average_precision(is_class: npt.NDArray[np.bool_], score: Floats) -> float:
+    precision, recall = precision_recall(is_class, score)
+    return float(max(0.0, -(np.diff(np.append(recall[::-1], 0.0)) * precision[::-1]).sum()))
 
 
 def _averaged(part: int, average: str) -> Callable[[Scored], float]:

@@ -10,7 +10,7 @@ from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS
 from thoraclip.pages import counted
 
-__all__ = ["ALPHA", "MAIN_METRIC", "points", "printed", "reading", "share", "verdict"]
+__all__ = ["ALPHA", "MAIN_METRIC", "listed", "points", "printed", "reading", "share", "verdict"]
 
 MAIN_METRIC = "macro_f1"
 """Decides which method is best: every class counts the same, and so do both kinds of error."""
@@ -133,13 +133,13 @@ def _lead(report: Mapping[str, Any]) -> list[str]:
         "after Holm's correction)"
     )
     if second not in tied:
-        rest = [f"It cannot be told apart from {_listed(tied)}."] if tied else []
+        rest = [f"It cannot be told apart from {listed(tied)}."] if tied else []
         if lead["claim"] == MODELS:
             real = f"{size}: a real difference between these two trained models on {images}, not between the methods."
             return [f"{real} Another training could turn it round: three seeds or more, or folds, would tell.", *rest]
         return [f"{size}: a real difference between the methods, over {_over(lead, report)}.", *rest]
     others = [name for name in tied if name != second]
-    more = f" Nor can it be told apart from {_listed(others)}." if others else ""
+    more = f" Nor can it be told apart from {listed(others)}." if others else ""
     return [f"{size}: the two cannot be told apart on these {images}.{_settles(lead)}{more}"]
 
 
@@ -227,15 +227,16 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     absent = [name for name, count in sample["images_per_class"].items() if count == 0]
     if absent:
-        sentences.append(f"No image here is of the class {_listed(absent)}: means over the classes leave it out.")
+        sentences.append(f"No image here is of the class {listed(absent)}: means over the classes leave it out.")
     if sample["groups"] == 1:
         sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
     elif sample["groups"] < FEW_GROUPS:
         sentences.append(f"Only {sample['groups']} {sample['unit']}s: the intervals are rough and may be too narrow.")
     if report["failed"]:
-        sentences.append(f"Failed, and so not compared: {_listed([entry['name'] for entry in report['failed']])}.")
+        sentences.append(f"Failed, and so not compared: {listed([entry['name'] for entry in report['failed']])}.")
     return sentences
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

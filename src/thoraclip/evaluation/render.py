@@ -15,13 +15,16 @@ from markupsafe import Markup
 
 from thoraclip import imaging
 from thoraclip.errors import InputError
-from thoraclip.evaluation import figures
-from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS, label
+from thoraclip.evaluation import curve_figures, figures
+from thoraclip.evaluation.audit_reading import AUDIT_SCHEMA, VERDICTS
+from thoraclip.evaluation.audit_reading import label as verdict_label
 from thoraclip.evaluation.external import DROPS
 from thoraclip.evaluation.external_reading import external_notes, is_change, ordered_outside
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import points, printed, probability, share, versus
 from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
+from thoraclip.evaluation.subgroups import POINTS
+from thoraclip.evaluation.usefulness import RATE_NAMES
 from thoraclip.pages import environment, picture_or_reason
 from thoraclip.runs import write_json, write_text
 
@@ -69,6 +72,8 @@ _AUDIT_ASKS = {
     "data": "What the images offer without lungs: trees, and probes fitted anew",
     "control": "Controls",
 }
+_BENEFIT_AT = (5, 10, 20, 50)
+"""Threshold probabilities of the table of net benefit, in per cent."""
 _NOT_SHARES = frozenset({"brier", "log_loss", "mcc"})
 _THUMBNAIL_PX = 128
 _LATEX = str.maketrans(
@@ -100,7 +105,7 @@ def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
         )
     tests = {asks: [t for t in content["tests"] if t["asks"] == asks] for asks in _AUDIT_ASKS}
     tests = {asks: rows for asks, rows in tests.items() if rows}
-    return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": label}
+    return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": verdict_label}
 
 
 def write_audit(content: Mapping[str, Any], out: Path) -> None:
@@ -128,10 +133,28 @@ def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None,
         "confusion": [(m, Markup(figures.confusion_figure(m, classes))) for m in real],
         "reliability": [(m, Markup(figures.reliability_figure(m))) for m in real],
         "selective": Markup(figures.selective_figure(trusted)) if trusted else None,
-        "roc": [(label, Markup(figures.roc_figure(ordered, label))) for label in classes],
+        "roc": [(label, Markup(curve_figures.roc_figure(ordered, label))) for label in classes],
+        **_useful_figures(report, context),
     }
     context["mistakes"] = _thumbnails(context["best"], image_paths, load) if image_paths else []
     return _environment(html=True).get_template("report.html.j2").render(context)
+
+
+def _useful_figures(report: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, list[tuple[str, Markup]]]:
+    """`pr`, `net_benefit`, and `groups` of the best method: a figure for each class, where the report has them."""
+    images, useful, grouped = report["sample"]["images_per_class"], context["useful"], context["grouped"]
+    total = sum(images.values())
+    found: dict[str, list[tuple[str, Markup]]] = {"pr": [], "net_benefit": [], "groups": []}
+    for label in report["classes"]:
+        if useful:
+            found["pr"].append((label, Markup(curve_figures.pr_figure(useful, label, images[label] / total))))
+            found["net_benefit"].append((label, Markup(curve_figures.net_benefit_figure(useful, label))))
+        if grouped:
+            row = grouped[0]["per_class"][label]
+            overall = {"sensitivity": row["recall"], "specificity": row["specificity"]}
+            figure = curve_figures.groups_figure(grouped[0]["subgroups"], label, "predicted", overall)
+            found["groups"].append((label, Markup(figure)))
+    return found
 
 
 def markdown_page(report: Mapping[str, Any]) -> str:
@@ -202,6 +225,11 @@ def _context(report: Mapping[str, Any]) -> dict[str, Any]:
         "setting_names": ["model", "geometry", *names],
         "external": [_external(report, one) for one in report.get("external", ())],
         "trusted": [m for m in ordered if m.get("trust")],  # none in a report of an earlier version
+        "useful": [m for m in ordered if m.get("predictive_values")],
+        "grouped": [m for m in ordered if m.get("subgroups")],
+        "group_points": POINTS,
+        "rate_names": RATE_NAMES,
+        "benefit_at": _BENEFIT_AT,
         "losses": {"ece": "ECE (%)", "brier": "Brier (0 to 2)", "log_loss": "Log loss (nats)"},
     }
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from thoraclip.evaluation.external import ExternalResult, external_entries
 from thoraclip.evaluation.external_reading import external_reading
 from thoraclip.evaluation.methods_text import statistical_methods
 from thoraclip.evaluation.metrics import Scored
+from thoraclip.evaluation.predictive import require_classes
 from thoraclip.evaluation.reading import reading, verdict
 from thoraclip.evaluation.resampling import Replicates, replicate
 from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
+from thoraclip.evaluation.usefulness import usefulness, usefulness_reading
 from thoraclip.proportions import LEVEL
 from thoraclip.runs import write_json, write_text
 
@@ -56,6 +59,8 @@ def judge(
     provenance: Mapping[str, object] | None = None,
     published: Sequence[Mapping[str, object]] = (),
     external: Sequence[ExternalResult] = (),
+    groups: Mapping[str, Mapping[str, str | None]] = MappingProxyType({}),
+    prevalence: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Compare methods on the same images; the result is `report.json` as a mapping.
 
@@ -74,8 +79,12 @@ def judge(
         published: values of others, as in `results.Published`; printed apart, and no part of any comparison.
         external: scores of the same methods on images from elsewhere, see `external.external_entries`.
 
+        groups: column (sex, view, ...) -> image id -> group, see `subgroups.group_columns`.
+        prevalence: class -> share of the patients elsewhere who have it, for predictive values.
+
     Raises:
-        ConfigError: too few resamples, a repeated method name, or see `results.read_published`.
+        ConfigError: too few resamples, a repeated method name, or see `results.read_published` and
+            `predictive.require_classes`.
         InputError: no method.
         ManifestError, MismatchError: see `align.align`, and of external sets `external.external_entries`.
         LeakError: see `trust.trust_entry`.
@@ -104,9 +113,9 @@ def judge(
         "provenance": provenance or {},
     }
     if len(failed) < len(methods):
-        report |= _judged(methods, external, resamples, seed)
+        report |= _judged(methods, external, groups, prevalence, resamples, seed)
     report["statistics"] = statistical_methods(report)
-    report["reading"] = [*reading(report), *external_reading(report)]
+    report["reading"] = [*reading(report), *usefulness_reading(report), *external_reading(report)]
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
     return dict(plain(report))
@@ -150,9 +159,15 @@ def write_report(
 
 
 def _judged(
-    methods: Sequence[MethodResult], external: Sequence[ExternalResult], resamples: int, seed: int
+    methods: Sequence[MethodResult],
+    external: Sequence[ExternalResult],
+    groups: Mapping[str, Mapping[str, str | None]],
+    prevalence: Mapping[str, float],
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     aligned = align(methods)
+    require_classes(prevalence, aligned.labels.names)
     kinds = {m.name: m.kind for m in methods if m.predictions} | {MAJORITY: MAJORITY}
     about = {m.name: {key: getattr(m, key) for key in _MAJORITY_ABOUT} for m in methods} | {MAJORITY: _MAJORITY_ABOUT}
     counts = np.bincount(aligned.target, minlength=len(aligned.labels))
@@ -168,6 +183,9 @@ def _judged(
         | {"trust": trust.get(name)}
         for name, tables in scored.items()
     ]
+    scoring = [m for m in methods if m.predictions]
+    useful = usefulness(scoring, entries, aligned, groups=groups, prevalence=prevalence, resamples=resamples, seed=seed)
+    entries = [entry | useful[entry["name"]] for entry in entries]
     enough = max(resamples, resamples_needed(len(entries)))
     if resampled and enough > resamples:
         replicates = _replicates(scored, aligned, enough, seed, confusion_only=True)

@@ -7,13 +7,14 @@ then pooled. With several seeds: the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.dtypes import Masks
 from thoraclip.errors import InputError, LeakError
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.calibration import COVERAGES, accuracy_at, accuracy_curve, aurc
@@ -30,7 +31,7 @@ from thoraclip.posthoc.scaling import fit_temperature, fit_vector
 from thoraclip.proportions import patient_share, share_interval
 from thoraclip.tables.predictions import Predictions
 
-__all__ = ["trust_entry"]
+__all__ = ["operating_calls", "trust_entry"]
 
 Rows = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -93,6 +94,22 @@ def trust_entry(
         entry["conformal"] = _conformal(folds, test, aligned, alpha)
         entry["operating_point"] = _operating_points(folds, test, aligned, sensitivity)
     return entry | {"selective": _selective(test, aligned, resamples, seed, is_trained=method.is_trained)}
+
+
+def operating_calls(method: MethodResult, aligned: Aligned, trust: Mapping[str, Any]) -> dict[str, Masks]:
+    """Class -> bool[N], whether the score of each judged image reaches the threshold of its fold; `trust` is from
+    `trust_entry`. A class without a threshold is absent."""
+    folds, test = _folds(method, aligned), aligned.scored[method.name][0]
+    calls: dict[str, Masks] = {}
+    if isinstance(folds, str):
+        return calls
+    for c, name in enumerate(aligned.labels.names):
+        chosen, limit = trust["operating_point"]["classes"][name]["threshold"], np.full(len(test.target), np.nan)
+        for fold, threshold in zip(folds, chosen, strict=True):
+            limit[fold.rows] = np.nan if threshold is None else threshold
+        if not np.isnan(limit).any():
+            calls[name] = test.scores[:, c] >= limit
+    return calls
 
 
 def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:

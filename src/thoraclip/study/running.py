@@ -15,6 +15,7 @@ from thoraclip.data.splits import split_folds, split_fractions
 from thoraclip.errors import InputError, ManifestError, ThoraclipError
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
+from thoraclip.evaluation.subgroups import group_columns
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
@@ -64,6 +65,7 @@ def run_study(
     require_shared_work("a study")
     sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
+    prevalence = config.stated_prevalence(manifest)
     study = Study(config, methods, manifest, out, announce, progress)
     torn = _torn_pictures(manifest)
     if torn:
@@ -105,6 +107,8 @@ def run_study(
         provenance=facts,
         published=[dataclasses.asdict(row) for row in config.published],
         external=external,
+        groups=group_columns(manifest),
+        prevalence=prevalence,
     )
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)

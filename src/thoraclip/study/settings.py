@@ -13,6 +13,7 @@ from typing import Any
 from thoraclip.config import build_config, config_toml, read_toml, require_at_least, require_known, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
@@ -90,6 +91,8 @@ class StudyConfig(ImageSource):
     once."""
     resamples: int = 2000
     """Bootstrap resamples behind every interval."""
+    prevalence: tuple[str, ...] = ()
+    """CLASS=SHARE, such as COVID-19=0.05: how common a class is elsewhere, for predictive values there."""
     thumbnails: bool = True
     """Whether report.html shows misclassified images."""
     audit: str = "best"
@@ -123,6 +126,14 @@ class StudyConfig(ImageSource):
         require_known(self, audit=("best", "all", "none"))
         require_mask_source(self.audit_masks, "audit_masks")
         require_at_least(self, audit_images=0, resamples=100)
+        read_prevalence(self.prevalence)
+
+    def stated_prevalence(self, manifest: Manifest) -> dict[str, float]:
+        """Class -> share; raises ConfigError where a class is none of the manifest's."""
+        stated = read_prevalence(self.prevalence)
+        if stated:
+            require_classes(stated, manifest.label_set(self.classes).names)
+        return stated
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""What a method would be good for: its groups of patients, predictive values, curves and net benefit; and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from thoraclip.evaluation.align import Aligned
+from thoraclip.evaluation.curves import curve_entry
+from thoraclip.evaluation.predictive import predictive_entry
+from thoraclip.evaluation.reading import ALPHA, between, listed, points, probability, share
+from thoraclip.evaluation.results import MethodResult
+from thoraclip.evaluation.subgroups import predicted_calls, subgroup_entries
+from thoraclip.evaluation.trust import operating_calls
+from thoraclip.pages import counted
+
+__all__ = ["RATE_NAMES", "usefulness", "usefulness_reading"]
+
+RATE_NAMES = {"tpr": "sensitivity", "fpr": "false positive rate"}
+_KEYS = ("subgroups", "predictive_values", "pr", "roc_band", "net_benefit")
+
+
+def usefulness(
+    methods: Sequence[MethodResult],
+    entries: Sequence[Mapping[str, Any]],
+    aligned: Aligned,
+    *,
+    groups: Mapping[str, Mapping[str, str | None]],
+    prevalence: Mapping[str, float],
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Entry's name -> what is added to it: `subgroups`, `predictive_values`, and what `curves.curve_entry` returns; all
+    `None` for the majority row. Of several seeds: the first, but for predictive values.
+
+    Args:
+        methods: those that did not fail.
+        entries: of the report, with `per_class` and `trust`.
+        aligned: the judged images.
+        groups: see `subgroups.group_columns`.
+        prevalence: see `predictive.read_prevalence`.
+        resamples, seed: of the report.
+    """
+    classes = aligned.labels.names
+    first = {method.name: aligned.scored[method.name][0] for method in methods}
+    by_name = {entry["name"]: entry for entry in entries}
+    calls: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        at_thresholds = operating_calls(method, aligned, by_name[method.name]["trust"])
+        calls[method.name] = {"predicted": predicted_calls(first[method.name], classes)}
+        calls[method.name] |= {"operating_point": at_thresholds} if at_thresholds else {}
+    drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    of_groups = subgroup_entries(first, calls, groups, aligned, **drawn)
+    images = {name: int((aligned.target == c).sum()) for c, name in enumerate(classes)}
+    found: dict[str, dict[str, Any]] = {name: dict.fromkeys(_KEYS) for name in by_name}
+    for name, scored in first.items():
+        found[name] = {
+            "subgroups": of_groups[name],
+            "predictive_values": predictive_entry(by_name[name], prevalence, images),
+            **curve_entry(scored, classes, aligned.groups, **drawn),
+        }
+    return found
+
+
+def usefulness_reading(report: Mapping[str, Any]) -> list[str]:
+    """Sentences on the best method: whether its groups differ, and predictive values at a stated prevalence."""
+    verdict = report["verdict"]
+    if verdict is None:
+        return []
+    best = next(m for m in report["methods"] if m["name"] == verdict["best"])
+    return [*_between_groups(best, report["sample"]["unit"]), *_at_stated_prevalence(best)]
+
+
+def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
+    odds = {c["column"]: found for c in best["subgroups"] if (found := c["equalised_odds"].get("predicted"))}
+    small = [c["smallest"] | {"column": c["column"]} for c in best["subgroups"]]
+    if not small:
+        return []
+    least = min(small, key=lambda group: group["patients"])
+    called = f"{least['column']} \u201c{least['value']}\u201d"
+    ends = f" The smallest group is {called}: {counted(least['patients'], unit)}."
+    if not odds:
+        columns = listed([group["column"] for group in small])
+        return [f"Groups by {columns} cannot be compared: no rate is known of enough {unit}s in two of them.{ends}"]
+    differing = [column for column, found in odds.items() if found["p_holm"] < ALPHA]
+    column = min(odds, key=lambda name: (odds[name]["p_holm"], -odds[name]["value"]))
+    found = odds[column]
+    size = (
+        f"{points(found['value']).lstrip('+')} points{between(found)} by {column}, in the "
+        f"{RATE_NAMES[found['rate']]} for {found['class']} (highest: {found['highest']}, lowest: {found['lowest']}; "
+        f"{probability(found['p_holm'])} after Holm's correction, {points(found['by_chance']).lstrip('+')} points are "
+        "usual without any difference)"
+    )
+    if not differing:
+        return [
+            f"No difference between groups by {listed(list(odds))} can be shown for {best['name']}; the gap "
+            f"that chance explains least is {size}.{ends}"
+        ]
+    more = [name for name in differing if name != column]
+    also = f" Its groups by {listed(more)} differ, too." if more else ""
+    return [f"{best['name']} does not do equally well in all groups: the largest gap is {size}.{also}{ends}"]
+
+
+def _at_stated_prevalence(best: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    for name, row in best["predictive_values"].items():
+        if row["stated"] is not None:
+            ppv, npv = (row["stated"]["predicted"][value] for value in ("ppv", "npv"))
+            sentences.append(
+                f"Where {share(row['stated']['prevalence'])} % have {name}, an answer \u201c{name}\u201d of "
+                f"{best['name']} is right in {share(ppv['value'])} %{between(ppv)}, and any other answer rules it out "
+                f"rightly in {share(npv['value'])} %{between(npv)}."
+            )
+    return sentences
