@@ -153,6 +153,16 @@ def test_the_reading_says_what_a_difference_is_one_of(
     assert ("between single trainings" in told) == (trained and seeds == folds == 1)
 
 
+def test_the_precision_of_a_class_that_is_never_named_has_no_interval() -> None:
+    table = predictions(90)
+    scores = table.scores * [1, 1, 0] + 1e-9
+    found = entry(report(method("a", replace(table, scores=scores / scores.sum(axis=1, keepdims=True)))), "a")
+    assert found["per_class"]["Normal"]["precision"] == {
+        "value": 0.0, "low": None, "high": None, "reason": "the class is never named",
+    }  # fmt: skip
+    assert found["per_class"]["COVID-19"]["precision"]["low"] is not None
+
+
 @pytest.mark.parametrize("folds", [1, 5])
 def test_every_interval_of_a_trained_method_is_wider(folds: int) -> None:
     """Of the same scores, as those of one that is not: by seeds, or by folds of which one is hard."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from thoraclip.errors import ConfigError, LeakError, ManifestError, MismatchError
 from thoraclip.evaluation.align import align
@@ -154,6 +155,30 @@ def test_one_number_has_one_interval(folds: int) -> None:
         assert found["trust"]["before"][metric] == pytest.approx(found["metrics"][metric], abs=1e-12), metric
     accuracy, last = found["metrics"]["accuracy"], found["trust"]["selective"]["at"][-1]
     assert {k: last[k] for k in ("value", "low", "high")} == pytest.approx(accuracy)
+
+
+def test_a_patient_who_calibrates_two_folds_is_one_patient() -> None:
+    """Validation images of the second fold are those of the first."""
+    test = table(600, seed=0)
+    test = dataclasses.replace(test, fold=tuple(i // 3 % 2 for i in range(600)))
+    val = table(300, seed=9, split="val", prefix="v")
+    vals = tuple(dataclasses.replace(val, fold=(k,) * 300) for k in range(2))
+    found = trust(test, validation=(vals,))["operating_point"]["classes"]["Normal"]
+    (threshold, again), normal = found["threshold"], val.target == 2
+    assert threshold == again
+    once = patient_share(val.scores[normal, 2] >= threshold, val.groups()[normal])
+    assert (found["validation"]["sensitivity"]["low"], found["validation"]["sensitivity"]["high"]) == once
+
+
+def test_the_surest_answers_are_those_of_a_part_of_the_patients() -> None:
+    """All right at half of the images: bounded as a perfect score of half of the patients is."""
+    sure = table(300, seed=0, sharp=9.0)
+    right = np.eye(3)[sure.target] * 0.96 + 0.01
+    scores = np.where((np.arange(300) // 3 % 2 == 0)[:, None], right, 1 / 3 + 1e-3 * (np.arange(3) == 0))
+    half = trust(dataclasses.replace(sure, scores=scores / scores.sum(axis=1, keepdims=True)), is_trained=False)
+    at = {row["coverage"]: row for row in half["selective"]["at"]}
+    assert at[0.5]["value"] == 1.0
+    assert at[0.5]["low"] == pytest.approx(50 / (50 + t.ppf(0.975, 99) ** 2), abs=0.01)
 
 
 def test_classes_are_joined_by_name() -> None:
