@@ -44,6 +44,9 @@ def test_from_a_folder_to_a_report_in_silence(class_folder: Path, tmp_path: Path
     alone = thoraclip.report(str(tmp_path / "z"), out=tmp_path / "alone", manifest=folds, resamples=200, title="One")
     assert "data:image" in (tmp_path / "alone" / "report.html").read_text(encoding="utf-8"), "it is wrong somewhere"
     assert (alone["title"], alone["sample"]["n"]) == ("One", 24)
+    assert {(row["claim"], row["source"]) for row in alone["comparisons"]} == {("methods", "patients")}, (
+        "none is trained"
+    )
     assert capsys.readouterr() == ("", "")
 
 

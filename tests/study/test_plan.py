@@ -256,6 +256,16 @@ def test_a_study_that_trains_once_is_told_what_it_cannot_say(images: Path, tmp_p
         assert ("between single trainings" in " ".join(training_notes(methods, manifest))) == is_told
 
 
+def test_what_is_fitted_to_images_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(
+        'manifest = "m"\n[[methods]]\nkind = "zeroshot"\n[[methods]]\nkind = "trivial"\n[[methods]]\nkind = "probe"\n'
+        '[[methods]]\nname = "LoRA"\nkind = "finetune"\n[[methods]]\nname = "tuned"\nkind = "zeroshot"\nafter = "LoRA"\n'
+        '[[methods]]\nname = "given"\nkind = "zeroshot"\nadapter = "runs/lora"\n'
+    )
+    _, methods = read_study(tmp_path / "s.toml", {})
+    assert [method.is_trained for method in methods] == [False, True, True, True, True, True]
+
+
 def test_a_folder_that_is_not_there_is_said_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.toml").write_text('folder = "nowhere"\n[[methods]]\nkind = "zeroshot"\n')
     found = plan_study(*read_study(tmp_path / "s.toml", {}), tmp_path / "out")
