@@ -87,9 +87,11 @@ def _measured(row: Row) -> str:
             f"points{span} from chance ({share(row['chance'])} %)"
         )
     subject = _BY[row["by"]].rsplit(" ", 1)[0]
+    verb = "loses" if change >= 0 else "gains"
+    ends = row if change >= 0 else {"low": -row["high"], "high": -row["low"]}
     return (
-        f"{subject} loses {share(change)} points{between(row)} of balanced accuracy, from {share(row['before'])} to "
-        f"{share(row['after'])} %"
+        f"{subject} {verb} {share(abs(change))} points{between(ends)} of balanced accuracy, from "
+        f"{share(row['before'])} to {share(row['after'])} %"
     )
 
 
