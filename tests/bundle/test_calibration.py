@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tests.bundle.conftest import Workshop
 
-from thoraclip.bundle.calibration import calibrate
+from thoraclip.bundle.calibration import calibrate, measure
 from thoraclip.bundle.opening import open_bundle
 from thoraclip.imaging import decode, fit
+from thoraclip.posthoc.conformal import fit_thresholds
 from thoraclip.posthoc.operating import choose_threshold
 from thoraclip.posthoc.scaling import fit_temperature
+from thoraclip.proportions import patient_share
 
 NAMES = ("a", "b", "c")
 
@@ -36,6 +38,22 @@ def test_a_temperature_is_fitted_where_patients_are_enough() -> None:
     found = calibrated(30)
     assert found["temperature"] == fit_temperature(scores, target).temperature and found["not_calibrated"] is None
     assert 1.4 < found["temperature"] < 2.8, "planted: 2"
+
+
+def test_sets_and_what_they_keep_count_patients() -> None:
+    """Forty patients of three images each, who are not equally hard."""
+    scores, target = validation()
+    order = np.argsort(scores[np.arange(120), target])
+    patients = np.empty(120, dtype=np.int64)
+    patients[order] = np.arange(120) // 3  # alike images go together
+    found = calibrate(scores, target, patients, NAMES)["sets"]
+    by_patient, by_image = (fit_thresholds(scores, target, patients=p) for p in (patients, None))
+    assert list(found["threshold"].values()) == by_patient.threshold.tolist() != by_image.threshold.tolist()
+    assert list(found["patients"].values()) == by_patient.patients.tolist() != found["images"]
+    test = measure(scores, np.zeros((120, 2), np.float32), target, patients, sets=by_patient, ood=None)
+    right = scores.argmax(axis=1) == target
+    assert (test["accuracy"]["low"], test["accuracy"]["high"]) == patient_share(right, patients)
+    assert test["accuracy"]["low"] < patient_share(right, np.arange(120))[0] - 0.02
 
 
 @pytest.mark.parametrize(
