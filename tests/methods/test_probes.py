@@ -7,8 +7,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 
 from thoraclip.data.splits import assign_groups
-from thoraclip.methods.audit import _shuffled
 from thoraclip.methods.audit.probes import answer_held_out, probe_answers, tree_answers
+from thoraclip.methods.audit.refits import shuffled_labels
 
 
 def problem(n: int = 140, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,9 +63,9 @@ def test_groups_stay_together_when_parts_and_labels_are_dealt_out() -> None:
     groups = (np.arange(90) // 3).astype(np.int64)
     fold, other = (assign_groups(target, [str(g) for g in groups], [0.2] * 5, seed=seed) for seed in (0, 1))
     assert np.bincount(fold).tolist() == [18] * 5 and (fold != other).any()
-    shuffled = _shuffled(target, groups, 0)
+    shuffled = shuffled_labels(target, groups, [0])
     for group in range(30):
         own = groups == group
         assert len(set(fold[own])) == 1 and len(set(shuffled[own])) == 1
     assert np.array_equal(np.bincount(shuffled), np.bincount(target)) and (shuffled != target).any()
-    assert np.array_equal(shuffled, _shuffled(target, groups, 0))
+    assert np.array_equal(shuffled, shuffled_labels(target, groups, [0]))

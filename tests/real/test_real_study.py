@@ -29,7 +29,7 @@ def test_probe_on_real_radiographs_under_patient_folds(shared: Path, talo: Index
     values = {m["name"]: m["metrics"] for m in report["methods"]}
     assert values["probe"]["accuracy"]["value"] >= 0.74
     assert values["probe"]["macro_f1"]["value"] >= 0.74
-    assert 0.10 < values["probe"]["accuracy"]["high"] - values["probe"]["accuracy"]["low"] < 0.20
+    assert 0.10 < values["probe"]["accuracy"]["high"] - values["probe"]["accuracy"]["low"] < 0.25, "over 3 folds"
     assert abs(values["zero-shot"]["balanced_accuracy"]["value"] - 1 / 3) < 0.1, "random projections know nothing"
     assert report["sample"]["unit"] == "patient"
     assert report["dataset"]["images_of_known_patients"] == len(rows)
