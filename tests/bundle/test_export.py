@@ -138,6 +138,19 @@ def test_a_probe_that_was_fitted_again_is_calibrated_on_scores_of_before(worksho
     assert again["images"] == first["images"] == len(workshop.original("probe").val)
 
 
+def test_the_patients_of_kept_scores_are_counted(workshop: Workshop, tmp_path: Path) -> None:
+    original = workshop.original("probe")
+    kept = original.validation
+    assert kept is not None
+    owners = tuple(f"p{i // 3}" for i in range(len(kept)))
+    patched = dataclasses.replace(original, validation=dataclasses.replace(kept, patient=owners))
+    export_bundle(patched, tmp_path / "bundle")
+    facts = read_bundle(tmp_path / "bundle").facts
+    assert facts["calibrated_on"]["patients"] == len(set(owners)) < facts["calibrated_on"]["images"]
+    of_class = {p for p, c in zip(owners, kept.target, strict=True) if c == 0}
+    assert facts["sets"]["patients"][kept.labels.names[0]] == len(of_class)
+
+
 def test_pictures_that_were_learned_from_are_known_and_noise_is_flagged(workshop: Workshop) -> None:
     """The test images, which are like the training images, mostly are not."""
     original, bundle = workshop.original("probe"), read_bundle(workshop.bundle("probe"))
