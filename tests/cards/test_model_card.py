@@ -222,3 +222,15 @@ def test_weights_are_found_and_those_of_other_runs_are_not(tmp_path: Path) -> No
         ("`fold-0/adapter/`", "0"),
         ("`fold-1/adapter/`", "1"),
     ]
+
+
+def test_the_card_says_over_what_its_intervals_are_and_whose_they_are() -> None:
+    card = card_of(trained(n=90, present=2, skill=0.3))
+    assert "95 % intervals over patients; the spread over patients is that of 100 bootstrap resamples" in card
+    assert "Wilson 1927" in card and "Clopper" not in card and "Nadeau" not in card
+    assert (
+        "No test image is of class c: nothing is known of its sensitivity, and means over classes leave it out." in card
+    )
+    folds = card_of(trained(n=90, folds=3, skill=0.3))
+    assert "95 % intervals over patients and folds; the spread over patients is that of" in folds
+    assert "over folds after Nadeau & Bengio 2003" in folds
