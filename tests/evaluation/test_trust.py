@@ -301,6 +301,29 @@ def test_wrong_validation_scores_are_refused() -> None:
             trust(test, validation=(tables,))
 
 
+def test_a_patient_who_is_validated_and_judged_is_refused() -> None:
+    test, val = table(90, seed=0), table(60, seed=1, split="val", prefix="v")
+    known = ("t3", "t1", "t3", *val.patient[3:])
+    leaking, anonymous = dataclasses.replace(val, patient=known), dataclasses.replace(val, patient=(None,) * 60)
+    told = r"method 'a': patient 't1' is among its validation images and among those .* \(2 such patients\)"
+    for tables, kept in (((test,), ((leaking,),)), ((joined(test, leaking),), ())):
+        with pytest.raises(LeakError, match=told):
+            trust(*tables, validation=kept)
+    nameless = dataclasses.replace(test, patient=(None,) * 90)
+    assert trust(nameless, validation=((anonymous,),))["reason"] is None
+
+
+def test_a_patient_may_be_validated_in_one_fold_and_judged_in_another() -> None:
+    test = table(180, seed=0)
+    test = dataclasses.replace(test, fold=tuple(i // 3 % 2 for i in range(180)))
+    whose = {fold: tuple(f"t{2 * (i // 3) + fold}" for i in range(90)) for fold in (0, 1)}
+    vals = [table(90, seed=k, fold=k, split="val", prefix=f"v{k}-") for k in (0, 1)]
+    kept = tuple(dataclasses.replace(v, patient=whose[1 - k]) for k, v in enumerate(vals))
+    assert trust(test, validation=(kept,))["reason"] is None
+    with pytest.raises(LeakError, match=r"\(30 such patients\)"):
+        trust(test, validation=((kept[0], dataclasses.replace(vals[1], patient=whose[1])),))
+
+
 def test_a_report_of_an_earlier_version_is_drawn_without_calibration() -> None:
     report = judge(
         [MethodResult(name="bare", kind="probe", predictions=(table(90, seed=0),))], title="t", resamples=100

@@ -69,7 +69,9 @@ def report(
             name=name,
             kind="predictions",
             predictions=(read_predictions(file).with_patients(patients),),
-            validation=(read_validation(file.parent),) if file.name == "predictions.parquet" else (),
+            validation=(tuple(table.with_patients(patients) for table in read_validation(file.parent)),)
+            if file.name == "predictions.parquet"
+            else (),
             is_trained=_is_trained(file.parent / "config.toml"),
         )
         for name, file in names.items()

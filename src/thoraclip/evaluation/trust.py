@@ -74,7 +74,7 @@ def trust_entry(
         `temperature`, `vector`, `before`, `after_temperature`, `after_vector`, `conformal`, `operating_point`.
 
     Raises:
-        LeakError: an image is among the validation and the judged images of one round.
+        LeakError: an image, or a patient known by name, is among the validation and the judged images of one fold.
         ConfigError: see `conformal.set_patients_needed`, `operating.positives_needed`.
     """
     test, names = aligned.scored[method.name][0], aligned.labels.names
@@ -123,8 +123,9 @@ def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
                 "no scores of validation images: the run kept none (run it again with this version), or the file has "
                 "no row of split 'val'"
             )
-        own_table = table.take(own)
-        return [_Fold(None, _scored(own_table, aligned), own_table.groups(), np.arange(len(aligned.image_id)))]
+        own_table, rows = table.take(own), np.arange(len(aligned.image_id))
+        _refuse_leak(method.name, table, own_table, aligned.image_id)
+        return [_Fold(None, _scored(own_table, aligned), own_table.groups(), rows)]
     fold_of = dict(zip(table.image_id, table.fold, strict=True))
     numbers = np.array([-1 if (f := fold_of[image]) is None else f for image in aligned.image_id], dtype=np.int64)
     seen: dict[str, int] = {}
@@ -132,12 +133,7 @@ def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
     for val in kept:
         number = val.fold[0]
         rows = np.flatnonzero(left if number is None else numbers == number)
-        both = sorted({aligned.image_id[row] for row in rows}.intersection(val.image_id))
-        if both:
-            raise LeakError(
-                f"method '{method.name}': '{both[0]}' is among its validation images and among those that it is judged "
-                f"on ({len(both)} such images); nothing can be fitted on judged images"
-            )
+        _refuse_leak(method.name, table, val, [aligned.image_id[row] for row in rows])
         left[rows] = False
         if len(rows):
             folds.append(_Fold(number, _scored(val, aligned), val.groups(seen), rows))
@@ -145,6 +141,19 @@ def _folds(method: MethodResult, aligned: Aligned) -> list[_Fold] | str:
         images = counted(int(left.sum()), "judged image")
         return f"{images} have no validation scores of their fold; run the method again"
     return folds
+
+
+def _refuse_leak(name: str, table: Predictions, val: Predictions, judged: Sequence[str]) -> None:
+    """Raise LeakError where `val` shares an image or a known patient with the `judged` images of a method's table."""
+    patient_of = dict(zip(table.image_id, table.patient, strict=True))
+    images = sorted(set(judged).intersection(val.image_id))
+    patients = sorted({p for image in judged if (p := patient_of[image]) is not None}.intersection(val.patient))
+    for both, first, what in ((images, "'{}' is", "images"), (patients, "patient '{}' is", "patients")):
+        if both:
+            raise LeakError(
+                f"method '{name}': {first.format(both[0])} among its validation images and among those that it is "
+                f"judged on ({len(both)} such {what}); nothing can be fitted on judged {what}"
+            )
 
 
 def _scored(table: Predictions, aligned: Aligned) -> Scored:
