@@ -116,6 +116,18 @@ def test_patients_and_groups_are_looked_up_in_the_manifest(manifest: Manifest, t
     told = capsys.readouterr().err
     assert "error: prevalence of 'Norml': no such class; did you mean 'Normal'" in told and told.count("\n") == 1
     assert not (tmp_path / "x").exists()
+    write_manifest(tmp_path / "m.parquet", manifest.take(np.arange(20)))
+    assert run([*arguments, "--out", str(tmp_path / "part")]) == 0
+    *_, unnamed, lost = json.loads((tmp_path / "part" / "report.json").read_text())["reading"]
+    assert unnamed.startswith("Groups were not compared: the manifest does not name two by sex, age, view or source")
+    assert lost == "The manifest does not have 4 of the 24 images of the predictions: their group is unknown."
+    capsys.readouterr()
+    foreign = manifest.with_columns(image_id=[f"other{row}" for row in range(len(manifest))])
+    write_manifest(tmp_path / "m.parquet", foreign)
+    assert run([*arguments, "--out", str(tmp_path / "x")]) == 2
+    told = capsys.readouterr().err
+    assert "error: manifest: it has none of the 24 images of the predictions" in told and told.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_unreadable_pictures_are_set_aside(class_folder: Path, tmp_path: Path, capsys: Capture) -> None:

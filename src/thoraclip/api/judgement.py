@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
 from thoraclip.config import read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
+from thoraclip.pages import counted
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ def report(
         )
         for name, file in names.items()
     ]
+    given_ids = [image for method in methods[:1] for image in method.predictions[0].image_id]
+    lost = [image for image in given_ids if paths is not None and image not in paths]
+    if lost and len(lost) == len(given_ids):
+        raise InputError(
+            f"manifest: it has none of the {counted(len(lost), 'image')} of the predictions, such as '{lost[0]}'; "
+            "name the manifest that they were made from"
+        )
     facts = provenance(seed=seed, inputs={name: file_sha256(file) for name, file in names.items()})
     content = judge(
         methods,
@@ -83,11 +91,21 @@ def report(
         resamples=resamples,
         seed=seed,
         provenance=facts,
-        groups=group_columns(images) if images else {},
+        groups=group_columns(images) if images else None,
         prevalence=stated,
+        notes=_on_lost(len(lost), len(given_ids)),
     )
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails)
     return content
+
+
+def _on_lost(lost: int, of: int) -> list[str]:
+    """The report's sentence on predictions that the manifest does not know."""
+    if not lost:
+        return []
+    return [
+        f"The manifest does not have {lost} of the {counted(of, 'image')} of the predictions: their group is unknown."
+    ]
 
 
 def _is_trained(config: Path) -> bool:

@@ -59,8 +59,9 @@ def judge(
     provenance: Mapping[str, object] | None = None,
     published: Sequence[Mapping[str, object]] = (),
     external: Sequence[ExternalResult] = (),
-    groups: Mapping[str, Mapping[str, str | None]] = MappingProxyType({}),
+    groups: Mapping[str, Mapping[str, str | None]] | None = None,
     prevalence: Mapping[str, float] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare methods on the same images; the result is `report.json` as a mapping.
 
@@ -79,8 +80,10 @@ def judge(
         published: values of others, as in `results.Published`; printed apart, and no part of any comparison.
         external: scores of the same methods on images from elsewhere, see `external.external_entries`.
 
-        groups: column (sex, view, ...) -> image id -> group, see `subgroups.group_columns`.
+        groups: column (sex, view, ...) -> image id -> group, see `subgroups.group_columns`; `None` without a
+            manifest.
         prevalence: class -> share of the patients elsewhere who have it, for predictive values.
+        notes: sentences that end the reading of what was judged.
 
     Raises:
         ConfigError: too few resamples, a repeated method name, or see `results.read_published` and
@@ -115,7 +118,7 @@ def judge(
     if len(failed) < len(methods):
         report |= _judged(methods, external, groups, prevalence, resamples, seed)
     report["statistics"] = statistical_methods(report)
-    report["reading"] = [*reading(report), *usefulness_reading(report), *external_reading(report)]
+    report["reading"] = [*reading(report), *usefulness_reading(report), *external_reading(report), *notes]
     if report["verdict"] is not None:
         report["reading"].insert(1, NOT_AUDITED)
     return dict(plain(report))
@@ -161,7 +164,7 @@ def write_report(
 def _judged(
     methods: Sequence[MethodResult],
     external: Sequence[ExternalResult],
-    groups: Mapping[str, Mapping[str, str | None]],
+    groups: Mapping[str, Mapping[str, str | None]] | None,
     prevalence: Mapping[str, float],
     resamples: int,
     seed: int,

@@ -20,7 +20,16 @@ from thoraclip.evaluation.metrics import Scored
 from thoraclip.proportions import patient_share, share_interval
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["FEWEST", "POINTS", "group_columns", "group_values", "members", "predicted_calls", "subgroup_entries"]
+__all__ = [
+    "COLUMNS",
+    "FEWEST",
+    "POINTS",
+    "group_columns",
+    "group_values",
+    "members",
+    "predicted_calls",
+    "subgroup_entries",
+]
 
 FEWEST = 10
 """Patients (or images) behind a value below which it is shown and not judged: no gap, no part of equalised odds."""
@@ -29,7 +38,8 @@ POINTS = {"predicted": "at the predicted label", "operating_point": "at the oper
 Calls = Mapping[str, Masks]
 """Class -> bool[N], whether an image is called positive."""
 
-_COLUMNS = ("sex", "age", "view", "source")
+COLUMNS = ("sex", "age", "view", "source")
+"""That patients are grouped by."""
 _AGES = {18: "under 18", 40: "18 to 39", 65: "40 to 64", 1000: "65 and over"}
 """Upper end in years, not in the band -> the band."""
 _BANDS = list(_AGES.values())
@@ -41,7 +51,7 @@ _UNKNOWN = {"value": None, "low": None, "high": None}
 def group_values(manifest: Manifest) -> dict[str, list[str | None]]:
     """Column -> the group of every image, of the columns with two groups or more; the rarest of many groups are one."""
     found = {}
-    for column in _COLUMNS:
+    for column in COLUMNS:
         given = manifest.column("age_years" if column == "age" else column)
         values = [_age_band(age) for age in given] if column == "age" else given
         counts = Counter(value for value in values if value is not None)

@@ -10,7 +10,7 @@ from thoraclip.evaluation.curves import curve_entry
 from thoraclip.evaluation.predictive import predictive_entry
 from thoraclip.evaluation.reading import ALPHA, between, listed, points, probability, share
 from thoraclip.evaluation.results import MethodResult
-from thoraclip.evaluation.subgroups import predicted_calls, subgroup_entries
+from thoraclip.evaluation.subgroups import COLUMNS, predicted_calls, subgroup_entries
 from thoraclip.evaluation.trust import operating_calls
 from thoraclip.pages import counted
 
@@ -25,7 +25,7 @@ def usefulness(
     entries: Sequence[Mapping[str, Any]],
     aligned: Aligned,
     *,
-    groups: Mapping[str, Mapping[str, str | None]],
+    groups: Mapping[str, Mapping[str, str | None]] | None,
     prevalence: Mapping[str, float],
     resamples: int,
     seed: int,
@@ -37,7 +37,7 @@ def usefulness(
         methods: those that did not fail.
         entries: of the report, with `per_class` and `trust`.
         aligned: the judged images.
-        groups: see `subgroups.group_columns`.
+        groups: see `subgroups.group_columns`; without a manifest `None`, and so is `subgroups`.
         prevalence: see `predictive.read_prevalence`.
         resamples, seed: of the report.
     """
@@ -50,12 +50,12 @@ def usefulness(
         calls[method.name] = {"predicted": predicted_calls(first[method.name], classes)}
         calls[method.name] |= {"operating_point": at_thresholds} if at_thresholds else {}
     drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    of_groups = subgroup_entries(first, calls, groups, aligned, **drawn)
+    of_groups = subgroup_entries(first, calls, groups or {}, aligned, **drawn)
     images = {name: int((aligned.target == c).sum()) for c, name in enumerate(classes)}
     found: dict[str, dict[str, Any]] = {name: dict.fromkeys(_KEYS) for name in by_name}
     for name, scored in first.items():
         found[name] = {
-            "subgroups": of_groups[name],
+            "subgroups": None if groups is None else of_groups[name],
             "predictive_values": predictive_entry(by_name[name], prevalence, images),
             **curve_entry(scored, classes, aligned.groups, **drawn),
         }
@@ -72,10 +72,13 @@ def usefulness_reading(report: Mapping[str, Any]) -> list[str]:
 
 
 def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
+    if best["subgroups"] is None:
+        return []
     odds = {c["column"]: found for c in best["subgroups"] if (found := c["equalised_odds"].get("predicted"))}
     small = [c["smallest"] | {"column": c["column"]} for c in best["subgroups"]]
     if not small:
-        return []
+        columns = f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
+        return [f"Groups were not compared: the manifest does not name two by {columns} among these images."]
     least = min(small, key=lambda group: group["patients"])
     called = f"{least['column']} \u201c{least['value']}\u201d"
     ends = f" The smallest group is {called}: {counted(least['patients'], unit)}."
