@@ -119,7 +119,7 @@ def test_patients_and_groups_are_looked_up_in_the_manifest(manifest: Manifest, t
     write_manifest(tmp_path / "m.parquet", manifest.take(np.arange(20)))
     assert run([*arguments, "--out", str(tmp_path / "part")]) == 0
     *_, unnamed, lost = json.loads((tmp_path / "part" / "report.json").read_text())["reading"]
-    assert unnamed.startswith("Groups were not compared: the manifest does not name two by sex, age, view or source")
+    assert unnamed.startswith("Groups by sex, age, view and source were not compared: the manifest does not name two")
     assert lost == "The manifest does not have 4 of the 24 images of the predictions: their group is unknown."
     capsys.readouterr()
     foreign = manifest.with_columns(image_id=[f"other{row}" for row in range(len(manifest))])

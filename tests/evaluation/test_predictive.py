@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,29 @@ def test_a_report_has_them_at_both_prevalences_and_both_points() -> None:
 def test_what_is_no_prevalence_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         require_classes(read_prevalence(given), CLASSES)
+
+
+def test_the_reading_says_why_a_predictive_value_does_not_exist() -> None:
+    def said(targets: Any, answered: Any, name: str = "COVID-19", patients: int | None = None) -> str:
+        table = predictions(targets=targets, patients=patients)
+        scores = np.eye(3)[np.broadcast_to(answered, len(table))]
+        report = judge(
+            [method("a", dataclasses.replace(table, scores=scores))], title="t", resamples=100, prevalence={name: 0.05}
+        )
+        (found,) = [sentence for sentence in report["reading"] if sentence.startswith(f"Where 5.0 % have {name}")]
+        assert "\u2013" not in found
+        return found
+
+    three = np.arange(90) % 3
+    none = said(three, np.where(three == 0, 1, three))
+    assert (
+        "how often an answer \u201cCOVID-19\u201d of a is right is not known, since no image gets it, and any" in none
+    )
+    always = said(three, 0)
+    assert "and how often any other answer is right is not known, since no image gets one." in always
+    assert "not known: there is none among the judged images." in said(three % 2, three % 2, "Normal")
+    assert "not known: there is no other image among the judged images." in said(np.zeros(30, dtype=int), 0)
+    assert "% (without an interval), and any other" in said(three, np.roll(three, 9) % 3, patients=1)
 
 
 def test_a_class_may_hold_an_equals_sign() -> None:

@@ -76,15 +76,14 @@ def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
         return []
     odds = {c["column"]: found for c in best["subgroups"] if (found := c["equalised_odds"].get("predicted"))}
     small = [c["smallest"] | {"column": c["column"]} for c in best["subgroups"]]
+    untested = _untested([group["column"] for group in small], odds, unit)
     if not small:
-        columns = f"{', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}"
-        return [f"Groups were not compared: the manifest does not name two by {columns} among these images."]
+        return untested
     least = min(small, key=lambda group: group["patients"])
     called = f"{least['column']} \u201c{least['value']}\u201d"
     ends = f" The smallest group is {called}: {counted(least['patients'], unit)}."
     if not odds:
-        columns = listed([group["column"] for group in small])
-        return [f"Groups by {columns} cannot be compared: no rate is known of enough {unit}s in two of them.{ends}"]
+        return [*untested, ends.strip()]
     differing = [column for column, found in odds.items() if found["p_holm"] < ALPHA]
     column = min(odds, key=lambda name: (odds[name]["p_holm"], -odds[name]["value"]))
     found = odds[column]
@@ -96,22 +95,50 @@ def _between_groups(best: Mapping[str, Any], unit: str) -> list[str]:
     )
     if not differing:
         return [
-            f"No difference between groups by {listed(list(odds))} can be shown for {best['name']}; the gap "
-            f"that chance explains least is {size}.{ends}"
+            f"No difference in sensitivity or false positive rate between groups by {listed(list(odds))} can be shown "
+            f"for {best['name']}; the gap that chance explains least is {size}.{ends}",
+            *untested,
         ]
     more = [name for name in differing if name != column]
     also = f" Its groups by {listed(more)} differ, too." if more else ""
-    return [f"{best['name']} does not do equally well in all groups: the largest gap is {size}.{also}{ends}"]
+    return [
+        f"{best['name']} does not have the same sensitivity and false positive rate in all groups: the largest gap is "
+        f"{size}.{also}{ends}",
+        *untested,
+    ]
+
+
+def _untested(named: Sequence[str], odds: Mapping[str, Any], unit: str) -> list[str]:
+    """Which columns were not compared, and why; `named` are those with two groups or more."""
+    why = {
+        f"no rate is known of enough {unit}s in two of them": [name for name in named if name not in odds],
+        "the manifest does not name two of them among these images": [name for name in COLUMNS if name not in named],
+    }
+    return [f"Groups by {listed(columns)} were not compared: {reason}." for reason, columns in why.items() if columns]
 
 
 def _at_stated_prevalence(best: Mapping[str, Any]) -> list[str]:
-    sentences = []
-    for name, row in best["predictive_values"].items():
-        if row["stated"] is not None:
-            ppv, npv = (row["stated"]["predicted"][value] for value in ("ppv", "npv"))
-            sentences.append(
-                f"Where {share(row['stated']['prevalence'])} % have {name}, an answer \u201c{name}\u201d of "
-                f"{best['name']} is right in {share(ppv['value'])} %{between(ppv)}, and any other answer rules it out "
-                f"rightly in {share(npv['value'])} %{between(npv)}."
-            )
-    return sentences
+    stated = {name: at for name, row in best["predictive_values"].items() if (at := row["stated"]) is not None}
+    return [
+        f"Where {share(at['prevalence'])} % have {name}, {_when_stated(best, name, at['predicted'])}."
+        for name, at in stated.items()
+    ]
+
+
+def _when_stated(best: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> str:
+    rates, ppv, npv = best["per_class"][name], values["ppv"], values["npv"]
+    for rate, which in (("recall", "none"), ("specificity", "no other image")):
+        if rates[rate]["value"] is None:
+            return f"predictive values of {best['name']} are not known: there is {which} among the judged images"
+    answer = f"an answer \u201c{name}\u201d of {best['name']}"
+    positive = f"{answer} is right in {_share(ppv)}"
+    if ppv["value"] is None:
+        positive = f"how often {answer} is right is not known, since no image gets it"
+    negative = f"any other answer rules it out rightly in {_share(npv)}"
+    if npv["value"] is None:
+        negative = "how often any other answer is right is not known, since no image gets one"
+    return f"{positive}, and {negative}"
+
+
+def _share(entry: Mapping[str, Any]) -> str:
+    return f"{share(entry['value'])} %{between(entry) or ' (without an interval)'}"
