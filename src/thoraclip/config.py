@@ -106,7 +106,9 @@ def _convert(value: Any, kind: Any, where: str, name: str) -> Any:
         return _convert(value, next(a for a in arguments if a is not type(None)), where, name)
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(f"{where}: '{name}' = {value!r} must be a list")
+            example = f"[{toml_value(value)}]" if isinstance(value, str | int | float) else "[...]"
+            remedy = f"write {name} = {example}, or --set '{name}={example}'"
+            raise ConfigError(f"{where}: '{name}' = {value!r} must be a list; {remedy}")
         return tuple(_convert(item, arguments[0], where, name) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -12,7 +12,7 @@ from scipy.stats import t
 from tests.evaluation.tables import CLASSES, method, predictions
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, MismatchError
-from thoraclip.evaluation.reading import probability, reading, verdict, versus
+from thoraclip.evaluation.reading import points, probability, reading, share, verdict, versus
 from thoraclip.evaluation.report import MethodResult, judge, plain, write_report
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.labels import LabelSet
@@ -295,6 +295,16 @@ def test_the_verdict_goes_by_corrected_p_and_both_metrics() -> None:
         "p = 0.001",
         "p = 0.012",
     ]
+
+
+def test_a_zero_has_no_minus_and_one_of_a_thing_no_plural() -> None:
+    assert [points(v) for v in (-1e-4, -0.0, 1e-4, -6e-4, 0.031)] == ["+0.0", "+0.0", "+0.0", "\u22120.1", "+3.1"]
+    assert [share(v) for v in (-1e-4, -6e-4)] == ["0.0", "\u22120.1"]
+    found = " ".join(report(method("a", predictions(1, patients=1)))["reading"])
+    assert "on 1 image of 1 patient." in found
+    assert "No image here is of the classes Non-COVID and Normal: means over the classes leave them out." in found
+    found = " ".join(report(method("a", predictions(targets=[0, 1, 0, 1])))["reading"])
+    assert "No image here is of the class Normal: means over the classes leave it out." in found
 
 
 @pytest.mark.parametrize(("patients", "said"), [(29, True), (30, False)])

@@ -203,7 +203,7 @@ def require_alike(found: dict[str, Any], name: str) -> None:
     if not found["share"] <= INT8_FLIPS:
         raise ParityError(f"{where}, more than {100 * INT8_FLIPS:.0f} %; {remedy}")
     if not -INT8_ACCURACY <= accuracy["low"] <= accuracy["high"] <= INT8_ACCURACY:
-        change, low, high = (f"{100 * accuracy[name]:+.2f}" for name in ("change", "low", "high"))
+        change, low, high = (f"{100 * accuracy[name]:+z.2f}" for name in ("change", "low", "high"))
         few = "; with so few test images this cannot be shown" if n * INT8_ACCURACY < 2 * max(flips, 1) else ""
         rule = f"is not within {100 * INT8_ACCURACY:.1f} points either side of 0{few}"
         raise ParityError(f"{where}; the change of accuracy, {change} [{low}, {high}] points, {rule}; {remedy}")

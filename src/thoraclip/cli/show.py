@@ -195,8 +195,8 @@ def audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         [
             t["name"].replace("-", " "),
             t["asks"],
-            f"{100 * t['effect']:+.1f}",
-            f"[{100 * t['low']:+.1f}, {100 * t['high']:+.1f}]",
+            f"{100 * t['effect']:+z.1f}",
+            f"[{100 * t['low']:+z.1f}, {100 * t['high']:+z.1f}]",
             "" if t["p_holm"] is None else f"{t['p_holm']:.3f}",
             label(t),
         ]
@@ -266,10 +266,10 @@ def parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     ]
     if int8:
         change = int8["accuracy"]
-        between = f"[{100 * change['low']:+.2f}, {100 * change['high']:+.2f}]"
+        between = f"[{100 * change['low']:+z.2f}, {100 * change['high']:+z.2f}]"
         rows[1:1] = [
             ["int8: other answers", f"{int8['other_answers']} of {int8['images']} test images"],
-            ["int8: change of accuracy", f"{100 * change['change']:+.2f} {between} points"],
+            ["int8: change of accuracy", f"{100 * change['change']:+z.2f} {between} points"],
             ["int8: size", f"{100 * int8['size']:.0f} % of fp32"],
         ]
     print_table(["proof", ""], rows, numbers=False)

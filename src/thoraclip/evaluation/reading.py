@@ -22,8 +22,8 @@ _MINUS = "\u2212"
 
 
 def share(value: float | None) -> str:
-    """0.8132 -> `81.3`; `None` -> a dash."""
-    return "\u2013" if value is None else f"{100 * value:.1f}".replace("-", _MINUS)
+    """0.8132 -> `81.3`; never a negative zero; `None` -> a dash."""
+    return "\u2013" if value is None else f"{100 * value:z.1f}".replace("-", _MINUS)
 
 
 def printed(value: float | None) -> str:
@@ -45,8 +45,8 @@ def share_interval(entry: Mapping[str, Any] | None) -> str:
 
 
 def points(value: float | None) -> str:
-    """A difference of shares with its sign: 0.031 -> `+3.1`."""
-    return "\u2013" if value is None else f"{100 * value:+.1f}".replace("-", _MINUS)
+    """A difference of shares with its sign: 0.031 -> `+3.1`, -0.0001 -> `+0.0`."""
+    return "\u2013" if value is None else f"{100 * value:+z.1f}".replace("-", _MINUS)
 
 
 def probability(p: float | None) -> str:
@@ -112,7 +112,7 @@ def _winner(report: Mapping[str, Any]) -> str:
     found = report["verdict"]
     entry = next(m for m in report["methods"] if m["name"] == found["best"])
     estimate, sample = entry["metrics"][MAIN_METRIC], report["sample"]
-    images = f"{sample['n']:,} images"
+    images = counted(sample["n"], "image")
     if sample["unit"] == "patient":
         images += f" of {counted(sample['groups'], 'patient')}"
     has = "is the only method; its macro F1 is" if found["runner_up"] is None else "has the highest macro F1,"
@@ -227,7 +227,8 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     absent = [name for name, count in sample["images_per_class"].items() if count == 0]
     if absent:
-        sentences.append(f"No image here is of the class {listed(absent)}: means over the classes leave it out.")
+        which, them = ("class", "it") if len(absent) == 1 else ("classes", "them")
+        sentences.append(f"No image here is of the {which} {listed(absent)}: means over the classes leave {them} out.")
     if sample["groups"] == 1:
         sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
     elif sample["groups"] < FEW_GROUPS:

@@ -102,6 +102,9 @@ def plan_study(
 
     Returns:
         See docs/index.md. A run that cannot run has no time, and says why under `error`.
+
+    Raises:
+        ConfigError: a class of `prevalence` is none of the manifest's.
     """
     given = read_manifest(Path(config.manifest)) if config.manifest else None
     planner, missing, rows, failed = None, "", list[Row](), set[str]()
@@ -109,6 +112,8 @@ def plan_study(
         planner = _Planner(config, *_split_manifest(config, given, out), out, announce)
     except ThoraclipError as error:
         missing = str(error)
+    if planner is not None:
+        config.stated_prevalence(planner.manifest)
     for method in methods:
         for seed, settings, folder in method.runs(out):
             rows.append(row := Row(method.name, method.kind, seed))
@@ -280,10 +285,7 @@ class _Planner:
         yield row
         tables = sum(3 + len(method.seeds) for method in methods)
         seconds = 0.0 if is_finished else tables * n * config.resamples * _RESAMPLE_SECONDS + _RUN_SECONDS
-        row = Row("report", done=is_finished, seconds=seconds)
-        with _errors_of(row):
-            config.stated_prevalence(self.manifest)
-        yield row
+        yield Row("report", done=is_finished, seconds=seconds)
 
     def _scoring(self, row: Row, classifiers: Sequence[MethodEntry], images: int) -> None:
         """Count a pass of some images through each classifier."""
