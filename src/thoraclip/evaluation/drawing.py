@@ -95,10 +95,15 @@ def plot_interval(
     return value, high
 
 
-def name_rows(axes: Axes, names: Sequence[str], x: str) -> None:
-    """A row for each name, the first one on top, over a horizontal axis with light lines."""
-    axes.set_yticks(range(len(names)), [shorten(name, 48) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
+def name_rows(axes: Axes, names: Sequence[str], x: str, *, above: bool = False) -> None:
+    """A row for each name, the first one on top, over a horizontal axis with light lines; `above` writes the name over
+    its row and not beside it, which fits on a narrow screen."""
+    place: dict[str, Any] = {"ha": "left", "va": "bottom"} if above else {}
+    rows, shift = np.arange(len(names)), 0.24 if above else 0.0
+    axes.set_yticks(rows - shift, [shorten(name, 48) for name in names], **place)
+    axes.set_ylim(len(names) - 0.4, -0.6 - shift)
+    if above:
+        axes.tick_params(axis="y", pad=0)
     axes.set_xlabel(x)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", linewidth=0.6)

@@ -42,7 +42,7 @@ __all__ = [
 
 def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -> str:
     """The main metric of every method, top row first, with its interval; filled: the best, and those tied with it."""
-    with drawing.new_figure(9.4, 0.62 + 0.34 * len(methods)) as figure:
+    with drawing.new_figure(4.6, 0.7 + 0.45 * len(methods)) as figure:
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
             colour = SOFT if entry["name"] == MAJORITY else ACCENT
@@ -52,7 +52,7 @@ def forest_figure(methods: Sequence[Entry], *, best: str, tied: Sequence[str]) -
             axes.annotate(
                 f"{value:.1f}", (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5
             )
-        name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval")
+        name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
         return drawing.svg(figure, "forest")
 
 
@@ -122,7 +122,7 @@ def selective_figure(methods: Sequence[Entry]) -> str:
 
 def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
     """The main metric of every method inside (circle) and on the external set `name` (diamond), with intervals."""
-    with drawing.new_figure(9.4, 0.95 + 0.42 * len(methods)) as figure:
+    with drawing.new_figure(4.6, 1.0 + 0.5 * len(methods)) as figure:
         axes = figure.add_subplot()
         for row, entry in enumerate(methods):
             inside, outside = (entry[where][MAIN_METRIC] for where in ("inside", "metrics"))
@@ -131,7 +131,7 @@ def dumbbell_figure(methods: Sequence[Entry], name: str) -> str:
             labels = ("", "") if row else ("inside", name)
             plot_interval(axes, inside, row - 0.13, "o", SOFT, linewidth=1.6, markersize=6, label=labels[0])
             plot_interval(axes, outside, row + 0.13, "D", ACCENT, linewidth=1.6, markersize=6, label=labels[1])
-        name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval")
+        name_rows(axes, [m["name"] for m in methods], "macro F1 (%), 95 % interval", above=True)
         figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, handletextpad=0.2)
         return drawing.svg(figure, f"dumbbell {name}")
 
