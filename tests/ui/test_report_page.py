@@ -14,7 +14,7 @@ WIDER = "boxes => boxes.filter(e => e.scrollWidth > e.clientWidth).length"
 
 
 def test_figures_of_methods_fit_a_phone_and_tables_of_groups_a_screen(browser: Any, tmp_path: Path) -> None:
-    table = predictions(180, signal=1.2, patients=120, classes=(*CLASSES[:2], "pneumonia"))
+    table = predictions(90, patients=90, classes=(*CLASSES[:2], "tuberculosis"))
     sex = {i: "FM"[k % 2] for k, i in enumerate(table.image_id)}
     report = judge(
         [method("probe on DINOv2 and biomedical texts", table)], title="t", resamples=100, groups={"sex": sex}
