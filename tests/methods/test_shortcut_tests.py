@@ -66,3 +66,13 @@ def test_as_many_pixels_are_removed_at_random_as_the_border_and_the_corners_have
         own, random = (VIEWS[f"{region}-{how}"].region(scene, rows) for how in ("removed", "at-random"))
         assert own.sum(axis=(1, 2)).tolist() == random.sum(axis=(1, 2)).tolist()
         assert (random != own).any(axis=(1, 2)).all() and (random[0] != random[1]).any()
+
+
+def test_what_one_grey_level_replaces_has_a_control_of_as_many_pixels() -> None:
+    """Of each view the other fills have none: what they put in is no grey."""
+    grey = ["lungs-removed-mean", "box-removed-mean", "border-only"]
+    own = view_tests(dict.fromkeys(VIEWS, np.zeros(1, np.int64)))
+    assert [(t.name, t.control) for t in own if t.control] == [(name, "random-removed") for name in grey]
+    fitted = probe_tests({f"refitted {name}": np.zeros(1, np.int64) for name in VIEWS})
+    controls = [(f"refitted {name}", "refitted random-removed") for name in grey]
+    assert [(t.name, t.control) for t in fitted if t.control] == controls
