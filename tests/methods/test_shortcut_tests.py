@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from thoraclip.data.views import VIEWS, Scene
+from thoraclip.evaluation.audit_reading import OUTSIDE
 from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.methods.audit.probes import probe_tests, view_tests
 
-OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
+BORDER, CORNERS = "the border", "the corners"
 REMOVED = [f"{part}-removed-{fill}" for part in ("lungs", "box") for fill in ("mean", "blur", "other")]
 SWAPPED = "the background of a picture of another class in place of one of the same class"
 AT_RANDOM = ["border-at-random", "corners-at-random"]

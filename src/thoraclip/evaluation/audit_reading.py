@@ -12,6 +12,7 @@ __all__ = [
     "AUDIT_SCHEMA",
     "FAMILIES",
     "MARGIN",
+    "OUTSIDE",
     "POSITIVE",
     "STRONG",
     "VERDICTS",
@@ -47,6 +48,8 @@ _BY = {
     "probe": "a probe fitted anew on the classifier's features of such images names",
     "trees": "trees name",
 }
+OUTSIDE = "what lies outside the lungs"
+"""What the tests find without which no classifier is acquitted; see `data.views`."""
 _TOGETHER, _FILE = "background all", "background file"
 
 
@@ -157,10 +160,10 @@ def _classifier_verdict(
     above = accuracy["value"] - accuracy["chance"]
     if accuracy["low"] <= accuracy["chance"]:
         why = "it is not shown to be better than chance"
-    elif not own:
-        why = "no altered image can tell" if masks else "no lung region is known"
     elif not masks:
         why = "no lung region is known, so no test could take the lungs away"
+    elif not any(t["finds"] == OUTSIDE for t in own):
+        why = "no test that takes the lungs away or swaps what is around them can tell"
     elif blind:
         most = max(t["high"] for t in blind)
         why = f"{len(blind)} of {len(own)} tests do not exclude {share(STRONG)} points (up to {share(most)})"
