@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import InputError
-from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, bootstrap_p, compare, t_test
+from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, compare, t_test
 from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
 from thoraclip.evaluation.metrics import METRICS, Scored
@@ -144,7 +144,8 @@ def differences(sets: int) -> None:
                                  (300, 1, 5), (1000, 1, 5), (1000, 3, 5)):  # fmt: skip
         before, now, inside = 0, 0, np.zeros(2)
         for row, (one, other), _, table in _experiments(algorithm, algorithm, images, seeds, folds, sets, 300):
-            before += bootstrap_p(one.replicates[_MAIN] - other.replicates[_MAIN]) < 0.05
+            low, high = percentile_interval(one.replicates[_MAIN] - other.replicates[_MAIN])
+            before += not low <= 0 <= high
             now += row["p"] < 0.05 and row["claim"] == METHODS
             spans = percentile_interval(one.replicates[_MAIN]), _interval(one, table, np.arange(images))
             inside += [low <= truth <= high for low, high in spans]
