@@ -230,8 +230,8 @@ def _sets(name: str, sets: Mapping[str, Any]) -> str:
     short = f" The promise is not kept for {listed(broken)}." if broken else ""
     return (
         f"The prediction sets of {name}, promised to hold the true class in {100 * sets['promised']:.0f} % of each "
-        f"class, hold it in {' to '.join(ends)} % and name {sets['mean_size']:.1f} of {len(sets['classes'])} classes on "
-        f"average.{short}"
+        f"class, hold it in {' to '.join(ends)} % and name {sets['mean_size']:.1f} of {len(sets['classes'])} classes "
+        f"on average.{short}"
     )
 
 
