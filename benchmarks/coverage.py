@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import InputError
-from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, bootstrap_p, compare, t_test
+from thoraclip.evaluation.compare import COMPARED, METHODS, Contestant, compare, t_test
 from thoraclip.evaluation.entries import mean_clusters, training_values
 from thoraclip.evaluation.intervals import estimate, percentile_interval
 from thoraclip.evaluation.metrics import METRICS, Scored
@@ -144,13 +144,35 @@ def differences(sets: int) -> None:
                                  (300, 1, 5), (1000, 1, 5), (1000, 3, 5)):  # fmt: skip
         before, now, inside = 0, 0, np.zeros(2)
         for row, (one, other), _, table in _experiments(algorithm, algorithm, images, seeds, folds, sets, 300):
-            before += bootstrap_p(one.replicates[_MAIN] - other.replicates[_MAIN]) < 0.05
+            low, high = percentile_interval(one.replicates[_MAIN] - other.replicates[_MAIN])
+            before += not low <= 0 <= high
             now += row["p"] < 0.05 and row["claim"] == METHODS
             spans = percentile_interval(one.replicates[_MAIN]), _interval(one, table, np.arange(images))
             inside += [low <= truth <= high for low, high in spans]
         told = f"{now / sets:.3f}" if seeds * folds > 1 else "no claim"
         name = f"{images:,} images, {seeds} seed{'s' * (seeds > 1)}" + (f", {folds} folds" if folds > 1 else "")
         _row(name, f"{before / sets:.3f}", told, *(f"{share:.3f}" for share in inside / sets))
+
+
+def few(sets: int) -> None:
+    """Two equal classifiers that are not trained, on few patients of ten images each."""
+    _row("patients", "called different: percentiles", "now")
+    for patients in (2, 4, 8, 16, 30, 100):
+        algorithm, called = Training(alike=0.7), np.zeros(2)
+        for number in range(sets):
+            rng = np.random.default_rng([patients, number])
+            target, ease, groups = algorithm.images(rng, patients, 10)
+            tables = [algorithm.scores(rng, target, ease + own[groups]) for own in 1.5 * rng.normal(size=(2, patients))]
+            drawn = replicate(tables, groups, resamples=300, seed=number, confusion_only=True)
+            pair = []
+            for name, table, one in zip("ab", tables, drawn, strict=True):
+                values = {m: METRICS[m].point(table) or 0.0 for m in COMPARED}
+                nothing = {m: np.zeros((1, 1)) for m in COMPARED}
+                pair.append(Contestant(name, values, one.headline, None, nothing, trained=False))
+            low, high = percentile_interval(pair[0].replicates["accuracy"] - pair[1].replicates["accuracy"])
+            row = compare(pair, intervals=True, groups=groups)[0]
+            called += [not low <= 0 <= high, row["p"] < 0.05]
+        _row(f"{patients}", *(f"{share:.3f}" for share in called / sets))
 
 
 def power(sets: int) -> None:
@@ -301,7 +323,7 @@ def _row(*cells: str) -> None:
 
 
 TABLES: dict[str, Callable[[int], None]] = {
-    one.__name__: one for one in (differences, power, ceiling, shares, promises, temperature)
+    one.__name__: one for one in (differences, few, power, ceiling, shares, promises, temperature)
 }
 
 if __name__ == "__main__":

@@ -129,3 +129,21 @@ def test_a_report_says_whether_it_was_audited() -> None:
     assert "strong reliance on non-lung content." in " ".join(audited["reading"][1:4]).lower()
     assert audited["reading"][2:5] == content["reading"][1:4] and audited["reading"][5:] == report["reading"][2:]
     assert NOT_AUDITED not in audited["reading"] and audited["audits"]["probe"]["overall"] == "strong"
+
+
+@pytest.mark.parametrize("left_out", [0, 4])
+def test_a_page_gives_the_score_without_copies_where_there_are_any_and_says_how_intervals_are_made(
+    left_out: int, tmp_path: Path
+) -> None:
+    copies = {"left_out": left_out, "images": 150, "across_parts": 1, "accuracy": 0.8}
+    found = copies | dict(zip(("accuracy_without", "low", "high"), (0.79, 0.7, 0.85), strict=True))
+    content = audit(
+        0.75, without_duplicates=found if left_out else copies | dict.fromkeys(found.keys() - copies.keys())
+    )
+    write_audit(content, tmp_path)
+    for page in ("audit.html", "audit.md"):
+        text = (tmp_path / page).read_text(encoding="utf-8")
+        assert ("without them 79.0 %" in text) is ("Copies:" in text) is bool(left_out)
+        assert "Statistical methods of the audit" in text
+        assert "100 bootstrap resamples of 75 independent groups (patients and copies together; seed 3)" in text
+    write_audit({name: value for name, value in content.items() if name != "statistics"}, tmp_path / "before")

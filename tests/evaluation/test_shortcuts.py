@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from thoraclip.evaluation.audit_reading import MARGIN, STRONG, AuditReading, label, read_tests
+from thoraclip.evaluation.audit_reading import MARGIN, OUTSIDE, STRONG, AuditReading, label, read_tests
 from thoraclip.evaluation.shortcuts import (
     Answers,
     ShortcutTest,
@@ -305,7 +305,8 @@ def row_of(
     verdict: str, asks: str = "classifier", effect: float = 0.3, name: str = "background frame"
 ) -> dict[str, Any]:
     return {
-        "asks": asks, "by": "classifier" if asks == "classifier" else "trees", "is_constant": False, "is_small": False, "verdict": verdict,
+        "asks": asks, "by": "classifier" if asks == "classifier" else "trees", "is_constant": False, "is_small": False, "verdict": verdict, "doubt": "",
+        "finds": OUTSIDE,
         "effect": effect, "words": f"{asks} {verdict}.", "title": "frames", "name": name, "after": 0.6, "before": None, "chance": 1 / 3,
         "low": effect - 0.1, "high": 0.1 if verdict == "none" else effect + 0.1, "p_holm": 0.5,
     }  # fmt: skip
@@ -341,7 +342,11 @@ def test_two_verdicts_that_are_kept_apart(
 
 def test_a_classifier_of_which_nothing_could_be_asked_is_not_acquitted() -> None:
     constant = row_of("cannot_tell") | {"is_constant": True}
-    for tests, masks, why in (([constant], True, "one answer to all altered images"), ([], False, "no lung region")):
+    for tests, masks, why in (
+        ([constant], True, "no test that takes the lungs away"),
+        ([constant, row_of("none") | {"finds": "the border"}], True, "no test that takes the lungs away"),
+        ([], False, "no lung region"),
+    ):
         told = read(tests, masks=masks)
         assert told.classifier == "cannot_tell" and why in told.sentences[0]
 
@@ -395,3 +400,67 @@ def test_both_sides_of_every_limit(p: float, effect: float, high: float, verdict
     row = row_of("", effect=effect) | {"p_holm": p, "high": high}
     assert _verdict(row) == verdict
     assert [_verdict(row | {name: True}) for name in ("is_constant", "is_small")] == ["cannot_tell"] * 2
+    assert _verdict(row | {"doubt": "why"}) == (verdict if verdict in {"strong", "some"} else "cannot_tell")
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.85, "none"), (0.95, "cannot_tell")])
+@pytest.mark.parametrize("rare", [False, True])
+def test_nearly_one_answer_is_no_evidence_against_a_shortcut(share: float, told: str, rare: bool) -> None:
+    """Whatever the classes' shares; and a classifier that names a frequent class often, because it is, is judged."""
+    rng = np.random.default_rng(2)
+    target = rng.choice(3, 1500, p=[0.1, 0.1, 0.8] if rare else [1 / 3] * 3)
+    named = np.where(rng.random(1500) < share, 1, 0)
+    right = np.where(rng.random(1500) < 0.03, 0, target)
+    answers = Answers(target, np.arange(1500), {"gone": named, "right": right}, CLASSES)
+    row, good = judge_tests([ask("gone"), ask("right", "data")], answers, resamples=200, seed=0)
+    assert row["verdict"] == told and ("cannot tell: nearly one answer to all such images" in row["words"]) is (
+        told == "cannot_tell"
+    )
+    assert good["doubt"] == "" and good["verdict"] == "strong"
+    common = np.full(1500, 2)
+    common[:300] = np.arange(300) % 3
+    frequent = Answers(common, np.arange(1500), {"right": common}, CLASSES)
+    assert judge_tests([ask("right")], frequent, resamples=200, seed=0)[0]["verdict"] == "strong"
+
+
+def test_a_shortcut_that_nearly_one_answer_shows_is_said() -> None:
+    target = np.arange(9000) % 3
+    named = np.where((target == 0) & (np.arange(9000) % 100 < 28), 0, 1)
+    answers = Answers(target, np.arange(9000), {"gone": named}, CLASSES)
+    (row,) = judge_tests([ask("gone")], answers, resamples=200, seed=0)
+    assert row["doubt"] and row["verdict"] == "some" and "cannot tell" not in row["words"]
+
+
+@pytest.mark.parametrize(("as_it_is", "at_random", "told"), [(0.8, 0.36, "cannot_tell"), (0.8, 0.45, "none"), (0.36, 0.36, "none")])  # fmt: skip
+def test_where_as_many_pixels_at_random_leave_chance_only_removed_lungs_tell_nothing(
+    as_it_is: float, at_random: float, told: str
+) -> None:
+    """Unless the classifier is at chance anyway; a shortcut that is seen all the same is said."""
+    answers = answers_of({"original": as_it_is, "random": at_random, "gone": 1 / 3, "seen": 0.8}, n=3000)
+    tests = [
+        ShortcutTest("gone", "lungs gone", "classifier", "classifier", "gone", control="at-random"),
+        ShortcutTest("seen", "lungs gone", "classifier", "classifier", "seen", control="at-random"),
+        ShortcutTest("at-random", "as many pixels at random", "control", "classifier", "random", "original"),
+    ]
+    gone, seen, _ = judge_tests(tests, answers, resamples=200, seed=0)
+    assert gone["verdict"] == told and seen["verdict"] == "strong"
+    said = "cannot tell: as many pixels at random, leave chance only, too"
+    assert (said in gone["words"]) is (told == "cannot_tell")
+
+
+def test_what_is_at_chance_before_has_nothing_to_lose() -> None:
+    answers = answers_of({"before": 0.36, "fair": 0.45, "after": 1 / 3}, n=3000)
+    tests = [ask("after", before=name) for name in ("before", "fair")]
+    lost, fair = judge_tests(tests, answers, resamples=200, seed=0)
+    assert lost["verdict"] == "cannot_tell" and "cannot tell: there was nothing to lose" in lost["words"]
+    assert fair["doubt"] == ""
+
+
+def test_what_says_nothing_is_not_counted_among_the_tests_that_acquit() -> None:
+    doubted = row_of("cannot_tell", effect=0.9) | {"doubt": "nearly one answer to all such images"}
+    told = read([row_of("none"), doubted, row_of("none", "data")])
+    assert (
+        told.classifier == "none" and "each of 1 tests of the classifier that can tell excludes it" in told.sentences[0]
+    )
+    nothing = read([doubted, doubted | {"asks": "data"}])
+    assert nothing.data == "cannot_tell" and "no altered image can tell" in nothing.sentences[1]

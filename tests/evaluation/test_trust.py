@@ -181,6 +181,20 @@ def test_the_surest_answers_are_those_of_a_part_of_the_patients() -> None:
     assert at[0.5]["low"] == pytest.approx(50 / (50 + t.ppf(0.975, 99) ** 2), abs=0.01)
 
 
+def test_a_promise_that_is_not_kept_is_said() -> None:
+    """Validation images that are easier than those that are judged."""
+    test, val = table(600, seed=0), table(300, seed=1, split="val", prefix="v")
+    easy = np.eye(3)[val.target] * 0.9 + 0.03
+    told = trust(test, validation=((dataclasses.replace(val, scores=easy / easy.sum(axis=1, keepdims=True)),),))
+    assert "The promise is not kept for COVID-19 (" in told["reading"]
+    for seed in (1, 2, 3):
+        fair = trust(test, validation=((table(300, seed=seed, split="val", prefix="v"),),))
+        for name, row in fair["conformal"]["classes"].items():
+            assert (f"{name} ({100 * row['coverage']['value']:.1f} %" in fair["reading"]) == (
+                row["coverage"]["high"] < 0.9
+            )
+
+
 def test_classes_are_joined_by_name() -> None:
     test, val = table(600, seed=0), table(300, seed=1, split="val", prefix="v")
     order = [2, 0, 1]

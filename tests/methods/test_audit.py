@@ -42,7 +42,7 @@ from thoraclip.methods.audit.scoring import ViewScores, choose_partners
 from thoraclip.methods.probe import Config as ProbeConfig
 from thoraclip.methods.running import run_method
 from thoraclip.models import segmenter
-from thoraclip.proportions import wilson
+from thoraclip.proportions import patient_share
 from thoraclip.tables.manifest import Manifest, write_manifest
 from thoraclip.tables.predictions import Predictions
 
@@ -524,10 +524,10 @@ def test_of_copies_one_counts_and_none_that_two_parts_share(tmp_path: Path, monk
 
     monkeypatch.setattr(check, "duplicate_clusters", clusters)
     scores = np.array([[1, 0], [0, 1], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=np.float64)
-    own = Predictions(LabelSet(("x", "y")), tuple(cluster), np.zeros(7, np.int64), scores, tuple(part.values()), (None,) * 7, (None,) * 7)  # fmt: skip
+    own = Predictions(LabelSet(("x", "y")), tuple(cluster), np.zeros(7, np.int64), scores, tuple(part.values()), (None,) * 7, ("p", "q", "r", "p", "s", "t", "p"))  # fmt: skip
     config = AuditConfig()
     told = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, print)
-    low, high = wilson(2, 3)
+    low, high = patient_share(np.array([True, False, True]), np.array([0, 1, 0]))
     assert told == {
         "images": 5, "accuracy": 0.8, "left_out": 2, "across_parts": 1, "accuracy_without": pytest.approx(2 / 3),
         "low": low, "high": high,
@@ -538,7 +538,12 @@ def test_of_copies_one_counts_and_none_that_two_parts_share(tmp_path: Path, monk
     assert module._without_duplicates(Run(manifest, own=own), manifest, off, tmp_path, None) is None
     cluster.update(dict.fromkeys("abcdg", "2"))
     none = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, None)
-    assert none is not None and (none["accuracy_without"], none["low"], none["high"]) == (None, 0.0, 1.0)
+    assert none is not None and (none["accuracy_without"], none["low"], none["high"]) == (None,) * 3
+    cluster.update(dict.fromkeys("abcdefg"))
+    all_stay = module._without_duplicates(Run(manifest, own=own), manifest, config, tmp_path, None)
+    assert all_stay == {"images": 5, "accuracy": 0.8, "left_out": 0, "across_parts": 0} | dict.fromkeys(
+        ("accuracy_without", "low", "high")
+    ), "the same share has one interval, the report's"
 
 
 def test_shuffled_labels_of_patients_with_several_images_are_named_at_chance() -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from thoraclip.data.views import VIEWS, Scene
+from thoraclip.evaluation.audit_reading import OUTSIDE
 from thoraclip.evaluation.shortcuts import ShortcutTest
 from thoraclip.methods.audit.probes import probe_tests, view_tests
 
-OUTSIDE, BORDER, CORNERS = "what lies outside the lungs", "the border", "the corners"
+BORDER, CORNERS = "the border", "the corners"
 REMOVED = [f"{part}-removed-{fill}" for part in ("lungs", "box") for fill in ("mean", "blur", "other")]
 SWAPPED = "the background of a picture of another class in place of one of the same class"
 AT_RANDOM = ["border-at-random", "corners-at-random"]
@@ -66,3 +67,13 @@ def test_as_many_pixels_are_removed_at_random_as_the_border_and_the_corners_have
         own, random = (VIEWS[f"{region}-{how}"].region(scene, rows) for how in ("removed", "at-random"))
         assert own.sum(axis=(1, 2)).tolist() == random.sum(axis=(1, 2)).tolist()
         assert (random != own).any(axis=(1, 2)).all() and (random[0] != random[1]).any()
+
+
+def test_what_one_grey_level_replaces_has_a_control_of_as_many_pixels() -> None:
+    """Of each view the other fills have none: what they put in is no grey."""
+    grey = ["lungs-removed-mean", "box-removed-mean", "border-only"]
+    own = view_tests(dict.fromkeys(VIEWS, np.zeros(1, np.int64)))
+    assert [(t.name, t.control) for t in own if t.control] == [(name, "random-removed") for name in grey]
+    fitted = probe_tests({f"refitted {name}": np.zeros(1, np.int64) for name in VIEWS})
+    controls = [(f"refitted {name}", "refitted random-removed") for name in grey]
+    assert [(t.name, t.control) for t in fitted if t.control] == controls

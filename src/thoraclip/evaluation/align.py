@@ -46,6 +46,16 @@ class Aligned:
     dropped: Mapping[str, int]
 
     @property
+    def lacking(self) -> dict[str, list[str]]:
+        """Fold -> classes that have images, but none in it."""
+        found: dict[str, list[str]] = {}
+        for place, number in enumerate(self.folds):
+            here = set(self.target[self.fold_of == place].tolist())
+            classes = [self.labels.names[c] for c in np.unique(self.target).tolist() if c not in here]
+            found |= {str(number): classes} if classes and len(self.folds) == int(self.fold_of.max()) + 1 else {}
+        return found
+
+    @property
     def group_count(self) -> int:
         """G."""
         return int(self.groups.max()) + 1

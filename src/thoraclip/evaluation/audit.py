@@ -48,7 +48,8 @@ class Facts:
         lungs: where the lung regions are from, JSON-able.
         sham: `images, largest_change, other_answers` of the view in which nothing is replaced.
         saliency: `inside, area` f64 lists of the same images, and `method`; `None` where no heat map was made.
-        without_duplicates: accuracy with and without copies, JSON-able; `None` where copies were not looked for.
+        without_duplicates: accuracy with copies and, where any is left out, without them, JSON-able; `None` where
+            copies were not looked for.
         has_masks: whether any lung region is known.
         shuffled: of several permutations of the labels the answers of what was fitted on them, see `_SHUFFLED`, to the
             shuffled labels.
@@ -110,7 +111,21 @@ def audit_report(facts: Facts, *, resamples: int, seed: int) -> dict[str, Any]:
         "attributes": attributes,
         "subgroups": subgroups,
         "without_duplicates": facts.without_duplicates,
+        "statistics": _statistics(int(answers.groups.max()) + 1, resamples, seed),
     }
+
+
+def _statistics(groups: int, resamples: int, seed: int) -> str:
+    """How the intervals and p are made, in words that can go into a paper."""
+    return (
+        f"Intervals of balanced accuracies and effects are 95 % percentiles of {resamples:,} bootstrap resamples of "
+        f"{counted(groups, 'independent group')} (patients and copies together; seed {seed}), those of effects no "
+        "narrower than with a standard error of half a group. p is one-sided, by a z-test for an effect above "
+        f"{share(MARGIN)} points with the standard error over these resamples, and corrected by Holm's method within "
+        "the tests of the classifier and within those of the data; of shuffled labels it is two-sided, by Student's t "
+        "over the permutations. Heat maps have percentiles over resampled images. Accuracies by subgroup and without "
+        "copies have Wilson's interval at the effective number of patients, with Student's t."
+    )
 
 
 def _accuracy(answers: Answers, name: str, resamples: int, seed: int) -> dict[str, float]:

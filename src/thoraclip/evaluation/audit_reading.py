@@ -12,6 +12,7 @@ __all__ = [
     "AUDIT_SCHEMA",
     "FAMILIES",
     "MARGIN",
+    "OUTSIDE",
     "POSITIVE",
     "STRONG",
     "VERDICTS",
@@ -47,6 +48,8 @@ _BY = {
     "probe": "a probe fitted anew on the classifier's features of such images names",
     "trees": "trees name",
 }
+OUTSIDE = "what lies outside the lungs"
+"""What the tests find without which no classifier is acquitted; see `data.views`."""
 _TOGETHER, _FILE = "background all", "background file"
 
 
@@ -109,6 +112,8 @@ def _judged(row: Row) -> str:
         return f"; {VERDICTS['cannot_tell'] if row['verdict'] == 'cannot_tell' else 'at chance, as it must be'}"
     if row["verdict"] == "none":
         return f"; more than {share(max(row['high'], MARGIN))} points are excluded"
+    if row["doubt"]:
+        return f"; cannot tell: {row['doubt']}"
     return f"; cannot tell, since {share(row['high'])} points are not excluded"
 
 
@@ -150,15 +155,15 @@ def _classifier_verdict(
     if positive:
         level = "strong" if any(t["verdict"] == "strong" for t in positive) else "some"
         return level, [f"{level.capitalize()} reliance on non-lung content.", *(t["words"] for t in positive[:3])]
-    own = [t for t in tests if not t["is_constant"]]
+    own = _telling(tests)
     blind = [t for t in own if t["verdict"] == "cannot_tell"]
     above = accuracy["value"] - accuracy["chance"]
     if accuracy["low"] <= accuracy["chance"]:
         why = "it is not shown to be better than chance"
-    elif not own:
-        why = "it gives one answer to all altered images" if masks else "no lung region is known"
     elif not masks:
         why = "no lung region is known, so no test could take the lungs away"
+    elif not any(t["finds"] == OUTSIDE for t in own):
+        why = "no test that takes the lungs away or swaps what is around them can tell"
     elif blind:
         most = max(t["high"] for t in blind)
         why = f"{len(blind)} of {len(own)} tests do not exclude {share(STRONG)} points (up to {share(most)})"
@@ -168,22 +173,29 @@ def _classifier_verdict(
         why = f"it is {share(above)} points better than chance, so it has less than {share(STRONG)} to lose"
     else:
         most = max(own, key=lambda t: t["high"])
+        which = " that can tell" if len(own) < len(tests) else ""
         return "none", [
             f"No reliance of {share(STRONG)} points or more on non-lung content: each of {len(own)} tests of the "
-            f"classifier excludes it (largest upper limit: {share(most['high'])} points, {most['title']})."
+            f"classifier{which} excludes it (largest upper limit: {share(most['high'])} points, {most['title']})."
         ]
     return "cannot_tell", [f"Cannot tell whether the classifier relies on non-lung content: {why}."]
 
 
+def _telling(tests: Sequence[Row]) -> list[Row]:
+    """Tests whose small effect says something."""
+    return [t for t in tests if not t["is_constant"] and not t["doubt"]]
+
+
 def _data_verdict(tests: Sequence[Row], masks: bool) -> tuple[str, list[str]]:
     """By trees on what is measured without lungs, and by probes fitted anew on images without them."""
-    own = [t for t in tests if not t["is_constant"]]
-    positive = sorted((t for t in own if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
+    own = _telling(tests)
+    positive = sorted((t for t in tests if t["verdict"] in POSITIVE), key=lambda t: -t["effect"])
     if positive:
         return "strong" if any(t["verdict"] == "strong" for t in positive) else "some", _offered(positive)
     blind = [t for t in own if t["verdict"] == "cannot_tell"]
     if not own or not masks:
-        return "cannot_tell", ["Cannot tell what the images offer without lungs: no lung region is known."]
+        why = "no altered image can tell" if masks else "no lung region is known"
+        return "cannot_tell", [f"Cannot tell what the images offer without lungs: {why}."]
     if blind:
         most = share(max(t["high"] for t in blind))
         why = f"{len(blind)} of {len(own)} tests do not exclude {share(STRONG)} points (up to {most})"

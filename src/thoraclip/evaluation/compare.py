@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.evaluation.intervals import bootstrap_variance, percentile_interval
+from thoraclip.evaluation.intervals import bootstrap_variance
 from thoraclip.evaluation.trainings import SEEDS, Variance, difference_variances, total
 from thoraclip.proportions import t_quantile
 
@@ -26,11 +26,9 @@ __all__ = [
     "METHODS",
     "MODELS",
     "Contestant",
-    "bootstrap_p",
     "compare",
     "holm",
     "mcnemar_p",
-    "resamples_needed",
     "t_test",
 ]
 
@@ -65,11 +63,6 @@ class Contestant:
     correct: npt.NDArray[np.bool_] | None
     trainings: Mapping[str, Floats]
     trained: bool = True
-
-
-def resamples_needed(methods: int) -> int:
-    """Resamples that let the smallest Holm-corrected p of all m pairs reach 0.002: 2 m / (R + 1) <= 0.002."""
-    return 1000 * (methods * (methods - 1) // 2)
 
 
 def compare(contestants: Sequence[Contestant], *, intervals: bool, groups: Ints) -> list[dict[str, Any]]:
@@ -109,52 +102,37 @@ def _pair(a: Contestant, b: Contestant, metric: str, intervals: bool, groups: In
         drawn = a.replicates[metric] - b.replicates[metric]
         sampling = bootstrap_variance(drawn, int(groups.max()) + 1)
         variance = total(sampling, training or [])
-        row["source"] = variance.source
-        if training:
-            reach = t_quantile(variance.df) * math.sqrt(variance.value)
-            low, high, row["p"] = difference - reach, difference + reach, t_test(difference, variance)
-            row["seeds_needed"] = _seeds_needed(difference, sampling, training)
-        else:
-            (low, high), row["p"] = percentile_interval(drawn), bootstrap_p(drawn)
-        row |= {"low": max(-1.0, min(low, difference)), "high": min(1.0, max(high, difference))}
+        reach = t_quantile(variance.df) * math.sqrt(variance.value)
+        row |= {"low": max(-1.0, difference - reach), "high": min(1.0, difference + reach)}
+        row |= {"p": t_test(difference, variance), "source": variance.source}
+        row["seeds_needed"] = _seeds_needed(difference, sampling, training or [])
     if metric == "accuracy" and a.correct is not None and b.correct is not None:
         row["mcnemar_p"] = mcnemar_p(a.correct, b.correct, groups)
     return row
 
 
 def t_test(difference: float, variance: Variance) -> float:
-    """Two-sided p of "no difference": Student's t with the degrees of freedom of the variance (Welch 1947, Biometrika
-    34:28)."""
+    """Two-sided p of "no difference": Student's t with the degrees of freedom of the variance, which is above 0 (Welch
+    1947, Biometrika 34:28)."""
     from scipy.special import ndtr, stdtr  # type: ignore[import-untyped]  # 0.2 s
 
-    if variance.value <= 0:
-        return float(abs(difference) < 1e-12)
     t = -abs(difference) / math.sqrt(variance.value)
     return float(2 * (stdtr(variance.df, t) if math.isfinite(variance.df) else ndtr(t)))
 
 
 def _seeds_needed(difference: float, sampling: Variance, training: Sequence[Variance]) -> int | None:
     """Of an open question over seeds; see `compare`."""
-    if any(one.source != SEEDS for one in training) or t_test(difference, total(sampling, training)) < ALPHA:
+    if (
+        not training
+        or any(one.source != SEEDS for one in training)
+        or t_test(difference, total(sampling, training)) < ALPHA
+    ):
         return None
     for seeds in range(2, _MOST_SEEDS + 1):
         then = [Variance(one.value * (one.df + 1) / seeds, seeds - 1, SEEDS) for one in training]
         if seeds > min(one.df + 1 for one in training) and t_test(difference, total(sampling, then)) < ALPHA:
             return seeds
     return None
-
-
-def bootstrap_p(differences: Floats) -> float:
-    """Two-sided p of "no difference" by inverting the percentile interval (Efron & Tibshirani 1993, section 15.4).
-
-    p = min(1, 2 (1 + min(#{d <= 0}, #{d >= 0})) / (R + 1)); the added one keeps p above 0 (Davison & Hinkley 1997,
-    section 4.2).
-
-    Args:
-        differences: f64[R], paired differences in the resamples. Those within 1e-12 count as 0 on both sides.
-    """
-    below, above = int((differences <= 1e-12).sum()), int((differences >= -1e-12).sum())
-    return min(1.0, 2 * (1 + min(below, above)) / (len(differences) + 1))
 
 
 def mcnemar_p(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], groups: Ints) -> float:

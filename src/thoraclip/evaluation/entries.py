@@ -38,10 +38,13 @@ def method_entry(
         trained: whether the spread over seeds or folds is one of trainings.
     """
     first, exact = tables[0], name == MAJORITY
+    spread = training_variance(training_values(tables, aligned.fold_of, names=("accuracy",))["accuracy"])
     return {
         "name": name,
         "kind": kind,
         "n": len(first.target),
+        "trained": trained,
+        "spread": spread.source if trained and spread else None,
         "metrics": _metrics(tables, aligned, drawn, trained=trained, exact=exact),
         "per_class": _per_class(tables, aligned, drawn, trained=trained, exact=exact),
         "confusion": confusion(first).tolist(),
@@ -55,15 +58,21 @@ def method_entry(
 def training_values(
     tables: Sequence[Scored], fold_of: Ints, names: Sequence[str] = tuple(METRICS)
 ) -> dict[str, Floats]:
-    """The value of every training: metric -> f64[k, K], seed by fold; NaN where it does not exist.
+    """The value of every training: metric -> f64[k, K], seed by fold; NaN where it does not exist, or where a mean over
+    classes lacks one in a fold.
 
     Args:
         tables: k, one a seed.
         fold_of: i64[N], the fold of every image, 0..K-1.
         names: in `METRICS`.
     """
-    parts = _by_training(tables, fold_of)
-    found = {name: [[METRICS[name].point(part) for part in folds] for folds in parts] for name in names}
+    parts, classes = _by_training(tables, fold_of), len(np.unique(tables[0].target))
+
+    def value(name: str, part: Scored) -> float | None:
+        is_other = METRICS[name].by_class and len(np.unique(part.target)) < classes
+        return None if is_other else METRICS[name].point(part)
+
+    found = {name: [[value(name, part) for part in folds] for folds in parts] for name in names}
     return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
 
@@ -124,6 +133,7 @@ def _per_class(
     entries: dict[str, Any] = {}
     for c, label in enumerate(aligned.labels.names):
         members = aligned.target == c
+        spreads = trained and not any(label in classes for classes in aligned.lacking.values())
         entry: dict[str, Any] = {"support": int(members.sum())}
         for name in PER_CLASS:
             of_class = [one[name][c] for one in values]
@@ -132,7 +142,7 @@ def _per_class(
                 of_class,
                 [one.per_class[name][:, c] for one in drawn],
                 clusters=aligned.groups_of(~members if name == "specificity" else members),
-                training=training_variance(of_trainings) if trained else None,
+                training=training_variance(of_trainings) if spreads else None,
                 exact=exact,
             )
         if not any((table.predicted == c).any() for table in tables):

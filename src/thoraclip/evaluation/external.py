@@ -238,7 +238,7 @@ def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | 
 
     The interval of two independent estimates is put together from theirs: low = d - sqrt((i - i_low)^2 +
     (o_high - o)^2), and high likewise (Zou & Donner 2008, Stat. Med. 27:1693). p is that of Student's t on the sum of
-    both variances, and not known where one is 0.
+    both variances.
 
     Args:
         inside, outside: of one method.
@@ -256,8 +256,7 @@ def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | 
     variance = total(here.variance, [there.variance])
     low = max(-1.0, value - math.hypot(here.value - here.low, there.high - there.value))
     high = min(1.0, value + math.hypot(here.high - here.value, there.value - there.low))
-    p = t_test(value, variance) if min(here.variance.value, there.variance.value) > 0 else None
-    return found | {"low": _unsigned(low), "high": _unsigned(high), "p": p}
+    return found | {"low": _unsigned(low), "high": _unsigned(high), "p": t_test(value, variance)}
 
 
 def _unsigned(value: float) -> float:

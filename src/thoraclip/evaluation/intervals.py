@@ -90,9 +90,12 @@ def estimate(
 
 
 def bootstrap_variance(replicates: Floats, clusters: float) -> Variance:
-    """Of f64[R] resampled values. A resample of G patients has a variance smaller by (G - 1) / G than the estimate's
-    (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", 5.3)."""
-    return Variance(float(replicates.var(ddof=1)) * clusters / (clusters - 1), clusters - 1)
+    """Of f64[R] resampled values between 0 and 1, or differences of such. A resample of G patients has a variance
+    smaller by (G - 1) / G than the estimate's (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", 5.3). It is
+    no smaller than 1 / G^2, that of a share with one patient wrong: where all patients give the same value, the next
+    one need not.
+    """
+    return Variance(max(float(replicates.var(ddof=1)) * clusters / (clusters - 1), clusters**-2), clusters - 1)
 
 
 def percentile_interval(replicates: Floats) -> tuple[float, float]:

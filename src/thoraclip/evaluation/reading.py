@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from thoraclip.evaluation.compare import ALPHA, MODELS
 from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS
@@ -136,7 +138,8 @@ def _lead(report: Mapping[str, Any]) -> list[str]:
         rest = [f"It cannot be told apart from {listed(tied)}."] if tied else []
         if lead["claim"] == MODELS:
             real = f"{size}: a real difference between these two trained models on {images}, not between the methods."
-            return [f"{real} Another training could turn it round: three seeds or more, or folds, would tell.", *rest]
+            told = "Another training could turn it round: folds, or three seeds where the seed matters, would tell."
+            return [f"{real} {told}", *rest]
         return [f"{size}: a real difference between the methods, over {_over(lead, report)}.", *rest]
     others = [name for name in tied if name != second]
     more = f" Nor can it be told apart from {listed(others)}." if others else ""
@@ -152,9 +155,7 @@ def _over(comparison: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 def _settles(comparison: Mapping[str, Any]) -> str:
     """How many trainings would settle an open question, where that is known."""
     if comparison["claim"] == MODELS:
-        return (
-            " They are two single trainings; three seeds of each, or folds, would make it a question about the methods."
-        )
+        return " They are single trainings; folds, or three seeds where the seed matters, would ask about the methods."
     if comparison["source"] != SEEDS:
         return ""
     if comparison["seeds_needed"] is None:
@@ -202,20 +203,36 @@ def _calibrated(report: Mapping[str, Any]) -> list[str]:
     trust = best.get("trust")
     if not trust or trust["reason"] is not None:
         return []
-    if trust["after_temperature"] is None:
-        return [f"The probabilities of {best['name']} are {trust['temperature']['reason']}."]
-    after, sets = trust["after_temperature"], trust["conformal"]
-    gain, promised = after["change"]["ece"], f"{100 * sets['promised']:.0f} %"
-    known = [row["coverage"]["value"] for row in sets["classes"].values() if row["coverage"]["value"] is not None]
+    return [_temperature(best["name"], trust), _sets(best["name"], trust["conformal"])]
+
+
+def _temperature(name: str, trust: Mapping[str, Any]) -> str:
+    after = trust["after_temperature"]
+    if after is None:
+        return f"The probabilities of {name} are {trust['temperature']['reason']}."
+    gain = after["change"]["ece"]
     certain = gain["high"] is None or gain["high"] < 0 or gain["low"] > 0
-    chance = "" if certain else ", which may be chance"
-    return [
-        f"Temperature scaling changes the calibration error of {best['name']} from "
-        f"{share(trust['before']['ece']['value'])} to {share(after['ece']['value'])} % ({points(gain['value'])} "
-        f"points{between(gain, points)}{chance}); its prediction sets, promised to hold the true class in "
-        f"{promised} of each class, hold it in {share(min(known))} to {share(max(known))} % and name "
-        f"{sets['mean_size']:.1f} of {len(sets['classes'])} classes on average."
+    return (
+        f"Temperature scaling changes the calibration error of {name} from {share(trust['before']['ece']['value'])} to "
+        f"{share(after['ece']['value'])} % ({points(gain['value'])} points{between(gain, points)}"
+        f"{'' if certain else ', which may be chance'})."
+    )
+
+
+def _sets(name: str, sets: Mapping[str, Any]) -> str:
+    covered = {c: row["coverage"] for c, row in sets["classes"].items() if row["coverage"]["value"] is not None}
+    ends = sorted({share(pick(one["value"] for one in covered.values())) for pick in (min, max)}, key=float)
+    broken = [
+        f"{c} ({share(one['value'])} %{between(one)})"
+        for c, one in covered.items()
+        if one["high"] is not None and one["high"] < sets["promised"]
     ]
+    short = f" The promise is not kept for {listed(broken)}." if broken else ""
+    return (
+        f"The prediction sets of {name}, promised to hold the true class in {100 * sets['promised']:.0f} % of each "
+        f"class, hold it in {' to '.join(ends)} % and name {sets['mean_size']:.1f} of {len(sets['classes'])} classes "
+        f"on average.{short}"
+    )
 
 
 def _points(comparison: Mapping[str, Any]) -> str:
@@ -233,6 +250,16 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
         sentences.append(f"All images belong to one {sample['unit']}, so no interval can be given.")
     elif sample["groups"] < FEW_GROUPS:
         sentences.append(f"Only {sample['groups']} {sample['unit']}s: the intervals are rough and may be too narrow.")
+    for fold, classes in sample.get("lacking", {}).items():
+        sentences.append(
+            f"Fold {fold} has no image of {listed(classes)}: what counts classes has no spread over folds."
+        )
+    constant = [
+        m for m in report["methods"] if m["name"] != MAJORITY and np.count_nonzero(np.sum(m["confusion"], axis=0)) == 1
+    ]
+    for method in constant:
+        named = report["classes"][int(np.argmax(np.sum(method["confusion"], axis=0)))]
+        sentences.append(f"{method['name']} gave every image the same answer, {named}.")
     if report["failed"]:
         sentences.append(f"Failed, and so not compared: {listed([entry['name'] for entry in report['failed']])}.")
     return sentences

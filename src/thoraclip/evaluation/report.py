@@ -13,7 +13,7 @@ import numpy as np
 
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.evaluation.align import Aligned, align
-from thoraclip.evaluation.compare import COMPARED, Contestant, compare, resamples_needed
+from thoraclip.evaluation.compare import COMPARED, Contestant, compare
 from thoraclip.evaluation.entries import method_entry, training_values
 from thoraclip.evaluation.external import ExternalResult, external_entries
 from thoraclip.evaluation.external_reading import external_reading
@@ -69,8 +69,7 @@ def judge(
     judged rows as constant scores) is always added. A method with several seeds has the mean over its seeds as its
     value, and the interval of that mean over resampled images; its confusion matrix, curves, bins and mistakes are
     those of the first seed. What is fitted on validation images (calibration, prediction sets, operating points) stands
-    under `trust`, see `trust.trust_entry`. When there are many pairs, the differences use more resamples than asked
-    for, so that a Holm-corrected p can get small (`compare.resamples_needed`).
+    under `trust`, see `trust.trust_entry`.
 
     Args:
         methods: one or more; failed ones are listed with their error.
@@ -189,9 +188,6 @@ def _judged(
     scoring = [m for m in methods if m.predictions]
     useful = usefulness(scoring, entries, aligned, groups=groups, prevalence=prevalence, resamples=resamples, seed=seed)
     entries = [entry | useful[entry["name"]] for entry in entries]
-    enough = max(resamples, resamples_needed(len(entries)))
-    if resampled and enough > resamples:
-        replicates = _replicates(scored, aligned, enough, seed, confusion_only=True)
     contestants = [
         _contestant(entry, scored[entry["name"]], replicates.get(entry["name"], []), aligned, trained[entry["name"]])
         for entry in entries
@@ -207,11 +203,11 @@ def _judged(
             "images_per_class": dict(zip(aligned.labels.names, counts, strict=True)),
             "splits": aligned.splits,
             "folds": aligned.folds,
+            "lacking": aligned.lacking,
             "dropped": aligned.dropped,
         },
         "bootstrap": {
             "resamples": resamples,
-            "comparison_resamples": enough,
             "seed": seed,
             "level": LEVEL,
             "unit": aligned.unit,
@@ -236,11 +232,11 @@ def _contestant(
 
 
 def _replicates(
-    scored: Mapping[str, tuple[Scored, ...]], aligned: Aligned, resamples: int, seed: int, confusion_only: bool = False
+    scored: Mapping[str, tuple[Scored, ...]], aligned: Aligned, resamples: int, seed: int
 ) -> dict[str, list[Replicates]]:
     """Method -> one entry per seed, all over the same resamples."""
     tables = [table for seeds in scored.values() for table in seeds]
-    drawn = iter(replicate(tables, aligned.groups, resamples=resamples, seed=seed, confusion_only=confusion_only))
+    drawn = iter(replicate(tables, aligned.groups, resamples=resamples, seed=seed))
     return {name: [next(drawn) for _ in seeds] for name, seeds in scored.items()}
 
 

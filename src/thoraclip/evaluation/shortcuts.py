@@ -8,7 +8,8 @@ Every test is a difference of two balanced accuracies (mean recall), or of one a
 and is positive where the difference is larger than `MARGIN`: one-sided z = (effect - MARGIN) / SE, where SE is the
 spread of the effect over resampled patients (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 6 and
 13), corrected (Holm 1979) over the tests that ask the same: what this classifier uses, or what the data offer. Its
-verdict is `none` where the 95 % interval excludes `STRONG`, else `cannot_tell`. That all tests of a family exclude it
+verdict is `none` where the 95 % interval excludes `STRONG`, else `cannot_tell`, as where a small effect says nothing:
+nearly one answer to all images, or nothing left to lose. That all tests of a family exclude it
 needs no correction: the family's claim holds only if each one does (Berger 1982, Technometrics 24:295).
 """
 
@@ -47,6 +48,9 @@ Floats = npt.NDArray[np.float64]
 MIN_GROUPS = 10
 """Of each class, independent ones: with fewer the spread over resamples is no guide to chance, and a test cannot
 tell."""
+_NEARLY = 0.9
+"""From this share of the images on, each class counted alike, one answer is nearly the only one: of the true classes
+no more than the rest can be told."""
 _REACH = 1.96
 """Standard errors to each side of a 95 % interval."""
 
@@ -80,6 +84,7 @@ class ShortcutTest:
         after: name of the answers that are looked at.
         before: name of the answers that they are compared with; empty for chance.
         finds: what a positive result points at, as in "what lies outside the lungs".
+        control: name of the control that replaces as many pixels at random in the same way.
     """
 
     name: str
@@ -89,6 +94,7 @@ class ShortcutTest:
     after: str
     before: str = ""
     finds: str = ""
+    control: str = ""
 
 
 def balanced_accuracies(
@@ -136,7 +142,8 @@ def measure_tests(
 
     Returns:
         One mapping per test: name, title, asks, by, finds, before, after (balanced accuracies), chance, images, effect,
-        low, high, p, is_constant (one answer to all images), is_small (fewer than `MIN_GROUPS`).
+        low, high, p, is_constant (one answer to all images), is_small (fewer than `MIN_GROUPS`), doubt (why a small
+        effect would say nothing, or empty).
     """
     named, pairs = dict(answers.named), {test: f"{test.before} | {test.after}" for test in tests if test.before}
     for test, pair in pairs.items():  # what was answered before, of the images that were asked afterwards too
@@ -160,8 +167,26 @@ def measure_tests(
         row["is_constant"] = len(np.unique(answers.named[test.after][asked])) < 2
         groups = [len(np.unique(answers.groups[asked & (answers.target == c)])) for c in range(answers.classes)]
         row["is_small"] = min(filter(None, groups), default=0) < MIN_GROUPS  # the rarest class that was asked about
+        row["doubt"] = _doubt(row, answers.target[asked], answers.named[test.after][asked])
         rows.append(row)
+    by_name = {row["name"]: row for row in rows}
+    for test, row in zip(tests, rows, strict=True):
+        control = by_name.get(test.control)
+        if not row["doubt"] and control and control["after"] <= control["chance"] + MARGIN < control["before"]:
+            row["doubt"] = f"{control['title']}, leave chance only, too"
     return rows
+
+
+def _doubt(row: Mapping[str, Any], target: Ints, named: Ints) -> str:
+    """Why the answers to images of these classes could not have had a large effect, or nothing."""
+    present, share = np.unique(target), 0.0
+    for answer in np.unique(named):
+        share = max(share, float(np.mean([(named[target == c] == answer).mean() for c in present])))
+    if share >= _NEARLY:
+        return "nearly one answer to all such images"
+    if row["before"] is not None and row["before"] <= row["chance"] + MARGIN:
+        return "there was nothing to lose"
+    return ""
 
 
 def with_verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -183,6 +208,8 @@ def _verdict(row: Mapping[str, Any]) -> str:
         return "cannot_tell"
     if row["p_holm"] < ALPHA:
         return "strong" if abs(row["effect"]) >= STRONG else "some"
+    if row["doubt"]:
+        return "cannot_tell"
     return "none" if max(-row["low"] if row["asks"] == "control" else 0, row["high"]) < STRONG else "cannot_tell"
 
 
@@ -220,6 +247,7 @@ def shared_errors(
         "p": _p(effect, max(float(drawn.std(ddof=1)), floor)),
         "is_constant": False,
         "is_small": False,
+        "doubt": "",
     }
 
 
@@ -242,7 +270,7 @@ def shuffled_control(name: str, title: str, by: str, permuted: Sequence[Answers]
             effects.append(after - chance)
     row: dict[str, Any] = {"name": name, "title": title, "asks": "control", "by": by, "finds": "", "before": None}
     groups = min((len(np.unique(a.groups[a.target == c])) for a in permuted for c in np.unique(a.target)), default=0)
-    row |= {"is_constant": False, "is_small": len(effects) < 2 or groups < MIN_GROUPS}
+    row |= {"is_constant": False, "doubt": "", "is_small": len(effects) < 2 or groups < MIN_GROUPS}
     row |= {"images": len(permuted[0].target), "permutations": len(effects), "chance": chance}
     if len(effects) < 2:
         return row | {"after": None, "effect": 0.0, "low": -1.0, "high": 1.0, "p": 1.0}

@@ -46,10 +46,11 @@ def training_variance(values: Floats) -> Variance | None:
         values: f64[k, K], seed by fold (K = 1: no folds).
 
     Returns:
-        `None` where one training was made, or a value does not exist.
+        `None` where one training was made, or the seeds change nothing (which is one training), or a value does not
+        exist.
     """
     seeds, folds = values.shape
-    if np.isnan(values).any() or seeds * folds < 2:
+    if np.isnan(values).any() or seeds * folds < 2 or (folds == 1 and np.ptp(values) < 1e-9):
         return None
     if folds == 1:
         return Variance(float(values.var(ddof=1)) / seeds, seeds - 1, SEEDS)

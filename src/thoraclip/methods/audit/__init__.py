@@ -34,7 +34,7 @@ from thoraclip.methods.audit.probes import (
 from thoraclip.methods.audit.refits import held_out_folds, refit, shuffled_answers
 from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, draw_sample, sample_images
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
-from thoraclip.proportions import wilson
+from thoraclip.proportions import patient_share
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
 
@@ -230,7 +230,7 @@ def _without_duplicates(
     run: AuditTarget, manifest: Manifest, config: AuditConfig, inspection: Path, progress: Progress | None
 ) -> dict[str, Any] | None:
     """Accuracy of the run's own predictions, with all images and with one of each picture that no other part shows
-    too."""
+    too, with an interval by patient; the latter `None` where no image is left out, or none is left."""
     own = run.own_predictions(manifest)
     if not config.duplicates or own is None:
         return None
@@ -251,14 +251,15 @@ def _without_duplicates(
             kept.append(row)
         if cluster is not None:
             seen.add(cluster)
-    n, hits = len(kept), int(right[kept].sum())
-    low, high = wilson(hits, n) if n else (0.0, 1.0)
+    n = len(kept)
+    has_own = 0 < n < len(judged)  # where nothing is left out, the score is the report's
+    low, high = patient_share(right[kept], judged.groups()[kept]) if has_own else (None, None)
     return {
         "images": len(judged),
         "accuracy": float(right.mean()),
         "left_out": len(judged) - n,
         "across_parts": sum(len(found) > 1 for found in parts_of.values()),
-        "accuracy_without": hits / n if n else None,
+        "accuracy_without": float(right[kept].mean()) if has_own else None,
         "low": low,
         "high": high,
     }

@@ -48,6 +48,8 @@ _STROKES, _COLUMNS = 64, 8192
 """Pixels by which trees name a class, and those that are compared at once."""
 _ATTRIBUTES = ("source", "view", "sex", "format")
 """Columns of a manifest that a classifier's features are asked for."""
+_LIKE = "random-removed"
+"""The control of what replaces as many pixels or more by one grey level."""
 _FEWEST = 20
 """Images of a value below which it is not asked for."""
 
@@ -220,6 +222,7 @@ def view_tests(named: Mapping[str, Ints]) -> list[ShortcutTest]:
             after=name,
             before="" if view.is_alone else view.before,
             finds=view.finds if view.counts else "",
+            control=_LIKE if view.is_alone and view.fill == "mean" else "",
         )
         for name, view in VIEWS.items()
         if name in named and (view.is_alone or view.before)
@@ -244,6 +247,7 @@ def probe_tests(answers: Mapping[str, Ints]) -> list[ShortcutTest]:
                 after=f"refitted {name}",
                 before=before,
                 finds=view.finds if counts else "",
+                control=f"refitted {_LIKE}" if view.is_alone and view.fill == "mean" else "",
             )
         )
     return sorted(tests, key=lambda test: test.asks != "data")
