@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
 from thoraclip.config import read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
-from thoraclip.pages import counted
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -77,13 +76,6 @@ def report(
         )
         for name, file in names.items()
     ]
-    given_ids = [image for method in methods[:1] for image in method.predictions[0].image_id]
-    lost = [image for image in given_ids if paths is not None and image not in paths]
-    if lost and len(lost) == len(given_ids):
-        raise InputError(
-            f"manifest: it has none of the {counted(len(lost), 'image')} of the predictions, such as '{lost[0]}'; "
-            "name the manifest that they were made from"
-        )
     facts = provenance(seed=seed, inputs={name: file_sha256(file) for name, file in names.items()})
     content = judge(
         methods,
@@ -93,19 +85,24 @@ def report(
         provenance=facts,
         groups=group_columns(images) if images else None,
         prevalence=stated,
-        notes=_on_lost(len(lost), len(given_ids)),
+        notes=[] if paths is None else _on_lost([i for m in methods[:1] for i in m.predictions[0].image_id], paths),
     )
     write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails)
     return content
 
 
-def _on_lost(lost: int, of: int) -> list[str]:
-    """The report's sentence on predictions that the manifest does not know."""
-    if not lost:
-        return []
-    return [
-        f"The manifest does not have {lost} of the {counted(of, 'image')} of the predictions: their group is unknown."
-    ]
+def _on_lost(scored: Sequence[str], known: Mapping[str, Path]) -> list[str]:
+    """The report's sentence on scored images that the manifest does not have; InputError where it has none of them."""
+    from thoraclip.pages import counted
+
+    lost, of = [image for image in scored if image not in known], counted(len(scored), "image")
+    if lost and len(lost) == len(scored):
+        raise InputError(
+            f"manifest: it has none of the {of} of the predictions, such as '{lost[0]}'; name the manifest that they "
+            "were made from"
+        )
+    said = f"The manifest does not have {len(lost)} of the {of} of the predictions: their group is unknown."
+    return [said] if lost else []
 
 
 def _is_trained(config: Path) -> bool:
