@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,15 +38,17 @@ def method_entry(
         trained: whether the spread over seeds or folds is one of trainings.
     """
     first, exact = tables[0], name == MAJORITY
-    spread = training_variance(training_values(tables, aligned.fold_of, names=("accuracy",))["accuracy"])
+    several = trained and (len(tables) > 1 or bool(aligned.fold_of.any()))
+    trainings = training_values(tables, aligned.fold_of) if several else {}
+    spread = training_variance(trainings["accuracy"]) if several else None
     return {
         "name": name,
         "kind": kind,
         "n": len(first.target),
         "trained": trained,
-        "spread": spread.source if trained and spread else None,
-        "metrics": _metrics(tables, aligned, drawn, trained=trained, exact=exact),
-        "per_class": _per_class(tables, aligned, drawn, trained=trained, exact=exact),
+        "spread": spread.source if spread else None,
+        "metrics": _metrics(tables, aligned, drawn, trainings, exact=exact),
+        "per_class": _per_class(tables, aligned, drawn, several=several, exact=exact),
         "confusion": confusion(first).tolist(),
         "calibration": reliability_bins(first.confidence, first.correct, aligned.groups),
         "roc": {label: _roc(first, c) for c, label in enumerate(aligned.labels.names)},
@@ -91,14 +93,18 @@ def mean_clusters(target: Ints, groups: Ints) -> float:
 
 
 def _metrics(
-    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, trained: bool, exact: bool
+    tables: Sequence[Scored],
+    aligned: Aligned,
+    drawn: Sequence[Replicates],
+    trainings: Mapping[str, Floats],
+    *,
+    exact: bool,
 ) -> dict[str, Any]:
     """Headline metrics; of several seeds with each one's value and their standard deviation (n - 1).
 
     `exact` is for constant predictions, whose unvarying metrics are no luck of the draw.
     """
     values, by_class = [headline(table) for table in tables], mean_clusters(aligned.target, aligned.groups)
-    trainings = training_values(tables, aligned.fold_of)
     entries: dict[str, Any] = {}
     for name, metric in METRICS.items():
         each = [one[name] for one in values]
@@ -107,7 +113,7 @@ def _metrics(
             [one.headline[name] for one in drawn],
             [one.noise[name] for one in drawn if name in one.noise],
             clusters=by_class if metric.by_class else aligned.group_count,
-            training=training_variance(trainings[name]) if trained else None,
+            training=training_variance(trainings[name]) if trainings else None,
             exact=exact,
             bounds=metric.bounds,
             higher_is_better=metric.higher_is_better,
@@ -126,23 +132,24 @@ def _estimated(values: Sequence[float | None], drawn: Sequence[Floats], noise: A
 
 
 def _per_class(
-    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, trained: bool, exact: bool
+    tables: Sequence[Scored], aligned: Aligned, drawn: Sequence[Replicates], *, several: bool, exact: bool
 ) -> dict[str, Any]:
-    trainings = [[per_class(part) for part in folds] for folds in _by_training(tables, aligned.fold_of)]
+    parts = _by_training(tables, aligned.fold_of) if several else []
+    trainings = [[per_class(part) for part in folds] for folds in parts]
     values = [per_class(table) for table in tables]
     entries: dict[str, Any] = {}
     for c, label in enumerate(aligned.labels.names):
         members = aligned.target == c
-        spreads = trained and not any(label in classes for classes in aligned.lacking.values())
+        spreads = several and not any(label in classes for classes in aligned.lacking.values())
         entry: dict[str, Any] = {"support": int(members.sum())}
         for name in PER_CLASS:
             of_class = [one[name][c] for one in values]
-            of_trainings = np.array([[part[name][c] for part in folds] for folds in trainings], dtype=np.float64)
+            each = np.array([[part[name][c] for part in folds] for folds in trainings], dtype=np.float64)
             entry[name] = _estimated(
                 of_class,
                 [one.per_class[name][:, c] for one in drawn],
                 clusters=aligned.groups_of(~members if name == "specificity" else members),
-                training=training_variance(of_trainings) if spreads else None,
+                training=training_variance(each) if spreads else None,
                 exact=exact,
             )
         if not any((table.predicted == c).any() for table in tables):

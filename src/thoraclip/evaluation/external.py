@@ -8,7 +8,6 @@ value inside is computed on the images of the other classes, too; the methods ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,7 @@ from thoraclip.errors import MismatchError
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import holm, t_test
 from thoraclip.evaluation.entries import mean_clusters, training_values
-from thoraclip.evaluation.intervals import Estimate, estimate
+from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate
 from thoraclip.evaluation.metrics import METRICS, Scored, known_mean, per_class
 from thoraclip.evaluation.resampling import replicate
 from thoraclip.evaluation.results import MethodResult
@@ -236,8 +235,7 @@ def _training(values: Floats, folds: int) -> Variance | None:
 def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | None]:
     """Value inside minus value outside: `value`, `low`, `high` and `p`, `None` where they do not exist.
 
-    The interval of two independent estimates is put together from theirs: low = d - sqrt((i - i_low)^2 +
-    (o_high - o)^2), and high likewise (Zou & Donner 2008, Stat. Med. 27:1693). p is that of Student's t on the sum of
+    The interval is put together from those of both; p is that of Student's t on the sum of
     both variances.
 
     Args:
@@ -254,9 +252,9 @@ def difference(inside: Sample, outside: Sample, name: str) -> dict[str, float | 
         return found
     assert here.variance is not None and there.variance is not None, "what has an interval has a variance"
     variance = total(here.variance, [there.variance])
-    low = max(-1.0, value - math.hypot(here.value - here.low, there.high - there.value))
-    high = min(1.0, value + math.hypot(here.high - here.value, there.value - there.low))
-    return found | {"low": _unsigned(low), "high": _unsigned(high), "p": t_test(value, variance)}
+    low, high = difference_interval((here.value, here.low, here.high), (there.value, there.low, there.high))
+    ends = {"low": _unsigned(max(-1.0, low)), "high": _unsigned(min(1.0, high))}
+    return found | ends | {"p": t_test(value, variance)}
 
 
 def _unsigned(value: float) -> float:

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from thoraclip.evaluation.trainings import Variance, total
 from thoraclip.proportions import LEVEL, share_interval, t_quantile
 
-__all__ = ["Estimate", "bootstrap_variance", "estimate", "percentile_interval"]
+__all__ = ["Estimate", "bootstrap_variance", "difference_interval", "estimate", "percentile_interval"]
 
 Floats = npt.NDArray[np.float64]
+Ends = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,24 @@ def bootstrap_variance(replicates: Floats, clusters: float) -> Variance:
     one need not.
     """
     return Variance(max(float(replicates.var(ddof=1)) * clusters / (clusters - 1), clusters**-2), clusters - 1)
+
+
+def difference_interval(a: Ends, b: Ends, correlation: float = 0.0) -> tuple[float, float]:
+    """95 % interval of a - b from those of a and b, symmetric or not (Zou & Donner 2008, Stat. Med. 27:1693).
+
+    low = a - b - sqrt((a - a_low)^2 + (b_high - b)^2 - 2 r (a - a_low)(b_high - b)), and high the other way round.
+
+    Args:
+        a, b: value, low, high.
+        correlation: r of the two estimates; 0 of independent ones.
+    """
+    (value, low, high), (other, other_low, other_high) = a, b
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x + y * y - 2 * correlation * x * y))
+
+    difference = value - other
+    return difference - reach(value - low, other_high - other), difference + reach(high - value, other - other_low)
 
 
 def percentile_interval(replicates: Floats) -> tuple[float, float]:

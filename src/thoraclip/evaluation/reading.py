@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from thoraclip.evaluation.compare import ALPHA, MODELS
 from thoraclip.evaluation.results import MAJORITY
 from thoraclip.evaluation.trainings import FOLDS, PATIENTS, SEEDS
@@ -254,12 +252,11 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"Fold {fold} has no image of {listed(classes)}: what counts classes has no spread over folds."
         )
-    constant = [
-        m for m in report["methods"] if m["name"] != MAJORITY and np.count_nonzero(np.sum(m["confusion"], axis=0)) == 1
-    ]
-    for method in constant:
-        named = report["classes"][int(np.argmax(np.sum(method["confusion"], axis=0)))]
-        sentences.append(f"{method['name']} gave every image the same answer, {named}.")
+    for method in report["methods"]:
+        by_answer = zip(report["classes"], zip(*method["confusion"], strict=True), strict=True)
+        answers = [name for name, images in by_answer if any(images)]
+        if len(answers) == 1 and method["name"] != MAJORITY:
+            sentences.append(f"{method['name']} gave every image the same answer, {answers[0]}.")
     if report["failed"]:
         sentences.append(f"Failed, and so not compared: {listed([entry['name'] for entry in report['failed']])}.")
     return sentences

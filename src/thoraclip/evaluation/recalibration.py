@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from thoraclip.evaluation import calibration
 from thoraclip.evaluation.entries import training_values
-from thoraclip.evaluation.intervals import Estimate, estimate, percentile_interval
+from thoraclip.evaluation.intervals import Estimate, difference_interval, estimate, percentile_interval
 from thoraclip.evaluation.metrics import METRICS, Scored, brier_terms, headline, log_loss_terms
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.trainings import training_variance
@@ -41,7 +40,7 @@ def recalibration(
     Args:
         tables: name -> scores of the same N images; one is `BEFORE`.
         groups: i64[N], see `resampling.resample_weights`; nothing is resampled where there is only one.
-        fold_of: i64[N], see `entries.training_values`; `None` of a method that is not trained.
+        fold_of: i64[N], see `entries.training_values`; `None` where no training varies.
         resamples: of the groups; the fits that made the tables are held fixed in them.
         seed: of the resampling; with that of the report, the intervals of `BEFORE` are those of its metrics.
 
@@ -124,22 +123,15 @@ def _change(
 
 
 def _mover(after: Estimate, before: Estimate, replicates: Sequence[Floats]) -> tuple[float, float] | None:
-    """Interval of a difference from those of its two terms (Zou & Donner 2008, Statistics in Medicine 27:1693), if both
-    have one.
+    """Interval of a difference from those of its two terms, if both have one.
 
-    With a in [l_a, u_a], b in [l_b, u_b] and r, the correlation of the two in the resamples,
-    low = a - b - sqrt((a - l_a)^2 + (u_b - b)^2 - 2 r (a - l_a)(u_b - b)), and high the other way round. Both estimates
-    are biased upward, each the more, the better calibrated its table is; their own intervals take that into account,
-    while those of the plain differences cover the true one in 20 to 75 %. Simulated coverage of this one: 90 to 98 %,
-    for 200 and 1,000 images and true changes of -0.11 to 0.07.
+    Both estimates are biased upward, each the more, the better calibrated its table is; their own intervals take that
+    into account, while those of the plain differences cover the true one in 20 to 75 %. With the correlation of the two
+    in the resamples, this one covers 90 to 98 %, for 200 and 1,000 images and true changes of -0.11 to 0.07.
     """
     a, b = float(after.value or 0.0), float(before.value or 0.0)
     if after.low is None or after.high is None or before.low is None or before.high is None:
         return None
     varies = all(float(np.ptp(r)) > 0 for r in replicates)
     r = float(np.corrcoef(replicates[0], replicates[1])[0, 1]) if varies else 0.0
-
-    def reach(x: float, y: float) -> float:
-        return math.sqrt(max(0.0, x * x + y * y - 2 * r * x * y))
-
-    return a - b - reach(a - after.low, before.high - b), a - b + reach(after.high - a, b - before.low)
+    return difference_interval((a, after.low, after.high), (b, before.low, before.high), r)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from thoraclip.evaluation.audit_reading import FAMILIES, MARGIN, STRONG, sentence
 from thoraclip.evaluation.compare import holm
+from thoraclip.evaluation.intervals import percentile_interval
 from thoraclip.evaluation.reading import ALPHA
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.evaluation.weighted import ratio
@@ -131,8 +132,8 @@ def _mean_recall(counts: Floats) -> Floats:
 def interval(value: float, drawn: Floats, error: float = 0.0) -> dict[str, float]:
     """`low` and `high`, the 95 % percentile interval of f64[R] resampled values; no narrower than with the standard
     error `error`."""
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"low": min(float(low), value - _REACH * error), "high": max(float(high), value + _REACH * error)}
+    low, high = percentile_interval(drawn)
+    return {"low": min(low, value - _REACH * error), "high": max(high, value + _REACH * error)}
 
 
 def measure_tests(

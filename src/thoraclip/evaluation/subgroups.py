@@ -16,6 +16,7 @@ from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.evaluation.align import Aligned
 from thoraclip.evaluation.compare import holm
 from thoraclip.evaluation.equalised_odds import RATES, GroupRates, equalised_odds
+from thoraclip.evaluation.intervals import difference_interval
 from thoraclip.evaluation.metrics import Scored
 from thoraclip.proportions import patient_share, share_interval
 from thoraclip.tables.manifest import Manifest
@@ -240,13 +241,12 @@ def _auroc(score: Floats, positive: Masks, patients: Ints) -> dict[str, Any]:
 
 
 def _gap(own: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, float] | None:
-    """Own minus rest; the interval is put together from both (Zou & Donner 2008, Stat. Med. 27:1693)."""
+    """Own minus rest, two independent estimates."""
     if min(own["patients"], rest["patients"]) < FEWEST:
         return None
-    value = own["value"] - rest["value"]
-    low = value - float(np.hypot(own["value"] - own["low"], rest["high"] - rest["value"]))
-    high = value + float(np.hypot(own["high"] - own["value"], rest["value"] - rest["low"]))
-    return {"value": value, "low": max(-1.0, low), "high": min(1.0, high)}
+    a, b = ((one["value"], one["low"], one["high"]) for one in (own, rest))
+    low, high = difference_interval(a, b)
+    return {"value": own["value"] - rest["value"], "low": max(-1.0, low), "high": min(1.0, high)}
 
 
 def _odds(found: Mapping[str, Any], groups: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:

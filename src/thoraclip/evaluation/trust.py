@@ -79,6 +79,7 @@ def trust_entry(
     """
     test, names = aligned.scored[method.name][0], aligned.labels.names
     entry: dict[str, Any] = {"seed": method.seeds[0] if len(method.predictions) > 1 and method.seeds else None}
+    fold_of = aligned.fold_of if method.is_trained and aligned.fold_of.any() else None  # else no training varies
     folds = _folds(method, aligned)
     if isinstance(folds, str):
         entry["reason"] = folds
@@ -90,10 +91,10 @@ def trust_entry(
             "images": [len(fold.val.target) for fold in folds],
             "per_class": {name: [int(row[c]) for row in counts] for c, name in enumerate(names)},
         }
-        entry |= _scaled(folds, test, aligned, resamples, seed, is_trained=method.is_trained)
+        entry |= _scaled(folds, test, aligned, resamples, seed, fold_of)
         entry["conformal"] = _conformal(folds, test, aligned, alpha)
         entry["operating_point"] = _operating_points(folds, test, aligned, sensitivity)
-    return entry | {"selective": _selective(test, aligned, resamples, seed, is_trained=method.is_trained)}
+    return entry | {"selective": _selective(test, aligned, resamples, seed, fold_of)}
 
 
 def operating_calls(method: MethodResult, aligned: Aligned, trust: Mapping[str, Any]) -> dict[str, Masks]:
@@ -163,7 +164,7 @@ def _scored(table: Predictions, aligned: Aligned) -> Scored:
 
 
 def _scaled(
-    folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int, *, is_trained: bool
+    folds: Sequence[_Fold], test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Rows | None
 ) -> dict[str, Any]:
     """Both scalings: what was fitted, or `reason`; and calibration before and after."""
     names, tables = aligned.labels.names, {BEFORE: test}
@@ -189,7 +190,6 @@ def _scaled(
             for part in ("scale", "bias"):
                 values = [getattr(scaling, part) for scaling in fitted]
                 found[name][part] = {label: [float(v[c]) for v in values] for c, label in enumerate(names)}
-    fold_of = aligned.fold_of if is_trained else None
     measured = recalibration(tables, aligned.groups, fold_of=fold_of, resamples=resamples, seed=seed)
     return found | {"after_temperature": None, "after_vector": None} | measured
 
@@ -270,7 +270,7 @@ def _share(right: Bools, among: Bools, patients: Rows) -> dict[str, Any]:
     return {"value": float(right[among].mean()), "low": low, "high": high, "of": int(among.sum())}
 
 
-def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, *, is_trained: bool) -> dict[str, Any]:
+def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, fold_of: Rows | None) -> dict[str, Any]:
     """Curve, area, and the accuracy at `COVERAGES`; the answers are ordered by the scores as they are."""
     curve, n, groups = accuracy_curve(test.confidence, test.correct), len(test.target), aligned.group_count
     values = accuracy_at(test.confidence, test.correct)[:, 0]
@@ -278,10 +278,10 @@ def _selective(test: Scored, aligned: Aligned, resamples: int, seed: int, *, is_
     if groups > 1:
         weights = resample_weights(aligned.groups, resamples=resamples, seed=seed)
         drawn = np.concatenate([accuracy_at(test.confidence, test.correct, w) for w in weights], axis=1)
-        parts = [aligned.fold_of == fold for fold in range(int(aligned.fold_of.max()) + 1)]
-        by_fold = np.stack([accuracy_at(test.confidence[p], test.correct[p])[:, 0] for p in parts], axis=1)
+        parts = [] if fold_of is None else [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
+        by_fold = [accuracy_at(test.confidence[p], test.correct[p])[:, 0] for p in parts]
         for row, coverage in enumerate(COVERAGES):
-            training = training_variance(by_fold[row][None]) if is_trained else None
+            training = training_variance(np.array([[one[row] for one in by_fold]])) if by_fold else None
             variance = total(bootstrap_variance(drawn[row], groups), [training] if training else [])
             answered = max(1.0, coverage * groups)
             bounds[row] = share_interval(float(values[row]), variance.value, clusters=answered, df=variance.df)

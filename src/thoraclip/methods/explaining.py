@@ -58,7 +58,7 @@ def choose_classifier(
     if manifest is not None:
         run.require_manifest(manifest)
     content = hashlib.sha256(read_bytes(image)).hexdigest()
-    is_frozen = not run.method.is_trained and not getattr(run.config, "adapter", "")
+    is_frozen = not run.has_learned
     try:
         own = manifest or find_manifest(run)
         copies = own.rows_of(content)

@@ -51,7 +51,6 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
     val = np.sort([row[image] for image in kept.image_id]).astype(np.int64)
     judged = dict(run.parts(manifest))
     train = _others(manifest, np.concatenate([val, judged[chosen]]), has_folds=chosen is not None)
-    has_learned = run.method.is_trained or bool(run.config.adapter)
     learned_from_val = getattr(run.config, "refit", False)
     return Original(
         name=run.folder.resolve().name,
@@ -63,10 +62,10 @@ def load_original(run: FinishedRun, manifest: Manifest, *, fold: int | None = No
         train=train,
         val=val,
         test=judged[chosen],
-        has_learned=has_learned,
+        has_learned=run.has_learned,
         validation=kept if learned_from_val else None,
         predictions=predictions,
-        alike=list(_alike(exact, classifier, judged, chosen, val if not has_learned else val[:0])),
+        alike=list(_alike(exact, classifier, judged, chosen, val if not run.has_learned else val[:0])),
         inputs={"run": run.fingerprint, "manifest": run.manifest, **run.config.inputs()},
     )
 

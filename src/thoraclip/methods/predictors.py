@@ -76,6 +76,11 @@ class FinishedRun:
             )
 
     @property
+    def has_learned(self) -> bool:
+        """True where the run, or the adapter that it uses, was fitted to images."""
+        return self.method.is_trained or bool(getattr(self.config, "adapter", ""))
+
+    @property
     def distinct_folds(self) -> tuple[int | None, ...]:
         """The folds whose classifiers differ; `(None,)` where one frozen classifier scored all of them."""
         adapter = getattr(self.config, "adapter", "")
