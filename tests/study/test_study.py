@@ -113,7 +113,7 @@ def test_the_prevalence_of_no_class_ends_a_study_before_its_work(study_file: Pat
     config, methods = read_study(study_file, {"prevalence": ["Norml=0.9"]})
     with pytest.raises(ConfigError, match="prevalence of 'Norml': no such class; did you mean 'Normal'"):
         run_study(config, methods, tmp_path / "out")
-    assert not (tmp_path / "out" / "runs").exists()
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="prevalence of 'Norml': no such class"):
         plan_study(config, methods, tmp_path / "out")
 

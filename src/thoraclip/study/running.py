@@ -65,7 +65,6 @@ def run_study(
     require_shared_work("a study")
     sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
-    prevalence = config.stated_prevalence(manifest)
     study = Study(config, methods, manifest, out, announce, progress)
     torn = _torn_pictures(manifest)
     if torn:
@@ -108,7 +107,7 @@ def run_study(
         published=[dataclasses.asdict(row) for row in config.published],
         external=external,
         groups=group_columns(manifest),
-        prevalence=prevalence,
+        prevalence=config.stated_prevalence(manifest),
     )
     _write_best(out, results, report)
     write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
@@ -134,6 +133,7 @@ def _prepare_manifest(
         manifest, unreadable = config.read(out, progress)
         if unreadable:
             announce(f"{len(unreadable)} unreadable pictures set aside, see {out / 'manifest.index.json'}")
+    config.stated_prevalence(manifest)  # refused before anything else is written
     if any(manifest.parts()):
         manifest = manifest.strict()
     else:
