@@ -1,4 +1,4 @@
-"""Panel Data: index, check, split, card and phantom."""
+"""Panel Data: index, check, select, split, overlap, card and phantom."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Fractions = str | Sequence[float]
 
-__all__ = ["card", "check", "index", "phantom", "split"]
+__all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
 
 def index(
@@ -128,6 +128,60 @@ def check(
             return find_faults(images, Path(work) if pictures else None, seed=seed, progress=draw)
     content = find_faults(images, Path(out) / "inspection" if pictures else None, seed=seed, progress=draw)
     write_check(content, images, Path(out))
+    return content
+
+
+def select(manifest: Images, *, where: str, out: File) -> Manifest:
+    """Keep the images for which a condition on the manifest's columns is true, and note the condition in the result.
+
+    A comparison with an unknown value is neither true nor false, nor is its `not`: such images are left out and
+    counted.
+
+    Args:
+        manifest: the images; they may leak.
+        where: condition, as in: view in (PA, AP) and age_years >= 18. Words: ==, !=, <, <=, >, >=, in, not in,
+            is null, is not null, and, or, not; quote names and values that hold other characters than letters, digits
+            and underscores.
+        out: manifest to write (.parquet).
+
+    Returns:
+        The new manifest; `selections` says what was asked and how many images were kept.
+    """
+    from thoraclip.tables.manifest import require_parquet, write_manifest
+
+    require_parquet(Path(out))
+    done = read_images(manifest, may_leak=True).select(where)
+    write_manifest(Path(out), done)
+    return done
+
+
+def overlap(
+    a: Images,
+    b: Images,
+    *,
+    out: File,
+    label_map: Sequence[str] | None = None,
+    progress: bool | Progress = False,
+) -> dict[str, Any]:
+    """Find the images that two manifests share: identical files and near copies, and where their labels contradict.
+
+    Args:
+        a: images.
+        b: images to compare them with.
+        out: folder for overlap.json and overlap.html.
+        label_map: label of either manifest that stands for one of the other, OLD=NEW; may be repeated.
+        progress: see `thoraclip.api`.
+
+    Returns:
+        The content of `overlap.json`.
+    """
+    from thoraclip.data.overlap import compare_manifests
+    from thoraclip.data.overlap.page import write_overlap
+
+    manifests = read_images(a, may_leak=True), read_images(b, may_leak=True)
+    draw, _ = hooks(progress, None)
+    content = compare_manifests(*manifests, Path(out), label_map=label_map or (), progress=draw)
+    write_overlap(content, *manifests, Path(out))
     return content
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from thoraclip.api.data import card, check, index, phantom, split
+from thoraclip.api.data import card, check, index, overlap, phantom, select, split
 from thoraclip.api.deployment import export, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
@@ -53,7 +53,9 @@ COMMANDS = (
     Command("Start", run_study, show.study, name="study", flags={"json": "With --dry-run: as JSON."}),
     Command("Data", index, show.index),
     Command("Data", check, show.check, flags={"strict": "End with exit code 1 when there is a leak."}),
+    Command("Data", select, show.select),
     Command("Data", split, show.split),
+    Command("Data", overlap, show.overlap),
     Command("Data", card, show.card),
     Command("Data", phantom, show.phantom),
     Command("Methods", caption, show.captions),
