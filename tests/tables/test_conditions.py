@@ -172,6 +172,9 @@ def test_the_command_notes_what_was_asked(tmp_path: Path, capsys: Capture) -> No
     again = done.select("view == PA").take(pa.array([0]).to_numpy())
     write_manifest(out, again.with_columns(source=["x"]))
     assert [done["where"] for done in read_manifest(out).selections] == ["age_years >= 18", "view == PA"]
+    assert run(["card", str(out), "--out", str(tmp_path)]) == 0
+    card = (tmp_path / "data-card.md").read_text(encoding="utf-8")
+    assert "- Selected by: age\\_years &gt;= 18; 2 of 4 images, 1 left out since a value is unknown\n" in card
     assert run(["select", str(out), "--where", "age_years > 90", "--out", str(tmp_path / "none.parquet")]) == 2
     assert "no image is left by --where 'age_years > 90'" in capsys.readouterr().err
     assert not (tmp_path / "none.parquet").exists()

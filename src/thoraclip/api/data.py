@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from thoraclip.data.index import IndexResult
     from thoraclip.data.phantom import PhantomSummary
     from thoraclip.tables.manifest import Manifest
+    from thoraclip.tables.predictions import Predictions
 
+    Files = str | Path | Sequence[str | Path]
     Fractions = str | Sequence[float]
 
 __all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
@@ -101,15 +103,19 @@ def check(
     manifest: Images,
     *,
     out: File | None = None,
+    predictions: Files | None = None,
     pictures: bool = True,
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> dict[str, Any]:
-    """Find leaks, copies, contradictions, burned-in text, and what tells the classes apart without anatomy.
+    """Find leaks, copies, contradictions, burned-in text, suspected label errors, and what tells the classes apart
+    without anatomy.
 
     Args:
         manifest: the images; they may leak.
         out: folder for check.json, .md and .html; default: nothing is written.
+        predictions: run folder, or file of predictions (.parquet, .csv), of classifiers that did not see the image:
+            labels that they contradict are listed, with the images in label-errors.html; may be repeated (seeds).
         pictures: read the images. Without, only the table is checked (counts, patients, leaks, identical files), of
             millions of images.
         seed: seed of the folds behind the class differences.
@@ -123,12 +129,25 @@ def check(
 
     images = read_images(manifest, may_leak=True)
     draw, _ = hooks(progress, None)
+    options: dict[str, Any] = {"predictions": _held_out(predictions), "seed": seed, "progress": draw}
     if out is None:
         with tempfile.TemporaryDirectory() as work:
-            return find_faults(images, Path(work) if pictures else None, seed=seed, progress=draw)
-    content = find_faults(images, Path(out) / "inspection" if pictures else None, seed=seed, progress=draw)
+            return find_faults(images, Path(work) if pictures else None, **options)
+    content = find_faults(images, Path(out) / "inspection" if pictures else None, **options)
     write_check(content, images, Path(out))
     return content
+
+
+def _held_out(given: Files | None) -> tuple[str, list[Predictions]] | None:
+    """(names, tables) of run folders or files; of a run with a split also its validation scores."""
+    from thoraclip.tables.predictions import read_predictions, read_validation
+
+    files = [Path(file) for file in ([given] if isinstance(given, str | Path) else given or ())]
+    tables = []
+    for file in files:
+        own = read_predictions(file)
+        tables += [own, *(table for table in read_validation(file) if not {*own.image_id} & {*table.image_id})]
+    return (", ".join(file.name for file in files), tables) if files else None
 
 
 def select(manifest: Images, *, where: str, out: File) -> Manifest:

@@ -72,8 +72,8 @@ _EXTRAS = {
     "export": "onnx onnxscript",
     "predict": "onnxruntime",
     "serve": "fastapi prometheus_client pydantic python_multipart starlette uvicorn",
-    "study": "accelerate huggingface_hub jinja2 matplotlib peft pyarrow safetensors scipy sklearn threadpoolctl torch "
-    "transformers yaml",
+    "study": "accelerate cleanlab huggingface_hub jinja2 matplotlib peft pyarrow safetensors scipy sklearn "
+    "threadpoolctl torch transformers yaml",
 }
 _EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}
 _SMALL = ("predict", "serve")  # on a small device, and for long: their memory goes back to the system as usual
