@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from thoraclip.runs import Progress, is_main_process
 
 if TYPE_CHECKING:
+    from thoraclip.config import Settings
     from thoraclip.tables.manifest import Manifest
 
     Images = str | Path | Manifest
@@ -19,7 +20,7 @@ __all__ = ["Announce", "File", "hooks", "read_images", "settings_of", "to_path"]
 
 File = str | Path
 Announce = Callable[[str], None]
-T = TypeVar("T")
+T = TypeVar("T", bound="Settings")
 
 
 def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progress | None, Announce]:

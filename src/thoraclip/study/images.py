@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import build_config, config_toml, toml_value
+from thoraclip.config import Settings, build_config, config_toml, toml_value
 from thoraclip.data.index import index, write_index_report
 from thoraclip.data.layouts import LAYOUTS, detect_layout, find_layout
 from thoraclip.errors import ConfigError, InputError, did_you_mean
@@ -23,7 +23,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSource:
+class ImageSource(Settings):
     """Either a manifest, or a folder that is read by a layout that needs no columns."""
 
     manifest: str = ""
@@ -34,6 +34,7 @@ class ImageSource:
     """Layout of the folder: covid-qu-ex or folders; empty finds out."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.manifest) == bool(self.folder):
             raise ConfigError("give either 'manifest' or 'folder', and not both")
         if self.layout and self.layout not in LAYOUTS:

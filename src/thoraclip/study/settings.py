@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from thoraclip.config import build_config, config_toml, read_toml, require_at_least, require_known, toml_value
+from thoraclip.config import build_config, config_toml, read_toml, require_known, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
+from thoraclip.ranges import FoldCount, FoldNumber, Geometry, ImageCount, Precision, Range, Resamples, Seeds, Weighting
 from thoraclip.runs import Progress
 from thoraclip.study.images import External, ImageSource, external_toml, read_external
 from thoraclip.tables.manifest import Manifest
@@ -67,29 +68,29 @@ class StudyConfig(ImageSource):
     """captioner blip: Hub id or local folder."""
     caption_column: str = ""
     """captioner column: the manifest's column of texts."""
-    geometry: str = "squash"
+    geometry: Geometry = "squash"
     """How pictures become square: squash, crop or pad."""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """fp32, bf16 or auto."""
-    batch_size: int = 0
+    batch_size: Annotated[int, Range(0, 1_048_576)] = 0
     """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size
     count."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
-    class_weight: str = "none"
+    class_weight: Weighting = "none"
     """none or balanced, for methods that train."""
-    only_folds: tuple[int, ...] = ()
+    only_folds: tuple[FoldNumber, ...] = ()
     """Folds that are held out and scored; empty for all of them."""
-    folds: int = 5
+    folds: FoldCount = 5
     """Patient folds that are made when the images have neither split nor folds."""
     group_duplicates: bool = True
     """Whether folds that the study makes keep near duplicates together; every picture is looked at once for it."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
     """Every method that depends on a seed runs once for each."""
     pixel_cache: bool = True
     """Whether decoded pictures are kept in the study folder (a byte a pixel), so that all methods decode each one
     once."""
-    resamples: int = 2000
+    resamples: Resamples = 2000
     """Bootstrap resamples behind every interval."""
     prevalence: tuple[str, ...] = ()
     """CLASS=SHARE, such as COVID-19=0.05: how common a class is elsewhere, for predictive values there."""
@@ -98,7 +99,7 @@ class StudyConfig(ImageSource):
     audit: str = "best"
     """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a
     classifier), all or none."""
-    audit_images: int = 500
+    audit_images: ImageCount = 500
     """Images at most that each audit looks at, each in all views; 0 for all that the classifier has not seen."""
     audit_masks: str = "auto"
     """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own
@@ -114,8 +115,6 @@ class StudyConfig(ImageSource):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
-        if min(self.seeds) < 0:
-            raise ConfigError(f"seeds = {list(self.seeds)}: must not be negative")
         if self.captioner:
             require_known(self, captioner=CAPTIONERS)
         if self.captioner and self.captions:
@@ -125,7 +124,6 @@ class StudyConfig(ImageSource):
             )
         require_known(self, audit=("best", "all", "none"))
         require_mask_source(self.audit_masks, "audit_masks")
-        require_at_least(self, audit_images=0, resamples=100)
         read_prevalence(self.prevalence)
 
     def stated_prevalence(self, manifest: Manifest) -> dict[str, float]:
