@@ -20,6 +20,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 from thoraclip.errors import ConfigError, InputError, did_you_mean, printable
 
 __all__ = [
+    "AnyBatchSize",
     "BatchSize",
     "Count",
     "FoldCount",
@@ -28,10 +29,12 @@ __all__ = [
     "Geometry",
     "ImageCount",
     "OneOf",
+    "PhantomCount",
     "Port",
     "Precision",
     "Range",
     "Resamples",
+    "SampleSize",
     "Seed",
     "Seeds",
     "Share",
@@ -95,7 +98,12 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Scikit-learn takes no larger one."""
 ImageCount = Annotated[int, Range(0, 10_000_000)]
 """0 for all."""
+SampleSize = Annotated[int, Range(1, 10_000_000)]
+PhantomCount = Annotated[int, Range(3, 1_000_000)]
+"""One of each class at least."""
 BatchSize = Annotated[int, Range(1, 1_048_576)]
+AnyBatchSize = Annotated[int, Range(0, 1_048_576)]
+"""0 for what suits the device."""
 Count = Annotated[int, Range(0, 1_000_000_000)]
 """Steps, validations and the like; 0 for none or a default."""
 FoldCount = Annotated[int, Range(2, 1_000)]
@@ -151,7 +159,8 @@ def conform(name: str, value: Any, kind: Any) -> Any:
 
 def _items(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        example = f"[{shown(value)}]" if isinstance(value, str | int | float) else "[...]"
+        text = f'"{shown(value)[1:-1]}"' if isinstance(value, str) else shown(value)
+        example = f"[{text}]" if isinstance(value, str | int | float) else "[...]"
         raise ConfigError(
             f"{name} = {shown(value)}: a list is needed; write {name} = {example}, or --set '{name}={example}'"
         )

@@ -94,7 +94,7 @@ def test_settings_that_cannot_be_are_refused(manifest: Manifest) -> None:
             split_fractions(manifest, fractions=fractions, seed=0)
     split_fractions(manifest, fractions=(0.4, 0.3, 0.2999992), seed=0)
     for split in (partial(split_folds, folds=2), partial(split_fractions, fractions=(0.5, 0.25, 0.25))):
-        with pytest.raises(ConfigError, match="seed = -1: must not be negative"):
+        with pytest.raises(ConfigError, match="seed = -1: a whole number from 0"):
             split(manifest, seed=-1)
 
 

@@ -211,7 +211,7 @@ def test_a_taken_port_is_told_before_the_bundle_is_loaded(bundle: Path, capsys: 
     [
         (["--host", "no-such-host.invalid"], "error: --host no-such-host.invalid --port 0: cannot listen there ("),
         (["--set", "fils=3"], "error: --set: unknown setting 'fils'; did you mean 'files'?"),
-        (["--set", "files=0"], "error: --set: files = 0: must be larger than 0"),
+        (["--set", "files=0"], "error: --set: files = 0: a whole number from 1 to"),
         (["--token-file", "no-such-file"], "error: no-such-file: cannot be read ("),
         (["--beside", "no-such-bundle"], "error: no-such-bundle: no such folder; name a folder that `thoraclip export"),
     ],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import FoldCount, PhantomCount, Seed, Share, Side, checked
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
 
+@checked
 def index(
     root: File,
     *,
@@ -99,13 +101,14 @@ def index(
     return result
 
 
+@checked
 def check(
     manifest: Images,
     *,
     out: File | None = None,
     predictions: Files | None = None,
     pictures: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool | Progress = False,
 ) -> dict[str, Any]:
     """Find leaks, copies, contradictions, burned-in text, suspected label errors, and what tells the classes apart
@@ -150,6 +153,7 @@ def _held_out(given: Files | None) -> tuple[str, list[Predictions]] | None:
     return (", ".join(file.name for file in files), tables) if files else None
 
 
+@checked
 def select(manifest: Images, *, where: str, out: File) -> Manifest:
     """Keep the images for which a condition on the manifest's columns is true, and note the condition in the result.
 
@@ -174,6 +178,7 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     return done
 
 
+@checked
 def overlap(
     a: Images,
     b: Images,
@@ -204,13 +209,14 @@ def overlap(
     return content
 
 
+@checked
 def split(
     manifest: Images,
     *,
     out: File,
-    folds: int | None = None,
+    folds: FoldCount | None = None,
     fractions: Fractions | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     duplicates: File | None = None,
 ) -> Manifest:
     """Split a manifest into folds or train/val/test, stratified by class, whole patients and identical files together.
@@ -245,6 +251,7 @@ def split(
     return done
 
 
+@checked
 def card(manifest: File, *, out: File, config: File | None = None, check: File | None = None, **settings: Any) -> Path:
     """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
 
@@ -268,13 +275,14 @@ def card(manifest: File, *, out: File, config: File | None = None, check: File |
     return Path(out) / "data-card.md"
 
 
+@checked
 def phantom(
     folder: File,
     *,
-    images: int = 600,
-    size: int = 256,
-    seed: int = 0,
-    difficulty: float = 0.5,
+    images: PhantomCount = 600,
+    size: Side = 256,
+    seed: Seed = 0,
+    difficulty: Share = 0.5,
     shortcut: str = "",
     progress: bool | Progress = False,
 ) -> PhantomSummary:

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import Announce, File, hooks, read_images, to_path
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import FoldNumber, Port, SampleSize, Seed, Thumbnails, Workers, checked
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -20,16 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["export", "predict", "serve"]
 
 
+@checked
 def export(
     run: File,
     *,
     out: File,
     int8: bool = False,
-    fold: int | None = None,
+    fold: FoldNumber | None = None,
     manifest: Images | None = None,
-    images: int = 2000,
-    thumbnails: int = 0,
-    seed: int = 0,
+    images: SampleSize = 2000,
+    thumbnails: Thumbnails = 0,
+    seed: Seed = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def export(
     )
 
 
+@checked
 def predict(
     bundle: File,
     paths: Files | None = None,
@@ -73,9 +76,9 @@ def predict(
     manifest: File | None = None,
     out: Output | None = None,
     format: str = "",
-    threads: int = 0,
+    threads: Workers = 0,
     engine: str = "threads",
-    workers: int = 0,
+    workers: Workers = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> ScoringSummary:
@@ -126,16 +129,17 @@ def predict(
     return summary
 
 
+@checked
 def serve(
     bundle: File,
     *,
     beside: File | None = None,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Port = 8000,
     page: bool = True,
     token_file: File | None = None,
     allow_origin: Sequence[str] | None = None,
-    threads: int = 0,
+    threads: Workers = 0,
     announce: Announce | None = None,
     **settings: Any,
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
 from thoraclip.config import read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
+from thoraclip.ranges import FoldNumber, Resamples, Seed, checked
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["audit", "explain", "report"]
 
 
+@checked
 def report(
     predictions: Files,
     *,
@@ -34,8 +36,8 @@ def report(
     thumbnails: bool = True,
     title: str = "Chest X-ray classification report",
     prevalence: Shares | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Judge predictions: metrics with 95 % intervals, paired comparisons, one page to look at.
 
@@ -122,6 +124,7 @@ def _row_names(given: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
+@checked
 def audit(
     run: File,
     *,
@@ -177,6 +180,7 @@ def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manife
     return finished, find_manifest(finished) if manifest is None else read_images(manifest)
 
 
+@checked
 def explain(
     run: File,
     image: File,
@@ -185,10 +189,10 @@ def explain(
     manifest: Images | None = None,
     class_name: str = "",
     method: str = "",
-    fold: int | None = None,
+    fold: FoldNumber | None = None,
     mask: File | None = None,
     seen: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Draw where an image holds evidence for a class: a heat map over the radiograph, and its share inside the lungs.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
 from thoraclip.errors import ConfigError
 from thoraclip.methods import METHODS
+from thoraclip.ranges import AnyBatchSize, BatchSize, Geometry, Precision, Seed, Tokens, Workers, checked
 from thoraclip.runs import Progress, is_main_process, process_count
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MethodFunction", "caption", "embed"]
 
 
+@checked
 def caption(
     manifest: Images,
     *,
@@ -36,11 +38,11 @@ def caption(
     append_label: bool = False,
     everywhere: bool = False,
     prompt: str = "",
-    max_new_tokens: int = 40,
-    geometry: str = "squash",
-    batch_size: int = 16,
-    precision: str = "auto",
-    seed: int = 0,
+    max_new_tokens: Tokens = 40,
+    geometry: Geometry = "squash",
+    batch_size: BatchSize = 16,
+    precision: Precision = "auto",
+    seed: Seed = 0,
     pixels: File | None = None,
     progress: bool | Progress = False,
     announce: Announce | None = None,
@@ -86,18 +88,19 @@ def caption(
     return write(read_images(manifest), config, Path(out), pixels=to_path(pixels), progress=draw)
 
 
+@checked
 def embed(
     manifest: Images,
     *,
     model: Model,
     out: File,
     adapter: Model = "",
-    geometry: str = "squash",
-    batch_size: int = 0,
-    precision: str = "auto",
+    geometry: Geometry = "squash",
+    batch_size: AnyBatchSize = 0,
+    precision: Precision = "auto",
     pixels: File | None = None,
     engine: str = "threads",
-    workers: int = 0,
+    workers: Workers = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> Embeddings | None:
@@ -195,6 +198,7 @@ def method_function(kind: str) -> MethodFunction:
     """The function of a method; its signature and its help name every setting."""
     from thoraclip.config import field_help
 
+    @checked
     def run(
         manifest: Images,
         *,

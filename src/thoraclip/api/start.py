@@ -7,6 +7,7 @@ from typing import Any
 
 from thoraclip.api.hooks import Announce, File, hooks
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import PhantomCount, Seed, checked
 from thoraclip.runs import Progress
 
 __all__ = ["demo", "run_study"]
@@ -14,11 +15,12 @@ __all__ = ["demo", "run_study"]
 _FEWEST_PHANTOMS = 60
 
 
+@checked
 def demo(
     *,
     out: File = "demo-out",
-    images: int = 480,
-    seed: int = 0,
+    images: PhantomCount = 480,
+    seed: Seed = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def demo(
     return run(study, methods, Path(out), announce=log, progress=draw)
 
 
+@checked
 def run_study(
     source: File,
     *,

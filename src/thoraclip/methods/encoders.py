@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from thoraclip.config import Settings
 from thoraclip.errors import ConfigError, ModelError
@@ -18,7 +18,7 @@ from thoraclip.models.files import (
     stored_fingerprint,
     stored_folder,
 )
-from thoraclip.ranges import FoldNumber, Geometry, Precision, Range, Share
+from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Precision, Share
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 
@@ -59,7 +59,7 @@ class EncoderConfig(ModelConfig):
     """Share of the adapter in the weights: 1 as trained, 0 the base, between them interpolated (WiSE-FT)."""
     embeddings: str = ""
     """Folder of finished embeddings to use instead of running the encoder."""
-    batch_size: Annotated[int, Range(0, 1_048_576)] = 0
+    batch_size: AnyBatchSize = 0
     """Images per forward pass; 0 for 32 on a CPU and 256 elsewhere."""
 
     def inputs(self) -> dict[str, str]:

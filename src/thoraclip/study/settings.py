@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from thoraclip.config import build_config, config_toml, read_toml, require_known, toml_value
 from thoraclip.data.lungs.regions import require_mask_source
@@ -17,7 +17,17 @@ from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
-from thoraclip.ranges import FoldCount, FoldNumber, Geometry, ImageCount, Precision, Range, Resamples, Seeds, Weighting
+from thoraclip.ranges import (
+    AnyBatchSize,
+    FoldCount,
+    FoldNumber,
+    Geometry,
+    ImageCount,
+    Precision,
+    Resamples,
+    Seeds,
+    Weighting,
+)
 from thoraclip.runs import Progress
 from thoraclip.study.images import External, ImageSource, external_toml, read_external
 from thoraclip.tables.manifest import Manifest
@@ -72,7 +82,7 @@ class StudyConfig(ImageSource):
     """How pictures become square: squash, crop or pad."""
     precision: Precision = "auto"
     """fp32, bf16 or auto."""
-    batch_size: Annotated[int, Range(0, 1_048_576)] = 0
+    batch_size: AnyBatchSize = 0
     """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size
     count."""
     classes: tuple[str, ...] = ()

@@ -43,7 +43,7 @@ from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, Shortcut, choo
 from thoraclip.data.phantom.drawing import draw_phantom
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
-from thoraclip.ranges import Range, Seed, Share, Side
+from thoraclip.ranges import PhantomCount, Range, Seed, Share, Side
 from thoraclip.runs import Progress, needing_room
 
 __all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
@@ -72,7 +72,7 @@ config (seed {seed}):
 class PhantomConfig(Settings):
     """What one folder of phantoms needs."""
 
-    images: Annotated[int, Range(3, 1_000_000)] = 600
+    images: PhantomCount = 600
     """Radiographs in all; classes are balanced to within one image."""
     size: Side = 256
     """Side of the square images in pixels."""
