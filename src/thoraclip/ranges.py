@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from thoraclip.errors import ConfigError, InputError, did_you_mean, printable
+from thoraclip.errors import ConfigError, InputError, did_you_mean, printable, system_message
 
 __all__ = [
+    "NAMED",
     "AnyBatchSize",
     "BatchSize",
     "Count",
@@ -208,8 +209,9 @@ def require_path(name: str, value: Any) -> None:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:  # NUL, or letters that the file system cannot write
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{shown(os.fspath(value))}: cannot be opened ({reason}); name another") from error
+        if isinstance(error, OSError):
+            raise InputError(system_message(error)) from error
+        raise InputError(f"{name} = {shown(os.fspath(value))}: cannot be opened ({error}); name another") from error
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
@@ -236,8 +238,10 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+NAMED: dict[str, Any] = {name: kind for name, kind in globals().items() if typing.get_origin(kind) is Annotated}
+"""The ranges of this module by name."""
 _PATHS = ("File", "Files", "Images")
-_ARGUMENTS: dict[str, Any] = {"bool": bool, "str": str, "Model": str}
+_ARGUMENTS: dict[str, Any] = {"bool": bool, "str": str, "Model": str} | NAMED
 
 
 def _check_argument(name: str, value: Any, kind: str) -> None:
@@ -245,5 +249,5 @@ def _check_argument(name: str, value: Any, kind: str) -> None:
     if kind in _PATHS:
         for path in value if kind == "Files" and isinstance(value, list | tuple) else [value]:
             require_path(name, path)
-    elif kind in _ARGUMENTS or kind in __all__:
-        conform(name, value, _ARGUMENTS.get(kind) or globals()[kind])
+    elif kind in _ARGUMENTS:
+        conform(name, value, _ARGUMENTS[kind])

@@ -35,9 +35,8 @@ from thoraclip.models.classifiers import Original
 from thoraclip.ranges import SampleSize, Thumbnails, conform
 from thoraclip.runs import Progress, make_folder, needing_room, provenance, write_json, write_text
 
-__all__ = ["MOST_THUMBNAILS", "export_bundle", "require_place"]
+__all__ = ["export_bundle", "require_place"]
 
-MOST_THUMBNAILS = 2000
 """More would be a copy of the training data rather than a glance at it."""
 
 

@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 
 from thoraclip.cli.console import announce, progress_bar
+from thoraclip.ranges import NAMED
 
 __all__ = ["Command", "argument_texts"]
 
@@ -29,9 +30,8 @@ _TYPES: Mapping[str, Any] = {
     "Sequence[str]": list[str],
     "Shares": list[str],
     "bool": bool,
-    "float": float,
-    "int": int,
     "str": str,
+    **{name: typing.get_args(kind)[0] for name, kind in NAMED.items()},
 }
 """Annotation of a function of `api` -> what the command line takes; `| None` may follow."""
 _NAMES = {"class_name": "class"}
