@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 from tests.server.test_app import forms, reason
 
-from thoraclip.server import guard
+from thoraclip.server import limits
 from thoraclip.server.limits import Limits
 from thoraclip.server.monitoring import LOGGER, log_event, set_up_logs
 
@@ -108,7 +108,7 @@ Sent = list[dict[str, Any]]
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sent]:
     """`talk(client, receive, ...)` -> all that is sent to one who posts a picture; `receive(sent so far)` gives its next part."""
-    monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "_LINGER_SECONDS", 0.01)
 
     def make(client: TestClient, receive: Callable[[Sent], Awaitable[Any]], length: int | None = None) -> Sent:
         sent, headers = Sent(), PNG | ({} if length is None else {"content-length": str(length)})
@@ -117,7 +117,7 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sent]:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1"}
-        scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope["headers"] = [(name.encode(), value.encode()) for name, value in ({"host": "localhost"} | headers).items()]
         asyncio.run(client.app(scope, lambda: receive(sent), send))  # type: ignore[arg-type]
         return sent
 
@@ -165,7 +165,7 @@ async def test_all_bodies_together_are_held_to_a_limit_and_let_go(opened: Opened
         yield b"x" * 900_000
         await go.wait()
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here", headers=PNG) as client:  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=PNG) as client:  # type: ignore[arg-type]
         first = [asyncio.create_task(client.post("/v1/predict", content=waits())) for _ in range(2)]
         while held(app) < 1_800_000:
             await asyncio.sleep(0.001)

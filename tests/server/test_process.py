@@ -26,8 +26,8 @@ from thoraclip.errors import InputError
 from thoraclip.server.process import read_token
 
 Serve = Callable[..., Served]
-HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
-HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-type: image/png\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n"
 
 
 def noise(side: int) -> bytes:

@@ -135,6 +135,7 @@ def serve(
     page: bool = True,
     token_file: File | None = None,
     allow_origin: Sequence[str] | None = None,
+    allow_host: Sequence[str] | None = None,
     threads: int = 0,
     announce: Announce | None = None,
     **settings: Any,
@@ -148,20 +149,25 @@ def serve(
         port: port; 0 for any that is free.
         page: a page at /, in the browser.
         token_file: file with the token that clients must bring; default: $THORACLIP_TOKEN, or none.
-        allow_origin: origin of a page on another host that may ask; repeatable.
+        allow_origin: origin of a page on another host that may ask, as https://app.example.org; repeatable.
+        allow_host: name by which clients ask, as of a proxy in front; beside this machine's own names and addresses;
+            repeatable. With a token and none of these, any name.
         threads: images at once; 0: one for each core.
         announce: see `thoraclip.api`; gets the address, and what should be known of it.
         settings: limits: the fields of `thoraclip.server.limits.Limits`, see docs/serving.md.
 
     Raises:
-        ThoraclipError: no such bundle, an unknown setting, no token in the file, or the port is taken.
+        ThoraclipError: no such bundle, an unknown setting, no token in the file, no such host, port or origin, or the
+            port is taken.
     """
     from thoraclip.config import build_config
+    from thoraclip.server.access import allowed_hosts, allowed_origins
     from thoraclip.server.limits import Limits
     from thoraclip.server.process import is_loopback, listen, read_token, serve_bundles
 
     limits = build_config(Limits, settings, where="--set")
     token, (_, log) = read_token(to_path(token_file)), hooks(False, announce)
+    origins, hosts = allowed_origins(allow_origin or ()), allowed_hosts(allow_host or ())
     with listen(host, port) as place:
         if not token and not is_loopback(place):
             log(f"no token: whoever reaches {host} can ask; --token-file FILE demands one")
@@ -171,7 +177,9 @@ def serve(
             limits=limits,
             threads=threads,
             token=token,
-            origins=allow_origin or (),
+            origins=origins,
+            hosts=hosts | {host},
+            any_host=bool(token) and not hosts,
             with_page=page,
             started=lambda address: log(f"serving at {address} (Ctrl+C ends)"),
         )
