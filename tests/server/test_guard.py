@@ -54,24 +54,15 @@ def test_without_it_nothing_is_told_but_to_what_watches_over_the_process(opened:
     assert client.get("/health").status_code == client.get("/ready").status_code == 200
 
 
-def test_a_page_of_another_site_may_not_ask_unless_it_is_allowed(opened: Opened, png: bytes) -> None:
-    site, bearer = "https://elsewhere.example", {"authorization": f"Bearer {TOKEN}"}
-    foreign = {"sec-fetch-site": "cross-site", "origin": site}
-    closed, allowed = opened(), opened(origins=[site], token=TOKEN)
-
-    def ask(client: TestClient, **headers: str) -> httpx.Response:
-        changed = {name.replace("_", "-"): value for name, value in headers.items()}
-        return client.post("/v1/predict", files=forms(png), headers=foreign | bearer | changed)
-
-    assert ask(closed, sec_fetch_site="same-origin").status_code == 200
-    assert "asked by a page of another site" in reason(ask(closed), 403)
-    card = closed.get("/card", headers=foreign)
-    assert card.status_code == 200 and "access-control-allow-origin" not in card.headers
-    wanted = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-    assert allowed.options("/v1/predict", headers=foreign | wanted).headers["access-control-allow-origin"] == site
-    answer = ask(allowed)
-    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, site)
-    assert ask(allowed, origin="https://third.example").status_code == 403
+def test_an_allowed_page_needs_the_token_and_learns_why_it_is_refused(opened: Opened, png: bytes) -> None:
+    site = "https://elsewhere.example"
+    client = opened(origins=[site], token=TOKEN)
+    for bearer, status in (({"authorization": f"Bearer {TOKEN}"}, 200), ({}, 401)):
+        headers = {"sec-fetch-site": "cross-site", "origin": site} | bearer
+        answer = client.post("/v1/predict", files=forms(png), headers=headers)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, site)
+    preflight = {"access-control-request-method": "POST"}
+    assert reason(opened(token=TOKEN).options("/v1/predict", headers=preflight), 401)
 
 
 def test_every_answer_has_safe_headers_and_an_id_of_its_own(opened: Opened) -> None:
@@ -80,6 +71,7 @@ def test_every_answer_has_safe_headers_and_an_id_of_its_own(opened: Opened) -> N
     for one in answers:
         assert one.headers["x-content-type-options"] == "nosniff"
         assert one.headers["cache-control"] == "no-store"
+        assert one.headers["cross-origin-resource-policy"] == "same-origin"
         assert one.headers["content-security-policy"].startswith("default-src 'none'")
     assert len({one.headers["x-request-id"] for one in answers} | {"mine"}) == 4
 
@@ -117,7 +109,9 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sent]:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1"}
-        scope["headers"] = [(name.encode(), value.encode()) for name, value in ({"host": "localhost"} | headers).items()]
+        scope["headers"] = [
+            (name.encode(), value.encode()) for name, value in ({"host": "localhost"} | headers).items()
+        ]
         asyncio.run(client.app(scope, lambda: receive(sent), send))  # type: ignore[arg-type]
         return sent
 
@@ -165,7 +159,9 @@ async def test_all_bodies_together_are_held_to_a_limit_and_let_go(opened: Opened
         yield b"x" * 900_000
         await go.wait()
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=PNG) as client:  # type: ignore[arg-type]
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://localhost", headers=PNG
+    ) as client:  # type: ignore[arg-type]
         first = [asyncio.create_task(client.post("/v1/predict", content=waits())) for _ in range(2)]
         while held(app) < 1_800_000:
             await asyncio.sleep(0.001)

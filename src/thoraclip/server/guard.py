@@ -69,6 +69,8 @@ class Journal:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if "GET" in headers.get("allow", ""):
+                    headers["allow"] = "GET, HEAD"
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

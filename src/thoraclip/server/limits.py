@@ -22,6 +22,7 @@ __all__ = ["CROSS_SITE", "MEDIA_TYPE", "MEGA", "Limits", "RefusedError", "proble
 MEGA = 1_000_000
 MEDIA_TYPE = "application/problem+json"
 _LINGER_SECONDS = 10.0  # a refused upload is read on, so that the client finds the answer and not a broken pipe
+_LONGEST = 500
 CROSS_SITE = "asked by a page of another site; start the server with --allow-origin to let it"
 
 
@@ -89,7 +90,8 @@ def reason_of(error: Exception) -> str:
 def problem(error: HTTPException) -> Response:
     """The response to an error."""
     status, pictures = error.status_code, getattr(error, "pictures", None)
-    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": error.detail}
+    detail = error.detail[:_LONGEST]  # it may repeat what the client wrote
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     if pictures:
         content["pictures"] = pictures
     return Response(json.dumps(content), status, headers=error.headers, media_type=MEDIA_TYPE)
