@@ -7,17 +7,23 @@ import base64
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
+from tests.server.asking import ask
 from tests.server.test_app import forms, reason
 
-from thoraclip.server import limits
+from thoraclip.server import limits, monitoring
+from thoraclip.server.guard import Journal
 from thoraclip.server.limits import Limits
-from thoraclip.server.monitoring import LOGGER, log_event, set_up_logs
+from thoraclip.server.monitoring import LOGGER, Metrics, log_event, set_up_logs
 
 Opened = Callable[..., TestClient]
 TOKEN = "a-token-of-some-length"
@@ -202,6 +208,51 @@ def test_the_log_has_a_line_for_each_request_and_no_name(opened: Opened, png: by
     assert answers == [("/v1/predict", 404), ("/v1/predict", 200), ("other", 404)]
     assert lines[1] | {"pictures": 2, "unreadable": 1, "bytes": len(png) + 12} == lines[1]
     assert all(one["time"].endswith("Z") and one["level"] == "info" and one["seconds"] >= 0 for one in lines)
+
+
+def deep(depth: int) -> None:
+    """Fail far down."""
+    if not depth:
+        raise RuntimeError("x" * 10_000)
+    deep(depth - 1)
+
+
+@given(texts=st.lists(st.text(max_size=2000), max_size=3), depth=st.integers(0, 200))
+def test_a_line_of_the_log_is_short_and_a_line(texts: list[str], depth: int) -> None:
+    stream, record = io.StringIO(), logging.getLogger("thoraclip.server")
+    set_up_logs()
+    record.handlers[0].setStream(stream)  # type: ignore[attr-defined]
+    try:
+        deep(depth)
+    except RuntimeError as error:
+        log_event("failure", error=error, **{f"fact{number}": text for number, text in enumerate(texts)})
+    logging.getLogger("uvicorn.error").handlers = record.handlers
+    logging.getLogger("uvicorn.error").warning("".join(texts) + "\r\nlevel: \x1b[31m")
+    for line in stream.getvalue().splitlines():
+        assert json.loads(line) and len(line) < 20_000 and line.isprintable() and line.isascii()
+
+
+def test_a_flood_of_requests_is_told_in_few_lines(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And how many were left out is told, once there is room."""
+    now = [1e6]
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    LOGGER.handlers[0].filters[0].__init__()  # type: ignore[misc]
+    for _ in range(5000):
+        log_event("request")
+    assert len(written.getvalue().splitlines()) == 1000
+    now[0] += 0.5
+    for _ in range(5000):
+        log_event("request")
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert len(lines) == 1050
+    assert [line["lines_left_out"] for line in lines if "lines_left_out" in line] == [4000]
+
+
+@given(st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=300))
+def test_an_id_is_never_the_client_s(name: str) -> None:
+    metrics, app = Metrics(), PlainTextResponse("answered")
+    headers = [("host", "localhost"), ("x-request-id", name), ("x-request-id", "mine"), ("user-agent", name)]
+    assert re.fullmatch("[0-9a-f]{32}", ask(Journal(app, metrics), headers=headers).headers["x-request-id"])
 
 
 def test_of_an_error_its_kind_and_place_are_logged_not_its_message(written: io.StringIO) -> None:
