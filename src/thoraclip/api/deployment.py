@@ -73,6 +73,7 @@ def predict(
     manifest: File | None = None,
     out: Output | None = None,
     format: str = "",
+    spreadsheet_safe: bool = False,
     threads: int = 0,
     engine: str = "threads",
     workers: int = 0,
@@ -87,6 +88,8 @@ def predict(
         manifest: manifest (.parquet), or table with a column path (.csv), in place of paths.
         out: table to write; the same command goes on after a kill. Default: standard output.
         format: csv or jsonl; default: by the file's name, else csv.
+        spreadsheet_safe: csv: an apostrophe before whatever a spreadsheet would run as a formula, as a name like =1+1,
+            and a last column spreadsheet_safe that tells readers of it. Default: names and classes as they are.
         threads: images at once; 0: one for each core; not with ray.
         engine: threads, or ray: the actors of a Ray cluster (RAY_ADDRESS, or one that is started here).
         workers: ray: actors; 0: one on each GPU, or, without a GPU, on each machine.
@@ -108,6 +111,8 @@ def predict(
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
         raise ConfigError(f"{out}: is the manifest; choose another --out")
     kind = table_format(format, out)
+    if spreadsheet_safe and kind != "csv":
+        raise ConfigError(f"--spreadsheet-safe: is for csv, not {kind}; leave it out, or use --format csv")
     classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
 
     from thoraclip.bundle.images import find_images
@@ -117,7 +122,8 @@ def predict(
     pictures = find_images(named, manifest=to_path(manifest))
     draw, log = hooks(progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
-    with Table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
+    fingerprint = classifier.bundle.fingerprint
+    with Table(place, classifier.labels, kind, fingerprint=fingerprint, spreadsheet_safe=spreadsheet_safe) as table:
         if table.resumed:
             log(f"{place}: goes on; {table.resumed} pictures were scored by an earlier run")
         far = by_ray(classifier, workers=workers) if engine == "ray" else None
