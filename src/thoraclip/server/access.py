@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from thoraclip.errors import ConfigError
 from thoraclip.server.limits import CROSS_SITE, RefusedError, turn_away
 
-__all__ = ["OPEN_ROUTES", "Access", "allowed_hosts", "allowed_origins", "host_name"]
+__all__ = ["OPEN_ROUTES", "Access", "allowed_hosts", "allowed_origins", "host_name", "not_named"]
 
 OPEN_ROUTES = ("/health", "/ready")  # probes of the process: whoever asks, and by whatever name
 _PORTS = {"http": 80, "https": 443}
@@ -77,6 +77,11 @@ def allowed_origins(texts: Collection[str]) -> frozenset[str]:
             rule = "must be the scheme, host and port of a page, without a path or wildcard"
             raise ConfigError(f"--allow-origin: {text!r}: {rule}; write it as https://app.example.org")
     return frozenset(_written(*origin) for origin in origins.values() if origin)
+
+
+def not_named(name: str) -> str:
+    """Why a request for a name is refused."""
+    return f"'{name}' is not a name of this server; start it with --allow-host NAME to answer by it"
 
 
 def _place(text: str) -> _Place | None:
@@ -140,8 +145,7 @@ class Access:
         if is_open:
             return
         if not self._is_known(place.name, scope):
-            reason = f"'{place.name}' is not a name of this server; start it with --allow-host NAME to answer by it"
-            raise RefusedError(421, reason)
+            raise RefusedError(421, not_named(place.name))
         if not self._may_ask(scope, headers, place):
             raise RefusedError(403, CROSS_SITE)
 
