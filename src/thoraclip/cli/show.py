@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from thoraclip.cli.console import announce, print_table
+from thoraclip.errors import printable
 from thoraclip.methods import METHODS
 
 if TYPE_CHECKING:
@@ -292,16 +293,11 @@ def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
     if summary.failed:
         announce(f"cannot be read: {summary.failed}, each with its reason in the column error")
         for path, reason in summary.first_failed:
-            announce(f"  {_shown(path)}: {_shown(reason)}")
+            announce(f"  {printable(path)}: {printable(reason)}")
         if summary.failed > len(summary.first_failed):
             announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
     for what in summary.left_out_told:
-        announce(f"left out: {_shown(what)}")
+        announce(f"left out: {printable(what)}")
     if summary.not_utf8:
         announce(f"names that are not UTF-8: {summary.not_utf8}; a CSV holds their bytes (errors='surrogateescape')")
     announce("Research use only, not for diagnosis.")
-
-
-def _shown(text: str) -> str:
-    """A file's name may hold what moves a terminal's cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
