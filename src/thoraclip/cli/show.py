@@ -146,7 +146,7 @@ def _print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
 
 def _list_folders(what: str, folders: Sequence[tuple[str, int]]) -> None:
     total = sum(count for _, count in folders)
-    _list(f"{what} ({total} files)", [f"{path} ({count} files)" for path, count in folders])
+    _list(f"{what}, with {total} files in all", [f"{path} ({count} files)" for path, count in folders])
 
 
 def _list(what: str, lines: list[str], most: int = 10) -> None:

@@ -23,7 +23,7 @@ from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.runs import Progress, write_json
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["IndexResult", "index", "local_salt", "pseudonym", "salt_file", "write_index_report"]
+__all__ = ["IndexResult", "index", "list_images", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
 _BATCH = 64
 
@@ -83,22 +83,8 @@ def index(
         ConfigError: unknown layout or column.
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
-    find = find_layout(layout)
-    _require_utf8(root)
     store = FactStore(root, facts, fresh=fresh)
-    listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
-    if not listing.rows and listing.set_aside:
-        path, reason = listing.set_aside[0]
-        raise InputError(
-            f"{printable(root)}: no picture can be used, {len(listing.set_aside)} are set aside, first "
-            f"{printable(path)}: {reason}; give every class a sub-folder of its own, or a table of paths and labels: "
-            f"{_command(root, '--csv', 'TABLE.csv')}"
-        )
-    if not listing.rows:
-        raise InputError(
-            f"{printable(root)}: no PNG, JPEG or DICOM picture for layout '{layout}'; it holds "
-            f"{printable(listing.seen)}; name the images' folder: {_command('FOLDER')}"
-        )
+    listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
     rows = _read_all(store, listing, _Pseudonyms(salt), progress)
     store.settle()
     if not rows:
@@ -124,10 +110,26 @@ def index(
     )
 
 
-def _require_utf8(root: Path) -> None:
+def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
+    """The candidates of a layout, one or more; ConfigError for an unknown layout, InputError where there is none."""
+    find = find_layout(layout)
     place = str(root.resolve())
-    if place.encode("utf-8", "replace") != place.encode("utf-8", "surrogateescape"):
+    if place.encode("utf-8", "replace") != os.fsencode(place):
         raise InputError(f"{printable(place)}: a folder whose name is not UTF-8, and a manifest holds UTF-8; rename it")
+    listing = find(root, **options)
+    if listing.rows:
+        return listing
+    if listing.set_aside:
+        path, reason = listing.set_aside[0]
+        raise InputError(
+            f"{printable(root)}: no picture can be used, {len(listing.set_aside)} are set aside, first "
+            f"{printable(path)}: {reason}; give every class a sub-folder of its own, or a table of paths and labels: "
+            f"{_command(root, '--csv', 'TABLE.csv')}"
+        )
+    raise InputError(
+        f"{printable(root)}: no PNG, JPEG or DICOM picture for layout '{layout}'; it holds {printable(listing.seen)}; "
+        f"name the images' folder: {_command('FOLDER')}"
+    )
 
 
 def _command(root: str | Path, *options: str) -> str:

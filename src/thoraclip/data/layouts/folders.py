@@ -32,6 +32,7 @@ def find_folders(root: Path, **_: object) -> Listing:
     if not splits:
         classes = {folder: (split_path(folder)[1], None) for folder in inside[top]}
     unknown = {folder: 0 for folder in inside[top] if splits and folder not in splits}
+    _note_inner_folders(listing, classes, inside)
     _sort_out(listing, found, classes, unknown)
     for folder, files in unknown.items():
         listing.leave_out_folder(folder, files)
@@ -55,10 +56,22 @@ def _sort_out(listing: Listing, found: Sequence[Found], classes: _Classes, unkno
             listing.rows.append({"image_id": one.path, "path": one.path, "label": label, "split": split})
             images[place] += 1
         else:
-            seen[place].add(one._replace(kind="images whose names are not UTF-8"))
+            seen[place].add(one._replace(kind="images whose names are not UTF-8 (rename them, or their folder)"))
     for folder in classes:
         if not images[folder]:
             _refuse_empty(listing.root / folder, seen[folder])
+
+
+def _note_inner_folders(listing: Listing, classes: _Classes, inside: Mapping[str, Sequence[str]]) -> None:
+    """Ask about `site/class/...`, where every class holds the same folders, two or more."""
+    names = [{split_path(folder)[1] for folder in inside[place]} for place in classes]
+    if len(names) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names):
+        first = listing.root / next(iter(classes))
+        command = shlex.join(["thoraclip", "index", str(first), "--out", f"{first.name}.parquet"])
+        listing.notes.append(
+            f"every class holds the folders {', '.join(sorted(names[0]))}; if these are the classes, index each folder "
+            f"above them ({command}) and join the manifests (thoraclip join)"
+        )
 
 
 def _refuse_empty(folder: Path, seen: Tally) -> None:
