@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tests.conftest import examples
-from tests.imaging.test_listing import FOREIGN, LITTER, READ, counts
+from tests.imaging.test_listing import counts
+from tests.imaging.test_names import FOREIGN, LITTER, READ
 
 from thoraclip.data.index import IndexResult, index, list_images, write_index_report
 from thoraclip.data.layouts import detect_layout, find_layout

@@ -57,7 +57,7 @@ _PATTERNS = {name: re.compile(pattern, re.DOTALL) for name, pattern in _SIGNATUR
 
 _SYSTEM_NAMES = {
     "@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot",  # Synology
-    "@recycle", "@recently-snapshot", "~snapshot",  # QNAP, NetApp
+    "@recycle", "@recently-snapshot", "@__thumb", "~snapshot",  # QNAP, NetApp
     "__macosx", "icon\r", "network trash folder", "temporary items",  # macOS
     "$recycle.bin", "recycler", "recycled", "system volume information", "desktop.ini",  # Windows
     "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "picasa.ini",
