@@ -216,7 +216,7 @@ def test_class_folders_list_every_file_and_agree_with_predict(tree: dict[str, An
             assert not any(is_system_name(part) or is_mask_name(part) for part in row["path"].split("/")[:-1])
 
 
-@examples(80)
+@examples(24)
 @given(tree=TREES, seed=st.integers(0, 3))
 def test_covid_qu_ex_lists_every_file(tree: dict[str, Any], seed: int) -> None:
     """In the folder itself or in a wrapper, with masks that lack their image and images that lack their mask."""
@@ -255,4 +255,4 @@ def test_a_path_longer_than_the_system_takes_is_listed(tmp_path: Path) -> None:
     last, *rest = [one for one in walk(tmp_path) if one.files]  # the deepest comes first
     assert {one.kind for one in rest} == {IMAGES} and len(rest) >= 14
     assert (last.kind, last.reason) == (CLOSED, "the folder cannot be read (File name too long)")
-    assert find_images([tmp_path]).count() == len(rest) + 1
+    assert len(list(find_images([tmp_path]))) == len(rest)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean, printable
-from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
+from thoraclip.imaging.listing import Found, Tally, walk
 from thoraclip.imaging.names import IMAGES
 
 __all__ = ["LIST", "ImagePaths", "PathTable", "find_images", "listed_paths"]
@@ -49,7 +49,7 @@ class ImagePaths:
         """Raises InputError where there is none at all: the list is empty, or the folders are empty by now."""
         self.left_out, self.looked_at, is_empty = Tally(), 0, True
         for found in self._named():
-            self.looked_at += 1
+            self.looked_at += found.may_be_image
             if found.kind == IMAGES:
                 is_empty = False
                 yield found.path
@@ -64,7 +64,7 @@ class ImagePaths:
             if path == LIST:
                 yield from map(_image, listed_paths(cast(io.BufferedReader, sys.stdin.buffer)))
             elif os.path.isdir(path):  # noqa: PTH112
-                yield from _below(path)
+                yield from walk(path)
             else:
                 yield _image(path)
         yield from map(_image, self._table or ())
@@ -74,12 +74,8 @@ class ImagePaths:
         if LIST in self._paths:
             return None
         folders = [path for path in self._paths if os.path.isdir(path)]  # noqa: PTH112
-        in_folders = sum(1 for folder in folders for _ in _below(folder, look_inside=False))
+        in_folders = sum(found.may_be_image for folder in folders for found in walk(folder, look_inside=False))
         return in_folders + len(self._paths) - len(folders) + len(self._table or ())
-
-
-def _below(folder: str, *, look_inside: bool = True) -> Iterator[Found]:
-    return (found for found in walk(folder, look_inside=look_inside) if found.kind != FOLDER)
 
 
 def _image(path: str) -> Found:
@@ -111,7 +107,7 @@ def _check(path: str) -> None:
     if not os.path.isdir(path):  # noqa: PTH112
         return
     seen = Tally()
-    for found in _below(path):
+    for found in walk(path):
         if found.kind == IMAGES:
             return
         seen.add(found)

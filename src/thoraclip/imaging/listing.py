@@ -47,12 +47,19 @@ class Found(NamedTuple):
         kind: `IMAGES`, `FOLDER`, or the kind of what is no image, in words.
         reason: why it is no image, where the kind alone does not say so.
         files: how many files it stands for: those in a folder of masks or of the system, 0 for `FOLDER`.
+        by_content: whether its name does not say what it is.
     """
 
     path: str
     kind: str
     reason: str = ""
     files: int = 1
+    by_content: bool = False
+
+    @property
+    def may_be_image(self) -> bool:
+        """Whether the name alone leaves it open, or says so."""
+        return self.by_content or self.kind == IMAGES
 
 
 class Tally:
@@ -145,11 +152,12 @@ def _count(folder: str) -> int:
 
 def _file(path: str, look_inside: bool) -> Found:
     kind, reason = kind_by_name(os.path.basename(path)), ""  # noqa: PTH119
-    if kind is None and look_inside:
+    by_content = kind is None
+    if by_content and look_inside:
         kind, reason = _kind_by_content(path)
     if kind in (IMAGES, None) and is_mask_name(PurePath(path).stem, is_file=True):
         kind, reason = MASKS, "a mask, by its name"
-    return Found(path, kind or IMAGES, reason)
+    return Found(path, kind or IMAGES, reason, by_content=by_content)
 
 
 def _kind_by_content(path: str) -> tuple[str, str]:
