@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,11 @@ def index(result: IndexResult, given: Mapping[str, Any]) -> None:
     """Counts, and the first of everything that was set aside."""
     _print_counts(*result.manifest.counts())
     _list("pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
-    _list("unknown folders left out", [f"{path} ({count} files)" for path, count in result.unknown_folders])
+    _list_folders("unknown folders left out", result.unknown_folders)
     _list("files that are not pictures", result.other_files)
+    _list_folders("hidden files and files of the system left out", result.system_files)
+    _list_folders("folders with files that the table does not name", result.not_in_table)
+    _list("files that repeat one of the manifest", [f"{path} = {kept}" for path, kept in result.repeated_files])
     _list("groups of identical pictures", [" = ".join(group["image_ids"]) for group in result.repeats])
     _list("notes", result.notes)
     _list(
@@ -162,6 +165,11 @@ def phantom(summary: PhantomSummary, given: Mapping[str, Any]) -> None:
 
 def _print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
     print_table(["class", *parts], [[label, *map(str, row)] for label, row in classes.items()])
+
+
+def _list_folders(what: str, folders: Sequence[tuple[str, int]]) -> None:
+    total = sum(count for _, count in folders)
+    _list(f"{what}, with {total} files in all", [f"{path} ({count} files)" for path, count in folders])
 
 
 def _list(what: str, lines: list[str], most: int = 10) -> None:

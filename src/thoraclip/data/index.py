@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -17,12 +18,12 @@ from typing import Any
 from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
 from thoraclip.data.layouts import Listing, find_layout
-from thoraclip.errors import ImageError, InputError, ManifestError
+from thoraclip.errors import ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.runs import Progress, write_json
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["IndexResult", "index", "local_salt", "pseudonym", "salt_file", "write_index_report"]
+__all__ = ["IndexResult", "index", "list_images", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
 _BATCH = 64
 
@@ -36,6 +37,9 @@ class IndexResult:
         set_aside: (path, reason) of every picture that cannot be used.
         unknown_folders: (folder, number of files) that the layout does not explain.
         other_files: files that are not pictures.
+        system_files: (file or folder, number of files) that is hidden or a system's own.
+        repeated_files: (path, path of the file that it repeats and that a row names).
+        not_in_table: (folder, number of files directly in it) that the table of layout `csv` does not name.
         notes: joins, conflicts, missing masks.
         repeats: groups of image ids with the same bytes, and whether their labels or splits differ.
         read: files that were read; the others had not changed.
@@ -45,6 +49,9 @@ class IndexResult:
     set_aside: list[tuple[str, str]]
     unknown_folders: list[tuple[str, int]]
     other_files: list[str]
+    system_files: list[tuple[str, int]]
+    repeated_files: list[tuple[str, str]]
+    not_in_table: list[tuple[str, int]]
     notes: list[str]
     repeats: list[dict[str, Any]]
     read: int
@@ -76,28 +83,57 @@ def index(
         ConfigError: unknown layout or column.
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
-    find = find_layout(layout)
     store = FactStore(root, facts, fresh=fresh)
-    listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
-    if not listing.rows and listing.set_aside:
-        path, reason = listing.set_aside[0]
-        raise InputError(
-            f"{root}: no picture can be used, {len(listing.set_aside)} are set aside, first {path}: {reason}; "
-            "give every class a sub-folder of its own"
-        )
-    if not listing.rows:
-        raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the images' folder")
+    listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
     rows = _read_all(store, listing, _Pseudonyms(salt), progress)
     store.settle()
     if not rows:
-        raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
+        raise InputError(
+            f"{printable(root)}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}"
+        )
     rows.sort(key=lambda row: row["image_id"])
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
     manifest.label_set()
-    set_aside, unknown, others = sorted(listing.set_aside), sorted(listing.unknown_folders), sorted(listing.other_files)
-    return IndexResult(manifest, set_aside, unknown, others, sorted(listing.notes), _repeats(rows), store.read)
+    return IndexResult(
+        manifest,
+        set_aside=sorted(listing.set_aside),
+        unknown_folders=sorted(listing.unknown_folders),
+        other_files=sorted(listing.other_files),
+        system_files=sorted(listing.system_files),
+        repeated_files=sorted(listing.repeated_files),
+        not_in_table=sorted(listing.not_in_table),
+        notes=sorted(listing.notes),
+        repeats=_repeats(rows),
+        read=store.read,
+    )
+
+
+def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
+    """The candidates of a layout, one or more; ConfigError for an unknown layout, InputError where there is none."""
+    find = find_layout(layout)
+    place = str(root.resolve())
+    if place.encode("utf-8", "replace") != os.fsencode(place):
+        raise InputError(f"{printable(place)}: a folder whose name is not UTF-8, and a manifest holds UTF-8; rename it")
+    listing = find(root, **options)
+    if listing.rows:
+        return listing
+    if listing.set_aside:
+        path, reason = listing.set_aside[0]
+        raise InputError(
+            f"{printable(root)}: no picture can be used, {len(listing.set_aside)} are set aside, first "
+            f"{printable(path)}: {reason}; give every class a sub-folder of its own, or a table of paths and labels: "
+            f"{_command(root, '--csv', 'TABLE.csv')}"
+        )
+    raise InputError(
+        f"{printable(root)}: no PNG, JPEG or DICOM picture for layout '{layout}'; it holds {printable(listing.seen)}; "
+        f"name the images' folder: {_command('FOLDER')}"
+    )
+
+
+def _command(root: str | Path, *options: str) -> str:
+    return printable(shlex.join(["thoraclip", "index", str(root), *options, "--out", "manifest.parquet"]))
 
 
 def salt_file() -> Path:
@@ -214,6 +250,9 @@ def write_index_report(path: Path, result: IndexResult) -> None:
         "set_aside": [{"path": p, "reason": reason} for p, reason in result.set_aside],
         "unknown_folders": [{"path": p, "files": count} for p, count in result.unknown_folders],
         "other_files": result.other_files,
+        "system_files": [{"path": p, "files": count} for p, count in result.system_files],
+        "repeated_files": [{"path": p, "same_as": kept} for p, kept in result.repeated_files],
+        "not_in_table": [{"path": p, "files": count} for p, count in result.not_in_table],
         "repeats": result.repeats,
         "patients_in_two_splits": manifest.patients_in_two("split"),
         "notes": result.notes,

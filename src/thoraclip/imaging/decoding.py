@@ -14,14 +14,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom, refuse_many_scans
+from thoraclip.imaging.names import foreign_format
 
-__all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "is_image_name", "read_bytes", "told_by_name"]
+__all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes"]
 
 Grey = npt.NDArray[np.uint8]
 
 DECODING = 2
 """Number of the rules by which files become grey; what was kept under another number is made again."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_BYTES = 512 * 1024**2
 """Larger files are not read: 100 megapixels of 16 bits take 200 MB."""
 
@@ -44,28 +44,6 @@ class Radiograph:
     mode: str
     format: str
     header: DicomHeader | None = None
-
-
-def is_image_name(path: Path) -> bool:
-    """True for a picture's ending, and for a file without one that begins like DICOM or cannot be opened."""
-    told = told_by_name(path.name)
-    if told is not None:
-        return told
-    try:
-        if not path.is_file():  # a pipe would wait for ever
-            return False
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return True
-
-
-def told_by_name(name: str) -> bool | None:
-    """Whether a file's ending is a picture's; `None` without an ending, where only the content tells."""
-    suffix = Path(name).suffix
-    if suffix.lower() in IMAGE_SUFFIXES:
-        return True
-    return None if not suffix or suffix[1:].isdigit() else False  # DICOM is often named by a UID: 1.2.840.113619
 
 
 def read_bytes(path: Path) -> bytes:
@@ -121,7 +99,8 @@ def _decode_picture(data: bytes, where: str, max_pixels: int) -> Radiograph:
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
         raise ImageError(f"{where}: more than {max_pixels:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
+        foreign = foreign_format(data)
+        raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture{foreign and f' ({foreign})'}") from error
     except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, "JPEG" if kind == "MPO" else kind)
