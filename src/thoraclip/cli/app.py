@@ -32,7 +32,7 @@ __all__ = ["COMMANDS", "main"]
 
 def _predict(given: Mapping[str, Any]) -> Any:
     """Score; rows go to standard output where no file is named."""
-    if given["out"] is None and sys.stdout.name == os.devnull:
+    if given["out"] is None and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("standard output is closed; name a file with --out")
     stream, rows_are_shown = sys.stdout.buffer, given["out"] is None and sys.stdout.isatty()
     with nullcontext() if rows_are_shown else progress_bar() as progress:  # which would run over the rows
