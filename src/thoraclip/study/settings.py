@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from thoraclip.ranges import (
 )
 from thoraclip.runs import Progress
 from thoraclip.study.images import External, ImageSource, external_toml, read_external
+from thoraclip.study.names import folder_name, require_name
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["CAPTIONS", "MethodEntry", "Study", "StudyConfig", "build_entries", "read_study", "study_toml"]
@@ -53,6 +54,7 @@ _SHARED = (
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
 _PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts", "audit_masks")
+_MOST_METHODS = 1_000
 CAPTIONS = "captions.parquet"
 """File of the captions that the study makes, in its folder."""
 OWN_CAPTIONS = "(written by the study)"
@@ -240,14 +242,27 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
     published, external = content.pop("published", []), content.pop("external", {})
     entries = content.pop("methods", _DEFAULT_METHODS)
     own = {name: value for name, value in settings.items() if name in _names(StudyConfig)}
+    _require_place(content, where)
     config = build_config(StudyConfig, content | own, where=where)
     if not isinstance(entries, list | tuple) or not entries or not all(isinstance(e, Mapping) for e in entries):
         raise ConfigError(f"{where}: 'methods' must be one [[methods]] table or more")
+    if len(entries) > _MOST_METHODS:
+        raise ConfigError(f"{where}: {len(entries):,} methods: at most {_MOST_METHODS:,} are needed; split the study")
     loose = {name: value for name, value in settings.items() if name not in own}
     methods = build_entries(config, [{**e, **_beside(source, e)} for e in entries], loose, where)
     rows = read_published(published, [m.name for m in methods], where)
     sets = read_external(external, where, lambda table: _beside(source, table))
     return dataclasses.replace(config, published=rows, external=sets), methods
+
+
+def _require_place(content: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a setting of methods at the top of a study file."""
+    for name in content.keys() - _names(StudyConfig):
+        kinds = [kind for kind, method in METHODS.items() if name in _names(method.config_type)]
+        if kinds:
+            raise ConfigError(
+                f"{where}: '{name}' is a setting of {', '.join(kinds)}; write it in the [[methods]] table of one"
+            )
 
 
 def _names(config: Any) -> set[str]:
@@ -257,7 +272,11 @@ def _names(config: Any) -> set[str]:
 def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
     """The paths among some settings that lie beside the study file."""
     named = {name: content[name] for name in _PATHS if isinstance(content.get(name), str) and content[name]}
-    return {name: str(source.parent / value) for name, value in named.items() if (source.parent / value).exists()}
+    return {
+        name: str(source.parent / value)
+        for name, value in named.items()
+        if os.path.exists(source.parent / value)  # noqa: PTH110, never an error
+    }
 
 
 def build_entries(
@@ -271,7 +290,7 @@ def build_entries(
         loose: `--set` values that are no settings of the study itself.
         where: begins every message.
     """
-    methods: list[MethodEntry] = []
+    methods, taken = list[MethodEntry](), set[str]()
     for number, entry in enumerate(_with_followers(entries, where), start=1):
         values = dict(entry)
         kind = values.pop("kind", None)
@@ -279,7 +298,8 @@ def build_entries(
             raise ConfigError(
                 f"{where}: method {number} has no 'kind'; add kind = \"...\", one of: {', '.join(METHODS)}"
             )
-        name = str(values.pop("name", kind))
+        name = values.pop("name", kind)
+        require_name(name, f"{where}, method {number}")
         method, place = find_method(kind), f"{where}, method '{name}'"
         known = _names(method.config_type)
         after = _find_training(values.pop("after", None), methods, known, place)
@@ -293,7 +313,9 @@ def build_entries(
         given = {n: v for n, v in loose.items() if n in known}
         config = build_config(method.config_type, shared | values | given, where=place)
         seeds = study.seeds if method.is_seeded or after else ()
-        methods.append(MethodEntry(name, kind, config, _unique_slug(name, [m.folder for m in methods]), seeds, after))
+        folder = folder_name(name, taken)
+        taken.add(folder)
+        methods.append(MethodEntry(name, kind, config, folder, seeds, after))
     known = _names(StudyConfig).union(*(_names(method.config) for method in methods))
     unknown = sorted(set(loose) - known)
     if unknown:
@@ -313,7 +335,7 @@ def _with_followers(entries: Sequence[Mapping[str, Any]], where: str) -> Iterato
         then = values.pop("then", None)
         yield values
         if then is not None:
-            name = str(values.get("name", values.get("kind")))
+            name = values.get("name", values.get("kind"))
             if not isinstance(then, str):
                 raise ConfigError(
                     f"{where}, method '{name}': then = {then!r} must be the kind of a method, such as probe"
@@ -328,17 +350,12 @@ def _find_training(name: Any, methods: Sequence[MethodEntry], known: Collection[
     if "adapter" not in known:
         raise ConfigError(f"{where}: uses no adapter, so it cannot come after '{name}'")
     trainings = {m.name: m for m in methods if METHODS[m.kind].trains_adapters}
-    if name not in trainings:
+    if not isinstance(name, str) or name not in trainings:
         raise ConfigError(
             f"{where}: after = {name!r} must be the name of a finetune that stands above "
             f"it{did_you_mean(str(name), trainings)}"
         )
     return trainings[name]
-
-
-def _unique_slug(name: str, taken: Sequence[str]) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
-    return next(s for s in (slug, *(f"{slug}-{i}" for i in range(2, len(taken) + 3))) if s not in taken)
 
 
 def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:
