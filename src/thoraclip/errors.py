@@ -42,11 +42,17 @@ __all__ = [
     "system_message",
 ]
 
+_LONGEST_MESSAGE = 4_000  # letters
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
 
 
 class ThoraclipError(Exception):
-    """Base of all errors that the user can mend."""
+    """Base of all errors that the user can mend. Its text is one line, whatever the values in it hold."""
+
+    def __str__(self) -> str:
+        text = printable(" ".join(super().__str__().split()))
+        half = _LONGEST_MESSAGE // 2
+        return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 class ConfigError(ThoraclipError):

@@ -12,7 +12,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -201,17 +201,33 @@ def range_text(kind: Any) -> str:
 
 def require_path(name: str, value: Any) -> None:
     """Raise InputError for a path that the system takes for no file, there or not: an empty one, one with NUL, one that
-    is too long, runs in a circle, or leads through a folder that is closed."""
+    is too long, runs in a circle, or leads through a closed folder; for an output, also one that leads through a file.
+
+    Args:
+        name: of the argument.
+        value: the path.
+    """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise InputError(f"{name} = {shown(value)}: the name of a file or folder is needed")
     try:
         Path(value).stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:  # NUL, or letters that the file system cannot write
-        if isinstance(error, OSError):
+    except OSError as error:
+        if name in _OUTPUTS:
+            raise InputError(f"{value}: cannot be written ({error.strerror}); choose another --{name}") from error
+        if not isinstance(error, NotADirectoryError):
             raise InputError(system_message(error)) from error
-        raise InputError(f"{name} = {shown(os.fspath(value))}: cannot be opened ({error}); name another") from error
+    except ValueError as error:  # NUL, or letters that the file system cannot write
+        raise InputError(f"{name} = {shown(os.fspath(value))}: cannot be a file's name ({error})") from error
+
+
+NAMED: dict[str, Any] = {name: kind for name, kind in globals().items() if typing.get_origin(kind) is Annotated}
+"""The ranges of this module by name."""
+_OUTPUTS = ("out", "folder", "pixels")
+_PATHS = ("File", "Files", "Images", "Output")
+_ARGUMENTS: dict[str, Any] = {"bool": bool, "str": str, "Model": str, "Sequence[str]": tuple[str, ...]} | NAMED
+_ARGUMENTS |= {"Fractions": tuple[Share, ...], "Shares": tuple[str, ...]}  # where they are no text and no mapping
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
@@ -227,27 +243,25 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def run(*given: P.args, **named: P.kwargs) -> T:
         try:
-            arguments = signature.bind(*given, **named).arguments
+            bound = signature.bind(*given, **named)
         except TypeError:
             return function(*given, **named)  # which says it by its own name
-        for name, value in arguments.items():
-            if value is not None and not (kinds[name] == "Images" and hasattr(value, "fingerprint")):
-                _check_argument(name, value, kinds[name])
-        return function(*given, **named)
+        for name, value in bound.arguments.items():
+            if value is not None:
+                bound.arguments[name] = _checked(name, value, kinds[name])
+        return function(*bound.args, **bound.kwargs)
 
     return run
 
 
-NAMED: dict[str, Any] = {name: kind for name, kind in globals().items() if typing.get_origin(kind) is Annotated}
-"""The ranges of this module by name."""
-_PATHS = ("File", "Files", "Images")
-_ARGUMENTS: dict[str, Any] = {"bool": bool, "str": str, "Model": str} | NAMED
-
-
-def _check_argument(name: str, value: Any, kind: str) -> None:
-    """`kind` is an annotation as it is written; one that is not known here is left to the function."""
+def _checked(name: str, value: Any, kind: str) -> Any:
+    """`kind` is an annotation as it is written; an argument of one that is not known here stays as it is."""
     if kind in _PATHS:
         for path in value if kind == "Files" and isinstance(value, list | tuple) else [value]:
-            require_path(name, path)
+            if not hasattr(path, "fingerprint" if kind == "Images" else "write"):  # a manifest, an open file
+                require_path(name, path)
+    elif kind in ("Fractions", "Shares") and isinstance(value, str | Mapping):
+        return value if isinstance(value, Mapping) else conform(name, value, str)
     elif kind in _ARGUMENTS:
-        conform(name, value, _ARGUMENTS[kind])
+        return conform(name, value, _ARGUMENTS[kind])
+    return value
