@@ -144,7 +144,11 @@ def test_the_same_anatomy_is_the_same_grey_whatever_else_is_in_the_picture(
     plain, other, where, bits = disturbed(data)
     chunks = [chunk(b"tEXt", b"BitsStored\0%d" % bits)] if is_declared else []
     first, second = decode(file_of(plain, kind, *chunks)), decode(file_of(other, kind, *chunks))
-    assert first.bits == second.bits == bits and first.depth_origin == ("file" if is_declared else "estimate")
+    assert (
+        first.bits == second.bits == bits
+        and first.depth is not None
+        and first.depth.origin == ("file" if is_declared else "estimate")
+    )
     close(first, scaled(plain, bits))
     close(second, scaled(other, bits))
     assert np.abs(first.pixels[~where].astype(int) - second.pixels[~where]).max(initial=0) <= 1
@@ -177,6 +181,15 @@ def test_a_continuous_tail_is_anatomy() -> None:
     dark[0, :50] = np.linspace(2048, 3000, 50)
     dark[-10:] = 4095
     assert decode(file_of(dark)).bits == 12
+
+
+@pytest.mark.parametrize("kind", ["LA", "RGBA"])
+def test_what_is_transparent_does_not_decide_the_depth(kind: str) -> None:
+    samples = as_kind(ramp(11), kind)
+    samples[:15, :, :-1] = ANY[:15, :1, :1] | 0x8000
+    samples[:15, :, -1] = 0
+    found = decode(written(samples, KINDS[kind]))
+    assert found.bits == 11 and found.remarks == () and not found.pixels[:15].any()
 
 
 def test_bad_counts_do_not_stop_the_estimate() -> None:
@@ -224,11 +237,11 @@ def test_what_is_stated_goes_before_the_file_the_set_and_the_estimate() -> None:
         decode(said, bits=14, of_set=13), decode(said, of_set=13), decode(silent, of_set=13), decode(silent),
         decode(silent, bits=14),
     ]  # fmt: skip
-    assert [(r.bits, r.depth_origin) for r in order] == [
+    assert [(r.bits, r.depth and r.depth.origin) for r in order] == [
         (14, "stated"), (12, "file"), (13, "set"), (10, "estimate"), (14, "stated")
     ]  # fmt: skip
     eight = decode(encoded(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))), bits=12, of_set=12)
-    assert (eight.bits, eight.depth_origin, int(eight.pixels.max())) == (None, "", 63)
+    assert (eight.depth, int(eight.pixels.max())) == (None, 63)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,7 +257,7 @@ def test_significant_bits_are_scaled_to_16_by_the_standard_and_not_by_many_write
         samples = samples | values >> (significant - step)
     sbit = chunk(b"sBIT", bytes([significant] * as_kind(values, kind).shape[-1]))
     found = decode(file_of(samples.astype(np.uint16), kind, sbit))
-    assert found.depth_origin == "file" and not found.remarks
+    assert found.depth is not None and found.depth.origin == "file" and not found.remarks
     close(found, scaled(values, significant), within=1)
 
 

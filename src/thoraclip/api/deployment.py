@@ -73,6 +73,7 @@ def predict(
     manifest: File | None = None,
     out: Output | None = None,
     format: str = "",
+    bits: int | None = None,
     threads: int = 0,
     engine: str = "threads",
     workers: int = 0,
@@ -87,6 +88,7 @@ def predict(
         manifest: manifest (.parquet), or table with a column path (.csv), in place of paths.
         out: table to write; the same command goes on after a kill. Default: standard output.
         format: csv or jsonl; default: by the file's name, else csv.
+        bits: depth of 16-bit PNG files, 8 to 16; default: what the file says, else that of the training images.
         threads: images at once; 0: one for each core; not with ray.
         engine: threads, or ray: the actors of a Ray cluster (RAY_ADDRESS, or one that is started here).
         workers: ray: actors; 0: one on each GPU, or, without a GPU, on each machine.
@@ -103,12 +105,16 @@ def predict(
     from thoraclip.bundle.opening import open_bundle
     from thoraclip.bundle.rows import Table, table_format
     from thoraclip.engine import require_engine
+    from thoraclip.imaging.depth import require_bits
 
+    require_bits(bits)
     require_engine(engine, workers=workers, threads=threads)
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
         raise ConfigError(f"{out}: is the manifest; choose another --out")
     kind = table_format(format, out)
-    classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
+    classifier = open_bundle(
+        bundle, bits=bits
+    )  # before the imports below, whose libraries are loaded while it is checked
 
     from thoraclip.bundle.images import find_images
     from thoraclip.bundle.scoring import by_ray, require_one, score
@@ -117,7 +123,7 @@ def predict(
     pictures = find_images(named, manifest=to_path(manifest))
     draw, log = hooks(progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
-    with Table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
+    with Table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, bits=bits) as table:
         if table.resumed:
             log(f"{place}: goes on; {table.resumed} pictures were scored by an earlier run")
         far = by_ray(classifier, workers=workers) if engine == "ray" else None

@@ -120,7 +120,7 @@ class Table:
 
     A context; each image is admitted once. What was done for a file is kept when the context ends before. The paths lie
     in an SQLite database, so that memory does not grow with them. `kind` is a format of `FORMATS`, `fingerprint` that
-    of the bundle.
+    of the bundle, `bits` the stated depth of 16-bit pictures.
 
     Attributes:
         rows: so far; `None` where they go to a file or stream.
@@ -131,14 +131,16 @@ class Table:
         MismatchError: (by the context) the partial table is of another bundle or schema, or something else altogether.
     """
 
-    def __init__(self, out: Path | IO[bytes] | None, labels: LabelSet, kind: str, *, fingerprint: str) -> None:
+    def __init__(
+        self, out: Path | IO[bytes] | None, labels: LabelSet, kind: str, *, fingerprint: str, bits: int | None = None
+    ) -> None:
         from thoraclip.imaging import DECODING  # here: `predict` checks the format before the libraries are loaded
 
         self._file = out if isinstance(out, Path) else None
         self._stream = None if isinstance(out, Path) else out
         self._partial = self._file and self._file.with_name(self._file.name + ".partial")
         self._head, self._line = head_line(kind, labels), FORMATS[kind]
-        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING}
+        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING, **({"bits": bits} if bits else {})}
         self.rows: list[Row] | None = [] if out is None else None
         self.resumed, self._committed, self._is_empty = 0, -inf, True
         if self._stream is not None:

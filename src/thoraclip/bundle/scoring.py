@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "require_one", "score"]
 
+REMARKS = "remarks"
+"""What was remarked on an image: comes with its row and is counted, but is no column of the table."""
 _MOST_TOLD = 10
 _SHARD = 256
 """Images that an actor gets at once."""
@@ -54,6 +56,8 @@ class ScoringSummary:
         left_out_told: the same, in words.
         not_utf8: pictures whose name is not UTF-8.
         first_failed: (path, reason) of the first ten that failed.
+        remarked: on how many of those that this run scored the decoder remarked something; see `imaging.Radiograph`.
+        first_remark: (path, remark) of the first of them.
         rows: all rows, where they go to no file and no stream.
     """
 
@@ -66,12 +70,17 @@ class ScoringSummary:
     left_out_told: list[str] = field(default_factory=list)
     not_utf8: int = 0
     first_failed: list[tuple[str, str]] = field(default_factory=list)
+    remarked: int = 0
+    first_remark: tuple[str, str] | None = None
     rows: list[Row] | None = None
 
     def add(self, row: Row) -> None:
         """Count a row."""
         self.images += 1
         self.not_utf8 += bool(_NOT_UTF8.search(row["path"]))
+        if remarks := row.get(REMARKS):
+            self.remarked += 1
+            self.first_remark = self.first_remark or (row["path"], "; ".join(remarks))
         if row["ood"] is not None:
             self.flagged = (self.flagged or 0) + row["ood"]
         if row["error"] is not None:
@@ -123,7 +132,7 @@ def score(
 
     for rows in (engine or by_threads(classifier, threads=threads))(admitted()):
         for place, row in rows:
-            table.put(place, row)
+            table.put(place, {name: value for name, value in row.items() if name != REMARKS})
             waiting -= 1
             summary.add(row)
         if progress:
@@ -165,7 +174,7 @@ def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
     Every machine must see the bundle and the images. All paths are listed before the first image is scored.
     """
     bundle = classifier.bundle
-    make = partial(_actor, str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve()))
+    make = partial(_actor, str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve()), classifier.bits)
 
     def engine(items: Iterator[Place]) -> Iterator[list[tuple[int, Row]]]:
         import pyarrow as pa
@@ -181,10 +190,12 @@ def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
     return engine
 
 
-def _actor(bundle: str, fingerprint: str, base: str, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _actor(
+    bundle: str, fingerprint: str, base: str, bits: int | None, threads: int
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """In an actor: open the bundle and give what scores a shard; relative paths are below `base`, whatever the actor's
     own folder is."""
-    classifier = open_bundle(bundle)
+    classifier = open_bundle(bundle, bits=bits)
     if classifier.bundle.fingerprint != fingerprint:
         raise MismatchError(f"{bundle}: is another bundle on a machine of the cluster; give all the same")
     alone = by_threads(classifier, threads=threads, base=Path(base))
@@ -213,5 +224,6 @@ def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path) -> lis
             reason = str(answer).removeprefix(f"{base / path}: ").removeprefix("image: ")
             rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
         else:
-            rows.append(row_of(path, answer, classifier.labels))
+            remarks = {REMARKS: list(answer.remarks)} if answer.remarks else {}
+            rows.append({**row_of(path, answer, classifier.labels), **remarks})
     return rows

@@ -295,6 +295,9 @@ def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
             announce(f"  {_shown(path)}: {_shown(reason)}")
         if summary.failed > len(summary.first_failed):
             announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
+    if summary.first_remark:
+        path, remark = summary.first_remark
+        announce(f"remarks on {summary.remarked} images, first {_shown(path)}: {_shown(remark)}")
     for what in summary.left_out_told:
         announce(f"left out: {_shown(what)}")
     if summary.not_utf8:

@@ -6,7 +6,6 @@ import io
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
 from thoraclip.imaging.deep import deep_grey, display_exponent, is_deep, png_chunks
+from thoraclip.imaging.depth import Depth
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom, refuse_many_scans
 
 __all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "is_image_name", "read_bytes", "told_by_name"]
@@ -37,8 +37,7 @@ class Radiograph:
         mode: Pillow's mode of the file (`L`, `RGB`, `I;16`, ...) or DICOM's photometric interpretation.
         format: `PNG`, `JPEG` or `DICOM`.
         header: what a DICOM file says of the patient and the exposure; `None` for other formats.
-        bits: depth by which the samples of a 16-bit PNG were scaled; `None` for other files.
-        depth_origin: who said so, see `imaging.depth.Depth`.
+        depth: by which the samples of a 16-bit PNG were scaled; `None` for other files.
         remarks: where the file contradicts itself, or its values do not fit their depth, and what was done; sentences.
     """
 
@@ -48,9 +47,13 @@ class Radiograph:
     mode: str
     format: str
     header: DicomHeader | None = None
-    bits: int | None = None
-    depth_origin: str = ""
+    depth: Depth | None = None
     remarks: tuple[str, ...] = ()
+
+    @property
+    def bits(self) -> int | None:
+        """The depth in bits."""
+        return None if self.depth is None else self.depth.bits
 
 
 def is_image_name(path: Path) -> bool:
@@ -141,8 +144,8 @@ def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | Non
     except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
     kind = "JPEG" if kind == "MPO" else kind
-    of_depth = {} if depth is None else {"bits": depth.bits, "depth_origin": depth.origin, "remarks": depth.remarks}
-    return Radiograph(grey, grey.shape[1], grey.shape[0], mode, kind, **of_depth)
+    remarks = () if depth is None else depth.remarks
+    return Radiograph(grey, grey.shape[1], grey.shape[0], mode, kind, depth=depth, remarks=remarks)
 
 
 def _to_grey(image: Image.Image, exponent: float) -> Grey:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from thoraclip.data.appearance import find_marks
+from thoraclip.data.batches import picture_loader
 from thoraclip.dtypes import Greys
-from thoraclip.imaging import decode
 from thoraclip.pages import counted, environment, picture_or_reason
 from thoraclip.tables.manifest import Manifest
 
@@ -35,9 +33,15 @@ def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     looked = content.get("pictures", True)
     pairs, rows = content["duplicates"]["pairs"][:_PAIRS] if looked else [], content["marks"]["images"][:_MARKED]
     shown = {image for pair in pairs for image in pair["image_id"]} | {row["image_id"] for row in rows}
-    paths = manifest.where(image_id=shown).paths_by_id() if shown else {}
-    pictures = [[picture_or_reason(partial(_picture, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
-    marked = [(row, picture_or_reason(partial(_picture, paths[row["image_id"]], framed=True), _SIDE)) for row in rows]
+    some = manifest.where(image_id=shown) if shown else None
+    paths, load = (some.paths_by_id(), picture_loader(some)) if some else ({}, None)
+
+    def picture(image: str, *, framed: bool = False) -> dict[str, Any]:
+        assert load is not None, "an image is shown"
+        return picture_or_reason(lambda: _framed(load(paths[image])) if framed else load(paths[image]), _SIDE)
+
+    pictures = [[picture(image) for image in pair["image_id"]] for pair in pairs]
+    marked = [(row, picture(row["image_id"], framed=True)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
     return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
 
@@ -77,11 +81,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _picture(path: Path, *, framed: bool = False) -> Greys:
-    """u8[H, W], or u8[H, W, 3] with a frame around each burned-in mark."""
-    pixels = decode(path).pixels
-    if not framed:
-        return pixels
+def _framed(pixels: Greys) -> Greys:
+    """u8[H, W, 3] with a frame around each burned-in mark."""
     image = Image.fromarray(pixels).convert("RGB")
     width = max(1, min(image.size) // 120)
     draw = ImageDraw.Draw(image)

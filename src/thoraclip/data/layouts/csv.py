@@ -10,7 +10,7 @@ from typing import Any
 
 from thoraclip.data.layouts.listing import Listing, split_name
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
-from thoraclip.tables.manifest import COLUMNS
+from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
 __all__ = ["find_csv"]
 
@@ -90,7 +90,9 @@ def _add_row(listing: Listing, record: dict[str, Any], chosen: dict[str, str], *
     if ".." in Path(path).parts:
         raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
     row: dict[str, Any] = {
-        (f"csv_{k}" if k in COLUMNS else k): v or None for k, v in record.items() if k not in chosen.values()
+        (f"csv_{k}" if k in COLUMNS or k in OPTIONAL else k): v or None
+        for k, v in record.items()
+        if k not in chosen.values()
     }
     row |= values | {"path": path, "image_id": values.get("image_id") or path}
     if "|" in (values["label"] or ""):
