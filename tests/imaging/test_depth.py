@@ -277,7 +277,6 @@ def test_a_range_that_does_not_fit_its_depth_is_remarked() -> None:
 
 
 def test_the_depth_of_a_set_is_not_that_of_one_in_twenty() -> None:
-    assert common_depth([]) is None
     assert common_depth([11]) == 11
     assert common_depth([11] * 5 + [12] * 5) == 12
     assert common_depth([12] * 39 + [16]) == 12 and common_depth([12] * 9 + [16]) == 16

@@ -36,7 +36,12 @@ class FactStore:
         self._known: dict[str, tuple[list[int], Facts]] = {} if fresh or file is None else _load(file)
         self._mode, self._head = ("a", "\n" + _header() + "\n") if self._known else ("w", _header() + "\n")
         self._asked: set[str] = set()
-        self.read = 0
+        self._read: set[str] = set()
+
+    @property
+    def read(self) -> int:
+        """Files that were read."""
+        return len(self._read)
 
     def get(self, path: str, make: Callable[[Path], Facts], *, serves: Callable[[Facts], bool]) -> Facts:
         """Facts of a file below the root: the kept ones where it is unchanged and they serve, else what `make` says."""
@@ -48,7 +53,7 @@ class FactStore:
             return known[1]
         facts = make(self._root / path)
         with self._lock:
-            self.read += 1
+            self._read.add(path)
             if stamp is not None:
                 self._known[path] = (stamp, facts)
                 self._add(path)

@@ -7,7 +7,7 @@ occurs: one bright pixel, a burnt-in marker or a border must not change the grey
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -119,7 +119,6 @@ def stated_in_text(texts: Mapping[str, Any]) -> int | None:
     return None
 
 
-def common_depth(estimates: Iterable[int]) -> int | None:
-    """The depth of a set: the smallest that holds 95 % of its images; `None` without one."""
-    ordered: Sequence[int] = sorted(estimates)
-    return ordered[ceil(0.95 * len(ordered)) - 1] if ordered else None
+def common_depth(estimates: Sequence[int]) -> int:
+    """The depth of a set, from those of its images, one or more: the smallest that holds 95 % of them."""
+    return sorted(estimates)[ceil(0.95 * len(estimates)) - 1]

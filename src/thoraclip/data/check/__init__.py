@@ -47,6 +47,7 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
         "counts": {"parts": parts, "classes": classes},
         "tallies": findings.tallies(manifest),
         "unreadable": [],
+        "remarks": findings.remarks(manifest),
         "patients": findings.patients(manifest),
     }
     if work is None:

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
 from thoraclip.data.appearance import find_marks
@@ -158,6 +159,16 @@ def _of_files(content: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
         first = content["unreadable"][0]
         images = counted(len(content["unreadable"]), "picture")
         yield f"{images} cannot be used, first {first['path']}: {first['reason']}"
+    if remarks := content.get("remarks"):
+        images = counted(len(remarks), "image")
+        yield f"remarks on {images}, first {remarks[0]['path']}: {remarks[0]['remark']}"
+    is_deep = pc.fill_null(pc.equal(manifest.values("mode"), "I;16"), False).to_numpy()
+    deep = int(is_deep.sum()) and sum(not bits for bits in manifest.take(np.flatnonzero(is_deep)).bits)
+    if deep:
+        yield (
+            f"{counted(deep, 'image')} of 16 bits without a depth in the manifest, so that each is scaled by an "
+            "estimate of its own; index again: thoraclip index"
+        )
     unknown = sum(content["counts"]["classes"].get("unknown", []))
     if unknown and manifest.values("label").null_count:
         yield f"{counted(unknown, 'image')} without a label; they are neither trained on nor judged"
