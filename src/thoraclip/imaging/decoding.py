@@ -115,8 +115,8 @@ def decode(
     if not data:
         raise ImageError(f"{where}: the file is empty")
     if is_dicom(data):
-        grey, photometric, header = decode_dicom(data, where, max_pixels)
-        return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header)
+        grey, photometric, header, remarks = decode_dicom(data, where, max_pixels)
+        return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header, remarks=remarks)
     return _decode_picture(data, where, max_pixels, bits=bits, of_set=of_set)
 
 
