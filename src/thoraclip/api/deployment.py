@@ -126,7 +126,7 @@ def predict(
     with Table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint, bits=bits) as table:
         if table.resumed:
             log(f"{place}: goes on; {table.resumed} pictures were scored by an earlier run")
-        far = by_ray(classifier, workers=workers) if engine == "ray" else None
+        far = by_ray(classifier, workers=workers, depths=pictures.depths) if engine == "ray" else None
         summary = score(classifier, pictures, table, threads=threads, engine=far, progress=draw)
     require_one(summary, place)
     return summary

@@ -142,9 +142,10 @@ class BundleClassifier:
         pictures = self._session.get_inputs()[0].shape[0]
         self.together = pictures if isinstance(pictures, int) else TOGETHER[bundle.precision]
 
-    def read(self, source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Radiograph:
-        """Decode a file, or the bytes of one, as the training images were; see `imaging.decode`."""
-        return decode(source, bits=self.bits, of_set=self.bundle.bits, max_pixels=max_pixels)
+    def read(self, source: Path | bytes, *, bits: int | None = None, max_pixels: int = MAX_PIXELS) -> Radiograph:
+        """Decode a file, or the bytes of one, as the training images were; `bits` of its manifest; see
+        `imaging.decode`."""
+        return decode(source, bits=self.bits or bits, of_set=self.bundle.bits, max_pixels=max_pixels)
 
     def classify(self, source: Path | bytes) -> Prediction:
         """Predict a PNG, JPEG or DICOM file, or the bytes of one.
@@ -152,10 +153,7 @@ class BundleClassifier:
         Raises:
             ImageError: it cannot be decoded, or its shape does not serve; see `imaging.decode` and `imaging.fit`.
         """
-        return self.classify_radiograph(self.read(source))
-
-    def classify_radiograph(self, radiograph: Radiograph) -> Prediction:
-        """Predict a decoded image, and take over what was remarked on it; raises as `classify`."""
+        radiograph = self.read(source)
         prediction = self.classify_grey(fit(radiograph.pixels, self.preprocess))
         return replace(prediction, remarks=radiograph.remarks)
 
@@ -167,14 +165,16 @@ class BundleClassifier:
         """Predict u8[B, S, S] by one call of the model, each as if it were alone; see `classify_grey`."""
         return [self._prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
 
-    def classify_each(self, sources: Sequence[Path | bytes]) -> list[Prediction | ImageError]:
+    def classify_each(
+        self, sources: Sequence[Path | bytes], depths: Sequence[int | None] | None = None
+    ) -> list[Prediction | ImageError]:
         """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the
-        reason."""
+        reason. `depths`: those of a manifest."""
         read: list[tuple[str, ...] | ImageError] = []
         greys: list[Grey] = []
-        for source in sources:
+        for source, bits in zip(sources, depths or [None] * len(sources), strict=True):
             try:
-                radiograph = self.read(source)
+                radiograph = self.read(source, bits=bits)
                 greys.append(fit(radiograph.pixels, self.preprocess))
                 read.append(radiograph.remarks)
             except ImageError as error:

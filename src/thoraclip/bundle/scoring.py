@@ -32,6 +32,7 @@ _MOST_TOLD = 10
 _SHARD = 256
 """Images that an actor gets at once."""
 _HERE = Path()
+_NO_DEPTHS: Mapping[str, int] = {}
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
 """What `os.fsdecode` makes of bytes that are not UTF-8."""
 
@@ -130,7 +131,7 @@ def score(
                 summary.resumed += 1
                 summary.add(place)
 
-    for rows in (engine or by_threads(classifier, threads=threads))(admitted()):
+    for rows in (engine or by_threads(classifier, threads=threads, depths=pictures.depths))(admitted()):
         for place, row in rows:
             table.put(place, {name: value for name, value in row.items() if name != REMARKS})
             waiting -= 1
@@ -158,23 +159,27 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         )
 
 
-def by_threads(classifier: BundleClassifier, *, threads: int = 0, base: Path = _HERE) -> Engine:
-    """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`."""
+def by_threads(
+    classifier: BundleClassifier, *, threads: int = 0, base: Path = _HERE, depths: Mapping[str, int] = _NO_DEPTHS
+) -> Engine:
+    """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`, `depths`
+    are those of a manifest, by path."""
 
     def work(some: Sequence[Place]) -> list[tuple[int, Row]]:
-        rows = _rows(classifier, [path for _, path in some], base)
+        rows = _rows(classifier, [path for _, path in some], base, depths)
         return list(zip((place for place, _ in some), rows, strict=True))
 
     return lambda items: in_order(work, _in_groups(items, classifier.together), workers=threads)
 
 
-def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
+def by_ray(classifier: BundleClassifier, *, workers: int = 0, depths: Mapping[str, int] = _NO_DEPTHS) -> Engine:
     """Score in the actors of a Ray cluster, see `engine.over_ray`, each with the bundle opened once.
 
     Every machine must see the bundle and the images. All paths are listed before the first image is scored.
     """
     bundle = classifier.bundle
-    make = partial(_actor, str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve()), classifier.bits)
+    place = str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve())
+    make = partial(_actor, *place, classifier.bits, dict(depths))
 
     def engine(items: Iterator[Place]) -> Iterator[list[tuple[int, Row]]]:
         import pyarrow as pa
@@ -191,14 +196,14 @@ def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
 
 
 def _actor(
-    bundle: str, fingerprint: str, base: str, bits: int | None, threads: int
+    bundle: str, fingerprint: str, base: str, bits: int | None, depths: dict[str, int], threads: int
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """In an actor: open the bundle and give what scores a shard; relative paths are below `base`, whatever the actor's
     own folder is."""
     classifier = open_bundle(bundle, bits=bits)
     if classifier.bundle.fingerprint != fingerprint:
         raise MismatchError(f"{bundle}: is another bundle on a machine of the cluster; give all the same")
-    alone = by_threads(classifier, threads=threads, base=Path(base))
+    alone = by_threads(classifier, threads=threads, base=Path(base), depths=depths)
 
     def work(shard: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
@@ -214,9 +219,11 @@ def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path) -> list[Row]:
+def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path, depths: Mapping[str, int]) -> list[Row]:
     """The rows of some images, which name their paths as they were given."""
-    answers = iter(classifier.classify_each([base / path for path in paths if "\0" not in path]))
+    named = [path for path in paths if "\0" not in path]
+    own = {"depths": [depths.get(path) for path in named]} if depths else {}
+    answers = iter(classifier.classify_each([base / path for path in named], **own))
     rows = []
     for path in paths:
         answer = ImageError("no file's name holds a NUL byte") if "\0" in path else next(answers)

@@ -36,12 +36,7 @@ class FactStore:
         self._known: dict[str, tuple[list[int], Facts]] = {} if fresh or file is None else _load(file)
         self._mode, self._head = ("a", "\n" + _header() + "\n") if self._known else ("w", _header() + "\n")
         self._asked: set[str] = set()
-        self._read: set[str] = set()
-
-    @property
-    def read(self) -> int:
-        """Files that were read."""
-        return len(self._read)
+        self.read = 0
 
     def get(self, path: str, make: Callable[[Path], Facts], *, serves: Callable[[Facts], bool]) -> Facts:
         """Facts of a file below the root: the kept ones where it is unchanged and they serve, else what `make` says."""
@@ -53,7 +48,7 @@ class FactStore:
             return known[1]
         facts = make(self._root / path)
         with self._lock:
-            self._read.add(path)
+            self.read += 1
             if stamp is not None:
                 self._known[path] = (stamp, facts)
                 self._add(path)

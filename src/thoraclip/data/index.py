@@ -96,7 +96,9 @@ def index(
         )
     if not listing.rows:
         raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the images' folder")
-    rows = _with_common_depths(store, listing, _read_all(store, listing, _Pseudonyms(salt), bits, progress))
+    rows = _read_all(store, listing, _Pseudonyms(salt), bits, progress)
+    files_read = store.read  # some are read once more
+    rows = _with_common_depths(store, listing, rows)
     store.settle()
     if not rows:
         raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
@@ -111,7 +113,7 @@ def index(
         path, remark = remarks[0]
         listing.notes.append(f"remarks on {counted(len(remarks), 'image')}, first {path}: {remark}")
     notes = sorted(listing.notes)
-    return IndexResult(manifest, set_aside, unknown, others, notes, remarks, _repeats(rows), store.read)
+    return IndexResult(manifest, set_aside, unknown, others, notes, remarks, _repeats(rows), files_read)
 
 
 def salt_file() -> Path:

@@ -187,7 +187,8 @@ class BatchQueue:
         labels, spec = self.classifier.labels, self.classifier.preprocess
         timed: Any = SimpleNamespace(labels=labels, preprocess=spec, predict=predict)
         radiograph = self.classifier.read(picture, max_pixels=self.limits.megapixels * MEGA)
-        pixels, prediction = radiograph.pixels, self.classifier.classify_radiograph(radiograph)
+        pixels, prediction = radiograph.pixels, self.classifier.classify_grey(fit(radiograph.pixels, spec))
+        prediction = dataclasses.replace(prediction, remarks=radiograph.remarks)
         note = self.classifier.bundle.note_on(picture)
         shown = explain_pixels(timed, pixels, class_name=class_name or prediction.label, method=method, note=note)
         return prediction, dataclasses.replace(shown, scores=prediction.scores)
