@@ -66,8 +66,7 @@ class ImagePaths:
     def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
         self._paths, self._table = paths, table
         self.left_out, self.looked_at = LeftOut(), 0
-        if table is not None:
-            self.depths = table.depths
+        self.depths = getattr(table, "depths", self.depths)  # any iterable of paths will do
 
     def __iter__(self) -> Iterator[str]:
         """Raises InputError where there is none at all: the list is empty, or the folders are empty by now."""

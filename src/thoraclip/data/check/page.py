@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -36,17 +37,18 @@ def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     looked = content.get("pictures", True)
     pairs, rows = content["duplicates"]["pairs"][:_PAIRS] if looked else [], content["marks"]["images"][:_MARKED]
     shown = {image for pair in pairs for image in pair["image_id"]} | {row["image_id"] for row in rows}
-    some = manifest.where(image_id=shown) if shown else None
-    paths, load = (some.paths_by_id(), picture_loader(some)) if some else ({}, None)
-
-    def picture(image: str, *, framed: bool = False) -> dict[str, Any]:
-        assert load is not None, "an image is shown"
-        return picture_or_reason(lambda: _framed(load(paths[image])) if framed else load(paths[image]), _SIDE)
-
-    pictures = [[picture(image) for image in pair["image_id"]] for pair in pairs]
-    marked = [(row, picture(row["image_id"], framed=True)) for row in rows]
+    load = _loader(manifest, shown)
+    pictures = [[picture_or_reason(partial(load, image), _SIDE) for image in pair["image_id"]] for pair in pairs]
+    marked = [(row, picture_or_reason(partial(_framed, load, row["image_id"]), _SIDE)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
     return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
+
+
+def _loader(manifest: Manifest, shown: set[str]) -> Callable[[str], Greys]:
+    """What gives some images by their ids, u8[H, W], at their depths."""
+    some = manifest.where(image_id=shown) if shown else manifest.take(np.arange(1))
+    paths, load = some.paths_by_id(), picture_loader(some)
+    return lambda image: load(paths[image])
 
 
 def markdown_page(content: Mapping[str, Any]) -> str:
@@ -84,8 +86,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _framed(pixels: Greys) -> Greys:
+def _framed(load: Callable[[str], Greys], image_id: str) -> Greys:
     """u8[H, W, 3] with a frame around each burned-in mark."""
+    pixels = load(image_id)
     image = Image.fromarray(pixels).convert("RGB")
     width = max(1, min(image.size) // 120)
     draw = ImageDraw.Draw(image)
@@ -169,8 +172,8 @@ def _of_labels(content: Mapping[str, Any] | None) -> Iterator[str]:
 def label_errors_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     """Suspected label errors (`check.json`, `label_errors`) as a self-contained page to go through."""
     rows = content["suspected"][:_SUSPECTED]
-    paths = manifest.where(image_id={row["image_id"] for row in rows}).paths_by_id() if rows else {}
-    pictures = [picture_or_reason(partial(_picture, paths[row["image_id"]]), _LARGE) for row in rows]
+    load = _loader(manifest, {row["image_id"] for row in rows})
+    pictures = [picture_or_reason(partial(load, row["image_id"]), _LARGE) for row in rows]
     reading = [
         f"{counted(len(content['suspected']), 'label')} of {counted(content['images'], 'image')} may be wrong: "
         "classifiers that did not see the image are confident of another class."
