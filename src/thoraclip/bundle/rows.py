@@ -127,7 +127,7 @@ class Table:
 
     A context; each image is admitted once. What was done for a file is kept when the context ends before. The paths lie
     in an SQLite database, so that memory does not grow with them. `kind` is a format of `FORMATS`, `fingerprint` that
-    that of the bundle. `spreadsheet_safe`, of CSV: see `thoraclip.spreadsheets`.
+    of the bundle, `bits` the stated depth of 16-bit pictures. `spreadsheet_safe`, of CSV: see `thoraclip.spreadsheets`.
 
     Attributes:
         rows: so far; `None` where they go to a file or stream.
@@ -145,6 +145,7 @@ class Table:
         kind: str,
         *,
         fingerprint: str,
+        bits: int | None = None,
         spreadsheet_safe: bool = False,
     ) -> None:
         from thoraclip.imaging import DECODING  # here: `predict` checks the format before the libraries are loaded
@@ -154,7 +155,7 @@ class Table:
         self._partial = self._file and self._file.with_name(self._file.name + ".partial")
         self._head = head_line(kind, labels, spreadsheet_safe=spreadsheet_safe)
         self._line = spreadsheet_line if spreadsheet_safe else FORMATS[kind]
-        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING}
+        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING, **({"bits": bits} if bits else {})}
         self.rows: list[Row] | None = [] if out is None else None
         self.resumed, self._committed, self._is_empty = 0, -inf, True
         if self._stream is not None:

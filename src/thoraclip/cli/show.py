@@ -327,6 +327,9 @@ def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
             announce(f"  {printable(path)}: {printable(reason)}")
         if summary.failed > len(summary.first_failed):
             announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
+    if summary.first_remark:
+        path, remark = summary.first_remark
+        announce(f"remarks on {summary.remarked} images, first {printable(path)}: {printable(remark)}")
     for what in summary.left_out_told:
         announce(f"left out: {printable(what)}")
     if summary.not_utf8:

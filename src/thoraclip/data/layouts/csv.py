@@ -14,7 +14,7 @@ from thoraclip.data.layouts.listing import Listing, folders_above, list_files, n
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging.names import SYSTEM
 from thoraclip.spreadsheets import restore_record
-from thoraclip.tables.manifest import COLUMNS
+from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
 __all__ = ["find_csv"]
 
@@ -116,7 +116,9 @@ def _add_row(
         raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
     image_id, path = values.get("image_id") or path, find(path)
     row: dict[str, Any] = {
-        (f"csv_{k}" if k in COLUMNS else k): v or None for k, v in record.items() if k not in chosen.values()
+        (f"csv_{k}" if k in COLUMNS or k in OPTIONAL else k): v or None
+        for k, v in record.items()
+        if k not in chosen.values()
     }
     row |= values | {"path": path, "image_id": image_id}
     if "|" in (values["label"] or ""):
