@@ -35,6 +35,7 @@ __all__ = [
     "TrainingError",
     "did_you_mean",
     "first_line",
+    "named",
 ]
 
 
@@ -90,6 +91,11 @@ def first_line(error: BaseException) -> str:
     nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def named(path: object, error: BaseException) -> str:
+    """The message of an error, which begins with the file."""
+    return str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,16 +10,18 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
+from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import Listing, find_layout
 from thoraclip.errors import ImageError, InputError, ManifestError
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.runs import Progress, write_json
+from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["IndexResult", "index", "local_salt", "pseudonym", "salt_file", "write_index_report"]
@@ -59,6 +61,7 @@ def index(
     facts: Path | None = None,
     fresh: bool = False,
     salt: Path | None = None,
+    label_map: LabelMap | None = None,
     progress: Progress | None = None,
 ) -> IndexResult:
     """Read every image of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM patient, view, sex, age too.
@@ -69,12 +72,14 @@ def index(
         facts: file that keeps what was read; files that did not change since are not read again.
         fresh: read every file again.
         salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
+        label_map: classes to rename, merge or leave unlabelled.
         progress: called with (done, total).
 
     Raises:
         InputError: no such folder, or no readable picture in it.
-        ConfigError: unknown layout or column.
-        ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
+        ConfigError: unknown layout or column, or a class to rename that no image has.
+        ManifestError: a class without a readable picture, multi-label values, fewer than two classes, or two that may
+            be one.
     """
     find = find_layout(layout)
     store = FactStore(root, facts, fresh=fresh)
@@ -87,6 +92,7 @@ def index(
         )
     if not listing.rows:
         raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the images' folder")
+    apart = settle_labels(listing, label_map)
     rows = _read_all(store, listing, _Pseudonyms(salt), progress)
     store.settle()
     if not rows:
@@ -94,7 +100,7 @@ def index(
     rows.sort(key=lambda row: row["image_id"])
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
-    manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
+    manifest = replace(Manifest.from_rows(rows, root.resolve(), may_leak=True), apart=apart)
     manifest.label_set()
     set_aside, unknown, others = sorted(listing.set_aside), sorted(listing.unknown_folders), sorted(listing.other_files)
     return IndexResult(manifest, set_aside, unknown, others, sorted(listing.notes), _repeats(rows), store.read)

@@ -11,6 +11,7 @@ from typing import Any
 
 from thoraclip.config import build_config, config_toml, toml_value
 from thoraclip.data.index import index, write_index_report
+from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import LAYOUTS, detect_layout, find_layout
 from thoraclip.errors import ConfigError, InputError, did_you_mean
 from thoraclip.runs import Progress
@@ -64,9 +65,11 @@ class ImageSource:
         if self.manifest:
             return read_manifest(Path(self.manifest), may_leak=True)
         root = Path(self.folder)
-        rows = find_layout(self.folder_layout())(root).rows
+        listing = find_layout(self.folder_layout())(root)
+        rows = listing.rows
         if not rows:
             raise InputError(f"{root}: no picture can be used; give every class a sub-folder of its own")
+        settle_labels(listing)
         return Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
 
 

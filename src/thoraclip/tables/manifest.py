@@ -20,14 +20,17 @@ import pyarrow.compute as pc
 from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
+from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
 from thoraclip.tables.filters import require_columns, rows_with
+from thoraclip.tables.foreign import ForeignTable
 from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
 __all__ = ["COLUMNS", "SPLITS", "Manifest", "read_fingerprint", "read_manifest", "require_parquet", "write_manifest"]
 
 _SCHEMA = 1
 SPLITS = ("train", "val", "test")
+_REMEDY = "add to thoraclip index: {} (or name the classes of a study or method: classes = [...])"
 _IDENTITY = ("image_id", "sha256", "label", "split", "fold", "patient")
 
 COLUMNS: Mapping[str, pa.DataType] = {
@@ -62,6 +65,8 @@ class Manifest:
         root: the folder that `path` and the mask columns are relative to.
         may_leak: True lets one patient stand in two splits or folds: for reporting and mending it, never for training.
         file: that `read_manifest` read whole; `None` for any other table.
+        apart: classes that stay apart from those of similar names; see `spelling`.
+        notes: what was tidied when the file was read, one line each.
 
     Raises:
         ManifestError: no row, a repeated or missing id, or an unknown split name.
@@ -72,6 +77,8 @@ class Manifest:
     root: Path
     may_leak: bool = False
     file: Path | None = field(default=None, compare=False)
+    apart: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         ids = self.values("image_id")
@@ -129,8 +136,15 @@ class Manifest:
         return columns_digest(self.table[name] for name in ("image_id", "sha256"))
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
-        """The classes as given (ManifestError where one has no image, or a label is another), or the sorted labels."""
-        held = sorted(self.values("label").unique().drop_null().to_pylist())
+        """The classes as given, or the sorted labels.
+
+        Raises ManifestError where a given class has no image, or a label is another; or where none are given and two
+        may be one class.
+        """
+        counted = {label: images for (label,), images in self.tally("label") if label is not None}
+        held = sorted(counted)
+        if not classes:
+            require_distinct(counted, str(self.file or "manifest"), kept=self.apart, remedy=_REMEDY)
         labels = LabelSet(tuple(classes or held))
         for name in labels.names:
             if name not in held:
@@ -197,7 +211,7 @@ class Manifest:
 
     def take(self, rows: Ints) -> Manifest:
         """The given rows, in the given order, as a new manifest."""
-        return Manifest(self.table.take(pa.array(rows)), self.root, self.may_leak)
+        return replace(self, table=self.table.take(pa.array(rows)), file=None)
 
     def where(self, **values: Any) -> Manifest:
         """The images whose columns hold the given value, or one of several (list, tuple or set; None is unknown).
@@ -208,7 +222,7 @@ class Manifest:
             ManifestError: no such column, a value that is none of its type, or no image is left.
         """
         rows = kept(slices(self.table), rows_with(self.table, values))
-        return Manifest(joined(rows), self.root, self.may_leak) if values else self
+        return replace(self, table=joined(rows), file=None) if values else self
 
     def with_columns(self, **values: Sequence[Any] | pa.Array) -> Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
@@ -216,7 +230,7 @@ class Manifest:
         for name, column in values.items():
             kind = COLUMNS.get(name, pa.string())
             columns[name] = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
-        return Manifest(pa.table(columns), self.root, self.may_leak)
+        return replace(self, table=pa.table(columns), file=None)
 
     def strict(self) -> Manifest:
         """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""
@@ -241,7 +255,8 @@ class Manifest:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
     require_parquet(path)
-    write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
+    meta = {"root": str(manifest.root.resolve())} | ({"apart": manifest.apart} if manifest.apart else {})
+    write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta=meta)
 
 
 def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
@@ -261,19 +276,15 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         raise InputError(
             f"{path}: a CSV table is no manifest yet; make one: thoraclip index ROOT --csv {path.name} --out FILE"
         )
-    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA)
-    for name, kind in COLUMNS.items():
-        if name not in stored.schema.names:
-            raise ManifestError(f"{path}: column '{name}' is missing; write the manifest with: thoraclip index")
-        if stored.schema.field(name).type != kind:
-            raise ManifestError(f"{path}: column '{name}' is {stored.schema.field(name).type}, expected {kind}")
+    stored = _open(path)
     roots = (Path(str(stored.meta.get("root", "."))), path.resolve().parent)
     try:
         require_columns(where or (), stored.schema.names)
         keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
         root = next((root for root in roots if _holds_image(root, table)), None)
-        manifest = Manifest(table, root or roots[0], may_leak, None if where else path)
+        apart, notes = stored.meta.get("apart", ()), tuple(stored.notes)
+        manifest = Manifest(table, root or roots[0], may_leak, None if where else path, tuple(apart), notes)
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from error
     if root is None:
@@ -284,11 +295,16 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
     return manifest
 
 
+def _open(path: Path) -> ForeignTable:
+    """A manifest file, whoever wrote it, with our columns and types; raises as `read_manifest` does."""
+    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA, foreign=True)
+    return ForeignTable(path, stored.schema, stored.rows, stored.meta, stored.is_foreign, COLUMNS)
+
+
 def read_fingerprint(path: Path) -> str:
     """`Manifest.fingerprint` of a file, wherever its images are; raises InputError or ManifestError where it holds no
     manifest."""
-    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA)
-    require_columns(_IDENTITY, stored.schema.names)
+    stored = _open(path)
     table = pa.concat_tables(stored.parts(_IDENTITY))
     return columns_digest(table[name] for name in _IDENTITY)
 
