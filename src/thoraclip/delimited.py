@@ -104,7 +104,7 @@ class Delimited:
             yield Row(where, line, dict(zip(self.header, padded, strict=True)))
         if short:
             note = f"{self.path}: {len(short)} rows end early, first line {short[0]}; their last cells are unknown"
-            self.notes += [] if note in self.notes else [note]
+            self.notes.extend({note}.difference(self.notes))
 
     def column(self, name: str) -> str | None:
         """The column of this name, else the only one that differs by case alone; ManifestError where several do."""

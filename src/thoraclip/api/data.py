@@ -57,8 +57,8 @@ def index(
         label_column: CSV column with the class.
         id_column, split_column, patient_column, source_column, view_column, sex_column, age_column, mask_column,
             infection_mask_column: CSV column; default: the column of the same name, if any.
-        label_map: OLD=NEW renames a class or merges it into another, OLD= leaves its images unlabelled, OLD=OLD keeps it
-            apart from similar names; may be repeated. In Python also a mapping.
+        label_map: OLD=NEW renames a class or merges it into another, OLD= leaves its images unlabelled, OLD=OLD keeps
+            it apart from similar names. May be repeated; in Python also a mapping.
         salt: file with the secret under which DICOM patient ids are hashed; default: this user's own.
         fresh: read every file again, changed or not.
         progress: see `thoraclip.api`.

@@ -33,8 +33,10 @@ def settle_labels(listing: Listing, label_map: LabelMap | None = None) -> tuple[
     rename.require_known(before)
     for row in listing.rows:
         row["label"] = rename(row.get("label"))
-    listing.notes += [f"label '{old}' -> '{rename(old) or 'unknown'}' in {n} rows" for old, n in before.items() if rename(old) != old]  # fmt: skip
-    require_distinct(Counter(row["label"] for row in listing.rows if row["label"]), str(listing.root), kept=rename.kept)
+    renamed = [(old, rename(old), images) for old, images in before.items() if rename(old) != old]
+    listing.notes += [f"label '{old}' -> {repr(new) if new else 'unknown'} in {n} rows" for old, new, n in renamed]
+    counts = Counter(row["label"] for row in listing.rows if row["label"])
+    require_distinct(counts, str(listing.root), kept=rename.kept)
     listing.notes += _without_training(listing)
     return rename.kept
 

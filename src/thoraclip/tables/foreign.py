@@ -25,8 +25,8 @@ _NAMES, _PATHS = ("label", "patient"), ("image_id", "path")
 class ForeignTable(StoredTable):
     """A manifest's rows in our types, with tidy labels and patients.
 
-    A table without our header needs the column `path` alone; an unknown image_id is the path, and texts such as `nan` are
-    null.
+    A table without our header needs the column `path` alone; without `image_id` that is the path, and texts such as
+    `nan` are null.
 
     Raises:
         ManifestError: a column is missing, or holds what is no value of its type.
@@ -74,7 +74,7 @@ class ForeignTable(StoredTable):
             column = as_type(part[source], kind)
         except (pa.ArrowException, ValueError) as error:
             raise ManifestError(
-                f"{self.path}: column '{name}' is {part[source].type}, expected {kind} ({first_line(error)}); write it so"
+                f"{self.path}: column '{name}' is {part[source].type}, expected {kind} ({first_line(error)}); mend it"
             ) from error
         if self.is_foreign and pa.types.is_string(kind) and name not in _PATHS:
             unknown = pc.is_in(pc.utf8_lower(column), value_set=pa.array(sorted(UNKNOWN)))

@@ -283,13 +283,15 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
         root = next((root for root in roots if _holds_image(root, table)), None)
-        apart, notes = stored.meta.get("apart", ()), tuple(stored.notes)
-        manifest = Manifest(table, root or roots[0], may_leak, None if where else path, tuple(apart), notes)
+        apart = stored.meta.get("apart")
+        kept_apart = tuple(map(str, apart)) if isinstance(apart, list) else ()
+        file, notes = None if where else path, tuple(stored.notes)
+        manifest = Manifest(table, root or roots[0], may_leak, file, kept_apart, notes)
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from error
     if root is None:
         raise InputError(
-            f"{path}: its pictures are neither under {stored.meta.get('root')} nor beside the manifest; "
+            f"{path}: its pictures are neither under {stored.meta.get('root', 'a root')} nor beside the manifest; "
             "put them back, or index the folder again: thoraclip index"
         )
     return manifest

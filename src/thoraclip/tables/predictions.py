@@ -16,7 +16,7 @@ from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, named
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, fold_file
-from thoraclip.spelling import loose, require_distinct, tidy
+from thoraclip.spelling import loose, tidy
 from thoraclip.tables.store import open_table, require_rows, write_table
 
 __all__ = ["VALIDATION", "Predictions", "read_predictions", "read_validation", "write_predictions"]
@@ -26,7 +26,6 @@ VALIDATION = "validation.parquet"
 
 _SCHEMA = 1
 _SCORE = "score_"
-_ONE_COLUMN = "keep one column for each class, with the sum of their scores"
 _TEXTS = ("image_id", "label", "split", "fold", "patient")
 _SUM_TOLERANCE = 1e-3  # scores written with four decimals pass, a missing class does not
 
@@ -160,8 +159,6 @@ def _read_csv(path: Path) -> pa.Table:
         raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv)")
     source = read_delimited(path)
     ours = {source.column(name) or name: name for name in _TEXTS}
-    classes = {tidy(name.removeprefix(_SCORE)): 0 for name in source.header if name.startswith(_SCORE)}
-    require_distinct(classes, f"{path}:1", remedy=_ONE_COLUMN)
     columns: dict[str, list[Any]] = {ours.get(name, name): [] for name in source.header}
     lines: dict[str | None, int] = {}
     for row in source:
