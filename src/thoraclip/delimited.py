@@ -12,43 +12,27 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path, PureWindowsPath
-from typing import TextIO
 
-from thoraclip.errors import InputError, ManifestError, did_you_mean, first_line
+from thoraclip.errors import ManifestError, did_you_mean, first_line
 from thoraclip.spelling import tidy
+from thoraclip.textfiles import WESTERN, encoding_of, lines_of, opened
 
 __all__ = ["UNKNOWN", "Delimited", "Row", "TablePaths", "number", "read_delimited"]
 
 UNKNOWN = frozenset(("", "na", "n/a", "#n/a", "nan", "<na>", "none", "null", "unknown"))
 """Cells, in lower case, that say that a value is not known."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_BLOCK, _LONGEST_LINE, _MOST_COLUMNS, _SAMPLE_ROWS = 1 << 20, 1 << 20, 16_384, 100
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}  # UTF-32 LE begins as UTF-16 LE does, and comes first
-_WESTERN = "cp1252"
+_MOST_COLUMNS, _SAMPLE_ROWS = 16_384, 100
 _INVISIBLE = "\ufeff\u200b\u2060"
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_FOREIGN = re.compile(r"[^\x00-\x7f]{4,}")  # no text of Western Europe has such runs
-_UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-_BINARY = {b"PK\x03\x04": "an Excel workbook or ZIP archive", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
-_BINARY |= {b"\x1f\x8b": "a gzip archive", b"PAR1": "a Parquet file", b"\x89PNG": "a picture", b"\xff\xd8": "a picture"}
-_BINARY |= {b"%PDF": "a PDF document"}
-_SEP = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_SEP = re.compile(r"""("?)sep=(\t|[^\w\s"'])\1""", re.IGNORECASE)
 _DECIMAL = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 
@@ -131,8 +115,7 @@ def read_delimited(path: Path) -> Delimited:
         InputError: no such file, or it cannot be opened.
         ManifestError: it holds no text, or its encoding, separator or header is not certain.
     """
-    notes: list[str] = []
-    encoding = _encoding(path, notes)
+    encoding, notes = encoding_of(path)
     separator = _separator(path, encoding)
     line, header = next(_records(path, encoding, separator), (1, []))
     while header and not header[-1]:
@@ -150,98 +133,10 @@ def read_delimited(path: Path) -> Delimited:
     return Delimited(path, names, encoding, separator, notes)
 
 
-@contextmanager
-def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
-    with _readable(path), path.open(encoding=encoding, newline="") as stream:
-        yield stream
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name a readable file") from error
-
-
-def _encoding(path: Path, notes: list[str]) -> str:
-    """The encoding of a whole file, in which all of it is text; raises ManifestError where there is none."""
-    with _readable(path), path.open("rb") as stream:
-        start = stream.read(4096)
-    for mark, what in _BINARY.items():
-        if start.startswith(mark):
-            raise ManifestError(f"{path}: holds {what}, not text; save the table as CSV (UTF-8)")
-    marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
-    encoding = marked or _plain_utf16(start) or "utf-8"
-    line, said = _first_fault(path, encoding)
-    if said is None:
-        return encoding
-    if encoding != "utf-8" or "control" in said:
-        raise ManifestError(f"{path}:{line}: {said}; save the table again as CSV (UTF-8)")
-    other_line, other = _first_fault(path, _WESTERN)
-    if other is not None or _has_utf8(path):
-        why = f"; as Windows-1252, line {other_line}: {other}" if other else ", but other lines are"
-        raise ManifestError(f"{path}:{line}: {said}{why}; save the table again as CSV (UTF-8)")
-    with _opened(path, _WESTERN) as text:
-        example = next(t for t in _lines(text, path) if not t[1].isascii())[1].strip()[:80]
-    notes.append(f"{path}: not UTF-8; read as Windows-1252, first line {line}: {example}")
-    return _WESTERN
-
-
-def _plain_utf16(start: bytes) -> str | None:
-    """UTF-16 without a mark, where half of the bytes are NUL, as in text that is mostly ASCII."""
-    for name, zeros, others in (("utf-16-le", start[1::2], start[::2]), ("utf-16-be", start[::2], start[1::2])):
-        if len(zeros) > 2 and zeros.count(0) >= 0.9 * len(zeros) and not others.count(0):
-            return name
-    return None
-
-
-def _first_fault(path: Path, encoding: str) -> tuple[int, str | None]:
-    """(line, why it is no text in this encoding) of the first such line; (0, None) for none."""
-    decoder, line, after_return = codecs.getincrementaldecoder(encoding)(), 1, False
-    is_western = encoding == _WESTERN
-    with _readable(path), path.open("rb") as stream:
-        while True:
-            block = stream.read(_BLOCK)
-            try:
-                text = decoder.decode(block, final=not block)
-                fault = _CONTROL.search(text) or (_FOREIGN.search(text) if is_western else None)
-                said = f"not text (control character 0x{ord(text[fault.start()]):02x})" if fault else None
-                said = "no Western text" if fault and is_western and ord(text[fault.start()]) > 127 else said
-                good = text[: fault.start()] if fault else text
-            except UnicodeDecodeError as error:
-                good = error.object[: error.start].decode(encoding, "ignore")
-                said = f"not {encoding.upper().replace('-SIG', '')} (byte 0x{error.object[error.start]:02x})"
-            ends = good.replace("\r\n", "\n")
-            line += ends.count("\n") + ends.count("\r") - (after_return and good.startswith("\n"))
-            after_return = good.endswith("\r") if good else after_return
-            if said is not None:
-                return line, said
-            if not block:
-                return 0, None
-
-
-def _has_utf8(path: Path) -> bool:
-    """Whether a file holds, beside other bytes, characters that are UTF-8 and would be two or more in Windows-1252."""
-    with _readable(path), path.open("rb") as stream:
-        return any(_UTF8.search(block) for block in iter(lambda: stream.read(_BLOCK), b""))
-
-
-def _lines(stream: TextIO, path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text with its end) of each line; raises ManifestError for one that is longer than a table's."""
-    line = 0
-    while text := stream.readline(_LONGEST_LINE):
-        line += 1
-        if len(text) == _LONGEST_LINE and not text.endswith(("\n", "\r")):
-            problem = f"a line of more than {_LONGEST_LINE} characters, '{text[:40]}...'"
-            raise ManifestError(f"{path}:{line}: {problem}; a table has a line for each image")
-        yield line, text
-
-
 def _records(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """(first line, stripped cells) of every record that is not empty, the header's first, without Excel's `sep=`."""
-    with _opened(path, encoding) as stream:
-        lines = (text for _, text in _lines(stream, path))
+    with opened(path, encoding) as stream:
+        lines = (text for _, text in lines_of(stream, path))
         first = next(lines, "")
         skipped = 1 if _SEP.fullmatch(first.strip("\r\n")) else 0
         reader = csv.reader(
@@ -275,9 +170,9 @@ def _explained(error: csv.Error, separator: str) -> str:
 
 def _separator(path: Path, encoding: str) -> str:
     """What stands between the cells; raises ManifestError where two separators fit."""
-    with _opened(path, encoding) as stream:
-        if named := _SEP.fullmatch(next(_lines(stream, path), (1, ""))[1].strip("\r\n")):
-            return named[1]
+    with opened(path, encoding) as stream:
+        if named := _SEP.fullmatch(next(lines_of(stream, path), (1, ""))[1].strip("\r\n")):
+            return named[2]
     widths = {separator: _widths(path, encoding, separator) for separator in _SEPARATORS}
     fits = [separator for separator, found in widths.items() if found and found[0] > 1]
     for enough in (all, any):  # of the rows are as wide as the header
@@ -319,8 +214,8 @@ class TablePaths:
             return self._below(windows, text, where)
         plain = text.replace("\\", "/")
         forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
-        if not text.isascii() and self._encoding == _WESTERN:
-            forms.append(os.fsdecode(plain.encode(_WESTERN, "ignore")))
+        if not text.isascii() and self._encoding == WESTERN:
+            forms.append(os.fsdecode(plain.encode(WESTERN, "ignore")))
         found = next((form for form in dict.fromkeys(forms) if self._has(form)), None)
         if found is None and re.search(r"[\r\n]", text):
             raise ManifestError(f"{where}: path {text[:80]!r} holds a line break and no such file; a quote is missing")

@@ -33,7 +33,7 @@ def tidy_note(what: str, changed: Mapping[str, int]) -> str:
     """A line that says how many values were written untidily; `changed` is untidy value -> rows."""
     first = min(changed)
     rows = sum(changed.values())
-    return f"{what}: spaces, invisible characters or accents tidied in {rows} rows, first {first!r} -> '{tidy(first)}'"
+    return f"{what}: spaces, invisible characters, accents tidied in {rows} rows, first {first!a} -> {tidy(first)!a}"
 
 
 def loose(text: str) -> str:
@@ -120,15 +120,17 @@ class LabelMap:
 
     Args:
         given: texts `OLD=NEW`, or (old, new) pairs by a mapping; `OLD=OLD` keeps a class apart from similar ones.
+        apart: more classes that stay apart, whether or not an image has them.
 
     Raises:
         ConfigError: no `OLD=NEW`, an empty OLD, or two NEW for one OLD.
     """
 
-    def __init__(self, given: Mapping[str, str] | Sequence[str] | str = ()) -> None:
+    def __init__(self, given: Mapping[str, str] | Sequence[str] | str = (), *, apart: Iterable[str] = ()) -> None:
         texts = [given] if isinstance(given, str) else given
         pairs = list(texts.items()) if isinstance(texts, Mapping) else [_pair(text) for text in texts]
         self._new: dict[str, str] = {}
+        self._apart = frozenset(map(tidy, apart))
         for raw_old, raw_new in pairs:
             old, new = tidy(raw_old), tidy(raw_new)
             if not old:
@@ -139,7 +141,7 @@ class LabelMap:
     @property
     def kept(self) -> tuple[str, ...]:
         """The classes that the user keeps apart, sorted."""
-        return tuple(sorted(old for old, new in self._new.items() if old == new))
+        return tuple(sorted(self._apart.union(old for old, new in self._new.items() if old == new)))
 
     def __call__(self, label: str | None) -> str | None:
         """The new class of a tidy one; `None` where it is unknown or left unlabelled."""

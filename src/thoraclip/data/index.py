@@ -92,7 +92,7 @@ def index(
         )
     if not listing.rows:
         raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the images' folder")
-    apart = settle_labels(listing, label_map)
+    apart = settle_labels(listing, label_map, where=csv_file or root)
     rows = _read_all(store, listing, _Pseudonyms(salt), progress)
     store.settle()
     if not rows:

@@ -11,8 +11,8 @@ from thoraclip.tables.manifest import SPLITS
 __all__ = ["settle_labels"]
 
 
-def settle_labels(listing: Listing, label_map: LabelMap | None = None) -> tuple[str, ...]:
-    """Give the rows their final labels, and note what was merged; see `spelling`.
+def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where: object = "") -> tuple[str, ...]:
+    """Give the rows their final labels, and note what was merged; see `spelling`. `where` begins an error.
 
     Returns:
         The classes that the user keeps apart from similar ones.
@@ -36,7 +36,7 @@ def settle_labels(listing: Listing, label_map: LabelMap | None = None) -> tuple[
     renamed = [(old, rename(old), images) for old, images in before.items() if rename(old) != old]
     listing.notes += [f"label '{old}' -> {repr(new) if new else 'unknown'} in {n} rows" for old, new, n in renamed]
     counts = Counter(row["label"] for row in listing.rows if row["label"])
-    require_distinct(counts, str(listing.root), kept=rename.kept)
+    require_distinct(counts, str(where or listing.root), kept=rename.kept)
     listing.notes += _without_training(listing)
     return rename.kept
 

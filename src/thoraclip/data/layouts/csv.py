@@ -107,6 +107,10 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
             name = given or column
             near = did_you_mean(name, table.header)
             raise ConfigError(f"{table.path}: no column '{name}' for '{column}'{near} (--{flag}-column NAME)")
+    for column in {f"csv_{name}" for name in COLUMNS if name in table.header}.intersection(table.header):
+        raise ManifestError(
+            f"{table.path}: column '{column}' is kept under that name, which '{column[4:]}' takes; rename it"
+        )
     return chosen
 
 
