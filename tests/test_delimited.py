@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from thoraclip.delimited import Row, TablePaths, number, read_delimited
 from thoraclip.errors import ManifestError, ThoraclipError
 from thoraclip.spelling import tidy
 
-FAST = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
 TABLE = [["path", "label", "age"], ["a/1.png", "COVID-19", "40"], ["b/2.png", "Normal", ""]]
 WESTERN = "abcXYZ019 _-./éàöÖßñçÅ"
 
@@ -210,9 +211,7 @@ def test_paths_of_other_machines_are_found_below_the_folder(tmp_path: Path) -> N
         "/abs/1.png": "/abs/1.png",
     }.items():
         assert paths(text, "t.csv:2") == path
-    with pytest.raises(
-        ManifestError, match=r"t\.csv:2: path 'E:\\other\.png' is of another machine, and no end of it"
-    ):
+    with pytest.raises(ManifestError, match=r"t\.csv:2: path 'E:\\other\.png' is of another machine, and no end of it"):
         paths("E:\\other.png", "t.csv:2")
     with pytest.raises(ManifestError, match=r"t\.csv:2: path 'a\\nb' holds a line break and no such file"):
         paths("a\nb", "t.csv:2")

@@ -58,7 +58,9 @@ def require_distinct(counts: Mapping[str, int], where: str, *, kept: Collection[
         ManifestError: such classes.
     """
     asked = {name: count for name, count in counts.items() if name not in kept}
-    groups = [*_alike(asked), *_misspelt(asked)]
+    alike = _alike(asked)
+    settled = {name for names in alike for name in names}  # each class is in one question at a time
+    groups = [*alike, *([rare, like] for rare, like in _misspelt(asked) if rare not in settled)]
     if not groups:
         return
     shown, options = [], []
@@ -103,11 +105,13 @@ def _without_a_letter(name: str) -> set[str]:
 
 
 def _is_a_letter_apart(one: str, other: str) -> bool:
-    """Whether two names are; `Type A` and `Type B`, which differ by a word of one letter, are not."""
+    """Whether two names are; `Type A` and `Type B`, `4a` and `4b`, which differ by so short a word, are not."""
     words = [set(re.findall(r"\w+", name.casefold())) for name in (one, other)]
-    if all(len(word) == 1 for word in words[0] ^ words[1]):
+    if all(len(word) <= 2 for word in words[0] ^ words[1]):
         return False
     short, long = sorted((loose(one), loose(other)), key=len)
+    if short == long:  # a question already
+        return False
     if len(short) < len(long):
         return short in _without_a_letter(long)
     differ = [place for place, (a, b) in enumerate(zip(short, long, strict=True)) if a != b]

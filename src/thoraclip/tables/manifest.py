@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thoraclip.dtypes import Ints, Masks
-from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
+from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean, named
 from thoraclip.labels import LabelSet
 from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
@@ -288,7 +288,7 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         file, notes = None if where else path, tuple(stored.notes)
         manifest = Manifest(table, root or roots[0], may_leak, file, kept_apart, notes)
     except ManifestError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(named(path, error)) from error
     if root is None:
         raise InputError(
             f"{path}: its pictures are neither under {stored.meta.get('root', 'a root')} nor beside the manifest; "
