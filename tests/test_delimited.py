@@ -172,7 +172,7 @@ def test_headers_are_found_by_case_and_rows_that_end_early_are_noted(tmp_path: P
     assert [table.column(name) for name in ("path", "label", "split")] == ["PATH", "Label", None]
     rows = list(table)
     first = {"PATH": "a", "Label": "b", "column 3": None, "age": None}
-    assert rows[0] == Row(f"{table.path}:3", 3, first) and rows[1].line == 4
+    assert rows[0] == Row(table.path, 3, first) and rows[1].line == 4
     assert table.notes == [f"{table.path}: 1 rows end early, first line 3; their last cells are unknown"]
     with pytest.raises(ManifestError, match="no column 'split'; known: Label, PATH, age, column 3; name it so"):
         table.need("split")

@@ -18,8 +18,9 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from thoraclip.errors import ManifestError, did_you_mean, first_line
 from thoraclip.spelling import tidy
@@ -41,13 +42,17 @@ def number(text: str) -> float | None:
     return float(text.replace(",", ".")) if _DECIMAL.fullmatch(text) else None
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Cells of one row by column, without white space around them; `None` where the row ended before the column."""
 
-    where: str  # `file:line` of its first line
-    line: int
+    path: Path
+    line: int  # its first
     cells: Mapping[str, str | None]
+
+    @property
+    def where(self) -> str:
+        """`file:line`."""
+        return f"{self.path}:{self.line}"
 
     def need(self, column: str) -> str:
         """The cell of a column that no row may leave out; raises ManifestError."""
@@ -76,16 +81,14 @@ class Delimited:
         records = _records(self.path, self.encoding, self.separator)
         next(records, None)  # the header
         for line, cells in records:
-            where = f"{self.path}:{line}"
             while len(cells) > width and not cells[-1]:
                 cells.pop()
             if len(cells) > width:
                 problem = f"more cells than columns ({len(cells)} in {width}), from '{cells[width][:80]}' on"
-                raise ManifestError(f"{where}: {problem}; put quotes around cells that hold the separator")
+                raise ManifestError(f"{self.path}:{line}: {problem}; put quotes around cells that hold the separator")
             if len(cells) < width:
                 short.append(line)
-            padded = [*cells, *[None] * (width - len(cells))]
-            yield Row(where, line, dict(zip(self.header, padded, strict=True)))
+            yield Row(self.path, line, dict(zip_longest(self.header, cells)))
         if short:
             note = f"{self.path}: {len(short)} rows end early, first line {short[0]}; their last cells are unknown"
             self.notes.extend({note}.difference(self.notes))
@@ -108,14 +111,16 @@ class Delimited:
         return column
 
 
-def read_delimited(path: Path) -> Delimited:
+def read_delimited(path: Path, *, keep_bytes: bool = False) -> Delimited:
     """Open a table of text; see the top of this file for what is read and what is refused.
+
+    With `keep_bytes`, bytes that are not UTF-8 stay as they are: see `textfiles.encoding_of`.
 
     Raises:
         InputError: no such file, or it cannot be opened.
         ManifestError: it holds no text, or its encoding, separator or header is not certain.
     """
-    encoding, notes = encoding_of(path)
+    encoding, notes = encoding_of(path, keep_bytes=keep_bytes)
     separator = _separator(path, encoding)
     line, header = next(_records(path, encoding, separator), (1, []))
     while header and not header[-1]:
@@ -152,9 +157,14 @@ def _records(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, l
                 return
             if len(cells) > _MOST_COLUMNS:
                 raise ManifestError(f"{path}:{line}: {len(cells)} columns; {_MOST_COLUMNS} are the most, as in Excel")
-            cells = [cell.strip().strip(_INVISIBLE).strip() for cell in cells]
+            cells = [_stripped(cell) for cell in cells]
             if any(cells):
                 yield line, cells
+
+
+def _stripped(cell: str) -> str:
+    cell = cell.strip()
+    return cell if cell.isascii() else cell.strip(_INVISIBLE).strip()
 
 
 def _explained(error: csv.Error, separator: str) -> str:
@@ -199,8 +209,8 @@ def _widths(path: Path, encoding: str, separator: str) -> list[int]:
 class TablePaths:
     """Paths as tables write them -> paths below a folder: `a\\b.png`, `C:\\data\\a\\b.png`, other Unicode forms."""
 
-    def __init__(self, root: Path, encoding: str = "utf-8") -> None:
-        self._root, self._encoding, self._above = str(root), encoding, list[tuple[str, ...]]()
+    def __init__(self, root: Path) -> None:
+        self._root, self._above = str(root), list[tuple[str, ...]]()
 
     def __call__(self, text: str, where: str) -> str:
         """The path of the table that has a file, else the likeliest; it may be absolute, or lead out by `..`.
@@ -214,8 +224,8 @@ class TablePaths:
             return self._below(windows, text, where)
         plain = text.replace("\\", "/")
         forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
-        if not text.isascii() and self._encoding == WESTERN:
-            forms.append(os.fsdecode(plain.encode(WESTERN, "ignore")))
+        if re.search("[\udc80-\udcff]", plain):  # bytes that are not UTF-8
+            forms.append(os.fsencode(plain).decode(WESTERN, "ignore"))
         found = next((form for form in dict.fromkeys(forms) if self._has(form)), None)
         if found is None and re.search(r"[\r\n]", text):
             raise ManifestError(f"{where}: path {text[:80]!r} holds a line break and no such file; a quote is missing")

@@ -38,7 +38,9 @@ def tidy_note(what: str, changed: Mapping[str, int]) -> str:
 
 def loose(text: str) -> str:
     """Equal for names that differ only by case, width, what stands between two words, or `1` against `1.0`."""
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).casefold())
+    plain = tidy(text).casefold()
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).casefold())
     number = _NUMBER.fullmatch(plain)
     return f"{number[1]}{number[2]}" if number else _BETWEEN.sub("", plain)
 

@@ -14,6 +14,7 @@ from thoraclip.errors import InputError, ManifestError
 __all__ = ["WESTERN", "encoding_of", "lines_of", "opened"]
 
 WESTERN = "cp1252"
+_KEPT = "surrogateescape"
 _BLOCK, _LONGEST_LINE = 1 << 20, 1 << 20
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -34,7 +35,8 @@ _REMEDY = "save the table again as CSV (UTF-8)"
 @contextmanager
 def opened(path: Path, encoding: str) -> Iterator[TextIO]:
     """A file as text, with its line ends as they are; raises InputError where it cannot be read."""
-    with _readable(path), path.open(encoding=encoding, newline="") as stream:
+    errors = _KEPT if encoding.startswith("utf-8") else "strict"
+    with _readable(path), path.open(encoding=encoding, errors=errors, newline="") as stream:
         yield stream
 
 
@@ -46,11 +48,12 @@ def _readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a readable file") from error
 
 
-def encoding_of(path: Path) -> tuple[str, list[str]]:
+def encoding_of(path: Path, *, keep_bytes: bool = False) -> tuple[str, list[str]]:
     """(encoding in which all of a file is text, a note where it is a guess).
 
     UTF-8, UTF-16 and UTF-32 by their byte order marks; without one UTF-8, else UTF-16 where it is mostly ASCII, else
-    Windows-1252 where that gives words of Western Europe and no character of the file is UTF-8.
+    Windows-1252 where that gives words of Western Europe and no character of the file is UTF-8. With `keep_bytes`,
+    bytes that are not UTF-8 stay as they are (`os.fsdecode`), as names of files need it.
 
     Raises:
         InputError: it cannot be read.
@@ -63,7 +66,7 @@ def encoding_of(path: Path) -> tuple[str, list[str]]:
             raise ManifestError(f"{path}: holds {what}, not text; {_REMEDY}")
     marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
     encoding = marked or _plain_utf16(start) or "utf-8"
-    fault = _first_fault(path, encoding)
+    fault = _first_fault(path, encoding, _KEPT if keep_bytes and encoding.startswith("utf-8") else "strict")
     if fault is None:
         return encoding, []
     line, said = fault
@@ -85,11 +88,11 @@ def _plain_utf16(start: bytes) -> str | None:
     return None
 
 
-def _first_fault(path: Path, encoding: str) -> tuple[int, str] | None:
+def _first_fault(path: Path, encoding: str, errors: str = "strict") -> tuple[int, str] | None:
     """(line, what is wrong) of the first thing that is no text in this encoding."""
     ends, open_line = 0, ""  # lines before the open one, and its text
     try:
-        for text in _decoded(path, encoding):
+        for text in _decoded(path, encoding, errors):
             text = open_line + text
             said, place = _no_text(text, encoding)
             if said:
@@ -105,8 +108,8 @@ def _first_fault(path: Path, encoding: str) -> tuple[int, str] | None:
     return None
 
 
-def _decoded(path: Path, encoding: str) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder(encoding)()
+def _decoded(path: Path, encoding: str, errors: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
     with _readable(path), path.open("rb") as stream:
         while block := stream.read(_BLOCK):
             yield decoder.decode(block)

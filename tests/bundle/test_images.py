@@ -232,12 +232,14 @@ def test_a_list_that_is_a_picture_or_empty_is_refused(tmp_path: Path, monkeypatc
 
 def test_a_table_is_read_below_its_folder(tmp_path: Path) -> None:
     text = 'label,path\nx,a.png\n\ny,"b, \n c.png"\nz,/abs/d.png\n'
-    (tmp_path / "m.CSV").write_bytes(text.encode() + b"w,caf\xe9.png\n")
-    for name in (b"b, \n c.png", b"caf\xe9.png"):
+    (tmp_path / "m.CSV").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"w,caf\xe9.png\nv,d\\\xe9.png\n")
+    for name in (b"b, \n c.png", b"caf\xe9.png", b"d/\xc3\xa9.png"):
+        (tmp_path / os.fsdecode(name)).parent.mkdir(exist_ok=True)
         (tmp_path / os.fsdecode(name)).touch()
     pictures = find_images([], manifest=tmp_path / "m.CSV")
-    assert pictures.count() == 4
-    assert list(pictures) == [f"{tmp_path}/a.png", f"{tmp_path}/b, \n c.png", "/abs/d.png", f"{tmp_path}/caf\udce9.png"]
+    names = ["a.png", "b, \n c.png", "/abs/d.png", "caf\udce9.png", "d/é.png"]  # the last one by another encoding
+    assert pictures.count() == len(names)
+    assert list(pictures) == [str(tmp_path / name) for name in names]
 
 
 @pytest.mark.parametrize(

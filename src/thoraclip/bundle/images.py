@@ -226,8 +226,8 @@ class PathTable:
 
 def _csv_paths(file: Path) -> Iterator[str]:
     """The column `path` of a CSV file, below the file's folder."""
-    table = read_delimited(file)
-    column, paths = table.need("path"), TablePaths(file.parent, table.encoding)
+    table = read_delimited(file, keep_bytes=True)
+    column, paths = table.need("path"), TablePaths(file.parent)
     for row in table:
         yield os.path.join(file.parent, paths(row.need(column), row.where))  # noqa: PTH118
 

@@ -48,7 +48,7 @@ def find_csv(
         raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
     table = read_delimited(csv_file)
     chosen = _chosen_columns(columns or {}, table)
-    paths, earlier = TablePaths(root, table.encoding), _Earlier(listing)
+    paths, earlier = TablePaths(root), _Earlier(listing)
     for record in table:
         row = _row(listing, record, chosen, paths)
         if row is not None and not earlier.has(row, record):
