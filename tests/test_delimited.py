@@ -167,7 +167,7 @@ def test_what_is_not_certain_is_refused_with_its_line(tmp_path: Path, content: b
 
 
 def test_headers_are_found_by_case_and_rows_that_end_early_are_noted(tmp_path: Path) -> None:
-    table = read_delimited(write(tmp_path, "\u00a0PATH ,Label,,age\n\na,b\nc,d,e,f,,\n"))
+    table = read_delimited(write(tmp_path, "\u00a0PATH ,Label,,age\n\na,\u200bb\ufeff\nc,d,e,f,,\n"))
     assert table.header == ("PATH", "Label", "column 3", "age")
     assert [table.column(name) for name in ("path", "label", "split")] == ["PATH", "Label", None]
     rows = list(table)
