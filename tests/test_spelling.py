@@ -128,16 +128,16 @@ def test_a_map_renames_merges_leaves_out_and_keeps_apart() -> None:
         "COVID", "COVID", None, "b", "a", "y", "z", None,
     ]  # fmt: skip
     assert rename.kept == ("y",) and LabelMap({"a=b": "c"})("a=b") == "c" and LabelMap(apart=["q "]).kept == ("q",)
-    with pytest.raises(ConfigError, match="--label-map: no image has the class 'Covid'; did you mean 'COVID'?"):
+    with pytest.raises(ConfigError, match="--label-map: no image has the label 'Covid'; did you mean 'COVID'?"):
         rename.require_known(["COVID", "x", "a", "b", "y"])
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("Covid", "--label-map 'Covid': not OLD=NEW"),
-        (["a=b=c"], "--label-map 'a=b=c': not OLD=NEW; in Python give a mapping"),
-        ([" =b"], "--label-map '=b': the class to rename is empty"),
+        ("Covid", "--label-map 'Covid': expected OLD=NEW"),
+        (["a=b=c"], "--label-map 'a=b=c': expected OLD=NEW; in Python give a mapping"),
+        ([" =b"], "--label-map '=b': expected OLD=NEW, and the class to rename is empty"),
         (["a=b", "a =c"], "--label-map: 'a' becomes 'b' and 'c'; keep one"),
     ],
 )

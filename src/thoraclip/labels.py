@@ -15,7 +15,7 @@ from pathlib import Path
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 
-__all__ = ["LabelSet", "PromptSet", "load_prompts", "shipped_prompt_sets"]
+__all__ = ["LabelSet", "PromptSet", "load_prompts", "shipped_prompt_sets", "spelling"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ class PromptSet:
 
     def for_class(self, label: str) -> tuple[str, ...]:
         """All prompts of one class; the spelling of the class name is matched without case, spaces and hyphens."""
-        key = _spelling(label)
-        written_out = tuple(p for known, texts in self.prompts.items() if _spelling(known) == key for p in texts)
-        names = next((names for known, names in self.classes.items() if _spelling(known) == key), (label,))
+        key = spelling(label)
+        written_out = tuple(p for known, texts in self.prompts.items() if spelling(known) == key for p in texts)
+        names = next((names for known, names in self.classes.items() if spelling(known) == key), (label,))
         return written_out or tuple(template.format(name) for template in self.templates for name in names)
 
 
-def _spelling(name: str) -> str:
+def spelling(name: str) -> str:
+    """A name without case, spaces, hyphens and other signs: `COVID-19` and `covid 19` are spelt alike."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 

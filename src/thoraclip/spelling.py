@@ -140,9 +140,14 @@ class LabelMap:
         for raw_old, raw_new in pairs:
             old, new = tidy(raw_old), tidy(raw_new)
             if not old:
-                raise ConfigError(f"--label-map '={new}': the class to rename is empty; give OLD=NEW")
+                raise ConfigError(f"--label-map '={new}': expected OLD=NEW, and the class to rename is empty")
             if self._new.setdefault(old, new) != new:
                 raise ConfigError(f"--label-map: '{old}' becomes '{self._new[old]}' and '{new}'; keep one")
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Old class -> new one, as given."""
+        return dict(self._new)
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -158,11 +163,11 @@ class LabelMap:
         known = {label for label in labels if label is not None}
         for old in self._new:
             if old not in known:
-                raise ConfigError(f"--label-map: no image has the class '{old}'{did_you_mean(old, known)}")
+                raise ConfigError(f"--label-map: no image has the label '{old}'{did_you_mean(old, known)}")
 
 
 def _pair(text: str) -> tuple[str, str]:
     old, sign, new = text.partition("=")
     if not sign or "=" in new:
-        raise ConfigError(f"--label-map '{text}': not OLD=NEW; in Python give a mapping for names with '='")
+        raise ConfigError(f"--label-map '{text}': expected OLD=NEW; in Python give a mapping for names with '='")
     return old, new

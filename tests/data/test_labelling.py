@@ -85,7 +85,7 @@ def test_what_was_renamed_is_noted(tmp_path: Path) -> None:
     done = index(tmp_path, **options, label_map=LabelMap({"x": "y", "z": "", "y": "v"}))  # type: ignore[arg-type]
     assert counts(done.manifest) == {"y": 2, "v": 1, None: 1}
     assert done.notes == ["label 'x' -> 'y' in 2 rows", "label 'y' -> 'v' in 1 rows", "label 'z' -> unknown in 1 rows"]
-    with pytest.raises(ConfigError, match="--label-map: no image has the class 'w'; known: x, y, z"):
+    with pytest.raises(ConfigError, match="--label-map: no image has the label 'w'; known: x, y, z"):
         index(tmp_path, **options, label_map=LabelMap(["w=y"]))  # type: ignore[arg-type]
 
 

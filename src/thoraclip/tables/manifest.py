@@ -22,6 +22,7 @@ from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean,
 from thoraclip.labels import LabelSet
 from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
+from thoraclip.tables.conditions import parse_condition
 from thoraclip.tables.filters import require_columns, rows_with
 from thoraclip.tables.foreign import ForeignTable
 from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
@@ -67,6 +68,8 @@ class Manifest:
         file: that `read_manifest` read whole; `None` for any other table.
         apart: classes that stay apart from those of similar names; see `spelling`.
         notes: what was tidied when the file was read, one line each.
+        selections: what `select` did before, first to last: `where` (its text), `images` (before), `unknown` (left out
+            since a value that decides is unknown), `kept`, `manifest` (fingerprint before); kept in the file.
 
     Raises:
         ManifestError: no row, a repeated or missing id, or an unknown split name.
@@ -79,6 +82,7 @@ class Manifest:
     file: Path | None = field(default=None, compare=False)
     apart: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    selections: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         ids = self.values("image_id")
@@ -224,6 +228,22 @@ class Manifest:
         rows = kept(slices(self.table), rows_with(self.table, values))
         return replace(self, table=joined(rows), file=None) if values else self
 
+    def select(self, where: str) -> Manifest:
+        """The images for which a condition is true (see `tables.conditions`), which `selections` then names.
+
+        Raises:
+            ConfigError: not a condition, or it does not fit the columns.
+            ManifestError: no image has a value that it names, or none is left.
+        """
+        truth = parse_condition(where).truth(self.table)
+        count = pc.sum(truth).as_py() or 0
+        if not count:
+            raise ManifestError(f"manifest: no image is left by --where '{where}'; ask for less")
+        done = {"where": where, "images": len(self), "unknown": truth.null_count, "kept": count}
+        table = joined(kept(slices(self.table), pc.fill_null(truth, False)))
+        selections = (*self.selections, {**done, "manifest": self.fingerprint})
+        return replace(self, table=table, file=None, selections=selections)
+
     def with_columns(self, **values: Sequence[Any] | pa.Array) -> Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
         columns = dict(zip(self.table.column_names, self.table.columns, strict=True))
@@ -255,7 +275,11 @@ class Manifest:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
     require_parquet(path)
-    meta = {"root": str(manifest.root.resolve())} | ({"apart": manifest.apart} if manifest.apart else {})
+    meta: dict[str, object] = {"root": str(manifest.root.resolve())}
+    if manifest.selections:
+        meta["selections"] = [dict(done) for done in manifest.selections]
+    if manifest.apart:
+        meta["apart"] = list(manifest.apart)
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta=meta)
 
 
@@ -283,10 +307,10 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
         root = next((root for root in roots if _holds_image(root, table)), None)
-        apart = stored.meta.get("apart")
-        kept_apart = tuple(map(str, apart)) if isinstance(apart, list) else ()
+        held: Mapping[str, Any] = stored.meta
+        kept_in_file = {name: tuple(held.get(name) or ()) for name in ("selections", "apart")}
         file, notes = None if where else path, tuple(stored.notes)
-        manifest = Manifest(table, root or roots[0], may_leak, file, kept_apart, notes)
+        manifest = Manifest(table, root or roots[0], may_leak, file, notes=notes, **kept_in_file)
     except ManifestError as error:
         raise type(error)(named(path, error)) from error
     if root is None:
