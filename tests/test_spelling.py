@@ -122,6 +122,10 @@ def test_other_names_are_no_question(counts: dict[str, int]) -> None:
     require_distinct(counts, "m")
 
 
+def test_an_accent_behind_an_invisible_character_joins_its_letter() -> None:
+    assert tidy("caf\u0065\u200b\u0301") == tidy(tidy("cafe\u200b\u0301")) == "café"
+
+
 def test_a_map_renames_merges_leaves_out_and_keeps_apart() -> None:
     rename = LabelMap(["Covid =COVID", "x=", "a=b", "b=a", "y=y"])
     assert [rename(name) for name in ("Covid", "COVID", "x", "a", "b", "y", "z", None)] == [
