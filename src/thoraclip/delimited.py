@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from thoraclip.errors import ManifestError, did_you_mean, first_line
 from thoraclip.spelling import tidy
+from thoraclip.spreadsheets import MARK, restore
 from thoraclip.textfiles import WESTERN, encoding_of, lines_of, opened
 
 __all__ = ["UNKNOWN", "Delimited", "Row", "TablePaths", "number", "read_delimited"]
@@ -73,6 +74,7 @@ class Delimited:
     header: tuple[str, ...]
     encoding: str
     separator: str
+    mark: int | None = None  # place of the column `spreadsheets.MARK`, which is not in the header
     notes: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Row]:
@@ -81,6 +83,9 @@ class Delimited:
         records = _records(self.path, self.encoding, self.separator)
         next(records, None)  # the header
         for line, cells in records:
+            if self.mark is not None:
+                cells = [restore(cell) for cell in cells]
+                del cells[self.mark : self.mark + 1]
             while len(cells) > width and not cells[-1]:
                 cells.pop()
             if len(cells) > width:
@@ -135,7 +140,10 @@ def read_delimited(path: Path, *, keep_bytes: bool = False) -> Delimited:
             raise ManifestError(f"{path}:{line}: column '{name}' stands there twice ({places}); rename or remove one")
     if all(re.fullmatch("'.*'", name) for name in names):
         raise ManifestError(f"{path}:{line}: cells are quoted by ' as in {names[0]}; quote them by \"")
-    return Delimited(path, names, encoding, separator, notes)
+    mark = names.index(MARK) if MARK in names else None
+    if mark is not None:
+        names = tuple(restore(name) for name in names if name != MARK)
+    return Delimited(path, names, encoding, separator, mark, notes)
 
 
 def _records(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, list[str]]]:
