@@ -53,7 +53,10 @@ def test_a_table_names_pictures_and_columns_of_its_own(class_folder: Path, tmp_p
         [None, 45],
     ]
     table.write_text(rows + "Normal/0.png,B,,\n")
-    with pytest.raises(ManifestError, match="image_id 'Normal/0.png' is repeated"):
+    with pytest.raises(
+        ManifestError,
+        match=r"t\.csv:5: image_id 'Normal/0.png' is repeated: hospital is 'X' and nothing in lines 2 and 5",
+    ):
         index(class_folder, layout="csv", csv_file=table)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path
 from thoraclip.errors import ConfigError
 from thoraclip.runs import Progress
+from thoraclip.spelling import LabelMap
 
 if TYPE_CHECKING:
     from thoraclip.api.hooks import Images
@@ -42,6 +43,7 @@ def index(
     mask_column: str | None = None,
     infection_mask_column: str | None = None,
     bits: int | None = None,
+    label_map: Mapping[str, str] | Sequence[str] = (),
     salt: File | None = None,
     fresh: bool = False,
     progress: bool | Progress = False,
@@ -59,6 +61,8 @@ def index(
         id_column, split_column, patient_column, source_column, view_column, sex_column, age_column, mask_column,
             infection_mask_column: CSV column; default: the column of the same name, if any.
         bits: depth of 16-bit PNG files, 8 to 16; default: what each says, else one for its source, estimated.
+        label_map: OLD=NEW renames a class or merges it into another, OLD= leaves its images unlabelled, OLD=OLD keeps
+            it apart from similar names. May be repeated; in Python also a mapping.
         salt: file with the secret under which DICOM patient ids are hashed; default: this user's own.
         fresh: read every file again, changed or not.
         progress: see `thoraclip.api`.
@@ -95,6 +99,7 @@ def index(
         facts=out.with_suffix(".facts.jsonl"),
         fresh=fresh,
         salt=to_path(salt),
+        label_map=LabelMap(label_map),
         progress=hooks(progress, None)[0],
     )
     write_manifest(out, result.manifest)

@@ -31,8 +31,8 @@ def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progres
     return progress if callable(progress) else None, announce or (lambda _: None)
 
 
-def read_images(given: Images, *, may_leak: bool = False) -> Manifest:
-    """The manifest, read from its file where one is named.
+def read_images(given: Images, *, may_leak: bool = False, log: Announce = lambda _: None) -> Manifest:
+    """The manifest, read from its file where one is named; `log` gets a line for what was tidied there.
 
     Raises:
         LeakError: a patient or image stands on both sides of a split, and `may_leak` is false.
@@ -40,7 +40,10 @@ def read_images(given: Images, *, may_leak: bool = False) -> Manifest:
     from thoraclip.tables.manifest import Manifest, read_manifest
 
     if not isinstance(given, Manifest):
-        return read_manifest(Path(given), may_leak=may_leak)
+        manifest = read_manifest(Path(given), may_leak=may_leak)
+        for note in manifest.notes:
+            log(f"note: {note}")
+        return manifest
     return given.strict() if given.may_leak and not may_leak else given
 
 

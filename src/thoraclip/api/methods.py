@@ -83,7 +83,7 @@ def caption(
     draw, log = hooks(progress, announce)
     if everywhere:
         log(EVERYWHERE_LEAKS)
-    return write(read_images(manifest), config, Path(out), pixels=to_path(pixels), progress=draw)
+    return write(read_images(manifest, log=log), config, Path(out), pixels=to_path(pixels), progress=draw)
 
 
 def embed(
@@ -209,7 +209,7 @@ def method_function(kind: str) -> MethodFunction:
 
         chosen = settings_of(METHODS[kind].config_type, config, settings, where=kind)
         draw, log = hooks(progress, announce)
-        images = read_images(manifest)
+        images = read_images(manifest, log=log)
         return run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)
 
     fields = dataclasses.fields(METHODS[kind].config_type)

@@ -8,7 +8,6 @@ is counted by its kind.
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import sys
@@ -17,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean, printable
+from thoraclip.delimited import TablePaths, read_delimited
+from thoraclip.errors import ConfigError, InputError, ManifestError, printable
 from thoraclip.imaging.listing import Found, Tally, walk
 from thoraclip.imaging.names import IMAGES
-from thoraclip.spreadsheets import MARK, restore
 
 __all__ = ["LIST", "ImagePaths", "PathTable", "find_images", "listed_paths"]
 
@@ -180,22 +179,10 @@ class PathTable:
 
 def _csv_paths(file: Path) -> Iterator[str]:
     """The column `path` of a CSV file, below the file's folder."""
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-        reader = csv.reader(stream)
-        try:
-            header = next(reader, [])
-            if "path" not in header:
-                raise ManifestError(f"{file}: no column 'path'{did_you_mean('path', header)}; name it so")
-            column, read = header.index("path"), restore if MARK in header else str
-            for row in filter(None, reader):
-                where = f"{file}:{reader.line_num}"
-                if len(row) > len(header):
-                    raise ManifestError(f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas")
-                if len(row) <= column or not row[column]:
-                    raise ManifestError(f"{where}: no path in this row; mend the table")
-                yield os.path.join(file.parent, read(row[column]))  # noqa: PTH118
-        except csv.Error as error:
-            raise ManifestError(f"{file}:{reader.line_num}: not a readable CSV file ({error}); mend it") from error
+    table = read_delimited(file, keep_bytes=True)
+    column, paths = table.need("path"), TablePaths(file.parent)
+    for row in table:
+        yield os.path.join(file.parent, paths(row.need(column), row.where))  # noqa: PTH118
 
 
 def _manifest_paths(file: Path) -> tuple[Callable[[], Iterator[str]], dict[str, int]]:

@@ -11,19 +11,21 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
+from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import Listing, find_layout
 from thoraclip.errors import ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.imaging.depth import common_depth, require_bits
 from thoraclip.pages import counted
 from thoraclip.runs import Progress, write_json
+from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["IndexResult", "index", "list_images", "local_salt", "pseudonym", "salt_file", "write_index_report"]
@@ -74,6 +76,7 @@ def index(
     facts: Path | None = None,
     fresh: bool = False,
     salt: Path | None = None,
+    label_map: LabelMap | None = None,
     progress: Progress | None = None,
 ) -> IndexResult:
     """Read every image of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM patient, view, sex, age too.
@@ -85,16 +88,19 @@ def index(
         facts: file that keeps what was read; files that did not change since are not read again.
         fresh: read every file again.
         salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
+        label_map: classes to rename, merge or leave unlabelled.
         progress: called with (done, total).
 
     Raises:
         InputError: no such folder, or no readable picture in it.
-        ConfigError: unknown layout or column, or a depth that cannot be.
-        ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
+        ConfigError: unknown layout or column, a depth that cannot be, or a class to rename that no image has.
+        ManifestError: a class without a readable picture, multi-label values, fewer than two classes, or two that may
+            be one.
     """
     require_bits(bits)
     store = FactStore(root, facts, fresh=fresh)
     listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
+    apart = settle_labels(listing, label_map, where=csv_file or root)
     rows = _read_all(store, listing, _Pseudonyms(salt), bits, progress)
     files_read = store.read  # some are read once more
     rows = _with_common_depths(store, listing, rows)
@@ -106,7 +112,7 @@ def index(
     rows.sort(key=lambda row: row["image_id"])
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
-    manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
+    manifest = replace(Manifest.from_rows(rows, root.resolve(), may_leak=True), apart=apart)
     manifest.label_set()
     remarks = [(str(row["path"]), row["image_remarks"]) for row in rows if row.get("image_remarks")]
     if remarks:

@@ -11,9 +11,11 @@ from typing import Any
 
 from thoraclip.config import build_config, config_toml, toml_value
 from thoraclip.data.index import index, list_images, write_index_report
+from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import LAYOUTS, detect_layout
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.runs import Progress
+from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import SPLITS, Manifest, read_manifest
 
 __all__ = ["External", "ImageSource", "external_toml", "read_external"]
@@ -55,16 +57,24 @@ class ImageSource:
         if self.manifest:
             return read_manifest(Path(self.manifest), may_leak=True), ()
         facts = out / "manifest.facts.jsonl"
-        indexed = index(Path(self.folder), layout=self.folder_layout(), facts=facts, progress=progress)
+        indexed = index(
+            Path(self.folder), layout=self.folder_layout(), facts=facts, label_map=self._label_map(), progress=progress
+        )
         write_index_report(out / "manifest.index.json", indexed)
         return indexed.manifest, indexed.set_aside
+
+    def _label_map(self) -> LabelMap:
+        """Which classes of the folder stay apart from similar ones."""
+        return LabelMap()
 
     def list_images(self) -> Manifest:
         """The images, which may leak, sorted by id, without opening one; InputError where the folder has none."""
         if self.manifest:
             return read_manifest(Path(self.manifest), may_leak=True)
         root = Path(self.folder)
-        rows = list_images(root, layout=self.folder_layout()).rows
+        listing = list_images(root, layout=self.folder_layout())
+        rows = listing.rows
+        settle_labels(listing, self._label_map())
         return Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
 
 
@@ -87,6 +97,9 @@ class External(ImageSource):
             raise ConfigError("'layout' says how a folder is read, and a manifest is given; leave 'layout' out")
         if self.split and self.split not in SPLITS:
             raise ConfigError(f"split = '{self.split}' is unknown{did_you_mean(self.split, SPLITS)}")
+
+    def _label_map(self) -> LabelMap:
+        return LabelMap(apart=[theirs for theirs, _ in self.labels])
 
 
 def read_external(

@@ -129,6 +129,8 @@ def _prepare_manifest(
     unreadable: Sequence[object] = ()
     if config.manifest:
         manifest = read_manifest(Path(config.manifest))
+        for note in manifest.notes:
+            announce(f"note: {note}")
     else:
         if out.resolve().is_relative_to(Path(config.folder).resolve()):
             raise InputError(f"{out}: lies inside the images' folder {config.folder}; choose an --out elsewhere")
