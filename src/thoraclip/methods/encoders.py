@@ -13,10 +13,10 @@ from thoraclip.models.files import (
     adapter_folders,
     description,
     locate,
-    read_preprocess,
     stored_fingerprint,
     stored_folder,
 )
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 

@@ -22,7 +22,8 @@ from thoraclip.models.checkpoint import (
     quiet,
     weights_fingerprint,
 )
-from thoraclip.models.files import Checkpoint, read_preprocess
+from thoraclip.models.files import Checkpoint
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["DualEncoder", "is_dual_encoder", "load_dual_encoder", "untrained_dual_encoder"]
