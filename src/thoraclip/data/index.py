@@ -59,6 +59,7 @@ def index(
     facts: Path | None = None,
     fresh: bool = False,
     salt: Path | None = None,
+    one_class: bool = False,
     progress: Progress | None = None,
 ) -> IndexResult:
     """Read every image of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM patient, view, sex, age too.
@@ -69,6 +70,7 @@ def index(
         facts: file that keeps what was read; files that did not change since are not read again.
         fresh: read every file again.
         salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
+        one_class: whether images of a single class will do.
         progress: called with (done, total).
 
     Raises:
@@ -95,7 +97,8 @@ def index(
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
-    manifest.label_set()
+    if not one_class:
+        manifest.label_set()
     set_aside, unknown, others = sorted(listing.set_aside), sorted(listing.unknown_folders), sorted(listing.other_files)
     return IndexResult(manifest, set_aside, unknown, others, sorted(listing.notes), _repeats(rows), store.read)
 

@@ -82,7 +82,7 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Radiograph:
+def decode(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> Radiograph:
     """Decode a file, or the bytes of one, to 8-bit grey.
 
     RGB, CMYK and palettes become luma (ITU-R 601-2, Pillow's `L`); alpha is laid over black. Samples deeper than 8 bits
@@ -96,8 +96,8 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Radiograph:
     Raises:
         ImageError: not a PNG, JPEG or DICOM, damaged, larger than `max_pixels`, or not one grey radiograph.
     """
-    where = str(source) if isinstance(source, Path) else "image"
-    data = read_bytes(source) if isinstance(source, Path) else source
+    where = "image" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else read_bytes(Path(source))
     if not data:
         raise ImageError(f"{where}: the file is empty")
     if is_dicom(data):

@@ -190,10 +190,10 @@ def run_method(
     kind: str,
     config: Any,
     manifest: Manifest,
-    out: Path,
+    out: Path | str,
     *,
-    cache: Path | None = None,
-    pixels: Path | None = None,
+    cache: Path | str | None = None,
+    pixels: Path | str | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[Predictions, Mapping[str, Any]] | None:
@@ -217,6 +217,7 @@ def run_method(
         InputError: no adapter where the config names one; nothing is written then.
     """
     require_shared_work(kind)
+    out, cache, pixels = Path(out), Path(cache) if cache else None, Path(pixels) if pixels else None
     folder, method = RunFolder(out), find_method(kind)
     facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():

@@ -238,13 +238,14 @@ class Manifest:
         return {patient: tuple(sorted(known)) for patient, known in sorted(values.items())}
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path | str, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
+    path = Path(path)
     require_parquet(path)
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
 
 
-def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
+def read_manifest(path: Path | str, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
     """Read a manifest.
 
     Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
@@ -257,6 +258,7 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         InputError: the file is missing, or none of its pictures is in either place.
         ManifestError: not a manifest; see `Manifest`.
     """
+    path = Path(path)
     if path.suffix == ".csv":
         raise InputError(
             f"{path}: a CSV table is no manifest yet; make one: thoraclip index ROOT --csv {path.name} --out FILE"

@@ -105,7 +105,7 @@ class Predictions:
         return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
+def write_predictions(path: Path | str, predictions: Predictions) -> None:
     """Write Parquet (or CSV, by the file's ending): image_id, split, fold, label, score_<class>..., patient."""
     names = predictions.labels.names
     table = pa.table(
@@ -118,6 +118,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             "patient": pa.array(predictions.patient, pa.string()),
         }
     )
+    path = Path(path)
     if path.suffix == ".csv":
         with atomic_open(path) as stream:
             pacsv.write_csv(table, stream)
@@ -125,7 +126,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         write_table(path, table, kind="predictions", schema=_SCHEMA)
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path | str) -> Predictions:
     """Read `.parquet` or `.csv`, ours or anyone's.
 
     Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are
