@@ -265,12 +265,14 @@ def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:
 
 def _manifest_file(manifest: Manifest, out: Path) -> dict[str, str]:
     """For `provenance.json`: where the manifest lies, relative to the run's folder where both can be moved together:
-    below one of the three folders above the run's."""
+    below one of the three folders above the run's. From elsewhere, both ways."""
     if manifest.file is None:
         return {}
     file, folder = manifest.file.resolve(), out.resolve()
-    is_near = file.is_relative_to(list(folder.parents)[:3][-1])
-    return {"manifest_file": Path(os.path.relpath(file, folder)).as_posix() if is_near else str(file)}
+    beside = Path(os.path.relpath(file, folder)).as_posix()
+    if file.is_relative_to(list(folder.parents)[:3][-1]):
+        return {"manifest_file": beside}
+    return {"manifest_file": str(file), "manifest_beside": beside}
 
 
 def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str, str]:
