@@ -169,3 +169,9 @@ def test_networks_that_pad_outside_the_convolution_are_left_alone(kind: str) -> 
     config = getattr(transformers, f"{kind}Config")(image_size=32, depth_multiplier=0.25)
     network = getattr(transformers, f"{kind}Model")(config).eval()
     assert not fold_grey(network, Preprocess(size=32))
+
+
+def test_a_network_that_reads_its_pixels_beside_the_layer_is_left_alone() -> None:
+    given_ = {"outer": 0, "level": 0.0}
+    readers = [Reader("nothing", beside, nn.Conv2d(3, 5, 3), **given_) for beside in ("nothing", "mean", "convolution")]
+    assert [fold_grey(reader.eval(), Preprocess(size=12)) for reader in readers] == [True, False, False]
