@@ -90,7 +90,7 @@ def shipped_prompt_sets() -> tuple[str, ...]:
     return tuple(sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
-def load_prompts(name_or_file: str) -> PromptSet:
+def load_prompts(name_or_file: str | Path) -> PromptSet:
     """Load a shipped prompt set by name, or a TOML file by path.
 
     The file holds `templates = ["a chest X-ray showing {}."]`, `[classes]` (names that fill the templates) and
@@ -100,6 +100,7 @@ def load_prompts(name_or_file: str) -> PromptSet:
         ConfigError: the name is unknown, or the file does not follow this form.
         InputError: the file is missing.
     """
+    name_or_file = str(name_or_file)
     if name_or_file.endswith(".toml"):
         file: Traversable = Path(name_or_file)
         if not file.is_file():

@@ -324,7 +324,6 @@ def test_the_defaults_are_the_documented_ones_and_the_bounds_are_fine() -> None:
         *(({name: -1}, f"{name} = -1: 0 or more is needed")
           for name in ("steps", "validate_every", "patience", "processes", "weight_decay", "max_norm", "seed")),
         *(({"val_fraction": value}, f"val_fraction = {value}: a number between 0 and 1") for value in (0, 1, 1.5, -0.1)),
-        ({"chunk_size": 65}, "chunk_size = 65 exceeds batch_size = 64"),
         ({"class_weight": "balance"}, "unknown class_weight 'balance'; did you mean 'balanced'"),
         ({"sampling": "shufle"}, "unknown sampling 'shufle'; did you mean 'shuffle'"),
         ({"trackers": ("wandd",)}, "unknown tracker 'wandd'; did you mean 'wandb'"),

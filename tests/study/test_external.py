@@ -261,9 +261,6 @@ def test_the_plan_counts_the_images_and_what_is_there(done: Done, images: Path, 
     assert new["images_encoded"] == 13 and not new["done"], "one pass for all heads"
     there = stage(folder / "s.toml", folder / "out")
     assert there["images_encoded"] == 0 and there["done"]
-    text = STUDY + EXTERNAL.replace("b.parquet", "gone.parquet")
-    gone = write_study(folder, clip, text, manifest=images / "m.parquet", name="gone.toml")
-    assert "external 'hospital-b': gone.parquet: no such manifest file" in stage(gone, tmp_path / "new")["error"]
 
 
 def test_the_resolved_config_reads_back(done: Done) -> None:
@@ -374,7 +371,7 @@ def test_labels_and_splits_that_do_not_fit_are_named(more: dict[str, Any], manif
         ('[external.x]\nmanifest = "b"\nsplit = "tests"', "split = 'tests' is unknown; did you mean 'test'"),
         ('[external.x]\nfolder = "b"\nlayout = "folder"', "unknown layout 'folder'; did you mean 'folders'"),
         ('[external.x]\nmanifest = "b"\nlayout = "folders"', "'layout' says how a folder is read"),
-        ('[external.x]\nfolder = "b"\nlayout = "csv"', "layout 'csv' needs column names"),
+        ('[external.x]\nfolder = "b"\nlayout = "csv"', "layout 'csv' needs the table: csv = FILE"),
         ('[[external]]\nmanifest = "b"', r"'external' must be \[external.NAME\] tables"),
     ],
 )  # fmt: skip

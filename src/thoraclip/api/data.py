@@ -70,31 +70,19 @@ def index(
     Returns:
         The `manifest`, which may leak as the files' own split may, and what was set aside, with reasons.
     """
+    named = locals()
     from thoraclip.data.index import index as read_folder
     from thoraclip.data.index import write_index_report
-    from thoraclip.data.layouts import detect_layout
+    from thoraclip.data.layouts import COLUMN_SETTINGS, detect_layout
     from thoraclip.tables.manifest import require_parquet, write_manifest
 
-    columns = {
-        "path": path_column,
-        "label": label_column,
-        "image_id": id_column,
-        "split": split_column,
-        "patient": patient_column,
-        "source": source_column,
-        "view": view_column,
-        "sex": sex_column,
-        "age_years": age_column,
-        "lung_mask": mask_column,
-        "infection_mask": infection_mask_column,
-    }
     root, out = Path(root), Path(out)
     require_parquet(out)
     result = read_folder(
         root,
         layout=layout or ("csv" if csv else detect_layout(root)),
         csv_file=to_path(csv),
-        columns=columns,
+        columns={column: named[name] for name, column in COLUMN_SETTINGS.items()},
         bits=bits,
         facts=out.with_suffix(".facts.jsonl"),
         fresh=fresh,
@@ -288,8 +276,7 @@ def phantom(
 ) -> PhantomSummary:
     """Draw synthetic chest radiographs in the COVID-QU-Ex layout, with lung and infection masks.
 
-    From 64 images on they are drawn by several processes: a script that calls this function guards its entry with
-    `if __name__ == "__main__":`.
+    From 64 images on they are drawn by several processes.
 
     Args:
         folder: folder to write to.

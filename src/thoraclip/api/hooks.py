@@ -19,6 +19,7 @@ __all__ = ["Announce", "File", "hooks", "read_images", "settings_of", "to_path"]
 
 File = str | Path
 Announce = Callable[[str], None]
+More = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 T = TypeVar("T")
 
 
@@ -52,8 +53,11 @@ def to_path(given: File | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str) -> T:
-    """The settings of a dataclass: the TOML file's, whose `kind`, if any, must be `where`, and over them the keywords'.
+def settings_of(
+    cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str, more: More = lambda _: {}
+) -> T:
+    """The settings of a dataclass: the TOML file's, whose `kind`, if any, must be `where`, and over them the keywords';
+    `more` gives settings that follow from those.
 
     Raises:
         ConfigError: an unknown name, a value of the wrong type, or a file of another method.
@@ -64,7 +68,8 @@ def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], 
     values = read_toml(Path(config)) if config else {}
     if values.pop("kind", where) != where:
         raise ConfigError(f"{config}: holds settings of another method than '{where}'")
-    return build_config(cls, {**values, **settings}, where=str(config or where))
+    stated = {**values, **settings}
+    return build_config(cls, {**more(stated), **stated}, where=str(config or where))
 
 
 class _Lines:

@@ -205,9 +205,10 @@ def method_function(kind: str) -> MethodFunction:
         announce: Announce | None = None,
         **settings: Any,
     ) -> tuple[Predictions, Mapping[str, Any]] | None:
+        from thoraclip.methods.encoders import stated_by_embeddings
         from thoraclip.methods.running import run_method
 
-        chosen = settings_of(METHODS[kind].config_type, config, settings, where=kind)
+        chosen = settings_of(METHODS[kind].config_type, config, settings, where=kind, more=stated_by_embeddings)
         draw, log = hooks(progress, announce)
         images = read_images(manifest, log=log)
         return run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)

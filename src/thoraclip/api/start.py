@@ -27,7 +27,7 @@ def demo(
 
     Args:
         out: folder to write to.
-        images: phantoms to draw, 60 or more. A script that draws 64 or more guards its entry, see `phantom`.
+        images: phantoms to draw, 60 or more.
         seed: seed of the phantoms.
         progress, announce: see `thoraclip.api`.
 
@@ -61,7 +61,7 @@ def run_study(
     """Run a list of methods on one manifest and write the report; what is done and valid is not run again.
 
     Args:
-        source: study file (.toml), or a folder of images.
+        source: study file (.toml), a folder of images, or a manifest (.parquet).
         out: folder to write to.
         dry_run: only plan: what would run, on how many images, and about how long it would take.
         progress, announce: see `thoraclip.api`.

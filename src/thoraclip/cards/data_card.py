@@ -44,10 +44,10 @@ def _spread(values: Mapping[str, float] | None) -> str:
 
 
 def write_card(
-    manifest_file: Path,
+    manifest_file: Path | str,
     manifest: Manifest,
     settings: CardSettings,
-    out: Path,
+    out: Path | str,
     *,
     check: Mapping[str, Any] | None = None,
 ) -> None:
@@ -57,6 +57,7 @@ def write_card(
         manifest_file: the Parquet file that holds `manifest`; the record names it and its SHA-256.
         check: findings of a check; see `data_card`.
     """
+    out, manifest_file = Path(out), Path(manifest_file)
     facts, file, folder = data_facts(manifest), manifest_file.resolve(), out.resolve()
     # the manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied there
     url = f"../{file.name}" if file.parent == folder.parent else file.name

@@ -39,11 +39,8 @@ def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(json.dumps(plan, indent=2))
         return
     rows = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])]
-    title = f"{plan['source']}: {'unknown' if plan['images'] is None else format(plan['images'], ',')} images"
+    title = f"{plan['source']}: {plan['images']:,} images"
     print_table(["", "kind", "seed", "encoded", "trained", "time", "state"], rows, title=title, numbers=False)
-    if plan["images"] is None:
-        typer.echo("Nothing can be estimated: the images are not known.")
-        return
     totals = plan["totals"]
     low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
     what = "In all" if totals["complete"] else "What can be estimated"

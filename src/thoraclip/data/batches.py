@@ -111,7 +111,9 @@ def read_pixels(path: Path, sha256: str | None, spec: Preprocess | None = None, 
         raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
 
 
-def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: Progress | None = None) -> ImageArrays:
+def pixel_cache(
+    manifest: Manifest, spec: Preprocess, root: Path | str, *, progress: Progress | None = None
+) -> ImageArrays:
     """The decoded pictures of a manifest at one geometry: found in `root`, or written there, in parallel, now.
 
     A killed pass goes on where it stopped and ends with the same bytes; InputError where the disk has no room. `root`
@@ -120,7 +122,7 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
     # the part of the spec that decides the pixels; mean and std come later
     geometry = {name: getattr(spec, name) for name in ("size", "geometry", "short_side", "resample")}
     fingerprint = digest([manifest.content_fingerprint, geometry, DECODING])
-    folder = root / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
+    folder = Path(root) / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
     if is_valid(folder, PIXELS, fingerprint):
         return read_arrays(folder, PIXELS)
     total = len(manifest)

@@ -77,6 +77,7 @@ def index(
     fresh: bool = False,
     salt: Path | None = None,
     label_map: LabelMap | None = None,
+    one_class: bool = False,
     progress: Progress | None = None,
 ) -> IndexResult:
     """Read every image of a layout: SHA-256, perceptual hash, size, mode, format; of DICOM patient, view, sex, age too.
@@ -89,6 +90,7 @@ def index(
         fresh: read every file again.
         salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
         label_map: classes to rename, merge or leave unlabelled.
+        one_class: whether images of a single class will do.
         progress: called with (done, total).
 
     Raises:
@@ -113,7 +115,8 @@ def index(
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = replace(Manifest.from_rows(rows, root.resolve(), may_leak=True), apart=apart)
-    manifest.label_set()
+    if not one_class:
+        manifest.label_set()
     remarks = [(str(row["path"]), row["image_remarks"]) for row in rows if row.get("image_remarks")]
     if remarks:
         path, remark = remarks[0]

@@ -137,7 +137,7 @@ def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any
 
 def write_report(
     report: Mapping[str, Any],
-    out: Path,
+    out: Path | str,
     *,
     image_paths: Mapping[str, Path] | None = None,
     thumbnails: bool = True,
@@ -154,6 +154,7 @@ def write_report(
     """
     from thoraclip.evaluation.render import html_page, latex_table, markdown_page  # with Matplotlib
 
+    out = Path(out)
     write_json(out / "report.json", dict(report))
     write_text(out / "report.md", markdown_page(report))
     write_text(out / "report.tex", latex_table(report))

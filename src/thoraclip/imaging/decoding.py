@@ -71,7 +71,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(
-    source: Path | bytes, *, bits: int | None = None, of_set: int | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | str | bytes, *, bits: int | None = None, of_set: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Radiograph:
     """Decode a file, or the bytes of one, to 8-bit grey.
 
@@ -88,8 +88,8 @@ def decode(
     Raises:
         ImageError: not a PNG, JPEG or DICOM, damaged, larger than `max_pixels`, or not one grey radiograph.
     """
-    where = str(source) if isinstance(source, Path) else "image"
-    data = read_bytes(source) if isinstance(source, Path) else source
+    where = "image" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else read_bytes(Path(source))
     if not data:
         raise ImageError(f"{where}: the file is empty")
     if is_dicom(data):

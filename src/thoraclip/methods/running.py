@@ -190,10 +190,10 @@ def run_method(
     kind: str,
     config: Any,
     manifest: Manifest,
-    out: Path,
+    out: Path | str,
     *,
-    cache: Path | None = None,
-    pixels: Path | None = None,
+    cache: Path | str | None = None,
+    pixels: Path | str | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[Predictions, Mapping[str, Any]] | None:
@@ -217,6 +217,7 @@ def run_method(
         InputError: no adapter where the config names one; nothing is written then.
     """
     require_shared_work(kind)
+    out, cache, pixels = Path(out), Path(cache) if cache else None, Path(pixels) if pixels else None
     folder, method = RunFolder(out), find_method(kind)
     facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():
@@ -264,12 +265,14 @@ def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:
 
 def _manifest_file(manifest: Manifest, out: Path) -> dict[str, str]:
     """For `provenance.json`: where the manifest lies, relative to the run's folder where both can be moved together:
-    below one of the three folders above the run's."""
+    below one of the three folders above the run's. From elsewhere, both ways."""
     if manifest.file is None:
         return {}
     file, folder = manifest.file.resolve(), out.resolve()
-    is_near = file.is_relative_to(list(folder.parents)[:3][-1])
-    return {"manifest_file": Path(os.path.relpath(file, folder)).as_posix() if is_near else str(file)}
+    beside = Path(os.path.relpath(file, folder)).as_posix()
+    if file.is_relative_to(list(folder.parents)[:3][-1]):
+        return {"manifest_file": beside}
+    return {"manifest_file": str(file), "manifest_beside": beside}
 
 
 def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str, str]:

@@ -26,7 +26,8 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
 from thoraclip.models.dual_encoder import DualEncoder, is_dual_encoder, load_dual_encoder, untrained_dual_encoder
-from thoraclip.models.files import Checkpoint, preprocessor_json, read_about, read_preprocess, whole_folder, write_about
+from thoraclip.models.files import Checkpoint, read_about, whole_folder, write_about
+from thoraclip.models.image_processor import preprocessor_json, read_preprocess
 from thoraclip.models.network import Network, network_settings
 from thoraclip.runs import atomic_open, write_json
 

@@ -13,7 +13,7 @@ from thoraclip.data.batches import picture_loader
 from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
-from thoraclip.errors import InputError, ManifestError, ThoraclipError
+from thoraclip.errors import InputError, ThoraclipError
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.evaluation.subgroups import group_columns
@@ -23,6 +23,7 @@ from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
 from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
+from thoraclip.study.checking import check_study
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.settings import (
     CAPTIONS,
@@ -61,9 +62,10 @@ def run_study(
         The content of `report.json`.
 
     Raises:
-        ThoraclipError: the images cannot be had, or every method failed (then the first one's error).
+        ThoraclipError: see `checking.check_study`; or every method failed (then the first one's error).
     """
     require_shared_work("a study")
+    check_study(config, methods, out)
     sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
     study = Study(config, methods, manifest, out, announce, progress)
@@ -132,13 +134,10 @@ def _prepare_manifest(
         for note in manifest.notes:
             announce(f"note: {note}")
     else:
-        if out.resolve().is_relative_to(Path(config.folder).resolve()):
-            raise InputError(f"{out}: lies inside the images' folder {config.folder}; choose an --out elsewhere")
         announce(f"indexing {config.folder} (layout {config.folder_layout()})")
         manifest, unreadable = config.read(out, progress)
         if unreadable:
             announce(f"{len(unreadable)} unreadable pictures set aside, see {out / 'manifest.index.json'}")
-    config.stated_prevalence(manifest)  # refused before anything else is written
     if any(manifest.parts()):
         manifest = manifest.strict()
     else:
@@ -278,8 +277,6 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int], torn: int) -> dict
     """Facts of the data set for the report; `torn` as in `_torn_pictures`."""
     folds = {f for f in manifest.column("fold") if f is not None}
     splits = Counter(s for s in manifest.column("split") if s is not None)
-    if all(label is None for label in manifest.column("label")):
-        raise ManifestError("manifest: no labelled image; a study needs labels to judge by")
     known = sum(p is not None for p in manifest.column("patient"))
     facts: dict[str, Any] = {
         "images_in_the_manifest": len(manifest),

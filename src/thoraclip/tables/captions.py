@@ -110,14 +110,15 @@ def append_label(text: str, label: str) -> str:
     return f"{text}, {label}"
 
 
-def write_captions(path: Path, captions: Captions) -> None:
+def write_captions(path: Path | str, captions: Captions) -> None:
     """Write Parquet, the origin in its header: equal captions, equal bytes; InputError where the ending is another."""
+    path = Path(path)
     require_parquet(path, "captions are")
     table = pa.table({name: pa.array(getattr(captions, name), kind) for name, kind in _COLUMNS.items()})
     write_table(path, table, kind="captions", schema=_SCHEMA, meta={"origin": dict(captions.origin)})
 
 
-def read_captions(path: Path) -> Captions:
+def read_captions(path: Path | str) -> Captions:
     """Read `.parquet` of ours, or `.csv` of anyone's (`image_id`, `caption`), whose texts count as free of the class.
 
     Raises:

@@ -308,8 +308,9 @@ def depths_of(table: pa.Table) -> list[int | None]:
     return [bits or None for bits in column.to_pylist()]
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path | str, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
+    path = Path(path)
     require_parquet(path)
     meta: dict[str, object] = {"root": str(manifest.root.resolve())}
     if manifest.selections:
@@ -319,7 +320,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta=meta)
 
 
-def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
+def read_manifest(path: Path | str, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
     """Read a manifest.
 
     Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
@@ -332,6 +333,7 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         InputError: the file is missing, or none of its pictures is in either place.
         ManifestError: not a manifest; see `Manifest`.
     """
+    path = Path(path)
     if path.suffix == ".csv":
         raise InputError(
             f"{path}: a CSV table is no manifest yet; make one: thoraclip index ROOT --csv {path.name} --out FILE"

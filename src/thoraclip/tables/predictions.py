@@ -109,9 +109,10 @@ class Predictions:
         return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
 
-def write_predictions(path: Path, predictions: Predictions, *, spreadsheet_safe: bool = False) -> None:
+def write_predictions(path: Path | str, predictions: Predictions, *, spreadsheet_safe: bool = False) -> None:
     """Write Parquet (or CSV, by the file's ending): image_id, split, fold, label, score_<class>..., patient; with
     `spreadsheet_safe`, of CSV alone, without text that a spreadsheet runs (`thoraclip.spreadsheets`)."""
+    path = Path(path)
     if spreadsheet_safe and path.suffix != ".csv":
         raise InputError(f"{path}: spreadsheet_safe is for CSV; leave it out, or end the name in .csv")
     names = predictions.labels.names
@@ -145,7 +146,7 @@ def _texts(table: pa.Table, change: Callable[[str], str]) -> pa.Table:
     return pa.table(columns, names=list(map(change, table.column_names)))
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path | str) -> Predictions:
     """Read `.parquet` or `.csv`, ours or anyone's.
 
     Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are

@@ -135,9 +135,10 @@ def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> M
     return manifest.with_columns(duplicate_cluster=pa.array(names.values(), pa.string()).take(place.combine_chunks()))
 
 
-def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
+def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path | str) -> None:
     """Write `check.json`, and what is drawn from it: `check.md`, `check.html`, and `label-errors.html` of a check with
     predictions; InputError where `out` is a file."""
+    out = Path(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
     write_json(out / "check.json", dict(content))

@@ -16,7 +16,22 @@ from thoraclip.imaging.names import SYSTEM
 from thoraclip.spelling import tidy
 from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
-__all__ = ["find_csv"]
+__all__ = ["COLUMN_SETTINGS", "find_csv"]
+
+COLUMN_SETTINGS = {
+    "path_column": "path",
+    "label_column": "label",
+    "id_column": "image_id",
+    "split_column": "split",
+    "patient_column": "patient",
+    "source_column": "source",
+    "view_column": "view",
+    "sex_column": "sex",
+    "age_column": "age_years",
+    "mask_column": "lung_mask",
+    "infection_mask_column": "infection_mask",
+}
+"""Setting that names a CSV column -> the manifest column that it fills."""
 
 _OURS = {"sha256", "phash", "fold", "width", "height", "mode", "format"}  # columns of a manifest that no table gives
 _ALIASES = {

@@ -26,12 +26,14 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -177,14 +179,13 @@ def plan_phantoms(config: PhantomConfig) -> list[Task]:
 
 
 def write_phantoms(
-    root: Path, config: PhantomConfig, *, workers: int | None = None, progress: Progress | None = None
+    root: Path | str, config: PhantomConfig, *, workers: int | None = None, progress: Progress | None = None
 ) -> PhantomSummary:
     """Write a folder of phantoms, or finish one that was begun with the same config.
 
     Args:
         root: new, empty, or begun with the same config; gets both trees, phantoms.csv, phantoms.json and README.txt.
-        workers: processes; None takes all cores, or one for a small set. The bytes do not depend on it. A script that
-            calls this with several must guard its entry with `if __name__ == "__main__":` (processes are spawned).
+        workers: processes; None takes all cores, or one for a small set. The bytes do not depend on it.
         progress: called with (images done, images in all).
 
     Raises:
@@ -204,7 +205,9 @@ def write_phantoms(
         if count > 1:  # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
             spawn = multiprocessing.get_context("spawn")
             run = stack.enter_context(ProcessPoolExecutor(count, mp_context=spawn)).map
-        for drawn in run(partial(_draw_files, root, config), chunks):
+        with _without_main():
+            drawings = run(partial(_draw_files, root, config), chunks)
+        for drawn in drawings:
             rows.extend(drawn)
             if progress:
                 progress(len(rows), len(tasks))
@@ -216,6 +219,17 @@ def write_phantoms(
     settings = "\n".join(f"  {name} = {value!r}" for name, value in asdict(config).items())
     _put(root / "README.txt", _README.format(seed=config.seed, config=settings).encode())
     return PhantomSummary(root=root, images=len(tasks), patients=len({task.patient for task in tasks}))
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that are spawned meanwhile do not run the caller's script again, which they would without a guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _claim_folder(root: Path, config: dict[str, Any]) -> None:

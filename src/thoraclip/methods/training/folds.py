@@ -140,6 +140,9 @@ def train_folds(
     with ProcessGroup(wanted=config.processes, trackers=config.trackers, folder=context.folder.path) as group:
         if group.count > 1 and group.is_main:
             context.log(f"{kind}: {group.count} processes")
+        if config.chunk_size > config.batch_size and group.is_main:
+            sizes = f"chunk_size = {config.chunk_size} exceeds batch_size = {config.batch_size}"
+            context.log(f"{kind}: {sizes}; chunks are whole batches")
         manifest, rows, scores, chosen = context.manifest, [], [], []
         labels = manifest.label_set(config.classes)
         metrics: list[Mapping[str, object]] = []

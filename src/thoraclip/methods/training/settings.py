@@ -23,7 +23,7 @@ class TrainingSettings:
     batch_size: int = 64
     """Images per optimizer step."""
     chunk_size: int = 32
-    """Images per forward pass, a part of a batch: memory only, but for a network with dropout of its own."""
+    """Images per forward pass, at most a batch: memory only, but for a network with dropout of its own."""
     epochs: int = 10
     """Passes over the training images; an incomplete last batch is left out."""
     steps: int = 0
@@ -65,10 +65,6 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         require_known(self, augmentation=AUGMENTATIONS, class_weight=_WEIGHTINGS, sampling=_SAMPLINGS)
         require_positive(self, "batch_size", "chunk_size", "epochs", "learning_rate", "checkpoint_minutes")
-        if self.chunk_size > self.batch_size:
-            raise ConfigError(
-                f"chunk_size = {self.chunk_size} exceeds batch_size = {self.batch_size}; a chunk is a part of a batch"
-            )
         if self.patience and getattr(self, "select", "") == "last":
             raise ConfigError(
                 f"patience = {self.patience}: with select = last no validation is the better one; set it to 0"
