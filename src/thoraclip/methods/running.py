@@ -21,7 +21,7 @@ from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.models.files import require_adapter
-from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
+from thoraclip.runs import Progress, RunFolder, digest, end_sets, fold_file, is_main_process, provenance, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictions, write_predictions
 
@@ -220,7 +220,7 @@ def run_method(
     folder, method = RunFolder(out), find_method(kind)
     facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():
-        sweep(out)
+        end_sets(out)
     if not folder.is_done(fingerprint):
         if adapter := getattr(config, "adapter", ""):
             require_adapter(adapter)

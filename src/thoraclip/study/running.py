@@ -21,7 +21,7 @@ from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
-from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
+from thoraclip.runs import Progress, canonical_json, provenance, unforeseen_errors, write_json, write_text
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.settings import (
     CAPTIONS,
@@ -63,7 +63,6 @@ def run_study(
         ThoraclipError: the images cannot be had, or every method failed (then the first one's error).
     """
     require_shared_work("a study")
-    sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
     study = Study(config, methods, manifest, out, announce, progress)
     torn = _torn_pictures(manifest)
