@@ -18,7 +18,7 @@ from thoraclip.writing import HELD, end_sets, hidden, real_path
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["is_main_process", "locked", "process_count"]
+__all__ = ["is_empty", "is_main_process", "locked", "process_count"]
 
 _LOCK = ".thoraclip-lock"
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -37,27 +37,32 @@ def process_count() -> int:
 
 
 @contextmanager
-def locked(out: Path, *, remark: Callable[[str], None] = warnings.warn) -> Iterator[None]:
+def locked(
+    out: Path, *, option: str = "--out", may_only_read: bool = False, remark: Callable[[str], None] = warnings.warn
+) -> Iterator[None]:
     """Keep other processes from writing an output; what a killed one left of it is mended first.
 
     The lock ends with the process, however that ends. Of several processes that a launcher started, the first one takes
-    it. Within the block the output may be locked again. Folders above it are made, and removed if they stay empty.
+    it. Within the block it may be locked again, and what lies in it. Folders above it are made, and removed if they
+    stay empty.
 
     Args:
         out: file or folder.
-        remark: gets a line where the output cannot be locked: by the file system, or because it is read-only.
+        option: names it in messages.
+        may_only_read: what is there and finished is only read, and may lie where nothing can be written.
+        remark: gets a line where the output cannot be locked: by the file system, or because it is only read.
 
     Raises:
-        InputError: another process holds the lock, or the output can neither be read nor made.
+        InputError: another process holds the lock, or nothing can be written there.
     """
     place = real_path(out)
-    if place in HELD.get() or not is_main_process():
+    if not HELD.get().isdisjoint((place, *place.parents)) or not is_main_process():
         yield
         return
     made = [folder for folder in place.parents if not folder.exists()]
     lock, token = None, HELD.set(HELD.get() | {place})
     try:
-        lock = _lock(out, place, remark)
+        lock = _lock(out, place, option, may_only_read, remark)
         end_sets(place)
         end_sets(place.parent, escape(place.name))
         yield
@@ -72,11 +77,18 @@ def locked(out: Path, *, remark: Callable[[str], None] = warnings.warn) -> Itera
                 folder.rmdir()
 
 
-def _lock(out: Path, place: Path, remark: Callable[[str], None]) -> BaseFileLock | None:
+def is_empty(folder: Path) -> bool:
+    """Whether nothing lies in a folder but the lock on it."""
+    return all(place.name == _LOCK for place in folder.iterdir())
+
+
+def _lock(
+    out: Path, place: Path, option: str, may_only_read: bool, remark: Callable[[str], None]
+) -> BaseFileLock | None:
     """The lock beside a place, or, where that cannot be, in it; `None` where there can be none."""
     from filelock import FileLock, Timeout  # takes a while to load
 
-    reason = ""
+    error: OSError
     for file in (hidden(place, _LOCK), place / _LOCK):
         if file.parent != place or place.is_dir():
             make_folder(file.parent)
@@ -86,14 +98,13 @@ def _lock(out: Path, place: Path, remark: Callable[[str], None]) -> BaseFileLock
                     lock.acquire()
                 return lock
             except Timeout:
-                raise InputError(
-                    f"{out}: another process is writing it; wait for its end, or choose another --out"
-                ) from None
-            except OSError as error:
-                reason = error.strerror or str(error)
+                what = f"another process is writing it; wait for its end, or choose another {option}"
+                raise InputError(f"{out}: {what}") from None
+            except OSError as raised:
+                error = raised
                 if error.errno not in _NOT_ALLOWED:
                     break
-    if not place.exists():
-        raise InputError(f"{out}: cannot be written ({reason}); choose another --out")
-    remark(f"{out}: cannot be locked ({reason}); make sure that no other process writes it")
+    if error.errno in _NOT_ALLOWED and not (may_only_read and place.exists()):
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another {option}") from error
+    remark(f"{out}: cannot be locked ({error.strerror}); make sure that no other process writes it")
     return None

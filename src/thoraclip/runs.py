@@ -16,7 +16,7 @@ from pathlib import Path
 
 from thoraclip.disk import NO_ROOM, make_folder, needing_room, take_room
 from thoraclip.errors import ThoraclipError, first_line
-from thoraclip.locks import is_main_process, locked, process_count
+from thoraclip.locks import is_empty, is_main_process, locked, process_count
 from thoraclip.writing import (
     atomic_open,
     end_sets,
@@ -42,6 +42,7 @@ __all__ = [
     "fold_file",
     "fold_folder",
     "folder_digest",
+    "is_empty",
     "is_main_process",
     "locked",
     "make_folder",

@@ -56,20 +56,22 @@ _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=No
 
 
 @contextmanager
-def atomic_open(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
+def atomic_open(path: Path, mode: str = "wb", *, is_one_of_many: bool = False) -> Iterator[IO[Any]]:
     """Write to a temporary neighbour, which takes the place of `path` when the block ends without an error, or, within
     `written_together`, when that ends.
 
     A new file has the permissions of the user's umask, a replaced one keeps its own.
 
     Args:
-        sync: wait until the content is on the disk; without, a power cut may leave an empty file.
+        is_one_of_many: do not wait until the content is on the disk (a power cut may leave an empty file), nor look for
+            what a killed process left of it.
 
     Raises:
         InputError: `path` is a folder, a device or read-only; it cannot be written; or the disk is full.
     """
     target, waiting = require_file(path), _waiting.get()
-    remove_leftovers(target.parent, target.name, but=() if waiting is None else waiting.values())
+    if not is_one_of_many:
+        remove_leftovers(target.parent, target.name, but=() if waiting is None else waiting.values())
     temporary = hidden(target, f".{secrets.token_hex(4)}{_PART}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     with writing(path):
@@ -80,7 +82,7 @@ def atomic_open(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[
         with needing_room(path), os.fdopen(handle, mode, encoding=encoding, newline=newline) as stream:
             yield stream
             stream.flush()
-            if sync:
+            if not is_one_of_many:
                 os.fsync(stream.fileno())
         with suppress(OSError):  # there is none yet, or it is another user's
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -243,13 +245,13 @@ def remove_file(path: Path) -> None:
     remove_leftovers(target.parent, target.name)
 
 
-def remove_leftovers(folder: Path, name: str = "", *, but: Collection[Path] = ()) -> None:
+def remove_leftovers(folder: Path, name: str = "", *, but: Collection[Path] = (), is_locked: bool = False) -> None:
     """Remove the temporary files and folders of NAME, or of all names, that killed processes left in a folder.
 
-    Does nothing unless an output is locked: they may be another process's that is writing.
+    Does nothing unless an output is locked, here or (`is_locked`) by other means: another process may be writing.
     """
     of = hidden(folder / name, "").name if name else ".*"
-    for part in folder.glob(f"{escape(of) if name else of}.*{_PART}") if HELD.get() else ():
+    for part in folder.glob(f"{escape(of) if name else of}.*{_PART}") if is_locked or HELD.get() else ():
         if part not in but and re.fullmatch(rf"\..*\.([0-9a-f]{{8}}|old){re.escape(_PART)}", part.name):
             if part.is_dir() and not part.is_symlink():
                 shutil.rmtree(part, ignore_errors=True)

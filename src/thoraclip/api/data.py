@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path
+from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
-from thoraclip.runs import Progress
+from thoraclip.runs import Progress, require_own, written_together
 
 if TYPE_CHECKING:
     from thoraclip.api.hooks import Images
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["card", "check", "index", "phantom", "split"]
 
 
+@writes(file=True)
 def index(
     root: File,
     *,
@@ -82,6 +83,7 @@ def index(
     }
     root, out = Path(root), Path(out)
     require_parquet(out)
+    require_own(out.parent, {out.with_suffix(".index.json").name: ()})
     result = read_folder(
         root,
         layout=layout or ("csv" if csv else detect_layout(root)),
@@ -92,11 +94,13 @@ def index(
         salt=to_path(salt),
         progress=hooks(progress, None)[0],
     )
-    write_manifest(out, result.manifest)
-    write_index_report(out.with_suffix(".index.json"), result)
+    with written_together(out.parent, out.name):
+        write_manifest(out, result.manifest)
+        write_index_report(out.with_suffix(".index.json"), result)
     return result
 
 
+@writes(own={"check.json": ("check.md", "check.html")})
 def check(
     manifest: Images,
     *,
@@ -131,6 +135,7 @@ def check(
     return content
 
 
+@writes(file=True)
 def split(
     manifest: Images,
     *,
@@ -172,6 +177,7 @@ def split(
     return done
 
 
+@writes(own={"croissant.json": ("data-card.md",)})
 def card(manifest: File, *, out: File, config: File | None = None, check: File | None = None, **settings: Any) -> Path:
     """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
 
@@ -195,6 +201,7 @@ def card(manifest: File, *, out: File, config: File | None = None, check: File |
     return Path(out) / "data-card.md"
 
 
+@writes(argument="folder")
 def phantom(
     folder: File,
     *,

@@ -22,7 +22,7 @@ from thoraclip.data.check.inspection import Inspection, duplicate_pairs, inspect
 from thoraclip.data.check.page import html_page, leaks, markdown_page, warnings
 from thoraclip.data.duplicates import DuplicatePair
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import Progress, provenance, write_json, write_text
+from thoraclip.runs import Progress, provenance, write_json, write_text, written_together
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["check", "duplicate_clusters", "inspect", "read_check", "read_clusters", "write_check"]
@@ -126,6 +126,7 @@ def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> No
     """Write `check.json`, and `check.md` and `check.html` drawn from it; InputError where `out` is a file."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
-    write_json(out / "check.json", dict(content))
-    write_text(out / "check.md", markdown_page(content))
-    write_text(out / "check.html", html_page(content, manifest))
+    with written_together(out, "check"):
+        write_json(out / "check.json", dict(content))
+        write_text(out / "check.md", markdown_page(content))
+        write_text(out / "check.html", html_page(content, manifest))
