@@ -11,8 +11,8 @@ CALLS = ("open", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "fdop
 """Functions of `os` before each of which a process may be killed."""
 
 
-def kill_before(number: int) -> None:
-    """From now on kill this process just before the `number`-th of these calls, counted from 1."""
+def kill_before(number: int) -> list[int]:
+    """From now on kill this process just before the `number`-th of these calls, counted from 1; how many are left."""
     left = [number]
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,6 +26,7 @@ def kill_before(number: int) -> None:
 
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
+    return left
 
 
 def is_killed(number: int, work: Callable[[], Any]) -> bool:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from thoraclip.disk import make_folder, needing_room
 from thoraclip.errors import InputError
-from thoraclip.writing import HELD, end_sets, hidden, real_path
+from thoraclip.writing import HELD, end_sets, hidden, real_path, require_file, require_own
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["is_empty", "is_main_process", "locked", "process_count"]
+__all__ = ["is_empty", "is_main_process", "locked", "process_count", "writes"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LOCK = ".thoraclip-lock"
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -77,6 +82,52 @@ def locked(
                 folder.rmdir()
 
 
+def writes(
+    file: bool = False,
+    own: Mapping[str, Sequence[str]] | None = None,
+    *,
+    argument: str = "out",
+    unless: str = "",
+    may_only_read: bool = False,
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Mark a function that writes the file or folder `out`: no other process writes it meanwhile, and what is there and
+    not of an earlier run is refused before the work. Every public function with an `out` has this mark.
+
+    Args:
+        file: `out` is a file.
+        own: of a folder: what the function writes there by names that others use too; see `runs.require_own`.
+        argument: name of the argument that takes the place of `out`.
+        unless: argument with which nothing is written.
+        may_only_read: what is there and finished is only read.
+    """
+
+    def mark(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def run(*given: P.args, **named: P.kwargs) -> T:
+            try:
+                bound = signature.bind(*given, **named)
+            except TypeError:
+                return function(*given, **named)  # which says it by its own name
+            bound.apply_defaults()
+            out = bound.arguments[argument]
+            if out is None or bound.arguments.get(unless):
+                return function(*given, **named)
+            remark = bound.arguments.get("announce") or warnings.warn
+            with locked(Path(out), may_only_read=may_only_read, remark=remark):
+                if file:
+                    require_file(Path(out))
+                elif is_main_process():
+                    require_own(Path(out), own or {})
+                return function(*given, **named)
+
+        run.writes = argument  # type: ignore[attr-defined]
+        return run
+
+    return mark
+
+
 def is_empty(folder: Path) -> bool:
     """Whether nothing lies in a folder but the lock on it."""
     return all(place.name == _LOCK for place in folder.iterdir())
@@ -102,7 +153,9 @@ def _lock(
                 raise InputError(f"{out}: {what}") from None
             except OSError as raised:
                 error = raised
-                if error.errno not in _NOT_ALLOWED:
+                if error.errno not in _NOT_ALLOWED:  # no locks on this file system
+                    with suppress(OSError):
+                        file.unlink()
                     break
     if error.errno in _NOT_ALLOWED and not (may_only_read and place.exists()):
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another {option}") from error

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from thoraclip.disk import NO_ROOM, make_folder, needing_room, take_room
 from thoraclip.errors import ThoraclipError, first_line
-from thoraclip.locks import is_empty, is_main_process, locked, process_count
+from thoraclip.locks import is_empty, is_main_process, locked, process_count, writes
 from thoraclip.writing import (
     atomic_open,
     end_sets,
@@ -58,6 +58,7 @@ __all__ = [
     "whole_folder",
     "write_json",
     "write_text",
+    "writes",
     "written_together",
 ]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from thoraclip.runs import Progress, is_main_process, locked, require_file, require_own
+from thoraclip.runs import Progress, is_main_process, writes
 
 if TYPE_CHECKING:
     from thoraclip.tables.manifest import Manifest
@@ -22,57 +19,10 @@ __all__ = ["REPORT_FILES", "RUN_FILES", "Announce", "File", "hooks", "read_image
 
 File = str | Path
 Announce = Callable[[str], None]
-P = ParamSpec("P")
 T = TypeVar("T")
 
 REPORT_FILES = {"report.json": ("report.md", "report.html", "report.tex")}
 RUN_FILES = {"provenance.json": ("config.toml", "metrics.jsonl", "predictions.parquet")}
-
-
-def writes(
-    file: bool = False,
-    own: Mapping[str, Sequence[str]] | None = None,
-    *,
-    argument: str = "out",
-    unless: str = "",
-    may_only_read: bool = False,
-) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Mark a function that writes the file or folder `out`: no other process writes it meanwhile, and what is there and
-    not of an earlier run is refused before the work. Every public function with an `out` has this mark.
-
-    Args:
-        file: `out` is a file.
-        own: of a folder: what the function writes there by names that others use too; see `runs.require_own`.
-        argument: name of the argument that takes the place of `out`.
-        unless: argument with which nothing is written.
-        may_only_read: what is there and finished is only read.
-    """
-
-    def mark(function: Callable[P, T]) -> Callable[P, T]:
-        signature = inspect.signature(function)
-
-        @functools.wraps(function)
-        def run(*given: P.args, **named: P.kwargs) -> T:
-            try:
-                bound = signature.bind(*given, **named)
-            except TypeError:
-                return function(*given, **named)  # which says it by its own name
-            bound.apply_defaults()
-            out = bound.arguments[argument]
-            if out is None or bound.arguments.get(unless):
-                return function(*given, **named)
-            remark = bound.arguments.get("announce") or warnings.warn
-            with locked(Path(out), may_only_read=may_only_read, remark=remark):
-                if file:
-                    require_file(Path(out))
-                elif is_main_process():
-                    require_own(Path(out), own or {})
-                return function(*given, **named)
-
-        run.writes = argument  # type: ignore[attr-defined]
-        return run
-
-    return mark
 
 
 def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progress | None, Announce]:

@@ -10,7 +10,7 @@ from thoraclip.cards.cautions import percent
 from thoraclip.cards.croissant import NOT_STATED, CardSettings, croissant_record
 from thoraclip.cards.facts import data_facts, summary
 from thoraclip.pages import environment, escape_markdown, without_gaps
-from thoraclip.runs import write_json, write_text, written_together
+from thoraclip.runs import write_json, write_text, writes, written_together
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["data_card", "write_card"]
@@ -43,6 +43,7 @@ def _spread(values: Mapping[str, float] | None) -> str:
     return f"{shown['median']} [{shown['q1']}, {shown['q3']}], {shown['min']} to {shown['max']}"
 
 
+@writes()
 def write_card(
     manifest_file: Path,
     manifest: Manifest,

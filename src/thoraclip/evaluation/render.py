@@ -26,7 +26,7 @@ from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.subgroups import POINTS
 from thoraclip.evaluation.usefulness import RATE_NAMES
 from thoraclip.pages import environment, picture_or_reason
-from thoraclip.runs import write_json, write_text, written_together
+from thoraclip.runs import write_json, write_text, writes, written_together
 
 __all__ = [
     "Load",
@@ -108,6 +108,7 @@ def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": verdict_label}
 
 
+@writes()
 def write_audit(content: Mapping[str, Any], out: Path) -> None:
     """Write `audit.json`, and `audit.md` and `audit.html` drawn from it; the same content gives the same bytes."""
     context = audit_context(content) | {"title": "Audit: lungs or shortcuts?", "reading": content["reading"]}

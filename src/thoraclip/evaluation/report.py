@@ -26,7 +26,7 @@ from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
 from thoraclip.evaluation.usefulness import usefulness, usefulness_reading
 from thoraclip.proportions import LEVEL
-from thoraclip.runs import write_json, write_text, written_together
+from thoraclip.runs import write_json, write_text, writes, written_together
 
 if TYPE_CHECKING:
     from thoraclip.evaluation.render import Load
@@ -135,6 +135,7 @@ def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any
     return {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
 
 
+@writes()
 def write_report(
     report: Mapping[str, Any],
     out: Path,

@@ -32,6 +32,7 @@ from thoraclip.runs import (
     provenance,
     remove_file,
     write_json,
+    writes,
     written_together,
 )
 from thoraclip.tables.manifest import Manifest
@@ -198,6 +199,7 @@ def pooled_predictions(
     return _predictions(manifest, labels, together, np.concatenate(scores)[order], split=split, fold=fold)
 
 
+@writes(may_only_read=True)
 def run_method(
     kind: str,
     config: Any,

@@ -22,7 +22,7 @@ from thoraclip.data.check.inspection import Inspection, duplicate_pairs, inspect
 from thoraclip.data.check.page import html_page, leaks, markdown_page, warnings
 from thoraclip.data.duplicates import DuplicatePair
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import Progress, provenance, write_json, write_text, written_together
+from thoraclip.runs import Progress, provenance, write_json, write_text, writes, written_together
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["check", "duplicate_clusters", "inspect", "read_check", "read_clusters", "write_check"]
@@ -122,10 +122,9 @@ def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> M
     return manifest.with_columns(duplicate_cluster=pa.array(names.values(), pa.string()).take(place.combine_chunks()))
 
 
+@writes()
 def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
     """Write `check.json`, and `check.md` and `check.html` drawn from it; InputError where `out` is a file."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
     with written_together(out, "check"):
         write_json(out / "check.json", dict(content))
         write_text(out / "check.md", markdown_page(content))
