@@ -33,7 +33,7 @@ from thoraclip.runs import (
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 OURS = ".thoraclip-"
-NAMES = ("a.json", "b.html", "sub/c.txt", "[x].md", "n" * 230)
+NAMES = ("a.json", "b.html", "sub/c.txt", os.fsdecode(b"[x]\xff.md"), "n" * 230)
 STRANGERS = (".a.json.part", ".hidden.part", ".a.json.1234.thoraclip-part", ".z.0123456x.thoraclip-part", "sub/.c.part")
 """Names that are close to those of our temporary files, and are not ours."""
 

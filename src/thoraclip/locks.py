@@ -9,11 +9,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from thoraclip.disk import make_folder, needing_room
+from thoraclip.disk import make_folder, needing_room, writing
 from thoraclip.errors import InputError
 from thoraclip.writing import HELD, end_sets, hidden, real_path, require_file, require_own
 
@@ -64,12 +63,13 @@ def locked(
     if not HELD.get().isdisjoint((place, *place.parents)) or not is_main_process():
         yield
         return
-    made = [folder for folder in place.parents if not folder.exists()]
+    with writing(out):  # a folder may be closed to this user
+        made = [folder for folder in place.parents if not folder.exists()]
     lock, token = None, HELD.set(HELD.get() | {place})
     try:
         lock = _lock(out, place, option, may_only_read, remark)
         end_sets(place)
-        end_sets(place.parent, escape(place.name))
+        end_sets(place.parent, place.name)
         yield
     finally:
         HELD.reset(token)

@@ -152,9 +152,10 @@ def written_together(folder: Path, name: str) -> Iterator[None]:
             yield
         finally:
             _waiting.reset(token)
-        note = real_path(folder) / f".{name}{_SET}"
+        note = hidden(real_path(folder) / name, _SET)
         if waiting:
-            write_json(note, [[_below(note.parent, part), _below(note.parent, file)] for file, part in waiting.items()])
+            pairs = [[_below(note.parent, part), _below(note.parent, file)] for file, part in waiting.items()]
+            write_text(note, json.dumps(pairs))  # in ASCII: any file name comes back as it was
     except BaseException:
         for part in waiting.values():
             part.unlink(missing_ok=True)
@@ -166,18 +167,17 @@ def _below(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def end_sets(folder: Path, name: str = "*") -> None:
-    """Give the files of sets that a killed process was renaming their places."""
-    if folder.is_dir():
-        for note in folder.glob(f".{name}{_SET}"):
-            _end_set(note)
+def end_sets(folder: Path, name: str = "") -> None:
+    """Give the files of a set, or of all in a folder, that a killed process was renaming their places."""
+    for note in [hidden(folder / name, _SET)] if name else [*folder.glob(f".*{_SET}")]:
+        _end_set(note)
 
 
 def _end_set(note: Path) -> None:
     """Rename what is not renamed yet, and remove the list; any process may, at any time."""
     try:
         pairs = [(note.parent / part, note.parent / file) for part, file in json.loads(note.read_text("utf-8"))]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, TypeError):
         pairs = [(note, note)]

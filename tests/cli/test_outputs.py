@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from tests.cli.interrupted import killed_before
+from tests.cli.interrupted import killed_before, run_on_a_full_disk
 from tests.conftest import IS_DEEP, files
 from tests.forked import finish
 from tests.test_locks import BUSY, Holder
@@ -150,3 +151,34 @@ def test_the_files_of_others_are_refused_and_stay(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and str(out) in error and ("move it" in error or "name a new" in error)
     assert files(out) == before
+
+
+FULL = (
+    "split",
+    "card",
+    "phantom",
+    "report",
+    "caption",
+    "check",
+    pytest.param("audit", marks=pytest.mark.slow),
+    pytest.param("export", marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_disk_is_one_line_and_leaves_the_old_result(name: str, places: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = command(name, places, out)
+    if COMMAND[name][1]:
+        assert run(command(name, places, out, is_old=True)) == 0
+    before = files(out) if out.is_dir() else {}
+    results = {n: content for n, content in before.items() if "inspection" not in n}
+    full = finish(run_on_a_full_disk, words, 300, env={**os.environ, "COLUMNS": "200"})
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
+    message = full.stderr.splitlines()[-1]
+    assert message.startswith("error: ") and "make room" in message
+    seen = files(out) if out.is_dir() else {}
+    if name != "phantom":  # which goes on from what is there
+        assert {n: seen.get(n) for n in results} == results
+    assert not [p for p in tmp_path.rglob("*") if "thoraclip-" in p.name]
+    assert run(words) == 0
