@@ -235,6 +235,7 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
         ({"notes.txt": ""}, None),
         ({"r.json": '{"schema": 1}', "r.md": ""}, None),
         ({"r.json": '{"versions": {}}'}, None),
+        ({"r.json": ""}, None),
         ({"r.md": "mine"}, "r.md"),
         ({"r.json": '{"mine": 1}'}, "r.json"),
         ({"r.json/x": "a folder"}, "r.json"),

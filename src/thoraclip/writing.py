@@ -124,7 +124,8 @@ def require_own(folder: Path, groups: Mapping[str, Sequence[str]]) -> None:
     for mark, others in groups.items():
         is_own = False
         with suppress(OSError):
-            is_own = re.search(rb'"(schema|versions|@context)"', (folder / mark).read_bytes()) is not None
+            content = (folder / mark).read_bytes()  # nothing, after a power cut
+            is_own = not content or re.search(rb'"(schema|versions|@context)"', content) is not None
         for file in () if is_own else (folder / name for name in (mark, *others)):
             if os.path.lexists(file):
                 raise InputError(f"{file}: is in the way, and not of an earlier run; move it, or choose another --out")
