@@ -42,7 +42,7 @@ COMMAND: dict[str, tuple[str, str]] = {
 """Name -> the command, and what more is said to it to make the old result."""
 TOGETHER = {"report": "report.*", "check": "check.*", "card": "[dc]*", "index": "m.*", "audit": "audit.*"}
 """Files that change together."""
-QUICK = ("index", "split", "card", "phantom", "report")
+QUICK = ("index", "split", "card", "phantom")
 KILLED = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in COMMAND
@@ -85,6 +85,7 @@ def test_a_second_writer_is_one_line(
     assert not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, places: dict[str, str], tmp_path: Path) -> None:
     out, old = tmp_path / "out", tmp_path / "old"
