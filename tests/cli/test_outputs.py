@@ -25,6 +25,8 @@ _STUDY = (
 COMMAND: dict[str, tuple[str, str]] = {
     "index": ("index {images} --layout covid-qu-ex --out {out}/m.parquet", ""),
     "check": ("check {manifest} --out {out}", "--seed 1"),
+    "select": ("select {manifest} --where label==Normal --out {out}/m.parquet", ""),
+    "overlap": ("overlap {manifest} {manifest} --out {out}", ""),
     "split": ("split {manifest} --folds 3 --out {out}/m.parquet", "--seed 1"),
     "card": ("card {manifest} --out {out}", "--set name=old"),
     "phantom": ("phantom {out} --images 3 --size 32", ""),
@@ -124,7 +126,8 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(name: str, places: dict[s
 
 OTHERS = {
     "report": ["report.md"],
-    "check": ["check.html"],
+    "check": ["check.html", "label-errors.html"],
+    "overlap": ["overlap.html"],
     "card": ["data-card.md", "croissant.json"],
     "audit": ["audit.json"],
     "zeroshot": ["README.md", "config.toml", "model/weights.bin", "predictions.parquet"],
