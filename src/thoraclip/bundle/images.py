@@ -20,6 +20,7 @@ from typing import cast
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging import is_image_name, told_by_name
+from thoraclip.spreadsheets import MARK, restore
 
 __all__ = ["LIST", "OTHER_FILES", "ImagePaths", "LeftOut", "PathTable", "find_images", "listed_paths"]
 
@@ -232,14 +233,14 @@ def _csv_paths(file: Path) -> Iterator[str]:
             header = next(reader, [])
             if "path" not in header:
                 raise ManifestError(f"{file}: no column 'path'{did_you_mean('path', header)}; name it so")
-            column = header.index("path")
+            column, read = header.index("path"), restore if MARK in header else str
             for row in filter(None, reader):
                 where = f"{file}:{reader.line_num}"
                 if len(row) > len(header):
                     raise ManifestError(f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas")
                 if len(row) <= column or not row[column]:
                     raise ManifestError(f"{where}: no path in this row; mend the table")
-                yield os.path.join(file.parent, row[column])  # noqa: PTH118
+                yield os.path.join(file.parent, read(row[column]))  # noqa: PTH118
         except csv.Error as error:
             raise ManifestError(f"{file}:{reader.line_num}: not a readable CSV file ({error}); mend it") from error
 

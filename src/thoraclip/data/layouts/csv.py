@@ -10,6 +10,7 @@ from typing import Any
 
 from thoraclip.data.layouts.listing import Listing, split_name
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
+from thoraclip.spreadsheets import restore_record
 from thoraclip.tables.manifest import COLUMNS
 
 __all__ = ["find_csv"]
@@ -49,7 +50,7 @@ def find_csv(
         try:
             chosen = _chosen_columns(columns or {}, reader.fieldnames or [], csv_file)
             for line, record in enumerate(reader, start=2):
-                _add_row(listing, record, chosen, where=f"{csv_file}:{line}")
+                _add_row(listing, restore_record(record), chosen, where=f"{csv_file}:{line}")
         except (csv.Error, UnicodeDecodeError) as error:
             raise ManifestError(f"{csv_file}: not a readable CSV file ({error}); mend the file") from error
     return listing
