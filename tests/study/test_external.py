@@ -172,7 +172,6 @@ def test_what_is_lost_is_made_again_with_the_same_bytes(lost: int, done: Done, t
     out = without_some(done[0], tmp_path, lambda number: number % 2 != lost)
     table = out / "runs" / "probe" / "seed-1" / "external-hospital-b-fold-2.parquet"
     shutil.copy(done[0] / "out" / "runs" / "probe" / "seed-1" / "external-hospital-b-fold-1.parquet", table)
-    (out / "external" / ".left-out.json.abc.part").write_text("left by a killed process")
     run_study(*read_study(done[0] / "s.toml", {}), out)
     assert files(out) == files(done[0] / "out")
 

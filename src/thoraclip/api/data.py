@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path
+from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
-from thoraclip.runs import Progress
+from thoraclip.runs import Progress, require_own, written_together
 from thoraclip.spelling import LabelMap
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
 
+@writes(file=True)
 def index(
     root: File,
     *,
@@ -78,6 +79,7 @@ def index(
 
     root, out = Path(root), Path(out)
     require_parquet(out)
+    require_own(out.parent, {out.with_suffix(".index.json").name: ()})
     result = read_folder(
         root,
         layout=layout or ("csv" if csv else detect_layout(root)),
@@ -90,11 +92,13 @@ def index(
         label_map=LabelMap(label_map),
         progress=hooks(progress, None)[0],
     )
-    write_manifest(out, result.manifest)
-    write_index_report(out.with_suffix(".index.json"), result)
+    with written_together(out.parent, out.name):
+        write_manifest(out, result.manifest)
+        write_index_report(out.with_suffix(".index.json"), result)
     return result
 
 
+@writes(own={"check.json": ("check.md", "check.html", "label-errors.html")})
 def check(
     manifest: Images,
     *,
@@ -146,6 +150,7 @@ def _held_out(given: Files | None) -> tuple[str, list[Predictions]] | None:
     return (", ".join(file.name for file in files), tables) if files else None
 
 
+@writes(file=True)
 def select(manifest: Images, *, where: str, out: File) -> Manifest:
     """Keep the images for which a condition on the manifest's columns is true, and note the condition in the result.
 
@@ -170,6 +175,7 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     return done
 
 
+@writes(own={"overlap.json": ("overlap.html",)})
 def overlap(
     a: Images,
     b: Images,
@@ -200,6 +206,7 @@ def overlap(
     return content
 
 
+@writes(file=True)
 def split(
     manifest: Images,
     *,
@@ -241,6 +248,7 @@ def split(
     return done
 
 
+@writes(own={"croissant.json": ("data-card.md",)})
 def card(manifest: File, *, out: File, config: File | None = None, check: File | None = None, **settings: Any) -> Path:
     """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
 
@@ -264,6 +272,7 @@ def card(manifest: File, *, out: File, config: File | None = None, check: File |
     return Path(out) / "data-card.md"
 
 
+@writes(argument="folder")
 def phantom(
     folder: File,
     *,

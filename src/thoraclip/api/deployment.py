@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from thoraclip.api.hooks import Announce, File, hooks, read_images, to_path
+from thoraclip.api.hooks import Announce, File, hooks, read_images, to_path, writes
 from thoraclip.errors import ConfigError
 from thoraclip.runs import Progress
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "predict", "serve"]
 
 
+@writes()
 def export(
     run: File,
     *,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from thoraclip.runs import Progress, is_main_process
+from thoraclip.runs import Progress, is_main_process, writes
 
 if TYPE_CHECKING:
     from thoraclip.tables.manifest import Manifest
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     Images = str | Path | Manifest
     """A manifest file, or the manifest itself."""
 
-__all__ = ["Announce", "File", "hooks", "read_images", "settings_of", "to_path"]
+__all__ = ["REPORT_FILES", "RUN_FILES", "Announce", "File", "hooks", "read_images", "settings_of", "to_path", "writes"]
 
 File = str | Path
 Announce = Callable[[str], None]
 More = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 T = TypeVar("T")
+
+REPORT_FILES = {"report.json": ("report.md", "report.html", "report.tex")}
+RUN_FILES = {"provenance.json": ("config.toml", "metrics.jsonl", "predictions.parquet")}
 
 
 def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progress | None, Announce]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
+from thoraclip.api.hooks import REPORT_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.config import read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
 from thoraclip.runs import Progress
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["audit", "explain", "report"]
 
 
+@writes(own=REPORT_FILES)
 def report(
     predictions: Files,
     *,
@@ -124,6 +125,7 @@ def _row_names(given: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
+@writes(own={"audit.json": ("audit.md", "audit.html")})
 def audit(
     run: File,
     *,
@@ -179,6 +181,7 @@ def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manife
     return finished, find_manifest(finished) if manifest is None else read_images(manifest)
 
 
+@writes(file=True)
 def explain(
     run: File,
     image: File,

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
+from thoraclip.api.hooks import RUN_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
 from thoraclip.methods import METHODS
 from thoraclip.runs import Progress, is_main_process, process_count
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["MethodFunction", "caption", "embed"]
 
 
+@writes(file=True, may_only_read=True)
 def caption(
     manifest: Images,
     *,
@@ -86,6 +87,7 @@ def caption(
     return write(read_images(manifest, log=log), config, Path(out), pixels=to_path(pixels), progress=draw)
 
 
+@writes(own={"embeddings.json": ()}, may_only_read=True)
 def embed(
     manifest: Images,
     *,
@@ -190,11 +192,16 @@ class MethodFunction(Protocol):
         """
 
 
+_OF_METHODS = ("details.json", "done.json", "README.md", "adapter", "last", "model")
+"""What methods write besides, and studies do not."""
+
+
 @cache
 def method_function(kind: str) -> MethodFunction:
     """The function of a method; its signature and its help name every setting."""
     from thoraclip.config import field_help
 
+    @writes(own=RUN_FILES | {"provenance.json": (*RUN_FILES["provenance.json"], *_OF_METHODS)}, may_only_read=True)
     def run(
         manifest: Images,
         *,

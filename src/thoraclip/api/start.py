@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thoraclip.api.hooks import Announce, File, hooks
+from thoraclip.api.hooks import REPORT_FILES, RUN_FILES, Announce, File, hooks, writes
 from thoraclip.errors import ConfigError
 from thoraclip.runs import Progress
 
@@ -14,6 +14,7 @@ __all__ = ["demo", "run_study"]
 _FEWEST_PHANTOMS = 60
 
 
+@writes(own=REPORT_FILES | RUN_FILES)
 def demo(
     *,
     out: File = "demo-out",
@@ -49,6 +50,7 @@ def demo(
     return run(study, methods, Path(out), announce=log, progress=draw)
 
 
+@writes(own=REPORT_FILES | RUN_FILES, unless="dry_run")
 def run_study(
     source: File,
     *,

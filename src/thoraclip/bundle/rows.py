@@ -18,14 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from glob import escape
 from math import inf
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from thoraclip.errors import ConfigError, InputError, MismatchError, did_you_mean
 from thoraclip.labels import LabelSet
-from thoraclip.runs import atomic_open, make_folder
+from thoraclip.runs import atomic_open, make_folder, remove_leftovers, require_file
 from thoraclip.spreadsheets import MARK, protect
 
 if TYPE_CHECKING:
@@ -161,8 +160,7 @@ class Table:
         if self._stream is not None:
             self._stream.write(self._head)
         if self._file is not None and self._partial is not None:
-            if self._file.is_dir():
-                raise InputError(f"{out}: is a folder, and a file is to be written; choose another --out")
+            require_file(self._file)
             make_folder(self._file.parent)
             try:
                 self._partial.touch()
@@ -250,8 +248,7 @@ class Table:
         """All rows are there."""
         if self._file is None:
             return
-        for leftover in self._file.parent.glob(f".{escape(self._file.name)}.*.part"):  # of a kill at this very point
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self._file.parent, self._file.name, is_locked=True)  # of a kill at this very point
         with self._storing():
             self._commit()
             with atomic_open(self._file) as stream:

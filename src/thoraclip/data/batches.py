@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow as pa
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, Preprocess, decode, fit, read_bytes
-from thoraclip.runs import Progress, digest
+from thoraclip.runs import Progress, digest, locked
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, ImageArrays, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest, depths_of
 from thoraclip.threads import in_order
@@ -125,6 +125,18 @@ def pixel_cache(
     folder = Path(root) / f"{spec.geometry}-{spec.size}-{fingerprint[:12]}"
     if is_valid(folder, PIXELS, fingerprint):
         return read_arrays(folder, PIXELS)
+    with locked(folder, option="--pixels"):
+        return _write_cache(folder, manifest, spec, fingerprint, {"geometry": geometry}, progress)
+
+
+def _write_cache(
+    folder: Path,
+    manifest: Manifest,
+    spec: Preprocess,
+    fingerprint: str,
+    facts: Mapping[str, Any],
+    progress: Progress | None,
+) -> ImageArrays:
     total = len(manifest)
     writer = ArrayWriter(folder, PIXELS, total=total, token=digest([fingerprint, _CACHE_BATCH]))
     needed, free = (total - writer.rows) * spec.size**2, shutil.disk_usage(folder).free
@@ -138,7 +150,7 @@ def pixel_cache(
             writer.append({"pixels": greys})
             if progress:
                 progress(writer.rows, total)
-    return writer.finish(manifest, facts={"geometry": geometry}, fingerprint=fingerprint)
+    return writer.finish(manifest, facts=facts, fingerprint=fingerprint)
 
 
 def picture_loader(manifest: Manifest) -> Callable[[Path], Greys]:

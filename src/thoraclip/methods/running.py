@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,7 +22,19 @@ from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.models.files import require_adapter
-from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
+from thoraclip.runs import (
+    Progress,
+    RunFolder,
+    digest,
+    end_sets,
+    fold_file,
+    is_main_process,
+    provenance,
+    remove_file,
+    write_json,
+    writes,
+    written_together,
+)
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictions, write_predictions
 
@@ -186,6 +199,7 @@ def pooled_predictions(
     return _predictions(manifest, labels, together, np.concatenate(scores)[order], split=split, fold=fold)
 
 
+@writes(may_only_read=True)
 def run_method(
     kind: str,
     config: Any,
@@ -221,7 +235,7 @@ def run_method(
     folder, method = RunFolder(out), find_method(kind)
     facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():
-        sweep(out)
+        end_sets(out)
     if not folder.is_done(fingerprint):
         if adapter := getattr(config, "adapter", ""):
             require_adapter(adapter)
@@ -232,26 +246,28 @@ def run_method(
         if is_main_process():
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts | _manifest_file(manifest, out))
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
-                stale.unlink()
+                if re.fullmatch(r"validation(-fold-\d+)?\.parquet", stale.name):
+                    remove_file(stale)
         embeddings = cache or out / "embeddings"
         context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
         output: MethodOutput | None = import_module(method.module).run(config, context)
         if output is not None:
-            write_predictions(folder.file("predictions.parquet"), output.predictions)
-            write_json(folder.file("details.json"), output.details)
-            folder.write_metrics(output.metrics)
-            if method.is_trained:
-                trained = TrainedRun(
-                    kind=kind,
-                    config=config,
-                    predictions=output.predictions,
-                    details=output.details,
-                    data=data_facts(manifest),
-                    images=manifest.root,
-                    provenance=facts,
-                )
-                write_model_card(out, trained)
-            folder.finish(fingerprint)
+            with written_together(out, "run"):
+                write_predictions(folder.file("predictions.parquet"), output.predictions)
+                write_json(folder.file("details.json"), output.details)
+                folder.write_metrics(output.metrics)
+                if method.is_trained:
+                    trained = TrainedRun(
+                        kind=kind,
+                        config=config,
+                        predictions=output.predictions,
+                        details=output.details,
+                        data=data_facts(manifest),
+                        images=manifest.root,
+                        provenance=facts,
+                    )
+                    write_model_card(out, trained)
+                folder.finish(fingerprint)
     if not is_main_process():
         return None
     details = json.loads(folder.file("details.json").read_text(encoding="utf-8"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -26,13 +24,13 @@ __all__ = [
     "adapter_folders",
     "description",
     "fingerprint",
+    "holds_weights",
     "locate",
     "read_about",
     "read_note",
     "require_adapter",
     "stored_fingerprint",
     "stored_folder",
-    "whole_folder",
     "write_about",
 ]
 
@@ -157,14 +155,9 @@ def read_about(folder: Path, name: str, make: Callable[..., T]) -> T | None:
         raise ModelError(f"{name}: {_ABOUT} is not readable ({error!r}); train it again") from error
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `folder` when the block ends without an error."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    yield part
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+def holds_weights(folder: Path) -> bool:
+    """True for a folder of trained weights: what `write_about` has marked, or a PEFT adapter."""
+    return (folder / _ABOUT).is_file() or (folder / "adapter_config.json").is_file()
 
 
 def require_adapter(name: str) -> dict[int | None, Path]:

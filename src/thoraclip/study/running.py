@@ -22,7 +22,15 @@ from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
-from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
+from thoraclip.runs import (
+    Progress,
+    canonical_json,
+    provenance,
+    unforeseen_errors,
+    write_json,
+    write_text,
+    written_together,
+)
 from thoraclip.study.checking import check_study
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.settings import (
@@ -66,7 +74,6 @@ def run_study(
     """
     require_shared_work("a study")
     check_study(config, methods, out)
-    sweep(out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
     study = Study(config, methods, manifest, out, announce, progress)
     torn = _torn_pictures(manifest)
@@ -77,8 +84,9 @@ def run_study(
     outside = prepare_sets(study) if config.external else []
     hashes = {f"external {result.name}": images.fingerprint for images, result in outside}
     facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint, **hashes})
-    write_text(out / "config.toml", study_toml(config, methods))
-    write_json(out / "provenance.json", facts)
+    with written_together(out, "study"):
+        write_text(out / "config.toml", study_toml(config, methods))
+        write_json(out / "provenance.json", facts)
     if any(method.has_own_captions for method in methods):
         announce(f"captions by {config.captioner}")
         _write_captions(study)
@@ -112,10 +120,10 @@ def run_study(
         groups=group_columns(manifest),
         prevalence=config.stated_prevalence(manifest),
     )
-    _write_best(out, results, report)
     shown: dict[str, Any] = {"image_paths": manifest.paths_by_id(), "load": picture_loader(manifest)}
-    shown["thumbnails"] = config.thumbnails
-    write_report(report, out, **shown)
+    with written_together(out, "report"):
+        _write_best(out, results, report)
+        write_report(report, out, **shown, thumbnails=config.thumbnails)
     audits = _audit_methods(study, report)
     if audits:
         report = with_audits(report, audits)

@@ -9,7 +9,7 @@ from typing import Any
 
 from thoraclip.data.batches import picture_loader
 from thoraclip.pages import counted, environment, picture_or_reason
-from thoraclip.runs import write_json, write_text
+from thoraclip.runs import write_json, write_text, writes, written_together
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["overlap_reading", "write_overlap"]
@@ -18,6 +18,7 @@ _SHOWN, _SIDE = 200, 220
 """Pairs that the page shows, and the longer side of a picture in pixels; `overlap.json` lists all."""
 
 
+@writes()
 def write_overlap(content: Mapping[str, Any], a: Manifest, b: Manifest, out: Path) -> None:
     """Write `overlap.json`, and `overlap.html` drawn from it and from the images."""
     loads = {name: (manifest.root, picture_loader(manifest)) for name, manifest in (("a", a), ("b", b))}
@@ -27,8 +28,9 @@ def write_overlap(content: Mapping[str, Any], a: Manifest, b: Manifest, out: Pat
     ]
     context = {"title": "Overlap", "reading": overlap_reading(content), "overlap": content, "pairs": pairs}
     page = environment("thoraclip.data.overlap", html=True).get_template("overlap.html.j2").render(context)
-    write_json(out / "overlap.json", dict(content))
-    write_text(out / "overlap.html", page)
+    with written_together(out, "overlap"):
+        write_json(out / "overlap.json", dict(content))
+        write_text(out / "overlap.html", page)
 
 
 def overlap_reading(content: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attribu
 from thoraclip.data.phantom.drawing import check_choices, draw_phantom
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
-from thoraclip.runs import Progress, needing_room
+from thoraclip.runs import Progress, atomic_open, is_empty, remove_leftovers
 
 __all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
 
@@ -197,6 +197,10 @@ def write_phantoms(
     root = Path(root)
     _claim_folder(root, json.loads(json.dumps(asdict(config))))
     tasks = plan_phantoms(config)
+    for folder in {(root / path).parent for task in tasks for paths in task.files().values() for path in paths} | {
+        root
+    }:
+        remove_leftovers(folder)
     count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
     rows: list[dict[str, Any]] = []
@@ -238,7 +242,7 @@ def _claim_folder(root: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{root}: is a file, not a folder; name a new or empty folder")
     note = root / "phantoms.json"
     if not note.is_file():
-        if root.is_dir() and any(root.iterdir()):
+        if root.is_dir() and not is_empty(root):
             raise InputError(f"{root}: is not empty and not a phantom folder; name a new or empty folder")
         text = json.dumps({"schema": _SCHEMA, "synthetic": True, "config": config}, indent=2)
         _put(note, f"{text}\n".encode())
@@ -316,12 +320,5 @@ def _encode(pixels: Greys, seed: int) -> bytes:
 
 def _put(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with needing_room(path):
-            part.write_bytes(data)
-    except InputError:
-        part.unlink()
-        raise
-    part.replace(path)
+    with atomic_open(path, is_one_of_many=True) as stream:
+        stream.write(data)
