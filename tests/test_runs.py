@@ -24,7 +24,6 @@ from thoraclip.runs import (
     fold_file,
     folder_digest,
     provenance,
-    sweep,
     write_json,
     write_text,
 )
@@ -68,16 +67,6 @@ def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="folder: is a folder, and a file is to be written"):
         write_text(tmp_path / "folder", "x")
     assert names(tmp_path) == ["file", "folder"]
-
-
-def test_sweep_takes_only_leftovers(tmp_path: Path) -> None:
-    keep = ["a.part", ".hidden", "sub/b.txt", ".folder.part/c.txt"]
-    for name in [*keep, ".a.txt.x1.part", "sub/.b.y2.part"]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    sweep(tmp_path)
-    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(keep)
-    sweep(tmp_path / "nowhere")
 
 
 json_values = st.recursive(

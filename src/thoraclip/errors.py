@@ -38,6 +38,7 @@ __all__ = [
     "TrainingError",
     "did_you_mean",
     "first_line",
+    "named",
     "printable",
     "system_message",
 ]
@@ -109,6 +110,11 @@ def printable(text: object) -> str:
     """`str(text)` for a terminal: line breaks, control characters, marks of writing direction and lone surrogates (the
     bytes of names that are not UTF-8) become escapes such as `\\n`, `\\x1b`, `\\u202e` and `\\udcff`."""
     return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in str(text))
+
+
+def named(path: object, error: BaseException) -> str:
+    """The message of an error, which begins with the file."""
+    return str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}"
 
 
 _REMEDIES = {

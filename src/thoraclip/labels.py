@@ -6,7 +6,7 @@ Unknown is not negative: an image without a label has no index (`None`), never t
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 
-__all__ = ["LabelSet", "PromptSet", "load_prompts", "parse_label_map", "shipped_prompt_sets", "spelling"]
+__all__ = ["LabelSet", "PromptSet", "load_prompts", "shipped_prompt_sets", "spelling"]
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,6 @@ class PromptSet:
         return written_out or tuple(template.format(name) for template in self.templates for name in names)
 
 
-def parse_label_map(entries: Sequence[str], known: Collection[str]) -> dict[str, str]:
-    """`["Covid=COVID-19"]` -> {"Covid": "COVID-19"}; raises ConfigError unless it reads OLD=NEW and OLD is known."""
-    renamed = {}
-    for entry in entries:
-        old, equals, new = (part.strip() for part in entry.rpartition("="))
-        if not equals or not old or not new:
-            raise ConfigError(f"--label-map '{entry}': expected OLD=NEW, for example --label-map Covid=COVID-19")
-        if old not in known:
-            raise ConfigError(f"--label-map '{entry}': no image has the label '{old}'{did_you_mean(old, known)}")
-        renamed[old] = new
-    return renamed
-
-
 def spelling(name: str) -> str:
     """A name without case, spaces, hyphens and other signs: `COVID-19` and `covid 19` are spelt alike."""
     return "".join(c for c in name.lower() if c.isalnum())
@@ -103,7 +90,7 @@ def shipped_prompt_sets() -> tuple[str, ...]:
     return tuple(sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
-def load_prompts(name_or_file: str) -> PromptSet:
+def load_prompts(name_or_file: str | Path) -> PromptSet:
     """Load a shipped prompt set by name, or a TOML file by path.
 
     The file holds `templates = ["a chest X-ray showing {}."]`, `[classes]` (names that fill the templates) and
@@ -113,6 +100,7 @@ def load_prompts(name_or_file: str) -> PromptSet:
         ConfigError: the name is unknown, or the file does not follow this form.
         InputError: the file is missing.
     """
+    name_or_file = str(name_or_file)
     if name_or_file.endswith(".toml"):
         file: Traversable = Path(name_or_file)
         if not file.is_file():

@@ -23,6 +23,7 @@ __all__ = [
     "NAMED",
     "AnyBatchSize",
     "BatchSize",
+    "Bits",
     "Count",
     "FoldCount",
     "FoldNumber",
@@ -116,6 +117,8 @@ Tokens = Annotated[int, Range(1, 1_000)]
 Side = Annotated[int, Range(32, 2_048)]
 """Pixels along a phantom."""
 Thumbnails = Annotated[int, Range(0, 2_000)]
+Bits = Annotated[int, Range(8, 16)]
+"""Depth of a 16-bit picture."""
 Port = Annotated[int, Range(0, 65_535)]
 Share = Annotated[float, Range(0, 1)]
 Fraction = Annotated[float, Range(0, 1, above=True, below=True)]
@@ -227,7 +230,12 @@ NAMED: dict[str, Any] = {name: kind for name, kind in globals().items() if typin
 _OUTPUTS = ("out", "folder", "pixels")
 _PATHS = ("File", "Files", "Images", "Output")
 _ARGUMENTS: dict[str, Any] = {"bool": bool, "str": str, "Model": str, "Sequence[str]": tuple[str, ...]} | NAMED
-_ARGUMENTS |= {"Fractions": tuple[Share, ...], "Shares": tuple[str, ...]}  # where they are no text and no mapping
+_LISTS = {
+    "Fractions": tuple[Share, ...],
+    "Shares": tuple[str, ...],
+    "Mapping[str, str] | Sequence[str]": tuple[str, ...],
+}
+"""Arguments that may also be a mapping, or one text."""
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
@@ -260,8 +268,8 @@ def _checked(name: str, value: Any, kind: str) -> Any:
         for path in value if kind == "Files" and isinstance(value, list | tuple) else [value]:
             if not hasattr(path, "fingerprint" if kind == "Images" else "write"):  # a manifest, an open file
                 require_path(name, path)
-    elif kind in ("Fractions", "Shares") and isinstance(value, str | Mapping):
-        return value if isinstance(value, Mapping) else conform(name, value, str)
+    elif kind in _LISTS and not isinstance(value, Mapping):
+        return conform(name, value, str if isinstance(value, str) else _LISTS[kind])
     elif kind in _ARGUMENTS:
         return conform(name, value, _ARGUMENTS[kind])
     return value

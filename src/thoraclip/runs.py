@@ -6,20 +6,29 @@ is the same, byte for byte, as one that was not. Durations are printed, not stor
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import re
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-from thoraclip.errors import InputError, ThoraclipError, first_line
+from thoraclip.disk import NO_ROOM, make_folder, needing_room, take_room
+from thoraclip.errors import ThoraclipError, first_line
+from thoraclip.locks import is_empty, is_main_process, locked, process_count, writes
+from thoraclip.writing import (
+    atomic_open,
+    end_sets,
+    remove_file,
+    remove_leftovers,
+    require_file,
+    require_own,
+    whole_folder,
+    write_json,
+    write_text,
+    written_together,
+)
 
 __all__ = [
     "NO_ROOM",
@@ -28,20 +37,29 @@ __all__ = [
     "atomic_open",
     "canonical_json",
     "digest",
+    "end_sets",
     "file_sha256",
     "fold_file",
     "fold_folder",
     "folder_digest",
+    "is_empty",
     "is_main_process",
+    "locked",
     "make_folder",
     "needing_room",
     "process_count",
     "provenance",
-    "sweep",
+    "remove_file",
+    "remove_leftovers",
+    "require_file",
+    "require_own",
     "take_room",
     "unforeseen_errors",
+    "whole_folder",
     "write_json",
     "write_text",
+    "writes",
+    "written_together",
 ]
 
 Progress = Callable[[int, int], None]
@@ -59,87 +77,6 @@ _REPORTED_PACKAGES = (
     "pillow",
     "pydicom",
 )
-
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a disk is full, or a user's share of it."""
-
-
-@contextmanager
-def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Write to a temporary neighbour and rename it over `path` only when the block ends without an error."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, and a file is to be written; choose another --out")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-    temporary = Path(name)
-    try:
-        encoding = None if "b" in mode else "utf-8"
-        newline = None if "b" in mode else "\n"
-        with needing_room(path), os.fdopen(handle, mode, encoding=encoding, newline=newline) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def needing_room(path: Path) -> Iterator[None]:
-    """Turn the system's "no space left" while `path` is written into an InputError that names it."""
-    try:
-        yield
-    except Exception as error:  # safetensors has a class of its own, and the system's number only in its text
-        said = re.search(r"\(os error (\d+)\)", str(error))
-        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
-        if number not in NO_ROOM:
-            raise
-        raise InputError(
-            f"{path}: cannot be written ({os.strerror(number)}); make room on that disk and run the same command again"
-        ) from error
-
-
-def take_room(stream: IO[bytes], size: int) -> None:
-    """Give the first `size` bytes of an open file their place on the disk now.
-
-    A mapped file without it is only as long as that, and where the disk is full later, the system kills the process.
-    Does nothing where the system cannot do this (macOS).
-
-    Raises:
-        OSError: the disk has no room.
-    """
-    if size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(stream.fileno(), 0, size)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; raises InputError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
-        reason = f"{file} is a file, not a folder" if file else error.strerror
-        raise InputError(f"{folder}: cannot be written ({reason}); name another folder") from error
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder and below it."""
-    if folder.is_dir():
-        for leftover in folder.rglob(".*.part"):
-            if leftover.is_file():
-                leftover.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
-    with atomic_open(path, "w") as stream:
-        stream.write(text)
 
 
 @contextmanager
@@ -160,11 +97,6 @@ def unforeseen_errors(file: Path, root: Path) -> Iterator[None]:
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write readable JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def fold_file(name: str, fold: int | None) -> str:
@@ -198,16 +130,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def is_main_process() -> bool:
-    """False in all but the first of several processes that a launcher started; only the first one writes."""
-    return int(os.environ.get("RANK", "0") or 0) == 0
-
-
-def process_count() -> int:
-    """How many processes a launcher started for this work, this one included."""
-    return int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
 def provenance(*, seed: int | None = None, inputs: Mapping[str, str] | None = None) -> dict[str, object]:
@@ -275,9 +197,10 @@ class RunFolder:
 
     def start(self, config_toml: str, provenance: Mapping[str, object]) -> None:
         """Create the folder and write what is known before the work; an earlier end mark is taken away."""
-        self.file("done.json").unlink(missing_ok=True)
-        write_text(self.file("config.toml"), config_toml)
-        write_json(self.file("provenance.json"), dict(provenance))
+        remove_file(self.file("done.json"))
+        with written_together(self.path, "run"):
+            write_json(self.file("provenance.json"), dict(provenance))
+            write_text(self.file("config.toml"), config_toml)
 
     def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Write `metrics.jsonl`, one JSON object a line."""

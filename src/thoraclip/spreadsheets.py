@@ -12,10 +12,8 @@ written. Without the column they take nothing away.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-__all__ = ["MARK", "protect", "restore", "restore_record"]
+__all__ = ["MARK", "protect", "restore"]
 
 MARK = "spreadsheet_safe"
 """Column whose presence says that a table was written with `protect`."""
@@ -33,11 +31,3 @@ def protect(text: str) -> str:
 def restore(text: str) -> str:
     """The text that was given to `protect`."""
     return _PROTECTED.sub("", text)
-
-
-def restore_record(record: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A row as `csv.DictReader` gives it, without the apostrophes and the mark of a table that has it."""
-    if MARK not in record:
-        return dict(record)
-    cells = {restore(name) if isinstance(name, str) else name: cell for name, cell in record.items() if name != MARK}
-    return {name: restore(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}

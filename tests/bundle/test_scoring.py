@@ -315,8 +315,8 @@ def test_a_kill_while_it_is_written_leaves_the_old_table_alone(tmp_path: Path, m
     folder = fill(tmp_path / "in")
     run(tmp_path / "whole.csv", folder)
     (tmp_path / "t[1].csv").write_text("old")
-    (tmp_path / ".t[1].csv.abc.part").write_text("half")
-    (tmp_path / ".t1.csv.abc.part").write_text("of another table")
+    (tmp_path / ".t[1].csv.0123abcd.thoraclip-part").write_text("half")
+    (tmp_path / ".t1.csv.0123abcd.thoraclip-part").write_text("of another table")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(rows_module, "FORMATS", {"csv": killed})
         run(tmp_path / "t[1].csv", folder)
@@ -325,7 +325,12 @@ def test_a_kill_while_it_is_written_leaves_the_old_table_alone(tmp_path: Path, m
     run(tmp_path / "t[1].csv", folder, classifier=classifier)
     assert len(classifier.asked) == 2, "those that could not be read"
     assert (tmp_path / "t[1].csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert {file.name for file in tmp_path.iterdir()} == {"in", "whole.csv", "t[1].csv", ".t1.csv.abc.part"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "in",
+        "whole.csv",
+        "t[1].csv",
+        ".t1.csv.0123abcd.thoraclip-part",
+    }
 
 
 def test_the_table_follows_the_pictures_of_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
+
+from tests.sudden import kill_before
 
 from thoraclip.cli.app import run
 from thoraclip.methods import embed
@@ -35,3 +38,11 @@ def run_on_a_full_disk(arguments: list[str], limit: int) -> int:
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     return run(arguments)
+
+
+def killed_before(arguments: list[str], number: int) -> int:
+    """The command line, killed just before its `number`-th call that changes files; tells how many there were."""
+    left = kill_before(number)
+    code = run(arguments)
+    sys.stderr.write(f"{number - left[0]}\n")
+    return code

@@ -9,6 +9,7 @@ import re
 import runpy
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import Capture
@@ -42,6 +43,74 @@ def test_the_door_is_sorted_complete_and_opens_and_no_module_hides_a_name() -> N
     assert not {m.name for m in pkgutil.iter_modules(thoraclip.__path__)} & set(dir(thoraclip)), "hidden by a module"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         thoraclip.nothing  # noqa: B018
+
+
+FUNCTIONS = {name: value for name in thoraclip.__all__ if inspect.isfunction(value := getattr(thoraclip, name))}
+PLACES = re.compile(r"\b(Path|File|Files|Images|Model)\b")
+"""In the annotation of an argument that names a file or a folder; all but the first of them allow text."""
+
+
+def test_every_function_takes_text_where_it_takes_a_path() -> None:
+    for name, function in FUNCTIONS.items():
+        for parameter in inspect.signature(function).parameters.values():
+            kind = str(parameter.annotation)
+            if "Path" in kind and "Mapping" not in kind:
+                assert "str" in kind, f"{name}({parameter.name})"
+
+
+def _call(function: Any, place: str | Path, values: dict[str, Any]) -> str:
+    """What a function answers where every file and folder is `place`: its error, in words."""
+    given = dict(values)
+    for parameter in inspect.signature(function).parameters.values():
+        if PLACES.search(str(parameter.annotation)) and parameter.default is parameter.empty:
+            given.setdefault(parameter.name, place)
+    with pytest.raises(thoraclip.ThoraclipError) as caught:
+        function(**given)
+    return str(caught.value)
+
+
+READERS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("decode", "open_bundle", "read_captions", "read_embeddings", "read_manifest")},
+    "split": {"folds": 3},
+    **{name: {} for name in ("read_predictions", "probe", "trivial", "check", "audit", "export", "report")},
+    "read_study": {"settings": {}},
+    "run_study": {},
+    "embed": {"model": "tiny-clip"},
+    "caption": {"captioner": "template"},
+    "card": {},
+    "serve": {},
+    "index": {"layout": "folders"},
+    "predict": {"paths": []},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_text_is_answered_as_a_path_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answers = [_call(FUNCTIONS[name], place, READERS[name]) for place in ("nothing", Path("nothing"))]
+    assert answers[0] == answers[1] and "nothing" in answers[0]
+
+
+def test_what_is_written_under_a_text_is_read_under_it(
+    manifest: thoraclip.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    thoraclip.write_manifest("m.parquet", manifest)
+    assert thoraclip.read_manifest("m.parquet").fingerprint == manifest.fingerprint
+    captions = thoraclip.caption("m.parquet", captioner="template", everywhere=True, out="c.parquet")
+    thoraclip.write_captions("d.parquet", captions)
+    assert thoraclip.read_captions("d.parquet").text == captions.text
+    thoraclip.pixel_cache(manifest, thoraclip.Preprocess(size=8), "pixels")
+    thoraclip.write_check(thoraclip.check("m.parquet"), manifest, "checked")
+    thoraclip.write_card("m.parquet", manifest, thoraclip.CardSettings(), "card")
+    predictions, _ = thoraclip.run_method("trivial", METHODS["trivial"].config_type(), manifest, "run", cache="cache")
+    thoraclip.write_predictions("p.csv", predictions)
+    assert thoraclip.read_predictions("p.csv").image_id == predictions.image_id
+    assert (
+        thoraclip.load_dual_encoder("tiny-clip").preprocess == thoraclip.load_dual_encoder(Path("tiny-clip")).preprocess
+    )
+    thoraclip.write_phantoms("phantoms", thoraclip.PhantomConfig(images=3, size=64), workers=1)
+    assert all((tmp_path / name).exists() for name in ("pixels", "checked/check.md", "card/data-card.md", "phantoms"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.title)

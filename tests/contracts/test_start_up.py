@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from thoraclip.methods.embed import cached_embeddings
 from thoraclip.methods.encoders import EncoderConfig, finished_embeddings, load_encoder
-from thoraclip.models.files import Checkpoint, description, read_preprocess, stored_fingerprint, stored_folder
+from thoraclip.models.files import Checkpoint, description, stored_fingerprint, stored_folder
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.tables.arrays import ArrayWriter
 from thoraclip.tables.embeddings import EMBEDDINGS
 from thoraclip.tables.manifest import Manifest

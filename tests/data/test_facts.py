@@ -11,6 +11,7 @@ import pytest
 
 from thoraclip.data import facts as module
 from thoraclip.data.facts import FactStore
+from thoraclip.errors import InputError
 
 
 @pytest.fixture
@@ -118,8 +119,16 @@ def test_a_missing_file_is_asked_for_each_time(root: Path, tmp_path: Path) -> No
     assert "gone" not in (tmp_path / "f").read_text()
 
 
-@pytest.mark.parametrize("text", ["", "[]\n", '{"schema":1}\n["a",1,2,3,{}]\n', "\x00\xff garbage", "null\n3\n"])
-def test_a_foreign_file_is_no_help_and_no_harm(root: Path, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["[]\n", "\x00\xff garbage", "null\n3\n"])
+def test_a_foreign_file_is_refused_and_stays(root: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "f").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match="f: is in the way"):
+        FactStore(root, tmp_path / "f")
+    assert (tmp_path / "f").read_text(encoding="latin-1") == text
+
+
+@pytest.mark.parametrize("text", ["", '{"schema":1}\n["a",1,2,3,{}]\n', '{"deco'])
+def test_facts_of_another_version_are_no_help_and_no_harm(root: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "f").write_text(text, encoding="latin-1")
     assert passed(root, tmp_path / "f")[1] == 3
     assert passed(root, tmp_path / "f")[1] == 0

@@ -53,7 +53,10 @@ def test_a_table_names_pictures_and_columns_of_its_own(class_folder: Path, tmp_p
         [None, 45],
     ]
     table.write_text(rows + "Normal/0.png,B,,\n")
-    with pytest.raises(ManifestError, match="image_id 'Normal/0.png' is repeated"):
+    with pytest.raises(
+        ManifestError,
+        match=r"t\.csv:5: image_id 'Normal/0.png' is repeated: hospital is 'X' and nothing in lines 2 and 5",
+    ):
         index(class_folder, layout="csv", csv_file=table)
 
 
@@ -100,12 +103,12 @@ def test_the_order_in_which_threads_finish_does_not_matter(class_folder: Path, m
     plain = index(class_folder, layout="folders")
     read, last_first = module._read, threading.Event()
 
-    def held_up(path: Path, pseudonyms: object) -> object:
+    def held_up(path: Path, *given: object) -> object:
         if path.name == "0.png" and path.parent.name == "COVID-19":
             last_first.wait(timeout=60)  # the first picture is read after the second
         elif path.name == "1.png":
             last_first.set()
-        return read(path, pseudonyms)
+        return read(path, *given)
 
     monkeypatch.setattr("thoraclip.threads.os.cpu_count", lambda: 4)
     monkeypatch.setattr(module, "_read", held_up)

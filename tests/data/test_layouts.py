@@ -257,7 +257,8 @@ def test_other_columns_are_kept_and_never_take_a_manifest_columns_place(tmp_path
 def test_words_ages_and_splits(tmp_path: Path) -> None:
     """Each of them is one that is known, or null."""
     words = ("", " ", "NA", "nan", "None", "unknown", "N/A", "null")
-    rows = from_csv(tmp_path, "path,label,patient\n" + "".join(f"1.png,{word},{word}\n" for word in words)).rows
+    lines = [f"{number}.png,{word},{word}\n" for number, word in enumerate(words)]
+    rows = from_csv(tmp_path, "path,label,patient\n" + "".join(lines)).rows
     assert [(row["label"], row["patient"]) for row in rows] == [(None, None)] * len(words)
     ages = {"045Y": 45, "45": 45, "0": 0, "007": 7, "61.5": 61.5, "90y": 90, "130": 130}
     ages |= dict.fromkeys(("006M", "old", "-3", "131", "1000", "45-50"))
@@ -287,11 +288,11 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
         (
             "path,label,note\n1.png,A,x, y\n",
             {},
-            "table.csv:2: more cells than columns, from ' y' on; put quotes around",
+            "table.csv:2: more cells than columns (4 in 3), from 'y' on; put quotes around",
         ),
         ("path,label\n/elsewhere/1.png,A\n", {}, "table.csv:2: path '/elsewhere/1.png' lies outside"),
         ("path,label\n../1.png,a\n", {}, "table.csv:2: path '../1.png' leads out of"),
-        ("", {}, "no column 'path' for 'path'"),
+        ("file,label\n1.png,a\n", {}, "no column 'path' for 'path'; known: file, label (--path-column NAME)"),
         (HEADER, {"path": "pth"}, "no column 'pth' for 'path'; did you mean 'path'? (--path-column NAME)"),
         (HEADER, {"patient": "w"}, "no column 'w' for 'patient'; known: label, path, view (--patient-column NAME)"),
         (HEADER, {"age_years": "age"}, "for 'age_years'; known: label, path, view (--age-column NAME)"),
@@ -310,9 +311,9 @@ def test_a_table_that_is_not_given_or_cannot_be_read(tmp_path: Path) -> None:
         found(tmp_path, "csv")
     with pytest.raises(InputError, match=r"none\.csv: no such CSV file"):
         found(tmp_path, "csv", csv_file=tmp_path / "none.csv")
-    for text in ("path,label\n1.png,é\n", "chemin,étiquette\n1.png,A\n"):
-        with pytest.raises(ManifestError, match=r"table\.csv: not a readable CSV file"):
-            found(tmp_path, "csv", csv_file=table(tmp_path, text, "latin-1"))
+    for text, message in (("", r"table\.csv: the file is empty"), ("path,label\n", r"table\.csv: no rows below")):
+        with pytest.raises(ManifestError, match=message):
+            from_csv(tmp_path, text)
 
 
 # all of them

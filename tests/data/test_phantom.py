@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +54,20 @@ def drawn():
         c: [draw_phantom(c, rng=np.random.default_rng([k, i]), size=96) for i in range(12)]
         for k, c in enumerate(CLASSES)
     }
+
+
+SCRIPT = "import sys, thoraclip\nprint('started')\nthoraclip.phantom(sys.argv[1], images=64, size=64)\n"
+
+
+@pytest.mark.parametrize("how", ["file", "module", "input", "command"])
+def test_a_script_without_a_guard_draws_in_processes_and_runs_once(how: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    arguments = {"file": ["script.py"], "module": ["-m", "script"], "input": ["-"], "command": ["-c", SCRIPT]}[how]
+    two = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, *arguments, "set"]
+    done = subprocess.run(command, cwd=tmp_path, input=SCRIPT, capture_output=True, text=True, env=two, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "started\n" and (tmp_path / "set" / "phantoms.csv").is_file()
 
 
 def test_bytes_do_not_depend_on_the_workers_and_resume_restores_them(folder, tmp_path):

@@ -33,7 +33,7 @@ class FakeEncoder:
 
     def __init__(self, *, dies_at: int | None = None, weights: str = "w", precision: str = "fp32") -> None:
         self.device = torch.device("cpu")
-        self.preprocess = Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+        self.preprocess, self.name = Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3), "fake"
         self.description = description(weights, precision)
         self.calls: list[int] = []
         self._dies_at = dies_at

@@ -319,7 +319,6 @@ def test_the_defaults_are_the_documented_ones_and_the_bounds_are_fine() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"chunk_size": 65}, "chunk_size = 65 exceeds batch_size = 64"),
         ({"class_weight": "balance"}, "unknown class_weight 'balance'; did you mean 'balanced'"),
         ({"sampling": "shufle"}, "unknown sampling 'shufle'; did you mean 'shuffle'"),
         ({"trackers": ("wandd",)}, "unknown tracker 'wandd'; did you mean 'wandb'"),

@@ -60,7 +60,10 @@ def test_folders_that_are_not_whole_or_of_another_type_are_refused(
     load, _ = LOADERS[kind]
     cases = [
         ("model.safetensors", "weights cannot be loaded .*; a model.safetensors is needed"),
-        ("preprocessor_config.json", "preprocessor_config.json is missing; save the image processor"),
+        (
+            "preprocessor_config.json",
+            "preprocessor_config.json is missing, .*; save the image processor beside the weights",
+        ),
         ("config.json", "holds no readable config.json"),
     ]
     for number, (removed, message) in enumerate(cases):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from thoraclip.errors import ConfigError, MismatchError, ModelError
+from thoraclip.errors import ConfigError, InputError, MismatchError, ModelError
 from thoraclip.models.dropout import KeyedDropout
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.models.files import read_note
@@ -288,9 +288,11 @@ def test_a_saved_folder_is_whole_and_replaces_the_one_before(checkpoints: dict[s
     settings = {"r": 3, "lora_alpha": 12.0, "use_rslora": False, "lora_dropout": 0.3, "bias": "none"}
     tuned = shake(tune(checkpoints["clip"], rank=3, alpha=12.0, rslora=False, lora_dropout=0.3))
     folder = tmp_path / "run" / "adapter"
-    for leftover in (folder, folder.with_name(".adapter.part")):
-        leftover.mkdir(parents=True)
-        (leftover / "old.txt").touch()
+    folder.mkdir(parents=True)
+    (folder / "old.txt").touch()
+    with pytest.raises(InputError, match="adapter: holds other things than what is to be written"):
+        tuned.save(folder, {"fold": 3})
+    (folder / "adapter_config.json").touch()
     tuned.save(folder, {"fold": 3})
     assert list(files(folder)) == ["adapter_config.json", "adapter_model.safetensors", "thoraclip.json"]
     assert [p.name for p in folder.parent.iterdir()] == ["adapter"]

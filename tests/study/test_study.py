@@ -27,7 +27,7 @@ from thoraclip.tables.predictions import read_predictions
 
 SETTINGS = 'resamples = 100\naudit = "none"\n'
 STUDY = SETTINGS + method("zeroshot", "zero-shot") + method("probe", "probe, L-BFGS", l2_steps=3)
-MORE = method("probe", "AdamW", solver="adamw", epochs=2) + method("probe", "broken", embeddings="nowhere")
+MORE = method("probe", "AdamW", solver="adamw", epochs=2) + method("finetune", "broken", batch_size=600)
 PUBLISHED = """
 [[published]]
 name = "linear classifier"
@@ -120,11 +120,11 @@ def test_the_prevalence_of_no_class_ends_a_study_before_its_work(study_file: Pat
 
 def test_failed_methods_and_published_values_reach_the_report(done: Done) -> None:
     (failed,) = done.report["failed"]
-    assert failed["name"] == "broken" and "no finished embeddings" in failed["error"]
+    assert failed["name"] == "broken" and "larger than the training set" in failed["error"]
     assert {m["name"] for m in done.report["methods"]} == {"zero-shot", "probe, L-BFGS", "AdamW", "majority"}
     assert any("broken failed" in line for line in done.lines)
     for name in ("report.md", "report.html"):
-        assert "no finished embeddings" in (done.out / name).read_text(), name
+        assert "larger than the training set" in (done.out / name).read_text(), name
     published = [(row["name"], row["of"], row["accuracy"]) for row in done.report["published"]]
     assert published == [("linear classifier", "probe, L-BFGS", 0.878), ("Xception", None, 0.961)]
     assert "Published (not measured here)" in (done.out / "report.md").read_text()
@@ -191,7 +191,6 @@ def test_interrupted_it_ends_with_the_same_bytes(done: Done, tmp_path: Path, mon
             patch.setattr(f"thoraclip.{place}", die)
             with pytest.raises(KeyboardInterrupt):
                 run_study(done.config, done.methods, out)
-    (out / "runs" / ".report.json.abc.part").write_text("left by a killed process")
     run_study(done.config, done.methods, out)
     assert files(out) == {name: content for name, content in files(done.out).items() if name not in PAGES}
 

@@ -70,7 +70,7 @@ def test_rows_of_other_work_or_without_their_arrays_are_thrown_away(tmp_path: Pa
     assert fill(tmp_path, 2, most=0, token="other") == 0
     (tmp_path / ".x.part").touch()
     fill(tmp_path, 2)
-    assert is_valid(tmp_path, KIND, "f") and not (tmp_path / ".x.part").exists()
+    assert is_valid(tmp_path, KIND, "f") and (tmp_path / ".x.part").exists(), "not ours"
     fill(tmp_path, 2, most=2)
     assert not is_valid(tmp_path, KIND, "f"), "begun anew"
     for text in ("{", "[]", '{"token": "t"}', '{"token": "t", "rows": []}'):

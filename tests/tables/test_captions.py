@@ -196,16 +196,16 @@ def test_a_report_of_several_lines_is_one_caption(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (b"", "column 'image_id' is missing; found: nothing"),
-        (b"image_id,text\na,b\n", "column 'caption' is missing; found: image_id, text"),
-        (b"image_id,caption,caption\na,b,c\n", "column 'caption' stands there twice; keep one"),
+        (b"", "the file is empty"),
+        (b"image_id,text\na,b\n", "no column 'caption'; known: image_id, text; name it so"),
+        (b"image_id,caption,caption\na,b,c\n", ":1: column 'caption' stands there twice (columns 2 and 3)"),
         (b"image_id,caption\n", "no rows"),
-        (b"image_id,caption\na,one, two\n", "line 2: more cells than columns, from ' two' on; put quotes around"),
+        (b"image_id,caption\na,one, two\n", ":2: more cells than columns (3 in 2), from 'two' on; put quotes around"),
         (b"image_id,caption\na,one\nb\n", "image 'b' has an empty text"),
         (b"image_id,caption\na,one\n,two\n", "row 2 has no image_id"),
         (b"image_id,caption\na,one\na,two\n", "image_id 'a' is repeated"),
-        ("image_id,caption\na,Röntgen\n".encode("latin-1"), "not UTF-8 text (invalid start byte"),
-        (b'image_id,caption\na,"open\n', "not a readable CSV file (unexpected end of data); mend the file"),
+        ("image_id,caption\na,Röntgen\nb,Röntgen\n".encode("latin-1") + "ö".encode(), ":2: not UTF-8 (byte 0xf6), but"),
+        (b'image_id,caption\na,"open\n', ":2: a quote is opened and never closed"),
     ],
 )
 def test_a_csv_that_breaks_a_rule_is_refused(written: bytes, message: str, tmp_path: Path) -> None:
@@ -213,6 +213,6 @@ def test_a_csv_that_breaks_a_rule_is_refused(written: bytes, message: str, tmp_p
     path.write_bytes(written)
     with pytest.raises(ManifestError) as error:
         read_captions(path)
-    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).startswith(f"{path}:")
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from tests.conftest import examples
 
+from thoraclip.delimited import UNKNOWN
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
+from thoraclip.spelling import tidy
 from thoraclip.tables.predictions import Predictions, read_predictions, write_predictions
 from thoraclip.tables.store import write_table
 
@@ -40,9 +43,9 @@ def equal(a: Predictions, b: Predictions) -> bool:
 
 
 words = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=8).filter(
-    lambda w: w.strip() and w.lower().strip("#") not in {"na", "nan", "null", "n/a", "-nan", "n/a n/a"}
+    lambda w: w == tidy(w) and w.lower() not in UNKNOWN
 )
-"""Names; CSV cannot tell the name 'NA' from an unknown value."""
+"""Names; CSV cannot tell the name 'NA' from an unknown value, and its cells are tidied."""
 
 
 @st.composite
@@ -125,21 +128,22 @@ def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
         ("image_id,label,score_a,score_b\n1,a,nan,0.5\n", "image '1': a score is missing or not finite"),
         ("image_id,label,score_a,score_b\n1,a,inf,0.5\n", "image '1': a score is missing or not finite"),
         ("image_id,label,score_a,score_b\n1,a,high,0.5\n", "column 'score_a' holds a value that is not a number"),
-        ("image_id,label,score_a,score_b\n7,a,0.5,0.5\n7,b,0.5,0.5\n", "image_id '7' is repeated"),
+        ("image_id,label,score_a,score_b\n7,a,0.5,0.5\n7,b,0.5,0.5\n", ":3: image_id '7' is repeated from line 2"),
         ("image_id,label,score_a,score_b\n1,a,0.5,0.5\n,b,0.5,0.5\n", "row 2 has no image_id"),
         ("image_id,label,fold,score_a,score_b\n1,a,x,0.5,0.5\n", "column 'fold' holds 'x'; folds are whole numbers"),
         ("image_id,label,fold,score_a,score_b\n1,a,0.7,0.5,0.5\n", "column 'fold' holds '0.7'"),
         ("image_id,image_id,label,score_a,score_b\n1,1,a,0.5,0.5\n", "column 'image_id' stands there twice"),
         ("image_id,label,score_a,score_a\n1,a,0.5,0.5\n", "column 'score_a' stands there twice"),
         ("image_id,label,score_a,score_b\n", "no rows"),
-        ("", "not a readable CSV file"),
-        ("image_id,label,score_a,score_b\n1,a,0.5\n", "not a readable CSV file"),
+        ("", "the file is empty"),
+        ("image_id,label,score_a,score_b\n1,a,0.5\n", ":2: the row ends before column 'score_b'"),
+        ("image_id,label,score_a,score_b\n1,A,0,1\n", "has no column 'score_A'; write 'a' there, or add it"),
     ],
 )
 def test_a_wrong_csv_is_refused_with_the_value(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ManifestError) as caught:
         from_csv(tmp_path, text)
-    assert str(caught.value).startswith(f"{tmp_path / 'p.csv'}: ")
+    assert re.match(rf"{re.escape(str(tmp_path / 'p.csv'))}(:\d+)?: ", str(caught.value))
     assert message in str(caught.value)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path
+from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
-from thoraclip.ranges import FoldCount, PhantomCount, Seed, Share, Side, checked
-from thoraclip.runs import Progress
+from thoraclip.ranges import Bits, FoldCount, PhantomCount, Seed, Share, Side, checked
+from thoraclip.runs import Progress, require_own, written_together
+from thoraclip.spelling import LabelMap
 
 if TYPE_CHECKING:
     from thoraclip.api.hooks import Images
@@ -26,6 +27,7 @@ __all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
 
 @checked
+@writes(file=True)
 def index(
     root: File,
     *,
@@ -43,6 +45,8 @@ def index(
     age_column: str | None = None,
     mask_column: str | None = None,
     infection_mask_column: str | None = None,
+    bits: Bits | None = None,
+    label_map: Mapping[str, str] | Sequence[str] = (),
     salt: File | None = None,
     fresh: bool = False,
     progress: bool | Progress = False,
@@ -59,6 +63,9 @@ def index(
         label_column: CSV column with the class.
         id_column, split_column, patient_column, source_column, view_column, sex_column, age_column, mask_column,
             infection_mask_column: CSV column; default: the column of the same name, if any.
+        bits: depth of 16-bit PNG files, 8 to 16; default: what each says, else one for its source, estimated.
+        label_map: OLD=NEW renames a class or merges it into another, OLD= leaves its images unlabelled, OLD=OLD keeps
+            it apart from similar names. May be repeated; in Python also a mapping.
         salt: file with the secret under which DICOM patient ids are hashed; default: this user's own.
         fresh: read every file again, changed or not.
         progress: see `thoraclip.api`.
@@ -66,42 +73,35 @@ def index(
     Returns:
         The `manifest`, which may leak as the files' own split may, and what was set aside, with reasons.
     """
+    named = locals()
     from thoraclip.data.index import index as read_folder
     from thoraclip.data.index import write_index_report
-    from thoraclip.data.layouts import detect_layout
+    from thoraclip.data.layouts import COLUMN_SETTINGS, detect_layout
     from thoraclip.tables.manifest import require_parquet, write_manifest
 
-    columns = {
-        "path": path_column,
-        "label": label_column,
-        "image_id": id_column,
-        "split": split_column,
-        "patient": patient_column,
-        "source": source_column,
-        "view": view_column,
-        "sex": sex_column,
-        "age_years": age_column,
-        "lung_mask": mask_column,
-        "infection_mask": infection_mask_column,
-    }
     root, out = Path(root), Path(out)
     require_parquet(out)
+    require_own(out.parent, {out.with_suffix(".index.json").name: ()})
     result = read_folder(
         root,
         layout=layout or ("csv" if csv else detect_layout(root)),
         csv_file=to_path(csv),
-        columns=columns,
+        columns={column: named[name] for name, column in COLUMN_SETTINGS.items()},
+        bits=bits,
         facts=out.with_suffix(".facts.jsonl"),
         fresh=fresh,
         salt=to_path(salt),
+        label_map=LabelMap(label_map),
         progress=hooks(progress, None)[0],
     )
-    write_manifest(out, result.manifest)
-    write_index_report(out.with_suffix(".index.json"), result)
+    with written_together(out.parent, out.name):
+        write_manifest(out, result.manifest)
+        write_index_report(out.with_suffix(".index.json"), result)
     return result
 
 
 @checked
+@writes(own={"check.json": ("check.md", "check.html", "label-errors.html")})
 def check(
     manifest: Images,
     *,
@@ -154,6 +154,7 @@ def _held_out(given: Files | None) -> tuple[str, list[Predictions]] | None:
 
 
 @checked
+@writes(file=True)
 def select(manifest: Images, *, where: str, out: File) -> Manifest:
     """Keep the images for which a condition on the manifest's columns is true, and note the condition in the result.
 
@@ -179,6 +180,7 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
 
 
 @checked
+@writes(own={"overlap.json": ("overlap.html",)})
 def overlap(
     a: Images,
     b: Images,
@@ -210,6 +212,7 @@ def overlap(
 
 
 @checked
+@writes(file=True)
 def split(
     manifest: Images,
     *,
@@ -252,6 +255,7 @@ def split(
 
 
 @checked
+@writes(own={"croissant.json": ("data-card.md",)})
 def card(manifest: File, *, out: File, config: File | None = None, check: File | None = None, **settings: Any) -> Path:
     """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
 
@@ -276,6 +280,7 @@ def card(manifest: File, *, out: File, config: File | None = None, check: File |
 
 
 @checked
+@writes(argument="folder")
 def phantom(
     folder: File,
     *,
@@ -288,8 +293,7 @@ def phantom(
 ) -> PhantomSummary:
     """Draw synthetic chest radiographs in the COVID-QU-Ex layout, with lung and infection masks.
 
-    From 64 images on they are drawn by several processes: a script that calls this function guards its entry with
-    `if __name__ == "__main__":`.
+    From 64 images on they are drawn by several processes.
 
     Args:
         folder: folder to write to.

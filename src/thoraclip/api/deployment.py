@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from thoraclip.api.hooks import Announce, File, hooks, read_images, to_path
+from thoraclip.api.hooks import Announce, File, hooks, read_images, to_path, writes
 from thoraclip.errors import ConfigError
-from thoraclip.ranges import FoldNumber, Port, SampleSize, Seed, Thumbnails, Workers, checked
+from thoraclip.ranges import Bits, FoldNumber, Port, SampleSize, Seed, Thumbnails, Workers, checked
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = ["export", "predict", "serve"]
 
 
 @checked
+@writes()
 def export(
     run: File,
     *,
@@ -77,6 +78,7 @@ def predict(
     out: Output | None = None,
     format: str = "",
     spreadsheet_safe: bool = False,
+    bits: Bits | None = None,
     threads: Workers = 0,
     engine: str = "threads",
     workers: Workers = 0,
@@ -93,6 +95,7 @@ def predict(
         format: csv or jsonl; default: by the file's name, else csv.
         spreadsheet_safe: csv: an apostrophe before whatever a spreadsheet would run as a formula, as a name like =1+1,
             and a last column spreadsheet_safe that tells readers of it. Default: names and classes as they are.
+        bits: depth of 16-bit PNG files, 8 to 16; default: what the file says, else that of the training images.
         threads: images at once; 0: one for each core; not with ray.
         engine: threads, or ray: the actors of a Ray cluster (RAY_ADDRESS, or one that is started here).
         workers: ray: actors; 0: one on each GPU, or, without a GPU, on each machine.
@@ -116,7 +119,7 @@ def predict(
     kind = table_format(format, out)
     if spreadsheet_safe and kind != "csv":
         raise ConfigError(f"--spreadsheet-safe: is for csv, not {kind}; leave it out, or use --format csv")
-    classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
+    classifier = open_bundle(bundle, bits=bits)  # before the imports below, whose libraries load while it is checked
 
     from thoraclip.bundle.images import find_images
     from thoraclip.bundle.scoring import by_ray, require_one, score
@@ -126,10 +129,11 @@ def predict(
     draw, log = hooks(progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
     fingerprint = classifier.bundle.fingerprint
-    with Table(place, classifier.labels, kind, fingerprint=fingerprint, spreadsheet_safe=spreadsheet_safe) as table:
+    options: Any = {"fingerprint": fingerprint, "spreadsheet_safe": spreadsheet_safe, "bits": bits}
+    with Table(place, classifier.labels, kind, **options) as table:
         if table.resumed:
             log(f"{place}: goes on; {table.resumed} pictures were scored by an earlier run")
-        far = by_ray(classifier, workers=workers) if engine == "ray" else None
+        far = by_ray(classifier, workers=workers, depths=pictures.depths) if engine == "ray" else None
         summary = score(classifier, pictures, table, threads=threads, engine=far, progress=draw)
     require_one(summary, place)
     return summary

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from thoraclip.runs import Progress, is_main_process
+from thoraclip.runs import Progress, is_main_process, writes
 
 if TYPE_CHECKING:
     from thoraclip.config import Settings
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     Images = str | Path | Manifest
     """A manifest file, or the manifest itself."""
 
-__all__ = ["Announce", "File", "hooks", "read_images", "settings_of", "to_path"]
+__all__ = ["REPORT_FILES", "RUN_FILES", "Announce", "File", "hooks", "read_images", "settings_of", "to_path", "writes"]
 
 File = str | Path
 Announce = Callable[[str], None]
+More = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 T = TypeVar("T", bound="Settings")
+
+REPORT_FILES = {"report.json": ("report.md", "report.html", "report.tex")}
+RUN_FILES = {"provenance.json": ("config.toml", "metrics.jsonl", "predictions.parquet")}
 
 
 def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progress | None, Announce]:
@@ -32,8 +36,8 @@ def hooks(progress: bool | Progress, announce: Announce | None) -> tuple[Progres
     return progress if callable(progress) else None, announce or (lambda _: None)
 
 
-def read_images(given: Images, *, may_leak: bool = False) -> Manifest:
-    """The manifest, read from its file where one is named.
+def read_images(given: Images, *, may_leak: bool = False, log: Announce = lambda _: None) -> Manifest:
+    """The manifest, read from its file where one is named; `log` gets a line for what was tidied there.
 
     Raises:
         LeakError: a patient or image stands on both sides of a split, and `may_leak` is false.
@@ -41,7 +45,10 @@ def read_images(given: Images, *, may_leak: bool = False) -> Manifest:
     from thoraclip.tables.manifest import Manifest, read_manifest
 
     if not isinstance(given, Manifest):
-        return read_manifest(Path(given), may_leak=may_leak)
+        manifest = read_manifest(Path(given), may_leak=may_leak)
+        for note in manifest.notes:
+            log(f"note: {note}")
+        return manifest
     return given.strict() if given.may_leak and not may_leak else given
 
 
@@ -50,8 +57,11 @@ def to_path(given: File | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str) -> T:
-    """The settings of a dataclass: the TOML file's, whose `kind`, if any, must be `where`, and over them the keywords'.
+def settings_of(
+    cls: type[T], config: File | None, settings: Mapping[str, Any], *, where: str, more: More = lambda _: {}
+) -> T:
+    """The settings of a dataclass: the TOML file's, whose `kind`, if any, must be `where`, and over them the keywords';
+    `more` gives settings that follow from those.
 
     Raises:
         ConfigError: an unknown name, a value of the wrong type, or a file of another method.
@@ -62,7 +72,8 @@ def settings_of(cls: type[T], config: File | None, settings: Mapping[str, Any], 
     values = read_toml(Path(config)) if config else {}
     if values.pop("kind", where) != where:
         raise ConfigError(f"{config}: holds settings of another method than '{where}'")
-    return build_config(cls, {**values, **settings}, where=str(config or where))
+    stated = {**values, **settings}
+    return build_config(cls, {**more(stated), **stated}, where=str(config or where))
 
 
 class _Lines:

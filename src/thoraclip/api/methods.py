@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from thoraclip.api.hooks import Announce, File, hooks, read_images, settings_of, to_path
+from thoraclip.api.hooks import RUN_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
 from thoraclip.methods import METHODS
 from thoraclip.ranges import AnyBatchSize, BatchSize, Geometry, Precision, Seed, Tokens, Workers, checked
@@ -28,6 +28,7 @@ __all__ = ["MethodFunction", "caption", "embed"]
 
 
 @checked
+@writes(file=True, may_only_read=True)
 def caption(
     manifest: Images,
     *,
@@ -85,10 +86,11 @@ def caption(
     draw, log = hooks(progress, announce)
     if everywhere:
         log(EVERYWHERE_LEAKS)
-    return write(read_images(manifest), config, Path(out), pixels=to_path(pixels), progress=draw)
+    return write(read_images(manifest, log=log), config, Path(out), pixels=to_path(pixels), progress=draw)
 
 
 @checked
+@writes(own={"embeddings.json": ()}, may_only_read=True)
 def embed(
     manifest: Images,
     *,
@@ -193,12 +195,17 @@ class MethodFunction(Protocol):
         """
 
 
+_OF_METHODS = ("details.json", "done.json", "README.md", "adapter", "last", "model")
+"""What methods write besides, and studies do not."""
+
+
 @cache
 def method_function(kind: str) -> MethodFunction:
     """The function of a method; its signature and its help name every setting."""
     from thoraclip.config import field_help
 
     @checked
+    @writes(own=RUN_FILES | {"provenance.json": (*RUN_FILES["provenance.json"], *_OF_METHODS)}, may_only_read=True)
     def run(
         manifest: Images,
         *,
@@ -209,11 +216,12 @@ def method_function(kind: str) -> MethodFunction:
         announce: Announce | None = None,
         **settings: Any,
     ) -> tuple[Predictions, Mapping[str, Any]] | None:
+        from thoraclip.methods.encoders import stated_by_embeddings
         from thoraclip.methods.running import run_method
 
-        chosen = settings_of(METHODS[kind].config_type, config, settings, where=kind)
+        chosen = settings_of(METHODS[kind].config_type, config, settings, where=kind, more=stated_by_embeddings)
         draw, log = hooks(progress, announce)
-        images = read_images(manifest)
+        images = read_images(manifest, log=log)
         return run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)
 
     fields = dataclasses.fields(METHODS[kind].config_type)

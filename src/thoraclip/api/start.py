@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thoraclip.api.hooks import Announce, File, hooks
+from thoraclip.api.hooks import REPORT_FILES, RUN_FILES, Announce, File, hooks, writes
 from thoraclip.errors import ConfigError
 from thoraclip.ranges import PhantomCount, Seed, checked
 from thoraclip.runs import Progress
@@ -16,6 +16,7 @@ _FEWEST_PHANTOMS = 60
 
 
 @checked
+@writes(own=REPORT_FILES | RUN_FILES)
 def demo(
     *,
     out: File = "demo-out",
@@ -29,7 +30,7 @@ def demo(
 
     Args:
         out: folder to write to.
-        images: phantoms to draw, 60 or more. A script that draws 64 or more guards its entry, see `phantom`.
+        images: phantoms to draw, 60 or more.
         seed: seed of the phantoms.
         progress, announce: see `thoraclip.api`.
 
@@ -52,6 +53,7 @@ def demo(
 
 
 @checked
+@writes(own=REPORT_FILES | RUN_FILES, unless="dry_run")
 def run_study(
     source: File,
     *,
@@ -64,7 +66,7 @@ def run_study(
     """Run a list of methods on one manifest and write the report; what is done and valid is not run again.
 
     Args:
-        source: study file (.toml), or a folder of images.
+        source: study file (.toml), a folder of images, or a manifest (.parquet).
         out: folder to write to.
         dry_run: only plan: what would run, on how many images, and about how long it would take.
         progress, announce: see `thoraclip.api`.

@@ -9,10 +9,7 @@ original --onnx--> model.onnx --parity--> equal to 1e-4, or no file
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from thoraclip.bundle.calibration import calibrate, fit_reference, measure
 from thoraclip.bundle.onnx import grey_classifier, quantise, write_onnx
 from thoraclip.bundle.parity import ModelSession
 from thoraclip.bundle.runtime import UNSIGNED, BundleClassifier
-from thoraclip.bundle.seal import FACTS, is_bundle, seal
+from thoraclip.bundle.seal import FACTS, is_bundle, not_sealed, seal
 from thoraclip.cards.bundle_card import bundle_card
 from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.data.splits import independent_groups
@@ -33,7 +30,7 @@ from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
 from thoraclip.models.classifiers import Original
 from thoraclip.ranges import SampleSize, Thumbnails, conform
-from thoraclip.runs import Progress, make_folder, needing_room, provenance, write_json, write_text
+from thoraclip.runs import Progress, provenance, whole_folder, write_json, write_text
 
 __all__ = ["export_bundle", "require_place"]
 
@@ -66,7 +63,7 @@ def export_bundle(
         why = f"the run '{original.name}' has learned from no picture"
         raise ConfigError(f"thumbnails = {thumbnails}: {why}; leave it out")
     session = ModelSession(original, images=images, seed=seed, progress=progress, is_int8=int8)
-    with _building(out) as part:
+    with whole_folder(out, is_bundle) as part:
         announce("writing the model")
         module = grey_classifier(original.classifier)
         write_onnx(module, part / layout.MODEL)
@@ -100,6 +97,7 @@ def _open_unfinished(folder: Path, original: Original, *, quantisation: str | No
         "labels": list(original.predictions.labels.names),
         "preprocess": original.classifier.preprocess.as_dict(),
         "decoding": DECODING,
+        "bits": original.manifest.usual_bits,
         "temperature": None,
         "sets": None,
     }
@@ -174,30 +172,10 @@ def _finish(
 
 
 def require_place(out: Path) -> None:
-    """Raise InputError unless a bundle may be written at `out`."""
+    """Raise InputError unless a bundle may be written at `out`: nothing else may be there, nor in a bundle there."""
     if out.is_file():
         raise InputError(f"{out}: is a file, and a bundle is a folder; name another --out")
     if out.is_dir() and any(out.iterdir()) and not is_bundle(out):
         raise InputError(f"{out}: holds other things than a bundle; name a new folder with --out")
-
-
-@contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends without an error, and is gone when it does not."""
-    require_place(out)
-    make_folder(out.resolve().parent)
-    try:
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.resolve().parent))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); name another --out") from error
-    try:
-        with needing_room(out):
-            yield part
-        part.chmod(0o755)
-        old = part.with_suffix(".old")
-        if out.is_dir():
-            out.rename(old)
-        part.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    if others := not_sealed(out):
+        raise InputError(f"{others[0]}: is not of the bundle; move it, or name a new folder with --out")

@@ -96,6 +96,12 @@ class Bundle:
         self.sets = None if sets is None else _thresholds(sets, self.labels)
 
     @property
+    def bits(self) -> int | None:
+        """Depth of the training images, for 16-bit pictures that state none; bundles of earlier versions have none."""
+        bits = self.facts.get("bits")
+        return int(bits) if bits else None
+
+    @property
     def title(self) -> str:
         """Shown beside its answers."""
         fold = self.facts["run"]["fold"]

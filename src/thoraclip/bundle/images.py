@@ -8,19 +8,18 @@ is counted by its kind.
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean, printable
+from thoraclip.delimited import TablePaths, read_delimited
+from thoraclip.errors import ConfigError, InputError, ManifestError, printable
 from thoraclip.imaging.listing import Found, Tally, walk
 from thoraclip.imaging.names import IMAGES
-from thoraclip.spreadsheets import MARK, restore
 
 __all__ = ["LIST", "ImagePaths", "PathTable", "find_images", "listed_paths"]
 
@@ -39,12 +38,15 @@ class ImagePaths:
         paths: files, which are taken whatever they are called, folders, and `-` for a list on standard input.
         table: more paths.
 
-    `left_out` is of the pass so far, and so is `looked_at`, the files, out of `count()`.
+    `left_out` is of the pass so far, and so is `looked_at`, the files, out of `count()`. `depths` are those of `table`.
     """
+
+    depths: Mapping[str, int] = {}
 
     def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
         self._paths, self._table = paths, table
         self.left_out, self.looked_at = Tally(), 0
+        self.depths = getattr(table, "depths", self.depths)  # any iterable of paths will do
 
     def __iter__(self) -> Iterator[str]:
         """Raises InputError where there is none at all: the list is empty, or the folders are empty by now."""
@@ -146,7 +148,8 @@ def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
 
 class PathTable:
     """The paths of a manifest (.parquet), or of a table with a column `path` (.csv), checked at once. Raises InputError
-    for no such file or another kind, ManifestError for one without rows, paths or its schema."""
+    for no such file or another kind, ManifestError for one without rows, paths or its schema. `depths`: path -> bits of
+    its samples, where the manifest has them."""
 
     def __init__(self, file: Path) -> None:
         kind = file.suffix.lower()
@@ -158,7 +161,11 @@ class PathTable:
             raise InputError(
                 f"{file}: a manifest ends in .parquet, a table in .csv; a plain list is read from standard input (-)"
             )
-        self._paths = partial(_csv_paths, file) if kind == ".csv" else _manifest_paths(file)
+        self.depths: Mapping[str, int] = {}
+        if kind == ".csv":
+            self._paths: Callable[[], Iterator[str]] = partial(_csv_paths, file)
+        else:
+            self._paths, self.depths = _manifest_paths(file)
         self._length = sum(1 for _ in self)
         if not self._length:
             raise ManifestError(f"{file}: no rows; a table holds one row per picture")
@@ -172,29 +179,21 @@ class PathTable:
 
 def _csv_paths(file: Path) -> Iterator[str]:
     """The column `path` of a CSV file, below the file's folder."""
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-        reader = csv.reader(stream)
-        try:
-            header = next(reader, [])
-            if "path" not in header:
-                raise ManifestError(f"{file}: no column 'path'{did_you_mean('path', header)}; name it so")
-            column, read = header.index("path"), restore if MARK in header else str
-            for row in filter(None, reader):
-                where = f"{file}:{reader.line_num}"
-                if len(row) > len(header):
-                    raise ManifestError(f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas")
-                if len(row) <= column or not row[column]:
-                    raise ManifestError(f"{where}: no path in this row; mend the table")
-                yield os.path.join(file.parent, read(row[column]))  # noqa: PTH118
-        except csv.Error as error:
-            raise ManifestError(f"{file}:{reader.line_num}: not a readable CSV file ({error}); mend it") from error
+    table = read_delimited(file, keep_bytes=True)
+    column, paths = table.need("path"), TablePaths(file.parent)
+    for row in table:
+        yield os.path.join(file.parent, paths(row.need(column), row.where))  # noqa: PTH118
 
 
-def _manifest_paths(file: Path) -> Callable[[], Iterator[str]]:
-    """The column `path` of a manifest, below its root; nothing else of it is kept."""
+def _manifest_paths(file: Path) -> tuple[Callable[[], Iterator[str]], dict[str, int]]:
+    """(the column `path` of a manifest, below its root; the depths of those that have one); nothing else is kept."""
     from thoraclip.tables.manifest import read_manifest
 
     manifest = read_manifest(file, may_leak=True)
     column, root = manifest.table.select(["path"]), str(manifest.root)
     parts = partial(column.to_batches, max_chunksize=_ROWS)
-    return lambda: (os.path.join(root, path) for part in parts() for path in part["path"].to_pylist())  # noqa: PTH118
+
+    def paths() -> Iterator[str]:
+        return (os.path.join(root, path) for part in parts() for path in part["path"].to_pylist())  # noqa: PTH118
+
+    return paths, {path: bits for path, bits in zip(paths(), manifest.bits, strict=True) if bits}

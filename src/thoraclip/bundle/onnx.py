@@ -31,7 +31,7 @@ from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.classifiers import EncoderClassifier
-from thoraclip.models.frozen import fold_grey
+from thoraclip.models.grey import fold_grey
 from thoraclip.models.network import expand_greys
 
 __all__ = ["GreyClassifier", "grey_classifier", "quantise", "write_onnx"]

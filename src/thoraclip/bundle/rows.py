@@ -18,14 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from glob import escape
 from math import inf
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from thoraclip.errors import ConfigError, InputError, MismatchError, did_you_mean
 from thoraclip.labels import LabelSet
-from thoraclip.runs import atomic_open, make_folder
+from thoraclip.runs import atomic_open, make_folder, remove_leftovers, require_file
 from thoraclip.spreadsheets import MARK, protect
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class Table:
 
     A context; each image is admitted once. What was done for a file is kept when the context ends before. The paths lie
     in an SQLite database, so that memory does not grow with them. `kind` is a format of `FORMATS`, `fingerprint` that
-    that of the bundle. `spreadsheet_safe`, of CSV: see `thoraclip.spreadsheets`.
+    of the bundle, `bits` the stated depth of 16-bit pictures. `spreadsheet_safe`, of CSV: see `thoraclip.spreadsheets`.
 
     Attributes:
         rows: so far; `None` where they go to a file or stream.
@@ -145,6 +144,7 @@ class Table:
         kind: str,
         *,
         fingerprint: str,
+        bits: int | None = None,
         spreadsheet_safe: bool = False,
     ) -> None:
         from thoraclip.imaging import DECODING  # here: `predict` checks the format before the libraries are loaded
@@ -154,14 +154,13 @@ class Table:
         self._partial = self._file and self._file.with_name(self._file.name + ".partial")
         self._head = head_line(kind, labels, spreadsheet_safe=spreadsheet_safe)
         self._line = spreadsheet_line if spreadsheet_safe else FORMATS[kind]
-        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING}
+        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING, **({"bits": bits} if bits else {})}
         self.rows: list[Row] | None = [] if out is None else None
         self.resumed, self._committed, self._is_empty = 0, -inf, True
         if self._stream is not None:
             self._stream.write(self._head)
         if self._file is not None and self._partial is not None:
-            if self._file.is_dir():
-                raise InputError(f"{out}: is a folder, and a file is to be written; choose another --out")
+            require_file(self._file)
             make_folder(self._file.parent)
             try:
                 self._partial.touch()
@@ -249,8 +248,7 @@ class Table:
         """All rows are there."""
         if self._file is None:
             return
-        for leftover in self._file.parent.glob(f".{escape(self._file.name)}.*.part"):  # of a kill at this very point
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self._file.parent, self._file.name, is_locked=True)  # of a kill at this very point
         with self._storing():
             self._commit()
             with atomic_open(self._file) as stream:

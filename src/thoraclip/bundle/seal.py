@@ -8,7 +8,7 @@ from pathlib import Path
 from thoraclip.errors import InputError, MismatchError
 from thoraclip.runs import file_sha256, write_text
 
-__all__ = ["FACTS", "check_seal", "is_bundle", "read_seal", "seal"]
+__all__ = ["FACTS", "check_seal", "is_bundle", "not_sealed", "read_seal", "seal"]
 
 FACTS, _SUMS = "bundle.json", "SHA256SUMS"
 _REMEDY = "copy the bundle again, or export it again"
@@ -23,6 +23,16 @@ def seal(folder: Path) -> None:
 def is_bundle(folder: Path) -> bool:
     """True for a folder that holds a bundle, whole or not."""
     return (folder / FACTS).is_file() or (folder / _SUMS).is_file()
+
+
+def not_sealed(folder: Path) -> list[Path]:
+    """What lies in the folder of a bundle and is not named in its checksums; nothing where there are none."""
+    try:
+        lines = (folder / _SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    named = {_SUMS, *(line.partition("  ")[2] for line in lines)}
+    return sorted(place for place in folder.iterdir() if place.name not in named)
 
 
 def read_seal(folder: Path) -> str:

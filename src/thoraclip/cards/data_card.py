@@ -10,7 +10,7 @@ from thoraclip.cards.cautions import percent
 from thoraclip.cards.croissant import NOT_STATED, CardSettings, croissant_record
 from thoraclip.cards.facts import data_facts, summary
 from thoraclip.pages import environment, escape_markdown, without_gaps
-from thoraclip.runs import write_json, write_text
+from thoraclip.runs import write_json, write_text, writes, written_together
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["data_card", "write_card"]
@@ -43,11 +43,12 @@ def _spread(values: Mapping[str, float] | None) -> str:
     return f"{shown['median']} [{shown['q1']}, {shown['q3']}], {shown['min']} to {shown['max']}"
 
 
+@writes()
 def write_card(
-    manifest_file: Path,
+    manifest_file: Path | str,
     manifest: Manifest,
     settings: CardSettings,
-    out: Path,
+    out: Path | str,
     *,
     check: Mapping[str, Any] | None = None,
 ) -> None:
@@ -57,12 +58,13 @@ def write_card(
         manifest_file: the Parquet file that holds `manifest`; the record names it and its SHA-256.
         check: findings of a check; see `data_card`.
     """
+    out, manifest_file = Path(out), Path(manifest_file)
     facts, file, folder = data_facts(manifest), manifest_file.resolve(), out.resolve()
     # the manifest as seen from the record: in its folder or in the one above; else its bare name, to be copied there
     url = f"../{file.name}" if file.parent == folder.parent else file.name
     if file.is_relative_to(folder):
         url = file.relative_to(folder).as_posix()
-    write_text(out / "data-card.md", data_card(facts, settings, check))
-    write_json(
-        out / "croissant.json", croissant_record(manifest, manifest_file, settings, content_url=url, facts=facts)
-    )
+    record = croissant_record(manifest, manifest_file, settings, content_url=url, facts=facts)
+    with written_together(out, "card"):
+        write_text(out / "data-card.md", data_card(facts, settings, check))
+        write_json(out / "croissant.json", record)

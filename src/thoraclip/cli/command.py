@@ -29,6 +29,7 @@ _TYPES: Mapping[str, Any] = {
     "Fractions": str,
     "Files": list[str],
     "Sequence[str]": list[str],
+    "Mapping[str, str] | Sequence[str]": list[str],
     "Shares": list[str],
     "bool": bool,
     "str": str,

@@ -39,11 +39,8 @@ def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
             say(line)
         return
     rows = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])]
-    title = f"{plan['source']}: {'unknown' if plan['images'] is None else format(plan['images'], ',')} images"
+    title = f"{plan['source']}: {plan['images']:,} images"
     print_table(["", "kind", "seed", "encoded", "trained", "time", "state"], rows, title=title, numbers=False)
-    if plan["images"] is None:
-        say("Nothing can be estimated: the images are not known.")
-        return
     totals = plan["totals"]
     low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
     what = "In all" if totals["complete"] else "What can be estimated"
@@ -327,6 +324,9 @@ def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
             announce(f"  {path}: {reason}")
         if summary.failed > len(summary.first_failed):
             announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
+    if summary.first_remark:
+        path, remark = summary.first_remark
+        announce(f"remarks on {summary.remarked} images, first {path}: {remark}")
     for what in summary.left_out_told:
         announce(f"left out: {what}")
     if summary.not_utf8:

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from thoraclip.errors import ImageError
+from thoraclip.errors import ImageError, InputError
 from thoraclip.imaging import DECODING, read_bytes
-from thoraclip.runs import canonical_json, make_folder, needing_room, write_text
+from thoraclip.runs import canonical_json, make_folder, needing_room, require_file, write_text
 
 __all__ = ["FactStore"]
 
@@ -33,6 +33,8 @@ class FactStore:
 
     def __init__(self, root: Path, file: Path | None = None, *, fresh: bool = False) -> None:
         self._root, self._file, self._lock = root, file, threading.Lock()
+        if file is not None:
+            _require_own(file)
         self._known: dict[str, tuple[list[int], Facts]] = {} if fresh or file is None else _load(file)
         self._mode, self._head = ("a", "\n" + _header() + "\n") if self._known else ("w", _header() + "\n")
         self._asked: set[str] = set()
@@ -88,6 +90,14 @@ def _header() -> str:
     """The rules that facts follow; facts under other rules are not used."""
     versions = {name: _version(name) for name in _READERS}
     return canonical_json({"schema": _SCHEMA, "decoding": DECODING, "versions": versions})
+
+
+def _require_own(file: Path) -> None:
+    """Raise InputError where something else lies at the place of the facts, which would be overwritten."""
+    with suppress(OSError), require_file(file).open("rb") as stream:
+        begins = stream.read(10)
+        if begins and not any(ours.startswith(begins) for ours in (b'{"decoding', b'{"schema":')):
+            raise InputError(f"{file}: is in the way, and not of an earlier run; move it, or choose another --out")
 
 
 def _version(package: str) -> str | None:

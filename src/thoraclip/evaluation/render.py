@@ -26,7 +26,7 @@ from thoraclip.evaluation.results import MAJORITY, PUBLISHED_METRICS
 from thoraclip.evaluation.subgroups import POINTS
 from thoraclip.evaluation.usefulness import RATE_NAMES
 from thoraclip.pages import environment, picture_or_reason
-from thoraclip.runs import write_json, write_text
+from thoraclip.runs import write_json, write_text, writes, written_together
 
 __all__ = [
     "Load",
@@ -108,13 +108,15 @@ def audit_context(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"audit": content, "levels": _AUDIT_ASKS, "tests": tests, "verdicts": VERDICTS, "label": verdict_label}
 
 
+@writes()
 def write_audit(content: Mapping[str, Any], out: Path) -> None:
     """Write `audit.json`, and `audit.md` and `audit.html` drawn from it; the same content gives the same bytes."""
     context = audit_context(content) | {"title": "Audit: lungs or shortcuts?", "reading": content["reading"]}
-    write_json(out / "audit.json", dict(content))
-    for name, html in (("audit.md", False), ("audit.html", True)):
-        figure = {"figure": Markup(figures.audit_figure(content["tests"]))} if html else {}
-        write_text(out / name, _environment(html=html).get_template(f"{name}.j2").render(context | figure))
+    with written_together(out, "audit"):
+        write_json(out / "audit.json", dict(content))
+        for name, html in (("audit.md", False), ("audit.html", True)):
+            figure = {"figure": Markup(figures.audit_figure(content["tests"]))} if html else {}
+            write_text(out / name, _environment(html=html).get_template(f"{name}.j2").render(context | figure))
 
 
 def html_page(report: Mapping[str, Any], image_paths: Mapping[str, Path] | None, load: Load | None) -> str:

@@ -27,7 +27,7 @@ from thoraclip.evaluation.trust import trust_entry
 from thoraclip.evaluation.usefulness import usefulness, usefulness_reading
 from thoraclip.proportions import LEVEL
 from thoraclip.ranges import Resamples, conform
-from thoraclip.runs import write_json, write_text
+from thoraclip.runs import write_json, write_text, writes, written_together
 
 if TYPE_CHECKING:
     from thoraclip.evaluation.render import Load
@@ -135,9 +135,10 @@ def with_audits(report: Mapping[str, Any], audits: Mapping[str, Mapping[str, Any
     return {**report, "audits": plain(dict(audits)), "reading": [first, *said, *rest]}
 
 
+@writes()
 def write_report(
     report: Mapping[str, Any],
-    out: Path,
+    out: Path | str,
     *,
     image_paths: Mapping[str, Path] | None = None,
     thumbnails: bool = True,
@@ -154,10 +155,12 @@ def write_report(
     """
     from thoraclip.evaluation.render import html_page, latex_table, markdown_page  # with Matplotlib
 
-    write_json(out / "report.json", dict(report))
-    write_text(out / "report.md", markdown_page(report))
-    write_text(out / "report.tex", latex_table(report))
-    write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load))
+    out = Path(out)
+    with written_together(out, "report"):
+        write_json(out / "report.json", dict(report))
+        write_text(out / "report.md", markdown_page(report))
+        write_text(out / "report.tex", latex_table(report))
+        write_text(out / "report.html", html_page(report, image_paths if thumbnails else None, load))
 
 
 def _judged(

@@ -16,7 +16,7 @@ from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import load_captioner
 from thoraclip.ranges import BatchSize, Geometry, Precision, Seed, Tokens
-from thoraclip.runs import Progress, canonical_json, digest, needing_room, write_text
+from thoraclip.runs import Progress, canonical_json, digest, needing_room, remove_file, require_own, write_text
 from thoraclip.tables.captions import Captions, append_label, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import require_parquet
@@ -229,6 +229,7 @@ def _write_by_model(
     journal, header = out.with_name(f"{out.name}.journal"), canonical_json({"schema": 1, "token": digest([work, size])})
     captions = read_captions(out) if out.exists() else None
     if captions is None or captions.origin.get("inputs") != inputs:
+        require_own(journal.parent, {journal.name: ()})
         texts = _read_journal(journal, header, ids, size)
         write_text(journal, "\n".join([header, *map(_line, ids, texts)]) + "\n")  # a torn end is gone
         spec, start = captioner.preprocess, len(texts)
@@ -248,7 +249,7 @@ def _write_by_model(
                     progress(len(texts), len(ids))
         facts = {**origin, **captioner.origin, "inputs": inputs}
         captions = _store(out, manifest, _append(texts, manifest, named), named, facts)
-    journal.unlink(missing_ok=True)
+    remove_file(journal)
     return captions
 
 

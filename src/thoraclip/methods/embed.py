@@ -56,7 +56,8 @@ def cached_embeddings(
         expected = description(expected["weights"], finished.encoder["precision"])
     if dict(finished.encoder) != expected:
         raise MismatchError(
-            f"{config.embeddings}: made by another encoder or precision than model '{config.model}'; embed again"
+            f"{config.embeddings}: made by another encoder or precision than model '{config.model}'; "
+            "name the one that made them with model = ... (and adapter = ...), or embed again"
         )
     if dict(finished.preprocess) != encoder.preprocess.as_dict():
         raise MismatchError(
@@ -115,7 +116,7 @@ def embed(
             _keep(writer, encoded, total, progress)
         for _ in encoded:  # the other processes do the same work and keep nothing
             pass
-    facts = {"encoder": encoder.description, "preprocess": spec.as_dict()}
+    facts = {"encoder": encoder.description, "preprocess": spec.as_dict(), "model": encoder.name}
     finished = writer.finish(manifest, facts=facts, fingerprint=fingerprint) if writer else None
     if group:
         group.wait()

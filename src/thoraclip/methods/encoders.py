@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thoraclip.config import Settings
 from thoraclip.errors import ConfigError, ModelError
@@ -14,10 +15,10 @@ from thoraclip.models.files import (
     adapter_folders,
     description,
     locate,
-    read_preprocess,
     stored_fingerprint,
     stored_folder,
 )
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Precision, Share
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
@@ -25,7 +26,7 @@ from thoraclip.tables.embeddings import Embeddings, read_embeddings
 if TYPE_CHECKING:
     from thoraclip.models.frozen import FrozenEncoder
 
-__all__ = ["EncoderConfig", "ModelConfig", "finished_embeddings", "load_encoder"]
+__all__ = ["EncoderConfig", "ModelConfig", "finished_embeddings", "load_encoder", "stated_by_embeddings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class EncoderConfig(ModelConfig):
     adapter_scale: Share = 1.0
     """Share of the adapter in the weights: 1 as trained, 0 the base, between them interpolated (WiSE-FT)."""
     embeddings: str = ""
-    """Folder of finished embeddings to use instead of running the encoder."""
+    """Folder of finished embeddings to use instead of running the encoder, which is the one that made them."""
     batch_size: AnyBatchSize = 0
     """Images per forward pass; 0 for 32 on a CPU and 256 elsewhere."""
 
@@ -71,6 +72,25 @@ class EncoderConfig(ModelConfig):
             )
         note = Path(self.embeddings) / "embeddings.json"
         return hashes | ({"embeddings": folder_digest(note)} if self.embeddings and note.exists() else {})
+
+
+def stated_by_embeddings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings `model` and `geometry` that made the embeddings which some settings name, of those that they do not
+    state; `{}` where they name none, or the embeddings do not say.
+
+    Raises:
+        InputError, ManifestError: see `tables.embeddings.read_embeddings`.
+    """
+    folder = values.get("embeddings")
+    if not isinstance(folder, str | Path) or not str(folder) or values.get("adapter"):
+        return {}
+    facts = read_embeddings(folder).facts
+    made = {"model": facts.get("model"), "geometry": facts["preprocess"].get("geometry")}
+    try:
+        locate(str(made["model"]))
+    except ModelError:  # an adapter was merged into it, or it lies elsewhere now
+        return {}
+    return {name: value for name, value in made.items() if value and name not in values}
 
 
 def load_encoder(config: EncoderConfig) -> FrozenEncoder:

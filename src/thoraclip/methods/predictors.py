@@ -194,10 +194,9 @@ def read_run(folder: Path) -> FinishedRun:
     held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-    manifest, file = str(facts["inputs"]["manifest"]), facts.get("manifest_file")
-    return FinishedRun(
-        folder, kind, config, manifest, str(done["fingerprint"]), folds, folder.resolve() / file if file else None
-    )
+    places = [folder.resolve() / facts[name] for name in ("manifest_file", "manifest_beside") if facts.get(name)]
+    file = next((place for place in places if place.is_file()), places[0] if places else None)
+    return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds, file)
 
 
 def _current_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from thoraclip.models.heads import (
 )
 from thoraclip.posthoc.ood import MIN_ROWS, fit_ood, write_ood
 from thoraclip.ranges import BatchSize, Fraction, Range, Seed, Weighting
-from thoraclip.runs import fold_file
+from thoraclip.runs import fold_file, remove_file
 from thoraclip.tables.embeddings import Embeddings
 from thoraclip.threads import cores, in_order
 
@@ -234,7 +234,7 @@ def _keep_ood(context: RunContext, fold: _Inputs, targets: Rows) -> dict[str, An
     part, features, _ = fold
     file = context.folder.file(fold_file("novelty.safetensors", part.fold))
     if min(len(part.train), len(part.val)) < MIN_ROWS:
-        file.unlink(missing_ok=True)
+        remove_file(file)
         return {"reason": f"fewer than {MIN_ROWS} training or validation images"}
     patients = independent_groups(context.manifest)[part.val]
     fitted = fit_ood(features[part.train], targets=targets[part.train], held_out=features[part.val], patients=patients)

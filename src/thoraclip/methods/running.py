@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,7 +22,19 @@ from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
 from thoraclip.models.files import require_adapter
-from thoraclip.runs import Progress, RunFolder, digest, fold_file, is_main_process, provenance, sweep, write_json
+from thoraclip.runs import (
+    Progress,
+    RunFolder,
+    digest,
+    end_sets,
+    fold_file,
+    is_main_process,
+    provenance,
+    remove_file,
+    write_json,
+    writes,
+    written_together,
+)
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import VALIDATION, Predictions, read_predictions, write_predictions
 
@@ -186,14 +199,15 @@ def pooled_predictions(
     return _predictions(manifest, labels, together, np.concatenate(scores)[order], split=split, fold=fold)
 
 
+@writes(may_only_read=True)
 def run_method(
     kind: str,
     config: Any,
     manifest: Manifest,
-    out: Path,
+    out: Path | str,
     *,
-    cache: Path | None = None,
-    pixels: Path | None = None,
+    cache: Path | str | None = None,
+    pixels: Path | str | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[Predictions, Mapping[str, Any]] | None:
@@ -217,10 +231,11 @@ def run_method(
         InputError: no adapter where the config names one; nothing is written then.
     """
     require_shared_work(kind)
+    out, cache, pixels = Path(out), Path(cache) if cache else None, Path(pixels) if pixels else None
     folder, method = RunFolder(out), find_method(kind)
     facts, fingerprint, of_a_fold = _identity(kind, config, manifest)
     if is_main_process():
-        sweep(out)
+        end_sets(out)
     if not folder.is_done(fingerprint):
         if adapter := getattr(config, "adapter", ""):
             require_adapter(adapter)
@@ -231,26 +246,28 @@ def run_method(
         if is_main_process():
             folder.start(f'kind = "{kind}"\n' + config_toml(config), facts | _manifest_file(manifest, out))
             for stale in out.glob("validation*.parquet"):  # of a run on other folds
-                stale.unlink()
+                if re.fullmatch(r"validation(-fold-\d+)?\.parquet", stale.name):
+                    remove_file(stale)
         embeddings = cache or out / "embeddings"
         context = RunContext(manifest, folder, embeddings, pixels, progress, log=announce, fingerprint=of_a_fold)
         output: MethodOutput | None = import_module(method.module).run(config, context)
         if output is not None:
-            write_predictions(folder.file("predictions.parquet"), output.predictions)
-            write_json(folder.file("details.json"), output.details)
-            folder.write_metrics(output.metrics)
-            if method.is_trained:
-                trained = TrainedRun(
-                    kind=kind,
-                    config=config,
-                    predictions=output.predictions,
-                    details=output.details,
-                    data=data_facts(manifest),
-                    images=manifest.root,
-                    provenance=facts,
-                )
-                write_model_card(out, trained)
-            folder.finish(fingerprint)
+            with written_together(out, "run"):
+                write_predictions(folder.file("predictions.parquet"), output.predictions)
+                write_json(folder.file("details.json"), output.details)
+                folder.write_metrics(output.metrics)
+                if method.is_trained:
+                    trained = TrainedRun(
+                        kind=kind,
+                        config=config,
+                        predictions=output.predictions,
+                        details=output.details,
+                        data=data_facts(manifest),
+                        images=manifest.root,
+                        provenance=facts,
+                    )
+                    write_model_card(out, trained)
+                folder.finish(fingerprint)
     if not is_main_process():
         return None
     details = json.loads(folder.file("details.json").read_text(encoding="utf-8"))
@@ -264,12 +281,14 @@ def is_done(kind: str, config: Any, manifest: Manifest, out: Path) -> bool:
 
 def _manifest_file(manifest: Manifest, out: Path) -> dict[str, str]:
     """For `provenance.json`: where the manifest lies, relative to the run's folder where both can be moved together:
-    below one of the three folders above the run's."""
+    below one of the three folders above the run's. From elsewhere, both ways."""
     if manifest.file is None:
         return {}
     file, folder = manifest.file.resolve(), out.resolve()
-    is_near = file.is_relative_to(list(folder.parents)[:3][-1])
-    return {"manifest_file": Path(os.path.relpath(file, folder)).as_posix() if is_near else str(file)}
+    beside = Path(os.path.relpath(file, folder)).as_posix()
+    if file.is_relative_to(list(folder.parents)[:3][-1]):
+        return {"manifest_file": beside}
+    return {"manifest_file": str(file), "manifest_beside": beside}
 
 
 def _identity(kind: str, config: Any, manifest: Manifest) -> tuple[dict[str, object], str, str]:

@@ -26,9 +26,10 @@ from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
 from thoraclip.models.dual_encoder import DualEncoder, is_dual_encoder, load_dual_encoder, untrained_dual_encoder
-from thoraclip.models.files import Checkpoint, preprocessor_json, read_about, read_preprocess, whole_folder, write_about
+from thoraclip.models.files import Checkpoint, holds_weights, read_about, write_about
+from thoraclip.models.image_processor import preprocessor_json, read_preprocess
 from thoraclip.models.network import Network, network_settings
-from thoraclip.runs import atomic_open, write_json
+from thoraclip.runs import atomic_open, whole_folder, write_json
 
 __all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note"]
 
@@ -144,7 +145,7 @@ class Backbone(Network):
         for unsteady in ("_name_or_path", "transformers_version"):
             config.pop(unsteady, None)
         tensors = {name: t.detach().cpu().contiguous() for name, t in sorted(self.network.state_dict().items())}
-        with whole_folder(folder) as part:
+        with whole_folder(folder, holds_weights) as part:
             write_json(part / "config.json", config)
             write_json(part / "preprocessor_config.json", preprocessor_json(self.preprocess))
             with atomic_open(part / "model.safetensors") as stream:

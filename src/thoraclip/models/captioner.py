@@ -15,7 +15,7 @@ from torch import Tensor
 from thoraclip.errors import ConfigError
 from thoraclip.imaging import check_pixels
 from thoraclip.models.checkpoint import find_checkpoint, load_model, load_tokenizer, weights_fingerprint
-from thoraclip.models.files import read_preprocess
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Captioner", "load_captioner"]

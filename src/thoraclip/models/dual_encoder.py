@@ -22,7 +22,8 @@ from thoraclip.models.checkpoint import (
     quiet,
     weights_fingerprint,
 )
-from thoraclip.models.files import Checkpoint, read_preprocess
+from thoraclip.models.files import Checkpoint
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["DualEncoder", "is_dual_encoder", "load_dual_encoder", "untrained_dual_encoder"]
@@ -146,9 +147,9 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def load_dual_encoder(
-    model: str,
+    model: str | Path,
     *,
-    adapter: str = "",
+    adapter: str | Path = "",
     adapter_scale: float = 1.0,
     geometry: str = "squash",
     precision: str = "auto",
@@ -169,7 +170,7 @@ def load_dual_encoder(
         MismatchError: the adapter was trained on other weights.
         ConfigError: unknown geometry or precision.
     """
-    checkpoint = find_checkpoint(model)
+    checkpoint = find_checkpoint(str(model))
     if not is_dual_encoder(checkpoint):
         model_type = str(checkpoint.config.model_type)
         raise checkpoint.error(f"type '{model_type}' is not a dual encoder{did_you_mean(model_type, _FAMILIES)}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from thoraclip.errors import InputError, ModelError, did_you_mean, first_line
-from thoraclip.imaging import Preprocess
+from thoraclip.errors import InputError, ModelError, did_you_mean
 from thoraclip.runs import write_json
 
 __all__ = [
@@ -27,20 +24,17 @@ __all__ = [
     "adapter_folders",
     "description",
     "fingerprint",
+    "holds_weights",
     "locate",
-    "preprocessor_json",
     "read_about",
     "read_note",
-    "read_preprocess",
     "require_adapter",
     "stored_fingerprint",
     "stored_folder",
-    "whole_folder",
     "write_about",
 ]
 
 SHIPPED = ("tiny-clip",)
-_PILLOW_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
 _ABOUT = "thoraclip.json"
 _SCHEMA = 1
@@ -73,74 +67,6 @@ def locate(name: str) -> tuple[str, bool]:
             f"model '{name}': no such folder or shipped model{did_you_mean(name, SHIPPED)} (a Hub id reads owner/name)"
         )
     return name, False
-
-
-def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
-    """Size, mean, std and resampling from `preprocessor_config.json`; the geometry is the caller's.
-
-    Raises:
-        ModelError: the file is missing or says something that `imaging` does not do.
-    """
-    content: Mapping[str, Any] = json.loads(_preprocessor_file(checkpoint).read_text(encoding="utf-8"))
-    try:
-        sides = dict(_sides(content.get("size")))
-        crop = _sides(content["crop_size"]) if content.get("do_center_crop") and "crop_size" in content else {}
-        size = int(crop.get("height") or sides.get("height") or sides["shortest_edge"])
-        short = int(sides.get("shortest_edge") or size)
-        if "crop_pct" in content and size < 384:  # ConvNeXt's processor, which ResNet has too: larger ones are not cut
-            short = int(size / float(content["crop_pct"] or 224 / 256))
-        return Preprocess(
-            size=size,
-            geometry=geometry,
-            short_side=max(short, size) if geometry == "crop" else None,
-            resample=dict(enumerate(_PILLOW_RESAMPLE))[int(content.get("resample", 3))],
-            mean=tuple(content["image_mean"]),
-            std=tuple(content["image_std"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        native = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)
-        raise checkpoint.error(
-            f"preprocessor_config.json is not understood ({error!r}); expected size, image_mean and image_std for "
-            f"{native}"
-        ) from error
-
-
-def preprocessor_json(spec: Preprocess) -> dict[str, Any]:
-    """`preprocessor_config.json` that `read_preprocess` reads back; bars (geometry `pad`) have no word in it."""
-    side = {"height": spec.size, "width": spec.size}
-    content: dict[str, Any] = {
-        "image_processor_type": "CLIPImageProcessor" if spec.geometry == "crop" else "ViTImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": True,
-        "resample": _PILLOW_RESAMPLE.index(spec.resample),
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-        "size": side,
-    }
-    if spec.geometry == "crop":
-        content |= {"do_center_crop": True, "crop_size": side, "size": {"shortest_edge": spec.short_side}}
-    return content
-
-
-def _sides(value: Any) -> Mapping[str, Any]:
-    return {"height": value, "width": value} if isinstance(value, int) else (value or {})
-
-
-def _preprocessor_file(checkpoint: Checkpoint) -> Path:
-    if checkpoint.is_local:
-        path = Path(checkpoint.location) / "preprocessor_config.json"
-        if not path.is_file():
-            raise checkpoint.error("preprocessor_config.json is missing; save the image processor beside the weights")
-        return path
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(checkpoint.location, "preprocessor_config.json")
-    except OSError as error:
-        raise checkpoint.error(f"preprocessor_config.json cannot be had ({first_line(error)})") from error
-    return Path(str(found))
 
 
 def description(weights: str, precision: str) -> dict[str, str]:
@@ -229,14 +155,9 @@ def read_about(folder: Path, name: str, make: Callable[..., T]) -> T | None:
         raise ModelError(f"{name}: {_ABOUT} is not readable ({error!r}); train it again") from error
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `folder` when the block ends without an error."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    yield part
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+def holds_weights(folder: Path) -> bool:
+    """True for a folder of trained weights: what `write_about` has marked, or a PEFT adapter."""
+    return (folder / _ABOUT).is_file() or (folder / "adapter_config.json").is_file()
 
 
 def require_adapter(name: str) -> dict[int | None, Path]:

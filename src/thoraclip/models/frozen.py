@@ -3,7 +3,7 @@
 In fp32 nothing is changed. In bf16 the tower is copied, and in the copy
     the weights of products are bf16 already, which autocast would make of them in every pass (the same numbers);
     the patch embedding takes grey levels, so that neither three equal channels nor their normalisation are computed
-        (`fold_grey`; grey levels less 128 are exact in bf16, normalised ones are not);
+        (`grey.fold_grey`; grey levels less 128 are exact in bf16, normalised ones are not);
     QuickGELU x sigmoid(1.702 x) is SiLU: with y = 1.702 x from the layer before, the layer after takes SiLU(y) / 1.702.
 The last two are equal in exact arithmetic and differ in the rounding of bf16 alone.
 """
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thoraclip.imaging import Preprocess
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import description
+from thoraclip.models.grey import fold_grey
 
-__all__ = ["FrozenEncoder", "fold_grey"]
+__all__ = ["FrozenEncoder"]
 
 _MIDDLE = 128  # the grey level that a folded patch embedding takes as 0
 _QUICK_GELU = 1.702
@@ -61,7 +61,8 @@ class FrozenEncoder(DualEncoder):
             return self, False, []
         own = copy.deepcopy(self.model, {id(self.model.text_model): None})  # the text tower is not needed in it
         steps = ["weights cast once"]
-        if is_folded := fold_grey(own.vision_model, self.preprocess, zero=_MIDDLE):
+        features = replace(self, model=own).image_features
+        if is_folded := fold_grey(own.vision_model, self.preprocess, features=features, zero=_MIDDLE):
             steps.append("grey folded into the patch embedding")
         if _quick_gelu_as_silu(own.vision_model):
             steps.append("QuickGELU as SiLU")
@@ -85,64 +86,3 @@ def _quick_gelu_as_silu(tower: nn.Module) -> bool:
         block.fc2.weight /= _QUICK_GELU
         block.activation_fn = nn.SiLU()
     return bool(blocks)
-
-
-class _Patches(nn.Linear):
-    """A one-channel convolution whose kernel is its stride, as one product over all patches; f32[B, 1, H, W] ->
-    f32[B, D, h, w]. What is left over at the right and below is left out, as by the convolution."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__(convolution.kernel_size[0] * convolution.kernel_size[1], convolution.out_channels)
-        self._rows, self._columns = convolution.kernel_size
-        self.weight = nn.Parameter(convolution.weight.flatten(1))
-        self.bias = nn.Parameter(convolution.bias)  # type: ignore[arg-type]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        h, w = pixels.shape[-2] // self._rows, pixels.shape[-1] // self._columns
-        grid = pixels[:, 0, : h * self._rows, : w * self._columns].reshape(-1, h, self._rows, w, self._columns)
-        features: Tensor = super().forward(grid.transpose(2, 3).reshape(-1, h * w, self.in_features))
-        return features.transpose(1, 2).reshape(-1, self.out_features, h, w)
-
-
-@torch.no_grad()
-def fold_grey(network: nn.Module, spec: Preprocess, *, zero: int = 0) -> bool:
-    """Let the patch embedding take grey levels 0..255 in one channel, the normalisation folded into its weights.
-
-    With the same grey g in all channels, sum_c W_c (g / 255 - mean_c) / std_c + b is linear in g: one channel of
-    weights W = sum_c W_c / (255 std_c) and a bias b - sum_c sum W_c mean_c / std_c. Exact but for rounding where every
-    weight always meets a pixel, so not where the image is padded: a padded zero is no grey level.
-
-    Args:
-        network: changed in place. Its first convolution of three channels, or, where patches are cut out before, its
-            first linear layer on them, is the patch embedding.
-        spec: the normalisation.
-        zero: grey level that is handed over as 0, the others relative to it; `zero` sum W goes into the bias.
-
-    Returns:
-        False, and nothing changed, where it would not be exact.
-    """
-    name, old = next(((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)), ("", None))
-    std, mean = (torch.tensor(values, dtype=torch.float64) for values in (spec.std, spec.mean))
-    new: nn.Conv2d | nn.Linear
-    if isinstance(old, nn.Conv2d) and old.in_channels == 3 and old.groups == 1 and old.padding in ((0, 0), "valid"):
-        weight = old.weight.double().cpu()  # [D, 3, p, p]
-        std, mean = std[:, None, None], mean[:, None, None]
-        size, stride, dilation = old.kernel_size, old.stride, old.dilation
-        new = nn.Conv2d(1, old.out_channels, size, stride, dilation=dilation)  # type: ignore[arg-type]
-        grey, shift = (weight / std / 255).sum(dim=1, keepdim=True), (weight * mean / std).sum(dim=(1, 2, 3))
-    elif isinstance(old, nn.Linear) and old.in_features % 3 == 0 and "patch" in name:
-        weight = old.weight.double().cpu().reshape(old.out_features, -1, 3)  # [D, p p, 3]: channels run fastest
-        new = nn.Linear(weight.shape[1], old.out_features)
-        grey, shift = (weight / std / 255).sum(dim=2), (weight * mean / std).sum(dim=(1, 2))
-    else:
-        return False
-    new.weight.copy_(grey)
-    bias = 0 if old.bias is None else old.bias.double().cpu()
-    new.bias.copy_(bias - shift + zero * grey.flatten(1).sum(dim=1))  # type: ignore[union-attr]
-    if isinstance(new, nn.Conv2d) and new.kernel_size == new.stride and new.dilation == (1, 1):
-        new = _Patches(new)
-    network.set_submodule(name, new.to(old.weight.device))
-    for module in network.modules():  # some check what they are given
-        if getattr(module, "num_channels", None) == 3:
-            module.num_channels = 1  # type: ignore[assignment]
-    return True

@@ -22,10 +22,10 @@ from thoraclip.errors import ConfigError
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import DualEncoder
-from thoraclip.models.files import whole_folder, write_about
+from thoraclip.models.files import holds_weights, write_about
 from thoraclip.models.network import recompute_layers
 from thoraclip.ranges import Range
-from thoraclip.runs import needing_room
+from thoraclip.runs import needing_room, whole_folder
 
 __all__ = ["LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
 
@@ -114,7 +114,7 @@ class TunableEncoder:
     def save(self, folder: Path, note: Mapping[str, Any]) -> None:
         """Write a PEFT adapter folder with `thoraclip.json` beside it; it appears whole, and equal weights give equal
         bytes."""
-        with whole_folder(folder) as part:
+        with whole_folder(folder, holds_weights) as part:
             with quiet(), needing_room(folder):
                 self.encoder.model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
             (part / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from thoraclip.imaging import fit
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet
-from thoraclip.models.files import read_preprocess
+from thoraclip.models.image_processor import read_preprocess
 from thoraclip.models.network import Network, network_settings
 
 __all__ = ["Segmenter", "load_segmenter"]

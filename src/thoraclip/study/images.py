@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from thoraclip.config import Settings, build_config, config_toml, toml_value
 from thoraclip.data.index import index, list_images, write_index_report
-from thoraclip.data.layouts import LAYOUTS, detect_layout
+from thoraclip.data.labelling import settle_labels
+from thoraclip.data.layouts import COLUMN_SETTINGS, LAYOUTS, detect_layout
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.runs import Progress
+from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import SPLITS, Manifest, read_manifest
 
 __all__ = ["External", "ImageSource", "external_toml", "read_external"]
@@ -24,14 +26,40 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource(Settings):
-    """Either a manifest, or a folder that is read by a layout that needs no columns."""
+    """Either a manifest, or a folder that is read by a layout."""
 
     manifest: str = ""
     """Manifest file; or give a folder."""
     folder: str = ""
     """Folder of images, indexed by the study itself."""
     layout: str = ""
-    """Layout of the folder: covid-qu-ex or folders; empty finds out."""
+    """Layout of the folder: covid-qu-ex, folders or csv; empty finds out."""
+    csv: str = ""
+    """Table of the folder's images, for layout csv."""
+    path_column: str = "path"
+    """CSV column with the path below the folder."""
+    label_column: str = "label"
+    """CSV column with the class."""
+    id_column: str = ""
+    """CSV column of the image's name; empty, here and below: the column of the same name, if any."""
+    split_column: str = ""
+    """CSV column of the split."""
+    patient_column: str = ""
+    """CSV column of the patient."""
+    source_column: str = ""
+    """CSV column of the source."""
+    view_column: str = ""
+    """CSV column of the view."""
+    sex_column: str = ""
+    """CSV column of the sex."""
+    age_column: str = ""
+    """CSV column of the age in years."""
+    mask_column: str = ""
+    """CSV column of the lung mask's path."""
+    infection_mask_column: str = ""
+    """CSV column of the infection mask's path."""
+
+    may_be_one_class: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,14 +67,19 @@ class ImageSource(Settings):
             raise ConfigError("give either 'manifest' or 'folder', and not both")
         if self.layout and self.layout not in LAYOUTS:
             raise ConfigError(f"unknown layout '{self.layout}'{did_you_mean(self.layout, LAYOUTS)}")
-        if self.layout == "csv":
-            raise ConfigError(
-                "layout 'csv' needs column names; make a manifest with thoraclip index and give 'manifest'"
-            )
+        if self.csv and (self.manifest or self.layout not in ("", "csv")):
+            other = "a manifest" if self.manifest else f"layout '{self.layout}'"
+            raise ConfigError(f"csv = '{self.csv}' lists the images of a folder, and {other} is given; leave one out")
+        if self.layout == "csv" and not self.csv:
+            raise ConfigError("layout 'csv' needs the table: csv = FILE")
+
+    def _columns(self) -> dict[str, str | None]:
+        """Manifest column -> CSV column."""
+        return {column: getattr(self, name) or None for name, column in COLUMN_SETTINGS.items()}
 
     def folder_layout(self) -> str:
         """The layout of the folder, as set or as found out."""
-        return self.layout or detect_layout(Path(self.folder))
+        return self.layout or ("csv" if self.csv else "") or detect_layout(Path(self.folder))
 
     def read(self, out: Path, progress: Progress | None) -> tuple[Manifest, Sequence[tuple[str, str]]]:
         """The images, which may leak, and (path, reason) of every one that cannot be used.
@@ -55,17 +88,32 @@ class ImageSource(Settings):
         """
         if self.manifest:
             return read_manifest(Path(self.manifest), may_leak=True), ()
-        facts = out / "manifest.facts.jsonl"
-        indexed = index(Path(self.folder), layout=self.folder_layout(), facts=facts, progress=progress)
+        indexed = index(
+            Path(self.folder),
+            layout=self.folder_layout(),
+            csv_file=Path(self.csv) if self.csv else None,
+            columns=self._columns(),
+            facts=out / "manifest.facts.jsonl",
+            label_map=self._label_map(),
+            one_class=self.may_be_one_class,
+            progress=progress,
+        )
         write_index_report(out / "manifest.index.json", indexed)
         return indexed.manifest, indexed.set_aside
+
+    def _label_map(self) -> LabelMap:
+        """Which classes of the folder stay apart from similar ones."""
+        return LabelMap()
 
     def list_images(self) -> Manifest:
         """The images, which may leak, sorted by id, without opening one; InputError where the folder has none."""
         if self.manifest:
             return read_manifest(Path(self.manifest), may_leak=True)
         root = Path(self.folder)
-        rows = list_images(root, layout=self.folder_layout()).rows
+        table = Path(self.csv) if self.csv else None
+        listing = list_images(root, layout=self.folder_layout(), csv_file=table, columns=self._columns())
+        rows = listing.rows
+        settle_labels(listing, self._label_map())
         return Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
 
 
@@ -82,12 +130,17 @@ class External(ImageSource):
     note: str = ""
     """What the reader must know about it."""
 
+    may_be_one_class: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layout and self.manifest:
             raise ConfigError("'layout' says how a folder is read, and a manifest is given; leave 'layout' out")
         if self.split and self.split not in SPLITS:
             raise ConfigError(f"split = '{self.split}' is unknown{did_you_mean(self.split, SPLITS)}")
+
+    def _label_map(self) -> LabelMap:
+        return LabelMap(apart=[theirs for theirs, _ in self.labels])
 
 
 def read_external(

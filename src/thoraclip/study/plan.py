@@ -37,6 +37,7 @@ from thoraclip.models.backbones import load_backbone
 from thoraclip.models.captioner import load_captioner
 from thoraclip.models.files import adapter_folders
 from thoraclip.runs import digest, fold_folder
+from thoraclip.study.checking import check_study
 from thoraclip.study.external import listed_count
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig, training_notes
 from thoraclip.tables.arrays import is_valid
@@ -101,40 +102,32 @@ def plan_study(
         announce: gets a line for each model that is timed.
 
     Returns:
-        See docs/index.md. A run that cannot run has no time, and says why under `error`.
+        See docs/index.md. A run that would fail while the others run has no time, and says why under `error`.
 
     Raises:
-        ConfigError: a class of `prevalence` is none of the manifest's.
+        ThoraclipError: what would stop the study, see `checking.check_study`.
     """
-    given = read_manifest(Path(config.manifest)) if config.manifest else None
-    planner, missing, rows, failed = None, "", list[Row](), set[str]()
-    try:
-        planner = _Planner(config, *_split_manifest(config, given, out), out, announce)
-    except ThoraclipError as error:
-        missing = str(error)
-    if planner is not None:
-        config.stated_prevalence(planner.manifest)
+    listed, rows, failed = check_study(config, methods, out), list[Row](), set[str]()
+    planner = _Planner(config, *_split_manifest(config, listed, out), out, announce)
     for method in methods:
         for seed, settings, folder in method.runs(out):
             rows.append(row := Row(method.name, method.kind, seed))
             with _errors_of(row):
                 if method.after and method.after.name in failed:
                     raise InputError(f"its adapters are those of '{method.after.name}', which failed")
-                if planner is None:
-                    raise InputError(missing)
                 planner.run(row, method, settings, folder)
             failed |= {method.name} if row.error else set()
     is_finished = (out / "report.json").is_file() and all(row.done for row in rows)
     able = [method for method in methods if method.name not in failed]
-    stages = list(planner.stages(able, is_finished=is_finished)) if planner else []
+    stages = list(planner.stages(able, is_finished=is_finished))
     every = [*rows, *stages]
     return {
         "schema": _SCHEMA,
         "source": config.manifest or config.folder,
-        "images": len(planner.manifest) if planner else None,
+        "images": len(planner.manifest),
         "runs": [dataclasses.asdict(row) for row in rows],
         "stages": [dataclasses.asdict(row) for row in stages],
-        "notes": training_notes(methods, planner.manifest) if planner else [],
+        "notes": training_notes(methods, planner.manifest),
         "totals": {
             "images_encoded": sum(row.images_encoded for row in every),
             "images_trained": sum(row.images_trained for row in every),
@@ -145,8 +138,9 @@ def plan_study(
     }
 
 
-def _split_manifest(config: StudyConfig, given: Manifest | None, out: Path) -> tuple[Manifest, bool]:
+def _split_manifest(config: StudyConfig, listed: Manifest, out: Path) -> tuple[Manifest, bool]:
     """(the images as the study will split them, before any is decoded; whether it has to make the split)."""
+    given = listed if config.manifest else None
     file, has_parts = out / "manifest.parquet", given is not None and any(given.parts())
     kept = read_manifest(file) if file.is_file() and not has_parts else None
     if kept and given:
@@ -154,10 +148,9 @@ def _split_manifest(config: StudyConfig, given: Manifest | None, out: Path) -> t
         kept = kept if is_same and kept.column("label") == given.column("label") else None
     if kept:
         return kept, False
-    manifest = given or config.list_images()
-    if any(manifest.parts()):
-        return manifest, False
-    return split_folds(manifest, folds=config.folds, seed=config.seeds[0]), True
+    if any(listed.parts()):
+        return listed, False
+    return split_folds(listed, folds=config.folds, seed=config.seeds[0]), True
 
 
 class _Planner:

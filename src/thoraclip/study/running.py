@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.config import toml_value
+from thoraclip.data.batches import picture_loader
 from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
-from thoraclip.errors import InputError, ManifestError, ThoraclipError
+from thoraclip.errors import InputError, ThoraclipError
 from thoraclip.evaluation.render import write_audit
 from thoraclip.evaluation.report import MethodResult, judge, with_audits, write_report
 from thoraclip.evaluation.subgroups import group_columns
@@ -21,7 +22,16 @@ from thoraclip.methods.audit import AuditConfig, audit
 from thoraclip.methods.caption import CAPTIONERS, CaptionConfig, caption
 from thoraclip.methods.predictors import read_run
 from thoraclip.methods.running import run_method
-from thoraclip.runs import Progress, canonical_json, provenance, sweep, unforeseen_errors, write_json, write_text
+from thoraclip.runs import (
+    Progress,
+    canonical_json,
+    provenance,
+    unforeseen_errors,
+    write_json,
+    write_text,
+    written_together,
+)
+from thoraclip.study.checking import check_study
 from thoraclip.study.external import prepare_sets, score_set
 from thoraclip.study.settings import (
     CAPTIONS,
@@ -60,10 +70,10 @@ def run_study(
         The content of `report.json`.
 
     Raises:
-        ThoraclipError: the images cannot be had, or every method failed (then the first one's error).
+        ThoraclipError: see `checking.check_study`; or every method failed (then the first one's error).
     """
     require_shared_work("a study")
-    sweep(out)
+    check_study(config, methods, out)
     manifest, omitted = _prepare_manifest(config, out, announce, progress)
     study = Study(config, methods, manifest, out, announce, progress)
     torn = _torn_pictures(manifest)
@@ -74,8 +84,9 @@ def run_study(
     outside = prepare_sets(study) if config.external else []
     hashes = {f"external {result.name}": images.fingerprint for images, result in outside}
     facts = provenance(seed=config.seeds[0], inputs={"manifest": manifest.fingerprint, **hashes})
-    write_text(out / "config.toml", study_toml(config, methods))
-    write_json(out / "provenance.json", facts)
+    with written_together(out, "study"):
+        write_text(out / "config.toml", study_toml(config, methods))
+        write_json(out / "provenance.json", facts)
     if any(method.has_own_captions for method in methods):
         announce(f"captions by {config.captioner}")
         _write_captions(study)
@@ -109,12 +120,14 @@ def run_study(
         groups=group_columns(manifest),
         prevalence=config.stated_prevalence(manifest),
     )
-    _write_best(out, results, report)
-    write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
+    shown: dict[str, Any] = {"image_paths": manifest.paths_by_id(), "load": picture_loader(manifest)}
+    with written_together(out, "report"):
+        _write_best(out, results, report)
+        write_report(report, out, **shown, thumbnails=config.thumbnails)
     audits = _audit_methods(study, report)
     if audits:
         report = with_audits(report, audits)
-        write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
+        write_report(report, out, **shown)
     return report
 
 
@@ -126,14 +139,13 @@ def _prepare_manifest(
     unreadable: Sequence[object] = ()
     if config.manifest:
         manifest = read_manifest(Path(config.manifest))
+        for note in manifest.notes:
+            announce(f"note: {note}")
     else:
-        if out.resolve().is_relative_to(Path(config.folder).resolve()):
-            raise InputError(f"{out}: lies inside the images' folder {config.folder}; choose an --out elsewhere")
         announce(f"indexing {config.folder} (layout {config.folder_layout()})")
         manifest, unreadable = config.read(out, progress)
         if unreadable:
             announce(f"{len(unreadable)} unreadable pictures set aside, see {out / 'manifest.index.json'}")
-    config.stated_prevalence(manifest)  # refused before anything else is written
     if any(manifest.parts()):
         manifest = manifest.strict()
     else:
@@ -273,8 +285,6 @@ def _describe(manifest: Manifest, omitted: Mapping[str, int], torn: int) -> dict
     """Facts of the data set for the report; `torn` as in `_torn_pictures`."""
     folds = {f for f in manifest.column("fold") if f is not None}
     splits = Counter(s for s in manifest.column("split") if s is not None)
-    if all(label is None for label in manifest.column("label")):
-        raise ManifestError("manifest: no labelled image; a study needs labels to judge by")
     known = sum(p is not None for p in manifest.column("patient"))
     facts: dict[str, Any] = {
         "images_in_the_manifest": len(manifest),

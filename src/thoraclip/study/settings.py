@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.config import build_config, config_toml, read_toml, require_known, toml_value
+from thoraclip.data.layouts import COLUMN_SETTINGS
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.predictive import read_prevalence, require_classes
@@ -53,8 +54,21 @@ _SHARED = (
 """Study settings that reach every method which knows them, unless the method says otherwise."""
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
-_PATHS = ("manifest", "folder", "model", "caption_model", "adapter", "captions", "embeddings", "prompts", "audit_masks")
 _MOST_METHODS = 1_000
+_PATHS = (
+    "manifest",
+    "folder",
+    "csv",
+    "model",
+    "caption_model",
+    "adapter",
+    "captions",
+    "embeddings",
+    "prompts",
+    "audit_masks",
+)
+_OTHER_SOURCE = {"manifest": ("folder", "layout", "csv", *COLUMN_SETTINGS), "folder": ("manifest",)}
+"""Setting that says where the images are -> those of the study file that it replaces."""
 CAPTIONS = "captions.parquet"
 """File of the captions that the study makes, in its folder."""
 OWN_CAPTIONS = "(written by the study)"
@@ -213,13 +227,13 @@ class Study:
         return self.out / "pixels" if self.config.pixel_cache else None
 
 
-def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, list[MethodEntry]]:
+def read_study(source: Path | str, settings: Mapping[str, Any]) -> tuple[StudyConfig, list[MethodEntry]]:
     """Read a study file, or make the default study of a bare folder.
 
     Paths in a study file are looked for beside the file first, then from the working directory.
 
     Args:
-        source: TOML file, or a folder of images.
+        source: TOML file, a folder of images, or a manifest (.parquet).
         settings: `--set` values; a study setting, or a setting of the methods that know it.
 
     Raises:
@@ -233,12 +247,11 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
     ):
         if name in settings:
             raise ConfigError(f"--set {name}: {what} stand in the study file; write them as {table} tables")
-    where = str(source)
-    if source.is_dir():
-        content: dict[str, Any] = {"folder": where, "title": source.resolve().name}
-    else:
-        content = read_toml(source)
-        content |= _beside(source, content)
+    file, where = Path(source), str(source)
+    content = _read_source(file, settings)
+    if csv := str(settings.get("csv", "")):
+        places = (Path(csv), file / csv)  # of a folder, also in it
+        settings = {**settings, "csv": str(next((place for place in places if os.path.isfile(place)), csv))}  # noqa: PTH113, never an error
     published, external = content.pop("published", []), content.pop("external", {})
     entries = content.pop("methods", _DEFAULT_METHODS)
     own = {name: value for name, value in settings.items() if name in _names(StudyConfig)}
@@ -249,9 +262,9 @@ def read_study(source: Path, settings: Mapping[str, Any]) -> tuple[StudyConfig, 
     if len(entries) > _MOST_METHODS:
         raise ConfigError(f"{where}: {len(entries):,} methods: at most {_MOST_METHODS:,} are needed; split the study")
     loose = {name: value for name, value in settings.items() if name not in own}
-    methods = build_entries(config, [{**e, **_beside(source, e)} for e in entries], loose, where)
+    methods = build_entries(config, [{**e, **_beside(file, e)} for e in entries], loose, where)
     rows = read_published(published, [m.name for m in methods], where)
-    sets = read_external(external, where, lambda table: _beside(source, table))
+    sets = read_external(external, where, lambda table: _beside(file, table))
     return dataclasses.replace(config, published=rows, external=sets), methods
 
 
@@ -263,6 +276,19 @@ def _require_place(content: Mapping[str, Any], where: str) -> None:
             raise ConfigError(
                 f"{where}: '{name}' is a setting of {', '.join(kinds)}; write it in the [[methods]] table of one"
             )
+
+
+def _read_source(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a study file, or that of one for a folder or a manifest, without what the settings replace."""
+    if file.is_dir():
+        content: dict[str, Any] = {"folder": str(file), "title": file.resolve().name}
+    elif file.suffix == ".parquet":
+        content = {"manifest": str(file), "title": file.stem}
+    else:
+        content = read_toml(file)
+        content |= _beside(file, content)
+    replaced = {name for one, names in _OTHER_SOURCE.items() if one in settings for name in names}
+    return {name: value for name, value in content.items() if name not in replaced}
 
 
 def _names(config: Any) -> set[str]:

@@ -22,7 +22,7 @@ from numpy.lib.format import open_memmap
 
 from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import make_folder, needing_room, sweep, take_room, write_json
+from thoraclip.runs import make_folder, needing_room, remove_file, take_room, write_json
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import StoredTable, open_table, write_table
 
@@ -141,9 +141,8 @@ class ArrayWriter:
     """
 
     def __init__(self, folder: Path, kind: ArrayKind, *, total: int, token: str) -> None:
-        sweep(folder)
         make_folder(folder)
-        (folder / f"{kind.name}.json").unlink(missing_ok=True)
+        remove_file(folder / f"{kind.name}.json")
         self._folder, self._kind, self._total, self._token = folder, kind, total, token
         self._parts = {name: folder / f"{name}.npy.part" for name in kind.arrays}
         self._arrays: dict[str, Any] = {}
@@ -187,5 +186,5 @@ class ArrayWriter:
         index = pa.table({name: manifest.values(name) for name in _INDEX})
         write_table(folder / "index.parquet", index, kind=kind.name, schema=kind.schema)
         write_json(folder / f"{kind.name}.json", {"schema": kind.schema, "fingerprint": fingerprint, **facts})
-        (folder / "progress.json").unlink(missing_ok=True)
+        remove_file(folder / "progress.json")
         return read_arrays(folder, kind)

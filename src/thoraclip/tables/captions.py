@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from thoraclip.delimited import read_delimited
 from thoraclip.dtypes import Ints
-from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.errors import InputError, ManifestError, MismatchError, named
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import open_table, require_parquet, require_rows, write_table
@@ -110,14 +110,15 @@ def append_label(text: str, label: str) -> str:
     return f"{text}, {label}"
 
 
-def write_captions(path: Path, captions: Captions) -> None:
+def write_captions(path: Path | str, captions: Captions) -> None:
     """Write Parquet, the origin in its header: equal captions, equal bytes; InputError where the ending is another."""
+    path = Path(path)
     require_parquet(path, "captions are")
     table = pa.table({name: pa.array(getattr(captions, name), kind) for name, kind in _COLUMNS.items()})
     write_table(path, table, kind="captions", schema=_SCHEMA, meta={"origin": dict(captions.origin)})
 
 
-def read_captions(path: Path) -> Captions:
+def read_captions(path: Path | str) -> Captions:
     """Read `.parquet` of ours, or `.csv` of anyone's (`image_id`, `caption`), whose texts count as free of the class.
 
     Raises:
@@ -130,7 +131,7 @@ def read_captions(path: Path) -> Captions:
     try:
         return _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
     except ManifestError as error:
-        raise ManifestError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        raise ManifestError(named(path, error)) from error
 
 
 def _read_parquet(path: Path) -> Captions:
@@ -146,26 +147,9 @@ def _read_parquet(path: Path) -> Captions:
 def _read_csv(path: Path) -> Captions:
     if not path.is_file():
         raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
-    ids, texts = [], []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            header = list(reader.fieldnames or [])
-            for name in ("image_id", "caption"):
-                if name not in header:
-                    raise ManifestError(f"column '{name}' is missing; found: {', '.join(header) or 'nothing'}")
-                if header.count(name) > 1:
-                    raise ManifestError(f"column '{name}' stands there twice; keep one")
-            for record in reader:
-                if None in record:
-                    raise ManifestError(
-                        f"line {reader.line_num}: more cells than columns, from '{record[None][0]}' on; put quotes "
-                        "around a caption with commas"
-                    )
-                ids.append(record["image_id"] or "")
-                texts.append((record["caption"] or "").strip())
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise ManifestError(f"not a readable CSV file ({error}); mend the file") from error
-    return Captions(tuple(ids), (None,) * len(ids), tuple(texts), (False,) * len(ids), {"captioner": "csv"})
+    table = read_delimited(path)
+    image_id, caption = table.need("image_id"), table.need("caption")
+    rows = [(row.cells[image_id] or "", row.cells[caption] or "") for row in table]
+    n = len(rows)
+    texts = tuple(text for _, text in rows)
+    return Captions(tuple(i for i, _ in rows), (None,) * n, texts, (False,) * n, {"captioner": "csv"})

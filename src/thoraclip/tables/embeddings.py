@@ -53,6 +53,6 @@ def embeddings_fingerprint(manifest: Manifest, encoder: Mapping[str, Any], prepr
     return digest([manifest.content_fingerprint, dict(encoder), dict(preprocess), DECODING])
 
 
-def read_embeddings(folder: Path) -> Embeddings:
+def read_embeddings(folder: Path | str) -> Embeddings:
     """Open a finished folder; raises as `read_arrays` does."""
-    return Embeddings(**vars(read_arrays(folder, EMBEDDINGS)))
+    return Embeddings(**vars(read_arrays(Path(folder), EMBEDDINGS)))

@@ -18,17 +18,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thoraclip.dtypes import Ints, Masks
-from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
+from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean, named
 from thoraclip.labels import LabelSet
+from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
 from thoraclip.tables.conditions import parse_condition
 from thoraclip.tables.filters import require_columns, rows_with
+from thoraclip.tables.foreign import ForeignTable
 from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
-__all__ = ["COLUMNS", "SPLITS", "Manifest", "read_fingerprint", "read_manifest", "require_parquet", "write_manifest"]
+__all__ = [
+    "COLUMNS",
+    "OPTIONAL",
+    "SPLITS",
+    "Manifest",
+    "depths_of",
+    "read_fingerprint",
+    "read_manifest",
+    "require_parquet",
+    "write_manifest",
+]
 
 _SCHEMA = 1
 SPLITS = ("train", "val", "test")
+_REMEDY = "add to thoraclip index: {} (or name the classes of a study or method: classes = [...])"
 _IDENTITY = ("image_id", "sha256", "label", "split", "fold", "patient")
 
 COLUMNS: Mapping[str, pa.DataType] = {
@@ -52,6 +65,9 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "format": pa.string(),
 }
 """The columns of every manifest and their types; paths are relative to the manifest's root. Extra columns are kept."""
+OPTIONAL: Mapping[str, pa.DataType] = {"bits": pa.int32(), "image_remarks": pa.string()}
+"""Columns that stand behind those where an image has a value: depth by which samples of 16 bits are scaled; what was
+remarked on the file when it was decoded, sentences joined by `; `."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ class Manifest:
         root: the folder that `path` and the mask columns are relative to.
         may_leak: True lets one patient stand in two splits or folds: for reporting and mending it, never for training.
         file: that `read_manifest` read whole; `None` for any other table.
+        apart: classes that stay apart from those of similar names; see `spelling`.
+        notes: what was tidied when the file was read, one line each.
         selections: what `select` did before, first to last: `where` (its text), `images` (before), `unknown` (left out
             since a value that decides is unknown), `kept`, `manifest` (fingerprint before); kept in the file.
 
@@ -75,6 +93,8 @@ class Manifest:
     root: Path
     may_leak: bool = False
     file: Path | None = field(default=None, compare=False)
+    apart: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
     selections: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +126,7 @@ class Manifest:
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path, *, may_leak: bool = False) -> Manifest:
         """Build from one mapping per image; absent columns are null, extra ones are kept after the known ones."""
         extra = sorted({name for row in rows for name in row} - set(COLUMNS))
-        kinds = {**COLUMNS, **dict.fromkeys(extra, pa.string())}
+        kinds = {**COLUMNS, **{name: OPTIONAL.get(name, pa.string()) for name in extra}}
         columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
         return cls(pa.table(columns), root, may_leak)
 
@@ -125,16 +145,38 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a result can depend on: ids, contents, labels, splits, folds, patients."""
-        return columns_digest(self.table[name] for name in _IDENTITY)
+        return columns_digest([*(self.table[name] for name in _IDENTITY), *self._depths()])
 
     @property
     def content_fingerprint(self) -> str:
-        """SHA-256 over ids and picture contents alone: what an embedding depends on."""
-        return columns_digest(self.table[name] for name in ("image_id", "sha256"))
+        """SHA-256 over ids, picture contents and depths alone: what an embedding depends on."""
+        return columns_digest([self.table["image_id"], self.table["sha256"], *self._depths()])
+
+    @property
+    def bits(self) -> list[int | None]:
+        """The depth of each image's samples; `None` where they have 8 bits, or the depth was not looked for."""
+        return depths_of(self.table)
+
+    @property
+    def usual_bits(self) -> int | None:
+        """The commonest depth of the images, the larger of two as common; `None` where none has one."""
+        counted = Counter(filter(None, self.bits))
+        return max(counted, key=lambda bits: (counted[bits], bits), default=None)
+
+    def _depths(self) -> list[pa.ChunkedArray]:
+        """The column of depths, where any image has one."""
+        return [self.table["bits"]] if any(self.bits) else []
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
-        """The classes as given (ManifestError where one has no image, or a label is another), or the sorted labels."""
-        held = sorted(self.values("label").unique().drop_null().to_pylist())
+        """The classes as given, or the sorted labels.
+
+        Raises ManifestError where a given class has no image, or a label is another; or where none are given and two
+        may be one class.
+        """
+        counted = {label: images for (label,), images in self.tally("label") if label is not None}
+        held = sorted(counted)
+        if not classes:
+            require_distinct(counted, str(self.file or "manifest"), kept=self.apart, remedy=_REMEDY)
         labels = LabelSet(tuple(classes or held))
         for name in labels.names:
             if name not in held:
@@ -234,7 +276,7 @@ class Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
         columns = dict(zip(self.table.column_names, self.table.columns, strict=True))
         for name, column in values.items():
-            kind = COLUMNS.get(name, pa.string())
+            kind = COLUMNS.get(name) or OPTIONAL.get(name, pa.string())
             columns[name] = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
         return replace(self, table=pa.table(columns), file=None)
 
@@ -258,16 +300,27 @@ class Manifest:
         return {patient: tuple(sorted(known)) for patient, known in sorted(values.items())}
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def depths_of(table: pa.Table) -> list[int | None]:
+    """`Manifest.bits` of any table; manifests of earlier versions have no such column, or one with text of a CSV."""
+    column = table["bits"] if "bits" in table.column_names else None
+    if column is None or not pa.types.is_integer(column.type):
+        return [None] * len(table)
+    return [bits or None for bits in column.to_pylist()]
+
+
+def write_manifest(path: Path | str, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
+    path = Path(path)
     require_parquet(path)
     meta: dict[str, object] = {"root": str(manifest.root.resolve())}
     if manifest.selections:
         meta["selections"] = [dict(done) for done in manifest.selections]
+    if manifest.apart:
+        meta["apart"] = list(manifest.apart)
     write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta=meta)
 
 
-def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
+def read_manifest(path: Path | str, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
     """Read a manifest.
 
     Pictures are looked for under the root stored in the file; where that is gone, beside the manifest itself.
@@ -280,39 +333,42 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         InputError: the file is missing, or none of its pictures is in either place.
         ManifestError: not a manifest; see `Manifest`.
     """
+    path = Path(path)
     if path.suffix == ".csv":
         raise InputError(
             f"{path}: a CSV table is no manifest yet; make one: thoraclip index ROOT --csv {path.name} --out FILE"
         )
-    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA)
-    for name, kind in COLUMNS.items():
-        if name not in stored.schema.names:
-            raise ManifestError(f"{path}: column '{name}' is missing; write the manifest with: thoraclip index")
-        if stored.schema.field(name).type != kind:
-            raise ManifestError(f"{path}: column '{name}' is {stored.schema.field(name).type}, expected {kind}")
+    stored = _open(path)
     roots = (Path(str(stored.meta.get("root", "."))), path.resolve().parent)
     try:
         require_columns(where or (), stored.schema.names)
         keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
         root = next((root for root in roots if _holds_image(root, table)), None)
-        done: Any = stored.meta.get("selections") or ()
-        manifest = Manifest(table, root or roots[0], may_leak, None if where else path, tuple(done))
+        held: Mapping[str, Any] = stored.meta
+        kept_in_file = {name: tuple(held.get(name) or ()) for name in ("selections", "apart")}
+        file, notes = None if where else path, tuple(stored.notes)
+        manifest = Manifest(table, root or roots[0], may_leak, file, notes=notes, **kept_in_file)
     except ManifestError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(named(path, error)) from error
     if root is None:
         raise InputError(
-            f"{path}: its pictures are neither under {stored.meta.get('root')} nor beside the manifest; "
+            f"{path}: its pictures are neither under {stored.meta.get('root', 'a root')} nor beside the manifest; "
             "put them back, or index the folder again: thoraclip index"
         )
     return manifest
 
 
+def _open(path: Path) -> ForeignTable:
+    """A manifest file, whoever wrote it, with our columns and types; raises as `read_manifest` does."""
+    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA, foreign=True)
+    return ForeignTable(path, stored.schema, stored.rows, stored.meta, stored.is_foreign, COLUMNS)
+
+
 def read_fingerprint(path: Path) -> str:
     """`Manifest.fingerprint` of a file, wherever its images are; raises InputError or ManifestError where it holds no
     manifest."""
-    stored = open_table(path, kind="manifest", newest_schema=_SCHEMA)
-    require_columns(_IDENTITY, stored.schema.names)
+    stored = _open(path)
     table = pa.concat_tables(stored.parts(_IDENTITY))
     return columns_digest(table[name] for name in _IDENTITY)
 

@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from thoraclip.delimited import UNKNOWN, number, read_delimited
 from thoraclip.dtypes import Floats, Ints
-from thoraclip.errors import InputError, ManifestError, first_line
+from thoraclip.errors import InputError, ManifestError, named
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, fold_file
-from thoraclip.spreadsheets import MARK, protect, restore
+from thoraclip.spelling import loose, tidy
+from thoraclip.spreadsheets import MARK, protect
 from thoraclip.tables.store import open_table, require_rows, write_table
 
 __all__ = ["VALIDATION", "Predictions", "read_predictions", "read_validation", "write_predictions"]
@@ -25,6 +27,7 @@ VALIDATION = "validation.parquet"
 
 _SCHEMA = 1
 _SCORE = "score_"
+_TEXTS = ("image_id", "label", "split", "fold", "patient")
 _SUM_TOLERANCE = 1e-3  # scores written with four decimals pass, a missing class does not
 
 
@@ -106,9 +109,10 @@ class Predictions:
         return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
 
-def write_predictions(path: Path, predictions: Predictions, *, spreadsheet_safe: bool = False) -> None:
+def write_predictions(path: Path | str, predictions: Predictions, *, spreadsheet_safe: bool = False) -> None:
     """Write Parquet (or CSV, by the file's ending): image_id, split, fold, label, score_<class>..., patient; with
     `spreadsheet_safe`, of CSV alone, without text that a spreadsheet runs (`thoraclip.spreadsheets`)."""
+    path = Path(path)
     if spreadsheet_safe and path.suffix != ".csv":
         raise InputError(f"{path}: spreadsheet_safe is for CSV; leave it out, or end the name in .csv")
     names = predictions.labels.names
@@ -142,7 +146,7 @@ def _texts(table: pa.Table, change: Callable[[str], str]) -> pa.Table:
     return pa.table(columns, names=list(map(change, table.column_names)))
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path | str) -> Predictions:
     """Read `.parquet` or `.csv`, ours or anyone's.
 
     Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are
@@ -164,19 +168,45 @@ def read_predictions(path: Path) -> Predictions:
     try:
         return _from_table(table)
     except ManifestError as error:
-        raise ManifestError(f"{path}: {error}") from error
+        raise ManifestError(named(path, error)) from error
 
 
 def _read_csv(path: Path) -> pa.Table:
+    """The table of a CSV file, with numbers as f64; `_from_table` checks it."""
     if not path.is_file():
         raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv)")
-    as_text = {name: pa.string() for name in ("image_id", "split", "label", "patient")}
-    options = pacsv.ConvertOptions(column_types=as_text, strings_can_be_null=True, quoted_strings_can_be_null=True)
-    try:
-        table = pacsv.read_csv(path, convert_options=options, parse_options=pacsv.ParseOptions(newlines_in_values=True))
-    except pa.ArrowException as error:
-        raise ManifestError(f"{path}: not a readable CSV file ({first_line(error)}); mend the file") from error
-    return _texts(table.drop_columns(MARK), restore) if MARK in table.column_names else table
+    source = read_delimited(path)
+    ours = {source.column(name) or name: name for name in _TEXTS}
+    columns: dict[str, list[Any]] = {ours.get(name, name): [] for name in source.header}
+    lines: dict[str | None, int] = {}
+    for row in source:
+        for name, cell in row.cells.items():
+            column = ours.get(name, name)
+            columns[column].append(_score(cell, name, row.where) if name.startswith(_SCORE) else _text(column, cell))
+        image_id = columns["image_id"][-1] if "image_id" in columns else None
+        if image_id and lines.setdefault(image_id, row.line) != row.line:
+            where = f"{path}:{row.line}"
+            raise ManifestError(f"{where}: image_id '{image_id}' is repeated from line {lines[image_id]}; keep one row")
+    kinds = {name: pa.float64() if name.startswith(_SCORE) else pa.string() for name in columns}
+    return pa.table({name: pa.array(cells, kinds[name]) for name, cells in columns.items()})
+
+
+def _score(cell: str | None, column: str, where: str) -> float:
+    """A score as written, NaN where it is not known (which is refused for the image)."""
+    if cell is None:
+        raise ManifestError(f"{where}: the row ends before column '{column}'; give a number for every class")
+    value = number(cell)
+    if value is None and cell.lower().lstrip("+-") not in (*UNKNOWN, "inf", "infinity"):
+        raise ManifestError(
+            f"{where}: column '{column}' holds a value that is not a number, '{cell}'; scores lie in [0, 1]"
+        )
+    return float("nan") if value is None else value
+
+
+def _text(column: str, cell: str | None) -> str | None:
+    """Tidy where it is a label or an id; an unknown one is null, but for a class of that name."""
+    is_unknown = not cell or (column != "image_id" and cell.lower() in UNKNOWN - {"none", "unknown"})
+    return None if is_unknown or cell is None else tidy(cell)
 
 
 def _from_table(table: pa.Table) -> Predictions:
@@ -194,21 +224,25 @@ def _from_table(table: pa.Table) -> Predictions:
     given = table["label"].to_pylist()
     missing = sorted(set(given) - {None, *labels.names})
     if missing:
-        raise ManifestError(f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; add it")
+        like = next((f"write '{name}' there, or " for name in labels.names if loose(name) == loose(missing[0])), "")
+        raise ManifestError(
+            f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; {like}add it"
+        )
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
     split, fold, patient = (table[c].to_pylist() if c in names else [None] * n for c in ("split", "fold", "patient"))
-    for value in fold:
-        if value is not None and (not isinstance(value, int | float) or value != value // 1):
-            raise ManifestError(f"column 'fold' holds '{value}'; folds are whole numbers")
+    folds = [number(value) if isinstance(value, str) else value for value in fold]
+    for value, given_fold in zip(folds, fold, strict=True):
+        if given_fold is not None and (not isinstance(value, int | float) or value != value // 1):
+            raise ManifestError(f"column 'fold' holds '{given_fold}'; folds are whole numbers")
     return Predictions(
         labels=labels,
         image_id=tuple("" if value is None else str(value) for value in table["image_id"].to_pylist()),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
         scores=np.stack([_numbers(table, name) for name in score_columns], axis=1),
         split=tuple(split),
-        fold=tuple(None if value is None else int(value) for value in fold),
+        fold=tuple(None if value is None else int(value) for value in folds),
         patient=tuple(patient),
     )
 

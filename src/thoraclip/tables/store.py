@@ -81,6 +81,7 @@ class StoredTable:
     schema: pa.Schema
     rows: int  # their number
     meta: Mapping[str, object]  # what the header holds beside kind and schema number
+    is_foreign: bool = False  # written by another program, without our header
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """A million rows at a time, of all columns or some; raises ManifestError where the file cannot be read."""
@@ -127,7 +128,7 @@ def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = Fal
             raise pa.ArrowInvalid(f"column '{twice[0]}' stands there twice")
     header = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
     if foreign and not header:
-        return StoredTable(path, schema, rows, {})
+        return StoredTable(path, schema, rows, {}, is_foreign=True)
     if header.get("kind") != kind:
         found = header.get("kind") or "a table that this package did not write"
         raise ManifestError(f"{path}: holds {found}, not {kind}; name a file of {kind}")

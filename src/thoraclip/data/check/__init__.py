@@ -23,7 +23,7 @@ from thoraclip.data.check.label_errors import label_errors
 from thoraclip.data.check.page import html_page, label_errors_page, leaks, markdown_page, warnings
 from thoraclip.data.duplicates import DuplicatePair
 from thoraclip.errors import InputError, ManifestError, MismatchError
-from thoraclip.runs import Progress, provenance, write_json, write_text
+from thoraclip.runs import Progress, provenance, write_json, write_text, writes, written_together
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.predictions import Predictions
 
@@ -58,6 +58,7 @@ def check(
         "counts": {"parts": parts, "classes": classes},
         "tallies": findings.tallies(manifest),
         "unreadable": [],
+        "remarks": findings.remarks(manifest),
         "patients": findings.patients(manifest),
         "label_errors": suspected,
     }
@@ -134,13 +135,14 @@ def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> M
     return manifest.with_columns(duplicate_cluster=pa.array(names.values(), pa.string()).take(place.combine_chunks()))
 
 
-def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
+@writes()
+def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path | str) -> None:
     """Write `check.json`, and what is drawn from it: `check.md`, `check.html`, and `label-errors.html` of a check with
     predictions; InputError where `out` is a file."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
-    write_json(out / "check.json", dict(content))
-    write_text(out / "check.md", markdown_page(content))
-    write_text(out / "check.html", html_page(content, manifest))
-    if content.get("label_errors"):
-        write_text(out / "label-errors.html", label_errors_page(content["label_errors"], manifest))
+    out = Path(out)
+    with written_together(out, "check"):
+        write_json(out / "check.json", dict(content))
+        write_text(out / "check.md", markdown_page(content))
+        write_text(out / "check.html", html_page(content, manifest))
+        if content.get("label_errors"):
+            write_text(out / "label-errors.html", label_errors_page(content["label_errors"], manifest))

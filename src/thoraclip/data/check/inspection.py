@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, array_on_di
 from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, decode
-from thoraclip.runs import Progress, digest, write_json
+from thoraclip.runs import Progress, digest, remove_file, write_json
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, is_valid, read_arrays
 from thoraclip.tables.manifest import Manifest
 
@@ -48,13 +47,13 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
 
     A killed pass goes on where it stopped, a finished one is only read. `progress` is called with (done, total).
     """
-    paths, hashes = manifest.paths(), manifest.column("sha256")
+    paths, hashes, bits = manifest.paths(), manifest.column("sha256"), manifest.bits
 
     def measure(row: int) -> tuple[Singles, Greys, str]:
         """(f32[K], thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
         try:
             data = read_indexed(paths[row], hashes[row])
-            pixels = decode(data).pixels
+            pixels = decode(data, bits=bits[row]).pixels
         except (ImageError, InputError, MismatchError) as error:
             reason = str(error).removeprefix(f"{paths[row]}: ").removeprefix("image: ")
             black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
@@ -78,7 +77,7 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
     unusable = np.flatnonzero(np.isnan(arrays["statistics"]).all(axis=1)).tolist()
     reasons = {row: measure(row)[2] for row in unusable}  # tried again
     if not all(reasons.values()):  # one was mended since: everything is measured anew
-        shutil.rmtree(folder)
+        remove_file(folder / f"{_INSPECTION.name}.json")
         return inspect(manifest, folder, progress=progress)
     return Inspection(arrays["statistics"], arrays["thumbnails"], reasons)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -11,12 +10,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from thoraclip.data.layouts.listing import Listing, folders_above, list_files, name_finder, split_name, split_path, utf8
+from thoraclip.delimited import UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging.names import SYSTEM
-from thoraclip.spreadsheets import restore_record
-from thoraclip.tables.manifest import COLUMNS
+from thoraclip.spelling import tidy
+from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
-__all__ = ["find_csv"]
+__all__ = ["COLUMN_SETTINGS", "find_csv"]
+
+COLUMN_SETTINGS = {
+    "path_column": "path",
+    "label_column": "label",
+    "id_column": "image_id",
+    "split_column": "split",
+    "patient_column": "patient",
+    "source_column": "source",
+    "view_column": "view",
+    "sex_column": "sex",
+    "age_column": "age_years",
+    "mask_column": "lung_mask",
+    "infection_mask_column": "infection_mask",
+}
+"""Setting that names a CSV column -> the manifest column that it fills."""
 
 _OURS = {"sha256", "phash", "fold", "width", "height", "mode", "format"}  # columns of a manifest that no table gives
 _ALIASES = {
@@ -28,7 +43,6 @@ _ALIASES = {
 """Columns that are taken for ours where none bears our name."""
 _SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F", "o": "O", "other": "O"}
 _OLDEST_YEARS = 130
-_UNKNOWN = {"", "na", "n/a", "nan", "none", "null", "unknown"}
 
 
 def find_csv(
@@ -37,46 +51,85 @@ def find_csv(
     """List the rows of a CSV file; paths and masks are relative to `root`, other columns are kept as text.
 
     `columns` is manifest column -> CSV column; without one, that of the same name or of a common one is taken, if any.
+    A row that repeats another is noted and read once.
 
     Raises:
         InputError: no such folder or file.
         ConfigError: `csv_file` was not given, or a named column is not in it.
-        ManifestError: an unknown split word, or a multi-label value (`A|B`).
+        ManifestError: see `delimited`; an unknown split word, a multi-label value (`A|B`), an image with two rows that
+            differ, or a patient that is written in two ways (`12`, `12.0`).
     """
     listing = Listing(root)
     if csv_file is None:
         raise ConfigError("layout 'csv' needs the table: --csv FILE")
     if not csv_file.is_file():
         raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
-    find = name_finder(root)
-    with csv_file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        try:
-            chosen = _chosen_columns(columns or {}, reader.fieldnames or [], csv_file)
-            for line, record in enumerate(reader, start=2):
-                _add_row(listing, restore_record(record), chosen, find, where=f"{csv_file}:{line}")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ManifestError(f"{csv_file}: not a readable CSV file ({error}); mend the file") from error
+    table = read_delimited(csv_file)
+    chosen = _chosen_columns(columns or {}, table)
+    paths, find, earlier = TablePaths(root), name_finder(root), _Earlier(listing)
+    for record in table:
+        row = _row(listing, record, chosen, paths, find)
+        if row is not None and not earlier.has(row, record):
+            listing.rows.append(row)
+    if not earlier.lines and not listing.set_aside:
+        raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
+    listing.notes += table.notes
     _list_others(listing, csv_file)
     return listing
 
 
-def _chosen_columns(columns: Mapping[str, str | None], header: Any, csv_file: Path) -> dict[str, str]:
+class _Earlier:
+    """The rows so far, by image and by file; and how patients are written."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.lines: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._patients: dict[str, tuple[str, int]] = {}
+        self._listing = listing
+
+    def has(self, row: dict[str, Any], record: Row) -> bool:
+        """Whether an equal row was there; raises ManifestError for one of the same image that differs."""
+        for key in dict.fromkeys((f"image_id '{row['image_id']}'", f"path '{row['path']}'")):
+            line, other = self.lines.setdefault(key, (record.line, row))
+            if line == record.line:
+                continue
+            if other == row:
+                self._listing.notes.append(f"{record.where}: repeats line {line}; read once")
+                return True
+            name = next(name for name in row if row[name] != other.get(name))
+            values = " and ".join(f"'{one[name]}'" if one.get(name) else "nothing" for one in (other, row))
+            raise ManifestError(
+                f"{record.where}: {key} is repeated: {name} is {values} in lines {line} and {record.line}; keep one "
+                "row for each image"
+            )
+        if patient := row.get("patient"):
+            whole = patient.removesuffix(".0") if patient.removesuffix(".0").isdecimal() else patient
+            written, line = self._patients.setdefault(whole, (patient, record.line))
+            if written != patient:
+                raise ManifestError(
+                    f"{record.where}: patient '{patient}' may be patient '{written}' of line {line}; write one patient "
+                    "in one way"
+                )
+        return False
+
+
+def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict[str, str]:
     """Manifest column -> CSV column: the named ones, and those that already bear the manifest's name."""
     chosen = {}
     for column in (name for name in COLUMNS if name not in _OURS):
-        name = columns.get(column)
-        if name is None:
-            needed = column if column in ("path", "label") else None
-            name = next((known for known in (column, *_ALIASES.get(column, ())) if known in header), needed)
-        if name is None:
-            continue
-        if name not in header:
+        given = columns.get(column)
+        known = (given,) if given else (column, *_ALIASES.get(column, ()))
+        found = next(filter(None, map(table.column, known)), None)
+        if found:
+            chosen[column] = found
+        elif given or column in ("path", "label"):
             flag = column.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
-            raise ConfigError(
-                f"{csv_file}: no column '{name}' for '{column}'{did_you_mean(name, header)} (--{flag}-column NAME)"
-            )
-        chosen[column] = name
+            name = given or column
+            near = did_you_mean(name, table.header)
+            raise ConfigError(f"{table.path}: no column '{name}' for '{column}'{near} (--{flag}-column NAME)")
+    for column in {f"csv_{name}" for name in COLUMNS if name in table.header}.intersection(table.header):
+        raise ManifestError(
+            f"{table.path}: column '{column}' is kept under that name, which '{column[4:]}' takes; rename it"
+        )
     return chosen
 
 
@@ -97,55 +150,73 @@ def _list_others(listing: Listing, csv_file: Path) -> None:
     listing.not_in_table += [(utf8(folder), files) for folder, files in counts.items()]
 
 
-def _add_row(
-    listing: Listing, record: dict[str, Any], chosen: dict[str, str], find: Callable[[str], str], *, where: str
-) -> None:
-    surplus = [cell for cell in record.pop(None, []) if cell.strip()]  # type: ignore[call-overload]
-    if surplus:
-        raise ManifestError(f"{where}: more cells than columns, from '{surplus[0]}' on; put quotes around commas")
-    values = {name: _known(record.get(column)) for name, column in chosen.items()}
-    root, path = listing.root, values["path"]
-    if path is None:
+def _row(
+    listing: Listing, record: Row, chosen: dict[str, str], paths: TablePaths, find: Callable[[str], str]
+) -> dict[str, Any] | None:
+    """What a row says of its image; `None` where it has no path, which is noted."""
+    root, where = listing.root, record.where
+    values = {name: _known(record.cells[column]) for name, column in chosen.items()}
+    if values["path"] is None:
         listing.set_aside.append((where, "no path in this row"))
-        return
+        return None
+    if record.cells[chosen["label"]] is None:
+        raise ManifestError(f"{where}: the row ends before its label; write the label, or an empty cell for none")
+    path = _below(root, paths(values["path"], where), where)
+    row: dict[str, Any] = {
+        (f"csv_{k}" if k in COLUMNS or k in OPTIONAL else k): v or None
+        for k, v in record.cells.items()
+        if k not in chosen.values()
+    }
+    row |= values | {"path": find(path), "image_id": tidy(values.get("image_id") or path) or path}
+    if "|" in (values["label"] or ""):
+        raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
+    if re.search(r"[\r\n]", values["label"] or ""):
+        raise ManifestError(
+            f"{where}: label {values['label']!r} holds a line break; a quote is missing, or one too many"
+        )
+    word = values.get("split")
+    row["split"] = split_name(word)
+    if word and not row["split"]:
+        raise ManifestError(f"{where}: split '{word}' is unknown; use train, val or test")
+    if row.get("patient"):
+        row["patient"] = tidy(row["patient"])
+    if row.get("sex"):
+        row["sex"] = _SEXES.get(row["sex"].lower(), row["sex"])
+    row["age_years"] = _age(listing, values.get("age_years"), where)
+    for name in ("lung_mask", "infection_mask"):
+        if row.get(name):
+            row[name] = _mask(listing, find(paths(row[name], where)), where)
+    return row
+
+
+def _below(root: Path, path: str, where: str) -> str:
+    """A path below the root, in one spelling; raises ManifestError for one that is not below it."""
     if Path(path).is_absolute():
         if not Path(path).is_relative_to(root.resolve()):
             raise ManifestError(f"{where}: path '{path}' lies outside {root}; give the folder above it as ROOT")
         path = Path(path).relative_to(root.resolve()).as_posix()
     if ".." in Path(path).parts:
         raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
-    image_id, path = values.get("image_id") or path, find(path)
-    row: dict[str, Any] = {
-        (f"csv_{k}" if k in COLUMNS else k): v or None for k, v in record.items() if k not in chosen.values()
-    }
-    row |= values | {"path": path, "image_id": image_id}
-    if "|" in (values["label"] or ""):
-        raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
-    word = values.get("split")
-    row["split"] = split_name(word)
-    if word and not row["split"]:
-        raise ManifestError(f"{where}: split '{word}' is unknown; use train, val or test")
-    if row.get("sex"):
-        row["sex"] = _SEXES.get(row["sex"].lower(), row["sex"])
-    row["age_years"] = _age(listing, values.get("age_years"), where)
-    for name in ("lung_mask", "infection_mask"):
-        if row.get(name):
-            row[name] = find(row[name])
-        if row.get(name) and not (root / row[name]).is_file():
-            listing.notes.append(f"no mask: {row[name]} is missing ({where})")
-            row[name] = None
-    listing.rows.append(row)
+    return Path(path).as_posix()
+
+
+def _mask(listing: Listing, path: str, where: str) -> str | None:
+    if (listing.root / path).is_file():
+        return path
+    listing.notes.append(f"no mask: {path} is missing ({where})")
+    return None
 
 
 def _known(value: str | None) -> str | None:
-    return None if value is None or value.strip().lower() in _UNKNOWN else value.strip()
+    return None if value is None or value.strip().lower() in UNKNOWN else value.strip()
 
 
 def _age(listing: Listing, text: str | None, where: str) -> float | None:
     if text is None:
         return None
-    match = re.fullmatch(r"0*(\d{1,3}(?:\.\d+)?)\s*[Yy]?", text)  # DICOM writes 045Y
-    if match is None or float(match.group(1)) > _OLDEST_YEARS:
+    match = re.fullmatch(r"0*(\d{1,3}(?:[.,]\d+)?)\s*[Yy]?", text)  # DICOM writes 045Y
+    years = number(match.group(1)) if match else None
+    if years is None or years > _OLDEST_YEARS:
         listing.notes.append(f"age '{text}' is not a number of years; taken as unknown ({where})")
         return None
-    return float(match.group(1))
+    return years

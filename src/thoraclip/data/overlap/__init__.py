@@ -9,8 +9,9 @@ from typing import Any
 
 from thoraclip.data.check.inspection import duplicate_pairs, file_contents, inspect
 from thoraclip.data.duplicates import clusters
-from thoraclip.labels import parse_label_map, spelling
+from thoraclip.labels import spelling
 from thoraclip.runs import Progress, provenance
+from thoraclip.spelling import LabelMap
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "compare_manifests", "find_overlap"]
@@ -119,13 +120,14 @@ def compare_manifests(
         ConfigError: an entry of `label_map` is not OLD=NEW, or no image has the label OLD.
     """
     labels = {"a": a.column("label"), "b": b.column("label")}
-    renamed = parse_label_map(label_map, {*labels["a"], *labels["b"]} - {None})
-    named = [{spelling(renamed.get(label, label)) for label in {*own} - {None}} for own in labels.values()]
+    rename = LabelMap(label_map)
+    rename.require_known([*labels["a"], *labels["b"]])
+    named = [{spelling(new) for label in {*own} if (new := rename(label))} for own in labels.values()]
     shared_names = named[0] & named[1]
 
     def relation(ours: str | None, theirs: str | None) -> str:
         """`same`, `contradiction`, or `open`."""
-        first, second = (None if label is None else spelling(renamed.get(label, label)) for label in (ours, theirs))
+        first, second = (None if new is None else spelling(new) for new in map(rename, (ours, theirs)))
         if first is None or second is None:
             return "open"
         return "same" if first == second else "contradiction" if {first, second} & shared_names else "open"
@@ -150,7 +152,7 @@ def compare_manifests(
         "schema": _SCHEMA,
         "images": {"a": len(a), "b": len(b)},
         "shared": {name: len({pair[name] for pair in pairs}) for name in ("a", "b")},
-        "label_map": renamed,
+        "label_map": rename.renamed,
         "labels": [
             {"a": ours, "b": theirs, "images": count, "relation": relation(ours, theirs)}
             for (ours, theirs), count in _images_by_labels(pairs)

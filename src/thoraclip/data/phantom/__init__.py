@@ -26,12 +26,14 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
@@ -44,7 +46,7 @@ from thoraclip.data.phantom.drawing import draw_phantom
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.ranges import PhantomCount, Range, Seed, Share, Side
-from thoraclip.runs import Progress, needing_room
+from thoraclip.runs import Progress, atomic_open, is_empty, remove_leftovers
 
 __all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
 
@@ -169,14 +171,13 @@ def plan_phantoms(config: PhantomConfig) -> list[Task]:
 
 
 def write_phantoms(
-    root: Path, config: PhantomConfig, *, workers: int | None = None, progress: Progress | None = None
+    root: Path | str, config: PhantomConfig, *, workers: int | None = None, progress: Progress | None = None
 ) -> PhantomSummary:
     """Write a folder of phantoms, or finish one that was begun with the same config.
 
     Args:
         root: new, empty, or begun with the same config; gets both trees, phantoms.csv, phantoms.json and README.txt.
-        workers: processes; None takes all cores, or one for a small set. The bytes do not depend on it. A script that
-            calls this with several must guard its entry with `if __name__ == "__main__":` (processes are spawned).
+        workers: processes; None takes all cores, or one for a small set. The bytes do not depend on it.
         progress: called with (images done, images in all).
 
     Raises:
@@ -188,6 +189,10 @@ def write_phantoms(
     root = Path(root)
     _claim_folder(root, json.loads(json.dumps(asdict(config))))
     tasks = plan_phantoms(config)
+    for folder in {(root / path).parent for task in tasks for paths in task.files().values() for path in paths} | {
+        root
+    }:
+        remove_leftovers(folder)
     count = min(workers or (os.cpu_count() or 1 if len(tasks) >= 64 else 1), -(-len(tasks) // 8))
     chunks = [tasks[i : i + 8] for i in range(0, len(tasks), 8)]
     rows: list[dict[str, Any]] = []
@@ -196,7 +201,9 @@ def write_phantoms(
         if count > 1:  # spawn: a fork of a process that already runs threads (torch, BLAS) may hang
             spawn = multiprocessing.get_context("spawn")
             run = stack.enter_context(ProcessPoolExecutor(count, mp_context=spawn)).map
-        for drawn in run(partial(_draw_files, root, config), chunks):
+        with _without_main():
+            drawings = run(partial(_draw_files, root, config), chunks)
+        for drawn in drawings:
             rows.extend(drawn)
             if progress:
                 progress(len(rows), len(tasks))
@@ -210,13 +217,24 @@ def write_phantoms(
     return PhantomSummary(root=root, images=len(tasks), patients=len({task.patient for task in tasks}))
 
 
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that are spawned meanwhile do not run the caller's script again, which they would without a guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _claim_folder(root: Path, config: dict[str, Any]) -> None:
     """Make `root` a phantom folder of this config, or check that it is one; raises InputError as `write_phantoms`."""
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: is a file, not a folder; name a new or empty folder")
     note = root / "phantoms.json"
     if not note.is_file():
-        if root.is_dir() and any(root.iterdir()):
+        if root.is_dir() and not is_empty(root):
             raise InputError(f"{root}: is not empty and not a phantom folder; name a new or empty folder")
         text = json.dumps({"schema": _SCHEMA, "synthetic": True, "config": config}, indent=2)
         _put(note, f"{text}\n".encode())
@@ -294,12 +312,5 @@ def _encode(pixels: Greys, seed: int) -> bytes:
 
 def _put(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with needing_room(path):
-            part.write_bytes(data)
-    except InputError:
-        part.unlink()
-        raise
-    part.replace(path)
+    with atomic_open(path, is_one_of_many=True) as stream:
+        stream.write(data)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from thoraclip.runs import atomic_open, canonical_json
+from thoraclip.runs import atomic_open, canonical_json, remove_file
 
 __all__ = ["Checkpoint", "TrainingProgress", "stop_requests"]
 
@@ -97,7 +97,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The training is over."""
-        self.path.unlink(missing_ok=True)
+        remove_file(self.path)
 
 
 @contextmanager

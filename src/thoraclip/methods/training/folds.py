@@ -9,6 +9,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +28,13 @@ from thoraclip.methods.training.checkpoint import Checkpoint, TrainingProgress
 from thoraclip.methods.training.processes import ProcessGroup
 from thoraclip.methods.training.sampler import Sampler
 from thoraclip.methods.training.settings import TrainingSettings
-from thoraclip.runs import canonical_json, digest, fold_folder, write_text
+from thoraclip.models.files import holds_weights
+from thoraclip.runs import canonical_json, digest, fold_folder, remove_file, write_text, written_together
 
 __all__ = ["FoldTraining", "train_folds"]
 
-_WEIGHTS = ("adapter", "last", "model")
+_WEIGHTS, _FILES = ("adapter", "last", "model"), ("metrics.jsonl", "training.svg", "training.safetensors")
+"""What a training leaves in its folder."""
 """Folders of weights in the folder of a training."""
 C = TypeVar("C", bound=TrainingSettings)
 
@@ -97,8 +100,9 @@ class FoldTraining(Generic[C]):
     def write_curve(self, progress: TrainingProgress, *, validated: str = "validation") -> None:
         """Write `metrics.jsonl` and `training.svg`; `validated` is what the figure calls a validation's scores."""
         rows, step = progress.rows, progress.kept_step
-        write_text(self.folder / "metrics.jsonl", "".join(canonical_json(row) + "\n" for row in rows))
-        write_text(self.folder / "training.svg", training_figure(rows, best_step=step, validated=validated))
+        with written_together(self.folder, "training"):
+            write_text(self.folder / "metrics.jsonl", "".join(canonical_json(row) + "\n" for row in rows))
+            write_text(self.folder / "training.svg", training_figure(rows, best_step=step, validated=validated))
 
     def note(self, progress: TrainingProgress, step: int) -> dict[str, Any]:
         """What stands beside weights: which training they are of, which step, and which images they depend on."""
@@ -140,6 +144,9 @@ def train_folds(
     with ProcessGroup(wanted=config.processes, trackers=config.trackers, folder=context.folder.path) as group:
         if group.count > 1 and group.is_main:
             context.log(f"{kind}: {group.count} processes")
+        if config.chunk_size > config.batch_size and group.is_main:
+            sizes = f"chunk_size = {config.chunk_size} exceeds batch_size = {config.batch_size}"
+            context.log(f"{kind}: {sizes}; chunks are whole batches")
         manifest, rows, scores, chosen = context.manifest, [], [], []
         labels = manifest.label_set(config.classes)
         metrics: list[Mapping[str, object]] = []
@@ -182,6 +189,13 @@ def _remove_others(context: RunContext) -> None:
     """Remove what a run on another split left: an adapter or network of all images, or of folds that are no more."""
     folder, folds = context.folder.path, {fold for fold in context.manifest.column("fold") if fold is not None}
     kept = {f"fold-{fold}" for fold in folds}
-    stale = [place for place in folder.glob("fold-*") if place.name not in kept]
-    for place in (*stale, *(folder / name for name in _WEIGHTS if folds)):
-        shutil.rmtree(place, ignore_errors=True)
+    folders = [place for place in folder.glob("fold-*") if place.name.removeprefix("fold-").isdigit()]
+    stale = [place for place in folders if place.name not in kept]
+    for place in (*stale, *((folder,) if folds else ())):
+        for weights in filter(holds_weights, (place / name for name in _WEIGHTS)):
+            shutil.rmtree(weights, ignore_errors=True)
+    for place in stale:
+        for name in _FILES:
+            remove_file(place / name)
+        with suppress(OSError):  # something else lies there
+            place.rmdir()

@@ -23,7 +23,7 @@ class TrainingSettings(Settings):
     batch_size: BatchSize = 64
     """Images per optimizer step."""
     chunk_size: BatchSize = 32
-    """Images per forward pass, a part of a batch: memory only, but for a network with dropout of its own."""
+    """Images per forward pass, at most a batch: memory only, but for a network with dropout of its own."""
     epochs: Annotated[int, Range(1, 1_000_000)] = 10
     """Passes over the training images; an incomplete last batch is left out."""
     steps: Count = 0
@@ -65,10 +65,6 @@ class TrainingSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known(self, augmentation=AUGMENTATIONS, sampling=_SAMPLINGS)
-        if self.chunk_size > self.batch_size:
-            raise ConfigError(
-                f"chunk_size = {self.chunk_size} exceeds batch_size = {self.batch_size}; a chunk is a part of a batch"
-            )
         if self.patience and getattr(self, "select", "") == "last":
             raise ConfigError(
                 f"patience = {self.patience}: with select = last no validation is the better one; set it to 0"

@@ -1,0 +1,57 @@
+"""Class names of a listing: tidied, renamed as the user says, and refused where two may be one class."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from thoraclip.data.layouts.listing import Listing
+from thoraclip.spelling import LabelMap, require_distinct, tidy, tidy_note
+from thoraclip.tables.manifest import SPLITS
+
+__all__ = ["settle_labels"]
+
+
+def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where: object = "") -> tuple[str, ...]:
+    """Give the rows their final labels, and note what was merged; see `spelling`. `where` begins an error.
+
+    Returns:
+        The classes that the user keeps apart from similar ones.
+
+    Raises:
+        ConfigError: an old class of the map that no image has.
+        ManifestError: two classes may be one.
+    """
+    rename = label_map or LabelMap()
+    untidy: Counter[str] = Counter()
+    for row in listing.rows:
+        if label := row.get("label"):
+            row["label"] = tidy(label) or None
+            untidy[label] += row["label"] != label
+    if changed := +untidy:
+        listing.notes.append(tidy_note("labels", changed))
+    before = Counter(row["label"] for row in listing.rows if row.get("label"))
+    rename.require_known(before)
+    for row in listing.rows:
+        row["label"] = rename(row.get("label"))
+    renamed = [(old, rename(old), images) for old, images in before.items() if rename(old) != old]
+    listing.notes += [f"label '{old}' -> {repr(new) if new else 'unknown'} in {n} rows" for old, new, n in renamed]
+    counts = Counter(row["label"] for row in listing.rows if row["label"])
+    require_distinct(counts, str(where or listing.root), kept=rename.kept)
+    listing.notes += _without_training(listing)
+    return rename.kept
+
+
+def _without_training(listing: Listing) -> list[str]:
+    """A note for each class that has images in some splits and none for training."""
+    splits: dict[str, set[str]] = {}
+    for row in listing.rows:
+        if row["label"] and row.get("split"):
+            splits.setdefault(row["label"], set()).add(row["split"])
+    if not any("train" in names for names in splits.values()):
+        return []
+    return [
+        f"class '{label}' has images in {' and '.join(s for s in SPLITS if s in names)} and none in train; split again "
+        "before training: thoraclip split"
+        for label, names in sorted(splits.items())
+        if "train" not in names
+    ]
