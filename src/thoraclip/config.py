@@ -50,7 +50,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such settings file; name an existing TOML file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML ({error}); mend the file") from error
 
 
@@ -66,7 +66,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"--set '{setting}': expected name=value, for example --set seed=1")
         try:
             values[name.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # too many digits, or nested too deeply
             values[name.strip()] = text
     return values
 

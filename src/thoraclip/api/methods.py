@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
@@ -224,13 +225,13 @@ def method_function(kind: str) -> MethodFunction:
         images = read_images(manifest, log=log)
         return run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)
 
-    fields = dataclasses.fields(METHODS[kind].config_type)
+    fields, kinds = dataclasses.fields(METHODS[kind].config_type), typing.get_type_hints(METHODS[kind].config_type)
     texts = field_help(METHODS[kind].config_type)  # type: ignore[arg-type]
     lines = "".join(f"    {field.name}: {texts[field.name]}\n" for field in fields)
     arguments = inspect.cleandoc(MethodFunction.__call__.__doc__ or "").partition("\n\n")[2]
     arguments = arguments.replace("    settings: settings of the method; they win over the file.\n", lines)
     own, keyword = inspect.signature(run), inspect.Parameter.KEYWORD_ONLY
-    keywords = [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for f in fields]
+    keywords = [inspect.Parameter(f.name, keyword, default=f.default, annotation=kinds[f.name]) for f in fields]
     named = list(own.parameters.values())[:-1]  # all but the settings
     run.__name__ = run.__qualname__ = kind
     run.__doc__ = f"{METHODS[kind].summary}\n\n{arguments}"

@@ -21,7 +21,7 @@ from thoraclip.api.methods import MethodFunction, caption, embed, method_functio
 from thoraclip.api.start import demo, run_study
 from thoraclip.cli import show
 from thoraclip.cli.command import Command
-from thoraclip.cli.console import announce, complain, prepare_streams, progress_bar, shut
+from thoraclip.cli.console import announce, complain, prepare_streams, progress_bar, say, shut
 from thoraclip.errors import InputError, MissingExtraError, ThoraclipError, first_line, system_message
 from thoraclip.memory import keep_freed_memory
 from thoraclip.methods import METHODS, require_shared_work
@@ -98,7 +98,7 @@ def _root(
     if version:
         from importlib.metadata import version as installed
 
-        typer.echo(f"thoraclip {installed('thoraclip')}")
+        say(f"thoraclip {installed('thoraclip')}")
         raise typer.Exit
     if context.invoked_subcommand:
         require_shared_work(context.invoked_subcommand)
@@ -183,7 +183,8 @@ def _app_of(words: list[str]) -> typer.Typer:
 
 def _usage_error(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
-        typer.echo(str(error))
+        for line in str(error).splitlines():
+            say(line)
         return 0
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "thoraclip"

@@ -208,12 +208,16 @@ def predictions(result: Any, given: Mapping[str, Any]) -> None:
 
 def list_settings(kind: str) -> None:
     """The settings of a method, with defaults and help."""
-    from thoraclip.config import field_help, toml_value
+    from thoraclip.config import field_help, field_kinds, toml_value
+    from thoraclip.ranges import range_text
 
     config = METHODS[kind].config_type
-    texts = field_help(config)  # type: ignore[arg-type]
-    rows = [[f.name, toml_value(f.default), texts.get(f.name, "")] for f in dataclasses.fields(config)]
-    print_table(["setting", "default", "what it does"], rows, title=f"Settings of {kind}", numbers=False)
+    texts, kinds = field_help(config), field_kinds(config)  # type: ignore[arg-type]
+    rows = [
+        [f.name, toml_value(f.default), range_text(kinds[f.name]), texts.get(f.name, "")]
+        for f in dataclasses.fields(config)
+    ]
+    print_table(["setting", "default", "range", "what it does"], rows, title=f"Settings of {kind}", numbers=False)
 
 
 def audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
