@@ -148,7 +148,7 @@ def conform(name: str, value: Any, kind: Any) -> Any:
         kinds, wanted = (numbers.Integral, "a whole number") if kind is int else (numbers.Real, "a number")
         rule = f"{wanted} {limits}" if limits else wanted
         if isinstance(value, bool) or not isinstance(value, kinds) or (limits and value not in limits):
-            raise ConfigError(f"{name} = {shown(value)}: {rule}{',' if ',' in str(limits) else ''} is needed")
+            raise ConfigError(f"{name} = {shown(value)}: {rule}{',' if ', ' in str(limits) else ''} is needed")
         return kind(value)
     if kind is str:
         text = _text(name, value)
