@@ -218,7 +218,7 @@ def require_path(name: str, value: Any) -> None:
         pass
     except OSError as error:
         if name in _OUTPUTS:
-            raise InputError(f"{value}: cannot be written ({error.strerror}); choose another --{name}") from error
+            raise InputError(f"{value}: cannot be written ({error.strerror}); choose another {_OUTPUTS[name]}") from error
         if not isinstance(error, NotADirectoryError):
             raise InputError(system_message(error)) from error
     except ValueError as error:  # NUL, or letters that the file system cannot write
@@ -227,7 +227,7 @@ def require_path(name: str, value: Any) -> None:
 
 NAMED: dict[str, Any] = {name: kind for name, kind in globals().items() if typing.get_origin(kind) is Annotated}
 """The ranges of this module by name."""
-_OUTPUTS = ("out", "folder", "pixels")
+_OUTPUTS = {"out": "--out", "folder": "folder", "pixels": "--pixels"}
 _PATHS = ("File", "Files", "Images", "Output")
 _ARGUMENTS: dict[str, Any] = {"bool": bool, "str": str, "Model": str, "Sequence[str]": tuple[str, ...]} | NAMED
 _LISTS = {
