@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from thoraclip.errors import ConfigError, InputError, did_you_mean
-from thoraclip.ranges import conform
+from thoraclip.ranges import conform, shown
 
 __all__ = [
     "Settings",
@@ -154,4 +154,4 @@ def require_known(config: object, **choices: Iterable[str]) -> None:
     for name, known in choices.items():
         value = getattr(config, name)
         if value not in known:
-            raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
+            raise ConfigError(f"unknown {name} '{shown(value)[1:-1]}'{did_you_mean(value, known)}")

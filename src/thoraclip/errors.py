@@ -43,17 +43,11 @@ __all__ = [
     "system_message",
 ]
 
-_LONGEST_MESSAGE = 4_000  # letters
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
 
 
 class ThoraclipError(Exception):
-    """Base of all errors that the user can mend. Its text is one line, whatever the values in it hold."""
-
-    def __str__(self) -> str:
-        text = printable(" ".join(super().__str__().split()))
-        half = _LONGEST_MESSAGE // 2
-        return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
+    """Base of all errors that the user can mend."""
 
 
 class ConfigError(ThoraclipError):
@@ -125,12 +119,14 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ELOOP: "mend the links, or name another",
 }
+_LONGEST_PATH = 1_000  # letters in a message
 _WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def system_message(error: OSError) -> str:
     """What the system refused, as `file: what (reason); remedy`."""
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    names = [name if len(name) <= _LONGEST_PATH else f"{name[:80]}..." for name in files]
     what = "cannot be written" if error.errno in _WRITTEN else "cannot be read or written"
     remedy = _REMEDIES.get(error.errno or 0, "mend it and run the same command again")
     where = f"{' -> '.join(names)}: " if names else "the output " if error.errno in _WRITTEN else "a file "

@@ -218,7 +218,9 @@ def require_path(name: str, value: Any) -> None:
         pass
     except OSError as error:
         if name in _OUTPUTS:
-            raise InputError(f"{value}: cannot be written ({error.strerror}); choose another {_OUTPUTS[name]}") from error
+            place = value if len(str(value)) <= 1_000 else shown(str(value))
+            remedy = f"choose another {_OUTPUTS[name]}"
+            raise InputError(f"{place}: cannot be written ({error.strerror}); {remedy}") from error
         if not isinstance(error, NotADirectoryError):
             raise InputError(system_message(error)) from error
     except ValueError as error:  # NUL, or letters that the file system cannot write

@@ -148,8 +148,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return 0
     except OSError as error:
-        if not error.filename:
-            shut(sys.stdout)  # where it is full, the end of the process would fail for what is left in it
         return _fail(system_message(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # only the usage errors of the command line's own library have it

@@ -22,7 +22,7 @@ _PLAIN_SECONDS = 10.0
 """Where no person watches, one line in this many seconds."""
 _STAGE_WIDTH = 40
 """Letters of the stage beside a bar."""
-_LONGEST = 20_000
+_LONGEST = 12_000
 """Letters of a line; the middle of a longer one is left out."""
 _stages: list[str] = []
 """The newest line of `announce`, which the bars show."""
