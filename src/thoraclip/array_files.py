@@ -24,7 +24,7 @@ import numpy.typing as npt
 from thoraclip.documents import Limits, parse_json
 from thoraclip.errors import ThoraclipError, first_line
 
-__all__ = ["Expected", "Shape", "open_npy", "read_npz", "read_safetensors"]
+__all__ = ["Expected", "Shape", "open_npy", "read_npz", "read_safetensors", "regular"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int | str, ...]
@@ -66,7 +66,7 @@ def read_npz(path: Path, expected: Expected, *, error: type[ThoraclipError], rem
     """The arrays of an NPZ file, exactly those that are expected; raises `error` for any other file."""
     try:
         lengths, arrays = _Lengths(expected), dict[str, Array]()
-        with _regular(path).open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        with regular(path).open("rb") as stream, zipfile.ZipFile(stream) as archive:
             _require_names([name.removesuffix(".npy") for name in archive.namelist()], expected)
             for name in expected:
                 with archive.open(f"{name}.npy") as member:
@@ -85,7 +85,7 @@ def open_npy(path: Path, expected: tuple[str, Shape], *, error: type[ThoraclipEr
     """The array of an NPY file, which stays on disk; raises `error` for any other file."""
     name, lengths = path.stem, expected[1]
     try:
-        with _regular(path).open("rb") as stream:
+        with regular(path).open("rb") as stream:
             shape, is_fortran, dtype = _header(stream)
             start = stream.tell()
         there = path.stat().st_size - start
@@ -107,7 +107,7 @@ def read_safetensors(
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(_regular(path), framework="numpy") as file:
+        with safe_open(regular(path), framework="numpy") as file:
             note = (file.metadata() or {})["thoraclip"]
             _require_names(list(file.keys()), expected)
             lengths, arrays = _Lengths(expected), dict[str, Array]()
@@ -130,7 +130,8 @@ _TYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def _regular(path: Path) -> Path:
+def regular(path: Path) -> Path:
+    """The path; raises ValueError or OSError where no file is there."""
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
         raise ValueError("it is no file")
     return path

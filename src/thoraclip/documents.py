@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from thoraclip.errors import ConfigError, InputError, ThoraclipError, first_line
 
-__all__ = ["Limits", "parse_json", "parse_toml", "read_bytes", "read_json", "read_toml"]
+__all__ = ["LARGE", "Limits", "kept_json", "parse_json", "parse_toml", "read_bytes", "read_json", "read_toml"]
 
 DIGITS = 100
 """Most characters of a number. `tokenizer_config.json` has one of 31; a float holds 10^100."""
@@ -37,6 +37,8 @@ class Limits:
     depth: int = 64  # lists and tables inside each other
 
 
+LARGE = Limits(bytes=1 << 30, values=100_000_000)
+"""Of a document with a place for every image."""
 _SETTINGS = Limits(bytes=1 << 20, values=100_000)  # tomllib reads 2 MB a second
 
 
@@ -107,6 +109,15 @@ def read_json(
     """The value of a JSON file; raises as `parse_json` and `read_bytes` do."""
     data = read_bytes(path, error=error, remedy=remedy, most=limits.bytes)
     return parse_json(data, path, error=error, remedy=remedy, limits=limits)
+
+
+def kept_json(path: Path, *, limits: Limits = Limits()) -> dict[str, Any]:
+    """The table of a JSON file that an earlier run kept; an empty one where there is none that can be read."""
+    try:
+        value = read_json(path, limits=limits)
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_toml(path: Path, *, missing: str = "name an existing TOML file") -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from thoraclip.documents import kept_json
 from thoraclip.errors import InputError, ThoraclipError, first_line
 
 __all__ = [
@@ -268,10 +269,7 @@ class RunFolder:
 
     def is_done(self, fingerprint: str) -> bool:
         """True when the run ended, with this very fingerprint."""
-        try:
-            return bool(json.loads(self.file("done.json").read_text(encoding="utf-8"))["fingerprint"] == fingerprint)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        return bool(kept_json(self.file("done.json")).get("fingerprint") == fingerprint)
 
     def start(self, config_toml: str, provenance: Mapping[str, object]) -> None:
         """Create the folder and write what is known before the work; an earlier end mark is taken away."""

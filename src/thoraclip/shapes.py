@@ -17,10 +17,23 @@ from typing import Any
 
 from thoraclip.errors import InputError, ThoraclipError
 
-__all__ = ["Check", "check", "mapping", "number", "one_of", "optional", "sequence", "table", "text", "whole"]
+__all__ = [
+    "ANY_NUMBER",
+    "Check",
+    "check",
+    "mapping",
+    "number",
+    "one_of",
+    "optional",
+    "sequence",
+    "table",
+    "text",
+    "whole",
+]
 
 Check = Callable[[Any], None]
 _LINE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1000}")
+ANY_NUMBER = 2**53
 _SHOWN = 60  # letters of a value in a message
 
 
@@ -62,9 +75,9 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
     return look
 
 
-def whole(low: int = 0, high: int = 2**53) -> Check:
+def whole(low: int = 0, high: int = ANY_NUMBER) -> Check:
     """A whole number in a range, its ends included."""
-    rule = f"a whole number of {low} or more" if high == 2**53 else f"a whole number from {low} to {high}"
+    rule = f"a whole number of {low} or more" if high == ANY_NUMBER else f"a whole number from {low} to {high}"
 
     def look(value: Any) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

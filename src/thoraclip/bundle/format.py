@@ -32,7 +32,7 @@ from thoraclip.imaging import Preprocess
 from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
 from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import ClassThresholds
-from thoraclip.posthoc.ood import OodScore
+from thoraclip.posthoc.ood import OOD_SHAPE, OodScore
 from thoraclip.posthoc.scaling import TemperatureScaling
 from thoraclip.shapes import Check, check, mapping, number, one_of, optional, sequence, table, text, whole
 
@@ -213,16 +213,7 @@ _FACTS = table(
     labels=sequence(text, 2, 1000, unique=True),
     preprocess=PREPROCESS_SHAPE,
     temperature=optional(number(1e-3, 1e3)),
-    novelty=optional(
-        table(
-            score=one_of("mahalanobis"),
-            threshold=number(),
-            false_positive_rate=number(0, 1),
-            calibration_images=whole(),
-            calibration_patients=whole(),
-            may=["calibration_patients"],
-        )
-    ),
+    novelty=optional(OOD_SHAPE),
     thumbnails=optional(table(images=whole(1, 100_000))),
     run=table(fold=optional(whole())),
     provenance=table(inputs=mapping(text), versions=mapping(text)),

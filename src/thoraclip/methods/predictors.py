@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.config import build_config
-from thoraclip.documents import read_toml
+from thoraclip.documents import read_json, read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.models.files import adapter_folders
+from thoraclip.shapes import Check, check, table, text
 from thoraclip.tables.manifest import Manifest, read_fingerprint, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
@@ -190,15 +190,24 @@ def read_run(folder: Path) -> FinishedRun:
     kind = str(values.pop("kind", ""))
     values = _current_settings(values) | _moved(folder, values)
     config = build_config(find_method(kind).config_type, values, where=str(folder / "config.toml"))
-    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    facts = _noted(
+        folder / "provenance.json", table(inputs=table(manifest=text), manifest_file=text, may=["manifest_file"])
+    )
     _require_same_files(folder, config, facts["inputs"])
     held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
-    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    done = _noted(folder / "done.json", table(fingerprint=text))
     manifest, file = str(facts["inputs"]["manifest"]), facts.get("manifest_file")
     return FinishedRun(
         folder, kind, config, manifest, str(done["fingerprint"]), folds, folder.resolve() / file if file else None
     )
+
+
+def _noted(path: Path, shape: Check) -> Mapping[str, Any]:
+    remedy = "remove done.json and run the same command again"
+    content: Mapping[str, Any] = read_json(path, remedy=remedy)
+    check(content, shape, path, remedy=remedy)
+    return content
 
 
 def _current_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from thoraclip.array_files import regular
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.labels import LabelSet
@@ -261,8 +262,8 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
     with torch.random.fork_rng(devices=[]):
         network = _untrained(checkpoint, len(labels), settings)
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        network.load_state_dict(load_file(regular(folder / "model.safetensors")))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"{folder}: model.safetensors does not fit its config.json ({first_line(error)}); train it again"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from thoraclip.errors import InputError, ModelError, did_you_mean, first_line
+from thoraclip.array_files import regular
+from thoraclip.documents import read_json
+from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, did_you_mean, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.runs import write_json
+from thoraclip.shapes import check, table, whole
 
 __all__ = [
     "SHIPPED",
@@ -81,7 +83,9 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
     Raises:
         ModelError: the file is missing or says something that `imaging` does not do.
     """
-    content: Mapping[str, Any] = json.loads(_preprocessor_file(checkpoint).read_text(encoding="utf-8"))
+    path, mend = _preprocessor_file(checkpoint), "get the model again"
+    content: Mapping[str, Any] = read_json(path, error=ModelError, remedy=mend)
+    check(content, table(), path, error=ModelError, remedy=mend)
     try:
         sides = dict(_sides(content.get("size")))
         crop = _sides(content["crop_size"]) if content.get("do_center_crop") and "crop_size" in content else {}
@@ -97,7 +101,7 @@ def read_preprocess(checkpoint: Checkpoint, *, geometry: str) -> Preprocess:
             mean=tuple(content["image_mean"]),
             std=tuple(content["image_std"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, ConfigError) as error:
         native = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)
         raise checkpoint.error(
             f"preprocessor_config.json is not understood ({error!r}); expected size, image_mean and image_std for "
@@ -177,10 +181,10 @@ def stored_fingerprint(folder: Path) -> str | None:
     fingerprint. `None` where there is no such file, or numbers that NumPy does not have.
     """
     try:
-        with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        with safe_open(regular(folder / "model.safetensors"), framework="numpy") as file:
             names = sorted(n for n in file.keys() if not n.endswith("position_ids"))  # noqa: SIM118  see `load_model`
             return fingerprint((name, file.get_tensor(name)) for name in names)
-    except (OSError, SafetensorError, TypeError):  # the last one for bf16
+    except (OSError, SafetensorError, ValueError, TypeError):  # the last one for bf16
         return None
 
 
@@ -219,13 +223,13 @@ def read_about(folder: Path, name: str, make: Callable[..., T]) -> T | None:
     """
     if not (folder / _ABOUT).is_file():
         return None
+    content = read_json(folder / _ABOUT, error=ModelError, remedy="train it again")
+    check(content, table(schema=whole(1)), folder / _ABOUT, error=ModelError, remedy="train it again")
+    if (schema := content.pop("schema")) > _SCHEMA:  # before its fields are looked at: it may have others
+        raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
     try:
-        content = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        schema = int(content.pop("schema"))
-        if schema > _SCHEMA:  # before its fields are looked at: it may have others
-            raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
         return make(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError, ManifestError) as error:
         raise ModelError(f"{name}: {_ABOUT} is not readable ({error!r}); train it again") from error
 
 
