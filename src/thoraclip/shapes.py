@@ -34,6 +34,7 @@ __all__ = [
 Check = Callable[[Any], None]
 _LINE = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1000}")
 ANY_NUMBER = 2**53
+_ABSENT = object()
 _SHOWN = 60  # letters of a value in a message
 
 
@@ -57,6 +58,8 @@ def check(
 
 
 def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
     if isinstance(value, Mapping | list):
         return f"{'a table' if isinstance(value, Mapping) else 'a list'} of {len(value)}"
     written = repr(value)
@@ -149,9 +152,13 @@ def table(fields: Mapping[str, Check] | None = None, /, *, may: Iterable[str] = 
             if name in value:
                 _inside(f".{name}", of, value[name])
             elif name not in free:
-                raise WrongError(value, f"a value of '{name}' in it")
+                _inside(f".{name}", _absent, value)
 
     return look
+
+
+def _absent(_: Any) -> None:
+    raise WrongError(_ABSENT, "a value")
 
 
 def _inside(step: str, of: Check, value: Any) -> None:

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from thoraclip.array_files import regular
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
+from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
 from thoraclip.labels import LabelSet
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
 from thoraclip.models.dual_encoder import DualEncoder, is_dual_encoder, load_dual_encoder, untrained_dual_encoder
 from thoraclip.models.files import Checkpoint, preprocessor_json, read_about, read_preprocess, whole_folder, write_about
 from thoraclip.models.network import Network, network_settings
 from thoraclip.runs import atomic_open, write_json
+from thoraclip.shapes import sequence, table, text
 
 __all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note"]
 
@@ -232,6 +234,9 @@ def _backbone(checkpoint: Checkpoint, network: nn.Module, labels: LabelSet, sett
     return Backbone(network=placed, config=checkpoint.config, labels=labels, **settings)
 
 
+_NOTE = table(labels=sequence(text, 2, 1000, unique=True), preprocess=PREPROCESS_SHAPE, facts=table())
+
+
 def read_trained_note(folder: Path) -> tuple[LabelSet, Preprocess, Mapping[str, Any]]:
     """The classes of a trained network, how its pixels are made, and what `save` was told besides.
 
@@ -243,7 +248,7 @@ def read_trained_note(folder: Path) -> tuple[LabelSet, Preprocess, Mapping[str, 
     def make(labels: list[str], preprocess: dict[str, Any], facts: dict[str, Any]) -> Any:
         return LabelSet(tuple(labels)), Preprocess.from_dict(preprocess), facts
 
-    note: tuple[LabelSet, Preprocess, Mapping[str, Any]] | None = read_about(folder, str(folder), make)
+    note: tuple[LabelSet, Preprocess, Mapping[str, Any]] | None = read_about(folder, str(folder), _NOTE, make)
     if note is None:
         raise InputError(f"{folder}: no thoraclip.json there; name a folder that thoraclip baseline wrote")
     return note

@@ -20,7 +20,7 @@ from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, did_you_mean, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.runs import write_json
-from thoraclip.shapes import check, table, whole
+from thoraclip.shapes import Check, check, number, table, text, whole
 
 __all__ = [
     "SHIPPED",
@@ -198,6 +198,9 @@ class AdapterNote:
     facts: Mapping[str, Any] = field(default_factory=dict)  # what it was trained on, and how
 
 
+_NOTE = table(base=text, log_scale=number(-20, 20), bias=number(-1e4, 1e4), facts=table(), may=["facts"])
+
+
 def read_note(folder: Path) -> AdapterNote | None:
     """The note of an adapter folder; `None` for one that another program wrote.
 
@@ -207,7 +210,7 @@ def read_note(folder: Path) -> AdapterNote | None:
     """
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"adapter '{folder}': no adapter_config.json there; name a PEFT adapter folder")
-    return read_about(folder, f"adapter '{folder}'", AdapterNote)
+    return read_about(folder, f"adapter '{folder}'", _NOTE, AdapterNote)
 
 
 def write_about(folder: Path, **content: Any) -> None:
@@ -215,8 +218,8 @@ def write_about(folder: Path, **content: Any) -> None:
     write_json(folder / _ABOUT, {"schema": _SCHEMA, **content})
 
 
-def read_about(folder: Path, name: str, make: Callable[..., T]) -> T | None:
-    """What `make` makes of the content that `write_about` got; `None` where there is none.
+def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) -> T | None:
+    """What `make` makes of the content of this shape that `write_about` got; `None` where there is none.
 
     Raises:
         ModelError: the file is not readable, or from a newer version; it begins with `name`.
@@ -224,9 +227,11 @@ def read_about(folder: Path, name: str, make: Callable[..., T]) -> T | None:
     if not (folder / _ABOUT).is_file():
         return None
     content = read_json(folder / _ABOUT, error=ModelError, remedy="train it again")
-    check(content, table(schema=whole(1)), folder / _ABOUT, error=ModelError, remedy="train it again")
+    path = folder / _ABOUT
+    check(content, table(schema=whole(1)), path, error=ModelError, remedy="train it again")
     if (schema := content.pop("schema")) > _SCHEMA:  # before its fields are looked at: it may have others
         raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
+    check(content, shape, path, error=ModelError, remedy="train it again")
     try:
         return make(**content)
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError, ManifestError) as error:
