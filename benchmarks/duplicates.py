@@ -75,6 +75,7 @@ TRANSFORMS: dict[str, Transform] = {
     **{f"5 % off the {side}": partial(crop, **{side: 0.05}) for side in SIDES},
     "turned by 2 degrees": rotate,
     "mirrored": lambda pixels, _: pixels[:, ::-1],
+    "negative": lambda pixels, _: 255 - pixels,
 }
 
 

@@ -1,6 +1,6 @@
 """The public names and where they are; `__init__.py` loads each when it is first used."""
 
-from .api.data import card, check, index, phantom, split
+from .api.data import card, check, index, overlap, phantom, select, split
 from .api.deployment import export, predict, serve
 from .api.judgement import audit, explain, report
 from .api.methods import MethodFunction, caption, embed
@@ -56,6 +56,7 @@ __all__ = [
     "load_dual_encoder",
     "load_prompts",
     "open_bundle",
+    "overlap",
     "phantom",
     "pixel_cache",
     "predict",
@@ -68,6 +69,7 @@ __all__ = [
     "report",
     "run_method",
     "run_study",
+    "select",
     "serve",
     "split",
     "split_folds",

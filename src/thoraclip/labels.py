@@ -5,7 +5,7 @@ Unknown is not negative: an image without a label has no index (`None`), never t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -14,7 +14,7 @@ from pathlib import Path
 from thoraclip.documents import parse_toml, read_toml
 from thoraclip.errors import ConfigError, ManifestError, did_you_mean
 
-__all__ = ["LabelSet", "PromptSet", "load_prompts", "shipped_prompt_sets"]
+__all__ = ["LabelSet", "PromptSet", "load_prompts", "parse_label_map", "shipped_prompt_sets", "spelling"]
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,27 @@ class PromptSet:
 
     def for_class(self, label: str) -> tuple[str, ...]:
         """All prompts of one class; the spelling of the class name is matched without case, spaces and hyphens."""
-        key = _spelling(label)
-        written_out = tuple(p for known, texts in self.prompts.items() if _spelling(known) == key for p in texts)
-        names = next((names for known, names in self.classes.items() if _spelling(known) == key), (label,))
+        key = spelling(label)
+        written_out = tuple(p for known, texts in self.prompts.items() if spelling(known) == key for p in texts)
+        names = next((names for known, names in self.classes.items() if spelling(known) == key), (label,))
         return written_out or tuple(template.format(name) for template in self.templates for name in names)
 
 
-def _spelling(name: str) -> str:
+def parse_label_map(entries: Sequence[str], known: Collection[str]) -> dict[str, str]:
+    """`["Covid=COVID-19"]` -> {"Covid": "COVID-19"}; raises ConfigError unless it reads OLD=NEW and OLD is known."""
+    renamed = {}
+    for entry in entries:
+        old, equals, new = (part.strip() for part in entry.rpartition("="))
+        if not equals or not old or not new:
+            raise ConfigError(f"--label-map '{entry}': expected OLD=NEW, for example --label-map Covid=COVID-19")
+        if old not in known:
+            raise ConfigError(f"--label-map '{entry}': no image has the label '{old}'{did_you_mean(old, known)}")
+        renamed[old] = new
+    return renamed
+
+
+def spelling(name: str) -> str:
+    """A name without case, spaces, hyphens and other signs: `COVID-19` and `covid 19` are spelt alike."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 

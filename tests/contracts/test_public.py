@@ -27,7 +27,7 @@ REPOSITORY = Path(thoraclip.__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.toml"))
 PANELS = {
     "Start": ("demo", "study"),
-    "Data": ("index", "check", "split", "card", "phantom"),
+    "Data": ("index", "check", "select", "split", "overlap", "card", "phantom"),
     "Methods": ("caption", "embed", "zeroshot", "finetune", "baseline", "probe", "trivial"),
     "Judgement": ("report", "audit", "explain"),
     "Deployment": ("export", "predict", "serve"),

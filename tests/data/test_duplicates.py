@@ -165,6 +165,9 @@ COPIES: dict[str, tuple[Callable[[Grey], Grey], float, float]] = {
     "turned right": (turned(-2), 0.9958, 18.92),
     "mirrored": (lambda p: p[:, ::-1], 1.0, 0.0),
     "mirrored and turned": (lambda p: turned(2)(np.ascontiguousarray(p[:, ::-1])), 0.9956, 18.92),
+    "negative": (lambda p: 255 - p, 0.9999, 0.33),
+    "mirrored, negative and jpeg": (lambda p: jpeg(255 - p[:, ::-1]), 0.9946, 3.67),
+    "negative and turned": (lambda p: turned(2)(255 - p), 0.9956, 21.58),
     "cropped and jpeg": (lambda p: jpeg(np.ascontiguousarray(p[:, 8:])), 0.9921, 18.17),
     "turned and gamma": (lambda p: np.round(255 * (turned(-2)(p) / 255) ** 0.7).astype(np.uint8), 0.9947, 19.33),
     "left and top": (lambda p: p[8:, 8:], 0.9932, 7.5),
@@ -177,7 +180,8 @@ def test_planted_copies_are_found_and_nothing_else(phantoms: list[Grey], name: s
     change, correlation, distance = COPIES[name]
     found = search([*phantoms[:12], *(np.ascontiguousarray(change(p)) for p in phantoms[:12])])
     assert ends(found) == [(i, 12 + i) for i in range(12)]
-    assert {(pair.kind, pair.mirrored) for pair in found} == {("near", "mirrored" in name)}
+    kinds = {(pair.kind, pair.mirrored, pair.negative) for pair in found}
+    assert kinds == {("near", "mirrored" in name, "negative" in name)}
     assert all(0.95 <= pair.correlation <= 1 for pair in found)
     assert np.mean([pair.correlation for pair in found]) == pytest.approx(correlation, abs=0.0005)
     assert np.mean([pair.distance for pair in found]) == pytest.approx(distance, abs=0.2)
@@ -281,7 +285,14 @@ def test_order_and_repetition_do_not_matter(phantoms: list[Grey], tmp_path: Path
     again = find_duplicates(thumbnails[turn], [names[i] for i in turn])
 
     def facts(pair: DuplicatePair, old: npt.NDArray[np.int64]) -> tuple[object, ...]:
-        return (*sorted(old[[pair.first, pair.second]]), pair.kind, pair.distance, pair.correlation, pair.mirrored)
+        return (
+            *sorted(old[[pair.first, pair.second]]),
+            pair.kind,
+            pair.distance,
+            pair.correlation,
+            pair.mirrored,
+            pair.negative,
+        )
 
     assert {facts(p, turn) for p in again} == {facts(p, np.arange(len(pictures))) for p in found}
 

@@ -1,4 +1,4 @@
-"""Panel Data: index, check, split, card and phantom."""
+"""Panel Data: index, check, select, split, overlap, card and phantom."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from thoraclip.data.index import IndexResult
     from thoraclip.data.phantom import PhantomSummary
     from thoraclip.tables.manifest import Manifest
+    from thoraclip.tables.predictions import Predictions
 
+    Files = str | Path | Sequence[str | Path]
     Fractions = str | Sequence[float]
 
-__all__ = ["card", "check", "index", "phantom", "split"]
+__all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
 
 def index(
@@ -101,15 +103,19 @@ def check(
     manifest: Images,
     *,
     out: File | None = None,
+    predictions: Files | None = None,
     pictures: bool = True,
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> dict[str, Any]:
-    """Find leaks, copies, contradictions, burned-in text, and what tells the classes apart without anatomy.
+    """Find leaks, copies, contradictions, burned-in text, suspected label errors, and what tells the classes apart
+    without anatomy.
 
     Args:
         manifest: the images; they may leak.
         out: folder for check.json, .md and .html; default: nothing is written.
+        predictions: run folder, or file of predictions (.parquet, .csv), of classifiers that did not see the image:
+            labels that they contradict are listed, with the images in label-errors.html; may be repeated (seeds).
         pictures: read the images. Without, only the table is checked (counts, patients, leaks, identical files), of
             millions of images.
         seed: seed of the folds behind the class differences.
@@ -123,11 +129,78 @@ def check(
 
     images = read_images(manifest, may_leak=True)
     draw, _ = hooks(progress, None)
+    options: dict[str, Any] = {"predictions": _held_out(predictions), "seed": seed, "progress": draw}
     if out is None:
         with tempfile.TemporaryDirectory() as work:
-            return find_faults(images, Path(work) if pictures else None, seed=seed, progress=draw)
-    content = find_faults(images, Path(out) / "inspection" if pictures else None, seed=seed, progress=draw)
+            return find_faults(images, Path(work) if pictures else None, **options)
+    content = find_faults(images, Path(out) / "inspection" if pictures else None, **options)
     write_check(content, images, Path(out))
+    return content
+
+
+def _held_out(given: Files | None) -> tuple[str, list[Predictions]] | None:
+    """(names, tables) of run folders or files; of a run with a split also its validation scores."""
+    from thoraclip.tables.predictions import read_predictions, read_validation
+
+    files = [Path(file) for file in ([given] if isinstance(given, str | Path) else given or ())]
+    tables = []
+    for file in files:
+        own = read_predictions(file)
+        tables += [own, *(table for table in read_validation(file) if not {*own.image_id} & {*table.image_id})]
+    return (", ".join(file.name for file in files), tables) if files else None
+
+
+def select(manifest: Images, *, where: str, out: File) -> Manifest:
+    """Keep the images for which a condition on the manifest's columns is true, and note the condition in the result.
+
+    A comparison with an unknown value is neither true nor false, nor is its `not`: such images are left out and
+    counted.
+
+    Args:
+        manifest: the images; they may leak.
+        where: condition, as in: view in (PA, AP) and age_years >= 18. Words: ==, !=, <, <=, >, >=, in, not in,
+            is null, is not null, and, or, not; quote names and values that hold other characters than letters, digits
+            and underscores.
+        out: manifest to write (.parquet).
+
+    Returns:
+        The new manifest; `selections` says what was asked and how many images were kept.
+    """
+    from thoraclip.tables.manifest import require_parquet, write_manifest
+
+    require_parquet(Path(out))
+    done = read_images(manifest, may_leak=True).select(where)
+    write_manifest(Path(out), done)
+    return done
+
+
+def overlap(
+    a: Images,
+    b: Images,
+    *,
+    out: File,
+    label_map: Sequence[str] | None = None,
+    progress: bool | Progress = False,
+) -> dict[str, Any]:
+    """Find the images that two manifests share: identical files and near copies, and where their labels contradict.
+
+    Args:
+        a: images.
+        b: images to compare them with.
+        out: folder for overlap.json and overlap.html.
+        label_map: label of either manifest that stands for one of the other, OLD=NEW; may be repeated.
+        progress: see `thoraclip.api`.
+
+    Returns:
+        The content of `overlap.json`.
+    """
+    from thoraclip.data.overlap import compare_manifests
+    from thoraclip.data.overlap.page import write_overlap
+
+    manifests = read_images(a, may_leak=True), read_images(b, may_leak=True)
+    draw, _ = hooks(progress, None)
+    content = compare_manifests(*manifests, Path(out), label_map=label_map or (), progress=draw)
+    write_overlap(content, *manifests, Path(out))
     return content
 
 

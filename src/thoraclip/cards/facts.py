@@ -37,6 +37,7 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
         "images": len(manifest),
         "classes": [{"label": c, "images": counts[c]} for c in ordered(labels) if c is not None],
         "unlabelled": counts[None],
+        "selections": [dict(done) for done in manifest.selections],
         "splits": _parts(column("split"), labels, SPLITS),
         "folds": _parts(column("fold"), labels, sorted(set(column("fold")) - {None})),
         "patients": _patients(manifest),

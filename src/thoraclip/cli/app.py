@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from thoraclip.api.data import card, check, index, phantom, split
+from thoraclip.api.data import card, check, index, overlap, phantom, select, split
 from thoraclip.api.deployment import export, predict, serve
 from thoraclip.api.judgement import audit, explain, report
 from thoraclip.api.methods import MethodFunction, caption, embed, method_function
@@ -53,7 +53,9 @@ COMMANDS = (
     Command("Start", run_study, show.study, name="study", flags={"json": "With --dry-run: as JSON."}),
     Command("Data", index, show.index),
     Command("Data", check, show.check, flags={"strict": "End with exit code 1 when there is a leak."}),
+    Command("Data", select, show.select),
     Command("Data", split, show.split),
+    Command("Data", overlap, show.overlap),
     Command("Data", card, show.card),
     Command("Data", phantom, show.phantom),
     Command("Methods", caption, show.captions),
@@ -70,8 +72,8 @@ _EXTRAS = {
     "export": "onnx onnxscript",
     "predict": "onnxruntime",
     "serve": "fastapi prometheus_client pydantic python_multipart starlette uvicorn",
-    "study": "accelerate huggingface_hub jinja2 matplotlib peft pyarrow safetensors scipy sklearn threadpoolctl torch "
-    "transformers yaml",
+    "study": "accelerate cleanlab huggingface_hub jinja2 matplotlib peft pyarrow safetensors scipy sklearn "
+    "threadpoolctl torch transformers yaml",
 }
 _EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}
 _SMALL = ("predict", "serve")  # on a small device, and for long: their memory goes back to the system as usual

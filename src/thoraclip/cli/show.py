@@ -126,6 +126,29 @@ def split(manifest: Manifest, given: Mapping[str, Any]) -> None:
     announce(f"{len(manifest)} images -> {given['out']}")
 
 
+def select(manifest: Manifest, given: Mapping[str, Any]) -> None:
+    """Images of each class in each part, and how many were left out."""
+    split(manifest, given)
+    done = manifest.selections[-1]
+    unknown = f", {done['unknown']:,} of them since a value is unknown" if done["unknown"] else ""
+    announce(f"{done['images'] - done['kept']:,} of {done['images']:,} images left out{unknown}")
+
+
+def overlap(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """The labels of the shared images as a table on standard output, and the reading."""
+    from thoraclip.data.overlap.page import overlap_reading
+
+    rows = [
+        [row["a"] or "unknown", row["b"] or "unknown", f"{row['images']:,}", row["relation"]]
+        for row in content["labels"]
+    ]
+    if rows:
+        print_table(["label in A", "label in B", "images of A", ""], rows, numbers=False)
+    for sentence in overlap_reading(content):
+        typer.echo(sentence)
+    announce(f"page: {given['out'] / 'overlap.html'}")
+
+
 def card(page: Path, given: Mapping[str, Any]) -> None:
     """Where the card and the record are."""
     announce(f"{page}, {given['out'] / 'croissant.json'}")

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from thoraclip.errors import ManifestError, did_you_mean
 
-__all__ = ["require_columns", "rows_with"]
+__all__ = ["no_such_value", "require_columns", "rows_with"]
 
 _KNOWN, _LOOKED_AT = 50, 1 << 20  # a misspelt value is looked for among so many, in so many rows
 
@@ -36,11 +36,16 @@ def rows_with(table: pa.Table, values: Mapping[str, Any]) -> pa.ChunkedArray:
             kind = table[name].type
             raise ManifestError(f"manifest: {name} {texts}: the column holds {kind}; ask for such values") from error
         if not pc.any(matching).as_py():
-            known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
-            near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
-            asked = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
-            raise ManifestError(f"manifest: no image whose {name} is {asked}{near}")
+            raise no_such_value(table, name, wanted)
         keep = pc.and_(keep, matching)
     if not pc.any(keep).as_py():
         raise ManifestError(f"manifest: no image has all of these values of {', '.join(values)}; ask for fewer")
     return keep
+
+
+def no_such_value(table: pa.Table, name: str, wanted: Sequence[Any]) -> ManifestError:
+    """What to say where no row of a column holds any of the wanted values; it names the nearest known one."""
+    known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
+    near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
+    asked = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
+    return ManifestError(f"manifest: no image whose {name} is {asked}{near}")

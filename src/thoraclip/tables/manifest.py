@@ -21,6 +21,7 @@ from thoraclip.dtypes import Ints, Masks
 from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
+from thoraclip.tables.conditions import parse_condition
 from thoraclip.tables.filters import require_columns, rows_with
 from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
@@ -62,6 +63,8 @@ class Manifest:
         root: the folder that `path` and the mask columns are relative to.
         may_leak: True lets one patient stand in two splits or folds: for reporting and mending it, never for training.
         file: that `read_manifest` read whole; `None` for any other table.
+        selections: what `select` did before, first to last: `where` (its text), `images` (before), `unknown` (left out
+            since a value that decides is unknown), `kept`, `manifest` (fingerprint before); kept in the file.
 
     Raises:
         ManifestError: no row, a repeated or missing id, or an unknown split name.
@@ -72,6 +75,7 @@ class Manifest:
     root: Path
     may_leak: bool = False
     file: Path | None = field(default=None, compare=False)
+    selections: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         ids = self.values("image_id")
@@ -197,7 +201,7 @@ class Manifest:
 
     def take(self, rows: Ints) -> Manifest:
         """The given rows, in the given order, as a new manifest."""
-        return Manifest(self.table.take(pa.array(rows)), self.root, self.may_leak)
+        return replace(self, table=self.table.take(pa.array(rows)), file=None)
 
     def where(self, **values: Any) -> Manifest:
         """The images whose columns hold the given value, or one of several (list, tuple or set; None is unknown).
@@ -208,7 +212,23 @@ class Manifest:
             ManifestError: no such column, a value that is none of its type, or no image is left.
         """
         rows = kept(slices(self.table), rows_with(self.table, values))
-        return Manifest(joined(rows), self.root, self.may_leak) if values else self
+        return replace(self, table=joined(rows), file=None) if values else self
+
+    def select(self, where: str) -> Manifest:
+        """The images for which a condition is true (see `tables.conditions`), which `selections` then names.
+
+        Raises:
+            ConfigError: not a condition, or it does not fit the columns.
+            ManifestError: no image has a value that it names, or none is left.
+        """
+        truth = parse_condition(where).truth(self.table)
+        count = pc.sum(truth).as_py() or 0
+        if not count:
+            raise ManifestError(f"manifest: no image is left by --where '{where}'; ask for less")
+        done = {"where": where, "images": len(self), "unknown": truth.null_count, "kept": count}
+        table = joined(kept(slices(self.table), pc.fill_null(truth, False)))
+        selections = (*self.selections, {**done, "manifest": self.fingerprint})
+        return replace(self, table=table, file=None, selections=selections)
 
     def with_columns(self, **values: Sequence[Any] | pa.Array) -> Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
@@ -216,7 +236,7 @@ class Manifest:
         for name, column in values.items():
             kind = COLUMNS.get(name, pa.string())
             columns[name] = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
-        return Manifest(pa.table(columns), self.root, self.may_leak)
+        return replace(self, table=pa.table(columns), file=None)
 
     def strict(self) -> Manifest:
         """The same manifest, refused where one patient stands in two splits or folds (LeakError)."""
@@ -241,7 +261,10 @@ class Manifest:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
     require_parquet(path)
-    write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta={"root": str(manifest.root.resolve())})
+    meta: dict[str, object] = {"root": str(manifest.root.resolve())}
+    if manifest.selections:
+        meta["selections"] = [dict(done) for done in manifest.selections]
+    write_table(path, manifest.table, kind="manifest", schema=_SCHEMA, meta=meta)
 
 
 def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any] | None = None) -> Manifest:
@@ -273,7 +296,8 @@ def read_manifest(path: Path, *, may_leak: bool = False, where: Mapping[str, Any
         keep = rows_with(pa.concat_tables(stored.parts(list(where))), where) if where else None
         table = stored.read(keep=keep)
         root = next((root for root in roots if _holds_image(root, table)), None)
-        manifest = Manifest(table, root or roots[0], may_leak, None if where else path)
+        done: Any = stored.meta.get("selections") or ()
+        manifest = Manifest(table, root or roots[0], may_leak, None if where else path, tuple(done))
     except ManifestError as error:
         raise type(error)(f"{path}: {error}") from error
     if root is None:

@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 from thoraclip import shapes
 from thoraclip.data.check import findings
 from thoraclip.data.check.inspection import Inspection, duplicate_pairs, inspect
-from thoraclip.data.check.page import html_page, leaks, markdown_page, warnings
+from thoraclip.data.check.label_errors import label_errors
+from thoraclip.data.check.page import html_page, label_errors_page, leaks, markdown_page, warnings
 from thoraclip.data.duplicates import DuplicatePair
 from thoraclip.documents import LARGE, read_json
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import Progress, provenance, write_json, write_text
 from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.predictions import Predictions
 
 __all__ = ["check", "duplicate_clusters", "inspect", "read_check", "read_clusters", "write_check"]
 
@@ -40,15 +42,24 @@ _SHAPE = shapes.table(
 """Of `check.json`, as far as it is read."""
 
 
-def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+def check(
+    manifest: Manifest,
+    work: Path | None,
+    *,
+    predictions: tuple[str, Sequence[Predictions]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Look at every picture and at the table, which may leak; returns the content of `check.json`.
 
     Args:
         manifest: N images.
         work: folder that keeps the measurements, so that a second check only reads them; None looks at no picture.
+        predictions: (their name, tables), for suspected label errors.
         seed: of the folds behind the class differences.
         progress: called with (done, total) of each stage.
     """
+    suspected = predictions and label_errors(manifest, predictions[1], predictions[0])
     parts, classes = manifest.counts()
     content: dict[str, Any] = {
         "schema": _SCHEMA,
@@ -58,6 +69,7 @@ def check(manifest: Manifest, work: Path | None, *, seed: int = 0, progress: Pro
         "tallies": findings.tallies(manifest),
         "unreadable": [],
         "patients": findings.patients(manifest),
+        "label_errors": suspected,
     }
     if work is None:
         content |= {"pictures": False, "duplicates": findings.duplicates(manifest, *findings.identical(manifest))}
@@ -132,9 +144,12 @@ def _with_clusters(manifest: Manifest, groups: Sequence[Mapping[str, Any]]) -> M
 
 
 def write_check(content: Mapping[str, Any], manifest: Manifest, out: Path) -> None:
-    """Write `check.json`, and `check.md` and `check.html` drawn from it; InputError where `out` is a file."""
+    """Write `check.json`, and what is drawn from it: `check.md`, `check.html`, and `label-errors.html` of a check with
+    predictions; InputError where `out` is a file."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, and a folder is to be written; choose another --out")
     write_json(out / "check.json", dict(content))
     write_text(out / "check.md", markdown_page(content))
     write_text(out / "check.html", html_page(content, manifest))
+    if content.get("label_errors"):
+        write_text(out / "label-errors.html", label_errors_page(content["label_errors"], manifest))

@@ -24,8 +24,9 @@ __all__ = ["differences", "duplicates", "identical", "marks", "patients", "talli
 _MOST = 100_000
 """Entries of a list from the table alone; of a longer one the first are listed, and how many there are in all."""
 
+_NEARLY_ALL = 0.9
 _SHOWN = ("image_id", "label", "patient", "split", "fold")
-_OF_PAIRS = ("kind", "correlation", "mirrored", "rotation_degrees", "scale")
+_OF_PAIRS = ("kind", "correlation", "mirrored", "negative", "rotation_degrees", "scale")
 _CATEGORICAL = ("view", "sex", "source", "format", "mode", "body_part")
 
 
@@ -56,8 +57,34 @@ def patients(manifest: Manifest) -> dict[str, Any]:
         two[name] += listed
         in_all += Counter({name: number, f"images_{name}": images})
     content = {"known": pc.count_distinct(known).as_py(), "images_of_unknown_patients": known.null_count, **two}
+    content["dominating"] = _dominating(manifest)
     is_cut = any(len(listed) < in_all[name] for name, listed in two.items())
     return content | ({"in_all": dict(in_all)} if is_cut else {})
+
+
+def _dominating(manifest: Manifest) -> list[dict[str, Any]]:
+    """Parts of the split that hold nine tenths of a class, and would not without the images of one patient."""
+    parts = [
+        (key, images) for key, images in manifest.tally("label", "split", "fold") if key[0] and key[1:] != (None,) * 2
+    ]
+    in_all: Counter[str] = Counter()
+    for (label, *_), images in parts:
+        in_all[label] += images
+    dominating = []
+    for (label, split, fold), own in sorted(parts, key=str):
+        every = in_all[label]
+        if not every > own >= _NEARLY_ALL * every:
+            continue
+        name, value = ("split", split) if fold is None else ("fold", fold)
+        inside = pc.and_(pc.equal(manifest.values("label"), label), pc.equal(manifest.values(name), value))
+        known = manifest.values("patient").filter(inside).drop_null().value_counts()
+        if len(known):
+            first = pc.index(known.field("counts"), pc.max(known.field("counts"))).as_py()
+            patient, most = known[first]["values"].as_py(), known[first]["counts"].as_py()
+            if own - most < _NEARLY_ALL * (every - most) or every == most:
+                row = {"label": label, "part": split if fold is None else f"fold {fold}", "images": own, "of": every}
+                dominating.append({**row, "patient": patient, "of_patient": most})
+    return dominating
 
 
 def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int, int]:

@@ -30,7 +30,7 @@ MEASURED: Mapping[str, str] = {"file_kilobytes": "size of the file, in thousands
 _RULES = 1  # number of the rules of measuring; what was measured under another number is measured again
 _ARRAYS = {"statistics": ("float32", 2), "thumbnails": ("uint8", 3)}
 _INSPECTION = ArrayKind(name="inspection", arrays=_ARRAYS, schema=1, remedy="thoraclip check")
-_PAIR_RULES = 1  # the same for duplicates
+_PAIR_RULES = 2  # the same for duplicates
 _BATCH = 64
 
 

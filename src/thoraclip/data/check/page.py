@@ -17,10 +17,12 @@ from thoraclip.imaging import decode
 from thoraclip.pages import counted, environment, picture_or_reason
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["html_page", "leaks", "markdown_page", "warnings"]
+__all__ = ["html_page", "label_errors_page", "leaks", "markdown_page", "warnings"]
 
 _PAIRS, _MARKED, _LISTED = 40, 12, 50
 """How many pairs and marked pictures the page shows, and how many rows of a list; `check.json` holds all."""
+_SUSPECTED, _LARGE = 200, 480
+"""How many suspected label errors their page shows, and the longer side of a picture there, in pixels."""
 _SIDE, _FRAME = 220, (230, 159, 0)
 _TELLING = 0.1  # a column is worth a sentence where even the low end of its interval lies this far above chance
 _UNSEEN = (
@@ -147,7 +149,36 @@ def _images(groups: Sequence[Mapping[str, Any]]) -> int:
 
 def warnings(content: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
     """One sentence for each thing that a careful reader would want to know before training."""
-    return chain(_of_files(content, manifest), _of_patients(content), _of_copies(content), _of_shortcuts(content))
+    of_labels = _of_labels(content.get("label_errors"))
+    return chain(
+        _of_files(content, manifest), _of_patients(content), _of_copies(content), of_labels, _of_shortcuts(content)
+    )
+
+
+def _of_labels(content: Mapping[str, Any] | None) -> Iterator[str]:
+    if content and content["suspected"]:
+        between = ", ".join(f"{r['label']} -> {r['suggested']} {r['images']:,}" for r in content["between"][:3])
+        yield (
+            f"{counted(len(content['suspected']), 'suspected label error')} in {counted(content['images'], 'image')} "
+            f"with a prediction ({between}), see label-errors.html"
+        )
+
+
+def label_errors_page(content: Mapping[str, Any], manifest: Manifest) -> str:
+    """Suspected label errors (`check.json`, `label_errors`) as a self-contained page to go through."""
+    rows = content["suspected"][:_SUSPECTED]
+    paths = manifest.where(image_id={row["image_id"] for row in rows}).paths_by_id() if rows else {}
+    pictures = [picture_or_reason(partial(_picture, paths[row["image_id"]]), _LARGE) for row in rows]
+    reading = [
+        f"{counted(len(content['suspected']), 'label')} of {counted(content['images'], 'image')} may be wrong: "
+        "classifiers that did not see the image are confident of another class."
+        if rows
+        else f"No label of {counted(content['images'], 'image')} is suspected.",
+        "A suspicion is no proof: the classifier may be wrong, above all on rare findings. A reader decides.",
+    ]
+    context = {"title": "Suspected label errors", "reading": reading, "errors": content}
+    template = environment("thoraclip.data.check", html=True).get_template("label_errors.html.j2")
+    return template.render(context | {"rows": list(zip(rows, pictures, strict=True))})
 
 
 def _of_files(content: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
@@ -174,6 +205,11 @@ def _of_patients(content: Mapping[str, Any]) -> Iterator[str]:
         yield "patients are not known: several images of one may stand on both sides of any split"
     elif known["images_of_unknown_patients"]:
         yield f"{counted(known['images_of_unknown_patients'], 'image')} of unknown patients"
+    for row in known.get("dominating", ()):
+        yield (
+            f"{row['part']} holds {row['images']:,} of the {row['of']:,} images of class '{row['label']}', because "
+            f"{row['of_patient']:,} are of patient '{row['patient']}'; what is measured on the class is this patient's"
+        )
     two = known["under_two_labels"]
     if two:
         number = counted(_in_all(known, "under_two_labels", len(two)), "patient")

@@ -1,10 +1,12 @@
-"""Pairs of files that show the same picture: byte for byte, or again after a resize, a crop, a rotation, a mirror.
+"""Pairs of files that show the same picture: byte for byte, or again after a resize, a crop, a rotation, a mirror, or
+as a negative.
 
 All chest radiographs look alike, so a short hash alone finds mostly strangers. Here a hash proposes and pixels confirm:
 
 1. A picture's hash is the signs of 256 low-frequency cosines of its equalised thumbnail (pHash; Zauner 2010). A cosine
    of a warped picture is linear in the picture's own pixels: one matrix product hashes all 75 canonical `WARPS`.
-2. The hashes of all warps meet the hashes of all pictures, plain and mirrored, in an exact join (`HashIndex`).
+2. The hashes of all warps meet the hashes of all pictures, plain, mirrored and negative, in an exact join
+   (`HashIndex`).
 3. A proposed pair is aligned by Gauss-Newton steps on an affine warp, and its fine detail is correlated.
 
 Blank pictures (without contrast, or more than nine tenths of one grey) are duplicates of identical files only.
@@ -28,14 +30,16 @@ from scipy.sparse.csgraph import connected_components  # type: ignore[import-unt
 
 from thoraclip.data.duplicates.hamming import ROOM, HashIndex
 from thoraclip.data.duplicates.thumbnails import (
+    MIRRORED,
+    NEGATIVE,
     THUMBNAIL_SIDE,
     WARPS,
     confirm,
     half_detail,
     is_blank,
-    mirror,
     near_hashes,
     thumbnail,
+    variants,
 )
 from thoraclip.dtypes import Floats, Greys, Ints, Masks
 from thoraclip.runs import Progress, needing_room, take_room
@@ -65,6 +69,7 @@ class DuplicatePair:
     distance: int = 0  # bits of the 256-bit hash that differ after the best canonical warp
     correlation: float = 1.0  # of the fine detail after alignment, at most 1
     mirrored: bool = False  # left and right are swapped
+    negative: bool = False  # dark and bright are swapped
     rotation_degrees: float = 0.0  # of the second thumbnail (mirrored back) against the first; counter-clockwise
     scale: float = 1.0  # of the same; above 1 it shows less of the picture
 
@@ -99,7 +104,7 @@ class _Search:
     def __init__(self, thumbnails: Greys, order: Ints, wanted: Masks, progress: Progress | None) -> None:
         self.thumbnails, self.order, self.wanted = thumbnails, order, wanted
         self.group = np.arange(len(order))
-        self.pairs = np.zeros((0, 5), dtype=np.int64)  # source, target, warp, mirrored, distance
+        self.pairs = np.zeros((0, 5), dtype=np.int64)  # source, target, warp, variant, distance
         self.tried = np.zeros((0, 5), dtype=np.int64)  # the same, of every pair that was aligned
         self.correlations, self.warps = np.zeros(0), np.zeros((0, 3, 3))
         self.blocks, self.done, self.progress = range(0, len(order), _BLOCK), 0, progress
@@ -130,16 +135,16 @@ class _Search:
     def _join(self, hashes: Hashes, kept: Ints, warps: range) -> None:
         """Propose pairs of the kept pictures by some of the warps, and settle them."""
         count, waiting = max(len(kept), 1), [np.zeros((0, 5), dtype=np.int64)]
-        plain = np.concatenate([hashes[:, 0], mirror(hashes[:, 0])])
-        index = HashIndex(np.ascontiguousarray(plain[:, 0]), radius=RADIUS)
+        known = variants(hashes[:, 0])
+        index = HashIndex(np.ascontiguousarray(known[:, 0]), radius=RADIUS)
         for warp in warps:
             for rows, columns in index.search(np.ascontiguousarray(hashes[:, warp, 0])):
-                distance = np.bitwise_count(hashes[rows, warp] ^ plain[columns]).sum(axis=1, dtype=np.int64)
-                source, target, mirrored = kept[rows], kept[columns % count], columns // count
+                distance = np.bitwise_count(hashes[rows, warp] ^ known[columns]).sum(axis=1, dtype=np.int64)
+                source, target, variant = kept[rows], kept[columns % count], columns // count
                 near = (distance <= LONG_RADIUS) & (source != target) & ~self._linked(source, target)
                 near &= self.wanted[source] | self.wanted[target]
                 fixed = np.full(len(rows), warp)
-                waiting.append(np.column_stack([source, target, fixed, mirrored, distance])[near])
+                waiting.append(np.column_stack([source, target, fixed, variant, distance])[near])
                 if sum(map(len, waiting[1:])) > ROOM:
                     waiting = [_nearest(_best(np.concatenate(waiting), len(self.order)))]
             self._step()
@@ -201,13 +206,13 @@ class _Search:
     def _near_pairs(self) -> list[DuplicatePair]:
         pairs = []
         for row, correlation, warp in zip(self.pairs, self.correlations, self.warps, strict=True):
-            (source, target), mirrored = self.order[row[:2]].tolist(), bool(row[3])
+            (source, target), mirrored = self.order[row[:2]].tolist(), bool(row[3] & MIRRORED)
             turn = float(np.degrees(np.arctan2(warp[1, 0] - warp[0, 1], warp[0, 0] + warp[1, 1])))
             scale = float(abs(np.linalg.det(warp[:2, :2])) ** -0.5)
             if source > target:  # the other way round; a mirror turns the turn again
                 source, target, scale, turn = target, source, 1 / scale, turn if mirrored else -turn
-            shown = int(row[4]), min(1.0, float(correlation)), mirrored, round(turn, 2) + 0.0, round(scale, 4)
-            pairs.append(DuplicatePair(source, target, "near", *shown))
+            same = int(row[4]), min(1.0, float(correlation)), mirrored, bool(row[3] & NEGATIVE)
+            pairs.append(DuplicatePair(source, target, "near", *same, round(turn, 2) + 0.0, round(scale, 4)))
         return pairs
 
 

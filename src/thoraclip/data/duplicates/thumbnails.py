@@ -11,13 +11,27 @@ from PIL import Image
 
 from thoraclip.dtypes import Floats, Greys, Ints, Masks, Singles
 
-__all__ = ["THUMBNAIL_SIDE", "WARPS", "confirm", "half_detail", "is_blank", "mirror", "near_hashes", "thumbnail"]
+__all__ = [
+    "MIRRORED",
+    "NEGATIVE",
+    "THUMBNAIL_SIDE",
+    "WARPS",
+    "confirm",
+    "half_detail",
+    "is_blank",
+    "mirror",
+    "near_hashes",
+    "thumbnail",
+    "variants",
+]
 
 Hashes = npt.NDArray[np.uint64]
 Halves = npt.NDArray[np.float16]
 
 THUMBNAIL_SIDE = 96
 BITS = 256
+MIRRORED, NEGATIVE = 1, 2
+"""Bits of the number of a variant of a picture; see `variants`."""
 MIN_CONTRAST, MAX_FLAT = 2.0, 0.9
 """A thumbnail is blank under this standard deviation, in grey levels, or when more than this share has one grey."""
 CORRELATION, COARSE_CORRELATION, GLIMPSE = 0.95, 0.88, 0.78
@@ -103,6 +117,15 @@ def near_hashes(thumbnails: Greys) -> Hashes:
 def mirror(hashes: Hashes) -> Hashes:
     """u64[..., 4]: the mirrored pictures' hashes; a cosine of odd horizontal frequency changes its sign."""
     return hashes ^ np.packbits(_frequencies()[:, 0] % 2 == 1).view(">u8").astype(np.uint64)
+
+
+def variants(hashes: Hashes) -> Hashes:
+    """u64[N, 4] -> u64[4 * N, 4]: of the pictures, then mirrored, then as negatives, then as mirrored negatives.
+
+    The number of a variant has bit `MIRRORED`, `NEGATIVE` or both. A negative turns the sign of every cosine.
+    """
+    both = np.concatenate([hashes, mirror(hashes)])
+    return np.concatenate([both, ~both])
 
 
 def is_blank(thumbnails: Greys) -> Masks:
@@ -205,15 +228,14 @@ def half_detail(thumbnails: Greys) -> Halves:
 def confirm(thumbnails: Greys, pairs: Ints, halves: Halves, places: Ints) -> tuple[Floats, Floats]:
     """Align proposed pairs: a few steps at half the side, more where that looks promising, then at the full side.
 
-    Of `pairs` i64[K, >=4] (source, target, warp, mirrored), target, mirrored or not, looks like warped source; `places`
+    Of `pairs` i64[K, >=4] (source, target, warp, variant), that variant of target looks like warped source; `places`
     i64[K, 2] are the rows of `half_detail`'s `halves` that belong to both. Returns correlations f64[K], -1 where the
     pair is not confirmed, and warps f64[K, 3, 3] from target to source.
     """
     warps = np.tile(np.eye(3), (len(pairs), 1, 1))
     warps[:, :2] = WARPS[pairs[:, 2]]
-    mirrored = pairs[:, 3].astype(bool)
     small, small_target = (halves[places[:, end]].astype(np.float32) for end in (0, 1))
-    small_target = _mirrored_where(mirrored, small_target)
+    small_target = _varied(small_target, pairs[:, 3])
     correlation, left = np.full(len(pairs), -1.0), np.arange(len(pairs))
     for steps, needed in ((2, GLIMPSE), (6, COARSE_CORRELATION)):
         found, warps[left] = _align(small[left], small_target[left], warps[left], steps=steps)
@@ -222,10 +244,13 @@ def confirm(thumbnails: Greys, pairs: Ints, halves: Halves, places: Ints) -> tup
             return correlation, warps
     used, where = np.unique(pairs[left, :2], return_inverse=True)
     detail, where = _detail(np.asarray(thumbnails[used])), where.reshape(-1, 2)
-    target = _mirrored_where(mirrored[left], detail[where[:, 1]])
+    target = _varied(detail[where[:, 1]], pairs[left, 3])
     correlation[left], warps[left] = _align(detail[where[:, 0]], target, warps[left], steps=4)
     return np.where(correlation >= CORRELATION, correlation, -1.0), warps
 
 
-def _mirrored_where(mirrored: Masks, pictures: Singles) -> Singles:
-    return np.where(mirrored[:, None, None], pictures[:, :, ::-1], pictures)
+def _varied(details: Singles, variant: Ints) -> Singles:
+    """Details f32[K, side, side] of the variants (see `variants`) of pictures; a negative's detail has other signs."""
+    mirrored, negative = (((variant & bit) > 0)[:, None, None] for bit in (MIRRORED, NEGATIVE))
+    details = np.where(mirrored, details[:, :, ::-1], details)
+    return np.where(negative, -details, details)

@@ -1,0 +1,171 @@
+"""Images of one manifest that show the same picture as images of another one, or as each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thoraclip.data.check.inspection import duplicate_pairs, file_contents, inspect
+from thoraclip.data.duplicates import clusters
+from thoraclip.labels import parse_label_map, spelling
+from thoraclip.runs import Progress, provenance
+from thoraclip.tables.manifest import Manifest
+
+__all__ = ["COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "compare_manifests", "find_overlap"]
+
+IDENTICAL, NEAR, COPIES, UNREADABLE = "identical", "near", "copies", "unreadable"
+_SCHEMA = 1
+_MOST = 100
+"""Copies of one image that are listed: a thousand black images in both manifests would be a million pairs."""
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """What two manifests share; rows of the second one count on after those of the first."""
+
+    crossing: Mapping[int, list[tuple[int, float | None]]]
+    """Row of the first manifest -> (row of the second, correlation of the fine detail), best first; 1.0 for identical
+    files, `None` where only a chain of other copies links them."""
+    groups: Sequence[Sequence[int]]  # rows of both that show one picture, of those with a copy
+    contents: Sequence[str]  # SHA-256 of every row
+    unreadable: Mapping[int, str]  # row -> reason
+
+
+def _overlap(
+    first: Manifest, second: Manifest, kept: tuple[Path, Path], kept_pairs: Path, progress: Progress | None
+) -> _Overlap:
+    """Measure the images of both manifests and pair them; the measurements are kept in two folders and a file."""
+    seen = [inspect(m, folder, progress=progress) for m, folder in zip((first, second), kept, strict=True)]
+    both = (first, seen[0]), (second, seen[1])
+    pairs, contents = duplicate_pairs(kept_pairs, *both, progress=progress), file_contents(*both)
+    count = len(first)
+    group = clusters(len(contents), list(pairs))
+    members: dict[int, list[int]] = {}
+    for row in sorted({end for pair in pairs for end in (pair.first, pair.second)}):
+        members.setdefault(int(group[row]), []).append(row)
+    same: dict[str, list[int]] = {}
+    for row in (row for rows in members.values() for row in rows):
+        same.setdefault(contents[row], []).append(row)
+    crossing: dict[int, dict[int, float | None]] = {}
+    for rows in members.values():
+        for row in (row for row in rows if row < count):
+            others: dict[int, float | None] = {o: 1.0 for o in same[contents[row]] if o >= count}
+            others = others or dict.fromkeys((other for other in rows if other >= count), None)
+            crossing |= {row: others} if others else {}
+    for pair in pairs:  # a pair of files stands for all pairs of their copies
+        for one in same[contents[pair.first]] if pair.kind == NEAR else ():
+            for other in same[contents[pair.second]]:
+                ours, theirs = min(one, other), max(one, other)
+                if ours < count <= theirs:
+                    known = crossing[ours].get(theirs)
+                    crossing[ours][theirs] = max(pair.correlation, known or 0.0)
+    unreadable = dict(seen[0].unreadable) | {count + row: reason for row, reason in seen[1].unreadable.items()}
+    ranked = {row: _ranked(others) for row, others in crossing.items()}
+    return _Overlap(ranked, [*members.values()], contents, unreadable)
+
+
+def _ranked(others: Mapping[int, float | None]) -> list[tuple[int, float | None]]:
+    """Best first; those that only a chain links are left out where there are better ones."""
+    direct = {row: value for row, value in others.items() if value is not None}
+    return sorted((direct or others).items(), key=lambda other: (-(other[1] or 0.0), other[0]))
+
+
+def find_overlap(
+    theirs: Manifest, ours: Manifest, own: Path, inspection: Path, *, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """The external images that must not be scored, in the order of their manifest.
+
+    An image is linked to every image that it is identical to, or a near duplicate of (see `data.duplicates`). Linked
+    to any image of ours, directly or through other external images, it is left out. Of external images that are linked
+    with each other alone, the one with the smallest id is kept.
+
+    The folder `own` keeps the measurements of the external images, and the pairs, `inspection` those of our images, of
+    every split and fold. Returns a mapping an image: image_id, reason (`identical`, `near`, `copies` or `unreadable`),
+    and `of` (id of the image that it repeats), `correlation` (of a near duplicate that was found directly), or `detail`
+    (why it cannot be read). `progress` gets (done, total).
+    """
+    shared = _overlap(theirs, ours, (own / "inspection", inspection), own / "pairs.json", progress)
+    ids, count = theirs.column("image_id"), len(theirs)
+    all_ids = [*ids, *ours.column("image_id")]
+    repeats: dict[int, dict[str, Any]] = {}
+    for row, copies in shared.crossing.items():
+        other, correlation = copies[0]
+        if shared.contents[row] == shared.contents[other]:
+            repeats[row] = {"reason": IDENTICAL, "of": all_ids[other]}
+        elif correlation is not None:
+            repeats[row] = {"reason": NEAR, "of": all_ids[other], "correlation": round(correlation, 4)}
+        else:
+            repeats[row] = {"reason": NEAR, "of": min(all_ids[other] for other, _ in copies), "correlation": None}
+    for rows in shared.groups:
+        if rows[-1] < count:  # of the external set alone
+            kept = min(rows, key=lambda row: ids[row])
+            repeats |= {row: {"reason": COPIES, "of": ids[kept]} for row in rows if row != kept}
+    repeats |= {row: {"reason": UNREADABLE, "detail": why} for row, why in shared.unreadable.items() if row < count}
+    return [{"image_id": ids[row], **repeats[row]} for row in sorted(repeats)]
+
+
+def compare_manifests(
+    a: Manifest, b: Manifest, out: Path, *, label_map: Sequence[str] = (), progress: Progress | None = None
+) -> dict[str, Any]:
+    """The images that two manifests share, as the content of `overlap.json`; the measurements are kept below `out`.
+
+    The labels of a pair contradict where they differ and one of them is a class of both manifests: an image that is
+    *normal* in one and *pneumonia* in the other, where both have a class *normal*. Where neither is, they may mean the
+    same (*non_covid* and *pneumonia*), and the relation is open, unless `label_map` (`OLD=NEW`) tells.
+
+    Raises:
+        ConfigError: an entry of `label_map` is not OLD=NEW, or no image has the label OLD.
+    """
+    labels = {"a": a.column("label"), "b": b.column("label")}
+    renamed = parse_label_map(label_map, {*labels["a"], *labels["b"]} - {None})
+    named = [{spelling(renamed.get(label, label)) for label in {*own} - {None}} for own in labels.values()]
+    shared_names = named[0] & named[1]
+
+    def relation(ours: str | None, theirs: str | None) -> str:
+        """`same`, `contradiction`, or `open`."""
+        first, second = (None if label is None else spelling(renamed.get(label, label)) for label in (ours, theirs))
+        if first is None or second is None:
+            return "open"
+        return "same" if first == second else "contradiction" if {first, second} & shared_names else "open"
+
+    shared = _overlap(a, b, (out / "inspection-a", out / "inspection-b"), out / "pairs.json", progress)
+    paths, count, every = [*a.column("path"), *b.column("path")], len(a), [*labels["a"], *labels["b"]]
+    pairs = [
+        {
+            "a": paths[row],
+            "b": paths[other],
+            "kind": IDENTICAL if shared.contents[row] == shared.contents[other] else NEAR,
+            "similarity": None if correlation is None else round(correlation, 4),
+            "label_a": every[row],
+            "label_b": every[other],
+            "contradicts": relation(every[row], every[other]) == "contradiction",
+        }
+        for row, copies in sorted(shared.crossing.items())
+        for other, correlation in copies[:_MOST]
+    ]
+    unreadable = sorted(shared.unreadable.items())
+    return {
+        "schema": _SCHEMA,
+        "images": {"a": len(a), "b": len(b)},
+        "shared": {name: len({pair[name] for pair in pairs}) for name in ("a", "b")},
+        "label_map": renamed,
+        "labels": [
+            {"a": ours, "b": theirs, "images": count, "relation": relation(ours, theirs)}
+            for (ours, theirs), count in _images_by_labels(pairs)
+        ],
+        "pairs": sorted(pairs, key=lambda pair: not pair["contradicts"]),
+        "unreadable": [
+            {"manifest": "ab"[row >= count], "path": paths[row], "reason": reason} for row, reason in unreadable
+        ],
+        "provenance": provenance(inputs={"a": a.fingerprint, "b": b.fingerprint}),
+    }
+
+
+def _images_by_labels(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str | None, str | None], int]]:
+    """Each pair of labels and how many images of the first manifest have it, the commonest first."""
+    images: dict[tuple[str | None, str | None], set[str]] = {}
+    for pair in pairs:
+        images.setdefault((pair["label_a"], pair["label_b"]), set()).add(pair["a"])
+    return sorted(((labels, len(a)) for labels, a in images.items()), key=lambda row: (-row[1], str(row[0])))

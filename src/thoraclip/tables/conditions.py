@@ -1,0 +1,173 @@
+"""Conditions on the columns of a table, such as `view in (PA, AP) and age_years >= 18`.
+
+The text is parsed by Python's own parser and never run: only comparisons with constants, `and`, `or`, `not` and
+brackets are known. Truth has three values, as in SQL: a comparison with an unknown value is unknown, and so is its
+`not`; rows are kept where the whole condition is true. A query engine (DuckDB, Polars) would be one more large
+dependency for these 100 lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from thoraclip.errors import ConfigError, ManifestError
+from thoraclip.tables.filters import no_such_value, require_columns
+
+__all__ = ["Condition", "parse_condition"]
+
+_LONGEST = 2_000  # characters; a longer text could exhaust the parser
+_EXAMPLE = 'expected a condition such as: view in (PA, AP) and label != "COVID-19" and age_years >= 18'
+_ORDERED: Mapping[type[ast.cmpop], Callable[..., Any]] = {
+    ast.Lt: pc.less,
+    ast.LtE: pc.less_equal,
+    ast.Gt: pc.greater,
+    ast.GtE: pc.greater_equal,
+}
+_TURNED: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+    ast.Eq: ast.Eq,
+    ast.NotEq: ast.NotEq,
+}
+"""The comparison with its two sides exchanged: 18 <= age_years is age_years >= 18."""
+_NULLS = ("null", "NULL", "None", "unknown")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A parsed condition."""
+
+    text: str
+    tree: ast.expr
+
+    def truth(self, table: pa.Table) -> pa.ChunkedArray:
+        """bool[N] of a table's rows: true, false, or null where a value that decides is unknown.
+
+        Raises:
+            ConfigError: no such column, a value that its type cannot be compared with, or a form that is not known.
+            ManifestError: a value that no row holds.
+        """
+        return _truth(self.tree, table)
+
+
+def parse_condition(text: str) -> Condition:
+    """Parse a condition.
+
+    Columns are names, or quoted text on the left of a comparison (`"Finding Labels" == Normal`); values are numbers,
+    words or quoted text. `=` is `==`. `column is null` and `column is not null` ask whether a value is known.
+
+    Raises:
+        ConfigError: not a condition; the message names the place.
+    """
+    if not text.strip() or len(text) > _LONGEST:
+        raise ConfigError(f"--where: {len(text)} characters; {_EXAMPLE}, at most {_LONGEST:,} characters")
+    try:
+        return Condition(text, ast.parse(_with_double_equals(text.strip()), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        place = getattr(error, "text", None) or text
+        raise ConfigError(f"--where '{place.strip()[:200]}': not a condition; {_EXAMPLE}") from error
+
+
+def _with_double_equals(text: str) -> str:
+    """`view = PA` as Python writes it."""
+    tokens = [
+        (kind, "==" if word == "=" else word)
+        for kind, word, *_ in tokenize.generate_tokens(io.StringIO(" ".join(text.split())).readline)
+    ]
+    return tokenize.untokenize(tokens).strip()
+
+
+def _truth(node: ast.expr, table: pa.Table) -> Any:
+    """bool[N], null where the truth is not known."""
+    if isinstance(node, ast.BoolOp):
+        combine = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
+        truth = _truth(node.values[0], table)
+        for other in node.values[1:]:
+            truth = combine(truth, _truth(other, table))
+        return truth
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return pc.invert(_truth(node.operand, table))
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        truth = _compared(sides[0], node.ops[0], sides[1], table)
+        for left, operator, right in zip(sides[1:], node.ops[1:], sides[2:], strict=False):
+            truth = pc.and_kleene(truth, _compared(left, operator, right, table))
+        return truth
+    raise _not_known(node)
+
+
+def _not_known(node: ast.AST) -> ConfigError:
+    return ConfigError(f"--where: '{ast.unparse(node)[:200]}' is not known there; {_EXAMPLE}")
+
+
+def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr, table: pa.Table) -> Any:
+    names = table.column_names
+    is_list = isinstance(right, ast.Tuple | ast.List | ast.Set)
+    if type(operator) in _TURNED and not is_list and _word(left) not in names and _word(right) in names:
+        left, operator, right = right, _TURNED[type(operator)](), left
+    name = _word(left)
+    if not isinstance(name, str):
+        raise _not_known(left)
+    try:
+        require_columns([name], names)
+    except ManifestError as error:
+        raise ConfigError(f"--where: {str(error).removeprefix('manifest: ')}") from error
+    column = table[name]
+    if isinstance(operator, ast.Is | ast.IsNot):
+        if _word(right) not in (None, *_NULLS):
+            raise ConfigError(f"--where: '{name} is {ast.unparse(right)}'; write {name} is null, or {name} == ...")
+        return pc.is_null(column) if isinstance(operator, ast.Is) else pc.is_valid(column)
+    if type(operator) in _ORDERED:
+        return _ORDERED[type(operator)](*_as_numbers(column, _word(right), name))
+    items = right.elts if isinstance(right, ast.Tuple | ast.List | ast.Set) else [right]
+    values = [_value(_word(item), table, name) for item in items]
+    equal = pc.is_in(column, value_set=pa.array(values, column.type))
+    equal = pc.if_else(pc.is_valid(column), equal, pa.scalar(None, pa.bool_()))
+    return pc.invert(equal) if isinstance(operator, ast.NotEq | ast.NotIn) else equal
+
+
+def _as_numbers(column: pa.ChunkedArray, word: Any, name: str) -> tuple[pa.ChunkedArray, float]:
+    """A column, whose text must be numbers, and the number that it is compared with; raises ConfigError."""
+    if type(word) not in (int, float):
+        raise ConfigError(f"--where: '{name}' is compared with '{word}'; only numbers have an order")
+    try:
+        return column.cast(pa.float64()), float(word)
+    except (pa.ArrowException, OverflowError) as error:
+        raise ConfigError(f"--where: column '{name}' holds {column.type}; only numbers have an order") from error
+
+
+def _word(node: ast.expr) -> Any:
+    """The name, number or text of a node; raises ConfigError for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Constant) and (node.value is None or type(node.value) in (str, int, float, bool)):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        number = _word(node.operand)
+        if type(number) in (int, float):
+            return -number
+    raise _not_known(node)
+
+
+def _value(word: Any, table: pa.Table, name: str) -> Any:
+    """A constant as a value of the column's type, which some row must hold."""
+    kind = table[name].type
+    if word is None or word in _NULLS:
+        raise ConfigError(f"--where: an unknown '{name}' is neither equal nor unequal; write {name} is null")
+    try:
+        value = pa.scalar(str(word) if pa.types.is_string(kind) else word).cast(kind).as_py()
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise ConfigError(f"--where: column '{name}' holds {kind}; '{word}' is not one") from error
+    if not pc.any(pc.equal(table[name], pa.scalar(value, kind))).as_py():
+        raise no_such_value(table, name, [word])
+    return value
