@@ -150,6 +150,9 @@ def read_predictions(path: Path) -> Predictions:
         raise ManifestError(f"{path}: {error}") from error
 
 
+_COLUMNS = ("image_id", "label", "split", "fold", "patient")
+
+
 def _read_csv(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv)")
@@ -166,6 +169,8 @@ def _from_table(table: pa.Table) -> Predictions:
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"column '{name}' stands there twice; keep one")
+        if pa.types.is_nested(table[name].type) and name in _COLUMNS:
+            raise ManifestError(f"column '{name}' holds {table[name].type}, not one value a row; write it so")
     for needed in ("image_id", "label"):
         if needed not in names:
             raise ManifestError(f"column '{needed}' is missing; found: {', '.join(names)}")
