@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from tests.conftest import examples
 
+from thoraclip import array_files
 from thoraclip.array_files import open_npy, read_npz, read_safetensors
 from thoraclip.errors import ManifestError
 
@@ -148,3 +149,13 @@ def test_metadata_that_is_no_json(note, tmp_path):
     (tmp_path / "x").write_bytes(save(GOOD))
     with pytest.raises(ManifestError, match="no 'thoraclip'"):
         read_safetensors(tmp_path / "x", EXPECTED, **TOLD)
+
+
+@pytest.mark.parametrize(("write", "read"), WAYS, ids=["npz", "safetensors"])
+def test_all_arrays_together_are_bounded(write, read, tmp_path, monkeypatch):
+    write(tmp_path / "x", GOOD)
+    monkeypatch.setattr(array_files, "MOST_BYTES", 6 * 4 + 9 * 4 + 2 * 8)
+    assert read(tmp_path / "x").keys() == GOOD.keys()
+    monkeypatch.setattr(array_files, "MOST_BYTES", 6 * 4 + 9 * 4 + 2 * 8 - 1)
+    with pytest.raises(ManifestError, match="more than 75 bytes"):
+        read(tmp_path / "x")

@@ -29,6 +29,7 @@ WRONG = [
     ({"kinds": ["a", "a"]}, "kinds = a list of 2: a list without repetitions"),
     ({"kinds": "a"}, "kinds = 'a': a list"),
     ({"deep": {"q": {"n": "1"}}}, r"deep\.q\.n = '1': a number is needed"),
+    ({"deep": {"q": {"n": float("inf")}}}, r"deep\.q\.n = inf: a number is needed"),
     ({"deep": {"q": {}}}, r"deep\.q\.n = nothing: a value is needed"),
     ({"deep": []}, "deep = a list of 0: a table"),
     ({"free": -1}, "free = -1: a whole number of 0 or more is needed"),

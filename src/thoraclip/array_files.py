@@ -42,7 +42,7 @@ _DAMAGED = (
 class _Lengths:
     """Compares types and shapes; a letter keeps the length that it was first met with."""
 
-    def __init__(self, expected: Expected, most: int = MOST_BYTES) -> None:
+    def __init__(self, expected: Expected, most: int) -> None:
         self._expected, self._known, self._most, self._left = expected, dict[str, int](), most, most
 
     def require(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
@@ -65,7 +65,7 @@ class _Lengths:
 def read_npz(path: Path, expected: Expected, *, error: type[ThoraclipError], remedy: str) -> dict[str, Array]:
     """The arrays of an NPZ file, exactly those that are expected; raises `error` for any other file."""
     try:
-        lengths, arrays = _Lengths(expected), dict[str, Array]()
+        lengths, arrays = _Lengths(expected, MOST_BYTES), dict[str, Array]()
         with regular(path).open("rb") as stream, zipfile.ZipFile(stream) as archive:
             _require_names([name.removesuffix(".npy") for name in archive.namelist()], expected)
             for name in expected:
@@ -110,7 +110,7 @@ def read_safetensors(
         with safe_open(regular(path), framework="numpy") as file:
             note = (file.metadata() or {})["thoraclip"]
             _require_names(list(file.keys()), expected)
-            lengths, arrays = _Lengths(expected), dict[str, Array]()
+            lengths, arrays = _Lengths(expected, MOST_BYTES), dict[str, Array]()
             for name in expected:
                 part = file.get_slice(name)
                 lengths.require(name, _TYPES[part.get_dtype()], tuple(part.get_shape()))

@@ -137,18 +137,21 @@ def _resized(part: str, axis: int, length: int | str) -> Change:
 
 
 def _external(location: str) -> Change:
+    """Weights in another file, which holds the right ones."""
+    weights: list[bytes] = []
+
     def edit(content: onnx.ModelProto) -> None:
         tensor = max(content.graph.initializer, key=lambda one: len(one.raw_data))
-        size = len(tensor.raw_data)
+        weights.append(tensor.raw_data)
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", "0"), ("length", str(size))):
+        for key, value in (("location", location), ("offset", "0"), ("length", str(len(weights[0])))):
             tensor.external_data.add(key=key, value=value)
 
     def change(folder: Path) -> None:
         model(edit)(folder)
         for place in (folder / "other.data", folder.parent / "outside.data"):
-            place.write_bytes(bytes(1 << 20))
+            place.write_bytes(weights[0])
 
     return change
 
