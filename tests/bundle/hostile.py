@@ -150,7 +150,8 @@ def _external(location: str) -> Change:
 
     def change(folder: Path) -> None:
         model(edit)(folder)
-        for place in (folder / "other.data", folder.parent / "outside.data"):
+        beside = () if location == "model.onnx.data" else (folder / "model.onnx.data",)
+        for place in (folder / "other.data", folder.parent / "outside.data", *beside):
             place.write_bytes(weights[0])
 
     return change
