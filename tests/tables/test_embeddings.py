@@ -108,7 +108,7 @@ def test_a_missing_or_cut_array_is_refused(folder: Path) -> None:
     ):
         read_embeddings(folder)
     path.unlink()
-    with pytest.raises(ManifestError, match=r"projected\.npy: not a readable array"):
+    with pytest.raises(ManifestError, match=r"projected\.npy: not the array"):
         read_embeddings(folder)
 
 
