@@ -111,7 +111,7 @@ def bench(work: Path, *, quick: bool = False) -> list[Result]:
 def slow_clients(address: str, count: int) -> Iterator[None]:
     """Clients that send a byte now and then."""
     place, over = urlsplit(address), threading.Event()
-    head = b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-type: image/png\r\ncontent-length: 100000\r\n\r\n"
+    head = b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ncontent-length: 100000\r\n\r\n"
 
     def drip(connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:

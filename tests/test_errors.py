@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from thoraclip import errors
-from thoraclip.errors import MissingExtraError, ThoraclipError, did_you_mean
+from thoraclip.errors import MissingExtraError, ThoraclipError, did_you_mean, printable
 
 
 def drawn_tree() -> dict[str, str]:
@@ -49,3 +52,18 @@ def test_missing_extra_names_the_package_and_the_pip_line() -> None:
 )
 def test_did_you_mean(name: str, known: list[str], answer: str) -> None:
     assert did_you_mean(name, iter(known)) == answer
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=())) | st.binary().map(os.fsdecode))
+def test_no_name_moves_the_cursor_turns_the_writing_or_breaks_the_line(name: str) -> None:
+    shown = printable(name)
+    assert len(shown.splitlines()) <= 1 and not re.search(
+        "[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", shown
+    )
+    shown.encode()
+
+
+def test_what_can_be_printed_stays() -> None:
+    for name in ("Lunge\xa0é 肺.png", "a\\b", "it's", "C:/\U0001f600 [1]"):
+        assert printable(name) == name
+    assert printable("a\n\x1b[2J\u202e\udcff\t") == r"a\n\x1b[2J\u202e\udcff\t"

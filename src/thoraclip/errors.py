@@ -19,6 +19,7 @@ remedy. The command line prints that line and ends with exit code 2; nothing els
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 __all__ = [
@@ -35,7 +36,10 @@ __all__ = [
     "TrainingError",
     "did_you_mean",
     "first_line",
+    "printable",
 ]
+
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
 
 
 class ThoraclipError(Exception):
@@ -90,6 +94,12 @@ def first_line(error: BaseException) -> str:
     nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def printable(text: object) -> str:
+    """`str(text)` for a terminal: line breaks, control characters, marks of writing direction and lone surrogates (the
+    bytes of names that are not UTF-8) become escapes such as `\\n`, `\\x1b`, `\\u202e` and `\\udcff`."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in str(text))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

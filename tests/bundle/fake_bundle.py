@@ -28,6 +28,7 @@ class FakeClassifier:
     """
 
     labels = LABELS
+    bits = None
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class FakeClassifier:
         self.together, self.asked = together, list[str]()
         self._seconds, self._read, self._fails, self._lock = seconds, read, fails or {}, threading.Lock()
 
-    def classify_each(self, sources: Sequence[Path]) -> list[Prediction | ImageError]:
+    def classify_each(self, sources: Sequence[Path], depths: object = None) -> list[Prediction | ImageError]:
         """See `BundleClassifier.classify_each`."""
         return [self._classify(source) for source in sources]
 
@@ -66,6 +67,6 @@ def prediction(data: bytes) -> Prediction:
     return Prediction(max(scores, key=scores.__getitem__), scores, inside, parts[3] > 128, parts[3] / 256)
 
 
-def pretend(bundle: str | Path, *, seconds: float = 0.0) -> FakeClassifier:
+def pretend(bundle: str | Path, *, seconds: float = 0.0, bits: int | None = None) -> FakeClassifier:
     """In place of `open_bundle`."""
     return FakeClassifier(seconds=seconds)

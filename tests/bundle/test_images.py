@@ -61,7 +61,7 @@ def grow(folder: Path, tree: Any) -> None:
 @examples(60)
 @given(tree=st.dictionaries(NAMES, TREES, max_size=4))
 @example(tree={})
-@example(tree={"b": {"c.tiff": b"x", ".a.png": b"x"}, "a.txt": b"", ".c": {"d.png": b""}})
+@example(tree={"b": {"c.txt": b"x", ".a.png": b"x"}, "a.txt": b"", ".c": {"d.png": b""}})
 @example(
     tree={
         "a": {"2.JPG": b"", "10.jpeg": b""},
@@ -76,17 +76,17 @@ def test_the_walk_finds_what_a_plain_search_finds(tree: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as work:
         root = Path(work) / "r"
         grow(root, tree)
-        visible = [
-            file for file in root.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
-        ]  # fmt: skip
+        files = [file for file in root.rglob("*") if file.is_file()]
+        hidden = [f for f in files if any(part.startswith(".") for part in f.relative_to(root).parts)]
+        visible = [file for file in files if file not in hidden]
         expected = sorted((file for file in visible if is_image_name(file)), key=lambda file: file.parts)
         others = [str(file) for file in visible if file not in expected]
         told = [f"files that are no pictures: {len(others)}, first {min(others)}"] if others else []
+        if hidden:
+            first = min(next(str(p) for p in reversed([f, *f.parents][:-1]) if p.name[0] == ".") for f in hidden)
+            told.append(f"hidden files and files of the system: {len(hidden)}, first {first}")
         if not expected:
-            holds = (
-                f"it holds {told[0] if told else 'nothing, or only what is hidden'}; name another folder, or the files"
-            )
+            holds = f"it holds {', '.join(told) or 'nothing'}; name another folder, or the files"
             with pytest.raises(InputError, match=re.escape(f"no PNG, JPEG or DICOM picture in this folder; {holds}")):
                 find_images([root])
             return
@@ -115,7 +115,7 @@ def test_what_nobody_may_open_is_taken_so_that_its_reason_is_told(
     assert below(tmp_path, pictures) == ["1.2.3", "IM0001", "README", "a.png", "README"]
 
 
-def test_links_to_folders_are_counted_and_not_followed(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_where_they_lead_to_files_that_are_not_listed(tmp_path: Path) -> None:
     put(tmp_path, "real/a.png", "real/sub/b.png", "elsewhere/c.png")
     links = {
         "sub/up": "real",
@@ -130,10 +130,12 @@ def test_links_to_folders_are_counted_and_not_followed(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "real" / name)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     pictures = find_images([tmp_path / "link"])
-    assert below(tmp_path / "link", pictures) == ["a.png", "d.png", "gone.png", "pipe.png", "self.png", "sub/b.png"]
+    assert below(tmp_path / "link", pictures) == [
+        "a.png", "d.png", "gone.png", "other/c.png", "pipe.png", "self.png", "sub/b.png",
+    ]  # fmt: skip
     assert pictures.left_out.phrases() == [
-        f"files that are no pictures: 1, first {tmp_path}/link/pipe",
-        f"links to folders (name them to follow them): 2, first {tmp_path}/link/other",
+        f"links to folders that are listed already, or that lie above: 1, first {tmp_path}/link/sub/up",
+        f"links to nothing, pipes, sockets and devices: 1, first {tmp_path}/link/pipe",
     ]
 
 

@@ -100,12 +100,12 @@ def test_the_order_in_which_threads_finish_does_not_matter(class_folder: Path, m
     plain = index(class_folder, layout="folders")
     read, last_first = module._read, threading.Event()
 
-    def held_up(path: Path, pseudonyms: object) -> object:
+    def held_up(path: Path, *given: object) -> object:
         if path.name == "0.png" and path.parent.name == "COVID-19":
             last_first.wait(timeout=60)  # the first picture is read after the second
         elif path.name == "1.png":
             last_first.set()
-        return read(path, pseudonyms)
+        return read(path, *given)
 
     monkeypatch.setattr("thoraclip.threads.os.cpu_count", lambda: 4)
     monkeypatch.setattr(module, "_read", held_up)

@@ -114,8 +114,10 @@ def test_unknown_folders_and_other_files_are_listed(tmp_path: Path) -> None:
         (f"{LUNG}/Train/Normal/edge maps", 1), (f"{LUNG}/Train/Normal/images/sub", 1), (f"{LUNG}/Train/Tuberculosis", 1),
         ("extra", 2),
     ]  # fmt: skip
-    others = ("Train/Normal/beside.png", "Train/Normal/images/Thumbs.db", "Train/log.txt")
-    assert sorted(listing.other_files) == [*(f"{LUNG}/{file}" for file in others), "README.txt"]
+    assert sorted(listing.other_files) == [f"{LUNG}/Train/log.txt", "README.txt"]
+    assert listing.set_aside == [(f"{LUNG}/Train/Normal/beside.png", "outside the folders 'images'")]
+    images = f"{LUNG}/Train/Normal/images"
+    assert listing.system_files == [(f"{images}/.hidden.png", 1), (f"{images}/Thumbs.db", 1)]
     assert len(listing.rows) == 6
 
 
@@ -127,7 +129,7 @@ FOLDERS: dict[str, tuple[list[str], dict[str, tuple[str, str | None]], Listing]]
         ["B class/deep/2.PNG", "A/1.jpg", "A/3.jpeg", "A/4.dcm", "A/notes.txt", "A/.thumbs/1.png"],
         {"A/1.jpg": ("A", None), "A/3.jpeg": ("A", None), "A/4.dcm": ("A", None),
          "B class/deep/2.PNG": ("B class", None)},
-        Listing(Path("/"), other_files=["A/notes.txt"]),
+        Listing(Path("/"), other_files=["A/notes.txt"], system_files=[("A/.thumbs", 1)]),
     ),
     "classes below splits": (
         ["Train/A/1.png", "training/B/2.png", "valid/A/3.png", "TEST/B/4.png", "extra/A/5.png", "extra/6.txt"],
@@ -169,7 +171,7 @@ def test_pipes_and_dangling_links_are_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "B" / "pipe")
     listing = found(tmp_path, "folders")
     assert [row["path"] for row in listing.rows] == ["A/1.png", "A/gone.png", "B/2.png", "B/pipe.png"]
-    assert listing.other_files == ["B/pipe"]
+    assert listing.set_aside == [("B/pipe", "a pipe")]
 
 
 EMPTY = "class 'Normal' holds no"
@@ -194,7 +196,11 @@ def test_an_empty_class_or_another_layout_is_refused(
 def test_dicom_files_without_an_ending_are_pictures(tmp_path: Path) -> None:
     put(tmp_path, "1.2.840.113619", "IM0001", "x.bin", content=b"\0" * 128 + b"DICM")
     put(tmp_path, "README", "1.2.3", content=b"text")
-    assert sorted(file.name for file in tmp_path.iterdir() if is_image_name(file)) == ["1.2.840.113619", "IM0001"]
+    assert sorted(file.name for file in tmp_path.iterdir() if is_image_name(file)) == [
+        "1.2.840.113619",
+        "IM0001",
+        "x.bin",
+    ]
 
 
 # csv

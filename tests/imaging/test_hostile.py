@@ -75,10 +75,12 @@ def test_other_files_by_any_name(tmp_path: Path) -> None:
         "svg": b"<svg/>", "json": b'{"message": "not found"}', "npy": b"\x93NUMPY\x01\x00v\x00", "zeros": bytes(1000),
         "one": b"x", **{kind: encoded(picture, kind) for kind in ("gif", "bmp", "tiff", "webp", "ppm")},
     }  # fmt: skip
+    foreign = {"gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "webp": "WebP"}
     for name, data in others.items():
+        told = rf" \({foreign[name]} is not read; convert it to PNG\)" if name in foreign else ""
         for suffix in (".png", ".jpg", ".dcm"):
             (tmp_path / (name + suffix)).write_bytes(data)
-            refused(tmp_path / (name + suffix), rf"{name}\{suffix}: not a PNG, JPEG or DICOM picture$")
+            refused(tmp_path / (name + suffix), rf"{name}\{suffix}: not a PNG, JPEG or DICOM picture{told}$")
 
 
 def test_no_regular_file(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_path_and_its_bytes_decode_alike(tmp_path: Path) -> None:
             assert (found.width, found.height, found.mode, found.format) == (32, 8, mode, kind)
 
 
-@pytest.mark.parametrize(("bits", "high"), [(8, 255), (12, 4095), (16, 65_535), (10, 700), (9, 256), (8, 7)])
+@pytest.mark.parametrize(("bits", "high"), [(8, 255), (12, 4095), (16, 65_535), (10, 700), (9, 300), (8, 7)])
 def test_deep_png_is_scaled_by_the_bits_that_it_uses_and_not_below_eight(bits: int, high: int) -> None:
     samples = np.linspace(0, high, 256).astype(np.uint16).reshape(8, 32)
     found = decode(encoded(Image.fromarray(samples)))

@@ -57,7 +57,7 @@ def opened(classifier: BundleClassifier) -> Iterator[Callable[..., TestClient]]:
         limits, metrics = limits or Limits(), Metrics()
         queues = [BatchQueue(classifier, name=name, limits=limits, metrics=metrics, threads=1) for name in names]
         app = create_app(ServerState(queues, limits, metrics, has_page=has_page), **options)
-        clients.append(TestClient(app, raise_server_exceptions=False))
+        clients.append(TestClient(app, base_url="http://localhost", raise_server_exceptions=False))
         clients[-1].__enter__()
         return clients[-1]
 

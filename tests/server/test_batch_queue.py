@@ -19,7 +19,7 @@ from tests.imaging.files import encoded
 
 from thoraclip.bundle.runtime import BundleClassifier, Prediction
 from thoraclip.errors import ConfigError, ImageError
-from thoraclip.imaging import Preprocess
+from thoraclip.imaging import Preprocess, decode
 from thoraclip.labels import LabelSet
 from thoraclip.server import batch_queue as batch_queue_module
 from thoraclip.server.batch_queue import BatchQueue
@@ -34,7 +34,7 @@ class Stub:
     """A classifier that says how bright a picture is, when it is let."""
 
     labels, preprocess, features_key = LabelSet(("dark", "bright")), SPEC, ("stub",)
-    bundle = SimpleNamespace(note_on=lambda _: "stub")
+    bundle, read = SimpleNamespace(note_on=lambda _: "stub"), staticmethod(decode)
 
     def __init__(self, together: int, *, is_let: bool) -> None:
         self.together, self.calls = together, list[int]()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -118,6 +118,8 @@ def test_nginx_lets_through_what_the_server_lets_through_and_writes_nothing_down
     assert told["limit_req_status"] == told["limit_conn_status"] == "429"
     assert told["server"] == ADDRESS
     assert "TLSv1.1" not in told["ssl_protocols"]
+    assert "proxy_set_header Host $http_host;" in read("nginx.conf")  # with its port, as the page's origin has it
+    assert "proxy_set_header X-Forwarded-Proto $scheme;" in read("nginx.conf")
     assert int(told["keepalive"]) < limits.connections
 
 
@@ -144,13 +146,14 @@ def nginx_here(folder: Path, upstream: int, port: int) -> Path:
 
 
 @pytest.fixture
-def proxied(server: Served, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def proxied(serve: Callable[..., Served], tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address of nginx in front of a server, and the folder where it could write."""
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     if program is None:
         pytest.skip("nginx is not installed")
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
+    server = serve("--allow-host", "xray.example.org")
     with subprocess.Popen([program, "-c", str(nginx_here(tmp_path, server.port, port))]) as process:
         with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
             client.get(f"http://127.0.0.1:{port}/health")
@@ -169,6 +172,8 @@ def test_behind_nginx_it_answers_and_refuses_as_without(proxied: tuple[str, Path
             assert large.status_code == large.json()["status"] == 413
             assert reason in large.json()["detail"]
         assert client.get("/metrics").status_code == 404
+        for origin, status in (("https://xray.example.org", 200), ("http://evil.example", 403)):
+            assert client.get("/v1/bundles", headers={"origin": origin}).status_code == status
         told = [client.get("/v1/bundles") for _ in range(120)]
         refused = [one for one in told if one.status_code == 429]
         assert refused, "nobody was sent away"

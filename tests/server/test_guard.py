@@ -7,17 +7,23 @@ import base64
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
+from tests.server.asking import ask
 from tests.server.test_app import forms, reason
 
-from thoraclip.server import guard
+from thoraclip.server import limits, monitoring
+from thoraclip.server.guard import Journal
 from thoraclip.server.limits import Limits
-from thoraclip.server.monitoring import LOGGER, log_event, set_up_logs
+from thoraclip.server.monitoring import LOGGER, Metrics, log_event, set_up_logs
 
 Opened = Callable[..., TestClient]
 TOKEN = "a-token-of-some-length"
@@ -54,24 +60,15 @@ def test_without_it_nothing_is_told_but_to_what_watches_over_the_process(opened:
     assert client.get("/health").status_code == client.get("/ready").status_code == 200
 
 
-def test_a_page_of_another_site_may_not_ask_unless_it_is_allowed(opened: Opened, png: bytes) -> None:
-    site, bearer = "https://elsewhere.example", {"authorization": f"Bearer {TOKEN}"}
-    foreign = {"sec-fetch-site": "cross-site", "origin": site}
-    closed, allowed = opened(), opened(origins=[site], token=TOKEN)
-
-    def ask(client: TestClient, **headers: str) -> httpx.Response:
-        changed = {name.replace("_", "-"): value for name, value in headers.items()}
-        return client.post("/v1/predict", files=forms(png), headers=foreign | bearer | changed)
-
-    assert ask(closed, sec_fetch_site="same-origin").status_code == 200
-    assert "asked by a page of another site" in reason(ask(closed), 403)
-    card = closed.get("/card", headers=foreign)
-    assert card.status_code == 200 and "access-control-allow-origin" not in card.headers
-    wanted = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-    assert allowed.options("/v1/predict", headers=foreign | wanted).headers["access-control-allow-origin"] == site
-    answer = ask(allowed)
-    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, site)
-    assert ask(allowed, origin="https://third.example").status_code == 403
+def test_an_allowed_page_needs_the_token_and_learns_why_it_is_refused(opened: Opened, png: bytes) -> None:
+    site = "https://elsewhere.example"
+    client = opened(origins=[site], token=TOKEN)
+    for bearer, status in (({"authorization": f"Bearer {TOKEN}"}, 200), ({}, 401)):
+        headers = {"sec-fetch-site": "cross-site", "origin": site} | bearer
+        answer = client.post("/v1/predict", files=forms(png), headers=headers)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, site)
+    preflight = {"access-control-request-method": "POST"}
+    assert reason(opened(token=TOKEN).options("/v1/predict", headers=preflight), 401)
 
 
 def test_every_answer_has_safe_headers_and_an_id_of_its_own(opened: Opened) -> None:
@@ -80,6 +77,7 @@ def test_every_answer_has_safe_headers_and_an_id_of_its_own(opened: Opened) -> N
     for one in answers:
         assert one.headers["x-content-type-options"] == "nosniff"
         assert one.headers["cache-control"] == "no-store"
+        assert one.headers["cross-origin-resource-policy"] == "same-origin"
         assert one.headers["content-security-policy"].startswith("default-src 'none'")
     assert len({one.headers["x-request-id"] for one in answers} | {"mine"}) == 4
 
@@ -108,7 +106,7 @@ Sent = list[dict[str, Any]]
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sent]:
     """`talk(client, receive, ...)` -> all that is sent to one who posts a picture; `receive(sent so far)` gives its next part."""
-    monkeypatch.setattr(guard, "_LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "_LINGER_SECONDS", 0.01)
 
     def make(client: TestClient, receive: Callable[[Sent], Awaitable[Any]], length: int | None = None) -> Sent:
         sent, headers = Sent(), PNG | ({} if length is None else {"content-length": str(length)})
@@ -117,7 +115,9 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sent]:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1"}
-        scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope["headers"] = [
+            (name.encode(), value.encode()) for name, value in ({"host": "localhost"} | headers).items()
+        ]
         asyncio.run(client.app(scope, lambda: receive(sent), send))  # type: ignore[arg-type]
         return sent
 
@@ -165,7 +165,9 @@ async def test_all_bodies_together_are_held_to_a_limit_and_let_go(opened: Opened
         yield b"x" * 900_000
         await go.wait()
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here", headers=PNG) as client:  # type: ignore[arg-type]
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://localhost", headers=PNG
+    ) as client:  # type: ignore[arg-type]
         first = [asyncio.create_task(client.post("/v1/predict", content=waits())) for _ in range(2)]
         while held(app) < 1_800_000:
             await asyncio.sleep(0.001)
@@ -206,6 +208,51 @@ def test_the_log_has_a_line_for_each_request_and_no_name(opened: Opened, png: by
     assert answers == [("/v1/predict", 404), ("/v1/predict", 200), ("other", 404)]
     assert lines[1] | {"pictures": 2, "unreadable": 1, "bytes": len(png) + 12} == lines[1]
     assert all(one["time"].endswith("Z") and one["level"] == "info" and one["seconds"] >= 0 for one in lines)
+
+
+def deep(depth: int) -> None:
+    """Fail far down."""
+    if not depth:
+        raise RuntimeError("x" * 10_000)
+    deep(depth - 1)
+
+
+@given(texts=st.lists(st.text(max_size=2000), max_size=3), depth=st.integers(0, 200))
+def test_a_line_of_the_log_is_short_and_a_line(texts: list[str], depth: int) -> None:
+    stream, record = io.StringIO(), logging.getLogger("thoraclip.server")
+    set_up_logs()
+    record.handlers[0].setStream(stream)  # type: ignore[attr-defined]
+    try:
+        deep(depth)
+    except RuntimeError as error:
+        log_event("failure", error=error, **{f"fact{number}": text for number, text in enumerate(texts)})
+    logging.getLogger("uvicorn.error").handlers = record.handlers
+    logging.getLogger("uvicorn.error").warning("".join(texts) + "\r\nlevel: \x1b[31m")
+    for line in stream.getvalue().splitlines():
+        assert json.loads(line) and len(line) < 20_000 and line.isprintable() and line.isascii()
+
+
+def test_a_flood_of_requests_is_told_in_few_lines(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And how many were left out is told, once there is room."""
+    now = [1e6]
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    LOGGER.handlers[0].filters[0].__init__()  # type: ignore[misc]
+    for _ in range(5000):
+        log_event("request")
+    assert len(written.getvalue().splitlines()) == 1000
+    now[0] += 0.5
+    for _ in range(5000):
+        log_event("request")
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert len(lines) == 1050
+    assert [line["lines_left_out"] for line in lines if "lines_left_out" in line] == [4000]
+
+
+@given(st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=300))
+def test_an_id_is_never_the_client_s(name: str) -> None:
+    metrics, app = Metrics(), PlainTextResponse("answered")
+    headers = [("host", "localhost"), ("x-request-id", name), ("x-request-id", "mine"), ("user-agent", name)]
+    assert re.fullmatch("[0-9a-f]{32}", ask(Journal(app, metrics), headers=headers).headers["x-request-id"])
 
 
 def test_of_an_error_its_kind_and_place_are_logged_not_its_message(written: io.StringIO) -> None:

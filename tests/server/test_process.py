@@ -12,22 +12,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scripts.served import Served
 from tests.imaging.files import encoded
 from tests.server.test_app import forms, reason
 
 from thoraclip.cli.app import run
-from thoraclip.errors import InputError
-from thoraclip.server.process import read_token
+from thoraclip.errors import ConfigError, InputError
+from thoraclip.server.process import listen, read_token
 
 Serve = Callable[..., Served]
-HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
-HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: a\r\ncontent-type: image/png\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n"
 
 
 def noise(side: int) -> bytes:
@@ -210,6 +213,9 @@ def test_a_taken_port_is_told_before_the_bundle_is_loaded(bundle: Path, capsys: 
     ("words", "message"),
     [
         (["--host", "no-such-host.invalid"], "error: --host no-such-host.invalid --port 0: cannot listen there ("),
+        (["--host", "192.0.2.1"], "error: --host 192.0.2.1 --port 0: cannot listen there ("),
+        (["--allow-host", "x:80"], "error: --allow-host: 'x:80': must be the name or address of a host, without"),
+        (["--allow-origin", "*"], "error: --allow-origin: '*': must be the scheme, host and port of a page, without"),
         (["--set", "fils=3"], "error: --set: unknown setting 'fils'; did you mean 'files'?"),
         (["--set", "files=0"], "error: --set: files = 0: must be larger than 0"),
         (["--token-file", "no-such-file"], "error: no-such-file: cannot be read ("),
@@ -220,6 +226,47 @@ def test_mistakes_are_a_line(bundle: Path, words: list[str], message: str, capsy
     assert run(["serve", str(bundle), "--port", "0", "--no-page", *words]) == 2
     told = capsys.readouterr().err
     assert told.startswith(message) and told.count("\n") == 1
+
+
+HOSTS = [
+    "..",
+    "",
+    " ",
+    "http://x",
+    "x:80",
+    "1.2.3.4.5",
+    "256.0.0.1",
+    "127.1",
+    "[::1",
+    "::1]",
+    "*",
+    "a" * 70,
+    "a..b",
+    "-x",
+    "x\ny",
+    "x\0",
+]
+
+
+@given(
+    st.one_of(st.sampled_from(HOSTS), st.from_regex(r"\A[ -~]*[ !/:\\\]%@,]+\Z").filter(lambda text: "::" not in text))
+)
+def test_what_is_no_host_is_a_line(host: str) -> None:
+    with pytest.raises(ConfigError, match="^--host: .*: must be an address or name of this machine") as told:
+        listen(host, 0)
+    assert "\n" not in str(told.value) and str(told.value).endswith("0.0.0.0 for all of it")
+
+
+@given(st.one_of(st.integers(max_value=-1), st.integers(min_value=65536), st.sampled_from(["80", 80.0, None])))
+def test_what_is_no_port_is_a_line(port: Any) -> None:
+    with pytest.raises(ConfigError, match="^--port: .*: must lie in 0 to 65535; 0 takes any that is free$"):
+        listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "0.0.0.0"])
+def test_addresses_and_names_of_this_machine_are_listened_at(host: str) -> None:
+    with listen(host, 0) as place:
+        assert place.getsockname()[1] > 0
 
 
 def test_a_token_is_the_file_s_else_the_environment_s_and_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +281,18 @@ def test_a_token_is_the_file_s_else_the_environment_s_and_long(tmp_path: Path, m
         file.write_text(bad)
         with pytest.raises(InputError, match="token: no token there; write one of 16 or more letters"):
             read_token(file)
+
+
+def test_a_server_answers_by_the_names_that_it_was_given(serve: Serve) -> None:
+    """`--host` names one itself; a token makes others needless."""
+    for options, known in (
+        (("--allow-host", "xray.example.org"), {"xray.example.org", "127.0.0.1"}),
+        (("--host", "0.0.0.0"), {"127.0.0.1", "0.0.0.0"}),
+    ):
+        server = serve(*options)
+        for host in ("xray.example.org", "evil.example", "127.0.0.1", "0.0.0.0"):
+            told = httpx.get(f"http://127.0.0.1:{server.port}/card", headers={"host": f"{host}:{server.port}"})
+            assert told.status_code == (200 if host in known else 421), (options, host)
 
 
 def test_without_a_page_it_says_how_to_have_one(server: Served) -> None:

@@ -41,6 +41,7 @@ def index(
     age_column: str | None = None,
     mask_column: str | None = None,
     infection_mask_column: str | None = None,
+    bits: int | None = None,
     salt: File | None = None,
     fresh: bool = False,
     progress: bool | Progress = False,
@@ -57,6 +58,7 @@ def index(
         label_column: CSV column with the class.
         id_column, split_column, patient_column, source_column, view_column, sex_column, age_column, mask_column,
             infection_mask_column: CSV column; default: the column of the same name, if any.
+        bits: depth of 16-bit PNG files, 8 to 16; default: what each says, else one for its source, estimated.
         salt: file with the secret under which DICOM patient ids are hashed; default: this user's own.
         fresh: read every file again, changed or not.
         progress: see `thoraclip.api`.
@@ -89,6 +91,7 @@ def index(
         layout=layout or ("csv" if csv else detect_layout(root)),
         csv_file=to_path(csv),
         columns=columns,
+        bits=bits,
         facts=out.with_suffix(".facts.jsonl"),
         fresh=fresh,
         salt=to_path(salt),

@@ -73,6 +73,8 @@ def predict(
     manifest: File | None = None,
     out: Output | None = None,
     format: str = "",
+    spreadsheet_safe: bool = False,
+    bits: int | None = None,
     threads: int = 0,
     engine: str = "threads",
     workers: int = 0,
@@ -87,6 +89,9 @@ def predict(
         manifest: manifest (.parquet), or table with a column path (.csv), in place of paths.
         out: table to write; the same command goes on after a kill. Default: standard output.
         format: csv or jsonl; default: by the file's name, else csv.
+        spreadsheet_safe: csv: an apostrophe before whatever a spreadsheet would run as a formula, as a name like =1+1,
+            and a last column spreadsheet_safe that tells readers of it. Default: names and classes as they are.
+        bits: depth of 16-bit PNG files, 8 to 16; default: what the file says, else that of the training images.
         threads: images at once; 0: one for each core; not with ray.
         engine: threads, or ray: the actors of a Ray cluster (RAY_ADDRESS, or one that is started here).
         workers: ray: actors; 0: one on each GPU, or, without a GPU, on each machine.
@@ -103,12 +108,16 @@ def predict(
     from thoraclip.bundle.opening import open_bundle
     from thoraclip.bundle.rows import Table, table_format
     from thoraclip.engine import require_engine
+    from thoraclip.imaging.depth import require_bits
 
+    require_bits(bits)
     require_engine(engine, workers=workers, threads=threads)
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
         raise ConfigError(f"{out}: is the manifest; choose another --out")
     kind = table_format(format, out)
-    classifier = open_bundle(bundle)  # before the imports below, whose libraries are loaded while it is checked
+    if spreadsheet_safe and kind != "csv":
+        raise ConfigError(f"--spreadsheet-safe: is for csv, not {kind}; leave it out, or use --format csv")
+    classifier = open_bundle(bundle, bits=bits)  # before the imports below, whose libraries load while it is checked
 
     from thoraclip.bundle.images import find_images
     from thoraclip.bundle.scoring import by_ray, require_one, score
@@ -117,10 +126,12 @@ def predict(
     pictures = find_images(named, manifest=to_path(manifest))
     draw, log = hooks(progress, announce)
     place = Path(out) if isinstance(out, str | Path) else out
-    with Table(place, classifier.labels, kind, fingerprint=classifier.bundle.fingerprint) as table:
+    fingerprint = classifier.bundle.fingerprint
+    options: Any = {"fingerprint": fingerprint, "spreadsheet_safe": spreadsheet_safe, "bits": bits}
+    with Table(place, classifier.labels, kind, **options) as table:
         if table.resumed:
             log(f"{place}: goes on; {table.resumed} pictures were scored by an earlier run")
-        far = by_ray(classifier, workers=workers) if engine == "ray" else None
+        far = by_ray(classifier, workers=workers, depths=pictures.depths) if engine == "ray" else None
         summary = score(classifier, pictures, table, threads=threads, engine=far, progress=draw)
     require_one(summary, place)
     return summary
@@ -135,6 +146,7 @@ def serve(
     page: bool = True,
     token_file: File | None = None,
     allow_origin: Sequence[str] | None = None,
+    allow_host: Sequence[str] | None = None,
     threads: int = 0,
     announce: Announce | None = None,
     **settings: Any,
@@ -148,20 +160,25 @@ def serve(
         port: port; 0 for any that is free.
         page: a page at /, in the browser.
         token_file: file with the token that clients must bring; default: $THORACLIP_TOKEN, or none.
-        allow_origin: origin of a page on another host that may ask; repeatable.
+        allow_origin: origin of a page on another host that may ask, as https://app.example.org; repeatable.
+        allow_host: name by which clients ask, as of a proxy in front; beside this machine's own names and addresses;
+            repeatable. With a token and none of these, any name.
         threads: images at once; 0: one for each core.
         announce: see `thoraclip.api`; gets the address, and what should be known of it.
         settings: limits: the fields of `thoraclip.server.limits.Limits`, see docs/serving.md.
 
     Raises:
-        ThoraclipError: no such bundle, an unknown setting, no token in the file, or the port is taken.
+        ThoraclipError: no such bundle, an unknown setting, no token in the file, no such host, port or origin, or the
+            port is taken.
     """
     from thoraclip.config import build_config
+    from thoraclip.server.access import allowed_hosts, allowed_origins
     from thoraclip.server.limits import Limits
     from thoraclip.server.process import is_loopback, listen, read_token, serve_bundles
 
     limits = build_config(Limits, settings, where="--set")
     token, (_, log) = read_token(to_path(token_file)), hooks(False, announce)
+    origins, hosts = allowed_origins(allow_origin or ()), allowed_hosts(allow_host or ())
     with listen(host, port) as place:
         if not token and not is_loopback(place):
             log(f"no token: whoever reaches {host} can ask; --token-file FILE demands one")
@@ -171,7 +188,9 @@ def serve(
             limits=limits,
             threads=threads,
             token=token,
-            origins=allow_origin or (),
+            origins=origins,
+            hosts=hosts | {host},
+            any_host=bool(token) and not hosts,
             with_page=page,
             started=lambda address: log(f"serving at {address} (Ctrl+C ends)"),
         )

@@ -53,6 +53,7 @@ def report(
     Returns:
         The content of `report.json`.
     """
+    from thoraclip.data.batches import picture_loader
     from thoraclip.evaluation.predictive import read_prevalence
     from thoraclip.evaluation.report import MethodResult, judge, write_report
     from thoraclip.evaluation.subgroups import group_columns
@@ -87,7 +88,8 @@ def report(
         prevalence=stated,
         notes=[] if paths is None else _on_lost([i for m in methods[:1] for i in m.predictions[0].image_id], paths),
     )
-    write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails)
+    load = None if images is None else picture_loader(images)
+    write_report(content, Path(out), image_paths=paths, thumbnails=thumbnails, load=load)
     return content
 
 
@@ -230,6 +232,7 @@ def explain(
         opened = open_bundle(run)
         calibrated = opened.classify(Path(image)).scores  # as `predict`
         own, note = _unseen_by_bundle(opened.bundle, Path(image), images, seen=seen)
+        options["of_set"] = opened.bundle.bits
         classifier: Predictor = opened
     else:
         calibrated = None
@@ -239,6 +242,7 @@ def explain(
         given = {"manifest": images, "fold": fold, "seen": seen}
         classifier, chosen = load_chosen(read_run(Path(run)), Path(image), **given)
         own, note = chosen.lung_mask, chosen.note
+        options |= {"bits": chosen.bits, "of_set": chosen.of_set}
     if mask is None and own is not None and (problem := why_no_mask(own, Path(image))):
         own, note = None, f"{note}; the manifest's lung mask does not serve ({problem})"
     lungs = own if mask is None else to_path(mask)

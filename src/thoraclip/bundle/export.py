@@ -102,6 +102,7 @@ def _open_unfinished(folder: Path, original: Original, *, quantisation: str | No
         "labels": list(original.predictions.labels.names),
         "preprocess": original.classifier.preprocess.as_dict(),
         "decoding": DECODING,
+        "bits": original.manifest.usual_bits,
         "temperature": None,
         "sets": None,
     }

@@ -106,6 +106,12 @@ class Bundle:
         return self.folder / name if self._sealed is None else self._sealed.file(name)
 
     @property
+    def bits(self) -> int | None:
+        """Depth of the training images, for 16-bit pictures that state none; bundles of earlier versions have none."""
+        bits = self.facts.get("bits")
+        return int(bits) if bits else None
+
+    @property
     def title(self) -> str:
         """Shown beside its answers."""
         fold = self.facts["run"]["fold"]

@@ -2,8 +2,8 @@
 
     a.png  folder/  -  m.csv   -->   paths as they were given, in their order
 
-A folder is walked in sorted order with the names of one folder in memory. Hidden files and folders are left out, links
-to other folders are not followed, and whatever else is left out is counted.
+A folder is listed by `imaging.listing.walk`, in sorted order with the names of one folder in memory. What is left out
+is counted by its kind.
 """
 
 from __future__ import annotations
@@ -12,43 +12,24 @@ import csv
 import io
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
-from thoraclip.imaging import is_image_name, told_by_name
+from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean, printable
+from thoraclip.imaging.listing import Found, Tally, walk
+from thoraclip.imaging.names import IMAGES
+from thoraclip.spreadsheets import MARK, restore
 
-__all__ = ["LIST", "OTHER_FILES", "ImagePaths", "LeftOut", "PathTable", "find_images", "listed_paths"]
+__all__ = ["LIST", "ImagePaths", "PathTable", "find_images", "listed_paths"]
 
 LIST = "-"
 """The path that stands for a list on standard input."""
-OTHER_FILES = "files that are no pictures"
-_LINKED = "links to folders (name them to follow them)"
-_CLOSED = "folders that cannot be read"
 _BLOCK = 65536
 _ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
-
-
-class LeftOut:
-    """What stands in folders and is not scored, by kind."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
-
-    def add(self, kind: str, path: str) -> None:
-        """Count one."""
-        self.counts[kind] += 1
-        self._first[kind] = min(path, self._first.get(kind, path))
-
-    def phrases(self) -> list[str]:
-        """A phrase for each kind, such as `files that are no pictures: 2, first a/notes.txt`."""
-        return [f"{kind}: {count}, first {self._first[kind]}" for kind, count in sorted(self.counts.items())]
 
 
 class ImagePaths:
@@ -58,43 +39,52 @@ class ImagePaths:
         paths: files, which are taken whatever they are called, folders, and `-` for a list on standard input.
         table: more paths.
 
-    `left_out` is of the pass so far, and so is `looked_at`, the files, out of `count()`.
+    `left_out` is of the pass so far, and so is `looked_at`, the files, out of `count()`. `depths` are those of `table`.
     """
+
+    depths: Mapping[str, int] = {}
 
     def __init__(self, paths: Sequence[str], *, table: PathTable | None) -> None:
         self._paths, self._table = paths, table
-        self.left_out, self.looked_at = LeftOut(), 0
+        self.left_out, self.looked_at = Tally(), 0
+        self.depths = getattr(table, "depths", self.depths)  # any iterable of paths will do
 
     def __iter__(self) -> Iterator[str]:
         """Raises InputError where there is none at all: the list is empty, or the folders are empty by now."""
-        self.left_out, self.looked_at = LeftOut(), 0
-        for path, is_walked in self._named():
-            self.looked_at += 1
-            if is_walked and not is_image_name(Path(path)):
-                self.left_out.add(OTHER_FILES, path)
+        self.left_out, self.looked_at, is_empty = Tally(), 0, True
+        for found in self._named():
+            self.looked_at += found.may_be_image
+            if found.kind == IMAGES:
+                is_empty = False
+                yield found.path
             else:
-                yield path
-        if not self.looked_at:
+                self.left_out.add(found)
+        if is_empty:
             raise InputError(f"{' '.join(self._paths)}: no path in the list, no picture; give one path a line")
 
-    def _named(self) -> Iterator[tuple[str, bool]]:
-        """(path, whether it was found in a folder)."""
+    def _named(self) -> Iterator[Found]:
+        """What was named, and what folders that were named hold."""
         for path in self._paths:
             if path == LIST:
-                yield from ((listed, False) for listed in listed_paths(cast(io.BufferedReader, sys.stdin.buffer)))
+                yield from map(_image, listed_paths(cast(io.BufferedReader, sys.stdin.buffer)))
             elif os.path.isdir(path):  # noqa: PTH112
-                yield from ((candidate, True) for candidate in _candidates(path, self.left_out))
+                yield from walk(path)
             else:
-                yield path, False
-        yield from ((listed, False) for listed in self._table or ())
+                yield _image(path)
+        yield from map(_image, self._table or ())
 
     def count(self) -> int | None:
-        """Files that a pass looks at, by their names alone; `None` with a list, which is only known at its end."""
+        """What a pass looks at, by names alone; `None` with a list, which is only known at its end."""
         if LIST in self._paths:
             return None
         folders = [path for path in self._paths if os.path.isdir(path)]  # noqa: PTH112
-        in_folders = sum(1 for folder in folders for _ in _candidates(folder, LeftOut()))
+        in_folders = sum(found.may_be_image for folder in folders for found in walk(folder, look_inside=False))
         return in_folders + len(self._paths) - len(folders) + len(self._table or ())
+
+
+def _image(path: str) -> Found:
+    """What is named is taken whatever it is called."""
+    return Found(path, IMAGES)
 
 
 def find_images(paths: Sequence[str | Path], *, manifest: Path | None = None) -> ImagePaths:
@@ -120,54 +110,13 @@ def _check(path: str) -> None:
         raise InputError(f"{path}: no such file or folder; name pictures, or folders that hold some")
     if not os.path.isdir(path):  # noqa: PTH112
         return
-    seen = LeftOut()
-    for candidate in _candidates(path, seen):
-        if is_image_name(Path(candidate)):
+    seen = Tally()
+    for found in walk(path):
+        if found.kind == IMAGES:
             return
-        seen.add(OTHER_FILES, candidate)
-    what = ", ".join(seen.phrases()) or "nothing, or only what is hidden"
-    problem = f"no PNG, JPEG or DICOM picture in this folder; it holds {what}"
-    raise InputError(f"{path}: {problem}; name another folder, or the files themselves")
-
-
-def _candidates(root: str, left_out: LeftOut) -> Iterator[str]:
-    """Files below a folder that are images by name, or whose name does not tell; sorted by the parts of their paths."""
-    above = [_entries(root, left_out)]
-    while above:
-        for path, is_folder in above[-1]:
-            if is_folder:
-                above.append(_entries(path, left_out))
-                break
-            yield path
-        else:
-            above.pop()
-
-
-def _entries(folder: str, left_out: LeftOut) -> Iterator[tuple[str, bool]]:
-    """(path, whether it is a folder) of what counts in one folder, sorted by name."""
-    kept = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if (is_folder := _is_folder(entry)) and entry.is_symlink():
-                    left_out.add(_LINKED, entry.path)
-                elif not is_folder and told_by_name(entry.name) is False:
-                    left_out.add(OTHER_FILES, entry.path)
-                else:
-                    kept.append((entry.name, is_folder))
-    except OSError:
-        left_out.add(_CLOSED, folder)
-    for name, is_folder in sorted(kept):
-        yield os.path.join(folder, name), is_folder  # noqa: PTH118
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+        seen.add(found)
+    problem = f"no PNG, JPEG or DICOM picture in this folder; it holds {printable(seen)}"
+    raise InputError(f"{printable(path)}: {problem}; name another folder, or the files themselves")
 
 
 def listed_paths(stream: io.BufferedReader) -> Iterator[str]:
@@ -200,7 +149,8 @@ def _decoded(lines: list[bytes], separator: bytes) -> Iterator[str]:
 
 class PathTable:
     """The paths of a manifest (.parquet), or of a table with a column `path` (.csv), checked at once. Raises InputError
-    for no such file or another kind, ManifestError for one without rows, paths or its schema."""
+    for no such file or another kind, ManifestError for one without rows, paths or its schema. `depths`: path -> bits of
+    its samples, where the manifest has them."""
 
     def __init__(self, file: Path) -> None:
         kind = file.suffix.lower()
@@ -212,7 +162,11 @@ class PathTable:
             raise InputError(
                 f"{file}: a manifest ends in .parquet, a table in .csv; a plain list is read from standard input (-)"
             )
-        self._paths = partial(_csv_paths, file) if kind == ".csv" else _manifest_paths(file)
+        self.depths: Mapping[str, int] = {}
+        if kind == ".csv":
+            self._paths: Callable[[], Iterator[str]] = partial(_csv_paths, file)
+        else:
+            self._paths, self.depths = _manifest_paths(file)
         self._length = sum(1 for _ in self)
         if not self._length:
             raise ManifestError(f"{file}: no rows; a table holds one row per picture")
@@ -232,23 +186,27 @@ def _csv_paths(file: Path) -> Iterator[str]:
             header = next(reader, [])
             if "path" not in header:
                 raise ManifestError(f"{file}: no column 'path'{did_you_mean('path', header)}; name it so")
-            column = header.index("path")
+            column, read = header.index("path"), restore if MARK in header else str
             for row in filter(None, reader):
                 where = f"{file}:{reader.line_num}"
                 if len(row) > len(header):
                     raise ManifestError(f"{where}: {len(row)} cells in {len(header)} columns; put quotes around commas")
                 if len(row) <= column or not row[column]:
                     raise ManifestError(f"{where}: no path in this row; mend the table")
-                yield os.path.join(file.parent, row[column])  # noqa: PTH118
+                yield os.path.join(file.parent, read(row[column]))  # noqa: PTH118
         except csv.Error as error:
             raise ManifestError(f"{file}:{reader.line_num}: not a readable CSV file ({error}); mend it") from error
 
 
-def _manifest_paths(file: Path) -> Callable[[], Iterator[str]]:
-    """The column `path` of a manifest, below its root; nothing else of it is kept."""
+def _manifest_paths(file: Path) -> tuple[Callable[[], Iterator[str]], dict[str, int]]:
+    """(the column `path` of a manifest, below its root; the depths of those that have one); nothing else is kept."""
     from thoraclip.tables.manifest import read_manifest
 
     manifest = read_manifest(file, may_leak=True)
     column, root = manifest.table.select(["path"]), str(manifest.root)
     parts = partial(column.to_batches, max_chunksize=_ROWS)
-    return lambda: (os.path.join(root, path) for part in parts() for path in part["path"].to_pylist())  # noqa: PTH118
+
+    def paths() -> Iterator[str]:
+        return (os.path.join(root, path) for part in parts() for path in part["path"].to_pylist())  # noqa: PTH118
+
+    return paths, {path: bits for path, bits in zip(paths(), manifest.bits, strict=True) if bits}

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["open_bundle"]
 
 
-def open_bundle(folder: str | Path, *, threads: int = 0) -> BundleClassifier:
+def open_bundle(folder: str | Path, *, threads: int = 0, bits: int | None = None) -> BundleClassifier:
     """A bundle, ready to predict: its checksums are right, and on this machine it gives the scores that it was made
     with.
 
     Args:
         folder: that `thoraclip export` wrote.
         threads: pictures worked on at once; 0 for as many as there are cores.
+        bits: depth of 16-bit pictures, whatever they say; see `imaging.decode`.
 
     Raises:
         InputError: no bundle there, or a file is missing.
@@ -35,7 +36,7 @@ def open_bundle(folder: str | Path, *, threads: int = 0) -> BundleClassifier:
         from thoraclip.bundle.runtime import BundleClassifier
 
         try:
-            classifier = BundleClassifier(read_bundle(place, sealed), threads=threads)
+            classifier = BundleClassifier(read_bundle(place, sealed), threads=threads, bits=bits)
             classifier.self_test()
         finally:
             checked.result()  # whatever a changed file has led to, this is the reason

@@ -1,7 +1,7 @@
 """Rows of `predict`, one per image: their columns, their formats, and the list, stream or file that takes them.
 
 The columns are `path, label, score_<class>..., set, ood, error`. JSON lines hold null where a value is unknown. CSV
-holds nothing there, and joins the classes of a set by `|`.
+holds nothing there, and joins the classes of a set by `|`; for a spreadsheet, see `thoraclip.spreadsheets`.
 
 FILE.partial   SQLite: what the rows depend on, the rows so far by path, and the paths of this run in their order
 FILE           written from it at the end, whole or not at all, in the order in which the images were named
@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from thoraclip.errors import ConfigError, InputError, MismatchError, did_you_mean
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, make_folder
+from thoraclip.spreadsheets import MARK, protect
 
 if TYPE_CHECKING:
     from thoraclip.bundle.runtime import Prediction
@@ -71,6 +72,11 @@ def csv_line(row: Row) -> bytes:
     return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
+def spreadsheet_line(row: Row) -> bytes:
+    """`csv_line` without a cell that a spreadsheet takes for a formula, and with the column that says so."""
+    return csv_line({name: protect(_cell(value)) for name, value in row.items()} | {MARK: "true"})
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -84,9 +90,10 @@ def _cell(value: Any) -> str:
 FORMATS: Mapping[str, Callable[[Row], bytes]] = {"csv": csv_line, "jsonl": json_line}
 
 
-def head_line(kind: str, labels: LabelSet) -> bytes:
+def head_line(kind: str, labels: LabelSet, *, spreadsheet_safe: bool = False) -> bytes:
     """What stands before the first row."""
-    return csv_line({name: name for name in columns(labels)}) if kind == "csv" else b""
+    names = (*map(protect, columns(labels)), MARK) if spreadsheet_safe else columns(labels)
+    return csv_line({name: name for name in names}) if kind == "csv" else b""
 
 
 def table_format(asked: str, out: str | Path | IO[bytes] | None) -> str:
@@ -120,7 +127,7 @@ class Table:
 
     A context; each image is admitted once. What was done for a file is kept when the context ends before. The paths lie
     in an SQLite database, so that memory does not grow with them. `kind` is a format of `FORMATS`, `fingerprint` that
-    of the bundle.
+    of the bundle, `bits` the stated depth of 16-bit pictures. `spreadsheet_safe`, of CSV: see `thoraclip.spreadsheets`.
 
     Attributes:
         rows: so far; `None` where they go to a file or stream.
@@ -131,14 +138,24 @@ class Table:
         MismatchError: (by the context) the partial table is of another bundle or schema, or something else altogether.
     """
 
-    def __init__(self, out: Path | IO[bytes] | None, labels: LabelSet, kind: str, *, fingerprint: str) -> None:
+    def __init__(
+        self,
+        out: Path | IO[bytes] | None,
+        labels: LabelSet,
+        kind: str,
+        *,
+        fingerprint: str,
+        bits: int | None = None,
+        spreadsheet_safe: bool = False,
+    ) -> None:
         from thoraclip.imaging import DECODING  # here: `predict` checks the format before the libraries are loaded
 
         self._file = out if isinstance(out, Path) else None
         self._stream = None if isinstance(out, Path) else out
         self._partial = self._file and self._file.with_name(self._file.name + ".partial")
-        self._head, self._line = head_line(kind, labels), FORMATS[kind]
-        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING}
+        self._head = head_line(kind, labels, spreadsheet_safe=spreadsheet_safe)
+        self._line = spreadsheet_line if spreadsheet_safe else FORMATS[kind]
+        self._depends = {**_PARTIAL, "bundle": fingerprint, "decoding": DECODING, **({"bits": bits} if bits else {})}
         self.rows: list[Row] | None = [] if out is None else None
         self.resumed, self._committed, self._is_empty = 0, -inf, True
         if self._stream is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import compress
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from thoraclip.bundle.format import MODEL, Bundle
 from thoraclip.bundle.session import onnxruntime, open_session, require_own_data, require_tensors
 from thoraclip.errors import ImageError, ManifestError, MismatchError, ParityError, first_line
-from thoraclip.imaging import Preprocess, decode, fit
+from thoraclip.imaging import MAX_PIXELS, Preprocess, Radiograph, decode, fit
 from thoraclip.labels import LabelSet
 from thoraclip.threads import in_order
 
@@ -71,6 +71,7 @@ class Prediction:
         ood: whether the picture is unlike the training images; `None` where the bundle has no reference.
         ood_score: how unlike; `ood` is whether it exceeds the bundle's threshold.
         features: f32[D] of the picture, by which pictures can be compared.
+        remarks: what was remarked when the file was decoded; see `imaging.Radiograph`.
     """
 
     label: str
@@ -79,6 +80,7 @@ class Prediction:
     ood: bool | None
     ood_score: float | None
     features: Features = field(compare=False, repr=False, default_factory=lambda: np.zeros(0, np.float32))
+    remarks: tuple[str, ...] = ()
 
 
 class BundleClassifier:
@@ -87,6 +89,7 @@ class BundleClassifier:
     Args:
         bundle: as read.
         threads: calls of the model at once by `look` and `predict`; 0 for as many as there are cores.
+        bits: depth of 16-bit pictures, whatever they say. Without, those that state none have that of the training set.
 
     Attributes:
         labels: the classes, in the order of the scores.
@@ -98,7 +101,7 @@ class BundleClassifier:
         MismatchError: this ONNX Runtime cannot load the model, or this processor cannot run it exactly.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, bits: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # the threads take an image each
         row_wise = bundle.facts.get("quantisation") == "row-wise"
@@ -121,10 +124,16 @@ class BundleClassifier:
                 "upgrade: pip install -U onnxruntime"
             ) from error
         self.bundle, self.labels, self.preprocess, self._threads = bundle, bundle.labels, bundle.preprocess, threads
+        self.bits = bits
         self.features_key: tuple[str, ...] = ("bundle", bundle.fingerprint)
         pictures, width = require_tensors(self._session, bundle)
         bundle.require_fit(width)
         self.together = pictures or TOGETHER[bundle.precision]
+
+    def read(self, source: Path | bytes, *, bits: int | None = None, max_pixels: int = MAX_PIXELS) -> Radiograph:
+        """Decode a file, or the bytes of one, as the training images were; `bits` of its manifest; see
+        `imaging.decode`."""
+        return decode(source, bits=self.bits or bits, of_set=self.bundle.bits, max_pixels=max_pixels)
 
     def classify(self, source: Path | bytes) -> Prediction:
         """Predict a PNG, JPEG or DICOM file, or the bytes of one.
@@ -132,7 +141,9 @@ class BundleClassifier:
         Raises:
             ImageError: it cannot be decoded, or its shape does not serve; see `imaging.decode` and `imaging.fit`.
         """
-        return self.classify_grey(fit(decode(source).pixels, self.preprocess))
+        radiograph = self.read(source)
+        prediction = self.classify_grey(fit(radiograph.pixels, self.preprocess))
+        return replace(prediction, remarks=radiograph.remarks)
 
     def classify_grey(self, grey: Grey) -> Prediction:
         """Predict u8[S, S], made by `imaging.fit` with `preprocess`."""
@@ -142,18 +153,22 @@ class BundleClassifier:
         """Predict u8[B, S, S] by one call of the model, each as if it were alone; see `classify_grey`."""
         return [self._prediction(features, raw) for features, raw in zip(*self._run(greys), strict=True)]
 
-    def classify_each(self, sources: Sequence[Path | bytes]) -> list[Prediction | ImageError]:
+    def classify_each(
+        self, sources: Sequence[Path | bytes], depths: Sequence[int | None] | None = None
+    ) -> list[Prediction | ImageError]:
         """Predict some files by one call of the model, each as if it were alone; one that cannot be decoded gets the
-        reason."""
-        read: list[Grey | ImageError] = []
-        for source in sources:
+        reason. `depths`: those of a manifest."""
+        read: list[tuple[str, ...] | ImageError] = []
+        greys: list[Grey] = []
+        for source, bits in zip(sources, depths or [None] * len(sources), strict=True):
             try:
-                read.append(fit(decode(source).pixels, self.preprocess))
+                radiograph = self.read(source, bits=bits)
+                greys.append(fit(radiograph.pixels, self.preprocess))
+                read.append(radiograph.remarks)
             except ImageError as error:
                 read.append(error)
-        greys = [one for one in read if not isinstance(one, ImageError)]
         answers = iter(self.classify_greys(np.stack(greys)) if greys else ())
-        return [one if isinstance(one, ImageError) else next(answers) for one in read]
+        return [one if isinstance(one, ImageError) else replace(next(answers), remarks=one) for one in read]
 
     def _prediction(self, features: Features, raw: Floats) -> Prediction:
         """What features f32[D] and the model's own scores f64[C] of an image come to."""

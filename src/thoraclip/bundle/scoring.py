@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "ScoringSummary", "by_ray", "by_threads", "require_one", "score"]
 
+REMARKS = "remarks"
+"""What was remarked on an image: comes with its row and is counted, but is no column of the table."""
 _MOST_TOLD = 10
 _SHARD = 256
 """Images that an actor gets at once."""
 _HERE = Path()
+_NO_DEPTHS: Mapping[str, int] = {}
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
 """What `os.fsdecode` makes of bytes that are not UTF-8."""
 
@@ -54,6 +57,8 @@ class ScoringSummary:
         left_out_told: the same, in words.
         not_utf8: pictures whose name is not UTF-8.
         first_failed: (path, reason) of the first ten that failed.
+        remarked: on how many of those that this run scored the decoder remarked something; see `imaging.Radiograph`.
+        first_remark: (path, remark) of the first of them.
         rows: all rows, where they go to no file and no stream.
     """
 
@@ -66,12 +71,17 @@ class ScoringSummary:
     left_out_told: list[str] = field(default_factory=list)
     not_utf8: int = 0
     first_failed: list[tuple[str, str]] = field(default_factory=list)
+    remarked: int = 0
+    first_remark: tuple[str, str] | None = None
     rows: list[Row] | None = None
 
     def add(self, row: Row) -> None:
         """Count a row."""
         self.images += 1
         self.not_utf8 += bool(_NOT_UTF8.search(row["path"]))
+        if remarks := row.get(REMARKS):
+            self.remarked += 1
+            self.first_remark = self.first_remark or (row["path"], "; ".join(remarks))
         if row["ood"] is not None:
             self.flagged = (self.flagged or 0) + row["ood"]
         if row["error"] is not None:
@@ -121,9 +131,9 @@ def score(
                 summary.resumed += 1
                 summary.add(place)
 
-    for rows in (engine or by_threads(classifier, threads=threads))(admitted()):
+    for rows in (engine or by_threads(classifier, threads=threads, depths=pictures.depths))(admitted()):
         for place, row in rows:
-            table.put(place, row)
+            table.put(place, {name: value for name, value in row.items() if name != REMARKS})
             waiting -= 1
             summary.add(row)
         if progress:
@@ -149,23 +159,27 @@ def require_one(summary: ScoringSummary, out: Path | IO[bytes] | None) -> None:
         )
 
 
-def by_threads(classifier: BundleClassifier, *, threads: int = 0, base: Path = _HERE) -> Engine:
-    """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`."""
+def by_threads(
+    classifier: BundleClassifier, *, threads: int = 0, base: Path = _HERE, depths: Mapping[str, int] = _NO_DEPTHS
+) -> Engine:
+    """Score in this process, with as many threads as there are cores for 0; relative paths are below `base`, `depths`
+    are those of a manifest, by path."""
 
     def work(some: Sequence[Place]) -> list[tuple[int, Row]]:
-        rows = _rows(classifier, [path for _, path in some], base)
+        rows = _rows(classifier, [path for _, path in some], base, depths)
         return list(zip((place for place, _ in some), rows, strict=True))
 
     return lambda items: in_order(work, _in_groups(items, classifier.together), workers=threads)
 
 
-def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
+def by_ray(classifier: BundleClassifier, *, workers: int = 0, depths: Mapping[str, int] = _NO_DEPTHS) -> Engine:
     """Score in the actors of a Ray cluster, see `engine.over_ray`, each with the bundle opened once.
 
     Every machine must see the bundle and the images. All paths are listed before the first image is scored.
     """
     bundle = classifier.bundle
-    make = partial(_actor, str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve()))
+    place = str(bundle.folder.resolve()), bundle.fingerprint, str(_HERE.resolve())
+    make = partial(_actor, *place, classifier.bits, dict(depths))
 
     def engine(items: Iterator[Place]) -> Iterator[list[tuple[int, Row]]]:
         import pyarrow as pa
@@ -181,13 +195,15 @@ def by_ray(classifier: BundleClassifier, *, workers: int = 0) -> Engine:
     return engine
 
 
-def _actor(bundle: str, fingerprint: str, base: str, threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _actor(
+    bundle: str, fingerprint: str, base: str, bits: int | None, depths: dict[str, int], threads: int
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """In an actor: open the bundle and give what scores a shard; relative paths are below `base`, whatever the actor's
     own folder is."""
-    classifier = open_bundle(bundle)
+    classifier = open_bundle(bundle, bits=bits)
     if classifier.bundle.fingerprint != fingerprint:
         raise MismatchError(f"{bundle}: is another bundle on a machine of the cluster; give all the same")
-    alone = by_threads(classifier, threads=threads, base=Path(base))
+    alone = by_threads(classifier, threads=threads, base=Path(base), depths=depths)
 
     def work(shard: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
@@ -203,9 +219,11 @@ def _in_groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path) -> list[Row]:
+def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path, depths: Mapping[str, int]) -> list[Row]:
     """The rows of some images, which name their paths as they were given."""
-    answers = iter(classifier.classify_each([base / path for path in paths if "\0" not in path]))
+    named = [path for path in paths if "\0" not in path]
+    own = {"depths": [depths.get(path) for path in named]} if depths else {}
+    answers = iter(classifier.classify_each([base / path for path in named], **own))
     rows = []
     for path in paths:
         answer = ImageError("no file's name holds a NUL byte") if "\0" in path else next(answers)
@@ -213,5 +231,6 @@ def _rows(classifier: BundleClassifier, paths: Sequence[str], base: Path) -> lis
             reason = str(answer).removeprefix(f"{base / path}: ").removeprefix("image: ")
             rows.append(failed_row(path, " ".join(reason.split()), classifier.labels))
         else:
-            rows.append(row_of(path, answer, classifier.labels))
+            remarks = {REMARKS: list(answer.remarks)} if answer.remarks else {}
+            rows.append({**row_of(path, answer, classifier.labels), **remarks})
     return rows

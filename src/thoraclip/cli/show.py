@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from thoraclip.cli.console import announce, print_table
+from thoraclip.errors import printable
 from thoraclip.methods import METHODS
 
 if TYPE_CHECKING:
@@ -80,8 +81,11 @@ def index(result: IndexResult, given: Mapping[str, Any]) -> None:
     """Counts, and the first of everything that was set aside."""
     _print_counts(*result.manifest.counts())
     _list("pictures set aside", [f"{path}: {reason}" for path, reason in result.set_aside])
-    _list("unknown folders left out", [f"{path} ({count} files)" for path, count in result.unknown_folders])
+    _list_folders("unknown folders left out", result.unknown_folders)
     _list("files that are not pictures", result.other_files)
+    _list_folders("hidden files and files of the system left out", result.system_files)
+    _list_folders("folders with files that the table does not name", result.not_in_table)
+    _list("files that repeat one of the manifest", [f"{path} = {kept}" for path, kept in result.repeated_files])
     _list("groups of identical pictures", [" = ".join(group["image_ids"]) for group in result.repeats])
     _list("notes", result.notes)
     _list(
@@ -163,11 +167,16 @@ def _print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
     print_table(["class", *parts], [[label, *map(str, row)] for label, row in classes.items()])
 
 
+def _list_folders(what: str, folders: Sequence[tuple[str, int]]) -> None:
+    total = sum(count for _, count in folders)
+    _list(f"{what}, with {total} files in all", [f"{path} ({count} files)" for path, count in folders])
+
+
 def _list(what: str, lines: list[str], most: int = 10) -> None:
     if lines:
         announce(f"{what}: {len(lines)}")
         for line in lines[:most]:
-            announce(f"  {line}")
+            announce(f"  {printable(line)}")
         if len(lines) > most:
             announce(f"  ... and {len(lines) - most} more")
 
@@ -315,16 +324,14 @@ def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
     if summary.failed:
         announce(f"cannot be read: {summary.failed}, each with its reason in the column error")
         for path, reason in summary.first_failed:
-            announce(f"  {_shown(path)}: {_shown(reason)}")
+            announce(f"  {printable(path)}: {printable(reason)}")
         if summary.failed > len(summary.first_failed):
             announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
+    if summary.first_remark:
+        path, remark = summary.first_remark
+        announce(f"remarks on {summary.remarked} images, first {printable(path)}: {printable(remark)}")
     for what in summary.left_out_told:
-        announce(f"left out: {_shown(what)}")
+        announce(f"left out: {printable(what)}")
     if summary.not_utf8:
         announce(f"names that are not UTF-8: {summary.not_utf8}; a CSV holds their bytes (errors='surrogateescape')")
     announce("Research use only, not for diagnosis.")
-
-
-def _shown(text: str) -> str:
-    """A file's name may hold what moves a terminal's cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -21,7 +21,7 @@ from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, Preprocess, decode, fit, read_bytes
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.arrays import ArrayKind, ArrayWriter, ImageArrays, is_valid, read_arrays
-from thoraclip.tables.manifest import Manifest
+from thoraclip.tables.manifest import Manifest, depths_of
 from thoraclip.threads import in_order
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "decoded",
     "grey_batches",
     "in_batches",
+    "picture_loader",
     "picture_source",
     "pixel_cache",
     "read_indexed",
@@ -88,21 +89,23 @@ def picture_source(
 
 
 def decoded(root: Path | str, table: pa.Table, spec: Preprocess) -> Callable[[range], Greys]:
-    """The same for the columns `path`, below a folder, and `sha256` of a table, which may have millions of rows."""
+    """The same for the columns `path`, below a folder, `sha256` and `bits`, if any, of a table, which may have millions
+    of rows."""
 
     def load(rows: range) -> Greys:
-        some = table.select(["path", "sha256"]).slice(rows.start, len(rows)).to_pydict()
-        files = zip(some["path"], some["sha256"], strict=True)
-        return np.stack([read_pixels(Path(root, path), sha256, spec) for path, sha256 in files])
+        part = table.slice(rows.start, len(rows))
+        files = zip(part["path"].to_pylist(), part["sha256"].to_pylist(), depths_of(part), strict=True)
+        return np.stack([read_pixels(Path(root, path), sha256, spec, bits=bits) for path, sha256, bits in files])
 
     return load
 
 
-def read_pixels(path: Path, sha256: str | None, spec: Preprocess | None = None) -> Greys:
-    """u8[H, W], or at a geometry, of an image of a manifest; raises ImageError, and as `read_indexed` does."""
+def read_pixels(path: Path, sha256: str | None, spec: Preprocess | None = None, *, bits: int | None = None) -> Greys:
+    """u8[H, W], or at a geometry, of an image of a manifest and its depth there; raises ImageError, and as
+    `read_indexed` does."""
     data = read_indexed(path, sha256)
     try:
-        pixels = decode(data).pixels
+        pixels = decode(data, bits=bits).pixels
         return fit(pixels, spec) if spec else pixels
     except ImageError as error:
         raise ImageError(f"{path}: {str(error).removeprefix('image: ')}") from error
@@ -134,6 +137,12 @@ def pixel_cache(manifest: Manifest, spec: Preprocess, root: Path, *, progress: P
             if progress:
                 progress(writer.rows, total)
     return writer.finish(manifest, facts={"geometry": geometry}, fingerprint=fingerprint)
+
+
+def picture_loader(manifest: Manifest) -> Callable[[Path], Greys]:
+    """What gives an image of a manifest, u8[H, W], by its path, at its depth; raises ImageError."""
+    depths = {path: bits for path, bits in zip(manifest.paths(), manifest.bits, strict=True) if bits}
+    return lambda path: decode(path, bits=depths.get(path)).pixels
 
 
 def in_batches(

@@ -6,25 +6,31 @@ import hashlib
 import hmac
 import os
 import secrets
+import shlex
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
 from thoraclip.data.layouts import Listing, find_layout
-from thoraclip.errors import ImageError, InputError, ManifestError
+from thoraclip.errors import ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
+from thoraclip.imaging.depth import common_depth, require_bits
+from thoraclip.pages import counted
 from thoraclip.runs import Progress, write_json
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["IndexResult", "index", "local_salt", "pseudonym", "salt_file", "write_index_report"]
+__all__ = ["IndexResult", "index", "list_images", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
 _BATCH = 64
+_OF_FACTS = ("salt", "stated_bits", "of_set")
+"""Facts that are no columns of a manifest."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,11 @@ class IndexResult:
         set_aside: (path, reason) of every picture that cannot be used.
         unknown_folders: (folder, number of files) that the layout does not explain.
         other_files: files that are not pictures.
+        system_files: (file or folder, number of files) that is hidden or a system's own.
+        repeated_files: (path, path of the file that it repeats and that a row names).
+        not_in_table: (folder, number of files directly in it) that the table of layout `csv` does not name.
         notes: joins, conflicts, missing masks.
+        remarks: (path, remark) of every picture that contradicts itself or does not fit its depth, and is used.
         repeats: groups of image ids with the same bytes, and whether their labels or splits differ.
         read: files that were read; the others had not changed.
     """
@@ -45,7 +55,11 @@ class IndexResult:
     set_aside: list[tuple[str, str]]
     unknown_folders: list[tuple[str, int]]
     other_files: list[str]
+    system_files: list[tuple[str, int]]
+    repeated_files: list[tuple[str, str]]
+    not_in_table: list[tuple[str, int]]
     notes: list[str]
+    remarks: list[tuple[str, str]]
     repeats: list[dict[str, Any]]
     read: int
 
@@ -56,6 +70,7 @@ def index(
     layout: str,
     csv_file: Path | None = None,
     columns: Mapping[str, str | None] | None = None,
+    bits: int | None = None,
     facts: Path | None = None,
     fresh: bool = False,
     salt: Path | None = None,
@@ -66,6 +81,7 @@ def index(
     Args:
         layout: a name in `LAYOUTS`.
         csv_file, columns: for layout `csv`, see `find_csv`.
+        bits: depth of 16-bit pictures; see `imaging.depth`. Without, those that state none get that of their source.
         facts: file that keeps what was read; files that did not change since are not read again.
         fresh: read every file again.
         salt: file with the secret under which patient ids of DICOM files are hashed; see `local_salt`.
@@ -73,31 +89,68 @@ def index(
 
     Raises:
         InputError: no such folder, or no readable picture in it.
-        ConfigError: unknown layout or column.
+        ConfigError: unknown layout or column, or a depth that cannot be.
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes.
     """
-    find = find_layout(layout)
+    require_bits(bits)
     store = FactStore(root, facts, fresh=fresh)
-    listing = find(root, csv_file=csv_file, columns=columns, sha256=store.sha256)
-    if not listing.rows and listing.set_aside:
-        path, reason = listing.set_aside[0]
-        raise InputError(
-            f"{root}: no picture can be used, {len(listing.set_aside)} are set aside, first {path}: {reason}; "
-            "give every class a sub-folder of its own"
-        )
-    if not listing.rows:
-        raise InputError(f"{root}: no PNG, JPEG or DICOM picture for layout '{layout}'; name the images' folder")
-    rows = _read_all(store, listing, _Pseudonyms(salt), progress)
+    listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
+    rows = _read_all(store, listing, _Pseudonyms(salt), bits, progress)
+    files_read = store.read  # some are read once more
+    rows = _with_common_depths(store, listing, rows)
     store.settle()
     if not rows:
-        raise InputError(f"{root}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}")
+        raise InputError(
+            f"{printable(root)}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}"
+        )
     rows.sort(key=lambda row: row["image_id"])
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = Manifest.from_rows(rows, root.resolve(), may_leak=True)
     manifest.label_set()
-    set_aside, unknown, others = sorted(listing.set_aside), sorted(listing.unknown_folders), sorted(listing.other_files)
-    return IndexResult(manifest, set_aside, unknown, others, sorted(listing.notes), _repeats(rows), store.read)
+    remarks = [(str(row["path"]), row["image_remarks"]) for row in rows if row.get("image_remarks")]
+    if remarks:
+        path, remark = remarks[0]
+        listing.notes.append(f"remarks on {counted(len(remarks), 'image')}, first {path}: {remark}")
+    return IndexResult(
+        manifest,
+        set_aside=sorted(listing.set_aside),
+        unknown_folders=sorted(listing.unknown_folders),
+        other_files=sorted(listing.other_files),
+        system_files=sorted(listing.system_files),
+        repeated_files=sorted(listing.repeated_files),
+        not_in_table=sorted(listing.not_in_table),
+        notes=sorted(listing.notes),
+        remarks=remarks,
+        repeats=_repeats(rows),
+        read=files_read,
+    )
+
+
+def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
+    """The candidates of a layout, one or more; ConfigError for an unknown layout, InputError where there is none."""
+    find = find_layout(layout)
+    place = str(root.resolve())
+    if place.encode("utf-8", "replace") != os.fsencode(place):
+        raise InputError(f"{printable(place)}: a folder whose name is not UTF-8, and a manifest holds UTF-8; rename it")
+    listing = find(root, **options)
+    if listing.rows:
+        return listing
+    if listing.set_aside:
+        path, reason = listing.set_aside[0]
+        raise InputError(
+            f"{printable(root)}: no picture can be used, {len(listing.set_aside)} are set aside, first "
+            f"{printable(path)}: {reason}; give every class a sub-folder of its own, or a table of paths and labels: "
+            f"{_command(root, '--csv', 'TABLE.csv')}"
+        )
+    raise InputError(
+        f"{printable(root)}: no PNG, JPEG or DICOM picture for layout '{layout}'; it holds {printable(listing.seen)}; "
+        f"name the images' folder: {_command('FOLDER')}"
+    )
+
+
+def _command(root: str | Path, *options: str) -> str:
+    return printable(shlex.join(["thoraclip", "index", str(root), *options, "--out", "manifest.parquet"]))
 
 
 def salt_file() -> Path:
@@ -149,16 +202,18 @@ class _Pseudonyms:
 
 
 def _read_all(
-    store: FactStore, listing: Listing, pseudonyms: _Pseudonyms, progress: Progress | None
+    store: FactStore, listing: Listing, pseudonyms: _Pseudonyms, bits: int | None, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    """Rows of the readable pictures; the others are set aside in the listing."""
+    """Rows of the readable pictures, which name who said their depth; the others are set aside in the listing."""
     paths = [str(row["path"]) for row in listing.rows]
 
     def serves(kept: dict[str, Any]) -> bool:
-        return ("phash" in kept or "reason" in kept) and ("salt" not in kept or kept["salt"] == pseudonyms(""))
+        is_as_asked = "bits" not in kept or kept["stated_bits"] == bits
+        has_salt = "salt" not in kept or kept["salt"] == pseudonyms("")
+        return ("phash" in kept or "reason" in kept) and is_as_asked and has_salt
 
     def read(row: int) -> dict[str, Any]:
-        return store.get(paths[row], lambda file: _read(file, pseudonyms), serves=serves)
+        return store.get(paths[row], lambda file: _read(file, pseudonyms, bits), serves=serves)
 
     rows: list[dict[str, Any]] = []
     for first, batch in in_batches(read, len(paths), batch_size=_BATCH):
@@ -167,21 +222,59 @@ def _read_all(
                 listing.set_aside.append((row["path"], facts["reason"]))
                 continue
             known = {name: value for name, value in row.items() if value is not None}
-            rows.append(row | {name: value for name, value in facts.items() if name != "salt"} | known)
+            rows.append(row | {name: value for name, value in facts.items() if name not in _OF_FACTS} | known)
         if progress:
             progress(first + len(batch), len(paths))
     return rows
 
 
-def _read(path: Path, pseudonyms: _Pseudonyms) -> dict[str, Any]:
+def _with_common_depths(store: FactStore, listing: Listing, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, where those whose depth is an estimate of their own have that of all such images of their source."""
+    groups: dict[str | None, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.pop("depth_origin", "") == "estimate":
+            groups.setdefault(row.get("source"), []).append(row)
+    for source, group in groups.items():
+        depth = common_depth([row["bits"] for row in group])
+        others = [row for row in group if row["bits"] != depth]
+        for first, batch in in_batches(partial(_at_depth, store, others, depth), len(others), batch_size=_BATCH):
+            for row, facts in zip(others[first : first + len(batch)], batch, strict=True):
+                row.update(facts)
+        of = f"of source '{source}' " if source else ""
+        listing.notes.append(
+            f"{counted(len(group), 'image')} of 16 bits {of}without a stated depth: {depth} bits are taken, by an "
+            "estimate from all of them; state another with --bits"
+        )
+    return rows
+
+
+def _at_depth(store: FactStore, rows: Sequence[Mapping[str, Any]], depth: int, row: int) -> dict[str, Any]:
+    """What changes of an image's facts where it has the depth of its set; it was readable a moment ago."""
+    path = rows[row]["path"]
+    known = store.get(path, lambda _: {}, serves=lambda _: True)
+
+    def make(file: Path) -> dict[str, Any]:
+        radiograph = decode(file, of_set=depth)
+        changed: dict[str, Any] = {"bits": depth, "phash": perceptual_hash(radiograph.pixels)}
+        return known | {"of_set": changed | {"image_remarks": "; ".join(radiograph.remarks) or None}}
+
+    facts = store.get(path, make, serves=lambda kept: kept.get("of_set", {}).get("bits") == depth)
+    return dict(facts["of_set"])
+
+
+def _read(path: Path, pseudonyms: _Pseudonyms, bits: int | None) -> dict[str, Any]:
     """Facts of one picture, or the reason why it cannot be used."""
     try:
         data = read_bytes(path)
-        radiograph = decode(data)
+        radiograph = decode(data, bits=bits)
     except ImageError as error:
         return {"reason": str(error).removeprefix(f"{path}: ").removeprefix("image: ")}
     facts: dict[str, Any] = {"sha256": hashlib.sha256(data).hexdigest(), "phash": perceptual_hash(radiograph.pixels)}
     facts |= {name: getattr(radiograph, name) for name in ("width", "height", "mode", "format")}
+    if radiograph.remarks:
+        facts["image_remarks"] = "; ".join(radiograph.remarks)
+    if radiograph.depth is not None:
+        facts |= {"bits": radiograph.bits, "depth_origin": radiograph.depth.origin, "stated_bits": bits}
     header = radiograph.header
     if header is None:
         return facts
@@ -214,8 +307,12 @@ def write_index_report(path: Path, result: IndexResult) -> None:
         "set_aside": [{"path": p, "reason": reason} for p, reason in result.set_aside],
         "unknown_folders": [{"path": p, "files": count} for p, count in result.unknown_folders],
         "other_files": result.other_files,
+        "system_files": [{"path": p, "files": count} for p, count in result.system_files],
+        "repeated_files": [{"path": p, "same_as": kept} for p, kept in result.repeated_files],
+        "not_in_table": [{"path": p, "files": count} for p, count in result.not_in_table],
         "repeats": result.repeats,
         "patients_in_two_splits": manifest.patients_in_two("split"),
         "notes": result.notes,
+        "remarks": [{"path": p, "remark": remark} for p, remark in result.remarks],
     }
     write_json(path, content)

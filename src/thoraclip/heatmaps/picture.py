@@ -83,19 +83,27 @@ def require_png(path: Path) -> None:
         raise InputError(f"{path}: the sheet is a PNG; end the name in .png")
 
 
-def explain_picture(classifier: Predictor, image: Path, *, mask: Path | None = None, **options: Any) -> Explanation:
+def explain_picture(
+    classifier: Predictor,
+    image: Path,
+    *,
+    mask: Path | None = None,
+    bits: int | None = None,
+    of_set: int | None = None,
+    **options: Any,
+) -> Explanation:
     """Score a PNG, JPEG or DICOM file and map the evidence for a class; `options` as in `explain_pixels`.
 
-    The lungs are those of a mask file of this very image, or, for None, an estimate. Raises ConfigError for no such
-    class or method, ImageError where the image or the mask cannot be decoded, or the mask is of another shape or tells
-    nothing.
+    `bits` and `of_set` are the depth of 16-bit samples, see `imaging.decode`. The lungs are those of a mask file of
+    this very image, or, for None, an estimate. Raises ConfigError for no such class or method, ImageError where the
+    image or the mask cannot be decoded, or the mask is of another shape or tells nothing.
     """
     method, name, names = options.get("method", ""), options.get("class_name", ""), classifier.labels.names
     if method and method not in MAPS:
         raise ConfigError(f"--method: unknown method '{method}'{did_you_mean(method, MAPS)}")
     if name and name not in names:
         raise ConfigError(f"--class: '{name}' is not one of the classes{did_you_mean(name, names)}")
-    pixels = decode(image).pixels
+    pixels = decode(image, bits=bits, of_set=of_set).pixels
     lungs = None if mask is None else read_mask(mask, pixels.shape)
     problem = None if lungs is None else mask_problem(lungs)
     if problem:

@@ -7,7 +7,8 @@ Training, embedding, export and serving all pass through here, so there is one s
 
 from __future__ import annotations
 
-from thoraclip.imaging.decoding import DECODING, MAX_PIXELS, Radiograph, decode, is_image_name, read_bytes, told_by_name
+from thoraclip.imaging.decoding import DECODING, MAX_PIXELS, Radiograph, decode, read_bytes
+from thoraclip.imaging.listing import is_image_name
 from thoraclip.imaging.preprocessing import Preprocess, check_pixels, fit, normalise, perceptual_hash, preprocess
 
 __all__ = [
@@ -23,5 +24,4 @@ __all__ = [
     "perceptual_hash",
     "preprocess",
     "read_bytes",
-    "told_by_name",
 ]

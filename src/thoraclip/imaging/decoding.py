@@ -6,22 +6,23 @@ import io
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
+from thoraclip.imaging.deep import deep_grey, display_exponent, is_deep, png_chunks
+from thoraclip.imaging.depth import Depth
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom, refuse_many_scans
+from thoraclip.imaging.names import foreign_format
 
-__all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "is_image_name", "read_bytes", "told_by_name"]
+__all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes"]
 
 Grey = npt.NDArray[np.uint8]
 
-DECODING = 2
+DECODING = 3
 """Number of the rules by which files become grey; what was kept under another number is made again."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 MAX_BYTES = 512 * 1024**2
 """Larger files are not read: 100 megapixels of 16 bits take 200 MB."""
 
@@ -36,6 +37,8 @@ class Radiograph:
         mode: Pillow's mode of the file (`L`, `RGB`, `I;16`, ...) or DICOM's photometric interpretation.
         format: `PNG`, `JPEG` or `DICOM`.
         header: what a DICOM file says of the patient and the exposure; `None` for other formats.
+        depth: by which the samples of a 16-bit PNG were scaled; `None` for other files.
+        remarks: where the file contradicts itself, or its values do not fit their depth, and what was done; sentences.
     """
 
     pixels: Grey
@@ -44,28 +47,13 @@ class Radiograph:
     mode: str
     format: str
     header: DicomHeader | None = None
+    depth: Depth | None = None
+    remarks: tuple[str, ...] = ()
 
-
-def is_image_name(path: Path) -> bool:
-    """True for a picture's ending, and for a file without one that begins like DICOM or cannot be opened."""
-    told = told_by_name(path.name)
-    if told is not None:
-        return told
-    try:
-        if not path.is_file():  # a pipe would wait for ever
-            return False
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return True
-
-
-def told_by_name(name: str) -> bool | None:
-    """Whether a file's ending is a picture's; `None` without an ending, where only the content tells."""
-    suffix = Path(name).suffix
-    if suffix.lower() in IMAGE_SUFFIXES:
-        return True
-    return None if not suffix or suffix[1:].isdigit() else False  # DICOM is often named by a UID: 1.2.840.113619
+    @property
+    def bits(self) -> int | None:
+        """The depth in bits."""
+        return None if self.depth is None else self.depth.bits
 
 
 def read_bytes(path: Path) -> bytes:
@@ -82,15 +70,19 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Radiograph:
+def decode(
+    source: Path | bytes, *, bits: int | None = None, of_set: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Radiograph:
     """Decode a file, or the bytes of one, to 8-bit grey.
 
-    RGB, CMYK and palettes become luma (ITU-R 601-2, Pillow's `L`); alpha is laid over black. Samples deeper than 8 bits
-    are scaled by the smallest whole bit depth that holds their largest value, since 16-bit files often carry 10 to 12.
+    RGB, CMYK and palettes become luma (ITU-R 601-2, Pillow's `L`); alpha is laid over black; gAMA is honoured as a
+    screen does. Samples of 16 bits are scaled by their depth, and values above it are white; see `imaging.depth`.
     DICOM is shown as its look-up tables say; see `imaging.display`.
 
     Args:
         source: the file, or its content.
+        bits: depth of a 16-bit PNG, whatever the file says.
+        of_set: depth of a 16-bit PNG that states none.
         max_pixels: larger pictures are refused before any of them is decoded.
 
     Raises:
@@ -101,51 +93,51 @@ def decode(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Radiograph:
     if not data:
         raise ImageError(f"{where}: the file is empty")
     if is_dicom(data):
-        grey, photometric, header = decode_dicom(data, where, max_pixels)
-        return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header)
-    return _decode_picture(data, where, max_pixels)
+        grey, photometric, header, remarks = decode_dicom(data, where, max_pixels)
+        return Radiograph(grey, grey.shape[1], grey.shape[0], photometric, "DICOM", header, remarks=remarks)
+    return _decode_picture(data, where, max_pixels, bits=bits, of_set=of_set)
 
 
-def _decode_picture(data: bytes, where: str, max_pixels: int) -> Radiograph:
+def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | None, of_set: int | None) -> Radiograph:
+    depth = None
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.width * image.height > max_pixels:
             raise ImageError(f"{image.width} x {image.height} pixels is more than {max_pixels:,}; not a radiograph")
         mode, kind = image.mode, image.format or "?"
+        chunks = png_chunks(data)
         if kind != "PNG":
             refuse_many_scans(data)
-        image.load()
-        grey = _to_grey(ImageOps.exif_transpose(image))
+        if is_deep(chunks):
+            grey, depth = deep_grey(data, image, chunks, bits=bits, of_set=of_set)
+        else:
+            image.load()
+            grey = _to_grey(ImageOps.exif_transpose(image), display_exponent(chunks))
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
         raise ImageError(f"{where}: more than {max_pixels:,} pixels; not a radiograph ({error})") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture") from error
+        foreign = foreign_format(data)
+        raise ImageError(f"{where}: not a PNG, JPEG or DICOM picture{foreign and f' ({foreign})'}") from error
     except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
-    return Radiograph(grey, grey.shape[1], grey.shape[0], mode, "JPEG" if kind == "MPO" else kind)
+    kind = "JPEG" if kind == "MPO" else kind
+    remarks = () if depth is None else depth.remarks
+    return Radiograph(grey, grey.shape[1], grey.shape[0], mode, kind, depth=depth, remarks=remarks)
 
 
-def _to_grey(image: Image.Image) -> Grey:
-    if image.mode in {"I", "F"} or image.mode.startswith("I;"):
-        return _scale_by_depth(np.asarray(image))
-    if image.mode in {"P", "RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+def _to_grey(image: Image.Image, exponent: float) -> Grey:
+    """Grey of a picture of 8 bits or fewer; `exponent`: see `display_exponent`."""
+    has_alpha = image.mode in {"P", "RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
+    if has_alpha:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    if image.mode != "L":
-        image = image.convert("RGB").convert("L")
-    return np.array(image, dtype=np.uint8)
-
-
-def _scale_by_depth(samples: npt.NDArray[Any]) -> Grey:
-    """Scale by 2^bits - 1, the smallest of 8..16 bits that holds the largest value."""
-    low, high = float(samples.min()), float(samples.max())
-    if not 0 <= low <= high <= 65535:
-        raise ImageError(f"samples run from {low:g} to {high:g}; expected whole numbers in 0..65535")
-    bits = max(8, int(high).bit_length())
-    table = np.round(np.arange(2**bits) * (255.0 / (2**bits - 1))).astype(np.uint8)
-    grey = np.empty(samples.shape, dtype=np.uint8)
-    for row, line in enumerate(samples):  # one by one: an index, or floats, of 100 megapixels would take 800 MB
-        grey[row] = table[line.astype(np.uint16)]
-    return grey
+    elif image.mode != "L":
+        image = image.convert("RGB")
+    if exponent != 1:
+        shown = [round(255 * (level / 255) ** exponent) for level in range(256)]
+        same = list(range(256)) if has_alpha else []
+        image = image.point(shown * (len(image.getbands()) - has_alpha) + same)
+    if has_alpha:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return np.array(image.convert("L"), dtype=np.uint8)

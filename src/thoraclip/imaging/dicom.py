@@ -15,11 +15,14 @@ import numpy.typing as npt
 from thoraclip.errors import ImageError, MissingExtraError, first_line
 from thoraclip.imaging.display import display
 from thoraclip.imaging.isolated import decode_apart, last_line
+from thoraclip.imaging.numbers import first_number
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 __all__ = ["MAX_PIXELS", "DicomHeader", "decode_dicom", "is_dicom", "refuse_many_scans"]
+
+Stored = npt.NDArray[np.integer[Any]]
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: no radiograph is that large, a decompression bomb is."""
@@ -62,9 +65,12 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or data[:2] in {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
 
 
-def decode_dicom(data: bytes, where: str, max_pixels: int) -> tuple[npt.NDArray[np.uint8], str, DicomHeader]:
-    """(u8[H, W], photometric interpretation, header) of a DICOM file's bytes; raises ImageError where they are damaged,
-    without pixel data, of several frames, colour or another modality, or cannot be decoded."""
+def decode_dicom(
+    data: bytes, where: str, max_pixels: int
+) -> tuple[npt.NDArray[np.uint8], str, DicomHeader, tuple[str, ...]]:
+    """(u8[H, W], photometric interpretation, header, remarks) of a DICOM file's bytes; raises ImageError where they are
+    damaged, without pixel data, of several frames, colour or another modality, or cannot be decoded."""
+    remarks: list[str] = []
     try:  # pydicom reads an element when it is asked for, so any of these lines may find the damage
         dataset = _parse(data)
         photometric = _refuse_unfit(dataset, max_pixels)
@@ -74,7 +80,8 @@ def decode_dicom(data: bytes, where: str, max_pixels: int) -> tuple[npt.NDArray[
     except Exception as error:  # of many kinds
         raise ImageError(f"{where}: damaged DICOM ({first_line(error)})") from error
     try:
-        return display(_stored_values(dataset, data), dataset), photometric, header
+        pixels = display(_stored_values(dataset, data, remarks), dataset, remarks)
+        return pixels, photometric, header, tuple(remarks)
     except MissingExtraError as error:
         raise ImageError(f"{where}: {error}") from error
     except Exception as error:  # decoders raise many kinds
@@ -127,9 +134,9 @@ def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
     modality = str(dataset.get("Modality") or "").strip().upper()
     if modality not in _MODALITIES:
         raise ImageError(f"DICOM modality '{modality}'; a radiograph (CR, DX or RG) is expected")
-    frames, samples = (int(dataset.get(name) or 1) for name in ("NumberOfFrames", "SamplesPerPixel"))
+    frames, samples = first_number(dataset, "NumberOfFrames", []) or 1, int(dataset.get("SamplesPerPixel") or 1)
     if frames != 1:
-        raise ImageError(f"{frames} frames; one is expected: export the frame that is wanted as a picture")
+        raise ImageError(f"{frames:g} frames; one is expected: export the frame that is wanted as a picture")
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if samples != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
         said = f"{samples} samples a pixel, photometric interpretation '{photometric}'"
@@ -139,9 +146,7 @@ def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
     allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
     if allocated not in {8, 16} or not 1 < stored <= allocated:
         raise ImageError(f"{stored} bits stored in {allocated}; 8 to 16 bits are expected")
-    high = dataset.get("HighBit")
-    if high is not None and int(high) != stored - 1:
-        raise ImageError(f"{stored} bits stored, the highest at place {int(high)}; {stored - 1} is expected")
+    dataset.add_new("NumberOfFrames", "IS", 1)  # for pydicom, which reads the text in another way
     return photometric
 
 
@@ -175,8 +180,35 @@ def _age_years(age: str | None, born: str | None, studied: str | None) -> float 
     return round(days / 365.25, 1) if 0 <= days < 130 * 366 else None  # no closer: dates of birth identify people
 
 
-def _stored_values(dataset: Dataset, data: bytes) -> npt.NDArray[np.integer[Any]]:
-    """The stored values, i or u 8 or 16[H, W], by the most trusted decoder that is installed."""
+def _stored_values(dataset: Dataset, data: bytes, remarks: list[str]) -> Stored:
+    """The stored values, i or u 8 or 16[H, W], from the bits in which they lie."""
+    allocated, stored, high = (dataset.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    if high is None or int(high) == stored - 1:
+        return _decoded(dataset, data)
+    dataset.BitsStored, dataset.HighBit = allocated, allocated - 1  # so that pydicom cuts nothing off
+    values = _decoded(dataset, data)
+    dataset.BitsStored, dataset.HighBit = stored, stored - 1
+    values, shift = _in_low_bits(values, int(stored), int(high))
+    where = f"the values are shifted down by {shift} bits" if shift else "the values lie in the low bits"
+    remarks.append(f"HighBit {int(high)} contradicts {int(stored)} bits stored; {where}")
+    return values
+
+
+def _in_low_bits(values: Stored, stored: int, high: int) -> tuple[Stored, int]:
+    """(values of so many bits, by how many they were shifted down): by none where they fit as they are, or where no
+    such place is among the bits of a pixel."""
+    size = 8 * values.dtype.itemsize
+    words, shift = values.view(f"u{values.dtype.itemsize}"), high + 1 - stored
+    above = words >> (stored - 1)  # from the sign on
+    is_extended = (above == 2 ** (size - stored + 1) - 1) if values.dtype.kind == "i" else np.False_
+    fits = bool(((above <= 1) | is_extended).all())
+    if fits or not 0 < shift <= size - stored:
+        shift = 0
+    return (words >> shift << (size - stored)).view(values.dtype) >> (size - stored), shift
+
+
+def _decoded(dataset: Dataset, data: bytes) -> Stored:
+    """The values of pixels, by the most trusted decoder that is installed."""
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID

@@ -3,10 +3,13 @@
 Every step from a stored value to a grey level looks at that value alone, so all of them are computed once on the ramp
 of the stored values that occur (at most 65,536) and looked up for the pixels:
 
-    stored -> modality LUT or rescale -> VOI LUT or window -> 0..255 -> MONOCHROME1 inverted -> padding black
+    stored -> modality LUT or rescale -> VOI LUT or window -> 0..255 -> inverted or not -> padding black
 
-PS3.3 C.11.1 (modality), C.11.2 (VOI), C.7.6.3.1.2 (photometric interpretation), C.7.5.1.1.2 (padding);
-https://dicom.nema.org/medical/dicom/current/output/html/part03.html
+PS3.3 C.11.1 (modality), C.11.2 (VOI), C.7.6.3.1.2 (photometric interpretation), C.11.6.1.2 (presentation LUT shape),
+C.7.5.1.1.2 (padding); https://dicom.nema.org/medical/dicom/current/output/html/part03.html
+
+MONOCHROME1 and the shape INVERSE go together and say the same thing: the picture is inverted once. It is inverted where
+one of them stands without the other, too, and that is remarked.
 
 What several readers agree on where the standard leaves it open: without a window, or with one that shows nothing, 8-bit
 pixels are taken as they are, and deeper ones from the smallest to the largest value that is not padding.
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.errors import ImageError
+from thoraclip.imaging.numbers import first_number
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -30,10 +34,11 @@ Ramp = npt.NDArray[np.int64]
 """The stored values from the smallest to the largest one that occurs."""
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float64]
+_LARGEST = 1e300
 
 
-def display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Grey levels u8[H, W] of the stored values; see the module's text."""
+def display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset, remarks: list[str]) -> npt.NDArray[np.uint8]:
+    """Grey levels u8[H, W] of the stored values; see the module's text. What is odd is added to `remarks`."""
     if stored.ndim != 2 or not stored.size:
         raise ImageError(f"pixels of shape {stored.shape}; one grey frame is expected")
     low, high = int(stored.min()), int(stored.max())
@@ -42,8 +47,9 @@ def display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset) -> npt.NDArr
     shown = np.zeros(len(ramp), dtype=bool)
     for rows in _blocks(stored):
         shown[stored[rows].astype(np.int32) - low] = True
-    grey = _grey_levels(ramp, shown & ~padding, dataset)
-    if str(dataset.PhotometricInterpretation).strip() == "MONOCHROME1":
+    with np.errstate(all="ignore"):  # numbers beyond all bounds are refused, or clipped
+        grey = _grey_levels(ramp, shown & ~padding, dataset, remarks)
+    if _is_inverted(dataset, remarks):
         grey = 255.0 - grey
     table = np.round(np.clip(grey, 0, 255)).astype(np.uint8)
     table[padding] = 0
@@ -51,6 +57,16 @@ def display(stored: npt.NDArray[np.integer[Any]], dataset: Dataset) -> npt.NDArr
     for rows in _blocks(stored):
         pixels[rows] = table[stored[rows].astype(np.int32) - low]
     return pixels
+
+
+def _is_inverted(dataset: Dataset, remarks: list[str]) -> bool:
+    """Whether the smallest value is white."""
+    photometric = str(dataset.PhotometricInterpretation).strip()
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    inverted = photometric == "MONOCHROME1", shape == "INVERSE"
+    if shape in {"IDENTITY", "INVERSE"} and inverted[0] != inverted[1]:
+        remarks.append(f"{photometric} contradicts the presentation LUT shape {shape}; shown inverted")
+    return any(inverted)
 
 
 def _blocks(array: npt.NDArray[Any]) -> list[slice]:
@@ -72,16 +88,18 @@ def _padding(ramp: Ramp, dataset: Dataset) -> Mask:
     return np.asarray((ramp >= min(ends)) & (ramp <= max(ends)))
 
 
-def _grey_levels(ramp: Ramp, shown: Mask, dataset: Dataset) -> Values:
+def _grey_levels(ramp: Ramp, shown: Mask, dataset: Dataset, remarks: list[str]) -> Values:
     """Levels 0..255 of each stored value of the ramp, before inversion; `shown`: those that count."""
-    values = _modality_values(ramp, dataset)
+    values = _modality_values(ramp, dataset, remarks)
+    if not np.abs(values).max() < _LARGEST:
+        raise ImageError("RescaleSlope and RescaleIntercept lead beyond what can be computed; mend the header")
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         return np.asarray(_look_up(values, dataset, "VOILUTSequence") * (255.0 / (2**bits - 1)))
     if not shown.any():
         return np.zeros(len(ramp))
     low, high = float(values[shown].min()), float(values[shown].max())
-    windowed = _window(values, dataset)
+    windowed = _window(values, dataset, remarks)
     if windowed is not None and (low == high or np.ptp(windowed[shown]) > 0):
         return windowed
     is_plain = not dataset.get("ModalityLUTSequence") and np.array_equal(values, ramp)
@@ -92,12 +110,12 @@ def _grey_levels(ramp: Ramp, shown: Mask, dataset: Dataset) -> Values:
     return np.asarray((values - low) * (255.0 / (high - low))) if high > low else np.zeros(len(ramp))
 
 
-def _modality_values(ramp: Ramp, dataset: Dataset) -> Values:
+def _modality_values(ramp: Ramp, dataset: Dataset, remarks: list[str]) -> Values:
     """What the stored values measure, by table or by slope and intercept (PS3.3 C.11.1); a slope of 0 counts as
     missing."""
     if dataset.get("ModalityLUTSequence"):
         return _look_up(ramp.astype(np.float64), dataset, "ModalityLUTSequence")
-    slope, intercept = (_first_number(dataset.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = (first_number(dataset, name, remarks) for name in ("RescaleSlope", "RescaleIntercept"))
     return np.asarray(ramp.astype(np.float64) * (slope or 1.0) + (intercept or 0.0))
 
 
@@ -119,9 +137,9 @@ def _look_up(values: Values, dataset: Dataset, sequence: str) -> Values:
     return entries[np.clip(np.round(values) - first, 0, count - 1).astype(np.int64)].astype(np.float64)
 
 
-def _window(values: Values, dataset: Dataset) -> Values | None:
+def _window(values: Values, dataset: Dataset, remarks: list[str]) -> Values | None:
     """The first window, by its function, onto 0..255 (PS3.3 C.11.2.1.2 and C.11.2.1.3); `None` without a valid one."""
-    centre, width = (_first_number(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    centre, width = (first_number(dataset, name, remarks) for name in ("WindowCenter", "WindowWidth"))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
         return None
@@ -134,13 +152,3 @@ def _window(values: Values, dataset: Dataset) -> Values | None:
     if width == 0:
         return np.where(values > centre, 255.0, 0.0)
     return np.clip((values - centre) / width + 0.5, 0, 1) * 255.0
-
-
-def _first_number(value: Any) -> float | None:
-    from pydicom.multival import MultiValue
-
-    first = value[0] if isinstance(value, MultiValue | list | tuple) and len(value) else value
-    if first is None or first == "" or isinstance(first, MultiValue | list | tuple):
-        return None
-    number = float(first)
-    return number if np.isfinite(number) else None

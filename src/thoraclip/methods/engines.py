@@ -136,9 +136,12 @@ def by_ray(config: EncoderConfig, manifest: Manifest, expected: dict[str, str], 
     """
 
     def engine(batches: Sequence[range]) -> Iterator[Features]:
+        import pyarrow as pa
+
         size = len(batches[0]) if batches else 1
         count = max(_SHARD, -(-len(batches) // _MOST_SHARDS))
         images = manifest.table.select(["path", "sha256"])
+        images = images.append_column("bits", pa.array([bits or 0 for bits in manifest.bits], pa.int32()))
         shards = (batches[at : at + count] for at in range(0, len(batches), count))
         tables = (images.slice(shard[0].start, sum(map(len, shard))) for shard in shards)
         make = partial(_actor, _located(config), str(manifest.root.resolve()), size, expected)
@@ -171,7 +174,7 @@ def _actor(
     def work(shard: dict[str, Any]) -> dict[str, Any]:
         import pyarrow as pa
 
-        table = pa.table({name: shard[name].tolist() for name in ("path", "sha256")})
+        table = pa.table({name: shard[name].tolist() for name in ("path", "sha256", "bits")})
         alone = by_threads(encoder, decoded(root, table, encoder.preprocess), threads=threads)
         pooled, projected = zip(*alone(cut(len(table), size)), strict=True)
         return {"pooled": np.concatenate(pooled), "projected": np.concatenate(projected)}

@@ -30,6 +30,8 @@ class Chosen:
     fold: int | None  # its number; `None` of a run without folds
     note: str  # why this one
     lung_mask: Path | None = None  # the manifest's mask of the image, where it has one
+    bits: int | None = None  # the manifest's depth of the image
+    of_set: int | None = None  # the commonest depth of the manifest's images
 
 
 def choose_classifier(
@@ -86,7 +88,8 @@ def choose_classifier(
         reason = ", which is not trained" if is_frozen else "" if fold is None else ", as asked"
     else:
         reason = ", the first: the image is in no fold of the run's manifest"
-    return Chosen(chosen, _name(chosen) + reason, own.lung_mask_of(copies))
+    bits = next((row["bits"] for row in copies if isinstance(row.get("bits"), int)), None)
+    return Chosen(chosen, _name(chosen) + reason, own.lung_mask_of(copies), bits, own.usual_bits)
 
 
 def _name(fold: int | None) -> str:

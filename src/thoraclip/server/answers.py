@@ -92,6 +92,9 @@ class OnePicture(_Answer):
     neighbours: list[Neighbour] | None = Field(
         description="The most similar training pictures that the bundle carries; null unless asked for."
     )
+    remarks: list[str] | None = Field(
+        description="Where the file contradicts itself, or its values do not fit their depth; mostly empty."
+    )
     error: str | None = Field(description="Why the picture cannot be read; all else is null then.")
 
 
@@ -184,7 +187,7 @@ def _one_picture(queue: BatchQueue, index: int, result: Prediction | ImageError,
             for one in thumbnails.nearest(result.features, count=neighbours)
         ]
     said: dict[str, Any] = {name: getattr(result, name) for name in ("label", "scores", "set", "ood", "ood_score")}
-    return OnePicture(index=index, neighbours=near, error=None, **said)
+    return OnePicture(index=index, neighbours=near, remarks=list(result.remarks), error=None, **said)
 
 
 def explained(queue: BatchQueue, prediction: Prediction, shown: Explanation, *, neighbours: int = 0) -> Explained:

@@ -26,6 +26,7 @@ from thoraclip.data.phantom import CLASSES, draw_phantom
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps.picture import overlay_png
 from thoraclip.server import answers, openapi
+from thoraclip.server.access import Access, allowed_origins
 from thoraclip.server.batch_queue import METHODS, BatchQueue
 from thoraclip.server.guard import Guard, Journal, read_pictures
 from thoraclip.server.limits import Limits, RefusedError, problem, reason_of
@@ -71,12 +72,23 @@ class ServerState:
         return not self.is_stopping and all(queue.is_ready for queue in self.queues)
 
 
-def create_app(state: ServerState, *, token: str = "", origins: Collection[str] = ()) -> FastAPI:
+def create_app(
+    state: ServerState,
+    *,
+    token: str = "",
+    origins: Collection[str] = (),
+    hosts: Collection[str] = (),
+    any_host: bool = False,
+) -> FastAPI:
     """The app; whoever starts it stops it, and its queues with it.
 
     Args:
         token: that every client must bring, as `Authorization: Bearer TOKEN` or a browser's password; empty for none.
         origins: of pages on other hosts that may ask (CORS).
+        hosts, any_host: names that are answered, see `Access`.
+
+    Raises:
+        ConfigError: an origin or host is none.
     """
 
     @asynccontextmanager
@@ -90,6 +102,7 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
         version=metadata.version("thoraclip"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,  # they load scripts from another host
         responses=openapi.refusals(401) if token else {},
@@ -104,15 +117,16 @@ def create_app(state: ServerState, *, token: str = "", origins: Collection[str] 
     openapi.add_document(app, choices)
     for kind in (HTTPException, RequestValidationError, ImageError, ConfigError):
         app.add_exception_handler(kind, _problem)
-    app.add_middleware(Guard, limits=state.limits, metrics=state.metrics, token=token, origins=origins)
+    app.add_middleware(Guard, limits=state.limits, metrics=state.metrics, token=token)
     if origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(origins),
+            allow_origins=allowed_origins(origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
+    app.add_middleware(Access, origins=origins, hosts=hosts, any_host=any_host)
     app.add_middleware(Journal, metrics=state.metrics)
     state.metrics.waiting.set_function(lambda: sum(queue.waiting for queue in state.queues))
     return app
@@ -240,13 +254,13 @@ async def metrics(server: Shared) -> Response:
     return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@_page.api_route("/", methods=["GET", "HEAD"])
+@_page.get("/")
 def index() -> Response:
     """The page."""
     return _static("index.html")
 
 
-@_page.api_route("/page/{file}", methods=["GET", "HEAD"])
+@_page.get("/page/{file}")
 def page_file(file: str) -> Response:
     """A script or style of the page, or `phantom-N.png`, a synthetic radiograph."""
     if file in _FILES:

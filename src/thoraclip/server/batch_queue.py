@@ -24,7 +24,7 @@ from thoraclip.bundle.runtime import BundleClassifier, Prediction
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.heatmaps import MAPS
 from thoraclip.heatmaps.picture import Explanation, explain_pixels
-from thoraclip.imaging import decode, fit
+from thoraclip.imaging import fit
 from thoraclip.server.limits import MEGA, Limits, RefusedError
 from thoraclip.server.monitoring import Metrics
 from thoraclip.threads import cores
@@ -155,12 +155,12 @@ class BatchQueue:
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Set every future; whatever one image does to the decoder, the others get their answers."""
-        futures, greys = [], []
+        futures, greys, remarks = [], [], []
         for data, future in jobs:
             try:
-                greys.append(
-                    fit(decode(data, max_pixels=self.limits.megapixels * MEGA).pixels, self.classifier.preprocess)
-                )
+                radiograph = self.classifier.read(data, max_pixels=self.limits.megapixels * MEGA)
+                greys.append(fit(radiograph.pixels, self.classifier.preprocess))
+                remarks.append(radiograph.remarks)
                 futures.append(future)
             except ImageError as error:
                 future.set_result(ImageError(str(error)))  # a new one: its frames would keep the image alive
@@ -172,8 +172,8 @@ class BatchQueue:
             for future in futures:
                 future.set_exception(error)
             return
-        for future, answer in zip(futures, answers, strict=True):
-            future.set_result(answer)
+        for future, answer, remarked in zip(futures, answers, remarks, strict=True):
+            future.set_result(dataclasses.replace(answer, remarks=remarked))
 
     def _explain(self, picture: bytes, class_name: str, method: str, deadline: float) -> tuple[Prediction, Explanation]:
         if time.monotonic() > deadline:
@@ -186,8 +186,9 @@ class BatchQueue:
 
         labels, spec = self.classifier.labels, self.classifier.preprocess
         timed: Any = SimpleNamespace(labels=labels, preprocess=spec, predict=predict)
-        pixels = decode(picture, max_pixels=self.limits.megapixels * MEGA).pixels
-        prediction = self.classifier.classify_grey(fit(pixels, spec))
+        radiograph = self.classifier.read(picture, max_pixels=self.limits.megapixels * MEGA)
+        pixels, prediction = radiograph.pixels, self.classifier.classify_grey(fit(radiograph.pixels, spec))
+        prediction = dataclasses.replace(prediction, remarks=radiograph.remarks)
         note = self.classifier.bundle.note_on(picture)
         shown = explain_pixels(timed, pixels, class_name=class_name or prediction.label, method=method, note=note)
         return prediction, dataclasses.replace(shown, scores=prediction.scores)

@@ -1,9 +1,9 @@
 """Two layers of ASGI around the app, and the images that a request brings it.
 
-`Journal`, the outer one, gives every answer an id, safe headers, a log line and a place in the metrics, and turns an
-uncaught exception into a 500 without details. `Guard` refuses a client without the token, and a body that is too large,
-too slow, or too much beside all others. `read_pictures` holds images in memory: names that a client gives them are
-ignored, and nothing is written to disk.
+`Journal`, the outer one, gives every answer an id, safe headers, a log line and a place in the metrics, answers HEAD as
+GET without the body, and turns an uncaught exception into a 500 without details. `Guard` refuses a client without the
+token, and a body that is too large, too slow, or too much beside all others. `read_pictures` holds images in memory:
+names that a client gives them are ignored, and nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thoraclip.server.limits import CROSS_SITE, MEGA, Limits, RefusedError, problem
+from thoraclip.server.access import OPEN_ROUTES
+from thoraclip.server.limits import MEGA, Limits, RefusedError, problem, turn_away
 from thoraclip.server.monitoring import Metrics, log_event
 
 if TYPE_CHECKING:
@@ -37,11 +37,10 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
     "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }  # where an answer brings none of its own
-_OPEN = ("/health", "/ready")  # probes of the process: need no token, and would fill the log
 _CLOSE = {"connection": "close"}
-_LINGER_SECONDS = 10.0  # a refused upload is read on, so that the client finds the answer and not a broken pipe
 _OTHER = "other"
 MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")  # of a body
 _FORM = "multipart/form-data"
@@ -59,13 +58,19 @@ class Journal:
             return
         begun, status, request_id = time.perf_counter(), 0, uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        is_head = scope["method"] == "HEAD"
+        asked = {**scope, "method": "GET"} if is_head else scope
 
         async def answer(message: Message) -> None:
             nonlocal status
+            if is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if "GET" in headers.get("allow", ""):
+                    headers["allow"] = "GET, HEAD"
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -73,10 +78,10 @@ class Journal:
         async def fail(code: int, reason: str) -> None:
             if not status:
                 headers = _CLOSE if code == 503 else None
-                await problem(RefusedError(code, reason, headers=headers))(scope, receive, answer)
+                await problem(RefusedError(code, reason, headers=headers))(asked, receive, answer)
 
         try:
-            await self._app(scope, receive, answer)
+            await self._app(asked, receive, answer)
         except ClientDisconnect:
             status = 499  # nobody is there to read an answer
         except asyncio.CancelledError:  # the grace is over
@@ -88,23 +93,20 @@ class Journal:
         finally:
             seconds = time.perf_counter() - begun
             # the template of the route, since what a client writes in a path may name a patient
-            route = getattr(scope.get("route"), "path", None) or _OTHER
+            route = getattr(asked.get("route"), "path", None) or _OTHER
             method = scope["method"] if scope["method"] in {"GET", "POST", "HEAD", "OPTIONS"} else _OTHER
             self._metrics.requests.labels(route, method, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
-            if status >= 400 or route not in _OPEN:
+            if status >= 400 or route not in OPEN_ROUTES:  # which would fill the log
                 facts: dict[str, Any] = {"request_id": request_id, "method": method, "route": route, "status": status}
                 log_event("request", **facts, seconds=round(seconds, 4), **scope["state"].get("facts", {}))
 
 
 class Guard:
-    """See the module; for `token` and `origins`, `create_app`."""
+    """See the module; for `token`, `create_app`."""
 
-    def __init__(
-        self, app: ASGIApp, limits: Limits, metrics: Metrics, *, token: str = "", origins: Collection[str] = ()
-    ) -> None:
-        self._app, self._limits, self._metrics = app, limits, metrics
-        self._token, self._origins = token.encode(), frozenset(origins)
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, *, token: str = "") -> None:
+        self._app, self._limits, self._metrics, self._token = app, limits, metrics, token.encode()
         self._held = 0  # bytes of the bodies of all requests in flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,7 +145,7 @@ class Guard:
         except RefusedError as refused:
             if has_begun:
                 raise
-            await self._turn_away(refused, receive, send)
+            await turn_away(refused, receive, send)
         finally:
             self._hold(-own)
 
@@ -152,11 +154,7 @@ class Guard:
         self._metrics.held.set(self._held)
 
     def _refuse_stranger(self, scope: Scope, headers: Headers) -> None:
-        origin = headers.get("origin")
-        if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET" and origin not in self._origins:
-            raise RefusedError(403, CROSS_SITE)
-        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-        if not self._token or scope["path"] in _OPEN or is_preflight:
+        if not self._token or scope["path"] in OPEN_ROUTES:
             return
         if not hmac.compare_digest(_secret(headers.get("authorization", "")), self._token):
             # Basic alone: a browser that is offered Bearer beside it asks for no password
@@ -170,19 +168,6 @@ class Guard:
             raise RefusedError(413, f"the request is larger than {limits.megabytes} MB; send fewer or smaller pictures")
         if self._held > limits.held_megabytes * MEGA:
             raise RefusedError(429, "too much is being received at once; come later", headers={"retry-after": "1"})
-
-    @staticmethod
-    async def _turn_away(refused: RefusedError, receive: Receive, send: Send) -> None:
-        """Answer at once, then let the client finish what it is sending."""
-        response = problem(refused)
-        response.headers["connection"] = "close"
-        await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                while (await receive()).get("more_body"):
-                    pass
-        await send({"type": "http.response.body", "body": b""})
 
 
 def _secret(authorization: str) -> bytes:

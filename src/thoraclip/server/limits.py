@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Send
 
 from thoraclip.errors import ConfigError
 
-__all__ = ["CROSS_SITE", "MEDIA_TYPE", "MEGA", "Limits", "RefusedError", "problem", "reason_of"]
+__all__ = ["CROSS_SITE", "MEDIA_TYPE", "MEGA", "Limits", "RefusedError", "problem", "reason_of", "turn_away"]
 
 MEGA = 1_000_000
 MEDIA_TYPE = "application/problem+json"
+_LINGER_SECONDS = 10.0  # a refused upload is read on, so that the client finds the answer and not a broken pipe
+_LONGEST = 500
 CROSS_SITE = "asked by a page of another site; start the server with --allow-origin to let it"
 
 
@@ -85,7 +90,21 @@ def reason_of(error: Exception) -> str:
 def problem(error: HTTPException) -> Response:
     """The response to an error."""
     status, pictures = error.status_code, getattr(error, "pictures", None)
-    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": error.detail}
+    detail = error.detail[:_LONGEST]  # it may repeat what the client wrote
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     if pictures:
         content["pictures"] = pictures
     return Response(json.dumps(content), status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+async def turn_away(refused: RefusedError, receive: Receive, send: Send) -> None:
+    """Answer at once, then let the client finish what it is sending."""
+    response = problem(refused)
+    response.headers["connection"] = "close"
+    await send({"type": "http.response.start", "status": refused.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body", "body": b""})

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from thoraclip.server.access import not_named
 from thoraclip.server.answers import NOTE, Problem
 from thoraclip.server.guard import MEDIA_TYPES
 from thoraclip.server.limits import CROSS_SITE, MEDIA_TYPE
@@ -57,11 +58,12 @@ _WHY = {
     408: ("The request took too long to arrive.", "the request took longer than 30 s to arrive"),
     413: ("Too large, or too many pictures.", "the request is larger than 64 MB; send fewer or smaller pictures"),
     415: ("Another content type.", "the content type must be multipart/form-data or one of image/png, ..."),
+    421: ("Asked by a name that is not the server's.", not_named("xray.example.org")),
     422: ("No picture can be read, or a parameter is wrong.", "not a PNG, JPEG or DICOM picture"),
     429: ("Too much is waiting; `Retry-After` says when to come again.", "64 pictures are waiting already; come later"),
     500: ("A fault of the server.", "a fault of the server; its log has more under 0f8c..."),
 }
-SOME_PROBLEMS = (400, 403, 404, 408, 413, 415, 422, 429, 500)  # of whatever takes images
+SOME_PROBLEMS = (400, 403, 404, 408, 413, 415, 421, 422, 429, 500)  # of whatever takes images
 
 
 def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import math
 import os
 import signal
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+import h11
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from thoraclip.bundle.opening import open_bundle
-from thoraclip.errors import InputError
+from thoraclip.errors import ConfigError, InputError
 from thoraclip.memory import return_freed_memory
+from thoraclip.server.access import host_name
 from thoraclip.server.answers import NOTE
 from thoraclip.server.app import ServerState, create_app
 from thoraclip.server.batch_queue import BatchQueue
@@ -31,20 +34,30 @@ from thoraclip.server.monitoring import Metrics, log_event, set_up_logs
 __all__ = ["is_loopback", "listen", "read_token", "serve_bundles"]
 
 _LEAST_TOKEN = 16
+_REMEDIES = {errno.EADDRINUSE: "name another port", errno.EACCES: "name a port above 1023"}
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 for any that is free. Raises InputError for no such host, or where somebody else
-    listens."""
+    """A socket that listens; port 0 for any that is free. Raises ConfigError for what is no host or port, InputError
+    for a host that is not this machine, or where somebody else listens."""
+    name = host_name(host)
+    if name is None:
+        rule = "must be an address or name of this machine, without scheme and port"
+        raise ConfigError(f"--host: {host!r}: {rule}; as 127.0.0.1 for this machine alone, or 0.0.0.0 for all of it")
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ConfigError(f"--port: {port!r}: must lie in 0 to 65535; 0 takes any that is free")
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        opened = socket.socket(family, kind, protocol)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(place)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--host {host} --port {port}: cannot listen there ({reason}); name another port") from error
-    opened.listen(128)
+        family, kind, protocol, _, place = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        with ExitStack() as closing:
+            opened = closing.enter_context(socket.socket(family, kind, protocol))
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(place)
+            opened.listen(128)
+            closing.pop_all()
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "name an address of this machine, as 127.0.0.1")
+        reason = error.strerror or str(error)
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({reason}); {remedy}") from error
     return opened
 
 
@@ -79,6 +92,8 @@ def serve_bundles(
     threads: int = 0,
     token: str = "",
     origins: Collection[str] = (),
+    hosts: Collection[str] = (),
+    any_host: bool = False,
     with_page: bool = True,
     started: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -94,7 +109,7 @@ def serve_bundles(
         name = next(name for name in names if name not in taken)
         queues.append(BatchQueue(classifier, name=name, limits=limits, metrics=metrics, threads=threads))
     state = ServerState(queues, limits, metrics, has_page=with_page)
-    app = create_app(state, token=token, origins=origins)
+    app = create_app(state, token=token, origins=origins, hosts=hosts, any_host=any_host)
     if not with_page:
         app.add_route("/", _front)
     set_up_logs()
@@ -179,6 +194,19 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP as any other mistake."""
+        reason = "not a request of HTTP/1.1 that can be read; let a library make it"
+        answer = problem(RefusedError(400, reason, headers={"connection": "close", "cache-control": "no-store"}))
+        with suppress(h11.LocalProtocolError):  # an answer has begun already
+            for event in (
+                h11.Response(status_code=400, headers=answer.raw_headers),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     @property
     def _is_between(self) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.config import build_config, config_toml, toml_value
-from thoraclip.data.index import index, write_index_report
-from thoraclip.data.layouts import LAYOUTS, detect_layout, find_layout
-from thoraclip.errors import ConfigError, InputError, did_you_mean
+from thoraclip.data.index import index, list_images, write_index_report
+from thoraclip.data.layouts import LAYOUTS, detect_layout
+from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import SPLITS, Manifest, read_manifest
 
@@ -64,9 +64,7 @@ class ImageSource:
         if self.manifest:
             return read_manifest(Path(self.manifest), may_leak=True)
         root = Path(self.folder)
-        rows = find_layout(self.folder_layout())(root).rows
-        if not rows:
-            raise InputError(f"{root}: no picture can be used; give every class a sub-folder of its own")
+        rows = list_images(root, layout=self.folder_layout()).rows
         return Manifest.from_rows(sorted(rows, key=lambda row: str(row["image_id"])), root.resolve(), may_leak=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thoraclip.config import toml_value
+from thoraclip.data.batches import picture_loader
 from thoraclip.data.check import duplicate_clusters
 from thoraclip.data.index import index
 from thoraclip.data.splits import split_folds, split_fractions
@@ -110,11 +111,13 @@ def run_study(
         prevalence=config.stated_prevalence(manifest),
     )
     _write_best(out, results, report)
-    write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
+    shown: dict[str, Any] = {"image_paths": manifest.paths_by_id(), "load": picture_loader(manifest)}
+    shown["thumbnails"] = config.thumbnails
+    write_report(report, out, **shown)
     audits = _audit_methods(study, report)
     if audits:
         report = with_audits(report, audits)
-        write_report(report, out, image_paths=manifest.paths_by_id(), thumbnails=config.thumbnails)
+        write_report(report, out, **shown)
     return report
 
 

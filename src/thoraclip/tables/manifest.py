@@ -25,7 +25,17 @@ from thoraclip.tables.conditions import parse_condition
 from thoraclip.tables.filters import require_columns, rows_with
 from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
 
-__all__ = ["COLUMNS", "SPLITS", "Manifest", "read_fingerprint", "read_manifest", "require_parquet", "write_manifest"]
+__all__ = [
+    "COLUMNS",
+    "OPTIONAL",
+    "SPLITS",
+    "Manifest",
+    "depths_of",
+    "read_fingerprint",
+    "read_manifest",
+    "require_parquet",
+    "write_manifest",
+]
 
 _SCHEMA = 1
 SPLITS = ("train", "val", "test")
@@ -52,6 +62,9 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "format": pa.string(),
 }
 """The columns of every manifest and their types; paths are relative to the manifest's root. Extra columns are kept."""
+OPTIONAL: Mapping[str, pa.DataType] = {"bits": pa.int32(), "image_remarks": pa.string()}
+"""Columns that stand behind those where an image has a value: depth by which samples of 16 bits are scaled; what was
+remarked on the file when it was decoded, sentences joined by `; `."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class Manifest:
     def from_rows(cls, rows: Sequence[Mapping[str, Any]], root: Path, *, may_leak: bool = False) -> Manifest:
         """Build from one mapping per image; absent columns are null, extra ones are kept after the known ones."""
         extra = sorted({name for row in rows for name in row} - set(COLUMNS))
-        kinds = {**COLUMNS, **dict.fromkeys(extra, pa.string())}
+        kinds = {**COLUMNS, **{name: OPTIONAL.get(name, pa.string()) for name in extra}}
         columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
         return cls(pa.table(columns), root, may_leak)
 
@@ -125,12 +138,27 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a result can depend on: ids, contents, labels, splits, folds, patients."""
-        return columns_digest(self.table[name] for name in _IDENTITY)
+        return columns_digest([*(self.table[name] for name in _IDENTITY), *self._depths()])
 
     @property
     def content_fingerprint(self) -> str:
-        """SHA-256 over ids and picture contents alone: what an embedding depends on."""
-        return columns_digest(self.table[name] for name in ("image_id", "sha256"))
+        """SHA-256 over ids, picture contents and depths alone: what an embedding depends on."""
+        return columns_digest([self.table["image_id"], self.table["sha256"], *self._depths()])
+
+    @property
+    def bits(self) -> list[int | None]:
+        """The depth of each image's samples; `None` where they have 8 bits, or the depth was not looked for."""
+        return depths_of(self.table)
+
+    @property
+    def usual_bits(self) -> int | None:
+        """The commonest depth of the images, the larger of two as common; `None` where none has one."""
+        counted = Counter(filter(None, self.bits))
+        return max(counted, key=lambda bits: (counted[bits], bits), default=None)
+
+    def _depths(self) -> list[pa.ChunkedArray]:
+        """The column of depths, where any image has one."""
+        return [self.table["bits"]] if any(self.bits) else []
 
     def label_set(self, classes: Sequence[str] = ()) -> LabelSet:
         """The classes as given (ManifestError where one has no image, or a label is another), or the sorted labels."""
@@ -234,7 +262,7 @@ class Manifest:
         """A new manifest with some columns replaced or added (added ones are text)."""
         columns = dict(zip(self.table.column_names, self.table.columns, strict=True))
         for name, column in values.items():
-            kind = COLUMNS.get(name, pa.string())
+            kind = COLUMNS.get(name) or OPTIONAL.get(name, pa.string())
             columns[name] = column.cast(kind) if isinstance(column, pa.Array) else pa.array(column, kind)
         return replace(self, table=pa.table(columns), file=None)
 
@@ -256,6 +284,14 @@ class Manifest:
         for patient, value in zip(table["patient"].to_pylist(), table[column].to_pylist(), strict=True):
             values.setdefault(patient, set()).add(str(value))
         return {patient: tuple(sorted(known)) for patient, known in sorted(values.items())}
+
+
+def depths_of(table: pa.Table) -> list[int | None]:
+    """`Manifest.bits` of any table; manifests of earlier versions have no such column, or one with text of a CSV."""
+    column = table["bits"] if "bits" in table.column_names else None
+    if column is None or not pa.types.is_integer(column.type):
+        return [None] * len(table)
+    return [bits or None for bits in column.to_pylist()]
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

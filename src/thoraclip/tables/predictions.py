@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, fold_file
+from thoraclip.spreadsheets import MARK, protect, restore
 from thoraclip.tables.store import open_table, require_rows, write_table
 
 __all__ = ["VALIDATION", "Predictions", "read_predictions", "read_validation", "write_predictions"]
@@ -105,8 +106,11 @@ class Predictions:
         return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write Parquet (or CSV, by the file's ending): image_id, split, fold, label, score_<class>..., patient."""
+def write_predictions(path: Path, predictions: Predictions, *, spreadsheet_safe: bool = False) -> None:
+    """Write Parquet (or CSV, by the file's ending): image_id, split, fold, label, score_<class>..., patient; with
+    `spreadsheet_safe`, of CSV alone, without text that a spreadsheet runs (`thoraclip.spreadsheets`)."""
+    if spreadsheet_safe and path.suffix != ".csv":
+        raise InputError(f"{path}: spreadsheet_safe is for CSV; leave it out, or end the name in .csv")
     names = predictions.labels.names
     table = pa.table(
         {
@@ -118,6 +122,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             "patient": pa.array(predictions.patient, pa.string()),
         }
     )
+    if spreadsheet_safe:
+        table = _texts(table, protect).append_column(MARK, [["true"] * len(predictions)])
     if path.suffix == ".csv":
         with atomic_open(path) as stream:
             pacsv.write_csv(table, stream)
@@ -125,11 +131,22 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         write_table(path, table, kind="predictions", schema=_SCHEMA)
 
 
+def _texts(table: pa.Table, change: Callable[[str], str]) -> pa.Table:
+    """A table whose texts and names of columns are changed."""
+    columns = [
+        pa.array([None if text is None else change(text) for text in column.to_pylist()], pa.string())
+        if pa.types.is_string(column.type)
+        else column
+        for column in table.columns
+    ]
+    return pa.table(columns, names=list(map(change, table.column_names)))
+
+
 def read_predictions(path: Path) -> Predictions:
     """Read `.parquet` or `.csv`, ours or anyone's.
 
     Needed columns: `image_id`, `label`, and `score_<class>` for every class; `split`, `fold` and `patient` are
-    optional.
+    optional. With a column `spreadsheet_safe` the apostrophes of `thoraclip.spreadsheets` are taken away.
 
     Raises:
         InputError: the file is missing, or neither Parquet nor CSV.
@@ -159,9 +176,10 @@ def _read_csv(path: Path) -> pa.Table:
     as_text = {name: pa.string() for name in ("image_id", "split", "label", "patient")}
     options = pacsv.ConvertOptions(column_types=as_text, strings_can_be_null=True, quoted_strings_can_be_null=True)
     try:
-        return pacsv.read_csv(path, convert_options=options)
+        table = pacsv.read_csv(path, convert_options=options, parse_options=pacsv.ParseOptions(newlines_in_values=True))
     except pa.ArrowException as error:
         raise ManifestError(f"{path}: not a readable CSV file ({first_line(error)}); mend the file") from error
+    return _texts(table.drop_columns(MARK), restore) if MARK in table.column_names else table
 
 
 def _from_table(table: pa.Table) -> Predictions:

@@ -68,6 +68,7 @@ def check(
         "counts": {"parts": parts, "classes": classes},
         "tallies": findings.tallies(manifest),
         "unreadable": [],
+        "remarks": findings.remarks(manifest),
         "patients": findings.patients(manifest),
         "label_errors": suspected,
     }

@@ -19,7 +19,7 @@ from thoraclip.proportions import wilson
 from thoraclip.tables.codes import conflicting, ranks
 from thoraclip.tables.manifest import Manifest
 
-__all__ = ["differences", "duplicates", "identical", "marks", "patients", "tallies"]
+__all__ = ["differences", "duplicates", "identical", "marks", "patients", "remarks", "tallies"]
 
 _MOST = 100_000
 """Entries of a list from the table alone; of a longer one the first are listed, and how many there are in all."""
@@ -45,6 +45,16 @@ def tallies(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
             if sum(listed.values()) < images[label]:
                 listed["all others"] = images[label] - sum(listed.values())
     return tallies
+
+
+def remarks(manifest: Manifest) -> list[dict[str, Any]]:
+    """What the index remarked on images: files that contradict themselves, or do not fit their depth; the first."""
+    if "image_remarks" not in manifest.table.column_names:
+        return []
+    names = ["image_id", "path", "image_remarks"]
+    known = manifest.table.select(names).filter(pc.is_valid(manifest.values("image_remarks")))
+    listed: list[dict[str, Any]] = known.slice(0, _MOST).rename_columns(["image_id", "path", "remark"]).to_pylist()
+    return listed
 
 
 def patients(manifest: Manifest) -> dict[str, Any]:

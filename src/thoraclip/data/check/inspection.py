@@ -48,13 +48,13 @@ def inspect(manifest: Manifest, folder: Path, *, progress: Progress | None = Non
 
     A killed pass goes on where it stopped, a finished one is only read. `progress` is called with (done, total).
     """
-    paths, hashes = manifest.paths(), manifest.column("sha256")
+    paths, hashes, bits = manifest.paths(), manifest.column("sha256"), manifest.bits
 
     def measure(row: int) -> tuple[Singles, Greys, str]:
         """(f32[K], thumbnail u8[S, S], empty), or (NaN, black, the reason why the image cannot be used)."""
         try:
             data = read_indexed(paths[row], hashes[row])
-            pixels = decode(data).pixels
+            pixels = decode(data, bits=bits[row]).pixels
         except (ImageError, InputError, MismatchError) as error:
             reason = str(error).removeprefix(f"{paths[row]}: ").removeprefix("image: ")
             black = np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
 from thoraclip.data.appearance import find_marks
+from thoraclip.data.batches import picture_loader
 from thoraclip.dtypes import Greys
-from thoraclip.imaging import decode
 from thoraclip.pages import counted, environment, picture_or_reason
 from thoraclip.tables.manifest import Manifest
 
@@ -37,11 +37,18 @@ def html_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     looked = content.get("pictures", True)
     pairs, rows = content["duplicates"]["pairs"][:_PAIRS] if looked else [], content["marks"]["images"][:_MARKED]
     shown = {image for pair in pairs for image in pair["image_id"]} | {row["image_id"] for row in rows}
-    paths = manifest.where(image_id=shown).paths_by_id() if shown else {}
-    pictures = [[picture_or_reason(partial(_picture, paths[i]), _SIDE) for i in pair["image_id"]] for pair in pairs]
-    marked = [(row, picture_or_reason(partial(_picture, paths[row["image_id"]], framed=True), _SIDE)) for row in rows]
+    load = _loader(manifest, shown)
+    pictures = [[picture_or_reason(partial(load, image), _SIDE) for image in pair["image_id"]] for pair in pairs]
+    marked = [(row, picture_or_reason(partial(_framed, load, row["image_id"]), _SIDE)) for row in rows]
     context = _context(content) | {"pairs": list(zip(pairs, pictures, strict=True)), "marked": marked}
     return environment("thoraclip.data.check", html=True).get_template("check.html.j2").render(context)
+
+
+def _loader(manifest: Manifest, shown: set[str]) -> Callable[[str], Greys]:
+    """What gives some images by their ids, u8[H, W], at their depths."""
+    some = manifest.where(image_id=shown) if shown else manifest.take(np.arange(1))
+    paths, load = some.paths_by_id(), picture_loader(some)
+    return lambda image: load(paths[image])
 
 
 def markdown_page(content: Mapping[str, Any]) -> str:
@@ -79,11 +86,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _picture(path: Path, *, framed: bool = False) -> Greys:
-    """u8[H, W], or u8[H, W, 3] with a frame around each burned-in mark."""
-    pixels = decode(path).pixels
-    if not framed:
-        return pixels
+def _framed(load: Callable[[str], Greys], image_id: str) -> Greys:
+    """u8[H, W, 3] with a frame around each burned-in mark."""
+    pixels = load(image_id)
     image = Image.fromarray(pixels).convert("RGB")
     width = max(1, min(image.size) // 120)
     draw = ImageDraw.Draw(image)
@@ -167,8 +172,8 @@ def _of_labels(content: Mapping[str, Any] | None) -> Iterator[str]:
 def label_errors_page(content: Mapping[str, Any], manifest: Manifest) -> str:
     """Suspected label errors (`check.json`, `label_errors`) as a self-contained page to go through."""
     rows = content["suspected"][:_SUSPECTED]
-    paths = manifest.where(image_id={row["image_id"] for row in rows}).paths_by_id() if rows else {}
-    pictures = [picture_or_reason(partial(_picture, paths[row["image_id"]]), _LARGE) for row in rows]
+    load = _loader(manifest, {row["image_id"] for row in rows})
+    pictures = [picture_or_reason(partial(load, row["image_id"]), _LARGE) for row in rows]
     reading = [
         f"{counted(len(content['suspected']), 'label')} of {counted(content['images'], 'image')} may be wrong: "
         "classifiers that did not see the image are confident of another class."
@@ -188,6 +193,16 @@ def _of_files(content: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
         first = content["unreadable"][0]
         images = counted(len(content["unreadable"]), "picture")
         yield f"{images} cannot be used, first {first['path']}: {first['reason']}"
+    if remarks := content.get("remarks"):
+        images = counted(len(remarks), "image")
+        yield f"remarks on {images}, first {remarks[0]['path']}: {remarks[0]['remark']}"
+    is_deep = pc.fill_null(pc.equal(manifest.values("mode"), "I;16"), False).to_numpy()
+    deep = int(is_deep.sum()) and sum(not bits for bits in manifest.take(np.flatnonzero(is_deep)).bits)
+    if deep:
+        yield (
+            f"{counted(deep, 'image')} of 16 bits without a depth in the manifest, so that each is scaled by an "
+            "estimate of its own; index again: thoraclip index"
+        )
     unknown = sum(content["counts"]["classes"].get("unknown", []))
     if unknown and manifest.values("label").null_count:
         yield f"{counted(unknown, 'image')} without a label; they are neither trained on nor judged"

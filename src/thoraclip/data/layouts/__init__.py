@@ -7,8 +7,11 @@ from pathlib import Path
 
 from thoraclip.data.layouts.covid_qu_ex import find_covid_qu_ex
 from thoraclip.data.layouts.csv import find_csv
-from thoraclip.data.layouts.listing import Listing, find_folders, require_folder, split_name
+from thoraclip.data.layouts.folders import find_folders
+from thoraclip.data.layouts.listing import Listing, require_folder, split_name
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.imaging.listing import walk
+from thoraclip.imaging.names import MASKS
 
 __all__ = ["LAYOUTS", "Listing", "detect_layout", "find_layout", "split_name"]
 
@@ -30,4 +33,5 @@ def detect_layout(root: Path) -> str:
     """`covid-qu-ex` with a folder `lung masks` or `infection masks` below, else `folders`; InputError for no folder."""
     require_folder(root)
     masks = ("lung masks", "infection masks")
-    return "covid-qu-ex" if any(f.is_dir() and f.name.lower() in masks for f in root.rglob("* masks")) else "folders"
+    found = (one for one in walk(root, look_inside=False) if one.kind == MASKS)
+    return "covid-qu-ex" if any(Path(one.path).name.lower() in masks for one in found) else "folders"

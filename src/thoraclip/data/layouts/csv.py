@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, split_name
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, name_finder, split_name, split_path, utf8
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
-from thoraclip.tables.manifest import COLUMNS
+from thoraclip.imaging.names import SYSTEM
+from thoraclip.spreadsheets import restore_record
+from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
 __all__ = ["find_csv"]
 
@@ -44,14 +48,16 @@ def find_csv(
         raise ConfigError("layout 'csv' needs the table: --csv FILE")
     if not csv_file.is_file():
         raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
+    find = name_finder(root)
     with csv_file.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         try:
             chosen = _chosen_columns(columns or {}, reader.fieldnames or [], csv_file)
             for line, record in enumerate(reader, start=2):
-                _add_row(listing, record, chosen, where=f"{csv_file}:{line}")
+                _add_row(listing, restore_record(record), chosen, find, where=f"{csv_file}:{line}")
         except (csv.Error, UnicodeDecodeError) as error:
             raise ManifestError(f"{csv_file}: not a readable CSV file ({error}); mend the file") from error
+    _list_others(listing, csv_file)
     return listing
 
 
@@ -74,7 +80,26 @@ def _chosen_columns(columns: Mapping[str, str | None], header: Any, csv_file: Pa
     return chosen
 
 
-def _add_row(listing: Listing, record: dict[str, Any], chosen: dict[str, str], *, where: str) -> None:
+def _list_others(listing: Listing, csv_file: Path) -> None:
+    """Count the files below the root that no row names, folder by folder."""
+    root, table = listing.root.resolve(), csv_file.resolve()
+    named = {row[name] for row in listing.rows for name in ("path", "lung_mask", "infection_mask") if row.get(name)}
+    named = {PurePosixPath(os.path.normpath(path)).as_posix() for path in named}
+    named |= {table.relative_to(root).as_posix()} if table.is_relative_to(root) else set()
+    below = Counter(place for path in named for place in (*folders_above(path), path))
+    counts: Counter[str] = Counter()
+    for one in list_files(listing):
+        others = max(0, one.files - below[one.path])
+        if one.kind == SYSTEM and others:
+            listing.leave_out(one._replace(files=others))
+        elif others:
+            counts[one.path if one.files > 1 else split_path(one.path)[0] or "."] += others
+    listing.not_in_table += [(utf8(folder), files) for folder, files in counts.items()]
+
+
+def _add_row(
+    listing: Listing, record: dict[str, Any], chosen: dict[str, str], find: Callable[[str], str], *, where: str
+) -> None:
     surplus = [cell for cell in record.pop(None, []) if cell.strip()]  # type: ignore[call-overload]
     if surplus:
         raise ManifestError(f"{where}: more cells than columns, from '{surplus[0]}' on; put quotes around commas")
@@ -89,10 +114,13 @@ def _add_row(listing: Listing, record: dict[str, Any], chosen: dict[str, str], *
         path = Path(path).relative_to(root.resolve()).as_posix()
     if ".." in Path(path).parts:
         raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
+    image_id, path = values.get("image_id") or path, find(path)
     row: dict[str, Any] = {
-        (f"csv_{k}" if k in COLUMNS else k): v or None for k, v in record.items() if k not in chosen.values()
+        (f"csv_{k}" if k in COLUMNS or k in OPTIONAL else k): v or None
+        for k, v in record.items()
+        if k not in chosen.values()
     }
-    row |= values | {"path": path, "image_id": values.get("image_id") or path}
+    row |= values | {"path": path, "image_id": image_id}
     if "|" in (values["label"] or ""):
         raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
     word = values.get("split")
@@ -103,6 +131,8 @@ def _add_row(listing: Listing, record: dict[str, Any], chosen: dict[str, str], *
         row["sex"] = _SEXES.get(row["sex"].lower(), row["sex"])
     row["age_years"] = _age(listing, values.get("age_years"), where)
     for name in ("lung_mask", "infection_mask"):
+        if row.get(name):
+            row[name] = find(row[name])
         if row.get(name) and not (root / row[name]).is_file():
             listing.notes.append(f"no mask: {row[name]} is missing ({where})")
             row[name] = None

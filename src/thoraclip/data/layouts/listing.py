@@ -1,22 +1,29 @@
-"""What every layout adapter returns, the words that they share, and the adapter of plain class folders."""
+"""What every layout adapter returns, the list of files that it starts from, and the words that adapters share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thoraclip.errors import InputError, ManifestError
-from thoraclip.imaging import is_image_name
+from thoraclip.errors import InputError, printable
+from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
+from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
-__all__ = ["Listing", "all_files", "find_folders", "image_files", "require_folder", "split_name", "sub_folders"]
+__all__ = [
+    "Listing", "folders_above", "list_files", "name_finder", "require_folder", "split_name", "split_path", "utf8",
+]  # fmt: skip
 
 _SPLIT_WORDS = {
     "train": ("train", "training", "tr"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+_NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
 
 
 @dataclass
@@ -28,27 +35,71 @@ class Listing:
     set_aside: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of what is known to be unusable
     unknown_folders: list[tuple[str, int]] = field(default_factory=list)  # not explained by the layout; files below
     other_files: list[str] = field(default_factory=list)  # that are not pictures
+    system_files: list[tuple[str, int]] = field(default_factory=list)  # hidden, or a system's own; files below, or 1
+    repeated_files: list[tuple[str, str]] = field(default_factory=list)  # (path, path of the file in a row or mask)
+    not_in_table: list[tuple[str, int]] = field(default_factory=list)  # folder; files in it that no row names
     notes: list[str] = field(default_factory=list)  # repeats, joins and conflicts, one line each
+    seen: Tally = field(default_factory=Tally, compare=False)  # everything that is no image
 
     def __post_init__(self) -> None:
         require_folder(self.root)
 
-    def relative(self, path: Path) -> str:
-        """POSIX path below the root."""
-        return path.relative_to(self.root).as_posix()
+    def accepts(self, image: Found) -> bool:
+        """Whether an image's path is UTF-8; it is set aside where not."""
+        path = utf8(image.path)
+        if path != image.path:
+            self.set_aside.append((path, _NOT_UTF8))
+        return path == image.path
 
-    def leave_out(self, *, folders: Iterable[Path] = (), files: Iterable[Path] = ()) -> None:
-        """Note folders that the layout does not explain, and files that are not pictures."""
-        for folder in folders:
-            self.unknown_folders.append((self.relative(folder), sum(f.is_file() for f in folder.rglob("*"))))
-        self.other_files += map(self.relative, files)
+    def leave_out(self, found: Found, *, image: str = "outside any class folder") -> None:
+        """List what gets no row; an image with the reason `image`."""
+        path = utf8(found.path)
+        if found.kind == SYSTEM:
+            self.system_files.append((path, found.files))
+        elif found.kind == OTHER:
+            self.other_files.append(path)
+        elif found.kind == MASKS and not found.reason:
+            self.unknown_folders.append((path, found.files))
+        elif found.kind != FOLDER:
+            self.set_aside.append((path, image if found.kind == IMAGES else found.reason))
+
+    def leave_out_folder(self, path: str, files: int) -> None:
+        """List a folder that the layout does not explain."""
+        self.unknown_folders.append((utf8(path), files))
+
+
+def list_files(listing: Listing, folder: str = "") -> Iterator[Found]:
+    """Everything below the root, or a folder below it, with POSIX paths below the root."""
+    above = os.path.join(listing.root, "")  # noqa: PTH118
+    for found in walk(f"{above}{folder}"):
+        below = found._replace(path=found.path[len(above) :].replace(os.sep, "/") or ".")
+        if below.kind != IMAGES:
+            listing.seen.add(below)
+        yield below
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """`a/b/c` -> (`a/b`, `c`); the root is the empty folder."""
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+def folders_above(path: str) -> list[str]:
+    """`a/b/c` -> `a`, `a/b`."""
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def utf8(name: str) -> str:
+    """A name with its bytes that are not UTF-8 as escapes, such as `\\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def require_folder(root: Path) -> None:
     """Raise InputError unless `root` is a folder."""
     if not root.is_dir():
         problem = "not a folder" if root.exists() else "no such folder"
-        raise InputError(f"{root}: {problem}; name the folder that holds the images")
+        raise InputError(f"{printable(root)}: {problem}; name the folder that holds the images")
 
 
 def split_name(word: str | None) -> str | None:
@@ -57,64 +108,33 @@ def split_name(word: str | None) -> str | None:
     return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
 
 
-def sub_folders(folder: Path) -> list[Path]:
-    """Visible sub-folders, sorted by name."""
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+def name_finder(root: Path) -> Callable[[str], str]:
+    """path -> the path of that file below the root as it is written on disk: the path itself where it exists, else the
+    one that differs only in its Unicode form (composed or decomposed accents), where there is one alone."""
+
+    @lru_cache(maxsize=64)
+    def names(folder: str) -> dict[str, list[str]]:
+        known: dict[str, list[str]] = {}
+        for name in _names(folder):
+            known.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        return known
+
+    def find(path: str) -> str:
+        if path.isascii() or os.path.lexists(root / path):
+            return path
+        parts: list[str] = []
+        for part in PurePosixPath(path).parts:
+            same = names(os.fspath(root.joinpath(*parts))).get(unicodedata.normalize("NFC", part), [])
+            if part not in same and len(same) != 1:
+                return path
+            parts.append(part if part in same else same[0])
+        return "/".join(parts)
+
+    return find
 
 
-def all_files(folder: Path, pattern: str = "*") -> list[Path]:
-    """Visible files directly in a folder (with `**/*` also below it), sorted."""
-    paths = (f for f in folder.glob(pattern) if not any(part.startswith(".") for part in f.relative_to(folder).parts))
-    return sorted(f for f in paths if not f.is_dir())  # also a pipe or a dangling link: it is listed, not dropped
-
-
-def image_files(folder: Path, pattern: str = "*") -> tuple[list[Path], list[Path]]:
-    """`all_files` as (pictures, other files); told apart by name, and by content where there is no ending."""
-    files: tuple[list[Path], list[Path]] = ([], [])
-    for file in all_files(folder, pattern):
-        files[not is_image_name(file)].append(file)
-    return files
-
-
-def find_folders(root: Path, **_: object) -> Listing:
-    """List `ROOT/<class>/...` or `ROOT/<train|val|test>/<class>/...`; ManifestError for a class without image."""
-    listing = Listing(root)
-    tops = sub_folders(root)
-    splits = [folder for folder in tops if split_name(folder.name)]
-    if len({split_name(folder.name) for folder in splits}) >= 2:
-        listing.leave_out(folders=[folder for folder in tops if folder not in splits])
-        classes = [(split_name(s.name), folder) for s in splits for folder in sub_folders(s)]
-    else:
-        classes, splits = [(None, folder) for folder in tops], []
-    for split, folder in classes:
-        if _holds_masks(folder):  # masks are no class of patients
-            listing.leave_out(folders=[folder])
-        else:
-            _add_class(listing, folder, split)
-    for file in sorted(file for folder in (root, *splits) for file in all_files(folder)):
-        if is_image_name(file):
-            listing.set_aside.append((listing.relative(file), "outside any class folder"))
-        else:
-            listing.leave_out(files=[file])
-    return listing
-
-
-def _holds_masks(folder: Path) -> bool:
-    return "mask" in folder.name.lower()
-
-
-def _add_class(listing: Listing, folder: Path, split: str | None) -> None:
-    pictures, others = image_files(folder, "**/*")
-    masks: dict[Path, Path] = {}  # file -> the outermost folder of masks that it lies in
-    for file in (*pictures, *others):
-        places = [p for p in reversed(file.parents) if folder in p.parents and _holds_masks(p)]
-        masks |= {file: places[0]} if places else {}
-    listing.leave_out(folders=sorted(set(masks.values())), files=[file for file in others if file not in masks])
-    pictures = [file for file in pictures if file not in masks]
-    if not pictures:
-        raise ManifestError(
-            f"{folder}: class '{folder.name}' holds no PNG, JPEG or DICOM picture; add some or remove it"
-        )
-    for file in pictures:
-        path = listing.relative(file)
-        listing.rows.append({"image_id": path, "path": path, "label": folder.name, "split": split})
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return []

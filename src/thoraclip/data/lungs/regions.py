@@ -169,12 +169,12 @@ def _wide() -> Masks:
 def _finder(manifest: Manifest, spec: Preprocess, origin: str, estimate: Estimate | None) -> Callable[[int], Found]:
     """Row -> its mask by a model, the usual region stretched over it, or its given mask."""
     named = manifest.column("lung_mask")
-    paths, hashes = manifest.paths(), manifest.column("sha256")
+    paths, hashes, bits = manifest.paths(), manifest.column("sha256"), manifest.bits
     widths, heights = manifest.column("width"), manifest.column("height")
 
     def find(row: int) -> Found:
         if estimate:
-            mask = estimate(read_pixels(paths[row], hashes[row]))
+            mask = estimate(read_pixels(paths[row], hashes[row], bits=bits[row]))
             reasons = oddities(mask)
             return (mask, f"implausible: {'; '.join(reasons)}") if reasons else _fitted(mask, spec)
         size = (heights[row], widths[row])

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from thoraclip.dtypes import Greys
-from thoraclip.imaging import decode
+from thoraclip.data.batches import picture_loader
 from thoraclip.pages import counted, environment, picture_or_reason
 from thoraclip.runs import write_json, write_text
 from thoraclip.tables.manifest import Manifest
@@ -21,19 +20,15 @@ _SHOWN, _SIDE = 200, 220
 
 def write_overlap(content: Mapping[str, Any], a: Manifest, b: Manifest, out: Path) -> None:
     """Write `overlap.json`, and `overlap.html` drawn from it and from the images."""
-    roots = {"a": a.root, "b": b.root}
+    loads = {name: (manifest.root, picture_loader(manifest)) for name, manifest in (("a", a), ("b", b))}
     pairs = [
-        (pair, [picture_or_reason(partial(_pixels, roots[name] / pair[name]), _SIDE) for name in roots])
+        (pair, [picture_or_reason(partial(load, root / pair[name]), _SIDE) for name, (root, load) in loads.items()])
         for pair in content["pairs"][:_SHOWN]
     ]
     context = {"title": "Overlap", "reading": overlap_reading(content), "overlap": content, "pairs": pairs}
     page = environment("thoraclip.data.overlap", html=True).get_template("overlap.html.j2").render(context)
     write_json(out / "overlap.json", dict(content))
     write_text(out / "overlap.html", page)
-
-
-def _pixels(path: Path) -> Greys:
-    return decode(path).pixels
 
 
 def overlap_reading(content: Mapping[str, Any]) -> list[str]:

@@ -131,12 +131,12 @@ def background_values(
     sample: AuditSample, greys: npt.NDArray[np.uint8], lungs: npt.NDArray[np.bool_]
 ) -> tuple[dict[str, npt.NDArray[np.float64]], npt.NDArray[np.int8]]:
     """Group -> f64[N, K] of what is measured outside the lungs, and of all groups; and the strokes, i8[N, K]."""
-    paths, hashes = sample.manifest.paths(), sample.manifest.column("sha256")
+    paths, hashes, bits = sample.manifest.paths(), sample.manifest.column("sha256"), sample.manifest.bits
     all_known = bool(lungs.any(axis=(1, 2)).all())  # else one rule for all: what is left out must not tell the class
 
     def measure(row: int) -> tuple[dict[str, list[float]], npt.NDArray[np.int8]]:
         data = read_indexed(paths[row], hashes[row])
-        pixels, mask = decode(data).pixels, lungs[row] if all_known else None
+        pixels, mask = decode(data, bits=bits[row]).pixels, lungs[row] if all_known else None
         return file_features(pixels, len(data) / 1000) | shown_features(greys[row], mask), edge_strokes(pixels)
 
     measured = [one for _, block in in_batches(measure, len(paths), batch_size=64) for one in block]

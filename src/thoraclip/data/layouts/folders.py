@@ -1,0 +1,100 @@
+"""Class folders: `ROOT/<class>/...` or `ROOT/<train|val|test>/<class>/...`, also within sole folders."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_name, split_path
+from thoraclip.errors import ManifestError, printable
+from thoraclip.imaging.listing import FOLDER, Found, Tally
+from thoraclip.imaging.names import IMAGES, SYSTEM
+
+__all__ = ["find_folders"]
+
+_Classes = Mapping[str, tuple[str, str | None]]  # folder -> (label, split)
+
+
+def find_folders(root: Path, **_: object) -> Listing:
+    """List class folders, with any folders below them; ManifestError for a class without image."""
+    listing = Listing(root)
+    found = list(list_files(listing))
+    inside = _sub_folders(found)
+    top = _wrapper(inside, {split_path(one.path)[0] for one in found if one.kind == IMAGES})
+    if top:
+        listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
+    splits = [folder for folder in inside[top] if split_name(split_path(folder)[1])]
+    if len({split_name(split_path(folder)[1]) for folder in splits}) < 2:
+        splits = []
+    classes = {folder: (split_path(folder)[1], split_name(split_path(s)[1])) for s in splits for folder in inside[s]}
+    if not splits:
+        classes = {folder: (split_path(folder)[1], None) for folder in inside[top]}
+    unknown = {folder: 0 for folder in inside[top] if splits and folder not in splits}
+    _note_inner_folders(listing, classes, inside)
+    _sort_out(listing, found, classes, unknown)
+    for folder, files in unknown.items():
+        listing.leave_out_folder(folder, files)
+    return listing
+
+
+def _sort_out(listing: Listing, found: Sequence[Found], classes: _Classes, unknown: dict[str, int]) -> None:
+    images: Counter[str] = Counter()
+    seen = {folder: Tally() for folder in ("", *classes)}
+    for one in found:
+        above = folders_above(one.path)
+        branch = next((folder for folder in above if folder in unknown), None)
+        place = next((folder for folder in above if folder in classes), None)
+        if branch is not None and one.kind != SYSTEM:
+            unknown[branch] += one.files
+        elif place is None or one.kind != IMAGES:
+            listing.leave_out(one)
+            seen[place or ""].add(one)
+        elif listing.accepts(one):
+            label, split = classes[place]
+            listing.rows.append({"image_id": one.path, "path": one.path, "label": label, "split": split})
+            images[place] += 1
+        else:
+            seen[place].add(one._replace(kind="images whose names are not UTF-8 (rename them, or their folder)"))
+    for folder in classes:
+        if not images[folder]:
+            _refuse_empty(listing.root / folder, seen[folder])
+
+
+def _note_inner_folders(listing: Listing, classes: _Classes, inside: Mapping[str, Sequence[str]]) -> None:
+    """Ask about `site/class/...`, where every class holds the same folders, two or more."""
+    names = [{split_path(folder)[1] for folder in inside[place]} for place in classes]
+    if len(names) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names):
+        first = listing.root / next(iter(classes))
+        command = shlex.join(["thoraclip", "index", str(first), "--out", f"{first.name}.parquet"])
+        listing.notes.append(
+            f"every class holds the folders {', '.join(sorted(names[0]))}; if these are the classes, index each folder "
+            f"above them ({command}) and join the manifests (thoraclip join)"
+        )
+
+
+def _refuse_empty(folder: Path, seen: Tally) -> None:
+    away = shlex.join(["mv", printable(folder), f"{printable(folder.parent)}-{printable(folder.name)}"])
+    raise ManifestError(
+        f"{printable(folder)}: class '{printable(folder.name)}' holds no PNG, JPEG or DICOM picture; add some or "
+        f"remove it ({away}); it holds {printable(seen)}"
+    )
+
+
+def _sub_folders(found: Sequence[Found]) -> dict[str, list[str]]:
+    """Folder -> the folders directly in it; the root is ``."""
+    inside: dict[str, list[str]] = {"": []}
+    for one in found:
+        if one.kind == FOLDER:
+            inside[one.path] = []
+            inside[split_path(one.path)[0]].append(one.path)
+    return inside
+
+
+def _wrapper(inside: Mapping[str, Sequence[str]], with_images: set[str]) -> str:
+    """The folder that holds the classes: the root, or the first folder with several below sole folders."""
+    at = ""
+    while at not in with_images and len(inside[at]) == 1:
+        at = inside[at][0]
+    return at if at not in with_images and len(inside[at]) > 1 else ""

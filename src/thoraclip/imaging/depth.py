@@ -1,0 +1,124 @@
+"""Which whole bit depth the samples of a 16-bit picture have: one rule for training and serving.
+
+A PNG of 16 bits often holds samples of 10 to 15. White is the largest value of the depth, never the largest value that
+occurs: one bright pixel, a burnt-in marker or a border must not change the grey of the anatomy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thoraclip.errors import ConfigError
+
+__all__ = ["BITS", "Depth", "choose_depth", "common_depth", "estimate_depth", "require_bits", "stated_in_text"]
+
+BITS = range(8, 17)
+"""Depths of a picture whose samples have 16 bits in the file."""
+Counts = npt.NDArray[np.int64]
+"""i64[65536]: visible pixels of each value."""
+
+_TEXT_KEYS = {"bits", "bitdepth", "bitsstored", "bitspersample", "significantbits", "00280101"}
+"""Keywords of PNG text that state the depth, without spaces, punctuation and capitals; 0028,0101 is DICOM's tag."""
+_FLAT_VALUES = 4
+"""Values that markers and borders may have; the rest of what lies above a depth must be next to nothing."""
+_MOST_ABOVE, _MOST_SCATTERED, _MOST_NEAR = 0.5, 0.05, 0.001
+"""Shares of the pixels that are not black: above the depth, of these not of flat values, of these just above it."""
+_UNUSED = 3
+"""A picture that leaves so many bits of its depth unused is at most an eighth as bright as it could be."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """By how many bits the samples are scaled, and who said so: `stated`, `file`, `set` or `estimate`."""
+
+    bits: int
+    origin: str
+    remarks: tuple[str, ...] = ()
+
+
+def require_bits(bits: int | None) -> int | None:
+    """A stated depth; raises ConfigError outside 8 to 16."""
+    if bits is not None and bits not in BITS:
+        raise ConfigError(f"--bits {bits}: 8 to 16 bits are expected; leave it out where the depth is not known")
+    return bits
+
+
+def choose_depth(counts: Counts, *, stated: int | None, declared: int | None, of_set: int | None) -> Depth:
+    """The depth of a picture: what is stated, else what the file declares, else that of its set, else an estimate.
+
+    Args:
+        counts: pixels of each value.
+        stated: by the user, or by the manifest.
+        declared: by the file.
+        of_set: of the other images of the source or of the training set.
+    """
+    given = {"stated": stated, "file": declared and _packing(counts, declared), "set": of_set}
+    origin, bits = next(((name, n) for name, n in given.items() if n), ("estimate", 0))
+    used = estimate_depth(counts)
+    bits, remarks = bits or used, []
+    above, pixels = int(counts[2**bits :].sum()), int(counts.sum())
+    if above:
+        share = f"{above:,} of {pixels:,} pixels exceed {2**bits - 1:,}, the largest value of {bits} bits"
+        remarks.append(f"{share}, and are shown white")
+    if bits - used >= _UNUSED and counts[1:].any():
+        remarks.append(f"its values take {used} of {bits} bits, so it is shown dark; state the depth with --bits")
+    return Depth(bits, origin, tuple(remarks))
+
+
+def estimate_depth(counts: Counts) -> int:
+    """The smallest depth above which lies nothing that looks like anatomy.
+
+    Markers and borders have a few flat values. Noise and the soft edge of a marker are few pixels, far from the anatomy
+    or spread thinly. Black does not count, so that a black border changes nothing.
+    """
+    lit = counts.copy()
+    lit[: int(np.argmax(lit > 0)) + 1] = 0
+    total = int(lit.sum())
+    if not total:  # an even picture
+        return max(8, int(np.argmax(counts > 0)).bit_length())
+    for bits in BITS[:-1]:
+        above = lit[2**bits :].copy()
+        if above.sum() < _MOST_ABOVE * total:
+            above[np.argpartition(above, -_FLAT_VALUES)[-_FLAT_VALUES:]] = 0
+            near = int(above[: 2 ** (bits - 2)].sum())
+            if above.sum() <= _MOST_SCATTERED * total and near <= max(1, _MOST_NEAR * total):
+                return bits
+    return BITS[-1]
+
+
+def _packing(counts: Counts, declared: int) -> int:
+    """The depth by which samples with so many significant bits are scaled.
+
+    PNG (third edition, 11.3.2.5) wants them scaled to 16 bits, by zeros or by repeating the high bits; many writers
+    leave them as they were.
+    """
+    values = np.arange(65536)
+    step = 16 - declared
+    repeated = values >> step << step
+    for shift in range(declared, 16, declared):
+        repeated |= repeated >> shift
+    is_scaled = (values % 2**step == 0) | (values == repeated)
+    lit = counts.copy()
+    lit[: int(np.argmax(lit > 0)) + 1] = 0
+    return 16 if step and lit[is_scaled].sum() > 0.9 * lit.sum() else declared
+
+
+def stated_in_text(texts: Mapping[str, Any]) -> int | None:
+    """The depth that a PNG's text states, such as `BitsStored: 12`; `None` without one of 1 to 16."""
+    for key, value in texts.items():
+        match = re.fullmatch(r"\s*(\d{1,2})\s*-?\s*(bits?)?\s*", str(value), re.ASCII | re.IGNORECASE)
+        if match and re.sub(r"[\W_]", "", str(key)).lower() in _TEXT_KEYS and 1 <= int(match[1]) <= 16:
+            return int(match[1])
+    return None
+
+
+def common_depth(estimates: Sequence[int]) -> int:
+    """The depth of a set, from those of its images, one or more: the smallest that holds 95 % of them."""
+    return sorted(estimates)[ceil(0.95 * len(estimates)) - 1]
