@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import json
 import textwrap
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,14 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from thoraclip.errors import ConfigError, InputError, did_you_mean
+from thoraclip.documents import parse_toml
+from thoraclip.errors import ConfigError, did_you_mean
 
 __all__ = [
     "build_config",
     "config_toml",
     "field_help",
     "parse_settings",
-    "read_toml",
     "require_at_least",
     "require_fraction",
     "require_known",
@@ -34,16 +33,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; raises InputError when it is missing and ConfigError when it is not TOML."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such settings file; name an existing TOML file")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error}); mend the file") from error
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -57,8 +46,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise ConfigError(f"--set '{setting}': expected name=value, for example --set seed=1")
         try:
-            values[name.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            values[name.strip()] = parse_toml(f"value = {text}", "--set")["value"]
+        except ConfigError:
             values[name.strip()] = text
     return values
 
