@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples
 
-from thoraclip.config import Settings, build_config, config_toml, field_help, parse_settings, read_toml, toml_value
+from thoraclip.config import Settings, build_config, config_toml, field_help, parse_settings, toml_value
+from thoraclip.documents import read_toml
 from thoraclip.errors import ConfigError, InputError
 
 
@@ -107,7 +108,7 @@ def test_a_setting_without_name_or_value_is_refused(setting: str) -> None:
 
 
 def test_a_settings_file_that_is_missing_or_broken(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.toml: no such settings file"):
+    with pytest.raises(InputError, match=r"none\.toml: is missing; name an existing TOML file"):
         read_toml(tmp_path / "none.toml")
     for content in (b"seed = \n", 'model = "é"'.encode("latin-1")):
         (tmp_path / "bad.toml").write_bytes(content)

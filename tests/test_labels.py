@@ -106,9 +106,9 @@ def test_a_bad_prompt_file_is_refused_with_the_value(tmp_path: Path, text: str, 
 
 def test_a_prompt_file_in_another_encoding_a_missing_one_and_an_unknown_set(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes('templates = ["é {}"]'.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"latin\.toml: not UTF-8"):
+    with pytest.raises(ConfigError, match=r"latin\.toml: not valid TOML \(not UTF-8"):
         load_prompts(str(tmp_path / "latin.toml"))
     with pytest.raises(ConfigError, match="unknown prompts 'pair'; did you mean 'pairs'"):
         load_prompts("pair")
-    with pytest.raises(InputError, match=r"/nowhere/p\.toml: no such prompt file; .*reference"):
+    with pytest.raises(InputError, match=r"/nowhere/p\.toml: is missing; .*reference"):
         load_prompts("/nowhere/p.toml")

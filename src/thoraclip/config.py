@@ -11,14 +11,13 @@ import dataclasses
 import inspect
 import json
 import textwrap
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
-from thoraclip.errors import ConfigError, InputError, did_you_mean
+from thoraclip.documents import parse_toml
+from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.ranges import conform, shown
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "field_help",
     "field_kinds",
     "parse_settings",
-    "read_toml",
     "require_known",
 ]
 
@@ -44,16 +42,6 @@ class Settings:
 T = TypeVar("T", bound=Settings)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; raises InputError when it is missing and ConfigError when it is not TOML."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such settings file; name an existing TOML file")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error}); mend the file") from error
-
-
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """`["batch_size=64", "model=tiny-clip"]` -> `{"batch_size": 64, "model": "tiny-clip"}`.
 
@@ -65,8 +53,8 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise ConfigError(f"--set '{setting}': expected name=value, for example --set seed=1")
         try:
-            values[name.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):  # too many digits, or nested too deeply
+            values[name.strip()] = parse_toml(f"value = {text}", "--set")["value"]
+        except ConfigError:
             values[name.strip()] = text
     return values
 

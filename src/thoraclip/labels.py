@@ -5,15 +5,14 @@ Unknown is not negative: an image without a label has no index (`None`), never t
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
+from thoraclip.documents import parse_toml, read_toml
+from thoraclip.errors import ConfigError, ManifestError, did_you_mean
 
 __all__ = ["LabelSet", "PromptSet", "load_prompts", "shipped_prompt_sets", "spelling"]
 
@@ -102,20 +101,13 @@ def load_prompts(name_or_file: str | Path) -> PromptSet:
     """
     name_or_file = str(name_or_file)
     if name_or_file.endswith(".toml"):
-        file: Traversable = Path(name_or_file)
-        if not file.is_file():
-            known = ", ".join(shipped_prompt_sets())
-            raise InputError(f"{file}: no such prompt file; name a TOML file or one of: {known}")
+        known = ", ".join(shipped_prompt_sets())
+        content = read_toml(Path(name_or_file), missing=f"name a TOML file or one of: {known}")
     elif name_or_file in shipped_prompt_sets():
         file = resources.files("thoraclip") / "prompts" / f"{name_or_file}.toml"
+        content = parse_toml(file.read_bytes(), file)
     else:
         raise ConfigError(f"unknown prompts '{name_or_file}'{did_you_mean(name_or_file, shipped_prompt_sets())}")
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text ({error}); save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name_or_file}: not valid TOML ({error}); mend the file") from error
     return _parse_prompts(name_or_file, content)
 
 

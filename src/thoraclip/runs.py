@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thoraclip.disk import NO_ROOM, make_folder, needing_room, take_room
+from thoraclip.documents import kept_json
 from thoraclip.errors import ThoraclipError, first_line
 from thoraclip.locks import is_empty, is_main_process, locked, process_count, writes
 from thoraclip.writing import (
@@ -190,10 +191,7 @@ class RunFolder:
 
     def is_done(self, fingerprint: str) -> bool:
         """True when the run ended, with this very fingerprint."""
-        try:
-            return bool(json.loads(self.file("done.json").read_text(encoding="utf-8"))["fingerprint"] == fingerprint)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        return bool(kept_json(self.file("done.json")).get("fingerprint") == fingerprint)
 
     def start(self, config_toml: str, provenance: Mapping[str, object]) -> None:
         """Create the folder and write what is known before the work; an earlier end mark is taken away."""

@@ -17,7 +17,7 @@ from tests.conftest import examples, files
 from thoraclip.bundle import format as bundle
 from thoraclip.bundle.format import read_bundle
 from thoraclip.bundle.opening import open_bundle
-from thoraclip.bundle.seal import check_seal, seal
+from thoraclip.bundle.seal import read_seal, seal
 from thoraclip.errors import InputError, MismatchError, ParityError
 
 GOLDEN = Path(__file__).parent / "golden" / "bundle-1"
@@ -39,11 +39,14 @@ def test_any_changed_byte_is_refused(workshop: Workshop, copy: Path, data: st.Da
     other = data.draw(st.binary(min_size=1, max_size=1).filter(lambda byte: byte != content[at : at + 1]))
     ways = (content[:at] + other + content[at + 1 :], content[:at], content + other)
     (copy / name).write_bytes(data.draw(st.sampled_from(ways)))
-    for read in (check_seal, open_bundle):  # the reason is the changed file, and not what has come of it
+    for read in (
+        lambda folder: read_seal(folder).check(),
+        open_bundle,
+    ):  # the reason is the changed file, and not what has come of it
         with pytest.raises((MismatchError, InputError), match="copy the bundle again, or export it again"):
             read(copy)
     (copy / name).write_bytes(content)
-    check_seal(copy)
+    read_seal(copy).check()
     read_bundle(copy)
 
 
@@ -53,7 +56,7 @@ def test_a_missing_file_is_named_and_others_beside_are_left_alone(copy: Path, tm
     for name in ("model.onnx", "bundle.json", "SHA256SUMS", "self-test.npz", "README.md"):
         (copy / name).rename(tmp_path / "away")
         with pytest.raises(InputError, match=f"{name}: is missing.*copy the bundle again"):
-            check_seal(copy)
+            read_seal(copy).check()
         (tmp_path / "away").rename(copy / name)
     with pytest.raises(InputError, match="nowhere: no such folder; name a folder that `thoraclip export RUN"):
         open_bundle(tmp_path / "nowhere")
@@ -78,10 +81,13 @@ def rewrite(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"schema": bundle.SCHEMA + 1}, r"schema 2, written by thoraclip .*, .*reads up to 1; upgrade: pip install -U"),
-        ({"schema": 0}, "schema 0 is no schema of a bundle; export the run again"),
-        ({"labels": 3}, "is not readable .*; export the run again"),
-        ({"schema": "one"}, "is not readable .*; export the run again"),
-        ({"preprocess": {"size": 0}}, "is not readable .*; export the run again"),
+        ({"schema": 0}, "schema = 0: a whole number of 1 or more is needed; export the run again"),
+        ({"labels": 3}, "labels = 3: a list of 2 to 1000 is needed; export the run again"),
+        ({"schema": "one"}, "schema = .one.: a whole number of 1 or more is needed"),
+        (
+            {"preprocess": {"size": 0}},
+            "preprocess.geometry|preprocess.size = 0: a whole number from 1 to 4096 is needed; export the run again",
+        ),
     ],
 )
 def test_a_later_schema_or_nonsense_tells_the_remedy(copy: Path, changes: dict[str, object], message: str) -> None:

@@ -17,8 +17,9 @@ from tests.conftest import Capture
 import thoraclip
 from thoraclip.cli.app import _EXTRA_OF, COMMANDS, _app_of, run
 from thoraclip.cli.command import Command, argument_texts
-from thoraclip.config import build_config, field_help, read_toml
+from thoraclip.config import build_config, field_help
 from thoraclip.data.layouts import LAYOUTS
+from thoraclip.documents import read_toml
 from thoraclip.labels import shipped_prompt_sets
 from thoraclip.methods import METHODS
 from thoraclip.study import StudyConfig, read_study

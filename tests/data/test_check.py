@@ -136,7 +136,10 @@ def test_a_check_that_does_not_fit_is_refused(manifest: Manifest, content: dict[
         read_check(tmp_path / "nowhere", manifest)
     with pytest.raises(InputError, match="is a file, and a folder is to be written"):
         write_check(content, manifest, file)
-    for schema, message in (("x", "not a check"), (9, "schema 9 is newer than 1; upgrade thoraclip")):
+    for schema, message in (
+        ("x", "schema = .x.: a whole number of 1 or more is needed"),
+        (9, "schema 9 is newer than 1; upgrade thoraclip"),
+    ):
         file.write_text(json.dumps(content | {"schema": schema}))
         with pytest.raises(ManifestError, match=message):
             read_check(tmp_path, manifest)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 from tests.conftest import files
 
-from thoraclip.config import build_config, read_toml
+from thoraclip.config import build_config
+from thoraclip.documents import read_toml
 from thoraclip.labels import load_prompts
 from thoraclip.methods import embed, probe, zeroshot
 from thoraclip.methods.embed import cached_embeddings

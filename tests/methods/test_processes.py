@@ -334,7 +334,9 @@ class TestRefusals:
         waited: list[float] = []
         monkeypatch.setattr(app, "_GRACE_SECONDS", 0.3)
         monkeypatch.setattr(time, "sleep", waited.append)
-        assert "no such settings file" in refused(["finetune", "m", "--out", "o", "--config", "nowhere.toml"], capsys)
+        assert "nowhere.toml: is missing" in refused(
+            ["finetune", "m", "--out", "o", "--config", "nowhere.toml"], capsys
+        )
         assert waited == [0.3]
 
 

@@ -140,17 +140,17 @@ def changed(path: Path, about: dict[str, object] | None = None, drop: str = "", 
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (lambda p: p.write_bytes(b"not safetensors at all"), "SafetensorError"),
-        (lambda p: save_file({"rows": np.ones((2, 2), np.float32)}, p), "thoraclip"),
-        (lambda p: changed(p, {"kind": "linear-head"}), "it holds a linear-head"),
-        (lambda p: changed(p, {"schema": 9}), "schema 9, this version reads 1"),
-        (lambda p: changed(p, {"score": "cosine"}), "score 'cosine', this version reads mahalanobis"),
+        (lambda p: p.write_bytes(b"not safetensors at all"), "not the arrays that belong there"),
+        (lambda p: save_file({"rows": np.ones((2, 2), np.float32)}, p), "no .thoraclip."),
+        (lambda p: changed(p, {"kind": "linear-head"}), "kind = .linear-head.: one of"),
+        (lambda p: changed(p, {"schema": 9}), "schema = 9: one of"),
+        (lambda p: changed(p, {"score": "cosine"}), "score = .cosine.: one of"),
         (
             lambda p: changed(p, rows=np.ones((3, 6), np.float32)),
-            r"arrays \['factor', 'means', 'rows'\], mahalanobis has",
+            r"arrays \['factor', 'means', 'rows'\], not",
         ),
         (lambda p: changed(p, drop="threshold"), "threshold"),
-        (lambda p: changed(p, {"threshold": float("nan")}), "threshold nan"),
+        (lambda p: changed(p, {"threshold": float("nan")}), "NaN is no finite number"),
         (lambda p: changed(p, means=np.ones((3, 5), np.float32)), r"array (factor|means) is float32"),
         (lambda p: changed(p, factor=np.full((6, 6), np.nan, np.float32)), "array factor is not finite"),
         (lambda p: changed(p, factor=np.ones((6, 6))), "array factor is float64"),
@@ -160,7 +160,7 @@ def test_files_that_are_no_scores_are_refused(damage: Callable[[Path], object], 
     path = tmp_path / "n.safetensors"
     write_ood(path, fitted_on())
     damage(path)
-    with pytest.raises(ManifestError, match=f"n.safetensors: not an out-of-distribution score.*{what}"):
+    with pytest.raises(ManifestError, match=f"n.safetensors: .*{what}.*; fit it again"):
         read_ood(path)
     with pytest.raises(InputError, match=r"gone\.safetensors: no such out-of-distribution score"):
         read_ood(tmp_path / "gone.safetensors")

@@ -88,10 +88,10 @@ def test_a_newer_schema_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((23, 5), np.float32), r"pooled\.npy: float32\[23, 5\], expected float32 of 24 rows"),
-        (np.zeros((24, 5), np.float64), r"pooled\.npy: float64\[24, 5\], expected float32"),
-        (np.zeros(24, np.float32), r"pooled\.npy: float32\[24\]"),
-        (np.array([{}] * 24), r"pooled\.npy: not a readable array"),
+        (np.zeros((23, 5), np.float32), r"pooled\.npy: not the array float32\[24, D1\] .*pooled is float32\[23, 5\]"),
+        (np.zeros((24, 5), np.float64), r"pooled\.npy: .*pooled is float64\[24, 5\]"),
+        (np.zeros(24, np.float32), r"pooled\.npy: .*pooled is float32\[24\]"),
+        (np.array([{}] * 24), r"pooled\.npy: not the array"),
     ],
 )
 def test_arrays_that_do_not_fit_the_index_are_refused(folder: Path, array: Any, message: str) -> None:
@@ -104,11 +104,11 @@ def test_a_missing_or_cut_array_is_refused(folder: Path) -> None:
     path = folder / "projected.npy"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(
-        ManifestError, match=r"projected\.npy: not a readable array .*delete the folder and run thoraclip embed"
+        ManifestError, match=r"projected\.npy: not the array .*delete the folder and run thoraclip embed"
     ):
         read_embeddings(folder)
     path.unlink()
-    with pytest.raises(ManifestError, match=r"projected\.npy: not a readable array"):
+    with pytest.raises(ManifestError, match=r"projected\.npy: not the array"):
         read_embeddings(folder)
 
 

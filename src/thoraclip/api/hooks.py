@@ -66,7 +66,8 @@ def settings_of(
     Raises:
         ConfigError: an unknown name, a value of the wrong type, or a file of another method.
     """
-    from thoraclip.config import build_config, read_toml
+    from thoraclip.config import build_config
+    from thoraclip.documents import read_toml
     from thoraclip.errors import ConfigError
 
     values = read_toml(Path(config)) if config else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import REPORT_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
-from thoraclip.config import read_toml
+from thoraclip.documents import read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
 from thoraclip.ranges import FoldNumber, Resamples, Seed, checked
 from thoraclip.runs import Progress

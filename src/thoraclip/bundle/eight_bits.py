@@ -28,7 +28,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from thoraclip.bundle.runtime import onnxruntime, open_session
+from thoraclip.bundle.session import onnxruntime, open_session
 
 __all__ = ["eight_bit_products", "rounded", "zero_point"]
 

@@ -101,7 +101,7 @@ def _open_unfinished(folder: Path, original: Original, *, quantisation: str | No
         "temperature": None,
         "sets": None,
     }
-    return BundleClassifier(layout.Bundle(folder, "", facts))
+    return BundleClassifier(layout.Bundle(folder, facts))
 
 
 def _finish(
@@ -143,7 +143,7 @@ def _finish(
     hashes = original.manifest.column("sha256")
     layout.write_trained_on(part, [hashes[row] for row in learned])
     test_features, test_scores = session.look(runtime.look, session.test)
-    sets = layout.Bundle(part, "", facts).sets
+    sets = layout.Bundle(part, facts).sets
     assert sets is not None, "calibrate always fits sets"
     own, images = original.predictions, original.manifest.column("image_id")
     row = {image: number for number, image in enumerate(own.image_id)}

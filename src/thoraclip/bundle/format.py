@@ -15,7 +15,6 @@ SHA256SUMS        of all files above; `sha256sum -c` checks it too
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,13 +24,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.bundle.seal import FACTS, read_seal
+from thoraclip.array_files import Expected, read_npz
+from thoraclip.bundle.seal import FACTS, Seal, read_seal
+from thoraclip.documents import Limits, read_json
 from thoraclip.errors import ConfigError, MismatchError
 from thoraclip.imaging import Preprocess
+from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
 from thoraclip.labels import LabelSet
 from thoraclip.posthoc.conformal import ClassThresholds
-from thoraclip.posthoc.ood import OodScore
+from thoraclip.posthoc.ood import OOD_SHAPE, OodScore
 from thoraclip.posthoc.scaling import TemperatureScaling
+from thoraclip.shapes import Check, check, mapping, number, one_of, optional, sequence, table, text, whole
 
 __all__ = ["CARD", "DIGEST_BYTES", "MODEL", "PARITY", "SCHEMA", "Bundle", "Neighbour", "Thumbnails", "read_bundle"]
 
@@ -78,22 +81,29 @@ class Bundle:
 
     Args:
         folder: of the bundle.
-        fingerprint: SHA-256 over the checksums of all its files.
         facts: all of `bundle.json`; the attributes are what they say.
+        sealed: its checksums; `None` for one that is being made.
 
     Attributes:
+        fingerprint: SHA-256 over the checksums of all its files.
         name: a title, such as `probe on dino-minilm`.
         precision: `fp32` or `int8`.
         scaling, sets: fitted on validation images, the sets on scores as the model gives them; `None` without them.
+        width: the D of the model's features; 0 while the model is not loaded.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, facts: Mapping[str, Any]) -> None:
-        self.folder, self.fingerprint, self.facts = folder, fingerprint, facts
+    def __init__(self, folder: Path, facts: Mapping[str, Any], *, sealed: Seal | None = None) -> None:
+        self.folder, self.facts, self._sealed, self.width = folder, facts, sealed, 0
+        self.fingerprint = "" if sealed is None else sealed.fingerprint
         self.name, self.kind, self.precision = (str(facts[name]) for name in ("name", "kind", "precision"))
         self.labels, self.preprocess = LabelSet(tuple(facts["labels"])), Preprocess.from_dict(facts["preprocess"])
         temperature, sets = facts["temperature"], facts["sets"]
         self.scaling = None if temperature is None else TemperatureScaling(float(temperature))
         self.sets = None if sets is None else _thresholds(sets, self.labels)
+
+    def file(self, name: str) -> Path:
+        """Where one of its files lies; raises MismatchError for one that was not sealed."""
+        return self.folder / name if self._sealed is None else self._sealed.file(name)
 
     @property
     def bits(self) -> int | None:
@@ -115,49 +125,113 @@ class Bundle:
     @cached_property
     def ood(self) -> OodScore | None:
         """The out-of-distribution reference; `None` where the bundle has none."""
-        about = self.facts["novelty"]
+        about, width = self.facts["novelty"], self.width or "D"
         if about is None:
             return None
-        arrays = {name: array.astype(np.float64) for name, array in _arrays(self.folder / _OOD).items()}  # once
-        return OodScore.from_facts(about, arrays)
+        found = self._arrays(_OOD, {"means": ("f4", ("K", width)), "factor": ("f4", (width, width))})
+        if not 1 <= len(found["means"]) <= len(self.labels):
+            raise MismatchError(f"{self.folder / _OOD}: means of {len(found['means'])} classes; {_REMEDY}")
+        return OodScore.from_facts(about, {name: array.astype(np.float64) for name, array in found.items()})  # once
 
     @cached_property
     def thumbnails(self) -> Thumbnails | None:
         """Training pictures that it carries; `None` where it has none."""
-        about = self.facts.get("thumbnails")
+        about, names = self.facts.get("thumbnails"), self.labels.names
         if about is None:
             return None
-        arrays, names = _arrays(self.folder / _THUMBNAILS), self.labels.names
-        return Thumbnails(arrays["greys"], [names[target] for target in arrays["targets"]], arrays["features"])
+        count = about["images"]
+        shapes = {"greys": (count, "S", "S"), "targets": (count,), "features": (count, self.width or "D")}
+        found = self._arrays(_THUMBNAILS, {name: (_TYPES[name], shape) for name, shape in shapes.items()})
+        if not ((found["targets"] >= 0) & (found["targets"] < len(names))).all():
+            raise MismatchError(f"{self.folder / _THUMBNAILS}: a target is no class; {_REMEDY}")
+        return Thumbnails(found["greys"], [names[target] for target in found["targets"]], found["features"])
 
     def self_test(self) -> tuple[Greys, npt.NDArray[np.float32]]:
         """(synthetic pictures u8[K, S, S], the scores that the model gave them when it was made f32[K, C])."""
-        arrays = _arrays(self.folder / _SELF_TEST)
-        return arrays["greys"], arrays["scores"]
+        size = self.preprocess.size
+        expected = {"greys": ("u1", ("K", size, size)), "scores": ("f4", ("K", len(self.labels)))}
+        found = self._arrays(_SELF_TEST, expected)
+        if not 1 <= len(found["greys"]) <= _MOST_TESTED:
+            raise MismatchError(f"{self.folder / _SELF_TEST}: {len(found['greys'])} pictures; {_REMEDY}")
+        return found["greys"], found["scores"]
 
     def is_trained_on(self, hashes: list[str]) -> npt.NDArray[np.bool_]:
         """SHA-256 of N picture files, hexadecimal -> bool[N]: whether the classifier has learned from that picture."""
-        known = _arrays(self.folder / _TRAINED_ON)["digests"]
-        own = {row.tobytes() for row in known}
-        return np.array([bytes.fromhex(one)[:DIGEST_BYTES] in own for one in hashes], dtype=bool)
+        own = b"".join(bytes.fromhex(one)[:DIGEST_BYTES] for one in hashes)
+        return np.isin(np.frombuffer(own, np.uint64), self._trained_on)
+
+    @cached_property
+    def _trained_on(self) -> npt.NDArray[np.uint64]:
+        return self._arrays(_TRAINED_ON, {"digests": ("u1", ("N", DIGEST_BYTES))})["digests"].view(np.uint64).ravel()
+
+    def require_fit(self, width: int) -> None:
+        """Read the small files, for a model of `width` features; raises MismatchError where one does not fit."""
+        self.width = width
+        if self._sealed is not None:
+            _ = self.ood, self._trained_on
+
+    def _arrays(self, name: str, expected: Expected) -> dict[str, npt.NDArray[Any]]:
+        return read_npz(self.file(name), expected, error=MismatchError, remedy=_REMEDY)
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """A bundle as it lies there; raises InputError where there is none or it has no checksums, MismatchError where it
-    is not readable or of another schema."""
-    fingerprint = hashlib.sha256(read_seal(folder).encode()).hexdigest()
+def read_bundle(folder: Path, sealed: Seal | None = None) -> Bundle:
+    """A bundle as it lies there, `sealed` by checksums that were read already.
+
+    Raises:
+        InputError: no bundle there, or one without checksums.
+        MismatchError: `bundle.json` breaks a rule or is of another schema, or the checksums do not name a file.
+    """
+    sealed = sealed or read_seal(folder)
+    path = sealed.file(FACTS)
+    facts = read_json(path, error=MismatchError, remedy=_REMEDY, limits=Limits(bytes=4 << 20))
+    check(facts, table(schema=whole(1)), path, error=MismatchError, remedy=_REMEDY)
+    if facts["schema"] > SCHEMA:
+        raise MismatchError(
+            f"{folder}: is a bundle of schema {facts['schema']}, written by thoraclip {_writer(facts)}, and this "
+            f"version reads up to {SCHEMA}; upgrade: pip install -U thoraclip"
+        )
+    check(facts, _FACTS, path, error=MismatchError, remedy=_REMEDY)
+    check(facts, _sets_of(facts["labels"]), path, error=MismatchError, remedy=_REMEDY)
+    for name in (MODEL, CARD, _SELF_TEST, _TRAINED_ON):
+        sealed.file(name)
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if 1 <= (schema := int(facts["schema"])) <= SCHEMA:
-            return Bundle(folder, fingerprint, facts)
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise MismatchError(f"{folder / FACTS}: is not readable ({error!r}); export the run again") from error
-    if schema < 1:
-        raise MismatchError(f"{folder}: schema {schema} is no schema of a bundle; export the run again")
-    by = facts.get("provenance", {}).get("versions", {}).get("thoraclip", "a later version")
-    raise MismatchError(
-        f"{folder}: is a bundle of schema {schema}, written by thoraclip {by}, and this version reads up to "
-        f"{SCHEMA}; upgrade: pip install -U thoraclip"
+        return Bundle(folder, facts, sealed=sealed)
+    except ConfigError as error:
+        raise MismatchError(f"{path}: {error}; {_REMEDY}") from error
+
+
+def _writer(facts: Mapping[str, Any]) -> str:
+    try:
+        return str(facts["provenance"]["versions"]["thoraclip"])[:20]
+    except (KeyError, TypeError):
+        return "a later version"
+
+
+_REMEDY = "export the run again"
+_TYPES = {"greys": "u1", "targets": "i8", "features": "f2 f4"}
+_MOST_TESTED = 16
+_FACTS = table(
+    name=text,
+    kind=text,
+    precision=one_of("fp32", "int8"),
+    quantisation=optional(text),
+    weights=optional(text),
+    labels=sequence(text, 2, 1000, unique=True),
+    preprocess=PREPROCESS_SHAPE,
+    temperature=optional(number(1e-3, 1e3)),
+    novelty=optional(OOD_SHAPE),
+    thumbnails=optional(table(images=whole(1, 100_000))),
+    run=table(fold=optional(whole())),
+    provenance=table(inputs=mapping(text), versions=mapping(text)),
+    may=["quantisation", "weights", "thumbnails"],
+)
+
+
+def _sets_of(labels: Sequence[str]) -> Check:
+    """The prediction sets of these classes."""
+    counts, levels = table(dict.fromkeys(labels, whole())), table(dict.fromkeys(labels, optional(number(0, 1))))
+    return table(
+        sets=optional(table(alpha=number(0, 1), threshold=levels, images=counts, patients=counts, may=["patients"]))
     )
 
 
@@ -169,14 +243,6 @@ def _thresholds(sets: Mapping[str, Any], labels: LabelSet) -> ClassThresholds:
         images=np.array([sets["images"][name] for name in labels.names], dtype=np.int64),
         patients=np.array([sets.get("patients", sets["images"])[name] for name in labels.names], dtype=np.int64),
     )
-
-
-def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError) as error:  # the checksums were right, so it was written so
-        raise MismatchError(f"{path}: is not readable ({error}); export the run again") from error
 
 
 def write_ood_arrays(folder: Path, fitted: OodScore) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from thoraclip.bundle.eight_bits import eight_bit_products
-from thoraclip.bundle.runtime import open_session
+from thoraclip.bundle.session import open_session
 from thoraclip.errors import ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.models.backbones import Backbone

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thoraclip.bundle.seal import check_seal
+from thoraclip.bundle.seal import read_seal
 
 if TYPE_CHECKING:
     from thoraclip.bundle.runtime import BundleClassifier
@@ -29,13 +29,14 @@ def open_bundle(folder: str | Path, *, threads: int = 0, bits: int | None = None
         ParityError: this machine computes other scores.
     """
     place = Path(folder)
+    sealed = read_seal(place)
     with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(check_seal, place)  # on a core of its own, while the libraries and the model are loaded
+        checked = pool.submit(sealed.check)  # on a core of its own, while the libraries and the model are loaded
         from thoraclip.bundle.format import read_bundle
         from thoraclip.bundle.runtime import BundleClassifier
 
         try:
-            classifier = BundleClassifier(read_bundle(place), threads=threads, bits=bits)
+            classifier = BundleClassifier(read_bundle(place, sealed), threads=threads, bits=bits)
             classifier.self_test()
         finally:
             checked.result()  # whatever a changed file has led to, this is the reason

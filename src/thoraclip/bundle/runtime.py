@@ -11,33 +11,27 @@ of its own. Several threads work side by side.
 from __future__ import annotations
 
 import base64
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from thoraclip.bundle.format import MODEL, Bundle
+from thoraclip.bundle.session import onnxruntime, open_session, require_own_data, require_tensors
 from thoraclip.errors import ImageError, ManifestError, MismatchError, ParityError, first_line
 from thoraclip.imaging import MAX_PIXELS, Preprocess, Radiograph, decode, fit
 from thoraclip.labels import LabelSet
 from thoraclip.threads import in_order
 
-if "onnxruntime" not in sys.modules:  # it reports to its makers from 1.32 on, and is imported through here alone
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime
-
 if TYPE_CHECKING:
     from thoraclip.tables.manifest import Manifest
 
-__all__ = ["UNSIGNED", "BundleAuditTarget", "BundleClassifier", "Prediction", "onnxruntime", "open_session"]
+__all__ = ["UNSIGNED", "BundleAuditTarget", "BundleClassifier", "Prediction"]
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -89,14 +83,6 @@ class Prediction:
     remarks: tuple[str, ...] = ()
 
 
-def open_session(model: Path | bytes, options: Any = None, **more: Any) -> Any:
-    """A session on the CPU that does not warn; `options` and what else it takes are those of ONNX Runtime."""
-    options = options or onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    given = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"], **more)
-
-
 class BundleClassifier:
     """A bundle, ready to answer; a `Predictor`. Several threads may use it at once.
 
@@ -128,7 +114,8 @@ class BundleClassifier:
                     "exactly (no VNNI); export the run again with this version"
                 )
             options.add_session_config_entry(_EXACT_BYTES, "1")
-        model = bundle.folder / MODEL
+        model = bundle.file(MODEL)
+        require_own_data(bundle)
         try:
             self._session = open_session(model, options)
         except Exception as error:  # of ONNX Runtime's own kinds, which it does not export
@@ -139,8 +126,9 @@ class BundleClassifier:
         self.bundle, self.labels, self.preprocess, self._threads = bundle, bundle.labels, bundle.preprocess, threads
         self.bits = bits
         self.features_key: tuple[str, ...] = ("bundle", bundle.fingerprint)
-        pictures = self._session.get_inputs()[0].shape[0]
-        self.together = pictures if isinstance(pictures, int) else TOGETHER[bundle.precision]
+        pictures, width = require_tensors(self._session, bundle)
+        bundle.require_fit(width)
+        self.together = pictures or TOGETHER[bundle.precision]
 
     def read(self, source: Path | bytes, *, bits: int | None = None, max_pixels: int = MAX_PIXELS) -> Radiograph:
         """Decode a file, or the bytes of one, as the training images were; `bits` of its manifest; see
@@ -216,10 +204,22 @@ class BundleClassifier:
         """The largest difference of a score to those that the bundle was made with, over its synthetic pictures.
 
         Raises:
-            ParityError: it exceeds `SELF_TEST_TOLERANCE`: on this machine the model is another one.
+            MismatchError: the model cannot be run, or does not give what it declares.
+        ParityError: it exceeds `SELF_TEST_TOLERANCE`: on this machine the model is another one.
         """
         greys, scores = self.bundle.self_test()
-        difference = float(np.abs(self.look(greys)[1] - scores).max())
+        try:
+            features, own = self.look(greys)
+        except Exception as error:  # as above
+            raise MismatchError(
+                f"{self.bundle.folder / MODEL}: cannot be run ({first_line(error)}); export the run again"
+            ) from error
+        if features.shape != (len(greys), self.bundle.width) or own.shape != scores.shape:
+            raise MismatchError(
+                f"{self.bundle.folder / MODEL}: its features and scores are {list(features.shape)} and "
+                f"{list(own.shape)}, not those that it declares; export the run again"
+            )
+        difference = float(np.abs(own - scores).max())
         allowed = SELF_TEST_TOLERANCE[self.bundle.precision]
         if not difference <= allowed:
             raise ParityError(

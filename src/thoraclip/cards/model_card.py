@@ -7,7 +7,6 @@ what a run cannot know, the card calls unknown. The same run gives the same byte
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from jinja2 import Environment
 
 from thoraclip.cards.croissant import NOT_STATED
 from thoraclip.config import field_help, toml_value
+from thoraclip.documents import kept_json
 from thoraclip.errors import ManifestError
 from thoraclip.evaluation.metrics import METRICS
 from thoraclip.evaluation.reading import points, share, share_interval, versus
@@ -217,13 +217,9 @@ def _declared_licence(card: Path) -> str | None:
 
 def _data_set(images: Path) -> dict[str, str]:
     """What the Croissant record beside the pictures says, ours or anyone's; nothing where there is none."""
-    try:
-        record = json.loads((images / "croissant.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    found = {}
+    record, found = kept_json(images / "croissant.json"), {}
     for key in ("name", "license", "url", "citeAs"):
-        value = record.get(key) if isinstance(record, dict) else None
+        value = record.get(key)
         text = ", ".join(str(one) for one in value) if isinstance(value, list) else value
         if isinstance(text, str) and text.strip() and NOT_STATED not in text:
             found[key] = " ".join(text.split())

@@ -124,7 +124,7 @@ def _load(file: Path) -> dict[str, tuple[list[int], Facts]]:
             if line.startswith("{"):
                 valid = line == header
                 continue
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError, TypeError, RecursionError):
                 path, *stamp, facts = json.loads(line)
                 if valid and len(stamp) == 3 and isinstance(path, str) and isinstance(facts, dict):
                     known[path] = (stamp, facts)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.imaging.decoding import MAX_PIXELS, Grey, Radiograph
+from thoraclip.shapes import check, number, one_of, optional, sequence, table, whole
 
 __all__ = ["Pixels", "Preprocess", "check_pixels", "fit", "normalise", "perceptual_hash", "preprocess", "resize"]
 
@@ -19,7 +20,20 @@ Pixels = npt.NDArray[np.float32]
 
 GEOMETRIES = ("squash", "crop", "pad")
 
+MAX_SIDE = 4096
+"""Largest side of an input: three times that of the largest encoders."""
 _RESAMPLE = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+
+PREPROCESS_SHAPE = table(
+    size=whole(1, MAX_SIDE),
+    geometry=one_of(*GEOMETRIES),
+    short_side=optional(whole(1, 2 * MAX_SIDE)),
+    resample=one_of(*_RESAMPLE),
+    mean=sequence(number(-1e3, 1e3), 3, 3),
+    std=sequence(number(1e-3, 1e3), 3, 3),
+    may=["size", "geometry", "short_side", "resample", "mean", "std"],
+)
+"""Of `Preprocess.as_dict`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +64,15 @@ class Preprocess:
             raise ConfigError(f"unknown geometry '{self.geometry}'{did_you_mean(self.geometry, GEOMETRIES)}")
         if self.resample not in _RESAMPLE:
             raise ConfigError(f"unknown resample '{self.resample}'{did_you_mean(self.resample, _RESAMPLE)}")
-        if self.size < 1 or (self.short_side is not None and self.short_side < self.size):
-            raise ConfigError(
-                f"size {self.size}, short_side {self.short_side}: size >= 1 and short_side >= size are needed"
-            )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(f"mean {self.mean}, std {self.std}: three channels with positive std are needed")
+        check(vars(self), PREPROCESS_SHAPE, "preprocess", error=ConfigError, remedy="mend it")
+        if self.short_side is not None and self.short_side < self.size:
+            raise ConfigError(f"size {self.size}, short_side {self.short_side}: short_side >= size is needed")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The spec that `as_dict` described."""
+        """The spec that `as_dict` described; raises ConfigError for any other."""
+        if unknown := sorted(values.keys() - cls.__dataclass_fields__.keys()):
+            raise ConfigError(f"preprocess: unknown '{unknown[0]}'{did_you_mean(unknown[0], cls.__dataclass_fields__)}")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**given)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +10,8 @@ from typing import Any
 
 from thoraclip.config import Settings, require_known
 from thoraclip.data.batches import grey_batches
-from thoraclip.errors import ConfigError, ManifestError, ModelError
+from thoraclip.documents import parse_json
+from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import load_captioner
@@ -266,10 +266,10 @@ def _read_journal(journal: Path, header: str, ids: Sequence[str], batch_size: in
     texts: list[str] = []
     for image_id, line in zip(ids, lines if first == header else [], strict=False):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, journal)
             if entry["image_id"] != image_id or not isinstance(entry["text"], str):
                 break
-        except (ValueError, KeyError, TypeError):
+        except (InputError, KeyError, TypeError):
             break
         texts.append(entry["text"])
     return texts if len(texts) == len(ids) else texts[: len(texts) - len(texts) % batch_size]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.config import build_config, read_toml
+from thoraclip.config import build_config
+from thoraclip.documents import read_json, read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.models.files import adapter_folders
+from thoraclip.shapes import Check, check, table, text
 from thoraclip.tables.manifest import Manifest, read_fingerprint, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
@@ -189,14 +190,23 @@ def read_run(folder: Path) -> FinishedRun:
     kind = str(values.pop("kind", ""))
     values = _current_settings(values) | _moved(folder, values)
     config = build_config(find_method(kind).config_type, values, where=str(folder / "config.toml"))
-    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    facts = _noted(
+        folder / "provenance.json", table(inputs=table(manifest=text), manifest_file=text, may=["manifest_file"])
+    )
     _require_same_files(folder, config, facts["inputs"])
     held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
-    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    done = _noted(folder / "done.json", table(fingerprint=text))
     places = [folder.resolve() / facts[name] for name in ("manifest_file", "manifest_beside") if facts.get(name)]
     file = next((place for place in places if place.is_file()), places[0] if places else None)
     return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds, file)
+
+
+def _noted(path: Path, shape: Check) -> Mapping[str, Any]:
+    remedy = "remove done.json and run the same command again"
+    content: Mapping[str, Any] = read_json(path, remedy=remedy)
+    check(content, shape, path, remedy=remedy)
+    return content
 
 
 def _current_settings(values: Mapping[str, Any]) -> dict[str, Any]:

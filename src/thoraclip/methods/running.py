@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from thoraclip.cards import data_facts
 from thoraclip.cards.model_card import TrainedRun, write_model_card
 from thoraclip.config import config_toml
 from thoraclip.data.splits import hold_out, independent_groups
+from thoraclip.documents import LARGE, read_json
 from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.methods import find_method, require_shared_work
@@ -270,7 +270,9 @@ def run_method(
                 folder.finish(fingerprint)
     if not is_main_process():
         return None
-    details = json.loads(folder.file("details.json").read_text(encoding="utf-8"))
+    details = read_json(
+        folder.file("details.json"), remedy="remove done.json and run the same command again", limits=LARGE
+    )
     return read_predictions(folder.file("predictions.parquet")), details
 
 

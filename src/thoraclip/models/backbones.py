@@ -21,8 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from thoraclip.array_files import regular
 from thoraclip.errors import InputError, ModelError, first_line
 from thoraclip.imaging import Preprocess
+from thoraclip.imaging.preprocessing import PREPROCESS_SHAPE
 from thoraclip.labels import LabelSet
 from thoraclip.models.checkpoint import find_checkpoint, load_model, quiet, require_finite_weights
 from thoraclip.models.dual_encoder import DualEncoder, is_dual_encoder, load_dual_encoder, untrained_dual_encoder
@@ -30,6 +32,7 @@ from thoraclip.models.files import Checkpoint, holds_weights, read_about, write_
 from thoraclip.models.image_processor import preprocessor_json, read_preprocess
 from thoraclip.models.network import Network, network_settings
 from thoraclip.runs import atomic_open, whole_folder, write_json
+from thoraclip.shapes import sequence, table, text
 
 __all__ = ["Backbone", "TowerClassifier", "load_backbone", "load_trained", "read_trained_note"]
 
@@ -232,6 +235,9 @@ def _backbone(checkpoint: Checkpoint, network: nn.Module, labels: LabelSet, sett
     return Backbone(network=placed, config=checkpoint.config, labels=labels, **settings)
 
 
+_NOTE = table(labels=sequence(text, 2, 1000, unique=True), preprocess=PREPROCESS_SHAPE, facts=table())
+
+
 def read_trained_note(folder: Path) -> tuple[LabelSet, Preprocess, Mapping[str, Any]]:
     """The classes of a trained network, how its pixels are made, and what `save` was told besides.
 
@@ -243,7 +249,7 @@ def read_trained_note(folder: Path) -> tuple[LabelSet, Preprocess, Mapping[str, 
     def make(labels: list[str], preprocess: dict[str, Any], facts: dict[str, Any]) -> Any:
         return LabelSet(tuple(labels)), Preprocess.from_dict(preprocess), facts
 
-    note: tuple[LabelSet, Preprocess, Mapping[str, Any]] | None = read_about(folder, str(folder), make)
+    note: tuple[LabelSet, Preprocess, Mapping[str, Any]] | None = read_about(folder, str(folder), _NOTE, make)
     if note is None:
         raise InputError(f"{folder}: no thoraclip.json there; name a folder that thoraclip baseline wrote")
     return note
@@ -262,8 +268,8 @@ def load_trained(folder: Path, *, precision: str = "auto", device: str = "") -> 
     with torch.random.fork_rng(devices=[]):
         network = _untrained(checkpoint, len(labels), settings)
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        network.load_state_dict(load_file(regular(folder / "model.safetensors")))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"{folder}: model.safetensors does not fit its config.json ({first_line(error)}); train it again"
         ) from error

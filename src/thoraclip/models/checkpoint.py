@@ -6,7 +6,6 @@ Only safetensors are read, and no code from a checkpoint is ever run.
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +15,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from thoraclip.array_files import regular
+from thoraclip.documents import read_json
 from thoraclip.errors import MismatchError, ModelError, first_line
 from thoraclip.models.files import SHIPPED, Checkpoint, fingerprint, locate, read_note
+from thoraclip.shapes import check, table
 
 __all__ = [
     "find_checkpoint",
@@ -39,6 +41,9 @@ def find_checkpoint(name: str) -> Checkpoint:
     from transformers import AutoConfig
 
     location, is_local = locate(name)
+    if is_local:  # before a library reads it without limits
+        path = Path(location) / "config.json"
+        check(read_json(path, error=ModelError, remedy="get the model again"), table(), path, error=ModelError)
     try:
         config = _read(AutoConfig, location, is_local)
     except Exception as error:  # Transformers and the Hub client raise OSError, ValueError, HTTP errors and more
@@ -147,16 +152,17 @@ def load_adapter(checkpoint: Checkpoint, network: nn.Module, folder: Path, *, sc
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    note = read_note(folder)
+    note, path = read_note(folder), folder / "adapter_config.json"
+    config = read_json(path, error=ModelError, remedy="get the adapter again")
+    check(config, table(), path, error=ModelError, remedy="get the adapter again")
     if note is not None and note.base != weights_fingerprint(network):
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         raise MismatchError(
             f"adapter '{folder}': trained on other weights than those of model '{checkpoint.name}'; name the base it "
             f"was trained on (it says: {config.get('base_model_name_or_path') or 'nothing'})"
         )
     before = {name: value.clone() for name, value in network.state_dict().items()} if scale != 1 else {}
     try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        with safe_open(regular(folder / "adapter_model.safetensors"), framework="pt") as file:
             stored = set(file.keys())
         with quiet():
             tuned = PeftModel.from_pretrained(network, str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from thoraclip.errors import InputError, ModelError, did_you_mean
+from thoraclip.array_files import regular
+from thoraclip.documents import read_json
+from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError, did_you_mean
 from thoraclip.runs import write_json
+from thoraclip.shapes import Check, check, number, table, text, whole
 
 __all__ = [
     "SHIPPED",
@@ -103,10 +105,10 @@ def stored_fingerprint(folder: Path) -> str | None:
     fingerprint. `None` where there is no such file, or numbers that NumPy does not have.
     """
     try:
-        with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        with safe_open(regular(folder / "model.safetensors"), framework="numpy") as file:
             names = sorted(n for n in file.keys() if not n.endswith("position_ids"))  # noqa: SIM118  see `load_model`
             return fingerprint((name, file.get_tensor(name)) for name in names)
-    except (OSError, SafetensorError, TypeError):  # the last one for bf16
+    except (OSError, SafetensorError, ValueError, TypeError):  # the last one for bf16
         return None
 
 
@@ -120,6 +122,9 @@ class AdapterNote:
     facts: Mapping[str, Any] = field(default_factory=dict)  # what it was trained on, and how
 
 
+_NOTE = table(base=text, log_scale=number(-20, 20), bias=number(-1e4, 1e4), facts=table(), may=["facts"])
+
+
 def read_note(folder: Path) -> AdapterNote | None:
     """The note of an adapter folder; `None` for one that another program wrote.
 
@@ -129,7 +134,7 @@ def read_note(folder: Path) -> AdapterNote | None:
     """
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"adapter '{folder}': no adapter_config.json there; name a PEFT adapter folder")
-    return read_about(folder, f"adapter '{folder}'", AdapterNote)
+    return read_about(folder, f"adapter '{folder}'", _NOTE, AdapterNote)
 
 
 def write_about(folder: Path, **content: Any) -> None:
@@ -137,21 +142,23 @@ def write_about(folder: Path, **content: Any) -> None:
     write_json(folder / _ABOUT, {"schema": _SCHEMA, **content})
 
 
-def read_about(folder: Path, name: str, make: Callable[..., T]) -> T | None:
-    """What `make` makes of the content that `write_about` got; `None` where there is none.
+def read_about(folder: Path, name: str, shape: Check, make: Callable[..., T]) -> T | None:
+    """What `make` makes of the content of this shape that `write_about` got; `None` where there is none.
 
     Raises:
         ModelError: the file is not readable, or from a newer version; it begins with `name`.
     """
     if not (folder / _ABOUT).is_file():
         return None
+    content = read_json(folder / _ABOUT, error=ModelError, remedy="train it again")
+    path = folder / _ABOUT
+    check(content, table(schema=whole(1)), path, error=ModelError, remedy="train it again")
+    if (schema := content.pop("schema")) > _SCHEMA:  # before its fields are looked at: it may have others
+        raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
+    check(content, shape, path, error=ModelError, remedy="train it again")
     try:
-        content = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        schema = int(content.pop("schema"))
-        if schema > _SCHEMA:  # before its fields are looked at: it may have others
-            raise ModelError(f"{name}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
         return make(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError, ManifestError) as error:
         raise ModelError(f"{name}: {_ABOUT} is not readable ({error!r}); train it again") from error
 
 

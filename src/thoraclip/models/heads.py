@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from thoraclip.array_files import Expected, read_safetensors
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, canonical_json
+from thoraclip.shapes import check, sequence, table, text
 
 __all__ = [
     "LinearHead",
@@ -29,7 +30,12 @@ __all__ = [
     "write_head",
 ]
 
-_ARRAYS = ("mean", "scale", "weight", "bias")
+_ARRAYS: Expected = {
+    "mean": ("f4", ("D",)),
+    "scale": ("f4", ("D",)),
+    "weight": ("f4", ("C", "D")),
+    "bias": ("f4", ("C",)),
+}
 """Of a head, in its file."""
 Features = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64]
@@ -274,9 +280,9 @@ def read_head(path: Path) -> LinearHead:
     """Read a head; raises InputError when the file is missing and ManifestError when it is not a head."""
     if not path.is_file():
         raise InputError(f"{path}: no such head; name a head.safetensors of a probe run")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            labels = LabelSet(tuple(json.loads((file.metadata() or {})["thoraclip"])["labels"]))
-            return LinearHead(labels, *(file.get_tensor(name) for name in _ARRAYS))
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ManifestError(f"{path}: not a linear head ({error!r}); run the probe again") from error
+    told: dict[str, Any] = {"error": ManifestError, "remedy": "run the probe again"}
+    arrays, about = read_safetensors(path, _ARRAYS, **told)
+    check(about, table(labels=sequence(text, len(arrays["bias"]), len(arrays["bias"]))), path, **told)
+    if not (arrays["scale"] > 0).all():
+        raise ManifestError(f"{path}: a scale is not positive; run the probe again")
+    return LinearHead(LabelSet(tuple(about["labels"])), **arrays)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thoraclip.errors import ConfigError, first_line
+from thoraclip.documents import read_json
+from thoraclip.errors import ConfigError, ModelError, first_line
 from thoraclip.imaging import Preprocess
 from thoraclip.models.files import Checkpoint
 
@@ -84,12 +84,7 @@ def _image_processor(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Any]]:
         path = _file(checkpoint, name)
         if path is None:
             continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise checkpoint.error(
-                f"its {name} is not readable ({first_line(error)}); save the processor again"
-            ) from error
+        content = read_json(path, error=ModelError, remedy="save the processor again")
         if name == _PROCESSOR and isinstance(content, Mapping):
             content = content.get("image_processor")
             if content is None:  # of a tokenizer alone

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from thoraclip.config import Settings, require_known
+from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError
 from thoraclip.models.checkpoint import quiet
 from thoraclip.models.dropout import KeyedDropout, MaskKey
@@ -119,7 +120,7 @@ class TunableEncoder:
                 self.encoder.model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
             (part / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
             file = part / "adapter_config.json"
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = read_json(file)
             for name in ("target_modules", "modules_to_save"):
                 config[name] = sorted(config[name]) if isinstance(config[name], list) else config[name]
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ Applied with numpy alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,9 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thoraclip.array_files import Expected, read_safetensors
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.posthoc.quantile import patient_quantile
 from thoraclip.runs import atomic_open, canonical_json
+from thoraclip.shapes import check, number, one_of, table, whole
 
 __all__ = ["MIN_ROWS", "OodScore", "fit_ood", "read_ood", "threshold_of", "write_ood"]
 
@@ -35,6 +36,16 @@ MIN_ROWS = 20
 
 _SCHEMA = 1
 _KIND = "mahalanobis"
+OOD_ARRAYS: Expected = {"means": ("f4", ("K", "D")), "factor": ("f4", ("D", "D"))}
+OOD_SHAPE = table(
+    score=one_of(_KIND),
+    threshold=number(),
+    false_positive_rate=number(0, 1),
+    calibration_images=whole(),
+    calibration_patients=whole(),
+    may=["calibration_patients"],
+)
+"""Of `OodScore.facts`."""
 _BLOCK = 1024  # pictures scored at once: bounds memory
 
 
@@ -57,9 +68,7 @@ class OodScore:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> OodScore:
-        """The score that `facts` described; raises ValueError where it is of another kind."""
-        if facts["score"] != _KIND:
-            raise ValueError(f"score '{facts['score']}', this version reads {_KIND}")
+        """The score that `facts`, of `OOD_SHAPE`, described."""
         return cls(
             threshold=float(facts["threshold"]),
             false_positive_rate=float(facts["false_positive_rate"]),
@@ -247,33 +256,11 @@ def write_ood(path: Path, fitted: OodScore) -> None:
 
 def read_ood(path: Path) -> OodScore:
     """Read a score; raises InputError for a missing file, ManifestError for one that is none or of a later schema."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise InputError(f"{path}: no such out-of-distribution score; name a novelty.safetensors of a run")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["thoraclip"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["kind"] != "novelty":
-            raise ValueError(f"it holds a {about['kind']}")
-        if about["schema"] != _SCHEMA:
-            raise ValueError(f"schema {about['schema']}, this version reads {_SCHEMA}")
-        fitted = OodScore.from_facts(about, arrays)
-        _check(fitted)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ManifestError(f"{path}: not an out-of-distribution score ({error!r}); fit it again") from error
-    return fitted
-
-
-def _check(fitted: OodScore) -> None:
-    """Raise ValueError unless the arrays are those of a score, of one width, and finite."""
-    if set(fitted.arrays) != {"means", "factor"}:
-        raise ValueError(f"arrays {sorted(fitted.arrays)}, {_KIND} has ['factor', 'means']")
-    for name, array in fitted.arrays.items():
-        if array.dtype != np.float32 or array.ndim != 2 or array.shape[-1:] != fitted.arrays["means"].shape[-1:]:
-            raise ValueError(f"array {name} is {array.dtype}{list(array.shape)}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"array {name} is not finite")
-    if not np.isfinite(fitted.threshold):
-        raise ValueError(f"threshold {fitted.threshold}")
+    arrays, about = read_safetensors(path, OOD_ARRAYS, error=ManifestError, remedy="fit it again")
+    check(
+        about, table(kind=one_of("novelty"), schema=one_of(_SCHEMA)), path, error=ManifestError, remedy="fit it again"
+    )
+    check(about, OOD_SHAPE, path, error=ManifestError, remedy="fit it again")
+    return OodScore.from_facts(about, arrays)

@@ -225,7 +225,7 @@ async def bundles(server: Shared) -> list[answers.BundleFacts]:
 )
 async def card(server: Shared, bundle: BundleName = "") -> Response:
     """The bundle's card, as Markdown."""
-    text = (server.queue(bundle).classifier.bundle.folder / CARD).read_bytes()
+    text = server.queue(bundle).classifier.bundle.file(CARD).read_bytes()
     return Response(text, media_type="text/markdown; charset=utf-8")
 
 

@@ -103,6 +103,7 @@ def serve_bundles(
     metrics, queues = Metrics(), list[BatchQueue]()
     for folder in folders:
         classifier = open_bundle(folder, threads=threads)
+        _ = classifier.bundle.thumbnails  # refused now, and not by an answer
         wanted, taken = folder.resolve().name, [queue.name for queue in queues]
         names = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
         name = next(name for name in names if name not in taken)

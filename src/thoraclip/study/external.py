@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from thoraclip.data.batches import grey_batches
 from thoraclip.data.overlap import COPIES, IDENTICAL, NEAR, UNREADABLE, find_overlap
+from thoraclip.documents import kept_json
 from thoraclip.errors import ConfigError, InputError, ManifestError, ThoraclipError, did_you_mean, first_line
 from thoraclip.evaluation.external import ExternalResult
 from thoraclip.evaluation.external_reading import left_out_words
@@ -238,9 +238,9 @@ def _score_fold(study: Study, run: FinishedRun, fold: int | None, images: Manife
     """The table of one classifier, in the folder of its run; made again where anything that it depends on changed."""
     file = run.folder / fold_file(f"external-{name}.parquet", fold)
     fingerprint = digest([_SCHEMA, _RULES, run.fingerprint, images.fingerprint, fold])
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ThoraclipError):
-        note = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        if note["fingerprint"] == fingerprint and note["sha256"] == file_sha256(file):
+    note: Mapping[str, Any] = kept_json(file.with_suffix(".json"))
+    with contextlib.suppress(OSError, ThoraclipError):
+        if note.get("fingerprint") == fingerprint and note.get("sha256") == file_sha256(file):
             return read_predictions(file)
     place = run.folder.relative_to(study.out / "runs")
     study.log(f"external {name}: {place}{'' if fold is None else f', fold {fold}'}")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import build_config, config_toml, read_toml, require_known, toml_value
+from thoraclip.config import build_config, config_toml, require_known, toml_value
 from thoraclip.data.layouts import COLUMN_SETTINGS
 from thoraclip.data.lungs.regions import require_mask_source
+from thoraclip.documents import read_toml
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published, read_published

@@ -7,9 +7,7 @@ fills such a folder from the first row on; killed at any moment and started agai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
 
+from thoraclip.array_files import Shape, open_npy
+from thoraclip.documents import kept_json, read_json
 from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import make_folder, needing_room, remove_file, take_room, write_json
+from thoraclip.shapes import check, table, text, whole
 from thoraclip.tables.manifest import Manifest
 from thoraclip.tables.store import StoredTable, open_table, write_table
 
@@ -92,11 +93,8 @@ class ImageArrays:
 
 def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
     """True when the folder is finished and was made from exactly this."""
-    try:
-        note = json.loads((folder / f"{kind.name}.json").read_text(encoding="utf-8"))
-        return bool(note["fingerprint"] == fingerprint and note["schema"] == kind.schema)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    note = kept_json(folder / f"{kind.name}.json")
+    return bool(note.get("fingerprint") == fingerprint and note.get("schema") == kind.schema)
 
 
 def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
@@ -104,29 +102,17 @@ def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
     note = folder / f"{kind.name}.json"
     if not note.is_file():
         raise InputError(f"{folder}: no finished {kind.name}; make them with: {kind.remedy}")
-    try:
-        facts = json.loads(note.read_text(encoding="utf-8"))
-        schema, fingerprint = int(facts.pop("schema")), str(facts.pop("fingerprint"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ManifestError(f"{note}: not readable ({error!r}); delete the folder and run {kind.remedy}") from error
+    remedy = f"delete the folder and run {kind.remedy}"
+    facts = read_json(note, error=ManifestError, remedy=remedy)
+    check(facts, table(schema=whole(1), fingerprint=text), note, error=ManifestError, remedy=remedy)
+    schema, fingerprint = facts.pop("schema"), facts.pop("fingerprint")
     if schema > kind.schema:
         raise ManifestError(f"{folder}: schema {schema} is newer than {kind.schema}; upgrade thoraclip")
     index = open_table(folder / "index.parquet", kind=kind.name, newest_schema=kind.schema)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, (dtype, dimensions) in kind.arrays.items():
-        path = folder / f"{name}.npy"
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ManifestError(
-                f"{path}: not a readable array ({error}); delete the folder and run {kind.remedy}"
-            ) from error
-        if array.dtype != np.dtype(dtype) or array.ndim != dimensions or len(array) != index.rows:
-            raise ManifestError(
-                f"{path}: {array.dtype}{list(array.shape)}, expected {dtype} of {index.rows} rows; run {kind.remedy} "
-                "again"
-            )
-        arrays[name] = np.asarray(array)
+        expected: tuple[str, Shape] = dtype, (index.rows, *(f"D{axis}" for axis in range(1, dimensions)))
+        arrays[name] = np.asarray(open_npy(folder / f"{name}.npy", expected, error=ManifestError, remedy=remedy))
     return ImageArrays(kind, index, arrays, facts, fingerprint)
 
 
@@ -147,11 +133,11 @@ class ArrayWriter:
         self._parts = {name: folder / f"{name}.npy.part" for name in kind.arrays}
         self._arrays: dict[str, Any] = {}
         self.rows = 0
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-            rows = int(state["rows"]) if state["token"] == token else 0
-            if rows == total or all(part.is_file() for part in self._parts.values()):
-                self.rows = rows  # at the end the parts may be renamed already
+        state = kept_json(folder / "progress.json")
+        rows = state.get("rows") if state.get("token") == token else 0
+        is_here = rows == total or all(part.is_file() for part in self._parts.values())
+        if isinstance(rows, int) and 0 <= rows <= total and is_here:
+            self.rows = rows  # at the end the parts may be renamed already
 
     def append(self, blocks: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write the next rows: name -> array[B, ...] for every array of the kind."""

@@ -5,7 +5,6 @@ Tables of many millions of rows are read, written and filtered a million rows at
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from thoraclip.documents import parse_json
 from thoraclip.errors import InputError, ManifestError, first_line
 from thoraclip.runs import atomic_open, canonical_json
+from thoraclip.shapes import check, mapping, whole
+from thoraclip.shapes import table as table_of
 
 __all__ = ["StoredTable", "joined", "kept", "open_table", "require_parquet", "require_rows", "slices", "write_table"]
 
@@ -126,12 +128,15 @@ def open_table(path: Path, *, kind: str, newest_schema: int, foreign: bool = Fal
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if twice:
             raise pa.ArrowInvalid(f"column '{twice[0]}' stands there twice")
-    header = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
+    written: dict[str, Any] = {"error": ManifestError, "remedy": "write it again"}
+    header = parse_json((schema.metadata or {}).get(_KEY, b"{}"), path, **written)
+    check(header, mapping(lambda _: None), path, **written)
     if foreign and not header:
         return StoredTable(path, schema, rows, {}, is_foreign=True)
     if header.get("kind") != kind:
         found = header.get("kind") or "a table that this package did not write"
         raise ManifestError(f"{path}: holds {found}, not {kind}; name a file of {kind}")
-    if int(header["schema"]) > newest_schema:
+    check(header, table_of(schema=whole(1), meta=mapping(lambda _: None)), path, **written)
+    if header["schema"] > newest_schema:
         raise ManifestError(f"{path}: schema {header['schema']} is newer than {newest_schema}; upgrade thoraclip")
     return StoredTable(path, schema, rows, dict(header["meta"]))

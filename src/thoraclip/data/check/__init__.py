@@ -9,7 +9,6 @@ Without images only the last line is followed: the table alone, of millions of i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from thoraclip import shapes
 from thoraclip.data.check import findings
 from thoraclip.data.check.inspection import Inspection, duplicate_pairs, inspect
 from thoraclip.data.check.label_errors import label_errors
 from thoraclip.data.check.page import html_page, label_errors_page, leaks, markdown_page, warnings
 from thoraclip.data.duplicates import DuplicatePair
+from thoraclip.documents import LARGE, read_json
 from thoraclip.errors import InputError, ManifestError, MismatchError
 from thoraclip.runs import Progress, provenance, write_json, write_text, writes, written_together
 from thoraclip.tables.manifest import Manifest
@@ -30,6 +31,15 @@ from thoraclip.tables.predictions import Predictions
 __all__ = ["check", "duplicate_clusters", "inspect", "read_check", "read_clusters", "write_check"]
 
 _SCHEMA = 1
+_GROUP = shapes.table(image_id=shapes.sequence(shapes.text, 1, shapes.ANY_NUMBER))
+_SHAPE = shapes.table(
+    manifest=shapes.text,
+    provenance=shapes.table(inputs=shapes.table(manifest=shapes.text)),
+    pictures=shapes.one_of(True, False),
+    duplicates=shapes.optional(shapes.table(groups=shapes.sequence(_GROUP, 0, shapes.ANY_NUMBER), may=["groups"])),
+    may=["pictures", "duplicates"],
+)
+"""Of `check.json`, as far as it is read."""
 
 
 def check(
@@ -103,14 +113,13 @@ def read_check(folder: Path, manifest: Manifest, *, whole: bool = False) -> dict
     file = folder / "check.json" if folder.is_dir() else folder
     if not file.is_file():
         raise InputError(f"{folder}: no check.json there; make it with: thoraclip check MANIFEST --out {folder}")
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema, made_on = int(content["schema"]), content["manifest"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{file}: not a check ({error!r}); make it again with: thoraclip check") from error
-    if schema > _SCHEMA:
-        raise ManifestError(f"{file}: schema {schema} is newer than {_SCHEMA}; upgrade thoraclip")
-    if made_on != manifest.content_fingerprint:
+    told: dict[str, Any] = {"error": ManifestError, "remedy": "make it again with: thoraclip check"}
+    content: dict[str, Any] = read_json(file, limits=LARGE, **told)
+    shapes.check(content, shapes.table(schema=shapes.whole(1)), file, **told)
+    if content["schema"] > _SCHEMA:
+        raise ManifestError(f"{file}: schema {content['schema']} is newer than {_SCHEMA}; upgrade thoraclip")
+    shapes.check(content, _SHAPE, file, **told)
+    if content["manifest"] != manifest.content_fingerprint:
         raise MismatchError(f"{file}: made on other images than this manifest's; run thoraclip check on this one")
     if whole and content["provenance"]["inputs"]["manifest"] != manifest.fingerprint:
         raise MismatchError(f"{file}: made on another split, or other labels or patients; run thoraclip check again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from thoraclip.data.appearance import STATISTICS, describe
 from thoraclip.data.batches import in_batches, read_indexed
 from thoraclip.data.duplicates import THUMBNAIL_SIDE, DuplicatePair, array_on_disk, find_duplicates, thumbnail
+from thoraclip.documents import LARGE, kept_json
 from thoraclip.dtypes import Greys, Singles
 from thoraclip.errors import ImageError, InputError, MismatchError
 from thoraclip.imaging import DECODING, decode
@@ -100,8 +100,8 @@ def duplicate_pairs(
     """
     facts = [manifest.content_fingerprint for manifest, _ in images], [sorted(seen.unreadable) for _, seen in images]
     fingerprint = digest([*facts[0], *facts[1], THUMBNAIL_SIDE, DECODING, _PAIR_RULES])
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(file.read_text(encoding="utf-8"))
+    kept = kept_json(file, limits=LARGE)
+    with contextlib.suppress(KeyError, TypeError):
         if kept["fingerprint"] == fingerprint:
             return [DuplicatePair(**pair) for pair in kept["pairs"]]
     contents, count, thumbnails = file_contents(*images), len(images[0][0]), images[0][1].thumbnails

@@ -43,10 +43,12 @@ from PIL.PngImagePlugin import PngInfo
 from thoraclip.config import Settings
 from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, Shortcut, choose_attributes, describe, shape_body
 from thoraclip.data.phantom.drawing import draw_phantom
+from thoraclip.documents import read_json
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.ranges import PhantomCount, Range, Seed, Share, Side
 from thoraclip.runs import Progress, atomic_open, is_empty, remove_leftovers
+from thoraclip.shapes import check, table, whole
 
 __all__ = ["CLASSES", "PhantomConfig", "PhantomSummary", "describe", "draw_phantom", "parse_shortcut", "write_phantoms"]
 
@@ -239,11 +241,9 @@ def _claim_folder(root: Path, config: dict[str, Any]) -> None:
         text = json.dumps({"schema": _SCHEMA, "synthetic": True, "config": config}, indent=2)
         _put(note, f"{text}\n".encode())
         return
-    try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        before, schema = noted["config"], noted["schema"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{note}: is not a phantom config; name a new or empty folder") from None
+    noted = read_json(note, remedy="name a new or empty folder")
+    check(noted, table(config=table(), schema=whole(1)), note, remedy="name a new or empty folder")
+    before, schema = noted["config"], noted["schema"]
     if schema != _SCHEMA or before != config:
         keys = sorted(k for k in {*config, *before} if config.get(k) != before.get(k))
         what = ", ".join(f"{k} {before.get(k)!r}, now {config.get(k)!r}" for k in keys)

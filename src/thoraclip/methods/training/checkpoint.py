@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
@@ -18,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from thoraclip.documents import parse_json
+from thoraclip.errors import InputError
 from thoraclip.runs import atomic_open, canonical_json, remove_file
 
 __all__ = ["Checkpoint", "TrainingProgress", "stop_requests"]
@@ -79,9 +80,9 @@ class Checkpoint:
         """Go on from the file where it belongs to this training; else from the beginning."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                note = json.loads(file.metadata()["training"])
+                note = parse_json(file.metadata()["training"], self.path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        except (OSError, SafetensorError, KeyError, TypeError, InputError):
             return TrainingProgress()
         if note.pop("token", None) != self._token or note.pop("schema", None) != 1:
             return TrainingProgress()

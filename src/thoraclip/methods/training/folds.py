@@ -6,7 +6,6 @@ parts of the manifest -> FoldTraining -> train(training) -> files in its folder 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thoraclip.data.batches import pixel_cache
+from thoraclip.documents import parse_json
 from thoraclip.errors import InputError
 from thoraclip.evaluation.figures import training_figure
 from thoraclip.imaging import Preprocess
@@ -75,7 +75,7 @@ class FoldTraining(Generic[C]):
     def metrics(self) -> list[Mapping[str, object]]:
         """The rows of `metrics.jsonl`, with the fold."""
         lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [{"fold": self.part.fold, **json.loads(line)} for line in lines]
+        return [{"fold": self.part.fold, **parse_json(line, self.folder)} for line in lines]
 
     def sampler(self) -> Sampler:
         """The order of the training images."""
