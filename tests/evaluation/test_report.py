@@ -82,7 +82,7 @@ def test_other_refusals() -> None:
         ({"name": "x", "accuracy": 1.01}, r"accuracy = 1\.01: a number from 0 to 1"),
         ({"name": "x", "macro_f1": -0.1}, r"macro_f1 = -0\.1: a number from 0 to 1"),
         ({"name": "x", "macro_recall": float("nan")}, "macro_recall = nan: a number from 0 to 1"),
-        ({"name": "x", "accuracy": "0.9"}, "'accuracy' = '0.9' must be a number"),
+        ({"name": "x", "accuracy": "0.9"}, "accuracy = '0.9': a number from 0 to 1"),
         ({"accuracy": 0.9}, "published 1: setting 'name' is needed; add name"),
         ({"name": " "}, "published 1: name is empty; give the name"),
         ("x", "must be one \\[\\[published\\]\\] table or more"),
