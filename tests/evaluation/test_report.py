@@ -57,7 +57,7 @@ def test_other_images_truths_classes_and_patients_are_refused() -> None:
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match="no method"):
         report()
-    with pytest.raises(ConfigError, match="resamples = 99: a 95 % interval needs at least 100"):
+    with pytest.raises(ConfigError, match="resamples = 99: a whole number from 100 to 100,000"):
         report(method("a", predictions()), resamples=99)
     with pytest.raises(ConfigError, match="two methods are called 'a'"):
         report(method("a", predictions()), method("a", predictions()))
