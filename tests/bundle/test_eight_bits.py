@@ -187,7 +187,7 @@ def test_an_older_bundle_with_signed_weights_is_exact_or_refused(
     monkeypatch.setattr(runtime, "has_exact_bytes", lambda: is_exact)
     bundle = read_bundle(workshop.bundle(name, int8=True))
     facts = {key: value for key, value in bundle.facts.items() if key != "weights"}
-    older = Bundle(bundle.folder, bundle.fingerprint, facts)
+    older = Bundle(bundle.folder, facts, sealed=bundle._sealed)
     assert not asks_for_exact(BundleClassifier(bundle))
     if name == "probe" and not is_exact:
         with pytest.raises(MismatchError, match=r"probe-int8: its int8 weights are signed.*VNNI.*export the run again"):

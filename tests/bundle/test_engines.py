@@ -87,7 +87,7 @@ def test_an_actor_that_is_at_home_elsewhere_gives_the_same_rows(
 
 def test_another_bundle_is_refused_by_an_actor(bundle: Path) -> None:
     with pytest.raises(MismatchError, match="is another bundle on a machine of the cluster"):
-        scoring._actor(str(bundle), "0" * 64, "/", 1)
+        scoring._actor(str(bundle), "0" * 64, "/", None, {}, 1)
 
 
 def test_threads_with_actors_are_refused(bundle: Path, home: Path, tmp_path: Path) -> None:

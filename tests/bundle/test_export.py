@@ -193,8 +193,8 @@ def test_an_old_bundle_is_replaced_and_other_things_are_not(workshop: Workshop, 
     for name in ("mine/thesis.txt", "file"):
         (tmp_path / name).write_text("x")
     for name, message in {
-        "mine": "holds other things than a bundle",
-        "file": "is a file, and a bundle is a folder",
+        "mine": "holds other things than what is to be written",
+        "file": "is a file, and a folder is to be written",
         "file/below": "is a file, not a folder",
     }.items():
         with pytest.raises(InputError, match=message):

@@ -14,10 +14,11 @@ OWN = {
         "data/facts.py",  # lines of a cache, of which a damaged one is passed over
         "data/phantom/__init__.py",  # of what was just written
         "models/backbones.py",  # of a configuration in memory
+        "writing.py",  # of a list of ours, which is checked
     },
     r"tomllib": {"documents.py"},
     r"np\.load\(|open_memmap\(": {"tables/arrays.py"},  # its own part files
-    r"safe_open\(|load_file\(": {"array_files.py", "models/files.py", "models/checkpoint.py", "models/backbones.py", "methods/training/checkpoint.py"},
+    r"safe_open\(|load_file\(": {"array_files.py", "models/files.py", "models/checkpoint.py", "models/backbones.py", "methods/training/checkpoint.py", "study/checking.py"},
     r"ParquetFile\(|pq\.read|pa\.csv": {"tables/store.py"},
 }  # fmt: skip
 

@@ -16,7 +16,8 @@ from tests.conftest import examples
 from thoraclip.errors import ModelError
 from thoraclip.models.backbones import read_trained_note
 from thoraclip.models.checkpoint import find_checkpoint
-from thoraclip.models.files import SHIPPED, Checkpoint, locate, read_note, read_preprocess
+from thoraclip.models.files import SHIPPED, Checkpoint, locate, read_note
+from thoraclip.models.image_processor import read_preprocess
 
 TINY = Path(locate(SHIPPED[0])[0])
 HOSTILE = {

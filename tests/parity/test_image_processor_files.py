@@ -164,11 +164,10 @@ def write(folder: Path, **values: Any) -> Checkpoint:
         ({"size": ...}, "no 'size'"),
         ({"crop_size": {"height": 3, "width": 4}}, "crop_size = .* is no square"),
         ({"size": 20}, "size = 20 is below crop_size = 32"),
-        *(({"image_mean": value}, "image_mean = ") for value in ([0.5], ["a"] * 3, None, [float("nan")] * 3, [True] * 3)),
-        *(({"image_std": value}, "image_std = ") for value in ([0.5, 0.5, 0], [-1.0] * 3, [float("inf")] * 3)),
+        *(({"image_mean": value}, "image_mean = ") for value in ([0.5], ["a"] * 3, None, [True] * 3)),
+        *(({"image_std": value}, "image_std = ") for value in ([0.5, 0.5, 0], [-1.0] * 3)),
         ({"image_std": ...}, "no 'image_std'"),
         ({"rescale_factor": 0}, "rescale_factor = 0 is no positive number"),
-        ({"rescale_factor": float("nan")}, "rescale_factor = nan is no positive number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_named(values: dict[str, Any], message: str, tmp_path: Path) -> None:

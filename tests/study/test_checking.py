@@ -73,7 +73,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     **{
         f"model's {name} {'gone' if content is None else 'spoilt'}": (ZERO, spoil(name, content), message)
         for name, message in (
-            ("config.json", "holds no readable config.json"),
+            ("config.json", "config.json: "),
             ("preprocessor_config.json", "preprocessor_config.json"),
             ("model.safetensors", "safetensors"),
         )
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "caption column": ('captioner = "column"\ncaption_column = "text"\n' + ZERO, nothing, "caption_column = 'text'"),
     "embeddings": (ZERO + method("probe", "late", embeddings="nowhere"), nothing, "nowhere: no finished embeddings"),
     "prompts": (ZERO + method("zeroshot", "late", prompts="chest"), nothing, "unknown prompts 'chest'"),
-    "prompts' file": (ZERO + method("zeroshot", "late", prompts="no.toml"), nothing, "no.toml: no such prompt file"),
+    "prompts' file": (ZERO + method("zeroshot", "late", prompts="no.toml"), nothing, "no.toml: is missing; name a TOML file"),
     "processes": (ZERO + method("finetune", "late", processes=3), nothing, "processes = 3"),
     "prevalence": ('prevalence = ["flu=0.1"]\n' + ZERO, nothing, "flu"),
     "class": ('classes = ["flu", "cold"]\n' + ZERO, nothing, "class 'flu' has no image"),

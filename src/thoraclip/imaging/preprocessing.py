@@ -30,7 +30,7 @@ PREPROCESS_SHAPE = table(
     short_side=optional(whole(1, 2 * MAX_SIDE)),
     resample=one_of(*_RESAMPLE),
     mean=sequence(number(-1e3, 1e3), 3, 3),
-    std=sequence(number(1e-3, 1e3), 3, 3),
+    std=sequence(number(1e-6, 1e3), 3, 3),
     may=["size", "geometry", "short_side", "resample", "mean", "std"],
 )
 """Of `Preprocess.as_dict`."""

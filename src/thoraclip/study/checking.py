@@ -5,7 +5,6 @@ Files are looked at, and headers read; no image is decoded, no network loaded an
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from thoraclip.array_files import regular
+from thoraclip.documents import read_json
 from thoraclip.errors import (
     ConfigError,
     InputError,
@@ -31,6 +32,7 @@ from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.training.processes import require_launch
 from thoraclip.models.files import Checkpoint, locate, read_note, stored_folder
 from thoraclip.models.image_processor import read_preprocess
+from thoraclip.shapes import check, table, text
 from thoraclip.study.external import listed_count
 from thoraclip.study.settings import CAPTIONS, MethodEntry, StudyConfig
 from thoraclip.tables.captions import read_captions
@@ -145,10 +147,10 @@ def _check_model(name: str, geometry: str, *, with_text: bool = False) -> None:
             raise ModelError(f"model '{name}': is not on this machine, and HF_HUB_OFFLINE is set; download it first")
         return
     checkpoint = Checkpoint(name, str(folder), is_local=True, config=None)
-    try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise checkpoint.error(f"{folder} holds no readable config.json ({first_line(error)})") from error
+    file, remedy = folder / "config.json", "get the model again"
+    content = read_json(file, error=ModelError, remedy=remedy)
+    check(content, table(model_type=text), file, error=ModelError, remedy=remedy)
+    model_type = content["model_type"]
     read_preprocess(checkpoint, geometry=geometry)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -166,7 +168,7 @@ def _check_adapter(folder: Path) -> None:
 
 def _read_header(file: Path, error_of: Any) -> None:
     try:
-        with safe_open(file, framework="numpy") as weights:
+        with safe_open(regular(file), framework="numpy") as weights:
             weights.keys()
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise error_of(f"{file.name} is not readable ({first_line(error)}); get it again") from error

@@ -13,11 +13,12 @@ import pyarrow.csv as pacsv
 
 from thoraclip.delimited import UNKNOWN, number, read_delimited
 from thoraclip.dtypes import Floats, Ints
-from thoraclip.errors import InputError, ManifestError, named
+from thoraclip.errors import InputError, ManifestError, first_line, named
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, fold_file
 from thoraclip.spelling import loose, tidy
 from thoraclip.spreadsheets import MARK, protect
+from thoraclip.tables.foreign import as_type
 from thoraclip.tables.store import open_table, require_rows, write_table
 
 __all__ = ["VALIDATION", "Predictions", "read_predictions", "read_validation", "write_predictions"]
@@ -226,8 +227,9 @@ def _from_table(table: pa.Table) -> Predictions:
     if len(score_columns) < 2:
         raise ManifestError(f"needs a column {_SCORE}<class> for two classes or more; found: {', '.join(names)}")
     labels = LabelSet(tuple(name.removeprefix(_SCORE) for name in score_columns))
-    given = table["label"].to_pylist()
-    missing = sorted(set(given) - {None, *labels.names})
+    texts = {name: _known_texts(table, name) for name in _TEXTS if name in names and name != "fold"}
+    given = texts["label"]
+    missing = sorted({label for label in given if label is not None} - {*labels.names})
     if missing:
         like = next((f"write '{name}' there, or " for name in labels.names if loose(name) == loose(missing[0])), "")
         raise ManifestError(
@@ -236,20 +238,28 @@ def _from_table(table: pa.Table) -> Predictions:
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
-    split, fold, patient = (table[c].to_pylist() if c in names else [None] * n for c in ("split", "fold", "patient"))
+    fold = table["fold"].to_pylist() if "fold" in names else [None] * n
     folds = [number(value) if isinstance(value, str) else value for value in fold]
     for value, given_fold in zip(folds, fold, strict=True):
         if given_fold is not None and (not isinstance(value, int | float) or value != value // 1):
             raise ManifestError(f"column 'fold' holds '{given_fold}'; folds are whole numbers")
     return Predictions(
         labels=labels,
-        image_id=tuple("" if value is None else str(value) for value in table["image_id"].to_pylist()),
+        image_id=tuple(value or "" for value in texts["image_id"]),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
         scores=np.stack([_numbers(table, name) for name in score_columns], axis=1),
-        split=tuple(split),
+        split=tuple(texts.get("split", [None] * n)),
         fold=tuple(None if value is None else int(value) for value in folds),
-        patient=tuple(patient),
+        patient=tuple(texts.get("patient", [None] * n)),
     )
+
+
+def _known_texts(table: pa.Table, name: str) -> list[str | None]:
+    """A column as text, by values that mean the same; raises ManifestError for other types."""
+    try:
+        return list(as_type(table[name], pa.string()).to_pylist())
+    except (pa.ArrowException, ValueError) as error:
+        raise ManifestError(f"column '{name}' holds {table[name].type}, not text ({first_line(error)})") from error
 
 
 def _numbers(table: pa.Table, name: str) -> Floats:
