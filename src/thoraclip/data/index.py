@@ -109,7 +109,8 @@ def index(
     store.settle()
     if not rows:
         raise InputError(
-            f"{printable(root)}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}"
+            f"{printable(root)}: none of {len(listing.rows)} pictures can be read, first "
+            f"{printable(listing.set_aside[0][0])}: {listing.set_aside[0][1]}; name the folder below which they lie"
         )
     rows.sort(key=lambda row: row["image_id"])
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
