@@ -46,8 +46,8 @@ def tidy_note(what: str, changed: Mapping[str, int]) -> str:
 
 
 def loose(text: str) -> str:
-    """Equal for names that differ only by case, width, accents, script (Cyrillic `\u043e` looks like `o`), quotes around
-    them, a stop after them, what stands between two words, or `1` against `1.0`."""
+    """Equal for names that differ only by case, width, accents, script (a Cyrillic o looks like `o`), quotes around them,
+    a stop after them, what stands between two words, or `1` against `1.0`."""
     plain = tidy(text).casefold()
     if not plain.isascii():
         plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).casefold())

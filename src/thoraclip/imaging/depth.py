@@ -63,14 +63,15 @@ def choose_depth(counts: Counts, *, stated: int | None, declared: int | None, of
         of_set: of the other images of the source or of the training set.
     """
     used = estimate_depth(counts)
-    given = {"stated": stated, "file": declared and _packing(counts, declared), "set": of_set, "estimate": used}
-    too_few = []
-    for origin, bits in given.items():  # noqa: B007
-        if bits and (origin == "stated" or not _is_exceeded(counts, bits)):
+    given = {"stated": stated, "file": declared and _packing(counts, declared), "set": of_set}
+    origin, bits, too_few = "estimate", used, []
+    for name, said in given.items():
+        if said and (name == "stated" or not _is_exceeded(counts, said)):
+            origin, bits = name, said
             break
-        if bits:
-            too_few.append(f"the {bits} bits {_SAID[origin]} do not hold its values")
-    remarks = [f"{said}, so {bits} are taken" for said in too_few]
+        if said:
+            too_few.append(f"the {said} bits {_SAID[name]} do not hold its values")
+    remarks = [f"{text}, so {bits} are taken" for text in too_few]
     above, pixels = int(counts[2**bits :].sum()), int(counts.sum())
     if above:
         share = f"{above:,} of {pixels:,} pixels exceed {2**bits - 1:,}, the largest value of {bits} bits"
