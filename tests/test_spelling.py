@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 import unicodedata
 from collections import Counter
 
@@ -71,9 +73,10 @@ def test_the_command_that_is_said_settles_the_question(counts: dict[str, int]) -
             break
         except ManifestError as error:
             assert str(error).startswith("t.csv: one class or several? ") and len(str(error).splitlines()) == 1
-            if any("=" in name or '"' in name for name in counts):
+            if any("=" in name for name in counts):
                 return
-            typed = re.findall(r'--label-map "([^"]*)"', str(error))[:-1]
+            said = str(error).split("add to thoraclip index: ")[-1].partition(" (or, to keep a class apart: ")[0]
+            typed = shlex.split(said)[1::2]
             rename = LabelMap(typed)
             rename.require_known(counts)
             assert typed and not rename.kept
@@ -140,6 +143,15 @@ def test_what_looks_like_a_class_is_a_question(data: st.DataObject, name: str) -
         with pytest.raises(ManifestError, match="one class or several"):
             require_distinct(counts, "t.csv")
         require_distinct(counts, "t.csv", kept=[written])
+
+
+@pytest.mark.parametrize("evil", ["$(touch x)", "`touch x`", 'a"; touch x; "', "\\", "!!", "it's $5"])
+def test_what_is_said_to_type_runs_nothing(evil: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        require_distinct({evil + "a": 2, evil + "A": 1}, "t.csv")
+    said = str(caught.value).split("thoraclip index: ")[1].partition(" (or,")[0]
+    run = subprocess.run(["bash", "-c", f"printf %s {said}"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"--label-map{evil}A={evil}a"
 
 
 @pytest.mark.parametrize("counts", SEVERAL)

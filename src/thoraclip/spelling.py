@@ -7,6 +7,7 @@ COVID, Covid, 'covid', a Cyrillic o; 1, 1.0; Normal, Normall   a question: --lab
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -46,8 +47,8 @@ def tidy_note(what: str, changed: Mapping[str, int]) -> str:
 
 
 def loose(text: str) -> str:
-    """Equal for names that differ only by case, width, accents, script (a Cyrillic o looks like `o`), quotes around them,
-    a stop after them, what stands between two words, or `1` against `1.0`."""
+    """Equal for names that differ only by case, width, accents, script (a Cyrillic o looks like `o`), quotes around
+    them, a stop after them, what stands between two words, or `1` against `1.0`."""
     plain = tidy(text).casefold()
     if not plain.isascii():
         plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).casefold())
@@ -78,16 +79,23 @@ def require_distinct(counts: Mapping[str, int], where: str, *, kept: Collection[
     groups = [*alike, *([rare, like] for rare, like in _misspelt(asked) if rare not in settled)]
     if not groups:
         return
-    shown, options = [], []
+    shown, renamed = [], list[tuple[str, str]]()
     for names in groups:
         new = max(names, key=lambda name: (counts[name], name))
         shown.append(", ".join(f"'{name}' ({counts[name]})" for name in names))
-        options += [f'--label-map "{name}={new}"' for name in names if name != new]
+        renamed += [(name, new) for name in names if name != new]
     more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
-    old = options[0].split('"')[1].partition("=")[0]
-    typed = remedy or f'add to thoraclip index: {{}} (or, to keep a class apart: --label-map "{old}={old}")'
+    old = renamed[0][0]
+    options = " ".join(_option(*pair) for pair in renamed)
+    typed = remedy or f"add to thoraclip index: {{}} (or, to keep a class apart: {_option(old, old)})"
     listed = "; ".join(shown[:_SHOWN]) + more
-    raise ManifestError(f"{where}: one class or several? {listed} images; {typed.replace('{}', ' '.join(options))}")
+    raise ManifestError(f"{where}: one class or several? {listed} images; {typed.replace('{}', options)}")
+
+
+def _option(old: str, new: str) -> str:
+    """What to type in a shell, which must run nothing of the names."""
+    pair = f"{old}={new}"
+    return f"--label-map {shlex.quote(pair)}" if re.search(r'[$`"\\!]', pair) else f'--label-map "{pair}"'
 
 
 def _alike(counts: Mapping[str, int]) -> list[list[str]]:
