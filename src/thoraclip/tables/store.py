@@ -30,7 +30,7 @@ _ROWS = 1 << 20  # that are worked on at once, and of a row group of a file
 def require_parquet(path: Path, what: str = "a manifest is") -> None:
     """Raise InputError unless the name ends in `.parquet`; `what` begins the message."""
     if path.suffix != ".parquet":
-        raise InputError(f"{path}: {what} a Parquet file; name it {path.with_suffix('.parquet').name}")
+        raise InputError(f"{path}: {what} a Parquet file; name it {path.stem or what.split()[1]}.parquet")
 
 
 def require_rows(kind: str, table: Any, columns: Sequence[str]) -> None:
