@@ -87,7 +87,7 @@ def label_errors(manifest: Manifest, tables: Sequence[Predictions], name: str) -
     return {
         "predictions": name,
         "images": len(judged),
-        "agreement": round(float((means.argmax(axis=1) == target).mean()), 4),
+        "agreement": round(float((means.argmax(axis=1) == own).mean()), 4),
         "without_prediction": len(rows) - len(judged),
         "other_labels": [
             {"image_id": row["image_id"], "label": row["label"], "label_then": then[row["image_id"]]}
