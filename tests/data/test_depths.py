@@ -210,7 +210,7 @@ def test_a_table_begun_with_another_depth_is_not_gone_on_with(tmp_path: Path) ->
 
 
 def test_predict_refuses_a_depth_that_cannot_be_before_it_opens_the_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--bits 7: 8 to 16 bits are expected"):
+    with pytest.raises(ConfigError, match="bits = 7: a whole number from 8 to 16 is needed"):
         thoraclip.predict(tmp_path / "no-bundle", [tmp_path], bits=7, out=io.BytesIO())
 
 
