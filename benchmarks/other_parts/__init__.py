@@ -16,9 +16,10 @@ from benchmarks.other_parts.limbs import draw_foot, draw_hand, draw_knee
 from benchmarks.other_parts.trunk import draw_abdomen, draw_lateral_chest, draw_pelvis, draw_skull
 from numpy.typing import NDArray
 
-from thoraclip.data.phantom.drawing import MU_BONE, MU_SOFT, PHOTONS, check_choices, cloud, expose
+from thoraclip.data.phantom.drawing import MU_BONE, MU_SOFT, PHOTONS, Side, cloud, expose
 from thoraclip.data.phantom.lines import BORDERS, draw_border, draw_marker
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.ranges import conform
 
 __all__ = ["OTHER_PARTS", "draw_other_phantom"]
 
@@ -74,7 +75,7 @@ def draw_other_phantom(part: str, *, rng: np.random.Generator, size: int = 256) 
     """
     if part not in _PARTS:
         raise ConfigError(f"part: unknown body part '{part}'{did_you_mean(part, OTHER_PARTS)}")
-    check_choices(size=size, difficulty=0, shortcut="", shortcut_strength=0)
+    conform("size", size, Side)
     traits = _PARTS[part]
     film = Film(size, traits.half_field_cm * rng.uniform(0.9, 1.1), rng, tilt_degrees=traits.tilt_degrees)
     traits.draw(film)

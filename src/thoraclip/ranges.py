@@ -220,7 +220,9 @@ def require_path(name: str, value: Any) -> None:
         if name in _OUTPUTS:
             place = value if len(str(value)) <= 1_000 else shown(str(value))
             remedy = f"choose another {_OUTPUTS[name]}"
-            raise InputError(f"{place}: cannot be written ({error.strerror}); {remedy}") from error
+            file = next((above for above in Path(value).parents if above.is_file()), None)
+            reason = f"{file} is a file, not a folder" if file else error.strerror
+            raise InputError(f"{place}: cannot be written ({reason}); {remedy}") from error
         if not isinstance(error, NotADirectoryError):
             raise InputError(system_message(error)) from error
     except ValueError as error:  # NUL, or letters that the file system cannot write

@@ -48,7 +48,7 @@ def test_unknown_parts_and_sizes_are_refused() -> None:
         draw_other_phantom("pelvic", rng=rng)
     with pytest.raises(ConfigError, match=r"unknown body part 'xyz'; known: abdomen, .*skull"):
         draw_other_phantom("xyz", rng=rng)
-    with pytest.raises(ConfigError, match="size=31"):
+    with pytest.raises(ConfigError, match="size = 31"):
         draw_other_phantom("hand", rng=rng, size=31)
 
 

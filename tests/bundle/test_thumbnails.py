@@ -111,5 +111,5 @@ def test_what_cannot_be(workshop: Workshop, tmp_path: Path, capsys: pytest.Captu
     manifest = str(workshop.root / "manifest.parquet")
     arguments = ["export", str(workshop.run("probe")), "--manifest", manifest, "--out", str(tmp_path / "bundle")]
     assert run([*arguments, "--thumbnails", "-1"]) == 2
-    assert "error: thumbnails = -1: must lie between 0 and 2000" in capsys.readouterr().err
+    assert "error: thumbnails = -1: a whole number from 0 to 2,000 is needed" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()

@@ -159,7 +159,7 @@ def test_an_adapter_that_does_not_say_is_believed_and_a_note_that_cannot_be_read
     for adapter in (foreign, silent, ""):
         refuse_trained_on(config(adapter), small_manifest(**FOLDS), np.arange(6))
     (silent / "thoraclip.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="thoraclip.json is not readable"):
+    with pytest.raises(ModelError, match="thoraclip.json: not valid JSON"):
         refuse_trained_on(config(silent), small_manifest(**FOLDS), np.arange(6))
 
 

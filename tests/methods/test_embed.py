@@ -266,7 +266,7 @@ class TestConfig:
             found = finished_embeddings(EncoderConfig(**given | more))
             assert found is not None and found.image_id == tuple(manifest.column("image_id"))
         for wrong in (
-            {"embeddings": ""}, {"adapter": "a"}, {"precision": "bf16"}, {"geometry": "pad"}, {"geometry": "none"},
+            {"embeddings": ""}, {"adapter": "a"}, {"precision": "bf16"}, {"geometry": "pad"},
             {"model": "no/such-model"}, {"model": str(tmp_path)},
         ):  # fmt: skip
             assert finished_embeddings(EncoderConfig(**given | wrong)) is None, wrong

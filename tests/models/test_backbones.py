@@ -177,7 +177,7 @@ def test_a_trained_folder_whose_note_is_missing_or_another_is_refused(
     for text, message in (
         (json.dumps(content | {"labels": LABELS.names[::-1]}), "name other classes"),
         (json.dumps(content | {"schema": 2}), "schema 2 is newer than 1"),
-        ("{", "not readable"),
+        ("{", "not valid JSON"),
     ):
         note.write_text(text)
         with pytest.raises(ModelError, match=message):

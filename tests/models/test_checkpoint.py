@@ -64,7 +64,7 @@ def test_folders_that_are_not_whole_or_of_another_type_are_refused(
             "preprocessor_config.json",
             "preprocessor_config.json is missing, .*; save the image processor beside the weights",
         ),
-        ("config.json", "holds no readable config.json"),
+        ("config.json", "config.json: is missing"),
     ]
     for number, (removed, message) in enumerate(cases):
         broken = changed(checkpoints[kind], tmp_path / str(number))
