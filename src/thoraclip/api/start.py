@@ -12,9 +12,10 @@ from thoraclip.runs import Progress
 __all__ = ["demo", "run_study"]
 
 _FEWEST_PHANTOMS = 60
+_OF_A_RUN = {"done.json": "a run"}
 
 
-@writes(own=REPORT_FILES | RUN_FILES)
+@writes(own=REPORT_FILES | RUN_FILES, others=_OF_A_RUN)
 def demo(
     *,
     out: File = "demo-out",
@@ -50,7 +51,7 @@ def demo(
     return run(study, methods, Path(out), announce=log, progress=draw)
 
 
-@writes(own=REPORT_FILES | RUN_FILES, unless="dry_run")
+@writes(own=REPORT_FILES | RUN_FILES, others=_OF_A_RUN, unless="dry_run")
 def run_study(
     source: File,
     *,

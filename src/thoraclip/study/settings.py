@@ -20,6 +20,7 @@ from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.runs import Progress
+from thoraclip.shapes import check, text
 from thoraclip.study.images import External, ImageSource, external_toml, read_external
 from thoraclip.tables.manifest import Manifest
 
@@ -55,6 +56,7 @@ _PATHS = (
     "prompts",
     "audit_masks",
 )
+_LONGEST_FOLDER = 100  # letters
 _OTHER_SOURCE = {"manifest": ("folder", "layout", "csv", *COLUMN_SETTINGS), "folder": ("manifest",)}
 """Setting that says where the images are -> those of the study file that it replaces."""
 CAPTIONS = "captions.parquet"
@@ -299,6 +301,7 @@ def build_entries(
                 f"{where}: method {number} has no 'kind'; add kind = \"...\", one of: {', '.join(METHODS)}"
             )
         name = str(values.pop("name", kind))
+        check(name, text, f"{where}, method {number}, name", error=ConfigError)
         method, place = find_method(kind), f"{where}, method '{name}'"
         known = _names(method.config_type)
         after = _find_training(values.pop("after", None), methods, known, place)
@@ -356,7 +359,7 @@ def _find_training(name: Any, methods: Sequence[MethodEntry], known: Collection[
 
 
 def _unique_slug(name: str, taken: Sequence[str]) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:_LONGEST_FOLDER].strip("-") or "method"
     return next(s for s in (slug, *(f"{slug}-{i}" for i in range(2, len(taken) + 3))) if s not in taken)
 
 
