@@ -9,8 +9,9 @@ import dataclasses
 from pathlib import Path
 
 from thoraclip.cards import CardSettings
-from thoraclip.config import field_help, toml_value
+from thoraclip.config import field_help, field_kinds, toml_value
 from thoraclip.methods import METHODS
+from thoraclip.ranges import range_text
 from thoraclip.study import StudyConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
@@ -18,9 +19,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
 def table(config: type) -> str:
     texts = {name: text.replace("|", r"\|") for name, text in field_help(config).items()}
-    fields = dataclasses.fields(config)
-    rows = [f"| `{f.name}` | `{toml_value(f.default)}` | {texts[f.name]} |" for f in fields]
-    return "\n".join(["| setting | default | what it does |", "|---|---|---|", *rows])
+    fields, kinds = dataclasses.fields(config), field_kinds(config)
+    rows = [
+        f"| `{f.name}` | `{toml_value(f.default)}` | {range_text(kinds[f.name])} | {texts[f.name]} |" for f in fields
+    ]
+    return "\n".join(["| setting | default | range | what it does |", "|---|---|---|---|", *rows])
 
 
 def page() -> str:

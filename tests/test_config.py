@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import examples
 
-from thoraclip.config import build_config, config_toml, field_help, parse_settings, toml_value
+from thoraclip.config import Settings, build_config, config_toml, field_help, parse_settings, toml_value
 from thoraclip.documents import read_toml
 from thoraclip.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Base:
+class Base(Settings):
     """A config."""
 
     model: str
@@ -42,6 +42,7 @@ class Config(Base):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learning_rate < 0:
             raise ConfigError(f"learning_rate = {self.learning_rate}: must not be negative")
 
@@ -64,18 +65,18 @@ def test_all_unknown_names_what_is_missing_and_the_configs_own_rule(given_: dict
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("seed", "1", "'seed' = '1' must be a whole number"),
-        ("seed", 1.0, "'seed' = 1.0 must be a whole number"),
-        ("seed", True, "'seed' = True must be a whole number"),
-        ("learning_rate", "fast", "'learning_rate' = 'fast' must be a number"),
-        ("learning_rate", True, "'learning_rate' = True must be a number"),
-        ("use_mask", 1, "'use_mask' = 1 must be true or false"),
-        ("model", 3, "'model' = 3 must be text"),
-        ("classes", "A", "'classes' = 'A' must be a list; write classes = [\"A\"], or --set 'classes=[\"A\"]'"),
-        ("weights", {}, "'weights' = {} must be a list; write weights = [...], or --set 'weights=[...]'"),
-        ("classes", ["A", 2], "'classes' = 2 must be text"),
-        ("steps", "many", "'steps' = 'many' must be a whole number"),
-        ("weights", [1, "x"], "'weights' = 'x' must be a number"),
+        ("seed", "1", "seed = '1': a whole number is needed"),
+        ("seed", 1.0, "seed = 1.0: a whole number is needed"),
+        ("seed", True, "seed = True: a whole number is needed"),
+        ("learning_rate", "fast", "learning_rate = 'fast': a number is needed"),
+        ("learning_rate", True, "learning_rate = True: a number is needed"),
+        ("use_mask", 1, "use_mask = 1: true or false is needed"),
+        ("model", 3, "model = 3: text is needed"),
+        ("classes", "A", "classes = 'A': a list is needed; write classes = [\"A\"], or --set 'classes=[\"A\"]'"),
+        ("weights", {}, "weights = {}: a list is needed; write weights = [...], or --set 'weights=[...]'"),
+        ("classes", ["A", 2], "classes = 2: text is needed"),
+        ("steps", "many", "steps = 'many': a whole number is needed"),
+        ("weights", [1, "x"], "weights = 'x': a number is needed"),
     ],
 )
 def test_a_wrong_type_is_refused_with_the_value(name: str, value: Any, rule: str) -> None:
@@ -115,8 +116,8 @@ def test_a_settings_file_that_is_missing_or_broken(tmp_path: Path) -> None:
             read_toml(tmp_path / "bad.toml")
 
 
-any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
-    ["\x7f", '"\\', "\r\n", "\x00"]
+any_text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20) | st.sampled_from(
+    ["\x7f", '"\\', "\r\n", "\t"]
 )
 finite = st.floats(allow_nan=False, allow_infinity=True, min_value=0)
 

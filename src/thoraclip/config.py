@@ -1,7 +1,7 @@
 """TOML and `--set name=value` -> frozen dataclasses; an unknown name is answered with the nearest known one.
 
-A config is a frozen dataclass whose fields are bool, int, float, str, a tuple of these, or one of these or `None`.
-The text under a field is its help.
+A config is a frozen dataclass, a subclass of `Settings`, whose fields are bool, int, float, str, a tuple of these, or
+one of these or `None`. The text under a field is its help; `Annotated` with a `Range` gives the numbers that it takes.
 """
 
 from __future__ import annotations
@@ -11,28 +11,35 @@ import dataclasses
 import inspect
 import json
 import textwrap
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from thoraclip.documents import parse_toml
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.ranges import conform, shown
 
 __all__ = [
+    "Settings",
     "build_config",
     "config_toml",
     "field_help",
+    "field_kinds",
     "parse_settings",
-    "require_at_least",
-    "require_fraction",
     "require_known",
-    "require_positive",
 ]
 
-T = TypeVar("T")
+
+class Settings:
+    """Base of every config: each value has its field's type and lies in its range; see `ranges.conform`."""
+
+    def __post_init__(self) -> None:
+        for name, kind in field_kinds(type(self)).items():  # type: ignore[arg-type]
+            object.__setattr__(self, name, conform(name, getattr(self, name), kind))
+
+
+T = TypeVar("T", bound=Settings)
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -63,50 +70,27 @@ def build_config(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     Raises:
         ConfigError: names of unknown settings, all at once; a value of the wrong type; a rule of `cls` itself.
     """
-    hints = _hints(cls)  # type: ignore[arg-type]
-    unknown = [name for name in values if name not in hints]
+    known = field_kinds(cls)  # type: ignore[arg-type]
+    unknown = [name for name in values if name not in known]
     if unknown:
         raise ConfigError(
-            "; ".join(f"{where}: unknown setting '{name}'{did_you_mean(name, hints)}" for name in unknown)
+            "; ".join(f"{where}: unknown setting '{name}'{did_you_mean(name, known)}" for name in unknown)
         )
-    converted = {name: _convert(value, hints[name], where, name) for name, value in values.items()}
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    for field in fields:
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if no_default and field.name not in converted:
+        if no_default and field.name not in values:
             raise ConfigError(f"{where}: setting '{field.name}' is needed; add {field.name} = ...")
     try:
-        return cls(**converted)
+        return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
 @cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+def field_kinds(cls: type[Any]) -> dict[str, Any]:
+    """The annotation of each field of a config class, by name, ranges included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def _convert(value: Any, kind: Any, where: str, name: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in {types.UnionType, typing.Union}:
-        if value is None:
-            return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where, name)
-    if origin is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            example = f"[{toml_value(value)}]" if isinstance(value, str | int | float) else "[...]"
-            remedy = f"write {name} = {example}, or --set '{name}={example}'"
-            raise ConfigError(f"{where}: '{name}' = {value!r} must be a list; {remedy}")
-        return tuple(_convert(item, arguments[0], where, name) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, Path):
-        return str(value)
-    if (kind is int and isinstance(value, bool)) or not isinstance(value, kind):
-        wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, kind.__name__)
-        raise ConfigError(f"{where}: '{name}' = {value!r} must be {wanted}")
-    return value
 
 
 @cache
@@ -158,28 +142,4 @@ def require_known(config: object, **choices: Iterable[str]) -> None:
     for name, known in choices.items():
         value = getattr(config, name)
         if value not in known:
-            raise ConfigError(f"unknown {name} '{value}'{did_you_mean(value, known)}")
-
-
-def require_positive(config: object, *names: str) -> None:
-    """Raise ConfigError for the first setting that is not positive."""
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0:
-            raise ConfigError(f"{name} = {value}: must be positive")
-
-
-def require_at_least(config: object, **least: float) -> None:
-    """Raise ConfigError for the first setting below its least value."""
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if not value >= bound:
-            raise ConfigError(f"{name} = {value}: {bound} or more is needed")
-
-
-def require_fraction(config: object, *names: str) -> None:
-    """Raise ConfigError for the first setting that is not between 0 and 1, both excluded."""
-    for name in names:
-        value = getattr(config, name)
-        if not 0 < value < 1:
-            raise ConfigError(f"{name} = {value}: a number between 0 and 1 is needed")
+            raise ConfigError(f"unknown {name} '{shown(value)[1:-1]}'{did_you_mean(value, known)}")

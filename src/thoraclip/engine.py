@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from thoraclip import errors
 from thoraclip.errors import ConfigError, MissingExtraError, ThoraclipError, did_you_mean, first_line
+from thoraclip.ranges import Workers, conform
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,10 +44,10 @@ def require_engine(engine: str, *, workers: int = 0, threads: int = 0) -> None:
     """
     if engine not in ENGINES:
         raise ConfigError(f"--engine: unknown engine '{engine}'{did_you_mean(engine, ENGINES)}")
-    if workers < 0 or (workers and engine != "ray"):
-        raise ConfigError(f"--workers {workers}: the number of actors of --engine ray, 0 or more")
-    if threads < 0:
-        raise ConfigError(f"--threads {threads}: the number of images at once, 0 or more")
+    conform("workers", workers, Workers)
+    conform("threads", threads, Workers)
+    if workers and engine != "ray":
+        raise ConfigError(f"--workers {workers}: the number of actors of --engine ray; leave it out")
     if threads and engine == "ray":
         raise ConfigError(
             f"--threads {threads}: an actor of --engine ray has its share of the processors; set --workers"

@@ -19,6 +19,8 @@ remedy. The command line prints that line and ends with exit code 2; nothing els
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import unicodedata
 from collections.abc import Iterable
 
@@ -38,6 +40,7 @@ __all__ = [
     "first_line",
     "named",
     "printable",
+    "system_message",
 ]
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
@@ -106,6 +109,28 @@ def printable(text: object) -> str:
 def named(path: object, error: BaseException) -> str:
     """The message of an error, which begins with the file."""
     return str(error) if str(error).startswith(f"{path}:") else f"{path}: {error}"
+
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or name another"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files, as with ulimit -n 4096"),
+    errno.EROFS: "name a place that can be written",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "mend the links, or name another",
+}
+_LONGEST_PATH = 1_000  # letters in a message
+_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def system_message(error: OSError) -> str:
+    """What the system refused, as `file: what (reason); remedy`."""
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    names = [name if len(name) <= _LONGEST_PATH else f"{name[:80]}..." for name in files]
+    what = "cannot be written" if error.errno in _WRITTEN else "cannot be read or written"
+    remedy = _REMEDIES.get(error.errno or 0, "mend it and run the same command again")
+    where = f"{' -> '.join(names)}: " if names else "the output " if error.errno in _WRITTEN else "a file "
+    return f"{where}{what} ({error.strerror or first_line(error)}); {remedy}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -113,7 +113,7 @@ def require_file(path: Path) -> Path:
     return target
 
 
-def require_own(folder: Path, groups: Mapping[str, Sequence[str]], others: Mapping[str, str]) -> None:
+def require_own(folder: Path, groups: Mapping[str, Sequence[str]], others: Mapping[str, str] | None = None) -> None:
     """Raise InputError where a file that is to be written into `folder` is there and not of an earlier run, or where
     another command keeps files of the same names there.
 
@@ -123,7 +123,7 @@ def require_own(folder: Path, groups: Mapping[str, Sequence[str]], others: Mappi
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, and a folder is to be written; choose another --out")
-    for mark, what in others.items():
+    for mark, what in (others or {}).items():
         if (folder / mark).exists():
             raise InputError(f"{folder}: holds {what}, whose files would be replaced; choose another --out")
     for mark, names in groups.items():

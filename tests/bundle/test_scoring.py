@@ -314,13 +314,13 @@ def half_done(out: Path, *paths: str | Path, until: str) -> None:
 def test_a_kill_while_it_is_written_leaves_the_old_table_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path / "in")
     run(tmp_path / "whole.csv", folder)
-    (tmp_path / "t[1].csv").write_text("old")
+    (tmp_path / "t[1].csv").write_text("path,label,score_old")
     (tmp_path / ".t[1].csv.0123abcd.thoraclip-part").write_text("half")
     (tmp_path / ".t1.csv.0123abcd.thoraclip-part").write_text("of another table")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(rows_module, "FORMATS", {"csv": killed})
         run(tmp_path / "t[1].csv", folder)
-    assert (tmp_path / "t[1].csv").read_text() == "old"
+    assert (tmp_path / "t[1].csv").read_text() == "path,label,score_old"
     classifier = FakeClassifier()
     run(tmp_path / "t[1].csv", folder, classifier=classifier)
     assert len(classifier.asked) == 2, "those that could not be read"

@@ -144,7 +144,7 @@ def test_not_one_readable_picture_is_an_error_with_a_table(tmp_path: Path, capsy
         (["{in}", "--format", "xml"], "--format: unknown format 'xml'; known: csv, jsonl"),
         (["{in}", "--out", "{in}/t.parquet"], "t.parquet: the table is CSV or JSON lines; end its name in .csv or .jsonl"),
         (["{in}", "--out", "{in}"], "in: is a folder, and a file is to be written; choose another --out"),
-        (["{in}", "--threads", "-1"], "--threads -1: the number of images at once, 0 or more"),
+        (["{in}", "--threads", "-1"], "threads = -1: a whole number from 0 to 4,096 is needed"),
         (["--manifest", "{in}/m.csv", "--out", "{in}/./m.csv"], "m.csv: is the manifest; choose another --out"),
         (["{in}", "--out", "{in}/old.csv"], "old.csv.partial: was begun by an earlier version of thoraclip; end it with that, or"),
     ],

@@ -193,5 +193,5 @@ def test_too_few_images_are_described_but_not_measured(patients: int, images: in
 
 def test_a_negative_seed_is_refused() -> None:
     labels, groups = ["a", "b", "c"] * 10, [str(i) for i in range(30)]
-    with pytest.raises(ConfigError, match="seed = -1: must not be negative"):
+    with pytest.raises(ConfigError, match="seed = -1: a whole number from 0"):
         class_differences(labels, groups, {"x": np.zeros(30)}, {}, seed=-1)

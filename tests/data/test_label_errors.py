@@ -97,7 +97,10 @@ def test_the_page_shows_the_suspected_images(tmp_path: Path, capsys: Capture) ->
     write_predictions(tmp_path / "p.csv", table([f"i{k}" for k in range(7)], GOOD))
     arguments = ["check", str(tmp_path / "m.parquet"), "--out", str(tmp_path / "out")]
     assert run([*arguments, "--predictions", str(tmp_path / "p.csv")]) == 0
-    assert "1 suspected label error in 6 images with a prediction (a -> b 1)" in capsys.readouterr().out
+    assert (
+        "1 suspected label error in 6 images with a prediction (a -> b 1), by predictions that agree with 83 % of the labels"
+        in capsys.readouterr().out
+    )
     page = (tmp_path / "out" / "label-errors.html").read_text(encoding="utf-8")
     assert page.count("<img") == 1 and "labelled a, suggested b" in page and "A suspicion is no proof" in page
     content = json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8"))

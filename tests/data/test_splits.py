@@ -86,7 +86,7 @@ def test_a_class_needs_a_patient_for_every_part_and_gets_into_each() -> None:
 
 def test_settings_that_cannot_be_are_refused(manifest: Manifest) -> None:
     for folds in (1, -2):
-        with pytest.raises(ConfigError, match=f"folds = {folds}: two or more are needed"):
+        with pytest.raises(ConfigError, match=f"folds = {folds}: a whole number from 2 to 1,000 is needed"):
             split_folds(manifest, folds=folds, seed=0)
     wrong = ((0.5, 0.5), (0.25,) * 4, (0.7, 0.2, 0.2), (0.4, 0.3, 0.299998), (1.0, 0.0, 0.0), (np.nan, 0.5, 0.5))
     for fractions in wrong:
@@ -94,7 +94,7 @@ def test_settings_that_cannot_be_are_refused(manifest: Manifest) -> None:
             split_fractions(manifest, fractions=fractions, seed=0)
     split_fractions(manifest, fractions=(0.4, 0.3, 0.2999992), seed=0)
     for split in (partial(split_folds, folds=2), partial(split_fractions, fractions=(0.5, 0.25, 0.25))):
-        with pytest.raises(ConfigError, match="seed = -1: must not be negative"):
+        with pytest.raises(ConfigError, match="seed = -1: a whole number from 0"):
             split(manifest, seed=-1)
 
 

@@ -57,11 +57,11 @@ def test_other_images_truths_classes_and_patients_are_refused() -> None:
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match="no method"):
         report()
-    with pytest.raises(ConfigError, match="resamples = 99: a 95 % interval needs at least 100"):
+    with pytest.raises(ConfigError, match="resamples = 99: a whole number from 100 to 100,000"):
         report(method("a", predictions()), resamples=99)
     with pytest.raises(ConfigError, match="two methods are called 'a'"):
         report(method("a", predictions()), method("a", predictions()))
-    with pytest.raises(ConfigError, match=r"accuracy = 92\.44; give a fraction"):
+    with pytest.raises(ConfigError, match=r"accuracy = 92\.44: a number from 0 to 1"):
         report(method("a", predictions()), published=[{"name": "theirs", "accuracy": 92.44}])
     with pytest.raises(ConfigError, match="not both"):
         MethodResult(name="a", kind="probe")
@@ -79,10 +79,10 @@ def test_other_refusals() -> None:
         ({"name": "x", "acuracy": 0.9}, "published 'x': unknown setting 'acuracy'; did you mean 'accuracy'"),
         ({"name": "x", "of": "lora"}, "published 'x': of = 'lora' names no method; did you mean 'LoRA'"),
         ({"name": "x", "of": "majority"}, "of = 'majority' names no method; known: LoRA"),
-        ({"name": "x", "accuracy": 1.01}, r"accuracy = 1\.01; give a fraction in \[0, 1\]"),
-        ({"name": "x", "macro_f1": -0.1}, r"macro_f1 = -0\.1; give a fraction in \[0, 1\]"),
-        ({"name": "x", "macro_recall": float("nan")}, "macro_recall = nan; give a fraction"),
-        ({"name": "x", "accuracy": "0.9"}, "'accuracy' = '0.9' must be a number"),
+        ({"name": "x", "accuracy": 1.01}, r"accuracy = 1\.01: a number from 0 to 1"),
+        ({"name": "x", "macro_f1": -0.1}, r"macro_f1 = -0\.1: a number from 0 to 1"),
+        ({"name": "x", "macro_recall": float("nan")}, "macro_recall = nan: a number from 0 to 1"),
+        ({"name": "x", "accuracy": "0.9"}, "accuracy = '0.9': a number from 0 to 1"),
         ({"accuracy": 0.9}, "published 1: setting 'name' is needed; add name"),
         ({"name": " "}, "published 1: name is empty; give the name"),
         ("x", "must be one \\[\\[published\\]\\] table or more"),

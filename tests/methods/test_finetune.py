@@ -380,7 +380,6 @@ def test_the_defaults_are_the_documented_ones_and_inputs_are_the_files_that_are_
         ({"loss": "infonse"}, "did you mean 'infonce'"),
         ({"select": "lasst"}, "unknown select 'lasst'; did you mean 'last'"),
         ({"select": "last", "patience": 1}, "patience = 1: with select = last no validation is the better one"),
-        ({"logit_scale_max": 0}, "logit_scale_max = 0: must be positive"),
         ({"append_label": True}, "append_label = true needs captions"),
         ({"captions": "c.csv", "loss": "prompt_ce"}, "leave captions out"),
         ({"augmentation": "heavy"}, "unknown augmentation 'heavy'; known: light, none, standard"),

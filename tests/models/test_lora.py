@@ -408,9 +408,6 @@ def test_checkpointing_without_a_layer_that_can_is_an_error(
     [
         ({"towers": "visoin"}, "unknown towers 'visoin'; did you mean 'vision'"),
         ({"projections": "frozen"}, "unknown projections 'frozen'; did you mean 'freeze'"),
-        ({"rank": 0}, "rank = 0: must be positive"),
-        ({"alpha": -1.0}, "alpha = -1.0"),
-        *(({"lora_dropout": p}, f"lora_dropout = {p}: a number from 0 to below 1") for p in (-0.1, 1.0, float("nan"))),
         ({"target_modules": ()}, r"target_modules = \[\]: name one linear layer or more"),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_taken_port_is_told_before_the_bundle_is_loaded(bundle: Path, capsys: 
         (["--allow-host", "x:80"], "error: --allow-host: 'x:80': must be the name or address of a host, without"),
         (["--allow-origin", "*"], "error: --allow-origin: '*': must be the scheme, host and port of a page, without"),
         (["--set", "fils=3"], "error: --set: unknown setting 'fils'; did you mean 'files'?"),
-        (["--set", "files=0"], "error: --set: files = 0: must be larger than 0"),
+        (["--set", "files=0"], "error: --set: files = 0: a whole number from 1 to"),
         (["--token-file", "no-such-file"], "error: no-such-file: cannot be read ("),
         (["--beside", "no-such-bundle"], "error: no-such-bundle: no such folder; name a folder that `thoraclip export"),
     ],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import Bits, FoldCount, PhantomCount, Seed, Share, Side, checked
 from thoraclip.runs import Progress, require_own, written_together
 from thoraclip.spelling import LabelMap
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["card", "check", "index", "overlap", "phantom", "select", "split"]
 
 
+@checked
 @writes(file=True)
 def index(
     root: File,
@@ -43,7 +45,7 @@ def index(
     age_column: str | None = None,
     mask_column: str | None = None,
     infection_mask_column: str | None = None,
-    bits: int | None = None,
+    bits: Bits | None = None,
     label_map: Mapping[str, str] | Sequence[str] = (),
     salt: File | None = None,
     fresh: bool = False,
@@ -98,6 +100,7 @@ def index(
     return result
 
 
+@checked
 @writes(own={"check.json": ("check.md", "check.html", "label-errors.html")})
 def check(
     manifest: Images,
@@ -105,7 +108,7 @@ def check(
     out: File | None = None,
     predictions: Files | None = None,
     pictures: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool | Progress = False,
 ) -> dict[str, Any]:
     """Find leaks, copies, contradictions, burned-in text, suspected label errors, and what tells the classes apart
@@ -150,6 +153,7 @@ def _held_out(given: Files | None) -> tuple[str, list[Predictions]] | None:
     return (", ".join(file.name for file in files), tables) if files else None
 
 
+@checked
 @writes(file=True)
 def select(manifest: Images, *, where: str, out: File) -> Manifest:
     """Keep the images for which a condition on the manifest's columns is true, and note the condition in the result.
@@ -175,6 +179,7 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     return done
 
 
+@checked
 @writes(own={"overlap.json": ("overlap.html",)})
 def overlap(
     a: Images,
@@ -206,14 +211,15 @@ def overlap(
     return content
 
 
+@checked
 @writes(file=True, in_place=True)
 def split(
     manifest: Images,
     *,
     out: File,
-    folds: int | None = None,
+    folds: FoldCount | None = None,
     fractions: Fractions | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     duplicates: File | None = None,
 ) -> Manifest:
     """Split a manifest into folds or train/val/test, stratified by class, whole patients and identical files together.
@@ -248,6 +254,7 @@ def split(
     return done
 
 
+@checked
 @writes(own={"croissant.json": ("data-card.md",)})
 def card(manifest: File, *, out: File, config: File | None = None, check: File | None = None, **settings: Any) -> Path:
     """Write a data card and a Croissant record; name, licence, url, citation, ... are settings.
@@ -272,14 +279,15 @@ def card(manifest: File, *, out: File, config: File | None = None, check: File |
     return Path(out) / "data-card.md"
 
 
+@checked
 @writes(argument="folder")
 def phantom(
     folder: File,
     *,
-    images: int = 600,
-    size: int = 256,
-    seed: int = 0,
-    difficulty: float = 0.5,
+    images: PhantomCount = 600,
+    size: Side = 256,
+    seed: Seed = 0,
+    difficulty: Share = 0.5,
     shortcut: str = "",
     progress: bool | Progress = False,
 ) -> PhantomSummary:

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from thoraclip.api.hooks import Announce, File, hooks, read_images, to_path, writes
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import Bits, FoldNumber, Port, SampleSize, Seed, Thumbnails, Workers, checked
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["export", "predict", "serve"]
 
 
+@checked
 @writes()
 def export(
     run: File,
     *,
     out: File,
     int8: bool = False,
-    fold: int | None = None,
+    fold: FoldNumber | None = None,
     manifest: Images | None = None,
-    images: int = 2000,
-    thumbnails: int = 0,
-    seed: int = 0,
+    images: SampleSize = 2000,
+    thumbnails: Thumbnails = 0,
+    seed: Seed = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def export(
     )
 
 
+@checked
 def predict(
     bundle: File,
     paths: Files | None = None,
@@ -75,10 +78,10 @@ def predict(
     out: Output | None = None,
     format: str = "",
     spreadsheet_safe: bool = False,
-    bits: int | None = None,
-    threads: int = 0,
+    bits: Bits | None = None,
+    threads: Workers = 0,
     engine: str = "threads",
-    workers: int = 0,
+    workers: Workers = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> ScoringSummary:
@@ -109,9 +112,7 @@ def predict(
     from thoraclip.bundle.opening import open_bundle
     from thoraclip.bundle.rows import Table, table_format
     from thoraclip.engine import require_engine
-    from thoraclip.imaging.depth import require_bits
 
-    require_bits(bits)
     require_engine(engine, workers=workers, threads=threads)
     if manifest is not None and isinstance(out, str | Path) and Path(out).resolve() == Path(manifest).resolve():
         raise ConfigError(f"{out}: is the manifest; choose another --out")
@@ -138,17 +139,18 @@ def predict(
     return summary
 
 
+@checked
 def serve(
     bundle: File,
     *,
     beside: File | None = None,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Port = 8000,
     page: bool = True,
     token_file: File | None = None,
     allow_origin: Sequence[str] | None = None,
     allow_host: Sequence[str] | None = None,
-    threads: int = 0,
+    threads: Workers = 0,
     announce: Announce | None = None,
     **settings: Any,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from thoraclip.runs import Progress, is_main_process, writes
 
 if TYPE_CHECKING:
+    from thoraclip.config import Settings
     from thoraclip.tables.manifest import Manifest
 
     Images = str | Path | Manifest
@@ -20,7 +21,7 @@ __all__ = ["REPORT_FILES", "RUN_FILES", "Announce", "File", "hooks", "read_image
 File = str | Path
 Announce = Callable[[str], None]
 More = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-T = TypeVar("T")
+T = TypeVar("T", bound="Settings")
 
 REPORT_FILES = {"report.json": ("report.md", "report.html", "report.tex")}
 RUN_FILES = {"provenance.json": ("config.toml", "metrics.jsonl", "predictions.parquet")}

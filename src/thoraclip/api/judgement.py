@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thoraclip.api.hooks import REPORT_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.documents import read_toml
 from thoraclip.errors import ConfigError, InputError, LeakError, MismatchError
+from thoraclip.ranges import FoldNumber, Resamples, Seed, checked
 from thoraclip.runs import Progress
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["audit", "explain", "report"]
 
 
+@checked
 @writes(own=REPORT_FILES)
 def report(
     predictions: Files,
@@ -35,8 +37,8 @@ def report(
     thumbnails: bool = True,
     title: str = "Chest X-ray classification report",
     prevalence: Shares | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Judge predictions: metrics with 95 % intervals, paired comparisons, one page to look at.
 
@@ -125,6 +127,7 @@ def _row_names(given: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
+@checked
 @writes(own={"audit.json": ("audit.md", "audit.html")})
 def audit(
     run: File,
@@ -181,6 +184,7 @@ def _subject(folder: Path, manifest: Images | None) -> tuple[AuditTarget, Manife
     return finished, find_manifest(finished) if manifest is None else read_images(manifest)
 
 
+@checked
 @writes(file=True)
 def explain(
     run: File,
@@ -190,10 +194,10 @@ def explain(
     manifest: Images | None = None,
     class_name: str = "",
     method: str = "",
-    fold: int | None = None,
+    fold: FoldNumber | None = None,
     mask: File | None = None,
     seen: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Draw where an image holds evidence for a class: a heat map over the radiograph, and its share inside the lungs.
 

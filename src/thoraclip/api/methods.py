@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import cache
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from thoraclip.api.hooks import RUN_FILES, Announce, File, hooks, read_images, settings_of, to_path, writes
 from thoraclip.errors import ConfigError
 from thoraclip.methods import METHODS
+from thoraclip.ranges import AnyBatchSize, BatchSize, Geometry, Precision, Seed, Tokens, Workers, checked
 from thoraclip.runs import Progress, is_main_process, process_count
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["MethodFunction", "caption", "embed"]
 
 
+@checked
 @writes(file=True, may_only_read=True)
 def caption(
     manifest: Images,
@@ -37,11 +40,11 @@ def caption(
     append_label: bool = False,
     everywhere: bool = False,
     prompt: str = "",
-    max_new_tokens: int = 40,
-    geometry: str = "squash",
-    batch_size: int = 16,
-    precision: str = "auto",
-    seed: int = 0,
+    max_new_tokens: Tokens = 40,
+    geometry: Geometry = "squash",
+    batch_size: BatchSize = 16,
+    precision: Precision = "auto",
+    seed: Seed = 0,
     pixels: File | None = None,
     progress: bool | Progress = False,
     announce: Announce | None = None,
@@ -87,6 +90,7 @@ def caption(
     return write(read_images(manifest, log=log), config, Path(out), pixels=to_path(pixels), progress=draw)
 
 
+@checked
 @writes(own={"embeddings.json": ()}, may_only_read=True)
 def embed(
     manifest: Images,
@@ -94,12 +98,12 @@ def embed(
     model: Model,
     out: File,
     adapter: Model = "",
-    geometry: str = "squash",
-    batch_size: int = 0,
-    precision: str = "auto",
+    geometry: Geometry = "squash",
+    batch_size: AnyBatchSize = 0,
+    precision: Precision = "auto",
     pixels: File | None = None,
     engine: str = "threads",
-    workers: int = 0,
+    workers: Workers = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> Embeddings | None:
@@ -203,6 +207,7 @@ def method_function(kind: str) -> MethodFunction:
 
     own_files = {"provenance.json": (*RUN_FILES["provenance.json"], *_OF_METHODS)}
 
+    @checked
     @writes(own=own_files, others={"runs": "a study"}, may_only_read=True)
     def run(
         manifest: Images,
@@ -222,13 +227,13 @@ def method_function(kind: str) -> MethodFunction:
         images = read_images(manifest, log=log)
         return run_method(kind, chosen, images, Path(out), pixels=to_path(pixels), progress=draw, announce=log)
 
-    fields = dataclasses.fields(METHODS[kind].config_type)
+    fields, kinds = dataclasses.fields(METHODS[kind].config_type), typing.get_type_hints(METHODS[kind].config_type)
     texts = field_help(METHODS[kind].config_type)  # type: ignore[arg-type]
     lines = "".join(f"    {field.name}: {texts[field.name]}\n" for field in fields)
     arguments = inspect.cleandoc(MethodFunction.__call__.__doc__ or "").partition("\n\n")[2]
     arguments = arguments.replace("    settings: settings of the method; they win over the file.\n", lines)
     own, keyword = inspect.signature(run), inspect.Parameter.KEYWORD_ONLY
-    keywords = [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for f in fields]
+    keywords = [inspect.Parameter(f.name, keyword, default=f.default, annotation=kinds[f.name]) for f in fields]
     named = list(own.parameters.values())[:-1]  # all but the settings
     run.__name__ = run.__qualname__ = kind
     run.__doc__ = f"{METHODS[kind].summary}\n\n{arguments}"

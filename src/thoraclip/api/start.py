@@ -7,6 +7,7 @@ from typing import Any
 
 from thoraclip.api.hooks import REPORT_FILES, RUN_FILES, Announce, File, hooks, writes
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import PhantomCount, Seed, checked
 from thoraclip.runs import Progress
 
 __all__ = ["demo", "run_study"]
@@ -15,12 +16,13 @@ _FEWEST_PHANTOMS = 60
 _OF_A_RUN = {"done.json": "a run"}
 
 
+@checked
 @writes(own=REPORT_FILES | RUN_FILES, others=_OF_A_RUN)
 def demo(
     *,
     out: File = "demo-out",
-    images: int = 480,
-    seed: int = 0,
+    images: PhantomCount = 480,
+    seed: Seed = 0,
     progress: bool | Progress = False,
     announce: Announce | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def demo(
     return run(study, methods, Path(out), announce=log, progress=draw)
 
 
+@checked
 @writes(own=REPORT_FILES | RUN_FILES, others=_OF_A_RUN, unless="dry_run")
 def run_study(
     source: File,

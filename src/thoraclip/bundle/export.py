@@ -29,11 +29,11 @@ from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.imaging import DECODING, fit
 from thoraclip.models.classifiers import Original
+from thoraclip.ranges import SampleSize, Thumbnails, conform
 from thoraclip.runs import Progress, provenance, whole_folder, write_json, write_text
 
-__all__ = ["MOST_THUMBNAILS", "export_bundle", "require_place"]
+__all__ = ["export_bundle", "require_place"]
 
-MOST_THUMBNAILS = 2000
 """More would be a copy of the training data rather than a glance at it."""
 
 
@@ -57,10 +57,8 @@ def export_bundle(
 
     Raises InputError where there is something else at `out`, ModelError where the network cannot be exported.
     """
-    if images < 1:
-        raise ConfigError(f"images = {images}: 1 or more is needed")
-    if not 0 <= thumbnails <= MOST_THUMBNAILS:
-        raise ConfigError(f"thumbnails = {thumbnails}: must lie between 0 and {MOST_THUMBNAILS}")
+    conform("images", images, SampleSize)
+    conform("thumbnails", thumbnails, Thumbnails)
     if thumbnails and not original.has_learned:
         why = f"the run '{original.name}' has learned from no picture"
         raise ConfigError(f"thumbnails = {thumbnails}: {why}; leave it out")

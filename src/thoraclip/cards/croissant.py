@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from thoraclip.cards.cautions import percent
 from thoraclip.cards.facts import data_facts, summary
+from thoraclip.config import Settings
 from thoraclip.errors import ConfigError, InputError
 from thoraclip.pages import counted
 from thoraclip.runs import file_sha256
@@ -87,7 +88,7 @@ _MOST_GLOBS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardSettings:
+class CardSettings(Settings):
     """What the user adds to the card; an empty field is shown as "not stated", never filled in.
 
     Raises:
@@ -112,6 +113,7 @@ class CardSettings:
     """When it was published, as in 2024-05-01."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.url and not re.fullmatch(r"https?://[^\s<>]+", self.url):
             raise ConfigError(f"url '{self.url}' is not an absolute address; write it as in https://example.org/data")
         if self.date_published:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -20,17 +21,19 @@ from thoraclip.api.methods import MethodFunction, caption, embed, method_functio
 from thoraclip.api.start import demo, run_study
 from thoraclip.cli import show
 from thoraclip.cli.command import Command
-from thoraclip.cli.console import announce, progress_bar
-from thoraclip.errors import MissingExtraError, ThoraclipError
+from thoraclip.cli.console import announce, complain, prepare_streams, progress_bar, say, shut
+from thoraclip.errors import InputError, MissingExtraError, ThoraclipError, first_line, system_message
 from thoraclip.memory import keep_freed_memory
 from thoraclip.methods import METHODS, require_shared_work
-from thoraclip.runs import NO_ROOM, is_main_process
+from thoraclip.runs import is_main_process
 
 __all__ = ["COMMANDS", "main"]
 
 
 def _predict(given: Mapping[str, Any]) -> Any:
     """Score; rows go to standard output where no file is named."""
+    if given["out"] is None and getattr(sys.stdout, "name", "") == os.devnull:
+        raise InputError("standard output is closed; name a file with --out")
     stream, rows_are_shown = sys.stdout.buffer, given["out"] is None and sys.stdout.isatty()
     with nullcontext() if rows_are_shown else progress_bar() as progress:  # which would run over the rows
         return predict(**{**given, "out": given["out"] or stream}, progress=progress or False, announce=announce)
@@ -77,6 +80,12 @@ _EXTRAS = {
 }
 _EXTRA_OF = {package: extra for extra, packages in _EXTRAS.items() for package in packages.split()}
 _SMALL = ("predict", "serve")  # on a small device, and for long: their memory goes back to the system as usual
+_REPORTS = "https://github.com/thoraclip/thoraclip"
+_LIMITS = {
+    MemoryError: "not enough memory; use fewer workers or threads, a smaller batch_size, or fewer images",
+    RecursionError: "nested too deeply; flatten the file that is read",
+    UnicodeEncodeError: "text that cannot be written as UTF-8; rename the file, or write the text anew",
+}
 _INTERRUPTED = 130
 _GRACE_SECONDS = 5.0
 """Until another process than the first, which mostly fails in the same way and ends the others, speaks for itself."""
@@ -89,7 +98,7 @@ def _root(
     if version:
         from importlib.metadata import version as installed
 
-        typer.echo(f"thoraclip {installed('thoraclip')}")
+        say(f"thoraclip {installed('thoraclip')}")
         raise typer.Exit
     if context.invoked_subcommand:
         require_shared_work(context.invoked_subcommand)
@@ -98,13 +107,21 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with 0 done, 1 a check found something, 2 the user can mend it, 130
-    interrupted."""
-    sys.exit(run(arguments))
+    """Run the command line and leave with 0 done, 1 a check found something, 2 the user can mend it, 130 interrupted;
+    also with 1, below a traceback, for a fault of our own."""
+    try:
+        code = run(arguments)
+    except Exception:
+        for line in traceback.format_exc().splitlines():
+            complain(line)
+        complain(f"this is a fault of thoraclip; please report it, with the lines above, at {_REPORTS}")
+        code = 1
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    prepare_streams()
     # what pydicom warns of is either mended or told as a picture's reason; the reader of a table has no use for it
     warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -122,23 +139,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if package not in _EXTRA_OF:
             raise
         return _fail(str(MissingExtraError(package, _EXTRA_OF[package])), 2)
-    except BrokenPipeError:
-        # the reader of the pipe is gone; nothing is left to say
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    except BrokenPipeError:  # the reader of the pipe is gone; nothing is left to say
+        shut(sys.stdout)
+        shut(sys.stderr)
         return 0
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):  # the command line's own library makes it an exit code
             raise
         return 0
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}cannot be written ({error.strerror}); make room and run the same command again", 2)
+        return _fail(system_message(error), 2)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # only the usage errors of the command line's own library have it
+        if hasattr(error, "format_message"):  # only the usage errors of the command line's own library have it
+            return _usage_error(error)
+        reason = next((text for kind, text in _LIMITS.items() if isinstance(error, kind)), "")
+        if not reason:
             raise
-        return _usage_error(error)
+        return _fail(f"{reason} ({first_line(error)})", 2)
 
 
 def _app_of(words: list[str]) -> typer.Typer:
@@ -164,7 +181,8 @@ def _app_of(words: list[str]) -> typer.Typer:
 
 def _usage_error(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
-        typer.echo(str(error))
+        for line in str(error).splitlines():
+            say(line)
         return 0
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "thoraclip"
@@ -178,5 +196,5 @@ def _fail(text: str, code: int) -> int:
             return code
         with suppress(KeyboardInterrupt):
             time.sleep(_GRACE_SECONDS)
-    typer.echo(f"error: {' '.join(text.split())}" if code == 2 else text, err=True)
+    complain(f"error: {' '.join(text.split())}" if code == 2 else text)
     return code

@@ -16,6 +16,8 @@ import typer
 from rich.markup import escape
 
 from thoraclip.cli.console import announce, progress_bar
+from thoraclip.errors import ConfigError, InputError
+from thoraclip.ranges import NAMED
 
 __all__ = ["Command", "argument_texts"]
 
@@ -30,9 +32,8 @@ _TYPES: Mapping[str, Any] = {
     "Mapping[str, str] | Sequence[str]": list[str],
     "Shares": list[str],
     "bool": bool,
-    "float": float,
-    "int": int,
     "str": str,
+    **{name: typing.get_args(kind)[0] for name, kind in NAMED.items()},
 }
 """Annotation of a function of `api` -> what the command line takes; `| None` may follow."""
 _NAMES = {"class_name": "class"}
@@ -127,15 +128,25 @@ def _parameter(own: inspect.Parameter, text: str) -> inspect.Parameter:
     kind = _TYPES[str(own.annotation).removesuffix(" | None")]
     help_text = escape(text.replace("`", ""))
     typed = kind | None if str(own.annotation).endswith(" | None") else kind
+    options: dict[str, Any] = {"help": help_text}
+    if kind is Path:
+        options["parser"] = path
     shown = own.default not in ("", None, False)
     if own.kind is own.POSITIONAL_OR_KEYWORD:
         metavar = own.name.upper() + ("..." if typing.get_origin(kind) is list else "")
-        argument = typer.Argument(metavar=metavar, help=help_text, show_default=False)
+        argument = typer.Argument(metavar=metavar, show_default=False, **options)
         return _typed(own.name, typed, argument, own.default)
     name = f"--{_NAMES.get(own.name, own.name).replace('_', '-')}"
     if own.annotation == "bool | None" or (own.annotation == "bool" and own.default):
         name += f"/--no-{name[2:]}"
-    return _typed(own.name, typed, typer.Option(name, help=help_text, show_default=shown), own.default)
+    return _typed(own.name, typed, typer.Option(name, show_default=shown, **options), own.default)
+
+
+def path(text: str) -> Path:
+    """A path; an empty text, as of a shell's variable that is not set, would be the working directory."""
+    if not text:
+        raise InputError("an empty text stands where a file or folder is named; name one")
+    return Path(text)
 
 
 def _listing(name: str, text: str, show: Callable[[], None]) -> inspect.Parameter:
@@ -160,7 +171,6 @@ def _settings(given: list[str] | None, taken: frozenset[str]) -> dict[str, Any]:
         ConfigError: not NAME=VALUE, or the name of an argument or option of the command.
     """
     from thoraclip.config import parse_settings
-    from thoraclip.errors import ConfigError
 
     values = parse_settings(given or [])
     for name in sorted(taken & set(values)):

@@ -1,31 +1,82 @@
-"""What the commands print: progress on standard error, results on standard output."""
+"""What the commands print: progress on standard error, results on standard output.
+
+All text goes out through `say`, `announce`, `print_table` and the bars of `progress_bar`: one line each,
+without control characters; `prepare_streams` escapes the letters that the terminal does not have.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
-import typer
-
+from thoraclip.errors import printable
 from thoraclip.runs import is_main_process
 
-__all__ = ["announce", "print_table", "progress_bar"]
+__all__ = ["announce", "complain", "prepare_streams", "print_table", "progress_bar", "say", "shut"]
 
 _PLAIN_SECONDS = 10.0
 """Where no person watches, one line in this many seconds."""
 _STAGE_WIDTH = 40
 """Letters of the stage beside a bar."""
+_LONGEST = 12_000
+"""Letters of a line; the middle of a longer one is left out."""
 _stages: list[str] = []
 """The newest line of `announce`, which the bars show."""
 
 
+def say(text: object) -> None:
+    """One line on standard output."""
+    _write(sys.stdout, text)
+
+
+def complain(text: object) -> None:
+    """One line on standard error. Where that is closed or full, the line is lost and the work goes on."""
+    try:
+        _write(sys.stderr, text)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        shut(sys.stderr)
+
+
 def announce(text: str) -> None:
-    """One line on standard error; of several processes the first one speaks."""
+    """One line on standard error on the state of the work; of several processes the first one speaks."""
     if is_main_process():
         _stages[:] = [text.split(" (")[0][:_STAGE_WIDTH]]
-        typer.echo(text, err=True)
+        complain(text)
+
+
+def _plain(text: object) -> str:
+    """Text on one line, without control characters."""
+    line = printable(text)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+
+
+def _write(stream: TextIO, text: object) -> None:
+    stream.write(_plain(text) + "\n")
+    stream.flush()
+
+
+def prepare_streams() -> None:
+    """Escape the letters that standard output and error cannot write, and let what is written to a closed one go
+    nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def shut(stream: TextIO) -> None:
+    """Let what a broken or full stream still holds, and whatever is written to it from now on, go nowhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 @contextmanager
@@ -62,7 +113,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
                 task, began = bars.add_task("", total=known, completed=done, rate=""), (time.monotonic(), done)
             passed = time.monotonic() - began[0]
             rate = f"images {(done - began[1]) / passed:.0f}/s" if passed > 0.5 else "images"
-            bars.update(task, completed=done, rate=rate, description=escape(_stages[0] if _stages else ""))
+            bars.update(task, completed=done, rate=rate, description=escape(_plain(_stages[0] if _stages else "")))
 
         yield update
 
@@ -95,11 +146,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=Text(printable(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number and numbers else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if number and numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

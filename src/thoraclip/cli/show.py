@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from thoraclip.cli.console import announce, print_table
-from thoraclip.errors import printable
+from thoraclip.cli.console import announce, print_table, say
 from thoraclip.methods import METHODS
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ def study(content: dict[str, Any], given: Mapping[str, Any]) -> None:
 def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     """The plan as JSON, or as a table of runs and stages."""
     if as_json:
-        typer.echo(json.dumps(plan, indent=2))
+        for line in json.dumps(plan, indent=2).splitlines():
+            say(line)
         return
     rows = [_plan_row(row) for row in (*plan["runs"], *plan["stages"])]
     title = f"{plan['source']}: {plan['images']:,} images"
@@ -44,13 +44,13 @@ def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:
     totals = plan["totals"]
     low, high = (_duration(totals["seconds"] * by) for by in (1 / totals["factor"], totals["factor"]))
     what = "In all" if totals["complete"] else "What can be estimated"
-    typer.echo(
+    say(
         f"{what}: about {_duration(totals['seconds'])}, between {low} and {high} if nothing else runs and no "
         f"training stops early; {totals['images_encoded']:,} images forward, {totals['images_trained']:,} forward "
         "and backward."
     )
     for note in plan["notes"]:
-        typer.echo(f"Note: {note}")
+        say(f"Note: {note}")
 
 
 def _plan_row(row: Mapping[str, Any]) -> list[str]:
@@ -106,15 +106,15 @@ def check(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         text = f"{100 * told['value']:.0f} [{100 * told['low']:.0f}, {100 * told['high']:.0f}]" if told else "-"
         rows.append([row["name"].replace("_", " "), text, row["description"]])
     if rows and content["differences"][0]["alone"] is None:
-        typer.echo(f"what tells the classes apart is not measured: {content['differences'][0]['reason']}")
+        say(f"what tells the classes apart is not measured: {content['differences'][0]['reason']}")
     elif rows:
         print_table(["names the class", "%", "what it is"], rows, numbers=False)
     for what in ("leaks", "warnings"):
         for sentence in content[what]:
-            typer.echo(f"{what.removesuffix('s')}: {sentence}")
+            say(f"{what.removesuffix('s')}: {sentence}")
     if not content["leaks"]:
         is_split = counts["parts"] != ["no split"]
-        typer.echo("no leak found" if is_split else "there is no split yet, so nothing can leak")
+        say("no leak found" if is_split else "there is no split yet, so nothing can leak")
     if given["out"]:
         announce(f"page: {given['out'] / 'check.html'}")
     if given["strict"] and content["leaks"]:
@@ -146,7 +146,7 @@ def overlap(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     if rows:
         print_table(["label in A", "label in B", "images of A", ""], rows, numbers=False)
     for sentence in overlap_reading(content):
-        typer.echo(sentence)
+        say(sentence)
     announce(f"page: {given['out'] / 'overlap.html'}")
 
 
@@ -173,7 +173,7 @@ def _list(what: str, lines: list[str], most: int = 10) -> None:
     if lines:
         announce(f"{what}: {len(lines)}")
         for line in lines[:most]:
-            announce(f"  {printable(line)}")
+            announce(f"  {line}")
         if len(lines) > most:
             announce(f"  ... and {len(lines) - most} more")
 
@@ -208,12 +208,16 @@ def predictions(result: Any, given: Mapping[str, Any]) -> None:
 
 def list_settings(kind: str) -> None:
     """The settings of a method, with defaults and help."""
-    from thoraclip.config import field_help, toml_value
+    from thoraclip.config import field_help, field_kinds, toml_value
+    from thoraclip.ranges import range_text
 
     config = METHODS[kind].config_type
-    texts = field_help(config)  # type: ignore[arg-type]
-    rows = [[f.name, toml_value(f.default), texts.get(f.name, "")] for f in dataclasses.fields(config)]
-    print_table(["setting", "default", "what it does"], rows, title=f"Settings of {kind}", numbers=False)
+    texts, kinds = field_help(config), field_kinds(config)  # type: ignore[arg-type]
+    rows = [
+        [f.name, toml_value(f.default), range_text(kinds[f.name]), texts.get(f.name, "")]
+        for f in dataclasses.fields(config)
+    ]
+    print_table(["setting", "default", "range", "what it does"], rows, title=f"Settings of {kind}", numbers=False)
 
 
 def audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -234,8 +238,8 @@ def audit(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     title = "Effect in points of balanced accuracy, with 95 % intervals; p after Holm's correction"
     print_table(["test", "asks", "effect", "interval", "p", "verdict"], rows, title=title)
     for sentence in content["reading"]:
-        typer.echo(sentence)
-    typer.echo(f"Research use only, not for diagnosis. Page: {given['out'] / 'audit.html'}")
+        say(sentence)
+    say(f"Research use only, not for diagnosis. Page: {given['out'] / 'audit.html'}")
 
 
 def explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -251,7 +255,7 @@ def explanation(explained: dict[str, Any], given: Mapping[str, Any]) -> None:
         ["classifier", explained["note"]],
     ]
     print_table(["map", ""], rows, numbers=False)
-    typer.echo(f"A map is no proof. Research use only, not for diagnosis. Sheet: {given['out']}")
+    say(f"A map is no proof. Research use only, not for diagnosis. Sheet: {given['out']}")
 
 
 def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -271,8 +275,8 @@ def report(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         rows.append([method["name"], *cells])
     print_table(["method", *metrics.values()], rows, title=f"{content.get('title', 'Report')}: %, with 95 % intervals")
     for sentence in content["reading"]:
-        typer.echo(sentence)
-    typer.echo(f"Research use only, not for diagnosis. Page: {given['out'] / 'report.html'}")
+        say(sentence)
+    say(f"Research use only, not for diagnosis. Page: {given['out'] / 'report.html'}")
 
 
 def _cell(metric: dict[str, Any] | None) -> str:
@@ -302,7 +306,7 @@ def parity(content: dict[str, Any], given: Mapping[str, Any]) -> None:
             ["int8: size", f"{100 * int8['size']:.0f} % of fp32"],
         ]
     print_table(["proof", ""], rows, numbers=False)
-    typer.echo(f"Research use only, not for diagnosis. Bundle: {given['out']}, card: {given['out'] / 'README.md'}")
+    say(f"Research use only, not for diagnosis. Bundle: {given['out']}, card: {given['out'] / 'README.md'}")
 
 
 def _percent(share: dict[str, float]) -> str:
@@ -321,14 +325,14 @@ def predict(summary: ScoringSummary, given: Mapping[str, Any]) -> None:
     if summary.failed:
         announce(f"cannot be read: {summary.failed}, each with its reason in the column error")
         for path, reason in summary.first_failed:
-            announce(f"  {printable(path)}: {printable(reason)}")
+            announce(f"  {path}: {reason}")
         if summary.failed > len(summary.first_failed):
             announce(f"  ... and {summary.failed - len(summary.first_failed)} more")
     if summary.first_remark:
         path, remark = summary.first_remark
-        announce(f"remarks on {summary.remarked} images, first {printable(path)}: {printable(remark)}")
+        announce(f"remarks on {summary.remarked} images, first {path}: {remark}")
     for what in summary.left_out_told:
-        announce(f"left out: {printable(what)}")
+        announce(f"left out: {what}")
     if summary.not_utf8:
         announce(f"names that are not UTF-8: {summary.not_utf8}; a CSV holds their bytes (errors='surrogateescape')")
     announce("Research use only, not for diagnosis.")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from thoraclip.data.splits import assign_groups
 from thoraclip.dtypes import Floats, Ints, Singles
-from thoraclip.errors import ConfigError
+from thoraclip.ranges import Seed, conform
 
 __all__ = ["TOGETHER", "class_differences"]
 
@@ -60,8 +60,7 @@ def class_differences(
         label -> share of known values; `alone`, balanced accuracy (`value`, `low`, `high` and `chance`, 0..1), or None;
         and `reason`, why it was not measured.
     """
-    if seed < 0:
-        raise ConfigError(f"seed = {seed}: must not be negative")
+    conform("seed", seed, Seed)
     names, target = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     classes: list[str] = names.tolist()
     _, group = np.unique(groups, return_inverse=True)

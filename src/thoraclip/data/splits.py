@@ -14,6 +14,7 @@ import pyarrow as pa
 from thoraclip.data.duplicates import clusters
 from thoraclip.dtypes import Floats, Ints, Masks
 from thoraclip.errors import ConfigError, ManifestError
+from thoraclip.ranges import FoldCount, Seed, conform
 from thoraclip.tables.codes import ranks
 from thoraclip.tables.manifest import SPLITS, Manifest
 
@@ -71,8 +72,7 @@ def split_folds(manifest: Manifest, *, folds: int, seed: int) -> Manifest:
         ConfigError: fewer than two folds, or a negative seed.
         ManifestError: a class with too few patients to stand in every fold.
     """
-    if folds < 2:
-        raise ConfigError(f"folds = {folds}: two or more are needed")
+    conform("folds", folds, FoldCount)
     part = _parts(manifest, [1 / folds] * folds, seed)
     fold = pa.array(part.astype(np.int32), mask=np.asarray(manifest.values("label").is_null()))
     return manifest.with_columns(split=pa.nulls(len(fold), pa.string()), fold=fold).strict()
@@ -129,8 +129,7 @@ def assign_groups(targets: Ints, groups: Sequence[str] | Ints, weights: Sequence
         weights: share of each part, summing to 1.
         seed: decides the shuffle (ConfigError where negative); the result does not depend on the order of the images.
     """
-    if seed < 0:
-        raise ConfigError(f"seed = {seed}: must not be negative")
+    conform("seed", seed, Seed)
     distinct, member = np.unique(np.asarray(groups), return_inverse=True)
     count = len(distinct)
     classes = int(targets.max(initial=0)) + 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thoraclip.errors import ConfigError, InputError
+from thoraclip.errors import InputError
 from thoraclip.evaluation.align import Aligned, align
 from thoraclip.evaluation.compare import COMPARED, Contestant, compare
 from thoraclip.evaluation.entries import method_entry, training_values
@@ -26,6 +26,7 @@ from thoraclip.evaluation.results import MAJORITY, MethodResult, read_published
 from thoraclip.evaluation.trust import trust_entry
 from thoraclip.evaluation.usefulness import usefulness, usefulness_reading
 from thoraclip.proportions import LEVEL
+from thoraclip.ranges import Resamples, conform
 from thoraclip.runs import write_json, write_text, writes, written_together
 
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ def judge(
     """
     if not methods:
         raise InputError("no method to judge; name at least one predictions file")
-    if resamples < 100:
-        raise ConfigError(f"resamples = {resamples}: a 95 % interval needs at least 100; {RESAMPLES} is the default")
+    conform("resamples", resamples, Resamples)
     rows = read_published(published, [m.name for m in methods], f"report '{title}'")
     failed = [
         {"name": m.name, "kind": m.kind, "error": m.failed, "settings": dict(m.settings)} for m in methods if m.failed

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from thoraclip.config import build_config
+from thoraclip.config import Settings, build_config
 from thoraclip.errors import ConfigError, ManifestError, MismatchError, did_you_mean
+from thoraclip.ranges import Share
 from thoraclip.tables.predictions import Predictions
 
 __all__ = ["MAJORITY", "PUBLISHED_METRICS", "MethodResult", "Published", "read_published"]
@@ -89,20 +90,20 @@ class MethodResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(Settings):
     """One row of the literature, a `[[published]]` table of a study file."""
 
     name: str
     """Name of the method in its source."""
     of: str | None = None
     """Name of the method that it stands beside; without it, it stands in a table of its own."""
-    accuracy: float | None = None
+    accuracy: Share | None = None
     """Fraction in [0, 1]."""
-    macro_f1: float | None = None
+    macro_f1: Share | None = None
     """Fraction in [0, 1]."""
-    macro_precision: float | None = None
+    macro_precision: Share | None = None
     """Fraction in [0, 1]."""
-    macro_recall: float | None = None
+    macro_recall: Share | None = None
     """Fraction in [0, 1]."""
     source: str | None = None
     """Where it was published."""
@@ -110,12 +111,9 @@ class Published:
     """What the reader must know about it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.name.strip():
             raise ConfigError('name is empty; give the name of the method in its source, such as name = "ResNet-18"')
-        for metric in PUBLISHED_METRICS:
-            value = getattr(self, metric)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{metric} = {value!r}; give a fraction in [0, 1], such as 0.924")
 
 
 def read_published(tables: object, methods: Collection[str], where: str) -> tuple[Published, ...]:

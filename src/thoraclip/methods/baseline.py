@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from thoraclip.models.augment import AUGMENTATIONS, augment
 from thoraclip.models.backbones import Backbone, load_backbone, load_trained, read_trained_note
 from thoraclip.models.heads import class_weights, log_loss, softmax
 from thoraclip.models.network import recompute_layers
+from thoraclip.ranges import Range, Weight
 from thoraclip.runs import Progress, fold_folder
 
 __all__ = ["Config", "SupervisedStep", "run", "scores_of"]
@@ -55,15 +56,15 @@ class Config(ModelConfig, TrainingSettings):
     """Begin from the checkpoint's weights; false draws all of them anew."""
     train: str = "all"
     """all (end to end) or head (a linear classifier on frozen features)."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     """The learning rate of each layer is this times that of the layer above it; 1 for the same in all, 0.75 suits
     ViT."""
     batch_norm: str = "batch"
     """Of networks that have it: batch (statistics of the batch, in one chunk and one process) or frozen (the
     checkpoint's)."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Share of every target that is spread over all classes."""
-    weight_decay: float = 0.05
+    weight_decay: Weight = 0.05
     """AdamW's, on matrices and filters; biases and norms have none."""
     select: str = "macro_f1"
     """Which weights are kept as the best: by validation macro_f1 or log_loss; or the last ones."""
@@ -71,10 +72,6 @@ class Config(ModelConfig, TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known(self, train=_TRAINED, batch_norm=_NORMS, select=_SELECTIONS)
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay = {self.layer_decay}: a number above 0, at most 1, is needed")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing = {self.label_smoothing}: a number from 0 to below 1 is needed")
         if self.gradient_checkpointing and self.train == "head":
             raise ConfigError("gradient_checkpointing = true: a frozen network has no backward pass; leave it out")
 

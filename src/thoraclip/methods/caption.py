@@ -8,13 +8,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import require_at_least, require_known
+from thoraclip.config import Settings, require_known
 from thoraclip.data.batches import grey_batches
 from thoraclip.documents import parse_json
 from thoraclip.errors import ConfigError, InputError, ManifestError, ModelError
 from thoraclip.imaging import DECODING
 from thoraclip.labels import load_prompts
 from thoraclip.models.captioner import load_captioner
+from thoraclip.ranges import BatchSize, Geometry, Precision, Seed, Tokens
 from thoraclip.runs import Progress, canonical_json, digest, needing_room, remove_file, require_own, write_text
 from thoraclip.tables.captions import Captions, append_label, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest
@@ -29,7 +30,7 @@ EVERYWHERE_LEAKS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionConfig:
+class CaptionConfig(Settings):
     """Who writes the captions, and how."""
 
     captioner: str = "blip"
@@ -45,25 +46,25 @@ class CaptionConfig:
     """Write the class into the captions of all labelled images, those that are later scored included: a leak."""
     prompt: str = ""
     """Words that every caption of blip begins with; empty for none."""
-    max_new_tokens: int = 40
+    max_new_tokens: Tokens = 40
     """Tokens that blip may add."""
-    geometry: str = "squash"
+    geometry: Geometry = "squash"
     """How a picture becomes square: squash, crop or pad."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Images per forward pass."""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """fp32, bf16, or auto: bf16 where the device computes in it."""
-    seed: int = 0
+    seed: Seed = 0
     """Chooses the words of the template."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_known(self, captioner=CAPTIONERS)
         owners = {setting: name for name, source in CAPTIONERS.items() for setting in source.settings}
         for field in fields(self):
             value, owner = getattr(self, field.name), owners.get(field.name, self.captioner)
             if owner != self.captioner and value != field.default:
                 raise ConfigError(f"{field.name} = {value!r}: is read by captioner '{owner}' alone; leave it out")
-        require_at_least(self, batch_size=1, max_new_tokens=1)
         if "column" in CAPTIONERS[self.captioner].settings and not self.column:
             raise ConfigError(f"captioner '{self.captioner}': name the column of texts with --column NAME")
         if self.column == "label":

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thoraclip.config import Settings
 from thoraclip.errors import ConfigError, ModelError
 from thoraclip.models.files import (
     Checkpoint,
@@ -18,6 +19,7 @@ from thoraclip.models.files import (
     stored_folder,
 )
 from thoraclip.models.image_processor import read_preprocess
+from thoraclip.ranges import AnyBatchSize, FoldNumber, Geometry, Precision, Share
 from thoraclip.runs import digest, folder_digest
 from thoraclip.tables.embeddings import Embeddings, read_embeddings
 
@@ -28,18 +30,18 @@ __all__ = ["EncoderConfig", "ModelConfig", "finished_embeddings", "load_encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Which dual encoder, seen how, on which classes and folds."""
 
     model: str = "tiny-clip"
     """Hub id, local folder in Transformers format, or the shipped tiny-clip."""
-    geometry: str = "squash"
+    geometry: Geometry = "squash"
     """How a picture becomes square: squash, crop or pad. Keeping the aspect ratio (crop, pad) opens a shortcut."""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """fp32, bf16, or auto: bf16 where the device computes in it."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
-    only_folds: tuple[int, ...] = ()
+    only_folds: tuple[FoldNumber, ...] = ()
     """Folds that are held out and scored, where the manifest has folds; empty for all of them."""
 
     def inputs(self) -> dict[str, str]:
@@ -54,18 +56,12 @@ class EncoderConfig(ModelConfig):
 
     adapter: str = ""
     """PEFT adapter folder, or the run folder of a finetune (each fold is then scored by its own); empty for none."""
-    adapter_scale: float = 1.0
+    adapter_scale: Share = 1.0
     """Share of the adapter in the weights: 1 as trained, 0 the base, between them interpolated (WiSE-FT)."""
     embeddings: str = ""
     """Folder of finished embeddings to use instead of running the encoder, which is the one that made them."""
-    batch_size: int = 0
+    batch_size: AnyBatchSize = 0
     """Images per forward pass; 0 for 32 on a CPU and 256 elsewhere."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 0:
-            raise ConfigError(f"batch_size = {self.batch_size}: 1 or more is needed, or 0 for what suits the device")
-        if not 0 <= self.adapter_scale <= 1:
-            raise ConfigError(f"adapter_scale = {self.adapter_scale}: a number between 0 and 1 is needed")
 
     def inputs(self) -> dict[str, str]:
         """The model's, the adapter's and the embeddings' hashes."""

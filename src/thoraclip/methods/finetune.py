@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from thoraclip.config import require_known, require_positive
+from thoraclip.config import require_known
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
 from thoraclip.methods.contrastive import CaptionTexts, ContrastiveStep, PromptTexts
@@ -34,6 +34,7 @@ from thoraclip.models.dual_encoder import load_dual_encoder
 from thoraclip.models.files import read_note
 from thoraclip.models.heads import class_weights
 from thoraclip.models.lora import LoraSettings, TunableEncoder, add_lora
+from thoraclip.ranges import BatchSize, Range, Weight, Weighting
 from thoraclip.runs import file_sha256, fold_folder
 from thoraclip.tables.captions import append_label, read_captions
 
@@ -57,28 +58,26 @@ class Config(ModelConfig, LoraSettings, TrainingSettings):
     """Prompt set that scores, and that is trained on where there are no captions."""
     loss: str = "unicl"
     """unicl, infonce, siglip (with labels), or prompt_ce (cross-entropy over class prompts)."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Pairs per optimizer step; the loss sees all of them."""
-    chunk_size: int = 32
+    chunk_size: BatchSize = 32
     """Pairs per forward pass. Memory only: results do not depend on it."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 3e-4
     """Peak of AdamW's step size."""
-    weight_decay: float = 0.01
+    weight_decay: Weight = 0.01
     """AdamW's, on LoRA and projections."""
     train_logit_scale: bool = True
     """Whether the logit scale is trained; it never exceeds logit_scale_max."""
-    logit_scale_max: float = 100.0
+    logit_scale_max: Annotated[float, Range(0, 1_000_000, above=True)] = 100.0
     """Upper bound of a trained logit scale (Radford et al. 2021, section 2.5)."""
-    class_weight: str = "none"
+    class_weight: Weighting = "none"
     """none or balanced: whether pairs of rare classes weigh more in the loss."""
     select: str = "zeroshot"
     """Which adapter is kept as the best: by validation macro F1 of zeroshot or of a probe; or the last one."""
 
     def __post_init__(self) -> None:
-        LoraSettings.__post_init__(self)
-        TrainingSettings.__post_init__(self)
+        super().__post_init__()
         require_known(self, loss=LOSSES, select=_SELECTIONS)
-        require_positive(self, "logit_scale_max")
         if self.append_label and not self.captions:
             raise ConfigError("append_label = true needs captions = FILE; class prompts name the class already")
         if self.captions and LOSSES[self.loss].on_prompts:

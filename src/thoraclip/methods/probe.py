@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.config import require_fraction, require_known, require_positive
+from thoraclip.config import require_known
 from thoraclip.data.splits import independent_groups
 from thoraclip.errors import ConfigError
 from thoraclip.labels import LabelSet, load_prompts
@@ -42,6 +42,7 @@ from thoraclip.models.heads import (
     write_head,
 )
 from thoraclip.posthoc.ood import MIN_ROWS, fit_ood, write_ood
+from thoraclip.ranges import BatchSize, Fraction, Range, Seed, Weighting
 from thoraclip.runs import fold_file, remove_file
 from thoraclip.tables.embeddings import Embeddings
 from thoraclip.threads import cores, in_order
@@ -53,7 +54,6 @@ __all__ = ["SOLVERS", "Config", "Solver", "Texts", "run"]
 
 _HEAD = "head.safetensors"
 _FEATURES = ("pooled", "projected")
-_WEIGHTINGS = ("none", "balanced")
 Features = npt.NDArray[np.float32]
 
 
@@ -68,25 +68,25 @@ class Config(EncoderConfig):
     lp++ (text-informed: class prompts and features together; needs features = "projected")."""
     prompts: str = "chest-xray-ensemble"
     """lp++: a shipped prompt set, or a TOML file of your own."""
-    l2_min: float = 1e-4
+    l2_min: Annotated[float, Range(0, 1_000_000, above=True)] = 1e-4
     """lbfgs, lp++: weakest penalty of the log grid, on the mean log-loss."""
-    l2_max: float = 10.0
+    l2_max: Annotated[float, Range(0, 1_000_000, above=True)] = 10.0
     """lbfgs, lp++: strongest penalty of the log grid."""
-    l2_steps: int = 11
+    l2_steps: Annotated[int, Range(1, 1_000)] = 11
     """lbfgs, lp++: number of penalties in the grid."""
     refit: bool = True
     """Fit again on training plus validation images once the penalty (or epoch) is chosen."""
-    class_weight: str = "none"
+    class_weight: Weighting = "none"
     """none or balanced: whether rare classes weigh more in the loss."""
-    val_fraction: float = 0.2
+    val_fraction: Fraction = 0.2
     """Share of the training images held out by patient where the manifest names no validation split."""
-    epochs: int = 30
+    epochs: Annotated[int, Range(1, 1_000_000)] = 30
     """adamw: passes over the training features."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 1e-3
     """adamw: step size."""
-    train_batch_size: int = 80
+    train_batch_size: BatchSize = 80
     """adamw: images per step."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the held-out part, and adamw's initial weights and batches."""
 
     # the name is not; what the prompts say is, where they are used: see `inputs`
@@ -94,13 +94,9 @@ class Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_known(self, features=_FEATURES, solver=SOLVERS, class_weight=_WEIGHTINGS)
-        if not 0 < self.l2_min <= self.l2_max or self.l2_steps < 1:
-            raise ConfigError(
-                f"l2 grid {self.l2_min}..{self.l2_max} in {self.l2_steps}: 0 < l2_min <= l2_max and l2_steps >= 1"
-            )
-        require_fraction(self, "val_fraction")
-        require_positive(self, "epochs", "learning_rate", "train_batch_size")
+        require_known(self, features=_FEATURES, solver=SOLVERS)
+        if self.l2_min > self.l2_max:
+            raise ConfigError(f"l2_min = {self.l2_min}: exceeds l2_max = {self.l2_max}; lower it, or raise l2_max")
         if self.reads_prompts and self.features != "projected":
             raise ConfigError(
                 f"solver = '{self.solver}' weighs features against texts, and features = '{self.features}' are not in "

@@ -11,17 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.config import require_at_least, require_fraction, require_known, require_positive
+from thoraclip.config import Settings
 from thoraclip.data.check.inspection import MEASURED, inspect
 from thoraclip.errors import ConfigError, ImageError, did_you_mean
 from thoraclip.methods.running import MethodOutput, Part, RunContext, parts, pooled_predictions
 from thoraclip.methods.zeroshot import macro_f1
 from thoraclip.models.heads import log_loss
+from thoraclip.ranges import FoldNumber, Fraction, Range, Seed, Weight, Weighting
 from thoraclip.runs import Progress
 from thoraclip.tables.manifest import Manifest
 
@@ -38,42 +39,42 @@ GROUPS: Mapping[str, str] = {
 """Name -> what is in it, in the order of the columns; every column is in one group."""
 _FILE = ("file_kilobytes", "bits_per_pixel", "aspect_ratio", "megapixels")
 _SIDE, _BINS = 16, 32
-_WEIGHTINGS = ("none", "balanced")
 _SHUFFLES = 5
 _BLOCK = 256
 """Pictures at a time. Memory only."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """What one run on trivial features needs."""
 
     features: tuple[str, ...] = tuple(GROUPS)
     """Groups of features: thumbnail, histogram, appearance, file; see docs/methods.md."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
-    only_folds: tuple[int, ...] = ()
+    only_folds: tuple[FoldNumber, ...] = ()
     """Folds that are held out and scored, where the manifest has folds; empty for all of them."""
-    max_iter: int = 200
+    max_iter: Annotated[int, Range(1, 100_000)] = 200
     """Rounds of boosting that are tried; validation chooses how many are kept."""
-    learning_rate: float = 0.1
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 0.1
     """Share of each tree that is added."""
-    max_leaf_nodes: int = 15
+    max_leaf_nodes: Annotated[int, Range(2, 100_000)] = 15
     """Leaves of a tree at most."""
-    min_samples_leaf: int = 20
+    min_samples_leaf: Annotated[int, Range(1, 1_000_000_000)] = 20
     """Images in a leaf at least; with few images, fewer."""
-    l2: float = 1.0
+    l2: Weight = 1.0
     """Penalty on the values of the leaves."""
     refit: bool = True
     """Fit again on training plus validation images once the number of rounds is chosen."""
-    class_weight: str = "none"
+    class_weight: Weighting = "none"
     """none or balanced: whether rare classes weigh more in the loss."""
-    val_fraction: float = 0.2
+    val_fraction: Fraction = 0.2
     """Share of the training images held out by patient where the manifest names no validation split."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the held-out part, and the shuffles behind the importances."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.features:
             if name not in GROUPS:
                 raise ConfigError(f"unknown features '{name}'{did_you_mean(name, GROUPS)}")
@@ -81,10 +82,6 @@ class Config:
             raise ConfigError(
                 f"features = {list(self.features)}: one or more different of {', '.join(GROUPS)} are needed"
             )
-        require_known(self, class_weight=_WEIGHTINGS)
-        require_fraction(self, "val_fraction")
-        require_at_least(self, max_iter=1, max_leaf_nodes=2, min_samples_leaf=1, l2=0, seed=0)
-        require_positive(self, "learning_rate")
 
     def inputs(self) -> dict[str, str]:
         """Nothing but the manifest is read."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thoraclip.config import require_at_least
+from thoraclip.config import Settings
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import Range, Share, Weight
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "augment"]
 
@@ -24,29 +26,23 @@ _NUMBERS = 9  # uniform numbers per image, the fifth unused; new ones are added 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(Settings):
     """How far an image is changed; every value is drawn uniformly between minus and plus its setting."""
 
-    rotate_degrees: float = 7.0
+    rotate_degrees: Annotated[float, Range(0, 180)] = 7.0
     """Turn, in degrees."""
-    shift: float = 0.05
+    shift: Share = 0.05
     """Move along each side, as a share of it."""
-    zoom: float = 0.1
+    zoom: Annotated[float, Range(0, 0.9)] = 0.1
     """Enlarge or reduce, as a share."""
-    brightness: float = 0.1
+    brightness: Weight = 0.1
     """Add to the grey, as a share of its range."""
-    contrast: float = 0.2
+    contrast: Share = 0.2
     """Stretch about the image's own mean, as a share."""
-    gamma: float = 0.2
+    gamma: Annotated[float, Range(0, 10)] = 0.2
     """Exponent of the grey in 0..1, as its natural logarithm."""
-    noise: float = 0.01
+    noise: Weight = 0.01
     """Standard deviation of added Gaussian noise at the most, as a share of the range."""
-
-    def __post_init__(self) -> None:
-        for name, high in (("zoom", 0.9), ("shift", 1.0), ("contrast", 1.0), ("rotate_degrees", 180.0)):
-            if not 0 <= getattr(self, name) <= high:
-                raise ConfigError(f"{name} = {getattr(self, name)}: a number between 0 and {high:g} is needed")
-        require_at_least(self, brightness=0, gamma=0, noise=0)
 
 
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {

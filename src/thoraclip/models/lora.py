@@ -12,12 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from thoraclip.config import require_known, require_positive
+from thoraclip.config import Settings, require_known
 from thoraclip.documents import read_json
 from thoraclip.errors import ConfigError
 from thoraclip.models.checkpoint import quiet
@@ -25,6 +25,7 @@ from thoraclip.models.dropout import KeyedDropout, MaskKey
 from thoraclip.models.dual_encoder import DualEncoder
 from thoraclip.models.files import holds_weights, write_about
 from thoraclip.models.network import recompute_layers
+from thoraclip.ranges import Range
 from thoraclip.runs import needing_room, whole_folder
 
 __all__ = ["LoraSettings", "TunableEncoder", "add_lora", "resolve_targets"]
@@ -42,16 +43,16 @@ _OTHER_NAMES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class LoraSettings(Settings):
     """What is trained in a dual encoder."""
 
-    rank: int = 8
+    rank: Annotated[int, Range(1, 65_536)] = 8
     """Rank of the LoRA matrices."""
-    alpha: float = 16.0
+    alpha: Annotated[float, Range(0, 1_000_000, above=True)] = 16.0
     """Numerator of LoRA's scale."""
     rslora: bool = True
     """Rank-stabilised scale, alpha / sqrt(rank), in place of alpha / rank."""
-    lora_dropout: float = 0.1
+    lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.1
     """Share of a LoRA layer's inputs that is dropped; a function of seed, step, sample, module and position alone."""
     target_modules: tuple[str, ...] = ("q_proj", "v_proj", "fc1", "fc2")
     """Linear layers that get LoRA, by CLIP's names; BERT's and DINOv2's are found by these too."""
@@ -61,10 +62,8 @@ class LoraSettings:
     """Whether both projections are trained whole: train, freeze, or auto: where the towers were never aligned."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_known(self, towers=("both", "vision", "text"), projections=("auto", "train", "freeze"))
-        require_positive(self, "rank", "alpha")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"lora_dropout = {self.lora_dropout}: a number from 0 to below 1 is needed")
         if not self.target_modules:
             raise ConfigError("target_modules = []: name one linear layer or more, for example q_proj")
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Send
 
+from thoraclip.config import Settings
 from thoraclip.errors import ConfigError
+from thoraclip.ranges import Range
 
 __all__ = ["CROSS_SITE", "MEDIA_TYPE", "MEGA", "Limits", "RefusedError", "problem", "reason_of", "turn_away"]
 
@@ -27,37 +28,34 @@ CROSS_SITE = "asked by a page of another site; start the server with --allow-ori
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(Settings):
     """What a server refuses rather than to grow, hang or fall."""
 
-    files: int = 32
+    files: Annotated[int, Range(1, 100_000)] = 32
     """Pictures in one request."""
-    megabytes: int = 64
+    megabytes: Annotated[int, Range(1, 1_000_000)] = 64
     """Size of one request, in millions of bytes."""
-    megapixels: int = 50
+    megapixels: Annotated[int, Range(1, 10_000)] = 50
     """Size of one picture, in millions of pixels; larger ones are refused before they are decoded."""
-    waiting: int = 64
+    waiting: Annotated[int, Range(1, 100_000)] = 64
     """Pictures that wait for the classifier; who comes then is told to come later (429)."""
-    explanations: int = 4
+    explanations: Annotated[int, Range(1, 100_000)] = 4
     """Explanations that wait or are being made, one at a time."""
-    seconds: float = 30.0
+    seconds: Annotated[float, Range(0, 86_400, above=True)] = 30.0
     """Until the answer, once a request has arrived."""
-    upload_seconds: float = 30.0
+    upload_seconds: Annotated[float, Range(0, 86_400, above=True)] = 30.0
     """For a request to arrive."""
-    head_seconds: float = 10.0
+    head_seconds: Annotated[float, Range(0, 86_400, above=True)] = 10.0
     """For a request's first lines, from the opening of the connection or from their first byte."""
-    held_megabytes: int = 256
+    held_megabytes: Annotated[int, Range(1, 1_000_000)] = 256
     """Size of all requests that are being received or answered, in millions of bytes."""
-    connections: int = 256
+    connections: Annotated[int, Range(1, 65_535)] = 256
     """Open at once; more are told to come later (503)."""
-    grace_seconds: float = 30.0
+    grace_seconds: Annotated[float, Range(0, 86_400, above=True)] = 30.0
     """For the requests in flight when the server is told to stop."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not 0 < value < float("inf"):
-                raise ConfigError(f"{field.name} = {value}: must be larger than 0")
+        super().__post_init__()
         if self.files > self.waiting:
             rule = f"no more than can wait ({self.waiting})"
             raise ConfigError(f"files = {self.files}: {rule}; raise waiting, or lower files")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from thoraclip.config import build_config, config_toml, toml_value
+from thoraclip.config import Settings, build_config, config_toml, toml_value
 from thoraclip.data.index import index, list_images, write_index_report
 from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import COLUMN_SETTINGS, LAYOUTS, detect_layout
@@ -25,7 +25,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSource:
+class ImageSource(Settings):
     """Either a manifest, or a folder that is read by a layout."""
 
     manifest: str = ""
@@ -62,6 +62,7 @@ class ImageSource:
     may_be_one_class: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.manifest) == bool(self.folder):
             raise ConfigError("give either 'manifest' or 'folder', and not both")
         if self.layout and self.layout not in LAYOUTS:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thoraclip.config import build_config, config_toml, require_at_least, require_known, toml_value
+from thoraclip.config import build_config, config_toml, require_known, toml_value
 from thoraclip.data.layouts import COLUMN_SETTINGS
 from thoraclip.data.lungs.regions import require_mask_source
 from thoraclip.documents import read_toml
@@ -19,9 +19,20 @@ from thoraclip.evaluation.predictive import read_prevalence, require_classes
 from thoraclip.evaluation.results import Published, read_published
 from thoraclip.methods import METHODS, find_method
 from thoraclip.methods.caption import CAPTIONERS
+from thoraclip.ranges import (
+    AnyBatchSize,
+    FoldCount,
+    FoldNumber,
+    Geometry,
+    ImageCount,
+    Precision,
+    Resamples,
+    Seeds,
+    Weighting,
+)
 from thoraclip.runs import Progress
-from thoraclip.shapes import check, text
 from thoraclip.study.images import External, ImageSource, external_toml, read_external
+from thoraclip.study.names import folder_name, require_name
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["CAPTIONS", "MethodEntry", "Study", "StudyConfig", "build_entries", "read_study", "study_toml"]
@@ -44,6 +55,7 @@ _SHARED = (
 """Study settings that reach every method which knows them, unless the method says otherwise."""
 _INHERITED = ("model", "geometry", "precision", "classes", "only_folds", "val_fraction", "prompts")
 """Settings that a method takes over from the fine-tuning whose adapters it uses, unless it says otherwise."""
+_MOST_METHODS = 1_000
 _PATHS = (
     "manifest",
     "folder",
@@ -56,7 +68,6 @@ _PATHS = (
     "prompts",
     "audit_masks",
 )
-_LONGEST_FOLDER = 100  # letters
 _OTHER_SOURCE = {"manifest": ("folder", "layout", "csv", *COLUMN_SETTINGS), "folder": ("manifest",)}
 """Setting that says where the images are -> those of the study file that it replaces."""
 CAPTIONS = "captions.parquet"
@@ -84,29 +95,29 @@ class StudyConfig(ImageSource):
     """captioner blip: Hub id or local folder."""
     caption_column: str = ""
     """captioner column: the manifest's column of texts."""
-    geometry: str = "squash"
+    geometry: Geometry = "squash"
     """How pictures become square: squash, crop or pad."""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """fp32, bf16 or auto."""
-    batch_size: int = 0
+    batch_size: AnyBatchSize = 0
     """Images per forward pass, 0 for what suits each network; where a method trains, its own batch_size and chunk_size
     count."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the scores; empty for the manifest's, sorted."""
-    class_weight: str = "none"
+    class_weight: Weighting = "none"
     """none or balanced, for methods that train."""
-    only_folds: tuple[int, ...] = ()
+    only_folds: tuple[FoldNumber, ...] = ()
     """Folds that are held out and scored; empty for all of them."""
-    folds: int = 5
+    folds: FoldCount = 5
     """Patient folds that are made when the images have neither split nor folds."""
     group_duplicates: bool = True
     """Whether folds that the study makes keep near duplicates together; every picture is looked at once for it."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
     """Every method that depends on a seed runs once for each."""
     pixel_cache: bool = True
     """Whether decoded pictures are kept in the study folder (a byte a pixel), so that all methods decode each one
     once."""
-    resamples: int = 2000
+    resamples: Resamples = 2000
     """Bootstrap resamples behind every interval."""
     prevalence: tuple[str, ...] = ()
     """CLASS=SHARE, such as COVID-19=0.05: how common a class is elsewhere, for predictive values there."""
@@ -115,7 +126,7 @@ class StudyConfig(ImageSource):
     audit: str = "best"
     """Which methods are asked whether they read lungs or shortcuts: best (by macro F1, of those that keep a
     classifier), all or none."""
-    audit_images: int = 500
+    audit_images: ImageCount = 500
     """Images at most that each audit looks at, each in all views; 0 for all that the classifier has not seen."""
     audit_masks: str = "auto"
     """Where an audit gets the lungs from, see thoraclip audit: auto, given, estimate, none, or a folder with your own
@@ -131,8 +142,6 @@ class StudyConfig(ImageSource):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: one or more different whole numbers are needed")
-        if min(self.seeds) < 0:
-            raise ConfigError(f"seeds = {list(self.seeds)}: must not be negative")
         if self.captioner:
             require_known(self, captioner=CAPTIONERS)
         if self.captioner and self.captions:
@@ -142,7 +151,6 @@ class StudyConfig(ImageSource):
             )
         require_known(self, audit=("best", "all", "none"))
         require_mask_source(self.audit_masks, "audit_masks")
-        require_at_least(self, audit_images=0, resamples=100)
         read_prevalence(self.prevalence)
 
     def stated_prevalence(self, manifest: Manifest) -> dict[str, float]:
@@ -244,18 +252,31 @@ def read_study(source: Path | str, settings: Mapping[str, Any]) -> tuple[StudyCo
     content = _read_source(file, settings)
     if csv := str(settings.get("csv", "")):
         places = (Path(csv), file / csv)  # of a folder, also in it
-        settings = {**settings, "csv": str(next((place for place in places if place.is_file()), csv))}
+        settings = {**settings, "csv": str(next((place for place in places if os.path.isfile(place)), csv))}  # noqa: PTH113, never an error
     published, external = content.pop("published", []), content.pop("external", {})
     entries = content.pop("methods", _DEFAULT_METHODS)
     own = {name: value for name, value in settings.items() if name in _names(StudyConfig)}
+    _require_place(content, where)
     config = build_config(StudyConfig, content | own, where=where)
     if not isinstance(entries, list | tuple) or not entries or not all(isinstance(e, Mapping) for e in entries):
         raise ConfigError(f"{where}: 'methods' must be one [[methods]] table or more")
+    if len(entries) > _MOST_METHODS:
+        raise ConfigError(f"{where}: {len(entries):,} methods: at most {_MOST_METHODS:,} are needed; split the study")
     loose = {name: value for name, value in settings.items() if name not in own}
     methods = build_entries(config, [{**e, **_beside(file, e)} for e in entries], loose, where)
     rows = read_published(published, [m.name for m in methods], where)
     sets = read_external(external, where, lambda table: _beside(file, table))
     return dataclasses.replace(config, published=rows, external=sets), methods
+
+
+def _require_place(content: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a setting of methods at the top of a study file."""
+    for name in content.keys() - _names(StudyConfig):
+        kinds = [kind for kind, method in METHODS.items() if name in _names(method.config_type)]
+        if kinds:
+            raise ConfigError(
+                f"{where}: '{name}' is a setting of {', '.join(kinds)}; write it in the [[methods]] table of one"
+            )
 
 
 def _read_source(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +299,11 @@ def _names(config: Any) -> set[str]:
 def _beside(source: Path, content: Mapping[str, Any]) -> dict[str, str]:
     """The paths among some settings that lie beside the study file."""
     named = {name: content[name] for name in _PATHS if isinstance(content.get(name), str) and content[name]}
-    return {name: str(source.parent / value) for name, value in named.items() if (source.parent / value).exists()}
+    return {
+        name: str(source.parent / value)
+        for name, value in named.items()
+        if os.path.exists(source.parent / value)  # noqa: PTH110, never an error
+    }
 
 
 def build_entries(
@@ -292,7 +317,7 @@ def build_entries(
         loose: `--set` values that are no settings of the study itself.
         where: begins every message.
     """
-    methods: list[MethodEntry] = []
+    methods, taken = list[MethodEntry](), set[str]()
     for number, entry in enumerate(_with_followers(entries, where), start=1):
         values = dict(entry)
         kind = values.pop("kind", None)
@@ -300,8 +325,8 @@ def build_entries(
             raise ConfigError(
                 f"{where}: method {number} has no 'kind'; add kind = \"...\", one of: {', '.join(METHODS)}"
             )
-        name = str(values.pop("name", kind))
-        check(name, text, f"{where}, method {number}, name", error=ConfigError)
+        name = values.pop("name", kind)
+        require_name(name, f"{where}, method {number}")
         method, place = find_method(kind), f"{where}, method '{name}'"
         known = _names(method.config_type)
         after = _find_training(values.pop("after", None), methods, known, place)
@@ -315,7 +340,9 @@ def build_entries(
         given = {n: v for n, v in loose.items() if n in known}
         config = build_config(method.config_type, shared | values | given, where=place)
         seeds = study.seeds if method.is_seeded or after else ()
-        methods.append(MethodEntry(name, kind, config, _unique_slug(name, [m.folder for m in methods]), seeds, after))
+        folder = folder_name(name, taken)
+        taken.add(folder)
+        methods.append(MethodEntry(name, kind, config, folder, seeds, after))
     known = _names(StudyConfig).union(*(_names(method.config) for method in methods))
     unknown = sorted(set(loose) - known)
     if unknown:
@@ -335,7 +362,7 @@ def _with_followers(entries: Sequence[Mapping[str, Any]], where: str) -> Iterato
         then = values.pop("then", None)
         yield values
         if then is not None:
-            name = str(values.get("name", values.get("kind")))
+            name = values.get("name", values.get("kind"))
             if not isinstance(then, str):
                 raise ConfigError(
                     f"{where}, method '{name}': then = {then!r} must be the kind of a method, such as probe"
@@ -350,17 +377,12 @@ def _find_training(name: Any, methods: Sequence[MethodEntry], known: Collection[
     if "adapter" not in known:
         raise ConfigError(f"{where}: uses no adapter, so it cannot come after '{name}'")
     trainings = {m.name: m for m in methods if METHODS[m.kind].trains_adapters}
-    if name not in trainings:
+    if not isinstance(name, str) or name not in trainings:
         raise ConfigError(
             f"{where}: after = {name!r} must be the name of a finetune that stands above "
             f"it{did_you_mean(str(name), trainings)}"
         )
     return trainings[name]
-
-
-def _unique_slug(name: str, taken: Sequence[str]) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:_LONGEST_FOLDER].strip("-") or "method"
-    return next(s for s in (slug, *(f"{slug}-{i}" for i in range(2, len(taken) + 3))) if s not in taken)
 
 
 def study_toml(config: StudyConfig, methods: Sequence[MethodEntry]) -> str:

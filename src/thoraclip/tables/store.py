@@ -33,7 +33,8 @@ def require_place(path: Path, kind: str) -> None:
     kind too, or empty, as after a power cut."""
     if path.suffix != ".parquet":
         what = "a manifest is" if kind == "manifest" else f"{kind} are"
-        raise InputError(f"{path}: {what} a Parquet file; name it {path.with_suffix('.parquet').name}")
+        name = f"{path.stem or kind}.parquet"
+        raise InputError(f"{path}: {what} a Parquet file; name it {name}")
     if path.is_file() and path.stat().st_size:
         open_table(path, kind=kind, newest_schema=sys.maxsize)
 

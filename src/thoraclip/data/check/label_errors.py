@@ -76,6 +76,7 @@ def label_errors(manifest: Manifest, tables: Sequence[Predictions], name: str) -
     return {
         "predictions": name,
         "images": len(judged),
+        "agreement": round(float((means.argmax(axis=1) == target).mean()), 4),
         "without_prediction": len(rows) - len(judged),
         "between": [
             {"label": label, "suggested": suggested, "images": count}

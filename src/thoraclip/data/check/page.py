@@ -165,7 +165,8 @@ def _of_labels(content: Mapping[str, Any] | None) -> Iterator[str]:
         between = ", ".join(f"{r['label']} -> {r['suggested']} {r['images']:,}" for r in content["between"][:3])
         yield (
             f"{counted(len(content['suspected']), 'suspected label error')} in {counted(content['images'], 'image')} "
-            f"with a prediction ({between}), see label-errors.html"
+            f"with a prediction ({between}), by predictions that agree with {_percent(content['agreement'])} of the "
+            "labels; see label-errors.html"
         )
 
 
@@ -179,7 +180,8 @@ def label_errors_page(content: Mapping[str, Any], manifest: Manifest) -> str:
         "classifiers that did not see the image are confident of another class."
         if rows
         else f"No label of {counted(content['images'], 'image')} is suspected.",
-        "A suspicion is no proof: the classifier may be wrong, above all on rare findings. A reader decides.",
+        f"The predictions agree with {_percent(content['agreement'])} of the labels. A suspicion is no proof: the "
+        "weaker the classifier, the more of them are its own errors. A reader decides.",
     ]
     context = {"title": "Suspected label errors", "reading": reading, "errors": content}
     template = environment("thoraclip.data.check", html=True).get_template("label_errors.html.j2")

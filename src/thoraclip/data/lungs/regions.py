@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = ["SOURCES", "LungRegions", "lung_masks", "oddities", "require_mask_sou
 Estimate = Callable[[Greys], Masks]
 Found = tuple[Masks, str | None]
 
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 SOURCES = ("auto", "given", "estimate", "none")
 _BATCH = 64
 
@@ -65,7 +67,7 @@ class LungRegions:
 
 def require_mask_source(value: str, name: str) -> None:
     """Raise ConfigError unless a setting names a source, or a segmentation model: a folder, or a Hub id with '/'."""
-    if value not in SOURCES and "/" not in value and not Path(value).is_dir():
+    if value not in SOURCES and not _HUB_ID.fullmatch(value) and not os.path.isdir(value):  # noqa: PTH112, no errors
         raise ConfigError(
             f"{name} = '{value}': neither a folder with a segmentation model nor one of {', '.join(SOURCES)}"
             f"{did_you_mean(value, SOURCES)}"

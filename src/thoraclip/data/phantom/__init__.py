@@ -34,17 +34,19 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, choose_attributes, describe, shape_body
-from thoraclip.data.phantom.drawing import check_choices, draw_phantom
+from thoraclip.config import Settings
+from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, Shortcut, choose_attributes, describe, shape_body
+from thoraclip.data.phantom.drawing import draw_phantom
 from thoraclip.documents import read_json
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, InputError
+from thoraclip.ranges import PhantomCount, Range, Seed, Share, Side
 from thoraclip.runs import Progress, atomic_open, is_empty, remove_leftovers
 from thoraclip.shapes import check, table, whole
 
@@ -71,45 +73,35 @@ config (seed {seed}):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhantomConfig:
+class PhantomConfig(Settings):
     """What one folder of phantoms needs."""
 
-    images: int = 600
+    images: PhantomCount = 600
     """Radiographs in all; classes are balanced to within one image."""
-    size: int = 256
+    size: Side = 256
     """Side of the square images in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """The set's only seed."""
-    difficulty: float = 0.5
+    difficulty: Share = 0.5
     """0 easy to 1 impossible: lesion contrast is 1 - difficulty."""
-    shortcut: str = ""
+    shortcut: Shortcut = ""
     """Confounder to tie to the class: marker, border, exposure, device, texture, date, or none."""
-    shortcut_strength: float = 0.0
+    shortcut_strength: Share = 0.0
     """Probability with which the class determines the confounder, 0..1."""
-    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    fractions: tuple[Share, Share, Share] = (0.6, 0.2, 0.2)
     """Shares of Train, Val and Test; they sum to 1."""
-    images_per_patient: float = 1.3
+    images_per_patient: Annotated[float, Range(1, 3)] = 1.3
     """Mean number of images per patient, 1..3; a patient's images share anatomy and split, not exposure or view."""
-    infection_fraction: float = 1 / 3
+    infection_fraction: Share = 1 / 3
     """Share of the images that also stand in the infection tree, with infection masks."""
 
     def __post_init__(self) -> None:
-        check_choices(
-            size=self.size, difficulty=self.difficulty, shortcut=self.shortcut, shortcut_strength=self.shortcut_strength
-        )
-        if self.images < len(CLASSES):
-            raise ConfigError(f"images={self.images}: must be at least {len(CLASSES)}, one of each class")
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed}: must not be negative")
+        super().__post_init__()
         if self.shortcut_strength and not self.shortcut:
             known = ", ".join(SHORTCUTS)
             raise ConfigError(f"shortcut_strength={self.shortcut_strength}: needs a shortcut; one of {known}")
-        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise ConfigError(f"fractions={self.fractions}: must be three shares that sum to 1, as in (0.6, 0.2, 0.2)")
-        if not 1 <= self.images_per_patient <= 3:
-            raise ConfigError(f"images_per_patient={self.images_per_patient}: must lie between 1 and 3")
-        if not 0 <= self.infection_fraction <= 1:
-            raise ConfigError(f"infection_fraction={self.infection_fraction}: must lie between 0 and 1")
+        if abs(sum(self.fractions) - 1) > 1e-6:
+            raise ConfigError(f"fractions = {self.fractions}: their sum must be 1, as in (0.6, 0.2, 0.2)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-__all__ = ["CLASSES", "DEVICES", "PLANTED", "SHORTCUTS", "Body", "Pose", "choose_attributes", "describe", "shape_body"]
+from thoraclip.ranges import OneOf
+
+__all__ = [
+    "CLASSES",
+    "DEVICES",
+    "PLANTED",
+    "SHORTCUTS",
+    "Body",
+    "Pose",
+    "Shortcut",
+    "choose_attributes",
+    "describe",
+    "shape_body",
+]
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 SHORTCUTS = ("marker", "border", "exposure", "device", "texture", "date")
+Shortcut = Annotated[str, OneOf(("", *SHORTCUTS))]
+"""Empty for none."""
 DEVICES = ("ECG leads", "central venous line", "endotracheal tube", "pacemaker")
 
 PLANTED: dict[str, dict[str, Any]] = {

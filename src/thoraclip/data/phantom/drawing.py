@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from thoraclip.data.phantom.anatomy import Anatomy, draw_body, resize
-from thoraclip.data.phantom.attributes import CLASSES, SHORTCUTS, Body, Pose, choose_attributes, shape_body
+from thoraclip.data.phantom.attributes import CLASSES, Body, Pose, Shortcut, choose_attributes, shape_body
 from thoraclip.data.phantom.lines import Floats, draw_border, draw_date, draw_devices, draw_marker, draw_tree
 from thoraclip.dtypes import Greys
 from thoraclip.errors import ConfigError, did_you_mean
+from thoraclip.ranges import Share, Side, conform
 
-__all__ = ["Phantom", "check_choices", "cloud", "draw_phantom", "expose"]
+__all__ = ["Phantom", "cloud", "draw_phantom", "expose"]
 
 MU_SOFT, MU_BONE, MU_DEVICE = 0.17, 0.34, 1.6
 """Attenuation per cm at about 70 keV, bone as the surplus over soft tissue; a device's full value is one unit."""
@@ -31,8 +32,6 @@ PHOTONS = {"smooth": 60_000.0, "standard": 22_000.0, "grainy": 10_000.0}
 """Photons per pixel in the open field by the texture of the image."""
 
 NOTICEABLE = 0.35  # share of its peak above which a lesion belongs to the infection mask
-
-MIN_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +45,6 @@ class Phantom:
     Normal."""
     label: str
     attributes: dict[str, Any]
-
-
-def check_choices(*, size: int, difficulty: float, shortcut: str, shortcut_strength: float) -> None:
-    """Refuse settings out of range with a ConfigError."""
-    if size < MIN_SIZE or size > 2048:
-        raise ConfigError(f"size={size}: must lie between {MIN_SIZE} and 2048 pixels; 256 is the data set's own")
-    if not 0 <= difficulty <= 1:
-        raise ConfigError(f"difficulty={difficulty}: must lie between 0 (easy) and 1 (impossible); the default is 0.5")
-    if shortcut and shortcut not in SHORTCUTS:
-        raise ConfigError(f"shortcut: unknown kind '{shortcut}'{did_you_mean(shortcut, SHORTCUTS)}")
-    if not 0 <= shortcut_strength <= 1:
-        raise ConfigError(f"shortcut_strength={shortcut_strength}: must lie between 0 and 1, as in border=0.9")
 
 
 def draw_phantom(
@@ -93,7 +80,10 @@ def draw_phantom(
     """
     if label not in CLASSES:
         raise ConfigError(f"label: unknown class '{label}'{did_you_mean(label, CLASSES)}")
-    check_choices(size=size, difficulty=difficulty, shortcut=shortcut, shortcut_strength=shortcut_strength)
+    conform("size", size, Side)
+    conform("difficulty", difficulty, Share)
+    conform("shortcut", shortcut, Shortcut)
+    conform("shortcut_strength", shortcut_strength, Share)
     body = body or shape_body(rng)
     attributes = choose_attributes(
         label, body, rng=rng, difficulty=difficulty, shortcut=shortcut, shortcut_strength=shortcut_strength

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.config import require_at_least, require_positive
+from thoraclip.config import Settings
 from thoraclip.data.lungs.regions import SOURCES, LungRegions, lung_masks, require_mask_source
 from thoraclip.data.views import Scene
 from thoraclip.evaluation.audit import Facts, audit_report
@@ -35,6 +35,7 @@ from thoraclip.methods.audit.refits import held_out_folds, refit, shuffled_answe
 from thoraclip.methods.audit.sample import AuditSample, AuditTarget, Ints, draw_sample, sample_images
 from thoraclip.methods.audit.scoring import ViewScores, choose_partners, score_views
 from thoraclip.proportions import patient_share
+from thoraclip.ranges import BatchSize, FoldCount, ImageCount, Range, Resamples, Seed
 from thoraclip.runs import Progress, digest
 from thoraclip.tables.manifest import Manifest
 
@@ -46,34 +47,33 @@ _RULES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig:
+class AuditConfig(Settings):
     """What one audit needs."""
 
-    images: int = 1000
+    images: ImageCount = 1000
     """Images at most, drawn from those that the classifier has not seen, the classes in their own shares; 0 for all."""
     masks: str = "auto"
     """Where the lungs are: auto (the manifest's masks where every image has one, else estimate), given, estimate (one
     usual region for all), none, or a folder with a segmentation model of your own in Transformers format."""
-    folds: int = 5
+    folds: FoldCount = 5
     """Parts in which what is fitted anew is held out."""
-    l2: float = 0.1
+    l2: Annotated[float, Range(0, 1_000_000, above=True)] = 0.1
     """Penalty of the probes that are fitted anew, on the mean log-loss."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     """Images per forward pass."""
-    resamples: int = 1000
+    resamples: Resamples = 1000
     """Bootstrap resamples of patients behind every interval."""
-    saliency: int = 24
+    saliency: ImageCount = 24
     """Images whose heat maps are compared with the lungs; 0 for none."""
     duplicates: bool = True
     """Whether near duplicates are looked for, and the score given without them; every picture of the manifest is looked
     at."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the images, the held-out parts, the partners and the resamples."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, images=0, folds=2, batch_size=1, resamples=100, saliency=0, seed=0)
+        super().__post_init__()
         require_mask_source(self.masks, "masks")
-        require_positive(self, "l2")
 
 
 def audit(

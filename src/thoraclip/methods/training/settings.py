@@ -3,72 +3,70 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from thoraclip.config import require_at_least, require_fraction, require_known, require_positive
+from thoraclip.config import Settings, require_known
 from thoraclip.errors import ConfigError
 from thoraclip.methods.training.processes import require_trackers
 from thoraclip.models.augment import AUGMENTATIONS
+from thoraclip.ranges import BatchSize, Count, Fraction, Range, Seed, Weight, Weighting
 
 __all__ = ["TrainingSettings"]
 
 _SAMPLINGS = ("shuffle", "balanced")
-_WEIGHTINGS = ("none", "balanced")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """How long, how fast and on what a network is trained, and by what its weights are chosen."""
 
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     """Images per optimizer step."""
-    chunk_size: int = 32
+    chunk_size: BatchSize = 32
     """Images per forward pass, at most a batch: memory only, but for a network with dropout of its own."""
-    epochs: int = 10
+    epochs: Annotated[int, Range(1, 1_000_000)] = 10
     """Passes over the training images; an incomplete last batch is left out."""
-    steps: int = 0
+    steps: Count = 0
     """Optimizer steps; 0 counts in epochs."""
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 1e-4
     """Peak of AdamW's step size."""
-    warmup_steps: int = -1
+    warmup_steps: Annotated[int, Range(-1, 1_000_000_000)] = -1
     """Steps of linear warm-up before the cosine; -1 for a tenth of all."""
-    weight_decay: float = 0.01
+    weight_decay: Weight = 0.01
     """AdamW's."""
-    max_norm: float = 1.0
+    max_norm: Weight = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
-    class_weight: str = "none"
+    class_weight: Weighting = "none"
     """none or balanced: whether images of rare classes weigh more in the loss."""
     sampling: str = "shuffle"
     """shuffle (every image once an epoch) or balanced (as many of each class)."""
     augmentation: str = "standard"
     """How training images are turned, moved, zoomed and changed in grey: standard, light or none; never flipped."""
-    val_fraction: float = 0.1
+    val_fraction: Fraction = 0.1
     """Share of the training images held out by patient where the manifest names no validation split."""
-    validate_every: int = 0
+    validate_every: Count = 0
     """Steps between validations; 0 for once an epoch."""
-    patience: int = 0
+    patience: Count = 0
     """Stop after this many validations without a better one; 0 never stops early."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, more time."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Annotated[float, Range(0, 1_000_000, above=True)] = 5.0
     """Minutes between checkpoints; one is also written at SIGINT and SIGTERM."""
-    processes: int = 0
+    processes: Count = 0
     """How many processes there must be; 0 takes as many as were launched."""
     trackers: tuple[str, ...] = ()
     """Trackers that get the metrics too: mlflow, tensorboard, trackio, wandb. Their files tell the time, so that,
     unlike the rest of a run folder, they are other bytes in every run."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides initial values, held-out part, order, augmentation and dropout."""
 
     NOT_IN_THE_RESULT: ClassVar[tuple[str, ...]] = ("checkpoint_minutes", "processes", "trackers")
 
     def __post_init__(self) -> None:
-        require_known(self, augmentation=AUGMENTATIONS, class_weight=_WEIGHTINGS, sampling=_SAMPLINGS)
-        require_positive(self, "batch_size", "chunk_size", "epochs", "learning_rate", "checkpoint_minutes")
+        super().__post_init__()
+        require_known(self, augmentation=AUGMENTATIONS, sampling=_SAMPLINGS)
         if self.patience and getattr(self, "select", "") == "last":
             raise ConfigError(
                 f"patience = {self.patience}: with select = last no validation is the better one; set it to 0"
             )
-        require_fraction(self, "val_fraction")
         require_trackers(self.trackers)
-        require_at_least(self, steps=0, validate_every=0, patience=0, processes=0, weight_decay=0, max_norm=0, seed=0)
