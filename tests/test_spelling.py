@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 import unicodedata
 from collections import Counter
 
@@ -71,9 +73,10 @@ def test_the_command_that_is_said_settles_the_question(counts: dict[str, int]) -
             break
         except ManifestError as error:
             assert str(error).startswith("t.csv: one class or several? ") and len(str(error).splitlines()) == 1
-            if any("=" in name or '"' in name for name in counts):
+            if any("=" in name for name in counts):
                 return
-            typed = re.findall(r'--label-map "([^"]*)"', str(error))[:-1]
+            said = str(error).split("add to thoraclip index: ")[-1].partition(" (or, to keep a class apart: ")[0]
+            typed = shlex.split(said)[1::2]
             rename = LabelMap(typed)
             rename.require_known(counts)
             assert typed and not rename.kept
@@ -115,6 +118,40 @@ def test_names_that_may_be_one_are_a_question(counts: dict[str, int], typed: lis
     assert all(f"'{name}' ({counts[name]})" in said for text in typed for name in text.split("="))
     assert re.findall(r'--label-map "([^"]*)"', said)[:-1] == typed
     require_distinct(counts, "m", kept=[name for name in counts if name != "Normal"])
+
+
+LOOKS = {
+    "a": "\u0430\u03b1\u00e1\uff41", "c": "\u0441\u00e7", "e": "\u0435\u03b5\u00e9", "i": "\u0456\u03b9\u00ec",
+    "o": "\u043e\u03bf\u00f6", "p": "\u0440\u03c1", "v": "\u03bd", "m": "\u043c\u039c", "A": "\u0410\u0391", "M": "\u041c",
+    "O": "\u041e\u039f", "P": "\u0420", "C": "\u0421", "1": "\u0661\uff11\u0967", "9": "\u0669", "-": "\u2212\u2013",
+}  # fmt: skip
+
+
+@examples(300)
+@given(st.data(), st.sampled_from(["covid-19", "COVID", "Normal", "viral pneumonia", "opacity", "-1", "19"]))
+def test_what_looks_like_a_class_is_a_question(data: st.DataObject, name: str) -> None:
+    """Whatever letters of another script, accents, digits, quotes and stops make the difference, in however many images."""
+    like = "".join(data.draw(st.sampled_from(letter + LOOKS.get(letter, ""))) for letter in name)
+    around = data.draw(
+        st.sampled_from(["{}", "'{}'", "“{}”", "«{}»", "['{}']", '="{}"', "{}.", "#{}", "_{}_", "{}:", "`{}`"])
+    )
+    written = tidy(around.format(like))
+    counts = {name: 50, written: data.draw(st.integers(1, 99)), "other": 50}
+    if written == name:
+        require_distinct(counts, "t.csv")
+    else:
+        with pytest.raises(ManifestError, match="one class or several"):
+            require_distinct(counts, "t.csv")
+        require_distinct(counts, "t.csv", kept=[written])
+
+
+@pytest.mark.parametrize("evil", ["$(touch x)", "`touch x`", 'a"; touch x; "', "\\", "!!", "it's $5"])
+def test_what_is_said_to_type_runs_nothing(evil: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        require_distinct({evil + "a": 2, evil + "A": 1}, "t.csv")
+    said = str(caught.value).split("thoraclip index: ")[1].partition(" (or,")[0]
+    run = subprocess.run(["bash", "-c", f"printf %s {said}"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"--label-map{evil}A={evil}a"
 
 
 @pytest.mark.parametrize("counts", SEVERAL)

@@ -1,12 +1,13 @@
 """Spelling of class names and ids: what is merged without asking, and what is a question with a command to type.
 
 "covid ", "covid\\u00a0", "\\ufeffcovid", NFC and NFD      one class: the tidy form
-COVID, Covid; COVID-19, covid_19; 1, 1.0; Normal, Normall   a question: --label-map "Covid=COVID"
+COVID, Covid, 'covid', a Cyrillic o; 1, 1.0; Normal, Normall   a question: --label-map "Covid=COVID"
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,16 @@ __all__ = ["LabelMap", "loose", "require_distinct", "tidy", "tidy_note"]
 
 _INVISIBLE = dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF])
 _BETWEEN = re.compile(r"(?<=[^\W\d_])[\W_]+(?=\w)|(?<=\w)[\W_]+(?=[^\W\d_])")
-_NUMBER = re.compile(r"([-+]?)0*(\d+)(?:\.0*)?", re.ASCII)
+_NUMBER = re.compile(r"([-+]?)0*(\d+)(?:[.,]0*)?", re.ASCII)
+_ACCENTS = re.compile("[\u0300-\u036f]")
+_AROUND = "'\"`\u00b4\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a_#[]{}"
+_LOOKS = str.maketrans(
+    "\u0430\u0432\u0441\u0435\u043d\u0456\u0458\u043a\u043c\u043e\u0440\u0455\u0442\u0445\u0443"
+    "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7\u0131\u2212\u2010\u2011\u2012\u2013\u2014\u2015",
+    "abcehijkmopstxyabezhikmvoptyxi-------",
+)
+"""Small Cyrillic and Greek letters, i without its dot, the minus sign and dashes, to what they or their capitals look
+like."""
 _RARE, _TIMES, _SHORTEST, _MOST = 3, 5, 5, 1000
 _SHOWN = 6
 
@@ -37,10 +47,14 @@ def tidy_note(what: str, changed: Mapping[str, int]) -> str:
 
 
 def loose(text: str) -> str:
-    """Equal for names that differ only by case, width, what stands between two words, or `1` against `1.0`."""
+    """Equal for names that differ only by case, width, accents, script (a Cyrillic o looks like `o`), quotes around
+    them, a stop after them, what stands between two words, or `1` against `1.0`."""
     plain = tidy(text).casefold()
     if not plain.isascii():
         plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).casefold())
+        plain = _ACCENTS.sub("", unicodedata.normalize("NFD", plain)).translate(_LOOKS)
+        plain = "".join(str(unicodedata.decimal(letter, letter)) for letter in plain)
+    plain = plain.removeprefix('="').strip(_AROUND).rstrip(".,:;").strip() or plain
     number = _NUMBER.fullmatch(plain)
     return f"{number[1]}{number[2]}" if number else _BETWEEN.sub("", plain)
 
@@ -65,16 +79,23 @@ def require_distinct(counts: Mapping[str, int], where: str, *, kept: Collection[
     groups = [*alike, *([rare, like] for rare, like in _misspelt(asked) if rare not in settled)]
     if not groups:
         return
-    shown, options = [], []
+    shown, renamed = [], list[tuple[str, str]]()
     for names in groups:
         new = max(names, key=lambda name: (counts[name], name))
         shown.append(", ".join(f"'{name}' ({counts[name]})" for name in names))
-        options += [f'--label-map "{name}={new}"' for name in names if name != new]
+        renamed += [(name, new) for name in names if name != new]
     more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
-    old = options[0].split('"')[1].partition("=")[0]
-    typed = remedy or f'add to thoraclip index: {{}} (or, to keep a class apart: --label-map "{old}={old}")'
+    old = renamed[0][0]
+    options = " ".join(_option(*pair) for pair in renamed)
+    typed = remedy or f"add to thoraclip index: {{}} (or, to keep a class apart: {_option(old, old)})"
     listed = "; ".join(shown[:_SHOWN]) + more
-    raise ManifestError(f"{where}: one class or several? {listed} images; {typed.replace('{}', ' '.join(options))}")
+    raise ManifestError(f"{where}: one class or several? {listed} images; {typed.replace('{}', options)}")
+
+
+def _option(old: str, new: str) -> str:
+    """What to type in a shell, which must run nothing of the names."""
+    pair = f"{old}={new}"
+    return f"--label-map {shlex.quote(pair)}" if re.search(r'[$`"\\!]', pair) else f'--label-map "{pair}"'
 
 
 def _alike(counts: Mapping[str, int]) -> list[list[str]]:

@@ -252,7 +252,9 @@ def without_pictures(manifest: Manifest, folder: Path) -> dict[str, Any]:
 def test_the_table_alone_is_checked_without_a_picture(
     manifest: Manifest, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thoraclip.data.check.page.decode", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(
+        "thoraclip.data.check.page.picture_loader", lambda _: lambda path: pytest.fail(f"{path} was opened")
+    )
     found = without_pictures(manifest, tmp_path)
     same = ("schema", "manifest", "images", "counts", "tallies", "patients", "provenance")
     assert {name: found[name] for name in same} == {name: content[name] for name in same}

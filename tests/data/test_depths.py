@@ -210,5 +210,19 @@ def test_a_table_begun_with_another_depth_is_not_gone_on_with(tmp_path: Path) ->
 
 
 def test_predict_refuses_a_depth_that_cannot_be_before_it_opens_the_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--bits 7: 8 to 16 bits are expected"):
+    with pytest.raises(ConfigError, match="bits = 7: a whole number from 8 to 16 is needed"):
         thoraclip.predict(tmp_path / "no-bundle", [tmp_path], bits=7, out=io.BytesIO())
+
+
+def test_few_of_more_bits_keep_their_own_depth_beside_many_of_fewer(tmp_path: Path) -> None:
+    for number in range(40):
+        folder = tmp_path / "images" / ("covid" if number % 2 else "normal")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(file_of(anatomy(number, 16 if number == 7 else 12), "grey"))
+    for _ in ("read", "kept"):
+        found = index(tmp_path / "images", layout="folders", facts=tmp_path / "facts")
+        assert {number for number, bits in depths(found.manifest).items() if bits != 12} == {"7"}
+        assert depths(found.manifest)["7"] == 16
+        assert found.remarks == [
+            ("covid/7.png", "the 12 bits of the other images do not hold its values, so 16 are taken")
+        ]

@@ -80,7 +80,7 @@ def test_every_one_of_three_repeats_counts(
     ("names", "error", "message"),
     [
         ([], InputError, "no PNG, JPEG or DICOM picture for layout 'folders'"),
-        (["A/1.png"], InputError, "none of 1 pictures can be read, first: not a PNG"),
+        (["A/1.png"], InputError, "none of 1 pictures can be read, first A/1.png: not a PNG"),
         (["loose.png"], InputError, r"1 are set aside, first loose\.png: outside any class folder; give every class"),
         (["A/1.png", "B/ok.png"], ManifestError, "class 'A' holds no readable picture; replace its files or remove"),
         (["B/ok.png"], ManifestError, "a classifier needs two classes or more"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from tests.conftest import Capture, draw_picture
+from tests.conftest import Capture, draw_picture, examples
 
 from thoraclip.cli.app import run
 from thoraclip.data.check.label_errors import label_errors
+from thoraclip.data.check.page import _of_labels
 from thoraclip.errors import ManifestError, MismatchError
 from thoraclip.labels import LabelSet
 from thoraclip.tables.manifest import Manifest, write_manifest
@@ -85,9 +89,29 @@ def test_training_images_are_left_out_and_seeds_averaged() -> None:
     assert label_errors(manifest(), learned, "one")["suspected"] == []
     with pytest.raises(ManifestError, match="other: no prediction of a labelled image of this manifest"):
         label_errors(manifest(), [table(["x"], [[0.5, 0.5]])], "other")
+    with pytest.raises(ManifestError, match="one: predictions of training images alone"):
+        label_errors(manifest(), [table(ids, GOOD, split="train")], "one")
     others = Predictions(**{**both[0].__dict__, "labels": LabelSet(("a", "c"))})
     with pytest.raises(MismatchError, match="their classes differ"):
         label_errors(manifest(), [both[0], others], "two")
+
+
+@examples(50)
+@given(st.sets(st.integers(0, 6)), st.sets(st.integers(0, 5), max_size=5))
+def test_labels_that_the_predictions_contradict_and_images_without_are_said(other: set[int], left: set[int]) -> None:
+    """Predictions of another data set whose images have the same ids are no word of this one's labels."""
+    images = manifest()
+    kept = [k for k in range(7) if k not in left]
+    labels = images.column("label")
+    turned = [("b" if labels[k] == "a" else "a") if k in other else labels[k] for k in kept]
+    made = table([f"i{k}" for k in kept], [GOOD[k] for k in kept])
+    target = np.array(["ab".index(label or "a") for label in turned])
+    found = label_errors(images, [replace(made, target=target)], "run")
+    judged = [k for k in kept if labels[k] is not None]
+    assert [row["image_id"] for row in found["other_labels"]] == [f"i{k}" for k in judged if k in other]
+    said = list(_of_labels(found))
+    assert any("another label" in text for text in said) == bool(found["other_labels"])
+    assert any("not judged" in text for text in said) == (len(judged) < 7)
 
 
 def test_the_page_shows_the_suspected_images(tmp_path: Path, capsys: Capture) -> None:

@@ -142,6 +142,40 @@ def test_columns_that_differ_by_case_are_found_and_ages_have_decimal_commas(tmp_
     assert (row["path"], row["label"], row["age_years"], row["patient"]) == ("a/1.png", "A", 40.5, "12")
 
 
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 999),
+    st.sampled_from(["00{}", "{}.0", "{},0", "{}.", " {}", "'{}", "+0{}"]),
+    st.sampled_from(["", "p", "P-"]),
+)
+def test_one_patient_written_in_two_ways_is_refused(tmp_path: Path, number: int, way: str, before: str) -> None:
+    other = way.format(number) if not before else f" {before.swapcase()}{number} "
+    text = f"path;label;patient\n1.png;A;{before}{number}\n2.png;B;{other}\n"
+    if other.strip() in (f"{before}{number}", f"+0{number}"):
+        assert len(listing(tmp_path, text).rows) == 2
+    else:
+        with pytest.raises(ManifestError, match=":3: patient '.*' may be patient '.*' of line 2"):
+            listing(tmp_path, text)
+
+
+def test_views_are_in_capitals_and_ages_have_units(tmp_path: Path) -> None:
+    ages = ["45 years", "045Y", "006M", "26 weeks", "45 yo", "45.", "<1", "90+", "2 X", "200 y"]
+    rows = "".join(
+        f"{n}.png;A;{age};{view}\n" for n, (age, view) in enumerate(zip(ages, ["pa", "PA"] * 5, strict=True))
+    )
+    found = listing(tmp_path, "path;label;age;view\n" + rows)
+    assert [row["age_years"] for row in found.rows] == [45, 45, 0.5, 0.5, 45, 45, None, None, None, None]
+    assert {row["view"] for row in found.rows} == {"PA"} and len(found.notes) == 4
+
+
+def test_a_path_of_another_machine_is_refused_with_what_helps(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="there is no such file; give paths below ROOT"):
+        listing(tmp_path, "path,label\n/nowhere/of/mine/1.png,A\n")
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(ManifestError, match="give the folder above it as ROOT"):
+        listing(tmp_path / "inner", f"path,label\n{images(tmp_path, ['1.png']) / '1.png'},A\n")
+
+
 @examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]), st.sampled_from(",;\t|"))
 def test_a_damaged_table_gives_rows_or_one_line(tmp_path: Path, seed: int, encoding: str, separator: str) -> None:

@@ -276,6 +276,31 @@ def test_a_range_that_does_not_fit_its_depth_is_remarked() -> None:
     assert decode(file_of(0 * ramp(12)), bits=16).remarks == ()
 
 
+@examples(100)
+@given(st.data(), st.sampled_from(list(KINDS)), st.integers(8, 15), st.booleans(), st.integers(0, 30))
+def test_a_depth_that_does_not_hold_the_anatomy_is_passed_over(
+    data: st.DataObject, kind: str, too_few: int, in_file: bool, dark: int
+) -> None:
+    """Neither one picture of 16 bits among many of 12 nor a wrong sBIT turns anatomy white."""
+    bits = data.draw(st.integers(too_few + 1, 16))
+    values = ramp(bits, 1 - dark / 100)
+    said = [chunk(b"sBIT", bytes([too_few] * as_kind(values, kind).shape[-1]))] if in_file else []
+    found = decode(file_of(values, kind, *said), of_set=None if in_file else too_few)
+    assert found.depth is not None and (found.depth.origin, found.bits) == ("estimate", bits)
+    of = "that it declares" if in_file else "of the other images"
+    assert found.remarks == (f"the {too_few} bits {of} do not hold its values, so {bits} are taken",)
+    close(found, scaled(values, bits))
+
+
+@pytest.mark.parametrize("kind", ["LA", "RGBA"])
+@pytest.mark.parametrize("bits", range(9, 16))
+def test_alpha_of_the_depth_of_the_picture_is_opaque(kind: str, bits: int) -> None:
+    """A writer that leaves samples of 12 bits as they are leaves 4095 for opaque."""
+    found = decode(written(as_kind(ramp(bits), kind, alpha=2**bits - 1), {"LA": 4, "RGBA": 6}[kind]))
+    close(found, scaled(ramp(bits), bits))
+    assert found.remarks == (f"its alpha ends at {2**bits - 1:,}, which is taken for opaque",)
+
+
 def test_the_depth_of_a_set_is_not_that_of_one_in_twenty() -> None:
     assert common_depth([11]) == 11
     assert common_depth([11] * 5 + [12] * 5) == 12

@@ -133,7 +133,7 @@ def test_decoding_leaves_the_warning_filters_alone(monkeypatch: pytest.MonkeyPat
         ({"resample": "cubic"}, "unknown resample 'cubic'; did you mean 'bicubic'"),
         ({"size": 0}, "preprocess: size = 0: a whole number from 1 to 4096 is needed"),
         ({"size": 224, "short_side": 200}, "size 224, short_side 200: short_side >= size"),
-        ({"std": (1.0, 0.0, 1.0)}, r"std\[1\] = 0.0: a number from 0.001 to 1000"),
+        ({"std": (1.0, 0.0, 1.0)}, r"std\[1\] = 0.0: a number from 1e-06 to 1000"),
         ({"mean": (0.5,)}, r"mean = \(0.5,\): a list of 3 is needed"),
     ],
 )

@@ -31,7 +31,7 @@ from thoraclip.tables.manifest import Manifest
 __all__ = ["IndexResult", "index", "list_images", "local_salt", "pseudonym", "salt_file", "write_index_report"]
 
 _BATCH = 64
-_OF_FACTS = ("salt", "stated_bits", "of_set")
+_OF_FACTS = ("salt", "stated_bits", "set_bits", "of_set")
 """Facts that are no columns of a manifest."""
 
 
@@ -109,7 +109,8 @@ def index(
     store.settle()
     if not rows:
         raise InputError(
-            f"{printable(root)}: none of {len(listing.rows)} pictures can be read, first: {listing.set_aside[0][1]}"
+            f"{printable(root)}: none of {len(listing.rows)} pictures can be read, first "
+            f"{printable(listing.set_aside[0][0])}: {listing.set_aside[0][1]}; name the folder below which they lie"
         )
     rows.sort(key=lambda row: row["image_id"])
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
@@ -264,10 +265,11 @@ def _at_depth(store: FactStore, rows: Sequence[Mapping[str, Any]], depth: int, r
 
     def make(file: Path) -> dict[str, Any]:
         radiograph = decode(file, of_set=depth)
-        changed: dict[str, Any] = {"bits": depth, "phash": perceptual_hash(radiograph.pixels)}
-        return known | {"of_set": changed | {"image_remarks": "; ".join(radiograph.remarks) or None}}
+        changed: dict[str, Any] = {"bits": radiograph.bits, "phash": perceptual_hash(radiograph.pixels)}
+        remarks = "; ".join(radiograph.remarks) or None
+        return known | {"set_bits": depth, "of_set": changed | {"image_remarks": remarks}}
 
-    facts = store.get(path, make, serves=lambda kept: kept.get("of_set", {}).get("bits") == depth)
+    facts = store.get(path, make, serves=lambda kept: kept.get("set_bits") == depth)
     return dict(facts["of_set"])
 
 

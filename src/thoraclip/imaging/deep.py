@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,19 @@ def deep_grey(
     colour = chunks[b"IHDR"][9]
     halves = _halves(data, image, colour)
     has_alpha, hidden = colour in {_GREY_ALPHA, _RGB_ALPHA}, chunks.get(b"tRNS", b"")
-    counts = np.zeros(65536, dtype=np.int64)
+    counts, most = np.zeros(65536, dtype=np.int64), 0
     for _, samples in _blocks(halves, colour):
         planes, alpha = _split(samples, hidden, has_alpha=has_alpha)
         luma = planes[..., 0] if planes.shape[-1] == 1 else np.round(planes @ np.array(_LUMA)).astype(np.uint16)
         counts += np.bincount(luma[alpha > 0], minlength=65536)
+        most = max(most, int(alpha.max()))
     significant = max(chunks.get(b"sBIT", b"")[: 1 if colour in {_GREY, _GREY_ALPHA} else 3], default=0)
     declared = significant if 1 <= significant <= 16 else stated_in_text(getattr(image, "text", {}))
     depth = choose_depth(counts, stated=bits, declared=declared, of_set=of_set)
+    opaque = 65535
+    if most in {2**bits - 1 for bits in range(depth.bits, 16)}:
+        opaque = most
+        depth = replace(depth, remarks=(*depth.remarks, f"its alpha ends at {most:,}, which is taken for opaque"))
     ramp = np.minimum(np.arange(65536) / (2**depth.bits - 1), 1.0)
     table = 255.0 * ramp ** display_exponent(chunks)
     grey = np.empty((halves[0].height, halves[0].width), dtype=np.uint8)
@@ -84,7 +90,7 @@ def deep_grey(
         planes, alpha = _split(samples, hidden, has_alpha=has_alpha)
         shown = table[planes]
         levels = shown[..., 0] if planes.shape[-1] == 1 else shown @ np.array(_LUMA)
-        grey[rows] = np.round(levels * (alpha / 65535.0))
+        grey[rows] = np.round(levels * (alpha / opaque))
     return grey, depth
 
 

@@ -30,6 +30,7 @@ _FLAT_VALUES = 4
 """Values that markers and borders may have; the rest of what lies above a depth must be next to nothing."""
 _MOST_ABOVE, _MOST_SCATTERED, _MOST_NEAR = 0.5, 0.05, 0.001
 """Shares of the pixels that are not black: above the depth, of these not of flat values, of these just above it."""
+_SAID = {"file": "that it declares", "set": "of the other images"}
 _UNUSED = 3
 """A picture that leaves so many bits of its depth unused is at most an eighth as bright as it could be."""
 
@@ -53,16 +54,24 @@ def require_bits(bits: int | None) -> int | None:
 def choose_depth(counts: Counts, *, stated: int | None, declared: int | None, of_set: int | None) -> Depth:
     """The depth of a picture: what is stated, else what the file declares, else that of its set, else an estimate.
 
+    What the file declares and what the set has is passed over, with a remark, where the anatomy lies above it.
+
     Args:
         counts: pixels of each value.
         stated: by the user, or by the manifest.
         declared: by the file.
         of_set: of the other images of the source or of the training set.
     """
-    given = {"stated": stated, "file": declared and _packing(counts, declared), "set": of_set}
-    origin, bits = next(((name, n) for name, n in given.items() if n), ("estimate", 0))
     used = estimate_depth(counts)
-    bits, remarks = bits or used, []
+    given = {"stated": stated, "file": declared and _packing(counts, declared), "set": of_set}
+    origin, bits, too_few = "estimate", used, []
+    for name, said in given.items():
+        if said and (name == "stated" or not _is_exceeded(counts, said)):
+            origin, bits = name, said
+            break
+        if said:
+            too_few.append(f"the {said} bits {_SAID[name]} do not hold its values")
+    remarks = [f"{text}, so {bits} are taken" for text in too_few]
     above, pixels = int(counts[2**bits :].sum()), int(counts.sum())
     if above:
         share = f"{above:,} of {pixels:,} pixels exceed {2**bits - 1:,}, the largest value of {bits} bits"
@@ -78,19 +87,37 @@ def estimate_depth(counts: Counts) -> int:
     Markers and borders have a few flat values. Noise and the soft edge of a marker are few pixels, far from the anatomy
     or spread thinly. Black does not count, so that a black border changes nothing.
     """
-    lit = counts.copy()
-    lit[: int(np.argmax(lit > 0)) + 1] = 0
+    lit = _lit(counts)
     total = int(lit.sum())
     if not total:  # an even picture
         return max(8, int(np.argmax(counts > 0)).bit_length())
     for bits in BITS[:-1]:
-        above = lit[2**bits :].copy()
-        if above.sum() < _MOST_ABOVE * total:
-            above[np.argpartition(above, -_FLAT_VALUES)[-_FLAT_VALUES:]] = 0
+        if lit[2**bits :].sum() < _MOST_ABOVE * total:
+            above = _scattered(lit, bits)
             near = int(above[: 2 ** (bits - 2)].sum())
             if above.sum() <= _MOST_SCATTERED * total and near <= max(1, _MOST_NEAR * total):
                 return bits
     return BITS[-1]
+
+
+def _lit(counts: Counts) -> Counts:
+    """The counts without those of the darkest value."""
+    lit = counts.copy()
+    lit[: int(np.argmax(lit > 0)) + 1] = 0
+    return lit
+
+
+def _scattered(lit: Counts, bits: int) -> Counts:
+    """The counts above a depth, without those of the few flat values that markers and borders may have."""
+    above = lit[2**bits :].copy()
+    above[np.argpartition(above, -_FLAT_VALUES)[-_FLAT_VALUES:]] = 0
+    return above
+
+
+def _is_exceeded(counts: Counts, bits: int) -> bool:
+    """Whether more lies above a depth than markers, borders and noise."""
+    lit = _lit(counts)
+    return bits in BITS[:-1] and bool(_scattered(lit, bits).sum() > _MOST_SCATTERED * lit.sum())
 
 
 def _packing(counts: Counts, declared: int) -> int:
@@ -105,8 +132,7 @@ def _packing(counts: Counts, declared: int) -> int:
     for shift in range(declared, 16, declared):
         repeated |= repeated >> shift
     is_scaled = (values % 2**step == 0) | (values == repeated)
-    lit = counts.copy()
-    lit[: int(np.argmax(lit > 0)) + 1] = 0
+    lit = _lit(counts)
     return 16 if step and lit[is_scaled].sum() > 0.9 * lit.sum() else declared
 
 

@@ -20,7 +20,7 @@ from thoraclip.imaging.numbers import first_number
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["MAX_PIXELS", "DicomHeader", "decode_dicom", "is_dicom", "refuse_many_scans"]
+__all__ = ["MAX_PIXELS", "PER_YEAR", "DicomHeader", "decode_dicom", "is_dicom", "refuse_many_scans"]
 
 Stored = npt.NDArray[np.integer[Any]]
 
@@ -46,7 +46,7 @@ _DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10
 bytes, and GDCM, which crashes, run in a process of their own."""
 _SIDES = {"left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL"}
 _VIEWS = {"postero-anterior": "PA", "antero-posterior": "AP", **_SIDES}
-_PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
+PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _age_years(age: str | None, born: str | None, studied: str | None) -> float 
     """`045Y`, `006M`, `012W`, `003D` (PS3.5, value representation AS), also `45`; else the two dates, in years."""
     match = re.fullmatch(r"(\d{1,3})\s*([DWMY]?)", (age or "").upper())
     if match:
-        return round(int(match[1]) / _PER_YEAR[match[2] or "Y"], 2)
+        return round(int(match[1]) / PER_YEAR[match[2] or "Y"], 2)
     try:
         days = (datetime.strptime(studied or "", "%Y%m%d") - datetime.strptime(born or "", "%Y%m%d")).days
     except ValueError:

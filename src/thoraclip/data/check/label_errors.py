@@ -25,7 +25,10 @@ _FACTS = ("image_id", "path", "label", "patient", "split", "fold")
 
 
 def _suspects(target: Ints, scores: Floats) -> list[int]:
-    """Rows whose label i64[N] is suspected by probabilities f64[N, C], the lowest score of the own label first."""
+    """Rows whose label i64[N] is suspected by probabilities f64[N, C], the lowest score of the own label first; none
+    where all are of one class, which nothing can be compared with."""
+    if len(np.unique(target)) < 2:
+        return []
     from cleanlab.filter import find_label_issues  # brings pandas, a second to load
 
     with warnings.catch_warnings():
@@ -47,37 +50,50 @@ def label_errors(manifest: Manifest, tables: Sequence[Predictions], name: str) -
 
     Raises:
         MismatchError: the tables differ in their classes.
-        ManifestError: no labelled image of the manifest has a prediction.
+        ManifestError: no labelled image of the manifest has a prediction that counts.
     """
     labels = tables[0].labels
     if any(table.labels != labels for table in tables):
         raise MismatchError(f"{name}: their classes differ; name predictions of the same classes")
     scores: dict[str, list[Floats]] = {}
+    then: dict[str, str] = {}
     for table in tables:
-        for image, split, row in zip(table.image_id, table.split, table.scores, strict=True):
+        for image, split, target, row in zip(table.image_id, table.split, table.target, table.scores, strict=True):
             if split != "train":
                 scores.setdefault(image, []).append(row)
+                if target >= 0:
+                    then[image] = labels.names[target]
     rows = [dict(zip(_FACTS, row, strict=True)) for row in zip(*map(manifest.column, _FACTS), strict=True)]
     judged = [row for row in rows if row["image_id"] in scores and row["label"] in labels.names]
+    if not judged and not scores:
+        raise ManifestError(
+            f"{name}: predictions of training images alone, whose labels the classifier has learned; name predictions "
+            "of held-out images"
+        )
     if not judged:
         raise ManifestError(f"{name}: no prediction of a labelled image of this manifest; name a run on it")
-    target = np.array([labels.index(row["label"]) for row in judged], dtype=np.int64)
+    own = np.array([labels.index(row["label"]) for row in judged], dtype=np.int64)
     means = np.stack([np.mean(scores[row["image_id"]], axis=0) for row in judged])
     suspected = [
         {
             **judged[row],
             "suggested": labels.names[int(means[row].argmax())],
-            "score_of_label": round(float(means[row, target[row]]), 4),
+            "score_of_label": round(float(means[row, own[row]]), 4),
             "score_of_suggested": round(float(means[row].max()), 4),
         }
-        for row in _suspects(target, means)
+        for row in _suspects(own, means)
     ]
     between = Counter((row["label"], row["suggested"]) for row in suspected)
     return {
         "predictions": name,
         "images": len(judged),
-        "agreement": round(float((means.argmax(axis=1) == target).mean()), 4),
+        "agreement": round(float((means.argmax(axis=1) == own).mean()), 4),
         "without_prediction": len(rows) - len(judged),
+        "other_labels": [
+            {"image_id": row["image_id"], "label": row["label"], "label_then": then[row["image_id"]]}
+            for row in judged
+            if then.get(row["image_id"], row["label"]) != row["label"]
+        ],
         "between": [
             {"label": label, "suggested": suggested, "images": count}
             for (label, suggested), count in sorted(between.items(), key=lambda item: (-item[1], item[0]))

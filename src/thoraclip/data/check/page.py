@@ -161,6 +161,14 @@ def warnings(content: Mapping[str, Any], manifest: Manifest) -> Iterator[str]:
 
 
 def _of_labels(content: Mapping[str, Any] | None) -> Iterator[str]:
+    if content and (others := content.get("other_labels")):
+        first = others[0]
+        yield (
+            f"the predictions have another label for {len(others):,} of {counted(content['images'], 'image')}, first "
+            f"{first['image_id']}: '{first['label']}' here, '{first['label_then']}' there; are they of these images?"
+        )
+    if content and content["without_prediction"]:
+        yield f"{counted(content['without_prediction'], 'image')} without a label or a prediction: not judged"
     if content and content["suspected"]:
         between = ", ".join(f"{r['label']} -> {r['suggested']} {r['images']:,}" for r in content["between"][:3])
         yield (

@@ -12,8 +12,9 @@ from typing import Any
 from thoraclip.data.layouts.listing import Listing, folders_above, list_files, name_finder, split_name, split_path, utf8
 from thoraclip.delimited import UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
+from thoraclip.imaging.dicom import PER_YEAR
 from thoraclip.imaging.names import SYSTEM
-from thoraclip.spelling import tidy
+from thoraclip.spelling import loose, tidy
 from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
 __all__ = ["COLUMN_SETTINGS", "find_csv"]
@@ -43,6 +44,10 @@ _ALIASES = {
 """Columns that are taken for ours where none bears our name."""
 _SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F", "o": "O", "other": "O"}
 _OLDEST_YEARS = 130
+_AGE = re.compile(
+    r"0*(\d{1,3}(?:[.,]\d*)?)\s*(d|days?|w|weeks?|m|months?|y|yo|yrs?\.?|years?(?:\s+old)?)?", re.ASCII | re.IGNORECASE
+)
+"""DICOM writes 045Y, 006M, 012W, 003D."""
 
 
 def find_csv(
@@ -57,7 +62,7 @@ def find_csv(
         InputError: no such folder or file.
         ConfigError: `csv_file` was not given, or a named column is not in it.
         ManifestError: see `delimited`; an unknown split word, a multi-label value (`A|B`), an image with two rows that
-            differ, or a patient that is written in two ways (`12`, `12.0`).
+            differ, or a patient that is written in two ways (`12`, `012`, `12.0`).
     """
     listing = Listing(root)
     if csv_file is None:
@@ -102,12 +107,11 @@ class _Earlier:
                 "row for each image"
             )
         if patient := row.get("patient"):
-            whole = patient.removesuffix(".0") if patient.removesuffix(".0").isdecimal() else patient
-            written, line = self._patients.setdefault(whole, (patient, record.line))
+            written, line = self._patients.setdefault(loose(patient), (patient, record.line))
             if written != patient:
                 raise ManifestError(
                     f"{record.where}: patient '{patient}' may be patient '{written}' of line {line}; write one patient "
-                    "in one way"
+                    "in one way, and two in ways that differ by more"
                 )
         return False
 
@@ -180,6 +184,8 @@ def _row(
         raise ManifestError(f"{where}: split '{word}' is unknown; use train, val or test")
     if row.get("patient"):
         row["patient"] = tidy(row["patient"])
+    if row.get("view"):
+        row["view"] = tidy(row["view"]).upper()  # as in DICOM
     if row.get("sex"):
         row["sex"] = _SEXES.get(row["sex"].lower(), row["sex"])
     row["age_years"] = _age(listing, values.get("age_years"), where)
@@ -193,7 +199,9 @@ def _below(root: Path, path: str, where: str) -> str:
     """A path below the root, in one spelling; raises ManifestError for one that is not below it."""
     if Path(path).is_absolute():
         if not Path(path).is_relative_to(root.resolve()):
-            raise ManifestError(f"{where}: path '{path}' lies outside {root}; give the folder above it as ROOT")
+            is_here = os.path.exists(path)  # noqa: PTH110
+            remedy = "give the folder above it as ROOT" if is_here else "there is no such file; give paths below ROOT"
+            raise ManifestError(f"{where}: path '{path}' lies outside {root}; {remedy}")
         path = Path(path).relative_to(root.resolve()).as_posix()
     if ".." in Path(path).parts:
         raise ManifestError(f"{where}: path '{path}' leads out of {root}; give the folder above it as ROOT")
@@ -214,8 +222,9 @@ def _known(value: str | None) -> str | None:
 def _age(listing: Listing, text: str | None, where: str) -> float | None:
     if text is None:
         return None
-    match = re.fullmatch(r"0*(\d{1,3}(?:[.,]\d+)?)\s*[Yy]?", text)  # DICOM writes 045Y
-    years = number(match.group(1)) if match else None
+    match = _AGE.fullmatch(text)
+    unit = match[2][:1].upper() if match and match[2] else "Y"
+    years = round((number(match[1]) or 0) / PER_YEAR[unit], 2) if match else None
     if years is None or years > _OLDEST_YEARS:
         listing.notes.append(f"age '{text}' is not a number of years; taken as unknown ({where})")
         return None
