@@ -64,6 +64,7 @@ def locked(
         yield
         return
     with writing(out):  # a folder may be closed to this user
+        place.exists()  # fails for a name that is too long
         made = [folder for folder in place.parents if not folder.exists()]
     lock, token = None, HELD.set(HELD.get() | {place})
     try:
@@ -85,10 +86,12 @@ def locked(
 def writes(
     file: bool = False,
     own: Mapping[str, Sequence[str]] | None = None,
+    others: Mapping[str, str] | None = None,
     *,
     argument: str = "out",
     unless: str = "",
     may_only_read: bool = False,
+    in_place: bool = False,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Mark a function that writes the file or folder `out`: no other process writes it meanwhile, and what is there and
     not of an earlier run is refused before the work. Every public function with an `out` has this mark.
@@ -96,9 +99,11 @@ def writes(
     Args:
         file: `out` is a file.
         own: of a folder: what the function writes there by names that others use too; see `runs.require_own`.
+        others: of a folder: what another command makes there, see `runs.require_own`.
         argument: name of the argument that takes the place of `out`.
         unless: argument with which nothing is written.
         may_only_read: what is there and finished is only read.
+        in_place: a file may be the one that the function reads.
     """
 
     def mark(function: Callable[P, T]) -> Callable[P, T]:
@@ -117,15 +122,22 @@ def writes(
             remark = bound.arguments.get("announce") or warnings.warn
             with locked(Path(out), may_only_read=may_only_read, remark=remark):
                 if file:
-                    require_file(Path(out))
+                    place = require_file(Path(out))
+                    inputs = (value for name, value in bound.arguments.items() if name != argument and not in_place)
+                    if place.is_file() and any(_is_at(place, value) for value in inputs):
+                        raise InputError(f"{out}: is what the command reads; choose another --out")
                 elif is_main_process():
-                    require_own(Path(out), own or {})
+                    require_own(Path(out), own or {}, others or {})
                 return function(*given, **named)
 
         run.writes = argument  # type: ignore[attr-defined]
         return run
 
     return mark
+
+
+def _is_at(place: Path, value: object) -> bool:
+    return isinstance(value, str | Path) and "\0" not in str(value) and real_path(Path(value)) == place
 
 
 def is_empty(folder: Path) -> bool:

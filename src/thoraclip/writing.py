@@ -113,20 +113,25 @@ def require_file(path: Path) -> Path:
     return target
 
 
-def require_own(folder: Path, groups: Mapping[str, Sequence[str]]) -> None:
-    """Raise InputError where a file that is to be written into `folder` is there and not of an earlier run.
+def require_own(folder: Path, groups: Mapping[str, Sequence[str]], others: Mapping[str, str] | None = None) -> None:
+    """Raise InputError where a file that is to be written into `folder` is there and not of an earlier run, or where
+    another command keeps files of the same names there.
 
     Args:
         groups: name of a JSON file that thoraclip writes -> files that it writes together with it.
+        others: name of a file or folder that only the other command makes -> what that is of.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, and a folder is to be written; choose another --out")
-    for mark, others in groups.items():
+    for mark, what in (others or {}).items():
+        if (folder / mark).exists():
+            raise InputError(f"{folder}: holds {what}, whose files would be replaced; choose another --out")
+    for mark, names in groups.items():
         is_own = False
         with suppress(OSError):
             content = (folder / mark).read_bytes()  # nothing, after a power cut
             is_own = not content or re.search(rb'"(schema|versions|@context)"', content) is not None
-        for file in () if is_own else (folder / name for name in (mark, *others)):
+        for file in () if is_own else (folder / name for name in (mark, *names)):
             if os.path.lexists(file):
                 raise InputError(f"{file}: is in the way, and not of an earlier run; move it, or choose another --out")
 

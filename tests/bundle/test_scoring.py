@@ -311,16 +311,31 @@ def half_done(out: Path, *paths: str | Path, until: str) -> None:
         run(out, *paths, classifier=FakeClassifier(fails={until: Killed()}), threads=1)
 
 
+@pytest.mark.parametrize("theirs", [b"\x89PNG\r\n\x1a\n", b"path,label\na.png,Normal\n", b'{"mine": 1}', b"old"])
+def test_a_file_that_is_no_table_of_ours_is_refused_and_stays(tmp_path: Path, theirs: bytes) -> None:
+    folder, out = fill(tmp_path / "in"), tmp_path / "t.csv"
+    out.write_bytes(theirs)
+    with pytest.raises(InputError, match=r"t.csv: is in the way"):
+        run(out, folder)
+    assert out.read_bytes() == theirs
+    assert not [*tmp_path.glob("*.partial")]
+    out.write_bytes(b"")
+    run(out, folder)
+    before = out.read_bytes()
+    run(out, folder)
+    assert out.read_bytes() == before
+
+
 def test_a_kill_while_it_is_written_leaves_the_old_table_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path / "in")
     run(tmp_path / "whole.csv", folder)
-    (tmp_path / "t[1].csv").write_text("old")
+    (tmp_path / "t[1].csv").write_text("path,label,score_old")
     (tmp_path / ".t[1].csv.0123abcd.thoraclip-part").write_text("half")
     (tmp_path / ".t1.csv.0123abcd.thoraclip-part").write_text("of another table")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(rows_module, "FORMATS", {"csv": killed})
         run(tmp_path / "t[1].csv", folder)
-    assert (tmp_path / "t[1].csv").read_text() == "old"
+    assert (tmp_path / "t[1].csv").read_text() == "path,label,score_old"
     classifier = FakeClassifier()
     run(tmp_path / "t[1].csv", folder, classifier=classifier)
     assert len(classifier.asked) == 2, "those that could not be read"

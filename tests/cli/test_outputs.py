@@ -157,6 +157,58 @@ def test_the_files_of_others_are_refused_and_stay(
     assert files(out) == before
 
 
+FILES = {"select": "m.parquet", "split": "m.parquet", "index": "m.parquet", "caption": "c.parquet", "explain": "e.png"}
+"""Command -> the file that it writes in the table above."""
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("theirs", ["run/predictions.parquet", "m.parquet", "s.toml", "image"])
+def test_a_file_of_another_kind_is_refused_and_stays(
+    name: str, theirs: str, places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if theirs == "m.parquet" == FILES[name]:
+        return  # an older manifest, which is replaced
+    source = Path(places["image"]) if theirs == "image" else Path(places["manifest"]).parent / theirs
+    shutil.copy(source, tmp_path / FILES[name])
+    before = files(tmp_path)
+    assert run(command(name, places, tmp_path)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / FILES[name]}: ")
+    assert files(tmp_path) == before
+
+
+def test_what_a_command_reads_is_not_its_out(places: dict[str, str], tmp_path: Path) -> None:
+    for name, source in (("select", places["manifest"]), ("explain", places["image"])):
+        words = command(name, places, tmp_path)
+        for link in (False, True):
+            place = tmp_path / f"{name}{link}{Path(source).suffix}"
+            if link:
+                place.symlink_to(source)
+            before = Path(source).read_bytes()
+            assert run([*words[:-1], str(place) if link else source]) == 2
+            assert Path(source).read_bytes() == before
+
+
+def test_a_run_and_a_study_do_not_replace_each_other(places: dict[str, str], tmp_path: Path) -> None:
+    for first, others in {"zeroshot": ("study",), "study": ("zeroshot", "trivial")}.items():
+        out = tmp_path / first
+        assert run(command(first, places, out)) == 0
+        before = files(out)
+        for other in others:
+            assert run(command(other, places, out)) == 2
+            assert files(out) == before
+
+
+def test_a_name_that_is_too_long_is_one_line(
+    places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in COMMAND:
+        assert run(command(name, places, tmp_path / ("n" * 300))) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and "cannot be written (File name too long)" in error
+    assert not [*tmp_path.iterdir()]
+
+
 FULL = (
     "split",
     "card",

@@ -80,6 +80,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
         for content in (None, b"", b"{", b"[]")
     },
     "model without tokenizer": (ZERO, spoil("tokenizer.json", None), "tokenizer.json is needed"),
+    "precision": (ZERO + method("probe", "late", precision="fp8"), nothing, "unknown precision 'fp8'"),
     "adapter": (ZERO + method("probe", "late", adapter="nowhere"), nothing, "'nowhere': no adapter there"),
     "adapter without weights": (
         ZERO + method("probe", "late", adapter="tuned"), put("tuned/adapter_config.json", "{}"), "adapter_model",

@@ -77,10 +77,10 @@ def index(
     from thoraclip.data.index import index as read_folder
     from thoraclip.data.index import write_index_report
     from thoraclip.data.layouts import COLUMN_SETTINGS, detect_layout
-    from thoraclip.tables.manifest import require_parquet, write_manifest
+    from thoraclip.tables.manifest import require_place, write_manifest
 
     root, out = Path(root), Path(out)
-    require_parquet(out)
+    require_place(out, "manifest")
     require_own(out.parent, {out.with_suffix(".index.json").name: ()})
     result = read_folder(
         root,
@@ -171,9 +171,9 @@ def select(manifest: Images, *, where: str, out: File) -> Manifest:
     Returns:
         The new manifest; `selections` says what was asked and how many images were kept.
     """
-    from thoraclip.tables.manifest import require_parquet, write_manifest
+    from thoraclip.tables.manifest import require_place, write_manifest
 
-    require_parquet(Path(out))
+    require_place(Path(out), "manifest")
     done = read_images(manifest, may_leak=True).select(where)
     write_manifest(Path(out), done)
     return done
@@ -212,7 +212,7 @@ def overlap(
 
 
 @checked
-@writes(file=True)
+@writes(file=True, in_place=True)
 def split(
     manifest: Images,
     *,
@@ -237,11 +237,11 @@ def split(
     """
     from thoraclip.data.check import read_clusters
     from thoraclip.data.splits import parse_fractions, split_folds, split_fractions
-    from thoraclip.tables.manifest import require_parquet, write_manifest
+    from thoraclip.tables.manifest import require_place, write_manifest
 
     if (folds is None) == (fractions is None):
         raise ConfigError("give either --folds 5 or --fractions 0.7,0.1,0.2")
-    require_parquet(Path(out))
+    require_place(Path(out), "manifest")
     images = read_images(manifest, may_leak=True)
     if duplicates is not None:
         images = read_clusters(images, Path(duplicates))

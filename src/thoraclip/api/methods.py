@@ -205,8 +205,10 @@ def method_function(kind: str) -> MethodFunction:
     """The function of a method; its signature and its help name every setting."""
     from thoraclip.config import field_help
 
+    own_files = {"provenance.json": (*RUN_FILES["provenance.json"], *_OF_METHODS)}
+
     @checked
-    @writes(own=RUN_FILES | {"provenance.json": (*RUN_FILES["provenance.json"], *_OF_METHODS)}, may_only_read=True)
+    @writes(own=own_files, others={"runs": "a study"}, may_only_read=True)
     def run(
         manifest: Images,
         *,

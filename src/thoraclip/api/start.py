@@ -13,10 +13,11 @@ from thoraclip.runs import Progress
 __all__ = ["demo", "run_study"]
 
 _FEWEST_PHANTOMS = 60
+_OF_A_RUN = {"done.json": "a run"}
 
 
 @checked
-@writes(own=REPORT_FILES | RUN_FILES)
+@writes(own=REPORT_FILES | RUN_FILES, others=_OF_A_RUN)
 def demo(
     *,
     out: File = "demo-out",
@@ -53,7 +54,7 @@ def demo(
 
 
 @checked
-@writes(own=REPORT_FILES | RUN_FILES, unless="dry_run")
+@writes(own=REPORT_FILES | RUN_FILES, others=_OF_A_RUN, unless="dry_run")
 def run_study(
     source: File,
     *,

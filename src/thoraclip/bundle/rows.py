@@ -121,6 +121,16 @@ def _resolved(folder: str) -> str:
     return os.path.realpath(folder)
 
 
+def _require_table(path: Path) -> None:
+    """Raise InputError unless a table may be written to `path`; what is there is an older one, or empty."""
+    if require_file(path).is_file():
+        with path.open("rb") as stream:
+            start = stream.read(20)
+        if start and not start.startswith((b"path,label,score_", b'path,label,"score_', b'{"path":')):
+            what = "is in the way, and no table of `thoraclip predict`; move it, or choose another --out"
+            raise InputError(f"{path}: {what}")
+
+
 class Table:
     """Rows to a file that appears when all are there, or, each at once, to a binary stream or a list (`None`).
 
@@ -160,7 +170,7 @@ class Table:
         if self._stream is not None:
             self._stream.write(self._head)
         if self._file is not None and self._partial is not None:
-            require_file(self._file)
+            _require_table(self._file)
             make_folder(self._file.parent)
             try:
                 self._partial.touch()

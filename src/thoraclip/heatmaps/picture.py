@@ -36,6 +36,7 @@ __all__ = [
 
 Grey = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+_TEXT = "thoraclip"  # name of the text in the file
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ class Explanation:
 
 
 def require_png(path: Path) -> None:
-    """Raise InputError unless a sheet may bear this name, before anything is computed."""
+    """Raise InputError unless a sheet may bear this name, before anything is computed; what is there is an older sheet,
+    or empty, as after a power cut."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: the sheet is a PNG; end the name in .png")
+    if path.is_file() and (content := path.read_bytes()) and _TEXT.encode() + b"\0" not in content:
+        raise InputError(f"{path}: is in the way, and no sheet of thoraclip; move it, or choose another --out")
 
 
 def explain_picture(
@@ -179,7 +183,7 @@ def overlay_png(e: Explanation) -> bytes:
     headline = f"{e.label}: {e.scores[e.label]:.2f}"
     sheet = draw_overlay(e.grey, e.heat, headline=headline, lines=lines, footer=footer, lungs=e.lungs, seen=e.seen)
     buffer, text = io.BytesIO(), PngInfo()
-    text.add_text("thoraclip", json.dumps(e.as_dict()))
+    text.add_text(_TEXT, json.dumps(e.as_dict()))
     sheet.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
 

@@ -19,7 +19,7 @@ from thoraclip.ranges import BatchSize, Geometry, Precision, Seed, Tokens
 from thoraclip.runs import Progress, canonical_json, digest, needing_room, remove_file, require_own, write_text
 from thoraclip.tables.captions import Captions, append_label, read_captions, write_captions
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.store import require_parquet
+from thoraclip.tables.store import require_place
 
 __all__ = ["CAPTIONERS", "EVERYWHERE_LEAKS", "CaptionConfig", "CaptionSource", "caption"]
 
@@ -110,7 +110,7 @@ def caption(
         ManifestError: `out` holds another table, or the column is missing, no text, or empty for an image.
         ModelError: the model cannot be loaded, or has no words for an image.
     """
-    require_parquet(out, "captions are")
+    require_place(out, "captions")
     if out.exists():
         read_captions(out)  # whatever else bears this name is refused, not overwritten
     named = _names_class(manifest, config)

@@ -17,7 +17,7 @@ from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError, 
 from thoraclip.labels import LabelSet
 from thoraclip.methods import METHODS, Method, find_method
 from thoraclip.models.files import adapter_folders
-from thoraclip.shapes import Check, check, table, text
+from thoraclip.shapes import Check, check, one_of, table, text
 from thoraclip.tables.manifest import Manifest, read_fingerprint, read_manifest
 from thoraclip.tables.predictions import Predictions, read_predictions
 
@@ -196,7 +196,7 @@ def read_run(folder: Path) -> FinishedRun:
     _require_same_files(folder, config, facts["inputs"])
     held_out = {fold for fold in read_predictions(folder / "predictions.parquet").fold if fold is not None}
     folds: tuple[int | None, ...] = tuple(sorted(held_out)) or (None,)
-    done = _noted(folder / "done.json", table(fingerprint=text))
+    done = _noted(folder / "done.json", table(fingerprint=text, schema=one_of(1), may=["schema"]))
     places = [folder.resolve() / facts[name] for name in ("manifest_file", "manifest_beside") if facts.get(name)]
     file = next((place for place in places if place.is_file()), places[0] if places else None)
     return FinishedRun(folder, kind, config, str(facts["inputs"]["manifest"]), str(done["fingerprint"]), folds, file)

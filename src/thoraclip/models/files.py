@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 SHIPPED = ("tiny-clip",)
+PRECISIONS = ("auto", "fp32", "bf16")
 _ARITHMETIC = 1  # number of the rules in `frozen`, by which bf16 is computed; other rules make other features
 _ABOUT = "thoraclip.json"
 _SCHEMA = 1

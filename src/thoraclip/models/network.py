@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.imaging import Preprocess
-from thoraclip.models.files import Checkpoint
+from thoraclip.models.files import PRECISIONS, Checkpoint
 
 __all__ = ["Network", "expand_greys", "network_settings", "recompute_layers", "resolve_precision"]
-
-_PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,8 @@ def network_settings(checkpoint: Checkpoint, spec: Preprocess, *, precision: str
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` -> `bf16` where the device has bf16 arithmetic, else `fp32`; raises ConfigError for an unknown name."""
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"unknown precision '{precision}'{did_you_mean(precision, _PRECISIONS)}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision '{precision}'{did_you_mean(precision, PRECISIONS)}")
     if precision != "auto":
         return precision
     if device.type == "cuda":

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from thoraclip.array_files import regular
+from thoraclip.config import require_known
 from thoraclip.documents import read_json
 from thoraclip.errors import (
     ConfigError,
@@ -30,7 +31,7 @@ from thoraclip.methods import find_method
 from thoraclip.methods.adapters import with_adapter
 from thoraclip.methods.caption import CAPTIONERS
 from thoraclip.methods.training.processes import require_launch
-from thoraclip.models.files import Checkpoint, locate, read_note, stored_folder
+from thoraclip.models.files import PRECISIONS, Checkpoint, locate, read_note, stored_folder
 from thoraclip.models.image_processor import read_preprocess
 from thoraclip.shapes import check, table, text
 from thoraclip.study.external import listed_count
@@ -113,6 +114,7 @@ def _check_method(entry: MethodEntry, manifest: Manifest, out: Path) -> None:
     config, method = entry.config, find_method(entry.kind)
     labels = manifest.label_set(config.classes)
     if hasattr(config, "model"):
+        require_known(config, precision=PRECISIONS)
         _check_model(config.model, config.geometry, with_text=method.embeds)
     if hasattr(config, "prompts") and getattr(config, "reads_prompts", True):
         prompts = load_prompts(config.prompts)

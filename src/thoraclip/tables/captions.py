@@ -15,7 +15,7 @@ from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError, named
 from thoraclip.runs import digest
 from thoraclip.tables.manifest import Manifest
-from thoraclip.tables.store import open_table, require_parquet, require_rows, write_table
+from thoraclip.tables.store import open_table, require_place, require_rows, write_table
 
 __all__ = ["Captions", "append_label", "read_captions", "write_captions"]
 
@@ -113,7 +113,7 @@ def append_label(text: str, label: str) -> str:
 def write_captions(path: Path | str, captions: Captions) -> None:
     """Write Parquet, the origin in its header: equal captions, equal bytes; InputError where the ending is another."""
     path = Path(path)
-    require_parquet(path, "captions are")
+    require_place(path, "captions")
     table = pa.table({name: pa.array(getattr(captions, name), kind) for name, kind in _COLUMNS.items()})
     write_table(path, table, kind="captions", schema=_SCHEMA, meta={"origin": dict(captions.origin)})
 

@@ -25,7 +25,7 @@ from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces
 from thoraclip.tables.conditions import parse_condition
 from thoraclip.tables.filters import require_columns, rows_with
 from thoraclip.tables.foreign import ForeignTable
-from thoraclip.tables.store import joined, kept, open_table, require_parquet, slices, write_table
+from thoraclip.tables.store import joined, kept, open_table, require_place, slices, write_table
 
 __all__ = [
     "COLUMNS",
@@ -35,7 +35,7 @@ __all__ = [
     "depths_of",
     "read_fingerprint",
     "read_manifest",
-    "require_parquet",
+    "require_place",
     "write_manifest",
 ]
 
@@ -311,7 +311,7 @@ def depths_of(table: pa.Table) -> list[int | None]:
 def write_manifest(path: Path | str, manifest: Manifest) -> None:
     """Write Parquet, with the root, so that the file can lie anywhere on the machine; InputError for another ending."""
     path = Path(path)
-    require_parquet(path)
+    require_place(path, "manifest")
     meta: dict[str, object] = {"root": str(manifest.root.resolve())}
     if manifest.selections:
         meta["selections"] = [dict(done) for done in manifest.selections]

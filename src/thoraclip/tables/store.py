@@ -5,6 +5,7 @@ Tables of many millions of rows are read, written and filtered a million rows at
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,21 @@ from thoraclip.runs import atomic_open, canonical_json
 from thoraclip.shapes import check, mapping, whole
 from thoraclip.shapes import table as table_of
 
-__all__ = ["StoredTable", "joined", "kept", "open_table", "require_parquet", "require_rows", "slices", "write_table"]
+__all__ = ["StoredTable", "joined", "kept", "open_table", "require_place", "require_rows", "slices", "write_table"]
 
 _KEY = b"thoraclip"
 _ROWS = 1 << 20  # that are worked on at once, and of a row group of a file
 
 
-def require_parquet(path: Path, what: str = "a manifest is") -> None:
-    """Raise InputError unless the name ends in `.parquet`; `what` begins the message."""
+def require_place(path: Path, kind: str) -> None:
+    """Raise InputError unless the name ends in `.parquet`, and ManifestError unless what is there is a table of this
+    kind too, or empty, as after a power cut."""
     if path.suffix != ".parquet":
-        raise InputError(f"{path}: {what} a Parquet file; name it {path.stem or what.split()[1]}.parquet")
+        what = "a manifest is" if kind == "manifest" else f"{kind} are"
+        name = f"{path.stem or kind}.parquet"
+        raise InputError(f"{path}: {what} a Parquet file; name it {name}")
+    if path.is_file() and path.stat().st_size:
+        open_table(path, kind=kind, newest_schema=sys.maxsize)
 
 
 def require_rows(kind: str, table: Any, columns: Sequence[str]) -> None:
