@@ -170,8 +170,8 @@ def _lock(
                         file.unlink()
                     break
     if error.errno in _NOT_ALLOWED and not (may_only_read and place.exists()):
-        file = next((above for above in out.parents if above.is_file()), None)
-        reason = f"{file} is a file, not a folder" if file else error.strerror
+        blocking = next((above for above in out.parents if above.is_file()), None)
+        reason = f"{blocking} is a file, not a folder" if blocking else error.strerror
         raise InputError(f"{out}: cannot be written ({reason}); choose another {option}") from error
     remark(f"{out}: cannot be locked ({error.strerror}); make sure that no other process writes it")
     return None
