@@ -218,3 +218,16 @@ def test_an_unknown_patient_is_a_group_of_its_own() -> None:
 def test_unknown_patients_are_filled_in_by_id_and_known_ones_kept() -> None:
     filled = table(patient=("x", None, None)).with_patients({"i2": "z", "i0": "other", "i9": "q"})
     assert filled.patient == ("x", None, "z")
+
+
+def test_a_run_that_has_not_ended_is_no_table(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions.parquet", table())
+    assert len(read_predictions(tmp_path)) == len(table())
+    (tmp_path / "provenance.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="its run has not ended; run the same command again"):
+        read_predictions(tmp_path)
+    (tmp_path / "runs").mkdir()  # of a study, which has no such mark
+    assert len(read_predictions(tmp_path)) == len(table())
+    (tmp_path / "runs").rmdir()
+    (tmp_path / "done.json").write_text("{}", encoding="utf-8")
+    assert len(read_predictions(tmp_path)) == len(table())

@@ -154,11 +154,14 @@ def read_predictions(path: Path | str) -> Predictions:
     optional. With a column `spreadsheet_safe` the apostrophes of `thoraclip.spreadsheets` are taken away.
 
     Raises:
-        InputError: the file is missing, or neither Parquet nor CSV.
+        InputError: the file is missing, or neither Parquet nor CSV, or `path` is the folder of a run that has not ended.
         ManifestError: a column or class is missing, or a score is out of range; see `Predictions`.
     """
     path = Path(path)
     if path.is_dir():
+        is_run = (path / "provenance.json").is_file() and not (path / "runs").is_dir()  # as a study has
+        if is_run and not (path / "done.json").is_file():
+            raise InputError(f"{path}: its run has not ended; run the same command again, or name the file itself")
         path = path / "predictions.parquet"
     if path.suffix == ".csv":
         table = _read_csv(path)
