@@ -154,7 +154,7 @@ def read_predictions(path: Path | str) -> Predictions:
     optional. With a column `spreadsheet_safe` the apostrophes of `thoraclip.spreadsheets` are taken away.
 
     Raises:
-        InputError: the file is missing, or neither Parquet nor CSV, or `path` is the folder of a run that has not ended.
+        InputError: the file is missing, or neither Parquet nor CSV, or the folder of a run that has not ended.
         ManifestError: a column or class is missing, or a score is out of range; see `Predictions`.
     """
     path = Path(path)
