@@ -197,6 +197,7 @@ def _stored_values(dataset: Dataset, data: bytes, remarks: list[str]) -> Stored:
 def _in_low_bits(values: Stored, stored: int, high: int) -> tuple[Stored, int]:
     """(values of so many bits, by how many they were shifted down): by none where they fit as they are, or where no
     such place is among the bits of a pixel."""
+    values = values.astype(values.dtype.newbyteorder("="))  # those of a big-endian file are turned round
     size = 8 * values.dtype.itemsize
     words, shift = values.view(f"u{values.dtype.itemsize}"), high + 1 - stored
     above = words >> (stored - 1)  # from the sign on
