@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from thoraclip.errors import InputError
+from thoraclip.errors import InputError, why_not_written
 
 __all__ = ["NO_ROOM", "make_folder", "needing_room", "take_room", "writing"]
 
@@ -63,6 +63,6 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
-        reason = f"{file} is a file, not a folder" if file else error.strerror
-        raise InputError(f"{folder}: cannot be written ({reason}); name another folder") from error
+        raise InputError(
+            f"{folder}: cannot be written ({why_not_written(folder, error)}); name another folder"
+        ) from error

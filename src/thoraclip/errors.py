@@ -23,6 +23,7 @@ import errno
 import os
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "ConfigError",
@@ -41,6 +42,7 @@ __all__ = [
     "named",
     "printable",
     "system_message",
+    "why_not_written",
 ]
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
@@ -131,6 +133,12 @@ def system_message(error: OSError) -> str:
     remedy = _REMEDIES.get(error.errno or 0, "mend it and run the same command again")
     where = f"{' -> '.join(names)}: " if names else "the output " if error.errno in _WRITTEN else "a file "
     return f"{where}{what} ({error.strerror or first_line(error)}); {remedy}"
+
+
+def why_not_written(path: Path, error: OSError) -> str:
+    """The file that stands where a folder of the path is wanted, else the system's words."""
+    file = next((place for place in (path, *path.parents) if place.is_file()), None)
+    return f"{file} is a file, not a folder" if file else error.strerror or first_line(error)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from thoraclip.disk import make_folder, needing_room, writing
-from thoraclip.errors import InputError
+from thoraclip.errors import InputError, why_not_written
 from thoraclip.writing import HELD, end_sets, hidden, real_path, require_file, require_own
 
 if TYPE_CHECKING:
@@ -170,8 +170,7 @@ def _lock(
                         file.unlink()
                     break
     if error.errno in _NOT_ALLOWED and not (may_only_read and place.exists()):
-        blocking = next((above for above in out.parents if above.is_file()), None)
-        reason = f"{blocking} is a file, not a folder" if blocking else error.strerror
+        reason = why_not_written(out.parent, error)
         raise InputError(f"{out}: cannot be written ({reason}); choose another {option}") from error
     remark(f"{out}: cannot be locked ({error.strerror}); make sure that no other process writes it")
     return None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from thoraclip.errors import ConfigError, InputError, did_you_mean, printable, system_message
+from thoraclip.errors import ConfigError, InputError, did_you_mean, printable, system_message, why_not_written
 
 __all__ = [
     "NAMED",
@@ -220,8 +220,7 @@ def require_path(name: str, value: Any) -> None:
         if name in _OUTPUTS:
             place = value if len(str(value)) <= 1_000 else shown(str(value))
             remedy = f"choose another {_OUTPUTS[name]}"
-            file = next((above for above in Path(value).parents if above.is_file()), None)
-            reason = f"{file} is a file, not a folder" if file else error.strerror
+            reason = why_not_written(Path(value).parent, error)
             raise InputError(f"{place}: cannot be written ({reason}); {remedy}") from error
         if not isinstance(error, NotADirectoryError):
             raise InputError(system_message(error)) from error
