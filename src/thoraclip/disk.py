@@ -27,7 +27,9 @@ def writing(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        raise InputError(
+            f"{path}: cannot be written ({why_not_written(path.parent, error)}); choose another --out"
+        ) from error
 
 
 @contextmanager

@@ -255,7 +255,7 @@ class TestTemplate:
         assert not any(word in t for t in blind.text for word in ("COVID", "pneumonia", "abnormality", "normal lungs"))
 
     @examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(order=st.permutations(range(24)), seed=st.integers(-5, 2**70))
+    @given(order=st.permutations(range(24)), seed=st.integers(0, 2**32 - 1))
     def test_words_hang_on_seed_and_id_alone(
         self, order: list[int], seed: int, split: Manifest, tmp_path: Path
     ) -> None:

@@ -377,6 +377,8 @@ def test_each_fold_is_trained_once_and_scored_by_itself(
     context = RunContext(IMAGES, RunFolder(tmp_path), tmp_path, log=said.append, fingerprint="f")
     for stale in ("fold-7", "adapter", "last", "model", "fold-0/model", "keep"):
         (tmp_path / stale).mkdir(parents=True)
+        if stale not in ("fold-7", "keep"):
+            (tmp_path / stale / "thoraclip.json").write_text("{}")  # ours
     work: dict[str, Any] = {"read_note": read_note, "train": train, "score": score}
     output = train_folds("baseline", config, context, **work)
     assert groups[0].given == {"wanted": count, "trackers": ("tensorboard",), "folder": tmp_path}
