@@ -199,7 +199,7 @@ def test_an_old_bundle_is_replaced_and_other_things_are_not(workshop: Workshop, 
     }.items():
         with pytest.raises(InputError, match=message):
             export_bundle(original, tmp_path / name)
-    with pytest.raises(ConfigError, match="images = 0: 1 or more"):
+    with pytest.raises(ConfigError, match="images = 0: a whole number from 1"):
         export_bundle(original, tmp_path / "out", images=0)
     shutil.copytree(workshop.bundle("probe"), tmp_path / "out")
     (tmp_path / "out" / "model.onnx").write_bytes(b"broken")

@@ -35,7 +35,7 @@ COMMAND: dict[str, tuple[str, str]] = {
     "zeroshot": ("zeroshot {manifest} --out {out} --set model=tiny-clip", "--set prompts=reference"),
     "trivial": ("trivial {manifest} --out {out}", "--set seed=1"),
     "report": ("report {run} --resamples 100 --out {out}", "--title old"),
-    "audit": ("audit {run} --out {out} --set images=12 --set masks=2", "--set seed=1"),
+    "audit": ("audit {run} --out {out} --set images=12", "--set seed=1"),
     "explain": ("explain {run} {image} --seen --out {out}/e.png", "--seed 1"),
     "export": ("export {run} --out {out}", "--seed 1"),
     "study": ("study {study} --out {out}", "--set seeds=[1]"),

@@ -407,7 +407,8 @@ def test_each_fold_is_trained_once_and_scored_by_itself(
     assert len(trained) == 6
     split = IMAGES.with_columns(fold=[None] * 24, split=["train", "val", "test"] * 8)
     train_folds("baseline", config, dataclasses.replace(context, manifest=split), **work)
-    assert (trained[-1].title, trained[-1].folder) == ("", tmp_path) and not (tmp_path / "fold-0").exists()
+    assert (trained[-1].title, trained[-1].folder) == ("", tmp_path)
+    assert not (tmp_path / "fold-0" / "model").exists() and not (tmp_path / "fold-0" / "metrics.jsonl").exists()
     only = dataclasses.replace(config, only_folds=(2,), classes=("b", "a"))
     again = train_folds("baseline", only, context, **work)
     assert again is not None and set(again.predictions.fold) == {2} and again.predictions.labels.names == ("b", "a")

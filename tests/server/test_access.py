@@ -26,10 +26,8 @@ CLOSED, ALLOWED = (
 
 labels = st.from_regex(r"[a-z]([a-z0-9-]{0,6}[a-z0-9])?", fullmatch=True)
 names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda name: name != "localhost")
-addresses = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(lambda one: f"[{one}]"))
-strangers = st.one_of(names, addresses).filter(
-    lambda host: host[-1].isalpha() or not ipaddress.ip_address(host.strip("[]")).is_loopback
-)
+foreign = st.ip_addresses().filter(lambda one: not one.is_loopback)
+strangers = st.one_of(names, foreign.map(lambda one: f"[{one}]" if one.version == 6 else str(one)))
 own = st.one_of(
     st.just("localhost"),
     st.integers(0, 2**24 - 1).map(lambda low: str(ipaddress.ip_address((127 << 24) + low))),

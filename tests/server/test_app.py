@@ -268,7 +268,7 @@ def test_the_document_s_examples_are_answers_and_every_operation_has_its_refusal
     assert own == set(document["paths"])
     for path in ("/v1/predict", "/v1/explain"):
         found = document["paths"][path]["post"]
-        assert {"200", "400", "403", "404", "408", "413", "415", "422", "429", "500"} == set(found["responses"])
+        assert {"200", "400", "403", "404", "408", "413", "415", "421", "422", "429", "500"} == set(found["responses"])
         for status, response in found["responses"].items():
             assert response["description"]
             assert any("example" in content for content in response["content"].values()), status

@@ -30,6 +30,7 @@ _READ: dict[str, Any] = {
     "ood": False,
     "ood_score": 412.083117,
     "neighbours": None,
+    "remarks": [],
     "error": None,
 }
 _UNREADABLE = dict.fromkeys(_READ) | {"index": 1, "error": "not a PNG, JPEG or DICOM picture"}
