@@ -160,7 +160,7 @@ def test_the_same_anatomy_is_the_same_grey_whatever_else_is_in_the_picture(
 def test_soft_edges_and_noise_of_a_marker_do_not_decide_the_depth(data: st.DataObject, bits: int) -> None:
     plain = np.round(draw_picture(96, 96, seed=data.draw(st.integers(0, 99))) / 255 * (2**bits - 1)).astype(np.uint16)
     marked = plain.astype(float)
-    level = data.draw(st.sampled_from([2 ** (bits + 1), 65535]))
+    level = data.draw(st.sampled_from([2 ** (bits + 2) - 1, 65535]))
     y, x = np.ogrid[:96, :96]
     soft = np.clip(9 - np.hypot(y - 30, x - 60), 0, 1)
     marked = marked * (1 - soft) + soft * level

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,8 +99,6 @@ def embed(
     fingerprint = embeddings_fingerprint(manifest, encoder.description, spec.as_dict())
     agreed = group.first if group else float
     if agreed(is_valid(out, EMBEDDINGS, fingerprint)):
-        with suppress(OSError):  # left by a kill at the very end; a folder that may not be written is only read
-            (out / "progress.json").unlink(missing_ok=True)
         return read_embeddings(out)
     total = len(manifest)
     writer = None

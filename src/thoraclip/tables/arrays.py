@@ -8,6 +8,7 @@ fills such a folder from the first row on; killed at any moment and started agai
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,13 @@ class ImageArrays:
 
 
 def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
-    """True when the folder is finished and was made from exactly this."""
+    """True when the folder is finished and was made from exactly this; what a kill at the very end left there goes."""
     note = kept_json(folder / f"{kind.name}.json")
-    return bool(note.get("fingerprint") == fingerprint and note.get("schema") == kind.schema)
+    is_done = bool(note.get("fingerprint") == fingerprint and note.get("schema") == kind.schema)
+    if is_done:
+        with suppress(OSError):  # a folder that may not be written is only read
+            (folder / "progress.json").unlink(missing_ok=True)
+    return is_done
 
 
 def read_arrays(folder: Path, kind: ArrayKind) -> ImageArrays:
