@@ -31,7 +31,6 @@ from thoraclip.data.splits import assign_groups, independent_groups
 from thoraclip.errors import ThoraclipError
 from thoraclip.evaluation.resampling import resample_weights
 from thoraclip.imaging import decode, fit
-from thoraclip.imaging.decoding import IMAGE_SUFFIXES
 from thoraclip.models.dual_encoder import DualEncoder, load_dual_encoder
 from thoraclip.posthoc.ood import fit_ood
 
@@ -185,7 +184,7 @@ def other_chests(folder: Path) -> Group:
     """Every radiograph of a folder, masks and what cannot be read left out."""
     group = Group([], [])
     for path in sorted(folder.rglob("*")):
-        is_image = path.suffix.lower() in (*IMAGE_SUFFIXES, ".dcm")
+        is_image = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".dcm")
         if not is_image or "mask" in path.parent.name or "lung_only" in str(path):
             continue
         try:

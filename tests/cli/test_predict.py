@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -241,6 +242,11 @@ def test_a_small_install_predicts_and_names_the_extra_of_what_is_missing(folder:
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 13
+    facts, bundle = b"{}", folder.parent / "bundle"
+    bundle.mkdir()
+    (bundle / "bundle.json").write_bytes(facts)
+    (bundle / "SHA256SUMS").write_text(f"{hashlib.sha256(facts).hexdigest()}  bundle.json\n", encoding="utf-8")
+    command = command.replace("'bundle'", repr(str(bundle)))
     done = run_small(f"sys.modules['onnxruntime'] = None\n{command}")
     assert done.returncode == 2
     assert done.stderr == "error: 'onnxruntime' is not installed; mend it with: pip install 'thoraclip[predict]'\n"
