@@ -11,6 +11,7 @@ from __future__ import annotations
 import lzma
 import math
 import stat
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ Expected: TypeAlias = Mapping[str, tuple[str, Shape]]
 MOST_BYTES = 512 << 20
 """Most bytes of all arrays of an NPZ file, and of one of safetensors."""
 _DAMAGED = (
-    ValueError, OSError, EOFError, MemoryError, SyntaxError, TypeError, RuntimeError, KeyError, OverflowError,
+    ValueError, OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError, TypeError, RuntimeError, KeyError, OverflowError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 """What zipfile and NumPy raise on damaged files."""
