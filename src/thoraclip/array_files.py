@@ -34,8 +34,8 @@ Expected: TypeAlias = Mapping[str, tuple[str, Shape]]
 MOST_BYTES = 512 << 20
 """Most bytes of all arrays of an NPZ file, and of one of safetensors."""
 _DAMAGED = (
-    ValueError, OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError, TypeError, RuntimeError, KeyError, OverflowError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    ValueError, OSError, EOFError, MemoryError, SyntaxError, tokenize.TokenError, TypeError, RuntimeError, KeyError,
+    OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 """What zipfile and NumPy raise on damaged files."""
 
