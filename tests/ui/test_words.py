@@ -37,7 +37,7 @@ fenced {BAD}
 def one(**told: Any) -> dict[str, Any]:
     """An image's answer, as the API writes it."""
     usual = {"index": 0, "label": "B", "scores": {"A": 0.25, "B": 0.75}, "set": ["B"], "ood": False, "ood_score": 1.0}
-    return OnePicture(**{**usual, "neighbours": None, "error": None, **told}).model_dump()
+    return OnePicture(**{**usual, "neighbours": None, "remarks": [], "error": None, **told}).model_dump()
 
 
 def about(name: str, labels: list[str], **told: Any) -> dict[str, Any]:
