@@ -70,7 +70,7 @@ def _note_inner_folders(listing: Listing, classes: _Classes, inside: Mapping[str
         command = shlex.join(["thoraclip", "index", str(first), "--out", f"{first.name}.parquet"])
         listing.notes.append(
             f"every class holds the folders {', '.join(sorted(names[0]))}; if these are the classes, index each folder "
-            f"above them ({command}) and join the manifests (thoraclip join)"
+            f"above them ({command}), or all by a table of paths and labels (--csv TABLE.csv)"
         )
 
 
