@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from thoraclip.disk import make_folder, needing_room, writing
 from thoraclip.errors import InputError, why_not_written
+from thoraclip.ranges import bind
 from thoraclip.writing import HELD, end_sets, hidden, real_path, require_file, require_own
 
 if TYPE_CHECKING:
@@ -111,9 +112,8 @@ def writes(
 
         @functools.wraps(function)
         def run(*given: P.args, **named: P.kwargs) -> T:
-            try:
-                bound = signature.bind(*given, **named)
-            except TypeError:
+            bound = bind(signature, given, named)
+            if bound is None:
                 return function(*given, **named)  # which says it by its own name
             bound.apply_defaults()
             out = bound.arguments[argument]

@@ -46,6 +46,7 @@ __all__ = [
     "Weight",
     "Weighting",
     "Workers",
+    "bind",
     "checked",
     "conform",
     "range_text",
@@ -253,9 +254,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def run(*given: P.args, **named: P.kwargs) -> T:
-        try:
-            bound = signature.bind(*given, **named)
-        except TypeError:
+        bound = bind(signature, given, named)
+        if bound is None:
             return function(*given, **named)  # which says it by its own name
         for name, value in bound.arguments.items():
             if value is not None:
@@ -263,6 +263,14 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         return function(*bound.args, **bound.kwargs)
 
     return run
+
+
+def bind(signature: inspect.Signature, given: Sequence[Any], named: Mapping[str, Any]) -> inspect.BoundArguments | None:
+    """The arguments of a call by name; `None` where they do not fit the function."""
+    try:
+        return signature.bind(*given, **named)
+    except TypeError:
+        return None
 
 
 def _checked(name: str, value: Any, kind: str) -> Any:

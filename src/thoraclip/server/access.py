@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,6 +35,7 @@ _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([1-9][0-9]{0,
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")  # an address or nothing in a URL (WHATWG)
 _LONGEST = 253
+T = TypeVar("T")
 
 
 class _Place(NamedTuple):
@@ -61,22 +62,24 @@ def host_name(text: str) -> str | None:
 
 def allowed_hosts(names: Collection[str]) -> frozenset[str]:
     """Names as `host_name` gives them; raises ConfigError for what is none."""
-    hosts = {text: host_name(text) for text in names}
-    for text, host in hosts.items():
-        if host is None:
-            rule = "must be the name or address of a host, without scheme, port or wildcard"
-            raise ConfigError(f"--allow-host: {text!r}: {rule}; write it as xray.example.org")
-    return frozenset(host for host in hosts.values() if host)
+    rule = "must be the name or address of a host, without scheme, port or wildcard; write it as xray.example.org"
+    return frozenset(_each(names, host_name, f"--allow-host: {{!r}}: {rule}"))
 
 
 def allowed_origins(texts: Collection[str]) -> frozenset[str]:
     """Origins as browsers write them; raises ConfigError for what is none."""
-    origins = {text: _origin(text) for text in texts}
-    for text, origin in origins.items():
-        if origin is None:
-            rule = "must be the scheme, host and port of a page, without a path or wildcard"
-            raise ConfigError(f"--allow-origin: {text!r}: {rule}; write it as https://app.example.org")
-    return frozenset(_written(*origin) for origin in origins.values() if origin)
+    rule = (
+        "must be the scheme, host and port of a page, without a path or wildcard; write it as https://app.example.org"
+    )
+    return frozenset(_written(*origin) for origin in _each(texts, _origin, f"--allow-origin: {{!r}}: {rule}"))
+
+
+def _each(texts: Collection[str], read: Callable[[str], T | None], message: str) -> Iterator[T]:
+    for text in texts:
+        value = read(text)
+        if value is None:
+            raise ConfigError(message.format(text))
+        yield value
 
 
 def not_named(name: str) -> str:
