@@ -16,10 +16,11 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain, islice, zip_longest
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from thoraclip.errors import ManifestError, did_you_mean, first_line
@@ -27,7 +28,7 @@ from thoraclip.spelling import tidy
 from thoraclip.spreadsheets import MARK, restore
 from thoraclip.textfiles import WESTERN, encoding_of, lines_of, opened
 
-__all__ = ["UNKNOWN", "Delimited", "Row", "TablePaths", "number", "read_delimited"]
+__all__ = ["UNKNOWN", "Delimited", "Row", "TablePaths", "name_finder", "number", "read_delimited"]
 
 UNKNOWN = frozenset(("", "na", "n/a", "#n/a", "nan", "<na>", "none", "null", "unknown"))
 """Cells, in lower case, that say that a value is not known."""
@@ -218,7 +219,7 @@ class TablePaths:
     """Paths as tables write them -> paths below a folder: `a\\b.png`, `C:\\data\\a\\b.png`, other Unicode forms."""
 
     def __init__(self, root: Path) -> None:
-        self._root, self._above = str(root), list[tuple[str, ...]]()
+        self._root, self._above, self._find = str(root), list[tuple[str, ...]](), name_finder(root)
 
     def __call__(self, text: str, where: str) -> str:
         """The path of the table that has a file, else the likeliest; it may be absolute, or lead out by `..`.
@@ -231,10 +232,10 @@ class TablePaths:
         if windows.drive:
             return self._below(windows, text, where)
         plain = text.replace("\\", "/")
-        forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+        forms = [plain]
         if re.search("[\udc80-\udcff]", plain):  # bytes that are not UTF-8
             forms.append(os.fsencode(plain).decode(WESTERN, "ignore"))
-        found = next((form for form in dict.fromkeys(forms) if self._has(form)), None)
+        found = next((form for form in map(self._find, forms) if self._has(form)), None)
         if found is None and re.search(r"[\r\n]", text):
             raise ManifestError(f"{where}: path {text[:80]!r} holds a line break and no such file; a quote is missing")
         return found or plain
@@ -250,7 +251,7 @@ class TablePaths:
         parts = path.parts
         for above in self._above:
             if parts[: len(above)] == above:
-                return "/".join(parts[len(above) :])
+                return self._find("/".join(parts[len(above) :]))
         for start in range(1, len(parts)):
             if self._has("/".join(parts[start:])):
                 self._above.append(parts[:start])
@@ -259,3 +260,35 @@ class TablePaths:
             f"{where}: path '{text}' is of another machine, and no end of it is a file below {self._root}; "
             "give paths below that folder"
         )
+
+
+def name_finder(root: Path) -> Callable[[str], str]:
+    """path -> the path of that file below the root as it is written on disk: the path itself where it exists, else the
+    one that differs only in its Unicode form (composed or decomposed accents), where there is one alone."""
+
+    @lru_cache(maxsize=64)
+    def names(folder: str) -> dict[str, list[str]]:
+        known: dict[str, list[str]] = {}
+        for name in _names(folder):
+            known.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        return known
+
+    def find(path: str) -> str:
+        if path.isascii() or os.path.lexists(root / path):
+            return path
+        parts: list[str] = []
+        for part in PurePosixPath(path).parts:
+            same = names(os.fspath(root.joinpath(*parts))).get(unicodedata.normalize("NFC", part), [])
+            if part not in same and len(same) != 1:
+                return path
+            parts.append(part if part in same else same[0])
+        return "/".join(parts)
+
+    return find
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except OSError:
+        return []

@@ -18,7 +18,7 @@ from tests.imaging.test_names import FOREIGN, LITTER, READ
 
 from thoraclip.data.index import IndexResult, index, list_images, write_index_report
 from thoraclip.data.layouts import detect_layout, find_layout
-from thoraclip.data.layouts.listing import name_finder
+from thoraclip.delimited import name_finder
 from thoraclip.errors import InputError, ManifestError
 from thoraclip.imaging.listing import walk
 

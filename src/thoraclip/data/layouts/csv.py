@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, name_finder, split_name, split_path, utf8
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_name, split_path, utf8
 from thoraclip.delimited import UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
 from thoraclip.imaging.dicom import PER_YEAR
@@ -71,9 +71,9 @@ def find_csv(
         raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
     table = read_delimited(csv_file)
     chosen = _chosen_columns(columns or {}, table)
-    paths, find, earlier = TablePaths(root), name_finder(root), _Earlier(listing)
+    paths, earlier = TablePaths(root), _Earlier(listing)
     for record in table:
-        row = _row(listing, record, chosen, paths, find)
+        row = _row(listing, record, chosen, paths)
         if row is not None and not earlier.has(row, record):
             listing.rows.append(row)
     if not earlier.lines and not listing.set_aside:
@@ -154,9 +154,7 @@ def _list_others(listing: Listing, csv_file: Path) -> None:
     listing.not_in_table += [(utf8(folder), files) for folder, files in counts.items()]
 
 
-def _row(
-    listing: Listing, record: Row, chosen: dict[str, str], paths: TablePaths, find: Callable[[str], str]
-) -> dict[str, Any] | None:
+def _row(listing: Listing, record: Row, chosen: dict[str, str], paths: TablePaths) -> dict[str, Any] | None:
     """What a row says of its image; `None` where it has no path, which is noted."""
     root, where = listing.root, record.where
     values = {name: _known(record.cells[column]) for name, column in chosen.items()}
@@ -171,7 +169,7 @@ def _row(
         for k, v in record.cells.items()
         if k not in chosen.values()
     }
-    row |= values | {"path": find(path), "image_id": tidy(values.get("image_id") or path) or path}
+    row |= values | {"path": path, "image_id": tidy(values.get("image_id") or path) or path}
     if "|" in (values["label"] or ""):
         raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
     if re.search(r"[\r\n]", values["label"] or ""):
@@ -191,7 +189,7 @@ def _row(
     row["age_years"] = _age(listing, values.get("age_years"), where)
     for name in ("lung_mask", "infection_mask"):
         if row.get(name):
-            row[name] = _mask(listing, find(paths(row[name], where)), where)
+            row[name] = _mask(listing, paths(row[name], where), where)
     return row
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from thoraclip.errors import InputError, printable
@@ -15,7 +13,7 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "list_files", "name_finder", "require_folder", "split_name", "split_path", "utf8",
+    "Listing", "folders_above", "list_files", "require_folder", "split_name", "split_path", "utf8",
 ]  # fmt: skip
 
 _SPLIT_WORDS = {
@@ -106,35 +104,3 @@ def split_name(word: str | None) -> str | None:
     """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
     plain = (word or "").strip().lower()
     return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
-
-
-def name_finder(root: Path) -> Callable[[str], str]:
-    """path -> the path of that file below the root as it is written on disk: the path itself where it exists, else the
-    one that differs only in its Unicode form (composed or decomposed accents), where there is one alone."""
-
-    @lru_cache(maxsize=64)
-    def names(folder: str) -> dict[str, list[str]]:
-        known: dict[str, list[str]] = {}
-        for name in _names(folder):
-            known.setdefault(unicodedata.normalize("NFC", name), []).append(name)
-        return known
-
-    def find(path: str) -> str:
-        if path.isascii() or os.path.lexists(root / path):
-            return path
-        parts: list[str] = []
-        for part in PurePosixPath(path).parts:
-            same = names(os.fspath(root.joinpath(*parts))).get(unicodedata.normalize("NFC", part), [])
-            if part not in same and len(same) != 1:
-                return path
-            parts.append(part if part in same else same[0])
-        return "/".join(parts)
-
-    return find
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208
-    except OSError:
-        return []
