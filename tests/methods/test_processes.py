@@ -212,9 +212,9 @@ def test_interrupted_and_continued_two_processes_give_the_run_of_one(
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert first.stderr.startswith("finetune: 2 processes\n")
     assert (second.stdout, second.stderr) == ("", "")
-    ranks = [line.split()[0] for line in changes.read_text().splitlines()]
-    assert len(ranks) > 20
-    assert set(ranks) == {"0"}, "only the first process writes"
+    lines = changes.read_text().splitlines()
+    assert len(lines) > 20
+    assert not [line for line in lines if not line.startswith("0 ")], "only the first process writes"
 
     draw_plainly(monkeypatch)
     one = tmp_path / "one"

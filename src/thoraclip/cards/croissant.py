@@ -7,6 +7,7 @@ citation.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import glob
 import re
@@ -160,7 +161,7 @@ def croissant_record(
         "sha256": file_sha256(manifest_file),
     }
     return {
-        "@context": _CONTEXT,
+        "@context": copy.deepcopy(_CONTEXT),
         "@type": "sc:Dataset",
         "conformsTo": ["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
         "name": settings.name or f"Chest X-ray images (name {NOT_STATED})",

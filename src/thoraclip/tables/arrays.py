@@ -23,6 +23,7 @@ from thoraclip.array_files import Shape, open_npy
 from thoraclip.documents import kept_json, read_json
 from thoraclip.dtypes import Ints
 from thoraclip.errors import InputError, ManifestError, MismatchError
+from thoraclip.locks import is_main_process
 from thoraclip.runs import make_folder, needing_room, remove_file, take_room, write_json
 from thoraclip.shapes import check, table, text, whole
 from thoraclip.tables.manifest import Manifest
@@ -96,7 +97,7 @@ def is_valid(folder: Path, kind: ArrayKind, fingerprint: str) -> bool:
     """True when the folder is finished and was made from exactly this; what a kill at the very end left there goes."""
     note = kept_json(folder / f"{kind.name}.json")
     is_done = bool(note.get("fingerprint") == fingerprint and note.get("schema") == kind.schema)
-    if is_done:
+    if is_done and is_main_process():
         with suppress(OSError):  # a folder that may not be written is only read
             (folder / "progress.json").unlink(missing_ok=True)
     return is_done

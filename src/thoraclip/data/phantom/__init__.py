@@ -235,6 +235,7 @@ def _claim_folder(root: Path, config: dict[str, Any]) -> None:
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: is a file, not a folder; name a new or empty folder")
     note = root / "phantoms.json"
+    remove_leftovers(root)
     if not note.is_file():
         if root.is_dir() and not is_empty(root):
             raise InputError(f"{root}: is not empty and not a phantom folder; name a new or empty folder")
