@@ -106,6 +106,12 @@ def test_anyones_csv_in_any_column_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.scores, [[0.25, 0.75], [1, 0]])
 
 
+def test_a_class_may_have_the_name_of_an_unknown_value(tmp_path: Path) -> None:
+    text = "image_id,label,score_NA,score_-,patient\n1,NA,1,0,-\n2,-,0,1,p\n3,nan,0,1,NA\n"
+    found = from_csv(tmp_path, text)
+    assert found.target.tolist() == [0, 1, -1] and found.patient == (None, "p", None)
+
+
 def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
     assert len(from_csv(tmp_path, "image_id,label,score_a,score_b,score_c\n1,a,0.333,0.333,0.3335\n")) == 1
 

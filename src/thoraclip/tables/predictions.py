@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from thoraclip.delimited import UNKNOWN, number, read_delimited
+from thoraclip.delimited import NO_VALUE, UNKNOWN, number, read_delimited
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line, named
 from thoraclip.labels import LabelSet
@@ -185,11 +185,14 @@ def _read_csv(path: Path) -> pa.Table:
     source = read_delimited(path)
     ours = {source.column(name) or name: name for name in _TEXTS}
     columns: dict[str, list[Any]] = {ours.get(name, name): [] for name in source.header}
+    classes = {name.removeprefix(_SCORE) for name in source.header if name.startswith(_SCORE)}
     lines: dict[str | None, int] = {}
     for row in source:
         for name, cell in row.cells.items():
             column = ours.get(name, name)
-            columns[column].append(_score(cell, name, row.where) if name.startswith(_SCORE) else _text(column, cell))
+            columns[column].append(
+                _score(cell, name, row.where) if name.startswith(_SCORE) else _text(column, cell, classes)
+            )
         image_id = columns["image_id"][-1] if "image_id" in columns else None
         if image_id and lines.setdefault(image_id, row.line) != row.line:
             where = f"{path}:{row.line}"
@@ -210,10 +213,11 @@ def _score(cell: str | None, column: str, where: str) -> float:
     return float("nan") if value is None else value
 
 
-def _text(column: str, cell: str | None) -> str | None:
+def _text(column: str, cell: str | None, classes: Collection[str]) -> str | None:
     """Tidy where it is a label or an id; an unknown one is null, but for a class of that name."""
-    is_unknown = not cell or (column != "image_id" and cell.lower() in UNKNOWN - {"none", "unknown"})
-    return None if is_unknown or cell is None else tidy(cell)
+    unknown = {"label": UNKNOWN - {"none", "unknown"}, "image_id": {""}}.get(column, NO_VALUE)
+    text = tidy(cell or "")
+    return None if text.lower() in unknown and not (column == "label" and text in classes) else text
 
 
 def _from_table(table: pa.Table) -> Predictions:
