@@ -74,8 +74,7 @@ def parse_condition(text: str) -> Condition:
     try:
         return Condition(text, ast.parse(_with_double_equals(text.strip()), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
-        place = getattr(error, "text", None) or text
-        raise ConfigError(f"--where '{place.strip()[:200]}': not a condition; {_EXAMPLE}") from error
+        raise ConfigError(f"--where '{text.strip()[:200]}': not a condition; {_EXAMPLE}") from error
 
 
 def _with_double_equals(text: str) -> str:
@@ -140,8 +139,9 @@ def _as_numbers(column: pa.ChunkedArray, word: Any, name: str) -> tuple[pa.Chunk
     """A column, whose text must be numbers, and the number that it is compared with; raises ConfigError."""
     if type(word) not in (int, float):
         raise ConfigError(f"--where: '{name}' is compared with '{word}'; only numbers have an order")
+    held = column.type if pa.types.is_floating(column.type) else pa.float64()  # 80.1 is another number as f32
     try:
-        return column.cast(pa.float64()), float(word)
+        return column.cast(pa.float64()), pa.scalar(float(word)).cast(held).as_py()
     except (pa.ArrowException, OverflowError) as error:
         raise ConfigError(f"--where: column '{name}' holds {column.type}; only numbers have an order") from error
 
