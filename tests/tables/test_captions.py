@@ -162,6 +162,7 @@ def test_another_kind_of_file_is_refused(manifest: Manifest, tmp_path: Path) -> 
     write_manifest(tmp_path / "m.parquet", manifest)
     with pytest.raises(ManifestError, match=r"m.parquet: holds manifest, not captions"):
         read_captions(tmp_path / "m.parquet")
+    (tmp_path / "c.json").touch()
     with pytest.raises(InputError, match=r"c.json: captions end in .parquet or .csv"):
         read_captions(tmp_path / "c.json")
     for name in ("c.parquet", "c.csv"):

@@ -158,6 +158,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_predictions(tmp_path / "none.csv")
     with pytest.raises(InputError, match=r"none\.parquet: no such predictions file"):
         read_predictions(tmp_path / "none.parquet")
+    with pytest.raises(InputError, match="none: no such predictions file; name an existing one .*, or a run folder"):
+        read_predictions(tmp_path / "none")
+    (tmp_path / "p.xlsx").touch()
     with pytest.raises(InputError, match=r"p\.xlsx: predictions end in \.parquet or \.csv"):
         read_predictions(tmp_path / "p.xlsx")
     (tmp_path / "text.parquet").write_text("no")

@@ -126,6 +126,8 @@ def read_captions(path: Path | str) -> Captions:
         ManifestError: a column is missing, or a row does not follow the schema; see `Captions`.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(f"{path}: captions end in .parquet or .csv; rename or convert the file")
     try:
@@ -145,8 +147,6 @@ def _read_parquet(path: Path) -> Captions:
 
 
 def _read_csv(path: Path) -> Captions:
-    if not path.is_file():
-        raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
     table = read_delimited(path)
     image_id, caption = table.need("image_id"), table.need("caption")
     rows = [(row.cells[image_id] or "", row.cells[caption] or "") for row in table]

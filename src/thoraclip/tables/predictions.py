@@ -163,6 +163,8 @@ def read_predictions(path: Path | str) -> Predictions:
         if is_run and not (path / "done.json").is_file():
             raise InputError(f"{path}: its run has not ended; run the same command again, or name the file itself")
         path = path / "predictions.parquet"
+    if not path.is_file():
+        raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv), or a run folder")
     if path.suffix == ".csv":
         table = _read_csv(path)
     elif path.suffix == ".parquet":
@@ -180,8 +182,6 @@ _COLUMNS = ("image_id", "label", "split", "fold", "patient")
 
 def _read_csv(path: Path) -> pa.Table:
     """The table of a CSV file, with numbers as f64; `_from_table` checks it."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv)")
     source = read_delimited(path)
     ours = {source.column(name) or name: name for name in _TEXTS}
     columns: dict[str, list[Any]] = {ours.get(name, name): [] for name in source.header}
