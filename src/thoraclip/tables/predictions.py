@@ -177,9 +177,6 @@ def read_predictions(path: Path | str) -> Predictions:
         raise ManifestError(named(path, error)) from error
 
 
-_COLUMNS = ("image_id", "label", "split", "fold", "patient")
-
-
 def _read_csv(path: Path) -> pa.Table:
     """The table of a CSV file, with numbers as f64; `_from_table` checks it."""
     source = read_delimited(path)
@@ -225,7 +222,7 @@ def _from_table(table: pa.Table) -> Predictions:
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"column '{name}' stands there twice; keep one")
-        if pa.types.is_nested(table[name].type) and name in _COLUMNS:
+        if pa.types.is_nested(table[name].type) and name in _TEXTS:
             raise ManifestError(f"column '{name}' holds {table[name].type}, not one value a row; write it so")
     for needed in ("image_id", "label"):
         if needed not in names:
