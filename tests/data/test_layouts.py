@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout, split_name
+from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import is_image_name
+from thoraclip.spelling import split_name
 
 JOINED = "joined: 1 pictures of the infection tree repeat the lung tree's; one row each"
 HEADER = "path,label,view\n"
@@ -287,6 +288,7 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
     ("text", "columns", "message"),
     [
         ("path,label\n1.png,A|B\n", {}, "table.csv:2: label 'A|B' names several classes; keep one per image"),
+        ("path,label\n1.png,A\n2.png,B b\n3.png,B b; A\n", {}, "table.csv: label 'B b; A' names several classes"),
         ("path,label,split\n1.png,A,later\n", {}, "table.csv:2: split 'later' is unknown; use train, val or test"),
         (
             "path,label,note\n1.png,A,x, y\n",

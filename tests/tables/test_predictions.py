@@ -112,6 +112,12 @@ def test_a_class_may_have_the_name_of_an_unknown_value(tmp_path: Path) -> None:
     assert found.target.tolist() == [0, 1, -1] and found.patient == (None, "p", None)
 
 
+def test_splits_have_the_words_of_tables(tmp_path: Path) -> None:
+    rows = "".join(f"{i},a,{word},0,1\n" for i, word in enumerate(["Train", "valid", "TEST", "holdout", ""]))
+    found = from_csv(tmp_path, f"image_id,label,split,score_a,score_b\n{rows}")
+    assert found.split == ("train", "val", "test", "holdout", None)
+
+
 def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
     assert len(from_csv(tmp_path, "image_id,label,score_a,score_b,score_c\n1,a,0.333,0.333,0.3335\n")) == 1
 

@@ -16,7 +16,7 @@ from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line, named
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, fold_file
-from thoraclip.spelling import loose, tidy
+from thoraclip.spelling import loose, split_name, tidy
 from thoraclip.spreadsheets import MARK, protect
 from thoraclip.tables.foreign import as_type
 from thoraclip.tables.store import open_table, require_rows, write_table
@@ -252,7 +252,7 @@ def _from_table(table: pa.Table) -> Predictions:
         image_id=tuple(value or "" for value in texts["image_id"]),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
         scores=np.stack([_numbers(table, name) for name in score_columns], axis=1),
-        split=tuple(texts.get("split", [None] * n)),
+        split=tuple(split_name(split) or split for split in texts.get("split", [None] * n)),
         fold=tuple(None if value is None else int(value) for value in folds),
         patient=tuple(texts.get("patient", [None] * n)),
     )

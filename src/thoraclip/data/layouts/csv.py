@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_name, split_path, utf8
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path, utf8
 from thoraclip.delimited import NO_VALUE, UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging.dicom import PER_YEAR
 from thoraclip.imaging.names import SYSTEM
-from thoraclip.spelling import loose, tidy
+from thoraclip.spelling import loose, split_name, tidy
 from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
 __all__ = ["COLUMN_SETTINGS", "find_csv"]
@@ -84,6 +84,11 @@ def find_csv(
             listing.rows.append(row)
     if not earlier.lines and not listing.set_aside:
         raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
+    labels = {row["label"] for row in listing.rows}
+    for label in sorted(filter(None, labels)):
+        parts = re.findall(r"[^;,/+&\[\]'\"]+", label)
+        if len(parts) > 1 and labels.issuperset(filter(None, map(tidy, parts))):
+            raise ManifestError(f"{csv_file}: label '{label}' names several classes; keep one per image")
     listing.notes += table.notes
     for note, rows in unclear.items():
         more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
