@@ -14,7 +14,7 @@ from tests.conftest import Capture, examples
 
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError, ManifestError, ThoraclipError
-from thoraclip.tables.conditions import parse_condition
+from thoraclip.tables.conditions import condition_truth
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 VIEWS = ("PA", "AP", "left lateral")
@@ -91,7 +91,7 @@ def test_a_condition_is_true_where_the_oracle_says_so(node: tuple[Any, ...], row
     table = pa.table(
         {"view": pa.array([r[0] for r in rows]), "age_years": pa.array([r[1] for r in rows], pa.float32())}
     )
-    found = parse_condition(text(node)).truth(table).to_pylist()
+    found = condition_truth(text(node), table).to_pylist()
     assert found == [oracle(node, {"view": view, "age_years": age}) for view, age in rows]
 
 
@@ -100,7 +100,7 @@ def test_a_condition_is_true_where_the_oracle_says_so(node: tuple[Any, ...], row
 def test_any_other_text_is_refused_in_one_line(where: str) -> None:
     table = pa.table({"view": ["PA"], "age_years": pa.array([3.0], pa.float32())})
     try:
-        parse_condition(where).truth(table)
+        condition_truth(where, table)
     except ThoraclipError as error:
         assert isinstance(error, ConfigError | ManifestError)
         assert len(str(error)) < 600
@@ -144,23 +144,23 @@ def test_what_does_not_fit_is_named(where: str, rule: str | None) -> None:
         }
     )
     if rule is None:
-        parse_condition(where).truth(table)
+        condition_truth(where, table)
     else:
         with pytest.raises(ThoraclipError, match="--where|manifest:") as caught:
-            parse_condition(where).truth(table)
+            condition_truth(where, table)
         assert rule in str(caught.value)
 
 
 def test_a_decimal_is_compared_as_the_column_holds_it() -> None:
     table = pa.table({"age_years": pa.array([80.1, 0.1, None], pa.float32())})
-    assert parse_condition("age_years >= 80.1").truth(table).to_pylist() == [True, False, None]
-    assert parse_condition("age_years <= 0.1").truth(table).to_pylist() == [False, True, None]
+    assert condition_truth("age_years >= 80.1", table).to_pylist() == [True, False, None]
+    assert condition_truth("age_years <= 0.1", table).to_pylist() == [False, True, None]
 
 
 def test_text_that_holds_numbers_has_an_order() -> None:
     table = pa.table({"offset": ["3", None, "10"], "Finding Labels": ["a b", "c", "c"]})
-    assert parse_condition("offset >= 3").truth(table).to_pylist() == [True, None, True]
-    assert parse_condition("offset >= 4 or 'Finding Labels' = \"a b\"").truth(table).to_pylist() == [True, None, True]
+    assert condition_truth("offset >= 3", table).to_pylist() == [True, None, True]
+    assert condition_truth("offset >= 4 or 'Finding Labels' = \"a b\"", table).to_pylist() == [True, None, True]
 
 
 def test_the_command_notes_what_was_asked(tmp_path: Path, capsys: Capture) -> None:
