@@ -222,8 +222,6 @@ def _from_table(table: pa.Table) -> Predictions:
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"column '{name}' stands there twice; keep one")
-        if pa.types.is_nested(table[name].type) and name in _TEXTS:
-            raise ManifestError(f"column '{name}' holds {table[name].type}, not one value a row; write it so")
     for needed in ("image_id", "label"):
         if needed not in names:
             raise ManifestError(f"column '{needed}' is missing; found: {', '.join(names)}")
@@ -231,7 +229,7 @@ def _from_table(table: pa.Table) -> Predictions:
     if len(score_columns) < 2:
         raise ManifestError(f"needs a column {_SCORE}<class> for two classes or more; found: {', '.join(names)}")
     labels = LabelSet(tuple(name.removeprefix(_SCORE) for name in score_columns))
-    texts = {name: _known_texts(table, name) for name in _TEXTS if name in names and name != "fold"}
+    texts = {name: _values(table, name, pa.string(), "text") for name in _TEXTS if name in names and name != "fold"}
     given = texts["label"]
     missing = sorted({label for label in given if label is not None} - {*labels.names})
     if missing:
@@ -239,6 +237,7 @@ def _from_table(table: pa.Table) -> Predictions:
         raise ManifestError(
             f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; {like}add it"
         )
+    scores = [_values(table, name, pa.float64(), "numbers in [0, 1]") for name in score_columns]
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
@@ -251,26 +250,19 @@ def _from_table(table: pa.Table) -> Predictions:
         labels=labels,
         image_id=tuple(value or "" for value in texts["image_id"]),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
-        scores=np.stack([_numbers(table, name) for name in score_columns], axis=1),
+        scores=np.ascontiguousarray(np.array(scores, dtype=np.float64).T),
         split=tuple(split_name(split) or split for split in texts.get("split", [None] * n)),
         fold=tuple(None if value is None else int(value) for value in folds),
         patient=tuple(texts.get("patient", [None] * n)),
     )
 
 
-def _known_texts(table: pa.Table, name: str) -> list[str | None]:
-    """A column as text, by values that mean the same; raises ManifestError for other types."""
-    try:
-        return list(as_type(table[name], pa.string()).to_pylist())
-    except (pa.ArrowException, ValueError) as error:
-        raise ManifestError(f"column '{name}' holds {table[name].type}, not text ({first_line(error)})") from error
-
-
-def _numbers(table: pa.Table, name: str) -> Floats:
+def _values(table: pa.Table, name: str, kind: pa.DataType, rule: str) -> list[Any]:
+    """A column in another type, by values that mean the same; raises ManifestError for a column of others."""
     try:  # as a list: PyArrow's own conversion of nulls loads pandas where it is installed, 0.3 s
-        return np.array(table[name].cast(pa.float64()).to_pylist(), dtype=np.float64)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise ManifestError(f"column '{name}' holds a value that is not a number; scores lie in [0, 1]") from error
+        return list(as_type(table[name], kind).to_pylist())
+    except (pa.ArrowException, ValueError) as error:
+        raise ManifestError(f"column '{name}' holds {table[name].type}, not {rule} ({first_line(error)})") from error
 
 
 def read_validation(run: Path) -> tuple[Predictions, ...]:
