@@ -96,14 +96,6 @@ class Captions:
                 raise MismatchError(f"captions: {len(images)} {problem.format(images[0])}")
         return np.array([position[i] for i in wanted], dtype=np.int64)
 
-    def texts_for(self, manifest: Manifest, rows: Ints) -> list[str]:
-        """The text of each of the manifest's rows; raises as `rows_for` does."""
-        return [self.text[row] for row in self.rows_for(manifest, rows)]
-
-    def labelled_for(self, manifest: Manifest, rows: Ints) -> list[bool]:
-        """Whether the class stands in the text of each of the manifest's rows; raises as `rows_for` does."""
-        return [self.with_label[row] for row in self.rows_for(manifest, rows)]
-
 
 def append_label(text: str, label: str) -> str:
     """A caption that tells the class, in the reference study's form."""
