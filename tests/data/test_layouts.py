@@ -288,7 +288,7 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
     ("text", "columns", "message"),
     [
         ("path,label\n1.png,A|B\n", {}, "table.csv:2: label 'A|B' names several classes; keep one per image"),
-        ("path,label\n1.png,A\n2.png,B b\n3.png,B b; A\n", {}, "table.csv: label 'B b; A' names several classes"),
+        ("path,label\n1.png,A\n2.png,B b\n3.png,B b; A\n", {}, "table.csv:4: label 'B b; A' names several classes"),
         ("path,label,split\n1.png,A,later\n", {}, "table.csv:2: split 'later' is unknown; use train, val or test"),
         (
             "path,label,note\n1.png,A,x, y\n",

@@ -142,8 +142,14 @@ def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
         ("image_id,label,score_a,score_b\n1,a,high,0.5\n", "column 'score_a' holds a value that is not a number"),
         ("image_id,label,score_a,score_b\n7,a,0.5,0.5\n7,b,0.5,0.5\n", ":3: image_id '7' is repeated from line 2"),
         ("image_id,label,score_a,score_b\n1,a,0.5,0.5\n,b,0.5,0.5\n", "row 2 has no image_id"),
-        ("image_id,label,fold,score_a,score_b\n1,a,x,0.5,0.5\n", "column 'fold' holds 'x'; folds are whole numbers"),
-        ("image_id,label,fold,score_a,score_b\n1,a,0.7,0.5,0.5\n", "column 'fold' holds '0.7'"),
+        (
+            "image_id,label,fold,score_a,score_b\n1,a,x,0.5,0.5\n",
+            "column 'fold' holds string, not whole numbers ('x' is no number)",
+        ),
+        (
+            "image_id,label,fold,score_a,score_b\n1,a,0.7,0.5,0.5\n",
+            "column 'fold' holds string, not whole numbers (Float value 0.7",
+        ),
         ("image_id,image_id,label,score_a,score_b\n1,1,a,0.5,0.5\n", "column 'image_id' stands there twice"),
         ("image_id,label,score_a,score_a\n1,a,0.5,0.5\n", "column 'score_a' stands there twice"),
         ("image_id,label,score_a,score_b\n", "no rows"),

@@ -241,18 +241,14 @@ def _from_table(table: pa.Table) -> Predictions:
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
-    fold = table["fold"].to_pylist() if "fold" in names else [None] * n
-    folds = [number(value) if isinstance(value, str) else value for value in fold]
-    for value, given_fold in zip(folds, fold, strict=True):
-        if given_fold is not None and (not isinstance(value, int | float) or value != value // 1):
-            raise ManifestError(f"column 'fold' holds '{given_fold}'; folds are whole numbers")
+    folds = _values(table, "fold", pa.int32(), "whole numbers") if "fold" in names else [None] * n
     return Predictions(
         labels=labels,
         image_id=tuple(value or "" for value in texts["image_id"]),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
         scores=np.ascontiguousarray(np.array(scores, dtype=np.float64).T),
         split=tuple(split_name(split) or split for split in texts.get("split", [None] * n)),
-        fold=tuple(None if value is None else int(value) for value in folds),
+        fold=tuple(folds),
         patient=tuple(texts.get("patient", [None] * n)),
     )
 

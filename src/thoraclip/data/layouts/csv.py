@@ -84,11 +84,12 @@ def find_csv(
             listing.rows.append(row)
     if not earlier.lines and not listing.set_aside:
         raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
-    labels = {row["label"] for row in listing.rows}
-    for label in sorted(filter(None, labels)):
-        parts = re.findall(r"[^;,/+&\[\]'\"]+", label)
-        if len(parts) > 1 and labels.issuperset(filter(None, map(tidy, parts))):
-            raise ManifestError(f"{csv_file}: label '{label}' names several classes; keep one per image")
+    classes = {row["label"]: row["path"] for row in reversed(listing.rows) if row["label"]}
+    for label, path in classes.items():
+        parts = re.findall(r"[^|;,\[\]'\"]+", label)
+        if "|" in label or (len(parts) > 1 and classes.keys() >= set(filter(None, map(tidy, parts)))):
+            line = earlier.lines[f"path '{path}'"][0]
+            raise ManifestError(f"{csv_file}:{line}: label '{label}' names several classes; keep one per image")
     listing.notes += table.notes
     for note, rows in unclear.items():
         more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
@@ -184,8 +185,6 @@ def _row(
         if k not in chosen.values()
     }
     row |= values | {"path": path, "image_id": tidy(values.get("image_id") or path) or path}
-    if "|" in (values["label"] or ""):
-        raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
     if re.search(r"[\r\n]", values["label"] or ""):
         raise ManifestError(
             f"{where}: label {values['label']!r} holds a line break; a quote is missing, or one too many"
