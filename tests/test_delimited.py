@@ -148,7 +148,13 @@ def test_damage_gives_one_line_and_never_another_error(tmp_path: Path, data: st.
         ("path,label\na,норма\n".encode("cp1251"), ":2: no Western text"),
         (b"\xef\xbb\xbfpath,label\na,\xe9\n", ":2: not UTF-8 (byte 0xe9); save"),
         ("path,label\na,b\n".encode("utf-16")[:-1], ":2: not UTF-16"),
-        (b"PK\x03\x04rest", ": holds an Excel workbook or ZIP archive, not text"),
+        (b"PK\x03\x04rest", ": holds an Excel workbook or ZIP archive, not CSV"),
+        (b'[\n {"path": "a", "label": "b"}\n]', ": holds JSON, not CSV; save the table again as CSV"),
+        (b'\xef\xbb\xbf{"path": ["a"]}', ": holds JSON, not CSV"),
+        (b"<!DOCTYPE html><table>", ": holds HTML or XML, not CSV"),
+        ("path,label\na,Lungenentzündung\n".encode("mac_roman"), ":2: not UTF-8 (byte 0x9f); in Windows-1252, line 2: no Western"),
+        ("path,label\na,größer\n".encode("cp850"), ":2: not UTF-8 (byte 0x94); in Windows-1252, line 2: no Western text"),
+        (b'"path","label"\n"1","a","b"\n', "from 'b' on; put quotes around cells that hold the separator, and a name"),
         (b'path,label\n"a,b\nc,d\n', ":2: a quote is opened and never closed"),
         (b'path,label\n\n"a"x,b\n', ":3: text stands after a closed quote"),
         (b'path,label\n"' + b"a" * 200_000 + b'",b\n', ":2: a cell of more than 131072 characters"),
@@ -176,6 +182,9 @@ def test_headers_are_found_by_case_and_rows_that_end_early_are_noted(tmp_path: P
     assert table.notes == [f"{table.path}: 1 rows end early, first line 3; their last cells are unknown"]
     with pytest.raises(ManifestError, match="no column 'split'; known: Label, PATH, age, column 3; name it so"):
         table.need("split")
+    for no_names in ("# made in 2020\npath,label\n", "path^label\n", "covid/1.png,covid\n", "a,1.5\n"):
+        with pytest.raises(ManifestError, match="no column 'label'; .*; the first line must hold the names of the col"):
+            read_delimited(write(tmp_path, no_names)).need("label")
     twice = read_delimited(write(tmp_path, "Path,PATH\na,b\n"))
     with pytest.raises(ManifestError, match=r"columns \['Path', 'PATH'\] could all be 'path'"):
         twice.column("path")

@@ -28,14 +28,17 @@ from thoraclip.spelling import tidy
 from thoraclip.spreadsheets import MARK, restore
 from thoraclip.textfiles import WESTERN, encoding_of, lines_of, opened
 
-__all__ = ["UNKNOWN", "Delimited", "Row", "TablePaths", "name_finder", "number", "read_delimited"]
+__all__ = ["NO_VALUE", "UNKNOWN", "Delimited", "Row", "TablePaths", "name_finder", "number", "read_delimited"]
 
 UNKNOWN = frozenset(("", "na", "n/a", "#n/a", "nan", "<na>", "none", "null", "unknown"))
 """Cells, in lower case, that say that a value is not known."""
+NO_VALUE = UNKNOWN | {"-", "--", "?", ".", "n.a.", "k.a."}
+"""The same of a column other than that of the classes, one of which may be `-`."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _MOST_COLUMNS, _SAMPLE_ROWS = 16_384, 100
 _INVISIBLE = "\ufeff\u200b\u2060"
 _SEP = re.compile(r"""("?)sep=(\t|[^\w\s"'])\1""", re.IGNORECASE)
+_VALUE = re.compile(r"[/\\]|\.\w{3,5}$|^[\d.,]+$")  # a path or a number, not the name of a column
 _DECIMAL = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 
@@ -91,7 +94,8 @@ class Delimited:
                 cells.pop()
             if len(cells) > width:
                 problem = f"more cells than columns ({len(cells)} in {width}), from '{cells[width][:80]}' on"
-                raise ManifestError(f"{self.path}:{line}: {problem}; put quotes around cells that hold the separator")
+                remedy = "put quotes around cells that hold the separator, and a name above a column of row names"
+                raise ManifestError(f"{self.path}:{line}: {problem}; {remedy}")
             if len(cells) < width:
                 short.append(line)
             yield Row(self.path, line, dict(zip_longest(self.header, cells)))
@@ -112,9 +116,15 @@ class Delimited:
         """`column`; raises ManifestError where there is none."""
         column = self.column(name)
         if column is None:
-            known = did_you_mean(name, self.header) if self.header else "; found nothing"
-            raise ManifestError(f"{self.path}: no column '{name}'{known}; name it so")
+            raise ManifestError(self.without(name, "; name it so"))
         return column
+
+    def without(self, name: str, remedy: str) -> str:
+        """What to say where there is no such column; of a first line that holds no names, that it must."""
+        near = did_you_mean(name, self.header) if self.header else "; found nothing"
+        if len(self.header) == 1 or any(map(_VALUE.search, self.header)):
+            remedy = "; the first line must hold the names of the columns, separated by comma, semicolon, tab or |"
+        return f"{self.path}: no column '{name}'{near}{remedy}"
 
 
 def read_delimited(path: Path, *, keep_bytes: bool = False) -> Delimited:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from thoraclip.errors import ConfigError, ManifestError, did_you_mean
 
-__all__ = ["LabelMap", "loose", "require_distinct", "tidy", "tidy_note"]
+__all__ = ["LabelMap", "loose", "require_distinct", "split_name", "tidy", "tidy_note"]
 
 _INVISIBLE = dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF])
 _BETWEEN = re.compile(r"(?<=[^\W\d_])[\W_]+(?=\w)|(?<=\w)[\W_]+(?=[^\W\d_])")
@@ -30,6 +30,11 @@ _LOOKS = str.maketrans(
 like."""
 _RARE, _TIMES, _SHORTEST, _MOST = 3, 5, 5, 1000
 _SHOWN = 6
+_SPLIT_WORDS = {
+    "train": ("train", "training", "tr"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 def tidy(text: str) -> str:
@@ -44,6 +49,12 @@ def tidy_note(what: str, changed: Mapping[str, int]) -> str:
     first = min(changed)
     rows = sum(changed.values())
     return f"{what}: spaces, invisible characters, accents tidied in {rows} rows, first {first!a} -> {tidy(first)!a}"
+
+
+def split_name(word: str | None) -> str | None:
+    """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
+    plain = (word or "").strip().lower()
+    return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
 
 
 def loose(text: str) -> str:

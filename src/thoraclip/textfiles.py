@@ -24,11 +24,24 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }  # UTF-32 LE begins as UTF-16 LE does, and comes first
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_FOREIGN = re.compile(r"[^\x00-\x7f]{4,}")  # no text of Western Europe has such runs
+_FOREIGN = re.compile(
+    r"[^\x00-\x7f]{4,}"  # no text of Western Europe has such runs,
+    r"|(?<=[^\W\d_])[\u20ac\u201a\u0192\u201e\u2020-\u2022\u02c6\u2030\u2039\u203a\u201c\u201d\u02dc\u2122](?=[^\W\d_])"
+    r"|(?<=[a-z])[\u0160\u0178\u017d]"  # nor such letters within a word, as text of Mac Roman or DOS seems to have
+)
 _UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
-_BINARY = {b"PK\x03\x04": "an Excel workbook or ZIP archive", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
-_BINARY |= {b"\x1f\x8b": "a gzip archive", b"PAR1": "a Parquet file", b"\x89PNG": "a picture", b"\xff\xd8": "a picture"}
-_BINARY |= {b"%PDF": "a PDF document"}
+_OTHERS = {
+    rb"PK\x03\x04": "an Excel workbook or ZIP archive",
+    rb"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    rb"\x1f\x8b": "a gzip archive",
+    rb"PAR1": "a Parquet file",
+    rb"ARROW1": "a Feather file",
+    rb"\x89PNG|\xff\xd8": "a picture",
+    rb"%PDF": "a PDF document",
+    rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*"|\[\s*(?:\{\s*"|\[\s*"))': "JSON",
+    rb"(?i:(?:\xef\xbb\xbf)?\s*<(?:!doctype|!--|\?xml|html|table))": "HTML or XML",
+}
+"""How files begin that are no tables of text."""
 _REMEDY = "save the table again as CSV (UTF-8)"
 
 
@@ -61,9 +74,9 @@ def encoding_of(path: Path, *, keep_bytes: bool = False) -> tuple[str, list[str]
     """
     with _readable(path), path.open("rb") as stream:
         start = stream.read(4096)
-    for mark, what in _BINARY.items():
-        if start.startswith(mark):
-            raise ManifestError(f"{path}: holds {what}, not text; {_REMEDY}")
+    for beginning, what in _OTHERS.items():
+        if re.match(beginning, start):
+            raise ManifestError(f"{path}: holds {what}, not CSV; {_REMEDY}")
     marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
     encoding = marked or _plain_utf16(start) or "utf-8"
     fault = _first_fault(path, encoding, _KEPT if keep_bytes and encoding.startswith("utf-8") else "strict")

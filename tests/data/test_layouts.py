@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout, split_name
+from thoraclip.data.layouts import LAYOUTS, Listing, detect_layout, find_layout
 from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging import is_image_name
+from thoraclip.spelling import split_name
 
 JOINED = "joined: 1 pictures of the infection tree repeat the lung tree's; one row each"
 HEADER = "path,label,view\n"
@@ -217,7 +218,7 @@ def from_csv(root: Path, text: str, **columns: Any) -> Listing:
 
 def test_columns_of_any_name_feed_the_manifest(tmp_path: Path) -> None:
     put(tmp_path, "m/1.png")
-    text = "file,dx,who,set,proj,gender,years,origin,mask,hospital\n1.png, A ,p1,Training,PA,Male,045Y,web,m/1.png,H\n2.png,B,,valid,,X,,,m/2.png,\n"
+    text = "file,dx,who,set,proj,gender,years,origin,mask,hospital\n1.png, A ,p1,Training,PA,Male,045Y,web,m/1.png,H\n2.png,B,-,valid,P.-A.,X,,,m/2.png,\n"
     listing = from_csv(
         tmp_path, text, path="file", label="dx", patient="who", split="set", view="proj", sex="gender",
         age_years="years", source="origin", lung_mask="mask",
@@ -225,10 +226,13 @@ def test_columns_of_any_name_feed_the_manifest(tmp_path: Path) -> None:
     assert listing.rows == [
         {"hospital": "H", "path": "1.png", "image_id": "1.png", "label": "A", "split": "train", "patient": "p1", "view": "PA",
          "sex": "M", "age_years": 45.0, "source": "web", "lung_mask": "m/1.png"},
-        {"hospital": None, "path": "2.png", "image_id": "2.png", "label": "B", "split": "val", "patient": None, "view": None,
+        {"hospital": None, "path": "2.png", "image_id": "2.png", "label": "B", "split": "val", "patient": None, "view": "PA",
          "sex": "X", "age_years": None, "source": None, "lung_mask": None},
     ]  # fmt: skip
-    assert listing.notes == [f"no mask: m/2.png is missing ({tmp_path / 'table.csv'}:3)"]
+    assert listing.notes == [
+        f"no mask: m/2.png is missing ({tmp_path / 'table.csv'}:3)",
+        f"sex 'X' is kept as it is written; write M, F or O ({tmp_path / 'table.csv'}:3)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +288,7 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
     ("text", "columns", "message"),
     [
         ("path,label\n1.png,A|B\n", {}, "table.csv:2: label 'A|B' names several classes; keep one per image"),
+        ("path,label\n1.png,A\n2.png,B b\n3.png,B b; A\n", {}, "table.csv:4: label 'B b; A' names several classes"),
         ("path,label,split\n1.png,A,later\n", {}, "table.csv:2: split 'later' is unknown; use train, val or test"),
         (
             "path,label,note\n1.png,A,x, y\n",
@@ -292,10 +297,10 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
         ),
         ("path,label\n/elsewhere/1.png,A\n", {}, "table.csv:2: path '/elsewhere/1.png' lies outside"),
         ("path,label\n../1.png,a\n", {}, "table.csv:2: path '../1.png' leads out of"),
-        ("file,label\n1.png,a\n", {}, "no column 'path' for 'path'; known: file, label (--path-column NAME)"),
-        (HEADER, {"path": "pth"}, "no column 'pth' for 'path'; did you mean 'path'? (--path-column NAME)"),
-        (HEADER, {"patient": "w"}, "no column 'w' for 'patient'; known: label, path, view (--patient-column NAME)"),
-        (HEADER, {"age_years": "age"}, "for 'age_years'; known: label, path, view (--age-column NAME)"),
+        ("file,label\n1.png,a\n", {}, "no column 'path'; known: file, label (--path-column NAME)"),
+        (HEADER, {"path": "pth"}, "no column 'pth'; did you mean 'path'? (--path-column NAME)"),
+        (HEADER, {"patient": "w"}, "no column 'w'; known: label, path, view (--patient-column NAME)"),
+        (HEADER, {"age_years": "age"}, "no column 'age'; known: label, path, view (--age-column NAME)"),
         (HEADER, {"lung_mask": "msk"}, "(--mask-column NAME)"),
         (HEADER, {"infection_mask": "msk"}, "(--infection-mask-column NAME)"),
     ],

@@ -41,6 +41,10 @@ def captions_of(manifest: Manifest) -> Captions:
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
+def texts_for(captions: Captions, manifest: Manifest, rows: Any) -> list[str]:
+    return [captions.text[row] for row in captions.rows_for(manifest, rows)]
+
+
 @st.composite
 def captions(draw: st.DrawFn) -> Captions:
     ids = draw(st.lists(words, min_size=1, max_size=6, unique=True))
@@ -102,16 +106,16 @@ def test_rows_are_joined_by_id_not_by_position(manifest: Manifest) -> None:
     shuffled = captions_of(manifest.take(order))
     rows = np.array([5, 0, 23, 5])
     ids = [manifest.column("image_id")[row] for row in rows]
-    assert shuffled.texts_for(manifest, rows) == [f"of {i}" for i in ids]
+    assert texts_for(shuffled, manifest, rows) == [f"of {i}" for i in ids]
     flags = dict(zip(shuffled.image_id, shuffled.with_label, strict=True))
-    assert shuffled.labelled_for(manifest, rows) == [flags[i] for i in ids]
+    assert [shuffled.with_label[row] for row in shuffled.rows_for(manifest, rows)] == [flags[i] for i in ids]
     np.testing.assert_array_equal(order[shuffled.rows_for(manifest, rows)], rows)
 
 
 def test_a_manifest_that_was_split_anew_is_still_the_same(manifest: Manifest) -> None:
     split = manifest.with_columns(fold=[None] * len(manifest), split=["test"] * len(manifest))
-    assert captions_of(manifest).texts_for(split, np.array([1])) == captions_of(manifest).texts_for(
-        manifest, np.array([1])
+    assert texts_for(captions_of(manifest), split, np.array([1])) == texts_for(
+        captions_of(manifest), manifest, np.array([1])
     )
 
 
@@ -133,13 +137,13 @@ def test_captions_of_other_contents_are_refused_where_both_are_known(manifest: M
     with pytest.raises(MismatchError, match=f"1 images differ in content from the manifest's, first '{first}'; they"):
         made.rows_for(changed, rows)
     unknown = replace(made, sha256=(None,) * len(made))
-    assert unknown.texts_for(changed, rows) == made.texts_for(manifest, rows)
-    assert made.texts_for(manifest.with_columns(sha256=[None] * 24), rows) == made.texts_for(manifest, rows)
+    assert texts_for(unknown, changed, rows) == texts_for(made, manifest, rows)
+    assert texts_for(made, manifest.with_columns(sha256=[None] * 24), rows) == texts_for(made, manifest, rows)
 
 
 def test_an_image_without_a_caption_is_refused_when_it_is_wanted(manifest: Manifest) -> None:
     made = captions_of(manifest.take(np.arange(20)))
-    assert len(made.texts_for(manifest, np.arange(20))) == 20
+    assert len(texts_for(made, manifest, np.arange(20))) == 20
     first = manifest.column("image_id")[20]
     with pytest.raises(MismatchError, match=f"2 of 3 images have none, first '{first}'; .*thoraclip caption"):
         made.rows_for(manifest, np.array([0, 20, 21]))
@@ -162,6 +166,7 @@ def test_another_kind_of_file_is_refused(manifest: Manifest, tmp_path: Path) -> 
     write_manifest(tmp_path / "m.parquet", manifest)
     with pytest.raises(ManifestError, match=r"m.parquet: holds manifest, not captions"):
         read_captions(tmp_path / "m.parquet")
+    (tmp_path / "c.json").touch()
     with pytest.raises(InputError, match=r"c.json: captions end in .parquet or .csv"):
         read_captions(tmp_path / "c.json")
     for name in ("c.parquet", "c.csv"):

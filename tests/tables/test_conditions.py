@@ -14,7 +14,7 @@ from tests.conftest import Capture, examples
 
 from thoraclip.cli.app import run
 from thoraclip.errors import ConfigError, ManifestError, ThoraclipError
-from thoraclip.tables.conditions import parse_condition
+from thoraclip.tables.conditions import condition_truth
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 VIEWS = ("PA", "AP", "left lateral")
@@ -29,7 +29,7 @@ def tree() -> st.SearchStrategy[tuple[Any, ...]]:
         st.tuples(st.sampled_from(["in", "not in"]), views),
         st.tuples(st.sampled_from(["==", "=", "!="]), st.sampled_from(VIEWS)),
         st.tuples(st.sampled_from(["is null", "is not null"]), st.sampled_from(["view", "age_years"])),
-        st.tuples(st.sampled_from(sorted(ORDER)), st.sampled_from([-1, 0, 17.5, 18, 90]), st.booleans()),
+        st.tuples(st.sampled_from(sorted(ORDER)), st.sampled_from([-1, 0, 17.5, 18, 80.1, 90]), st.booleans()),
     )
     return st.recursive(
         leaf,
@@ -84,14 +84,14 @@ def oracle(node: tuple[Any, ...], row: dict[str, Any]) -> Truth:
     return (row["view"] in wanted) == (kind in ("in", "==", "="))
 
 
-@given(tree(), st.lists(st.tuples(st.sampled_from([*VIEWS, None]), st.sampled_from([None, 0.0, 17.5, 18.0, 60.0]))))
+@given(tree(), st.lists(st.tuples(st.sampled_from([*VIEWS, None]), st.sampled_from([None, 0.0, 17.5, 18.0, 80.1]))))
 @examples(400)
 def test_a_condition_is_true_where_the_oracle_says_so(node: tuple[Any, ...], rows: list[tuple[Any, Any]]) -> None:
     rows = [*rows, *((view, 1.0) for view in VIEWS)]  # every value that may be named is held by some row
     table = pa.table(
         {"view": pa.array([r[0] for r in rows]), "age_years": pa.array([r[1] for r in rows], pa.float32())}
     )
-    found = parse_condition(text(node)).truth(table).to_pylist()
+    found = condition_truth(text(node), table).to_pylist()
     assert found == [oracle(node, {"view": view, "age_years": age}) for view, age in rows]
 
 
@@ -100,7 +100,7 @@ def test_a_condition_is_true_where_the_oracle_says_so(node: tuple[Any, ...], row
 def test_any_other_text_is_refused_in_one_line(where: str) -> None:
     table = pa.table({"view": ["PA"], "age_years": pa.array([3.0], pa.float32())})
     try:
-        parse_condition(where).truth(table)
+        condition_truth(where, table)
     except ThoraclipError as error:
         assert isinstance(error, ConfigError | ManifestError)
         assert len(str(error)) < 600
@@ -116,6 +116,8 @@ def test_any_other_text_is_refused_in_one_line(where: str) -> None:
         ("viwe == PA", "no column 'viwe'; did you mean 'view'"),
         ("view == XX", "no image whose view is 'XX'; known: AP, PA"),
         ("view in (PA, XX)", "no image whose view is 'XX'"),
+        ("sex == M", "no image whose sex is 'M'; no image has a known sex"),
+        ("view === PA", "--where 'view === PA': not a condition"),
         ("view > 3", "only numbers have an order"),
         ("age_years > PA", "only numbers have an order"),
         ("age_years == PA", "'PA' is not one"),
@@ -138,20 +140,27 @@ def test_what_does_not_fit_is_named(where: str, rule: str | None) -> None:
             "label": ["COVID-19", "a", "b"],
             "fold": pa.array([0, 1, 2], pa.int32()),
             "age_years": pa.array([3.0, None, 5.0], pa.float32()),
+            "sex": pa.nulls(3, pa.string()),
         }
     )
     if rule is None:
-        parse_condition(where).truth(table)
+        condition_truth(where, table)
     else:
         with pytest.raises(ThoraclipError, match="--where|manifest:") as caught:
-            parse_condition(where).truth(table)
+            condition_truth(where, table)
         assert rule in str(caught.value)
+
+
+def test_a_decimal_is_compared_as_the_column_holds_it() -> None:
+    table = pa.table({"age_years": pa.array([80.1, 0.1, None], pa.float32())})
+    assert condition_truth("age_years >= 80.1", table).to_pylist() == [True, False, None]
+    assert condition_truth("age_years <= 0.1", table).to_pylist() == [False, True, None]
 
 
 def test_text_that_holds_numbers_has_an_order() -> None:
     table = pa.table({"offset": ["3", None, "10"], "Finding Labels": ["a b", "c", "c"]})
-    assert parse_condition("offset >= 3").truth(table).to_pylist() == [True, None, True]
-    assert parse_condition("offset >= 4 or 'Finding Labels' = \"a b\"").truth(table).to_pylist() == [True, None, True]
+    assert condition_truth("offset >= 3", table).to_pylist() == [True, None, True]
+    assert condition_truth("offset >= 4 or 'Finding Labels' = \"a b\"", table).to_pylist() == [True, None, True]
 
 
 def test_the_command_notes_what_was_asked(tmp_path: Path, capsys: Capture) -> None:

@@ -106,6 +106,18 @@ def test_anyones_csv_in_any_column_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.scores, [[0.25, 0.75], [1, 0]])
 
 
+def test_a_class_may_have_the_name_of_an_unknown_value(tmp_path: Path) -> None:
+    text = "image_id,label,score_NA,score_-,patient\n1,NA,1,0,-\n2,-,0,1,p\n3,nan,0,1,NA\n"
+    found = from_csv(tmp_path, text)
+    assert found.target.tolist() == [0, 1, -1] and found.patient == (None, "p", None)
+
+
+def test_splits_have_the_words_of_tables(tmp_path: Path) -> None:
+    rows = "".join(f"{i},a,{word},0,1\n" for i, word in enumerate(["Train", "valid", "TEST", "holdout", ""]))
+    found = from_csv(tmp_path, f"image_id,label,split,score_a,score_b\n{rows}")
+    assert found.split == ("train", "val", "test", "holdout", None)
+
+
 def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
     assert len(from_csv(tmp_path, "image_id,label,score_a,score_b,score_c\n1,a,0.333,0.333,0.3335\n")) == 1
 
@@ -130,8 +142,14 @@ def test_scores_with_four_decimals_pass(tmp_path: Path) -> None:
         ("image_id,label,score_a,score_b\n1,a,high,0.5\n", "column 'score_a' holds a value that is not a number"),
         ("image_id,label,score_a,score_b\n7,a,0.5,0.5\n7,b,0.5,0.5\n", ":3: image_id '7' is repeated from line 2"),
         ("image_id,label,score_a,score_b\n1,a,0.5,0.5\n,b,0.5,0.5\n", "row 2 has no image_id"),
-        ("image_id,label,fold,score_a,score_b\n1,a,x,0.5,0.5\n", "column 'fold' holds 'x'; folds are whole numbers"),
-        ("image_id,label,fold,score_a,score_b\n1,a,0.7,0.5,0.5\n", "column 'fold' holds '0.7'"),
+        (
+            "image_id,label,fold,score_a,score_b\n1,a,x,0.5,0.5\n",
+            "column 'fold' holds string, not whole numbers ('x' is no number)",
+        ),
+        (
+            "image_id,label,fold,score_a,score_b\n1,a,0.7,0.5,0.5\n",
+            "column 'fold' holds string, not whole numbers (Float value 0.7",
+        ),
         ("image_id,image_id,label,score_a,score_b\n1,1,a,0.5,0.5\n", "column 'image_id' stands there twice"),
         ("image_id,label,score_a,score_a\n1,a,0.5,0.5\n", "column 'score_a' stands there twice"),
         ("image_id,label,score_a,score_b\n", "no rows"),
@@ -152,6 +170,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_predictions(tmp_path / "none.csv")
     with pytest.raises(InputError, match=r"none\.parquet: no such predictions file"):
         read_predictions(tmp_path / "none.parquet")
+    with pytest.raises(InputError, match="none: no such predictions file; name an existing one .*, or a run folder"):
+        read_predictions(tmp_path / "none")
+    (tmp_path / "p.xlsx").touch()
     with pytest.raises(InputError, match=r"p\.xlsx: predictions end in \.parquet or \.csv"):
         read_predictions(tmp_path / "p.xlsx")
     (tmp_path / "text.parquet").write_text("no")

@@ -44,7 +44,9 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
         "sources": crossed(column("source"), labels) | {"sealed": _sealed(column("source"), labels)},
         "views": crossed(column("view"), labels),
         "sexes": crossed(column("sex"), labels),
-        "ages": _by_label(_ages(manifest), labels, _count_ages),
+        "ages": _by_label(
+            _ages(manifest), labels, lambda a: {"years": spread(a), "minors": sum(age < _ADULT_YEARS for age in a)}
+        ),
         "formats": crossed(column("format"), labels),
         "modes": crossed(column("mode"), labels),
         "sizes": _by_label(_sizes(manifest), labels, _count_sizes),
@@ -135,10 +137,6 @@ def _sizes(manifest: Manifest) -> list[tuple[int, int] | None]:
     """Width and height in pixels."""
     sizes = zip(manifest.column("width"), manifest.column("height"), strict=True)
     return [(w, h) if w and h else None for w, h in sizes]
-
-
-def _count_ages(known: list[float]) -> dict[str, Any]:
-    return {"years": spread(known), "minors": sum(age < _ADULT_YEARS for age in known)}
 
 
 def _count_sizes(known: list[tuple[int, int]]) -> dict[str, Any]:

@@ -159,10 +159,11 @@ def _texts(training: FoldTraining[Config]) -> CaptionTexts | PromptTexts:
     if not config.captions:
         return PromptTexts.of(_class_prompts(training))
     captions = read_captions(Path(config.captions))
-    texts = captions.texts_for(training.context.manifest, rows)
+    own = captions.rows_for(training.context.manifest, rows)
+    texts = [captions.text[row] for row in own]
     if config.append_label:
         names = [training.labels.names[target] for target in training.targets[rows]]
-        labelled = captions.labelled_for(training.context.manifest, rows)
+        labelled = [captions.with_label[row] for row in own]
         texts = [t if has else append_label(t, name) for t, name, has in zip(texts, names, labelled, strict=True)]
     return CaptionTexts.of(rows.tolist(), texts)
 

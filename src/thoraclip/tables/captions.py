@@ -96,14 +96,6 @@ class Captions:
                 raise MismatchError(f"captions: {len(images)} {problem.format(images[0])}")
         return np.array([position[i] for i in wanted], dtype=np.int64)
 
-    def texts_for(self, manifest: Manifest, rows: Ints) -> list[str]:
-        """The text of each of the manifest's rows; raises as `rows_for` does."""
-        return [self.text[row] for row in self.rows_for(manifest, rows)]
-
-    def labelled_for(self, manifest: Manifest, rows: Ints) -> list[bool]:
-        """Whether the class stands in the text of each of the manifest's rows; raises as `rows_for` does."""
-        return [self.with_label[row] for row in self.rows_for(manifest, rows)]
-
 
 def append_label(text: str, label: str) -> str:
     """A caption that tells the class, in the reference study's form."""
@@ -126,6 +118,8 @@ def read_captions(path: Path | str) -> Captions:
         ManifestError: a column is missing, or a row does not follow the schema; see `Captions`.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(f"{path}: captions end in .parquet or .csv; rename or convert the file")
     try:
@@ -145,8 +139,6 @@ def _read_parquet(path: Path) -> Captions:
 
 
 def _read_csv(path: Path) -> Captions:
-    if not path.is_file():
-        raise InputError(f"{path}: no such captions file; name an existing one (.parquet or .csv)")
     table = read_delimited(path)
     image_id, caption = table.need("image_id"), table.need("caption")
     rows = [(row.cells[image_id] or "", row.cells[caption] or "") for row in table]

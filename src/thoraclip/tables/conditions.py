@@ -12,7 +12,6 @@ import ast
 import io
 import tokenize
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.tables.filters import no_such_value, require_columns
 
-__all__ = ["Condition", "parse_condition"]
+__all__ = ["condition_truth"]
 
 _LONGEST = 2_000  # characters; a longer text could exhaust the parser
 _EXAMPLE = 'expected a condition such as: view in (PA, AP) and label != "COVID-19" and age_years >= 18'
@@ -43,39 +42,23 @@ _TURNED: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
 _NULLS = ("null", "NULL", "None", "unknown")
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A parsed condition."""
-
-    text: str
-    tree: ast.expr
-
-    def truth(self, table: pa.Table) -> pa.ChunkedArray:
-        """bool[N] of a table's rows: true, false, or null where a value that decides is unknown.
-
-        Raises:
-            ConfigError: no such column, a value that its type cannot be compared with, or a form that is not known.
-            ManifestError: a value that no row holds.
-        """
-        return _truth(self.tree, table)
-
-
-def parse_condition(text: str) -> Condition:
-    """Parse a condition.
+def condition_truth(text: str, table: pa.Table) -> pa.ChunkedArray:
+    """bool[N] of a table's rows: true, false, or null where a value that decides is unknown.
 
     Columns are names, or quoted text on the left of a comparison (`"Finding Labels" == Normal`); values are numbers,
     words or quoted text. `=` is `==`. `column is null` and `column is not null` ask whether a value is known.
 
     Raises:
-        ConfigError: not a condition; the message names the place.
+        ConfigError: not a condition, no such column, or a value that its type cannot be compared with.
+        ManifestError: a value that no row holds.
     """
     if not text.strip() or len(text) > _LONGEST:
         raise ConfigError(f"--where: {len(text)} characters; {_EXAMPLE}, at most {_LONGEST:,} characters")
     try:
-        return Condition(text, ast.parse(_with_double_equals(text.strip()), mode="eval").body)
+        tree = ast.parse(_with_double_equals(text.strip()), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
-        place = getattr(error, "text", None) or text
-        raise ConfigError(f"--where '{place.strip()[:200]}': not a condition; {_EXAMPLE}") from error
+        raise ConfigError(f"--where '{text.strip()[:200]}': not a condition; {_EXAMPLE}") from error
+    return _truth(tree, table)
 
 
 def _with_double_equals(text: str) -> str:
@@ -140,8 +123,9 @@ def _as_numbers(column: pa.ChunkedArray, word: Any, name: str) -> tuple[pa.Chunk
     """A column, whose text must be numbers, and the number that it is compared with; raises ConfigError."""
     if type(word) not in (int, float):
         raise ConfigError(f"--where: '{name}' is compared with '{word}'; only numbers have an order")
+    held = column.type if pa.types.is_floating(column.type) else pa.float64()  # 80.1 is another number as f32
     try:
-        return column.cast(pa.float64()), float(word)
+        return column.cast(pa.float64()), pa.scalar(float(word)).cast(held).as_py()
     except (pa.ArrowException, OverflowError) as error:
         raise ConfigError(f"--where: column '{name}' holds {column.type}; only numbers have an order") from error
 

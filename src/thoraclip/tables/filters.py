@@ -47,5 +47,6 @@ def no_such_value(table: pa.Table, name: str, wanted: Sequence[Any]) -> Manifest
     """What to say where no row of a column holds any of the wanted values; it names the nearest known one."""
     known = [str(value) for value in table[name].slice(0, _LOOKED_AT).unique().drop_null().to_pylist()]
     near = did_you_mean(str(wanted[0]), known) if wanted and len(known) <= _KNOWN else "; name others"
+    near = near if known else f"; no image has a known {name}"
     asked = " or ".join("unknown" if value is None else f"'{value}'" for value in wanted) or "one of no values"
     return ManifestError(f"manifest: no image whose {name} is {asked}{near}")

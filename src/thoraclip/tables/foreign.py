@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from thoraclip.delimited import UNKNOWN, number
+from thoraclip.delimited import NO_VALUE, UNKNOWN, number
 from thoraclip.errors import ManifestError, first_line
 from thoraclip.spelling import tidy, tidy_note
 from thoraclip.tables.store import StoredTable
@@ -77,7 +77,8 @@ class ForeignTable(StoredTable):
                 f"{self.path}: column '{name}' is {part[source].type}, expected {kind} ({first_line(error)}); mend it"
             ) from error
         if self.is_foreign and pa.types.is_string(kind) and name not in _PATHS:
-            unknown = pc.is_in(pc.utf8_lower(column), value_set=pa.array(sorted(UNKNOWN)))
+            marks = sorted(UNKNOWN if name == "label" else NO_VALUE)
+            unknown = pc.is_in(pc.utf8_lower(column), value_set=pa.array(marks))
             column = pc.if_else(unknown, pa.scalar(None, kind), column)
         return tidied(column, self._untidy.setdefault(name, Counter())) if name in _NAMES else column
 

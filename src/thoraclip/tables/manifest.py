@@ -22,7 +22,7 @@ from thoraclip.errors import InputError, LeakError, ManifestError, did_you_mean,
 from thoraclip.labels import LabelSet
 from thoraclip.spelling import require_distinct
 from thoraclip.tables.codes import codes, columns_digest, conflicting, in_pieces, ranks
-from thoraclip.tables.conditions import parse_condition
+from thoraclip.tables.conditions import condition_truth
 from thoraclip.tables.filters import require_columns, rows_with
 from thoraclip.tables.foreign import ForeignTable
 from thoraclip.tables.store import joined, kept, open_table, require_place, slices, write_table
@@ -263,7 +263,7 @@ class Manifest:
             ConfigError: not a condition, or it does not fit the columns.
             ManifestError: no image has a value that it names, or none is left.
         """
-        truth = parse_condition(where).truth(self.table)
+        truth = condition_truth(where, self.table)
         count = pc.sum(truth).as_py() or 0
         if not count:
             raise ManifestError(f"manifest: no image is left by --where '{where}'; ask for less")

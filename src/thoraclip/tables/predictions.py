@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from thoraclip.delimited import UNKNOWN, number, read_delimited
+from thoraclip.delimited import NO_VALUE, UNKNOWN, number, read_delimited
 from thoraclip.dtypes import Floats, Ints
 from thoraclip.errors import InputError, ManifestError, first_line, named
 from thoraclip.labels import LabelSet
 from thoraclip.runs import atomic_open, fold_file
-from thoraclip.spelling import loose, tidy
+from thoraclip.spelling import loose, split_name, tidy
 from thoraclip.spreadsheets import MARK, protect
 from thoraclip.tables.foreign import as_type
 from thoraclip.tables.store import open_table, require_rows, write_table
@@ -163,6 +163,8 @@ def read_predictions(path: Path | str) -> Predictions:
         if is_run and not (path / "done.json").is_file():
             raise InputError(f"{path}: its run has not ended; run the same command again, or name the file itself")
         path = path / "predictions.parquet"
+    if not path.is_file():
+        raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv), or a run folder")
     if path.suffix == ".csv":
         table = _read_csv(path)
     elif path.suffix == ".parquet":
@@ -175,21 +177,19 @@ def read_predictions(path: Path | str) -> Predictions:
         raise ManifestError(named(path, error)) from error
 
 
-_COLUMNS = ("image_id", "label", "split", "fold", "patient")
-
-
 def _read_csv(path: Path) -> pa.Table:
     """The table of a CSV file, with numbers as f64; `_from_table` checks it."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such predictions file; name an existing one (.parquet or .csv)")
     source = read_delimited(path)
     ours = {source.column(name) or name: name for name in _TEXTS}
     columns: dict[str, list[Any]] = {ours.get(name, name): [] for name in source.header}
+    classes = {name.removeprefix(_SCORE) for name in source.header if name.startswith(_SCORE)}
     lines: dict[str | None, int] = {}
     for row in source:
         for name, cell in row.cells.items():
             column = ours.get(name, name)
-            columns[column].append(_score(cell, name, row.where) if name.startswith(_SCORE) else _text(column, cell))
+            columns[column].append(
+                _score(cell, name, row.where) if name.startswith(_SCORE) else _text(column, cell, classes)
+            )
         image_id = columns["image_id"][-1] if "image_id" in columns else None
         if image_id and lines.setdefault(image_id, row.line) != row.line:
             where = f"{path}:{row.line}"
@@ -210,10 +210,11 @@ def _score(cell: str | None, column: str, where: str) -> float:
     return float("nan") if value is None else value
 
 
-def _text(column: str, cell: str | None) -> str | None:
+def _text(column: str, cell: str | None, classes: Collection[str]) -> str | None:
     """Tidy where it is a label or an id; an unknown one is null, but for a class of that name."""
-    is_unknown = not cell or (column != "image_id" and cell.lower() in UNKNOWN - {"none", "unknown"})
-    return None if is_unknown or cell is None else tidy(cell)
+    unknown = {"label": UNKNOWN - {"none", "unknown"}, "image_id": {""}}.get(column, NO_VALUE)
+    text = tidy(cell or "")
+    return None if text.lower() in unknown and not (column == "label" and text in classes) else text
 
 
 def _from_table(table: pa.Table) -> Predictions:
@@ -221,8 +222,6 @@ def _from_table(table: pa.Table) -> Predictions:
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"column '{name}' stands there twice; keep one")
-        if pa.types.is_nested(table[name].type) and name in _COLUMNS:
-            raise ManifestError(f"column '{name}' holds {table[name].type}, not one value a row; write it so")
     for needed in ("image_id", "label"):
         if needed not in names:
             raise ManifestError(f"column '{needed}' is missing; found: {', '.join(names)}")
@@ -230,7 +229,7 @@ def _from_table(table: pa.Table) -> Predictions:
     if len(score_columns) < 2:
         raise ManifestError(f"needs a column {_SCORE}<class> for two classes or more; found: {', '.join(names)}")
     labels = LabelSet(tuple(name.removeprefix(_SCORE) for name in score_columns))
-    texts = {name: _known_texts(table, name) for name in _TEXTS if name in names and name != "fold"}
+    texts = {name: _values(table, name, pa.string(), "text") for name in _TEXTS if name in names and name != "fold"}
     given = texts["label"]
     missing = sorted({label for label in given if label is not None} - {*labels.names})
     if missing:
@@ -238,38 +237,28 @@ def _from_table(table: pa.Table) -> Predictions:
         raise ManifestError(
             f"class '{missing[0]}' stands in 'label' but has no column '{_SCORE}{missing[0]}'; {like}add it"
         )
+    scores = [_values(table, name, pa.float64(), "numbers in [0, 1]") for name in score_columns]
     n = table.num_rows
     if n == 0:
         raise ManifestError("no rows; a predictions file holds one row per image")
-    fold = table["fold"].to_pylist() if "fold" in names else [None] * n
-    folds = [number(value) if isinstance(value, str) else value for value in fold]
-    for value, given_fold in zip(folds, fold, strict=True):
-        if given_fold is not None and (not isinstance(value, int | float) or value != value // 1):
-            raise ManifestError(f"column 'fold' holds '{given_fold}'; folds are whole numbers")
+    folds = _values(table, "fold", pa.int32(), "whole numbers") if "fold" in names else [None] * n
     return Predictions(
         labels=labels,
         image_id=tuple(value or "" for value in texts["image_id"]),
         target=np.array([-1 if label is None else labels.index(label) for label in given], dtype=np.int64),
-        scores=np.stack([_numbers(table, name) for name in score_columns], axis=1),
-        split=tuple(texts.get("split", [None] * n)),
-        fold=tuple(None if value is None else int(value) for value in folds),
+        scores=np.ascontiguousarray(np.array(scores, dtype=np.float64).T),
+        split=tuple(split_name(split) or split for split in texts.get("split", [None] * n)),
+        fold=tuple(folds),
         patient=tuple(texts.get("patient", [None] * n)),
     )
 
 
-def _known_texts(table: pa.Table, name: str) -> list[str | None]:
-    """A column as text, by values that mean the same; raises ManifestError for other types."""
-    try:
-        return list(as_type(table[name], pa.string()).to_pylist())
-    except (pa.ArrowException, ValueError) as error:
-        raise ManifestError(f"column '{name}' holds {table[name].type}, not text ({first_line(error)})") from error
-
-
-def _numbers(table: pa.Table, name: str) -> Floats:
+def _values(table: pa.Table, name: str, kind: pa.DataType, rule: str) -> list[Any]:
+    """A column in another type, by values that mean the same; raises ManifestError for a column of others."""
     try:  # as a list: PyArrow's own conversion of nulls loads pandas where it is installed, 0.3 s
-        return np.array(table[name].cast(pa.float64()).to_pylist(), dtype=np.float64)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise ManifestError(f"column '{name}' holds a value that is not a number; scores lie in [0, 1]") from error
+        return list(as_type(table[name], kind).to_pylist())
+    except (pa.ArrowException, ValueError) as error:
+        raise ManifestError(f"column '{name}' holds {table[name].type}, not {rule} ({first_line(error)})") from error
 
 
 def read_validation(run: Path) -> tuple[Predictions, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -99,18 +100,11 @@ def _dominating(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _in_two(manifest: Manifest, column: str) -> tuple[list[dict[str, Any]], int, int]:
     """Patients with more than one value of a column: the first of them, and how many there are, of how many images."""
-    known = manifest.values("patient")
-    names = known.filter(pa.array(manifest.conflicting(column))).unique()
-    own = pc.is_in(known, value_set=names)
-    names, number = names.take(pc.sort_indices(names)).slice(0, _MOST), len(names)
-    rows = manifest.table.select(["patient", column]).filter(pc.is_in(known, value_set=names))
-    values: dict[str, set[str]] = {name: set() for name in names.to_pylist()}
-    images: Counter[str] = Counter()
-    for patient, value in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True):
-        images[patient] += 1
-        values[patient] |= set() if value is None else {str(value)}
-    listed = [{"patient": p, "values": sorted(v), "images": images[p]} for p, v in values.items()]
-    return listed, number, int(pc.sum(own).as_py())
+    two, known = manifest.patients_in_two(column), manifest.values("patient")
+    own = known.filter(pc.is_in(known, value_set=pa.array(two, pa.string())))
+    images = {count["values"]: count["counts"] for count in own.value_counts().to_pylist()}
+    listed = [{"patient": p, "values": list(two[p]), "images": images[p]} for p in islice(two, _MOST)]
+    return listed, len(two), len(own)
 
 
 def identical(manifest: Manifest) -> tuple[list[DuplicatePair], dict[str, int]]:

@@ -65,13 +65,10 @@ def label_errors(manifest: Manifest, tables: Sequence[Predictions], name: str) -
                     then[image] = labels.names[target]
     rows = [dict(zip(_FACTS, row, strict=True)) for row in zip(*map(manifest.column, _FACTS), strict=True)]
     judged = [row for row in rows if row["image_id"] in scores and row["label"] in labels.names]
-    if not judged and not scores:
-        raise ManifestError(
-            f"{name}: predictions of training images alone, whose labels the classifier has learned; name predictions "
-            "of held-out images"
-        )
     if not judged:
-        raise ManifestError(f"{name}: no prediction of a labelled image of this manifest; name a run on it")
+        other = "no prediction of a labelled image of this manifest; name a run on it"
+        learned = "predictions of training images alone, whose labels the classifier has learned; name held-out ones"
+        raise ManifestError(f"{name}: {other if scores else learned}")
     own = np.array([labels.index(row["label"]) for row in judged], dtype=np.int64)
     means = np.stack([np.mean(scores[row["image_id"]], axis=0) for row in judged])
     suspected = [

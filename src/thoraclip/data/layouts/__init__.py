@@ -8,12 +8,12 @@ from pathlib import Path
 from thoraclip.data.layouts.covid_qu_ex import find_covid_qu_ex
 from thoraclip.data.layouts.csv import COLUMN_SETTINGS, find_csv
 from thoraclip.data.layouts.folders import find_folders
-from thoraclip.data.layouts.listing import Listing, require_folder, split_name
+from thoraclip.data.layouts.listing import Listing, require_folder
 from thoraclip.errors import ConfigError, did_you_mean
 from thoraclip.imaging.listing import walk
 from thoraclip.imaging.names import MASKS
 
-__all__ = ["COLUMN_SETTINGS", "LAYOUTS", "Listing", "detect_layout", "find_layout", "split_name"]
+__all__ = ["COLUMN_SETTINGS", "LAYOUTS", "Listing", "detect_layout", "find_layout"]
 
 LAYOUTS: Mapping[str, Callable[..., Listing]] = {
     "covid-qu-ex": find_covid_qu_ex,

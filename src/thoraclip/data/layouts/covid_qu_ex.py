@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_name, split_path
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path
 from thoraclip.errors import InputError, ManifestError, printable
 from thoraclip.imaging.listing import FOLDER, Found
 from thoraclip.imaging.names import IMAGES, MASKS, SYSTEM
 from thoraclip.runs import file_sha256
+from thoraclip.spelling import split_name
 
 __all__ = ["find_covid_qu_ex"]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_name, split_path, utf8
-from thoraclip.delimited import UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
-from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path, utf8
+from thoraclip.delimited import NO_VALUE, UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
+from thoraclip.errors import ConfigError, InputError, ManifestError
 from thoraclip.imaging.dicom import PER_YEAR
 from thoraclip.imaging.names import SYSTEM
-from thoraclip.spelling import loose, tidy
+from thoraclip.spelling import loose, split_name, tidy
 from thoraclip.tables.manifest import COLUMNS, OPTIONAL
 
 __all__ = ["COLUMN_SETTINGS", "find_csv"]
@@ -42,7 +42,13 @@ _ALIASES = {
     "source": ("source_repo", "dataset"),
 }
 """Columns that are taken for ours where none bears our name."""
-_SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F", "o": "O", "other": "O"}
+_SEXES = {
+    "M": "m male man mannlich mann masculin homme masculino hombre maschile maschio",
+    "F": "f female woman weiblich w frau feminin femme femenino feminino mujer femminile femmina",
+    "O": "o other divers",
+}
+_VIEWS = {"PA": "pa posteroanterior", "AP": "ap anteroposterior"}
+"""What DICOM writes -> words as `loose` gives them."""
 _OLDEST_YEARS = 130
 _AGE = re.compile(
     r"0*(\d{1,3}(?:[.,]\d*)?)\s*(d|days?|w|weeks?|m|months?|y|yo|yrs?\.?|years?(?:\s+old)?)?", re.ASCII | re.IGNORECASE
@@ -71,14 +77,23 @@ def find_csv(
         raise InputError(f"{csv_file}: no such CSV file; name an existing one with --csv")
     table = read_delimited(csv_file)
     chosen = _chosen_columns(columns or {}, table)
-    paths, earlier = TablePaths(root), _Earlier(listing)
+    paths, earlier, unclear = TablePaths(root), _Earlier(listing), defaultdict[str, list[str]](list)
     for record in table:
-        row = _row(listing, record, chosen, paths)
+        row = _row(listing, record, chosen, paths, unclear)
         if row is not None and not earlier.has(row, record):
             listing.rows.append(row)
     if not earlier.lines and not listing.set_aside:
         raise ManifestError(f"{csv_file}: no rows below the column names; the table needs a row for each image")
+    classes = {row["label"]: row["path"] for row in reversed(listing.rows) if row["label"]}
+    for label, path in classes.items():
+        parts = re.findall(r"[^|;,\[\]'\"]+", label)
+        if "|" in label or (len(parts) > 1 and classes.keys() >= set(filter(None, map(tidy, parts)))):
+            line = earlier.lines[f"path '{path}'"][0]
+            raise ManifestError(f"{csv_file}:{line}: label '{label}' names several classes; keep one per image")
     listing.notes += table.notes
+    for note, rows in unclear.items():
+        more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
+        listing.notes.append(f"{note} ({rows[0]}{more})")
     _list_others(listing, csv_file)
     return listing
 
@@ -127,9 +142,7 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
             chosen[column] = found
         elif given or column in ("path", "label"):
             flag = column.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
-            name = given or column
-            near = did_you_mean(name, table.header)
-            raise ConfigError(f"{table.path}: no column '{name}' for '{column}'{near} (--{flag}-column NAME)")
+            raise ConfigError(table.without(given or column, f" (--{flag}-column NAME)"))
     for column in {f"csv_{name}" for name in COLUMNS if name in table.header}.intersection(table.header):
         raise ManifestError(
             f"{table.path}: column '{column}' is kept under that name, which '{column[4:]}' takes; rename it"
@@ -154,10 +167,12 @@ def _list_others(listing: Listing, csv_file: Path) -> None:
     listing.not_in_table += [(utf8(folder), files) for folder, files in counts.items()]
 
 
-def _row(listing: Listing, record: Row, chosen: dict[str, str], paths: TablePaths) -> dict[str, Any] | None:
-    """What a row says of its image; `None` where it has no path, which is noted."""
+def _row(
+    listing: Listing, record: Row, chosen: dict[str, str], paths: TablePaths, unclear: dict[str, list[str]]
+) -> dict[str, Any] | None:
+    """What a row says of its image; `None` where it has no path, which is noted. `unclear` is note -> rows."""
     root, where = listing.root, record.where
-    values = {name: _known(record.cells[column]) for name, column in chosen.items()}
+    values = {name: _known(name, record.cells[column]) for name, column in chosen.items()}
     if values["path"] is None:
         listing.set_aside.append((where, "no path in this row"))
         return None
@@ -170,8 +185,6 @@ def _row(listing: Listing, record: Row, chosen: dict[str, str], paths: TablePath
         if k not in chosen.values()
     }
     row |= values | {"path": path, "image_id": tidy(values.get("image_id") or path) or path}
-    if "|" in (values["label"] or ""):
-        raise ManifestError(f"{where}: label '{values['label']}' names several classes; keep one per image")
     if re.search(r"[\r\n]", values["label"] or ""):
         raise ManifestError(
             f"{where}: label {values['label']!r} holds a line break; a quote is missing, or one too many"
@@ -183,10 +196,14 @@ def _row(listing: Listing, record: Row, chosen: dict[str, str], paths: TablePath
     if row.get("patient"):
         row["patient"] = tidy(row["patient"])
     if row.get("view"):
-        row["view"] = tidy(row["view"]).upper()  # as in DICOM
-    if row.get("sex"):
-        row["sex"] = _SEXES.get(row["sex"].lower(), row["sex"])
-    row["age_years"] = _age(listing, values.get("age_years"), where)
+        row["view"] = _coded(row["view"], _VIEWS) or tidy(row["view"]).upper()
+    if sex := row.get("sex"):
+        row["sex"] = _coded(sex, _SEXES) or sex
+        if row["sex"] not in _SEXES:
+            unclear[f"sex '{sex}' is kept as it is written; write M, F or O"].append(where)
+    row["age_years"] = _age(values.get("age_years"))
+    if values.get("age_years") and row["age_years"] is None:
+        unclear[f"age '{values['age_years']}' is not a number of years; taken as unknown"].append(where)
     for name in ("lung_mask", "infection_mask"):
         if row.get(name):
             row[name] = _mask(listing, paths(row[name], where), where)
@@ -213,17 +230,17 @@ def _mask(listing: Listing, path: str, where: str) -> str | None:
     return None
 
 
-def _known(value: str | None) -> str | None:
-    return None if value is None or value.strip().lower() in UNKNOWN else value.strip()
+def _known(name: str, value: str | None) -> str | None:
+    unknown = UNKNOWN if name == "label" else NO_VALUE
+    return None if value is None or value.strip().lower() in unknown else value.strip()
 
 
-def _age(listing: Listing, text: str | None, where: str) -> float | None:
-    if text is None:
-        return None
-    match = _AGE.fullmatch(text)
+def _coded(text: str, codes: Mapping[str, str]) -> str | None:
+    return next((code for code, words in codes.items() if loose(text) in words.split()), None)
+
+
+def _age(text: str | None) -> float | None:
+    match = _AGE.fullmatch(text or "")
     unit = match[2][:1].upper() if match and match[2] else "Y"
     years = round((number(match[1]) or 0) / PER_YEAR[unit], 2) if match else None
-    if years is None or years > _OLDEST_YEARS:
-        listing.notes.append(f"age '{text}' is not a number of years; taken as unknown ({where})")
-        return None
-    return years
+    return None if years is None or years > _OLDEST_YEARS else years

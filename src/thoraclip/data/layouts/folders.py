@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_name, split_path
+from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path
 from thoraclip.errors import ManifestError, printable
 from thoraclip.imaging.listing import FOLDER, Found, Tally
 from thoraclip.imaging.names import IMAGES, SYSTEM
+from thoraclip.spelling import split_name
 
 __all__ = ["find_folders"]
 

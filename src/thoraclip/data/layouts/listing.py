@@ -13,14 +13,9 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "list_files", "require_folder", "split_name", "split_path", "utf8",
+    "Listing", "folders_above", "list_files", "require_folder", "split_path", "utf8",
 ]  # fmt: skip
 
-_SPLIT_WORDS = {
-    "train": ("train", "training", "tr"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 _NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
 
 
@@ -98,9 +93,3 @@ def require_folder(root: Path) -> None:
     if not root.is_dir():
         problem = "not a folder" if root.exists() else "no such folder"
         raise InputError(f"{printable(root)}: {problem}; name the folder that holds the images")
-
-
-def split_name(word: str | None) -> str | None:
-    """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
-    plain = (word or "").strip().lower()
-    return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
