@@ -129,7 +129,7 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
             flag = column.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
             name = given or column
             near = did_you_mean(name, table.header)
-            raise ConfigError(f"{table.path}: no column '{name}' for '{column}'{near} (--{flag}-column NAME)")
+            raise ConfigError(f"{table.path}: no column '{name}': give --{flag}-column NAME{near}")
     for column in {f"csv_{name}" for name in COLUMNS if name in table.header}.intersection(table.header):
         raise ManifestError(
             f"{table.path}: column '{column}' is kept under that name, which '{column[4:]}' takes; rename it"
