@@ -218,7 +218,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["index", "{empty}", "--layout", "folders", *OUT], "no PNG, JPEG or DICOM picture"),
     (["index", "{images}", "--layout", "folder", *OUT], "unknown layout 'folder'; did you mean 'folders'?"),
     (["index", "{images}", "--out", "{text}/m.parquet"], "cannot be written"),
-    (["study", "{nowhere}", *OUT], "is missing; name an existing TOML file"),
+    (["study", "{nowhere}", *OUT], "is missing; name a study file"),
     (["split", "{text}", "--folds", "3", *OUT], "not a readable Parquet file"),
     (["embed", "{manifest}", "--model", "tiny-clop", *OUT], "did you mean 'tiny-clip'?"),
     (

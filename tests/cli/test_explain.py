@@ -14,6 +14,7 @@ from tests.conftest import Capture, draw_picture, write_class_folder
 
 import thoraclip
 from thoraclip.cli.app import run
+from thoraclip.errors import ThoraclipError
 from thoraclip.tables.manifest import Manifest, read_manifest, write_manifest
 
 
@@ -71,6 +72,16 @@ def test_the_fold_that_held_a_picture_out_explains_it(
     assert "b.png" in shown
     sheet = Image.open(tmp_path / "b.png")
     assert sheet.format == "PNG" and sheet.height == 480 + 24, "48 pixels high, ten times as large"
+
+
+def test_an_unreadable_picture_is_refused_before_the_classifier_is_loaded(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thoraclip.methods.explaining.load_chosen", lambda *_, **__: pytest.fail("loaded"))
+    picture = tmp_path / "a.png"
+    picture.write_text("no picture")
+    with pytest.raises(ThoraclipError, match=r"a\.png: not a PNG"):
+        thoraclip.explain(study / "runs" / "probe", picture, out=tmp_path / "b.png")
 
 
 def test_the_first_fold_explains_a_strange_picture_with_the_mask_given(study: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.imaging.files import dicom
 from thoraclip.data import index as module
 from thoraclip.data.index import index, local_salt, pseudonym, write_index_report
 from thoraclip.data.phantom import PhantomConfig, write_phantoms
-from thoraclip.errors import InputError, LeakError, ManifestError
+from thoraclip.errors import ConfigError, InputError, LeakError, ManifestError
 from thoraclip.imaging import decode, perceptual_hash
 from thoraclip.tables.manifest import read_manifest, write_manifest
 
@@ -58,6 +58,15 @@ def test_a_table_names_pictures_and_columns_of_its_own(class_folder: Path, tmp_p
         match=r"t\.csv:5: image_id 'Normal/0.png' is repeated: hospital is 'X' and nothing in lines 2 and 5",
     ):
         index(class_folder, layout="csv", csv_file=table)
+
+
+@pytest.mark.parametrize("given", [{"csv_file": Path("t.csv")}, {"columns": {"path": "path", "patient": "Patient"}}])
+@pytest.mark.parametrize("layout", ["folders", "covid-qu-ex"])
+def test_a_table_that_the_layout_does_not_read_is_refused(
+    class_folder: Path, layout: str, given: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"layout '{layout}' reads no table|column 'Patient' is of a table"):
+        index(class_folder, layout=layout, **given)
 
 
 @pytest.mark.parametrize(

@@ -297,12 +297,12 @@ def test_paths_become_relative_and_a_row_without_one_is_set_aside(tmp_path: Path
         ),
         ("path,label\n/elsewhere/1.png,A\n", {}, "table.csv:2: path '/elsewhere/1.png' lies outside"),
         ("path,label\n../1.png,a\n", {}, "table.csv:2: path '../1.png' leads out of"),
-        ("file,label\n1.png,a\n", {}, "no column 'path'; known: file, label (--path-column NAME)"),
-        (HEADER, {"path": "pth"}, "no column 'pth'; did you mean 'path'? (--path-column NAME)"),
-        (HEADER, {"patient": "w"}, "no column 'w'; known: label, path, view (--patient-column NAME)"),
-        (HEADER, {"age_years": "age"}, "no column 'age'; known: label, path, view (--age-column NAME)"),
-        (HEADER, {"lung_mask": "msk"}, "(--mask-column NAME)"),
-        (HEADER, {"infection_mask": "msk"}, "(--infection-mask-column NAME)"),
+        ("file,label\n1.png,a\n", {}, "no column 'path'; known: file, label; give --path-column NAME"),
+        (HEADER, {"path": "pth"}, "no column 'pth'; did you mean 'path'?; give --path-column NAME"),
+        (HEADER, {"patient": "w"}, "no column 'w'; known: label, path, view; give --patient-column NAME"),
+        (HEADER, {"age_years": "age"}, "no column 'age'; known: label, path, view; give --age-column NAME"),
+        (HEADER, {"lung_mask": "msk"}, "; give --mask-column NAME"),
+        (HEADER, {"infection_mask": "msk"}, "; give --infection-mask-column NAME"),
     ],
 )
 def test_a_wrong_row_or_column_is_refused(tmp_path: Path, text: str, columns: dict[str, str], message: str) -> None:

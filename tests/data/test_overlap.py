@@ -62,7 +62,7 @@ def test_pairs_kinds_and_contradictions(sets: Path, tmp_path: Path, capsys: Capt
     }
     assert all(p["contradicts"] for p in content["pairs"][:3]), "contradictions first"
     assert "6 images of A (12) are in B (15): 3 as identical files, 3 as near copies." in shown
-    assert "2 images of A have another label in B." in shown
+    assert "The labels in A and B contradict each other for 2 images of A." in shown
     assert '--label-map "non_covid=pneumonia" says that they do' in shown
     assert {row["relation"] for row in content["labels"]} == {"same", "contradiction", "open"}
     page = (out / "overlap.html").read_text(encoding="utf-8")

@@ -183,6 +183,8 @@ def test_times_are_counts_times_what_a_batch_took(study_file: Path, tmp_path: Pa
     assert rows["captions"]["seconds"] == 0.5 * 24
     assert found["totals"]["complete"] is True
     assert found["totals"]["seconds"] == pytest.approx(sum(row["seconds"] for row in rows.values()), abs=0.06)
+    without, _ = read_study(study_file, {"audit": "none"})
+    assert "audit" not in {row["name"] for row in plan_study(without, methods, tmp_path / "out")["stages"]}
     best, _ = read_study(study_file, {"audit": "best", "audit_images": 5})
     one = next(row for row in plan_study(best, methods, tmp_path / "out")["stages"] if row["name"] == "audit")
     assert one["images_encoded"] == 5 * len(VIEWS), "which one is the best is not known: the last one stands for it"

@@ -332,7 +332,7 @@ def test_mistakes_on_the_command_line_are_named(settings: dict[str, Any], messag
 
 
 def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is missing; name an existing TOML file"):
+    with pytest.raises(InputError, match="is missing; name a study file"):
         read_study(tmp_path / "s.toml", {})
 
 

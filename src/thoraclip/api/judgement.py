@@ -227,8 +227,10 @@ def explain(
     """
     from thoraclip.bundle.seal import is_bundle
     from thoraclip.heatmaps.picture import explain_picture, require_png, why_no_mask, write_overlay
+    from thoraclip.imaging import decode
 
     require_png(Path(out))
+    decode(Path(image))  # what cannot be read is refused before the classifier is loaded
     options: dict[str, Any] = {"class_name": class_name, "method": method, "seed": seed}
     images = None if manifest is None else read_images(manifest)
     if is_bundle(Path(run)):

@@ -92,7 +92,7 @@ def index(result: IndexResult, given: Mapping[str, Any]) -> None:
     out = given["out"]
     listed = out.with_suffix(".index.json")
     announce(
-        f"{len(result.manifest)} images ({result.read} files read) -> {out}; everything else is listed in {listed}"
+        f"{len(result.manifest)} images (files read: {result.read}) -> {out}; everything else is listed in {listed}"
     )
 
 
@@ -140,11 +140,16 @@ def overlap(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     from thoraclip.data.overlap.page import overlap_reading
 
     rows = [
-        [row["a"] or "unknown", row["b"] or "unknown", f"{row['images']:,}", row["relation"]]
+        [
+            row["a"] or "unknown",
+            row["b"] or "unknown",
+            f"{row['images']:,}",
+            row["relation"].replace("open", "not known"),
+        ]
         for row in content["labels"]
     ]
     if rows:
-        print_table(["label in A", "label in B", "images of A", ""], rows, numbers=False)
+        print_table(["label in A", "label in B", "images of A", "the same class?"], rows, numbers=False)
     for sentence in overlap_reading(content):
         say(sentence)
     announce(f"page: {given['out'] / 'overlap.html'}")
@@ -166,7 +171,7 @@ def _print_counts(parts: list[str], classes: dict[str, list[int]]) -> None:
 
 def _list_folders(what: str, folders: Sequence[tuple[str, int]]) -> None:
     total = sum(count for _, count in folders)
-    _list(f"{what}, with {total} files in all", [f"{path} ({count} files)" for path, count in folders])
+    _list(f"{what} (files in all: {total})", [f"{path} (files: {count})" for path, count in folders])
 
 
 def _list(what: str, lines: list[str], most: int = 10) -> None:

@@ -20,7 +20,7 @@ from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
 from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import Listing, find_layout
-from thoraclip.errors import ImageError, InputError, ManifestError, printable
+from thoraclip.errors import ConfigError, ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
 from thoraclip.imaging.depth import common_depth, require_bits
 from thoraclip.pages import counted
@@ -140,6 +140,11 @@ def index(
 def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
     """The candidates of a layout, one or more; ConfigError for an unknown layout, InputError where there is none."""
     find = find_layout(layout)
+    table, columns = options.get("csv_file"), options.get("columns") or {}
+    if layout != "csv" and table:
+        raise ConfigError(f"{table}: layout '{layout}' reads no table; use layout 'csv', or leave the table out")
+    if layout != "csv" and (named := [name for column, name in columns.items() if name and name != column]):
+        raise ConfigError(f"column '{named[0]}' is of a table, and none is given; give --csv FILE, or leave it out")
     place = str(root.resolve())
     if place.encode("utf-8", "replace") != os.fsencode(place):
         raise InputError(f"{printable(place)}: a folder whose name is not UTF-8, and a manifest holds UTF-8; rename it")

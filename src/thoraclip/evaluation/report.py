@@ -40,7 +40,8 @@ _SCHEMA = 1
 _AUDIT_SENTENCES = 4
 """Of an audit's own reading, in the report's."""
 NOT_AUDITED = (
-    "Not audited: scores alone cannot say whether a classifier reads lungs or shortcuts; ask with thoraclip audit RUN."
+    "Not audited: scores alone cannot say whether a classifier reads lungs or shortcuts; "
+    "ask with thoraclip audit RUN --out DIR."
 )
 _MAJORITY_ABOUT: dict[str, Any] = {
     "seeds": [],

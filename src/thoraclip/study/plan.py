@@ -272,10 +272,11 @@ class _Planner:
         audited = [method for method in methods if find_method(method.kind).keeps_classifier]
         if config.audit != "all":
             audited = audited[-1:] if config.audit == "best" else []  # the last one stands for the best
-        row = Row("audit", done=is_finished and (not audited or (self.out / "audits").is_dir()))
-        with _errors_of(row):
-            self._scoring(row, audited, min(n, config.audit_images or n) * len(VIEWS))
-        yield row
+        if audited:
+            row = Row("audit", done=is_finished and (self.out / "audits").is_dir())
+            with _errors_of(row):
+                self._scoring(row, audited, min(n, config.audit_images or n) * len(VIEWS))
+            yield row
         tables = sum(3 + len(method.seeds) for method in methods)
         seconds = 0.0 if is_finished else tables * n * config.resamples * _RESAMPLE_SECONDS + _RUN_SECONDS
         yield Row("report", done=is_finished, seconds=seconds)

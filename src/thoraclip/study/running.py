@@ -145,7 +145,7 @@ def _prepare_manifest(
         announce(f"indexing {config.folder} (layout {config.folder_layout()})")
         manifest, unreadable = config.read(out, progress)
         if unreadable:
-            announce(f"{len(unreadable)} unreadable pictures set aside, see {out / 'manifest.index.json'}")
+            announce(f"unreadable pictures set aside: {len(unreadable)}, see {out / 'manifest.index.json'}")
     if any(manifest.parts()):
         manifest = manifest.strict()
     else:

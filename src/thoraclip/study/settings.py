@@ -286,7 +286,7 @@ def _read_source(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     elif file.suffix == ".parquet":
         content = {"manifest": str(file), "title": file.stem}
     else:
-        content = read_toml(file)
+        content = read_toml(file, missing="name a study file (.toml), a folder of images or a manifest (.parquet)")
         content |= _beside(file, content)
     replaced = {name for one, names in _OTHER_SOURCE.items() if one in settings for name in names}
     return {name: value for name, value in content.items() if name not in replaced}

@@ -142,7 +142,7 @@ def _chosen_columns(columns: Mapping[str, str | None], table: Delimited) -> dict
             chosen[column] = found
         elif given or column in ("path", "label"):
             flag = column.removesuffix("_years").replace("lung_mask", "mask").replace("_", "-")
-            raise ConfigError(table.without(given or column, f" (--{flag}-column NAME)"))
+            raise ConfigError(table.without(given or column, f"; give --{flag}-column NAME"))
     for column in {f"csv_{name}" for name in COLUMNS if name in table.header}.intersection(table.header):
         raise ManifestError(
             f"{table.path}: column '{column}' is kept under that name, which '{column[4:]}' takes; rename it"

@@ -45,7 +45,7 @@ def overlap_reading(content: Mapping[str, Any]) -> list[str]:
     ]
     contradicting = len({pair["a"] for pair in pairs if pair["contradicts"]})
     if contradicting:
-        sentences.append(f"{counted(contradicting, 'image')} of A have another label in B.")
+        sentences.append(f"The labels in A and B contradict each other for {counted(contradicting, 'image')} of A.")
     unclear = [row for row in content["labels"] if row["relation"] == "open" and row["a"] and row["b"]]
     if unclear:
         named = ", ".join(f"'{row['a']}' and '{row['b']}'" for row in unclear[:3])
