@@ -83,8 +83,8 @@ def test_a_stated_depth_is_that_of_all_and_is_not_kept_for_another(folder: Path,
     assert depths(index(folder, **how).manifest) == depths(plain.manifest)
     assert stated.manifest.content_fingerprint != plain.manifest.content_fingerprint
     assert stated.manifest.fingerprint != plain.manifest.fingerprint
-    with pytest.raises(ConfigError, match="--bits 20: 8 to 16 bits are expected"):
-        index(folder, bits=20, **how)
+    with pytest.raises(ConfigError, match="bits = 20: a whole number from 8 to 16 is needed"):
+        index_command(folder, out=tmp_path / "m.parquet", bits=20)
 
 
 def test_every_source_has_a_depth_of_its_own(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import Listing, find_layout
 from thoraclip.errors import ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
-from thoraclip.imaging.depth import common_depth, require_bits
+from thoraclip.imaging.depth import common_depth
 from thoraclip.pages import counted
 from thoraclip.runs import Progress, write_json
 from thoraclip.spelling import LabelMap
@@ -99,7 +99,6 @@ def index(
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes, or two that may
             be one.
     """
-    require_bits(bits)
     store = FactStore(root, facts, fresh=fresh)
     listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
     apart = settle_labels(listing, label_map, where=csv_file or root)

@@ -12,7 +12,7 @@ from typing import Any
 from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_name, split_path, utf8
 from thoraclip.delimited import UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError, did_you_mean
-from thoraclip.imaging.dicom import PER_YEAR
+from thoraclip.imaging.dicom import OLDEST_YEARS, PER_YEAR
 from thoraclip.imaging.names import SYSTEM
 from thoraclip.spelling import loose, tidy
 from thoraclip.tables.manifest import COLUMNS, OPTIONAL
@@ -43,7 +43,6 @@ _ALIASES = {
 }
 """Columns that are taken for ours where none bears our name."""
 _SEXES = {"m": "M", "male": "M", "man": "M", "f": "F", "female": "F", "woman": "F", "o": "O", "other": "O"}
-_OLDEST_YEARS = 130
 _AGE = re.compile(
     r"0*(\d{1,3}(?:[.,]\d*)?)\s*(d|days?|w|weeks?|m|months?|y|yo|yrs?\.?|years?(?:\s+old)?)?", re.ASCII | re.IGNORECASE
 )
@@ -223,7 +222,7 @@ def _age(listing: Listing, text: str | None, where: str) -> float | None:
     match = _AGE.fullmatch(text)
     unit = match[2][:1].upper() if match and match[2] else "Y"
     years = round((number(match[1]) or 0) / PER_YEAR[unit], 2) if match else None
-    if years is None or years > _OLDEST_YEARS:
+    if years is None or years > OLDEST_YEARS:
         listing.notes.append(f"age '{text}' is not a number of years; taken as unknown ({where})")
         return None
     return years
