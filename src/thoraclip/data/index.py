@@ -102,6 +102,8 @@ def index(
     store = FactStore(root, facts, fresh=fresh)
     listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
     apart = settle_labels(listing, label_map, where=csv_file or root)
+    if not one_class:
+        _require_classes(listing, csv_file or root)
     rows = _read_all(store, listing, _Pseudonyms(salt), bits, progress)
     files_read = store.read  # some are read once more
     rows = _with_common_depths(store, listing, rows)
@@ -115,8 +117,6 @@ def index(
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = replace(Manifest.from_rows(rows, root.resolve(), may_leak=True), apart=apart)
-    if not one_class:
-        manifest.label_set()
     remarks = [(str(row["path"]), row["image_remarks"]) for row in rows if row.get("image_remarks")]
     if remarks:
         path, remark = remarks[0]
@@ -156,6 +156,20 @@ def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
         f"{printable(root)}: no PNG, JPEG or DICOM picture for layout '{layout}'; it holds {printable(listing.seen)}; "
         f"name the images' folder: {_command('FOLDER')}"
     )
+
+
+def _require_classes(listing: Listing, where: Path) -> None:
+    """Raise ManifestError for fewer than two classes; the folders of a sole class folder may be meant."""
+    labels = {row["label"] for row in listing.rows} - {None}
+    if len(labels) > 1:
+        return
+    parts = [row["path"].split("/") for row in listing.rows]
+    inner = sorted({part[1] for part in parts if len(part) > 2})
+    remedy = "add labelled images of another"
+    if where == listing.root and len(inner) > 1 and len({part[0] for part in parts}) == 1:
+        remedy += f", or, if {', '.join(inner[:3])} are the classes: {_command(where / parts[0][0])}"
+    what = f"the only class is '{labels.pop()}'" if labels else "no image has a label"
+    raise ManifestError(printable(f"{where}: {what}; a classifier needs two classes or more; {remedy}"))
 
 
 def _command(root: str | Path, *options: str) -> str:

@@ -24,9 +24,11 @@ def find_folders(root: Path, **_: object) -> Listing:
     inside = _sub_folders(found)
     top = _wrapper(inside, {split_path(one.path)[0] for one in found if one.kind == IMAGES})
     if top:
+        _refuse_patients(root / top, [split_path(folder)[1] for folder in inside[top]])
         listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
     splits = [folder for folder in inside[top] if split_name(split_path(folder)[1])]
     if len({split_name(split_path(folder)[1]) for folder in splits}) < 2:
+        listing.notes += [f"class '{folder}' bears the name of a split, and no other folder does" for folder in splits]
         splits = []
     classes = {folder: (split_path(folder)[1], split_name(split_path(s)[1])) for s in splits for folder in inside[s]}
     if not splits:
@@ -60,6 +62,17 @@ def _sort_out(listing: Listing, found: Sequence[Found], classes: _Classes, unkno
     for folder in classes:
         if not images[folder]:
             _refuse_empty(listing.root / folder, seen[folder])
+
+
+def _refuse_patients(folder: Path, names: Sequence[str]) -> None:
+    """Ask about a sole folder whose folders are all numbered, as patients are."""
+    if all(any(c.isdecimal() for c in name) for name in names):
+        command = shlex.join(["thoraclip", "index", str(folder), "--out", f"{folder.name}.parquet"])
+        raise ManifestError(
+            f"{printable(folder)}: classes or patients? It is the only folder, and its folders are numbered: "
+            f"{printable(', '.join(names[:3]))}, ...; for classes: {printable(command)}; for patients, add the folder "
+            "of another class beside it"
+        )
 
 
 def _note_inner_folders(listing: Listing, classes: _Classes, inside: Mapping[str, Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,9 @@ __all__ = [
     "Listing", "folders_above", "list_files", "require_folder", "split_name", "split_path", "utf8",
 ]  # fmt: skip
 
-_SPLIT_WORDS = {
-    "train": ("train", "training", "tr"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
+_SPLIT_WORD = re.compile(
+    r"(?:(?P<train>train(?:ing)?|tr)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?))(?:[\W_]*(?:data|images|set))?"
+)
 _NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
 
 
@@ -101,6 +100,6 @@ def require_folder(root: Path) -> None:
 
 
 def split_name(word: str | None) -> str | None:
-    """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
-    plain = (word or "").strip().lower()
-    return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
+    """`Train`, `training`, `valid`, `test_data`, ... -> `train`, `val` or `test`; `None` for any other word."""
+    match = _SPLIT_WORD.fullmatch((word or "").strip().lower())
+    return match and match.lastgroup
