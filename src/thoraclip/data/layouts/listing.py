@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "list_files", "require_folder", "split_name", "split_path", "utf8",
+    "Listing", "folders_above", "index_command", "list_files", "require_folder", "split_name", "split_path", "utf8",
 ]  # fmt: skip
 
 _SPLIT_WORD = re.compile(
@@ -73,6 +74,11 @@ def list_files(listing: Listing, folder: str = "") -> Iterator[Found]:
         if below.kind != IMAGES:
             listing.seen.add(below)
         yield below
+
+
+def index_command(root: str | Path, *options: str) -> str:
+    """The command that indexes a folder, as a message says it."""
+    return printable(shlex.join(["thoraclip", "index", str(root), *options, "--out", "manifest.parquet"]))
 
 
 def split_path(path: str) -> tuple[str, str]:
