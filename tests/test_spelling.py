@@ -17,7 +17,7 @@ from thoraclip.errors import ConfigError, ManifestError
 from thoraclip.spelling import LabelMap, loose, require_distinct, tidy, tidy_note
 
 SPACES = " \t\n\r\u00a0\u2000\u2003\u202f\u3000\u0085\u2028"
-INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202e\u2060\ufeff"
+INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202e\u2060\ufeff\u2066\u2069\u061c\ufe0f\0\x1b\x7f\x9b"
 names = st.text(
     st.sampled_from("aAzßéÉçñ019-_./+1,;=\u0301\u0308\u212b\uff21ﬁ\u041a\u0414い肺" + SPACES + INVISIBLE)
     | st.characters(exclude_categories=["Cs"]),
@@ -34,7 +34,16 @@ spellings = st.builds(
 
 def skeleton(text: str) -> str:
     """What the safe rule may not change, worked out in another way: the canonical letters, one space between words."""
-    letters = "".join(c for c in unicodedata.normalize("NFD", text) if c not in INVISIBLE and c not in "\u2061\u2062\u2063\u2064\u202b\u202c\u202d")  # fmt: skip
+    unseen = [
+        *range(0x2060, 0x2070),
+        *range(0x202A, 0x202F),
+        *range(0xFE00, 0xFE10),
+        *range(0xFFF9, 0xFFFC),
+        0x61C,
+        0x180E,
+    ]
+    unseen += [c for c in [*range(32), *range(0x7F, 0xA0)] if not chr(c).isspace()]
+    letters = "".join(c for c in unicodedata.normalize("NFD", text) if c not in INVISIBLE and ord(c) not in unseen)
     return unicodedata.normalize("NFD", re.sub(r"\s+", " ", letters).strip())
 
 
@@ -98,6 +107,12 @@ ONE = [
     ({"\uff23\uff2f\uff36\uff29\uff24": 1, "COVID": 3}, ["\uff23\uff2f\uff36\uff29\uff24=COVID"]),
     ({"straße": 2, "STRASSE": 3}, ["straße=STRASSE"]),
     ({"Normal": 50, "Nromal": 1}, ["Nromal=Normal"]),
+    ({"Normal": 50, "Normals": 20}, ["Normals=Normal"]),
+    ({"mass": 5, "masses": 2}, ["masses=mass"]),
+    ({"opacities": 5, "Opacity": 2, "ground glass opacity": 1, "Ground-glass opacities": 4},
+     ["ground glass opacity=Ground-glass opacities", "Opacity=opacities"]),
+    ({"covid": 3, "covid&nbsp;": 3, "covid?": 1, "(covid)": 1}, ["(covid)=covid", "covid&nbsp;=covid", "covid?=covid"]),
+    ({"1": 2, "1.0": 2, "\u0661": 2}, ["1.0=1", "\u0661=1"]),  # the plainest of equals
     ({"Nromal": 1, "nromal": 1, "Normal": 50}, ["Nromal=nromal"]),
     ({"Normal": 50, "Normall": 3}, ["Normall=Normal"]),
     ({"Pneumonia": 15, "Pneumona": 2}, ["Pneumona=Pneumonia"]),
@@ -105,7 +120,7 @@ ONE = [
 ]  # fmt: skip
 SEVERAL = [
     {"COVID": 5, "Normal": 5}, {"1": 2, "10": 3, "-1": 2, "1.5": 1}, {"A": 5, "A-": 5, "A+": 5}, {"Type A": 50, "Type B": 1},
-    {"grade 1": 50, "grade 2": 1}, {"1-2": 3, "12": 3}, {"Normal": 50, "Normals": 20}, {"mass": 50, "mast": 1},
+    {"grade 1": 50, "grade 2": 1}, {"1-2": 3, "12": 3}, {"mass": 50, "mast": 1},
     {"Effusion": 50, "Infusion": 1}, {"COVID-19": 90, "Non-COVID": 1}, {"BI-RADS 4a": 90, "BI-RADS 4b": 1},
 ]  # fmt: skip
 

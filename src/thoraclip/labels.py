@@ -13,8 +13,9 @@ from pathlib import Path
 
 from thoraclip.documents import parse_toml, read_toml
 from thoraclip.errors import ConfigError, ManifestError, did_you_mean
+from thoraclip.spelling import loose
 
-__all__ = ["LabelSet", "PromptSet", "load_prompts", "shipped_prompt_sets", "spelling"]
+__all__ = ["LabelSet", "PromptSet", "load_prompts", "shipped_prompt_sets"]
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,11 @@ class PromptSet:
     prompts: Mapping[str, tuple[str, ...]]
 
     def for_class(self, label: str) -> tuple[str, ...]:
-        """All prompts of one class; the spelling of the class name is matched without case, spaces and hyphens."""
-        key = spelling(label)
-        written_out = tuple(p for known, texts in self.prompts.items() if spelling(known) == key for p in texts)
-        names = next((names for known, names in self.classes.items() if spelling(known) == key), (label,))
+        """All prompts of one class; the class name is matched as `spelling.loose` says."""
+        key = loose(label)
+        written_out = tuple(p for known, texts in self.prompts.items() if loose(known) == key for p in texts)
+        names = next((names for known, names in self.classes.items() if loose(known) == key), (label,))
         return written_out or tuple(template.format(name) for template in self.templates for name in names)
-
-
-def spelling(name: str) -> str:
-    """A name without case, spaces, hyphens and other signs: `COVID-19` and `covid 19` are spelt alike."""
-    return "".join(c for c in name.lower() if c.isalnum())
 
 
 @cache

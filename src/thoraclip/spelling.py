@@ -6,6 +6,7 @@ COVID, Covid, 'covid', a Cyrillic o; 1, 1.0; Normal, Normall   a question: --lab
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import unicodedata
@@ -16,11 +17,16 @@ from thoraclip.errors import ConfigError, ManifestError, did_you_mean
 
 __all__ = ["LabelMap", "loose", "require_distinct", "split_name", "tidy", "tidy_note"]
 
-_INVISIBLE = dict.fromkeys([0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF])
+_INVISIBLE = re.compile(
+    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]"
+)
+"""Control characters that are no white space, marks of joining and of writing direction, variation selectors."""
 _BETWEEN = re.compile(r"(?<=[^\W\d_])[\W_]+(?=\w)|(?<=\w)[\W_]+(?=[^\W\d_])")
 _NUMBER = re.compile(r"([-+]?)0*(\d+)(?:[.,]0*)?", re.ASCII)
 _ACCENTS = re.compile("[\u0300-\u036f]")
-_AROUND = "'\"`\u00b4\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a_#[]{}"
+_AROUND = re.compile(r"^(?:[^\w+-]|_)+|(?:[^\w+-]|_)+$")
+_ENDING = re.compile(r"(?:y|ies|s*(?:es?)?)$")
+"""What singular and plural differ by: opacity, opacities; mass, masses; nodule, nodules."""
 _LOOKS = str.maketrans(
     "\u0430\u0432\u0441\u0435\u043d\u0456\u0458\u043a\u043c\u043e\u0440\u0455\u0442\u0445\u0443"
     "\u03b1\u03b2\u03b5\u03b6\u03b7\u03b9\u03ba\u03bc\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7\u0131\u2212\u2010\u2011\u2012\u2013\u2014\u2015",
@@ -30,18 +36,16 @@ _LOOKS = str.maketrans(
 like."""
 _RARE, _TIMES, _SHORTEST, _MOST = 3, 5, 5, 1000
 _SHOWN = 6
-_SPLIT_WORDS = {
-    "train": ("train", "training", "tr"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
+_SPLIT_WORD = re.compile(
+    r"(?:(?P<train>train(?:ing)?|tr)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?))(?:[\W_]*(?:data|images|set))?"
+)
 
 
 def tidy(text: str) -> str:
-    """The safe form of a name: NFC, without zero-width characters, white space collapsed and stripped. Idempotent."""
+    """The safe form of a name: NFC, without invisible characters, white space collapsed and stripped. Idempotent."""
     if text.isascii() and text.isalnum():
         return text
-    return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split())
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
 
 
 def tidy_note(what: str, changed: Mapping[str, int]) -> str:
@@ -52,20 +56,21 @@ def tidy_note(what: str, changed: Mapping[str, int]) -> str:
 
 
 def split_name(word: str | None) -> str | None:
-    """`Train`, `training`, `valid`, ... -> `train`, `val` or `test`; `None` for any other word."""
-    plain = (word or "").strip().lower()
-    return next((split for split, words in _SPLIT_WORDS.items() if plain in words), None)
+    """`Train`, `training`, `valid`, `test_data`, ... -> `train`, `val` or `test`; `None` for any other word."""
+    match = _SPLIT_WORD.fullmatch((word or "").strip().lower())
+    return match and match.lastgroup
 
 
 def loose(text: str) -> str:
-    """Equal for names that differ only by case, width, accents, script (a Cyrillic o looks like `o`), quotes around
-    them, a stop after them, what stands between two words, or `1` against `1.0`."""
-    plain = tidy(text).casefold()
+    """Equal for names that differ only by case, width, accents, script (a Cyrillic o looks like `o`), signs around
+    them but plus and minus, what stands between two words, entities of HTML, or `1` against `1.0`."""
+    text = tidy(html.unescape(text))
+    plain = text.casefold()
     if not plain.isascii():
-        plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).casefold())
+        plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
         plain = _ACCENTS.sub("", unicodedata.normalize("NFD", plain)).translate(_LOOKS)
         plain = "".join(str(unicodedata.decimal(letter, letter)) for letter in plain)
-    plain = plain.removeprefix('="').strip(_AROUND).rstrip(".,:;").strip() or plain
+    plain = _AROUND.sub("", plain) or plain
     number = _NUMBER.fullmatch(plain)
     return f"{number[1]}{number[2]}" if number else _BETWEEN.sub("", plain)
 
@@ -73,7 +78,8 @@ def loose(text: str) -> str:
 def require_distinct(counts: Mapping[str, int], where: str, *, kept: Collection[str] = (), remedy: str = "") -> None:
     """Refuse classes that may be one, by a line that names them, their images and what to type.
 
-    They differ only as `loose` says, or one has at most 3 images and is one letter away from one with 5 times as many.
+    They differ only as `loose` says, are singular and plural, or one has at most 3 images and is one letter away from
+    one with 5 times as many.
 
     Args:
         counts: tidy class -> images.
@@ -92,13 +98,15 @@ def require_distinct(counts: Mapping[str, int], where: str, *, kept: Collection[
         return
     shown, renamed = [], list[tuple[str, str]]()
     for names in groups:
-        new = max(names, key=lambda name: (counts[name], name))
+        new = max(names, key=lambda name: (counts[name], name.isascii(), -len(name), name))
         shown.append(", ".join(f"'{name}' ({counts[name]})" for name in names))
         renamed += [(name, new) for name in names if name != new]
     more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
     old = renamed[0][0]
     options = " ".join(_option(*pair) for pair in renamed)
     typed = remedy or f"add to thoraclip index: {{}} (or, to keep a class apart: {_option(old, old)})"
+    if not remedy and any("=" in name for pair in renamed for name in pair):
+        options, typed = str(dict(renamed)), "rename them, or in Python: thoraclip.index(..., label_map={})"
     listed = "; ".join(shown[:_SHOWN]) + more
     raise ManifestError(f"{where}: one class or several? {listed} images; {typed.replace('{}', options)}")
 
@@ -112,7 +120,8 @@ def _option(old: str, new: str) -> str:
 def _alike(counts: Mapping[str, int]) -> list[list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(counts):
-        groups[loose(name)].append(name)
+        plain = loose(name)
+        groups[_ENDING.sub("", plain) if len(plain) > 3 else plain].append(name)
     return [names for names in groups.values() if len(names) > 1]
 
 

@@ -83,8 +83,8 @@ def test_a_stated_depth_is_that_of_all_and_is_not_kept_for_another(folder: Path,
     assert depths(index(folder, **how).manifest) == depths(plain.manifest)
     assert stated.manifest.content_fingerprint != plain.manifest.content_fingerprint
     assert stated.manifest.fingerprint != plain.manifest.fingerprint
-    with pytest.raises(ConfigError, match="--bits 20: 8 to 16 bits are expected"):
-        index(folder, bits=20, **how)
+    with pytest.raises(ConfigError, match="bits = 20: a whole number from 8 to 16 is needed"):
+        index_command(folder, out=tmp_path / "m.parquet", bits=20)
 
 
 def test_every_source_has_a_depth_of_its_own(tmp_path: Path) -> None:
@@ -97,7 +97,8 @@ def test_every_source_has_a_depth_of_its_own(tmp_path: Path) -> None:
     found = index(tmp_path, layout="csv", csv_file=tmp_path / "images.csv")
     assert depths(found.manifest) == {str(n): 10 if n < 4 else 14 for n in range(8)}
     assert found.manifest.column("csv_bits") == found.manifest.column("csv_image_remarks") == ["own"] * 8
-    assert [n for n in found.notes if "4 images of 16 bits of source 'a' without a stated depth: 10 bits" in n]
+    (note,) = [n for n in found.notes if "4 images of 16 bits of source 'a' without a stated depth: 10 bits" in n]
+    assert "by an estimate from all of them (1 of 9 bits, 3 of 10 bits); " in note
 
 
 def test_every_reader_of_a_manifest_uses_its_depths(folder: Path, tmp_path: Path) -> None:

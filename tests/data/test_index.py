@@ -89,22 +89,26 @@ def test_every_one_of_three_repeats_counts(
     ("names", "error", "message"),
     [
         ([], InputError, "no PNG, JPEG or DICOM picture for layout 'folders'"),
-        (["A/1.png"], InputError, "none of 1 pictures can be read, first A/1.png: not a PNG"),
+        (["A/1.png", "B/1.png"], InputError, "none of 2 pictures can be read, first A/1.png: not a PNG"),
         (["loose.png"], InputError, r"1 are set aside, first loose\.png: outside any class folder; give every class"),
         (["A/1.png", "B/ok.png"], ManifestError, "class 'A' holds no readable picture; replace its files or remove"),
-        (["B/ok.png"], ManifestError, "a classifier needs two classes or more"),
+        (["B/ok.png", "ok.png"], ManifestError, "the only class is 'B'; a classifier needs two classes or more; add"),
+        (["a/A/ok.png", "a/B/ok.png", "ok.png"], ManifestError, "if A, B are the classes: thoraclip index .*/a --out"),
     ],
 )
 def test_a_folder_that_is_no_task_is_refused(
     tmp_path: Path, names: list[str], error: type[Exception], message: str
 ) -> None:
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("no picture")
         if "ok" in name:
             Image.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / name)
     with pytest.raises(error, match=message):
-        index(tmp_path, layout="folders")
+        index(tmp_path, layout="folders", facts=tmp_path / "facts.jsonl")
+    assert (
+        error is not ManifestError or "class '" in message or not (tmp_path / "facts.jsonl").exists()
+    )  # nothing was read
 
 
 def test_the_order_in_which_threads_finish_does_not_matter(class_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,26 @@ def test_the_command_that_is_said_answers_the_question(
         manifest = read_manifest(out)
         assert counts(manifest) == classes
         assert manifest.label_set().names == tuple(sorted(set(classes) - {None}))  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("label", ["A|B", "nan", "NULL", "n\u200ba"])
+def test_a_class_that_a_table_cannot_name_is_refused(tmp_path: Path, label: str) -> None:
+    """Predictions are read again from CSV, where these are several labels, or none."""
+    root = images(tmp_path, [f"{label}/1.png", "B/2.png", "C/3.png"])
+    with pytest.raises(ManifestError, match="stands for (several classes|no label) in tables; rename it") as caught:
+        index(root, layout="folders")
+    (typed,) = re.findall(r"--label-map '(.*)'", str(caught.value))
+    assert counts(index(root, layout="folders", label_map=LabelMap(typed)).manifest) == {"B": 1, "C": 1, None: 1}
+    with pytest.raises(ManifestError, match="in tables"):
+        index(images(tmp_path / "r", ["B/2.png", "C/3.png"]), layout="folders", label_map=LabelMap({"B": label}))
+
+
+def test_names_with_equals_signs_are_answered_in_python(tmp_path: Path) -> None:
+    root = images(tmp_path, ["a=b/1.png", "A=B/2.png", "A=B/3.png", "c/4.png"])
+    with pytest.raises(ManifestError, match="in Python: thoraclip.index") as caught:
+        index(root, layout="folders")
+    renamed = ast.literal_eval(str(caught.value).rpartition("label_map=")[2].rstrip(")"))
+    assert counts(index(root, layout="folders", label_map=LabelMap(renamed)).manifest) == {"A=B": 3, "c": 1}
 
 
 def test_what_was_renamed_is_noted(tmp_path: Path) -> None:

@@ -133,13 +133,14 @@ FOLDERS: dict[str, tuple[list[str], dict[str, tuple[str, str | None]], Listing]]
         Listing(Path("/"), other_files=["A/notes.txt"], system_files=[("A/.thumbs", 1)]),
     ),
     "classes below splits": (
-        ["Train/A/1.png", "training/B/2.png", "valid/A/3.png", "TEST/B/4.png", "extra/A/5.png", "extra/6.txt"],
+        ["Train/A/1.png", "training/B/2.png", "valid/A/3.png", "TEST/B/4.png", "test_set/A/7.png", "extra/A/5.png", "extra/6.txt"],
         {"TEST/B/4.png": ("B", "test"), "Train/A/1.png": ("A", "train"), "training/B/2.png": ("B", "train"),
-         "valid/A/3.png": ("A", "val")},
+         "test_set/A/7.png": ("A", "test"), "valid/A/3.png": ("A", "val")},
         Listing(Path("/"), unknown_folders=[("extra", 2)]),
     ),
     "one folder with a split's name is a class": (
-        ["test/1.png", "control/2.png"], {"control/2.png": ("control", None), "test/1.png": ("test", None)}, Listing(Path("/"))
+        ["test/1.png", "control/2.png"], {"control/2.png": ("control", None), "test/1.png": ("test", None)},
+        Listing(Path("/"), notes=["class 'test' bears the name of a split, and no other folder does"]),
     ),
     "loose files": (
         ["train/A/1.png", "test/A/2.png", "train/loose.png", "top.png", "list.csv"],

@@ -100,13 +100,22 @@ def test_a_sole_class_is_never_split_into_its_patients_and_sites_with_the_same_c
 ) -> None:
     one = draw(tmp_path / "1", "A/p1/1.png", "A/p2/1.png", "A/2.png")
     assert {row["label"] for row in find_layout("folders")(one).rows} == {"A"}
+    for number, patients in enumerate(
+        [("p1", "p2"), ("0001", "0002", "17"), ("1.2.840.1", "1.2.840.2"), ("a3f", "9bc")]
+    ):
+        sole = draw(tmp_path / f"sole{number}", *(f"A/{patient}/1.png" for patient in patients))
+        with pytest.raises(
+            ManifestError, match=f"classes or patients.*: thoraclip index {sole}/A --out manifest.parquet; "
+        ):
+            find_layout("folders")(sole)
+        assert {row["label"] for row in find_layout("folders")(sole / "A").rows} == set(patients)
     empty = draw(tmp_path / "2", "A/p1/1.png", "A/p2/1.png")
     (empty / "B").mkdir()
     with pytest.raises(ManifestError, match="class 'B' holds no PNG"):
         find_layout("folders")(empty)
     sites = draw(tmp_path / "3", *(f"{site}/{label}/1.png" for site in ("s1", "s2") for label in "AB"))
     (note,) = find_layout("folders")(sites).notes
-    assert "holds the folders A, B; " in note and f"thoraclip index {sites}/s1 --out s1.parquet" in note
+    assert "holds the folders A, B; " in note and f"thoraclip index {sites}/s1 --out manifest.parquet" in note
 
 
 def test_covid_qu_ex_lists_masks_without_image_and_the_copies_of_the_other_tree(tmp_path: Path) -> None:

@@ -128,3 +128,13 @@ def test_every_image_with_a_copy_in_the_other_manifest_is_paired(
         assert {other for other, value in copies if value is None} == (
             set() if equal | direct else {o for o, _ in copies}
         )
+
+
+def test_signs_at_the_end_make_another_label(tmp_path: Path) -> None:
+    for name, labels in (("a", ("COVID+", "COVID-")), ("b", ("COVID-", "COVID+"))):
+        for seed, label in enumerate(labels):
+            (tmp_path / name / label).mkdir(parents=True)
+            Image.fromarray(draw_picture(64, 64, seed=seed)).save(tmp_path / name / label / f"{seed}.png")
+    manifests = [index(tmp_path / name, layout="folders").manifest for name in "ab"]
+    content = module.compare_manifests(*manifests, tmp_path / "out")
+    assert [pair["contradicts"] for pair in content["pairs"]] == [True, True]

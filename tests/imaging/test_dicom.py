@@ -234,7 +234,7 @@ EMPTY = dict.fromkeys(("PatientID", "ViewPosition", "PatientSex", "PatientAge", 
         ({"PatientAge": "", "PatientBirthDate": "20200101", "StudyDate": "20200702"}, {"age_years": 0.5}),
         ({"PatientAge": "030Y", "PatientBirthDate": "19500101", "StudyDate": "20200101"}, {"age_years": 30.0}),
         *(({"PatientAge": age}, {"age_years": years}) for age, years in AGES.items()),
-        *(({"PatientAge": age}, {}) for age in ("0045Y", "old", "Y")),
+        *(({"PatientAge": age}, {}) for age in ("0045Y", "old", "Y", "999Y")),
     ],
 )
 def test_a_header_says_this_and_no_more(tags: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -91,7 +91,10 @@ def check(texts: dict[str, str], *, implicit: bool = False) -> None:
     commas = sum(
         "," in text.split("\\")[0] for name, text in texts.items() if name not in {"PixelSpacing", "NumberOfFrames"}
     )
-    assert len(found.remarks) == commas and all("decimal comma" in remark for remark in found.remarks)
+    others = [remark for remark in found.remarks if "decimal comma" not in remark]
+    assert len(found.remarks) - len(others) == commas and all("passed over" in remark for remark in others)
+    useless = numbers.get("RescaleSlope") == 0 or ("WindowCenter" in numbers and numbers.get("WindowWidth", 1) < 1)
+    assert others or not useless
 
 
 @pytest.mark.parametrize("implicit", [False, True])
@@ -174,6 +177,27 @@ def test_a_missing_high_bit_is_that_of_the_stored_bits() -> None:
     found = decode(written(with_high_bit(waves(12), 12, None)))
     np.testing.assert_array_equal(found.pixels, decode(dicom(waves(12), bits=12)).pixels)
     assert found.remarks == ()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_above_the_stored_ones_are_cut_off_with_a_remark(signed: bool) -> None:
+    values = waves(12, signed=signed)
+    over = (values.view("u2") & 0xFFF | 0x4000 * (np.arange(len(values)) < 5)[:, None]).astype("u2")
+    found = decode(dicom(over.view(values.dtype), bits=12))
+    np.testing.assert_array_equal(found.pixels, decode(dicom(values, bits=12)).pixels)
+    assert found.remarks == ("bits above the 12 that are stored are set, as by an overlay, and are cut off",)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.parametrize("kind", ["IS", "DS", "LO", "SS", "UL"])
+@pytest.mark.parametrize("name", ["SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"])
+def test_whole_numbers_of_another_representation_are_read(name: str, kind: str) -> None:
+    ds = data_set(waves(12), bits=12, PhotometricInterpretation="monochrome2")
+    plain = decode(dicom(waves(12), bits=12))
+    ds.add_new(name, kind, str(ds[name].value) if kind in {"IS", "DS", "LO"} else ds[name].value)
+    found = decode(written(ds))
+    np.testing.assert_array_equal(found.pixels, plain.pixels)
+    assert found.remarks == () and found.mode == "MONOCHROME2"
 
 
 @pytest.mark.parametrize("name", ["JPEG lossless", "JPEG-LS", "JPEG 2000 lossless"])

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import shlex
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,10 @@ from thoraclip.data.batches import in_batches
 from thoraclip.data.facts import FactStore
 from thoraclip.data.labelling import settle_labels
 from thoraclip.data.layouts import Listing, find_layout
+from thoraclip.data.layouts.listing import index_command
 from thoraclip.errors import ConfigError, ImageError, InputError, ManifestError, printable
 from thoraclip.imaging import decode, perceptual_hash, read_bytes
-from thoraclip.imaging.depth import common_depth, require_bits
+from thoraclip.imaging.depth import common_depth
 from thoraclip.pages import counted
 from thoraclip.runs import Progress, write_json
 from thoraclip.spelling import LabelMap
@@ -35,32 +35,18 @@ _OF_FACTS = ("salt", "stated_bits", "set_bits", "of_set")
 """Facts that are no columns of a manifest."""
 
 
-@dataclass(frozen=True)
-class IndexResult:
-    """A manifest and what did not get into it.
+@dataclass(kw_only=True)
+class IndexResult(Listing):
+    """A manifest, and in the lists of `Listing`, sorted, what did not get into it.
 
     Args:
         manifest: the readable images, sorted by id; it may leak, as the files' own split may.
-        set_aside: (path, reason) of every picture that cannot be used.
-        unknown_folders: (folder, number of files) that the layout does not explain.
-        other_files: files that are not pictures.
-        system_files: (file or folder, number of files) that is hidden or a system's own.
-        repeated_files: (path, path of the file that it repeats and that a row names).
-        not_in_table: (folder, number of files directly in it) that the table of layout `csv` does not name.
-        notes: joins, conflicts, missing masks.
         remarks: (path, remark) of every picture that contradicts itself or does not fit its depth, and is used.
         repeats: groups of image ids with the same bytes, and whether their labels or splits differ.
         read: files that were read; the others had not changed.
     """
 
     manifest: Manifest
-    set_aside: list[tuple[str, str]]
-    unknown_folders: list[tuple[str, int]]
-    other_files: list[str]
-    system_files: list[tuple[str, int]]
-    repeated_files: list[tuple[str, str]]
-    not_in_table: list[tuple[str, int]]
-    notes: list[str]
     remarks: list[tuple[str, str]]
     repeats: list[dict[str, Any]]
     read: int
@@ -99,10 +85,11 @@ def index(
         ManifestError: a class without a readable picture, multi-label values, fewer than two classes, or two that may
             be one.
     """
-    require_bits(bits)
     store = FactStore(root, facts, fresh=fresh)
     listing = list_images(root, layout=layout, csv_file=csv_file, columns=columns, sha256=store.sha256)
     apart = settle_labels(listing, label_map, where=csv_file or root)
+    if not one_class:
+        _require_classes(listing, csv_file or root)
     rows = _read_all(store, listing, _Pseudonyms(salt), bits, progress)
     files_read = store.read  # some are read once more
     rows = _with_common_depths(store, listing, rows)
@@ -116,25 +103,14 @@ def index(
     for label in sorted({row["label"] for row in listing.rows} - {row["label"] for row in rows} - {None}):
         raise ManifestError(f"{root}: class '{label}' holds no readable picture; replace its files or remove the class")
     manifest = replace(Manifest.from_rows(rows, root.resolve(), may_leak=True), apart=apart)
-    if not one_class:
-        manifest.label_set()
     remarks = [(str(row["path"]), row["image_remarks"]) for row in rows if row.get("image_remarks")]
     if remarks:
         path, remark = remarks[0]
         listing.notes.append(f"remarks on {counted(len(remarks), 'image')}, first {path}: {remark}")
-    return IndexResult(
-        manifest,
-        set_aside=sorted(listing.set_aside),
-        unknown_folders=sorted(listing.unknown_folders),
-        other_files=sorted(listing.other_files),
-        system_files=sorted(listing.system_files),
-        repeated_files=sorted(listing.repeated_files),
-        not_in_table=sorted(listing.not_in_table),
-        notes=sorted(listing.notes),
-        remarks=remarks,
-        repeats=_repeats(rows),
-        read=files_read,
-    )
+    listing.rows = []  # the manifest has them
+    for entries in filter(lambda value: isinstance(value, list), vars(listing).values()):
+        entries.sort()
+    return IndexResult(**vars(listing), manifest=manifest, remarks=remarks, repeats=_repeats(rows), read=files_read)
 
 
 def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
@@ -156,16 +132,26 @@ def list_images(root: Path, *, layout: str, **options: Any) -> Listing:
         raise InputError(
             f"{printable(root)}: no picture can be used, {len(listing.set_aside)} are set aside, first "
             f"{printable(path)}: {reason}; give every class a sub-folder of its own, or a table of paths and labels: "
-            f"{_command(root, '--csv', 'TABLE.csv')}"
+            f"{index_command(root, '--csv', 'TABLE.csv')}"
         )
     raise InputError(
         f"{printable(root)}: no PNG, JPEG or DICOM picture for layout '{layout}'; it holds {printable(listing.seen)}; "
-        f"name the images' folder: {_command('FOLDER')}"
+        f"name the images' folder: {index_command('FOLDER')}"
     )
 
 
-def _command(root: str | Path, *options: str) -> str:
-    return printable(shlex.join(["thoraclip", "index", str(root), *options, "--out", "manifest.parquet"]))
+def _require_classes(listing: Listing, where: Path) -> None:
+    """Raise ManifestError for fewer than two classes; the folders of a sole class folder may be meant."""
+    labels = {row["label"] for row in listing.rows} - {None}
+    if len(labels) > 1:
+        return
+    parts = [row["path"].split("/") for row in listing.rows]
+    inner = sorted({part[1] for part in parts if len(part) > 2})
+    remedy = "add labelled images of another"
+    if where == listing.root and len(inner) > 1 and len({part[0] for part in parts}) == 1:
+        remedy += f", or, if {', '.join(inner[:3])} are the classes: {index_command(where / parts[0][0])}"
+    what = f"the only class is '{labels.pop()}'" if labels else "no image has a label"
+    raise ManifestError(printable(f"{where}: {what}; a classifier needs two classes or more; {remedy}"))
 
 
 def salt_file() -> Path:
@@ -250,7 +236,8 @@ def _with_common_depths(store: FactStore, listing: Listing, rows: list[dict[str,
         if row.pop("depth_origin", "") == "estimate":
             groups.setdefault(row.get("source"), []).append(row)
     for source, group in groups.items():
-        depth = common_depth([row["bits"] for row in group])
+        estimates = Counter(row["bits"] for row in group)
+        depth = common_depth(list(estimates.elements()))
         others = [row for row in group if row["bits"] != depth]
         for first, batch in in_batches(partial(_at_depth, store, others, depth), len(others), batch_size=_BATCH):
             for row, facts in zip(others[first : first + len(batch)], batch, strict=True):
@@ -258,7 +245,8 @@ def _with_common_depths(store: FactStore, listing: Listing, rows: list[dict[str,
         of = f"of source '{source}' " if source else ""
         listing.notes.append(
             f"{counted(len(group), 'image')} of 16 bits {of}without a stated depth: {depth} bits are taken, by an "
-            "estimate from all of them; state another with --bits"
+            f"estimate from all of them ({', '.join(f'{n} of {bits} bits' for bits, n in sorted(estimates.items()))}); "
+            "state another with --bits"
         )
     return rows
 

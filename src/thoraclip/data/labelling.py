@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from thoraclip.data.layouts.listing import Listing
+from thoraclip.delimited import UNKNOWN
+from thoraclip.errors import ManifestError
 from thoraclip.spelling import LabelMap, require_distinct, tidy, tidy_note
 from thoraclip.tables.manifest import SPLITS
 
@@ -19,7 +21,7 @@ def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where:
 
     Raises:
         ConfigError: an old class of the map that no image has.
-        ManifestError: two classes may be one.
+        ManifestError: two classes may be one, or one would be none or several in a table.
     """
     rename = label_map or LabelMap()
     untidy: Counter[str] = Counter()
@@ -36,6 +38,13 @@ def settle_labels(listing: Listing, label_map: LabelMap | None = None, *, where:
     renamed = [(old, rename(old), images) for old, images in before.items() if rename(old) != old]
     listing.notes += [f"label '{old}' -> {repr(new) if new else 'unknown'} in {n} rows" for old, new, n in renamed]
     counts = Counter(row["label"] for row in listing.rows if row["label"])
+    for label in counts:
+        if "|" in label or label.lower() in UNKNOWN - {"none", "unknown"}:
+            means = "several classes" if "|" in label else "no label"
+            raise ManifestError(
+                f"{where or listing.root}: label '{label}' stands for {means} in tables; rename it, or leave its "
+                f"images unlabelled by --label-map '{label}='"
+            )
     require_distinct(counts, str(where or listing.root), kept=rename.kept)
     listing.notes += _without_training(listing)
     return rename.kept

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from thoraclip.errors import ImageError, first_line
-from thoraclip.imaging.deep import deep_grey, display_exponent, is_deep, png_chunks
+from thoraclip.imaging.deep import alpha_remarks, deep_grey, display_exponent, is_deep, png_chunks
 from thoraclip.imaging.depth import Depth
 from thoraclip.imaging.dicom import MAX_PIXELS, DicomHeader, decode_dicom, is_dicom, refuse_many_scans
 from thoraclip.imaging.names import foreign_format
@@ -21,7 +21,7 @@ __all__ = ["DECODING", "MAX_PIXELS", "Grey", "Radiograph", "decode", "read_bytes
 
 Grey = npt.NDArray[np.uint8]
 
-DECODING = 3
+DECODING = 4
 """Number of the rules by which files become grey; what was kept under another number is made again."""
 MAX_BYTES = 512 * 1024**2
 """Larger files are not read: 100 megapixels of 16 bits take 200 MB."""
@@ -99,7 +99,8 @@ def decode(
 
 
 def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | None, of_set: int | None) -> Radiograph:
-    depth = None
+    depth: Depth | None = None
+    remarks: tuple[str, ...] = ()
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.width * image.height > max_pixels:
@@ -110,9 +111,10 @@ def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | Non
             refuse_many_scans(data)
         if is_deep(chunks):
             grey, depth = deep_grey(data, image, chunks, bits=bits, of_set=of_set)
+            remarks = depth.remarks
         else:
             image.load()
-            grey = _to_grey(ImageOps.exif_transpose(image), display_exponent(chunks))
+            grey, remarks = _to_grey(ImageOps.exif_transpose(image), *display_exponent(chunks))
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
@@ -123,15 +125,15 @@ def _decode_picture(data: bytes, where: str, max_pixels: int, *, bits: int | Non
     except Exception as error:  # Pillow raises many kinds on damaged files: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{where}: damaged picture ({first_line(error)})") from error
     kind = "JPEG" if kind == "MPO" else kind
-    remarks = () if depth is None else depth.remarks
     return Radiograph(grey, grey.shape[1], grey.shape[0], mode, kind, depth=depth, remarks=remarks)
 
 
-def _to_grey(image: Image.Image, exponent: float) -> Grey:
-    """Grey of a picture of 8 bits or fewer; `exponent`: see `display_exponent`."""
+def _to_grey(image: Image.Image, exponent: float, remarks: tuple[str, ...]) -> tuple[Grey, tuple[str, ...]]:
+    """(grey, remarks) of a picture of 8 bits or fewer; `exponent`: see `display_exponent`."""
     has_alpha = image.mode in {"P", "RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
     if has_alpha:
         image = image.convert("RGBA")
+        remarks += alpha_remarks(int(np.asarray(image)[..., 3].max()), 255)
     elif image.mode != "L":
         image = image.convert("RGB")
     if exponent != 1:
@@ -140,4 +142,4 @@ def _to_grey(image: Image.Image, exponent: float) -> Grey:
         image = image.point(shown * (len(image.getbands()) - has_alpha) + same)
     if has_alpha:
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return np.array(image.convert("L"), dtype=np.uint8)
+    return np.array(image.convert("L"), dtype=np.uint8), remarks

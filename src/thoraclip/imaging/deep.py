@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from thoraclip.imaging.depth import Depth, choose_depth, stated_in_text
+from thoraclip.imaging.depth import BITS, Depth, choose_depth, stated_in_text
 
-__all__ = ["deep_grey", "display_exponent", "is_deep", "png_chunks"]
+__all__ = ["alpha_remarks", "deep_grey", "display_exponent", "is_deep", "png_chunks"]
 
 Grey = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.uint16]
@@ -28,6 +28,8 @@ _LUMA = (0.299, 0.587, 0.114)
 _SCREEN = 2.2
 _NO_DIFFERENCE = 0.05
 """libpng does nothing where the exponent is closer to 1 (PNG_GAMMA_THRESHOLD)."""
+_GAMMAS = (0.1, 10.0)
+"""Beyond these, a picture would be shown all white or all black."""
 
 
 def png_chunks(data: bytes) -> dict[bytes, bytes]:
@@ -47,13 +49,28 @@ def is_deep(chunks: dict[bytes, bytes]) -> bool:
     return chunks.get(b"IHDR", b"")[8:9] == b"\x10"
 
 
-def display_exponent(chunks: dict[bytes, bytes]) -> float:
-    """By which power a screen shows samples in 0..1: 1 but for a file whose gAMA alone says otherwise."""
+def display_exponent(chunks: dict[bytes, bytes]) -> tuple[float, tuple[str, ...]]:
+    """By which power a screen shows samples in 0..1, and a remark where gAMA is passed over: sRGB, iCCP and cICP go
+    before it, and it may be no gamma of any screen or camera."""
     gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4], "big") / 100_000
-    if not gamma or any(kind in chunks for kind in (b"sRGB", b"iCCP", b"cICP")):
-        return 1.0
-    exponent = 1 / (gamma * _SCREEN)
-    return 1.0 if abs(exponent - 1) < _NO_DIFFERENCE else exponent
+    exponent = 1 / (gamma * _SCREEN) if gamma else 1.0
+    if abs(exponent - 1) < _NO_DIFFERENCE:
+        return 1.0, ()
+    first = next((kind.decode() for kind in (b"cICP", b"iCCP", b"sRGB") if kind in chunks), "")
+    if first or not _GAMMAS[0] <= gamma <= _GAMMAS[1]:
+        return 1.0, (
+            f"its gAMA {gamma:g} is passed over, {f'for {first} goes before it' if first else 'out of range'}",
+        )
+    return exponent, ()
+
+
+def alpha_remarks(most: int, opaque: int) -> tuple[str, ...]:
+    """A remark where nothing of a picture is opaque, and so it is darker over black; `most`: its largest alpha."""
+    return (
+        ()
+        if most >= opaque
+        else (f"nothing of it is opaque (its alpha ends at {most:,} of {opaque:,}), so it is dark",)
+    )
 
 
 def deep_grey(
@@ -79,12 +96,13 @@ def deep_grey(
     significant = max(chunks.get(b"sBIT", b"")[: 1 if colour in {_GREY, _GREY_ALPHA} else 3], default=0)
     declared = significant if 1 <= significant <= 16 else stated_in_text(getattr(image, "text", {}))
     depth = choose_depth(counts, stated=bits, declared=declared, of_set=of_set)
-    opaque = 65535
-    if most in {2**bits - 1 for bits in range(depth.bits, 16)}:
-        opaque = most
-        depth = replace(depth, remarks=(*depth.remarks, f"its alpha ends at {most:,}, which is taken for opaque"))
-    ramp = np.minimum(np.arange(65536) / (2**depth.bits - 1), 1.0)
-    table = 255.0 * ramp ** display_exponent(chunks)
+    opaque = most if most in {2**bits - 1 for bits in BITS} else 65535
+    taken = (
+        (f"its alpha ends at {most:,}, which is taken for opaque",) if opaque < 65535 else alpha_remarks(most, opaque)
+    )
+    exponent, passed_over = display_exponent(chunks)
+    depth = replace(depth, remarks=(*depth.remarks, *taken, *passed_over))
+    table = 255.0 * np.minimum(np.arange(65536) / (2**depth.bits - 1), 1.0) ** exponent
     grey = np.empty((halves[0].height, halves[0].width), dtype=np.uint8)
     for rows, samples in _blocks(halves, colour):
         planes, alpha = _split(samples, hidden, has_alpha=has_alpha)

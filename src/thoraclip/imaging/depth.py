@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thoraclip.errors import ConfigError
-
-__all__ = ["BITS", "Depth", "choose_depth", "common_depth", "estimate_depth", "require_bits", "stated_in_text"]
+__all__ = ["BITS", "Depth", "choose_depth", "common_depth", "estimate_depth", "stated_in_text"]
 
 BITS = range(8, 17)
 """Depths of a picture whose samples have 16 bits in the file."""
 Counts = npt.NDArray[np.int64]
 """i64[65536]: visible pixels of each value."""
 
-_TEXT_KEYS = {"bits", "bitdepth", "bitsstored", "bitspersample", "significantbits", "00280101"}
+_TEXT_KEY = re.compile(r"bits|.*(bitdepth|bitsstored|bitspersample|significantbits|00280101)")
 """Keywords of PNG text that state the depth, without spaces, punctuation and capitals; 0028,0101 is DICOM's tag."""
 _FLAT_VALUES = 4
 """Values that markers and borders may have; the rest of what lies above a depth must be next to nothing."""
+_FEW_VALUES = 32
+"""A picture of fewer values below a depth may be a test pattern; flat values above it then are part of it."""
 _MOST_ABOVE, _MOST_SCATTERED, _MOST_NEAR = 0.5, 0.05, 0.001
-"""Shares of the pixels that are not black: above the depth, of these not of flat values, of these just above it."""
+"""Shares of the pixels that are not black: above the depth (of a test pattern); of those not of flat values: above it,
+just above it."""
 _SAID = {"file": "that it declares", "set": "of the other images"}
 _UNUSED = 3
 """A picture that leaves so many bits of its depth unused is at most an eighth as bright as it could be."""
@@ -42,13 +43,6 @@ class Depth:
     bits: int
     origin: str
     remarks: tuple[str, ...] = ()
-
-
-def require_bits(bits: int | None) -> int | None:
-    """A stated depth; raises ConfigError outside 8 to 16."""
-    if bits is not None and bits not in BITS:
-        raise ConfigError(f"--bits {bits}: 8 to 16 bits are expected; leave it out where the depth is not known")
-    return bits
 
 
 def choose_depth(counts: Counts, *, stated: int | None, declared: int | None, of_set: int | None) -> Depth:
@@ -84,18 +78,20 @@ def choose_depth(counts: Counts, *, stated: int | None, declared: int | None, of
 def estimate_depth(counts: Counts) -> int:
     """The smallest depth above which lies nothing that looks like anatomy.
 
-    Markers and borders have a few flat values. Noise and the soft edge of a marker are few pixels, far from the anatomy
-    or spread thinly. Black does not count, so that a black border changes nothing.
+    Markers and borders have a few flat values, in any number of pixels. Noise and the soft edge of a marker are few
+    pixels, far from the anatomy or spread thinly. Black does not count, so that a black border changes nothing.
     """
     lit = _lit(counts)
     total = int(lit.sum())
     if not total:  # an even picture
         return max(8, int(np.argmax(counts > 0)).bit_length())
     for bits in BITS[:-1]:
-        if lit[2**bits :].sum() < _MOST_ABOVE * total:
+        all_above = int(lit[2**bits :].sum())
+        if all_above < _MOST_ABOVE * total or np.count_nonzero(lit[: 2**bits]) >= _FEW_VALUES:
             above = _scattered(lit, bits)
+            rest = total - all_above + above.sum()
             near = int(above[: 2 ** (bits - 2)].sum())
-            if above.sum() <= _MOST_SCATTERED * total and near <= max(1, _MOST_NEAR * total):
+            if above.sum() <= _MOST_SCATTERED * rest and near <= max(1, _MOST_NEAR * rest):
                 return bits
     return BITS[-1]
 
@@ -139,8 +135,8 @@ def _packing(counts: Counts, declared: int) -> int:
 def stated_in_text(texts: Mapping[str, Any]) -> int | None:
     """The depth that a PNG's text states, such as `BitsStored: 12`; `None` without one of 1 to 16."""
     for key, value in texts.items():
-        match = re.fullmatch(r"\s*(\d{1,2})\s*-?\s*(bits?)?\s*", str(value), re.ASCII | re.IGNORECASE)
-        if match and re.sub(r"[\W_]", "", str(key)).lower() in _TEXT_KEYS and 1 <= int(match[1]) <= 16:
+        match = re.fullmatch(r"\s*(\d{1,2})(\.0*)?\s*-?\s*(bits?)?\s*", str(value), re.ASCII | re.IGNORECASE)
+        if match and _TEXT_KEY.fullmatch(re.sub(r"[\W_]", "", str(key)).lower()) and 1 <= int(match[1]) <= 16:
             return int(match[1])
     return None
 

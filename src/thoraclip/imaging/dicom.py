@@ -20,7 +20,7 @@ from thoraclip.imaging.numbers import first_number
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["MAX_PIXELS", "PER_YEAR", "DicomHeader", "decode_dicom", "is_dicom", "refuse_many_scans"]
+__all__ = ["MAX_PIXELS", "OLDEST_YEARS", "PER_YEAR", "DicomHeader", "decode_dicom", "is_dicom", "refuse_many_scans"]
 
 Stored = npt.NDArray[np.integer[Any]]
 
@@ -46,7 +46,9 @@ _DECODED_HERE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10
 bytes, and GDCM, which crashes, run in a process of their own."""
 _SIDES = {"left lateral": "LL", "right lateral": "RL", "lateral": "LATERAL"}
 _VIEWS = {"postero-anterior": "PA", "antero-posterior": "AP", **_SIDES}
+_WHOLE = ("SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
+OLDEST_YEARS = 130
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,22 @@ def _refuse_unfit(dataset: Dataset, max_pixels: int) -> str:
     modality = str(dataset.get("Modality") or "").strip().upper()
     if modality not in _MODALITIES:
         raise ImageError(f"DICOM modality '{modality}'; a radiograph (CR, DX or RG) is expected")
-    frames, samples = first_number(dataset, "NumberOfFrames", []) or 1, int(dataset.get("SamplesPerPixel") or 1)
+    for name in _WHOLE:  # files have them as text, too, or empty
+        if (value := dataset.get(name)) not in (None, ""):
+            dataset.add_new(name, "US", int(value))
+        elif name in dataset:
+            delattr(dataset, name)
+    frames, samples = first_number(dataset, "NumberOfFrames", []) or 1, dataset.get("SamplesPerPixel", 1)
     if frames != 1:
         raise ImageError(f"{frames:g} frames; one is expected: export the frame that is wanted as a picture")
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
     if samples != 1 or photometric not in {"MONOCHROME1", "MONOCHROME2"}:
         said = f"{samples} samples a pixel, photometric interpretation '{photometric}'"
         raise ImageError(f"{said}; one grey sample is expected, not a colour secondary capture")
-    if int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) > max_pixels:
+    dataset.PhotometricInterpretation = photometric
+    if dataset.get("Rows", 0) * dataset.get("Columns", 0) > max_pixels:
         raise ImageError(f"more than {max_pixels:,} pixels; not a radiograph")
-    allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
+    allocated, stored = dataset.get("BitsAllocated", 0), dataset.get("BitsStored", 0)
     if allocated not in {8, 16} or not 1 < stored <= allocated:
         raise ImageError(f"{stored} bits stored in {allocated}; 8 to 16 bits are expected")
     dataset.add_new("NumberOfFrames", "IS", 1)  # for pydicom, which reads the text in another way
@@ -172,31 +180,38 @@ def _age_years(age: str | None, born: str | None, studied: str | None) -> float 
     """`045Y`, `006M`, `012W`, `003D` (PS3.5, value representation AS), also `45`; else the two dates, in years."""
     match = re.fullmatch(r"(\d{1,3})\s*([DWMY]?)", (age or "").upper())
     if match:
-        return round(int(match[1]) / PER_YEAR[match[2] or "Y"], 2)
+        years = round(int(match[1]) / PER_YEAR[match[2] or "Y"], 2)
+        return years if years <= OLDEST_YEARS else None  # 999Y stands for unknown
     try:
         days = (datetime.strptime(studied or "", "%Y%m%d") - datetime.strptime(born or "", "%Y%m%d")).days
     except ValueError:
         return None
-    return round(days / 365.25, 1) if 0 <= days < 130 * 366 else None  # no closer: dates of birth identify people
+    return (
+        round(days / 365.25, 1) if 0 <= days < OLDEST_YEARS * 366 else None
+    )  # no closer: dates of birth identify people
 
 
 def _stored_values(dataset: Dataset, data: bytes, remarks: list[str]) -> Stored:
     """The stored values, i or u 8 or 16[H, W], from the bits in which they lie."""
-    allocated, stored, high = (dataset.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit"))
-    if high is None or int(high) == stored - 1:
+    allocated, stored = dataset.BitsAllocated, dataset.BitsStored
+    high = dataset.get("HighBit", stored - 1)
+    if high == stored - 1 and (stored == allocated or dataset.file_meta.TransferSyntaxUID.is_encapsulated):
         return _decoded(dataset, data)
     dataset.BitsStored, dataset.HighBit = allocated, allocated - 1  # so that pydicom cuts nothing off
     values = _decoded(dataset, data)
     dataset.BitsStored, dataset.HighBit = stored, stored - 1
-    values, shift = _in_low_bits(values, int(stored), int(high))
-    where = f"the values are shifted down by {shift} bits" if shift else "the values lie in the low bits"
-    remarks.append(f"HighBit {int(high)} contradicts {int(stored)} bits stored; {where}")
+    values, shift, fits = _in_low_bits(values, stored, high)
+    if high != stored - 1:
+        where = f"the values are shifted down by {shift} bits" if shift else "the values lie in the low bits"
+        remarks.append(f"HighBit {high} contradicts {stored} bits stored; {where}")
+    elif not fits:
+        remarks.append(f"bits above the {stored} that are stored are set, as by an overlay, and are cut off")
     return values
 
 
-def _in_low_bits(values: Stored, stored: int, high: int) -> tuple[Stored, int]:
-    """(values of so many bits, by how many they were shifted down): by none where they fit as they are, or where no
-    such place is among the bits of a pixel."""
+def _in_low_bits(values: Stored, stored: int, high: int) -> tuple[Stored, int, bool]:
+    """(values of so many bits, by how many they were shifted down, whether they fit as they are): by none where they
+    do, or where no such place is among the bits of a pixel."""
     values = values.astype(values.dtype.newbyteorder("="))  # those of a big-endian file are turned round
     size = 8 * values.dtype.itemsize
     words, shift = values.view(f"u{values.dtype.itemsize}"), high + 1 - stored
@@ -205,7 +220,7 @@ def _in_low_bits(values: Stored, stored: int, high: int) -> tuple[Stored, int]:
     fits = bool(((above <= 1) | is_extended).all())
     if fits or not 0 < shift <= size - stored:
         shift = 0
-    return (words >> shift << (size - stored)).view(values.dtype) >> (size - stored), shift
+    return (words >> shift << (size - stored)).view(values.dtype) >> (size - stored), shift, fits
 
 
 def _decoded(dataset: Dataset, data: bytes) -> Stored:

@@ -82,8 +82,8 @@ def _padding(ramp: Ramp, dataset: Dataset) -> Mask:
         return np.zeros(len(ramp), dtype=bool)
     last = dataset.get("PixelPaddingRangeLimit")
     ends = [int(v) for v in (first, first if last in (None, "") else last)]
-    if int(dataset.PixelRepresentation):  # files say US where the rule is SS: 63,536 and -2,000 are the same 16 bits
-        half = 2 ** (int(dataset.BitsAllocated) - 1)
+    if dataset.PixelRepresentation:  # files say US where the rule is SS: 63,536 and -2,000 are the same 16 bits
+        half = 2 ** (dataset.BitsAllocated - 1)
         ends = [v - 2 * half if v >= half else v for v in ends]
     return np.asarray((ramp >= min(ends)) & (ramp <= max(ends)))
 
@@ -94,18 +94,21 @@ def _grey_levels(ramp: Ramp, shown: Mask, dataset: Dataset, remarks: list[str]) 
     if not np.abs(values).max() < _LARGEST:
         raise ImageError("RescaleSlope and RescaleIntercept lead beyond what can be computed; mend the header")
     if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return np.asarray(_look_up(values, dataset, "VOILUTSequence") * (255.0 / (2**bits - 1)))
+        bits, entries = int(dataset.VOILUTSequence[0].LUTDescriptor[2]), _look_up(values, dataset, "VOILUTSequence")
+        if entries.max() > 2**bits - 1:
+            remarks.append(f"its VOI table holds values above its {bits} bits, which are shown white")
+        return np.asarray(entries * (255.0 / (2**bits - 1)))
     if not shown.any():
         return np.zeros(len(ramp))
     low, high = float(values[shown].min()), float(values[shown].max())
     windowed = _window(values, dataset, remarks)
     if windowed is not None and (low == high or np.ptp(windowed[shown]) > 0):
         return windowed
+    if windowed is not None:
+        remarks.append("its window shows one grey level alone, and is passed over")
     is_plain = not dataset.get("ModalityLUTSequence") and np.array_equal(values, ramp)
-    if is_plain and int(dataset.BitsStored) <= 8:  # as a PNG of the same pixels
-        bits = int(dataset.BitsStored)
-        least = -(2 ** (bits - 1)) if int(dataset.PixelRepresentation) else 0
+    if is_plain and (bits := dataset.BitsStored) <= 8:  # as a PNG of the same pixels
+        least = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
         return np.asarray((values - least) * (255.0 / (2**bits - 1)))
     return np.asarray((values - low) * (255.0 / (high - low))) if high > low else np.zeros(len(ramp))
 
@@ -116,6 +119,8 @@ def _modality_values(ramp: Ramp, dataset: Dataset, remarks: list[str]) -> Values
     if dataset.get("ModalityLUTSequence"):
         return _look_up(ramp.astype(np.float64), dataset, "ModalityLUTSequence")
     slope, intercept = (first_number(dataset, name, remarks) for name in ("RescaleSlope", "RescaleIntercept"))
+    if slope == 0:
+        remarks.append("RescaleSlope 0 would leave one value, and is passed over")
     return np.asarray(ramp.astype(np.float64) * (slope or 1.0) + (intercept or 0.0))
 
 
@@ -141,7 +146,10 @@ def _window(values: Values, dataset: Dataset, remarks: list[str]) -> Values | No
     """The first window, by its function, onto 0..255 (PS3.3 C.11.2.1.2 and C.11.2.1.3); `None` without a valid one."""
     centre, width = (first_number(dataset, name, remarks) for name in ("WindowCenter", "WindowWidth"))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
+    if centre is None or width is None:
+        return None
+    if width < (1 if function == "LINEAR" else 1e-6):
+        remarks.append(f"WindowWidth {width:g} shows nothing, and is passed over")
         return None
     if function == "SIGMOID":
         return 255.0 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))

@@ -17,15 +17,12 @@ from thoraclip.errors import InputError, ManifestError, printable
 from thoraclip.imaging.listing import FOLDER, Found
 from thoraclip.imaging.names import IMAGES, MASKS, SYSTEM
 from thoraclip.runs import file_sha256
-from thoraclip.spelling import split_name
+from thoraclip.spelling import loose, split_name
 
 __all__ = ["find_covid_qu_ex"]
 
-_CLASSES = {
-    **dict.fromkeys(("covid-19", "covid19", "covid"), "COVID-19"),
-    **dict.fromkeys(("non-covid", "non_covid", "noncovid"), "Non-COVID"),
-    "normal": "Normal",
-}
+_CLASSES = {"covid19": "COVID-19", "covid": "COVID-19", "noncovid": "Non-COVID", "normal": "Normal"}
+"""By `loose`."""
 _MASKS = {"lung masks": "lung_mask", "infection masks": "infection_mask"}
 
 
@@ -85,7 +82,7 @@ def _places(root: Path, found: Sequence[Found]) -> dict[str, _Place]:
     places: dict[str, _Place] = {}
     for one in found:
         folder, last = split_path(one.path)
-        label = _CLASSES.get((split_path(folder)[1] or root.resolve().name).lower())
+        label = _CLASSES.get(loose(split_path(folder)[1] or root.resolve().name))
         if one.kind == FOLDER and last.lower() == "images" and label:
             split = next(filter(None, map(split_name, reversed(folder.split("/")))), None)
             places.setdefault(folder, _Place(label, split, "infection" in folder.lower(), one.path))

@@ -12,7 +12,7 @@ from typing import Any
 from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path, utf8
 from thoraclip.delimited import NO_VALUE, UNKNOWN, Delimited, Row, TablePaths, number, read_delimited
 from thoraclip.errors import ConfigError, InputError, ManifestError
-from thoraclip.imaging.dicom import PER_YEAR
+from thoraclip.imaging.dicom import OLDEST_YEARS, PER_YEAR
 from thoraclip.imaging.names import SYSTEM
 from thoraclip.spelling import loose, split_name, tidy
 from thoraclip.tables.manifest import COLUMNS, OPTIONAL
@@ -49,7 +49,6 @@ _SEXES = {
 }
 _VIEWS = {"PA": "pa posteroanterior", "AP": "ap anteroposterior"}
 """What DICOM writes -> words as `loose` gives them."""
-_OLDEST_YEARS = 130
 _AGE = re.compile(
     r"0*(\d{1,3}(?:[.,]\d*)?)\s*(d|days?|w|weeks?|m|months?|y|yo|yrs?\.?|years?(?:\s+old)?)?", re.ASCII | re.IGNORECASE
 )
@@ -243,4 +242,4 @@ def _age(text: str | None) -> float | None:
     match = _AGE.fullmatch(text or "")
     unit = match[2][:1].upper() if match and match[2] else "Y"
     years = round((number(match[1]) or 0) / PER_YEAR[unit], 2) if match else None
-    return None if years is None or years > _OLDEST_YEARS else years
+    return None if years is None or years > OLDEST_YEARS else years

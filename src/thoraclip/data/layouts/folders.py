@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from thoraclip.data.layouts.listing import Listing, folders_above, list_files, split_path
+from thoraclip.data.layouts.listing import Listing, folders_above, index_command, list_files, split_path
 from thoraclip.errors import ManifestError, printable
 from thoraclip.imaging.listing import FOLDER, Found, Tally
 from thoraclip.imaging.names import IMAGES, SYSTEM
@@ -25,9 +25,11 @@ def find_folders(root: Path, **_: object) -> Listing:
     inside = _sub_folders(found)
     top = _wrapper(inside, {split_path(one.path)[0] for one in found if one.kind == IMAGES})
     if top:
+        _refuse_patients(root / top, [split_path(folder)[1] for folder in inside[top]])
         listing.notes.append(f"the classes lie in {top}, the only folder; they are its folders")
     splits = [folder for folder in inside[top] if split_name(split_path(folder)[1])]
     if len({split_name(split_path(folder)[1]) for folder in splits}) < 2:
+        listing.notes += [f"class '{folder}' bears the name of a split, and no other folder does" for folder in splits]
         splits = []
     classes = {folder: (split_path(folder)[1], split_name(split_path(s)[1])) for s in splits for folder in inside[s]}
     if not splits:
@@ -63,15 +65,24 @@ def _sort_out(listing: Listing, found: Sequence[Found], classes: _Classes, unkno
             _refuse_empty(listing.root / folder, seen[folder])
 
 
+def _refuse_patients(folder: Path, names: Sequence[str]) -> None:
+    """Ask about a sole folder whose folders are all numbered, as patients are."""
+    if all(any(c.isdecimal() for c in name) for name in names):
+        raise ManifestError(
+            f"{printable(folder)}: classes or patients? It is the only folder, and its folders are numbered: "
+            f"{printable(', '.join(names[:3]))}, ...; for classes: {index_command(folder)}; for patients, add the "
+            "folder of another class beside it"
+        )
+
+
 def _note_inner_folders(listing: Listing, classes: _Classes, inside: Mapping[str, Sequence[str]]) -> None:
     """Ask about `site/class/...`, where every class holds the same folders, two or more."""
     names = [{split_path(folder)[1] for folder in inside[place]} for place in classes]
     if len(names) > 1 and len(names[0]) > 1 and all(each == names[0] for each in names):
         first = listing.root / next(iter(classes))
-        command = shlex.join(["thoraclip", "index", str(first), "--out", f"{first.name}.parquet"])
         listing.notes.append(
             f"every class holds the folders {', '.join(sorted(names[0]))}; if these are the classes, index each folder "
-            f"above them ({command}), or all by a table of paths and labels (--csv TABLE.csv)"
+            f"above them ({index_command(first)}), or all by a table of paths and labels (--csv TABLE.csv)"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from thoraclip.imaging.listing import FOLDER, Found, Tally, walk
 from thoraclip.imaging.names import IMAGES, MASKS, OTHER, SYSTEM
 
 __all__ = [
-    "Listing", "folders_above", "list_files", "require_folder", "split_path", "utf8",
+    "Listing", "folders_above", "index_command", "list_files", "require_folder", "split_path", "utf8",
 ]  # fmt: skip
 
 _NOT_UTF8 = "its name is not UTF-8, and a manifest holds UTF-8; rename the file or the folder"
@@ -69,6 +70,11 @@ def list_files(listing: Listing, folder: str = "") -> Iterator[Found]:
         if below.kind != IMAGES:
             listing.seen.add(below)
         yield below
+
+
+def index_command(root: str | Path, *options: str) -> str:
+    """The command that indexes a folder, as a message says it."""
+    return printable(shlex.join(["thoraclip", "index", str(root), *options, "--out", "manifest.parquet"]))
 
 
 def split_path(path: str) -> tuple[str, str]:

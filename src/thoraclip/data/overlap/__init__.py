@@ -9,9 +9,8 @@ from typing import Any
 
 from thoraclip.data.check.inspection import duplicate_pairs, file_contents, inspect
 from thoraclip.data.duplicates import clusters
-from thoraclip.labels import spelling
 from thoraclip.runs import Progress, provenance
-from thoraclip.spelling import LabelMap
+from thoraclip.spelling import LabelMap, loose
 from thoraclip.tables.manifest import Manifest
 
 __all__ = ["COPIES", "IDENTICAL", "NEAR", "UNREADABLE", "compare_manifests", "find_overlap"]
@@ -122,12 +121,12 @@ def compare_manifests(
     labels = {"a": a.column("label"), "b": b.column("label")}
     rename = LabelMap(label_map)
     rename.require_known([*labels["a"], *labels["b"]])
-    named = [{spelling(new) for label in {*own} if (new := rename(label))} for own in labels.values()]
+    named = [{loose(new) for label in {*own} if (new := rename(label))} for own in labels.values()]
     shared_names = named[0] & named[1]
 
     def relation(ours: str | None, theirs: str | None) -> str:
         """`same`, `contradiction`, or `open`."""
-        first, second = (None if new is None else spelling(new) for new in map(rename, (ours, theirs)))
+        first, second = (None if new is None else loose(new) for new in map(rename, (ours, theirs)))
         if first is None or second is None:
             return "open"
         return "same" if first == second else "contradiction" if {first, second} & shared_names else "open"
