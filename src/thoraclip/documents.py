@@ -17,7 +17,17 @@ from typing import Any, NoReturn
 
 from thoraclip.errors import ConfigError, InputError, ThoraclipError, first_line
 
-__all__ = ["LARGE", "Limits", "kept_json", "parse_json", "parse_toml", "read_bytes", "read_json", "read_toml"]
+__all__ = [
+    "LARGE",
+    "Limits",
+    "kept_json",
+    "parse_json",
+    "parse_toml",
+    "read_bytes",
+    "read_json",
+    "read_toml",
+    "regular",
+]
 
 DIGITS = 100
 """Most characters of a number. `tokenizer_config.json` has one of 31; a float holds 10^100."""
@@ -130,9 +140,7 @@ def read_bytes(path: Path, *, error: type[ThoraclipError], remedy: str, most: in
     """The content of a file of at most `most` bytes; raises `error` where it is missing, no file (a pipe would never
     end), larger, or cannot be read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise error(f"{path}: is no file; {remedy}")
-        with path.open("rb") as stream:
+        with regular(path).open("rb") as stream:
             data = stream.read(most + 1)
     except FileNotFoundError as cause:
         raise error(f"{path}: is missing; {remedy}") from cause
@@ -141,6 +149,13 @@ def read_bytes(path: Path, *, error: type[ThoraclipError], remedy: str, most: in
     if len(data) > most:
         raise error(f"{path}: is larger than {most:,} bytes; {remedy}")
     return data
+
+
+def regular(path: Path) -> Path:
+    """The path; raises ValueError or OSError where no file is there."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+        raise ValueError("it is no file")
+    return path
 
 
 def _text(data: bytes | str, limits: Limits) -> str:

@@ -171,6 +171,7 @@ class Table:
             self._stream.write(self._head)
         if self._file is not None and self._partial is not None:
             _require_table(self._file)
+            require_file(self._partial)
             make_folder(self._file.parent)
             try:
                 self._partial.touch()
