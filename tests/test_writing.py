@@ -243,6 +243,8 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
         ({"r.json": ""}, None),
         ({"r.md": "mine"}, "r.md"),
         ({"r.json": '{"mine": 1}'}, "r.json"),
+        ({"r.json": '{"@context": {}, "@type": "sc:Dataset"}'}, "r.json"),
+        ({"r.json": '{"schema": {"type": "object"}}'}, "r.json"),
         ({"r.json/x": "a folder"}, "r.json"),
     ],
 )

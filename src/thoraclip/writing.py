@@ -50,6 +50,9 @@ _PART, _SET = ".thoraclip-part", ".thoraclip-set"
 _LONGEST_NAME = 200
 """Bytes of a name that a temporary name is made from; systems take 255."""
 
+_OURS = re.compile(rb'"schema":\s*\d|"versions":\s*\{|"images/image_id"')
+"""Stands in every JSON file of ours; the last is a field of the data card's record."""
+
 HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 """The outputs that this process has locked."""
 _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
@@ -131,7 +134,7 @@ def require_own(folder: Path, groups: Mapping[str, Sequence[str]], others: Mappi
         is_own = False
         with suppress(OSError, ValueError):
             content = regular(folder / mark).read_bytes()  # nothing, after a power cut
-            is_own = not content or re.search(rb'"(schema|versions|@context)"', content) is not None
+            is_own = not content or _OURS.search(content) is not None
         for file in (folder / name for name in (mark, *names)):
             if os.path.lexists(file) and not (is_own and real_path(folder) in real_path(file).parents):
                 raise InputError(f"{file}: is in the way, and not of an earlier run; move it, or choose another --out")
